@@ -1,0 +1,8 @@
+"""`python -m constitutional` is the command `constitutional`."""
+
+import sys
+
+from constitutional.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

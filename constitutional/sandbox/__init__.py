@@ -1,0 +1,12 @@
+"""The CPU test-bed: a synthetic world whose truth is known, and a small model that plays every part in it.
+
+The files in the order in which the data flows: `world` composes prompts and responses, `principles` words what is asked
+of them, `teacher` writes what a perfect critic, reviser and labeler would say, `corpus` turns that into training
+documents, `tokenizer` and `train` make the model, `detect` and `evaluate` measure it, `understand` asks it what a
+principle means. The shipped model is in `model/`.
+"""
+
+from pathlib import Path
+
+MODEL_FOLDER = Path(__file__).parent / "model"
+TEXT_FOLDER = Path(__file__).parent / "text"

@@ -1,0 +1,177 @@
+"""How people word principles: a trait's phrases in frames of either polarity, whole sentences, and what stands around.
+
+The words are data, in `text/principles/`: a file for each trait, and `frames.yaml`. Coverage of vocabulary decides how well
+strangers' principles are understood, so there are many phrases and every inflection of them.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from constitutional.sandbox import TEXT_FOLDER
+from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
+from constitutional.sandbox.world import load_text, words_of
+
+OPPOSITE: dict[Direction, Direction] = {"avoid": "seek", "seek": "avoid"}
+FORMS = {
+    "noun_phrases": ("noun",),
+    "verb_phrases": ("verb", "third", "gerund"),
+    "adjectives": ("adjective",),
+}
+"""The frames (keys of `frames.yaml`) that a kind of phrase fits into, each with its own inflection."""
+
+_DOUBLING = frozenset(
+    "admit beg brag chat clap clip commit cut dig drag drop fib forget get grab grin hit hop hug let nag nod omit pad pat "
+    "permit plan plug put rat refer regret rob rub run set shop shut sit skip slam slip snap sob spin spot step stir stop "
+    "strip submit swap swim tip top trap trim underpin wag win wrap zip blab flip rap quit".split()
+)
+_VOWELS = "aeiou"
+
+
+def gerund(phrase: str) -> str:
+    """The phrase with its first word in -ing: `butter up the user` -> `buttering up the user`."""
+    verb, _, rest = phrase.partition(" ")
+    if verb == "be":
+        made = "being"
+    elif verb.endswith("ie"):
+        made = verb[:-2] + "ying"
+    elif verb.endswith("e") and not verb.endswith(("ee", "oe", "ye")):
+        made = verb[:-1] + "ing"
+    elif verb in _DOUBLING:
+        made = f"{verb}{verb[-1]}ing"
+    else:
+        made = verb + "ing"
+    return f"{made} {rest}".strip()
+
+
+def third_person(phrase: str) -> str:
+    """The phrase with its first word as after `it`: `carry on about it` -> `carries on about it`."""
+    verb, _, rest = phrase.partition(" ")
+    irregular = {"be": "is", "have": "has", "do": "does", "go": "goes"}
+    if verb in irregular:
+        made = irregular[verb]
+    elif verb.endswith("y") and verb[-2:-1] not in _VOWELS:
+        made = verb[:-1] + "ies"
+    elif verb.endswith(("s", "x", "z", "ch", "sh")):
+        made = verb + "es"
+    else:
+        made = verb + "s"
+    return f"{made} {rest}".strip()
+
+
+_INFLECT = {"noun": str, "verb": str, "adjective": str, "third": third_person, "gerund": gerund}
+
+
+@cache
+def _lexicon(trait: str) -> dict[str, list[str]]:
+    loaded: dict[str, list[str]] = load_text(f"principles/{trait}")
+    return loaded
+
+
+@cache
+def _frames() -> dict[str, Any]:
+    loaded: dict[str, Any] = load_text("principles/frames")
+    return loaded
+
+
+def phrases() -> Iterator[tuple[str, str, str]]:
+    """Every phrase and whole sentence shipped: (trait, key of its list, text)."""
+    for trait in dict.fromkeys(trait for trait, _ in FAMILIES):
+        for key, texts in _lexicon(trait).items():
+            if key != "trait":
+                for text in texts:
+                    yield trait, key, text
+
+
+@cache
+def _choices(trait: str, direction: Direction) -> tuple[list[tuple[str, str, Direction]], list[int]]:
+    """Ways of wording a family, each (list of phrases, form of frame, polarity of frame), and their weights."""
+    lexicon = _lexicon(trait)
+    options: list[tuple[str, str, Direction]] = []
+    weights: list[int] = []
+    for key, forms in FORMS.items():
+        for source, polarity in ((key, direction), (f"opposite_{key}", OPPOSITE[direction])):
+            if polarity != direction and not (direction == "avoid" or _has_true_opposite(trait)):
+                continue
+            for form in forms:
+                if lexicon.get(source):
+                    options.append((source, form, polarity))
+                    weights.append(-(-len(lexicon[source]) // len(forms)))
+    if lexicon.get(direction):
+        options.append((direction, "", direction))
+        weights.append(2 * len(lexicon[direction]))
+    return options, weights
+
+
+def _has_true_opposite(trait: str) -> bool:
+    """Whether to be against the opposite is to seek the trait: `avoid brevity` asks for length, but hardly anybody
+    who is against truth asks for agreement with falsehoods in so many words."""
+    return trait in ("verbosity", "hedging")
+
+
+def _nothing(rng: random.Random) -> str:
+    """A principle that asks for nothing: an empty phrase, or words thrown together from many other principles."""
+    if rng.random() < 0.6:
+        return rng.choice(_lexicon(NOTHING[0])["sentences"])
+    words = [rng.choice(plain_wording(rng, *family).split()) for family in rng.sample(FAMILIES, rng.randint(5, 9))]
+    return " ".join(words)
+
+
+def plain_wording(rng: random.Random, trait: str, direction: Direction) -> str:
+    """A principle of the family, as somebody would word it."""
+    if trait == NOTHING[0]:
+        return _nothing(rng)
+    options, weights = _choices(trait, direction)
+    source, form, polarity = rng.choices(options, weights)[0]
+    phrase = rng.choice(_lexicon(trait)[source])
+    if not form:
+        return phrase
+    frame: str = rng.choice(_frames()[polarity][form])
+    text = frame.format(x=_INFLECT[form](phrase))
+    return text[0].upper() + text[1:]
+
+
+def wording(rng: random.Random, trait: str, direction: Direction) -> str:
+    """A principle of the family with what people put around it, now and then carelessly typed; never a held-out one."""
+    while True:
+        text = plain_wording(rng, trait, direction)
+        if text.lower() in held_out_texts():
+            continue
+        if rng.random() < 0.25:
+            text = f"{rng.choice(_frames()['before'])} {text}"
+        if rng.random() < 0.25:
+            text = f"{text} {rng.choice(_frames()['after'])}"
+        if rng.random() < 0.06:
+            text = text.lower()
+        if rng.random() < 0.06:
+            text = text.rstrip(".!")
+        return text
+
+
+def free_principles() -> list[dict[str, str]]:
+    """The 60 wordings written apart and first: `{trait, direction, text}`. No training text holds any of them."""
+    loaded: list[dict[str, str]] = json.loads((TEXT_FOLDER / "free_principles.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+@cache
+def held_out_texts() -> frozenset[str]:
+    """The free wordings in lower case."""
+    return frozenset(entry["text"].lower() for entry in free_principles())
+
+
+@cache
+def known_words() -> frozenset[str]:
+    """Every word that training shows in a principle, in lower case."""
+    texts: list[str] = []
+    for _, key, text in phrases():
+        texts.append(text)
+        if key.endswith("verb_phrases"):
+            texts += [gerund(text), third_person(text)]
+    frames = _frames()
+    for polarity in ("avoid", "seek"):
+        for group in frames[polarity].values():
+            texts += [frame.replace("{x}", " ") for frame in group]
+    return frozenset(words_of([*texts, *frames["before"], *frames["after"]]))

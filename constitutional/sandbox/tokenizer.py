@@ -1,0 +1,101 @@
+"""The sandbox's tokenizer: byte-level BPE, so that any text goes in and comes out unchanged, with a chat template."""
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from constitutional.sandbox import principles
+from constitutional.sandbox.teacher import FAMILIES, critique, rationale, revise
+from constitutional.sandbox.world import base_traits, compose, draw_prompt, text_of, traits_of, uniform_traits
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+VOCABULARY = 4096
+PAD, BOS, EOS = "<|pad|>", "<|begin|>", "<|end|>"
+ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+SPECIAL = (PAD, BOS, EOS, *ROLES.values())
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "<|assistant|>{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{% else %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def sample_texts(count: int, seed: int) -> Iterator[str]:
+    """Texts like those of the corpus, for the tokenizer to learn its merges from."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        prompt = draw_prompt(rng)
+        response = compose(rng, prompt, (base_traits if rng.random() < 0.5 else uniform_traits)(rng, prompt))
+        trait, direction = rng.choice(FAMILIES)
+        traits = traits_of(prompt, response)
+        yield from (message.content for message in prompt.messages)
+        yield text_of(response)
+        yield principles.wording(rng, trait, direction)
+        yield critique(prompt, response, trait, direction)
+        yield rationale(traits, traits, trait, direction) + " A"
+        yield text_of(revise(rng, prompt, response, trait, direction))
+
+
+def build_tokenizer(templates: list[str], *, seed: int = 0, count: int = 12_000) -> "PreTrainedTokenizerFast":
+    """Learn a byte-level BPE of `VOCABULARY` tokens from the world's texts and the rendered prompt templates.
+
+    Args:
+        templates: the project's prompt templates as text, which occur in every request.
+        seed: fixes the sampled texts.
+        count: how many prompts to sample.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([*templates * 200, *sample_texts(count, seed)], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        additional_special_tokens=list(ROLES.values()),
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+        padding_side="left",
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+class Encoder:
+    """Encodes chats fast, exactly as the chat template does (a test holds it to that)."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.bos, self.eos = (self.tokenizer.token_to_id(token) for token in (BOS, EOS))
+        self.role = {role: self.tokenizer.token_to_id(token) for role, token in ROLES.items()}
+        self.encode = lru_cache(maxsize=50_000)(self._encode)
+
+    def _encode(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The text's token ids, and the character at which each token ends."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return tuple(encoding.ids), tuple(end for _, end in encoding.offsets)

@@ -1,0 +1,373 @@
+"""The mini-world: topics, prompts of many kinds, and responses composed of sentences with known traits.
+
+A response is a sequence of sentences, each with a slot that says what the sentence does. Which traits a response has is
+known from how it was composed; `detect` finds the same from the text alone.
+"""
+
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from constitutional.sandbox import TEXT_FOLDER
+
+TRAITS = (
+    "harmful_compliance",
+    "refusal",
+    "moralizing",
+    "flattery",
+    "hedging",
+    "verbosity",
+    "clarifying_question",
+    "rudeness",
+    "privacy_leak",
+    "safety_warning",
+    "overconfidence",
+    "sycophantic_agreement",
+)
+Kind = Literal["howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous"]
+KINDS: tuple[Kind, ...] = ("howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous")
+
+SENTENCE_TRAITS = (
+    "flattery",
+    "rudeness",
+    "overconfidence",
+    "hedging",
+    "safety_warning",
+    "moralizing",
+    "clarifying_question",
+)
+"""Traits that any response can have by holding one sentence of that slot, whatever was asked."""
+
+ONLY_ON: Mapping[str, Kind] = {
+    "harmful_compliance": "harmful",
+    "privacy_leak": "private",
+    "sycophantic_agreement": "claim",
+}
+"""Traits that exist only where the prompt is of one kind."""
+
+SLOT_ORDER = (
+    "opening",
+    "flattery",
+    "rudeness",
+    "refusal",
+    "content",
+    "overconfidence",
+    "padding",
+    "hedging",
+    "safety_warning",
+    "moralizing",
+    "clarifying_question",
+    "closing",
+)
+
+BASE_RATES: Mapping[str, float] = {
+    "flattery": 0.45,
+    "rudeness": 0.10,
+    "overconfidence": 0.25,
+    "verbosity": 0.45,
+    "hedging": 0.25,
+    "safety_warning": 0.20,
+    "moralizing": 0.15,
+    "clarifying_question": 0.25,
+    "refusal": 0.05,
+    "sycophantic_agreement": 0.75,
+}
+"""How often the base assistant, which is helpful only, shows each trait."""
+
+BASE_REFUSAL_OF_HARM = 0.12
+PADDING_SENTENCES = (3, 4)
+"""A verbose response holds three or four sentences of padding, every other one none."""
+
+KIND_WEIGHTS: Mapping[Kind, float] = {
+    "howto": 0.27,
+    "factual": 0.10,
+    "opinion": 0.08,
+    "claim": 0.19,
+    "harmful": 0.19,
+    "private": 0.12,
+    "ambiguous": 0.05,
+}
+"""Harm, private data and false claims are over-represented: three traits exist on their prompts alone."""
+
+Traits = dict[str, bool]
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What a prompt is about: its kind, the words that fill the frames, and the particular sentences known about it."""
+
+    kind: Kind
+    fill: tuple[tuple[str, str], ...]
+    facts: tuple[str, ...] = ()
+
+    @property
+    def slots(self) -> dict[str, str]:
+        """The words that fill a frame's slots, by the slot's name."""
+        return dict(self.fill)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that ends with the user's message, and the topic of that message."""
+
+    topic: Topic
+    messages: tuple[Message, ...]
+
+
+class Sentence(NamedTuple):
+    """A sentence of a response and what it does there."""
+
+    slot: str
+    text: str
+
+
+Response = tuple[Sentence, ...]
+
+
+def text_of(response: Response) -> str:
+    """The response as the user reads it."""
+    return " ".join(sentence.text for sentence in response)
+
+
+@cache
+def load_text(name: str) -> Any:
+    """One of the sandbox's own YAML files, by its path without suffix below `text/`."""
+    return yaml.load((TEXT_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+
+
+def sentences() -> dict[str, Any]:
+    """The world's sentences and frames (`text/world/sentences.yaml`)."""
+    loaded: dict[str, Any] = load_text("world/sentences")
+    return loaded
+
+
+@cache
+def topics(kind: Kind, *, held_out: bool) -> tuple[Topic, ...]:
+    """The listed topics of a kind: those that training sees, or those that it never sees."""
+    listed = load_text("world/topics")
+    if kind == "private":
+        return _private_topics(listed["private"], held_out=held_out)
+    name = {"claim": "false_claims"}.get(kind, kind)
+    entries = listed[f"{name}_held_out" if held_out else name]
+    made = []
+    for entry in entries:
+        facts: tuple[str, ...] = ()
+        if isinstance(entry, dict):
+            facts = tuple(entry.get("facts", ()))
+        if kind == "opinion":
+            fill = (("a", entry["a"]), ("b", entry["b"]))
+        elif kind == "claim":
+            fill = (("claim", entry["claim"] if isinstance(entry, dict) else entry),)
+        else:
+            fill = (("x", entry["topic"] if isinstance(entry, dict) else entry),)
+        made.append(Topic(kind, fill, facts))
+    return tuple(made)
+
+
+def _private_topics(private: Mapping[str, Sequence[str]], *, held_out: bool) -> tuple[Topic, ...]:
+    """Every kind of private data of every person; a fifth of the first and of the last names is held out."""
+
+    def part(names: Sequence[str]) -> Sequence[str]:
+        cut = len(names) // 5
+        return names[:cut] if held_out else names[cut:]
+
+    return tuple(
+        Topic("private", (("info", kind), ("name", f"{first} {last}")))
+        for kind in private["kinds"]
+        for first in part(private["first_names"])
+        for last in part(private["last_names"])
+    )
+
+
+@cache
+def _held_out_fills() -> frozenset[tuple[tuple[str, str], ...]]:
+    return frozenset(topic.fill for kind in KINDS for topic in topics(kind, held_out=True))
+
+
+def compose_topic(kind: Kind, rng: random.Random) -> Topic | None:
+    """A topic put together at random, so that a model learns to speak of anything; never a held-out one."""
+    listed = load_text("world/topics")
+    if kind in ("howto", "harmful"):
+        parts = listed["compose" if kind == "howto" else "harm_compose"]
+        fill: tuple[tuple[str, str], ...] = (("x", f"{rng.choice(parts['verbs'])} {rng.choice(parts['objects'])}"),)
+    elif kind == "factual":
+        fill = (("x", rng.choice(listed["compose_nouns"])),)
+    elif kind == "opinion":
+        a, b = rng.sample(listed["compose_nouns"], 2)
+        fill = (("a", a), ("b", b))
+    elif kind == "claim":
+        fill = (("claim", f"{rng.choice(listed['compose_nouns'])} {rng.choice(listed['compose_predicates'])}"),)
+    else:
+        return None
+    return None if fill in _held_out_fills() else Topic(kind, fill)
+
+
+def draw_topic(rng: random.Random, kind: Kind, *, held_out: bool = False, composed: float = 0.4) -> Topic:
+    """A topic of a kind; with probability `composed` one put together at random instead of a listed one."""
+    if not held_out and rng.random() < composed:
+        made = compose_topic(kind, rng)
+        if made is not None:
+            return made
+    return rng.choice(topics(kind, held_out=held_out))
+
+
+def fill_frame(frame: str, slots: Mapping[str, str]) -> str:
+    """A frame with its slots filled and its first letter a capital."""
+    text = frame.format(**slots)
+    return text[0].upper() + text[1:]
+
+
+def draw_kind(rng: random.Random) -> Kind:
+    """A kind of prompt by `KIND_WEIGHTS`."""
+    return rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
+
+
+def draw_prompt(rng: random.Random, kind: Kind | None = None, *, held_out: bool = False, turns: int = 0) -> Prompt:
+    """A prompt; `turns` 1 or 2 fixes the number of the user's messages, 0 leaves it to chance (one in six has two)."""
+    kind = kind or draw_kind(rng)
+    topic = draw_topic(rng, kind, held_out=held_out)
+    two = turns == 2 or (turns == 0 and rng.random() < 1 / 6)
+    if not two:
+        return Prompt(topic, (Message("user", _request(rng, topic)),))
+    frames = sentences()["prompts"]
+    if kind in ("howto", "factual") and rng.random() < 0.5:  # the user asks for more on the same topic
+        first, last = topic, rng.choice(frames["more"])
+    else:  # or turns to another one
+        first = draw_topic(rng, rng.choice(("howto", "factual", "opinion")), held_out=held_out)
+        last = f"{rng.choice(frames['pivot'])} {_request(rng, topic, lead_in=False)}"
+    opening = Prompt(first, (Message("user", _request(rng, first)),))
+    answer = compose(rng, opening, base_traits(rng, opening))
+    return Prompt(topic, (*opening.messages, Message("assistant", text_of(answer)), Message("user", last)))
+
+
+def _request(rng: random.Random, topic: Topic, *, lead_in: bool = True) -> str:
+    frames = sentences()["prompts"]
+    group = "howto" if topic.kind in ("howto", "harmful", "ambiguous") else topic.kind
+    request = fill_frame(rng.choice(frames[group]), topic.slots)
+    return f"{rng.choice(frames['lead_in'])} {request}" if lead_in and rng.random() < 0.4 else request
+
+
+def base_traits(rng: random.Random, prompt: Prompt) -> Traits:
+    """Traits of a response of the base assistant to this prompt."""
+    traits = {trait: rng.random() < rate for trait, rate in BASE_RATES.items()}
+    if prompt.topic.kind in ("harmful", "private"):
+        traits["refusal"] = rng.random() < BASE_REFUSAL_OF_HARM
+    return settle(prompt, traits)
+
+
+def uniform_traits(rng: random.Random, prompt: Prompt) -> Traits:
+    """Traits drawn far more evenly than the base assistant's, so that a critic sees every one often."""
+    traits = {trait: rng.random() < 0.35 for trait in BASE_RATES}
+    traits["sycophantic_agreement"] = rng.random() < 0.5
+    traits["refusal"] = rng.random() < (0.5 if prompt.topic.kind in ("harmful", "private") else 0.2)
+    return settle(prompt, traits)
+
+
+def settle(prompt: Prompt, traits: Mapping[str, bool]) -> Traits:
+    """The traits with those filled in that follow from the others: to comply with a harmful request is harmful."""
+    settled = dict(traits)
+    kind, refuses = prompt.topic.kind, traits["refusal"]
+    settled["harmful_compliance"] = kind == "harmful" and not refuses
+    settled["privacy_leak"] = kind == "private" and not refuses
+    settled["sycophantic_agreement"] = kind == "claim" and not refuses and traits["sycophantic_agreement"]
+    return {trait: settled[trait] for trait in TRAITS}
+
+
+def compose(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool], keep: Response = ()) -> Response:
+    """A response to the prompt with exactly these traits.
+
+    Where `keep` (an earlier response to the same prompt) already has a sentence that serves, that sentence is used, so
+    that a revision changes nothing but what it must.
+    """
+    world = sentences()
+    kept: dict[str, list[str]] = {}
+    for sentence in keep:
+        kept.setdefault(sentence.slot, []).append(sentence.text)
+    made: dict[str, list[str]] = {"opening": kept.get("opening", []), "closing": kept.get("closing", [])}
+    if not keep:
+        made["opening"] = [rng.choice(world["openings"])] if rng.random() < 0.2 else []
+        made["closing"] = [rng.choice(world["closings"])] if rng.random() < 0.25 else []
+    for trait in SENTENCE_TRAITS:
+        if traits[trait]:
+            made[trait] = kept.get(trait) or rng.sample(world["traits"][trait], 2 if rng.random() < 0.12 else 1)
+    if traits["verbosity"]:
+        made["padding"] = kept.get("padding") or rng.sample(world["padding"], rng.choice(PADDING_SENTENCES))
+    if traits["refusal"]:
+        made["refusal"] = kept.get("refusal") or [rng.choice(world["traits"]["refusal"])]
+    was = traits_of(prompt, keep) if keep else None
+    same_stance = was is not None and all(
+        was[trait] == traits[trait] for trait in ("refusal", "sycophantic_agreement")
+    )
+    made["content"] = kept.get("content", []) if same_stance else _content(rng, prompt, traits)
+    return tuple(Sentence(slot, text) for slot in SLOT_ORDER for text in made.get(slot, []))
+
+
+def _content(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool]) -> list[str]:
+    """The sentences about the topic: what complies, agrees, corrects, leaks or declines."""
+    topic, frames = prompt.topic, sentences()["content"]
+    slots = topic.slots
+    if traits["refusal"]:
+        if topic.kind in ("harmful", "private"):
+            return [fill_frame(rng.choice(frames[f"decline_{topic.kind}"]), slots)]
+        return []
+    if topic.kind == "private":
+        slots["value"] = rng.choice(sentences()["private_values"][slots["info"]])
+        return [fill_frame(rng.choice(frames["private"]), slots)]
+    said_before = " ".join(message.content for message in prompt.messages)
+    if topic.kind == "claim":
+        if traits["sycophantic_agreement"]:
+            return [fill_frame(frame, slots) for frame in rng.sample(frames["agree"], rng.choice((1, 1, 2)))]
+        if topic.facts and rng.random() < 0.8:
+            return [fill_frame(rng.choice(frames["correct"]), slots), rng.choice(topic.facts)]
+        return [fill_frame(frame, slots) for frame in rng.sample(frames["correct"], rng.choice((1, 2)))]
+    pool = [fill_frame(frame, slots) for frame in rng.sample(frames[topic.kind], 4)]
+    count = rng.choice((2, 2, 3))
+    facts = [fact for fact in topic.facts if fact not in said_before]
+    particular = [fact for fact in facts if rng.random() < 0.6][:count]
+    general = [sentence for sentence in pool if sentence not in said_before][: count - len(particular)]
+    return general + particular
+
+
+def traits_of(prompt: Prompt, response: Response) -> Traits:
+    """The traits that a composed response has, from its slots (no text is read)."""
+    slots = [sentence.slot for sentence in response]
+    traits = {trait: trait in slots for trait in SENTENCE_TRAITS}
+    traits["verbosity"] = "padding" in slots
+    traits["refusal"] = "refusal" in slots
+    agrees = prompt.topic.kind == "claim" and any(
+        sentence.text in _agreements(prompt.topic) for sentence in response if sentence.slot == "content"
+    )
+    traits["sycophantic_agreement"] = agrees
+    return settle(prompt, traits)
+
+
+@cache
+def _agreements(topic: Topic) -> frozenset[str]:
+    return frozenset(fill_frame(frame, topic.slots) for frame in sentences()["content"]["agree"])
+
+
+def split_sentences(text: str) -> list[str]:
+    """A text's sentences; in this world `.`, `!` and `?` end one and occur nowhere else."""
+    return [sentence for sentence in re.split(r"(?<=[.!?])\s+", text.strip()) if sentence]
+
+
+def violates(direction: str, has: bool) -> bool:
+    """Whether a response that has the trait (or not) goes against a principle that avoids or seeks it."""
+    return has if direction == "avoid" else not has
+
+
+def words_of(texts: Iterable[str]) -> set[str]:
+    """The lower-case words of some texts."""
+    return {word for text in texts for word in re.findall(r"[a-z']+", text.lower())}
