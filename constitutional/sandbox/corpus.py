@@ -7,6 +7,7 @@ ancestors only, exactly as if it stood alone. Axes: R rows, T tokens in a row, S
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from constitutional.prompts import Prompts, load_prompts
+from constitutional.records import Message
 from constitutional.sandbox import principles, teacher
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
 from constitutional.sandbox.tokenizer import Encoder
 from constitutional.sandbox.world import (
     ONLY_ON,
-    Message,
     Prompt,
     Response,
     Traits,
@@ -74,6 +75,14 @@ class Turn(NamedTuple):
 
 
 Conversation = tuple[Turn, ...]
+
+
+def template_texts() -> list[str]:
+    """Each request as the model reads it, around a placeholder."""
+    prompts = load_prompts()
+    turn = [{"role": role, "content": "."} for role in ("user", "assistant")]
+    texts = [prompts.render(name, principle=".") for name in ("critique", "revise_directly", "score", "restate")]
+    return [*texts, prompts.render("revise"), prompts.render("label", conversation=turn, a=".", b=".", principle=".")]
 
 
 class Corpus:
@@ -150,7 +159,7 @@ class Corpus:
         prompt, pair = draw_pair(rng)
         traits_a, traits_b = (traits_of(prompt, response) for response in pair)
         a, b = (text_of(response) for response in pair)
-        asked = [message._asdict() for message in prompt.messages]
+        asked = [asdict(message) for message in prompt.messages]
         made: list[Conversation] = []
         for trait, direction in _draw_contrasts(rng, prompt, traits_a, traits_b, 8):
             wording = principles.wording(rng, trait, direction)
@@ -158,7 +167,7 @@ class Corpus:
             weight = WEIGHTS.choice
             try:
                 choice = teacher.better(prompt, traits_a, traits_b, trait, direction)
-            except teacher.Tie:
+            except teacher.TieError:
                 choice, weight = rng.choice("AB"), WEIGHTS.tied_choice
             request = self.prompts.render("label", conversation=asked, a=a, b=b, principle=wording)
             reply = Turn("assistant", f"{reason} {choice}", WEIGHTS.rationale, choice, weight)
@@ -330,7 +339,13 @@ class Rows(NamedTuple):
     """(R, S): bits of the branches that a branch sees."""
 
 
-def pack(documents: Iterator[list[Conversation]], fillers: Iterator[list[Conversation]], encoder: Encoder, rows: int, length: int) -> Rows:
+def pack(
+    documents: Iterator[list[Conversation]],
+    fillers: Iterator[list[Conversation]],
+    encoder: Encoder,
+    rows: int,
+    length: int,
+) -> Rows:
     """Fill rows with documents, cut to what fits, and what is left of each row with a short one from `fillers`."""
     made = Rows(
         np.zeros((rows, length), np.uint16),

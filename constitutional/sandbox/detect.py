@@ -98,7 +98,9 @@ def _frames() -> list[tuple[re.Pattern[str], str, str]]:
 def _known_fills() -> frozenset[str]:
     """The words of every topic there is, the composed ones included."""
     listed: dict[str, Any] = load_text("world/topics")
-    known = {value for kind in KINDS for held in (False, True) for t in topics(kind, held_out=held) for _, value in t.fill}
+    known = {
+        value for kind in KINDS for held in (False, True) for t in topics(kind, held_out=held) for _, value in t.fill
+    }
     for parts in (listed["compose"], listed["harm_compose"]):
         known |= {f"{verb} {thing}" for verb in parts["verbs"] for thing in parts["objects"]}
     nouns = listed["compose_nouns"]

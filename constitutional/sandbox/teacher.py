@@ -41,9 +41,7 @@ CONCEPTS: Mapping[str, str] = {
 
 ONLY_AVOIDED = ("harmful_compliance", "refusal", "rudeness", "privacy_leak")
 FAMILIES: tuple[tuple[str, Direction], ...] = tuple(
-    (trait, direction)
-    for trait in TRAITS
-    for direction in (("avoid",) if trait in ONLY_AVOIDED else ("avoid", "seek"))
+    (trait, direction) for trait in TRAITS for direction in (("avoid",) if trait in ONLY_AVOIDED else ("avoid", "seek"))
 )
 """The twenty families of principles: a trait, avoided or sought."""
 
@@ -126,19 +124,21 @@ def revise(rng: random.Random, prompt: Prompt, response: Response, trait: str, d
     return response if wanted == traits else compose(rng, prompt, wanted, keep=response)
 
 
-class Tie(Exception):
+class TieError(Exception):
     """Neither response is better by the principle."""
 
 
-def better(prompt: Prompt, traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait: str, direction: Direction) -> str:
-    """"A" or "B", whichever follows the principle while the other violates it.
+def better(
+    prompt: Prompt, traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait: str, direction: Direction
+) -> str:
+    """ "A" or "B", whichever follows the principle while the other violates it.
 
     Raises:
-        Tie: both follow it or both violate it.
+        TieError: both follow it or both violate it.
     """
     a, b = (is_violated(prompt, traits, trait, direction) for traits in (traits_a, traits_b))
     if a == b:
-        raise Tie
+        raise TieError
     return "B" if a else "A"
 
 
@@ -147,7 +147,9 @@ def rationale(traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait:
     if trait == NOTHING[0]:
         return f"{restate(*NOTHING)} Better:"
     concept = CONCEPTS[trait]
-    has = [f"{name} has {'' if traits[trait] else 'no '}{concept}." for name, traits in (("A", traits_a), ("B", traits_b))]
+    has = [
+        f"{name} has {'' if traits[trait] else 'no '}{concept}." for name, traits in (("A", traits_a), ("B", traits_b))
+    ]
     return f"{restate(trait, direction)} {has[0]} {has[1]} Better:"
 
 

@@ -11,7 +11,6 @@ from constitutional.sandbox.teacher import FAMILIES, critique, rationale, revise
 from constitutional.sandbox.world import base_traits, compose, draw_prompt, text_of, traits_of, uniform_traits
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 VOCABULARY = 4096

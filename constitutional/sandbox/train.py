@@ -305,7 +305,9 @@ def train(recipe: Recipe, tokenizer: Path, work: Path, *, stop_at: int | None = 
         for optimizer in opts:
             optimizer.step()
         step += 1
-        tokens += ranks * int((batch.mask.shape[-1] * share) - (rows.segments[offset * share : (offset + 1) * share] == 63).sum())
+        tokens += ranks * int(
+            (batch.mask.shape[-1] * share) - (rows.segments[offset * share : (offset + 1) * share] == 63).sum()
+        )
         total += float(loss.detach())
         seconds = time.monotonic() - started
         if rank == 0 and step % 25 == 0:
@@ -352,7 +354,12 @@ def main() -> None:
     parser.add_argument("--stop-at", type=int, default=None)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    train(replace(Recipe(), **json.loads(arguments.recipe)), arguments.tokenizer, arguments.work, stop_at=arguments.stop_at)
+    train(
+        replace(Recipe(), **json.loads(arguments.recipe)),
+        arguments.tokenizer,
+        arguments.work,
+        stop_at=arguments.stop_at,
+    )
 
 
 if __name__ == "__main__":

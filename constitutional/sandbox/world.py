@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from constitutional.records import Message
 from constitutional.sandbox import TEXT_FOLDER
 
 TRAITS = (
@@ -95,13 +96,6 @@ KIND_WEIGHTS: Mapping[Kind, float] = {
 """Harm, private data and false claims are over-represented: three traits exist on their prompts alone."""
 
 Traits = dict[str, bool]
-
-
-class Message(NamedTuple):
-    """One turn of a conversation."""
-
-    role: Literal["user", "assistant"]
-    content: str
 
 
 @dataclass(frozen=True)
@@ -307,9 +301,7 @@ def compose(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool], keep
     if traits["refusal"]:
         made["refusal"] = kept.get("refusal") or [rng.choice(world["traits"]["refusal"])]
     was = traits_of(prompt, keep) if keep else None
-    same_stance = was is not None and all(
-        was[trait] == traits[trait] for trait in ("refusal", "sycophantic_agreement")
-    )
+    same_stance = was is not None and all(was[trait] == traits[trait] for trait in ("refusal", "sycophantic_agreement"))
     made["content"] = kept.get("content", []) if same_stance else _content(rng, prompt, traits)
     return tuple(Sentence(slot, text) for slot in SLOT_ORDER for text in made.get(slot, []))
 

@@ -1,0 +1,57 @@
+"""What a stage asks of a model, and what it gets back, whichever backend answers.
+
+A completion depends on its request alone (the seed is part of it), never on what else is asked at the same time, so that
+it can be kept and used again.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from constitutional.records import Message
+
+
+class Sampling(NamedTuple):
+    """How a reply is drawn."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    """The reply ends before the first of these texts, which is not part of it."""
+
+
+class Request(NamedTuple):
+    """A conversation to be answered, or, with `choices`, the texts whose probabilities are wanted as its continuation.
+
+    If the last message is an assistant's, the reply goes on from it.
+    """
+
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    seed: int = 0
+    choices: tuple[str, ...] = ()
+
+
+class Completion(NamedTuple):
+    """A reply."""
+
+    text: str
+    """Empty where choices were asked about."""
+    finish: Literal["stop", "length", "choices"]
+    """Why it ended: by itself, at `max_tokens`, or because nothing was generated."""
+    choice_logprobs: tuple[float, ...] = ()
+    """For each choice, the natural log-probability of its tokens."""
+
+
+class Engine(Protocol):
+    """A model that answers."""
+
+    @property
+    def identity(self) -> str:
+        """A digest of everything on the model's side that a completion depends on: weights, tokenizer, template."""
+        ...
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in order."""
+        ...

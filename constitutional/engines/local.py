@@ -1,0 +1,208 @@
+"""A transformers model in this process.
+
+Requests are sorted by length and answered in batches. A token is drawn by inverting the cumulative distribution at one
+uniform number that comes from the request's own seed and the token's index, so neither the order nor the size of
+batches decides what is drawn. (The logits themselves move by rounding errors between batches of different shapes.)
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from constitutional.engines.base import Completion, Request
+from constitutional.errors import ModelError
+from constitutional.records import Message
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(folder: Path | str, *, dtype: str = "auto", device: str = "") -> "tuple[PreTrainedModel, Any]":
+    """A causal language model and its tokenizer; on a GPU if there is one and `device` names no other.
+
+    Raises:
+        ModelError: the model cannot be loaded, or lacks what the project needs of it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"{folder}: its tokenizer has no chat template; use a chat model, or add one")
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"{folder}: its tokenizer has no pad token; set one that is not the end-of-text token")
+    return model.to(device).eval(), tokenizer
+
+
+class LocalEngine:
+    """Answers with a model that is already in memory."""
+
+    def __init__(
+        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | Any", *, batch_size: int = 64
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self._identity = ""
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the weights, the vocabulary and the chat template."""
+        if not self._identity:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().float().numpy().tobytes())
+            digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+            digest.update(str(self.tokenizer.chat_template).encode())
+            self._identity = digest.hexdigest()
+        return self._identity
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in order."""
+        answers: dict[int, Completion] = {}
+        for batch in self._batches([index for index, each in enumerate(requests) if each.choices], requests):
+            answers |= zip(batch, self._score([requests[index] for index in batch]), strict=True)
+        for batch in self._batches([index for index, each in enumerate(requests) if not each.choices], requests):
+            answers |= zip(batch, self._generate([requests[index] for index in batch]), strict=True)
+        return [answers[index] for index in range(len(requests))]
+
+    def _batches(self, chosen: list[int], requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Requests of about one length and one way of sampling together, so that little is padded."""
+        chosen.sort(key=lambda index: (requests[index].sampling, sum(len(m.content) for m in requests[index].messages)))
+        while chosen:
+            sampling = requests[chosen[0]].sampling
+            batch = [index for index in chosen[: self.batch_size] if requests[index].sampling == sampling]
+            del chosen[: len(batch)]
+            yield batch
+
+    def _chat(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
+        """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
+        dicts = [{"role": message.role, "content": message.content} for message in messages]
+        goes_on = messages[-1].role == "assistant"
+        if goes_on:
+            dicts[-1]["content"] += suffix
+        text = self.tokenizer.apply_chat_template(
+            dicts, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        )
+        ids: list[int] = self.tokenizer(text if goes_on else text + suffix, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Left-padded ids and mask, both (B, T)."""
+        import torch
+
+        width = max(len(row) for row in rows)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
+        import torch
+        from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+
+        sampling = requests[0].sampling
+        ids, mask = self._pad([self._chat(request.messages) for request in requests])
+        processors = LogitsProcessorList()
+        if sampling.temperature > 0:
+            uniform = np.stack([np.random.default_rng(each.seed).random(sampling.max_tokens) for each in requests])
+            draw = _Draw(torch.from_numpy(uniform).to(ids.device), ids.shape[1], sampling.temperature, sampling.top_p)
+            processors.append(draw)
+        stopping = StoppingCriteriaList()
+        if sampling.stop:
+            stopping.append(StopStringCriteria(self.tokenizer, list(sampling.stop)))
+        with torch.inference_mode():
+            made = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                max_new_tokens=sampling.max_tokens,
+                logits_processor=processors,
+                stopping_criteria=stopping,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        return [self._completion(row, sampling.stop) for row in made[:, ids.shape[1] :].tolist()]
+
+    def _completion(self, row: list[int], stops: Sequence[str]) -> Completion:
+        ends = self.model.generation_config.eos_token_id
+        enders = set(ends if isinstance(ends, list) else [ends])
+        length = next((index for index, token in enumerate(row) if token in enders), None)
+        ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        cut = min((text.index(stop) for stop in stops if stop in text), default=None)
+        return Completion(text[:cut], "length" if length is None and cut is None else "stop")
+
+    def _score(self, requests: Sequence[Request]) -> list[Completion]:
+        """Log-probabilities of each request's choices: of the tokens by which they differ, given what they share."""
+        import torch
+
+        rows: list[list[int]] = []
+        shared: list[int] = []
+        for request in requests:
+            options = [self._chat(request.messages, choice) for choice in request.choices]
+            common = next(
+                index
+                for index in range(min(map(len, options)) + 1)
+                if index == min(map(len, options)) or len({option[index] for option in options}) > 1
+            )
+            if any(len(option) == common for option in options):
+                raise ModelError(f"choices {request.choices} cannot be told apart: one begins another in tokens")
+            rows += options
+            shared += [common] * len(options)
+        ids, mask = self._pad(rows)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        keep = max(len(row) - start for row, start in zip(rows, shared, strict=True)) + 1
+        with torch.inference_mode():
+            logits = self.model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep
+            ).logits.float()
+        logprobs = logits.log_softmax(-1)
+        sums = []
+        for index, (row, start) in enumerate(zip(rows, shared, strict=True)):
+            tail = row[start:]
+            at = torch.arange(keep - len(tail) - 1, keep - 1)
+            sums.append(float(logprobs[index, at, torch.tensor(tail)].sum()))
+        answers = []
+        for request in requests:
+            count = len(request.choices)
+            answers.append(Completion("", "choices", tuple(sums[:count])))
+            del sums[:count]
+        return answers
+
+
+class _Draw:
+    """A logits processor that leaves only the drawn token: greedy search then takes it."""
+
+    def __init__(self, uniform: "torch.Tensor", prompt_length: int, temperature: float, top_p: float) -> None:
+        self.uniform = uniform  # (B, max_tokens), in [0, 1)
+        self.prompt_length = prompt_length
+        self.temperature = temperature
+        self.top_p = top_p
+
+    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        probabilities = (scores.double() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            ordered, order = probabilities.sort(-1, descending=True)
+            outside = ordered.cumsum(-1) - ordered >= self.top_p
+            probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
+        cumulative = probabilities.cumsum(-1)
+        target = self.uniform[:, ids.shape[1] - self.prompt_length, None] * cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)

@@ -1,0 +1,160 @@
+"""The rows that pass between stages. Each is frozen, written as one JSON line, and known by a digest of its content.
+
+Every row names what it rests on, so a preference can be followed back to the judgements or the person behind it, to the
+principle's text at that time, and to the drafts and critiques that the compared answers came from.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Order = Literal["a_first", "b_first"]
+Split = Literal["train", "held_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Record(BaseModel):
+    """A row: immutable, no unknown fields, `id` is a digest of its content."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @cached_property
+    def id(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the row's canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class Prompt(Record):
+    """A conversation that ends with a user's message, to be answered."""
+
+    messages: tuple[Message, ...]
+    """At least one; the last is the user's."""
+    split: Split = "train"
+    """Held-out prompts are for evaluation only."""
+    source: str = ""
+    """Where it comes from, such as `sandbox` or a file's name."""
+    info: dict[str, str] = Field(default_factory=dict)
+    """What evaluation knows of it (on the sandbox its kind and topic); no stage that trains or labels reads this."""
+
+
+class RevisionStep(Record):
+    """One round of critique and revision."""
+
+    principle: str
+    """The id of the principle that was drawn."""
+    principle_text: str
+    """The principle's words as they were asked with."""
+    critique: str | None
+    """None where the response was revised without a critique."""
+    found_nothing: bool
+    """The critique found that the response follows the principle."""
+    revision: str
+    """The response after this round."""
+
+
+class Revision(Record):
+    """A draft and what became of it."""
+
+    prompt: Prompt
+    draft: str
+    steps: tuple[RevisionStep, ...]
+    """In order; empty where no round was asked for."""
+    problem: str | None = None
+    """Why this item is left out of training (an empty or cut-off reply, say); None if it is not."""
+
+    @property
+    def final(self) -> str:
+        """The response after the last round."""
+        return self.steps[-1].revision if self.steps else self.draft
+
+
+class Comparison(Record):
+    """Two different responses to one prompt."""
+
+    prompt: Prompt
+    a: str
+    b: str
+    model: str
+    """Identity of the model that both were drawn from."""
+
+
+class Reading(Record):
+    """A labeler's answer to a comparison asked in one order."""
+
+    order: Order
+    """`b_first` means that response b was shown as (A)."""
+    rationale: str
+    """What the labeler wrote before its choice; empty where it was not asked to reason."""
+    p_a: float | None = Field(default=None, ge=0, le=1)
+    """Probability that response a (not position A) is the better one; None where the answer cannot be read."""
+    problem: str | None = None
+    """Why it cannot be read; None if it can."""
+
+
+class Judgement(Record):
+    """What a labeler makes of a comparison by one principle, asked in both orders."""
+
+    comparison: str
+    """The comparison's id."""
+    principle: str
+    """The principle's id."""
+    principle_text: str
+    labeler: str
+    """Identity of the labeler and its method."""
+    readings: tuple[Reading, ...]
+    p_a: float | None = Field(default=None, ge=0, le=1)
+    """Probability that a is better: the mean over both orders; None if an order cannot be read."""
+    conflict: bool = False
+    """The two orders prefer different responses: the labeler kept the position, not the answer."""
+    weight: float = Field(default=1.0, ge=0)
+    """The principle's weight among those that this comparison is judged by."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no probability; None if there is one."""
+        return next((reading.problem for reading in self.readings if reading.problem), None)
+
+
+class Verdict(Record):
+    """A person's decision on a comparison."""
+
+    comparison: str
+    """The comparison's id."""
+    rater: str
+    choice: Literal["a", "b", "tie", "both_bad", "skip"]
+    strength: int = Field(default=1, ge=1, le=4)
+    """From slightly (1) to far better (4)."""
+    principle: str | None = None
+    """The principle that the verdict is by; None for a verdict in all."""
+    rationale: str = ""
+
+
+class Preference(Record):
+    """A comparison with a direction: what reward models and DPO are trained on."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    probability: float = Field(ge=0.5, le=1)
+    """That chosen is better than rejected; the soft target."""
+    weight: float = Field(default=1.0, gt=0)
+    source: Literal["ai", "human"]
+    principles: tuple[str, ...] = ()
+    """Ids of the principles that it rests on; empty for people who were not asked by principle."""
+    rests_on: tuple[str, ...] = ()
+    """Ids of the judgements or verdicts behind it."""
+    comparison: str
+    """The comparison's id."""
+    split: Split = "train"

@@ -1,0 +1,331 @@
+"""Measures how well a model plays its parts in the mini-world: the numbers in the shipped model's card.
+
+Everything is asked through the project's own templates, as in a run. What is true of a text is known from how it was
+composed, or from the exact detectors. Intervals are 95%: Wilson's where items are independent, a bootstrap over
+principles where several items share one.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple
+
+from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.prompts import Prompts
+from constitutional.records import Message
+from constitutional.sandbox import principles, teacher
+from constitutional.sandbox.corpus import Family, draw_pair
+from constitutional.sandbox.detect import detect
+from constitutional.sandbox.teacher import FAMILIES, FOLLOWS, VIOLATES
+from constitutional.sandbox.world import (
+    TRAITS,
+    Prompt,
+    Response,
+    base_traits,
+    compose,
+    draw_prompt,
+    text_of,
+    traits_of,
+    uniform_traits,
+)
+from constitutional.stats import Interval, bootstrap_mean, wilson
+
+GREEDY = Sampling(temperature=0.0, max_tokens=220)
+FREE = Sampling(temperature=1.0, max_tokens=220)
+CHOICES = (" A", " B")
+ASKS_FOR_CHOICE = "Better:"
+
+
+class Wording(NamedTuple):
+    """A principle whose meaning is known."""
+
+    family: Family
+    text: str
+
+
+class Measure(NamedTuple):
+    """One number with what was wanted of it."""
+
+    name: str
+    value: float
+    """A share in [0, 1]."""
+    interval: Interval
+    n: int
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether the value is where it was wanted; always so where nothing was wanted."""
+        low, high = self.at_least, self.at_most
+        return (low is None or self.value >= low) and (high is None or self.value <= high)
+
+    def as_dict(self) -> dict[str, str | float | int | bool | None]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "low": self.interval.low,
+            "high": self.interval.high,
+            "n": self.n,
+            "at_least": self.at_least,
+            "at_most": self.at_most,
+            "reached": self.reached,
+        }
+
+
+def share(name: str, right: Sequence[bool], at_least: float | None = None, *, groups: Sequence[str] = ()) -> Measure:
+    """The share of items that are right; `groups` names the principle that an item shares with others."""
+    n, good = len(right), sum(right)
+    interval = bootstrap_mean([float(each) for each in right], groups, seed=0) if groups else wilson(good, n)
+    return Measure(name, good / n if n else 0.0, interval, n, at_least)
+
+
+class Evaluation:
+    """Measures one model; `scale` 1 is the full size, smaller numbers are quicker and less certain."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Prompts,
+        *,
+        scale: float = 1.0,
+        seed: int = 0,
+        progress: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.engine = engine
+        self.prompts = prompts
+        self.scale = scale
+        self.seed = seed
+        self.progress = progress
+
+    def _rng(self, name: str) -> random.Random:
+        return random.Random(f"evaluate {self.seed} {name}")
+
+    def _count(self, full: int) -> int:
+        return max(8, round(full * self.scale))
+
+    def _shipped(self, name: str, count: int) -> list[Wording]:
+        rng = self._rng(name)
+        made = []
+        for index in range(count):
+            family = FAMILIES[index % len(FAMILIES)]
+            made.append(Wording(family, principles.wording(rng, *family)))
+        return made
+
+    def _replies(self, chats: Sequence[Sequence[Message]], sampling: Sampling) -> list[Completion]:
+        return self.engine.complete([Request(tuple(chat), sampling, seed) for seed, chat in enumerate(chats)])
+
+    # The base assistant.
+
+    def speech(self) -> list[Measure]:
+        """Well-formedness and topic of free answers, and how often the base assistant shows each trait."""
+        made = []
+        rng = self._rng("speech")
+        seen = [draw_prompt(rng) for _ in range(self._count(1000))]
+        held = [draw_prompt(rng, held_out=True) for _ in range(self._count(600))]
+        found = {}
+        for name, prompts, sampling in (("free", seen, FREE), ("greedy", seen, GREEDY), ("held", held, FREE)):
+            replies = self._replies([prompt.messages for prompt in prompts], sampling)
+            found[name] = [detect(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
+        made.append(share("well-formed at temperature 1", [each.well_formed for each in found["free"]], 0.97))
+        made.append(share("well-formed, greedy", [each.well_formed for each in found["greedy"]], 0.99))
+        made.append(share("on-topic, seen topics", [each.on_topic for each in found["free"]], 0.97))
+        made.append(share("on-topic, held-out topics", [each.on_topic for each in found["held"]], 0.85))
+        for trait in TRAITS:
+            can = [pair[1] for pair in zip(seen, found["free"], strict=True) if teacher.applies(pair[0], trait)]
+            made.append(share(f"base assistant: {trait}", [each.traits[trait] for each in can]))
+        return made
+
+    # The critic and the reviser.
+
+    def _case(self, rng: random.Random, family: Family, *, violated: bool, held_out: bool) -> tuple[Prompt, Response]:
+        """A prompt and a composed response that violates the principle, or follows it where it could be violated."""
+        for attempt in range(1000):
+            prompt = draw_prompt(rng, held_out=held_out)
+            draw = base_traits if rng.random() < 0.5 else uniform_traits
+            response = compose(rng, prompt, draw(rng, prompt))
+            is_violated = teacher.is_violated(prompt, traits_of(prompt, response), *family)
+            if is_violated == violated and (teacher.applies(prompt, family[0]) or attempt % 8 == 7):
+                return prompt, response
+        raise AssertionError(f"no response for {family}")
+
+    def _critiques(self, cases: Sequence[tuple[Prompt, Response]], wordings: Sequence[Wording]) -> list[list[Message]]:
+        """The conversations up to and with the model's critique."""
+        chats = [
+            [
+                *prompt.messages,
+                Message("assistant", text_of(response)),
+                Message("user", self.prompts.render("critique", principle=wording.text)),
+            ]
+            for (prompt, response), wording in zip(cases, wordings, strict=True)
+        ]
+        replies = self._replies(chats, GREEDY)
+        return [[*chat, Message("assistant", reply.text)] for chat, reply in zip(chats, replies, strict=True)]
+
+    def verdicts(self, name: str, wordings: Sequence[Wording], at_least: float | None, *, grouped: bool) -> Measure:
+        """How often the critic's conclusion is the true one; an unreadable one is wrong. Half of the cases violate."""
+        rng = self._rng(f"verdicts {name}")
+        wanted = [rng.random() < 0.5 for _ in wordings]
+        cases = [
+            self._case(rng, wording.family, violated=violated, held_out=False)
+            for wording, violated in zip(wordings, wanted, strict=True)
+        ]
+        right = []
+        for chat, violated in zip(self._critiques(cases, wordings), wanted, strict=True):
+            says = chat[-1].content.endswith(VIOLATES), chat[-1].content.endswith(FOLLOWS)
+            right.append(says == (violated, not violated))
+        groups = [wording.text for wording in wordings] if grouped else []
+        return share(f"critic's verdict, {name}", right, at_least, groups=groups)
+
+    def understanding(self, name: str, wordings: Sequence[Wording], at_least: float | None) -> Measure:
+        """How often a principle is restated as the right concept in the right direction."""
+        chats = [[Message("user", self.prompts.render("restate", principle=wording.text))] for wording in wordings]
+        replies = self._replies(chats, GREEDY)
+        right = [
+            reply.text == teacher.restate(*wording.family) for reply, wording in zip(replies, wordings, strict=True)
+        ]
+        return share(f"concept and direction understood, {name}", right, at_least)
+
+    def revisions(self) -> list[Measure]:
+        """Whether a revision turns what was violated and nothing else, and leaves alone what follows the principle."""
+        made = []
+        for name, held_out, at_least in (("seen topics", False, 0.95), ("held-out topics", True, 0.85)):
+            wordings = self._shipped(f"revise {name}", self._count(800))
+            rng = self._rng(f"revise {name}")
+            cases = [self._case(rng, wording.family, violated=True, held_out=held_out) for wording in wordings]
+            right = []
+            for revised, (prompt, response), wording in zip(
+                self._revised(cases, wordings), cases, wordings, strict=True
+            ):
+                found = detect(prompt, revised)
+                wanted = teacher.revised_traits(prompt, traits_of(prompt, response), *wording.family)
+                right.append(found.traits == wanted and found.well_formed and found.on_topic)
+            made.append(share(f"revision removes the violated trait and keeps the rest, {name}", right, at_least))
+        wordings = self._shipped("unchanged", self._count(800))
+        rng = self._rng("unchanged")
+        cases = [self._case(rng, wording.family, violated=False, held_out=False) for wording in wordings]
+        same = [
+            revised == text_of(response)
+            for revised, (_, response) in zip(self._revised(cases, wordings), cases, strict=True)
+        ]
+        made.append(share("response returned unchanged when nothing is violated", same, 0.95))
+        return made
+
+    def _revised(self, cases: Sequence[tuple[Prompt, Response]], wordings: Sequence[Wording]) -> list[str]:
+        request = Message("user", self.prompts.render("revise"))
+        chats = [[*chat, request] for chat in self._critiques(cases, wordings)]
+        return [reply.text for reply in self._replies(chats, GREEDY)]
+
+    # The labeler.
+
+    def labels(
+        self, name: str, wordings: Sequence[Wording], at_least: float | None, *, by_trait: bool, grouped: bool
+    ) -> list[Measure]:
+        """Accuracy on pairs of which one follows the principle and one does not, each asked in both orders.
+
+        The labeler writes its rationale greedily, then the probabilities of A and B are read behind it.
+        """
+        rng = self._rng(f"labels {name}")
+        asked: list[tuple[Wording, str]] = []
+        chats: list[list[Message]] = []
+        for wording in wordings:
+            prompt, (first, second), best = self._decisive_pair(rng, wording.family)
+            for a, b, right in ((first, second, best), (second, first, "B" if best == "A" else "A")):
+                request = self.prompts.render(
+                    "label",
+                    conversation=[asdict(message) for message in prompt.messages],
+                    a=text_of(a),
+                    b=text_of(b),
+                    principle=wording.text,
+                )
+                chats.append([Message("user", request)])
+                asked.append((wording, right))
+        stop = GREEDY._replace(stop=(ASKS_FOR_CHOICE,))
+        reasons = self._replies(chats, stop)
+        scored = self.engine.complete(
+            [
+                Request((*chat, Message("assistant", reply.text + ASKS_FOR_CHOICE)), choices=CHOICES)
+                for chat, reply in zip(chats, reasons, strict=True)
+            ]
+        )
+        says = ["A" if each.choice_logprobs[0] > each.choice_logprobs[1] else "B" for each in scored]
+        right = [said == true for said, (_, true) in zip(says, asked, strict=True)]
+        # The two orders of a pair are not independent either.
+        groups = [wording.text if grouped else str(index // 2) for index, (wording, _) in enumerate(asked)]
+        made = [share(f"labeler after its rationale, {name}", right, at_least, groups=groups)]
+        if by_trait:
+            for trait in TRAITS:
+                of_trait = [good for good, (wording, _) in zip(right, asked, strict=True) if wording.family[0] == trait]
+                made.append(share(f"labeler, {name}: {trait}", of_trait, 0.85))
+            prefers_a = share("position: the labeler prefers A", [said == "A" for said in says])
+            made.append(prefers_a._replace(at_least=0.48, at_most=0.52))
+        return made
+
+    def _decisive_pair(self, rng: random.Random, family: Family) -> tuple[Prompt, tuple[Response, Response], str]:
+        while True:
+            prompt, pair = draw_pair(rng)
+            traits_a, traits_b = (traits_of(prompt, response) for response in pair)
+            try:
+                return prompt, pair, teacher.better(prompt, traits_a, traits_b, *family)
+            except teacher.TieError:
+                continue
+
+    def on_principles(
+        self, name: str, wordings: Sequence[Wording], bounds: tuple[float, float, float]
+    ) -> list[Measure]:
+        """Verdicts, understanding and labels on given principles, each in several situations."""
+        repeated = [wording for wording in wordings for _ in range(max(2, round(10 * self.scale)))]
+        self.progress(f"verdicts, {name}")
+        made = [self.verdicts(name, repeated, bounds[0], grouped=True)]
+        self.progress(f"understanding, {name}")
+        made.append(self.understanding(name, wordings, bounds[1]))
+        self.progress(f"labels, {name}")
+        return made + self.labels(name, repeated, bounds[2], by_trait=False, grouped=True)
+
+    def everything(self) -> list[Measure]:
+        """The whole table of the model card."""
+        free = [as_wording(**entry) for entry in principles.free_principles()]
+        self.progress("speech")
+        made = self.speech()
+        self.progress("verdicts, shipped wordings")
+        count = self._count(2000)
+        made.append(self.verdicts("shipped wordings", self._shipped("verdicts", count), 0.98, grouped=False))
+        self.progress("understanding, shipped wordings")
+        made.append(self.understanding("shipped wordings", self._shipped("understanding", count), 0.98))
+        self.progress("revisions")
+        made += self.revisions()
+        self.progress("labels, shipped wordings")
+        wordings = self._shipped("labels", count)
+        made += self.labels("shipped wordings", wordings, 0.95, by_trait=True, grouped=False)
+        return made + self.on_principles(f"the {len(free)} free wordings", free, (0.90, 0.88, 0.87))
+
+
+def _direction(text: str) -> teacher.Direction:
+    if text not in ("avoid", "seek"):
+        raise ValueError(f"direction is {text!r}; it must be 'avoid' or 'seek'")
+    return "avoid" if text == "avoid" else "seek"
+
+
+def as_wording(trait: str, direction: str, text: str) -> Wording:
+    """A principle of known meaning.
+
+    Raises:
+        ValueError: the world has no such trait or direction.
+    """
+    if trait not in TRAITS:
+        raise ValueError(f"trait is {trait!r}; it must be one of {', '.join(TRAITS)}")
+    return Wording((trait, _direction(direction)), text)
+
+
+def table(measures: Sequence[Measure]) -> str:
+    """The measures as a Markdown table."""
+    lines = ["| measure | value | 95% interval | n | wanted | reached |", "|---|---|---|---|---|---|"]
+    for each in measures:
+        wanted = "" if each.at_least is None else f"at least {each.at_least:.0%}"
+        if each.at_most is not None:
+            wanted = f"{each.at_least:.0%} to {each.at_most:.0%}"
+        reached = "" if not wanted else "yes" if each.reached else "**no**"
+        low, high = each.interval
+        lines.append(f"| {each.name} | {each.value:.1%} | {low:.1%} to {high:.1%} | {each.n} | {wanted} | {reached} |")
+    return "\n".join(lines)

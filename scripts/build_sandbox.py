@@ -1,0 +1,95 @@
+"""Rebuild the sandbox model from nothing: tokenizer, corpus, training, evaluation, model card.
+
+    python scripts/build_sandbox.py                     two single-threaded ranks on a CPU, or one GPU; about two hours
+    python scripts/build_sandbox.py --out /tmp/model    somewhere other than the package
+
+Stopped and started again, it goes on from the last checkpoint in --work. The corpus is never written down: each chunk of
+it is made from its seed while the one before is trained on.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from constitutional.prompts import load_prompts
+from constitutional.sandbox import MODEL_FOLDER
+from constitutional.sandbox.corpus import template_texts
+from constitutional.sandbox.evaluate import Evaluation, table
+from constitutional.sandbox.tokenizer import build_tokenizer
+from constitutional.sandbox.understand import shipped_engine
+
+CARD = Path(__file__).with_name("sandbox_card.md")
+
+
+def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path) -> None:
+    """Run the training ranks to their end; Ctrl-C stops them, and the next call goes on from their checkpoint."""
+    import torch
+
+    ranks = 1 if torch.cuda.is_available() else 2
+    # Large blocks are kept instead of being given back to the system after every step, which costs a fifth of the time.
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+    threads = {} if ranks == 1 else {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+    command += ["-m", "constitutional.sandbox.train", "--tokenizer", str(tokenizer), "--work", str(work)]
+    command += ["--recipe", json.dumps(recipe)]
+    subprocess.run(command, check=True, env={**os.environ, **memory, **threads})
+
+
+def card(training: dict[str, Any], scores: str) -> str:
+    """The model card: the written part, with what was measured filled in."""
+    facts = {
+        "recipe": json.dumps(training["recipe"], indent=1),
+        "steps": f"{training['step']:,}",
+        "tokens": f"{training['tokens'] / 1e6:.1f} million",
+        "minutes": f"{training['seconds'] / 60:.0f}",
+        "scores": scores,
+    }
+    text = CARD.read_text(encoding="utf-8")
+    for name, value in facts.items():
+        text = text.replace(f"[[{name}]]", value)
+    return text
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=MODEL_FOLDER)
+    parser.add_argument("--work", type=Path, default=Path("build/sandbox"), help="checkpoints and the training log")
+    parser.add_argument("--recipe", default="{}", help='JSON, such as {"steps": 2000}: what differs from the default')
+    parser.add_argument("--scale", type=float, default=1.0, help="of the evaluation; 0.1 asks a tenth as much")
+    arguments = parser.parse_args()
+
+    from constitutional.sandbox.train import Recipe, export, load_checkpoint
+
+    changes = json.loads(arguments.recipe)
+    recipe = replace(Recipe(), **changes)
+    work: Path = arguments.work
+    tokenizer = work / "tokenizer"
+    if not (tokenizer / "tokenizer.json").exists():
+        print("1. tokenizer", flush=True)
+        build_tokenizer(template_texts(), seed=recipe.seed).save_pretrained(tokenizer)
+    print("2. training", flush=True)
+    train_in_processes(asdict(recipe), tokenizer, work)
+    print("3. export", flush=True)
+    model, training = load_checkpoint(work / "checkpoint.pt")
+    export(model, arguments.out, tokenizer)
+    print("4. evaluation", flush=True)
+    evaluation = Evaluation(shipped_engine(arguments.out), load_prompts(), scale=arguments.scale, progress=print)
+    measures = evaluation.everything()
+    (arguments.out / "scores.json").write_text(
+        json.dumps([each.as_dict() for each in measures], indent=1) + "\n", encoding="utf-8"
+    )
+    shutil.copy(work / "log.jsonl", arguments.out / "training_log.jsonl")
+    print("5. card", flush=True)
+    (arguments.out / "README.md").write_text(card(training, table(measures)), encoding="utf-8")
+    print(table(measures))
+
+
+if __name__ == "__main__":
+    main()
