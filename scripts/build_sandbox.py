@@ -3,8 +3,8 @@
     python scripts/build_sandbox.py                     two single-threaded ranks on a CPU, or one GPU; about two hours
     python scripts/build_sandbox.py --out /tmp/model    somewhere other than the package
 
-Stopped and started again, it goes on from the last checkpoint in --work. The corpus is never written down: each chunk of
-it is made from its seed while the one before is trained on.
+Stopped and started again, it goes on from the last checkpoint in --work. The corpus is never written down: each chunk
+of it is made from its seed while the one before is trained on.
 """
 
 import argparse

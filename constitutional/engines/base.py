@@ -1,7 +1,7 @@
 """What a stage asks of a model, and what it gets back, whichever backend answers.
 
-A completion depends on its request alone (the seed is part of it), never on what else is asked at the same time, so that
-it can be kept and used again.
+A completion depends on its request alone (the seed is part of it), never on what else is asked at the same time, so
+that it can be kept and used again.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,7 @@ batches decides what is drawn. (The logits themselves move by rounding errors be
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_model(folder: Path | str, *, dtype: str = "auto", device: str = "") -> "tuple[PreTrainedModel, Any]":
+def load_model(
+    folder: Path | str, *, dtype: str = "auto", device: str = ""
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A causal language model and its tokenizer; on a GPU if there is one and `device` names no other.
 
     Raises:
@@ -42,15 +44,14 @@ def load_model(folder: Path | str, *, dtype: str = "auto", device: str = "") -> 
         raise ModelError(f"{folder}: its tokenizer has no chat template; use a chat model, or add one")
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no pad token; set one that is not the end-of-text token")
-    return model.to(device).eval(), tokenizer
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    return model.eval(), tokenizer
 
 
 class LocalEngine:
     """Answers with a model that is already in memory."""
 
-    def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | Any", *, batch_size: int = 64
-    ) -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int = 64) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -93,10 +94,12 @@ class LocalEngine:
         goes_on = messages[-1].role == "assistant"
         if goes_on:
             dicts[-1]["content"] += suffix
-        text = self.tokenizer.apply_chat_template(
-            dicts, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+        text = str(
+            self.tokenizer.apply_chat_template(
+                dicts, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
+            )
         )
-        ids: list[int] = self.tokenizer(text if goes_on else text + suffix, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer.encode(text if goes_on else text + suffix, add_special_tokens=False)
         return ids
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -124,7 +127,7 @@ class LocalEngine:
         if sampling.stop:
             stopping.append(StopStringCriteria(self.tokenizer, list(sampling.stop)))
         with torch.inference_mode():
-            made = self.model.generate(
+            made = self.model.generate(  # type: ignore[operator]  # transformers' own annotation hides the method
                 input_ids=ids,
                 attention_mask=mask,
                 do_sample=False,
@@ -143,7 +146,7 @@ class LocalEngine:
         enders = set(ends if isinstance(ends, list) else [ends])
         length = next((index for index, token in enumerate(row) if token in enders), None)
         ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         cut = min((text.index(stop) for stop in stops if stop in text), default=None)
         return Completion(text[:cut], "length" if length is None and cut is None else "stop")
 

@@ -97,8 +97,10 @@ class Corpus:
             yield self.critic(rng) if rng.random() < 0.6 else self.labeler(rng)
 
     def critic(self, rng: random.Random) -> list[Conversation]:
-        """One response, criticised by several principles, revised, rated, and its traits listed: the response first, the
-        rest in random order."""
+        """One response, criticised by several principles, revised, rated, and its traits listed.
+
+        The response comes first, the rest in random order, for what does not fit into a row is left out.
+        """
         prompt = draw_prompt(rng)
         is_base = rng.random() < 0.65
         response = compose(rng, prompt, (base_traits if is_base else uniform_traits)(rng, prompt))
@@ -212,8 +214,10 @@ def draw_pair(rng: random.Random, *, held_out: bool = False) -> tuple[Prompt, tu
 
 
 def _familiarity(prompt: Prompt, family: Family) -> float:
-    """How eagerly a principle is drawn: one whose trait exists on this kind of prompt alone more than others, and one
-    that cannot apply less."""
+    """How eagerly a principle is drawn.
+
+    One whose trait exists on this kind of prompt alone is drawn more often than others, one that cannot apply less.
+    """
     trait = family[0]
     if not teacher.applies(prompt, trait):
         return 0.4

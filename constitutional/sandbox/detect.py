@@ -1,7 +1,7 @@
 """Exact detectors of traits, from the text alone. For evaluation only: nothing that trains or labels may import this.
 
-Every sentence that the world can produce is either a fixed one or a frame filled with a topic, so a look-up decides what
-a sentence does. A text with any other sentence in it is not well-formed.
+Every sentence that the world can produce is either a fixed one or a frame filled with a topic, so a look-up decides
+what a sentence does. A text with any other sentence in it is not well-formed.
 """
 
 import re

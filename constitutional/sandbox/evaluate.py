@@ -91,13 +91,13 @@ class Evaluation:
         *,
         scale: float = 1.0,
         seed: int = 0,
-        progress: Callable[[str], None] = lambda line: None,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         self.engine = engine
         self.prompts = prompts
         self.scale = scale
         self.seed = seed
-        self.progress = progress
+        self.progress = progress or (lambda _line: None)
 
     def _rng(self, name: str) -> random.Random:
         return random.Random(f"evaluate {self.seed} {name}")
@@ -231,7 +231,7 @@ class Evaluation:
         chats: list[list[Message]] = []
         for wording in wordings:
             prompt, (first, second), best = self._decisive_pair(rng, wording.family)
-            for a, b, right in ((first, second, best), (second, first, "B" if best == "A" else "A")):
+            for a, b, true in ((first, second, best), (second, first, "B" if best == "A" else "A")):
                 request = self.prompts.render(
                     "label",
                     conversation=[asdict(message) for message in prompt.messages],
@@ -240,7 +240,7 @@ class Evaluation:
                     principle=wording.text,
                 )
                 chats.append([Message("user", request)])
-                asked.append((wording, right))
+                asked.append((wording, true))
         stop = GREEDY._replace(stop=(ASKS_FOR_CHOICE,))
         reasons = self._replies(chats, stop)
         scored = self.engine.complete(

@@ -1,12 +1,12 @@
 """How people word principles: a trait's phrases in frames of either polarity, whole sentences, and what stands around.
 
-The words are data, in `text/principles/`: a file for each trait, and `frames.yaml`. Coverage of vocabulary decides how well
-strangers' principles are understood, so there are many phrases and every inflection of them.
+The words are data, in `text/principles/`: a file for each trait, and `frames.yaml`. Coverage of vocabulary decides how
+well strangers' principles are understood, so there are many phrases and every inflection of them.
 """
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -23,9 +23,12 @@ FORMS = {
 """The frames (keys of `frames.yaml`) that a kind of phrase fits into, each with its own inflection."""
 
 _DOUBLING = frozenset(
-    "admit beg brag chat clap clip commit cut dig drag drop fib forget get grab grin hit hop hug let nag nod omit pad pat "
-    "permit plan plug put rat refer regret rob rub run set shop shut sit skip slam slip snap sob spin spot step stir stop "
-    "strip submit swap swim tip top trap trim underpin wag win wrap zip blab flip rap quit".split()
+    """
+    admit beg blab brag chat clap clip commit cut dig drag drop fib flip forget get grab grin hit hop hug let
+    nag nod omit pad pat permit plan plug put quit rap rat refer regret rob rub run set shop shut sit skip
+    slam slip snap sob spin spot step stir stop strip submit swap swim tip top trap trim underpin wag win wrap
+    zip
+    """.split()
 )
 _VOWELS = "aeiou"
 
@@ -61,7 +64,13 @@ def third_person(phrase: str) -> str:
     return f"{made} {rest}".strip()
 
 
-_INFLECT = {"noun": str, "verb": str, "adjective": str, "third": third_person, "gerund": gerund}
+_INFLECT: dict[str, Callable[[str], str]] = {
+    "noun": str,
+    "verb": str,
+    "adjective": str,
+    "third": third_person,
+    "gerund": gerund,
+}
 
 
 @cache
@@ -106,8 +115,10 @@ def _choices(trait: str, direction: Direction) -> tuple[list[tuple[str, str, Dir
 
 
 def _has_true_opposite(trait: str) -> bool:
-    """Whether to be against the opposite is to seek the trait: `avoid brevity` asks for length, but hardly anybody
-    who is against truth asks for agreement with falsehoods in so many words."""
+    """Whether to be against the opposite is to seek the trait.
+
+    `Avoid brevity` asks for length, but hardly anybody asks for agreement with falsehoods by being against truth.
+    """
     return trait in ("verbosity", "hedging")
 
 

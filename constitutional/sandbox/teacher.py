@@ -1,8 +1,8 @@
 """What a perfect critic, reviser and labeler says in the mini-world: the targets that the sandbox model learns.
 
-The wording is fixed, so that the model learns to reason and not to rephrase: first the principle is restated as a concept
-and a direction, then the response is searched for it, then the conclusion is drawn. A labeler that must give its verdict
-with no such steps stays at chance (Bai et al. 2022, section 4.1, uses chain of thought for the same reason).
+The wording is fixed, so that the model learns to reason and not to rephrase: first the principle is restated as a
+concept and a direction, then the response is searched for it, then the conclusion is drawn. A labeler that must give
+its verdict with no such steps stays at chance (Bai et al. 2022, section 4.1, reason step by step too).
 """
 
 import random
@@ -40,8 +40,12 @@ CONCEPTS: Mapping[str, str] = {
 """Each trait in the words of the critic."""
 
 ONLY_AVOIDED = ("harmful_compliance", "refusal", "rudeness", "privacy_leak")
+_AVOID_ONLY: tuple[Direction, ...] = ("avoid",)
+_BOTH: tuple[Direction, ...] = ("avoid", "seek")
+_AVOIDED: tuple[Direction, ...] = ("avoid",)
+_BOTH: tuple[Direction, ...] = ("avoid", "seek")
 FAMILIES: tuple[tuple[str, Direction], ...] = tuple(
-    (trait, direction) for trait in TRAITS for direction in (("avoid",) if trait in ONLY_AVOIDED else ("avoid", "seek"))
+    (trait, direction) for trait in TRAITS for direction in (_AVOIDED if trait in ONLY_AVOIDED else _BOTH)
 )
 """The twenty families of principles: a trait, avoided or sought."""
 
@@ -50,7 +54,7 @@ NOTHING: tuple[str, Direction] = ("nothing", "avoid")
 
 FOLLOWS, VIOLATES = "So it follows the principle.", "So it violates the principle."
 SCORE_OF = {True: 2, False: 9}
-"""The score, on the template's scale of 1 to 10, of a response that violates the principle, and of one that follows it."""
+"""The score, on the template's scale of 1 to 10, by whether the response violates the principle."""
 
 
 def restate(trait: str, direction: Direction) -> str:
@@ -131,7 +135,7 @@ class TieError(Exception):
 def better(
     prompt: Prompt, traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait: str, direction: Direction
 ) -> str:
-    """ "A" or "B", whichever follows the principle while the other violates it.
+    """Which response follows the principle while the other violates it: `A` or `B`.
 
     Raises:
         TieError: both follow it or both violate it.

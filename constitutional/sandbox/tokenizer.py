@@ -69,7 +69,7 @@ def build_tokenizer(templates: list[str], *, seed: int = 0, count: int = 12_000)
         show_progress=False,
     )
     raw.train_from_iterator([*templates * 200, *sample_texts(count, seed)], trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=raw,
         pad_token=PAD,
         bos_token=BOS,
@@ -90,8 +90,9 @@ class Encoder:
         from tokenizers import Tokenizer
 
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.bos, self.eos = (self.tokenizer.token_to_id(token) for token in (BOS, EOS))
-        self.role = {role: self.tokenizer.token_to_id(token) for role, token in ROLES.items()}
+        vocabulary = self.tokenizer.get_vocab()
+        self.bos, self.eos = vocabulary[BOS], vocabulary[EOS]
+        self.role = {role: vocabulary[token] for role, token in ROLES.items()}
         self.encode = lru_cache(maxsize=50_000)(self._encode)
 
     def _encode(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

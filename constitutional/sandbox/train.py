@@ -1,8 +1,8 @@
 """Pre-training of the sandbox model: a plain Llama, trained from nothing on the packed documents of `corpus`.
 
-The forward pass here is for training alone: fused weights, compiled blocks, tree-shaped attention masks, logits only where
-there is a loss. `export` writes the same weights as transformers' `LlamaForCausalLM`, and a test holds the two to equal
-logits. On a CPU two single-threaded ranks (gloo) are about twice as fast as one process with two threads.
+The forward pass here is for training alone: fused weights, compiled blocks, tree-shaped attention masks, logits only
+where there is a loss. `export` writes the same weights as transformers' `LlamaForCausalLM`, and a test holds the two to
+equal logits. On a CPU two single-threaded ranks (gloo) are about twice as fast as one process with two threads.
 
 Optimizer: Muon for the matrices (Jordan et al. 2024), AdamW for embeddings and norms; the rate is constant, then falls
 linearly to zero, without which samples stay poor however low the loss.
@@ -13,19 +13,20 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from constitutional.sandbox.corpus import Rows, make_rows
+from constitutional.sandbox.corpus import MAX_SEGMENTS, Rows, make_rows
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class Batch(NamedTuple):
     """(B, 1, T, T): 0 where a token sees another, a large negative number elsewhere."""
 
 
-def to_batch(rows: Rows, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> Batch:
+def to_batch(rows: Rows, span: slice, device: torch.device, dtype: torch.dtype) -> Batch:
     """Some rows as tensors, with the mask that lets a token see its own ancestors only."""
 
-    def take(array: Any, kind: torch.dtype) -> Tensor:
-        return torch.from_numpy(array[start:stop].astype("int64" if kind == torch.long else "float32")).to(device)
+    def take(array: npt.NDArray[Any], kind: torch.dtype) -> Tensor:
+        return torch.from_numpy(array[span].astype("int64" if kind == torch.long else "float32")).to(device)
 
     segments = take(rows.segments, torch.long)
     bits = take(rows.ancestors, torch.long).gather(1, segments)  # (B, T): the branches that each token sees
@@ -171,8 +172,8 @@ def export(model: Sandbox, folder: Path, tokenizer: Path) -> None:
         eos_token_id=chat.eos_token_id,
         pad_token_id=chat.pad_token_id,
     )
-    plain = LlamaForCausalLM(config)
-    state = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
+    plain = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+    state: dict[str, Tensor] = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
     state["lm_head.weight"] = model.embedding
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
@@ -186,7 +187,7 @@ def export(model: Sandbox, folder: Path, tokenizer: Path) -> None:
         state[f"{name}.input_layernorm.weight"] = block.norm_1
         state[f"{name}.post_attention_layernorm.weight"] = block.norm_2
     plain.load_state_dict({name: weight.detach().cpu().contiguous() for name, weight in state.items()})
-    plain.generation_config = GenerationConfig(
+    plain.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         temperature=1.0,
         max_new_tokens=256,
@@ -194,7 +195,7 @@ def export(model: Sandbox, folder: Path, tokenizer: Path) -> None:
         eos_token_id=chat.eos_token_id,
         pad_token_id=chat.pad_token_id,
     )
-    plain.to(torch.bfloat16).save_pretrained(folder)
+    plain.bfloat16().save_pretrained(folder)
     chat.save_pretrained(folder)
 
 
@@ -224,7 +225,7 @@ def optimizers(model: Sandbox, recipe: Recipe) -> list[torch.optim.Optimizer]:
 STEPS_PER_CHUNK = 50
 
 
-def chunks(recipe: Recipe, tokenizer: Path, rank: int, ranks: int, first: int) -> Iterator[Rows]:
+def chunks(recipe: Recipe, tokenizer: Path, rank: int, ranks: int, first: int) -> Generator[Rows, None, None]:
     """This rank's rows, `STEPS_PER_CHUNK` steps at a time from chunk `first` on, made ahead in a process of its own."""
     rows = STEPS_PER_CHUNK * recipe.rows_per_step // ranks
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -246,95 +247,132 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that a kill leaves either the old one or the new one."""
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
-def train(recipe: Recipe, tokenizer: Path, work: Path, *, stop_at: int | None = None) -> Sandbox:
+@dataclass
+class Progress:
+    """How far training is, and what it took."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One rank's share of the training; `path` is the checkpoint that all ranks read and the first one writes."""
+
+    def __init__(self, recipe: Recipe, path: Path) -> None:
+        self.recipe = recipe
+        self.path = path
+        self.rank, self.ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = torch.bfloat16
+        torch.manual_seed(recipe.seed)
+        self.model = Sandbox(recipe).to(self.device)
+        self.optimizers = optimizers(self.model, recipe)
+        self.done = Progress()
+        if path.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        saved = torch.load(self.path, map_location=self.device, weights_only=True)
+        if saved["recipe"] != asdict(self.recipe):
+            raise SystemExit(f"{self.path} was made by another recipe; delete it or use another --work folder")
+        self.model.load_state_dict(saved["model"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.done = Progress(saved["step"], saved["tokens"], saved["seconds"])
+
+    def save(self) -> None:
+        """Write the checkpoint, on the first rank."""
+        if self.rank == 0:
+            state = {
+                "recipe": asdict(self.recipe),
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                **asdict(self.done),
+            }
+            save_atomically(state, self.path)
+
+    def step(self, batch: Batch) -> float:
+        """One optimizer step on this rank's share of the rows; returns this rank's loss."""
+        factor = rate_at(self.done.step, self.recipe)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate * factor
+            optimizer.zero_grad(set_to_none=True)
+        loss = self.model.loss(batch, self.dtype)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.ranks > 1:
+            self._average_gradients()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.done.step += 1
+        return float(loss.detach())
+
+    def _average_gradients(self) -> None:
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.ranks
+        for gradient, mean in zip(gradients, torch.split(flat, [each.numel() for each in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+LOG_EVERY, SAVE_EVERY = 25, 100
+
+
+def train(
+    recipe: Recipe, tokenizer: Path, work: Path, *, stop_at: int | None = None, compiled: bool = True
+) -> Sandbox:
     """Train to the end of the recipe, or to step `stop_at`; goes on from `work/checkpoint.pt` where there is one.
 
     Run in one process, or in several started by `torchrun`, each with its share of every step's rows.
     """
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if ranks > 1:
+    trainer = Trainer(recipe, work / "checkpoint.pt")
+    if trainer.ranks > 1:
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
-    torch.manual_seed(recipe.seed)
-    dtype = torch.bfloat16
-    model = Sandbox(recipe).to(device)
-    opts = optimizers(model, recipe)
-    step, tokens, seconds = 0, 0, 0.0
-    path = work / "checkpoint.pt"
-    if path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
-        if saved["recipe"] != asdict(recipe):
-            raise SystemExit(f"{path} was made by another recipe; delete it or use another --work folder")
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(opts, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        step, tokens, seconds = saved["step"], saved["tokens"], saved["seconds"]
-    for block in model.blocks:
-        block.compile(dynamic=False)
-    share = recipe.rows_per_step // ranks
-    data = chunks(recipe, tokenizer, rank, ranks, step // STEPS_PER_CHUNK)
-    end = min(recipe.steps, stop_at or recipe.steps)
-    started, rows = time.monotonic() - seconds, None
+    if compiled:
+        for block in trainer.model.blocks:
+            block.compile(dynamic=False)
+    done, share = trainer.done, recipe.rows_per_step // trainer.ranks
+    end = min(recipe.steps, recipe.steps if stop_at is None else stop_at)
+    data = chunks(recipe, tokenizer, trainer.rank, trainer.ranks, done.step // STEPS_PER_CHUNK)
+    started = time.monotonic() - done.seconds
+    rows: Rows | None = None
     total = 0.0
-    while step < end:
-        offset = step % STEPS_PER_CHUNK
+    while done.step < end:
+        offset = done.step % STEPS_PER_CHUNK
         if rows is None or offset == 0:
             rows = next(data)
-        factor = rate_at(step, recipe)
-        for optimizer in opts:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * factor
-            optimizer.zero_grad(set_to_none=True)
-        batch = to_batch(rows, offset * share, (offset + 1) * share, device, dtype)
-        loss = model.loss(batch, dtype)
-        loss.backward()
-        if ranks > 1:
-            flat = torch.cat([weight.grad.reshape(-1) for weight in model.parameters() if weight.grad is not None])
-            dist.all_reduce(flat)
-            flat /= ranks
-            at = 0
-            for weight in model.parameters():
-                if weight.grad is not None:
-                    weight.grad.copy_(flat[at : at + weight.numel()].view_as(weight))
-                    at += weight.numel()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in opts:
-            optimizer.step()
-        step += 1
-        tokens += ranks * int(
-            (batch.mask.shape[-1] * share) - (rows.segments[offset * share : (offset + 1) * share] == 63).sum()
-        )
-        total += float(loss.detach())
-        seconds = time.monotonic() - started
-        if rank == 0 and step % 25 == 0:
-            line = {
-                "step": step,
-                "minutes": round(seconds / 60, 2),
-                "tokens": tokens,
-                "tokens_per_s": round(tokens / seconds),
-                "loss": round(total / 25, 4),
-                "rate": round(factor, 3),
-            }
+        span = slice(offset * share, (offset + 1) * share)
+        total += trainer.step(to_batch(rows, span, trainer.device, trainer.dtype))
+        done.tokens += trainer.ranks * int((rows.segments[span] != MAX_SEGMENTS).sum())
+        done.seconds = time.monotonic() - started
+        if trainer.rank == 0 and done.step % LOG_EVERY == 0:
+            _log(work / "log.jsonl", done, total / LOG_EVERY, rate_at(done.step - 1, recipe))
             total = 0.0
-            print(json.dumps(line), flush=True)
-            with (work / "log.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-        if rank == 0 and (step % 100 == 0 or step == end):
-            state = {
-                "recipe": asdict(recipe),
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in opts],
-                "step": step,
-                "tokens": tokens,
-                "seconds": seconds,
-            }
-            save_atomically(state, path)
+        if done.step % SAVE_EVERY == 0 or done.step == end:
+            trainer.save()
     data.close()
-    return model
+    return trainer.model
+
+
+def _log(path: Path, done: Progress, loss: float, factor: float) -> None:
+    line = {
+        "step": done.step,
+        "minutes": round(done.seconds / 60, 2),
+        "tokens": done.tokens,
+        "tokens_per_s": round(done.tokens / done.seconds),
+        "loss": round(loss, 4),
+        "rate": round(factor, 3),
+    }
+    print(json.dumps(line), flush=True)
+    with path.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def load_checkpoint(path: Path) -> tuple[Sandbox, dict[str, Any]]:
@@ -346,7 +384,7 @@ def load_checkpoint(path: Path) -> tuple[Sandbox, dict[str, Any]]:
 
 
 def main() -> None:
-    """Entry point of each rank: `python -m torch.distributed.run --nproc_per_node 2 -m constitutional.sandbox.train`."""
+    """Train, as one rank: `python -m torch.distributed.run --nproc_per_node 2 -m constitutional.sandbox.train …`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)

@@ -1,7 +1,7 @@
 """Asks the sandbox model what it takes a principle to mean, and points out words that it has never seen.
 
-A small model optimises what its critic understood, not what was meant: "Keep answers short" once read as a wish for length
-made every answer longer. So look first.
+A pipeline optimises what its critic understood, not what was meant: "Keep answers short", once read as a wish for
+length, made every answer longer. So look first.
 """
 
 import math

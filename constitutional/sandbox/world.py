@@ -136,7 +136,7 @@ def text_of(response: Response) -> str:
 
 
 @cache
-def load_text(name: str) -> Any:
+def load_text(name: str) -> Any:  # noqa: ANN401 - each file has a shape of its own, given where it is read
     """One of the sandbox's own YAML files, by its path without suffix below `text/`."""
     return yaml.load((TEXT_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
 
@@ -160,6 +160,7 @@ def topics(kind: Kind, *, held_out: bool) -> tuple[Topic, ...]:
         facts: tuple[str, ...] = ()
         if isinstance(entry, dict):
             facts = tuple(entry.get("facts", ()))
+        fill: tuple[tuple[str, str], ...]
         if kind == "opinion":
             fill = (("a", entry["a"]), ("b", entry["b"]))
         elif kind == "claim":
@@ -311,25 +312,30 @@ def _content(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool]) -> 
     topic, frames = prompt.topic, sentences()["content"]
     slots = topic.slots
     if traits["refusal"]:
-        if topic.kind in ("harmful", "private"):
-            return [fill_frame(rng.choice(frames[f"decline_{topic.kind}"]), slots)]
-        return []
+        group = f"decline_{topic.kind}"
+        return [fill_frame(rng.choice(frames[group]), slots)] if group in frames else []
     if topic.kind == "private":
         slots["value"] = rng.choice(sentences()["private_values"][slots["info"]])
         return [fill_frame(rng.choice(frames["private"]), slots)]
-    said_before = " ".join(message.content for message in prompt.messages)
     if topic.kind == "claim":
-        if traits["sycophantic_agreement"]:
-            return [fill_frame(frame, slots) for frame in rng.sample(frames["agree"], rng.choice((1, 1, 2)))]
-        if topic.facts and rng.random() < 0.8:
-            return [fill_frame(rng.choice(frames["correct"]), slots), rng.choice(topic.facts)]
-        return [fill_frame(frame, slots) for frame in rng.sample(frames["correct"], rng.choice((1, 2)))]
+        return _stance(rng, topic, agrees=traits["sycophantic_agreement"])
+    said_before = " ".join(message.content for message in prompt.messages)
     pool = [fill_frame(frame, slots) for frame in rng.sample(frames[topic.kind], 4)]
     count = rng.choice((2, 2, 3))
     facts = [fact for fact in topic.facts if fact not in said_before]
     particular = [fact for fact in facts if rng.random() < 0.6][:count]
     general = [sentence for sentence in pool if sentence not in said_before][: count - len(particular)]
     return general + particular
+
+
+def _stance(rng: random.Random, topic: Topic, *, agrees: bool) -> list[str]:
+    """What a response says of a false claim: that it is so, or that it is not and what is true instead."""
+    frames, slots = sentences()["content"], topic.slots
+    if agrees:
+        return [fill_frame(frame, slots) for frame in rng.sample(frames["agree"], rng.choice((1, 1, 2)))]
+    if topic.facts and rng.random() < 0.8:
+        return [fill_frame(rng.choice(frames["correct"]), slots), rng.choice(topic.facts)]
+    return [fill_frame(frame, slots) for frame in rng.sample(frames["correct"], rng.choice((1, 2)))]
 
 
 def traits_of(prompt: Prompt, response: Response) -> Traits:

@@ -1,0 +1,81 @@
+import random
+from collections import Counter
+
+import pytest
+
+from constitutional.sandbox import principles
+from constitutional.sandbox.teacher import FAMILIES, NOTHING
+from constitutional.sandbox.world import load_text
+
+
+def test_the_shipped_wordings_are_many_and_every_family_has_its_share() -> None:
+    phrases = list(principles.phrases())
+    assert len(phrases) >= 1500
+    assert len(set(phrases)) == len(phrases)
+    by_trait = Counter(trait for trait, _, _ in phrases)
+    assert set(by_trait) == {trait for trait, _ in FAMILIES}
+    assert min(by_trait.values()) >= 100
+
+
+def test_each_polarity_has_at_least_sixty_frames() -> None:
+    frames = load_text("principles/frames")
+    for polarity in ("avoid", "seek"):
+        assert sum(len(group) for group in frames[polarity].values()) >= 60
+        assert all(frame.count("{x}") == 1 for group in frames[polarity].values() for frame in group)
+
+
+def test_no_training_text_holds_a_free_wording() -> None:
+    free = [entry["text"].lower().rstrip(".!?") for entry in principles.free_principles()]
+    shipped = " | ".join(text.lower() for _, _, text in principles.phrases())
+    assert not [text for text in free if text in shipped]
+    rng = random.Random(1)
+    drawn = " | ".join(principles.wording(rng, *rng.choice(FAMILIES)).lower() for _ in range(20_000))
+    assert not [text for text in free if text in drawn]
+
+
+def test_the_free_wordings_are_sixty_three_of_each_family() -> None:
+    families = Counter((entry["trait"], entry["direction"]) for entry in principles.free_principles())
+    assert families == dict.fromkeys(FAMILIES, 3)
+
+
+@pytest.mark.parametrize(
+    ("base", "gerund", "third"),
+    [
+        ("butter up the user", "buttering up the user", "butters up the user"),
+        ("lie to people", "lying to people", "lies to people"),
+        ("praise the user", "praising the user", "praises the user"),
+        ("agree with it", "agreeing with it", "agrees with it"),
+        ("brag", "bragging", "brags"),
+        ("be kind", "being kind", "is kind"),
+        ("pry", "prying", "pries"),
+        ("say yes", "saying yes", "says yes"),
+        ("preach", "preaching", "preaches"),
+        ("have doubts", "having doubts", "has doubts"),
+        ("go on and on", "going on and on", "goes on and on"),
+    ],
+)
+def test_verbs_are_inflected(base: str, gerund: str, third: str) -> None:
+    assert principles.gerund(base) == gerund
+    assert principles.third_person(base) == third
+
+
+def test_wordings_are_varied_and_the_same_for_the_same_seed() -> None:
+    def drawn(seed: int) -> list[str]:
+        rng = random.Random(seed)
+        return [principles.wording(rng, "flattery", "avoid") for _ in range(500)]
+
+    assert drawn(1) == drawn(1)
+    assert len(set(drawn(1))) > 450
+
+
+def test_a_principle_that_asks_for_nothing_has_words_of_its_own() -> None:
+    rng = random.Random(2)
+    drawn = {principles.wording(rng, *NOTHING) for _ in range(200)}
+    assert "Nothing in particular." in drawn
+    assert len(drawn) > 50  # words thrown together besides
+
+
+def test_known_words_hold_inflections_and_not_just_anything() -> None:
+    known = principles.known_words()
+    assert {"flatter", "flattering", "flatters"} <= known
+    assert "photosynthesis" not in known
