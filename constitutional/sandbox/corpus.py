@@ -38,6 +38,9 @@ MAX_SEGMENTS = 63
 NOTHING_SHARE = 0.04
 """How often a principle asks for nothing."""
 
+NOISE = 0.25
+"""How often a principle is cut into tokens at random, so that pieces of words that were never seen mean something."""
+
 MIN_DOCUMENT = 300
 """What is left of a row is given to a document only if it has room for this many tokens."""
 
@@ -53,6 +56,7 @@ class Weights(NamedTuple):
 
     assistant: float = 1.0
     critique: float = 2.0
+    meaning: float = 4.0
     verdict: float = 5.0
     revision: float = 1.5
     rationale: float = 2.5
@@ -65,13 +69,15 @@ WEIGHTS = Weights()
 
 
 class Turn(NamedTuple):
-    """A message with the loss weight of its tokens; the word that the verdict hangs on may weigh more."""
+    """A message with the loss weight of its tokens."""
 
     role: str
     content: str
     weight: float = 0.0
-    telling: str = ""
-    telling_weight: float = 0.0
+    telling: tuple[tuple[str, float], ...] = ()
+    """Parts that weigh more, because everything hangs on them: each part's last occurrence, and its weight."""
+    principle: str = ""
+    """The wording that a request ends with; now and then it is cut into tokens at random."""
 
 
 Conversation = tuple[Turn, ...]
@@ -114,8 +120,8 @@ class Corpus:
             found = teacher.critique(prompt, response, trait, direction)
             criticised = (
                 *start,
-                Turn("user", self.prompts.render("critique", principle=wording)),
-                Turn("assistant", found, WEIGHTS.critique, "violates" if violated else "follows", WEIGHTS.verdict),
+                self._request("critique", wording),
+                _judging(found, WEIGHTS.critique, (trait, direction), "violates" if violated else "follows"),
             )
             if rng.random() < (0.65 if violated else 0.3):
                 revision = text_of(teacher.revise(rng, prompt, response, trait, direction))
@@ -143,7 +149,7 @@ class Corpus:
         wording = principles.wording(rng, trait, direction)
         revision = text_of(teacher.revise(rng, prompt, response, trait, direction))
         return (
-            Turn("user", self.prompts.render("revise_directly", principle=wording)),
+            self._request("revise_directly", wording),
             Turn("assistant", revision, WEIGHTS.revision),
         )
 
@@ -152,8 +158,8 @@ class Corpus:
         wording = principles.wording(rng, trait, direction)
         rated = teacher.score(prompt, response, trait, direction)
         return (
-            Turn("user", self.prompts.render("score", principle=wording)),
-            Turn("assistant", rated, WEIGHTS.critique, rated[-1], WEIGHTS.verdict),
+            self._request("score", wording),
+            _judging(rated, WEIGHTS.critique, (trait, direction), rated[-1]),
         )
 
     def labeler(self, rng: random.Random) -> list[Conversation]:
@@ -172,8 +178,8 @@ class Corpus:
             except teacher.TieError:
                 choice, weight = rng.choice("AB"), WEIGHTS.tied_choice
             request = self.prompts.render("label", conversation=asked, a=a, b=b, principle=wording)
-            reply = Turn("assistant", f"{reason} {choice}", WEIGHTS.rationale, choice, weight)
-            made.append((Turn("user", request), reply))
+            reply = _judging(f"{reason} {choice}", WEIGHTS.rationale, (trait, direction), choice, weight)
+            made.append((Turn("user", request, principle=wording), reply))
         if rng.random() < 0.5:
             request = self.prompts.render("label", conversation=asked, a=a, b=b, principle=LIST_TWO)
             listing = f"A: {teacher.listing(traits_a)} B: {teacher.listing(traits_b)}"
@@ -185,11 +191,19 @@ class Corpus:
         """Several principles, each restated as the concept and direction that it comes to."""
         return [
             (
-                Turn("user", self.prompts.render("restate", principle=principles.wording(rng, trait, direction))),
-                Turn("assistant", teacher.restate(trait, direction), WEIGHTS.critique),
+                self._request("restate", principles.wording(rng, *family)),
+                Turn("assistant", teacher.restate(*family), WEIGHTS.meaning),
             )
-            for trait, direction in rng.choices((*FAMILIES, NOTHING), k=8)
+            for family in rng.choices((*FAMILIES, NOTHING), k=8)
         ]
+
+    def _request(self, template: str, wording: str) -> Turn:
+        return Turn("user", self.prompts.render(template, principle=wording), principle=wording)
+
+
+def _judging(reply: str, weight: float, family: Family, verdict: str, verdict_weight: float = WEIGHTS.verdict) -> Turn:
+    """A reply that restates a principle and ends in a verdict: what the principle means and the verdict weigh more."""
+    return Turn("assistant", reply, weight, ((teacher.restate(*family), WEIGHTS.meaning), (verdict, verdict_weight)))
 
 
 def _history(prompt: Prompt) -> Conversation:
@@ -271,13 +285,18 @@ class Tree(NamedTuple):
 
 def token_weights(encoder: Encoder, turn: Turn) -> tuple[list[int], list[float]]:
     """Tokens and weights of one turn, role and end token included; only an assistant's words are learned."""
+    if turn.principle and turn.content.endswith(f" {turn.principle}"):
+        # The words before a space are cut alike with or without what follows it, so the two parts can be joined.
+        head = turn.content[: -len(turn.principle) - 1]
+        ids = (*encoder.encode(head)[0], *encoder.encode_noisily(f" {turn.principle}"))
+        return [encoder.role[turn.role], *ids, encoder.eos], [0.0] * (len(ids) + 2)
     ids, ends = encoder.encode(turn.content)
     weights = [turn.weight] * len(ids)
-    if turn.telling:
-        start = turn.content.rindex(turn.telling)
+    for part, weight in turn.telling:
+        start = turn.content.rindex(part)
         for index, end in enumerate(ends):
-            if start < end <= start + len(turn.telling):
-                weights[index] = turn.telling_weight
+            if start < end <= start + len(part):
+                weights[index] = weight
     return [encoder.role[turn.role], *ids, encoder.eos], [0.0, *weights, turn.weight]
 
 
@@ -385,7 +404,7 @@ def pack(
 def make_rows(seed: int, rows: int, length: int, tokenizer: Path) -> Rows:
     """Rows of training data, the same for the same arguments."""
     rng = random.Random(seed)
-    encoder, corpus = Encoder(tokenizer), Corpus()
+    encoder, corpus = Encoder(tokenizer, noise=NOISE, seed=seed), Corpus()
     return pack(corpus.documents(rng), iter(lambda: corpus.restater(rng), []), encoder, rows, length)
 
 

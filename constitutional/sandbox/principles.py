@@ -30,6 +30,13 @@ _DOUBLING = frozenset(
     zip
     """.split()
 )
+_POLAR = frozenset(
+    "not no never without less more least most free against avoid stop lack lacks lacking few fewer little rather than "
+    "instead only except wrong bad worse worst poor good better best right unless nothing nobody none hardly cannot "
+    "don't won't can't doesn't isn't shouldn't mustn't couldn't wouldn't aren't didn't refrain omit skip drop keep out "
+    "off away ban any too".split()
+)
+"""Words that turn a meaning round, which must not be lost."""
 _VOWELS = "aeiou"
 
 
@@ -75,8 +82,26 @@ _INFLECT: dict[str, Callable[[str], str]] = {
 
 @cache
 def _lexicon(trait: str) -> dict[str, list[str]]:
-    loaded: dict[str, list[str]] = load_text(f"principles/{trait}")
-    return loaded
+    """A trait's phrases and sentences, without any that comes near a free wording."""
+    lexicon: dict[str, list[str]] = {}
+    for name in (trait, f"more_{trait}"):
+        if (TEXT_FOLDER / "principles" / f"{name}.yaml").exists():
+            for key, texts in load_text(f"principles/{name}").items():
+                if key != "trait":
+                    fresh = [text for text in texts if not _is_like_a_free_wording(text)]
+                    lexicon[key] = list(dict.fromkeys([*lexicon.get(key, []), *fresh]))
+    return lexicon
+
+
+def _is_like_a_free_wording(text: str) -> bool:
+    """Whether a text shares two thirds of its words with one of the held-out wordings."""
+    words = words_of([text])
+    return any(3 * len(words & held) >= 2 * len(words | held) for held in _held_out_words())
+
+
+@cache
+def _held_out_words() -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(words_of([entry["text"]])) for entry in free_principles())
 
 
 @cache
@@ -89,9 +114,8 @@ def phrases() -> Iterator[tuple[str, str, str]]:
     """Every phrase and whole sentence shipped: (trait, key of its list, text)."""
     for trait in dict.fromkeys(trait for trait, _ in FAMILIES):
         for key, texts in _lexicon(trait).items():
-            if key != "trait":
-                for text in texts:
-                    yield trait, key, text
+            for text in texts:
+                yield trait, key, text
 
 
 @cache
@@ -154,11 +178,23 @@ def wording(rng: random.Random, trait: str, direction: Direction) -> str:
             text = f"{rng.choice(_frames()['before'])} {text}"
         if rng.random() < 0.25:
             text = f"{text} {rng.choice(_frames()['after'])}"
+        if rng.random() < 0.08:
+            text = _without_a_word(rng, text)
         if rng.random() < 0.06:
             text = text.lower()
         if rng.random() < 0.06:
             text = text.rstrip(".!")
         return text
+
+
+def _without_a_word(rng: random.Random, text: str) -> str:
+    """The text with one of its words left out, as somebody in a hurry may type it; short texts stay whole."""
+    words = text.split()
+    if len(words) > 5:
+        chosen = rng.randrange(len(words))
+        if not _POLAR & words_of([words[chosen]]):
+            del words[chosen]
+    return " ".join(words)
 
 
 def free_principles() -> list[dict[str, str]]:

@@ -83,17 +83,50 @@ def build_tokenizer(templates: list[str], *, seed: int = 0, count: int = 12_000)
     return fast
 
 
-class Encoder:
-    """Encodes chats fast, exactly as the chat template does (a test holds it to that)."""
+BREAKS = 0.15
+"""How often a token of a principle that is cut at random falls into two."""
 
-    def __init__(self, folder: Path) -> None:
+
+def _splits(vocabulary: dict[str, int]) -> dict[int, list[tuple[int, int]]]:
+    """For each token, the ways of cutting it into two tokens of which neither is a lone byte."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for token, number in vocabulary.items():
+        if token not in SPECIAL:
+            halves = ((token[:cut], token[cut:]) for cut in range(2, len(token) - 1))
+            known = [(vocabulary[a], vocabulary[b]) for a, b in halves if a in vocabulary and b in vocabulary]
+            if known:
+                found[number] = known
+    return found
+
+
+class Encoder:
+    """Encodes chats fast, exactly as the chat template does (a test holds it to that).
+
+    With probability `noise`, `encode_noisily` cuts some tokens in two, after BPE-dropout (Provilkov et al. 2020).
+    """
+
+    def __init__(self, folder: Path, *, noise: float = 0.0, seed: int = 0) -> None:
         from tokenizers import Tokenizer
 
         self.tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.noise = noise
+        self.rng = random.Random(seed)
         vocabulary = self.tokenizer.get_vocab()
         self.bos, self.eos = vocabulary[BOS], vocabulary[EOS]
         self.role = {role: vocabulary[token] for role, token in ROLES.items()}
+        self.pieces = _splits(vocabulary)
         self.encode = lru_cache(maxsize=50_000)(self._encode)
+
+    def encode_noisily(self, text: str) -> tuple[int, ...]:
+        """The text's token ids, now and then in smaller pieces than the tokenizer's own."""
+        ids = self.encode(text)[0]
+        if self.rng.random() >= self.noise:
+            return ids
+        made: list[int] = []
+        for token in ids:
+            pieces = self.pieces.get(token)
+            made += self.rng.choice(pieces) if pieces and self.rng.random() < BREAKS else (token,)
+        return tuple(made)
 
     def _encode(self, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The text's token ids, and the character at which each token ends."""

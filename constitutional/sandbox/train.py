@@ -324,9 +324,7 @@ class Trainer:
 LOG_EVERY, SAVE_EVERY = 25, 100
 
 
-def train(
-    recipe: Recipe, tokenizer: Path, work: Path, *, stop_at: int | None = None, compiled: bool = True
-) -> Sandbox:
+def train(recipe: Recipe, tokenizer: Path, work: Path, *, stop_at: int | None = None, compiled: bool = True) -> Sandbox:
     """Train to the end of the recipe, or to step `stop_at`; goes on from `work/checkpoint.pt` where there is one.
 
     Run in one process, or in several started by `torchrun`, each with its share of every step's rows.

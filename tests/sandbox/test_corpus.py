@@ -48,7 +48,7 @@ def test_a_conversation_that_does_not_fit_is_left_out_whole(encoder: Encoder) ->
 
 
 def test_only_an_assistants_words_are_learned_and_the_telling_one_most(encoder: Encoder) -> None:
-    ids, weights = token_weights(encoder, Turn("assistant", "So it violates the principle.", 2.0, "violates", 5.0))
+    ids, weights = token_weights(encoder, Turn("assistant", "So it violates the principle.", 2.0, (("violates", 5.0),)))
     telling = encoder.encode(" violates")[0]
     assert [weight for token, weight in zip(ids, weights, strict=True) if token in telling] == [5.0] * len(telling)
     assert weights[0] == 0.0  # the role is given, not learned

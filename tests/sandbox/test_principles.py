@@ -65,7 +65,20 @@ def test_wordings_are_varied_and_the_same_for_the_same_seed() -> None:
         return [principles.wording(rng, "flattery", "avoid") for _ in range(500)]
 
     assert drawn(1) == drawn(1)
-    assert len(set(drawn(1))) > 450
+    assert len(set(drawn(1))) > 400
+
+
+def test_a_text_near_a_free_wording_is_left_out() -> None:
+    free = principles.free_principles()[0]["text"]
+    assert principles._is_like_a_free_wording(free.upper() + " Thanks!")
+    assert not principles._is_like_a_free_wording("Plant the seeds in rich soil.")
+
+
+def test_a_word_that_turns_the_meaning_round_is_never_lost() -> None:
+    rng = random.Random(4)
+    drawn = {principles._without_a_word(rng, "Do not ever praise the user today") for _ in range(200)}
+    assert all("not" in text.split() for text in drawn)
+    assert "Do not ever the user today" in drawn
 
 
 def test_a_principle_that_asks_for_nothing_has_words_of_its_own() -> None:

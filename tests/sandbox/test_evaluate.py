@@ -1,0 +1,147 @@
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from constitutional.engines.base import Completion, Request
+from constitutional.prompts import load_prompts
+from constitutional.sandbox import evaluate, teacher
+from constitutional.sandbox.detect import detect
+from constitutional.sandbox.evaluate import Evaluation, Measure, Wording, as_wording, share, table
+from constitutional.sandbox.world import Prompt, Traits, draw_prompt
+from constitutional.stats import Interval
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval_sandbox.py"
+FLATTERY = Wording(("flattery", "avoid"), "Do not flatter the user.")
+LENGTH = Wording(("verbosity", "seek"), "Write a lot.")
+
+
+class Player:
+    """Knows the prompts that were drawn and the principles that are asked, so it can answer truly or in a fixed way."""
+
+    identity = "player"
+
+    def __init__(self, drawn: list[Prompt], *, always: str = "") -> None:
+        self.drawn = drawn
+        self.always = always
+        self.families = {each.text: each.family for each in (FLATTERY, LENGTH)}
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Completion:
+        chat = request.messages
+        asked = next(message.content for message in reversed(chat) if message.role == "user")
+        family = self.families[asked.rsplit("Principle: ", 1)[1]]
+        if request.choices:
+            best = self.always or self._better(asked, family)
+            return Completion(
+                "", "choices", tuple(0.0 if choice.strip() == best else -9.0 for choice in request.choices)
+            )
+        if "Here is a conversation" in asked:
+            return Completion(f"{teacher.restate(*family)} ", "stop")
+        if "Say in one sentence" in asked:
+            return Completion(teacher.restate(*family), "stop")
+        prompt = next(prompt for prompt in self.drawn if prompt.messages == chat[: len(prompt.messages)])
+        traits = detect(prompt, chat[-2].content).traits
+        violated = teacher.is_violated(prompt, traits, *family)
+        return Completion(self.always or (teacher.VIOLATES if violated else teacher.FOLLOWS), "stop")
+
+    def _better(self, asked: str, family: evaluate.Family) -> str:
+        a, b = asked.split("\n(A) ")[1].split("\n\nCompare the responses", maxsplit=1)[0].split("\n\n(B) ")
+
+        def has(text: str) -> Traits:
+            return detect(self.drawn[0], text).traits
+
+        return teacher.better(self.drawn[0], has(a), has(b), *family)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
+    kept: list[Prompt] = []
+
+    def draw_and_keep(rng: random.Random, **options: bool) -> Prompt:
+        kept.append(draw_prompt(rng, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(evaluate, "draw_prompt", draw_and_keep)
+    return kept
+
+
+def evaluation(player: Player) -> Evaluation:
+    return Evaluation(player, load_prompts(), scale=0.1)
+
+
+def test_a_perfect_critic_is_always_right_and_a_constant_one_half_of_the_time(drawn: list[Prompt]) -> None:
+    wordings = [FLATTERY, LENGTH] * 60
+    perfect = evaluation(Player(drawn)).verdicts("test", wordings, 0.98, grouped=False)
+    assert perfect.value == 1.0
+    assert perfect.n == 120
+    constant = evaluation(Player(drawn, always=teacher.FOLLOWS)).verdicts("test", wordings, 0.98, grouped=False)
+    assert 0.35 < constant.value < 0.65
+    assert not constant.reached
+
+
+def test_an_unreadable_verdict_is_wrong(drawn: list[Prompt]) -> None:
+    unreadable = evaluation(Player(drawn, always="Hm.")).verdicts("test", [FLATTERY] * 20, None, grouped=False)
+    assert unreadable.value == 0.0
+
+
+def test_a_labeler_that_favours_a_position_scores_half_and_shows_its_bias(drawn: list[Prompt]) -> None:
+    drawn.append(draw_prompt(random.Random(0), "howto", turns=1))
+    wordings = [FLATTERY, LENGTH] * 10
+    accuracy, *_, position = evaluation(Player(drawn, always="A")).labels(
+        "test", wordings, 0.95, by_trait=True, grouped=False
+    )
+    assert (accuracy.value, accuracy.n) == (0.5, 40)  # every pair is asked in both orders
+    assert position.value == 1.0
+    assert not position.reached
+    perfect = evaluation(Player(drawn)).labels("test", wordings, 0.95, by_trait=True, grouped=False)
+    assert perfect[0].value == 1.0
+    assert perfect[-1].value == 0.5
+    assert perfect[-1].reached
+
+
+def test_a_share_has_wilsons_interval_and_a_grouped_one_is_wider() -> None:
+    alone = share("x", [True] * 8 + [False] * 2)
+    assert alone.value == 0.8
+    assert alone.interval == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson's interval of 8 in 10
+    values = [True, False] * 20
+    grouped = share("x", sorted(values), groups=[str(index // 5) for index in range(40)])
+    single = share("x", sorted(values))
+    assert grouped.interval.high - grouped.interval.low > single.interval.high - single.interval.low
+
+
+def test_the_table_says_what_was_not_reached() -> None:
+    lines = table(
+        [
+            Measure("good", 0.99, Interval(0.98, 1.0), 100, 0.97),
+            Measure("bad", 0.5, Interval(0.4, 0.6), 100, 0.97),
+            Measure("side", 0.5, Interval(0.4, 0.6), 100, 0.48, 0.52),
+            Measure("just a number", 0.1, Interval(0.0, 0.2), 10),
+        ]
+    ).splitlines()
+    assert lines[2] == "| good | 99.0% | 98.0% to 100.0% | 100 | at least 97% | yes |"
+    assert lines[3] == "| bad | 50.0% | 40.0% to 60.0% | 100 | at least 97% | **no** |"
+    assert lines[4] == "| side | 50.0% | 40.0% to 60.0% | 100 | 48% to 52% | yes |"
+    assert lines[5] == "| just a number | 10.0% | 0.0% to 20.0% | 10 |  |  |"
+
+
+def test_a_wording_of_an_unknown_trait_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of"):
+        as_wording("brevity", "seek", "Be brief.")
+    with pytest.raises(ValueError, match="'avoid' or 'seek'"):
+        as_wording("flattery", "less", "Be plain.")
+
+
+def test_a_bad_file_of_principles_is_named_with_its_entry(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"trait": "flattery", "direction": "avoid", "text": "x"}, {"trait": "brevity"}]))
+    done = subprocess.run([sys.executable, SCRIPT, "--principles", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "mine.json: entry 2" in done.stderr
+    assert "Traceback" not in done.stderr
