@@ -1,6 +1,80 @@
 """Train a language model to behave as a written constitution says.
 
-Importing this package loads neither torch nor anything else that is slow: heavy libraries are imported where used.
+Importing this package loads neither torch nor anything else that is slow: heavy libraries are imported where used, and
+the names below when they are first asked for.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from constitutional.config import RunConfig, compose
+    from constitutional.constitution import Constitution, Principle, load_constitution
+    from constitutional.engines.opening import open_engine
+    from constitutional.pipeline import load_run, run
+    from constitutional.prompts import load_prompts
+    from constitutional.records import (
+        Comparison,
+        Judgement,
+        Message,
+        Preference,
+        Prompt,
+        Reading,
+        Revision,
+        RevisionStep,
+        Verdict,
+    )
+    from constitutional.stages.critique_revise import critique_revise
+    from constitutional.stages.label import label
+    from constitutional.stages.mix import mix
+
+__all__ = [
+    "Comparison",
+    "Constitution",
+    "Judgement",
+    "Message",
+    "Preference",
+    "Principle",
+    "Prompt",
+    "Reading",
+    "Revision",
+    "RevisionStep",
+    "RunConfig",
+    "Verdict",
+    "__version__",
+    "compose",
+    "critique_revise",
+    "label",
+    "load_constitution",
+    "load_prompts",
+    "load_run",
+    "mix",
+    "open_engine",
+    "run",
+]
+
+_RECORDS = "Comparison Judgement Message Preference Prompt Reading Revision RevisionStep Verdict".split()
+_HOMES = {
+    **dict.fromkeys(_RECORDS, "records"),
+    **dict.fromkeys(("Constitution", "Principle", "load_constitution"), "constitution"),
+    **dict.fromkeys(("RunConfig", "compose"), "config"),
+    **dict.fromkeys(("load_run", "run"), "pipeline"),
+    "critique_revise": "stages.critique_revise",
+    "label": "stages.label",
+    "load_prompts": "prompts",
+    "mix": "stages.mix",
+    "open_engine": "engines.opening",
+}
+"""The module that each public name is loaded from (PEP 562)."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -7,35 +7,48 @@ command needs it, so that `--help` and a mistyped argument answer at once.
 import argparse
 import json
 import math
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from constitutional import __version__
-from constitutional.errors import ConstitutionalError, UsageError
-from constitutional.principle_file import read_principles
+from constitutional.errors import WRONG_USE, ConstitutionalError, UsageError
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from constitutional.config import RunConfig
     from constitutional.sandbox.understand import Understanding
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 UNSURE_BELOW = 0.8
 """A meaning that the model gives less probability than this is pointed out, with the runner-up."""
+LONGEST_NAME = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (by default the process's own) and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments.run(arguments)
+        if words and words[0] in _COMPOSED:
+            return _COMPOSED[words[0]](words[1:])
+        arguments = _parser().parse_args(words)
+        return arguments.run(arguments) or 0
     except ConstitutionalError as error:
-        print(f"constitutional: {_one_line(str(error))}", file=sys.stderr)
+        _complain(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("constitutional: interrupted", file=sys.stderr)
         return INTERRUPTED
-    return 0
+
+
+def _complain(error: ConstitutionalError) -> None:
+    """A line for the error, and one for each of its notes: further mistakes of the same kind."""
+    for message in (str(error), *getattr(error, "__notes__", ())):
+        print(f"constitutional: {_one_line(message)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,6 +57,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    # These three take Hydra's arguments and never get here; they stand here to be listed.
+    commands.add_parser("run", add_help=False, help="run everything: run name=first constitution.file=FILE …")
+    commands.add_parser("demo", add_help=False, help="the same on the small test-bed, in minutes on a CPU: runs/demo")
+    commands.add_parser("config", add_help=False, help="print the configuration that `run` would have with these words")
+
+    lint = commands.add_parser("lint", help="check a constitution file", description="Exits with 2 on errors.")
+    lint.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
+    lint.add_argument("--sandbox", action="store_true", help="also ask the test-bed's model what it understands")
+    lint.set_defaults(run=_lint)
+
+    diff = commands.add_parser("diff", help="what changed between two constitution files")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    diff.set_defaults(run=_diff)
+
+    check = commands.add_parser(
+        "check",
+        help="try the labeler on a constitution's own examples",
+        description="Say for each principle how often the labeler finds the better of its own examples. "
+        "Exits with 1 if it is near chance by one of them.",
+    )
+    check.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
+    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=qwen3_4b label.method=logprobs")
+    check.set_defaults(run=_check)
+
+    show = commands.add_parser("show", help="a run's stages, or one item followed back to where it came from")
+    show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
+    show.add_argument("item", nargs="?", metavar="ITEM", help="an id of a preference, comparison, prompt, …")
+    show.set_defaults(run=_show)
+
+    report = commands.add_parser("report", help="where a run's report is, or one page for several runs")
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="such as runs/first")
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="of several runs (default: %(default)s)")
+    report.set_defaults(run=_report)
 
     sandbox = commands.add_parser("sandbox", help="the small test-bed that runs on a CPU")
     sandbox_commands = sandbox.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -63,7 +111,199 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# run, demo, config
+
+
+def _run(words: Sequence[str]) -> int:
+    failures: list[ConstitutionalError] = []
+
+    def task(composed: "DictConfig") -> None:
+        from constitutional.config import validated
+
+        try:
+            config = validated(composed)
+            _run_one(config.model_copy(update={"name": _sweep_name(config.name)}))
+        except ConstitutionalError as error:
+            # Hydra would print a traceback and end the sweep; the runs that are left may well succeed.
+            _complain(error)
+            failures.append(error)
+
+    _composed("run", words, task)
+    return failures[0].exit_code if failures else 0
+
+
+def _run_one(config: "RunConfig") -> None:
+    from constitutional import show
+    from constitutional.pipeline import run
+
+    store = run(config)
+    if behaviour := show.behaviour(store):
+        print(f"\nBehaviour on held-out prompts, with 95% intervals\n\n{behaviour}")
+    if path := show.report_path(store):
+        print(f"\nReport: {path}")
+
+
+def _sweep_name(name: str) -> str:
+    """The run's name; in a sweep with what makes it differ from the others, so that each has a folder of its own."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    chosen = HydraConfig.get()
+    if chosen.mode != RunMode.MULTIRUN:
+        return name
+    apart = ("name=", "experiment=", "sweep=", "folder=", "fresh=")
+    words = [word for word in chosen.overrides.task if not word.startswith(apart)]
+    return re.sub(r"[^A-Za-z0-9_.,=+-]", "_", "-".join([name, *words]))[:LONGEST_NAME]
+
+
+def _demo(words: Sequence[str]) -> int:
+    return _run(["experiment=sandbox", "name=demo", *words])
+
+
+def _config(words: Sequence[str]) -> int:
+    failures: list[ConstitutionalError] = []
+
+    def task(composed: "DictConfig") -> None:
+        import yaml
+
+        from constitutional.config import validated
+
+        try:
+            config = validated(composed)
+        except ConstitutionalError as error:
+            _complain(error)
+            failures.append(error)
+        else:
+            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+
+    _composed("config", words, task)
+    return failures[0].exit_code if failures else 0
+
+
+def _composed(command: str, words: Sequence[str], task: "Callable[[DictConfig], None]") -> None:
+    """Let Hydra compose a configuration from these words, and hand it to the task (in a sweep, one after the other)."""
+    import hydra
+
+    from constitutional.config import hydra_errors, register
+    from constitutional.shipped import shipped
+
+    register()
+    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    # Hydra takes flags before overrides only, and -m is easily typed last.
+    flags = [word for word in words if word in {"-m", "--multirun"}]
+    sys.argv = [f"constitutional {command}", *flags, *(word for word in words if word not in flags)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors, which become lines of ours, instead of printing and exiting
+    try:
+        with hydra_errors():
+            hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="run")(task)()
+    finally:
+        sys.argv = before[0]
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before[1] is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before[1]
+
+
+_COMPOSED = {"run": _run, "demo": _demo, "config": _config}
+
+
+# Constitutions
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    from constitutional.constitution import find_constitution
+    from constitutional.lint import lint_file
+
+    understand = None
+    if arguments.sandbox:
+        from constitutional.sandbox.understand import understand_texts as understand
+    findings = lint_file(find_constitution(arguments.file), understand)
+    for finding in findings:
+        print(finding)
+    errors = sum(finding.severity == "error" for finding in findings)
+    print(f"{arguments.file}: {errors} errors, {len(findings) - errors} warnings", file=sys.stderr)
+    return WRONG_USE if errors else 0
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    from constitutional.constitution import load_constitution
+    from constitutional.lint import difference
+
+    changes = difference(load_constitution(arguments.a), load_constitution(arguments.b))
+    for change in changes:
+        print(change)
+    if not changes:
+        print("no difference")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from constitutional.config import compose
+    from constitutional.constitution import load_constitution
+    from constitutional.engines.opening import LazyEngine, Models
+    from constitutional.prompts import load_prompts
+    from constitutional.show import table
+    from constitutional.stages.label import NEAR_CHANCE, measure_labeler
+    from constitutional.stats import wilson
+
+    config = compose(arguments.overrides)
+    constitution = load_constitution(arguments.file)
+    engine = LazyEngine(config.labeler.over(config.model), Models())
+    accuracies = measure_labeler(constitution, engine, load_prompts(config.templates), config.label)
+    rows = [("principle", "right", "of", "accuracy", "95% interval", "conflicts", "unreadable", "")]
+    poor = 0
+    for each in accuracies:
+        readable = each.n - each.unreadable
+        low, high = wilson(each.right, readable)
+        near_chance = each.accuracy is not None and each.accuracy < NEAR_CHANCE
+        poor += near_chance
+        remark = "near chance" if near_chance else "" if each.n else "has no examples"
+        accuracy = "–" if each.accuracy is None else f"{each.accuracy:.0%}"
+        interval = f"{low:.0%}–{high:.0%}" if readable else "–"
+        counts = (str(each.conflicts), str(each.unreadable))
+        rows.append((each.principle, str(each.right), str(readable), accuracy, interval, *counts, remark))
+    print(table(rows, numbers_from=1))
+    return int(poor > 0)
+
+
+# Runs
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from constitutional import show
+    from constitutional.pipeline import load_run
+
+    store = load_run(arguments.folder)
+    if arguments.item is not None:
+        print(show.item(store, arguments.item))
+        return
+    print(show.stages(store))
+    if behaviour := show.behaviour(store):
+        print(f"\n{behaviour}")
+    if path := show.report_path(store):
+        print(f"\nReport: {path}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from constitutional import show
+    from constitutional.pipeline import load_run
+
+    stores = [load_run(folder) for folder in arguments.folders]
+    if len(stores) == 1:
+        path = show.report_path(stores[0])
+        if path is None:
+            raise UsageError(f"{stores[0].folder}: has no report yet; finish the run with the command that began it")
+        print(path)
+        return
+    from constitutional.pipeline import compare
+
+    print(compare(stores, arguments.out))
+
+
+# The sandbox
+
+
 def _understand(arguments: argparse.Namespace) -> None:
+    from constitutional.principle_file import read_principles
+
     texts: list[str] = arguments.texts
     if any(not text.strip() for text in texts):
         raise UsageError('a TEXT is empty; write a principle, such as "Don\'t butter people up."')

@@ -1,7 +1,8 @@
-"""Intervals for the numbers that are reported."""
+"""The numbers that are reported, and their intervals."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -15,13 +16,13 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval for a proportion, without continuity correction; (0, 1) if nothing was counted.
 
     Wilson (1927), "Probable inference, the law of succession, and statistical inference"; the formula is method 3 of
     Newcombe (1998), "Two-sided confidence intervals for the single proportion". With p = successes / n and z the normal
     quantile, the ends are (p + z²/2n ∓ z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n). Unlike p ± z·√(p(1−p)/n), it stays within
-    0 and 1 and has a width when all or none succeed.
+    0 and 1 and has a width when all or none succeed. A half success (a tie) makes the interval wider than it need be.
     """
     _check_confidence(confidence)
     if not 0 <= successes <= n:
@@ -78,6 +79,121 @@ def bootstrap_mean(
         means[i] = cluster_sums[drawn].sum() / cluster_counts[drawn].sum()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float | None:
+    """Σ w·x / Σ w; None where nothing has a weight."""
+    total = math.fsum(weights)
+    if len(values) != len(weights) or not all(weight >= 0 for weight in weights):
+        raise ValueError(f"{len(values)} values with weights {list(weights)}; each needs one, of 0 or more")
+    return math.fsum(w * x for w, x in zip(weights, values, strict=True)) / total if total else None
+
+
+class WinRate(NamedTuple):
+    """How often one side is preferred."""
+
+    value: float
+    """(wins + ties / 2) / (wins + ties + losses), in [0, 1]; 0.5 is even."""
+    interval: Interval
+    wins: int
+    ties: int
+    losses: int
+
+
+def win_rate(probabilities: Sequence[float], confidence: float = 0.95) -> WinRate:
+    """The share of comparisons that a side wins, from the probability that it is better in each; exactly 0.5 is a tie.
+
+    The interval is Wilson's. Comparisons are taken as independent: give one for each prompt.
+    """
+    if not probabilities:
+        raise ValueError("There is no comparison; a win rate needs one")
+    if not all(0 <= p <= 1 for p in probabilities):
+        raise ValueError("A probability is missing or outside of 0 to 1; leave out what cannot be read, and count it")
+    wins = sum(p > 0.5 for p in probabilities)
+    losses = sum(p < 0.5 for p in probabilities)
+    ties = len(probabilities) - wins - losses
+    won = wins + ties / 2
+    return WinRate(won / len(probabilities), wilson(won, len(probabilities), confidence), wins, ties, losses)
+
+
+def calibration_error(probabilities: Sequence[float], outcomes: Sequence[float], bins: int = 10) -> float:
+    """The expected calibration error Σ_b (n_b / n)·|mean probability in b − mean outcome in b|: from 0 (none) to 1.
+
+    Naeini, Cooper and Hauskrecht (2015), "Obtaining well calibrated probabilities using Bayesian binning"; the bins are
+    of equal width, a probability on an edge belongs to the upper one, and 1 to the last. Outcomes are 0 or 1, or soft
+    targets between. With few items in a bin the error is biased upwards.
+    """
+    if not probabilities or len(probabilities) != len(outcomes):
+        raise ValueError(f"{len(probabilities)} probabilities and {len(outcomes)} outcomes; one of each is needed")
+    if not all(0 <= value <= 1 for value in (*probabilities, *outcomes)):
+        raise ValueError("A probability or an outcome is missing or outside of 0 to 1")
+    gaps = [0.0] * bins  # Σ (probability − outcome) of each bin, which is n_b times the difference of its means
+    for p, outcome in zip(probabilities, outcomes, strict=True):
+        # p · bins can miss an edge by rounding: 0.29 · 100 is 28.999999999999996.
+        gaps[min(int(p * bins + 1e-9), bins - 1)] += p - outcome
+    return sum(map(abs, gaps)) / len(probabilities)
+
+
+def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's correlation, in [−1, 1]; None where either side does not vary, for then there is none."""
+    if len(xs) != len(ys):
+        raise ValueError(f"{len(xs)} values against {len(ys)}")
+    if not all(map(math.isfinite, (*xs, *ys))):
+        raise ValueError("A value is missing or infinite; leave out what was not measured, and count it")
+    if len(xs) < 2 or min(xs) == max(xs) or min(ys) == max(ys):
+        return None
+    x, y = np.asarray(xs, float), np.asarray(ys, float)
+    x, y = x - x.mean(), y - y.mean()
+    correlation = float((x @ y) / math.sqrt(float(x @ x) * float(y @ y)))
+    return max(-1.0, min(1.0, correlation))
+
+
+class Distinct(NamedTuple):
+    """How varied some texts are."""
+
+    value: float
+    """Different n-grams over all, in [0, 1]; low where texts say the same again and again."""
+    interval: Interval
+    n: int
+    """The number of n-grams that were looked at."""
+
+
+def distinct_ngrams(texts: Iterable[str], n: int, at_most: int | None = None, confidence: float = 0.95) -> Distinct:
+    """The share of different ones among the texts' n-grams of words, lower-case; 0 of 0 where there is none.
+
+    Li et al. (2016), "A diversity-promoting objective function for neural conversation models", section 5. The share
+    falls with the amount of text, so texts of different lengths are compared over the same number: the first `at_most`.
+    The interval is the jackknife's, leaving out one text at a time (Efron and Tibshirani (1993), "An Introduction to
+    the Bootstrap", chapter 11): drawing texts with replacement would repeat n-grams, and so make the share smaller.
+    """
+    _check_confidence(confidence)
+    counts_by_text: list[Counter[tuple[str, ...]]] = []
+    total = 0
+    for text in texts:
+        words = text.lower().split()
+        ngrams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+        if at_most is not None:
+            ngrams = ngrams[: at_most - total]
+        total += len(ngrams)
+        counts_by_text.append(Counter(ngrams))
+    if total == 0:
+        return Distinct(0.0, Interval(0.0, 1.0), 0)
+
+    texts_with = Counter(ngram for counts in counts_by_text for ngram in counts)
+    value = len(texts_with) / total
+    # A text's absence takes away its n-grams, and those that stand in no other text are no longer among the different.
+    without = [
+        (len(texts_with) - sum(texts_with[ngram] == 1 for ngram in counts)) / (total - counts.total())
+        for counts in counts_by_text
+        if counts and counts.total() < total
+    ]
+    k = len(without)
+    if k < 2:
+        return Distinct(value, Interval(0.0, 1.0), total)
+    mean = math.fsum(without) / k
+    error = math.sqrt((k - 1) / k * math.fsum((each - mean) ** 2 for each in without))
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return Distinct(value, Interval(max(0.0, value - half), min(1.0, value + half)), total)
 
 
 def _check_confidence(confidence: float) -> None:

@@ -6,9 +6,11 @@ batches decides what is drawn. (The logits themselves move by rounding errors be
 """
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +47,7 @@ def load_model(
     if tokenizer.pad_token_id is None:
         raise ModelError(f"{folder}: its tokenizer has no pad token; set one that is not the end-of-text token")
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers
 
 
 class LocalEngine:
@@ -53,9 +55,11 @@ class LocalEngine:
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int = 64) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.batch_size = batch_size
         self._identity = ""
+        control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
     @property
     def identity(self) -> str:
@@ -90,17 +94,20 @@ class LocalEngine:
 
     def _chat(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
-        dicts = [{"role": message.role, "content": message.content} for message in messages]
         goes_on = messages[-1].role == "assistant"
-        if goes_on:
-            dicts[-1]["content"] += suffix
-        text = str(
-            self.tokenizer.apply_chat_template(
-                dicts, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
-            )
-        )
-        ids: list[int] = self.tokenizer.encode(text if goes_on else text + suffix, add_special_tokens=False)
+        said = [{"role": each.role, "content": self._plain(each.content)} for each in messages]
+        # What the assistant has begun stands behind the generation prompt exactly as it is; many templates, and
+        # transformers' own way to continue a message, would strip spaces from it.
+        begun = said.pop()["content"] if goes_on else ""
+        text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text + begun + suffix, add_special_tokens=False)["input_ids"]
         return ids
+
+    def _plain(self, text: str) -> str:
+        """The text without control tokens: nobody ends a turn, or begins another's, from within a message."""
+        while (shorter := self._control.sub("", text)) != text:  # what is left on both sides may make up another
+            text = shorter
+        return text
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
         """Left-padded ids and mask, both (B, T)."""
@@ -134,6 +141,7 @@ class LocalEngine:
                 temperature=None,
                 top_p=None,
                 top_k=None,
+                repetition_penalty=1.0,  # some models' own settings change it, also where tokens are not sampled
                 max_new_tokens=sampling.max_tokens,
                 logits_processor=processors,
                 stopping_criteria=stopping,
@@ -157,14 +165,12 @@ class LocalEngine:
         rows: list[list[int]] = []
         shared: list[int] = []
         for request in requests:
-            options = [self._chat(request.messages, choice) for choice in request.choices]
+            options = self._options(request)
             common = next(
                 index
                 for index in range(min(map(len, options)) + 1)
                 if index == min(map(len, options)) or len({option[index] for option in options}) > 1
             )
-            if any(len(option) == common for option in options):
-                raise ModelError(f"choices {request.choices} cannot be told apart: one begins another in tokens")
             rows += options
             shared += [common] * len(options)
         ids, mask = self._pad(rows)
@@ -186,6 +192,26 @@ class LocalEngine:
             answers.append(Completion("", "choices", tuple(sums[:count])))
             del sums[:count]
         return answers
+
+    def _options(self, request: Request) -> list[list[int]]:
+        """The conversation's token ids with each of the choices.
+
+        Where one choice begins another in tokens (1 and 10, digit by digit), the end of the turn is part of each.
+        """
+        options = [self._chat(request.messages, choice) for choice in request.choices]
+        in_order = sorted(options)  # a list that begins others comes right before one of them
+        if any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(in_order)):
+            options = [[*option, self._end_of_turn()] for option in options]
+        if len(set(map(tuple, options))) < len(options):
+            raise ModelError(f"choices {request.choices} cannot be told apart: two of them are the same tokens")
+        return options
+
+    def _end_of_turn(self) -> int:
+        """The token that the chat template puts behind what the assistant says."""
+        turn = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Yes."}]
+        rest = self.tokenizer.apply_chat_template(turn, tokenize=False).rpartition("Yes.")[2]
+        ids = self.tokenizer(rest.strip(), add_special_tokens=False)["input_ids"]
+        return int(ids[0] if ids else self.tokenizer.eos_token_id)
 
 
 class _Draw:

@@ -1,0 +1,381 @@
+"""A run's configuration: every stage's settings in one model, composed by Hydra, checked by pydantic, frozen to JSON.
+
+Defaults, bounds and documentation stand in the `Settings` beside the code that uses them. YAML holds choices only: each
+model's defaults are given to Hydra as the option `schema` of its group, and a preset says what it changes. After
+`freeze` nothing reads YAML again.
+"""
+
+import difflib
+import json
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticUndefined, to_jsonable_python
+
+from constitutional.engines.opening import LocalSettings, ModelSettings
+from constitutional.errors import ConfigurationError, InputError, UsageError
+from constitutional.shipped import shipped
+from constitutional.stages import (
+    critique_revise,
+    dpo,
+    evaluate,
+    label,
+    mix,
+    report,
+    reward,
+    sample_pairs,
+    sft,
+)
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+VERSIONS: Final = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers", "numpy")
+"""Packages on whose versions a run's numbers may depend."""
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ConstitutionSettings(BaseModel):
+    """Which principles, and how heavy each is."""
+
+    model_config = _FROZEN
+
+    file: str = "sandbox_careful"
+    """A file of principles (YAML or Markdown), or the name of a shipped one."""
+    only: tuple[str, ...] | None = None
+    """Ids of the principles to keep; null keeps all."""
+    without: tuple[str, ...] = ()
+    """Ids of principles to leave out."""
+    weights: dict[str, Weight] = Field(default_factory=dict)
+    """Weights by principle's id, instead of those in the file."""
+
+
+class SandboxPrompts(BaseModel):
+    """Prompts made up in the small test-bed's world."""
+
+    model_config = _FROZEN
+
+    kind: Literal["sandbox"] = "sandbox"
+    train: Annotated[int, Field(ge=1)] = 1000
+    """How many to train on."""
+    held_out: Annotated[int, Field(ge=1)] = 280
+    """How many more to evaluate on; half of them about topics that training never sees."""
+
+
+class FilePrompts(BaseModel):
+    """Prompts from a file."""
+
+    model_config = _FROZEN
+
+    kind: Literal["file"] = "file"
+    path: Path
+    """One prompt a line: text (.txt), or JSON (.jsonl) that is a text, {"prompt": …} or {"messages": […]}."""
+    held_out: Annotated[int, Field(ge=0)] = 200
+    """How many to set aside for evaluation, beside those whose line says "split": "held_out"."""
+
+
+class JournalSettings(BaseModel):
+    """Where every answer of a model is kept, so that none is asked for twice."""
+
+    model_config = _FROZEN
+
+    path: Path | None = None
+    """An SQLite file, which many runs may share; null is `journal.sqlite` beside the run folders."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Requests that are asked and committed together: the most that a kill can lose."""
+
+
+class DpoSettings(dpo.Settings):
+    """Direct preference optimisation."""
+
+    kind: Literal["dpo"] = "dpo"
+
+
+class RunConfig(BaseModel):
+    """Everything that a run depends on, apart from the files that it names."""
+
+    model_config = _FROZEN
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$", max_length=120)] = "first"
+    """The run's folder in `folder`; letters, digits and _ . , = + - only."""
+    folder: Path = Path("runs")
+    """Where run folders are."""
+    fresh: bool = False
+    """Delete what a run folder of that name holds, and begin anew."""
+    seed: int = 0
+    """All randomness comes from it."""
+    templates: Path | None = None
+    """A folder of prompt templates that go before the shipped ones of the same name."""
+    constitution: ConstitutionSettings = ConstitutionSettings()
+    model: ModelSettings = ModelSettings()
+    critic: LocalSettings = LocalSettings()
+    """The model that critiques and revises."""
+    labeler: LocalSettings = LocalSettings()
+    """The model that compares responses."""
+    prompts: Annotated[SandboxPrompts | FilePrompts, Field(discriminator="kind")] = SandboxPrompts()
+    journal: JournalSettings = JournalSettings()
+    critique_revise: critique_revise.Settings
+    sft: sft.Settings
+    sample_pairs: sample_pairs.Settings
+    label: label.Settings
+    mix: mix.Settings
+    reward: reward.Settings
+    algorithm: DpoSettings
+    evaluate: evaluate.Settings
+    report: report.Settings
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run's artifacts are."""
+        return self.folder / self.name
+
+    @property
+    def journal_file(self) -> Path:
+        """The journal, shared by the runs of a folder unless it says otherwise."""
+        return self.journal.path or self.folder / "journal.sqlite"
+
+    def identity(self) -> dict[str, object]:
+        """What a run folder is bound to: every setting that its results depend on, by its dotted name."""
+        apart = {"name", "folder", "fresh", "journal", "report"}
+        return dict(_flat(self.model_dump(mode="json", exclude=apart)))
+
+
+# The order of this table is that of the defaults list in conf/run.yaml.
+_GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
+    "constitution": {"schema": ConstitutionSettings},
+    "model": {"schema": ModelSettings},
+    "engine": {"schema": LocalSettings},
+    "prompts": {"schema_sandbox": SandboxPrompts, "schema_file": FilePrompts},
+    "journal": {"schema": JournalSettings},
+    "critique_revise": {"schema": critique_revise.Settings},
+    "sft": {"schema": sft.Settings},
+    "sample_pairs": {"schema": sample_pairs.Settings},
+    "label": {"schema": label.Settings},
+    "mix": {"schema": mix.Settings},
+    "reward": {"schema": reward.Settings},
+    "algorithm": {"schema_dpo": DpoSettings},
+    "evaluate": {"schema": evaluate.Settings},
+    "report": {"schema": report.Settings},
+}
+_TOP = ("name", "folder", "fresh", "seed", "templates")
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that `constitutional run` would have with these overrides, such as `label.method=votes`.
+
+    Raises:
+        UsageError: an override names no setting or no option, or cannot be read.
+        ConfigurationError: a value is not allowed.
+    """
+    import hydra
+
+    register()
+    with hydra_errors(), hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        composed = hydra.compose("run", overrides=list(overrides))
+    return validated(composed)
+
+
+def register() -> None:
+    """Give Hydra the defaults of every settings model, and the user's own `conf/` folder before ours."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_open({name: _default(RunConfig, name) for name in _TOP}))
+    for group, options in _GROUPS.items():
+        for option, model in options.items():
+            defaults = {name: _default(model, name) for name in model.model_fields}
+            store.store(group=group, name=option, node=_open(defaults))
+    Plugins.instance().register(_own_conf_plugin())
+
+
+def _default(model: type[BaseModel], name: str) -> object:
+    field = model.model_fields[name]
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return "???" if default is PydanticUndefined else to_jsonable_python(default)
+
+
+def _open(defaults: Mapping[str, object]) -> "DictConfig":
+    """The node for these defaults, in which an empty dictionary takes any key: `constitution.weights.calm=2`."""
+    from omegaconf import DictConfig, OmegaConf
+
+    node = OmegaConf.create(dict(defaults))
+    for name, default in defaults.items():
+        if default == {}:
+            node[name] = DictConfig({}, flags={"struct": False})
+    return node
+
+
+def _own_conf_plugin() -> type:
+    from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class OwnConf(SearchPathPlugin):
+        """Lets ./conf/label/mine.yaml be chosen by label=mine, and win over a shipped one of that name."""
+
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            own = Path.cwd() / "conf"
+            if own.is_dir() and own.resolve() != shipped("conf").resolve():
+                search_path.prepend("own", f"file://{own}", anchor=SearchPathQuery(provider="main"))
+
+    return OwnConf
+
+
+def validated(composed: "DictConfig") -> RunConfig:
+    """What Hydra composed, checked.
+
+    Raises:
+        ConfigurationError: says every wrong value with its key and what to type; the second and later ones as notes.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue
+
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigurationError(f"{error.full_key} has no value yet; type {error.full_key}=VALUE") from error
+    assert isinstance(values, dict)
+    return _checked({str(name): value for name, value in values.items()})
+
+
+def _checked(values: dict[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [_line(detail, values) for detail in error.errors(include_url=False)]
+        problem = ConfigurationError(lines[0])
+        for line in lines[1:]:
+            problem.add_note(line)
+        raise problem from error
+
+
+def _line(detail: ErrorDetails, values: Mapping[str, Any]) -> str:
+    """`label.method is "vote", but should be 'logprobs', … or 'votes'; type label.method=logprobs`."""
+    key = _dotted(detail["loc"], values)
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: there is no such setting; take it out, or see `constitutional config` for what there is"
+    if detail["type"] == "missing":
+        return f"{key} has no value yet; type {key}=VALUE"
+    if isinstance(detail["input"], dict) or not key:  # a rule across settings says itself what to do
+        return f"{key}: {message}" if key else message
+    if detail["type"] == "string_pattern_mismatch":
+        message = f"made of other characters (it must match {detail['ctx']['pattern']})"
+    choice = re.match(r"'([^']+)'", message) if detail["type"] == "literal_error" else None
+    typed = f"{re.split(r'[.][0-9]+', key)[0]}={choice[1] if choice else 'VALUE'}"
+    quoting = " and quote it, as \"'yes'\", so that it stays a text" if detail["type"] == "string_type" else ""
+    found = json.dumps(to_jsonable_python(detail["input"], fallback=str), ensure_ascii=False)
+    return f"{key} is {found}, but should be {message}; type {typed}{quoting}"
+
+
+def _dotted(location: tuple[int | str, ...], values: Any) -> str:  # noqa: ANN401 - JSON of any shape
+    """The key as it is typed: without the tag that pydantic adds to say which member of a union it tried."""
+    parts = []
+    for part in location:
+        if isinstance(values, dict) and part not in values and values.get("kind") == part:
+            continue
+        parts.append(str(part))
+        known = isinstance(values, dict) and part in values
+        in_list = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        values = values[part] if known or in_list else None
+    return ".".join(parts)
+
+
+@contextmanager
+def hydra_errors() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise about overrides and presets into one line of ours."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_hydra_line(error)) from error
+
+
+def _hydra_line(error: Exception) -> str:
+    message = str(error).split("\nConfig search path:")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if unknown := re.match(r"Could not override '(.+)'\.?$", lines[0]):
+        key = unknown[1]
+        near = difflib.get_close_matches(key, _every_key(), n=1, cutoff=0.6)
+        meant = f"did you mean {near[0]}?" if near else "`constitutional config` shows every setting"
+        return f"there is no setting '{key}'; {meant}"
+    if "Available options in" in message:
+        found = re.sub(r"^In '.*?': Could not find", "there is no", lines[0])
+        start = next(number for number, line in enumerate(lines) if line.startswith("Available options in"))
+        options = [option for option in lines[start + 1 :] if not option.startswith("schema")]
+        return f"{found}; the options are {', '.join(options)}"
+    kept = [line for line in lines if not line.startswith(("See https", "To append", "full_key", "object_type"))]
+    return "; ".join(kept)
+
+
+def _every_key() -> list[str]:
+    keys = list(_TOP)
+    for field, info in RunConfig.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys += [f"{field}.{name}" for name in info.annotation.model_fields]
+    return keys + [f"prompts.{name}" for name in {**SandboxPrompts.model_fields, **FilePrompts.model_fields}]
+
+
+def freeze(config: RunConfig) -> RunConfig:
+    """The same with absolute paths, so that it means the same wherever it is read."""
+    values = _absolute(config.model_dump())
+    for owner, key in ((values["constitution"], "file"), (values["model"], "path")):
+        if Path(owner[key]).expanduser().exists():
+            owner[key] = str(Path(owner[key]).expanduser().resolve())
+    return RunConfig.model_validate(values)
+
+
+def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings of any shape
+    if isinstance(value, Path):
+        return value.expanduser().resolve()
+    if isinstance(value, dict):
+        return {name: _absolute(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_absolute(each) for each in value)
+    return value
+
+
+def dump(config: RunConfig, digests: Mapping[str, str]) -> str:
+    """`config.json`: the frozen configuration, digests of what it names, and the versions that it runs on."""
+    versions = {"python": platform.python_version()}
+    for package in ("constitutional", *VERSIONS):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # an installation without the training extras, say
+            versions[package] = "not installed"
+    written = {"config": config.model_dump(mode="json"), "digests": dict(digests), "versions": versions}
+    return json.dumps(written, indent=2, ensure_ascii=False) + "\n"
+
+
+def load(path: Path) -> RunConfig:
+    """The configuration in a run folder's `config.json` (or in that folder).
+
+    Raises:
+        InputError: the file is not one that `dump` wrote.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        return _checked(written["config"])
+    except OSError as error:
+        raise InputError(file, f"cannot be read: {error.strerror}; name a run folder such as runs/first") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(file, f"is not the configuration of a run: {error}") from error
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,318 @@
+"""A run: the stages in their order, what each needs and makes, and the loop that runs them.
+
+A stage is done if it was finished with the same fingerprint (its settings, the seed, and the digests of all that it
+needs) and every byte that it made is as it was. What a stage makes anew with the same bytes changes nothing for those
+that come after it.
+"""
+
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from constitutional.bench import GIVEN, Bench, Opener, RunWork
+from constitutional.config import FilePrompts, RunConfig, SandboxPrompts, dump, freeze, load
+from constitutional.constitution import Constitution, load_constitution
+from constitutional.errors import InputError
+from constitutional.files import atomic_write, digest_of
+from constitutional.progress import Progress, clock
+from constitutional.prompt_set import load_prompt_set, sandbox_prompt_set
+from constitutional.prompts import VARIABLES, load_prompts
+from constitutional.records import Comparison, Judgement
+from constitutional.report.data import ReportData
+from constitutional.report.page import render
+from constitutional.stages import critique_revise, dpo, evaluate, label, mix, report, reward, sample_pairs, sft
+from constitutional.store import Begun, Calls, RunStore
+from constitutional.work import Work
+
+
+def make_prompts(settings: SandboxPrompts | FilePrompts, work: Work) -> None:
+    """The conversations that everything begins with, for training and for evaluation."""
+    if isinstance(settings, SandboxPrompts):
+        prompts = sandbox_prompt_set(settings.train, settings.held_out, work.seed)
+    else:
+        prompts = load_prompt_set(settings.path, held_out=settings.held_out, seed=work.seed)
+    work.write("prompts", prompts)
+    work.note("train", sum(prompt.split == "train" for prompt in prompts))
+    work.note("held_out", sum(prompt.split == "held_out" for prompt in prompts))
+
+
+class Measuring(BaseModel):
+    """What the evaluation depends on: its own settings, and how the labeler compares the models' replies."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    evaluate: evaluate.Settings
+    label: label.Settings
+
+
+def measure(settings: Measuring, work: Work) -> None:
+    """Evaluate, with the labeler as judge: stages do not know each other, so they meet here."""
+
+    def judge(comparisons: Sequence[Comparison]) -> list[Judgement]:
+        engine = work.engine("labeler")
+        judged = label.label(comparisons, work.constitution, engine, work.prompts, settings.label, work.seed)
+        return list(judged)
+
+    evaluate.run(settings.evaluate, work, judge)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run."""
+
+    name: str
+    settings: Callable[[RunConfig], BaseModel]
+    needs: tuple[str, ...]
+    """Earlier stages' artifacts, and what a run is given: models by role, the constitution, templates by file."""
+    makes: tuple[str, ...]
+    run: Callable[[Any, Work], None]
+    trains: bool = False
+    """Whether it wants the memory that the models in it hold."""
+    version: int = 1
+    """To be raised when the stage makes something else of the same inputs."""
+
+
+STAGES: Final = (
+    Stage("prompts", lambda config: config.prompts, needs=(), makes=("prompts",), run=make_prompts),
+    Stage(
+        "critique_revise",
+        lambda config: config.critique_revise,
+        needs=("prompts", "base", "critic", "constitution", "critique.j2", "revise.j2", "revise_directly.j2"),
+        makes=("revisions",),
+        run=critique_revise.run,
+    ),
+    Stage(
+        "sft",
+        lambda config: config.sft,
+        needs=("prompts", "revisions", "base"),
+        makes=("sft_model",),
+        run=sft.run,
+        trains=True,
+    ),
+    Stage(
+        "sample_pairs",
+        lambda config: config.sample_pairs,
+        needs=("prompts", "sft_model"),
+        makes=("comparisons",),
+        run=sample_pairs.run,
+    ),
+    Stage(
+        "label",
+        lambda config: config.label,
+        needs=("comparisons", "labeler", "constitution", "label.j2", "score.j2"),
+        makes=("judgements", "labeler"),
+        run=label.run,
+    ),
+    Stage(
+        "mix",
+        lambda config: config.mix,
+        needs=("prompts", "comparisons", "judgements"),
+        makes=("preferences",),
+        run=mix.run,
+    ),
+    Stage(
+        "reward",
+        lambda config: config.reward,
+        needs=("preferences", "sft_model"),
+        makes=("reward_model",),
+        run=reward.run,
+        trains=True,
+    ),
+    Stage(
+        "dpo",
+        lambda config: config.algorithm,
+        needs=("preferences", "sft_model"),
+        makes=("policy",),
+        run=dpo.run,
+        trains=True,
+    ),
+    Stage(
+        "evaluate",
+        lambda config: Measuring(evaluate=config.evaluate, label=config.label),
+        needs=(
+            *("prompts", "base", "sft_model", "policy", "labeler", "critic"),
+            *("constitution", "label.j2", "score.j2", "critique.j2"),
+        ),
+        makes=("scores", "samples"),
+        run=measure,
+    ),
+    Stage(
+        "report",
+        lambda config: config.report,
+        needs=(
+            *(
+                "revisions",
+                "sft_model",
+                "comparisons",
+                "judgements",
+                "labeler",
+                "preferences",
+                "reward_model",
+                "policy",
+            ),
+            *("scores", "samples", "constitution"),
+        ),
+        makes=("report",),
+        run=report.run,
+    ),
+)
+"""The whole system, read from top to bottom."""
+
+
+def run(
+    config: RunConfig,
+    *,
+    stages: Sequence[Stage] = STAGES,
+    opener: Opener | None = None,
+    progress: Progress | None = None,
+) -> RunStore:
+    """Run every stage that is not done yet.
+
+    Args:
+        config: what to run; its paths may be relative.
+        stages: the stages, in order.
+        opener: makes an engine of a model's settings; by default the model itself, loaded when it is first asked.
+        progress: says how far this is; by default on standard error.
+
+    Returns:
+        The run, for reading.
+
+    Raises:
+        ConstitutionalError: a file that the configuration names is wrong, the folder is in use or holds another
+            configuration, a model cannot be loaded, or a stage failed.
+    """
+    config = freeze(config)
+    progress = progress or Progress()
+    constitution, templates = selected(config), load_prompts(config.templates)
+    with _terminable(), Bench(config, constitution, templates, progress, opener) as bench:
+        given = ("constitution", *GIVEN, *(f"{name}.j2" for name in VARIABLES))
+        digests = {name: bench.digest(name) for name in given}
+        with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
+            progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
+            for number, stage in enumerate(stages):
+                _step(number, stage, bench, store)
+    return RunStore.load(config.run_folder)
+
+
+def selected(config: RunConfig) -> Constitution:
+    """The constitution with the principles and weights that the configuration chooses."""
+    chosen = config.constitution
+    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
+
+
+def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> None:
+    """Run one stage, or find that it is done, and say which."""
+    settings = stage.settings(bench.config)
+    needs = {need: _digest(need, bench, store) for need in stage.needs}
+    fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs)
+    heading = f"{number:02d} {stage.name}"
+    reason = store.reason_to_run(stage.name, fingerprint)
+    if reason is None:
+        bench.progress.say(f"{heading}: done before, used again")
+        return
+    bench.progress.say(f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs")
+    if stage.trains:
+        bench.release()
+    begun = store.begin(number, stage.name, fingerprint)
+    work = RunWork(bench, store, begun)
+    try:
+        stage.run(settings, work)
+    except KeyboardInterrupt:
+        bench.progress.say(f"{heading}: stopped; the same command goes on from here")
+        raise
+    except Exception as error:
+        store.fail(stage.name, str(error) or type(error).__name__)
+        raise
+    artifacts = {**work.written, **{name: work.made(name) for name in stage.makes}}
+    entry = store.finish(begun, artifacts, work.calls, work.notes)
+    calls = f", {work.calls.asked} calls asked, {work.calls.reused} reused" if work.calls != Calls() else ""
+    rows = "".join(f", {each.rows} {name}" for name, each in entry.artifacts.items() if each.rows is not None)
+    bench.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
+
+
+def _digest(need: str, bench: Bench, store: RunStore) -> str:
+    given = need in GIVEN or need == "constitution" or need.endswith(".j2")
+    return bench.digest(need) if given else store.digest(need)
+
+
+def fingerprint_of(stage: Stage, settings: BaseModel, seed: int, needs: Mapping[str, str]) -> str:
+    """SHA-256 of everything that decides what a stage makes, the contents of files that its settings name included."""
+    depends_on = {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": settings.model_dump(mode="json"),
+        "files": {str(path): _file_digest(path) for path in sorted(set(_paths(settings.model_dump())))},
+        "seed": seed,
+        "needs": dict(needs),
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def _paths(value: object) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _paths(each)
+    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        for each in value:
+            yield from _paths(each)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM what Ctrl-C is: the stage stops, the locks are given back, the command ends with 130."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def load_run(folder: Path | str) -> RunStore:
+    """A run folder, for reading: its artifacts, notes and manifest.
+
+    Raises:
+        RunError: the folder holds no run, or is damaged.
+    """
+    return RunStore.load(Path(folder))
+
+
+def compare(stores: Sequence[RunStore], out: Path) -> Path:
+    """One page for several finished runs, a sweep's for example; the constitutions are read as they are now.
+
+    Raises:
+        RunError: a run is not finished.
+    """
+    found = []
+    for store in stores:
+        config = load(store.folder)
+        with Bench(config, selected(config), load_prompts(config.templates), Progress()) as bench:
+            begun = Begun("report", "", store.artifact("report").parent, "", 0.0)
+            found.append(report.gather(config.report, RunWork(bench, store, begun)))
+    page = render(ReportData(title=", ".join(each.name for each in found), runs=tuple(found)))
+    atomic_write(out, page.encode("utf-8", "backslashreplace"))
+    return out

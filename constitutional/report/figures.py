@@ -1,0 +1,262 @@
+"""The report's figures, each with the table of its numbers."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple
+
+from markupsafe import Markup
+
+from constitutional.report import charts
+from constitutional.report.charts import Axis, Line, Mark, number
+from constitutional.report.data import MODELS, Histogram, PrincipleQuality, RewardQuality, RunReport, Score, Share
+from constitutional.report.verdicts import is_win_rate, kind, table_of, words
+
+FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
+"""Measures of whether replies are sound at all, whatever they say."""
+
+
+class Table(NamedTuple):
+    """Numbers as text; the first column names the row."""
+
+    head: tuple[str, ...]
+    body: tuple[tuple[str, ...], ...]
+
+
+class Row(NamedTuple):
+    """A line of a dot-and-whisker figure."""
+
+    label: str
+    hint: str
+    drawing: Markup
+    height: int
+    """Pixels that the drawing needs."""
+
+
+def _row(label: str, hint: str, axis: Axis, marks: Sequence[Mark], reference: float | None = None) -> Row:
+    return Row(label, hint, charts.dots(axis, marks, reference), charts.row_height(len(marks)))
+
+
+class Figure(NamedTuple):
+    """A drawing and the table of its numbers: there is none without."""
+
+    title: str
+    note: str
+    table: Table
+    rows: tuple[Row, ...] = ()
+    axis: Markup | None = None
+    """The numbers below the rows."""
+    plot: Markup | None = None
+    """A figure with two axes, in place of rows."""
+    legend: tuple[tuple[Markup, str], ...] = ()
+
+
+def interval(score: Score) -> str:
+    """`18.2% (14.1 to 23%)`, or `41.5 words (39 to 44)`."""
+    percent = score.unit == "share"
+    unit = "" if percent or not score.unit else f" {score.unit}"
+    low, high = number(score.low, percent=percent), number(score.high, percent=percent)
+    return f"{number(score.value, percent=percent)}{unit} ({low} to {high})"
+
+
+def share_text(share: Share | None) -> str:
+    """`18.2% (14.1% to 23%)`, or that there is none."""
+    if share is None:
+        return "not measured"
+    low, high = number(share.low, percent=True), number(share.high, percent=True)
+    return f"{number(share.value, percent=True)} ({low} to {high})"
+
+
+def behaviour(run: RunReport) -> Iterator[Figure]:
+    """The three models side by side: what the constitution asks for, what judges say, the rest, and other units."""
+    table = table_of(run.scores)
+    shares = {name for name, scores in table.items() if all(score.unit == "share" for score in scores.values())}
+    wins = {name for name in shares if is_win_rate(name)}
+    violations = {name for name in shares if kind(name) == "violation_rate"}
+    form = {name for name in shares if kind(name) in FORM}
+    asked = {name for name in shares - wins - violations - form if name in run.wanted}
+    groups: list[tuple[str, str, set[str]]] = [
+        ("What the constitution asks for", "Share of held-out replies, with 95% intervals.", asked),
+        ("Violations", "Share of held-out replies in which the critic finds a violation, by principle.", violations),
+        ("Win rates", "Share of comparisons won, by the labeler in both orders; 50% is no difference.", wins),
+        (
+            "What it says nothing of",
+            "With no wanted direction, these should stay where they are.",
+            shares - wins - violations - form - asked,
+        ),
+        ("Form", "Whether replies are whole, to the point, and varied.", form),
+    ]
+    for title, note, names in groups:
+        if chosen := [name for name in table if name in names]:
+            reference = 0.5 if names is wins else None
+            yield _models(title, note, {name: table[name] for name in chosen}, run, charts.SHARES, reference)
+    others = [name for name in table if name not in shares]
+    for unit in dict.fromkeys(next(iter(table[name].values())).unit for name in others):
+        chosen = [name for name in others if next(iter(table[name].values())).unit == unit]
+        ends = [
+            end for name in chosen for score in table[name].values() for end in (score.low, score.value, score.high)
+        ]
+        note = "Mean over held-out replies, with 95% intervals."
+        axis = charts.axis_for([0.0, *ends])
+        yield _models(f"In {unit}" if unit else "Other", note, {name: table[name] for name in chosen}, run, axis)
+
+
+def _models(
+    title: str,
+    note: str,
+    table: dict[str, dict[str, Score]],
+    run: RunReport,
+    axis: Axis,
+    reference: float | None = None,
+) -> Figure:
+    rows, body = [], []
+    present = [model for model in MODELS if any(model in scores for scores in table.values())]
+    for name, scores in table.items():
+        marks = [
+            Mark(list(MODELS).index(model), score.value, score.low, score.high, f"{MODELS[model]}: {interval(score)}")
+            for model in present
+            if (score := scores.get(model))
+        ]
+        wanted = run.wanted.get(name)
+        hint = f"wanted {wanted} {'↑' if wanted == 'higher' else '↓'}" if wanted else ""
+        rows.append(_row(words(name), hint, axis, marks, reference))
+        counts = ", ".join(dict.fromkeys(f"{score.n:,}" for model in present if (score := scores.get(model))))
+        cells = (interval(score) if (score := scores.get(model)) else "not measured" for model in present)
+        body.append((words(name), wanted or "no direction", *cells, counts))
+    head = ("Measure", "Wanted", *(MODELS[model] for model in present), "n")
+    legend = tuple((charts.shape(list(MODELS).index(model)), MODELS[model]) for model in present)
+    return Figure(title, note, Table(head, tuple(body)), tuple(rows), charts.axis_row(axis), None, legend)
+
+
+def labeler(run: RunReport) -> Iterator[Figure]:
+    """Per principle: right on its examples, drawn to a position, in conflict, unreadable."""
+    if run.labeler is None:
+        return
+    principles = run.labeler.principles
+    rows = []
+    for each in principles:
+        marks = [
+            Mark(series, share.value, share.low, share.high, f"{name}: {share_text(share)}, n = {share.n}")
+            for series, (name, share) in enumerate(_labeler_shares(each))
+            if share
+        ]
+        rows.append(_row(each.principle, each.text, charts.SHARES, marks, 0.5))
+    head = (
+        "Principle",
+        "Weight",
+        "Right on its examples",
+        "n",
+        "First shown preferred",
+        "n",
+        "Judged",
+        "Conflicts",
+        "Unreadable",
+    )
+    body = tuple(
+        (
+            each.principle,
+            number(each.weight),
+            *(
+                cell
+                for _, share in _labeler_shares(each)[:2]
+                for cell in (share_text(share), str(share.n if share else 0))
+            ),
+            f"{each.judged:,}",
+            f"{each.conflicts:,}",
+            f"{each.unreadable:,}",
+        )
+        for each in principles
+    )
+    names = ("Right on the principle’s own examples", "Preferred the response shown first", "Orders in conflict")
+    note = "With 95% intervals; the dashed line is 50%: chance for being right, and no bias for position."
+    legend = tuple((charts.shape(series), name) for series, name in enumerate(names))
+    yield Figure("By principle", note, Table(head, body), tuple(rows), charts.axis_row(charts.SHARES), None, legend)
+    if run.labeler.probabilities:
+        note = (
+            "P(the first of the two responses is better), mean over both orders. Far from 50% is sure, at 50% is torn."
+        )
+        yield _histogram("How sure it was", note, run.labeler.probabilities, charts.SHARES, "probability")
+
+
+def _labeler_shares(each: PrincipleQuality) -> tuple[tuple[str, Share | None], ...]:
+    conflicts = Share.of(each.conflicts, each.judged - each.unreadable)
+    return (("Right", each.accuracy), ("First shown preferred", each.first), ("Conflicts", conflicts))
+
+
+def preferences(run: RunReport) -> Iterator[Figure]:
+    """How strong the preferences are that the models were trained on."""
+    if run.targets:
+        axis = Axis(0.5, 1.0, (0.5, 0.625, 0.75, 0.875, 1.0), percent=True)
+        note = "Probability that the chosen response is the better one: the target of the reward model and of DPO."
+        yield _histogram("Soft targets", note, run.targets, axis, "probability that chosen is better")
+
+
+def reward(run: RunReport) -> Iterator[Figure]:
+    """Held-out accuracy by source, calibration, scores."""
+    if run.reward is None:
+        return
+    if run.reward.accuracy:
+        rows, body = [], []
+        for source, share in run.reward.accuracy.items():
+            mark = Mark(2, share.value, share.low, share.high, f"{share_text(share)}, n = {share.n}")
+            rows.append(_row(words(source), f"n = {share.n:,}", charts.SHARES, [mark], 0.5))
+            body.append((words(source), share_text(share), f"{share.right:,}", f"{share.n:,}"))
+        note = "Share of held-out preferences whose chosen response scores higher. The dashed line is chance."
+        table = Table(("Source", "Accuracy", "Right", "n"), tuple(body))
+        yield Figure("Held-out accuracy", note, table, tuple(rows), charts.axis_row(charts.SHARES))
+    if run.reward.calibration:
+        yield _calibration(run.reward)
+    if run.reward.scores:
+        axis = charts.axis_for(run.reward.scores.edges)
+        note = "Rewards of held-out responses, before normalisation."
+        yield _histogram("Scores", note, run.reward.scores, axis, "score")
+
+
+def _calibration(quality: RewardQuality) -> Figure:
+    points, body = [], []
+    for each in quality.calibration:
+        share = Share.of(round(each.observed * each.n), each.n)
+        if share:
+            points.append((each.predicted, each.observed, share.low, share.high))
+            predicted, observed = number(each.predicted, percent=True), number(each.observed, percent=True)
+            body.append(
+                (
+                    predicted,
+                    f"{observed} ({number(share.low, percent=True)} to {number(share.high, percent=True)})",
+                    str(each.n),
+                )
+            )
+    error = quality.calibration_error
+    note = "Points on the dashed diagonal are right as often as they claim."
+    note += "" if error is None else f" Expected calibration error {number(error, percent=True)}."
+    return Figure(
+        "Calibration", note, Table(("Predicted", "Observed", "n"), tuple(body)), plot=charts.calibration(points)
+    )
+
+
+def curves(run: RunReport) -> Iterator[Figure]:
+    """What the trainings logged: a figure for each stage and quantity, a line for each member of an ensemble."""
+    for each in run.curves:
+        points = [point for line in each.lines.values() for point in line]
+        x = charts.axis_for([0.0, *(step for step, _ in points)])
+        y = charts.axis_for([value for _, value in points])
+        lines = [
+            Line(
+                2 - index % 3,
+                line,
+                f"{name}: {number(line[0][1])} at step {line[0][0]:g}, {number(line[-1][1])} at {line[-1][0]:g}",
+            )
+            for index, (name, line) in enumerate(each.lines.items())
+        ]
+        body = tuple((f"{step:g}", name, number(value)) for name, line in each.lines.items() for step, value in line)
+        title = f"{words(each.stage)}, {words(each.metric).lower()}"
+        note = "; ".join(line.title for line in lines) + "."
+        table = Table(("Step", "Of", words(each.metric)), body)
+        yield Figure(title, note, table, plot=charts.curve(x, y, lines, "step"))
+
+
+def _histogram(title: str, note: str, values: Histogram, axis: Axis, x_title: str) -> Figure:
+    body = tuple(
+        (f"{number(low, percent=axis.percent)} to {number(high, percent=axis.percent)}", f"{count:,}")
+        for low, high, count in zip(values.edges, values.edges[1:], values.counts, strict=False)
+    )
+    plot = charts.histogram(values.edges, values.counts, axis, x_title)
+    return Figure(title, note, Table((x_title[:1].upper() + x_title[1:], "Count"), body), plot=plot)

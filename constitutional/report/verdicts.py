@@ -1,0 +1,170 @@
+"""What a reader should take from the numbers: what improved, what got worse, what was not measured, what to doubt."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, NamedTuple
+
+from constitutional.report.data import MODELS, Direction, RunReport, Score
+
+Outcome = Literal["improved", "worse", "changed", "no clear change"]
+
+HEADS: Final[Mapping[str, str]] = {
+    "win_rate": "win rate against",
+    "violation_rate": "violations of",
+    "kl_from": "KL from",
+    "log_ratio_to": "log-ratio to",
+    "rewards": "implicit reward",
+    "sft": "SFT",
+    "dpo": "DPO",
+    "ai": "AI",
+}
+"""How the page words a name, or what stands before its `/`, where the name itself would read badly."""
+
+ALWAYS_WANTED: Final[Mapping[str, Direction]] = {
+    "win_rate": "higher",
+    "violation_rate": "lower",
+    "well_formed": "higher",
+    "on_topic": "higher",
+    "cut_off": "lower",
+}
+"""Directions that need no constitution, by what a measure's name begins with."""
+
+NEAR_CHANCE = 0.6
+"""A labeler or reward model that is right less often than this has hardly more to say than a coin."""
+
+
+class Verdict(NamedTuple):
+    """What became of one measure."""
+
+    measure: str
+    outcome: Outcome
+    wanted: Direction | None
+    before: Score | None
+    """None for a win rate, which holds its comparison in itself."""
+    after: Score
+
+
+class Verdicts(NamedTuple):
+    """The verdict strip: each measure stands in exactly one of the first four, or is not measured."""
+
+    improved: list[Verdict]
+    worse: list[Verdict]
+    changed: list[Verdict]
+    unclear: list[Verdict]
+    not_measured: list[str]
+    undone: list[Verdict]
+    """Measures that the RL stage made clearly worse than the SL model left them, whatever they are against the base."""
+
+
+def outcome(low: float, high: float, reference: tuple[float, float], wanted: Direction | None) -> Outcome:
+    """A change is clear only if the intervals do not touch; it is good or bad only if a direction is wanted.
+
+    Two 95% intervals that do not overlap are a stricter test than 5%: few "improved" here are luck.
+    """
+    rose, fell = low > reference[1], high < reference[0]
+    if not (rose or fell):
+        return "no clear change"
+    if wanted is None:
+        return "changed"
+    return "improved" if rose == (wanted == "higher") else "worse"
+
+
+def is_win_rate(measure: str) -> bool:
+    """Whether a measure is already a comparison with another model, with 50% for no difference."""
+    return kind(measure) == "win_rate"
+
+
+def kind(measure: str) -> str:
+    """What is measured, without of what: `trait_rate` of `trait_rate/flattery`."""
+    return measure.partition("/")[0]
+
+
+def table_of(scores: tuple[Score, ...]) -> dict[str, dict[str, Score]]:
+    """By measure, then by model; only what rests on observations."""
+    found: dict[str, dict[str, Score]] = {}
+    for score in scores:
+        if score.n:
+            found.setdefault(score.measure, {})[score.model] = score
+    return found
+
+
+def final_model(scores: tuple[Score, ...]) -> str:
+    """The last model of the pipeline that was measured; the base if nothing else was."""
+    return next((model for model in reversed(MODELS) if any(s.model == model and s.n for s in scores)), "base")
+
+
+def verdicts(run: RunReport) -> Verdicts:
+    """Each measure's verdict: the run's last model against the base, a win rate against 50%."""
+    found = Verdicts([], [], [], [], [], [])
+    places = {"improved": found.improved, "worse": found.worse, "changed": found.changed}
+    last = final_model(run.scores)
+    for measure, by_model in table_of(run.scores).items():
+        wanted = run.wanted.get(measure)
+        base, sft, after = (by_model.get(model) for model in ("base", "sft_model", last))
+        if after is None or last == "base" or (base is None and not is_win_rate(measure)):
+            continue
+        reference = (0.5, 0.5) if base is None else (base.low, base.high)
+        verdict = outcome(after.low, after.high, reference, wanted)
+        places.get(verdict, found.unclear).append(Verdict(measure, verdict, wanted, base, after))
+        both = sft is not None and last == "policy" and not is_win_rate(measure)
+        if both and sft is not None and outcome(after.low, after.high, (sft.low, sft.high), wanted) == "worse":
+            found.undone.append(Verdict(measure, "worse", wanted, sft, after))
+    found.not_measured.extend(_missing(run, last))
+    return found
+
+
+def _missing(run: RunReport, last: str) -> Iterator[str]:
+    """What a complete run has and this one lacks, in words."""
+    table = table_of(run.scores)
+    if not table:
+        yield "Behaviour: no model was evaluated"
+    elif last == "base":
+        yield "Change: only the base model was evaluated"
+    for measure in dict.fromkeys([*(score.measure for score in run.scores), *run.wanted]):
+        needed = {last} if is_win_rate(measure) else {"base", last}
+        empty = {score.model for score in run.scores if score.measure == measure and not score.n}
+        # Some measures are of one model only (the distance from the base, say); only an empty one, or one that the
+        # constitution asks about, is missed.
+        missed = empty | (needed - table.get(measure, {}).keys() if measure in run.wanted else set())
+        if table and missed:
+            yield f"{words(measure)}: nothing was counted for {' and '.join(MODELS.get(m, m) for m in sorted(missed))}"
+    if run.labeler is None or not any(each.judged for each in run.labeler.principles):
+        yield "Labels: no comparison was judged"
+    elif unchecked := [each.principle for each in run.labeler.principles if each.accuracy is None]:
+        yield f"Labeler's accuracy, for want of examples in the constitution, by {', '.join(unchecked)}"
+    if run.reward is None:
+        yield "Reward model"
+    if not run.curves:
+        yield "Training curves"
+
+
+def cautions(run: RunReport) -> Iterator[str]:
+    """Reasons to trust the numbers less, worst first within each stage."""
+    for each in run.labeler.principles if run.labeler else ():
+        name = f"The labeler, by “{each.principle}”,"
+        if each.accuracy and each.accuracy.value < NEAR_CHANCE:
+            right = f"right on {each.accuracy.right} of {each.accuracy.n} examples"
+            yield f"{name} is {right}: near chance, and training amplifies what it misjudges."
+        if each.first and not each.first.low <= 0.5 <= each.first.high and abs(each.first.value - 0.5) > 0.1:
+            often = f"in {each.first.value:.0%} of its readings"
+            yield f"{name} preferred the response shown first {often}: it favours a position."
+        if each.unreadable > 0.05 * max(each.judged, 1):
+            yield f"{name} gave no readable answer to {each.unreadable} of {each.judged} comparisons."
+    if run.reward:
+        for source, share in run.reward.accuracy.items():
+            if share.low <= 0.5:
+                right = f"{share.right} of {share.n} right"
+                yield f"On held-out preferences ({source}), the reward model is not clearly above chance: {right}."
+        if abs(run.reward.length_correlation or 0.0) > 0.5:
+            yield f"The reward model's score follows length (correlation {run.reward.length_correlation:.2f})."
+    small = {score.n for score in run.scores if 0 < score.n < 50}
+    if small:
+        yield f"Some measures rest on as few as {min(small)} observations; their intervals are wide."
+
+
+def words(name: str) -> str:
+    """A name as people read it: `violation_rate/be-brief` is `Violations of be-brief`."""
+    head, slash, tail = name.partition("/")
+    tail = MODELS.get(tail, tail.replace("_", " "))
+    beginning = "" if head == "trait_rate" else HEADS.get(head, head.replace("_", " ")) + (" " if slash else "")
+    text = beginning + tail
+    return text[:1].upper() + text[1:]

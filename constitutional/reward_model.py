@@ -1,0 +1,83 @@
+"""Reward models in use: loading, and scoring conversations that end with a reply."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from constitutional.errors import ModelError
+from constitutional.records import Message
+from constitutional.training import Tokenizer, chat, quiet_libraries, token_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NORMALISATION = "normalisation.json"
+
+
+class RewardScore(NamedTuple):
+    """What a reward model, or several, gives to a conversation, in deviations from the mean of reference samples."""
+
+    mean: float
+    deviation: float
+    """Of the members about their mean (Christiano et al. 2017, section 2.2.4); 0 if there is one."""
+
+
+def score(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[RewardScore]:
+    """Score conversations by the reward model in a folder, each member's scores normalised before they are averaged."""
+    members = json.loads((folder / NORMALISATION).read_text())["members"]
+    columns = []
+    for number, reference in enumerate(members):
+        model, tokenizer = load_reward_model(folder / str(number))
+        raw = raw_scores(model, tokenizer, conversations)
+        columns.append([(each - reference["mean"]) / (reference["deviation"] or 1.0) for each in raw])
+    scores = []
+    for values in zip(*columns, strict=True):
+        mean = sum(values) / len(values)
+        scores.append(RewardScore(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))))
+    return scores
+
+
+def load_reward_model(folder: Path, *, seed: int = 0, dtype: str = "float32") -> "tuple[PreTrainedModel, Tokenizer]":
+    """A model with one number as its output, and its tokenizer; a language model gets a head, drawn by the seed."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from trl.trainer.reward_trainer import suppress_seqcls_warning
+
+    quiet_libraries()
+    set_seed(seed)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        with suppress_seqcls_warning():
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=getattr(torch, dtype)
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a reward model: {error}") from error
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def raw_scores(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    batch_size: int = 32,
+) -> list[float]:
+    """A reward model's own numbers, one for each conversation; only their differences mean anything."""
+    import torch
+
+    rows = [token_ids(tokenizer, chat(conversation)) for conversation in conversations]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    scores = [0.0] * len(rows)
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        width = len(rows[batch[-1]])
+        ids = torch.tensor([rows[each] + [tokenizer.pad_token_id] * (width - len(rows[each])) for each in batch])
+        mask = torch.tensor([[1] * len(rows[each]) + [0] * (width - len(rows[each])) for each in batch])
+        with torch.inference_mode():
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+        for index, value in zip(batch, logits[:, 0].float().tolist(), strict=True):
+            scores[index] = value
+    return scores

@@ -1,0 +1,337 @@
+"""Drafts, criticised by a principle and revised, in rounds (Bai et al. 2022, section 3.1).
+
+As in the paper, a principle is drawn anew for every round. What differs: within an item no principle comes twice while
+there are unused ones; principles have weights; and a response in which the critique finds nothing wrong stays as it is
+(`when_nothing_found: revise` is the paper's way). Section 3.5's revision without a critique is `critique: false`.
+"""
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from constitutional.constitution import Constitution, Principle
+from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.errors import InputError
+from constitutional.prompts import Prompts
+from constitutional.records import Message, Prompt, Revision, RevisionStep
+from constitutional.work import Work
+
+T = TypeVar("T")
+
+TOGETHER = 256
+"""Items that go through the rounds side by side, so that the engine can batch them."""
+
+
+class Settings(BaseModel):
+    """How drafts are made and revised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    rounds: int = Field(default=2, ge=0, le=8)
+    """Critiques and revisions of one draft; 0 keeps the draft."""
+    critique: bool = True
+    """Criticise before revising; without, the response is rewritten by the principle at once."""
+    when_nothing_found: Literal["revise", "keep", "stop"] = "keep"
+    """Where the critique finds nothing: revise all the same, keep the response for this round, or end the item."""
+    finds_nothing: str = r"follows the principle\.?$"
+    """Regular expression that the critique's last sentence matches if it finds nothing wrong."""
+    few_shot: int = Field(default=0, ge=0, le=16)
+    """How many of the principle's own examples go before the conversation, criticised and revised."""
+    few_shot_file: Path | None = None
+    """JSON lines, each `{"messages": [{"role": …, "content": …}, …]}`, that go before every conversation."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Of drafts, critiques and revisions; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Tokens are drawn from the most likely ones that together have this probability."""
+    draft_max_tokens: int = Field(default=256, ge=1)
+    """Length in tokens at which a draft is cut off, and its item left out."""
+    critique_max_tokens: int = Field(default=256, ge=1)
+    """The same for a critique."""
+    revision_max_tokens: int = Field(default=256, ge=1)
+    """The same for a revision."""
+
+    @field_validator("finds_nothing")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"is no regular expression: {error}") from error
+        return pattern
+
+    def sampling(self, max_tokens: int) -> Sampling:
+        """How a reply of at most so many tokens is drawn."""
+        return Sampling(self.temperature, self.top_p, max_tokens)
+
+
+def critique_revise(
+    prompts: Iterable[Prompt],
+    constitution: Constitution,
+    engine: Engine,
+    templates: Prompts,
+    settings: Settings,
+    seed: int,
+) -> Iterator[Revision]:
+    """Answer each prompt, then criticise and revise the answer, all by one model."""
+    return revise(draft(prompts, engine, settings, seed), constitution, engine, templates, settings, seed)
+
+
+def draft(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Revision]:
+    """A first answer to each prompt, as a revision of no steps."""
+    for chunk in _chunks(prompts):
+        sampling = settings.sampling(settings.draft_max_tokens)
+        requests = [Request(each.messages, sampling, _seed(settings, seed, each, "draft")) for each in chunk]
+        for prompt, reply in zip(chunk, engine.complete(requests), strict=True):
+            yield Revision(
+                prompt=prompt, draft=reply.text, steps=(), problem=_problem("the draft", reply, sampling.max_tokens)
+            )
+
+
+def revise(
+    drafts: Iterable[Revision],
+    constitution: Constitution,
+    engine: Engine,
+    templates: Prompts,
+    settings: Settings,
+    seed: int,
+) -> Iterator[Revision]:
+    """Take each draft through the rounds; an item whose reply cannot be used keeps what it has until then."""
+    shots = read_shots(settings.few_shot_file) if settings.few_shot_file else ()
+    asker = _Asker(constitution, engine, templates, settings, seed, shots)
+    for chunk in _chunks(drafts):
+        items = [_Item(each, running=each.problem is None) for each in chunk]
+        for number in range(1, settings.rounds + 1):
+            items = asker.round(items, number)
+        yield from (item.revision for item in items)
+
+
+class _Item(NamedTuple):
+    """An item on its way through the rounds."""
+
+    revision: Revision
+    running: bool
+
+    def failed(self, problem: str) -> "_Item":
+        return _Item(self.revision.model_copy(update={"problem": problem}), running=False)
+
+    def after(self, step: RevisionStep, *, running: bool = True) -> "_Item":
+        return _Item(self.revision.model_copy(update={"steps": (*self.revision.steps, step)}), running)
+
+
+class _Turn(NamedTuple):
+    """One item's part in a round."""
+
+    at: int
+    """The item's place."""
+    principle: Principle
+    messages: tuple[Message, ...]
+    """What the revision is asked with."""
+    critique: str | None = None
+    found_nothing: bool = False
+
+
+class _Asker:
+    """Puts the requests of a round together."""
+
+    def __init__(
+        self,
+        constitution: Constitution,
+        engine: Engine,
+        templates: Prompts,
+        settings: Settings,
+        seed: int,
+        shots: tuple[Message, ...],
+    ) -> None:
+        self.constitution = constitution
+        self.engine = engine
+        self.templates = templates
+        self.settings = settings
+        self.seed = seed
+        self.shots = shots
+
+    def round(self, items: Sequence[_Item], number: int) -> list[_Item]:
+        """All items after one more critique and revision."""
+        done = list(items)
+        drawn = [(index, self._draw(item.revision, number)) for index, item in enumerate(items) if item.running]
+        turns = self._criticise(done, drawn, number) if self.settings.critique else self._directly(done, drawn)
+
+        asked = []
+        for turn in turns:
+            if turn.found_nothing and self.settings.when_nothing_found != "revise":
+                step = _step(turn, done[turn.at].revision.final)
+                done[turn.at] = done[turn.at].after(step, running=self.settings.when_nothing_found == "keep")
+            else:
+                asked.append(turn)
+        limit = self.settings.revision_max_tokens
+        for turn, reply in self._ask(done, [(turn, turn.messages) for turn in asked], number, "revision", limit):
+            done[turn.at] = done[turn.at].after(_step(turn, reply.text))
+        return done
+
+    def _draw(self, item: Revision, number: int) -> Principle:
+        rng = random.Random(f"{self.seed} critique_revise {item.prompt.id} {number}")
+        return self.constitution.draw(rng, [step.principle for step in item.steps])
+
+    def _directly(self, items: Sequence[_Item], drawn: Sequence[tuple[int, Principle]]) -> list[_Turn]:
+        turns = []
+        for index, principle in drawn:
+            request = Message("user", self._render_directly(principle))
+            turns.append(_Turn(index, principle, (*self._said(items[index].revision, principle), request)))
+        return turns
+
+    def _criticise(self, items: list[_Item], drawn: Sequence[tuple[int, Principle]], number: int) -> list[_Turn]:
+        """The turns with their critiques; an item whose critique cannot be used is marked in `items`."""
+        asks = []
+        for index, principle in drawn:
+            request = Message("user", self._render_critique(principle))
+            messages = (*self._said(items[index].revision, principle), request)
+            asks.append((_Turn(index, principle, messages), messages))
+        turns = []
+        for turn, reply in self._ask(items, asks, number, "critique", self.settings.critique_max_tokens):
+            revise_it = Message("user", self.templates.render("revise"))
+            turns.append(
+                turn._replace(
+                    messages=(*turn.messages, Message("assistant", reply.text), revise_it),
+                    critique=reply.text,
+                    found_nothing=bool(re.search(self.settings.finds_nothing, last_sentence(reply.text))),
+                )
+            )
+        return turns
+
+    def _ask(
+        self, items: list[_Item], asks: Sequence[tuple[_Turn, tuple[Message, ...]]], number: int, what: str, limit: int
+    ) -> list[tuple[_Turn, Completion]]:
+        """The usable replies; an item whose reply is none is marked in `items`."""
+        sampling = self.settings.sampling(limit)
+        requests = [
+            Request(messages, sampling, _seed(self.settings, self.seed, items[turn.at].revision.prompt, number, what))
+            for turn, messages in asks
+        ]
+        usable = []
+        for (turn, _), reply in zip(asks, self.engine.complete(requests) if requests else [], strict=True):
+            problem = _problem(f"round {number}, principle '{turn.principle.id}': the {what}", reply, limit)
+            if problem:
+                items[turn.at] = items[turn.at].failed(problem)
+            else:
+                usable.append((turn, reply))
+        return usable
+
+    def _said(self, item: Revision, principle: Principle) -> tuple[Message, ...]:
+        """The examples, the conversation and the response as it stands; a system message stays in front."""
+        conversation = item.prompt.messages
+        system = conversation[:1] if conversation[0].role == "system" else ()
+        shots = (*self.shots, *self._examples(principle))
+        return (*system, *shots, *conversation[len(system) :], Message("assistant", item.final))
+
+    def _examples(self, principle: Principle) -> Iterator[Message]:
+        """The principle's own examples, in the roles that they are examples for."""
+        for example in principle.examples[: self.settings.few_shot]:
+            asked, worse = Message("user", example.prompt), Message("assistant", example.worse)
+            better = Message("assistant", example.better)
+            if not self.settings.critique:
+                yield from (asked, worse, Message("user", self._render_directly(principle)), better)
+                continue
+            # An example says which response is the worse one and no more; the sentences are the shipped template's.
+            criticise = Message("user", self._render_critique(principle))
+            yield from (asked, better, criticise, Message("assistant", "So it follows the principle."))
+            yield from (asked, worse, criticise, Message("assistant", "So it violates the principle."))
+            yield from (Message("user", self.templates.render("revise")), better)
+
+    def _render_critique(self, principle: Principle) -> str:
+        return self.templates.render("critique", principle=principle.words("critique"))
+
+    def _render_directly(self, principle: Principle) -> str:
+        return self.templates.render("revise_directly", principle=principle.words("revision"))
+
+
+def _step(turn: _Turn, revision: str) -> RevisionStep:
+    return RevisionStep(
+        principle=turn.principle.id,
+        principle_text=turn.principle.words("revision" if turn.critique is None else "critique"),
+        critique=turn.critique,
+        found_nothing=turn.found_nothing,
+        revision=revision,
+    )
+
+
+def last_sentence(text: str) -> str:
+    """What follows the last full stop, question or exclamation mark that is followed by a space or a new line."""
+    return re.split(r"(?<=[.!?])\s+|\n+", text.strip())[-1]
+
+
+def for_sft(revisions: Iterable[Revision], which: Literal["last", "all"]) -> Iterator[tuple[Prompt, str]]:
+    """What supervised fine-tuning learns from: prompts with their last revision, or with those of all rounds.
+
+    The paper trains on all rounds (section 3.2). Items with a problem are left out, and so is a revision that says what
+    the round before it said. Without rounds it is the draft.
+    """
+    for item in revisions:
+        if item.problem is None:
+            texts = [step.revision for step in item.steps] or [item.draft]
+            for text in dict.fromkeys(texts[-1:] if which == "last" else texts):
+                yield item.prompt, text
+
+
+def read_shots(path: Path) -> tuple[Message, ...]:
+    """The conversations of a file, one after the other."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"cannot be read as UTF-8 text: {error}") from error
+    expected = 'must be {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}'
+    shots: list[Message] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            messages = [Message(each["role"], each["content"]) for each in json.loads(line)["messages"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(path, f"is no conversation: {expected}", number) from error
+        if any(not isinstance(message.content, str) for message in messages):
+            raise InputError(path, f"has a content that is no text: {expected}", number)
+        roles = [message.role for message in messages]
+        if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+            raise InputError(path, f"does not go from user to assistant by turns and end there: {expected}", number)
+        shots += messages
+    return tuple(shots)
+
+
+def _problem(what: str, reply: Completion, limit: int) -> str | None:
+    if reply.finish == "length":
+        return f"{what} was cut off at {limit} tokens"
+    return None if reply.text.strip() else f"{what} is empty"
+
+
+def _seed(settings: Settings, seed: int, prompt: Prompt, *parts: object) -> int:
+    """A seed of the item's own, so that others may come and go; a greedy reply needs none, and is found by any seed."""
+    if settings.temperature == 0:
+        return 0
+    text = " ".join(map(str, (seed, "critique_revise", prompt.id, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, TOGETHER)):
+        yield chunk
+
+
+def run(settings: Settings, work: Work) -> None:
+    """Prompts for training become revisions."""
+    prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "train"]
+    drafts = draft(prompts, work.engine("base"), settings, work.seed)
+    revised = revise(drafts, work.constitution, work.engine("critic"), work.prompts, settings, work.seed)
+    revisions = list(work.progress(revised, len(prompts), "critique and revise"))
+    work.write("revisions", revisions)
+    steps = [step for revision in revisions for step in revision.steps]
+    work.note("prompts", len(prompts))
+    work.note("left_out", sum(revision.problem is not None for revision in revisions))
+    work.note("steps", len(steps))
+    work.note("found_nothing", sum(step.found_nothing for step in steps))
+    work.note("changed", sum(revision.final != revision.draft for revision in revisions))

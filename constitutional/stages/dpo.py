@@ -1,0 +1,131 @@
+"""Direct preference optimisation (Rafailov et al. 2023, equation 7) on soft targets, by TRL's DPOTrainer.
+
+In place of Constitutional AI's reinforcement learning (Bai et al. 2022, section 4) the policy is trained on the
+preferences themselves. With Δ the log-ratio of policy to reference for chosen less that for rejected, p the target and
+w the weight, the loss is the mean of w·(−p·log σ(β·Δ) − (1 − p)·log σ(−β·Δ)): "conservative DPO" (Mitchell 2023) with
+a p of its own for every pair, where TRL's label smoothing has one p for all and is ignored for this loss.
+
+The reference is the SFT model; its log-probabilities are computed once, before training.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from constitutional.errors import RunError
+from constitutional.records import Preference
+from constitutional.training import (
+    Row,
+    SoftTargets,
+    Tokenizer,
+    TrainingSettings,
+    dataset,
+    fit,
+    fitting,
+    load_policy,
+    lora_config,
+    preference_rows,
+    save_model,
+    soft_correction,
+    trl_arguments,
+)
+from constitutional.work import Work
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+
+class Settings(TrainingSettings):
+    """How the policy is trained."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """How strongly the policy is held to the reference; 0.1 by default."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Highest learning rate, after the warm-up (AdamW); 2e-4 by default, about 5e-7 for billions of weights."""
+    epochs: float = Field(default=2, gt=0)
+    """Passes over the preferences; 2 by default."""
+
+
+def soft_dpo_trainer(
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
+) -> "DPOTrainer":
+    """TRL's trainer with a soft target and a weight for every pair; `model` as it is given is the reference."""
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
+
+    class SoftDPOTrainer(DPOTrainer):
+        """Adds the two columns to the batch, and what they change to the loss."""
+
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+            self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *SoftTargets.columns]))
+
+        def compute_ref_log_probs(
+            self, model: Callable[..., Any], inputs: dict[str, Any]
+        ) -> "tuple[torch.Tensor, ...]":
+            known = {key: value for key, value in inputs.items() if key not in SoftTargets.columns}
+            found: tuple[torch.Tensor, ...] = super().compute_ref_log_probs(model, known)  # type: ignore[no-untyped-call]
+            return found
+
+        def _compute_loss(
+            self, model: Callable[..., Any], inputs: dict[str, Any], return_outputs: bool
+        ) -> "torch.Tensor":
+            probability, weight = (inputs.pop(each) for each in SoftTargets.columns)
+            seen: list[Any] = []
+
+            def watched(**arguments: object) -> object:
+                seen.append(model(**arguments))
+                return seen[-1]
+
+            loss: torch.Tensor = super()._compute_loss(watched, inputs, return_outputs)  # type: ignore[no-untyped-call]
+            chosen, rejected = seen[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
+            delta = chosen - inputs["ref_chosen_logps"] - rejected + inputs["ref_rejected_logps"]
+            return loss + soft_correction(self.beta * delta, probability, weight)
+
+    arguments = trl_arguments(DPOConfig, settings, checkpoints, seed, beta=settings.beta, precompute_ref_log_probs=True)
+    with _no_bars():
+        return SoftDPOTrainer(
+            model,
+            args=arguments,
+            data_collator=SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id, settings.max_length)),
+            train_dataset=dataset(rows),
+            processing_class=tokenizer,
+            peft_config=lora_config(settings, "CAUSAL_LM"),
+        )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Without the bar that TRL shows for the reference's pass, which only this variable turns off."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
+
+
+def run(settings: Settings, work: Work) -> None:
+    """Train on `preferences`, from `sft_model`, and write `policy`."""
+    rows, left_out = preference_rows(work.read("preferences", Preference))
+    if not rows:
+        raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
+    model, tokenizer = load_policy(work.model("sft_model"), settings)
+    kept, too_long = fitting(rows, tokenizer, settings.max_length)
+    trainer = soft_dpo_trainer(model, tokenizer, kept, settings, work.output("checkpoints"), work.seed)
+    fitted = fit(trainer, log=work.output("training_log.jsonl"), label="dpo")
+    save_model(trainer, work.output("policy"))
+    shutil.rmtree(work.output("checkpoints"))
+    work.note("pairs", fitted.rows)
+    work.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
+    work.note("steps", fitted.steps)

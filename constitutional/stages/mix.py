@@ -1,0 +1,297 @@
+"""Turns judgements and people's choices into the preferences that reward models and DPO are trained on.
+
+Bai et al. 2022 (arXiv 2212.08073), section 4.1, train on human comparisons for helpfulness together with AI comparisons
+for harmlessness, the AI's with its probabilities as soft targets. Lee et al. 2023 (arXiv 2309.00267) compare AI, human
+and mixed labels. What differs here: the share of human comparisons is a setting, at a fixed total or added to the AI's,
+so that nothing but the share changes between runs; a person's verdict replaces the AI's on the same comparison; what is
+undecided is left out and counted, not trained on as a tie.
+"""
+
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from constitutional.errors import ConfigurationError
+from constitutional.human import read_comparisons, read_verdicts
+from constitutional.records import Comparison, Judgement, Message, Preference, Prompt, Verdict
+from constitutional.stats import weighted_mean
+from constitutional.work import Work
+
+
+class Settings(BaseModel):
+    """How preferences are put together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    margin: float = Field(default=0.0, ge=0, lt=0.5)
+    """An AI judgement less than this far from 0.5 is undecided and left out; exactly 0.5 always is."""
+    strengths: tuple[float, float, float, float] = (0.65, 0.8, 0.9, 0.97)
+    """Probability that a person's choice is the better one, by the verdict's strength, 1 to 4; above 0.5, rising."""
+    human: Path | None = None
+    """A file of comparisons made by people elsewhere: hh-rlhf transcripts or rows, JSON lines, plain or .gz."""
+    verdicts: Path | None = None
+    """A file of people's verdicts on this run's comparisons, JSON lines, plain or .gz."""
+    human_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of preferences that are people's, 0 to 1; None takes all there are of both."""
+    mode: Literal["fixed_total", "additive"] = "fixed_total"
+    """With a share: `fixed_total` keeps the number of preferences the same whatever the share; `additive` takes all of
+    the AI's and adds as many of people's as give the share, or all of them if there are fewer."""
+    total: int | None = Field(default=None, ge=1)
+    """Number of preferences at a fixed total; None is the largest that the share allows."""
+    held_out_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts whose preferences are kept from training, to measure the reward model on, 0 to 1."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if not all(low < high for low, high in zip((0.5, *self.strengths), (*self.strengths, 1.0 + 1e-9), strict=True)):
+            raise ValueError(f"strengths are {self.strengths}; they must rise, from above 0.5 to at most 1")
+        if self.total is not None and (self.human_share is None or self.mode == "additive"):
+            raise ValueError("total needs a human_share and mode=fixed_total; leave total out, or give both")
+        if self.mode == "additive" and self.human_share == 1:
+            raise ValueError("mode=additive keeps all of the AI's; a human_share of 1 needs mode=fixed_total")
+        return self
+
+
+class Mixed(NamedTuple):
+    """Preferences to train on, and what became of everything else."""
+
+    preferences: list[Preference]
+    counts: dict[str, int]
+
+
+def mix(
+    comparisons: Sequence[Comparison],
+    judgements: Iterable[Judgement],
+    verdicts: Iterable[Verdict],
+    human_preferences: Sequence[Preference],
+    settings: Settings,
+    seed: int,
+) -> Mixed:
+    """The preferences of a run, the AI's first, each with its split; the counts say what was left out, and why.
+
+    The order in which preferences are taken, and a prompt's side of the split, depend on each alone and on the seed: of
+    one source, more preferences hold all of fewer, and in a sweep over shares the split stays the same.
+
+    Raises:
+        ConfigurationError: there is too little of one source for the share or the total, or nothing at all.
+    """
+    counts: Counter[str] = Counter()
+    verdicts_by_comparison: defaultdict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        verdicts_by_comparison[verdict.comparison].append(verdict)
+
+    ai, reviewed = [], []
+    by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        by_comparison[judgement.comparison].append(judgement)
+    for comparison in comparisons:
+        if comparison.a.strip() == comparison.b.strip():
+            counts["comparisons of equal texts"] += 1
+        elif comparison.id in verdicts_by_comparison:
+            counts["AI judgements overridden by a person"] += comparison.id in by_comparison
+            reviewed += _by_people(comparison, verdicts_by_comparison[comparison.id], settings, counts)
+        else:
+            ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
+    human = _for_training(reviewed + _brought_together(human_preferences, counts), counts)
+    ai = _for_training(ai, counts)
+
+    amounts = amounts_of(len(ai), len(human), settings)
+    taken = [*_drawn(ai, amounts.ai, seed), *_drawn(human, amounts.human, seed)]
+    if not taken:
+        came_in = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no comparison"
+        advice = "look at the labeler with `constitutional check`, or lower mix.margin"
+        raise ConfigurationError(f"There is no preference to train on (there came in: {came_in}); {advice}")
+    preferences = [_placed(preference, settings.held_out_share, seed) for preference in taken]
+
+    counts["AI preferences available"], counts["human preferences available"] = len(ai), len(human)
+    counts["AI preferences used"], counts["human preferences used"] = amounts
+    for split in ("train", "held_out"):
+        counts[f"preferences in {split}"] = sum(preference.split == split for preference in preferences)
+    return Mixed(preferences, dict(counts))
+
+
+def _by_ai(
+    comparison: Comparison, judgements: Sequence[Judgement], settings: Settings, counts: Counter[str]
+) -> list[Preference]:
+    """The soft preference of the labeler: the mean over what can be read, by weight."""
+    readable = [each for each in judgements if each.p_a is not None and each.weight > 0]
+    counts["judgements unreadable"] += sum(each.p_a is None for each in judgements)
+    p_a = weighted_mean([each.p_a for each in readable if each.p_a is not None], [each.weight for each in readable])
+    if p_a is None:
+        unreadable = any(each.p_a is None for each in judgements)
+        counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
+        return []
+    if _even(p_a) or abs(p_a - 0.5) < settings.margin:
+        counts["comparisons undecided"] += 1
+        return []
+    principles = tuple(dict.fromkeys(each.principle for each in readable))
+    return [_directed(comparison, p_a, "ai", principles, tuple(each.id for each in readable))]
+
+
+def _by_people(
+    comparison: Comparison, verdicts: Sequence[Verdict], settings: Settings, counts: Counter[str]
+) -> list[Preference]:
+    """People's preference: the mean over raters who saw a difference or a tie; none if that is even or there is nobody.
+
+    Who finds both bad or skips says nothing about which is better.
+    """
+    opinions = [each for each in verdicts if each.choice in ("a", "b", "tie")]
+    said = [_p_a(each, settings) for each in opinions]
+    p_a = weighted_mean(said, [1.0] * len(said))
+    if p_a is None or _even(p_a):
+        choices = {each.choice for each in verdicts}
+        why = choices.pop() if len(choices) == 1 else "conflict"
+        counts[f"verdicts without a preference: {why}"] += 1
+        return []
+    principles = tuple(dict.fromkeys(each.principle for each in opinions if each.principle))
+    return [_directed(comparison, p_a, "human", principles, tuple(each.id for each in opinions))]
+
+
+def _p_a(verdict: Verdict, settings: Settings) -> float:
+    strength = settings.strengths[verdict.strength - 1]
+    return {"a": strength, "b": 1 - strength}.get(verdict.choice, 0.5)
+
+
+def _brought_together(preferences: Sequence[Preference], counts: Counter[str]) -> list[Preference]:
+    """One preference for each comparison: what several people said of it is averaged, and dropped where it is even."""
+    groups: defaultdict[str, list[Preference]] = defaultdict(list)
+    for preference in preferences:
+        groups[preference.comparison].append(preference)
+    made = []
+    for group in groups.values():
+        first = group[0]
+        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected, model="")
+        said = [each.probability if each.chosen == first.chosen else 1 - each.probability for each in group]
+        p_a = weighted_mean(said, [1.0] * len(said))
+        assert p_a is not None
+        counts["human comparisons rated more than once"] += len(group) > 1
+        if _even(p_a) or first.chosen.strip() == first.rejected.strip():
+            counts["human comparisons undecided"] += 1
+            continue
+        principles = tuple(dict.fromkeys(name for each in group for name in each.principles))
+        rests_on = tuple(place for each in group for place in each.rests_on)
+        directed = _directed(comparison, p_a, "human", principles, rests_on)
+        made.append(directed.model_copy(update={"comparison": first.comparison, "weight": first.weight}))
+    return made
+
+
+def _directed(
+    comparison: Comparison,
+    p_a: float,
+    source: Literal["ai", "human"],
+    principles: tuple[str, ...],
+    rests_on: tuple[str, ...],
+) -> Preference:
+    """The comparison with the likelier of its texts as chosen."""
+    chosen, rejected = (comparison.a, comparison.b) if p_a > 0.5 else (comparison.b, comparison.a)
+    return Preference(
+        prompt=comparison.prompt,
+        chosen=chosen,
+        rejected=rejected,
+        probability=min(1.0, max(p_a, 1 - p_a)),
+        source=source,
+        principles=principles,
+        rests_on=rests_on,
+        comparison=comparison.id,
+    )
+
+
+def _even(p: float) -> bool:
+    # The mean of 0.9 and 1 − 0.9 is 0.49999999999999994.
+    return abs(p - 0.5) < 1e-9
+
+
+def _for_training(preferences: Sequence[Preference], counts: Counter[str]) -> list[Preference]:
+    kept = [preference for preference in preferences if preference.prompt.split == "train"]
+    counts["preferences on evaluation prompts"] += len(preferences) - len(kept)
+    return kept
+
+
+class Amounts(NamedTuple):
+    """How many preferences are taken of each source."""
+
+    ai: int
+    human: int
+
+
+def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
+    """How many to take of those that there are.
+
+    Raises:
+        ConfigurationError: the share or the total asks for more than there is.
+    """
+    share = settings.human_share
+    if share is None:
+        return Amounts(ai, human)
+    if share > 0 and human == 0:
+        advice = "name a file of them with mix.human=FILE, or leave mix.human_share out"
+        raise ConfigurationError(f"mix.human_share={share} asks for people's preferences, and there are none; {advice}")
+    if settings.mode == "additive":
+        return Amounts(ai, min(human, _rounded(ai * share / (1 - share))))
+    largest = _largest_total(ai, human, share)
+    total = largest if settings.total is None else settings.total
+    if total > largest:
+        there = f"with mix.human_share={share}, {ai} preferences of the AI's and {human} of people's allow {largest}"
+        raise ConfigurationError(f"mix.total={total}, but {there}; give at most that, or leave mix.total out")
+    return Amounts(total - _rounded(total * share), _rounded(total * share))
+
+
+def _largest_total(ai: int, human: int, share: float) -> int:
+    limits = ([human / share] if share > 0 else []) + ([ai / (1 - share)] if share < 1 else [])
+    total = math.floor(min(limits) + 1e-9)  # 3 / (1 - 0.9) may come out a little below 30
+    while total and (_rounded(total * share) > human or total - _rounded(total * share) > ai):
+        total -= 1
+    return total
+
+
+def _rounded(number: float) -> int:
+    return math.floor(number + 0.5)
+
+
+def _drawn(preferences: Sequence[Preference], count: int, seed: int) -> list[Preference]:
+    """So many of them, in their order; who is taken first is settled by each one's comparison alone."""
+    ranks = [random.Random(f"{seed} mix {each.source} {each.comparison}").random() for each in preferences]
+    taken = sorted(range(len(preferences)), key=ranks.__getitem__)[:count]
+    return [preferences[index] for index in sorted(taken)]
+
+
+def _placed(preference: Preference, held_out_share: float, seed: int) -> Preference:
+    """The preference on its prompt's side of the split: the words decide, not where the prompt comes from."""
+    draw = random.Random(f"{seed} mix split {conversation_of(preference.prompt.messages)!r}").random()
+    return preference.model_copy(update={"split": "held_out" if draw < held_out_share else "train"})
+
+
+def conversation_of(messages: Iterable[Message]) -> tuple[tuple[str, str], ...]:
+    """What makes two prompts the same: who says what, whatever the spaces around it."""
+    return tuple((message.role, message.content.strip()) for message in messages)
+
+
+def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
+    """Those that are not about a prompt that is held out for evaluation."""
+    held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
+    return [each for each in preferences if conversation_of(each.prompt.messages) not in held_out]
+
+
+def run(settings: Settings, work: Work) -> None:
+    """Read comparisons, judgements and people's files; write `preferences`."""
+    comparisons = work.read("comparisons", Comparison)
+    notes: Mapping[str, int] = {}
+    human: list[Preference] = []
+    if settings.human is not None:
+        file = read_comparisons(settings.human)
+        human = without_evaluation_prompts(file.preferences, work.read("prompts", Prompt))
+        left_out = len(file.preferences) - len(human)
+        notes = {
+            "human rows with equal texts": file.equal,
+            "human rows whose transcripts differ before the last reply": file.unlike,
+            "human rows on evaluation prompts": left_out,
+        }
+    verdicts = read_verdicts(settings.verdicts, {each.id for each in comparisons}) if settings.verdicts else []
+    mixed = mix(comparisons, work.read("judgements", Judgement), verdicts, human, settings, work.seed)
+    work.write("preferences", mixed.preferences)
+    work.note("counts", {**notes, **mixed.counts})

@@ -1,0 +1,333 @@
+"""Gathers what a run found into one page that opens anywhere, offline.
+
+Shown are what papers show (Bai et al. 2022, arXiv 2212.08073, figures 2 to 8; Lee et al. 2023, arXiv 2309.00267, tables
+1 to 4): behaviour by model, the labeler's and the reward model's accuracy and calibration. What differs: intervals on
+everything, what got worse as prominent as what improved, and what was left out or not measured said as such.
+"""
+
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from constitutional.files import atomic_write
+from constitutional.records import Comparison, Judgement, Preference, Prompt, Reading, Record, Revision
+from constitutional.report.data import (
+    CalibrationBin,
+    Calls,
+    Curve,
+    Direction,
+    ExampleChoice,
+    ExampleStep,
+    Histogram,
+    LabelerQuality,
+    LeftOut,
+    PrincipleQuality,
+    Provenance,
+    ReplyExample,
+    ReportData,
+    RevisionExample,
+    RewardQuality,
+    RunReport,
+    Score,
+    Share,
+)
+from constitutional.report.page import render
+from constitutional.report.verdicts import ALWAYS_WANTED, kind
+from constitutional.work import Work
+
+if TYPE_CHECKING:
+    from constitutional.constitution import Constitution
+
+TRAINED: Mapping[str, str] = {"sft": "sft_model", "reward": "reward_model", "dpo": "policy"}
+"""The model that each training stage makes; its log lies beside it."""
+
+STAGES = ("prompts", "critique_revise", "sft", "sample_pairs", "label", "mix", "reward", "dpo", "evaluate")
+"""In running order; those before the report."""
+
+METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
+"""What is drawn of a training log; not the learning rate and the like, which say nothing of what was learnt."""
+
+KEPT = ("available", "used", "preferences in", "overridden", "rated more than once")
+"""Words of the stage mix's counts that are not about what it left out."""
+
+
+class Settings(BaseModel):
+    """What the report shows of what there is too much of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    revision_examples: int = Field(default=6, ge=0, le=200)
+    """Drafts shown with their critiques and revisions, principle by principle; 6 by default."""
+    reply_examples: int = Field(default=8, ge=0, le=200)
+    """Held-out prompts shown with the reply of each model; 8 by default."""
+    wanted: dict[str, Direction] = Field(default_factory=dict)
+    """The direction in which a measure should go, `higher` or `lower`, by measure; goes before evaluation's."""
+
+
+class _Accuracy(Record):
+    """How the labeler judged a principle's own examples, as the stage `label` wrote it."""
+
+    principle: str
+    n: int
+    right: int
+    unreadable: int
+    conflicts: int
+    mean_p_correct: float | None
+
+
+class _Sample(Record):
+    """A held-out prompt and what each model replied, as the stage `evaluate` wrote it."""
+
+    prompt: Prompt
+    replies: dict[str, str]
+    cut_off: tuple[str, ...]
+
+
+def wanted_directions(
+    scores: Sequence[Score], noted: Mapping[str, Direction], settings: Settings
+) -> dict[str, Direction]:
+    """The direction in which each measure should go: the user's word, then evaluation's, then what always holds."""
+    always = {
+        score.measure: ALWAYS_WANTED[kind(score.measure)] for score in scores if kind(score.measure) in ALWAYS_WANTED
+    }
+    return {**always, **noted, **settings.wanted}
+
+
+def labeler_quality(
+    constitution: "Constitution", accuracies: Iterable[_Accuracy], judgements: Sequence[Judgement]
+) -> LabelerQuality:
+    """What the labeler did by each principle, on its own examples and on the run's comparisons."""
+    on_examples = {each.principle: Share.of(each.right, each.n - each.unreadable) for each in accuracies}
+    judged: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        judged[judgement.principle].append(judgement)
+    return LabelerQuality(
+        principles=tuple(
+            PrincipleQuality(
+                principle=each.id,
+                text=each.text,
+                weight=each.weight,
+                accuracy=on_examples.get(each.id),
+                judged=len(judged[each.id]),
+                unreadable=sum(judgement.p_a is None for judgement in judged[each.id]),
+                conflicts=sum(judgement.conflict for judgement in judged[each.id]),
+                first=_first(reading for judgement in judged[each.id] for reading in _in_both_orders(judgement)),
+            )
+            for each in constitution.principles
+        ),
+        probabilities=histogram([each.p_a for each in judgements if each.p_a is not None], 0.0, 1.0),
+    )
+
+
+def _in_both_orders(judgement: Judgement) -> tuple[Reading, ...]:
+    # A single reading is a score given to each response by itself: nothing was shown first.
+    return judgement.readings if len(judgement.readings) > 1 else ()
+
+
+def _first(readings: Iterable[Reading]) -> Share | None:
+    decided = [each for each in readings if each.p_a is not None and each.p_a != 0.5]
+    return Share.of(sum((each.p_a or 0) > 0.5 == (each.order == "a_first") for each in decided), len(decided))
+
+
+def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) -> Histogram | None:
+    """How many values fall into each of equal bins; the last one holds its upper edge. None without values."""
+    if not values:
+        return None
+    counts = Counter(min(int((value - low) / (high - low) * bins + 1e-9), bins - 1) for value in values)
+    edges = tuple(low + (high - low) * index / bins for index in range(bins + 1))
+    return Histogram(edges=edges, counts=tuple(counts[index] for index in range(bins)))
+
+
+def reward_quality(noted: Mapping[str, Any]) -> RewardQuality | None:
+    """From what the stage `reward` noted; None if it noted nothing."""
+    if not noted:
+        return None
+    return RewardQuality(
+        accuracy={
+            source: share
+            for source, each in noted["accuracy"].items()
+            if each["n"] and (share := Share.of(round(each["value"] * each["n"]), each["n"]))
+        },
+        calibration=tuple(CalibrationBin(**each) for each in noted["calibration"]),
+        calibration_error=noted["calibration_error"],
+        length_correlation=noted["length_correlation"],
+        mean=noted["mean"],
+        deviation=noted["deviation"],
+        scores=noted["scores"] and Histogram(**noted["scores"]),
+    )
+
+
+def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
+    """What a training's logs say, a curve for each quantity with a line for each log, by name."""
+    for metric in METRICS:
+        lines = {
+            name: tuple((row["step"], row[metric]) for row in rows if metric in row) for name, rows in logs.items()
+        }
+        if found := {name: line for name, line in lines.items() if line}:
+            yield Curve(stage=stage, metric=metric, lines=found)
+
+
+def revision_examples(
+    revisions: Iterable[Revision], choices: Mapping[str, ExampleChoice], count: int, seed: int
+) -> Iterator[RevisionExample]:
+    """Revisions that changed their draft, drawn at random, each principle's first before any principle's second.
+
+    `choices` is what was preferred later, by the prompt's id.
+    """
+    changed = [each for each in revisions if each.problem is None and each.final.strip() != each.draft.strip()]
+    changed.sort(key=lambda each: random.Random(f"{seed} report {each.id}").random())
+    turns: Counter[str] = Counter()
+    ranked = []
+    for each in changed:
+        principle = next(step.principle for step in each.steps if not step.found_nothing or step is each.steps[-1])
+        ranked.append((turns[principle], each))
+        turns[principle] += 1
+    for _, each in sorted(ranked, key=lambda pair: pair[0])[:count]:
+        steps = tuple(
+            ExampleStep(
+                principle=step.principle,
+                principle_text=step.principle_text,
+                critique=step.critique,
+                revision=step.revision,
+            )
+            for step in each.steps
+        )
+        choice = choices.get(each.prompt.id)
+        yield RevisionExample(conversation=each.prompt.messages, draft=each.draft, steps=steps, choice=choice)
+
+
+def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judgement]) -> dict[str, ExampleChoice]:
+    """By prompt, the first preference on it, with the reasons that it rests on."""
+    by_id = {judgement.id: judgement for judgement in judgements}
+    found: dict[str, ExampleChoice] = {}
+    for each in preferences:
+        if each.prompt.id not in found:
+            behind = [by_id[name] for name in each.rests_on if name in by_id]
+            reasons = tuple((one.principle_text, heard.rationale) for one in behind for heard in one.readings)
+            found[each.prompt.id] = ExampleChoice(
+                chosen=each.chosen,
+                rejected=each.rejected,
+                probability=each.probability,
+                source=each.source,
+                reasons=tuple(pair for pair in reasons if pair[1].strip()),
+            )
+    return found
+
+
+def reply_examples(samples: Sequence[_Sample], count: int, seed: int) -> tuple[ReplyExample, ...]:
+    """Held-out prompts drawn at random, with each model's reply."""
+    drawn = sorted(samples, key=lambda each: random.Random(f"{seed} report {each.prompt.id}").random())[:count]
+    return tuple(ReplyExample(conversation=each.prompt.messages, replies=each.replies) for each in drawn)
+
+
+def left_out(
+    revisions: Sequence[Revision], judgements: Sequence[Judgement], notes: Mapping[str, Mapping[str, Any]]
+) -> Iterator[LeftOut]:
+    """What could not be used, stage by stage, and why; stages that noted nothing are not there."""
+    problems = Counter(each.problem for each in revisions if each.problem)
+    yield LeftOut(stage="critique_revise", what="drafts", total=len(revisions), reasons=dict(problems))
+    if sampled := notes.get("sample_pairs"):
+        without = {"no two different responses": sampled["prompts_without_pair"]}
+        yield LeftOut(stage="sample_pairs", what="prompts", total=sampled["prompts"], reasons=_counted(without))
+    unreadable = Counter(each.problem for each in judgements if each.problem)
+    yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=dict(unreadable))
+    if mixed := notes.get("mix"):
+        reasons = {why: count for why, count in mixed["counts"].items() if not any(word in why for word in KEPT)}
+        yield LeftOut(stage="mix", what="comparisons, judgements and rows", total=None, reasons=_counted(reasons))
+    for stage, noted in notes.items():
+        if stage in TRAINED and "dropped" in noted:
+            used = noted["examples"]["trained_on"] if stage == "sft" else noted["pairs"]
+            total = used + sum(noted["dropped"].values())
+            what = "examples" if stage == "sft" else "preferences"
+            yield LeftOut(stage=stage, what=what, total=total, reasons=_counted(noted["dropped"]))
+    if evaluated := notes.get("evaluate"):
+        reasons = {why: count for why, count in evaluated["counts"].items() if why.startswith(("equal", "unreadable"))}
+        yield LeftOut(stage="evaluate", what="comparisons and critiques", total=None, reasons=_counted(reasons))
+
+
+def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
+    return {why.replace("_", " "): count for why, count in reasons.items() if count}
+
+
+def gather(settings: Settings, work: Work) -> RunReport:
+    """Everything that a run's artifacts and notes say."""
+    revisions, judgements = work.read("revisions", Revision), work.read("judgements", Judgement)
+    preferences, scores = work.read("preferences", Preference), tuple(work.read("scores", Score))
+    notes = {stage: dict(found) for stage in STAGES if (found := work.read_notes(stage))}
+    choices = example_choices(preferences, judgements)
+    folder = work.output("report.html").parent.parent
+    config, manifest = _json(folder / "config.json"), _json(folder / "manifest.json")
+    return RunReport(
+        name=folder.name,
+        scores=scores,
+        wanted=wanted_directions(scores, notes.get("evaluate", {}).get("wanted", {}), settings),
+        labeler=labeler_quality(work.constitution, work.read("labeler", _Accuracy), judgements),
+        reward=reward_quality(notes.get("reward", {}).get("quality", {})),
+        targets=histogram([each.probability for each in preferences], 0.5, 1.0),
+        sources=dict(Counter(f"{each.source}, {each.split.replace('_', ' ')}" for each in preferences)),
+        curves=tuple(
+            curve for stage in TRAINED for curve in curves_of(stage, _logs(work.model(TRAINED[stage]).parent))
+        ),
+        revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, work.seed)),
+        replies=reply_examples(work.read("samples", _Sample), settings.reply_examples, work.seed),
+        left_out=tuple(left_out(revisions, judgements, notes)),
+        notes=notes,
+        provenance=_provenance(work.constitution, config, manifest, work.read("comparisons", Comparison), judgements),
+    )
+
+
+def _provenance(
+    constitution: "Constitution",
+    config: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+    comparisons: Sequence[Comparison],
+    judgements: Sequence[Judgement],
+) -> Provenance:
+    asked = {
+        "sampled from": {each.model for each in comparisons},
+        "labeler and method": {each.labeler for each in judgements},
+    }
+    return Provenance(
+        constitution=constitution.name,
+        version=constitution.version,
+        digest=constitution.digest,
+        principles={each.id: each.text for each in constitution.principles},
+        versions=config.get("versions", {}),
+        identities={
+            **config.get("digests", {}),
+            **{name: ", ".join(sorted(found)) for name, found in asked.items() if found},
+        },
+        calls=tuple(
+            Calls(stage=stage, **entry["calls"])
+            for stage, entry in manifest.get("stages", {}).items()
+            if any(entry["calls"].values())
+        ),
+        config=json.dumps(config["config"], indent=2, ensure_ascii=False) if config else None,
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _logs(folder: Path) -> dict[str, list[dict[str, float]]]:
+    paths = sorted(folder.glob("training_log*.jsonl"))
+    names = ["training"] if len(paths) == 1 else [f"member {number}" for number in range(len(paths))]
+    return {
+        name: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for name, path in zip(names, paths, strict=True)
+    }
+
+
+def run(settings: Settings, work: Work) -> None:
+    """Read what all stages left, and write `report.html`."""
+    found = gather(settings, work)
+    page = render(ReportData(title=f"{found.name}: {found.provenance.constitution}", runs=(found,)))
+    # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
+    atomic_write(work.output("report.html"), page.encode("utf-8", "backslashreplace"))

@@ -1,0 +1,235 @@
+"""A reward model from preferences (Bai et al. 2022, section 4.1), by TRL's RewardTrainer.
+
+It starts from the SFT model, with one number as its output. With d the score of chosen less that of rejected, p the
+soft target and w the weight, the loss is the mean of w·(−p·log σ(d) − (1 − p)·log σ(−d)). Soft targets are not rounded:
+Bai et al. found them better than hard ones (section 4.3). The members of an ensemble (Christiano et al. 2017, section
+2.2) differ by the heads that they start with and the order of their rows; unlike there, every one sees all rows.
+
+Scores are only defined up to a constant, so their mean and deviation on reference samples (InstructGPT sets the mean to
+0 likewise) are kept beside the model, and everything that uses it sees normalised scores.
+"""
+
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import Field
+
+from constitutional.errors import ModelError, RunError
+from constitutional.files import atomic_write
+from constitutional.records import Message, Preference
+from constitutional.reward_model import NORMALISATION, load_reward_model, raw_scores
+from constitutional.stats import calibration_error, pearson, wilson
+from constitutional.training import (
+    Row,
+    SoftTargets,
+    Tokenizer,
+    TrainingSettings,
+    dataset,
+    fit,
+    fitting,
+    lora_config,
+    preference_rows,
+    preflight,
+    save_model,
+    soft_correction,
+    stage_seed,
+    trl_arguments,
+)
+from constitutional.work import Work
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+    from trl.trainer.reward_trainer import RewardTrainer
+
+
+class Settings(TrainingSettings):
+    """How the reward model is trained."""
+
+    members: int = Field(default=1, ge=1, le=16)
+    """Reward models, each with a seed of its own; more than one is an ensemble. 1 by default."""
+    reference_samples: int = Field(default=256, ge=2)
+    """Replies on which the mean and deviation of scores are taken; 256 by default."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Highest learning rate, after the warm-up (AdamW); 5e-4 by default, about 1e-5 for billions of weights."""
+    epochs: float = Field(default=2, gt=0)
+    """Passes over the preferences; 2 by default."""
+
+
+def soft_reward_trainer(
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
+) -> "RewardTrainer":
+    """TRL's trainer with a soft target and a weight for every pair."""
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+
+    class SoftRewardTrainer(RewardTrainer):
+        """Adds the two columns to the batch, and what they change to the loss."""
+
+        def _set_signature_columns_if_needed(self) -> None:
+            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
+            self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *SoftTargets.columns]))
+
+        def compute_loss(
+            self,
+            model: Callable[..., Any],
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: "torch.Tensor | int | None" = None,
+        ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
+            probability, weight = (inputs.pop(each) for each in SoftTargets.columns)
+            loss, outputs = super().compute_loss(  # type: ignore[no-untyped-call]
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
+            chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
+            loss = loss + soft_correction(chosen - rejected, probability, weight)
+            return (loss, outputs) if return_outputs else loss
+
+    return SoftRewardTrainer(
+        model,
+        trl_arguments(RewardConfig, settings, checkpoints, seed),
+        data_collator=SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id)),
+        train_dataset=dataset(rows),
+        processing_class=tokenizer,
+        peft_config=lora_config(settings, "SEQ_CLS"),
+    )
+
+
+class Scored(NamedTuple):
+    """A held-out preference, and the mean of the members' scores for its two replies."""
+
+    preference: Preference
+    chosen: float
+    rejected: float
+
+
+def quality(held_out: Sequence[Scored]) -> dict[str, object]:
+    """How a reward model does on preferences that it was not trained on; JSON values, None where nothing was measured.
+
+    `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. `calibration`:
+    how sure the model is of the reply that it prefers, from 0.5, against the mean target for that reply, in 10 bins.
+    `length_correlation`: Pearson's, of score and length in words. `scores`: a histogram.
+    """
+    groups = {source: [each for each in held_out if each.preference.source == source] for source in ("ai", "human")}
+    groups = {"all": list(held_out)} | {source: group for source, group in groups.items() if group}
+    sure = [_sigmoid(abs(each.chosen - each.rejected)) for each in held_out]
+    true = [
+        each.preference.probability if each.chosen >= each.rejected else 1 - each.preference.probability
+        for each in held_out
+    ]
+    scores = [score for each in held_out for score in (each.chosen, each.rejected)]
+    words = [len(text.split()) for each in held_out for text in (each.preference.chosen, each.preference.rejected)]
+    return {
+        "accuracy": {name: _accuracy(group) for name, group in groups.items()},
+        "calibration": _bins(sure, true),
+        # Twice 10 bins, as confidences fill only the upper half.
+        "calibration_error": calibration_error(sure, true, bins=20) if sure else None,
+        "length_correlation": pearson(scores, words),
+        "scores": _histogram(scores),
+    }
+
+
+def _accuracy(group: Sequence[Scored]) -> dict[str, float | int | None]:
+    right = sum(each.chosen > each.rejected for each in group)
+    low, high = wilson(right, len(group))
+    return {"value": right / len(group) if group else None, "low": low, "high": high, "n": len(group)}
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+
+
+def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> list[dict[str, float | int]]:
+    bins: dict[int, list[tuple[float, float]]] = {}
+    for pair in zip(sure, true, strict=True):
+        bins.setdefault(min(int((pair[0] - 0.5) * 2 * count + 1e-9), count - 1), []).append(pair)
+    return [
+        {"predicted": fmean(p for p, _ in pairs), "observed": fmean(y for _, y in pairs), "n": len(pairs)}
+        for _, pairs in sorted(bins.items())
+    ]
+
+
+def _histogram(scores: Sequence[float], count: int = 20) -> dict[str, list[float]] | None:
+    if len(set(scores)) < 2:
+        return None
+    low, high = min(scores), max(scores)
+    counts = [0.0] * count
+    for score in scores:
+        counts[min(int((score - low) / (high - low) * count), count - 1)] += 1
+    return {"edges": [low + (high - low) * index / count for index in range(count + 1)], "counts": counts}
+
+
+def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
+    """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed."""
+    pairs = [(each, text) for each in preferences if each.split == "train" for text in (each.chosen, each.rejected)]
+    drawn = sorted(pairs, key=lambda pair: random.Random(f"{seed} reference {pair[0].id} {pair[1]}").random())
+    return [_conversation(preference, text) for preference, text in drawn[:count]]
+
+
+def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
+    return (*preference.prompt.messages, Message("assistant", reply))
+
+
+def train_member(number: int, rows: list[Row], settings: Settings, work: Work) -> None:
+    """Train and save one member of the ensemble.
+
+    Raises:
+        ModelError: the saved model, loaded again, scores otherwise than the trained one.
+    """
+    seed = stage_seed(work.seed, "reward", number)
+    model, tokenizer = load_reward_model(work.model("sft_model"), seed=seed)
+    trainer = soft_reward_trainer(model, tokenizer, rows, settings, work.output(f"checkpoints/{number}"), seed)
+    log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
+    fit(trainer, log=work.output(log), label=f"reward {number + 1} of {settings.members}")
+    folder = work.output(f"reward_model/{number}")
+    trained = save_model(trainer, folder)
+    probe = [tuple(Message(**message) for message in row["prompt"] + row["chosen"]) for row in rows[:8]]
+    before, after = raw_scores(trained, tokenizer, probe), raw_scores(*load_reward_model(folder), probe)
+    if before != after:
+        raise ModelError(f"{folder}: gives {after[0]} once it is loaded again, and {before[0]} before")
+
+
+def measure(folder: Path, preferences: Sequence[Preference], settings: Settings, seed: int) -> dict[str, object]:
+    """Write the normalisation beside the members, and return `quality` on the held-out preferences.
+
+    `mean` and `deviation` are those of the first member's scores on the reference samples.
+    """
+    reference = reference_conversations(preferences, settings.reference_samples, seed)
+    held_out = [each for each in preferences if each.split == "held_out" and each.chosen != each.rejected]
+    replies = [_conversation(each, text) for each in held_out for text in (each.chosen, each.rejected)]
+    members: list[dict[str, float]] = []
+    columns = []
+    for number in range(settings.members):
+        scores = raw_scores(*load_reward_model(folder / str(number)), [*reference, *replies])
+        members.append({"mean": fmean(scores[: len(reference)]), "deviation": pstdev(scores[: len(reference)])})
+        columns.append(scores[len(reference) :])
+    means = [fmean(each) for each in zip(*columns, strict=True)]
+    normalisation = {"members": members, "samples": len(reference)}
+    atomic_write(folder / NORMALISATION, json.dumps(normalisation, indent=2).encode())
+    pairs = zip(means[::2], means[1::2], strict=True)
+    return quality([Scored(each, *pair) for each, pair in zip(held_out, pairs, strict=True)]) | members[0]
+
+
+def run(settings: Settings, work: Work) -> None:
+    """Train on `preferences`, from `sft_model`, and write `reward_model` with a folder for each member."""
+    preferences = work.read("preferences", Preference)
+    rows, left_out = preference_rows(preferences)
+    if not rows:
+        raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
+    model, tokenizer = load_reward_model(work.model("sft_model"))
+    preflight(tokenizer, model)
+    kept, too_long = fitting(rows, tokenizer, settings.max_length)
+    folder = work.output("reward_model")
+    for number in range(settings.members):
+        if not (folder / str(number)).exists():
+            train_member(number, kept, settings, work)
+    work.note("quality", measure(folder, preferences, settings, work.seed))
+    shutil.rmtree(work.output("checkpoints"), ignore_errors=True)
+    work.note("pairs", len(kept))
+    work.note("dropped", {**left_out, "too_long": too_long})

@@ -1,0 +1,115 @@
+"""Several responses to each prompt, compared in pairs (Bai et al. 2022, section 4.1; Ouyang et al. 2022, section 3.5).
+
+Bai et al. draw two responses from the SL model and compare them; Ouyang et al. draw K and compare all K(K−1)/2 pairs.
+Either is a setting. What differs: equal responses are one, so no response is ever compared with itself, and one that
+was cut off is left out, because a reward model cannot see that its end is missing.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from itertools import combinations, islice
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.records import Comparison, Prompt
+from constitutional.work import Work
+
+TOGETHER = 256
+"""Prompts that are answered side by side, so that the engine can batch them."""
+
+
+class Settings(BaseModel):
+    """How responses are drawn and paired."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    samples: int = Field(default=2, ge=2, le=64)
+    """Responses drawn for each prompt."""
+    pairs_per_prompt: int | None = Field(default=None, ge=1)
+    """How many pairs of them are kept, drawn at random; null keeps all."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Greedy responses would all be the same, so it cannot be 0."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Tokens are drawn from the most likely ones that together have this probability."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Length in tokens at which a response is cut off, and left out."""
+
+
+class Samples(NamedTuple):
+    """The responses to a prompt that can be compared."""
+
+    prompt: Prompt
+    texts: tuple[str, ...]
+    """Different from each other, whatever the space around them."""
+    empty: int
+    """Responses that were left out because they say nothing."""
+    cut_off: int
+    """Responses that were left out because they reached `max_tokens`."""
+    repeated: int
+    """Responses that were left out because another one says the same."""
+
+
+def sample_pairs(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Comparison]:
+    """Pairs of different responses to each prompt; a prompt whose responses are all alike gives none."""
+    for samples in sample(prompts, engine, settings, seed):
+        yield from pairs(samples, engine.identity, settings, seed)
+
+
+def sample(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Samples]:
+    """The responses to each prompt, without those that cannot be compared."""
+    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
+    iterator = iter(prompts)
+    while chunk := list(islice(iterator, TOGETHER)):
+        requests = [
+            Request(prompt.messages, sampling, _seed(seed, prompt, index))
+            for prompt in chunk
+            for index in range(settings.samples)
+        ]
+        replies = iter(engine.complete(requests))
+        for prompt in chunk:
+            own = list(islice(replies, settings.samples))
+            whole = [reply.text for reply in own if reply.finish != "length"]
+            saying = [text for text in whole if text.strip()]
+            texts: dict[str, str] = {}
+            for text in saying:
+                texts.setdefault(text.strip(), text)
+            yield Samples(
+                prompt,
+                tuple(texts.values()),
+                empty=len(whole) - len(saying),
+                cut_off=len(own) - len(whole),
+                repeated=len(saying) - len(texts),
+            )
+
+
+def pairs(samples: Samples, model: str, settings: Settings, seed: int) -> list[Comparison]:
+    """All pairs of the responses, or as many drawn from them as are wanted, in the order of the responses."""
+    found = list(combinations(samples.texts, 2))
+    if settings.pairs_per_prompt is not None and settings.pairs_per_prompt < len(found):
+        rng = random.Random(f"{seed} sample_pairs {samples.prompt.id}")
+        found = [found[index] for index in sorted(rng.sample(range(len(found)), settings.pairs_per_prompt))]
+    return [Comparison(prompt=samples.prompt, a=a, b=b, model=model) for a, b in found]
+
+
+def _seed(seed: int, prompt: Prompt, index: int) -> int:
+    """A seed of the response's own, so that other prompts may come and go."""
+    text = f"{seed} sample_pairs {prompt.id} {index}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+
+
+def run(settings: Settings, work: Work) -> None:
+    """Prompts for training become comparisons of the SL model's responses."""
+    engine = work.engine("sft_model")
+    prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "train"]
+    drawn = list(work.progress(sample(prompts, engine, settings, work.seed), len(prompts), "sample pairs"))
+    paired = [pairs(samples, engine.identity, settings, work.seed) for samples in drawn]
+    work.write("comparisons", [comparison for made in paired for comparison in made])
+    work.note("prompts", len(prompts))
+    work.note("comparisons", sum(map(len, paired)))
+    work.note("prompts_without_pair", sum(not made for made in paired))
+    work.note("empty_responses", sum(samples.empty for samples in drawn))
+    work.note("cut_off_responses", sum(samples.cut_off for samples in drawn))
+    work.note("repeated_responses", sum(samples.repeated for samples in drawn))

@@ -1,0 +1,200 @@
+"""The page as a reader's browser gets it: whole, offline, escaped, with a table for every figure."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from constitutional.records import Message
+from constitutional.report.data import ExampleStep, ReplyExample, ReportData, RevisionExample, RunReport
+from constitutional.report.page import comparison, difference, render
+from tests.report.made_up import empty_run, full_run
+
+VOID = {"meta", "br"}
+APART = {"code", "dd", "div", "dt", "h3", "h4", "li", "p", "span", "summary", "td", "th"}
+"""Elements after which a reader sees a gap."""
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and keeps what the tests look at."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.starts: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.starts.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.starts.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+        self.text += " " if tag in APART else ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def page_of(*runs: RunReport) -> str:
+    return render(ReportData(title="first: Careful", runs=runs))
+
+
+def section(html: str, name: str) -> str:
+    found = re.search(rf'<section id="run1-{name}".*?</section>', html, re.DOTALL)
+    assert found
+    return " ".join(Page(found[0]).text.split()).replace(" ,", ",")
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
+    html = page_of(full_run())
+    page = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    tags = {tag for tag, _ in page.starts}
+    assert tags & {"script", "link", "img", "iframe"} == set()
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "http" not in html
+    assert all(str(attributes["href"]).startswith("#") for tag, attributes in page.starts if tag == "a")
+
+
+def test_every_link_of_the_contents_leads_somewhere() -> None:
+    page = Page(page_of(full_run("one"), full_run("two")))
+    ids = [attributes["id"] for _, attributes in page.starts if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {str(attributes["href"])[1:] for tag, attributes in page.starts if tag == "a"} <= set(ids)
+
+
+def test_every_figure_is_followed_by_the_table_of_its_numbers() -> None:
+    html = page_of(full_run())
+    figures = re.findall(r"</figure>\s*(<\w+[^>]*>\s*<\w+[^>]*>[^<]*)", html)
+    # asked, violations, win rates, the rest, words, nats; labeler 2, targets 1, reward 3, curves 2
+    assert len(figures) == html.count("<figure") == 14
+    assert all(re.match(r'<details class="numbers">\s*<summary>The numbers: ', each) for each in figures)
+    assert all("<tbody" in part for part in html.split('<details class="numbers">')[1:])
+
+
+def test_the_tables_hold_what_the_figures_draw() -> None:
+    text = section(page_of(full_run()), "behaviour")
+    assert "Flattery lower 62% (57% to 67%) 30% (25% to 35%) 12% (7% to 17%) 240" in text
+    assert "KL from Base no direction 0.4 nats a token (0.38 to 0.42) 9,000" in text
+
+
+def test_the_verdict_names_what_improved_and_what_got_worse_with_numbers() -> None:
+    text = section(page_of(full_run()), "verdict")
+    # Flattery, violations and the win rate have a wanted direction; refusal and length have none.
+    assert "the RL model is better on 2 and worse on 1 of the 3 measures that have a wanted direction" in text
+    assert "Improved 2 Flattery wanted lower Base 62% (57% to 67%) → to RL 12% (7% to 17%), n = 240" in text
+    assert "Win rate against Base wanted higher RL 81% (76% to 86%) against 50%, n = 400" in text
+    assert "Got worse 1 Violations of honest wanted lower Base 20% (15% to 25%) → to RL 45% (40% to 50%)" in text
+    assert "Not measured 1 Labeler's accuracy, for want of examples in the constitution, by plain" in text
+    assert "The RL stage undid 1 Violations of honest wanted lower SL 8%" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("behaviour", "behaviour of the models"),
+        ("labeler", "the labeler"),
+        ("preferences", "preferences"),
+        ("reward", "the reward model"),
+        ("training", "training curves"),
+        ("replies", "replies to held-out prompts"),
+        ("revisions", "revisions"),
+        ("left-out", "what was left out"),
+        ("provenance", "calls of models"),
+    ],
+)
+def test_a_missing_part_is_said_where_it_would_stand(name: str, what: str) -> None:
+    assert f"Not measured: {what}." in section(page_of(empty_run()), name)
+    assert f"Not measured: {what}." not in section(page_of(full_run()), name)
+
+
+def test_a_run_that_measured_nothing_claims_nothing() -> None:
+    text = section(page_of(empty_run()), "verdict")
+    assert "better on" not in text
+    assert "No comparison with the base model was measured." in text
+
+
+def test_what_models_and_constitutions_write_is_text() -> None:
+    nasty = "<script>alert('x')</script> {{ 7 * 7 }} &amp; </div>"
+    run = full_run()
+    provenance = run.provenance.model_copy(update={"constitution": nasty, "principles": {"p": nasty}, "config": nasty})
+    step = ExampleStep(principle="p", principle_text=nasty, critique=nasty, revision=nasty)
+    update = {
+        "name": nasty,
+        "provenance": provenance,
+        "revisions": (RevisionExample(conversation=(Message("user", nasty),), draft="", steps=(step,)),),
+        "replies": (ReplyExample(conversation=(Message("user", nasty),), replies={"base": nasty}),),
+        "notes": {"label": {nasty: nasty}},
+    }
+    html = page_of(run.model_copy(update=update))
+    page = Page(html)  # also: every tag is closed
+    assert not any(tag == "script" for tag, _ in page.starts)
+    # header, prompt twice, principle twice, critique, revision, reply, configuration, note's name and value,
+    # constitution's name in the provenance, the run's name
+    assert page.text.count(nasty) == 13
+
+
+def test_nothing_is_shortened() -> None:
+    long = "word " * 5000
+    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": long})
+    assert long in page_of(full_run().model_copy(update={"replies": (reply,)}))
+
+
+def test_control_characters_are_shown_and_not_dropped() -> None:
+    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": "a\x00b\x1bc\nd"})
+    assert "a\u2400b\u241bc\nd" in page_of(full_run().model_copy(update={"replies": (reply,)}))
+
+
+def test_a_model_that_was_not_sampled_is_said() -> None:
+    assert "SL not sampled RL No, honey" in section(page_of(full_run()), "replies")
+
+
+def test_the_difference_of_two_texts_is_both_texts() -> None:
+    before, after = "Yes, it does.\n\nI think  so.", "No, it does."
+    assert "".join(piece for _, piece in difference(before, after, "before")) == before
+    assert "".join(piece for _, piece in difference(before, after, "after")) == after
+    assert list(difference(before, after, "after")) == [("only", "No,"), ("same", " it does.")]
+
+
+def test_an_example_shows_the_way_from_draft_to_revision() -> None:
+    text = section(page_of(full_run()), "revisions")
+    places = [
+        text.index(each)
+        for each in (
+            "What a great question! Yes, honey cures",
+            "Do not agree with what is false.",
+            "It agrees with a false claim.",
+            "What a great question! No, honey",
+            "Do not flatter.",
+            "revision 2 No, honey does not cure a broken arm.",
+            "(ai, 93% sure)",
+            "(A) corrects it.",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_several_runs_are_compared_first() -> None:
+    better = full_run("b").model_copy(update={"scores": full_run().scores[:3]})
+    data = ReportData(title="sweep", runs=(full_run("a"), better))
+    table = comparison(data)
+    assert table is not None
+    assert table.head == ("Measure", "a", "b")
+    assert table.body[0] == ("Flattery", "12% (7% to 17%): improved", "12% (7% to 17%): improved")
+    assert ("Refusal", "40% (35% to 45%): changed", "not measured") in table.body
+    html = render(data)
+    assert html.index('id="comparison"') < html.index('id="run1-verdict"') < html.index('id="run2-verdict"')
+
+
+def test_one_run_has_no_table_of_runs() -> None:
+    assert comparison(ReportData(title="one", runs=(full_run(),))) is None

@@ -1,0 +1,128 @@
+import pytest
+
+from constitutional.report.data import Direction, LabelerQuality, PrincipleQuality, RewardQuality, Score, Share
+from constitutional.report.verdicts import Outcome, cautions, outcome, verdicts, words
+from tests.report.made_up import empty_run, full_run, score
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted", "expected"),
+    [
+        # against a base of 0.40 to 0.50
+        (0.51, 0.60, "higher", "improved"),
+        (0.51, 0.60, "lower", "worse"),
+        (0.51, 0.60, None, "changed"),
+        (0.30, 0.39, "lower", "improved"),
+        (0.30, 0.39, "higher", "worse"),
+        (0.50, 0.60, "higher", "no clear change"),  # the intervals touch
+        (0.45, 0.80, "higher", "no clear change"),  # the value is higher, but the intervals overlap
+        (0.42, 0.44, "lower", "no clear change"),  # one lies in the other
+    ],
+)
+def test_a_change_is_clear_only_if_the_intervals_do_not_touch(
+    low: float, high: float, wanted: Direction | None, expected: Outcome
+) -> None:
+    assert outcome(low, high, (0.40, 0.50), wanted) == expected
+
+
+def test_every_measure_stands_in_one_place_of_the_strip() -> None:
+    found = verdicts(full_run())
+    # flattery 57-67% to 7-17%; the win rate's 76-86% lies above 50%
+    assert [each.measure for each in found.improved] == ["trait_rate/flattery", "win_rate/base"]
+    assert [each.measure for each in found.worse] == ["violation_rate/honest"]  # 15-25% to 40-50%
+    assert [each.measure for each in found.changed] == ["trait_rate/refusal"]  # 5-15% to 35-45%, nobody asked
+    assert [each.measure for each in found.unclear] == ["length"]  # 36-40 words to 35-39
+
+
+def test_a_gain_that_the_last_stage_lost_again_is_said_even_if_nothing_is_worse_than_the_base() -> None:
+    scores = [score("base", "bad", 0.5), score("sft_model", "bad", 0.1), score("policy", "bad", 0.5)]
+    found = verdicts(empty_run().model_copy(update={"scores": tuple(scores), "wanted": {"bad": "lower"}}))
+    assert found.worse == []
+    assert [(each.measure, each.before and each.before.model) for each in found.undone] == [("bad", "sft_model")]
+
+
+def test_a_run_without_reinforcement_learning_is_judged_by_its_sl_model() -> None:
+    scores = [score("base", "bad", 0.5), score("sft_model", "bad", 0.1)]
+    found = verdicts(empty_run().model_copy(update={"scores": tuple(scores), "wanted": {"bad": "lower"}}))
+    assert [each.after.model for each in found.improved] == ["sft_model"]
+
+
+def test_a_win_rate_that_may_be_a_half_is_no_win() -> None:
+    scores = (score("base", "length", 9), score("policy", "win_rate/base", 0.54, 0.05))
+    found = verdicts(empty_run().model_copy(update={"scores": scores, "wanted": {"win_rate/base": "higher"}}))
+    assert [each.measure for each in found.unclear] == ["win_rate/base"]
+
+
+def test_what_was_not_measured_is_said() -> None:
+    assert verdicts(empty_run()).not_measured == [
+        "Behaviour: no model was evaluated",
+        "Labels: no comparison was judged",
+        "Reward model",
+        "Training curves",
+    ]
+
+
+def test_a_measure_without_observations_is_not_measured_and_no_improvement() -> None:
+    nothing = Score(model="policy", measure="bad", value=0, low=0, high=0, n=0, unit="share")
+    run = full_run()
+    found = verdicts(
+        run.model_copy(update={"scores": (*run.scores, score("base", "bad", 0.5), nothing), "wanted": {"bad": "lower"}})
+    )
+    assert "Bad: nothing was counted for RL" in found.not_measured
+    assert found.improved == []
+
+
+def test_what_the_constitution_asks_for_and_nobody_measured_is_missed() -> None:
+    run = full_run()
+    found = verdicts(run.model_copy(update={"wanted": {"trait_rate/rudeness": "lower"}}))
+    assert found.not_measured[0] == "Rudeness: nothing was counted for Base and RL"
+
+
+def test_a_measure_of_one_model_only_is_not_missed_in_the_others() -> None:
+    assert not any("KL" in each for each in verdicts(full_run()).not_measured)
+
+
+def test_a_weak_labeler_is_a_reason_for_doubt() -> None:
+    # 11 of 20 is 55%, under 60%; 400 of 556 is 72% for the first; 22 of 300 is 7%, over 5%.
+    assert [each.removeprefix("The labeler, by “honest”, ") for each in cautions(full_run())] == [
+        "is right on 11 of 20 examples: near chance, and training amplifies what it misjudges.",
+        "preferred the response shown first in 72% of its readings: it favours a position.",
+        "gave no readable answer to 22 of 300 comparisons.",
+    ]
+
+
+def test_a_good_labeler_and_reward_model_give_no_reason_for_doubt() -> None:
+    good = PrincipleQuality(
+        principle="p", text="", weight=1, accuracy=Share.of(19, 20), judged=100, unreadable=5, first=Share.of(52, 100)
+    )
+    reward = RewardQuality(accuracy={"ai": Share(right=80, n=100, value=0.8, low=0.71, high=0.87)})
+    update = {"labeler": LabelerQuality(principles=(good,)), "reward": reward, "scores": (score("base", "bad", 0.5),)}
+    assert list(cautions(empty_run().model_copy(update=update))) == []
+
+
+def test_a_reward_model_that_may_be_guessing_or_follows_length_is_a_reason_for_doubt() -> None:
+    reward = RewardQuality(accuracy={"human": Share.of(33, 60)}, length_correlation=0.8)  # type: ignore[dict-item]
+    assert list(cautions(empty_run().model_copy(update={"reward": reward}))) == [
+        "On held-out preferences (human), the reward model is not clearly above chance: 33 of 60 right.",
+        "The reward model's score follows length (correlation 0.80).",
+    ]
+
+
+def test_few_observations_are_a_reason_for_doubt() -> None:
+    run = empty_run().model_copy(update={"scores": (score("base", "a", 0.5, n=49), score("base", "b", 0.5, n=12))})
+    assert list(cautions(run)) == ["Some measures rest on as few as 12 observations; their intervals are wide."]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("trait_rate/harmful_compliance", "Harmful compliance"),
+        ("violation_rate/be-brief", "Violations of be-brief"),
+        ("win_rate/sft_model", "Win rate against SL"),
+        ("kl_from/base", "KL from Base"),
+        ("well_formed", "Well formed"),
+        ("rewards/margins", "Implicit reward margins"),
+    ],
+)
+def test_measures_are_named_as_people_read_them(name: str, text: str) -> None:
+    assert words(name) == text

@@ -1,0 +1,379 @@
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from constitutional.constitution import Constitution, Example, Principle
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import Rule, ScriptedEngine
+from constitutional.errors import InputError
+from constitutional.prompts import load_prompts
+from constitutional.records import Message, Prompt, Revision
+from constitutional.stages import critique_revise as stage
+from constitutional.stages.critique_revise import Settings, critique_revise, draft, for_sft, last_sentence, revise
+
+TEMPLATES = load_prompts()
+CRITIQUE, REVISE, DIRECTLY = "Judge your last response", "Rewrite the response that you judged", "Rewrite your last"
+IDS = ("calm", "brief", "kind")
+
+
+def principles(*ids: str) -> Constitution:
+    return Constitution(name="test", principles=tuple(Principle(id=each, text=f"Be {each}.") for each in ids))
+
+
+def prompt(*contents: str) -> Prompt:
+    """A conversation that begins with the user."""
+    roles = ("user", "assistant")
+    return Prompt(messages=tuple(Message(roles[at % 2], content) for at, content in enumerate(contents)))  # type: ignore[arg-type]
+
+
+def marks(request: Request) -> str:
+    """A model that finds something wrong every time, and whose revision is the response with one more `!`."""
+    asked = request.messages[-1].content
+    if asked.startswith(CRITIQUE):
+        return "It shows. So it violates the principle."
+    if asked.startswith(REVISE):
+        return request.messages[-4].content + "!"  # response, critique request, critique, revision request
+    if asked.startswith(DIRECTLY):
+        return request.messages[-2].content + "!"
+    return f"Answer to {asked}"
+
+
+def revised(rule: Rule, settings: Settings, *ids: str, of: tuple[Prompt, ...] = (prompt("Hi"),)) -> list[Revision]:
+    engine = ScriptedEngine(rule)
+    return list(critique_revise(of, principles(*(ids or IDS)), engine, TEMPLATES, settings, seed=1))
+
+
+def test_each_round_criticises_and_revises_what_the_last_one_left() -> None:
+    (item,) = revised(marks, Settings(rounds=3))
+    assert item.draft == "Answer to Hi"
+    assert [step.revision for step in item.steps] == ["Answer to Hi!", "Answer to Hi!!", "Answer to Hi!!!"]
+    assert item.final == "Answer to Hi!!!"
+    assert {step.critique for step in item.steps} == {"It shows. So it violates the principle."}
+    assert not any(step.found_nothing for step in item.steps)
+    assert item.problem is None
+
+
+def test_the_critique_is_asked_after_the_response_and_the_revision_after_the_critique() -> None:
+    asked: list[Request] = []
+
+    def rule(request: Request) -> str:
+        asked.append(request)
+        return marks(request)
+
+    own = Principle(id="own", text="Be calm.", critique="Is it calm?")
+    engine = ScriptedEngine(rule)
+    list(
+        critique_revise(
+            [prompt("Hi")], Constitution(name="t", principles=(own,)), engine, TEMPLATES, Settings(rounds=1), 1
+        )
+    )
+    drafted, criticised, rewritten = (request.messages for request in asked)
+    assert drafted == (Message("user", "Hi"),)
+    critique = TEMPLATES.render("critique", principle="Is it calm?")
+    assert criticised == (*drafted, Message("assistant", "Answer to Hi"), Message("user", critique))
+    assert rewritten == (
+        *criticised,
+        Message("assistant", "It shows. So it violates the principle."),
+        Message("user", TEMPLATES.render("revise")),
+    )
+
+
+def test_no_rounds_keep_the_draft() -> None:
+    (item,) = revised(marks, Settings(rounds=0))
+    assert (item.steps, item.final) == ((), "Answer to Hi")
+
+
+@pytest.mark.parametrize("rounds", [-1, 9])
+def test_rounds_go_from_none_to_eight(rounds: int) -> None:
+    with pytest.raises(ValidationError, match="rounds"):
+        Settings(rounds=rounds)
+
+
+def test_no_principle_comes_twice_while_one_is_unused() -> None:
+    many = tuple(prompt(f"Question {number}") for number in range(20))
+    for item in revised(marks, Settings(rounds=7), of=many):
+        drawn = [step.principle for step in item.steps]
+        assert set(drawn[:3]) == set(drawn[3:6]) == set(IDS)
+        assert all(step.principle_text == f"Be {step.principle}." for step in item.steps)
+
+
+def test_without_critique_the_response_is_rewritten_at_once() -> None:
+    (item,) = revised(marks, Settings(rounds=2, critique=False))
+    assert [(step.critique, step.found_nothing, step.revision) for step in item.steps] == [
+        (None, False, "Answer to Hi!"),
+        (None, False, "Answer to Hi!!"),
+    ]
+
+
+# What the critique finds.
+
+
+def finds_nothing_calm(request: Request) -> str:
+    if request.messages[-1].content.startswith(CRITIQUE) and "Be calm." in request.messages[-1].content:
+        return "It violates nothing. So it follows the principle."
+    return marks(request)
+
+
+def test_a_response_in_which_nothing_is_found_stays_for_the_round() -> None:
+    (item,) = revised(finds_nothing_calm, Settings(rounds=2), "calm", "kind")
+    # Whichever comes first: calm finds nothing, kind adds a mark.
+    assert {step.principle: step.found_nothing for step in item.steps} == {"calm": True, "kind": False}
+    assert item.final == "Answer to Hi!"
+
+
+def test_or_it_is_revised_all_the_same() -> None:
+    (item,) = revised(finds_nothing_calm, Settings(rounds=2, when_nothing_found="revise"), "calm")
+    assert [(step.found_nothing, step.revision) for step in item.steps] == [
+        (True, "Answer to Hi!"),
+        (True, "Answer to Hi!!"),
+    ]
+
+
+def test_or_the_item_ends_there() -> None:
+    (item,) = revised(finds_nothing_calm, Settings(rounds=4, when_nothing_found="stop"), "calm")
+    assert [(step.found_nothing, step.revision) for step in item.steps] == [(True, "Answer to Hi")]
+    assert item.problem is None
+
+
+@pytest.mark.parametrize(
+    ("critique", "found_nothing"),
+    [
+        ("Fine. So it follows the principle.", True),
+        ("Fine. So it follows the principle", True),
+        ("Fine.\nSo it follows the principle.\n", True),
+        ("It says that it follows the principle. So it violates the principle.", False),
+        ('It says "So it follows the principle." and that is a lie.', False),
+        ("So it follows the principle: not at all.", False),
+    ],
+)
+def test_only_the_last_sentence_of_the_critique_says_what_was_found(critique: str, found_nothing: bool) -> None:
+    (item,) = revised(
+        lambda r: critique if r.messages[-1].content.startswith(CRITIQUE) else marks(r), Settings(rounds=1)
+    )
+    assert item.steps[0].found_nothing == found_nothing
+
+
+def test_the_last_sentence_is_what_follows_the_last_full_stop() -> None:
+    assert last_sentence("One. Two!\nThree?  Four 3.5 of it.\n") == "Four 3.5 of it."
+    assert last_sentence("") == ""
+
+
+def test_what_finding_nothing_reads_like_is_a_regular_expression() -> None:
+    settings = Settings(rounds=1, finds_nothing="(?i)^no objection")
+    (item,) = revised(lambda r: "No objection." if r.messages[-1].content.startswith(CRITIQUE) else "x", settings)
+    assert item.steps[0].found_nothing
+    with pytest.raises(ValidationError, match="no regular expression"):
+        Settings(finds_nothing="(")
+
+
+# Replies that cannot be used.
+
+
+@pytest.mark.parametrize(
+    ("start", "reply", "kept", "problem"),
+    [
+        ("Hi", " \n", 0, "the draft is empty"),
+        ("Hi", Completion("Ans", "length"), 0, "the draft was cut off at 256 tokens"),
+        (CRITIQUE, "", 1, "round 2, principle '{}': the critique is empty"),
+        (CRITIQUE, Completion("It", "length"), 1, "round 2, principle '{}': the critique was cut off at 256 tokens"),
+        (REVISE, "", 1, "round 2, principle '{}': the revision is empty"),
+        (REVISE, Completion("An", "length"), 1, "round 2, principle '{}': the revision was cut off at 256 tokens"),
+    ],
+)
+def test_an_item_with_an_unusable_reply_keeps_what_it_has(
+    start: str, reply: str | Completion, kept: int, problem: str
+) -> None:
+    broken, sound = prompt("Hi"), prompt("Hello")
+
+    def rule(request: Request) -> Completion | str:
+        """Fails for one prompt: at once in the draft, in the second round else."""
+        is_broken = request.messages[0].content == "Hi"
+        second = any("Answer to Hi!" in message.content for message in request.messages)
+        if is_broken and request.messages[-1].content.startswith(start) and (second or start == "Hi"):
+            return reply
+        return marks(request)
+
+    first, second = revised(rule, Settings(rounds=3), of=(broken, sound))
+    assert len(first.steps) == kept
+    assert first.problem is not None
+    other = problem.format(next(name for name in IDS if f"'{name}'" in first.problem) if kept else "")
+    assert first.problem == other
+    assert second.problem is None
+    assert second.final == "Answer to Hello!!!"
+    assert [said for said, _ in for_sft([first, second], "last")] == [sound]
+
+
+# Conversations.
+
+
+def test_a_conversation_is_kept_and_its_last_reply_revised() -> None:
+    asked: list[Request] = []
+
+    def rule(request: Request) -> str:
+        asked.append(request)
+        return marks(request)
+
+    many = Prompt(messages=(Message("system", "Be Bob."), *prompt("Hi", "Hello.", "Bye").messages))
+    (item,) = revised(rule, Settings(rounds=1), of=(many,))
+    assert item.final == "Answer to Bye!"
+    assert all(request.messages[:4] == many.messages for request in asked)
+
+
+def test_any_text_survives() -> None:
+    odd = "Note: {{ principle }} {% raw %} So it follows the principle.\n\nHuman: Better: B"
+    (item,) = revised(lambda r: odd if len(r.messages) == 1 else marks(r), Settings(rounds=1), of=(prompt(odd),))
+    assert (item.prompt.messages[0].content, item.draft, item.final) == (odd, odd, odd + "!")
+    assert not item.steps[0].found_nothing
+
+
+# Examples that go before.
+
+
+def first_request(settings: Settings, constitution: Constitution, of: Prompt, start: str) -> Request:
+    asked: list[Request] = []
+
+    def rule(request: Request) -> str:
+        asked.append(request)
+        return marks(request)
+
+    list(critique_revise([of], constitution, ScriptedEngine(rule), TEMPLATES, settings, 1))
+    return next(request for request in asked if request.messages[-1].content.startswith(start))
+
+
+EXAMPLE = Example(prompt="Am I right?", better="No.", worse="Yes, of course.")
+SHOWN = Constitution(name="t", principles=(Principle(id="honest", text="Be honest.", examples=(EXAMPLE, EXAMPLE)),))
+
+
+def test_the_principles_own_examples_go_before_the_conversation() -> None:
+    request = first_request(Settings(rounds=1, few_shot=1, critique=False), SHOWN, prompt("Hi"), DIRECTLY)
+    assert [message.content for message in request.messages] == [
+        "Am I right?",
+        "Yes, of course.",
+        TEMPLATES.render("revise_directly", principle="Be honest."),
+        "No.",
+        "Hi",
+        "Answer to Hi",
+        TEMPLATES.render("revise_directly", principle="Be honest."),
+    ]
+
+
+def test_with_a_critique_an_example_shows_both_findings_behind_the_system_message() -> None:
+    of = Prompt(messages=(Message("system", "Be Bob."), Message("user", "Hi")))
+    request = first_request(Settings(rounds=1, few_shot=1), SHOWN, of, CRITIQUE)
+    critique = TEMPLATES.render("critique", principle="Be honest.")
+    assert [message.content for message in request.messages] == [
+        "Be Bob.",
+        *("Am I right?", "No.", critique, "So it follows the principle."),
+        *("Am I right?", "Yes, of course.", critique, "So it violates the principle."),
+        *(TEMPLATES.render("revise"), "No."),
+        *("Hi", "Answer to Hi", critique),
+    ]
+    assert [message.role for message in request.messages] == ["system", *["user", "assistant"] * 6, "user"]
+
+
+def test_examples_from_a_file_go_before_every_conversation(tmp_path: Path) -> None:
+    path = tmp_path / "shots.jsonl"
+    turns = [{"role": "user", "content": "1: {{ x }}"}, {"role": "assistant", "content": "2"}]
+    path.write_text(json.dumps({"messages": turns}) + "\n\n" + json.dumps({"messages": turns * 2}) + "\n")
+    request = first_request(Settings(rounds=1, few_shot_file=path), SHOWN, prompt("Hi"), CRITIQUE)
+    assert [message.content for message in request.messages[:7]] == [*["1: {{ x }}", "2"] * 3, "Hi"]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"messages": [', "is no conversation"),
+        ("[1]", "is no conversation"),
+        ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "2"}]}', "no text"),
+        ('{"messages": [{"role": "user", "content": "1"}]}', "by turns"),
+        ('{"messages": []}', "by turns"),
+    ],
+)
+def test_a_bad_line_in_that_file_is_named(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "shots.jsonl"
+    path.write_text("\n" + line)
+    with pytest.raises(InputError, match=complaint) as caught:
+        stage.read_shots(path)
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
+# What an item depends on.
+
+
+def random_words(request: Request) -> str:
+    """Depends on the request's seed, like a model's sample."""
+    return f"{marks(request)} {request.seed}"
+
+
+def test_an_item_depends_on_no_other_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tuple(prompt(f"Question {number}") for number in range(7))
+    together = revised(random_words, Settings(rounds=3), of=many)
+    monkeypatch.setattr(stage, "TOGETHER", 2)
+    assert revised(random_words, Settings(rounds=3), of=many[::-1]) == together[::-1]
+    assert revised(random_words, Settings(rounds=3), of=many[3:4]) == together[3:4]
+
+
+def test_every_request_has_a_seed_of_its_own_unless_it_is_greedy() -> None:
+    many = tuple(prompt(f"Question {number}") for number in range(3))
+    seeds: list[int] = []
+
+    def rule(request: Request) -> str:
+        seeds.append(request.seed)
+        return marks(request)
+
+    revised(rule, Settings(rounds=2), of=many)
+    assert len(seeds) == len(set(seeds)) == 15  # three drafts, two rounds of a critique and a revision each
+    seeds.clear()
+    revised(rule, Settings(rounds=2, temperature=0), of=many)
+    assert set(seeds) == {0}
+
+
+def test_editing_one_principle_changes_only_the_items_that_drew_it() -> None:
+    many = tuple(prompt(f"Question {number}") for number in range(30))
+    before = principles(*IDS)
+    edited = before.principles[1].model_copy(update={"text": "Use few words."})
+    after = before.model_copy(update={"principles": (before.principles[0], edited, before.principles[2])})
+    asked: list[set[Request]] = []
+    items = []
+    for constitution in (before, after):
+        seen: set[Request] = set()
+
+        def rule(request: Request, seen: set[Request] = seen) -> str:
+            seen.add(request)
+            return random_words(request)
+
+        engine = ScriptedEngine(rule)
+        items.append(list(critique_revise(many, constitution, engine, TEMPLATES, Settings(rounds=1), 1)))
+        asked.append(seen)
+    drew_it = [item.steps[0].principle == "brief" for item in items[0]]
+    assert [old != new for old, new in zip(*items, strict=True)] == drew_it
+    assert 0 < sum(drew_it) < 30
+    assert len(asked[1] - asked[0]) == 2 * sum(drew_it)  # a critique and a revision
+
+
+def test_a_draft_may_come_from_another_model() -> None:
+    drafts = draft([prompt("Hi")], ScriptedEngine(lambda _: "A draft.", "base"), Settings(), seed=1)
+    (item,) = revise(drafts, principles("calm"), ScriptedEngine(marks, "critic"), TEMPLATES, Settings(rounds=1), seed=1)
+    assert (item.draft, item.final) == ("A draft.", "A draft.!")
+
+
+# For training.
+
+
+def test_training_takes_the_last_revision_or_those_of_all_rounds() -> None:
+    (item,) = revised(marks, Settings(rounds=2))
+    assert list(for_sft([item], "last")) == [(item.prompt, "Answer to Hi!!")]
+    assert list(for_sft([item], "all")) == [(item.prompt, "Answer to Hi!"), (item.prompt, "Answer to Hi!!")]
+
+
+def test_what_a_round_left_as_it_was_is_not_learnt_twice() -> None:
+    (item,) = revised(finds_nothing_calm, Settings(rounds=3), "calm")
+    assert len(item.steps) == 3
+    assert list(for_sft([item], "all")) == [(item.prompt, "Answer to Hi")]
+
+
+def test_without_rounds_the_draft_is_learnt() -> None:
+    (item,) = revised(marks, Settings(rounds=0))
+    assert list(for_sft([item], "all")) == list(for_sft([item], "last")) == [(item.prompt, "Answer to Hi")]

@@ -1,0 +1,353 @@
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+import pytest
+from pydantic import ValidationError
+
+from constitutional.constitution import Constitution, Principle
+from constitutional.engines.base import Completion, Engine, Request
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.prompt_set import sandbox_prompt, sandbox_prompt_set
+from constitutional.prompts import Prompts, load_prompts
+from constitutional.records import Comparison, Judgement, Message, Prompt, Record, Split
+from constitutional.sandbox.teacher import applies
+from constitutional.sandbox.understand import MEANINGS
+from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
+from constitutional.stages.evaluate import (
+    Sample,
+    Score,
+    Settings,
+    held_out,
+    replies,
+    run,
+    side_by_side,
+    text_scores,
+    trait_scores,
+    violation_scores,
+    wanted_directions,
+    win_scores,
+)
+from constitutional.stats import wilson
+from constitutional.work import Work
+
+T = TypeVar("T")
+
+
+def asked(text: str, split: Split = "held_out") -> Prompt:
+    return Prompt(messages=(Message("user", text),), split=split)
+
+
+def sample(text: str, base: str, sft_model: str, policy: str, cut_off: tuple[str, ...] = ()) -> Sample:
+    return Sample(prompt=asked(text), replies={"base": base, "sft_model": sft_model, "policy": policy}, cut_off=cut_off)
+
+
+def by_name(scores: Iterable[Score]) -> dict[tuple[str, str], Score]:
+    return {(score.model, score.measure): score for score in scores}
+
+
+def test_only_held_out_prompts_are_taken_and_more_hold_all_of_fewer() -> None:
+    prompts = [asked(str(n)) for n in range(50)] + [asked(str(n), split="train") for n in range(50, 100)]
+    few, many = held_out(prompts, 10, 0), held_out(prompts, 40, 0)
+    assert len(few) == 10
+    assert many[:10] == few
+    assert all(each.split == "held_out" for each in many)
+    assert held_out(prompts[::-1], 10, 0) == few  # the order of the file does not matter
+    assert held_out(prompts, 10, 1) != few
+
+
+def test_a_reply_depends_on_its_prompt_alone() -> None:
+    engine = ScriptedEngine(lambda request: f"{request.messages[0].content} {request.seed}")
+    prompts = [asked("1"), asked("2"), asked("3")]
+    of_all = replies(prompts, engine, Settings(), 0)
+    assert replies(prompts[1:], engine, Settings(), 0) == of_all[1:]
+    assert replies(prompts, engine, Settings(), 1) != of_all
+    assert len({completion.text.split()[1] for completion in of_all}) == 3
+    assert replies(prompts[:1], engine, Settings(temperature=0), 7)[0].text == "1 0"
+
+
+def test_samples_hold_the_replies_side_by_side_and_which_were_cut_off() -> None:
+    prompts = [asked("1"), asked("2")]
+    found = side_by_side(
+        prompts,
+        {
+            "base": [Completion("a", "stop"), Completion("b", "length")],
+            "policy": [Completion("c", "length"), Completion("d", "length")],
+        },
+    )
+    assert [each.replies for each in found] == [{"base": "a", "policy": "c"}, {"base": "b", "policy": "d"}]
+    assert [each.cut_off for each in found] == [("policy",), ("base", "policy")]
+
+
+def test_trait_rates_are_exact_and_over_prompts_that_a_trait_applies_to() -> None:
+    rng = random.Random(0)
+    prompts = [each for each in sandbox_prompt_set(1, 120, 0) if each.split == "held_out"]
+    samples, truth = [], []
+    for prompt in prompts:
+        world = sandbox_prompt(prompt)
+        traits = uniform_traits(rng, world)
+        samples.append(Sample(prompt=prompt, replies={"base": text_of(compose(rng, world, traits))}))
+        truth.append((world, traits))
+    scores = by_name(trait_scores(samples))
+    for trait in TRAITS:
+        shown = [traits[trait] for world, traits in truth if applies(world, trait)]
+        score = scores["base", f"trait_rate/{trait}"]
+        assert (score.value, score.n) == (sum(shown) / len(shown), len(shown))
+        assert (score.low, score.high) == wilson(sum(shown), len(shown))
+    assert 0 < scores["base", "trait_rate/privacy_leak"].n < 60  # only prompts that ask for private data
+    assert scores["base", "trait_rate/flattery"].n == 120
+    assert scores["base", "well_formed"].value == scores["base", "on_topic"].value == 1
+
+
+def test_a_text_that_is_not_of_the_sandbox_is_not_well_formed_there() -> None:
+    prompts = sandbox_prompt_set(1, 4, 0)[1:]
+    samples = [Sample(prompt=prompt, replies={"base": "Colourless green ideas."}) for prompt in prompts]
+    assert by_name(trait_scores(samples))["base", "well_formed"].value == 0
+
+
+def test_other_prompts_have_no_trait_rates() -> None:
+    assert list(trait_scores([sample("1", "a", "b", "c")])) == []
+
+
+def test_length_refusals_cut_off_replies_and_variety_are_counted() -> None:
+    samples = [
+        sample("1", "one two three", "I can’t help with that.", "yes yes", cut_off=("base",)),
+        sample("2", "four five six seven eight", "Sure, I cannot say.", "yes no"),
+    ]
+    scores = by_name(text_scores(samples, Settings(), 0))
+    assert scores["base", "length"].value == 4  # (3 + 5) / 2
+    assert (scores["base", "length"].low, scores["base", "length"].high) == (3, 5)  # all the means that two can have
+    assert scores["base", "length"].unit == "words"
+    assert scores["base", "cut_off"].value == 0.5
+    assert scores["sft_model", "refusal_phrases"].value == 1
+    assert scores["base", "refusal_phrases"].value == 0
+    # The policy has four words, so each model is measured on its first four: one..four; i can't help with; yes, no.
+    assert scores["base", "distinct/1-grams"].value == 1
+    assert scores["policy", "distinct/1-grams"].value == 0.5
+    assert {scores[model, "distinct/1-grams"].n for model in ("base", "sft_model", "policy")} == {4}
+    assert {scores[model, "distinct/2-grams"].n for model in ("base", "sft_model", "policy")} == {2}
+
+
+def test_a_refusal_is_looked_for_at_the_beginning_only() -> None:
+    late = "word " * 40 + "I cannot help"
+    scores = by_name(text_scores([sample("1", late, "I CANNOT HELP", "a"), sample("2", "b", "c", "d")], Settings(), 0))
+    assert scores["base", "refusal_phrases"].value == 0
+    assert scores["sft_model", "refusal_phrases"].value == 0.5
+
+
+def judging(p_a: Callable[[Comparison], Sequence[float | None]]) -> Callable[[Sequence[Comparison]], list[Judgement]]:
+    """A labeler by a rule that gives the probability by each principle."""
+
+    def judge(comparisons: Sequence[Comparison]) -> list[Judgement]:
+        return [
+            Judgement(
+                comparison=comparison.id,
+                principle=str(number),
+                principle_text="",
+                labeler="",
+                readings=(),
+                p_a=p,
+                weight=number + 1,
+            )
+            for comparison in comparisons
+            for number, p in enumerate(p_a(comparison))
+        ]
+
+    return judge
+
+
+def test_a_labeler_that_prefers_the_longer_reply_makes_the_longer_model_win() -> None:
+    samples = [sample(str(n), "short", "rather longer", "the longest of the three") for n in range(10)]
+    scores, problems = win_scores(samples, judging(lambda each: [float(len(each.a) > len(each.b))]))
+    found = by_name(scores)
+    assert found["policy", "win_rate/base"].value == 1
+    assert found["sft_model", "win_rate/base"].value == 1
+    assert found["policy", "win_rate/sft_model"].value == 1
+    assert found["policy", "win_rate/base"].n == 10
+    assert found["policy", "win_rate/base"].low == pytest.approx(10 / 13.8415, abs=1e-5)  # n / (n + z²)
+    assert problems == {"equal replies": 0, "unreadable comparisons": 0}
+
+
+def test_equal_replies_are_no_comparison_and_unreadable_ones_neither_won_nor_lost() -> None:
+    samples = [sample("1", "x", "x ", "good"), sample("2", "x", "y", "?"), sample("3", "x", "y", "good")]
+    rule = judging(lambda each: [None if "?" in each.a else 0.9])
+    scores, problems = win_scores(samples, rule)
+    found = by_name(scores)
+    assert problems == {"equal replies": 1, "unreadable comparisons": 2}
+    assert (found["policy", "win_rate/base"].value, found["policy", "win_rate/base"].n) == (1, 2)
+    assert found["sft_model", "win_rate/base"].n == 2
+
+
+def test_principles_are_weighed_and_the_unreadable_left_out_before_the_winner_is_seen() -> None:
+    # Weights 1, 2 and 3: (0.9 + 2 · 0.2) / 3 = 0.43 is a loss, though an unweighted mean would be 0.55.
+    scores, _ = win_scores([sample("1", "x", "y", "z")], judging(lambda _: [0.9, 0.2, None]))
+    assert by_name(scores)["policy", "win_rate/base"].value == 0
+
+
+def test_a_labeler_that_is_always_even_gives_half_a_win_each() -> None:
+    scores, _ = win_scores([sample(str(n), "x", "y", "z") for n in range(4)], judging(lambda _: [0.5]))
+    assert {score.value for score in scores} == {0.5}
+
+
+def test_a_labeler_that_answers_nothing_leaves_no_observation() -> None:
+    scores, problems = win_scores([sample("1", "x", "y", "z")], judging(lambda _: []))
+    assert {(score.n, score.low, score.high) for score in scores} == {(0, 0.0, 1.0)}
+    assert problems["unreadable comparisons"] == 3
+
+
+CONSTITUTION = Constitution(
+    name="two",
+    principles=(
+        Principle(id="polite", text="Be polite.", critique="Is it polite?"),
+        Principle(id="brief", text="Be brief."),
+    ),
+)
+
+
+def critic(request: Request) -> str:
+    """Finds rudeness by a word, and cannot make up its mind about brevity."""
+    *_, reply, question = request.messages
+    assert request.sampling.temperature == 0
+    if "Is it polite?" in question.content:
+        return f"So it {'violates' if 'idiot' in reply.content else 'follows'} the principle.\n"
+    if len(reply.content) > 20:
+        return "It violates the principle. Or rather, I would say that it is hard to tell."
+    return "So it follows the principle."
+
+
+def test_violations_are_counted_by_principle_with_its_own_words_and_the_unreadable_left_out() -> None:
+    samples = [
+        sample("1", "You idiot", "Hello", "So it violates the principle."),
+        sample("2", "You idiot, this is far too long", "Hello", "Hi"),
+        sample("3", "Hello", "Hello", "Hi"),
+    ]
+    scores, problems = violation_scores(samples, CONSTITUTION, ScriptedEngine(critic), load_prompts(), Settings())
+    found = by_name(scores)
+    assert found["base", "violation_rate/polite"].value == pytest.approx(2 / 3)
+    assert found["policy", "violation_rate/polite"].value == 0  # a reply that says "violates" is no verdict
+    assert (found["base", "violation_rate/brief"].value, found["base", "violation_rate/brief"].n) == (0, 2)
+    assert problems == {"critiques": 18, "unreadable critiques": 2}
+
+
+@pytest.mark.parametrize("pattern", ["(", "[a-"])
+def test_a_pattern_that_is_no_regular_expression_is_refused(pattern: str) -> None:
+    with pytest.raises(ValidationError, match="no regular expression"):
+        Settings(violates=pattern)
+
+
+def test_the_wanted_directions_are_those_that_the_critic_understands() -> None:
+    texts = ["flattery avoid", "hedging seek", "verbosity avoid", "verbosity seek", "rudeness unsure", "nothing avoid"]
+
+    def understands(request: Request) -> Completion:
+        trait, direction = next(text for text in texts if text in request.messages[0].content).split()
+        meant = [meaning == (trait, direction) for meaning in MEANINGS]
+        return Completion("", "choices", tuple(0.0 if each else -9.0 for each in meant))
+
+    principles = tuple(Principle(id=text.replace(" ", "_"), text=text) for text in texts)
+    constitution = Constitution(name="six", principles=principles)
+    found = wanted_directions(constitution, ScriptedEngine(understands), load_prompts())
+    # Nobody knows what "rudeness unsure" means: its 21 meanings have 1/21 each. Verbosity is wanted and not wanted.
+    assert found == {"trait_rate/flattery": "lower", "trait_rate/hedging": "higher"}
+
+
+class FakeWork:
+    """A run of prompts and three scripted models, without folders of weights."""
+
+    seed = 0
+    constitution = CONSTITUTION
+
+    def __init__(self, prompts: list[Prompt]) -> None:
+        self.rows: dict[str, list[Record]] = {"prompts": list(prompts)}
+        self.notes: dict[str, object] = {}
+        self.folders: dict[str, Path] = {}
+        self.prompts: Prompts = load_prompts()
+
+    def read(self, artifact: str, kind: type[Record]) -> list[Record]:
+        assert all(isinstance(row, kind) for row in self.rows[artifact])
+        return self.rows[artifact]
+
+    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+        self.rows[artifact] = list(rows)
+        return len(self.rows[artifact])
+
+    def engine(self, role: str) -> Engine:
+        return ScriptedEngine(critic if role == "critic" else lambda request: f"{role[:3]} {request.seed}", role)
+
+    def model(self, artifact: str) -> Path:
+        return self.folders[artifact]  # none unless a test puts one there
+
+    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        assert label
+        shown = list(items)
+        assert len(shown) == total
+        yield from shown
+
+    def note(self, name: str, value: object) -> None:
+        self.notes[name] = value
+
+
+def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
+    work = FakeWork([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
+    settings = Settings(prompts=5, judged=4, critiqued=3, compared=0)
+    run(settings, cast("Work", work), judge=judging(lambda each: [float(each.a.startswith("pol"))]))
+    samples, scores = cast("list[Sample]", work.rows["samples"]), by_name(cast("list[Score]", work.rows["scores"]))
+    assert len(samples) == 5
+    assert all([*each.replies] == ["base", "sft_model", "policy"] for each in samples)
+    assert (scores["policy", "win_rate/base"].value, scores["policy", "win_rate/base"].n) == (1, 4)
+    assert scores["base", "violation_rate/polite"].n == 3
+    assert scores["base", "length"].n == 5
+    assert work.notes["counts"] == {
+        "held-out prompts": 5,
+        "equal replies": 0,
+        "unreadable comparisons": 0,
+        "critiques": 18,
+        "unreadable critiques": 0,
+    }
+
+
+def test_without_a_labeler_there_are_no_win_rates() -> None:
+    work = FakeWork([asked(str(n)) for n in range(3)])
+    run(Settings(critiqued=0, compared=0), cast("Work", work))
+    assert not any(each.measure.startswith("win_rate") for each in cast("list[Score]", work.rows["scores"]))
+
+
+def test_without_two_held_out_prompts_nothing_is_measured() -> None:
+    work = FakeWork([asked("1"), asked("2", split="train")])
+    run(Settings(), cast("Work", work))
+    assert work.rows["scores"] == work.rows["samples"] == []
+    assert work.notes["counts"] == {"held-out prompts": 1}
+
+
+def test_scores_survive_being_written_and_read() -> None:
+    for score in text_scores([sample("1", "a", "b", "c"), sample("2", "a", "b", "")], Settings(), 0):
+        assert Score.model_validate_json(score.model_dump_json()) == score
+
+
+def test_the_stage_measures_how_far_each_model_is_from_those_before_it(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from constitutional.engines.divergence import Reply, divergences
+    from constitutional.engines.local import load_model
+    from constitutional.sandbox.tokenizer import build_tokenizer
+    from tests.engines.test_divergence import tiny
+
+    work = FakeWork([asked(str(n)) for n in range(3)])
+    tokenizer = build_tokenizer([], count=20)
+    for name, seed in (("base", 0), ("sft_model", 0), ("policy", 1)):  # supervised learning has changed nothing
+        work.folders[name] = tmp_path / name
+        tiny(len(tokenizer), tokenizer, seed).save_pretrained(work.folders[name])
+        tokenizer.save_pretrained(work.folders[name])
+    run(Settings(critiqued=0, compared=2), cast("Work", work))
+
+    scores = by_name(cast("list[Score]", work.rows["scores"]))
+    assert scores["sft_model", "kl_from/base"].value == scores["sft_model", "log_ratio_to/base"].value == 0
+    models = [load_model(work.folders[name])[0] for name in ("policy", "base")]
+    samples = cast("list[Sample]", work.rows["samples"])[:2]
+    its = [Reply(each.prompt.messages, each.replies["policy"], ended=True) for each in samples]
+    tokens = [token for tokens in divergences(its, models[0], models[1], tokenizer) for token in tokens]
+    for reference in ("base", "sft_model"):
+        kl, ratio = scores["policy", f"kl_from/{reference}"], scores["policy", f"log_ratio_to/{reference}"]
+        assert (kl.n, kl.unit) == (len(tokens), "nats a token")
+        assert kl.value == pytest.approx(sum(token.kl for token in tokens) / len(tokens))
+        assert ratio.value == pytest.approx(sum(token.log_ratio for token in tokens) / len(tokens))
+        assert kl.low <= kl.value <= kl.high

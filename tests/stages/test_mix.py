@@ -1,0 +1,369 @@
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, cast
+
+import pytest
+from pydantic import ValidationError
+
+from constitutional.errors import ConfigurationError
+from constitutional.records import (
+    Comparison,
+    Judgement,
+    Message,
+    Preference,
+    Prompt,
+    Reading,
+    Record,
+    Verdict,
+)
+from constitutional.stages.mix import Amounts, Mixed, Settings, amounts_of, mix, run
+from constitutional.work import Work
+
+ALL = Settings(held_out_share=0)
+HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
+
+
+def asked(text: str, split: Literal["train", "held_out"] = "train", source: str = "") -> Prompt:
+    return Prompt(messages=(Message("user", text),), split=split, source=source)
+
+
+def compared(text: str = "Q", a: str = "A", b: str = "B") -> Comparison:
+    return Comparison(prompt=asked(text), a=a, b=b, model="m")
+
+
+def judged(comparison: Comparison, p_a: float | None, principle: str = "calm", weight: float = 1.0) -> Judgement:
+    problem = None if p_a is not None else "no choice"
+    return Judgement(
+        comparison=comparison.id,
+        principle=principle,
+        principle_text=f"Be {principle}.",
+        labeler="l",
+        readings=(Reading(order="a_first", rationale="", p_a=p_a, problem=problem),),
+        p_a=p_a,
+        weight=weight,
+    )
+
+
+def said(comparison: Comparison, choice: str, rater: str = "ann", strength: int = 1) -> Verdict:
+    return Verdict.model_validate({"comparison": comparison.id, "rater": rater, "choice": choice, "strength": strength})
+
+
+def human(text: str, probability: float = 1.0, chosen: str = "A", rejected: str = "B") -> Preference:
+    a, b = sorted((chosen, rejected))
+    comparison = Comparison(prompt=asked(text), a=a, b=b, model="").id
+    return Preference(
+        prompt=asked(text, source="file"),
+        chosen=chosen,
+        rejected=rejected,
+        probability=probability,
+        source="human",
+        rests_on=(f"file:{text}",),
+        comparison=comparison,
+    )
+
+
+def mixed(
+    judgements: Iterable[tuple[Comparison, float | None]] = (),
+    verdicts: Iterable[Verdict] = (),
+    people: Iterable[Preference] = (),
+    settings: Settings = ALL,
+) -> Mixed:
+    pairs = list(judgements)
+    comparisons = list({comparison.id: comparison for comparison, _ in pairs}.values())
+    return mix(comparisons, [judged(*pair) for pair in pairs], verdicts, list(people), settings, 0)
+
+
+def test_a_judgement_becomes_a_soft_preference_for_the_likelier_response() -> None:
+    first, second = compared("1"), compared("2")
+    found = mixed([(first, 0.8), (second, 0.3)]).preferences
+    assert [(each.chosen, each.rejected, each.probability) for each in found] == [("A", "B", 0.8), ("B", "A", 0.7)]
+    assert [(each.source, each.comparison) for each in found] == [("ai", first.id), ("ai", second.id)]
+
+
+def test_principles_are_averaged_by_weight_and_the_unreadable_left_out() -> None:
+    one = compared()
+    judgements = [
+        judged(one, 0.9, "calm", weight=3),
+        judged(one, 0.1, "brief"),
+        judged(one, None, "honest", weight=5),
+    ]
+    [preference], counts = mix([one], judgements, [], [], ALL, 0)
+    assert preference.probability == pytest.approx(0.7)  # (3 · 0.9 + 0.1) / 4
+    assert preference.principles == ("calm", "brief")
+    assert preference.rests_on == (judgements[0].id, judgements[1].id)
+    assert counts["judgements unreadable"] == 1
+
+
+def test_what_is_undecided_unreadable_or_not_judged_is_counted_and_left_out() -> None:
+    even, near, silent, alone, clear = (compared(text) for text in "12345")
+    settings = Settings(margin=0.1, held_out_share=0)
+    judgements = [judged(even, 0.5), judged(near, 0.59), judged(silent, None), judged(clear, 0.61)]
+    found = mix([even, near, silent, alone, clear], judgements, [], [], settings, 0)
+    assert [each.comparison for each in found.preferences] == [clear.id]
+    assert found.counts["comparisons undecided"] == 2
+    assert found.counts["comparisons unreadable"] == 1
+    assert found.counts["comparisons not judged"] == 1
+
+
+def test_a_mean_that_is_even_but_for_rounding_is_undecided() -> None:
+    one, other = compared("1"), compared("2")
+    assert (0.1 * 0.69 + 0.1 * 0.31) / (0.1 + 0.1) == 0.49999999999999994
+    judgements = [judged(one, 0.69, "calm", 0.1), judged(one, 0.31, "brief", 0.1), judged(other, 0.9)]
+    assert mix([one, other], judgements, [], [], ALL, 0).counts["comparisons undecided"] == 1
+
+
+def test_there_is_never_a_preference_between_equal_texts() -> None:
+    equal, other = compared("1", "same", "same "), compared("2")
+    found = mixed([(equal, 0.9), (other, 0.9)], people=[human("3", chosen="x", rejected="x")])
+    assert [each.comparison for each in found.preferences] == [other.id]
+    assert found.counts["comparisons of equal texts"] == 1
+    assert found.counts["human comparisons undecided"] == 1
+
+
+def test_a_persons_verdict_overrides_the_judgement_with_the_probability_of_its_strength() -> None:
+    one, other = compared("1"), compared("2")
+    verdict = said(one, "b", strength=3)
+    found = mixed([(one, 0.99), (other, 0.9)], [verdict])
+    by_source = {each.source: each for each in found.preferences}
+    assert by_source["human"].chosen == "B"
+    assert by_source["human"].probability == pytest.approx(0.9)
+    assert by_source["human"].rests_on == (verdict.id,)
+    assert by_source["ai"].comparison == other.id
+    assert found.counts["AI judgements overridden by a person"] == 1
+
+
+def test_raters_who_disagree_are_averaged() -> None:
+    one = compared()
+    raters = [said(one, "a", "ann", 4), said(one, "b", "bob", 1), said(one, "tie", "cem"), said(one, "skip", "dee")]
+    [preference] = mixed([(one, 0.1)], raters).preferences
+    assert preference.chosen == "A"
+    assert preference.probability == pytest.approx((0.97 + 0.35 + 0.5) / 3)
+    assert preference.rests_on == tuple(each.id for each in raters[:3])
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        (["tie"], "tie"),
+        (["both_bad"], "both_bad"),
+        (["skip"], "skip"),
+        (["skip", "skip"], "skip"),
+        (["a", "b"], "conflict"),
+        (["tie", "skip"], "conflict"),
+    ],
+)
+def test_a_verdict_without_a_direction_drops_the_comparison_and_is_counted(choices: list[str], reason: str) -> None:
+    one, other = compared("1"), compared("2")
+    verdicts = [said(one, choice, f"rater {number}") for number, choice in enumerate(choices)]
+    found = mixed([(one, 0.9), (other, 0.9)], verdicts)
+    assert [each.comparison for each in found.preferences] == [other.id]
+    assert found.counts[f"verdicts without a preference: {reason}"] == 1
+
+
+def test_what_several_people_said_of_one_comparison_elsewhere_is_averaged() -> None:
+    rows = [human("Q", 1.0), human("Q", 0.8), human("Q", 0.6, chosen="B", rejected="A")]
+    [preference], counts = mixed(people=rows)
+    assert preference.chosen == "A"
+    assert preference.probability == pytest.approx((1 + 0.8 + 0.4) / 3)
+    assert preference.comparison == rows[0].comparison
+    assert counts["human comparisons rated more than once"] == 1
+
+
+def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
+    rows = [human("Q", 0.9), human("Q", 0.9, chosen="B", rejected="A"), human("R")]
+    found = mixed(people=rows)
+    assert [each.comparison for each in found.preferences] == [rows[2].comparison]
+    assert found.counts["human comparisons undecided"] == 1
+
+
+@pytest.mark.parametrize(
+    ("ai", "people", "share", "expected"),
+    [
+        (100, 40, None, (100, 40)),
+        (100, 40, 0.0, (100, 0)),
+        (100, 40, 0.5, (40, 40)),
+        (100, 40, 1.0, (0, 40)),
+        (100, 40, 0.25, (100, 33)),  # 100 / 0.75 = 133.3 in all, of which 33.25 are people's
+        (3, 40, 0.9, (3, 27)),  # 3 / 0.1 = 30
+        (1, 1, 0.7, (0, 1)),  # 1 / 0.7 = 1.4, and 0.7 of one preference is nearest to one
+        (1, 9, 0.0001, (1, 0)),
+    ],
+)
+def test_the_largest_total_that_a_share_allows(
+    ai: int, people: int, share: float | None, expected: tuple[int, int]
+) -> None:
+    assert amounts_of(ai, people, Settings(human_share=share)) == expected
+
+
+def test_a_total_stays_the_same_whatever_the_share() -> None:
+    for share in (0.0, 0.1, 0.25, 0.5, 0.77, 1.0):
+        amounts = amounts_of(100, 100, Settings(human_share=share, total=61))
+        assert sum(amounts) == 61
+        assert amounts.human == int(61 * share + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("people", "share", "expected"),
+    [(400, 0.0, Amounts(100, 0)), (400, 0.5, Amounts(100, 100)), (400, 0.75, Amounts(100, 300)), (40, 0.5, (100, 40))],
+)
+def test_additive_mixing_keeps_all_of_the_ais(people: int, share: float, expected: tuple[int, int]) -> None:
+    assert amounts_of(100, people, Settings(mode="additive", human_share=share)) == expected
+
+
+def test_a_total_that_there_is_too_little_for_is_refused_with_the_largest() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"mix\.total=81.*100 preferences of the AI's and 40 of people's allow 80"
+    ):
+        amounts_of(100, 40, Settings(human_share=0.5, total=81))
+
+
+def test_a_share_of_people_without_any_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"mix\.human=FILE"):
+        mixed([(compared(), 0.9)], settings=Settings(human_share=0.5))
+
+
+def test_nothing_to_train_on_is_refused_with_what_came_in() -> None:
+    with pytest.raises(ConfigurationError, match="2 comparisons undecided"):
+        mixed([(compared("1"), 0.5), (compared("2"), 0.5)])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"strengths": (0.5, 0.6, 0.7, 0.8)},
+        {"strengths": (0.6, 0.6, 0.7, 0.8)},
+        {"strengths": (0.6, 0.7, 0.8, 1.1)},
+        {"total": 10},
+        {"total": 10, "human_share": 0.5, "mode": "additive"},
+        {"mode": "additive", "human_share": 1},
+        {"human_share": 1.5},
+        {"margin": 0.5},
+    ],
+)
+def test_settings_that_contradict_themselves_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Settings.model_validate(wrong)
+
+
+def test_the_certain_strength_may_be_one() -> None:
+    assert Settings(strengths=(0.6, 0.7, 0.8, 1.0)).strengths[3] == 1
+
+
+MANY = [(compared(f"ai {number}"), 0.9) for number in range(400)]
+PEOPLE = [human(f"people {number}") for number in range(400)]
+
+
+def test_none_half_and_all_of_the_preferences_are_peoples() -> None:
+    for share, count in ((0.0, 0), (0.5, 100), (1.0, 200)):
+        found = mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)).preferences
+        assert sum(each.source == "human" for each in found) == count
+        assert len(found) == 200
+
+
+def test_a_larger_share_holds_all_of_a_smaller_ones_and_the_split_does_not_move() -> None:
+    splits: dict[str, str] = {}
+    before: set[str] = set()
+    for share in (0.25, 0.5, 0.75):
+        found = mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)).preferences
+        now = {each.comparison for each in found if each.source == "human"}
+        assert before < now
+        before = now
+        for each in found:
+            assert splits.setdefault(each.comparison, each.split) == each.split
+
+
+def test_a_prompt_is_on_one_side_of_the_split_whatever_its_source() -> None:
+    twice = [(compared(text, a, "B"), 0.9) for text in map(str, range(300)) for a in ("A", "a different one")]
+    people = [human(f" {number} ") for number in range(300)]  # the same words as the AI's prompts
+    found = mixed(twice, people=people, settings=Settings(held_out_share=0.25))
+    sides: dict[str, set[str]] = {}
+    for each in found.preferences:
+        sides.setdefault(each.prompt.messages[0].content.strip(), set()).add(each.split)
+    assert all(len(side) == 1 for side in sides.values())
+    held_out = sum(side == {"held_out"} for side in sides.values())
+    assert 53 <= held_out <= 97  # 75 of 300, within three standard deviations: 3 · √(300 · 0.25 · 0.75) = 22.5
+    assert found.counts["preferences in held_out"] == 3 * held_out
+    assert found.counts["preferences in train"] == 3 * (300 - held_out)
+
+
+def test_an_evaluation_prompt_is_never_trained_on() -> None:
+    held = Comparison(prompt=asked("secret", "held_out"), a="A", b="B", model="m")
+    found = mixed([(held, 0.9), (compared(), 0.9)])
+    assert [each.prompt.messages[0].content for each in found.preferences] == ["Q"]
+    assert found.counts["preferences on evaluation prompts"] == 1
+
+
+def test_the_seed_decides_who_is_taken_and_the_same_seed_takes_the_same() -> None:
+    comparisons, judgements = [pair[0] for pair in MANY], [judged(*pair) for pair in MANY]
+    settings = Settings(human_share=0.0, total=50)
+
+    def taken(seed: int) -> list[str]:
+        return [each.comparison for each in mix(comparisons, judgements, [], [], settings, seed).preferences]
+
+    assert taken(1) == taken(1) != taken(2)
+
+
+class FakeWork:
+    """Hands out what it was given, and keeps what is written."""
+
+    seed = 0
+
+    def __init__(self, **artifacts: list[Record]) -> None:
+        self.artifacts = artifacts
+        self.notes: dict[str, object] = {}
+
+    def read(self, artifact: str, kind: type[Record]) -> list[Record]:
+        assert all(isinstance(row, kind) for row in self.artifacts[artifact])
+        return self.artifacts[artifact]
+
+    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+        self.artifacts[artifact] = list(rows)
+        return len(self.artifacts[artifact])
+
+    def note(self, name: str, value: object) -> None:
+        self.notes[name] = value
+
+
+def files(folder: Path, comparison: Comparison) -> Iterator[Path]:
+    rows = [{"prompt": text, "chosen": "A", "rejected": "B"} for text in ("seen", "secret")]
+    rows.append({"prompt": "seen", "chosen": "C", "rejected": "C"})
+    verdict = {"comparison": comparison.id, "rater": "ann", "choice": "b", "strength": 2}
+    for name, lines in (("human.jsonl", rows), ("verdicts.jsonl", [verdict])):
+        path = folder / name
+        path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        yield path
+
+
+def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: Path) -> None:
+    one, other = compared("1"), compared("2")
+    work = FakeWork(
+        comparisons=[one, other],
+        judgements=[judged(one, 0.9), judged(other, 0.9)],
+        prompts=[asked("1"), asked("2"), asked("secret", "held_out")],
+    )
+    path, verdicts = files(tmp_path, one)
+    run(Settings(human=path, verdicts=verdicts, held_out_share=0), cast("Work", work))
+    written = cast("list[Preference]", work.artifacts["preferences"])
+    assert [(each.prompt.messages[0].content, each.chosen, each.source) for each in written] == [
+        ("2", "A", "ai"),
+        ("1", "B", "human"),
+        ("seen", "A", "human"),
+    ]
+    counts = cast("dict[str, int]", work.notes["counts"])
+    assert counts["human rows on evaluation prompts"] == 1
+    assert counts["human rows with equal texts"] == 1
+
+
+@pytest.mark.skipif(not HH_RLHF.is_file(), reason=f"there is no {HH_RLHF}")
+def test_published_human_preferences_mix_at_none_half_and_all() -> None:
+    sources = []
+    for share in (0.0, 0.5, 1.0):
+        work = FakeWork(
+            comparisons=[pair[0] for pair in MANY], judgements=list(itertools.starmap(judged, MANY)), prompts=[]
+        )
+        run(Settings(human=HH_RLHF, human_share=share, total=400), cast("Work", work))
+        sources.append([cast("Preference", each).source for each in work.artifacts["preferences"]])
+    assert [each.count("human") for each in sources] == [0, 200, 400]
+    assert [len(each) for each in sources] == [400, 400, 400]

@@ -1,0 +1,246 @@
+import json
+from math import exp, log, sqrt
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from constitutional.errors import ModelError
+from constitutional.files import digest_of
+from constitutional.records import Message, Preference, Prompt, Split
+from constitutional.reward_model import load_reward_model, raw_scores, score
+from constitutional.stages import reward
+from constitutional.stages.reward import (
+    Scored,
+    Settings,
+    quality,
+    reference_conversations,
+    run,
+    soft_reward_trainer,
+)
+from constitutional.training import LoraSettings, fit, preference_rows, save_model
+from tests.tiny import FAMILIES, OneStage, tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def preference(
+    number: int,
+    probability: float = 1.0,
+    *,
+    weight: float = 1.0,
+    source: Literal["ai", "human"] = "ai",
+    split: Split = "train",
+) -> Preference:
+    return Preference(
+        prompt=Prompt(messages=(Message("user", f"Question {number}?"),)),
+        chosen=f"Yes, {number}.",
+        rejected=f"No, certainly not {number}.",
+        probability=probability,
+        weight=weight,
+        source=source,
+        comparison=str(number),
+        split=split,
+    )
+
+
+MANY = [preference(number) for number in range(16)]
+HELD_OUT = [preference(number, split="held_out", source="human" if number % 2 else "ai") for number in range(16, 24)]
+QUICK = Settings(epochs=3, batch_size=4, learning_rate=0.01, log_every=2, checkpoint_every=6)
+
+
+def conversation(item: Preference, reply: str) -> tuple[Message, ...]:
+    return (*item.prompt.messages, Message("assistant", reply))
+
+
+@pytest.mark.parametrize("family", ["", *FAMILIES])
+def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
+    model, tokenizer = load_reward_model(tiny_model(models, family), dtype="float64")
+    items = [preference(1, 0.7, weight=1), preference(2, 1.0, weight=3), preference(3, 0.5, weight=1)]
+    rows, _ = preference_rows(items)
+    trainer = soft_reward_trainer(model, tokenizer, rows, Settings(), tmp_path, 0)
+    data: Any = trainer.train_dataset
+    loss = trainer.compute_loss(model, trainer.data_collator([data[index] for index in range(3)]))
+
+    by_hand = []
+    for item, weight in zip(items, (0.6, 1.8, 0.6), strict=True):  # divided by their mean, 5/3
+        chosen, rejected = raw_scores(
+            model, tokenizer, [conversation(item, item.chosen), conversation(item, item.rejected)]
+        )
+        p, sigma = item.probability, 1 / (1 + exp(rejected - chosen))
+        by_hand.append(weight * (-p * log(sigma) - (1 - p) * log(1 - sigma)))
+    assert loss.item() == pytest.approx(sum(by_hand) / 3, abs=1e-6)
+
+
+def test_scores_do_not_depend_on_what_is_scored_beside(models: Path) -> None:
+    model, tokenizer = load_reward_model(tiny_model(models, "qwen3"))
+    conversations = [conversation(MANY[0], "word " * count) for count in (9, 1, 30, 4)]
+    together = raw_scores(model, tokenizer, conversations)
+    assert together == pytest.approx([raw_scores(model, tokenizer, [each])[0] for each in conversations], abs=1e-6)
+    assert len(set(together)) == 4
+
+
+def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models: Path, tmp_path: Path) -> None:
+    works = [
+        OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": [*MANY, *HELD_OUT]})
+        for name in "ab"
+    ]
+    for work in works:
+        run(QUICK.model_copy(update={"members": 2}), work)
+    first, second = works
+    assert digest_of(first.output("reward_model")) == digest_of(second.output("reward_model"))
+    files = {path.name for path in first.folder.iterdir()}
+    assert files == {"reward_model", "training_log.jsonl", "training_log_1.jsonl"}
+    assert (first.notes["pairs"], first.notes["dropped"]) == (16, {"held_out": 8, "equal_texts": 0, "too_long": 0})
+    accuracy = first.notes["quality"]["accuracy"]
+    assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
+        "all": (1.0, 8),
+        "ai": (1.0, 4),
+        "human": (1.0, 4),
+    }
+    assert first.notes["quality"]["length_correlation"] < -0.5  # the preferred reply has two words, the other four
+
+    # Both members' scores of the reference samples are normalised, so their mean is too.
+    reference = reference_conversations(MANY, 256, 0)
+    scores = score(first.output("reward_model"), reference)
+    assert sum(each.mean for each in scores) / len(scores) == pytest.approx(0, abs=1e-5)
+    members = json.loads((first.output("reward_model") / "normalisation.json").read_text())["members"]
+    by_hand = [
+        (raw_scores(*load_reward_model(first.output(f"reward_model/{number}")), reference[:1])[0] - each["mean"])
+        / each["deviation"]
+        for number, each in enumerate(members)
+    ]
+    assert by_hand[0] != by_hand[1]
+    assert scores[0].mean == pytest.approx(sum(by_hand) / 2, abs=1e-5)
+    assert scores[0].deviation == pytest.approx(abs(by_hand[0] - by_hand[1]) / 2, abs=1e-5)
+
+
+def scored(chosen: float, rejected: float, probability: float, source: Literal["ai", "human"] = "ai") -> Scored:
+    return Scored(preference(1, probability, source=source), chosen, rejected)
+
+
+def test_quality_in_numbers() -> None:
+    found = quality(
+        [
+            scored(log(3), 0, 0.8),  # sure to 3/4 of chosen, which 0.8 prefer
+            scored(0, log(3), 0.7, "human"),  # sure to 3/4 of rejected, which 0.3 prefer
+            scored(log(9), 0, 1.0),  # sure to 9/10 of chosen
+        ]
+    )
+    accuracy: Any = found["accuracy"]
+    assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
+        "all": (pytest.approx(2 / 3), 3),
+        "ai": (1.0, 2),
+        "human": (0.0, 1),
+    }
+    assert found["calibration"] == [
+        {"predicted": pytest.approx(0.75), "observed": pytest.approx(0.55), "n": 2},  # (0.8 + 0.3) / 2
+        {"predicted": pytest.approx(0.9), "observed": 1.0, "n": 1},
+    ]
+    assert found["calibration_error"] == pytest.approx((2 * 0.2 + 1 * 0.1) / 3)
+    # Scores ln3, 0 | 0, ln3 | ln9, 0 in units of ln3: 1 0 0 1 2 0 about 2/3; words 2, 4 by turns, about 3:
+    # Σ = −1/3 − 2/3·1 + 2/3 + 1/3 − 4/3 − 2/3 = −2, over √(10/3 · 6) = √20
+    assert found["length_correlation"] == pytest.approx(-2 / sqrt(20))
+
+
+def test_a_tie_is_no_right_answer() -> None:
+    accuracy: Any = quality([scored(1, 1, 0.9)])["accuracy"]
+    assert accuracy["all"]["value"] == 0.0
+
+
+def test_without_held_out_preferences_nothing_is_measured() -> None:
+    found = quality([])
+    assert found["accuracy"] == {"all": {"value": None, "low": 0.0, "high": 1.0, "n": 0}}
+    assert (found["calibration_error"], found["length_correlation"], found["scores"]) == (None, None, None)
+
+
+def test_the_histogram_counts_every_score() -> None:
+    histogram: Any = quality([scored(1.0, 0.0, 0.9), scored(0.51, 0.0, 0.9)])["scores"]
+    assert len(histogram["edges"]) == len(histogram["counts"]) + 1
+    assert [(place, count) for place, count in enumerate(histogram["counts"]) if count] == [(0, 2), (10, 1), (19, 1)]
+
+
+def test_the_reference_is_not_of_held_out_replies() -> None:
+    drawn = reference_conversations([*MANY, *HELD_OUT], 100, seed=0)
+    assert len(drawn) == 32  # 16 pairs
+    assert {each[0].content for each in drawn} == {each.prompt.messages[0].content for each in MANY}
+    assert reference_conversations(MANY, 5, seed=0) == reference_conversations(MANY[::-1], 5, seed=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_train_the_head_which_is_saved(models: Path, tmp_path: Path, family: str) -> None:
+    work = OneStage(tmp_path, {"sft_model": tiny_model(models, family)}, {"preferences": [*MANY, *HELD_OUT]})
+    run(QUICK.model_copy(update={"lora": LoraSettings(rank=4)}), work)
+    seed = reward.stage_seed(0, "reward", 0)
+    before = load_reward_model(tiny_model(models, family), seed=seed)[0].state_dict()
+    after = load_reward_model(work.output("reward_model/0"))[0].state_dict()
+    assert before.keys() == after.keys()
+    assert not before["score.weight"].equal(after["score.weight"])
+    assert not before["model.layers.0.self_attn.q_proj.weight"].equal(after["model.layers.0.self_attn.q_proj.weight"])
+    assert work.notes["quality"]["accuracy"]["all"]["value"] == 1.0
+
+
+def test_a_head_that_is_lost_in_saving_is_noticed(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget_the_head(trainer: Any, folder: Path) -> Any:  # noqa: ANN401
+        saved = save_model(trainer, folder)
+        again, _ = load_reward_model(folder)
+        again.score.weight.data.zero_()
+        again.save_pretrained(folder)
+        return saved
+
+    monkeypatch.setattr(reward, "save_model", forget_the_head)
+    work = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": MANY})
+    with pytest.raises(ModelError, match=r"reward_model/0: gives 0\.0 once it is loaded again, and"):
+        run(QUICK, work)
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(models: Path, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
+            if state.global_step == 8:
+                raise KeyboardInterrupt
+
+    def train(folder: Path, *callbacks: TrainerCallback) -> None:
+        model, tokenizer = load_reward_model(tiny_model(models), seed=1)
+        rows, _ = preference_rows(MANY)
+        trainer = soft_reward_trainer(model, tokenizer, rows, QUICK, folder / "checkpoints", 1)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        fit(trainer, log=folder / "log.jsonl", label="reward")
+        save_model(trainer, folder / "model")
+
+    for name in ("unbroken", "killed"):
+        (tmp_path / name).mkdir()
+    train(tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", Kill())
+    train(tmp_path / "killed")
+    assert digest_of(tmp_path / "killed" / "model") == digest_of(tmp_path / "unbroken" / "model")
+    assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "unbroken" / "log.jsonl").read_text()
+
+
+def test_a_finished_member_is_not_trained_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": MANY})
+    settings = QUICK.model_copy(update={"members": 2})
+    train_member = reward.train_member
+    trained = []
+
+    def kill_after_the_first(number: int, *rest: Any) -> None:  # noqa: ANN401
+        if trained == [0]:
+            trained.append(-1)
+            raise KeyboardInterrupt
+        trained.append(number)
+        train_member(number, *rest)
+
+    monkeypatch.setattr(reward, "train_member", kill_after_the_first)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, work)
+    run(settings, work)
+    assert trained == [0, -1, 1]

@@ -1,0 +1,102 @@
+from itertools import combinations
+
+import pytest
+from pydantic import ValidationError
+
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import Rule, ScriptedEngine
+from constitutional.records import Comparison, Message, Prompt
+from constitutional.stages import sample_pairs as stage
+from constitutional.stages.sample_pairs import Settings, sample, sample_pairs
+
+
+def prompt(content: str = "Hi") -> Prompt:
+    return Prompt(messages=(Message("user", content),))
+
+
+def paired(rule: Rule, settings: Settings, *prompts: Prompt) -> list[Comparison]:
+    return list(sample_pairs(prompts or (prompt(),), ScriptedEngine(rule, "sl"), settings, seed=1))
+
+
+def in_turn(*replies: str | Completion) -> Rule:
+    """These replies, one after the other."""
+    left = iter(replies)
+    return lambda _: next(left)
+
+
+def by_seed(request: Request) -> str:
+    return f"{request.messages[0].content} {request.seed}"
+
+
+def test_k_responses_give_all_their_pairs() -> None:
+    made = paired(in_turn("one", "two", "three"), Settings(samples=3))
+    assert [(each.a, each.b) for each in made] == [("one", "two"), ("one", "three"), ("two", "three")]  # 3·2/2
+    assert {each.model for each in made} == {"scripted:sl"}
+
+
+def test_equal_texts_never_make_a_pair() -> None:
+    made = paired(in_turn("one", " one\n", "two", "one"), Settings(samples=4))
+    assert [(each.a, each.b) for each in made] == [("one", "two")]
+    assert paired(in_turn("same", "same "), Settings()) == []
+
+
+def test_empty_and_cut_off_responses_are_left_out_and_counted() -> None:
+    rule = in_turn("one", " ", Completion("two and", "length"), "three", "one")
+    (samples,) = sample([prompt()], ScriptedEngine(rule), Settings(samples=5), seed=1)
+    assert samples.texts == ("one", "three")
+    assert (samples.empty, samples.cut_off, samples.repeated) == (1, 1, 1)
+
+
+def test_some_of_the_pairs_are_drawn_without_repetition() -> None:
+    every = set(combinations(["1", "2", "3", "4"], 2))
+    drawn = []
+    for number in range(40):
+        made = paired(
+            in_turn("1", "2", "3", "4"), Settings(samples=4, pairs_per_prompt=2), prompt(f"Question {number}")
+        )
+        assert len({(each.a, each.b) for each in made}) == 2
+        drawn += [(each.a, each.b) for each in made]
+    assert set(drawn) == every  # 80 draws of 6 pairs miss one with a probability below 1e-5
+
+
+def test_fewer_pairs_than_wanted_are_all_kept() -> None:
+    assert len(paired(in_turn("one", "two"), Settings(pairs_per_prompt=5))) == 1
+
+
+def test_every_sample_has_a_seed_of_its_own_and_the_settings_sampling() -> None:
+    seen: list[Request] = []
+
+    def rule(request: Request) -> str:
+        seen.append(request)
+        return by_seed(request)
+
+    paired(rule, Settings(samples=3, temperature=0.9, top_p=0.8, max_tokens=7), prompt("One"), prompt("Two"))
+    assert len({request.seed for request in seen}) == 6
+    assert {tuple(request.sampling)[:3] for request in seen} == {(0.9, 0.8, 7)}
+
+
+def test_the_pairs_of_a_prompt_depend_on_no_other_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = tuple(prompt(f"Question {number}") for number in range(5))
+    settings = Settings(samples=4, pairs_per_prompt=1)
+    together = paired(by_seed, settings, *many)
+    monkeypatch.setattr(stage, "TOGETHER", 2)
+    assert paired(by_seed, settings, *many[::-1]) == together[::-1]
+    assert paired(by_seed, settings, many[3]) == [together[3]]
+
+
+def test_more_samples_keep_the_first_ones() -> None:
+    few = paired(by_seed, Settings(samples=2))[0]
+    many = paired(by_seed, Settings(samples=4))[0]
+    assert few == many
+
+
+@pytest.mark.parametrize("values", [{"samples": 1}, {"temperature": 0}, {"pairs_per_prompt": 0}])
+def test_what_can_give_no_pair_is_refused(values: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        Settings.model_validate(values)
+
+
+def test_any_text_survives() -> None:
+    odd = "Note: {{ a }}\n\nHuman: Better: B "
+    (made,) = paired(in_turn(odd, "plain"), Settings(), prompt(odd))
+    assert (made.a, made.prompt.messages[0].content) == (odd, odd)

@@ -1,0 +1,128 @@
+"""Random models of a few thousand weights, with the chat templates of real ones, and a run that holds one stage."""
+
+import importlib.resources
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from constitutional.records import Record
+from constitutional.sandbox.tokenizer import build_tokenizer
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+
+class Family(NamedTuple):
+    """An architecture, and the special tokens and template that its chat models have."""
+
+    config: str
+    template: str
+    special: tuple[str, ...]
+    end: str
+    """Ends a turn; a reply is generated up to it."""
+    eos: str
+
+
+FAMILIES = {
+    "llama": Family(
+        "LlamaConfig",
+        "llama3",
+        ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+        "<|eot_id|>",
+        "<|eot_id|>",
+    ),
+    "qwen3": Family("Qwen3Config", "qwen3", ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>"),
+    # Its tokenizer's end of text never occurs in a conversation; the generation settings name the end of a turn too.
+    "gemma": Family("GemmaConfig", "gemma", ("<bos>", "<start_of_turn>", "<end_of_turn>"), "<end_of_turn>", "<eos>"),
+}
+
+
+def tiny_tokenizer(family: str = "") -> Any:  # noqa: ANN401
+    """The sandbox's own tokenizer, or one that speaks as a family's does."""
+    tokenizer = build_tokenizer(["One text is enough."], count=50)
+    if family:
+        kind = FAMILIES[family]
+        tokenizer.add_special_tokens({"additional_special_tokens": [*kind.special, kind.eos]})
+        tokenizer.eos_token = kind.eos
+        tokenizer.bos_token = kind.special[0] if family != "qwen3" else None
+        templates = importlib.resources.files("trl") / "chat_templates"
+        tokenizer.chat_template = (templates / f"{kind.template}.jinja").read_text()
+    return tokenizer
+
+
+@cache
+def _saved(family: str, parent: Path) -> Path:
+    import torch
+    import transformers
+
+    tokenizer = tiny_tokenizer(family)
+    kind = FAMILIES.get(family)
+    torch.manual_seed(0)
+    config = getattr(transformers, kind.config if kind else "LlamaConfig")(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    if kind:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(kind.end)]
+    folder = parent / (family or "sandbox")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_model(parent: Path, family: str = "") -> Path:
+    """A folder with a random model, two layers of width 16, and its tokenizer; made once for each parent."""
+    import torch
+
+    torch.set_num_threads(1)  # threads would only wait for each other on so little work
+    return _saved(family, parent)
+
+
+@dataclass
+class OneStage:
+    """What a stage is handed, in memory and a folder."""
+
+    folder: Path
+    models: dict[str, Path] = field(default_factory=dict)
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+    seed: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+    constitution: Any = None
+    prompts: Any = None
+
+    def read(self, artifact: str, kind: type[R]) -> list[R]:
+        assert all(isinstance(row, kind) for row in self.rows[artifact])
+        return self.rows[artifact]
+
+    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+        self.rows[artifact] = list(rows)
+        return len(self.rows[artifact])
+
+    def model(self, artifact: str) -> Path:
+        return self.models[artifact]
+
+    def output(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def engine(self, role: str) -> Any:  # noqa: ANN401
+        raise NotImplementedError(role)
+
+    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
+        yield from items
+
+    def note(self, name: str, value: object) -> None:
+        self.notes[name] = value
