@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from constitutional.sandbox.understand import Understanding
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
 UNSURE_BELOW = 0.8
 """A meaning that the model gives less probability than this is pointed out, with the runner-up."""
 LONGEST_NAME = 100
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("constitutional: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # Who reads us, such as `head`, has had enough. Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
 
 
 def _complain(error: ConstitutionalError) -> None:

@@ -269,6 +269,8 @@ def _line(detail: ErrorDetails, values: Mapping[str, Any]) -> str:
         return f"{key}: {message}" if key else message
     if detail["type"] == "string_pattern_mismatch":
         message = f"made of other characters (it must match {detail['ctx']['pattern']})"
+    if detail["type"] == "value_error":  # a rule of ours, which says what it found
+        return f"{key} {message}; type {key}=VALUE"
     choice = re.match(r"'([^']+)'", message) if detail["type"] == "literal_error" else None
     typed = f"{re.split(r'[.][0-9]+', key)[0]}={choice[1] if choice else 'VALUE'}"
     quoting = " and quote it, as \"'yes'\", so that it stays a text" if detail["type"] == "string_type" else ""
@@ -365,12 +367,12 @@ def load(path: Path) -> RunConfig:
     """
     file = path / "config.json" if path.is_dir() else path
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))
-        return _checked(written["config"])
+        return RunConfig.model_validate(json.loads(file.read_text(encoding="utf-8"))["config"])
     except OSError as error:
         raise InputError(file, f"cannot be read: {error.strerror}; name a run folder such as runs/first") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(file, f"is not the configuration of a run: {error}") from error
+        problem = " ".join(str(error).split())
+        raise InputError(file, f"is not the configuration of a run of this version: {problem}") from error
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -198,7 +198,8 @@ def _problems(tokenizer: Tokenizer, model: "PreTrainedModel") -> Iterator[str]:
     from jinja2 import TemplateError
 
     pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         yield f"its tokenizer knows {len(tokenizer)} tokens, its embeddings {rows}; resize the embeddings"
     if not tokenizer.chat_template:
@@ -232,8 +233,9 @@ def _end_tokens(tokenizer: Tokenizer, model: "PreTrainedModel") -> set[int]:
     from transformers import GenerationConfig
 
     generation = getattr(model, "generation_config", None)
-    if generation is None and (Path(model.config.name_or_path) / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(model.config.name_or_path)  # of the model that a head was put on
+    folder = Path(model.config.name_or_path or "")
+    if generation is None and (folder / "generation_config.json").exists():
+        generation = GenerationConfig.from_pretrained(folder)  # of the model that a reward head was put on
     found = {tokenizer.eos_token_id}
     for ends in (model.config.get_text_config().eos_token_id, getattr(generation, "eos_token_id", None)):
         found |= set(ends if isinstance(ends, list) else [ends])
@@ -247,7 +249,7 @@ def quiet_libraries() -> None:
     from huggingface_hub import constants
 
     datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     constants.HF_HUB_DISABLE_TELEMETRY = True
 
 

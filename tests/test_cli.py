@@ -1,14 +1,22 @@
 import json
+import math
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
+import constitutional
 from constitutional import __version__, cli
+from constitutional.config import RunConfig, compose
+from constitutional.engines.base import Completion, Request
 from constitutional.errors import ModelError
+from constitutional.store import Manifest
 
 
 @dataclass
@@ -170,3 +178,200 @@ def test_python_m_runs_the_command() -> None:
     wrong = subprocess.run([*command, "sandbox", "understand"], check=False, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("constitutional: no principle to understand")
+
+
+# run, demo, config
+
+
+class FakeStore:
+    """A run that measured nothing."""
+
+    folder = Path("runs/first")
+    manifest = Manifest()
+
+
+class Runs:
+    """Stands where runs are started, and keeps what was asked for."""
+
+    def __init__(self) -> None:
+        self.configs: list[RunConfig] = []
+        self.errors: list[BaseException] = []
+
+    def run(self, config: RunConfig) -> FakeStore:
+        self.configs.append(config)
+        if self.errors:
+            raise self.errors.pop(0)
+        return FakeStore()
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    fake = Runs()
+    monkeypatch.setattr("constitutional.pipeline.run", fake.run)
+    monkeypatch.chdir(tmp_path)
+    return fake
+
+
+def test_run_takes_overrides_and_leaves_no_trace_of_hydra(runs: Runs, tmp_path: Path) -> None:
+    before = list(sys.argv)
+    assert cli.main(["run", "name=second", "constitution.weights.calm=2", "label=votes"]) == 0
+    (config,) = runs.configs
+    assert config.name == "second"
+    assert config.constitution.weights == {"calm": 2.0}
+    assert config.label.method == "votes"
+    assert list(tmp_path.iterdir()) == []
+    assert sys.argv == before
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_demo_is_the_sandbox_experiment_by_its_own_name(runs: Runs) -> None:
+    assert cli.main(["demo", "seed=3"]) == 0
+    (config,) = runs.configs
+    assert (config.name, config.model.path, config.prompts.kind, config.seed) == ("demo", "sandbox", "sandbox", 3)
+
+
+@pytest.mark.parametrize("words", [["-m", "seed=1,2", "name=x"], ["name=x", "seed=1,2", "--multirun"]])
+def test_a_sweep_gives_every_run_a_folder_of_its_own(runs: Runs, words: list[str]) -> None:
+    assert cli.main(["run", *words]) == 0
+    assert [(config.name, config.seed) for config in runs.configs] == [("x-seed=1", 1), ("x-seed=2", 2)]
+
+
+def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.errors.append(ModelError("out of memory"))
+    assert cli.main(["run", "-m", "seed=1,2"]) == 1
+    assert len(runs.configs) == 2
+    assert capsys.readouterr().err == "constitutional: out of memory\n"
+
+
+def test_an_interrupted_run_exits_with_130_and_a_defect_keeps_its_traceback(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.errors += [KeyboardInterrupt(), KeyError("oops")]
+    assert cli.main(["run"]) == 130
+    assert capsys.readouterr().err == "constitutional: interrupted\n"
+    with pytest.raises(KeyError, match="oops"):
+        cli.main(["run"])
+
+
+def test_mistakes_in_a_configuration_are_a_line_each_and_exit_code_2(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "seed=x", "label.votes=0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ['constitutional: seed is "x"', "constitutional: label.votes is 0"]
+    assert cli.main(["run", "labell.votes=3"]) == 2
+    assert capsys.readouterr().err == "constitutional: there is no setting 'labell.votes'; did you mean label.votes?\n"
+    assert cli.main(["config", "experiment=bai2022"]) == 2
+    assert capsys.readouterr().err == "constitutional: prompts.path has no value yet; type prompts.path=VALUE\n"
+    assert runs.configs == []
+
+
+def test_config_prints_what_would_be_run(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "seed=5", "constitution.file=sandbox_warm"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert RunConfig.model_validate(printed) == compose(["seed=5", "constitution.file=sandbox_warm"])
+    assert runs.configs == []
+
+
+# Constitutions
+
+
+def write_constitution(path: Path, text: str = "Be kind.", examples: str = "") -> Path:
+    path.write_text(f'name: Ours\nprinciples:\n  - id: kind\n    text: "{text}"\n{examples}')
+    return path
+
+
+def test_lint_prints_findings_with_their_place_and_exits_with_2_on_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "ours.yaml"
+    path.write_text("name: Ours\nprinciples:\n  - id: kind\n    txt: Be kind.\n")
+    assert cli.main(["lint", str(path)]) == 2
+    streams = capsys.readouterr()
+    assert f"{path}:4: error: " in streams.out
+    assert "did you mean 'text'" in streams.out or "text" in streams.out
+    assert streams.err.startswith(f"{path}: ")
+    assert cli.main(["lint", "sandbox_careful"]) == 0
+
+
+def test_diff_says_what_became_of_each_principle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = write_constitution(tmp_path / "before.yaml")
+    after = write_constitution(tmp_path / "after.yaml", "Be warm.")
+    assert cli.main(["diff", str(before), str(after)]) == 0
+    assert capsys.readouterr().out == "~ kind: text reworded\n    - Be kind.\n    + Be warm.\n"
+    assert cli.main(["diff", str(before), str(before)]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+
+
+class Judge:
+    """A labeler that always prefers the longer response, and gives the choices 3 to 1."""
+
+    identity = "longer"
+
+    def __init__(self, settings: object, models: object) -> None:
+        pass
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        return [self.answer(request.messages[0].content) for request in requests]
+
+    def answer(self, asked: str) -> Completion:
+        a, _, b = asked.partition("(A) ")[2].partition("\n\nCompare")[0].partition("\n\n(B) ")
+        better, worse = math.log(0.75), math.log(0.25)
+        return Completion("", "choices", (better, worse) if len(a) > len(b) else (worse, better))
+
+
+@pytest.mark.parametrize(
+    ("better", "right", "remark", "code"), [("A longer answer.", "1", "", 0), ("No.", "0", "near chance", 1)]
+)
+def test_check_is_a_test_of_each_principle_by_its_own_examples(  # noqa: PLR0913 - fixtures and cases
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    better: str,
+    right: str,
+    remark: str,
+    code: int,
+) -> None:
+    monkeypatch.setattr("constitutional.engines.opening.LazyEngine", Judge)
+    examples = f'    examples:\n      - {{prompt: "Why?", better: "{better}", worse: "Well, no."}}\n'
+    path = write_constitution(tmp_path / "ours.yaml", examples=examples)
+    assert cli.main(["check", str(path), "label.method=logprobs"]) == code
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["principle", "right", "of", "accuracy"]
+    assert line.split()[:4] == ["kind", right, "1", f"{int(right):.0%}"]
+    assert line.endswith(remark)
+
+
+# Runs
+
+
+@pytest.mark.parametrize("words", [["show"], ["show", "x"], ["report"]])
+def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    folder = tmp_path / "nothing"
+    assert cli.main([words[0], str(folder), *words[1:]]) == 1
+    assert capsys.readouterr().err.startswith(f"constitutional: {folder}: holds no run")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(f"\n    {command}" in said for command in "run demo config lint diff check show report sandbox".split())
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = f"{sys.executable} -m constitutional diff sandbox_warm harmlessness | true; echo ${{PIPESTATUS[0]}}"
+    finished = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    assert finished.stdout.strip() in {"141", "0"}  # 0 if all was written before the reader went
+    assert finished.stderr == ""
+
+
+def test_public_names_are_loaded_when_they_are_asked_for() -> None:
+    program = (
+        "import sys, constitutional as c; before = 'pydantic' in sys.modules; "
+        "names = [getattr(c, name) for name in c.__all__]; print(before, len(names), 'torch' in sys.modules)"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert finished.stdout == f"False {len(constitutional.__all__)} False\n"
+    with pytest.raises(AttributeError, match="has no attribute 'labell'"):
+        _ = constitutional.labell  # type: ignore[attr-defined]

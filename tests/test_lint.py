@@ -139,7 +139,7 @@ def test_what_the_model_misunderstands_is_pointed_out(tmp_path: Path) -> None:
     path = tmp_path / "ours.yaml"
     path.write_text(
         "principles:\n"
-        f"- {{id: a, text: Keep answers short., comparison: Choose the shorter one.}}\n"
+        "- {id: a, text: Keep answers short., comparison: Choose the shorter one.}\n"
         "- {id: b, text: Be laconic.}\n"
         "- {id: c, text: Mind the gap.}\n"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -178,22 +178,35 @@ def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) ->
     }
 
 
-@pytest.mark.parametrize("at", [1, 6, 19, 33, 47, 60, 75, 90])
-def test_a_run_killed_anywhere_and_started_again_ends_as_an_unbroken_one(tmp_path: Path, at: int) -> None:
+class Unbroken(NamedTuple):
+    rows: dict[str, bytes]
+    asked: int
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    folder = tmp_path_factory.mktemp("unbroken")
+    constitution(folder)
+    world = World()
+    store, _ = go(configured(folder), world)
+    return Unbroken(rows(store.folder), len(world.asked))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.7, 0.99])
+def test_a_run_killed_anywhere_and_started_again_ends_as_an_unbroken_one(
+    tmp_path: Path, unbroken: Unbroken, share: float
+) -> None:
     constitution(tmp_path)
-    unbroken = World()
-    expected, _ = go(configured(tmp_path, f"journal.path={tmp_path}/other.sqlite", "name=unbroken"), unbroken)
 
     def stop() -> None:
         raise KeyboardInterrupt
 
-    assert at <= len(unbroken.asked)
-    broken, resumed = World(at, stop), World()
+    broken, resumed = World(1 + int(share * unbroken.asked), stop), World()
     with pytest.raises(KeyboardInterrupt):
         go(configured(tmp_path, "name=broken"), broken)
     found, _ = go(configured(tmp_path, "name=broken"), resumed)
-    assert rows(found.folder) == rows(expected.folder)
-    assert len(unbroken.asked) <= len(broken.asked) + len(resumed.asked) <= len(unbroken.asked) + BATCH
+    assert rows(found.folder) == unbroken.rows
+    assert unbroken.asked <= len(broken.asked) + len(resumed.asked) <= unbroken.asked + BATCH
 
 
 def test_sigterm_stops_a_run_as_ctrl_c_does_and_is_what_it_was_afterwards(tmp_path: Path) -> None:

@@ -121,8 +121,11 @@ class Models:
     def get(self, settings: ModelSettings) -> "LocalEngine":
         """The model of these settings, whose path is a folder."""
         if settings not in self._loaded:
+            from transformers.utils.logging import disable_progress_bar
+
             from constitutional.engines.local import LocalEngine, load_model
 
+            disable_progress_bar()  # bars over a model's weights, among lines that say how far a run is
             while len(self._loaded) >= LOADED:
                 self._loaded.popitem(last=False)
                 _collect()

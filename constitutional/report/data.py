@@ -3,7 +3,6 @@
 A part that is None, or empty, was not measured, and the page says so.
 """
 
-from collections.abc import Mapping
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +12,7 @@ from constitutional.stats import wilson
 
 Direction = Literal["higher", "lower"]
 
-MODELS: Final[Mapping[str, str]] = {"base": "Base", "sft_model": "SL", "policy": "RL"}
+MODELS: Final[dict[str, str]] = {"base": "Base", "sft_model": "SL", "policy": "RL"}
 """The models of a run in the order in which they are made, and what the page calls them."""
 
 

@@ -6,19 +6,22 @@ Everything that a model or a constitution wrote is escaped by Jinja, and nothing
 import difflib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from constitutional.report import figures
 from constitutional.report.charts import number
 from constitutional.report.data import MODELS, ReportData, RunReport
 from constitutional.report.figures import Figure, Table, interval
-from constitutional.report.verdicts import Verdicts, cautions, final_model, verdicts, words
+from constitutional.report.verdicts import Outcome, Verdicts, cautions, final_model, kind, verdicts, words
 
 ASSETS = Path(__file__).parent
+
+SIGNS: Final[dict[Outcome, str]] = {"improved": "▲", "worse": "▼", "changed": "◆", "no clear change": "·"}
 
 CONTROL: Final = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
 """Control characters become their pictures, since a browser would drop them silently."""
@@ -43,6 +46,14 @@ class View(NamedTuple):
 
 def render(report: ReportData) -> str:
     """The whole page, as one HTML text that needs nothing else."""
+    style = Markup((ASSETS / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
+    views = [view(run, f"run{index}-") for index, run in enumerate(report.runs, 1)]
+    page = _template().render(report=report, style=style, views=views, comparison=comparison(report), models=MODELS)
+    return page.lstrip()  # the empty lines between the macros
+
+
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -51,12 +62,8 @@ def render(report: ReportData) -> str:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {"words": words, "difference": difference, "score": interval, "number": number}
-    template = environment.get_template("page.j2")
-    style = Markup((ASSETS / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
-    views = [view(run, f"run{index}-") for index, run in enumerate(report.runs, 1)]
-    page = template.render(report=report, style=style, views=views, comparison=comparison(report), models=MODELS)
-    return page.lstrip()  # the empty lines between the macros
+    environment.filters |= {"words": words, "kind": kind, "difference": difference, "score": interval, "number": number}
+    return environment.get_template("page.j2")
 
 
 def view(run: RunReport, key: str) -> View:
@@ -84,8 +91,9 @@ def comparison(report: ReportData) -> Table | None:
     for run in report.runs:
         found = verdicts(run)
         every = [*found.improved, *found.worse, *found.changed, *found.unclear]
-        columns.append({each.measure: f"{interval(each.after)}: {each.outcome}" for each in every})
-    measures = dict.fromkeys(measure for column in columns for measure in column)
+        columns.append({each.measure: f"{interval(each.after)} {SIGNS[each.outcome]} {each.outcome}" for each in every})
+    named = dict.fromkeys(score.measure for run in report.runs for score in run.scores)
+    measures = [measure for measure in named if any(measure in column for column in columns)]
     body = tuple((words(measure), *(column.get(measure, "not measured") for column in columns)) for measure in measures)
     return Table(("Measure", *(run.name for run in report.runs)), body)
 

@@ -63,9 +63,11 @@ def soft_dpo_trainer(
     class SoftDPOTrainer(DPOTrainer):
         """Adds the two columns to the batch, and what they change to the loss."""
 
+        _signature_columns: Any
+
         def _set_signature_columns_if_needed(self) -> None:
             super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-            self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *SoftTargets.columns]))
+            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *SoftTargets.columns]))
 
         def compute_ref_log_probs(
             self, model: Callable[..., Any], inputs: dict[str, Any]

@@ -21,7 +21,6 @@ from constitutional.prompt_set import SANDBOX, sandbox_prompt
 from constitutional.records import Comparison, Judgement, Message, Prompt, Record
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
-from constitutional.sandbox.understand import understand_texts
 from constitutional.sandbox.world import TRAITS
 from constitutional.stats import Interval, bootstrap_mean, distinct_ngrams, weighted_mean, wilson, win_rate
 from constitutional.work import Work
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
 MODELS: Final = ("base", "sft_model", "policy")
 CONTESTS: Final = (("sft_model", "base"), ("policy", "base"), ("policy", "sft_model"))
 """Which model is measured against which: for win rates and for divergence."""
-
-UNDERSTOOD: Final = 0.5
-"""Probability from which the critic's reading of a principle is taken for what the principle wants."""
 
 Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]
 """The labeler, as this run has it: every judgement that it makes of the comparisons, the unreadable ones included."""
@@ -256,17 +252,21 @@ def _violates(critique: str, settings: Settings) -> bool | None:
 def wanted_directions(
     constitution: "Constitution", critic: Engine, templates: "Prompts"
 ) -> dict[str, Literal["higher", "lower"]]:
-    """Where the constitution wants each trait rate to go, as the critic understands its principles.
+    """Where the constitution wants each trait rate to go: the sandbox's critic says what each principle asks.
 
-    What it is unsure of has no direction, and neither has a trait that one principle seeks and another avoids. A critic
-    that misunderstands a principle turns its direction round, here as in training: look at `trait_rate` beside the text.
+    A principle that it cannot put in the sandbox's words gives no direction, and neither do two that want opposites. A
+    critic that misunderstands a principle turns its direction round, here as in training.
     """
+    meanings: dict[str, tuple[str, str]] = {teacher.restate(*family): family for family in teacher.FAMILIES}
     texts = [principle.words("critique") for principle in constitution.principles]
-    directions: defaultdict[str, set[str]] = defaultdict(set)
-    for each in understand_texts(texts, engine=critic, prompts=templates):
-        if each.trait in TRAITS and each.probability >= UNDERSTOOD:
-            directions[f"trait_rate/{each.trait}"].add(each.direction)
-    return {name: "lower" if its == {"avoid"} else "higher" for name, its in directions.items() if len(its) == 1}
+    questions = [Message("user", templates.render("restate", principle=text)) for text in texts]
+    sampling = Sampling(temperature=0.0, max_tokens=64)
+    wanted: defaultdict[str, set[str]] = defaultdict(set)
+    for restated in critic.complete([Request((question,), sampling) for question in questions]):
+        if restated.text.strip() in meanings:
+            trait, direction = meanings[restated.text.strip()]
+            wanted[f"trait_rate/{trait}"].add(direction)
+    return {name: "lower" if its == {"avoid"} else "higher" for name, its in wanted.items() if len(its) == 1}
 
 
 def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, work: Work) -> Iterator[Score]:

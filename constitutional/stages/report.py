@@ -130,8 +130,11 @@ def _in_both_orders(judgement: Judgement) -> tuple[Reading, ...]:
 
 
 def _first(readings: Iterable[Reading]) -> Share | None:
-    decided = [each for each in readings if each.p_a is not None and each.p_a != 0.5]
-    return Share.of(sum((each.p_a or 0) > 0.5 == (each.order == "a_first") for each in decided), len(decided))
+    # A reading prefers what it was shown first if it prefers a and saw a first, or prefers b and saw b first.
+    shown_first = [
+        (each.p_a > 0.5) == (each.order == "a_first") for each in readings if each.p_a is not None and each.p_a != 0.5
+    ]
+    return Share.of(sum(shown_first), len(shown_first))
 
 
 def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) -> Histogram | None:

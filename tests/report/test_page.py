@@ -118,6 +118,12 @@ def test_a_missing_part_is_said_where_it_would_stand(name: str, what: str) -> No
     assert f"Not measured: {what}." not in section(page_of(full_run()), name)
 
 
+def test_the_page_says_where_the_wanted_directions_of_traits_come_from() -> None:
+    said = "is what the critic understands the principles to ask"
+    assert said in section(page_of(full_run()), "verdict")
+    assert said not in section(page_of(empty_run()), "verdict")
+
+
 def test_a_run_that_measured_nothing_claims_nothing() -> None:
     text = section(page_of(empty_run()), "verdict")
     assert "better on" not in text
@@ -190,8 +196,8 @@ def test_several_runs_are_compared_first() -> None:
     table = comparison(data)
     assert table is not None
     assert table.head == ("Measure", "a", "b")
-    assert table.body[0] == ("Flattery", "12% (7% to 17%): improved", "12% (7% to 17%): improved")
-    assert ("Refusal", "40% (35% to 45%): changed", "not measured") in table.body
+    assert table.body[0] == ("Flattery", "12% (7% to 17%) ▲ improved", "12% (7% to 17%) ▲ improved")
+    assert ("Refusal", "40% (35% to 45%) ◆ changed", "not measured") in table.body
     html = render(data)
     assert html.index('id="comparison"') < html.index('id="run1-verdict"') < html.index('id="run2-verdict"')
 

@@ -61,7 +61,8 @@ def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, 
         for parameter in policy.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     data: Any = trainer.train_dataset
-    loss = trainer.compute_loss(policy, trainer.data_collator([data[index] for index in range(3)]))
+    batch = trainer.data_collator([data[index] for index in range(3)])
+    loss = trainer.compute_loss(policy, batch)  # type: ignore[no-untyped-call]
 
     by_hand = []
     for row in rows:

@@ -13,7 +13,6 @@ from constitutional.prompt_set import sandbox_prompt, sandbox_prompt_set
 from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Comparison, Judgement, Message, Prompt, Record, Split
 from constitutional.sandbox.teacher import applies
-from constitutional.sandbox.understand import MEANINGS
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
 from constitutional.stages.evaluate import (
     Sample,
@@ -236,18 +235,22 @@ def test_a_pattern_that_is_no_regular_expression_is_refused(pattern: str) -> Non
         Settings(violates=pattern)
 
 
-def test_the_wanted_directions_are_those_that_the_critic_understands() -> None:
-    texts = ["flattery avoid", "hedging seek", "verbosity avoid", "verbosity seek", "rudeness unsure", "nothing avoid"]
+def test_the_wanted_directions_are_what_the_critic_takes_the_principles_to_ask() -> None:
+    asks = {
+        "No sweet talk.": "The principle asks to avoid flattery.",
+        "Say when unsure.": "The principle asks to include hedging.",
+        "Be short.": "The principle asks to avoid verbosity.",
+        "Be long.": "The principle asks to include verbosity.",  # the two want opposites
+        "Be good.": "The principle asks for nothing in particular.",
+        "Be odd.": "The principle asks to avoid cheese.",
+    }
 
-    def understands(request: Request) -> Completion:
-        trait, direction = next(text for text in texts if text in request.messages[0].content).split()
-        meant = [meaning == (trait, direction) for meaning in MEANINGS]
-        return Completion("", "choices", tuple(0.0 if each else -9.0 for each in meant))
+    def understands(request: Request) -> str:
+        return next(meaning for text, meaning in asks.items() if text in request.messages[0].content)
 
-    principles = tuple(Principle(id=text.replace(" ", "_"), text=text) for text in texts)
+    principles = tuple(Principle(id=f"p{number}", text=text) for number, text in enumerate(asks))
     constitution = Constitution(name="six", principles=principles)
     found = wanted_directions(constitution, ScriptedEngine(understands), load_prompts())
-    # Nobody knows what "rudeness unsure" means: its 21 meanings have 1/21 each. Verbosity is wanted and not wanted.
     assert found == {"trait_rate/flattery": "lower", "trait_rate/hedging": "higher"}
 
 

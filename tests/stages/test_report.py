@@ -32,8 +32,8 @@ from constitutional.stages.report import (
     histogram,
     labeler_quality,
     left_out,
-    reward_quality,
     revision_examples,
+    reward_quality,
     run,
     wanted_directions,
 )
@@ -232,7 +232,7 @@ def test_a_choice_carries_the_reasons_it_rests_on_and_no_others() -> None:
 
 
 def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
-    notes = {
+    notes: dict[str, dict[str, Any]] = {
         "sample_pairs": {"prompts": 50, "prompts_without_pair": 4},
         "sft": {"examples": {"trained_on": 90}, "dropped": {"too_long": 10, "by_trainer": 0}},
         "mix": {"counts": {"comparisons undecided": 3, "AI preferences used": 40, "preferences in train": 36}},
@@ -258,7 +258,7 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    work = RunFolder(tmp_path / "first", {"label": {"ties": 3}})
+    work = RunFolder(tmp_path / "first", {"label": {"warnings": ["half a pair: \ud800"]}})
     work.folder.mkdir()
     judged = judgement("honest", 0.9, 0.8)
     work.write("revisions", [revision("Is it so?", ["honest"])])
@@ -290,7 +290,7 @@ def folder(tmp_path: Path) -> RunFolder:
             for model, low, high in write
         ],
     )
-    work.write("samples", [evaluate.Sample(prompt=HELD_OUT, replies={"base": "Yes \ud800!", "policy": "No."})])
+    work.write("samples", [evaluate.Sample(prompt=HELD_OUT, replies={"base": "Yes!", "policy": "No."})])
     for model in ("sft_model", "reward_model", "policy"):
         work.model(model).mkdir(parents=True)
         (work.model(model).parent / "training_log.jsonl").write_text('{"step": 5, "loss": 0.5}\n')
@@ -331,7 +331,7 @@ def test_the_stage_writes_one_page_that_any_browser_reads_whatever_a_model_wrote
     run(Settings(), folder)
     page = folder.output("report.html").read_bytes().decode("utf-8")
     assert "better on 1" in page
-    assert "Yes \\ud800!" in page  # half a surrogate pair, which UTF-8 cannot hold
+    assert "half a pair: \\ud800" in page  # half a surrogate pair, which UTF-8 cannot hold
     assert [path.name for path in folder.output("report.html").parent.iterdir()] == ["report.html"]
 
 

@@ -18,7 +18,7 @@ from constitutional.stages.reward import (
     run,
     soft_reward_trainer,
 )
-from constitutional.training import LoraSettings, fit, preference_rows, save_model
+from constitutional.training import LoraSettings, fit, preference_rows, save_model, stage_seed
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 
@@ -63,7 +63,8 @@ def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, 
     rows, _ = preference_rows(items)
     trainer = soft_reward_trainer(model, tokenizer, rows, Settings(), tmp_path, 0)
     data: Any = trainer.train_dataset
-    loss = trainer.compute_loss(model, trainer.data_collator([data[index] for index in range(3)]))
+    batch = trainer.data_collator([data[index] for index in range(3)])
+    loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
 
     by_hand = []
     for item, weight in zip(items, (0.6, 1.8, 0.6), strict=True):  # divided by their mean, 5/3
@@ -174,7 +175,7 @@ def test_the_reference_is_not_of_held_out_replies() -> None:
 def test_adapters_train_the_head_which_is_saved(models: Path, tmp_path: Path, family: str) -> None:
     work = OneStage(tmp_path, {"sft_model": tiny_model(models, family)}, {"preferences": [*MANY, *HELD_OUT]})
     run(QUICK.model_copy(update={"lora": LoraSettings(rank=4)}), work)
-    seed = reward.stage_seed(0, "reward", 0)
+    seed = stage_seed(0, "reward", 0)
     before = load_reward_model(tiny_model(models, family), seed=seed)[0].state_dict()
     after = load_reward_model(work.output("reward_model/0"))[0].state_dict()
     assert before.keys() == after.keys()
@@ -188,7 +189,7 @@ def test_a_head_that_is_lost_in_saving_is_noticed(
 ) -> None:
     def forget_the_head(trainer: Any, folder: Path) -> Any:  # noqa: ANN401
         saved = save_model(trainer, folder)
-        again, _ = load_reward_model(folder)
+        again: Any = load_reward_model(folder)[0]
         again.score.weight.data.zero_()
         again.save_pretrained(folder)
         return saved
@@ -230,7 +231,7 @@ def test_a_finished_member_is_not_trained_again(models: Path, tmp_path: Path, mo
     work = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": MANY})
     settings = QUICK.model_copy(update={"members": 2})
     train_member = reward.train_member
-    trained = []
+    trained: list[int] = []
 
     def kill_after_the_first(number: int, *rest: Any) -> None:  # noqa: ANN401
         if trained == [0]:

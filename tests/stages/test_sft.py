@@ -102,11 +102,11 @@ def test_the_loss_is_on_the_reply_and_the_token_that_ends_it(
     trainer = sft_trainer(model, tokenizer, [row], QUICK, tmp_path, 0)
     data: Any = trainer.train_dataset
     ids, labels = torch.tensor(data[0]["input_ids"]), torch.tensor(data[0]["labels"])
-    learned = tokenizer.decode(ids[labels != -100])
+    learned = str(tokenizer.decode(ids[labels != -100]))
     assert learned.split(end) in (["The reply.", ""], ["The reply.", "\n"], ["<think>\n\n</think>\n\nThe reply.", "\n"])
 
     batch = trainer.data_collator([data[0]])
-    loss = trainer.compute_loss(model, dict(batch))
+    loss = trainer.compute_loss(model, dict(batch))  # type: ignore[no-untyped-call]
     logprobs = model(input_ids=ids[None]).logits[0].log_softmax(-1)
     places = [place for place, label in enumerate(labels) if label != -100]
     by_hand = -sum(logprobs[place - 1, ids[place]] for place in places) / len(places)

@@ -1,0 +1,273 @@
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import product, zip_longest
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from constitutional.config import (
+    _GROUPS,
+    ConstitutionSettings,
+    FilePrompts,
+    RunConfig,
+    SandboxPrompts,
+    compose,
+    dump,
+    freeze,
+    load,
+)
+from constitutional.constitution import load_constitution
+from constitutional.errors import ConfigurationError, InputError, UsageError
+from constitutional.shipped import shipped
+from constitutional.stages import label, reward
+
+CONF = shipped("conf")
+PRESETS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
+
+
+def composed(*overrides: str) -> RunConfig:
+    """With a file for every setting that has no value: the message says which."""
+    for _ in range(3):
+        try:
+            return compose(overrides)
+        except ConfigurationError as error:
+            missing = re.fullmatch(r"(.+) has no value yet; type \1=VALUE", str(error))
+            if missing is None:
+                raise
+            overrides = (*overrides, f"{missing[1]}=some/file.jsonl")
+    raise AssertionError(overrides)
+
+
+def test_every_preset_composes_and_says_what_its_file_says() -> None:
+    groups = defaultdict(list)
+    for preset in PRESETS:
+        if preset.parent.name not in {"experiment", "sweep"}:
+            groups[preset.parent.name].append(preset.name)
+    assert groups.keys() < _GROUPS.keys()
+    # One of each group at a time, which takes fewer compositions than one by one.
+    for chosen in zip_longest(*([(group, name) for name in names] for group, names in groups.items())):
+        options = [each for each in chosen if each]
+        typed = [("engine@labeler" if group == "engine" else group, name) for group, name in options]
+        config = composed(*(f"{group}={name}" for group, name in typed))
+        for group, name in options:
+            said = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+            assert said.pop("defaults")[0].startswith("schema")
+            found = getattr(config, {"engine": "labeler"}.get(group, group)).model_dump(mode="json")
+            for key, value in said.items():
+                if isinstance(value, dict):
+                    assert found[key].items() >= value.items()
+                elif value != "???":
+                    assert found[key] == value
+
+
+@pytest.mark.parametrize("experiment", ["sandbox", "bai2022", "lee2023"])
+def test_every_experiment_composes_and_names_a_constitution_that_is_there(experiment: str) -> None:
+    assert {path.stem for path in (CONF / "experiment").iterdir()} == {"sandbox", "bai2022", "lee2023"}
+    config = composed(f"experiment={experiment}")
+    assert load_constitution(config.constitution.file).principles
+    if experiment != "sandbox":
+        assert config.name == experiment
+
+
+@pytest.mark.parametrize("sweep", [each.name for each in PRESETS if each.parent.name == "sweep"])
+def test_every_job_of_every_sweep_is_valid(sweep: str) -> None:
+    parameters = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    jobs = product(*([f"{key}={value}" for value in str(values).split(",")] for key, values in parameters.items()))
+    configs = [composed(f"sweep={sweep}", *job) for job in jobs]
+    assert len({config.model_dump_json() for config in configs}) == len(configs) > 1
+
+
+def test_the_papers_values_are_what_the_experiments_say() -> None:
+    bai = composed("experiment=bai2022")
+    assert (bai.critique_revise.rounds, bai.critique_revise.temperature, bai.sft.rounds) == (4, 1.0, "all")
+    assert bai.sft.batch_size * bai.sft.gradient_accumulation == 1024
+    assert bai.mix.human_share == pytest.approx(135_296 / (135_296 + 182_831), abs=0.001)
+    assert bai.sft.helpful_share == pytest.approx(2 * 135_296 / (2 * 135_296 + 4 * 182_831), abs=0.001)
+    lee = composed("experiment=lee2023")
+    assert (lee.algorithm.beta, lee.sample_pairs.temperature, lee.label.max_tokens) == (0.05, 0.9, 512)
+    assert lee.labeler.over(lee.model).path == "Qwen/Qwen3-32B"
+    assert lee.critic.over(lee.model).path == lee.model.path
+
+
+def test_without_presets_every_default_is_the_settings_own() -> None:
+    config = compose()
+    assert config.label == label.Settings()
+    assert config.reward == reward.Settings()
+    assert config.constitution == ConstitutionSettings()
+    assert config.prompts == SandboxPrompts()
+    assert {name for name in RunConfig.model_fields if name not in _GROUPS} == {
+        *("name", "folder", "fresh", "seed", "templates", "critic", "labeler")
+    }
+
+
+def test_overrides_need_no_plus_not_even_for_weights() -> None:
+    config = compose(
+        [
+            "constitution.weights.calm=2",
+            "constitution.only=[calm,brief]",
+            "sft.lora={rank: 8}",
+            "prompts=file",
+            "prompts.path=p",
+        ]
+    )
+    assert config.constitution.weights == {"calm": 2.0}
+    assert config.constitution.only == ("calm", "brief")
+    assert config.sft.lora is not None
+    assert config.sft.lora.rank == 8
+    assert config.prompts == FilePrompts(path=Path("p"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "lines"),
+    [
+        (
+            ["label.method=vote", "reward.members=0"],
+            [
+                (
+                    "label.method is \"vote\", but should be 'logprobs', 'rationale', 'score' or 'votes'; "
+                    "type label.method=logprobs"
+                ),
+                "reward.members is 0, but should be greater than or equal to 1; type reward.members=VALUE",
+            ],
+        ),
+        (
+            ["name=a/b"],
+            [
+                (
+                    'name is "a/b", but should be made of other characters '
+                    "(it must match ^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$); type name=VALUE"
+                )
+            ],
+        ),
+        (
+            ["constitution.only=[true]"],
+            [
+                (
+                    "constitution.only.0 is true, but should be a valid string; "
+                    "type constitution.only=VALUE and quote it, as \"'yes'\", so that it stays a text"
+                )
+            ],
+        ),
+        (
+            ["label.clamp=[0.6,0.7]"],
+            [
+                (
+                    "label.clamp is [0.6, 0.7]; it must be a range around 0.5 within 0 and 1, such as [0.4, 0.6]; "
+                    "type label.clamp=VALUE"
+                )
+            ],
+        ),
+        (["prompts=file"], ["prompts.path has no value yet; type prompts.path=VALUE"]),
+        (
+            ["sft.checkpoint_every=7"],
+            ["sft: checkpoint_every is 7, no multiple of log_every, which is 5; try checkpoint_every=5"],
+        ),
+    ],
+)
+def test_wrong_values_are_a_line_each_with_what_to_type(overrides: list[str], lines: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        compose(overrides)
+    assert [str(caught.value), *getattr(caught.value, "__notes__", [])] == lines
+
+
+def test_a_setting_that_a_swapped_option_left_behind_is_named() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        compose(["prompts.kind=file", "+prompts.path=p"])
+    notes = [str(caught.value), *getattr(caught.value, "__notes__", [])]
+    assert notes == [
+        "prompts.train: there is no such setting; take it out, or see `constitutional config` for what there is"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("label.methd=votes", "there is no setting 'label.methd'; did you mean label.method?"),
+        ("zzz=1", "there is no setting 'zzz'; `constitutional config` shows every setting"),
+        ("label=nope", "there is no 'label/nope'; the options are bai2022, bai2022_cot, direct_rlaif, lee2023, votes"),
+    ],
+)
+def test_what_hydra_refuses_is_one_line_with_a_way_out(override: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        compose([override])
+    assert str(caught.value) == message
+
+
+def test_what_cannot_be_parsed_is_one_line() -> None:
+    with pytest.raises(UsageError) as caught:
+        compose(["seed==1"])
+    assert str(caught.value).startswith("Error parsing override 'seed==1'")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_conf_where_the_command_is_typed_goes_before_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf" / "label").mkdir(parents=True)
+    (tmp_path / "conf" / "label" / "mine.yaml").write_text("defaults: [schema]\nvotes: 9\n")
+    (tmp_path / "conf" / "label" / "votes.yaml").write_text("defaults: [schema]\nvotes: 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert compose(["label=mine"]).label.votes == 9
+    assert compose(["label=votes"]).label == label.Settings(votes=3)  # ours would set the method
+
+
+def test_a_frozen_configuration_means_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    config = freeze(composed("prompts=file", "prompts.path=p.jsonl", "constitution.file=ours.yaml", "templates=t"))
+    assert isinstance(config.prompts, FilePrompts)
+    assert config.prompts.path == tmp_path / "p.jsonl"
+    assert config.constitution.file == str(tmp_path / "ours.yaml")
+    assert config.templates == tmp_path / "t"
+    assert config.run_folder == tmp_path / "runs" / "first"
+    assert config.journal_file == tmp_path / "runs" / "journal.sqlite"
+    assert freeze(compose()).constitution.file == "sandbox_careful"  # a shipped one is known by its name
+
+    monkeypatch.chdir("/")
+    (tmp_path / "config.json").write_text(dump(config, {"constitution": "abc"}))
+    assert load(tmp_path) == load(tmp_path / "config.json") == config
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["digests"] == {"constitution": "abc"}
+    assert written["versions"]["trl"].startswith("1.16")
+
+
+def test_a_run_folder_is_bound_to_what_its_results_depend_on_only() -> None:
+    def apart(*overrides: str) -> Sequence[str]:
+        before, after = compose().identity(), compose(overrides).identity()
+        return [key for key in before if before[key] != after[key]]
+
+    assert apart("name=x", "folder=y", "fresh=true", "journal.path=z", "report.reply_examples=1") == []
+    assert apart("seed=1", "constitution.without=[a]") == ["seed", "constitution.without"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "is not the configuration of a run"),
+        ("[]", "is not the configuration of a run"),
+        ('{"config": 3}', "is not the configuration of a run"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=problem):
+        load(tmp_path)
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file or directory; name a run folder such as runs/first"):
+        load(tmp_path / "nothing")
+
+
+def test_every_setting_says_what_it_is() -> None:
+    def undocumented(model: type[BaseModel], prefix: str) -> list[str]:
+        return [f"{prefix}.{name}" for name, field in model.model_fields.items() if not field.description]
+
+    # What is a group is documented by its own docstring; `kind` by the class that it chooses.
+    models = [(group, model) for group, options in _GROUPS.items() for model in options.values()]
+    missing = [name for group, model in models for name in undocumented(model, group)]
+    assert [name for name in missing if not name.endswith(".kind")] == []
