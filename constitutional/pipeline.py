@@ -109,7 +109,7 @@ STAGES: Final = (
         "label",
         lambda config: config.label,
         needs=("comparisons", "labeler", "constitution", "label.j2", "score.j2"),
-        makes=("judgements", "labeler"),
+        makes=("judgements", "labeler_accuracy"),
         run=label.run,
     ),
     Stage(
@@ -154,7 +154,7 @@ STAGES: Final = (
                 "sft_model",
                 "comparisons",
                 "judgements",
-                "labeler",
+                "labeler_accuracy",
                 "preferences",
                 "reward_model",
                 "policy",

@@ -1,8 +1,8 @@
 """What a stage is handed: its inputs by name, a place for its outputs, models that answer. Stages know no more of a run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from constitutional.records import Record
 
@@ -39,6 +39,10 @@ class Work(Protocol):
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
+        ...
+
+    def read_notes(self, stage: str) -> Mapping[str, Any]:
+        """What an earlier stage noted with `note`; empty where it noted nothing."""
         ...
 
     def model(self, artifact: str) -> Path:

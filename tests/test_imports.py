@@ -15,13 +15,27 @@ HEAVY = {"accelerate", "datasets", "hydra", "numpy", "omegaconf", "peft", "torch
 
 LAYERS = (
     # Imports nothing of ours but each other.
-    {"errors", "records", "shipped", "stats"},
+    {"errors", "files", "progress", "records", "shipped", "stats"},
     # What a stage is made of.
-    {"constitution", "engines", "principle_file", "prompts", "sandbox", "training"},
+    {
+        "constitution",
+        "engines",
+        "hhh",
+        "human",
+        "labeler",
+        "principle_file",
+        "prompt_set",
+        "prompts",
+        "report",
+        "reward_model",
+        "sandbox",
+        "training",
+        "work",
+    },
     # What does one thing with those. Stages are joined by their records only, and never import each other.
     {"lint", "review", "stages"},
     # What joins the stages to a run.
-    {"config", "pipeline", "store"},
+    {"bench", "config", "pipeline", "show", "store"},
     # What people and processes start, and the package's own public names.
     {"__init__", "__main__", "cli", "launch"},
 )

@@ -287,7 +287,7 @@ def run(settings: Settings, work: Work) -> None:
     """Try the labeler on what is known, then turn comparisons into judgements."""
     engine = work.engine("labeler")
     accuracies = measure_labeler(work.constitution, engine, work.prompts, settings)
-    work.write("labeler", accuracies)
+    work.write("labeler_accuracy", accuracies)
     trust = trusted(work.constitution, accuracies, settings)
     for warning in trust.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -269,7 +269,7 @@ def gather(settings: Settings, work: Work) -> RunReport:
         name=folder.name,
         scores=scores,
         wanted=wanted_directions(scores, notes.get("evaluate", {}).get("wanted", {}), settings),
-        labeler=labeler_quality(work.constitution, work.read("labeler", _Accuracy), judgements),
+        labeler=labeler_quality(work.constitution, work.read("labeler_accuracy", _Accuracy), judgements),
         reward=reward_quality(notes.get("reward", {}).get("quality", {})),
         targets=histogram([each.probability for each in preferences], 0.5, 1.0),
         sources=dict(Counter(f"{each.source}, {each.split.replace('_', ' ')}" for each in preferences)),

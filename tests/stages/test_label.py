@@ -576,7 +576,7 @@ def test_the_stage_measures_its_labeler_and_then_labels(capsys: pytest.CaptureFi
     stage.run(Settings(principles="all", min_accuracy=0.7), work)
     assert [row.principle for row in work.rows["judgements"]] == ["longer"] * 4
     assert [row.comparison for row in work.rows["judgements"]] == [each.id for each in many]
-    assert [row.accuracy for row in work.rows["labeler"]] == [1.0, 0.0]
+    assert [row.accuracy for row in work.rows["labeler_accuracy"]] == [1.0, 0.0]
     assert work.notes["left_out_principles"] == ["shorter"]
     assert (work.notes["unreadable"], work.notes["conflicts"], work.notes["position_bias"]) == (0, 0, 0.5)
     assert work.notes["canaries"] == {"n": 6, "failed": 0}

@@ -265,7 +265,7 @@ def folder(tmp_path: Path) -> RunFolder:
     work.write("comparisons", [COMPARISON])
     work.write("judgements", [judged])
     examples = label.PrincipleAccuracy(principle="honest", n=10, right=7, unreadable=2, conflicts=1, mean_p_correct=0.7)
-    work.write("labeler", [examples])
+    work.write("labeler_accuracy", [examples])
     work.write(
         "preferences",
         [
