@@ -231,9 +231,10 @@ def read_constitution(path: Path) -> ReadConstitution:
 def _from_markdown(content: str, path: Path) -> ReadConstitution:
     prose = read_markdown(content)
     lines: dict[str, int] = {}
+    taken: dict[str, int] = {}
     entries = []
     for passage in prose.passages:
-        name = unused(slug(passage.name), lines)
+        name = unused(slug(passage.name), taken)
         lines[name] = passage.line
         entry: dict[str, Any] = {"id": name, "text": passage.text}
         if passage.context:
@@ -298,14 +299,13 @@ def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
             problems.append(Problem(own.line, twice))
         lines.setdefault(own.value, own.line)
     ids = []
-    taken = set(lines)
+    taken = dict.fromkeys(lines, 1)
     for node, own in zip(nodes, given, strict=True):
         if own is not None and own.value is not None:
             ids.append(str(own.value))
             continue
         text = node.value.get("text", node) if isinstance(node.value, dict) else node
         ids.append(unused(slug(str(text.value)), taken))
-        taken.add(ids[-1])
     return ids, problems
 
 
@@ -339,7 +339,7 @@ _EXPECTED_ITEM = {
     "principles": "a text, or a mapping with a 'text'",
     "examples": "a mapping with 'prompt', 'better' and 'worse'",
 }
-_KNOWN_KEYS = {"": Constitution, "principles": Principle, "examples": Example}
+_PARTS: Mapping[str, type[_Part]] = {"": Constitution, "principles": Principle, "examples": Example}
 
 
 def _problem(details: ErrorDetails, root: Node) -> Problem:
@@ -351,7 +351,7 @@ def _problem(details: ErrorDetails, root: Node) -> Problem:
     if details["type"] == "missing":
         return Problem(node.line, f"{where}'{last}' is missing")
     if details["type"] == "extra_forbidden":
-        advice = _nearest(str(last), _KNOWN_KEYS[owner].model_fields)
+        advice = _nearest(str(last), _PARTS[owner].model_fields)
         return Problem(node.line, f"{where}unknown key '{last}'; {advice}")
     if isinstance(last, int):
         label, expected = f"{owner.removesuffix('s')} {last + 1}", _EXPECTED_ITEM.get(owner, "a text")

@@ -140,7 +140,7 @@ STAGES: Final = (
         lambda config: Measuring(evaluate=config.evaluate, label=config.label),
         needs=(
             *("prompts", "base", "sft_model", "policy", "labeler", "critic"),
-            *("constitution", "label.j2", "score.j2", "critique.j2"),
+            *("constitution", "label.j2", "score.j2", "critique.j2", "restate.j2"),
         ),
         makes=("scores", "samples"),
         run=measure,

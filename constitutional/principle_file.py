@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -105,12 +105,17 @@ def slug(text: str) -> str:
     return made if made[0].isalpha() else f"p_{made}"
 
 
-def unused(name: str, taken: Collection[str]) -> str:
-    """The name, or with the first suffix `_2`, `_3`, ... that makes it a new one."""
-    made, number = name, 1
+def unused(name: str, taken: dict[str, int]) -> str:
+    """The name, or with the first suffix `_2`, `_3`, ... that makes it a new one, which is then taken.
+
+    `taken` maps each name in use to the last suffix tried with it (1 if none was), so that many equal names do not try
+    each other's suffixes again.
+    """
+    made = name
     while made in taken:
-        number += 1
-        made = f"{name}_{number}"
+        taken[name] += 1
+        made = f"{name}_{taken[name]}"
+    taken[made] = 1
     return made
 
 

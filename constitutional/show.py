@@ -16,7 +16,7 @@ R = TypeVar("R", bound=Record)
 
 def stages(store: RunStore) -> str:
     """The stages of a run: state, time, rows, model calls."""
-    rows = [("stage", "state", "time", "asked", "reused", "made")]
+    rows: list[tuple[str, ...]] = [("stage", "state", "time", "asked", "reused", "made")]
     for line in describe(store):
         made = ", ".join(name if count is None else f"{count} {name}" for name, count in line.rows.items())
         asked = [str(count) if line.state == "done" else "" for count in (line.calls.asked, line.calls.reused)]

@@ -289,7 +289,7 @@ def test_lint_prints_findings_with_their_place_and_exits_with_2_on_errors(
     assert cli.main(["lint", str(path)]) == 2
     streams = capsys.readouterr()
     assert f"{path}:4: error: " in streams.out
-    assert "did you mean 'text'" in streams.out or "text" in streams.out
+    assert "'txt'" in streams.out
     assert streams.err.startswith(f"{path}: ")
     assert cli.main(["lint", "sandbox_careful"]) == 0
 
@@ -320,26 +320,22 @@ class Judge:
         return Completion("", "choices", (better, worse) if len(a) > len(b) else (worse, better))
 
 
-@pytest.mark.parametrize(
-    ("better", "right", "remark", "code"), [("A longer answer.", "1", "", 0), ("No.", "0", "near chance", 1)]
-)
-def test_check_is_a_test_of_each_principle_by_its_own_examples(  # noqa: PLR0913 - fixtures and cases
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    better: str,
-    right: str,
-    remark: str,
-    code: int,
+def test_check_is_a_test_of_each_principle_by_its_own_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("constitutional.engines.opening.LazyEngine", Judge)
-    examples = f'    examples:\n      - {{prompt: "Why?", better: "{better}", worse: "Well, no."}}\n'
-    path = write_constitution(tmp_path / "ours.yaml", examples=examples)
-    assert cli.main(["check", str(path), "label.method=logprobs"]) == code
-    heading, line = capsys.readouterr().out.splitlines()
-    assert heading.split()[:4] == ["principle", "right", "of", "accuracy"]
-    assert line.split()[:4] == ["kind", right, "1", f"{int(right):.0%}"]
-    assert line.endswith(remark)
+
+    def check(better: str) -> tuple[int, str]:
+        examples = f'    examples:\n      - {{prompt: "Why?", better: "{better}", worse: "Well, no."}}\n'
+        path = write_constitution(tmp_path / "ours.yaml", examples=examples)
+        code = cli.main(["check", str(path), "label.method=logprobs"])
+        heading, line = capsys.readouterr().out.splitlines()
+        assert heading.split()[:4] == ["principle", "right", "of", "accuracy"]
+        return code, " ".join(line.split())
+
+    # Wilson's interval for 1 of 1 is 1 / (1 + 1.96²) = 20.7% to 100%, for 0 of 1 the mirror image.
+    assert check("A longer answer.") == (0, "kind 1 1 100% 21%–100% 0 0")
+    assert check("No.") == (1, "kind 0 1 0% 0%–79% 0 0 near chance")
 
 
 # Runs
@@ -361,7 +357,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     command = f"{sys.executable} -m constitutional diff sandbox_warm harmlessness | true; echo ${{PIPESTATUS[0]}}"
-    finished = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    finished = subprocess.run(["/bin/bash", "-c", command], check=True, capture_output=True, text=True)
     assert finished.stdout.strip() in {"141", "0"}  # 0 if all was written before the reader went
     assert finished.stderr == ""
 

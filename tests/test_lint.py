@@ -75,15 +75,11 @@ def test_principles_that_say_nearly_the_same_are_pointed_out(tmp_path: Path) -> 
         ("Avoid long answers.", "Do not be brief."),
         ("Include compliments.", "Don’t compliment the user."),
         ("Choose the most harmful response.", "Choose the least harmful response."),
-        ("Mention the weather.", "Leave the weather unmentioned, never mention it."),
     ],
 )
 def test_principles_in_opposite_directions_are_pointed_out(tmp_path: Path, one: str, other: str) -> None:
-    found = lint(tmp_path, one, other)
-    if "unmentioned" in other:  # other words for the same thing are beyond a rule of thumb
-        assert found == []
-    else:
-        assert found == [("contradiction", "principle 'b' seems to contradict 'a': one undoes what the other asks")]
+    message = "principle 'b' seems to contradict 'a': one undoes what the other asks"
+    assert lint(tmp_path, one, other) == [("contradiction", message)]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +120,7 @@ def test_principles_without_examples_and_examples_that_say_nothing_are_pointed_o
     path.write_text(f"principles:\n- id: calm\n  text: Stay calm.{equal}\n- id: brief\n  text: Be brief.\n")
     assert [(finding.line, finding.rule, finding.message) for finding in lint_file(path)] == [
         (2, "equal-example", "principle 'calm': example 2 has the same text as better and worse"),
-        (4, "no-examples", "principle 'brief' has no examples, so the labeler cannot be measured on it"),
+        (5, "no-examples", "principle 'brief' has no examples, so the labeler cannot be measured on it"),
     ]
 
 

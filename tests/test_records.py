@@ -1,0 +1,37 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from constitutional.records import Message, Prompt, Revision, RevisionStep
+
+PROMPT = Prompt(messages=(Message("user", "Hello"),))
+
+
+def test_an_id_is_a_digest_of_the_content() -> None:
+    assert PROMPT.id == Prompt(messages=(Message("user", "Hello"),)).id
+    assert PROMPT.id != Prompt(messages=(Message("user", "Hello!"),)).id
+    assert len(PROMPT.id) == 16
+    assert int(PROMPT.id, 16) >= 0
+
+
+def test_a_changed_copy_has_an_id_of_its_own() -> None:
+    before = PROMPT.id
+    copy = PROMPT.model_copy(update={"source": "file"})
+    assert copy.id != before
+    assert copy.id == Prompt(messages=PROMPT.messages, source="file").id
+    assert PROMPT.id == before
+
+
+def test_a_row_survives_json_and_refuses_unknown_fields() -> None:
+    step = RevisionStep(principle="calm", principle_text="Be calm.", critique=None, found_nothing=False, revision="b")
+    row = Revision(prompt=PROMPT, draft="a", steps=(step,))
+    assert Revision.model_validate_json(row.model_dump_json()) == row
+    assert row.final == "b"
+    assert row.model_copy(update={"steps": ()}).final == "a"
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Prompt.model_validate(json.loads(PROMPT.model_dump_json()) | {"colour": "red"})
+
+
+def test_any_text_has_an_id_lone_surrogates_included() -> None:
+    assert Prompt(messages=(Message("user", "\ud800"),)).id
