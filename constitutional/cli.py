@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from constitutional.config import RunConfig
+    from constitutional.lint import Understand
     from constitutional.sandbox.understand import Understanding
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -218,9 +219,11 @@ def _lint(arguments: argparse.Namespace) -> int:
     from constitutional.constitution import find_constitution
     from constitutional.lint import lint_file
 
-    understand = None
+    understand: Understand | None = None
     if arguments.sandbox:
-        from constitutional.sandbox.understand import understand_texts as understand
+        from constitutional.sandbox.understand import understand_texts
+
+        understand = understand_texts
     findings = lint_file(find_constitution(arguments.file), understand)
     for finding in findings:
         print(finding)

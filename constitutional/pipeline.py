@@ -198,8 +198,9 @@ def run(
         digests = {name: bench.digest(name) for name in given}
         with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
-            for number, stage in enumerate(stages):
-                _step(number, stage, bench, store)
+            calls = [_step(number, stage, bench, store) for number, stage in enumerate(stages)]
+            asked, reused = sum(each.asked for each in calls), sum(each.reused for each in calls)
+            progress.say(f"run {config.name} is done: {asked} model calls asked, {reused} reused from the journal")
     return RunStore.load(config.run_folder)
 
 
@@ -209,8 +210,8 @@ def selected(config: RunConfig) -> Constitution:
     return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
 
 
-def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> None:
-    """Run one stage, or find that it is done, and say which."""
+def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
+    """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
     settings = stage.settings(bench.config)
     needs = {need: _digest(need, bench, store) for need in stage.needs}
     fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs)
@@ -218,7 +219,7 @@ def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> None:
     reason = store.reason_to_run(stage.name, fingerprint)
     if reason is None:
         bench.progress.say(f"{heading}: done before, used again")
-        return
+        return Calls()
     bench.progress.say(f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs")
     if stage.trains:
         bench.release()
@@ -237,6 +238,7 @@ def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> None:
     calls = f", {work.calls.asked} calls asked, {work.calls.reused} reused" if work.calls != Calls() else ""
     rows = "".join(f", {each.rows} {name}" for name, each in entry.artifacts.items() if each.rows is not None)
     bench.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
+    return work.calls
 
 
 def _digest(need: str, bench: Bench, store: RunStore) -> str:

@@ -137,6 +137,7 @@ def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_
     _, said = go(configured(tmp_path), second)
     assert second.asked == []
     assert sum("done before" in line for line in said) == len(STAGES)
+    assert said[-1] == "run first is done: 0 model calls asked, 0 reused from the journal"
 
 
 def folders_as_said(folders: list[str]) -> list[str]:
@@ -172,6 +173,7 @@ def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) ->
     assert label.reused == 3 * label.asked
     assert any(line.startswith("01 critique_revise: runs; its settings or inputs have changed") for line in said)
     assert any(line.startswith("03 sample_pairs: done before") for line in said)
+    assert said[-1].startswith(f"run first is done: {len(world.asked)} model calls asked, ")
     revisions = after.read("revisions", Revision)
     assert {step.principle_text for each in revisions for step in each.steps if step.principle == "kind"} <= {
         "Be warm."

@@ -125,7 +125,8 @@ class Models:
 
             from constitutional.engines.local import LocalEngine, load_model
 
-            disable_progress_bar()  # bars over a model's weights, among lines that say how far a run is
+            # Bars over a model's weights would stand among the lines that say how far a run is.
+            disable_progress_bar()  # type: ignore[no-untyped-call]
             while len(self._loaded) >= LOADED:
                 self._loaded.popitem(last=False)
                 _collect()

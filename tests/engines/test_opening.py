@@ -1,0 +1,61 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from constitutional.engines.opening import LazyEngine, LocalSettings, Models, ModelSettings, folder_digest, model_folder
+from constitutional.errors import ConfigurationError
+from constitutional.sandbox import MODEL_FOLDER
+
+
+def model_files(folder: Path) -> Path:
+    (folder / "more").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "more" / "template.jinja").write_text("{{ messages }}")
+    (folder / "README.md").write_text("A model.")
+    return folder
+
+
+def test_the_digest_covers_what_decides_an_answer_and_not_where_it_lies(tmp_path: Path) -> None:
+    one = model_files(tmp_path / "one")
+    two = shutil.copytree(one, tmp_path / "two")
+    (two / "README.md").write_text("The same model.")
+    assert folder_digest(one) == folder_digest(two)
+    for name in ("config.json", "model.safetensors", "more/template.jinja"):
+        other = shutil.copytree(one, tmp_path / name.replace("/", "_"))
+        (other / name).write_text("changed")
+        assert folder_digest(other) != folder_digest(one)
+
+
+def test_an_identity_is_known_without_loading_and_depends_on_the_number_format(tmp_path: Path) -> None:
+    path = str(model_files(tmp_path / "one"))  # nothing that could be loaded
+
+    def identity(**settings: object) -> str:
+        return LazyEngine(ModelSettings.model_validate({"path": path, **settings}), Models()).identity
+
+    assert identity() == identity(batch_size=3, device="cpu")
+    assert identity() != identity(dtype="bfloat16")
+
+
+def test_a_role_says_only_what_differs_from_the_model_that_is_trained(tmp_path: Path) -> None:
+    model = ModelSettings(path="some/model", batch_size=8)
+    assert LocalSettings().over(model) == model
+    other = LocalSettings(path=str(tmp_path), dtype="float16").over(model)
+    assert other == ModelSettings(path=str(tmp_path), dtype="float16", batch_size=8)
+
+
+def test_the_sandbox_and_folders_are_found(tmp_path: Path) -> None:
+    assert model_folder("sandbox") == MODEL_FOLDER
+    assert model_folder(str(model_files(tmp_path / "one"))) == tmp_path / "one"
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "sandbux", "a/b/c"])
+def test_a_path_that_is_neither_is_refused_without_asking_the_hub(path: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"model path '{path}' is neither"):
+        model_folder(path)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"has no config.json; name a folder that transformers can load"):
+        model_folder(str(tmp_path))
