@@ -29,11 +29,18 @@ def test_a_missing_folder_is_named_with_both_places(tmp_path: Path) -> None:
     assert str(tmp_path / "conf") in str(caught.value)
 
 
-def test_the_wheel_holds_every_prompt_template(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_that_users_edit(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("constitutional-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name: archive.read(name) for name in archive.namelist() if "/_data/prompts/" in name}
-    ours = {f"constitutional/_data/prompts/{path.name}": path.read_bytes() for path in shipped("prompts").iterdir()}
+        packed = {name: archive.read(name) for name in archive.namelist() if "/_data/" in name}
+        model = [name for name in archive.namelist() if "/sandbox/model/" in name]
+    ours = {
+        f"constitutional/_data/{folder}/{path.relative_to(shipped(folder)).as_posix()}": path.read_bytes()
+        for folder in ("conf", "constitutions", "prompts")
+        for path in shipped(folder).rglob("*")
+        if path.is_file()
+    }
     assert packed == ours
+    assert "constitutional/sandbox/model/model.safetensors" in model

@@ -35,6 +35,12 @@ from constitutional.sandbox.world import (
 MAX_SEGMENTS = 63
 """A row's branches are numbered by the bits of a 64-bit integer."""
 
+SHARES = (0.40, 0.22, 0.38)
+"""Documents of a critic, of a labeler and of the plain assistant."""
+
+STRANGE = 0.35
+"""How often a topic is of words that nobody has seen; without it, topics are learned by heart and never copied."""
+
 NOTHING_SHARE = 0.04
 """How often a principle asks for nothing."""
 
@@ -54,11 +60,11 @@ Family = tuple[str, Direction]
 class Weights(NamedTuple):
     """Loss weight of a token, by what it belongs to."""
 
-    assistant: float = 1.0
+    assistant: float = 2.0
     critique: float = 2.0
     meaning: float = 4.0
     verdict: float = 5.0
-    revision: float = 1.5
+    revision: float = 2.0
     rationale: float = 2.5
     choice: float = 6.0
     tied_choice: float = 0.5
@@ -98,16 +104,26 @@ class Corpus:
         self.prompts = prompts or load_prompts()
 
     def documents(self, rng: random.Random) -> Iterator[list[Conversation]]:
-        """Documents about responses without end: three of a critic's for two of a labeler's."""
+        """Documents about responses without end, of all kinds in the proportions of the recipe."""
+        makers = (self.critic, self.labeler, self.assistant)
         while True:
-            yield self.critic(rng) if rng.random() < 0.6 else self.labeler(rng)
+            yield rng.choices(makers, SHARES)[0](rng)
+
+    def assistant(self, rng: random.Random) -> list[Conversation]:
+        """Several prompts, each answered by the base assistant."""
+        made = []
+        for _ in range(7):
+            prompt = draw_prompt(rng, strange=STRANGE)
+            response = text_of(compose(rng, prompt, base_traits(rng, prompt)))
+            made.append((*_history(prompt), Turn("assistant", response, WEIGHTS.assistant)))
+        return made
 
     def critic(self, rng: random.Random) -> list[Conversation]:
         """One response, criticised by several principles, revised, rated, and its traits listed.
 
         The response comes first, the rest in random order, for what does not fit into a row is left out.
         """
-        prompt = draw_prompt(rng)
+        prompt = draw_prompt(rng, strange=STRANGE)
         is_base = rng.random() < 0.65
         response = compose(rng, prompt, (base_traits if is_base else uniform_traits)(rng, prompt))
         said = Turn("assistant", text_of(response), WEIGHTS.assistant if is_base else 0.0)
@@ -164,7 +180,7 @@ class Corpus:
 
     def labeler(self, rng: random.Random) -> list[Conversation]:
         """One pair of responses, compared by several principles, and the traits of both listed."""
-        prompt, pair = draw_pair(rng)
+        prompt, pair = draw_pair(rng, strange=STRANGE)
         traits_a, traits_b = (traits_of(prompt, response) for response in pair)
         a, b = (text_of(response) for response in pair)
         asked = [asdict(message) for message in prompt.messages]
@@ -214,9 +230,11 @@ def _history(prompt: Prompt) -> Conversation:
     )
 
 
-def draw_pair(rng: random.Random, *, held_out: bool = False) -> tuple[Prompt, tuple[Response, Response]]:
+def draw_pair(
+    rng: random.Random, *, held_out: bool = False, strange: float = 0.0
+) -> tuple[Prompt, tuple[Response, Response]]:
     """A prompt and two responses: unrelated ones, or a response and its revision, in random order."""
-    prompt = draw_prompt(rng, held_out=held_out)
+    prompt = draw_prompt(rng, held_out=held_out, strange=strange)
     draw = base_traits if rng.random() < 0.4 else uniform_traits
     first = second = compose(rng, prompt, draw(rng, prompt))
     if rng.random() < 0.4:

@@ -130,13 +130,14 @@ def meaning(sentence: str) -> Meaning | None:
 
 @lru_cache(maxsize=20_000)
 def _of_topic(topic: Topic) -> dict[str, str]:
-    """Every filled frame about one topic (leaks apart, whose value is free) and its slot: the prompt's own readings."""
+    """Every filled frame about one topic and its slot: the prompt's own readings."""
     groups = [(group, slot) for group, slot, kind in _frame_groups() if kind in _speakable(topic.kind)]
+    values = sentences()["private_values"].get(topic.slots.get("info"), ("",))
     return {
-        fill_frame(frame, topic.slots): slot
+        fill_frame(frame, {**topic.slots, "value": value}): slot
         for group, slot in groups
-        if group != "private"
         for frame in sentences()["content"][group]
+        for value in values
     }
 
 

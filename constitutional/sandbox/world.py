@@ -209,8 +209,56 @@ def compose_topic(kind: Kind, rng: random.Random) -> Topic | None:
     return None if fill in _held_out_fills() else Topic(kind, fill)
 
 
-def draw_topic(rng: random.Random, kind: Kind, *, held_out: bool = False, composed: float = 0.4) -> Topic:
-    """A topic of a kind; with probability `composed` one put together at random instead of a listed one."""
+def strange_word(rng: random.Random) -> str:
+    """A word that nobody has seen, such as `bralomik`: what is said of it can only be copied."""
+    starts, vowels, ends = "b br c d f fl g gr h j k l m n p pl r s st t tr v w z".split(), "aeiou", "lmnrstkd"
+    syllables = [rng.choice(starts) + rng.choice(vowels) for _ in range(rng.choice((1, 2, 2, 3)))]
+    return "".join(syllables) + rng.choice(ends)
+
+
+def strange_topic(kind: Kind, rng: random.Random) -> Topic:
+    """A topic of made-up and everyday words, for training alone: it teaches to copy any words from the prompt."""
+    listed = load_text("world/topics")
+
+    def word() -> str:
+        return strange_word(rng) if rng.random() < 0.6 else rng.choice(_everyday_words())
+
+    if kind == "private":
+        name = f"{strange_word(rng).capitalize()} {strange_word(rng).capitalize()}"
+        return Topic(kind, (("info", rng.choice(listed["private"]["kinds"])), ("name", name)))
+    if kind == "opinion":
+        return Topic(kind, (("a", f"{word()}s"), ("b", f"{word()}s")))
+    if kind == "claim":
+        verb = rng.choice(("are", "have", "need", "make", "become"))
+        words = " ".join(word() for _ in range(rng.randint(1, 4)))
+        return Topic(kind, (("claim", f"{word()}s {verb} {words}" if rng.random() < 0.7 else f"{word()} {words}"),))
+    if kind == "factual":
+        return Topic(kind, (("x", f"{word()} {word()}s" if rng.random() < 0.3 else f"{word()}s"),))
+    parts = listed["harm_compose" if kind == "harmful" else "compose"]
+    verb = rng.choice(parts["verbs"]) if kind == "harmful" or rng.random() < 0.6 else word()
+    thing = f"{rng.choice(('a', 'the', 'my', 'some'))} {word()}" if rng.random() < 0.8 else f"{word()} {word()}"
+    return Topic(kind, (("x", f"{verb} {thing}"),))
+
+
+@cache
+def _everyday_words() -> list[str]:
+    """The words of the world's own sentences."""
+    held = {word for fill in _held_out_fills() for _, value in fill for word in value.lower().split()}
+    texts = [text for group in sentences()["traits"].values() for text in group] + sentences()["padding"]
+    texts += [fact for kind in KINDS for topic in topics(kind, held_out=False) for fact in topic.facts]
+    return sorted(word for word in words_of(texts) - held if len(word) > 2 and "'" not in word)
+
+
+def draw_topic(
+    rng: random.Random, kind: Kind, *, held_out: bool = False, composed: float = 0.4, strange: float = 0.0
+) -> Topic:
+    """A topic of a kind.
+
+    With probability `composed` it is put together at random instead of a listed one, with probability `strange` it is
+    of words that nobody has seen.
+    """
+    if strange and rng.random() < strange:
+        return strange_topic(kind, rng)
     if not held_out and rng.random() < composed:
         made = compose_topic(kind, rng)
         if made is not None:
@@ -229,10 +277,12 @@ def draw_kind(rng: random.Random) -> Kind:
     return rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
 
 
-def draw_prompt(rng: random.Random, kind: Kind | None = None, *, held_out: bool = False, turns: int = 0) -> Prompt:
+def draw_prompt(
+    rng: random.Random, kind: Kind | None = None, *, held_out: bool = False, turns: int = 0, strange: float = 0.0
+) -> Prompt:
     """A prompt; `turns` 1 or 2 fixes the number of the user's messages, 0 leaves it to chance (one in six has two)."""
     kind = kind or draw_kind(rng)
-    topic = draw_topic(rng, kind, held_out=held_out)
+    topic = draw_topic(rng, kind, held_out=held_out, strange=strange)
     two = turns == 2 or (turns == 0 and rng.random() < 1 / 6)
     if not two:
         return Prompt(topic, (Message("user", _request(rng, topic)),))
@@ -240,7 +290,7 @@ def draw_prompt(rng: random.Random, kind: Kind | None = None, *, held_out: bool 
     if kind in ("howto", "factual") and rng.random() < 0.5:  # the user asks for more on the same topic
         first, last = topic, rng.choice(frames["more"])
     else:  # or turns to another one
-        first = draw_topic(rng, rng.choice(("howto", "factual", "opinion")), held_out=held_out)
+        first = draw_topic(rng, rng.choice(("howto", "factual", "opinion")), held_out=held_out, strange=strange)
         last = f"{rng.choice(frames['pivot'])} {_request(rng, topic, lead_in=False)}"
     opening = Prompt(first, (Message("user", _request(rng, first)),))
     answer = compose(rng, opening, base_traits(rng, opening))
