@@ -1,4 +1,4 @@
-"""What a stage is handed: its inputs by name, a place for its outputs, models that answer. Stages know no more of a run."""
+"""What a stage is handed, and all it knows of a run: inputs by name, a place for outputs, models that answer."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -62,5 +62,5 @@ class Work(Protocol):
         ...
 
     def note(self, name: str, value: object) -> None:
-        """Keep a number or a small JSON value under this name in the stage's `summary.json`, for people and the report."""
+        """Keep a number or small JSON value by this name in the stage's `summary.json`, for people and the report."""
         ...

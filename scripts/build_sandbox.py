@@ -24,6 +24,7 @@ from constitutional.sandbox.evaluate import Evaluation, table
 from constitutional.sandbox.tokenizer import build_tokenizer
 from constitutional.sandbox.understand import shipped_engine
 
+FROM_NOTHING = "Made by one run of the recipe from nothing."
 CARD = Path(__file__).with_name("sandbox_card.md")
 
 
@@ -41,13 +42,14 @@ def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path) -> N
     subprocess.run(command, check=True, env={**os.environ, **memory, **threads})
 
 
-def card(training: dict[str, Any], scores: str) -> str:
+def card(training: dict[str, Any], history: Path, scores: str) -> str:
     """The model card: the written part, with what was measured filled in."""
     facts = {
         "recipe": json.dumps(training["recipe"], indent=1),
         "steps": f"{training['step']:,}",
         "tokens": f"{training['tokens'] / 1e6:.1f} million",
         "minutes": f"{training['seconds'] / 60:.0f}",
+        "history": history.read_text(encoding="utf-8").strip() if history.exists() else FROM_NOTHING,
         "scores": scores,
     }
     text = CARD.read_text(encoding="utf-8")
@@ -61,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER)
     parser.add_argument("--work", type=Path, default=Path("build/sandbox"), help="checkpoints and the training log")
+    # Whoever changes the corpus in mid-training says so in history.md in that folder; the card repeats it.
     parser.add_argument("--recipe", default="{}", help='JSON, such as {"steps": 2000}: what differs from the default')
     parser.add_argument("--scale", type=float, default=1.0, help="of the evaluation; 0.1 asks a tenth as much")
     arguments = parser.parse_args()
@@ -87,7 +90,7 @@ def main() -> None:
     )
     shutil.copy(work / "log.jsonl", arguments.out / "training_log.jsonl")
     print("5. card", flush=True)
-    (arguments.out / "README.md").write_text(card(training, table(measures)), encoding="utf-8")
+    (arguments.out / "README.md").write_text(card(training, work / "history.md", table(measures)), encoding="utf-8")
     print(table(measures))
 
 

@@ -110,6 +110,9 @@ class OneStage:
         self.rows[artifact] = list(rows)
         return len(self.rows[artifact])
 
+    def read_notes(self, stage: str) -> dict[str, Any]:
+        raise AssertionError(stage)
+
     def model(self, artifact: str) -> Path:
         return self.models[artifact]
 

@@ -122,8 +122,8 @@ class Evaluation:
         """Well-formedness and topic of free answers, and how often the base assistant shows each trait."""
         made = []
         rng = self._rng("speech")
-        seen = [draw_prompt(rng) for _ in range(self._count(1000))]
-        held = [draw_prompt(rng, held_out=True) for _ in range(self._count(600))]
+        seen = [draw_prompt(rng) for _ in range(self._count(500))]
+        held = [draw_prompt(rng, held_out=True) for _ in range(self._count(300))]
         found = {}
         for name, prompts, sampling in (("free", seen, FREE), ("greedy", seen, GREEDY), ("held", held, FREE)):
             replies = self._replies([prompt.messages for prompt in prompts], sampling)
@@ -191,7 +191,7 @@ class Evaluation:
         """Whether a revision turns what was violated and nothing else, and leaves alone what follows the principle."""
         made = []
         for name, held_out, at_least in (("seen topics", False, 0.95), ("held-out topics", True, 0.85)):
-            wordings = self._shipped(f"revise {name}", self._count(800))
+            wordings = self._shipped(f"revise {name}", self._count(400))
             rng = self._rng(f"revise {name}")
             cases = [self._case(rng, wording.family, violated=True, held_out=held_out) for wording in wordings]
             right = []
@@ -202,7 +202,7 @@ class Evaluation:
                 wanted = teacher.revised_traits(prompt, traits_of(prompt, response), *wording.family)
                 right.append(found.traits == wanted and found.well_formed and found.on_topic)
             made.append(share(f"revision removes the violated trait and keeps the rest, {name}", right, at_least))
-        wordings = self._shipped("unchanged", self._count(800))
+        wordings = self._shipped("unchanged", self._count(400))
         rng = self._rng("unchanged")
         cases = [self._case(rng, wording.family, violated=False, held_out=False) for wording in wordings]
         same = [
@@ -275,7 +275,7 @@ class Evaluation:
         self, name: str, wordings: Sequence[Wording], bounds: tuple[float, float, float]
     ) -> list[Measure]:
         """Verdicts, understanding and labels on given principles, each in several situations."""
-        repeated = [wording for wording in wordings for _ in range(max(2, round(10 * self.scale)))]
+        repeated = [wording for wording in wordings for _ in range(max(2, round(6 * self.scale)))]
         self.progress(f"verdicts, {name}")
         made = [self.verdicts(name, repeated, bounds[0], grouped=True)]
         self.progress(f"understanding, {name}")
@@ -289,7 +289,7 @@ class Evaluation:
         self.progress("speech")
         made = self.speech()
         self.progress("verdicts, shipped wordings")
-        count = self._count(2000)
+        count = self._count(1000)
         made.append(self.verdicts("shipped wordings", self._shipped("verdicts", count), 0.98, grouped=False))
         self.progress("understanding, shipped wordings")
         made.append(self.understanding("shipped wordings", self._shipped("understanding", count), 0.98))

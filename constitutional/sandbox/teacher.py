@@ -40,8 +40,6 @@ CONCEPTS: Mapping[str, str] = {
 """Each trait in the words of the critic."""
 
 ONLY_AVOIDED = ("harmful_compliance", "refusal", "rudeness", "privacy_leak")
-_AVOID_ONLY: tuple[Direction, ...] = ("avoid",)
-_BOTH: tuple[Direction, ...] = ("avoid", "seek")
 _AVOIDED: tuple[Direction, ...] = ("avoid",)
 _BOTH: tuple[Direction, ...] = ("avoid", "seek")
 FAMILIES: tuple[tuple[str, Direction], ...] = tuple(

@@ -10,6 +10,7 @@ import pytest
 from constitutional.engines.base import Completion, Request
 from constitutional.prompts import load_prompts
 from constitutional.sandbox import evaluate, teacher
+from constitutional.sandbox.corpus import Family
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.evaluate import Evaluation, Measure, Wording, as_wording, share, table
 from constitutional.sandbox.world import Prompt, Traits, draw_prompt
@@ -51,7 +52,7 @@ class Player:
         violated = teacher.is_violated(prompt, traits, *family)
         return Completion(self.always or (teacher.VIOLATES if violated else teacher.FOLLOWS), "stop")
 
-    def _better(self, asked: str, family: evaluate.Family) -> str:
+    def _better(self, asked: str, family: Family) -> str:
         a, b = asked.split("\n(A) ")[1].split("\n\nCompare the responses", maxsplit=1)[0].split("\n\n(B) ")
 
         def has(text: str) -> Traits:
@@ -64,8 +65,8 @@ class Player:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
     kept: list[Prompt] = []
 
-    def draw_and_keep(rng: random.Random, **options: bool) -> Prompt:
-        kept.append(draw_prompt(rng, **options))
+    def draw_and_keep(rng: random.Random, *, held_out: bool = False) -> Prompt:
+        kept.append(draw_prompt(rng, held_out=held_out))
         return kept[-1]
 
     monkeypatch.setattr(evaluate, "draw_prompt", draw_and_keep)

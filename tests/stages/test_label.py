@@ -551,6 +551,9 @@ class FakeWork:
         self.rows[artifact] = list(rows)
         return len(self.rows[artifact])
 
+    def read_notes(self, stage: str) -> dict[str, object]:
+        raise AssertionError(stage)
+
     def model(self, artifact: str) -> Path:
         raise AssertionError(artifact)
 
