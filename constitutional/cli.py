@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from constitutional.config import RunConfig
-    from constitutional.lint import Understand
+    from constitutional.lint import Finding, Understand
     from constitutional.sandbox.understand import Understanding
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -140,8 +140,13 @@ def _run(words: Sequence[str]) -> int:
 
 def _run_one(config: "RunConfig") -> None:
     from constitutional import show
+    from constitutional.engines.opening import SANDBOX
     from constitutional.pipeline import run
 
+    reads = {config.critic.over(config.model).path, config.labeler.over(config.model).path}
+    for finding in _findings(config.constitution.file, sandbox=SANDBOX in reads):
+        if finding.severity == "warning":  # what is wrong ends the run, with a message of its own
+            print(finding, file=sys.stderr)
     store = run(config)
     if behaviour := show.behaviour(store):
         print(f"\nBehaviour on held-out prompts, with 95% intervals\n\n{behaviour}")
@@ -215,16 +220,21 @@ _COMPOSED = {"run": _run, "demo": _demo, "config": _config}
 # Constitutions
 
 
-def _lint(arguments: argparse.Namespace) -> int:
+def _findings(file: str, *, sandbox: bool) -> "list[Finding]":
+    """What is wrong with a constitution; if the test-bed's model reads it, also what that model will misunderstand."""
     from constitutional.constitution import find_constitution
     from constitutional.lint import lint_file
 
     understand: Understand | None = None
-    if arguments.sandbox:
+    if sandbox:
         from constitutional.sandbox.understand import understand_texts
 
         understand = understand_texts
-    findings = lint_file(find_constitution(arguments.file), understand)
+    return lint_file(find_constitution(file), understand)
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    findings = _findings(arguments.file, sandbox=arguments.sandbox)
     for finding in findings:
         print(finding)
     errors = sum(finding.severity == "error" for finding in findings)

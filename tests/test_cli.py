@@ -196,6 +196,12 @@ class Runs:
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
         self.errors: list[BaseException] = []
+        self.read: list[str] = []
+        self.understood = "flattery"
+
+    def understand(self, texts: list[str]) -> list[FakeUnderstanding]:
+        self.read += texts
+        return [FakeUnderstanding(text, trait=self.understood) for text in texts]
 
     def run(self, config: RunConfig) -> FakeStore:
         self.configs.append(config)
@@ -208,6 +214,7 @@ class Runs:
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     fake = Runs()
     monkeypatch.setattr("constitutional.pipeline.run", fake.run)
+    monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", fake.understand)
     monkeypatch.chdir(tmp_path)
     return fake
 
@@ -222,6 +229,18 @@ def test_run_takes_overrides_and_leaves_no_trace_of_hydra(runs: Runs, tmp_path: 
     assert list(tmp_path.iterdir()) == []
     assert sys.argv == before
     assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_a_run_on_the_sandbox_first_says_what_its_model_will_misunderstand(
+    runs: Runs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.understood = "nothing"
+    assert cli.main(["run", "constitution.file=sandbox_concise"]) == 0
+    assert "Do not ramble." in runs.read
+    assert "is understood to ask for nothing, so it changes nothing [misunderstood]" in capsys.readouterr().err
+    runs.read.clear()
+    assert cli.main(["run", "constitution.file=sandbox_concise", "model.path=elsewhere"]) == 0
+    assert runs.read == []  # another model reads it, of which the sandbox's can say nothing
 
 
 def test_demo_is_the_sandbox_experiment_by_its_own_name(runs: Runs) -> None:
