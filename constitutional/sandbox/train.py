@@ -151,8 +151,12 @@ class Sandbox(nn.Module):
         return (losses * weights).sum() / weights.sum()
 
 
-def export(model: Sandbox, folder: Path, tokenizer: Path) -> None:
-    """Write the weights in bf16 as a model that `AutoModelForCausalLM.from_pretrained(folder)` loads."""
+def export(model: Sandbox, folder: Path, tokenizer: Path, *, sharpness: float = 1.0) -> None:
+    """Write the weights in bf16 as a model that `AutoModelForCausalLM.from_pretrained(folder)` loads.
+
+    The final norm is scaled by `sharpness`, and with it all logits: what the written model says at temperature 1 is
+    what the trained one says at 1 / sharpness.
+    """
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     recipe = model.recipe
@@ -173,8 +177,8 @@ def export(model: Sandbox, folder: Path, tokenizer: Path) -> None:
         pad_token_id=chat.pad_token_id,
     )
     plain = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    state: dict[str, Tensor] = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.norm}
-    state["lm_head.weight"] = model.embedding
+    state: dict[str, Tensor] = {"model.norm.weight": model.norm * sharpness}
+    state["model.embed_tokens.weight"] = state["lm_head.weight"] = model.embedding
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         name = f"model.layers.{index}"

@@ -52,20 +52,21 @@ def test_a_token_is_learned_from_its_parent_and_not_from_its_neighbour() -> None
     assert model.loss(batch, torch.float32).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_exported_llama_gives_the_same_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharpness", [1.0, 1.5])
+def test_the_exported_llama_gives_the_same_logits_times_its_sharpness(tmp_path: Path, sharpness: float) -> None:
     torch.manual_seed(2)
     model = Sandbox(TINY)
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.bfloat16().float())  # what the exported file can hold
-    export(model, tmp_path, MODEL_FOLDER)
+    export(model, tmp_path, MODEL_FOLDER, sharpness=sharpness)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = torch.randint(7, 4096, (2, 40))
     causal = torch.full((40, 40), -30_000.0).triu(1)[None, None]
     with torch.no_grad():
         mine = model.hidden(ids, torch.arange(40).expand(2, -1), causal, torch.float32) @ model.embedding.T
         theirs = plain(input_ids=ids).logits
-    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mine * sharpness, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
