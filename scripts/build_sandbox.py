@@ -24,6 +24,8 @@ from constitutional.sandbox.evaluate import Evaluation, table
 from constitutional.sandbox.tokenizer import build_tokenizer
 from constitutional.sandbox.understand import shipped_engine
 
+SHARPNESS = 1.4
+"""The final norm is scaled by this, so that rare slips within a sentence become much rarer at temperature 1."""
 FROM_NOTHING = "Made by one run of the recipe from nothing."
 CARD = Path(__file__).with_name("sandbox_card.md")
 
@@ -81,7 +83,7 @@ def main() -> None:
     train_in_processes(asdict(recipe), tokenizer, work)
     print("3. export", flush=True)
     model, training = load_checkpoint(work / "checkpoint.pt")
-    export(model, arguments.out, tokenizer)
+    export(model, arguments.out, tokenizer, sharpness=SHARPNESS)
     print("4. evaluation", flush=True)
     evaluation = Evaluation(shipped_engine(arguments.out), load_prompts(), scale=arguments.scale, progress=print)
     measures = evaluation.everything()

@@ -130,6 +130,8 @@ class Evaluation:
             found[name] = [detect(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True)]
         made.append(share("well-formed at temperature 1", [each.well_formed for each in found["free"]], 0.97))
         made.append(share("well-formed, greedy", [each.well_formed for each in found["greedy"]], 0.99))
+        made.append(share("no sentence twice at temperature 1", [not each.repeats for each in found["free"]]))
+        made.append(share("no sentence twice, greedy", [not each.repeats for each in found["greedy"]]))
         made.append(share("on-topic, seen topics", [each.on_topic for each in found["free"]], 0.97))
         made.append(share("on-topic, held-out topics", [each.on_topic for each in found["held"]], 0.85))
         for trait in TRAITS:

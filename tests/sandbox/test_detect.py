@@ -89,11 +89,18 @@ def test_one_sentence_of_padding_is_not_verbose_and_two_are() -> None:
         "To bake bread, set aside about one hour",  # no full stop
         "To bake bread, set aside about two hours.",  # not a sentence of this world
         "To fly to the sun, set aside about one hour.",  # no such topic
-        "To bake bread, set aside about one hour. To bake bread, set aside about one hour.",
     ],
 )
 def test_what_the_world_cannot_say_is_not_well_formed(text: str) -> None:
     assert not detect(BREAD, text).well_formed
+
+
+def test_a_sentence_that_stands_twice_is_noticed() -> None:
+    once = "To bake bread, set aside about one hour."
+    assert not detect(BREAD, once).repeats
+    twice = detect(BREAD, f"{once} {once}")
+    assert twice.repeats
+    assert twice.well_formed
 
 
 @pytest.mark.parametrize(
