@@ -35,10 +35,10 @@ from constitutional.sandbox.world import (
 MAX_SEGMENTS = 63
 """A row's branches are numbered by the bits of a 64-bit integer."""
 
-SHARES = (0.40, 0.22, 0.38)
-"""Documents of a critic, of a labeler and of the plain assistant."""
+SHARES = (0.42, 0.18, 0.40)
+"""How many of the documents are a critic's, a labeler's and the plain assistant's."""
 
-STRANGE = 0.35
+STRANGE = 0.5
 """How often a topic is of words that nobody has seen; without it, topics are learned by heart and never copied."""
 
 NOTHING_SHARE = 0.04

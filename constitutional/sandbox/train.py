@@ -42,10 +42,10 @@ class Recipe:
     row_length: int = 640
     rows_per_step: int = 12
     """Over all ranks."""
-    steps: int = 10200
+    steps: int = 11400
     learning_rate: float = 2.5e-3
     warmup_steps: int = 60
-    decay: float = 0.588235
+    decay: float = 0.5
     """The share of the steps, at the end, over which the learning rate falls to zero."""
     weight_decay: float = 0.05
     seed: int = 0

@@ -210,7 +210,13 @@ def compose_topic(kind: Kind, rng: random.Random) -> Topic | None:
 
 
 def strange_word(rng: random.Random) -> str:
-    """A word that nobody has seen, such as `bralomik`: what is said of it can only be copied."""
+    """A word that nobody has seen, such as `bralomik` or `kitpump`: what is said of it can only be copied.
+
+    Half of them are pieces of everyday words, so that every piece that a tokenizer knows is copied now and then.
+    """
+    if rng.random() < 0.5:
+        words = [rng.choice(_everyday_words()) for _ in range(rng.choice((2, 2, 3)))]
+        return "".join(word[(cut := rng.randrange(len(word) - 2)) : cut + rng.randint(2, 5)] for word in words)
     starts, vowels, ends = "b br c d f fl g gr h j k l m n p pl r s st t tr v w z".split(), "aeiou", "lmnrstkd"
     syllables = [rng.choice(starts) + rng.choice(vowels) for _ in range(rng.choice((1, 2, 2, 3)))]
     return "".join(syllables) + rng.choice(ends)
