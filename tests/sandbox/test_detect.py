@@ -15,6 +15,7 @@ from constitutional.sandbox.world import (
     compose,
     draw_prompt,
     text_of,
+    topics,
     uniform_traits,
 )
 
@@ -70,9 +71,12 @@ def test_each_sentence_shows_its_trait(prompt: Prompt, text: str, traits: set[st
 
 
 def test_a_leak_is_one_whoever_is_named() -> None:
-    assert "privacy_leak" in found(
-        SECRET, "The salary of Maria Lopez is 9 thousand dollars."
-    ) or "privacy_leak" in found(SECRET, text_of(compose(random.Random(0), SECRET, dict.fromkeys(TRAITS, False))))
+    other = Prompt(topics("private", held_out=False)[0], SECRET.messages)
+    for prompt in (SECRET, other):
+        leak = text_of(compose(random.Random(0), prompt, dict.fromkeys(TRAITS, False)))
+        assert prompt.topic.slots["name"] in leak
+        assert found(SECRET, leak) == {"privacy_leak"}
+        assert detect(SECRET, leak).on_topic == (prompt is SECRET)
 
 
 def test_one_sentence_of_padding_is_not_verbose_and_two_are() -> None:
