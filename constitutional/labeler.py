@@ -7,7 +7,6 @@ Bai et al. 2022, section 4.1, clamp to 0.4–0.6); the expected value of a score
 log-probabilities). A reply that cannot be read gives a judgement without a probability, never a tie.
 """
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.constitution import Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling, request_seed
 from constitutional.errors import ModelError
 from constitutional.prompts import Prompts
 from constitutional.records import Comparison, Judgement, Message, Order, Reading
@@ -269,8 +268,7 @@ class Labeler:
 
     def _digest(self, ask: Ask, which: str, number: int) -> int:
         """A seed of the question's own, so that others may come and go."""
-        text = f"{self.seed} label {ask.comparison.id} {ask.principle.id} {which} {number}"
-        return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6])
+        return request_seed(self.seed, "label", ask.comparison.id, ask.principle.id, which, number)
 
 
 def _chosen(rationale: str, share: Sequence[float] | None) -> _Answer:

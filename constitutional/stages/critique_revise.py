@@ -5,7 +5,6 @@ there are unused ones; principles have weights; and a response in which the crit
 (`when_nothing_found: revise` is the paper's way). Section 3.5's revision without a critique is `critique: false`.
 """
 
-import hashlib
 import json
 import random
 import re
@@ -17,7 +16,7 @@ from typing import Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.constitution import Constitution, Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling, request_seed
 from constitutional.errors import InputError
 from constitutional.prompts import Prompts
 from constitutional.records import Message, Prompt, Revision, RevisionStep
@@ -312,8 +311,7 @@ def _seed(settings: Settings, seed: int, prompt: Prompt, *parts: object) -> int:
     """A seed of the item's own, so that others may come and go; a greedy reply needs none, and is found by any seed."""
     if settings.temperature == 0:
         return 0
-    text = " ".join(map(str, (seed, "critique_revise", prompt.id, *parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+    return request_seed(seed, "critique_revise", prompt.id, *parts)
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:

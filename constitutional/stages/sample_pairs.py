@@ -5,7 +5,6 @@ Either is a setting. What differs: equal responses are one, so no response is ev
 was cut off is left out, because a reward model cannot see that its end is missing.
 """
 
-import hashlib
 import random
 from collections.abc import Iterable, Iterator
 from itertools import combinations, islice
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.base import Engine, Request, Sampling, request_seed
 from constitutional.records import Comparison, Prompt
 from constitutional.work import Work
 
@@ -96,8 +95,7 @@ def pairs(samples: Samples, model: str, settings: Settings, seed: int) -> list[C
 
 def _seed(seed: int, prompt: Prompt, index: int) -> int:
     """A seed of the response's own, so that other prompts may come and go."""
-    text = f"{seed} sample_pairs {prompt.id} {index}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
+    return request_seed(seed, "sample_pairs", prompt.id, index)
 
 
 def run(settings: Settings, work: Work) -> None:
