@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 from constitutional.errors import ConfigurationError, InputError
 from constitutional.records import Message, Prompt, Split
-from constitutional.sandbox import world
+from constitutional.sandbox import topics, world
 
 logger = logging.getLogger(__name__)
 
@@ -253,20 +253,20 @@ def sandbox_prompt(prompt: Prompt) -> world.Prompt:
     """The world's prompt that a row was made from, with the facts that are known about its topic; for evaluation."""
     if prompt.source != SANDBOX:
         raise ValueError(f"prompt {prompt.id} comes from {prompt.source!r}, not from the sandbox")
-    kind: world.Kind = next(each for each in world.KINDS if each == prompt.info["kind"])
+    kind: topics.Kind = next(each for each in topics.KINDS if each == prompt.info["kind"])
     fill = tuple((slot, prompt.info[slot]) for slot in _slots(kind))
     known = _topics(kind, held_out=prompt.info["held_out_topic"] == "yes")
-    return world.Prompt(known.get(fill, world.Topic(kind, fill)), prompt.messages)
+    return world.Prompt(known.get(fill, topics.Topic(kind, fill)), prompt.messages)
 
 
-def _slots(kind: world.Kind) -> tuple[str, ...]:
+def _slots(kind: topics.Kind) -> tuple[str, ...]:
     """The names of the words that fill the frames of a kind, in the topic's order."""
-    return tuple(slot for slot, _ in world.topics(kind, held_out=True)[0].fill)
+    return tuple(slot for slot, _ in topics.topics(kind, held_out=True)[0].fill)
 
 
 @cache
-def _topics(kind: world.Kind, *, held_out: bool) -> Mapping[tuple[tuple[str, str], ...], world.Topic]:
-    return {topic.fill: topic for topic in world.topics(kind, held_out=held_out)}
+def _topics(kind: topics.Kind, *, held_out: bool) -> Mapping[tuple[tuple[str, str], ...], topics.Topic]:
+    return {topic.fill: topic for topic in topics.topics(kind, held_out=held_out)}
 
 
 def _check_apart(prompts: Sequence[Prompt]) -> None:

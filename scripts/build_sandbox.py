@@ -30,6 +30,10 @@ FROM_NOTHING = "Made by one run of the recipe from nothing."
 CARD = Path(__file__).with_name("sandbox_card.md")
 
 
+STRETCH = 2000
+"""Steps that the ranks train before they are started afresh: the memory of a long-lived one grows without end."""
+
+
 def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path) -> None:
     """Run the training ranks to their end; Ctrl-C stops them, and the next call goes on from their checkpoint."""
     import torch
@@ -41,7 +45,8 @@ def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path) -> N
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["-m", "constitutional.sandbox.train", "--tokenizer", str(tokenizer), "--work", str(work)]
     command += ["--recipe", json.dumps(recipe)]
-    subprocess.run(command, check=True, env={**os.environ, **memory, **threads})
+    for stop in (*range(STRETCH, recipe["steps"], STRETCH), recipe["steps"]):
+        subprocess.run([*command, "--stop-at", str(stop)], check=True, env={**os.environ, **memory, **threads})
 
 
 def card(training: dict[str, Any], history: Path, scores: str) -> str:

@@ -11,7 +11,8 @@ from constitutional.constitution import Constitution, Example, Principle, load_c
 from constitutional.errors import ConfigurationError, InputError
 from constitutional.sandbox.detect import meaning
 from constitutional.sandbox.principles import held_out_texts, known_words
-from constitutional.sandbox.world import split_sentences, words_of
+from constitutional.sandbox.topics import words_of
+from constitutional.sandbox.world import split_sentences
 from constitutional.shipped import shipped
 
 SHIPPED = sorted(path.stem for path in shipped("constitutions").glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 from constitutional.errors import InputError
 from constitutional.prompt_set import MAX_CHARACTERS, load_prompt_set, sandbox_prompt, sandbox_prompt_set
 from constitutional.records import Message, Prompt
-from constitutional.sandbox import world
+from constitutional.sandbox import topics, world
 
 
 def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
@@ -208,14 +208,14 @@ def test_the_worlds_prompt_is_rebuilt_from_a_row_that_was_on_disk() -> None:
         rebuilt = sandbox_prompt(row)
         assert rebuilt.messages == prompt.messages
         assert rebuilt.topic.kind == prompt.info["kind"]
-        assert list(rebuilt.topic.slots) == list(world.topics(rebuilt.topic.kind, held_out=False)[0].slots)
+        assert list(rebuilt.topic.slots) == list(topics.topics(rebuilt.topic.kind, held_out=False)[0].slots)
 
 
-@pytest.mark.parametrize("kind", world.KINDS)
+@pytest.mark.parametrize("kind", topics.KINDS)
 @pytest.mark.parametrize("held_out", [False, True])
-def test_a_listed_topic_is_rebuilt_with_its_facts(kind: world.Kind, held_out: bool) -> None:
+def test_a_listed_topic_is_rebuilt_with_its_facts(kind: topics.Kind, held_out: bool) -> None:
     rng = random.Random(0)
-    for topic in rng.sample(world.topics(kind, held_out=held_out), 5):
+    for topic in rng.sample(topics.topics(kind, held_out=held_out), 5):
         info = {"kind": kind, **topic.slots, "held_out_topic": "yes" if held_out else "no"}
         row = Prompt(messages=(Message("user", "?"),), source="sandbox", info=info)
         assert sandbox_prompt(row) == world.Prompt(topic, row.messages)

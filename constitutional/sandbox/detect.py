@@ -9,19 +9,8 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from constitutional.sandbox.world import (
-    KINDS,
-    SENTENCE_TRAITS,
-    Kind,
-    Prompt,
-    Topic,
-    Traits,
-    fill_frame,
-    load_text,
-    sentences,
-    split_sentences,
-    topics,
-)
+from constitutional.sandbox.topics import KINDS, Kind, Topic, load_text, sentences, topics
+from constitutional.sandbox.world import SENTENCE_TRAITS, Prompt, Traits, fill_frame, split_sentences
 
 VERBOSE_FROM = 2
 """Sentences of padding from which a response counts as verbose."""

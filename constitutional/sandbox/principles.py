@@ -12,7 +12,7 @@ from typing import Any
 
 from constitutional.sandbox import TEXT_FOLDER
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
-from constitutional.sandbox.world import load_text, words_of
+from constitutional.sandbox.topics import load_text, words_of
 
 OPPOSITE: dict[Direction, Direction] = {"avoid": "seek", "seek": "avoid"}
 FORMS = {

@@ -42,7 +42,7 @@ class Recipe:
     row_length: int = 640
     rows_per_step: int = 12
     """Over all ranks."""
-    steps: int = 11400
+    steps: int = 9000
     learning_rate: float = 2.5e-3
     warmup_steps: int = 60
     decay: float = 0.5

@@ -15,7 +15,7 @@ from constitutional.records import Message
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.principles import known_words
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, restate
-from constitutional.sandbox.world import words_of
+from constitutional.sandbox.topics import words_of
 
 MEANINGS = (*FAMILIES, NOTHING)
 

@@ -6,15 +6,13 @@ known from how it was composed; `detect` finds the same from the text alone.
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple
-
-import yaml
+from typing import NamedTuple
 
 from constitutional.records import Message
-from constitutional.sandbox import TEXT_FOLDER
+from constitutional.sandbox.topics import Kind, Topic, draw_topic, sentences
 
 TRAITS = (
     "harmful_compliance",
@@ -30,9 +28,6 @@ TRAITS = (
     "overconfidence",
     "sycophantic_agreement",
 )
-Kind = Literal["howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous"]
-KINDS: tuple[Kind, ...] = ("howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous")
-
 SENTENCE_TRAITS = (
     "flattery",
     "rudeness",
@@ -99,20 +94,6 @@ Traits = dict[str, bool]
 
 
 @dataclass(frozen=True)
-class Topic:
-    """What a prompt is about: its kind, the words that fill the frames, and the particular sentences known about it."""
-
-    kind: Kind
-    fill: tuple[tuple[str, str], ...]
-    facts: tuple[str, ...] = ()
-
-    @property
-    def slots(self) -> dict[str, str]:
-        """The words that fill a frame's slots, by the slot's name."""
-        return dict(self.fill)
-
-
-@dataclass(frozen=True)
 class Prompt:
     """A conversation that ends with the user's message, and the topic of that message."""
 
@@ -133,143 +114,6 @@ Response = tuple[Sentence, ...]
 def text_of(response: Response) -> str:
     """The response as the user reads it."""
     return " ".join(sentence.text for sentence in response)
-
-
-@cache
-def load_text(name: str) -> Any:  # noqa: ANN401 - each file has a shape of its own, given where it is read
-    """One of the sandbox's own YAML files, by its path without suffix below `text/`."""
-    return yaml.load((TEXT_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
-
-
-def sentences() -> dict[str, Any]:
-    """The world's sentences and frames (`text/world/sentences.yaml`)."""
-    loaded: dict[str, Any] = load_text("world/sentences")
-    return loaded
-
-
-@cache
-def topics(kind: Kind, *, held_out: bool) -> tuple[Topic, ...]:
-    """The listed topics of a kind: those that training sees, or those that it never sees."""
-    listed = load_text("world/topics")
-    if kind == "private":
-        return _private_topics(listed["private"], held_out=held_out)
-    name = {"claim": "false_claims"}.get(kind, kind)
-    entries = listed[f"{name}_held_out" if held_out else name]
-    made = []
-    for entry in entries:
-        facts: tuple[str, ...] = ()
-        if isinstance(entry, dict):
-            facts = tuple(entry.get("facts", ()))
-        fill: tuple[tuple[str, str], ...]
-        if kind == "opinion":
-            fill = (("a", entry["a"]), ("b", entry["b"]))
-        elif kind == "claim":
-            fill = (("claim", entry["claim"] if isinstance(entry, dict) else entry),)
-        else:
-            fill = (("x", entry["topic"] if isinstance(entry, dict) else entry),)
-        made.append(Topic(kind, fill, facts))
-    return tuple(made)
-
-
-def _private_topics(private: Mapping[str, Sequence[str]], *, held_out: bool) -> tuple[Topic, ...]:
-    """Every kind of private data of every person; a fifth of the first and of the last names is held out."""
-
-    def part(names: Sequence[str]) -> Sequence[str]:
-        cut = len(names) // 5
-        return names[:cut] if held_out else names[cut:]
-
-    return tuple(
-        Topic("private", (("info", kind), ("name", f"{first} {last}")))
-        for kind in private["kinds"]
-        for first in part(private["first_names"])
-        for last in part(private["last_names"])
-    )
-
-
-@cache
-def _held_out_fills() -> frozenset[tuple[tuple[str, str], ...]]:
-    return frozenset(topic.fill for kind in KINDS for topic in topics(kind, held_out=True))
-
-
-def compose_topic(kind: Kind, rng: random.Random) -> Topic | None:
-    """A topic put together at random, so that a model learns to speak of anything; never a held-out one."""
-    listed = load_text("world/topics")
-    if kind in ("howto", "harmful"):
-        parts = listed["compose" if kind == "howto" else "harm_compose"]
-        fill: tuple[tuple[str, str], ...] = (("x", f"{rng.choice(parts['verbs'])} {rng.choice(parts['objects'])}"),)
-    elif kind == "factual":
-        fill = (("x", rng.choice(listed["compose_nouns"])),)
-    elif kind == "opinion":
-        a, b = rng.sample(listed["compose_nouns"], 2)
-        fill = (("a", a), ("b", b))
-    elif kind == "claim":
-        fill = (("claim", f"{rng.choice(listed['compose_nouns'])} {rng.choice(listed['compose_predicates'])}"),)
-    else:
-        return None
-    return None if fill in _held_out_fills() else Topic(kind, fill)
-
-
-def strange_word(rng: random.Random) -> str:
-    """A word that nobody has seen, such as `bralomik` or `kitpump`: what is said of it can only be copied.
-
-    Half of them are pieces of everyday words, so that every piece that a tokenizer knows is copied now and then.
-    """
-    if rng.random() < 0.5:
-        words = [rng.choice(_everyday_words()) for _ in range(rng.choice((2, 2, 3)))]
-        return "".join(word[(cut := rng.randrange(len(word) - 2)) : cut + rng.randint(2, 5)] for word in words)
-    starts, vowels, ends = "b br c d f fl g gr h j k l m n p pl r s st t tr v w z".split(), "aeiou", "lmnrstkd"
-    syllables = [rng.choice(starts) + rng.choice(vowels) for _ in range(rng.choice((1, 2, 2, 3)))]
-    return "".join(syllables) + rng.choice(ends)
-
-
-def strange_topic(kind: Kind, rng: random.Random) -> Topic:
-    """A topic of made-up and everyday words, for training alone: it teaches to copy any words from the prompt."""
-    listed = load_text("world/topics")
-
-    def word() -> str:
-        return strange_word(rng) if rng.random() < 0.6 else rng.choice(_everyday_words())
-
-    if kind == "private":
-        name = f"{strange_word(rng).capitalize()} {strange_word(rng).capitalize()}"
-        return Topic(kind, (("info", rng.choice(listed["private"]["kinds"])), ("name", name)))
-    if kind == "opinion":
-        return Topic(kind, (("a", f"{word()}s"), ("b", f"{word()}s")))
-    if kind == "claim":
-        verb = rng.choice(("are", "have", "need", "make", "become"))
-        words = " ".join(word() for _ in range(rng.randint(1, 4)))
-        return Topic(kind, (("claim", f"{word()}s {verb} {words}" if rng.random() < 0.7 else f"{word()} {words}"),))
-    if kind == "factual":
-        return Topic(kind, (("x", f"{word()} {word()}s" if rng.random() < 0.3 else f"{word()}s"),))
-    parts = listed["harm_compose" if kind == "harmful" else "compose"]
-    verb = rng.choice(parts["verbs"]) if kind == "harmful" or rng.random() < 0.6 else word()
-    thing = f"{rng.choice(('a', 'the', 'my', 'some'))} {word()}" if rng.random() < 0.8 else f"{word()} {word()}"
-    return Topic(kind, (("x", f"{verb} {thing}"),))
-
-
-@cache
-def _everyday_words() -> list[str]:
-    """The words of the world's own sentences."""
-    held = {word for fill in _held_out_fills() for _, value in fill for word in value.lower().split()}
-    texts = [text for group in sentences()["traits"].values() for text in group] + sentences()["padding"]
-    texts += [fact for kind in KINDS for topic in topics(kind, held_out=False) for fact in topic.facts]
-    return sorted(word for word in words_of(texts) - held if len(word) > 2 and "'" not in word)
-
-
-def draw_topic(
-    rng: random.Random, kind: Kind, *, held_out: bool = False, composed: float = 0.4, strange: float = 0.0
-) -> Topic:
-    """A topic of a kind.
-
-    With probability `composed` it is put together at random instead of a listed one, with probability `strange` it is
-    of words that nobody has seen.
-    """
-    if strange and rng.random() < strange:
-        return strange_topic(kind, rng)
-    if not held_out and rng.random() < composed:
-        made = compose_topic(kind, rng)
-        if made is not None:
-            return made
-    return rng.choice(topics(kind, held_out=held_out))
 
 
 def fill_frame(frame: str, slots: Mapping[str, str]) -> str:
@@ -420,8 +264,3 @@ def split_sentences(text: str) -> list[str]:
 def violates(direction: str, has: bool) -> bool:
     """Whether a response that has the trait (or not) goes against a principle that avoids or seeks it."""
     return has if direction == "avoid" else not has
-
-
-def words_of(texts: Iterable[str]) -> set[str]:
-    """The lower-case words of some texts."""
-    return {word for text in texts for word in re.findall(r"[a-z']+", text.lower())}

@@ -7,17 +7,8 @@ import pytest
 from constitutional.records import Message
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
-from constitutional.sandbox.world import (
-    TRAITS,
-    Prompt,
-    Topic,
-    base_traits,
-    compose,
-    draw_prompt,
-    text_of,
-    topics,
-    uniform_traits,
-)
+from constitutional.sandbox.topics import Topic, topics
+from constitutional.sandbox.world import TRAITS, Prompt, base_traits, compose, draw_prompt, text_of, uniform_traits
 
 PACKAGE = Path(__file__).resolve().parents[2] / "constitutional"
 BREAD = Prompt(Topic("howto", (("x", "bake bread"),)), (Message("user", "How do I bake bread?"),))

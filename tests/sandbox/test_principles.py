@@ -5,7 +5,7 @@ import pytest
 
 from constitutional.sandbox import principles
 from constitutional.sandbox.teacher import FAMILIES, NOTHING
-from constitutional.sandbox.world import load_text
+from constitutional.sandbox.topics import load_text
 
 
 def test_the_shipped_wordings_are_many_and_every_family_has_its_share() -> None:

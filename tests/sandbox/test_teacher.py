@@ -4,7 +4,8 @@ import pytest
 
 from constitutional.records import Message
 from constitutional.sandbox import teacher
-from constitutional.sandbox.world import Prompt, Sentence, Topic, text_of, traits_of
+from constitutional.sandbox.topics import Topic
+from constitutional.sandbox.world import Prompt, Sentence, text_of, traits_of
 
 BREAD = Prompt(Topic("howto", (("x", "bake bread"),)), (Message("user", "How do I bake bread?"),))
 STEP = Sentence("content", "To bake bread, set aside about one hour.")

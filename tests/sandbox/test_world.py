@@ -2,20 +2,17 @@ import random
 from collections import Counter
 
 from constitutional.records import Message
+from constitutional.sandbox.topics import KINDS, Kind, Topic, compose_topic, strange_topic, topics
 from constitutional.sandbox.world import (
     BASE_RATES,
-    KINDS,
     Prompt,
     Sentence,
-    Topic,
     base_traits,
     compose,
-    compose_topic,
     draw_prompt,
     fill_frame,
     split_sentences,
     text_of,
-    topics,
     traits_of,
 )
 
@@ -35,6 +32,16 @@ def test_no_held_out_topic_is_seen_in_training() -> None:
         assert not held_out & {topic.fill for topic in topics(kind, held_out=False)}
         composed = {topic.fill for topic in (compose_topic(kind, rng) for _ in range(300)) if topic}
         assert not held_out & composed
+        assert not held_out & {strange_topic(kind, rng).fill for _ in range(300)}
+
+
+def test_words_that_only_a_held_out_topic_holds_are_never_seen_in_training() -> None:
+    rng = random.Random(4)
+    kinds: tuple[Kind, ...] = ("factual", "opinion", "howto")
+    drawn = [strange_topic(kind, rng) for kind in kinds for _ in range(8000)]
+    seen = {word for topic in drawn for _, text in topic.fill for word in text.split()}
+    assert "bread" in seen
+    assert not seen & {"violins", "cathedrals", "jellyfish", "orchid", "mussels"}
 
 
 def test_prompts_are_of_every_kind_and_one_in_six_has_two_turns() -> None:
