@@ -89,7 +89,8 @@ class Principle(_Part):
     weight: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
     """How often it is drawn, and how much it counts, against the others; above 0."""
     tags: tuple[Text, ...] = ()
-    """For people to sort principles by; nothing depends on them."""
+    """For people to sort principles by. Training does not look at them; in the sandbox's world a trait and `avoid` or
+    `seek` tell the evaluation what the principle is after."""
     examples: tuple[Example, ...] = ()
     """What the labeler is measured on."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
-from constitutional.report.data import MODELS, Direction, RunReport, Score
+from constitutional.report.data import MODELS, Direction, PrincipleQuality, RunReport, Score
 
 Outcome = Literal["improved", "worse", "changed", "no clear change"]
 
@@ -139,16 +139,11 @@ def _missing(run: RunReport, last: str) -> Iterator[str]:
 
 def cautions(run: RunReport) -> Iterator[str]:
     """Reasons to trust the numbers less, worst first within each stage."""
+    misunderstood = run.notes.get("evaluate", {}).get("misunderstood", ())
+    for sentence in misunderstood if isinstance(misunderstood, list | tuple) else ():
+        yield f"The critic takes a principle for another than its author meant. {sentence}"
     for each in run.labeler.principles if run.labeler else ():
-        name = f"The labeler, by “{each.principle}”,"
-        if each.accuracy and each.accuracy.value < NEAR_CHANCE:
-            right = f"right on {each.accuracy.right} of {each.accuracy.n} examples"
-            yield f"{name} is {right}: near chance, and training amplifies what it misjudges."
-        if each.first and not each.first.low <= 0.5 <= each.first.high and abs(each.first.value - 0.5) > 0.1:
-            often = f"in {each.first.value:.0%} of its readings"
-            yield f"{name} preferred the response shown first {often}: it favours a position."
-        if each.unreadable > 0.05 * max(each.judged, 1):
-            yield f"{name} gave no readable answer to {each.unreadable} of {each.judged} comparisons."
+        yield from _labeler_cautions(each)
     if run.reward:
         for source, share in run.reward.accuracy.items():
             if share.low <= 0.5:
@@ -159,6 +154,18 @@ def cautions(run: RunReport) -> Iterator[str]:
     small = {score.n for score in run.scores if 0 < score.n < 50}
     if small:
         yield f"Some measures rest on as few as {min(small)} observations; their intervals are wide."
+
+
+def _labeler_cautions(judged: PrincipleQuality) -> Iterator[str]:
+    name = f"The labeler, by “{judged.principle}”,"
+    if judged.accuracy and judged.accuracy.value < NEAR_CHANCE:
+        right = f"right on {judged.accuracy.right} of {judged.accuracy.n} examples"
+        yield f"{name} is {right}: near chance, and training amplifies what it misjudges."
+    if judged.first and not judged.first.low <= 0.5 <= judged.first.high and abs(judged.first.value - 0.5) > 0.1:
+        often = f"in {judged.first.value:.0%} of its readings"
+        yield f"{name} preferred the response shown first {often}: it favours a position."
+    if judged.unreadable > 0.05 * max(judged.judged, 1):
+        yield f"{name} gave no readable answer to {judged.unreadable} of {judged.judged} comparisons."
 
 
 def words(name: str) -> str:

@@ -249,24 +249,38 @@ def _violates(critique: str, settings: Settings) -> bool | None:
     return says[0] if says[0] != says[1] else None
 
 
-def wanted_directions(
-    constitution: "Constitution", critic: Engine, templates: "Prompts"
-) -> dict[str, Literal["higher", "lower"]]:
-    """Where the constitution wants each trait rate to go: the sandbox's critic says what each principle asks.
+class Wanted(NamedTuple):
+    """Where the constitution wants the sandbox's trait rates to go."""
 
-    A principle that it cannot put in the sandbox's words gives no direction, and neither do two that want opposites. A
-    critic that misunderstands a principle turns its direction round, here as in training.
+    directions: dict[str, Literal["higher", "lower"]]
+    """By measure; a trait of which two principles want opposites has none."""
+    misunderstood: list[str]
+    """For each principle whose tags say one thing and whose words the critic takes for another: a sentence on it."""
+
+
+def wanted_directions(constitution: "Constitution", critic: Engine, templates: "Prompts") -> Wanted:
+    """What the principles ask of the sandbox's traits: what their tags say, otherwise what the critic takes them for.
+
+    Tags such as `flattery` and `avoid` are the author's own word. Without them a critic that misunderstands a principle
+    turns its direction round, here as in training.
     """
     meanings: dict[str, tuple[str, str]] = {teacher.restate(*family): family for family in teacher.FAMILIES}
     texts = [principle.words("critique") for principle in constitution.principles]
     questions = [Message("user", templates.render("restate", principle=text)) for text in texts]
     sampling = Sampling(temperature=0.0, max_tokens=64)
+    restated = critic.complete([Request((question,), sampling) for question in questions])
     wanted: defaultdict[str, set[str]] = defaultdict(set)
-    for restated in critic.complete([Request((question,), sampling) for question in questions]):
-        if restated.text.strip() in meanings:
-            trait, direction = meanings[restated.text.strip()]
-            wanted[f"trait_rate/{trait}"].add(direction)
-    return {name: "lower" if its == {"avoid"} else "higher" for name, its in wanted.items() if len(its) == 1}
+    misunderstood = []
+    for principle, reply in zip(constitution.principles, restated, strict=True):
+        understood = meanings.get(reply.text.strip())
+        tagged = [(trait, way) for trait, way in teacher.FAMILIES if {trait, way} <= set(principle.tags)]
+        meant = tagged[0] if len(tagged) == 1 else understood
+        if meant:
+            wanted[f"trait_rate/{meant[0]}"].add(meant[1])
+        if meant != understood:
+            misunderstood.append(f"{principle.id}: {reply.text.strip()} Its tags say: {', '.join(principle.tags)}.")
+    directions = {name: its.pop() for name, its in wanted.items() if len(its) == 1}
+    return Wanted({name: "lower" if way == "avoid" else "higher" for name, way in directions.items()}, misunderstood)
 
 
 def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, work: Work) -> Iterator[Score]:
@@ -333,7 +347,9 @@ def run(settings: Settings, work: Work, judge: Judge | None = None) -> None:
             for name, opponent in work.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
                 scores += divergence_scores(some, name, opponent, work)
         if any(each.source == SANDBOX for each in prompts):
-            work.note("wanted", wanted_directions(work.constitution, work.engine("critic"), work.prompts))
+            wanted = wanted_directions(work.constitution, work.engine("critic"), work.prompts)
+            work.note("wanted", wanted.directions)
+            work.note("misunderstood", wanted.misunderstood)
     work.write("samples", samples)
     work.write("scores", scores)
     work.note("counts", {"held-out prompts": len(prompts), **problems})

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from constitutional.constitution import Constitution, Principle
+from constitutional.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
 from constitutional.errors import RunError
 from constitutional.labeler import ORDERS, Ask, Labeler, LabelerSettings
@@ -113,12 +113,17 @@ def measure_labeler(
     asks = [
         Ask(_example(example.prompt, example.better, example.worse), principle, 1.0)
         for principle in constitution.principles
-        for example in principle.examples
+        for example in _telling(principle)
     ]
     judged: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in Labeler(engine, templates, settings, seed=0).judge(asks):
         judged[judgement.principle].append(judgement)
     return [_accuracy(principle.id, judged[principle.id]) for principle in constitution.principles]
+
+
+def _telling(principle: Principle) -> list[Example]:
+    """The examples that tell a better response from a worse one; the linter warns of the others."""
+    return [each for each in principle.examples if each.better.strip() != each.worse.strip()]
 
 
 def _example(prompt: str, better: str, worse: str) -> Comparison:
@@ -190,7 +195,7 @@ def canaries(constitution: Constitution) -> list[Canary]:
     return [
         Canary(_example(example.prompt, example.better, worse), principle)
         for principle in constitution.principles
-        for index, example in enumerate(principle.examples)
+        for index, example in enumerate(_telling(principle))
         for worse in (example.worse, NULL_ANSWERS[index % len(NULL_ANSWERS)])
     ]
 

@@ -126,3 +126,9 @@ def test_few_observations_are_a_reason_for_doubt() -> None:
 )
 def test_measures_are_named_as_people_read_them(name: str, text: str) -> None:
     assert words(name) == text
+
+
+def test_a_principle_that_the_critic_misunderstands_is_said_before_all_else() -> None:
+    said = "calm: The principle asks to include flattery. Its tags say: flattery, avoid."
+    run = full_run().model_copy(update={"notes": {"evaluate": {"misunderstood": [said]}}})
+    assert next(iter(cautions(run))) == f"The critic takes a principle for another than its author meant. {said}"

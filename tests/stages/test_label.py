@@ -467,6 +467,17 @@ def check(rule: Rule, settings: Settings, *principles: Principle) -> tuple[int, 
     return check_canaries(constitution(*principles), ScriptedEngine(rule), TEMPLATES, settings)
 
 
+def test_an_example_whose_responses_are_equal_is_no_comparison() -> None:
+    examples = (
+        Example(prompt="May I?", better="No.", worse=" No. "),
+        Example(prompt="May I?", better=SHORT, worse=LONG),
+    )
+    principle = Principle(id="calm", text="Prefer the calm answer.", examples=examples)
+    assert len(canaries(constitution(principle))) == 2  # one example, against its worse response and an empty phrase
+    (accuracy,) = measure_labeler(constitution(principle), ScriptedEngine(likes_first), TEMPLATES, Settings())
+    assert accuracy.n == 1
+
+
 def test_labelling_stops_loudly_when_the_canaries_fail() -> None:
     def taken_in(request: Request) -> Completion | str:
         """By whatever says nothing, and right otherwise: three of six canaries."""
