@@ -163,29 +163,31 @@ class LocalEngine:
         import torch
 
         rows: list[list[int]] = []
-        shared: list[int] = []
+        tails: list[
+            tuple[int, list[int], bool]
+        ] = []  # for each choice: its row, its own tokens, whether they are in it
         for request in requests:
             options = self._options(request)
-            common = next(
-                index
-                for index in range(min(map(len, options)) + 1)
-                if index == min(map(len, options)) or len({option[index] for option in options}) > 1
-            )
-            rows += options
-            shared += [common] * len(options)
+            common = _shared_beginning(options)
+            if all(len(option) == common + 1 for option in options):
+                # Choices of a token each are read behind what they share, in one row for all.
+                tails += [(len(rows), option[common:], False) for option in options]
+                rows.append(options[0][:common])
+            else:
+                tails += [(len(rows) + index, option[common:], True) for index, option in enumerate(options)]
+                rows += options
         ids, mask = self._pad(rows)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        keep = max(len(row) - start for row, start in zip(rows, shared, strict=True)) + 1
+        keep = max(len(tail) + within for _, tail, within in tails)
         with torch.inference_mode():
             logits = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep
             ).logits.float()
         logprobs = logits.log_softmax(-1)
         sums = []
-        for index, (row, start) in enumerate(zip(rows, shared, strict=True)):
-            tail = row[start:]
-            at = torch.arange(keep - len(tail) - 1, keep - 1)
-            sums.append(float(logprobs[index, at, torch.tensor(tail)].sum()))
+        for row, tail, within in tails:
+            end = keep - within
+            sums.append(float(logprobs[row, torch.arange(end - len(tail), end), torch.tensor(tail)].sum()))
         answers = []
         for request in requests:
             count = len(request.choices)
@@ -212,6 +214,12 @@ class LocalEngine:
         rest = self.tokenizer.apply_chat_template(turn, tokenize=False).rpartition("Yes.")[2]
         ids = self.tokenizer(rest.strip(), add_special_tokens=False)["input_ids"]
         return int(ids[0] if ids else self.tokenizer.eos_token_id)
+
+
+def _shared_beginning(options: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them have in common from the start."""
+    shortest = min(map(len, options))
+    return next((at for at in range(shortest) if len({option[at] for option in options}) > 1), shortest)
 
 
 class _Draw:
