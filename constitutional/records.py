@@ -55,6 +55,11 @@ class Prompt(Record):
     info: dict[str, str] = Field(default_factory=dict)
     """What evaluation knows of it (on the sandbox its kind and topic); no stage that trains or labels reads this."""
 
+    @classmethod
+    def of(cls, text: str) -> "Prompt":
+        """What a user asks in one message."""
+        return cls(messages=(Message("user", text),))
+
 
 class RevisionStep(Record):
     """One round of critique and revision."""
@@ -93,8 +98,8 @@ class Comparison(Record):
     prompt: Prompt
     a: str
     b: str
-    model: str
-    """Identity of the model that both were drawn from."""
+    model: str = ""
+    """Identity of the model that both were drawn from; empty where nobody knows."""
 
 
 class Reading(Record):

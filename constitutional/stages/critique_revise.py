@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from constitutional.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Engine, Request, Sampling, request_seed
 from constitutional.errors import InputError
-from constitutional.prompts import Prompts
+from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Message, Prompt, Revision, RevisionStep
 from constitutional.work import Work
 
@@ -74,12 +74,17 @@ def critique_revise(
     prompts: Iterable[Prompt],
     constitution: Constitution,
     engine: Engine,
-    templates: Prompts,
-    settings: Settings,
-    seed: int,
+    templates: Prompts | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
 ) -> Iterator[Revision]:
-    """Answer each prompt, then criticise and revise the answer, all by one model."""
-    return revise(draft(prompts, engine, settings, seed), constitution, engine, templates, settings, seed)
+    """Answer each prompt, then criticise and revise the answer, all by one model.
+
+    Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
+    """
+    settings = settings or Settings()
+    drafts = draft(prompts, engine, settings, seed)
+    return revise(drafts, constitution, engine, templates or load_prompts(), settings, seed)
 
 
 def draft(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Revision]:

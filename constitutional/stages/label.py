@@ -19,7 +19,7 @@ from constitutional.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
 from constitutional.errors import RunError
 from constitutional.labeler import ORDERS, Ask, Labeler, LabelerSettings
-from constitutional.prompts import Prompts
+from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Comparison, Judgement, Message, Prompt, Record
 from constitutional.stats import Interval, calibration_error, weighted_mean, wilson
 from constitutional.work import Work
@@ -52,12 +52,16 @@ def label(
     comparisons: Iterable[Comparison],
     constitution: Constitution,
     engine: Engine,
-    templates: Prompts,
-    settings: Settings,
-    seed: int,
+    templates: Prompts | None = None,
+    settings: Settings | None = None,
+    seed: int = 0,
 ) -> Iterator[Judgement]:
-    """Judgements of each comparison, one for each principle that it is judged by, in order."""
-    labeler = Labeler(engine, templates, settings, seed)
+    """Judgements of each comparison, one for each principle that it is judged by, in order.
+
+    Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
+    """
+    settings = settings or Settings()
+    labeler = Labeler(engine, templates or load_prompts(), settings, seed)
     iterator = iter(comparisons)
     while chunk := list(islice(iterator, TOGETHER)):
         asks = [ask for comparison in chunk for ask in _asks(comparison, constitution, settings, seed)]
