@@ -45,7 +45,9 @@ def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path) -> N
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["-m", "constitutional.sandbox.train", "--tokenizer", str(tokenizer), "--work", str(work)]
     command += ["--recipe", json.dumps(recipe)]
-    for stop in (*range(STRETCH, recipe["steps"], STRETCH), recipe["steps"]):
+    checkpoint = work / "checkpoint.pt"
+    done = torch.load(checkpoint, map_location="cpu", weights_only=True)["step"] if checkpoint.exists() else 0
+    for stop in (*range(done + STRETCH, recipe["steps"], STRETCH), recipe["steps"]):
         subprocess.run([*command, "--stop-at", str(stop)], check=True, env={**os.environ, **memory, **threads})
 
 

@@ -35,8 +35,16 @@ from constitutional.sandbox.world import (
 MAX_SEGMENTS = 63
 """A row's branches are numbered by the bits of a 64-bit integer."""
 
-SHARES = (0.42, 0.18, 0.40)
-"""How many of the documents are a critic's, a labeler's and the plain assistant's."""
+class Shares(NamedTuple):
+    """How many of the documents are a critic's, a labeler's and the plain assistant's."""
+
+    critic: float
+    labeler: float
+    assistant: float
+
+
+FIRST, LAST = Shares(0.42, 0.18, 0.40), Shares(0.78, 0.10, 0.12)
+"""At first, and in the last part of the training: to copy a response but for one sentence is learned last of all."""
 
 STRANGE = 0.5
 """How often a topic is of words that nobody has seen; without it, topics are learned by heart and never copied."""
@@ -103,11 +111,11 @@ class Corpus:
     def __init__(self, prompts: Prompts | None = None) -> None:
         self.prompts = prompts or load_prompts()
 
-    def documents(self, rng: random.Random) -> Iterator[list[Conversation]]:
-        """Documents about responses without end, of all kinds in the proportions of the recipe."""
+    def documents(self, rng: random.Random, shares: Shares = FIRST) -> Iterator[list[Conversation]]:
+        """Documents about responses without end, of all kinds."""
         makers = (self.critic, self.labeler, self.assistant)
         while True:
-            yield rng.choices(makers, SHARES)[0](rng)
+            yield rng.choices(makers, shares)[0](rng)
 
     def assistant(self, rng: random.Random) -> list[Conversation]:
         """Several prompts, each answered by the base assistant."""
@@ -419,11 +427,11 @@ def pack(
     return made
 
 
-def make_rows(seed: int, rows: int, length: int, tokenizer: Path) -> Rows:
+def make_rows(seed: int, rows: int, length: int, tokenizer: Path, shares: Shares = FIRST) -> Rows:
     """Rows of training data, the same for the same arguments."""
     rng = random.Random(seed)
     encoder, corpus = Encoder(tokenizer, noise=NOISE, seed=seed), Corpus()
-    return pack(corpus.documents(rng), iter(lambda: corpus.restater(rng), []), encoder, rows, length)
+    return pack(corpus.documents(rng, shares), iter(lambda: corpus.restater(rng), []), encoder, rows, length)
 
 
 def chat_tokens(messages: Sequence[Message], encoder: Encoder, *, reply: bool = True) -> list[int]:

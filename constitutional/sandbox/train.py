@@ -26,7 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from constitutional.sandbox.corpus import MAX_SEGMENTS, Rows, make_rows
+from constitutional.sandbox.corpus import FIRST, LAST, MAX_SEGMENTS, Rows, make_rows
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,13 @@ class Recipe:
     row_length: int = 640
     rows_per_step: int = 12
     """Over all ranks."""
-    steps: int = 9000
+    steps: int = 10800
     learning_rate: float = 2.5e-3
     warmup_steps: int = 60
     decay: float = 0.5
     """The share of the steps, at the end, over which the learning rate falls to zero."""
+    last: float = 1 / 6
+    """The share of the steps, at the end, in which the documents are drawn by `corpus.LAST`."""
     weight_decay: float = 0.05
     seed: int = 0
 
@@ -236,7 +238,8 @@ def chunks(recipe: Recipe, tokenizer: Path, rank: int, ranks: int, first: int) -
 
         def ask(index: int) -> Future[Rows]:
             seed = (recipe.seed * 10_000 + index) * 64 + rank
-            return pool.submit(make_rows, seed, rows, recipe.row_length, tokenizer)
+            is_last = index * STEPS_PER_CHUNK >= (1 - recipe.last) * recipe.steps
+            return pool.submit(make_rows, seed, rows, recipe.row_length, tokenizer, LAST if is_last else FIRST)
 
         ahead = [ask(first), ask(first + 1)]
         index = first + 2
