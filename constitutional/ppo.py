@@ -1,0 +1,574 @@
+"""Proximal policy optimisation (Schulman et al. 2017) of a language model against reward models or functions.
+
+As InstructGPT did it (Ouyang et al. 2022, section 3.5): a bandit, in which a reply is rewarded at its last token, and a
+penalty for leaving the reference at every token. One phase is one batch of replies: draw them, score them, compute
+log-probabilities and values, then some epochs of mini-batches. The mathematics stands in `ppo_math.py`.
+
+Every process draws and scores its share of a batch and then gets the others', so that advantages, whitening,
+mini-batches and denominators are those of the whole batch, however many processes there are; gradients are added up.
+Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e-5, the learning rate falls to 0.
+
+    trainer = PPOTrainer("model", reward_model="reward", args=PPOConfig(output_dir="ppo"), train_dataset=prompts)
+    trainer.train()
+    trainer.save_model("ppo/policy")
+"""
+
+import hashlib
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from constitutional.engines.local import load_model
+from constitutional.errors import ConfigurationError, ModelError, UsageError
+from constitutional.ppo_checkpoint import (
+    checkpoints,
+    keep_lines,
+    latest_checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from constitutional.ppo_config import TECHNICAL, PPOConfig
+from constitutional.ppo_models import Sequences, make_networks, side_by_side
+from constitutional.ppo_rollout import (
+    Episode,
+    Reply,
+    RewardFunction,
+    Rewards,
+    Rollout,
+    Sampler,
+    TransformersSampler,
+    call,
+    end_tokens,
+    in_batches,
+    load_reward_models,
+    make_rollout,
+    prompt_ids,
+)
+from constitutional.reward_model import load_reward_model
+from constitutional.training import Row, Tokenizer, preflight, quiet_libraries, save_model, stage_seed, token_ids
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    Model = PreTrainedModel | Path | str
+    Callback = Callable[[Mapping[str, Any]], None]
+
+LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
+
+
+class PPOTrainer:
+    """Trains a policy from its own replies.
+
+    Args:
+        model: the language model to start from, or its folder.
+        ref_model: what it is held to; by default the model as it is given.
+        reward_model: a model for sequence classification with one label, a folder of one or of an ensemble, a reward
+            function, or a list of these. Models are an ensemble, one reward; each function is another.
+        value_model: the critic; by default a reward model that reads the same tokens, or the model with a head of 0.
+        args: how to train.
+        train_dataset: rows with a conversational `prompt`; other columns go to the reward functions.
+        processing_class: the model's tokenizer; by default that of its folder.
+        peft_config: train adapters on one backbone, which serves policy, reference and critic.
+        reward_processing_class: the tokenizer of reward models that are given in memory; by default the model's.
+        reward_funcs: reward functions, with TRL's signature.
+        gold_fn: one that is only logged, so that a proxy that is over-optimised can be seen.
+        ptx_dataset: rows with `prompt` and `completion`, for `ptx_coef`.
+        callbacks: called with every line of the log, which for them alone also has `tokens_per_s`.
+        sampler: what draws the replies; by default the model itself.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - as TRL's trainers are called
+        self,
+        model: "Model",
+        ref_model: "Model | None" = None,
+        reward_model: "Model | RewardFunction | Sequence[Model | RewardFunction] | None" = None,
+        value_model: "Model | None" = None,
+        args: PPOConfig | None = None,
+        train_dataset: Iterable[Mapping[str, Any]] = (),
+        processing_class: Tokenizer | None = None,
+        peft_config: "PeftConfig | None" = None,
+        reward_processing_class: Tokenizer | None = None,
+        *,
+        reward_funcs: Sequence[RewardFunction] = (),
+        gold_fn: RewardFunction | None = None,
+        ptx_dataset: Iterable[Mapping[str, Any]] = (),
+        callbacks: "Sequence[Callback]" = (),
+        sampler: Sampler | None = None,
+    ) -> None:
+        from transformers import set_seed
+
+        quiet_libraries()
+        self.args = args or PPOConfig(output_dir="ppo")
+        self.accelerator = _accelerator(self.args)
+        set_seed(self.args.seed)
+        policy, self.processing_class = _policy(model, processing_class, self.accelerator.device, peft_config)
+        preflight(self.processing_class, policy)
+        self.pad: int = self.processing_class.pad_token_id
+        sources: Sequence[Any] = reward_model if isinstance(reward_model, list | tuple) else [reward_model]
+        models = [
+            member
+            for source in sources
+            if source is not None and not _is_function(source)
+            for member in load_reward_models(
+                source, reward_processing_class or self.processing_class, self.accelerator.device
+            )
+        ]
+        functions: list[Any] = [*filter(_is_function, sources), *reward_funcs]
+        self.rewards = Rewards(models, functions, self.args.reward_weights)
+        self.gold_fn = gold_fn
+        ours = self.processing_class.get_vocab()
+        self.networks = make_networks(
+            policy,
+            _policy(ref_model, self.processing_class, self.accelerator.device)[0] if ref_model is not None else None,
+            load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model,
+            next(
+                (each for each in models if each.tokenizer.get_vocab() == ours and hasattr(each.model, "score")), None
+            ),
+            peft_config,
+        )
+        if self.args.gradient_checkpointing:
+            self.networks.use_gradient_checkpointing()
+        self.ends = end_tokens(policy, self.processing_class)
+        self.sampler = sampler or TransformersSampler(
+            lambda: self.networks.acting("policy"),
+            self.ends,
+            self.pad,
+            temperature=self.args.temperature,
+            max_tokens=self.args.response_length,
+            batch_size=self.args.local_rollout_forward_batch_size,
+        )
+        self._read_data(train_dataset, ptx_dataset)
+        self._plan()
+        self.callbacks = list(callbacks)
+        self.history: list[dict[str, Any]] = []
+        """The lines of the log that this process wrote."""
+
+    def _read_data(self, train_dataset: Iterable[Mapping[str, Any]], ptx_dataset: Iterable[Mapping[str, Any]]) -> None:
+        rows = [dict(row) for row in train_dataset]
+        ids = [prompt_ids(self.processing_class, row) for row in rows]
+        kept = [number for number, each in enumerate(ids) if len(each) <= self.args.max_prompt_length]
+        if not kept:
+            raise UsageError(
+                f"PPOTrainer: of {len(rows)} prompts in train_dataset none has at most max_prompt_length="
+                f"{self.args.max_prompt_length} tokens; give prompts, or raise it"
+            )
+        self.rows, self.prompts = [rows[number] for number in kept], [ids[number] for number in kept]
+        self.too_long = len(rows) - len(kept)
+        """Prompts that were left out."""
+        self.digest = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
+        self.supervised = [self._supervised(dict(row)) for row in ptx_dataset]
+        if bool(self.supervised) != bool(self.args.ptx_coef):
+            raise UsageError(
+                f"PPOTrainer: ptx_coef is {self.args.ptx_coef}, and ptx_dataset has {len(self.supervised)} rows; "
+                "give both or neither"
+            )
+
+    def _supervised(self, row: Row) -> tuple[list[int], list[int]]:
+        prompt = prompt_ids(self.processing_class, row)
+        reply = token_ids(self.processing_class, row["prompt"] + row["completion"])[len(prompt) :]
+        end = next((place for place, token in enumerate(reply) if token in self.ends), len(reply) - 1)
+        return prompt, reply[: end + 1]
+
+    def _plan(self) -> None:
+        import torch
+
+        args, processes = self.args, self.accelerator.num_processes
+        self.mini_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+        self.batch_size = self.mini_batch_size * args.num_mini_batches
+        self.phases = math.ceil(args.total_episodes / self.batch_size)
+        networks = self.networks
+        weights = (networks.policy_weights, networks.critic_weights)
+        self.optimizers = [torch.optim.Adam(each.values(), lr=args.learning_rate, eps=1e-5) for each in weights]
+        from constitutional.ppo_math import AdaptiveKL
+
+        self.kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
+
+    # --- The loop ---
+
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> None:
+        """Train all phases; True goes on from the latest checkpoint in the output folder, if there is one.
+
+        Raises:
+            ConfigurationError: a checkpoint is of another training, or there is one that nobody asked to go on from.
+            ModelError: a gradient is no number.
+        """
+        for phase in range(self._begin(resume_from_checkpoint), self.phases):
+            started = time.monotonic()
+            rollout = self._roll_out(phase)
+            line = self._describe(phase, rollout) | self._update(phase, rollout)
+            self.kl.update(line["kl"], self.batch_size)
+            self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
+            if phase % self.args.sample_steps == 0:
+                self._show(phase, rollout)
+            if (phase + 1) % self.args.save_steps == 0 or phase + 1 == self.phases:
+                self._save(phase + 1)
+
+    def _rate(self, phase: int) -> float:
+        rate: float = self.args.learning_rate * (1 - phase / self.phases)
+        return rate
+
+    # --- 1. Rollout: replies, rewards, advantages ---
+
+    def _roll_out(self, phase: int) -> Rollout:
+        """Draw, score and read the batch's replies, this process its share, and put all shares together."""
+        from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+        rows = self._rows(phase)
+        order = sorted(range(self.batch_size), key=lambda row: len(self.prompts[rows[row]]))
+        own = sorted(order[self.accelerator.process_index :: self.accelerator.num_processes])
+        found = self._episodes(phase, own, [rows[row] for row in own])
+        episodes: list[Episode] = sorted(gather_object(found), key=lambda each: each.row)
+        prompts = [self.prompts[row] for row in rows]
+        return make_rollout(prompts, episodes, self.rewards, self.args, self.kl.coefficient)
+
+    def _rows(self, phase: int) -> list[int]:
+        """The batch's rows of the data, which is gone through again and again, in another order each time."""
+
+        def orders() -> Iterable[int]:
+            for epoch in range(first // len(self.rows), (first + self.batch_size - 1) // len(self.rows) + 1):
+                seed = stage_seed(self.args.seed, "order", epoch)
+                yield from random.Random(seed).sample(range(len(self.rows)), len(self.rows))
+
+        first = phase * self.batch_size
+        start = first % len(self.rows)
+        return list(islice(orders(), start, start + self.batch_size))
+
+    def _episodes(self, phase: int, own: list[int], rows: list[int]) -> list[Episode]:
+        import torch
+
+        seeds = [stage_seed(self.args.seed, "reply", phase, row) for row in own]
+        prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
+        with torch.no_grad(), self.accelerator.autocast():
+            replies = self.sampler.sample(prompts, seeds)
+            read = self._read(prompts, replies)
+        ids = [reply.ids for reply in replies]
+        texts = [str(self.processing_class.decode(each, skip_special_tokens=True)) for each in ids]
+        members, rewards = self.rewards.members(data, texts), self.rewards.by_function(data, texts, ids)
+        gold = call(self.gold_fn, data, texts, ids) if self.gold_fn else [None] * len(own)
+        columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
+        return [Episode(*each) for each in zip(*columns, strict=True)]
+
+    def _read(self, prompts: list[list[int]], replies: list[Reply]) -> list[tuple[list[float], ...]]:
+        """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""
+        found: dict[int, tuple[list[float], ...]] = {}
+        size = self.args.per_device_train_batch_size
+        lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
+        for batch in in_batches(range(len(prompts)), lengths.__getitem__, size):
+            padded = self._pad([prompts[row] for row in batch], [replies[row].ids for row in batch])
+            policy = self.networks.logprobs(padded, self.args.temperature, entropy=True)
+            assert policy.entropy is not None
+            reference = self.networks.logprobs(padded, self.args.temperature, "reference").logprobs
+            columns = (policy.logprobs, reference, self.networks.values(padded), policy.entropy)
+            for row, *numbers in zip(batch, *(each.tolist() for each in columns), strict=True):
+                found[row] = tuple(each[: len(replies[row].ids)] for each in numbers)
+        return [found[row] for row in range(len(prompts))]
+
+    def _pad(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
+        return side_by_side(prompts, responses, self.pad, self.accelerator.device)
+
+    # --- 2. Update ---
+
+    def _update(self, phase: int, rollout: Rollout) -> dict[str, float]:
+        """Some epochs over the batch, and what came of them: means over all of their tokens or mini-batches."""
+        import torch
+
+        args = self.args
+        for optimizer, factor in zip(self.optimizers, (1.0, args.critic_learning_rate_factor), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate(phase) * factor
+        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        self.networks.train(args.gradient_checkpointing)
+        for epoch in range(args.num_ppo_epochs):
+            order = random.Random(stage_seed(args.seed, "mini_batches", phase, epoch))
+            rows = order.sample(range(self.batch_size), self.batch_size)
+            for first in range(0, self.batch_size, self.mini_batch_size):
+                sums += self._step(phase, epoch, first, rows[first : first + self.mini_batch_size], rollout)
+        self.networks.train(False)
+        policy, value, ptx, tokens, clipped, kl = self.accelerator.reduce(sums, "sum").tolist()
+        steps = args.num_ppo_epochs * args.num_mini_batches
+        line = {"policy_loss": policy / steps, "value_loss": value / steps}
+        line |= {"ptx_loss": ptx / steps} if self.supervised else {}
+        return line | {"clip_fraction": clipped / max(tokens, 1), "approx_kl": kl / max(tokens, 1)}
+
+    def _step(self, phase: int, epoch: int, first: int, rows: list[int], rollout: Rollout) -> "torch.Tensor":
+        """One step of both optimizers on a mini-batch; returns this process's part of the sums that are logged."""
+        import torch
+
+        from constitutional import ppo_math
+
+        args, share = self.args, slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        denominator = float(ppo_math.denominator(rollout.mask[rows], args.loss_aggregation))
+        own = sorted(rows, key=rollout.length)[share]
+        acts = phase >= args.critic_warmup_steps
+        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
+        for batch in in_batches(own, rollout.length, args.per_device_train_batch_size):
+            padded = self._pad([rollout.prompts[row] for row in batch], [rollout.responses[row] for row in batch])
+            # Each loss is gone back through before the next forward pass: one graph in memory, and one active adapter.
+            if acts:
+                sums += self._policy_backward(padded, batch, rollout, denominator)
+            sums += self._value_backward(padded, batch, rollout, denominator)
+        if acts and self.supervised:
+            drawn = random.Random(stage_seed(args.seed, "ptx", phase, epoch, first)).choices(
+                self.supervised, k=len(rows)
+            )
+            sums += self._supervised_backward(drawn, share)
+        trained = ((self.networks.policy_weights, acts), (self.networks.critic_weights, True))
+        for optimizer, (weights, moves) in zip(self.optimizers, trained, strict=True):
+            if moves:
+                self._move(optimizer, list(weights.values()), phase)
+        return sums
+
+    def _policy_backward(
+        self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float
+    ) -> "torch.Tensor":
+        import torch
+
+        from constitutional import ppo_math
+
+        args = self.args
+        mask, old, sampled, reference, advantages = (
+            each[batch, : padded.width].to(self.accelerator.device)
+            for each in (
+                rollout.mask,
+                rollout.logprobs,
+                rollout.sampler_logprobs,
+                rollout.ref_logprobs,
+                rollout.advantages,
+            )
+        )
+        with self.accelerator.autocast():
+            now = self.networks.logprobs(padded, args.temperature, entropy=args.entropy_coef != 0)
+        high = args.cliprange if args.cliprange_high is None else args.cliprange_high
+        clip = ppo_math.Clip(args.cliprange, high, args.dual_clip)
+        weights = ppo_math.importance_weights(old, sampled, args.importance_bound)
+        per_token, clipped, approx_kl = ppo_math.policy_loss(now.logprobs, old, advantages, mask, clip, weights)
+        loss = ppo_math.aggregate(per_token, mask, args.loss_aggregation, denominator)
+        policy_loss = loss.detach()
+        if args.kl_loss_coef:
+            penalty = ppo_math.kl_loss(now.logprobs, reference)
+            loss = loss + args.kl_loss_coef * ppo_math.aggregate(penalty, mask, args.loss_aggregation, denominator)
+        if now.entropy is not None:
+            bonus = ppo_math.aggregate(now.entropy, mask, args.loss_aggregation, denominator)
+            loss = loss - args.entropy_coef * bonus
+        self.accelerator.backward(loss)
+        zero, tokens = torch.zeros_like(policy_loss), mask.sum().float()
+        return torch.stack([policy_loss, zero, zero, tokens, clipped * tokens, approx_kl * tokens])
+
+    def _value_backward(
+        self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float
+    ) -> "torch.Tensor":
+        import torch
+
+        from constitutional import ppo_math
+
+        mask, old, returns = (
+            each[batch, : padded.width].to(self.accelerator.device)
+            for each in (rollout.mask, rollout.values, rollout.returns)
+        )
+        with self.accelerator.autocast():
+            values = self.networks.values(padded)
+        per_token = ppo_math.value_loss(values, old, returns, mask, self.args.cliprange_value)
+        loss = ppo_math.aggregate(per_token, mask, self.args.loss_aggregation, denominator)
+        self.accelerator.backward(self.args.vf_coef * loss)
+        return torch.nn.functional.pad(loss.detach()[None], (1, 4))
+
+    def _supervised_backward(self, drawn: list[tuple[list[int], list[int]]], share: slice) -> "torch.Tensor":
+        """Cross-entropy on replies of others (Ouyang et al. 2022, equation 2), a mean over tokens."""
+        import torch
+
+        from constitutional import ppo_math
+
+        denominator = sum(len(reply) for _, reply in drawn)
+        total = torch.zeros((), device=self.accelerator.device)
+        own = sorted(range(len(drawn)), key=lambda row: sum(map(len, drawn[row])))[share]
+        for batch in in_batches(own, lambda row: sum(map(len, drawn[row])), self.args.per_device_train_batch_size):
+            replies = [drawn[row][1] for row in batch]
+            padded = self._pad([drawn[row][0] for row in batch], replies)
+            lengths = torch.tensor([len(each) for each in replies], device=self.accelerator.device)
+            mask = torch.arange(padded.width, device=self.accelerator.device) < lengths[:, None]
+            with self.accelerator.autocast():
+                logprobs = self.networks.logprobs(padded, 1.0).logprobs
+            loss = ppo_math.aggregate(-logprobs, mask, "token_mean", denominator)
+            self.accelerator.backward(self.args.ptx_coef * loss)
+            total += loss.detach()
+        return torch.nn.functional.pad(total[None], (2, 3))
+
+    def _move(self, optimizer: "torch.optim.Optimizer", weights: "list[torch.Tensor]", phase: int) -> None:
+        import torch
+
+        for weight in weights:
+            if (
+                self.accelerator.num_processes > 1
+            ):  # a process without rows has no gradients, and takes part all the same
+                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                weight.grad = self.accelerator.reduce(grad, "sum")
+        norm = float(torch.nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm))
+        if not math.isfinite(norm):
+            raise ModelError(f"PPO: a gradient is {norm} in phase {phase + 1}; lower learning_rate, or set reward_clip")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    # --- 3. What is written ---
+
+    def _describe(self, phase: int, rollout: Rollout) -> dict[str, Any]:
+        """The batch as it was before the update."""
+        from constitutional import ppo_math
+
+        mask = rollout.mask
+        rewards = zip(self.rewards.names, rollout.rewards, strict=True)
+        kl = float(
+            ppo_math.kl_estimate(rollout.logprobs, rollout.ref_logprobs, "k1").masked_fill(~mask, 0).sum(1).mean()
+        )
+        mismatch = (rollout.logprobs - rollout.sampler_logprobs).abs()
+        line: dict[str, Any] = {
+            "step": phase + 1,
+            "episodes": (phase + 1) * self.batch_size,
+            "reward": float(self.rewards.total(rollout.rewards).mean()),
+            **{f"rewards/{name}": _mean(numbers) for name, numbers in rewards},
+            "score": float(rollout.scores.mean()),
+            "kl": kl,
+            "sqrt_kl": math.sqrt(max(kl, 0.0)),
+            "kl_coefficient": self.kl.coefficient,
+            "entropy": float(ppo_math.masked_mean(rollout.entropies, mask)),
+            "length": float(mask.sum(1).float().mean()),
+            "truncated": float((~rollout.ended).float().mean()),
+            "explained_variance": ppo_math.explained_variance(rollout.values, rollout.returns, mask),
+            "sampler_mismatch": float(ppo_math.masked_mean(mismatch, mask)),
+            "learning_rate": self._rate(phase),
+        }
+        return line | ({"gold": math.fsum(rollout.gold) / len(rollout.gold)} if rollout.gold else {})
+
+    def _log(self, phase: int, line: dict[str, Any], speed: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        # Without the speed, since the same training writes the same file.
+        self._append(LOG, [line])
+        self.history.append(line)
+        for callback in self.callbacks:
+            callback(line | {"tokens_per_s": speed})
+        if phase % self.args.logging_steps == 0 or phase + 1 == self.phases:
+            said = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
+            print(f"ppo: phase {phase + 1} of {self.phases}, {said}, {speed:.0f} tokens/s", file=sys.stderr, flush=True)
+
+    def _show(self, phase: int, rollout: Rollout) -> None:
+        """Four replies, so that one can see what the numbers are about."""
+        if self.accelerator.is_main_process:
+            kls = (rollout.logprobs - rollout.ref_logprobs).masked_fill(~rollout.mask, 0).sum(1)
+            self._append(
+                SAMPLES,
+                [
+                    {
+                        "step": phase + 1,
+                        "prompt": self.rows[row]["prompt"],
+                        "reply": rollout.texts[number],
+                        "score": float(rollout.scores[number]),
+                        "kl": float(kls[number]),
+                    }
+                    for number, row in enumerate(self._rows(phase)[:4])
+                ],
+            )
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        with (Path(self.args.output_dir) / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write the policy, adapters merged, with its tokenizer, and read it again to compare."""
+        import copy
+
+        if self.accelerator.is_main_process:
+            with self.networks.acting("policy") as model:
+                # A copy, as merging takes the adapters away, with which the training may go on.
+                merged = copy.deepcopy(model) if self.networks.shared else model
+            source: Any = SimpleNamespace(
+                accelerator=self.accelerator, model=merged, processing_class=self.processing_class
+            )
+            save_model(source, Path(folder))
+        self.accelerator.wait_for_everyone()
+
+    # --- 4. Checkpoints ---
+
+    def _begin(self, resume: bool | str | Path | None) -> int:
+        """The first phase to train, with everything as it was before it."""
+        output = Path(self.args.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        latest = latest_checkpoint(output)
+        folder = latest if resume is True else Path(resume) if resume else None
+        if latest is not None and not resume:
+            raise ConfigurationError(
+                f"{latest}: there is a training in this folder already; call train(resume_from_checkpoint=True) to go "
+                "on with it, or give another output_dir"
+            )
+        state = read_checkpoint(folder, self.networks, self.optimizers, self._identity()) if folder else {"phase": 0}
+        phase: int = state["phase"]
+        self.kl.coefficient = state.get("kl_coefficient", self.kl.coefficient)
+        if self.accelerator.is_main_process:
+            for name in (LOG, SAMPLES):
+                keep_lines(output / name, phase)
+        self.accelerator.wait_for_everyone()
+        return phase
+
+    def _identity(self) -> dict[str, Any]:
+        """What a training must have in common with the one whose checkpoint it goes on from."""
+        settings = {name: value for name, value in asdict(self.args).items() if name not in TECHNICAL}
+        members = [[each.mean, each.deviation] for each in self.rewards.models]
+        sizes = {"mini_batch_size": self.mini_batch_size, "rewards": self.rewards.names, "reward_models": members}
+        return settings | sizes | {"prompts": self.digest, "lora": self.networks.shared}
+
+    def _save(self, phase: int) -> None:
+        if self.accelerator.is_main_process:
+            state = {"phase": phase, "kl_coefficient": self.kl.coefficient, "training": self._identity()}
+            output = Path(self.args.output_dir)
+            write_checkpoint(output / f"checkpoint-{phase}", self.networks, self.optimizers, state)
+            for old in checkpoints(output)[: -self.args.save_total_limit]:
+                remove_checkpoint(old)
+        self.accelerator.wait_for_everyone()
+
+
+def _accelerator(args: PPOConfig) -> Any:  # noqa: ANN401
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision="bf16" if args.bf16 else "no")
+    kinds = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+    if accelerator.distributed_type not in kinds:
+        raise ConfigurationError(
+            f"PPOTrainer: accelerate is configured for {accelerator.distributed_type.value}, and every process must "
+            "hold all weights; run `accelerate config` again and choose plain data parallelism"
+        )
+    return accelerator
+
+
+def _policy(
+    model: "Model", tokenizer: Tokenizer | None, device: "torch.device", adapters: object = None
+) -> tuple[Any, Tokenizer]:
+    """A language model, from its folder or as it is, on the device, and its tokenizer."""
+    if isinstance(model, str | Path):
+        # Weights that are trained are kept in 32 bits; under LoRA on a GPU the frozen ones are in bfloat16.
+        dtype = "auto" if adapters is not None and device.type == "cuda" else "float32"
+        loaded, own = load_model(model, dtype=dtype, device=str(device))
+        return loaded, tokenizer or own
+    if tokenizer is None:
+        raise UsageError("PPOTrainer: a model in memory comes without its tokenizer; give processing_class=…")
+    moved: Any = model
+    return moved.to(device), tokenizer
+
+
+def _mean(numbers: "torch.Tensor") -> float | None:
+    """Of those that are there."""
+    return None if bool(numbers.isnan().all()) else float(numbers.nanmean())
+
+
+def _is_function(source: object) -> bool:
+    return callable(source) and not hasattr(source, "config")

@@ -1,0 +1,229 @@
+"""The networks of PPO, and their forward passes: a policy, the reference that it is held to, a critic.
+
+With LoRA one backbone serves all three: the policy is the backbone with one adapter, the critic with another and a
+head, the reference is the backbone alone. Otherwise each has its own weights. The critic is a model for sequence
+classification with one label, of which every position's output is read, so that a reward model can be one.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from constitutional.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+
+    from constitutional.ppo_rollout import RewardModel
+
+POLICY, CRITIC = "default", "critic"
+"""The adapters' names; PEFT's own name for the first."""
+
+
+class Sequences(NamedTuple):
+    """B prompts, padded on the left to P, and responses, padded on the right to T, so that all meet in one column."""
+
+    ids: "torch.Tensor"
+    """(B, P + T)"""
+    attended: "torch.Tensor"
+    """(B, P + T), 1 at tokens and 0 at padding; from lengths, since the padding's id may occur in a text."""
+    width: int
+    """T."""
+
+
+def side_by_side(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, device: "torch.device"
+) -> Sequences:
+    """Pad prompts and responses to the longest of each."""
+    import torch
+
+    before, after = max(map(len, prompts)), max(map(len, responses))
+    ids = torch.full((len(prompts), before + after), pad)
+    attended = torch.zeros_like(ids)
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        place = slice(before - len(prompt), before + len(response))
+        ids[row, place] = torch.tensor([*prompt, *response])
+        attended[row, place] = 1
+    return Sequences(ids.to(device), attended.to(device), after)
+
+
+class TokenLogprobs(NamedTuple):
+    """What a policy says of the responses' tokens, each (B, T); what stands at padding means nothing."""
+
+    logprobs: "torch.Tensor"
+    entropy: "torch.Tensor | None"
+
+
+class Networks:
+    """Policy, reference and critic, in memory.
+
+    Attributes:
+        policy: the language model that is trained; under LoRA PEFT's wrapper of it.
+        policy_weights: what is trained of it, by name.
+        critic_weights: what is trained of the critic, by name.
+    """
+
+    def __init__(self, policy: Any, reference: Any, critic: Any, offset: float = 0.0) -> None:  # noqa: ANN401
+        """Without a critic model (under LoRA) `critic` is a head; without a reference the adapter is turned off."""
+        self.policy = policy
+        self.reference = reference
+        self.critic = critic
+        self.offset = offset  # what a value is above the head's output
+        self.shared = not hasattr(critic, "score")
+        if self.shared:
+            self.policy_weights, self.critic_weights = self._adapter(POLICY), self._adapter(CRITIC)
+        else:
+            self.policy_weights, self.critic_weights = _trainable(policy), _trainable(critic)
+        if self.shared:
+            self.critic_weights |= {f"head.{name}": weight for name, weight in _trainable(critic).items()}
+        for model in (policy, reference, critic):
+            if model is not None:
+                _no_dropout(model)
+
+    def _adapter(self, name: str) -> dict[str, Any]:
+        self.policy.set_adapter(name)
+        return _trainable(self.policy)
+
+    def train(self, mode: bool) -> None:
+        """Into training mode and back; nothing but gradient checkpointing depends on it."""
+        for model in (self.policy, self.critic):
+            model.train(mode)
+
+    def use_gradient_checkpointing(self) -> None:
+        """Compute activations again in the backward pass."""
+        for model in (self.policy, self.critic):
+            if hasattr(model, "gradient_checkpointing_enable"):
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @contextmanager
+    def acting(self, role: Literal["policy", "reference"]) -> Iterator[Any]:
+        """The language model in that role."""
+        if role == "reference" and self.reference is not None:
+            yield self.reference
+        elif role == "reference":
+            with self.policy.disable_adapter():
+                yield self.policy
+        else:
+            if self.shared:
+                self.policy.set_adapter(POLICY)
+            yield self.policy
+
+    def logprobs(
+        self,
+        batch: Sequences,
+        temperature: float,
+        role: Literal["policy", "reference"] = "policy",
+        *,
+        entropy: bool = False,
+    ) -> TokenLogprobs:
+        """Log-probabilities of the responses' tokens at the temperature that they are sampled at, and the entropies."""
+        from constitutional import ppo_math
+
+        with self.acting(role) as model:
+            logits = model(
+                input_ids=batch.ids,
+                attention_mask=batch.attended,
+                position_ids=_positions(batch.attended),
+                logits_to_keep=batch.width + 1,
+                use_cache=False,
+            ).logits[:, :-1]
+        logprobs = ppo_math.selective_log_softmax(logits, batch.ids[:, -batch.width :], temperature)
+        return TokenLogprobs(logprobs, ppo_math.entropy(logits, temperature) if entropy else None)
+
+    def values(self, batch: Sequences) -> "torch.Tensor":
+        """What the critic expects of each response before each of its tokens, (B, T)."""
+        if self.shared:
+            self.policy.set_adapter(CRITIC)
+            backbone, head = self.policy.get_base_model().base_model, self.critic
+        else:
+            backbone, head = self.critic.base_model, self.critic.score
+        hidden = backbone(
+            input_ids=batch.ids,
+            attention_mask=batch.attended,
+            position_ids=_positions(batch.attended),
+            use_cache=False,
+        ).last_hidden_state[:, -batch.width - 1 : -1]
+        values: torch.Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float() + self.offset
+        return values
+
+
+def make_networks(
+    policy: Any,  # noqa: ANN401
+    reference: Any,  # noqa: ANN401
+    value_model: Any,  # noqa: ANN401
+    reward: "RewardModel | None",
+    adapters: "PeftConfig | None",
+) -> Networks:
+    """The three networks, each made of what is given of it.
+
+    A reference that is not given is the policy as it is now. A critic that is not given is the reward model, if one
+    reads the policy's tokens, with its scores normalised; else the policy's backbone with a head that says 0.
+    """
+    if hasattr(policy, "peft_config"):
+        raise UsageError("PPOTrainer: the model already has adapters; call merge_and_unload() on it first")
+    if adapters is not None:
+        return _with_adapters(policy, reference, value_model, adapters)
+    frozen = (copy.deepcopy(policy) if reference is None else reference).requires_grad_(False).eval()
+    policy.requires_grad_(True).eval()
+    critic, offset = value_model, 0.0
+    if critic is None and reward is not None:
+        critic = copy.deepcopy(reward.model).float()
+        critic.score.weight.data /= reward.deviation
+        offset = -reward.mean / reward.deviation
+    elif critic is None:
+        critic = _critic_like(policy)
+    if not hasattr(critic, "score"):
+        raise ModelError(
+            f"{critic.config.name_or_path}: a {type(critic).__name__} cannot be a critic, as it has no `score` head; "
+            "give value_model=… a causal model loaded for sequence classification with num_labels=1"
+        )
+    return Networks(policy, frozen, critic.to(policy.device).requires_grad_(True).eval(), offset)
+
+
+def _with_adapters(policy: Any, reference: Any, value_model: Any, adapters: "PeftConfig") -> Networks:  # noqa: ANN401
+    import torch
+    from peft import get_peft_model
+
+    if value_model is not None:
+        raise UsageError("PPOTrainer: with peft_config the critic is an adapter of its own; leave value_model out")
+    model: Any = get_peft_model(policy, copy.deepcopy(adapters), adapter_name=POLICY)
+    model.add_adapter(CRITIC, copy.deepcopy(adapters))
+    head = torch.nn.Linear(policy.config.get_text_config().hidden_size, 1)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    if reference is not None:
+        reference.requires_grad_(False).eval()
+    return Networks(model.eval(), reference, head.to(policy.device))
+
+
+def _critic_like(policy: Any) -> Any:  # noqa: ANN401
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    critic: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    critic.base_model.load_state_dict(policy.base_model.state_dict())
+    critic.score.weight.data.zero_()
+    return critic
+
+
+def _positions(attended: "torch.Tensor") -> "torch.Tensor":
+    return (attended.cumsum(-1) - 1).clamp(min=0)
+
+
+def _trainable(model: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _no_dropout(model: Any) -> None:  # noqa: ANN401
+    """None in training mode either, in which gradients are checkpointed: the ratio would be of two random policies."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
