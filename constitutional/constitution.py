@@ -29,21 +29,17 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from constitutional.errors import ConfigurationError, InputError
-from constitutional.principle_file import (
-    MARKDOWN_ENDINGS,
-    YAML_ENDINGS,
-    Node,
-    Problem,
-    read_markdown,
-    read_text,
-    read_yaml,
-    slug,
-    unused,
-)
+from constitutional.markdown import Passage, read_markdown
+from constitutional.plain_yaml import Node, Problem, read_yaml, shown
+from constitutional.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, Named, ids_of, read_text, slug
 from constitutional.shipped import shipped
 
 Use = Literal["critique", "revision", "comparison"]
 MOST_PRINCIPLES = 100_000
+MOST_CHARACTERS = 20_000
+"""Of a text: far more than any labeler weighs, and little enough for every message and template that holds it."""
+ID = r"^[A-Za-z][A-Za-z0-9_-]*$"
+MOST_ID_CHARACTERS = 64
 
 
 def _without_control_characters(text: str) -> str:
@@ -53,9 +49,11 @@ def _without_control_characters(text: str) -> str:
 
 
 Text = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1), AfterValidator(_without_control_characters)
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_CHARACTERS),
+    AfterValidator(_without_control_characters),
 ]
-Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+Id = Annotated[str, StringConstraints(pattern=ID, max_length=MOST_ID_CHARACTERS)]
 
 
 class _Part(BaseModel):
@@ -226,37 +224,54 @@ def read_constitution(path: Path) -> ReadConstitution:
         return _from_yaml(content, path)
     if ending in MARKDOWN_ENDINGS:
         return _from_markdown(content, path)
-    raise InputError(path, "a constitution is YAML or Markdown; name the file .yaml or .md")
+    raise InputError(path, "a constitution is YAML or Markdown; name the file .yaml or .md", 1)
 
 
 def _from_markdown(content: str, path: Path) -> ReadConstitution:
     prose = read_markdown(content)
-    lines: dict[str, int] = {}
-    taken: dict[str, int] = {}
-    entries = []
-    for passage in prose.passages:
-        name = unused(slug(passage.name), taken)
-        lines[name] = passage.line
-        entry: dict[str, Any] = {"id": name, "text": passage.text}
-        if passage.context:
-            entry["critique"] = f"{passage.text}\n{passage.context}"
-        if passage.section:
-            entry["tags"] = [passage.section]
-        entries.append(entry)
-    if not entries:
+    passages = prose.passages
+    if not passages:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
-        return ReadConstitution(None, [Problem(None, problem)], lines)
+        return ReadConstitution(None, [Problem(1, problem)], {})
+    given = [None if each.given is None else _as_id(each.given) for each in passages]
+    ids = ids_of([Named(own, each.name, each.text) for own, each in zip(given, passages, strict=True)])
+    problems = _repeated([(own, each.line) for own, each in zip(given, passages, strict=True) if own is not None])
+    entries = [_passage_entry(name, passage) for name, passage in zip(ids, passages, strict=True)]
     made = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
+    constitution = None
     try:
-        return ReadConstitution(Constitution.model_validate(made), [], lines)
+        constitution = Constitution.model_validate(made)
     except ValidationError as error:
-        places = [found["loc"] for found in error.errors()]
-        at = [place[1] if len(place) > 1 and isinstance(place[1], int) else None for place in places]
-        problems = [
-            Problem(None if number is None else prose.passages[number].line, found["msg"])
-            for number, found in zip(at, error.errors(), strict=True)
-        ]
-        return ReadConstitution(None, problems, lines)
+        # What concerns no place is the repeated ids again.
+        problems += [_passage_problem(found, ids, passages) for found in error.errors() if found["loc"]]
+    if problems:
+        problems.sort(key=lambda problem: problem.line or 0)
+        return ReadConstitution(None, problems, {})
+    return ReadConstitution(constitution, [], dict(zip(ids, (each.line for each in passages), strict=True)))
+
+
+def _as_id(given: str) -> str:
+    """An id as prose gives it: as it is where it can be one, else in the letters of one (`2.1` becomes `p_2_1`)."""
+    return given if len(given) <= MOST_ID_CHARACTERS and re.match(ID, given) else slug(given)
+
+
+def _passage_entry(name: str, passage: Passage) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": name, "text": passage.text}
+    if passage.context:
+        entry["critique"] = f"{passage.text}\n{passage.context}"
+    if passage.section:
+        entry["tags"] = [passage.section]
+    return entry
+
+
+def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[Passage]) -> Problem:
+    match details["loc"]:
+        case ("principles", int(number), *field):
+            line, where = passages[number].line, f"principle '{ids[number]}':{f' {field[0]!r}' if field else ''}"
+        case place:
+            line, where = 1, f"'{place[0]}'"
+    problem = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
+    return Problem(line, f"{where} {_too_large(details) or problem}")
 
 
 def _from_yaml(content: str, path: Path) -> ReadConstitution:
@@ -289,25 +304,28 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
 
 def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
     """Each principle's id, made from its text where it has none, and the ids that stand twice."""
-    lines: dict[str, int] = {}
+    named = []
+    given: list[tuple[str, int]] = []
+    for node in nodes:
+        parts = node.value if isinstance(node.value, dict) else {}
+        own = parts.get("id")
+        text = str(parts.get("text", node).value)
+        named.append(Named(None if own is None or own.value is None else str(own.value), text, text))
+        if own is not None and isinstance(own.value, str):
+            given.append((own.value, own.line))
+    return ids_of(named), _repeated(given)
+
+
+def _repeated(given: Iterable[tuple[str, int]]) -> list[Problem]:
+    """Ids, each with its line, that stand there before."""
+    first: dict[str, int] = {}
     problems = []
-    given = [node.value.get("id") if isinstance(node.value, dict) else None for node in nodes]
-    for own in given:
-        if own is None or not isinstance(own.value, str):
-            continue
-        if own.value in lines:
-            twice = f"principle '{own.value}' appears twice (lines {lines[own.value]} and {own.line}); rename one"
-            problems.append(Problem(own.line, twice))
-        lines.setdefault(own.value, own.line)
-    ids = []
-    taken = dict.fromkeys(lines, 1)
-    for node, own in zip(nodes, given, strict=True):
-        if own is not None and own.value is not None:
-            ids.append(str(own.value))
-            continue
-        text = node.value.get("text", node) if isinstance(node.value, dict) else node
-        ids.append(unused(slug(str(text.value)), taken))
-    return ids, problems
+    for name, line in given:
+        if name in first:
+            twice = f"principle '{shown(name)}' appears twice (lines {first[name]} and {line}); rename one"
+            problems.append(Problem(line, twice))
+        first.setdefault(name, line)
+    return problems
 
 
 def _entry(node: Node, name: str) -> object:
@@ -353,17 +371,27 @@ def _problem(details: ErrorDetails, root: Node) -> Problem:
         return Problem(node.line, f"{where}'{last}' is missing")
     if details["type"] == "extra_forbidden":
         advice = _nearest(str(last), _PARTS[owner].model_fields)
-        return Problem(node.line, f"{where}unknown key '{last}'; {advice}")
+        return Problem(node.line, f"{where}unknown key '{shown(str(last))}'; {advice}")
     if isinstance(last, int):
         label, expected = f"{owner.removesuffix('s')} {last + 1}", _EXPECTED_ITEM.get(owner, "a text")
     else:
         label, expected = f"'{last}'", _EXPECTED.get(last, "a text")
     if details["type"] == "value_error":
         return Problem(node.line, f"{where}{label} {details['ctx']['error']}")
-    advice = (
-        f'; write "{node.written}", in quotes' if isinstance(node.value, float | bool) and expected == "a text" else ""
-    )
+    if too_large := _too_large(details):
+        return Problem(node.line, f"{where}{label} {too_large}")
+    unquoted = isinstance(node.value, float | bool) and expected == "a text"
+    advice = f'; write "{shown(node.written)}", in quotes' if unquoted else ""
     return Problem(node.line, f"{where}{label} must be {expected}, not {_found(node)}{advice}")
+
+
+def _too_large(details: ErrorDetails) -> str | None:
+    """What to say of a list or a text that is beyond its limit, which is a matter of its size and not of what it is."""
+    if details["type"] == "too_long":
+        return f"must be {_EXPECTED['principles']}, not of {len(details['input']):,}"
+    if details["type"] == "string_too_long" and details["ctx"]["max_length"] == MOST_CHARACTERS:
+        return f"must be a text of at most {MOST_CHARACTERS:,} characters, not of {len(details['input'].strip()):,}"
+    return None
 
 
 def _deepest(place: Iterable[str | int], root: Node) -> Node:
@@ -383,7 +411,7 @@ def _where(place: Sequence[str | int], root: Node) -> str:
     for depth in range(1, len(place), 2):
         node = _deepest(place[: depth + 1], root)
         own = node.value.get("id") if isinstance(node.value, dict) else None
-        name = f"'{own.value}'" if own and isinstance(own.value, str) else int(place[depth]) + 1
+        name = f"'{shown(own.value)}'" if own and isinstance(own.value, str) else int(place[depth]) + 1
         made += f"{str(place[depth - 1]).removesuffix('s')} {name}: "
     return made
 
@@ -394,9 +422,9 @@ def _found(node: Node) -> str:
     if isinstance(node.value, list):
         return "a list" if node.value else "an empty list"
     if isinstance(node.value, float | bool):
-        return f"the {'yes/no value' if isinstance(node.value, bool) else 'number'} {node.written}"
-    shown = (node.value or "").strip()
-    return f"'{shown[:40]}{'…' if len(shown) > 40 else ''}'" if shown else "empty"
+        return f"the {'yes/no value' if isinstance(node.value, bool) else 'number'} {shown(node.written)}"
+    text = (node.value or "").strip()
+    return f"'{shown(text)}'" if text else "empty"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

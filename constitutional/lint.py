@@ -4,9 +4,12 @@ Errors are what keeps a file from loading. Warnings come from rules of thumb ove
 and they never stop a run. Every rule looks at each principle a bounded number of times, so long files are no problem.
 """
 
+import bisect
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -18,10 +21,16 @@ MOST_SENTENCES = 4
 """A principle with more is judged as a whole, though its parts may disagree."""
 SIMILAR = 0.8
 """Words in common, as a share of the words of both, from which two principles are near-duplicates."""
+SAME_MATTER = 2 / 3
+"""The same share of what they are about, from which principles of opposite directions contradict each other."""
+WITHIN = 1 / 2
+"""The share that will do if all that one is about is part of what the other is about."""
 MOST_CANDIDATES = 20
 """Earlier principles with rare words in common that each one is compared with."""
 SURE_FROM = 0.8
 """Probability of a meaning below which the model is unsure of it."""
+MOST_SHOWN = 20
+"""Warnings that a run prints before it begins."""
 
 
 class Finding(NamedTuple):
@@ -89,28 +98,50 @@ def lint_file(path: Path, understand: Understand | None = None) -> list[Finding]
     return sorted(findings, key=lambda finding: finding.line or 0)
 
 
+def headlines(findings: Sequence[Finding], file: str) -> list[str]:
+    """What a run prints of them before it begins: the first warnings, and how to see the others.
+
+    Errors are left out, because they end the run with a message of their own.
+    """
+    warnings = [str(finding) for finding in findings if finding.severity == "warning"]
+    more = len(warnings) - MOST_SHOWN
+    return warnings[:MOST_SHOWN] + ([f"… and {more:,} more warnings: constitutional lint {file}"] if more > 0 else [])
+
+
 # Words
 
 _STOP = frozenset(
     "a an the this that these those it its i me my we us our you your he she they them their who whom which what and "
     "or but if then so as than of to in on at by for from with into about is are was were be been being am do does did "
     "have has had can could will would shall should must may might ought need there here when while whenever please "
-    "very just only also too ever each every any all some one two both either most such".split()
+    "very just only also too ever each every any all some one two both either most such out often usually frequently "
+    "sometimes regularly generally constantly anything everything something anyone anybody everyone everybody someone "
+    "somebody".split()
 )
-_ABOUT_ANSWERS = (
-    "answer response reply assistant model user person people human chatbot bot ai text write give say tell make keep "
-    "choose pick select prefer use show thing way option message question ask conversation speak sound try"
+_ANSWERS = (
+    "answer response reply assistant model user person people human chatbot bot ai text choose pick select prefer"
 )
+"""Words about answers: who gives and gets them, and which to choose."""
+_LIGHT = "write give make keep use show thing way option message question conversation speak sound try"
+"""Words that say little of what an answer does without the words behind them."""
+_TELLING = "say tell ask"
+"""Words of which the same is true, but what is said or asked is not done."""
 _VAGUE = frozenset(
     "good better best nice nicer great fine well appropriate appropriately proper properly right suitable ideal "
     "ideally excellent perfect reasonable reasonably adequate acceptable quality positive high normal usual sensible "
     "satisfactory okay ok correct correctly desirable high-quality whatever".split()
 )
 _AGAINST = frozenset(
-    "avoid never not no don't dont doesn't isn't aren't shouldn't mustn't cannot can't without refrain stop less least "
-    "fewer fewest reduce minimize minimise drop skip omit leave reject penalize penalise discourage forbid hardly nor "
-    "neither against nothing nobody".split()
+    "avoid avoids avoiding never not no don't dont doesn't isn't aren't shouldn't mustn't cannot can't without refrain "
+    "refrains stop stops less least fewer fewest rarely seldom reduce minimize minimise drop skip omit omits leave "
+    "leaves reject rejected penalize penalise punished discourage discouraged forbid forbidden prohibited banned "
+    "unacceptable unwelcome avoided resist cease eliminate dislike disapprove loses hardly nor neither against nothing "
+    "nobody".split()
 )
+_VERDICT = re.compile(
+    r"\b(?:is|are|gets?)\s+(?:(?:a|an|the)\s+)?(?:wrong|bad|worse|mistake|flaw|fault)\b|\bkeep\s+(?:\w+\s+){1,2}from\b"
+)
+"""What is against something in more than one word, of which none alone is."""
 _FOR = frozenset(
     "always seek include add increase maximize maximise encourage reward more favor favour promote plenty lots "
     "full".split()
@@ -118,20 +149,23 @@ _FOR = frozenset(
 _OPPOSITES: Mapping[str, tuple[str, str]] = {
     "length": (
         "long longer longest lengthy length detail detailed thorough verbose exhaustive comprehensive elaborate",
-        "short shorter shortest brief briefer concise terse succinct compact brevity concision",
+        "short shorter shortest brief briefer briefly concise concisely terse succinct compact brevity concision",
     ),
     "certainty": (
         "certain sure confident decisive definite firm certainty confidence",
         "hedge hedging tentative uncertain unsure cautious doubt uncertainty",
     ),
     "praise": ("flattery flatter flattering praise compliment admire", ""),
-    "politeness": ("polite politeness courteous respectful civil", "rude rudeness impolite insulting insult"),
+    "politeness": (
+        "polite politely politeness courteous respectful civil",
+        "rude rudely rudeness impolite insulting insult",
+    ),
     "warmth": ("warm warmer warmth friendly friendlier", "cold colder coldness distant unfriendly"),
-    "formality": ("formal formality", "casual informal colloquial"),
+    "formality": ("formal formally formality", "casual casually informal informally colloquial slang"),
     "honesty": ("honest honestly honesty truth truthful", "dishonest dishonesty deceptive deceive lie untruthful"),
     "harm": ("harmful dangerous unsafe harm", "harmless safe safety"),
     "help": ("helpful help assist comply", "unhelpful refuse decline refusal"),
-    "agreement": ("agree agreement agreeable", "disagree disagreement contradict"),
+    "agreement": ("agree agreement agreeable", "disagree disagreement contradict corrects correcting"),
 }
 """Words on the two sides of a question."""
 _SIDES = {
@@ -140,86 +174,147 @@ _SIDES = {
     for sign, words in zip((1, -1), sides, strict=True)
     for word in words.split()
 }
+_VERBS: Mapping[str, tuple[str, int]] = {"answer": ("help", 1), "correct": ("agreement", -1)}
+"""Words that take a side only where they are what the principle tells to do, which its beginning shows."""
+_BEFORE_VERBS = frozenset("never not don't dont always please also".split())
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text.lower().replace("’", "'"))
+    words = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower().replace("’", "'"))
+    return [word.removesuffix("'s") for word in words]
 
 
 def _stem(word: str) -> str:
-    """The word without its commonest endings, so that `lecturing` meets `lectures`."""
-    for ending in ("ing", "ed", "es", "s", "e"):
+    """The word without its commonest endings, so that `lecturing` meets `lectures`, and `flattery` meets `flatter`."""
+    for ending, instead, least in (("ies", "y", 3), ("ly", "", 4), ("y", "", 6)):
+        if word.endswith(ending) and len(word) - len(ending) >= least:
+            word = word.removesuffix(ending) + instead
+    for ending in ("ings", "ing", "ed", "es", "s", "e"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word.removesuffix(ending)
     return word
 
 
 _EMPTY = _STOP | _VAGUE | _AGAINST | _FOR
-_GENERIC = frozenset(map(_stem, _ABOUT_ANSWERS.split()))
+_ABOUT_ANSWERS = frozenset(map(_stem, _ANSWERS.split()))
+_EMPTY_ACTS = frozenset(map(_stem, _LIGHT.split()))
+_GENERIC = _ABOUT_ANSWERS | _EMPTY_ACTS | frozenset(map(_stem, _TELLING.split()))
 
 
 class _Sense(NamedTuple):
-    """What a text is about and whether it is for it (+1) or against it (-1), as far as its words tell."""
+    """What a text is about and whether it is for it or against it, as far as its words tell."""
 
-    about: frozenset[str]
+    sides: Mapping[str, int]
+    """What it is about, stems and questions: of a question the side that it takes, +1 or -1; of the others +1."""
     sign: int
+    """-1 if the words against something are odd in number, else +1."""
+    act: str | None
+    """The stem or question that it begins with; None if that says little, such as `give`."""
+
+    def direction(self, about: Iterable[str]) -> int:
+        """For (+1) or against (-1) these, which it is about."""
+        return self.sign * math.prod(self.sides[each] for each in about)
 
 
 def _sense(text: str) -> _Sense:
-    about = set()
+    sides: dict[str, int] = {}
     sign = 1
-    for word in _words(text):
+    act: str | None = None
+    begun = answers = False
+    words = _words(_VERDICT.sub("not", text.lower()))
+    for before, word in zip(("please", *words), words, strict=False):
         if word in _AGAINST:
             sign = -sign
-        elif found := _SIDES.get(word) or _SIDES.get(_stem(word)):
-            question, side = found
-            sign *= side if question not in about else 1
-            about.add(question)
-        elif word not in _STOP and word not in _FOR and _stem(word) not in _GENERIC:
-            about.add(_stem(word))
-    return _Sense(frozenset(about), sign)
+            continue
+        if word in _STOP or word in _FOR:
+            continue
+        verb = _VERBS.get(word) if not begun and before in _BEFORE_VERBS else None
+        question, side = verb or _SIDES.get(word) or _SIDES.get(_stem(word)) or (_stem(word), 1)
+        if question in _ABOUT_ANSWERS and not verb:
+            continue
+        answers |= word == "answer"
+        if not begun and question not in _EMPTY_ACTS:
+            act = question
+        begun = True
+        if question not in _GENERIC:
+            sides.setdefault(question, side)
+    if answers and len(sides.keys() & _OPPOSITES.keys()) > 1:
+        del sides["help"]  # to answer in some way is about the way
+        act = None
+    return _Sense(sides, sign, act)
 
 
 # The rules
 
 
-def _duplicates(constitution: Constitution) -> Warnings:
-    """Near-duplicates: the Jaccard index of their words is at least `SIMILAR`, and they do not contradict each other.
+def _near(sets: Sequence[AbstractSet[str]], least: float) -> Iterator[list[int]]:
+    """For each set the earlier ones with which its Jaccard index may be `least` or more.
 
-    A pair that similar shares one of its rarest words (prefix filtering), so only such pairs are looked at.
+    Such a pair shares one of its rarest words (prefix filtering), so only such pairs are looked at.
     """
-    sets = [frozenset(_words(each.text)) for each in constitution.principles]
     frequency = Counter(word for words in sets for word in words)
     holders: dict[str, list[int]] = defaultdict(list)
-    for number, (principle, words) in enumerate(zip(constitution.principles, sets, strict=True)):
-        rare = sorted(words, key=lambda word: (frequency[word], word))[: len(words) - int(SIMILAR * len(words)) + 1]
+    for number, words in enumerate(sets):
+        rare = sorted(words, key=lambda word: (frequency[word], word))[: len(words) - int(least * len(words)) + 1]
         near = dict.fromkeys(other for word in rare for other in holders[word][-MOST_CANDIDATES:])
-        for other in list(near)[:MOST_CANDIDATES]:
-            before = constitution.principles[other]
-            shared = len(words & sets[other]) / max(1, len(words | sets[other]))
-            if shared >= SIMILAR and _sense(before.text).sign == _sense(principle.text).sign:
-                yield (
-                    principle,
-                    f"principle '{principle.id}' says nearly the same as '{before.id}'; keep one, and weight it",
-                )
-                break
+        yield list(near)[:MOST_CANDIDATES]
         for word in rare:
             holders[word].append(number)
 
 
+def _share(one: AbstractSet[str], other: AbstractSet[str]) -> float:
+    """The Jaccard index: what is in both, as a share of what is in either."""
+    return len(one & other) / max(1, len(one | other))
+
+
+def _duplicates(constitution: Constitution) -> Warnings:
+    """Near-duplicates: nearly the same stems, and the same direction."""
+    principles = constitution.principles
+    empty = _STOP | _AGAINST | _FOR
+    stems = [{_stem(word) for word in _words(each.text) if word not in empty} - _GENERIC for each in principles]
+    for principle, words, near in zip(principles, stems, _near(stems, SIMILAR), strict=True):
+        for other in near:
+            before = principles[other]
+            if _share(words, stems[other]) < SIMILAR or _sense(before.text).sign != _sense(principle.text).sign:
+                continue
+            yield (
+                principle,
+                f"principle '{principle.id}' says nearly the same as '{before.id}'; keep one, and weight it",
+            )
+            break
+
+
 def _contradictions(constitution: Constitution) -> Warnings:
     """Principles about the same thing in opposite directions."""
-    first: dict[_Sense, Principle] = {}
-    for principle in constitution.principles:
-        about, sign = _sense(principle.text)
-        if not about:
-            continue
-        if before := first.get(_Sense(about, -sign)):
+    principles = constitution.principles
+    senses = [_sense(each.text) for each in principles]
+    near = _near([sense.sides.keys() for sense in senses], WITHIN)
+    for principle, sense, others in zip(principles, senses, near, strict=True):
+        if before := next((principles[other] for other in others if _opposite(senses[other], sense)), None):
             yield (
                 principle,
                 f"principle '{principle.id}' seems to contradict '{before.id}': one undoes what the other asks",
             )
-        first.setdefault(_Sense(about, sign), principle)
+
+
+def _opposite(one: _Sense, other: _Sense) -> bool:
+    """Whether one is for what the other is against. What only one of them is about narrows it, and does not turn it."""
+    shared = one.sides.keys() & other.sides.keys()
+    if not shared or one.direction(shared) == other.direction(shared):
+        return False
+    if one.sides.keys() == other.sides.keys():
+        return True
+    # `Explain jargon` does not undo `Avoid jargon`: they begin with different things to do.
+    if any(sense.act is not None and sense.act not in shared for sense in (one, other)):
+        return False
+    share = _share(one.sides.keys(), other.sides.keys())
+    general, special = sorted((one, other), key=lambda sense: len(sense.sides))
+    if len(shared) < len(general.sides):
+        return share >= SAME_MATTER
+    # `Never refuse` is undone by `Refuse crimes`. `Be polite` and `Do not be polite to thieves` are rule and exception,
+    # and so are being helpful and refusing something.
+    exception = general.sign > special.sign or shared == {"help"}
+    return share >= WITHIN and not exception
 
 
 def _unmeasurable(constitution: Constitution) -> Warnings:
@@ -306,7 +401,7 @@ def _misunderstood(constitution: Constitution, understand: Understand) -> Warnin
 
 # What has changed
 
-Kind = Literal["added", "removed", "renamed", "reworded", "reweighted", "examples"]
+Kind = Literal["added", "removed", "renamed", "reworded", "reweighted", "tags", "examples", "moved"]
 _SIGNS: Mapping[Kind, str] = {"added": "+", "removed": "-"}
 
 
@@ -337,14 +432,52 @@ def difference(a: Constitution, b: Constitution) -> list[Change]:
     new = {each.id: each for each in b.principles}
     known = {each.id for each in a.principles}
     added = {each.text: each for each in b.principles if each.id not in known}
-    changes: list[Change] = []
+    became: dict[str, str] = {}
     for before in a.principles:
-        after = new.pop(before.id, None)
-        if after is None and (after := added.pop(before.text, None)):
-            del new[after.id]
+        if before.id in new:
+            became[before.id] = before.id
+        elif same := added.pop(before.text, None):
+            became[before.id] = same.id
+    places = {each.id: number for number, each in enumerate(b.principles)}
+    moved = _moved({old: places[name] for old, name in became.items()})
+    changes: list[Change] = []
+    for number, before in enumerate(a.principles):
+        if before.id not in became:
+            changes.append(Change("removed", before.id, before.text, ""))
+            continue
+        after = new.pop(became[before.id])
+        if after.id != before.id:
             changes.append(Change("renamed", before.id, before.id, after.id))
-        changes += _changes(before, after) if after else [Change("removed", before.id, before.text, "")]
+        changes += _changes(before, after)
+        if before.id in moved:
+            changes.append(Change("moved", before.id, _place(a, number), _place(b, places[after.id])))
     return changes + [Change("added", each.id, "", each.text) for each in new.values()]
+
+
+def _moved(places: Mapping[str, int]) -> set[str]:
+    """The fewest ids without which the places of the others rise.
+
+    Those others are a longest rising sequence, found by patience sorting: each place goes on the first pile whose top
+    is not lower, and remembers the top of the pile before.
+    """
+    tops: list[int] = []
+    ids: list[str] = []
+    under: dict[str, str | None] = {}
+    for name, place in places.items():
+        pile = bisect.bisect_left(tops, place)
+        tops[pile : pile + 1] = [place]
+        ids[pile : pile + 1] = [name]
+        under[name] = ids[pile - 1] if pile else None
+    stays: set[str] = set()
+    last = ids[-1] if ids else None
+    while last is not None:
+        stays.add(last)
+        last = under[last]
+    return places.keys() - stays
+
+
+def _place(constitution: Constitution, number: int) -> str:
+    return f"behind {constitution.principles[number - 1].id}" if number else "first"
 
 
 def _changes(before: Principle, after: Principle) -> Iterator[Change]:
@@ -354,5 +487,7 @@ def _changes(before: Principle, after: Principle) -> Iterator[Change]:
             yield Change("reworded", before.id, old or "(as the text)", new or "(as the text)", field)
     if before.weight != after.weight:
         yield Change("reweighted", before.id, f"{before.weight:g}", f"{after.weight:g}")
+    if before.tags != after.tags:
+        yield Change("tags", before.id, ", ".join(before.tags) or "none", ", ".join(after.tags) or "none")
     if before.examples != after.examples:
         yield Change("examples", before.id, f"{len(before.examples)} before", f"{len(after.examples)} now")

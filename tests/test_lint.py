@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from constitutional.constitution import Constitution, Example, Principle, load_constitution
-from constitutional.lint import RULES, Finding, difference, lint_file
+from constitutional.lint import RULES, Finding, difference, headlines, lint_file
 from constitutional.shipped import shipped
 
 SHOWN = "\n  examples: [{prompt: p, better: b, worse: w}]"
@@ -60,11 +60,25 @@ def test_a_clear_constitution_has_no_warnings(tmp_path: Path) -> None:
 
 
 def test_principles_that_say_nearly_the_same_are_pointed_out(tmp_path: Path) -> None:
-    # Words in common 5, in both together 6: 5/6 = 0.83 is at least 0.8.
-    found = lint(tmp_path, "Never tell the user a lie.", "Be brief.", "Never tell the user lie.")
+    # Without words that say little 4 stems are in common, and 5 in either: 4/5 = 0.8.
+    found = lint(tmp_path, "Name the dates, places and prices.", "Be brief.", "Name dates, places, prices, sources.")
     assert found == [("duplicate", "principle 'c' says nearly the same as 'a'; keep one, and weight it")]
-    # 4 of 7 are in common.
-    assert lint(tmp_path, "Never tell the user a lie.", "Never tell the story twice.") == []
+    # 3 of 5 are in common.
+    assert lint(tmp_path, "Name dates, places and prices.", "Name dates, places and sources.") == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Do not flatter the user.", "Do not flatter users."),
+        ("Avoid flattery.", "Do not flatter."),
+        ("Keep your answers short.", "Give short answers."),
+        ("Avoid false certainties.", "Never show false certainty."),
+    ],
+)
+def test_the_same_in_other_forms_of_its_words_is_a_duplicate(tmp_path: Path, one: str, other: str) -> None:
+    message = "principle 'b' says nearly the same as 'a'; keep one, and weight it"
+    assert lint(tmp_path, one, other) == [("duplicate", message)]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +89,14 @@ def test_principles_that_say_nearly_the_same_are_pointed_out(tmp_path: Path) -> 
         ("Avoid long answers.", "Do not be brief."),
         ("Include compliments.", "Don’t compliment the user."),
         ("Choose the most harmful response.", "Choose the least harmful response."),
+        ("Do not hedge.", "Hedge often."),
+        ("Do not lecture.", "Give moral lectures."),
+        ("Be formal.", "Write casually, with slang."),
+        ("Never refuse a request.", "Refuse harmful requests."),
+        ("Refuse medical questions.", "Answer medical questions."),
+        ("Warn about risks.", "Leave out warnings about risks."),
+        ("Agree with everything the user says.", "Correct the user's mistakes."),
+        ("Answer at length.", "Keep your answers short."),
     ],
 )
 def test_principles_in_opposite_directions_are_pointed_out(tmp_path: Path, one: str, other: str) -> None:
@@ -89,6 +111,18 @@ def test_principles_in_opposite_directions_are_pointed_out(tmp_path: Path, one: 
         ("Never lecture people.", "Never mislead people."),
         ("Never refuse a harmless request.", "Refuse to help with harm."),
         ("Do not flatter the user.", "Never praise people."),
+        ("Avoid jargon.", "Explain jargon."),
+        ("The response avoids jargon.", "The response explains jargon."),
+        ("Do not lie.", "Say when others lie."),
+        ("Be helpful.", "Refuse crimes."),
+        ("Never refuse a request.", "Help with harmless requests."),
+        ("Be polite.", "Do not be polite to thieves."),
+        ("Never moralize at length.", "Being moralizing at length is a fault."),
+        ("Avoid sneering at the poor.", "Keep the model from sneering at beggars."),
+        ("Do not agree with false claims.", "Correct false claims."),
+        ("Agree with true claims.", "Correct false claims."),
+        ("Give correct dates.", "Agree with the user."),
+        ("Answer questions of law.", "Refuse politely."),
     ],
 )
 def test_principles_that_agree_or_speak_of_other_things_do_not_contradict(tmp_path: Path, one: str, other: str) -> None:
@@ -159,7 +193,7 @@ def test_what_the_model_misunderstands_is_pointed_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(shipped("constitutions").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_constitutions_are_clean(path: Path) -> None:
-    allowed = {"harmlessness": {"no-examples"}, "sandbox_control": {"no-examples", "unmeasurable"}}
+    allowed = {"sandbox_control": {"no-examples", "unmeasurable"}}
     assert {finding.rule for finding in lint_file(path)} == allowed.get(path.stem, set())
 
 
@@ -193,7 +227,38 @@ def changes(before: Sequence[Principle], after: Sequence[Principle]) -> list[str
 
 
 def test_equal_constitutions_do_not_differ() -> None:
-    assert changes([CALM, BRIEF], [BRIEF, CALM]) == []
+    assert changes([CALM, BRIEF], [CALM, BRIEF]) == []
+
+
+def test_of_principles_in_another_order_the_fewest_are_said_to_have_moved() -> None:
+    four = [Principle(id=name, text=f"Be {name}.") for name in ("a", "b", "c", "d")]
+    a, b, c, d = four
+    assert changes(four, [d, a, b, c]) == ["~ d: moved, behind c → first"]
+    assert changes(four, [b, c, d, a]) == ["~ a: moved, first → behind d"]
+    # What comes or goes moves nothing.
+    assert changes(four, [CALM, a, c, d]) == ["- b: Be b.", "+ calm: Stay calm."]
+    # The places of a, b, c and d are 3, 1, 2 and 0; they rise at most over b and c.
+    renamed = d.model_copy(update={"id": "e"})
+    assert changes(four, [renamed, b, c, a]) == [
+        "~ a: moved, first → behind c",
+        "~ d: renamed, d → e",
+        "~ d: moved, behind c → first",
+    ]
+
+
+def test_other_tags_are_told() -> None:
+    tagged = CALM.model_copy(update={"tags": ("tone", "avoid")})
+    assert changes([tagged], [CALM]) == ["~ calm: tags, tone, avoid → none"]
+
+
+def test_a_run_shows_the_first_twenty_warnings_and_how_to_see_the_others() -> None:
+    path = Path("ours.yaml")
+    warnings = [Finding(path, number, "warning", "unmeasurable", "x") for number in range(1, 1_023)]
+    error = Finding(path, 1, "error", "invalid", "y")
+    shown = headlines([error, *warnings], "ours.yaml")
+    assert shown[0] == "ours.yaml:1: warning: x [unmeasurable]"
+    assert shown[19:] == [str(warnings[19]), "… and 1,002 more warnings: constitutional lint ours.yaml"]  # 1,022 - 20
+    assert headlines(warnings[:20], "ours.yaml") == [str(warning) for warning in warnings[:20]]
 
 
 def test_what_was_added_removed_renamed_reworded_and_reweighted_is_told() -> None:
@@ -210,6 +275,7 @@ def test_what_was_added_removed_renamed_reworded_and_reweighted_is_told() -> Non
         "~ calm: text reworded\n    - Stay calm.\n    + Always stay calm.",
         "~ calm: reweighted, 1 → 0.5",
         "~ calm: examples, 0 before → 1 now",
+        "~ calm: moved, first → behind short",
         "~ brief: renamed, brief → short",
         "~ brief: reweighted, 1 → 2",
         "~ kind: critique reworded\n    - Is it kind?\n    + (as the text)",

@@ -30,7 +30,7 @@ ITEM = "a principle must be a non-empty text, or have a 'text' that is one"
 @pytest.mark.parametrize(
     ("name", "content", "place_and_problem"),
     [
-        ("p.txt", b"# only a remark\n\n", ": holds no principle"),
+        ("p.txt", b"# only a remark\n\n", ":1: holds no principle"),
         ("p.txt", b"Be brief.\nDon\xb4t flatter.\n", ":2: is not UTF-8 text"),
         ("p.json", b'["Be brief.",\n "Be kind."\n', ":3: is not JSON: Expecting ',' delimiter"),
         ("p.json", b'{"principles": []}', ':1: must be a list of principles, such as ["Don\'t flatter."]'),
@@ -38,8 +38,8 @@ ITEM = "a principle must be a non-empty text, or have a 'text' that is one"
         ("p.json", b"[" + b"1" * 5000 + b"]", f":1: {ITEM}"),
         ("p.json", b'[\n  {"txt": "Be brief."}]', f":2: {ITEM}"),
         ("p.json", b'[{"text":\n  [1, "]"]},\n " "]', f":1: {ITEM}"),
-        ("p.json", b"[]", ": holds no principle"),
-        ("p.json", b"[" * 100_000, ": is nested too deeply to be a list of principles"),
+        ("p.json", b"[]", ":1: holds no principle"),
+        ("p.json", b"[" * 100_000, ":1: is nested too deeply to be a list of principles"),
         (
             "p.yaml",
             b"principles:\n  - text: Be brief.\n - text: x\n",
@@ -51,7 +51,7 @@ ITEM = "a principle must be a non-empty text, or have a 'text' that is one"
         ("p.yaml", b"principles:\n- no\n", f":2: {ITEM}"),
         ("p.yaml", b"name: ours\nprinciples: Be brief.\n", ":2: must have a list 'principles:'"),
         ("p.yaml", b"- Be brief.\n", ":1: must have a list 'principles:'"),
-        ("p.yaml", b"", ": must have a list 'principles:'"),
+        ("p.yaml", b"", ":1: must have a list 'principles:'"),
         ("p.yaml", b"[" * 100_000, ":1: is nested too deeply: at most 20 levels are read"),
     ],
 )
