@@ -1,6 +1,7 @@
 """What a stage works at: `work.Work` over a run folder, with models that answer through the journal."""
 
-import time
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,10 @@ Opener = Callable[[ModelSettings], Engine]
 
 GIVEN: Final = ("base", "critic", "labeler")
 """The models that a run is given; all others are artifacts of its stages."""
+
+TAGS: Final = "constitution tags"
+"""What evaluation alone needs of a constitution beside what behaviour depends on: whoever edits tags trains nothing
+anew."""
 
 
 class Bench:
@@ -72,6 +77,9 @@ class Bench:
         """The digest of something that the run is given: `base`, `constitution`, `critique.j2`."""
         if need == "constitution":
             return self.constitution.digest
+        if need == TAGS:
+            tags = [(each.id, each.tags) for each in self.constitution.principles]
+            return hashlib.sha256(json.dumps(tags).encode()).hexdigest()
         if need.endswith(".j2"):
             return self.templates.digest(need.removesuffix(".j2"))
         return self.opened(self.given(need)).identity
@@ -156,7 +164,8 @@ class RunWork:
                 settings = self._bench.given(role)
             else:
                 settings = self._bench.config.model.model_copy(update={"path": str(self._store.artifact(role))})
-            self._watched[role] = _Watched(self._bench.journal(settings), role, self._bench.progress)
+            journal = self._bench.journal(settings)
+            self._watched[role] = _Watched(journal, role, self._begun.stage, self._bench.progress)
         return self._watched[role]
 
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
@@ -183,9 +192,10 @@ class RunWork:
 class _Watched:
     """An engine that says how far it is, and counts what one stage asks of it."""
 
-    def __init__(self, journal: JournalEngine, role: str, progress: Progress) -> None:
+    def __init__(self, journal: JournalEngine, role: str, stage: str, progress: Progress) -> None:
         self._journal = journal
         self._role = role
+        self._stage = stage
         self._progress = progress
         self.asked = 0
         self.reused = 0
@@ -198,12 +208,12 @@ class _Watched:
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion for each request, in order. In the journal's own batches, so that nothing changes by it."""
         completions: list[Completion] = []
-        started_s = time.monotonic()
         before = (self._journal.asked, self._journal.reused)
         for start in range(0, len(requests), self._journal.batch_size):
             completions += self._journal.complete(requests[start : start + self._journal.batch_size])
-            seconds = time.monotonic() - started_s
-            self._progress.update(f"asking the {self._role}", len(completions), len(requests), seconds)
+            # How many there will be in all the stage alone knows: a call is often one of several that an item takes.
+            answered = self.asked + self.reused + len(completions)
+            self._progress.aside(self._stage, f"{self._role}: {answered} answers")
         self.asked += self._journal.asked - before[0]
         self.reused += self._journal.reused - before[1]
         return completions

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words and words[0] in _COMPOSED:
             return _COMPOSED[words[0]](words[1:])
-        arguments = _parser().parse_args(words)
+        arguments = _parsed(words)
         return arguments.run(arguments) or 0
     except ConstitutionalError as error:
         _complain(error)
@@ -55,6 +55,17 @@ def _complain(error: ConstitutionalError) -> None:
     """A line for the error, and one for each of its notes: further mistakes of the same kind."""
     for message in (str(error), *getattr(error, "__notes__", ())):
         print(f"constitutional: {_one_line(message)}", file=sys.stderr)
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    # A list of words ends at the next flag; what stands behind the flag belongs to the list all the same.
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,12 +92,13 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser(
         "check",
-        help="try the labeler on a constitution's own examples",
-        description="Say for each principle how often the labeler finds the better of its own examples. "
-        "Exits with 1 if it is near chance by one of them.",
+        help="try the labeler on a constitution's own examples, or against people's answers",
+        description="Say for each principle how often the labeler finds the better of its own examples, or, with "
+        "--answers, how often it chooses as people did. Exits with 1 if it is near chance.",
     )
     check.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
     check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=qwen3_4b label.method=logprobs")
+    check.add_argument("--answers", type=Path, metavar="FILE", help="comparisons that people made: JSON lines, or .gz")
     check.set_defaults(run=_check)
 
     show = commands.add_parser("show", help="a run's stages, or one item followed back to where it came from")
@@ -141,12 +153,14 @@ def _run(words: Sequence[str]) -> int:
 def _run_one(config: "RunConfig") -> None:
     from constitutional import show
     from constitutional.engines.opening import SANDBOX
-    from constitutional.pipeline import run
+    from constitutional.lint import headlines
+    from constitutional.pipeline import ready, run
 
+    ready(config)  # a mistyped path is said at once, before a model is loaded
     reads = {config.critic.over(config.model).path, config.labeler.over(config.model).path}
-    for finding in _findings(config.constitution.file, sandbox=SANDBOX in reads):
-        if finding.severity == "warning":  # what is wrong ends the run, with a message of its own
-            print(finding, file=sys.stderr)
+    findings = _findings(config.constitution.file, sandbox=SANDBOX in reads)
+    for line in headlines(findings, config.constitution.file):
+        print(line, file=sys.stderr)
     store = run(config)
     if behaviour := show.behaviour(store):
         print(f"\nBehaviour on held-out prompts, with 95% intervals\n\n{behaviour}")
@@ -177,15 +191,15 @@ def _config(words: Sequence[str]) -> int:
     def task(composed: "DictConfig") -> None:
         import yaml
 
-        from constitutional.config import validated
+        from constitutional.config import unchecked, validated
 
         try:
-            config = validated(composed)
+            shown = validated(composed).model_dump(mode="json")
         except ConstitutionalError as error:
             _complain(error)
             failures.append(error)
-        else:
-            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+            shown = unchecked(composed)  # so that one sees what is still to be given, as ???, and all the rest
+        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
 
     _composed("config", words, task)
     return failures[0].exit_code if failures else 0
@@ -193,6 +207,8 @@ def _config(words: Sequence[str]) -> int:
 
 def _composed(command: str, words: Sequence[str], task: "Callable[[DictConfig], None]") -> None:
     """Let Hydra compose a configuration from these words, and hand it to the task (in a sweep, one after the other)."""
+    import tempfile
+
     import hydra
 
     from constitutional.config import hydra_errors, register
@@ -202,10 +218,12 @@ def _composed(command: str, words: Sequence[str], task: "Callable[[DictConfig], 
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     # Hydra takes flags before overrides only, and -m is easily typed last.
     flags = [word for word in words if word in {"-m", "--multirun"}]
-    sys.argv = [f"constitutional {command}", *flags, *(word for word in words if word not in flags)]
+    rest = [word for word in words if word not in flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors, which become lines of ours, instead of printing and exiting
     try:
-        with hydra_errors():
+        with hydra_errors(), tempfile.TemporaryDirectory() as aside:
+            # A sweep leaves a multirun.yaml, which nothing can forbid; each run's config.json says more.
+            sys.argv = [f"constitutional {command}", *flags, f"hydra.sweep.dir='{aside}'", *rest]
             hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="run")(task)()
     finally:
         sys.argv = before[0]
@@ -254,32 +272,29 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from constitutional import check
+    from constitutional.bench import Bench
     from constitutional.config import compose
     from constitutional.constitution import load_constitution
-    from constitutional.engines.opening import LazyEngine, Models
+    from constitutional.hhh import load_answers
+    from constitutional.progress import Progress
     from constitutional.prompts import load_prompts
-    from constitutional.show import table
-    from constitutional.stages.label import NEAR_CHANCE, measure_labeler
-    from constitutional.stats import wilson
 
     config = compose(arguments.overrides)
-    constitution = load_constitution(arguments.file)
-    engine = LazyEngine(config.labeler.over(config.model), Models())
-    accuracies = measure_labeler(constitution, engine, load_prompts(config.templates), config.label)
-    rows = [("principle", "right", "of", "accuracy", "95% interval", "conflicts", "unreadable", "")]
-    poor = 0
-    for each in accuracies:
-        readable = each.n - each.unreadable
-        low, high = wilson(each.right, readable)
-        near_chance = each.accuracy is not None and each.accuracy < NEAR_CHANCE
-        poor += near_chance
-        remark = "near chance" if near_chance else "" if each.n else "has no examples"
-        accuracy = "–" if each.accuracy is None else f"{each.accuracy:.0%}"
-        interval = f"{low:.0%}–{high:.0%}" if readable else "–"
-        counts = (str(each.conflicts), str(each.unreadable))
-        rows.append((each.principle, str(each.right), str(readable), accuracy, interval, *counts, remark))
-    print(table(rows, numbers_from=1))
-    return int(poor > 0)
+    chosen = config.constitution
+    constitution = load_constitution(arguments.file).select(chosen.only, chosen.without, chosen.weights)
+    given = load_answers(arguments.answers) if arguments.answers else None
+    templates = load_prompts(config.templates)
+    with Bench(config, constitution, templates, Progress()) as bench:
+        engine = bench.journal(bench.given("labeler"))
+        if given:
+            print(check.baselines(given), flush=True)
+            trial = check.by_answers(given, constitution, engine, templates, config.label, seed=config.seed)
+        else:
+            trial = check.by_examples(constitution, engine, templates, config.label)
+        print(trial.text)
+        print(f"{engine.asked} model calls asked, {engine.reused} reused from the journal", file=sys.stderr)
+    return int(trial.near_chance)
 
 
 # Runs
@@ -308,7 +323,9 @@ def _report(arguments: argparse.Namespace) -> None:
     if len(stores) == 1:
         path = show.report_path(stores[0])
         if path is None:
-            raise UsageError(f"{stores[0].folder}: has no report yet; finish the run with the command that began it")
+            raise UsageError(
+                f"{stores[0].folder}: has no report yet; the command that began it finishes it, without fresh=true"
+            )
         print(path)
         return
     from constitutional.pipeline import compare

@@ -7,15 +7,13 @@ model's defaults are given to Hydra as the option `schema` of its group, and a p
 
 import difflib
 import json
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticUndefined, to_jsonable_python
 
 from constitutional.engines.opening import LocalSettings, ModelSettings
@@ -32,12 +30,10 @@ from constitutional.stages import (
     sample_pairs,
     sft,
 )
+from constitutional.store import versions
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-VERSIONS: Final = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers", "numpy")
-"""Packages on whose versions a run's numbers may depend."""
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -64,9 +60,9 @@ class SandboxPrompts(BaseModel):
     model_config = _FROZEN
 
     kind: Literal["sandbox"] = "sandbox"
-    train: Annotated[int, Field(ge=1)] = 1000
+    train: Annotated[int, Field(ge=1)] = 300
     """How many to train on."""
-    held_out: Annotated[int, Field(ge=1)] = 280
+    held_out: Annotated[int, Field(ge=1)] = 100
     """How many more to evaluate on; half of them about topics that training never sees."""
 
 
@@ -110,6 +106,8 @@ class RunConfig(BaseModel):
     """Where run folders are."""
     fresh: bool = False
     """Delete what a run folder of that name holds, and begin anew."""
+    until: str | None = None
+    """The last stage to run, such as reward; null runs them all. The same command without it goes on from there."""
     seed: int = 0
     """All randomness comes from it."""
     templates: Path | None = None
@@ -132,6 +130,13 @@ class RunConfig(BaseModel):
     evaluate: evaluate.Settings
     report: report.Settings
 
+    @model_validator(mode="after")
+    def _people_are_named(self) -> Self:
+        # Now, and not when the stage comes to it, which may be hours later.
+        if self.mix.human_share and self.mix.human is None and self.mix.verdicts is None:
+            raise ValueError("mix.human has no value yet; type mix.human=VALUE")
+        return self
+
     @property
     def run_folder(self) -> Path:
         """Where this run's artifacts are."""
@@ -143,9 +148,15 @@ class RunConfig(BaseModel):
         return self.journal.path or self.folder / "journal.sqlite"
 
     def identity(self) -> dict[str, object]:
-        """What a run folder is bound to: every setting that its results depend on, by its dotted name."""
-        apart = {"name", "folder", "fresh", "journal", "report"}
-        return dict(_flat(self.model_dump(mode="json", exclude=apart)))
+        """What a run folder is bound to: every setting that its results depend on, by its dotted name.
+
+        Without people's verdicts: they are on the run's own comparisons, so they can only come later. And without the
+        constitution's file: what it says is in the fingerprint of every stage that reads it, so a run goes on with an
+        edited copy as it does with the edited file.
+        """
+        apart = dict.fromkeys(("name", "folder", "fresh", "until", "journal", "report"), True)
+        parts = {"mix": {"verdicts": True}, "constitution": {"file": True}}
+        return dict(_flat(self.model_dump(mode="json", exclude={**apart, **parts})))
 
 
 # The order of this table is that of the defaults list in conf/run.yaml.
@@ -165,7 +176,7 @@ _GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "evaluate": {"schema": evaluate.Settings},
     "report": {"schema": report.Settings},
 }
-_TOP = ("name", "folder", "fresh", "seed", "templates")
+_TOP = ("name", "folder", "fresh", "until", "seed", "templates")
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -246,6 +257,15 @@ def validated(composed: "DictConfig") -> RunConfig:
     return _checked({str(name): value for name, value in values.items()})
 
 
+def unchecked(composed: "DictConfig") -> dict[str, object]:
+    """What Hydra composed, as it is: `???` stands for what has no value yet."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(values, dict)
+    return {name: values[name] for name in RunConfig.model_fields if name in values}
+
+
 def _checked(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
@@ -271,11 +291,25 @@ def _line(detail: ErrorDetails, values: Mapping[str, Any]) -> str:
         message = f"made of other characters (it must match {detail['ctx']['pattern']})"
     if detail["type"] == "value_error":  # a rule of ours, which says what it found
         return f"{key} {message}; type {key}=VALUE"
-    choice = re.match(r"'([^']+)'", message) if detail["type"] == "literal_error" else None
-    typed = f"{re.split(r'[.][0-9]+', key)[0]}={choice[1] if choice else 'VALUE'}"
+    message = re.sub(r"^a valid dictionary( or instance of \w+)?", "settings by name", message)
+    message = "a list" if message == "a valid tuple" else message
+    typed = _typed(re.split(r"[.][0-9]+", key)[0], detail)
     quoting = " and quote it, as \"'yes'\", so that it stays a text" if detail["type"] == "string_type" else ""
     found = json.dumps(to_jsonable_python(detail["input"], fallback=str), ensure_ascii=False)
     return f"{key} is {found}, but should be {message}; type {typed}{quoting}"
+
+
+def _typed(key: str, detail: ErrorDetails) -> str:
+    """What would be right to type for a setting that is wrong, as far as one can know."""
+    found, kind = detail["input"], detail["type"]
+    if key in ("critic", "labeler") and isinstance(found, str):
+        return f"engine@{key}={found}"  # both choose among the options of one group
+    if kind == "tuple_type" and isinstance(found, str | int | float):
+        return f"{key}=[{found}]"
+    if kind in ("dict_type", "model_type"):
+        return f'"{key}={{NAME: VALUE}}", in quotes'
+    choice = re.match(r"Input should be '([^']+)'", detail["msg"]) if kind == "literal_error" else None
+    return f"{key}={choice[1] if choice else 'VALUE'}"
 
 
 def _dotted(location: tuple[int | str, ...], values: Any) -> str:  # noqa: ANN401 - JSON of any shape
@@ -307,15 +341,25 @@ def _hydra_line(error: Exception) -> str:
     message = str(error).split("\nConfig search path:")[0]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if unknown := re.match(r"Could not override '(.+)'\.?$", lines[0]):
-        key = unknown[1]
-        near = difflib.get_close_matches(key, _every_key(), n=1, cutoff=0.6)
+        key, known = unknown[1], _every_key()
+        above, _, name = key.rpartition(".")
+        if key in known and above == "prompts":
+            option = "sandbox" if name in SandboxPrompts.model_fields else "file"
+            return f"{key} is a setting of another option than the chosen one; type prompts={option} as well"
+        if key in known:  # settings that there are none of by default
+            value = re.search(rf"use [+]{re.escape(key)}=(.*)", message)
+            typed = f"{above}={{{name}: {value[1] if value else 'VALUE'}}}"
+            return f'{above} is null, so {name} in it cannot be set alone; type "{typed}", in quotes'
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         meant = f"did you mean {near[0]}?" if near else "`constitutional config` shows every setting"
         return f"there is no setting '{key}'; {meant}"
     if "Available options in" in message:
         found = re.sub(r"^In '.*?': Could not find", "there is no", lines[0])
         start = next(number for number, line in enumerate(lines) if line.startswith("Available options in"))
         options = [option for option in lines[start + 1 :] if not option.startswith("schema")]
-        return f"{found}; the options are {', '.join(options)}"
+        own = re.search(r"'constitution/(.+)'", found)
+        hint = f"; a file, or the name of a shipped one, goes into constitution.file={own[1]}" if own else ""
+        return f"{found}; the options are {', '.join(options)}{hint}"
     kept = [line for line in lines if not line.startswith(("See https", "To append", "full_key", "object_type"))]
     return "; ".join(kept)
 
@@ -324,7 +368,12 @@ def _every_key() -> list[str]:
     keys = list(_TOP)
     for field, info in RunConfig.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys += [f"{field}.{name}" for name in info.annotation.model_fields]
+            for name, inner in info.annotation.model_fields.items():
+                within = [each for each in get_args(inner.annotation) if hasattr(each, "model_fields")]
+                keys += [
+                    f"{field}.{name}",
+                    *(f"{field}.{name}.{each}" for model in within for each in model.model_fields),
+                ]
     return keys + [f"prompts.{name}" for name in {**SandboxPrompts.model_fields, **FilePrompts.model_fields}]
 
 
@@ -348,14 +397,11 @@ def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings of any shape
 
 
 def dump(config: RunConfig, digests: Mapping[str, str]) -> str:
-    """`config.json`: the frozen configuration, digests of what it names, and the versions that it runs on."""
-    versions = {"python": platform.python_version()}
-    for package in ("constitutional", *VERSIONS):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # an installation without the training extras, say
-            versions[package] = "not installed"
-    written = {"config": config.model_dump(mode="json"), "digests": dict(digests), "versions": versions}
+    """`config.json`: the frozen configuration, digests of what it names, and the versions that it last ran on.
+
+    The versions that made each stage stand in the manifest.
+    """
+    written = {"config": config.model_dump(mode="json"), "digests": dict(digests), "versions": dict(versions())}
     return json.dumps(written, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -19,12 +19,14 @@ R = TypeVar("R", bound=Record)
 def write_rows(path: Path, rows: Iterable[Record]) -> int:
     """Write rows as JSON lines, whole or not at all; returns how many.
 
-    Fields stand in their declared order and text as itself, so that the file can be read and two can be compared.
+    The row's id comes first, then its fields in their declared order, text as itself, so that the file can be read and
+    two can be compared.
     """
     count = 0
     with _replacing(path) as file:
         for row in rows:
-            file.write(json.dumps(row.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n")
+            line = json.dumps({"id": row.id, **row.model_dump(mode="json")}, ensure_ascii=False)
+            file.write(line.encode() + b"\n")
             count += 1
     return count
 

@@ -3,17 +3,21 @@
 Each is a conversation with two answers, of which people chose one as the more helpful, honest and harmless. Two
 published baselines tell how much of a score is worth nothing: always (A), and always the longer answer. There are fewer
 conversations than comparisons, so intervals draw conversations.
+
+Any other file of comparisons made by people (human.py says in which forms) can be scored in the same way.
 """
 
 import gzip
 import json
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from constitutional.errors import InputError
+from constitutional.human import read_comparisons
 from constitutional.records import Comparison, Message, Prompt
 from constitutional.stats import Interval, bootstrap_mean
 
@@ -38,6 +42,38 @@ class Answered(NamedTuple):
     def context(self) -> str:
         """What comparisons about the same conversation have in common."""
         return self.comparison.prompt.id
+
+
+class Given(NamedTuple):
+    """The comparisons of a file, each once, and those that say nothing."""
+
+    rows: list[Answered]
+    undecided: int
+    """Comparisons left out because people see no difference, or do not agree which is the better one."""
+
+
+def load_answers(path: Path) -> Given:
+    """The comparisons of a file in this set's form or in one of those that `human.read_comparisons` reads.
+
+    The latter name no first response; there a and b stand in the order of their letters.
+
+    Raises:
+        InputError: a row is not of such a form, with its line; or there is none.
+    """
+    first = next((line for _, line in _lines(path)), "")
+    if '"text_correct"' in first:
+        return Given(load_hhh(path), 0)
+    rows: dict[str, Answered] = {}
+    sides: defaultdict[str, set[Side | None]] = defaultdict(set)
+    for each in read_comparisons(path).preferences:
+        a, b = sorted((each.chosen, each.rejected))
+        answer: Side = "a" if a == each.chosen else "b"
+        rows.setdefault(each.comparison, Answered(Comparison(prompt=each.prompt, a=a, b=b), answer))
+        sides[each.comparison].add(answer if each.probability > 0.5 else None)
+    found = [row for name, row in rows.items() if sides[name] == {row.answer}]
+    if not found:
+        raise InputError(path, "holds no comparison of which people say which response is the better one")
+    return Given(found, len(rows) - len(found))
 
 
 def load_hhh(path: Path) -> list[Answered]:

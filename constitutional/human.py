@@ -66,12 +66,12 @@ def read_comparisons(path: Path) -> HumanComparisons:
     return HumanComparisons(preferences, equal, unlike)
 
 
-def read_verdicts(path: Path, comparisons: Collection[str]) -> list[Verdict]:
+def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdict]:
     """The verdicts in a file of JSON rows `{"comparison": id, "rater": …, "choice": "a" | "b" | "tie" | …}`.
 
     Args:
         path: the file, plain or compressed with gzip.
-        comparisons: the ids of the comparisons that there are.
+        comparisons: the ids of the comparisons that there are; None where they are not made yet.
 
     Raises:
         InputError: a row is no verdict, is about a comparison that is not there, or a rater contradicts an earlier row.
@@ -83,7 +83,7 @@ def read_verdicts(path: Path, comparisons: Collection[str]) -> list[Verdict]:
             verdict = Verdict.model_validate(row)
         except ValidationError as error:
             raise InputError(path, f"no verdict: {_first(error)}", line) from error
-        if verdict.comparison not in comparisons:
+        if comparisons is not None and verdict.comparison not in comparisons:
             known = f"the id of one of this run's {len(comparisons)} comparisons"
             raise InputError(path, f"there is no comparison '{verdict.comparison}'; expected {known}", line)
         before, earlier = lines.setdefault((verdict.comparison, verdict.rater, verdict.principle), (line, verdict))

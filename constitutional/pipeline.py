@@ -8,7 +8,9 @@ that come after it.
 import hashlib
 import json
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,31 +20,42 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from constitutional.bench import GIVEN, Bench, Opener, RunWork
+from constitutional.bench import GIVEN, TAGS, Bench, Opener, RunWork
 from constitutional.config import FilePrompts, RunConfig, SandboxPrompts, dump, freeze, load
 from constitutional.constitution import Constitution, load_constitution
-from constitutional.errors import InputError
+from constitutional.engines.opening import model_folder
+from constitutional.errors import ConfigurationError, InputError
 from constitutional.files import atomic_write, digest_of
+from constitutional.human import read_comparisons, read_verdicts
 from constitutional.progress import Progress, clock
-from constitutional.prompt_set import load_prompt_set, sandbox_prompt_set
+from constitutional.prompt_set import PromptSet, load_prompt_set, sandbox_prompt_set
 from constitutional.prompts import VARIABLES, load_prompts
 from constitutional.records import Comparison, Judgement
 from constitutional.report.data import ReportData
 from constitutional.report.page import render
 from constitutional.stages import critique_revise, dpo, evaluate, label, mix, report, reward, sample_pairs, sft
-from constitutional.store import Begun, Calls, RunStore
+from constitutional.store import Begun, Calls, RunStore, peak_bytes
 from constitutional.work import Work
 
 
 def make_prompts(settings: SandboxPrompts | FilePrompts, work: Work) -> None:
     """The conversations that everything begins with, for training and for evaluation."""
-    if isinstance(settings, SandboxPrompts):
-        prompts = sandbox_prompt_set(settings.train, settings.held_out, work.seed)
-    else:
-        prompts = load_prompt_set(settings.path, held_out=settings.held_out, seed=work.seed)
+    prompts, repeated = prompts_of(settings, work.seed)
     work.write("prompts", prompts)
     work.note("train", sum(prompt.split == "train" for prompt in prompts))
     work.note("held_out", sum(prompt.split == "held_out" for prompt in prompts))
+    work.note("repeated", len(repeated))
+    if repeated and isinstance(settings, FilePrompts):
+        what = "prompts that stand there" if len(repeated) > 1 else "prompt that stands there"
+        said = f"is the first of {len(repeated)} {what} before; each prompt is used once"
+        print(f"warning: {settings.path}:{repeated[0]}: {said}", file=sys.stderr)
+
+
+def prompts_of(settings: SandboxPrompts | FilePrompts, seed: int) -> PromptSet:
+    """The prompts that a configuration names."""
+    if isinstance(settings, SandboxPrompts):
+        return PromptSet(sandbox_prompt_set(settings.train, settings.held_out, seed), [])
+    return load_prompt_set(settings.path, held_out=settings.held_out, seed=seed)
 
 
 class Measuring(BaseModel):
@@ -55,11 +68,16 @@ class Measuring(BaseModel):
 
 
 def measure(settings: Measuring, work: Work) -> None:
-    """Evaluate, with the labeler as judge: stages do not know each other, so they meet here."""
+    """Evaluate, with the labeler as judge: stages do not know each other, so they meet here.
+
+    It judges by the principles that it labelled by: those that it misjudges would count against the models.
+    """
+    accuracies = work.read("labeler_accuracy", label.PrincipleAccuracy)
+    constitution = label.trusted(work.constitution, accuracies, settings.label).constitution
 
     def judge(comparisons: Sequence[Comparison]) -> list[Judgement]:
         engine = work.engine("labeler")
-        judged = label.label(comparisons, work.constitution, engine, work.prompts, settings.label, work.seed)
+        judged = label.label(comparisons, constitution, engine, work.prompts, settings.label, work.seed)
         return list(judged)
 
     evaluate.run(settings.evaluate, work, judge)
@@ -83,6 +101,14 @@ class Stage:
 
 STAGES: Final = (
     Stage("prompts", lambda config: config.prompts, needs=(), makes=("prompts",), run=make_prompts),
+    # Before anything else is asked or trained: what the labeler misjudges, training amplifies.
+    Stage(
+        "labeler_check",
+        lambda config: config.label,
+        needs=("labeler", "constitution", "label.j2", "score.j2"),
+        makes=("labeler_accuracy",),
+        run=label.check,
+    ),
     Stage(
         "critique_revise",
         lambda config: config.critique_revise,
@@ -108,8 +134,8 @@ STAGES: Final = (
     Stage(
         "label",
         lambda config: config.label,
-        needs=("comparisons", "labeler", "constitution", "label.j2", "score.j2"),
-        makes=("judgements", "labeler_accuracy"),
+        needs=("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
+        makes=("judgements",),
         run=label.run,
     ),
     Stage(
@@ -139,8 +165,8 @@ STAGES: Final = (
         "evaluate",
         lambda config: Measuring(evaluate=config.evaluate, label=config.label),
         needs=(
-            *("prompts", "base", "sft_model", "policy", "labeler", "critic"),
-            *("constitution", "label.j2", "score.j2", "critique.j2", "restate.j2"),
+            *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic"),
+            *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", "restate.j2"),
         ),
         makes=("scores", "samples"),
         run=measure,
@@ -159,7 +185,7 @@ STAGES: Final = (
                 "reward_model",
                 "policy",
             ),
-            *("scores", "samples", "constitution"),
+            *("scores", "samples", "constitution", TAGS),
         ),
         makes=("report",),
         run=report.run,
@@ -191,8 +217,15 @@ def run(
             configuration, a model cannot be loaded, or a stage failed.
     """
     config = freeze(config)
+    names = [stage.name for stage in stages]
+    if config.until not in (None, *names):
+        raise ConfigurationError(f'until is "{config.until}", but should be one of {", ".join(names)}; type until=mix')
+    stages = stages[: names.index(config.until) + 1] if config.until else stages
+    started_s = time.monotonic()
     progress = progress or Progress()
-    constitution, templates = selected(config), load_prompts(config.templates)
+    constitution, templates = ready(config), load_prompts(config.templates)
+    if opener is None:
+        _check_model(config, trains=any(stage.trains for stage in stages))
     with _terminable(), Bench(config, constitution, templates, progress, opener) as bench:
         given = ("constitution", *GIVEN, *(f"{name}.j2" for name in VARIABLES))
         digests = {name: bench.digest(name) for name in given}
@@ -200,7 +233,10 @@ def run(
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
             calls = [_step(number, stage, bench, store) for number, stage in enumerate(stages)]
             asked, reused = sum(each.asked for each in calls), sum(each.reused for each in calls)
-            progress.say(f"run {config.name} is done: {asked} model calls asked, {reused} reused from the journal")
+            most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
+            progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
+            done = f"done until {config.until}" if config.until else "done"
+            progress.say(f"run {config.name} is {done}: {asked} model calls asked, {reused} reused from the journal")
     return RunStore.load(config.run_folder)
 
 
@@ -208,6 +244,45 @@ def selected(config: RunConfig) -> Constitution:
     """The constitution with the principles and weights that the configuration chooses."""
     chosen = config.constitution
     return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
+
+
+def ready(config: RunConfig) -> Constitution:
+    """Read every file that people wrote and the configuration names; returns the constitution as selected.
+
+    Before a folder is made and a model is loaded: what is wrong in one would else be found hours later, in a folder
+    that is bound to what it was begun with.
+
+    Raises:
+        ConstitutionalError: one of them is wrong.
+    """
+    constitution = selected(config)
+    prompts_of(config.prompts, config.seed)
+    if config.critique_revise.few_shot_file is not None:
+        critique_revise.read_shots(config.critique_revise.few_shot_file)
+    if config.sft.helpful is not None:
+        sft.read_helpful(config.sft.helpful)
+    if config.mix.human is not None:
+        read_comparisons(config.mix.human)
+    if config.mix.verdicts is not None:
+        read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
+    return constitution
+
+
+def _check_model(config: RunConfig, *, trains: bool) -> None:
+    """Refuse a model that cannot be trained, before its drafts are paid for, and prompts that leave it no room.
+
+    Prompts that are made up are short.
+    """
+    if trains:
+        from constitutional.training import preflight_folder
+
+        preflight_folder(model_folder(config.model.path))
+    if isinstance(config.prompts, FilePrompts):
+        from constitutional.engines.local import check_lengths
+
+        conversations = [prompt.messages for prompt in prompts_of(config.prompts, config.seed).prompts]
+        most = max(config.critique_revise.draft_max_tokens, config.sample_pairs.max_tokens, config.evaluate.max_tokens)
+        check_lengths(model_folder(config.model.path), conversations, most)
 
 
 def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
@@ -228,7 +303,8 @@ def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
     try:
         stage.run(settings, work)
     except KeyboardInterrupt:
-        bench.progress.say(f"{heading}: stopped; the same command goes on from here")
+        command = "the same command without fresh=true" if bench.config.fresh else "the same command"
+        bench.progress.say(f"{heading}: stopped; {command} goes on from here")
         raise
     except Exception as error:
         store.fail(stage.name, str(error) or type(error).__name__)
@@ -242,7 +318,7 @@ def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
 
 
 def _digest(need: str, bench: Bench, store: RunStore) -> str:
-    given = need in GIVEN or need == "constitution" or need.endswith(".j2")
+    given = need in (*GIVEN, "constitution", TAGS) or need.endswith(".j2")
     return bench.digest(need) if given else store.digest(need)
 
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Final, TypeVar
+from typing import IO, Final, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -21,6 +21,7 @@ class Progress:
         self._rewrites = self._stream.isatty()
         self._shown_s = clock()
         self._open = False
+        self._tracked: _Tracked | None = None
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -30,17 +31,32 @@ class Progress:
     def track(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while it is said how many of `total` there have been, how fast, and how long the rest takes."""
         started_s = self._clock()
-        for done, item in enumerate(items, start=1):
-            yield item
-            self.update(label, done, total, self._clock() - started_s)
+        self._tracked = _Tracked(label, 0, total, started_s)
+        try:
+            for done, item in enumerate(items, start=1):
+                yield item
+                self._tracked = _Tracked(label, done, total, started_s)
+                self._show(described(label, done, total, self._clock() - started_s))
+        finally:
+            self._tracked = None
 
-    def update(self, label: str, done: int, total: int, seconds: float) -> None:
+    def aside(self, heading: str, text: str) -> None:
+        """Say `text` behind how far what is tracked is, or where nothing is tracked behind `heading`.
+
+        For work of which only a part is known, such as one of the calls that an item takes.
+        """
+        if self._tracked is None:
+            self._show(f"  {heading}: {text}")
+        else:
+            label, done, total, started_s = self._tracked
+            self._show(f"{described(label, done, total, self._clock() - started_s)}; {text}")
+
+    def _show(self, text: str) -> None:
         """Show a line, unless the last one was shown a moment ago."""
         now_s = self._clock()
         if now_s - self._shown_s < (TERMINAL_EVERY_S if self._rewrites else LOG_EVERY_S):
             return
         self._shown_s = now_s
-        text = described(label, done, total, seconds)
         if self._rewrites:
             self._stream.write(f"\r\x1b[K{text}")
             self._stream.flush()
@@ -52,6 +68,13 @@ class Progress:
         if self._open:
             self._stream.write("\r\x1b[K")
             self._open = False
+
+
+class _Tracked(NamedTuple):
+    label: str
+    done: int
+    total: int
+    started_s: float
 
 
 def described(label: str, done: int, total: int, seconds: float) -> str:

@@ -1,9 +1,9 @@
 """The prompts of a run: from a person's file, or composed in the sandbox's world. No prompt is in both splits."""
 
+import codecs
 import difflib
 import hashlib
 import json
-import logging
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -13,8 +13,6 @@ from typing import Any, Final, NamedTuple, get_args
 from constitutional.errors import ConfigurationError, InputError
 from constitutional.records import Message, Prompt, Split
 from constitutional.sandbox import topics, world
-
-logger = logging.getLogger(__name__)
 
 MAX_CHARACTERS: Final = 100_000
 """Of all messages of one prompt together: far above any model's context, far below what stalls a tokenizer."""
@@ -41,7 +39,15 @@ class _Line(NamedTuple):
     """None where the file leaves it to us."""
 
 
-def load_prompt_set(path: Path, *, held_out: int, seed: int) -> list[Prompt]:
+class PromptSet(NamedTuple):
+    """The prompts of a file, each once."""
+
+    prompts: list[Prompt]
+    repeated: list[int]
+    """Lines whose prompt stands in an earlier one, which are left out."""
+
+
+def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
     """The prompts of a file, in its order, each once.
 
     `.jsonl`: each line a JSON string, or an object with a `prompt` or with `messages`, and a `split` if wanted. `.txt`:
@@ -59,7 +65,7 @@ def load_prompt_set(path: Path, *, held_out: int, seed: int) -> list[Prompt]:
     reader = {".jsonl": _json_line, ".txt": _text_line}.get(path.suffix.lower())
     if reader is None:
         raise InputError(path, "is no prompt set by its name; expected a file that ends in .jsonl or .txt")
-    lines = _distinct(path, (reader(path, number, text) for number, text in _lines(path)))
+    lines, repeated = _distinct(path, (reader(path, number, text) for number, text in _lines(path)))
     if not lines:
         raise InputError(path, f"holds no prompt; {_EXPECTED}" if reader is _json_line else "holds no prompt")
     splits = _splits(path, lines, held_out, seed)
@@ -67,7 +73,7 @@ def load_prompt_set(path: Path, *, held_out: int, seed: int) -> list[Prompt]:
         Prompt(messages=line.messages, split=split, source=path.name) for line, split in zip(lines, splits, strict=True)
     ]
     _check_apart(prompts)
-    return prompts
+    return PromptSet(prompts, repeated)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -76,6 +82,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}; expected a file of prompts") from error
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(path, "is UTF-16 text; save it as UTF-8", 1)
     # Only \n and \r\n end a line: other characters that Python calls line ends occur within texts.
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if b"\0" in line:
@@ -140,6 +148,13 @@ def _messages(path: Path, number: int, found: object) -> tuple[Message, ...]:
         raise InputError(path, "does not end with a user's message, which is the one to be answered", number)
     if any(message.role == "system" for message in messages[1:]):
         raise InputError(path, "has a system message that is not the first; move it to the front", number)
+    # Many chat templates refuse any other order, and that would be found only when a model is first asked.
+    turns = [message.role for message in messages if message.role != "system"]
+    for place, role in enumerate(turns):
+        if role != ("user", "assistant")[place % 2]:
+            found = f"two messages of the {role} in a row" if place else f"a first message of the {role}"
+            problem = f"has {found}; expected user and assistant by turns: write what one says in a row as one message"
+            raise InputError(path, problem, number)
     length = sum(len(message.content) for message in messages)
     if length > MAX_CHARACTERS:
         raise InputError(path, f"has {length:,} characters; at most {MAX_CHARACTERS:,} are allowed", number)
@@ -177,15 +192,15 @@ def _ascii(found: object) -> str:
     return ascii(found) if len(ascii(found)) <= 40 else f"{ascii(found)[:39]}…"
 
 
-def _distinct(path: Path, lines: Iterable[_Line]) -> list[_Line]:
-    """The first of each prompt; that the others said nothing against it is checked."""
+def _distinct(path: Path, lines: Iterable[_Line]) -> tuple[list[_Line], list[int]]:
+    """The first of each prompt, and the lines of the others; that those said nothing against it is checked."""
     first: dict[Conversation, _Line] = {}
-    left_out = 0
+    repeated: list[int] = []
     for line in lines:
         kept = first.setdefault(_key(line.messages), line)
         if kept is line:
             continue
-        left_out += 1
+        repeated.append(line.number)
         if None not in (kept.split, line.split) and kept.split != line.split:
             problem = (
                 f"is the same prompt as in line {kept.number}, but its split is {line.split} here and {kept.split} "
@@ -193,9 +208,7 @@ def _distinct(path: Path, lines: Iterable[_Line]) -> list[_Line]:
             )
             raise InputError(path, problem, line.number)
         first[_key(line.messages)] = kept._replace(split=kept.split or line.split)
-    if left_out:
-        logger.warning("%s: %d prompts stand there before; each is used once", path, left_out)
-    return list(first.values())
+    return list(first.values()), repeated
 
 
 def _key(messages: Sequence[Message]) -> Conversation:

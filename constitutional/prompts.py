@@ -39,13 +39,19 @@ Value = str | Sequence[Mapping[str, str]]
 
 VARIABLES: Final[Mapping[str, frozenset[str]]] = {
     "critique": frozenset({"principle"}),
-    "revise": frozenset(),
+    "revise": frozenset({"principle"}),
     "revise_directly": frozenset({"principle"}),
     "label": frozenset({"conversation", "a", "b", "principle"}),
     "score": frozenset({"principle"}),
     "restate": frozenset({"principle"}),
 }
 """The templates, and what each of them is given. `label` gets a conversation; everything else is text."""
+
+OPTIONAL: Final[Mapping[str, Mapping[str, Value]]] = {"revise": {"principle": ""}}
+"""What is given where the caller says nothing.
+
+`revise` follows a critique, which has said the principle before; only words of its own for revision are said again.
+"""
 
 
 def load_prompts(folder: Path | None = None) -> "Prompts":
@@ -81,8 +87,9 @@ class Prompts:
             self._templates[name] = environment.get_template(_file_name(name))
 
     def render(self, name: str, /, **values: Value) -> str:
-        """The prompt: the template of that name with these values, which must be exactly those declared for it."""
+        """The prompt: the template of that name with these values, exactly those declared but for the optional ones."""
         self._check_name(name)
+        values = {**OPTIONAL.get(name, {}), **values}
         path = self._paths[_file_name(name)]
         if missing := sorted(VARIABLES[name] - values.keys()):
             raise UsageError(f"{path}: rendered without a value for {_listed(missing)}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Order = Literal["a_first", "b_first"]
 Split = Literal["train", "held_out"]
@@ -29,6 +29,12 @@ class Record(BaseModel):
     """A row: immutable, no unknown fields, `id` is a digest of its content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_id(cls, values: object) -> object:
+        # It is written for people to see; what a row is known by is always the digest of what it says.
+        return {name: each for name, each in values.items() if name != "id"} if isinstance(values, dict) else values
 
     @cached_property
     def id(self) -> str:
@@ -85,6 +91,11 @@ class Revision(Record):
     """In order; empty where no round was asked for."""
     problem: str | None = None
     """Why this item is left out of training (an empty or cut-off reply, say); None if it is not."""
+    unusable: RevisionStep | None = Field(default=None, exclude_if=lambda step: step is None)
+    """The round that failed, kept to be read: its critique or its revision is the empty or cut-off reply.
+
+    Where the critique failed, the revision is the response as it was. Not written where nothing failed.
+    """
 
     @property
     def final(self) -> str:

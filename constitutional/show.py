@@ -6,21 +6,24 @@ from typing import TypeVar
 
 from constitutional.errors import UsageError
 from constitutional.files import read_rows
+from constitutional.pipeline import STAGES
 from constitutional.progress import clock
 from constitutional.records import Comparison, Judgement, Preference, Prompt, Reading, Record, Revision
 from constitutional.report.data import MODELS, Score
+from constitutional.stages.evaluate import Sample
 from constitutional.store import RunStore, describe
 
 R = TypeVar("R", bound=Record)
 
 
 def stages(store: RunStore) -> str:
-    """The stages of a run: state, time, rows, model calls."""
+    """All stages of a run, those that are not finished or not begun too: state, time, rows, model calls."""
     rows: list[tuple[str, ...]] = [("stage", "state", "time", "asked", "reused", "made")]
-    for line in describe(store):
+    for line in describe(store, [stage.name for stage in STAGES]):
         made = ", ".join(name if count is None else f"{count} {name}" for name, count in line.rows.items())
-        asked = [str(count) if line.state == "done" else "" for count in (line.calls.asked, line.calls.reused)]
-        rows.append((line.folder, line.state, clock(line.seconds), *asked, line.message or made))
+        spent = (clock(line.seconds), str(line.calls.asked), str(line.calls.reused))
+        # What a stage has spent is known once it is done.
+        rows.append((line.folder, line.state, *(spent if line.state == "done" else ("", "", "")), line.message or made))
     return table(rows)
 
 
@@ -40,9 +43,11 @@ def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2) -> str:
 def item(store: RunStore, wanted: str) -> str:
     """One item with everything behind it: preference, comparison, judgements in both orders, drafts and critiques.
 
+    For a prompt that is held out, what each model replied to it.
+
     Args:
         store: the run.
-        wanted: an id, or how it begins, of a preference, comparison, judgement, revision or prompt.
+        wanted: an id, or how it begins, of a preference, comparison, judgement, revision, sample or prompt.
 
     Raises:
         UsageError: nothing, or more than one thing, has an id that begins so.
@@ -51,12 +56,13 @@ def item(store: RunStore, wanted: str) -> str:
     comparisons = _rows(store, "comparisons", Comparison)
     judgements = _rows(store, "judgements", Judgement)
     revisions = _rows(store, "revisions", Revision)
+    samples = _rows(store, "samples", Sample)
     prompts = _rows(store, "prompts", Prompt)
-    everything: Iterable[Record] = (*preferences, *comparisons, *judgements, *revisions, *prompts)
+    everything: Iterable[Record] = (*preferences, *comparisons, *judgements, *revisions, *samples, *prompts)
     found = {row.id: row for row in everything if wanted and row.id.startswith(wanted)}
     if not found:
         example = next((each.id for each in (*preferences, *comparisons, *prompts)), "")
-        advice = f"; an id is in the run's *.jsonl rows by digest, such as {example}" if example else ""
+        advice = f"; every row of the run's *.jsonl files begins with its id, such as {example}" if example else ""
         raise UsageError(f"{store.folder}: nothing has an id that begins with '{wanted}'{advice}")
     if len(found) > 1:
         raise UsageError(f"'{wanted}' begins {len(found)} ids ({', '.join(sorted(found)[:5])}, …); give more of it")
@@ -72,6 +78,7 @@ def item(store: RunStore, wanted: str) -> str:
         parts += _comparison_lines(comparison)
         parts += [line for each in judgements if each.comparison == comparison.id for line in _judgement_lines(each)]
     parts += [line for each in revisions if prompt and each.prompt.id == prompt.id for line in _revision_lines(each)]
+    parts += [line for each in samples if prompt and each.prompt.id == prompt.id for line in _sample_lines(each)]
     return "\n".join(parts)
 
 
@@ -88,7 +95,7 @@ def _comparison_of(row: Record) -> str | None:
 
 
 def _prompt_of(row: Record) -> Prompt | None:
-    if isinstance(row, Preference | Comparison | Revision):
+    if isinstance(row, Preference | Comparison | Revision | Sample):
         return row.prompt
     return row if isinstance(row, Prompt) else None
 
@@ -133,12 +140,19 @@ def _heard(reading: Reading) -> str:
 def _revision_lines(revision: Revision) -> Iterator[str]:
     yield f"\nrevision {revision.id}{f': left out, {revision.problem}' if revision.problem else ''}"
     yield from _quoted("draft", revision.draft)
-    for number, step in enumerate(revision.steps, start=1):
+    unusable = (revision.unusable,) if revision.unusable else ()
+    for number, step in enumerate((*revision.steps, *unusable), start=1):
         yield f"  round {number} by '{step.principle}'{', which found nothing' if step.found_nothing else ''}"
         yield from _quoted("  principle", step.principle_text)
         if step.critique is not None:
             yield from _quoted("  critique", step.critique)
         yield from _quoted("  revision", step.revision)
+
+
+def _sample_lines(sample: Sample) -> Iterator[str]:
+    yield f"\nsample {sample.id}: what the models replied"
+    for model, reply in sample.replies.items():
+        yield from _quoted(f"{MODELS.get(model, model)}{' (cut off)' if model in sample.cut_off else ''}", reply)
 
 
 def _quoted(name: str, text: str) -> Iterator[str]:

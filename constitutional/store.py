@@ -3,7 +3,7 @@
     runs/first/
     ├── config.json                  the resolved configuration
     ├── manifest.json                what is finished: fingerprints, digests, times, calls
-    └── 01_critique_revise/          one folder a stage, in running order
+    └── 02_critique_revise/          one folder a stage, in running order
         ├── revisions.jsonl          a row a line
         └── summary.json             the stage's notes
 
@@ -17,12 +17,17 @@ import hashlib
 import json
 import math
 import os
+import platform
 import re
+import resource
 import shutil
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Literal, NamedTuple, Self, TypeVar
@@ -41,6 +46,10 @@ SUMMARY: Final = "summary.json"
 LOCK: Final = ".lock"
 FINGERPRINT: Final = ".fingerprint"
 _STAGE_FOLDER: Final = re.compile(r"\d\d_\w+")
+PACKAGES: Final = (
+    *("constitutional", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers", "numpy"),
+)
+"""Those on whose versions a run's numbers may depend."""
 
 
 class _Part(BaseModel):
@@ -76,7 +85,11 @@ class StageEntry(_Part):
     """UTC, ISO 8601."""
     seconds: float
     """From the last start to the end; what was done before a kill is not in it."""
+    peak_bytes: int | None = None
+    """Of memory, the most that the process had held when the stage ended; what was trained before counts too."""
     host: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the packages that made this stage; a run that was begun before an upgrade has stages of both."""
     artifacts: dict[str, Artifact]
     calls: Calls
     notes: dict[str, Any]
@@ -119,7 +132,7 @@ class StageLine(NamedTuple):
 
     stage: str
     folder: str
-    state: Literal["done", "failed"]
+    state: Literal["done", "failed", "not finished", "not begun"]
     started: str
     seconds: float
     rows: dict[str, int | None]
@@ -257,7 +270,9 @@ class RunStore:
             fingerprint=begun.fingerprint,
             started=begun.started,
             seconds=round(time.monotonic() - begun.started_s, 3),
+            peak_bytes=peak_bytes(),
             host=socket.gethostname(),
+            versions=dict(versions()),
             artifacts=made,
             calls=calls or Calls(),
             notes=kept,
@@ -314,8 +329,31 @@ class RunStore:
         self.manifest = manifest
 
 
-def describe(store: RunStore) -> list[StageLine]:
-    """The stages that were finished or have failed, in running order."""
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024  # Linux counts in KiB
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """What this process runs on, by package."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # an installation without the training extras, say
+            found[package] = "not installed"
+    return found
+
+
+def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
+    """The stages in running order, with how far each has come.
+
+    Args:
+        store: the run.
+        expected: the names of all stages, in order: those that were never begun are told of too.
+    """
     lines = []
     for name, entry in store.manifest.stages.items():
         rows = {artifact: each.rows for artifact, each in entry.artifacts.items() if artifact != "summary"}
@@ -324,6 +362,14 @@ def describe(store: RunStore) -> list[StageLine]:
     for name, failure in store.manifest.failures.items():
         folder = next((path.name for path in sorted(store.folder.glob(f"[0-9][0-9]_{name}"))), name)
         lines.append(StageLine(name, folder, "failed", failure.when, 0.0, {}, Calls(), failure.message))
+    known = {line.stage for line in lines}
+    begun = {path.parent.name[3:]: path.parent.name for path in store.folder.glob(f"[0-9][0-9]_*/{FINGERPRINT}")}
+    for name, folder in begun.items():
+        if name not in known:
+            lines.append(StageLine(name, folder, "not finished", "", 0.0, {}, Calls(), ""))
+    for number, name in enumerate(expected):
+        if name not in known | begun.keys():
+            lines.append(StageLine(name, f"{number:02d}_{name}", "not begun", "", 0.0, {}, Calls(), ""))
     return sorted(lines, key=lambda line: line.folder)
 
 
@@ -391,8 +437,9 @@ def _check_identity(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, 
     ]
     if differing:
         raise RunError(
-            f"{folder}: holds a run with another configuration: {'; '.join(differing)}. Choose another name=…, or "
-            f"delete the folder (rm -r {folder}), or say fresh=true to replace what is in it"
+            f"{folder}: holds a run with another configuration: {'; '.join(differing)}. Choose another name=…, which "
+            "asks for nothing again that the journal has an answer to, or say fresh=true to replace what is in the "
+            f"folder, or delete it (rm -r {folder})"
         )
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -19,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.engines.local import load_model
 from constitutional.errors import ModelError, RunError
+from constitutional.files import atomic_write
 from constitutional.records import Message, Preference
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 
 A = TypeVar("A")
 Tokenizer = Any
@@ -183,9 +184,31 @@ def preflight(tokenizer: Tokenizer, model: "PreTrainedModel") -> None:
     Raises:
         ModelError: names every problem found.
     """
-    problems = list(dict.fromkeys(_problems(tokenizer, model)))
-    if problems:
-        raise ModelError(f"{model.config.name_or_path}: cannot be trained as it is: {'; '.join(problems)}")
+    embeddings: Any = model.get_input_embeddings()
+    ends = _end_tokens(tokenizer, model.config, getattr(model, "generation_config", None))
+    _refuse(str(model.config.name_or_path), _problems(tokenizer, embeddings.weight.shape[0], ends))
+
+
+def preflight_folder(folder: Path) -> None:
+    """The same of a model whose weights are not loaded yet: before anything is asked of it, as answers cost time too.
+
+    Raises:
+        ModelError: names every problem found, or why the folder cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    vocabulary = config.get_text_config().vocab_size
+    _refuse(str(folder), _problems(tokenizer, vocabulary, _end_tokens(tokenizer, config, None)))
+
+
+def _refuse(model: str, problems: Iterable[str]) -> None:
+    found = list(dict.fromkeys(problems))
+    if found:
+        raise ModelError(f"{model}: cannot be trained as it is: {'; '.join(found)}")
 
 
 _SAMPLES = (
@@ -194,12 +217,11 @@ _SAMPLES = (
 )
 
 
-def _problems(tokenizer: Tokenizer, model: "PreTrainedModel") -> Iterator[str]:
+def _problems(tokenizer: Tokenizer, rows: int, ends: set[int]) -> Iterator[str]:
+    """What is wrong with a tokenizer and its template; a model has so many embeddings, and ends replies at `ends`."""
     from jinja2 import TemplateError
 
     pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
-    embeddings: Any = model.get_input_embeddings()
-    rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         yield f"its tokenizer knows {len(tokenizer)} tokens, its embeddings {rows}; resize the embeddings"
     if not tokenizer.chat_template:
@@ -207,7 +229,6 @@ def _problems(tokenizer: Tokenizer, model: "PreTrainedModel") -> Iterator[str]:
         return
     if pad is None:
         yield "its tokenizer has no pad token; set tokenizer.pad_token to one that occurs in no text"
-    ends = _end_tokens(tokenizer, model)
     for sample in _SAMPLES:
         messages = [{"role": role, "content": content} for role, content in sample]
         try:
@@ -228,16 +249,15 @@ def _problems(tokenizer: Tokenizer, model: "PreTrainedModel") -> Iterator[str]:
             yield f"its chat template begins with two {tokenizer.bos_token!r}; remove one"
 
 
-def _end_tokens(tokenizer: Tokenizer, model: "PreTrainedModel") -> set[int]:
+def _end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "GenerationConfig | None") -> set[int]:
     """The tokens at which the tokenizer, the model or its way of generating end a reply."""
     from transformers import GenerationConfig
 
-    generation = getattr(model, "generation_config", None)
-    folder = Path(model.config.name_or_path or "")
+    folder = Path(config.name_or_path or "")
     if generation is None and (folder / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(folder)  # of the model that a reward head was put on
+        generation = GenerationConfig.from_pretrained(folder)  # no weights are loaded, or a reward head was put on them
     found = {tokenizer.eos_token_id}
-    for ends in (model.config.get_text_config().eos_token_id, getattr(generation, "eos_token_id", None)):
+    for ends in (config.get_text_config().eos_token_id, getattr(generation, "eos_token_id", None)):
         found |= set(ends if isinstance(ends, list) else [ends])
     return found - {None}
 
@@ -369,14 +389,24 @@ def fit(trainer: "Trainer", *, log: Path, label: str) -> Fitted:
 
 
 def _latest_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end; those that a kill cut off are removed."""
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / COMPLETE).exists():
-            complete.append(path)
-        else:
+    """The last checkpoint that was written to its end; all others are removed.
+
+    Of an older one, a kill may have cut off the removal: its mark may be there still, and other files not.
+    """
+    found = list(folder.glob("checkpoint-*"))
+    complete = [path for path in found if (path / COMPLETE).exists()]
+    latest = max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    for path in found:
+        if path != latest:
             shutil.rmtree(path)
-    return max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    return latest
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a finished training's checkpoints, their marks first: what a kill leaves of one must not look complete."""
+    for mark in list(folder.rglob(COMPLETE)):
+        mark.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _log_callback(log: Path, label: str) -> "TrainerCallback":
@@ -396,7 +426,7 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             lines = log.read_text().splitlines() if log.exists() else []
             # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
             whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
-            log.write_text("".join(f"{line}\n" for line in whole))
+            atomic_write(log, "".join(f"{line}\n" for line in whole).encode())
 
         def on_log(
             self,

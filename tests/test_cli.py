@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -221,10 +222,10 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
 
 def test_run_takes_overrides_and_leaves_no_trace_of_hydra(runs: Runs, tmp_path: Path) -> None:
     before = list(sys.argv)
-    assert cli.main(["run", "name=second", "constitution.weights.calm=2", "label=votes"]) == 0
+    assert cli.main(["run", "name=second", "constitution.weights.no_flattery=2", "label=votes"]) == 0
     (config,) = runs.configs
     assert config.name == "second"
-    assert config.constitution.weights == {"calm": 2.0}
+    assert config.constitution.weights == {"no_flattery": 2.0}
     assert config.label.method == "votes"
     assert list(tmp_path.iterdir()) == []
     assert sys.argv == before
@@ -241,6 +242,21 @@ def test_a_run_on_the_sandbox_first_says_what_its_model_will_misunderstand(
     runs.read.clear()
     assert cli.main(["run", "constitution.file=sandbox_concise", "model.path=elsewhere"]) == 0
     assert runs.read == []  # another model reads it, of which the sandbox's can say nothing
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["prompts=file", "prompts.path=mistyped.jsonl"], "mistyped.jsonl: cannot be read: No such file or directory"),
+        (["constitution.only=[clam]"], "'Sandbox: concise' has no principle 'clam'"),
+    ],
+)
+def test_a_mistake_is_said_before_a_model_is_asked_about_every_principle(
+    runs: Runs, capsys: pytest.CaptureFixture[str], words: list[str], problem: str
+) -> None:
+    assert cli.main(["run", "constitution.file=sandbox_concise", *words]) == 2
+    assert problem in capsys.readouterr().err
+    assert (runs.read, runs.configs) == ([], [])
 
 
 def test_demo_is_the_sandbox_experiment_by_its_own_name(runs: Runs) -> None:
@@ -292,6 +308,23 @@ def test_config_prints_what_would_be_run(runs: Runs, capsys: pytest.CaptureFixtu
     assert runs.configs == []
 
 
+def test_config_shows_what_is_still_to_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "experiment=bai2022", "seed=5"]) == 2
+    streams = capsys.readouterr()
+    assert streams.err == "constitutional: prompts.path has no value yet; type prompts.path=VALUE\n"
+    printed = yaml.safe_load(streams.out)
+    assert printed["prompts"] == {"kind": "file", "path": "???", "held_out": 200}
+    assert printed["seed"] == 5
+    assert list(printed) == list(RunConfig.model_fields)
+
+
+@pytest.mark.parametrize("words", [["config", "sweep=seeds"], ["run", "-m", "seed=1,2"]])
+def test_a_sweep_leaves_no_trace_of_hydra_either(runs: Runs, tmp_path: Path, words: list[str]) -> None:
+    assert cli.main(words) == 0
+    assert len(runs.configs) == (2 if words[0] == "run" else 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Constitutions
 
 
@@ -326,11 +359,14 @@ class Judge:
     """A labeler that always prefers the longer response, and gives the choices 3 to 1."""
 
     identity = "longer"
+    count = 0
+    """Of the requests that all of them answered."""
 
     def __init__(self, settings: object, models: object) -> None:
         pass
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        Judge.count += len(requests)
         return [self.answer(request.messages[0].content) for request in requests]
 
     def answer(self, asked: str) -> Completion:
@@ -339,11 +375,27 @@ class Judge:
         return Completion("", "choices", (better, worse) if len(a) > len(b) else (worse, better))
 
 
-def test_check_is_a_test_of_each_principle_by_its_own_examples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("constitutional.engines.opening.LazyEngine", Judge)
+class Mute(Judge):
+    """A labeler that gives neither choice a probability."""
 
+    identity = "mute"
+
+    def answer(self, asked: str) -> Completion:
+        return super().answer(asked)._replace(choice_logprobs=(-math.inf, -math.inf))
+
+
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Judge]:
+    monkeypatch.setattr("constitutional.bench.LazyEngine", Judge)
+    monkeypatch.setattr(Judge, "count", 0)
+    monkeypatch.chdir(tmp_path)
+    return Judge
+
+
+@pytest.mark.usefixtures("judge")
+def test_check_is_a_test_of_each_principle_by_its_own_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def check(better: str) -> tuple[int, str]:
         examples = f'    examples:\n      - {{prompt: "Why?", better: "{better}", worse: "Well, no."}}\n'
         path = write_constitution(tmp_path / "ours.yaml", examples=examples)
@@ -355,6 +407,88 @@ def test_check_is_a_test_of_each_principle_by_its_own_examples(
     # Wilson's interval for 1 of 1 is 1 / (1 + 1.96²) = 20.7% to 100%, for 0 of 1 the mirror image.
     assert check("A longer answer.") == (0, "kind 1 1 100% 21%–100% 0 0")
     assert check("No.") == (1, "kind 0 1 0% 0%–79% 0 0 near chance")
+
+
+EXAMPLE = """    examples:
+      - {prompt: Why?, better: A longer answer., worse: No.}
+"""
+
+
+@pytest.mark.usefixtures("judge")
+def test_check_fails_where_no_reply_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("constitutional.bench.LazyEngine", Mute)
+    path = write_constitution(tmp_path / "ours.yaml", examples=EXAMPLE)
+    assert cli.main(["check", str(path), "label.method=logprobs"]) == 1
+    assert capsys.readouterr().out.splitlines()[1].split() == ["kind", "0", "0", "–", "–", "0", "1", "unreadable"]
+
+
+def test_check_takes_the_principles_that_are_chosen_and_asks_nothing_twice(
+    tmp_path: Path, judge: type[Judge], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_constitution(tmp_path / "ours.yaml", examples=f"{EXAMPLE}  - id: calm\n    text: Be calm.\n{EXAMPLE}")
+    for chosen in ("constitution.only=[calm]", "constitution.without=[kind]"):
+        assert cli.main(["check", str(path), "label.method=logprobs", chosen]) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.startswith("calm ")
+    assert judge.count == 2  # both orders of the one example, the first time
+    assert cli.main(["check", str(path), "label.method=logprobs"]) == 0
+    assert capsys.readouterr().err == "2 model calls asked, 2 reused from the journal\n"
+    assert cli.main(["check", str(path), "constitution.only=[clam]"]) == 2
+
+
+def answers(path: Path, *choices: tuple[str, str]) -> Path:
+    rows = [
+        {"prompt": f"Question {number}", "chosen": chosen, "rejected": rejected}
+        for number, (chosen, rejected) in enumerate(choices)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.mark.usefixtures("judge")
+def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constitution = write_constitution(tmp_path / "ours.yaml")
+
+    def check(*choices: tuple[str, str]) -> tuple[int, list[str]]:
+        path = answers(tmp_path / "people.jsonl", *choices)
+        code = cli.main(["check", str(constitution), "--answers", str(path), "label.method=logprobs"])
+        return code, [" ".join(line.split()) for line in capsys.readouterr().out.splitlines() if line]
+
+    # In the order of their letters "a" stands first, so always the first is right about the last two.
+    code, lines = check(("long answer", "a"), ("longer answer", "b"), ("brief", "long answer"), ("c", "d"))
+    assert code == 1
+    assert lines[:3] == [
+        "right of accuracy 95% interval",
+        "always the first 2 4 50.00% 0.0%–100.0%",
+        "always the longer 2 4 50.00% 0.0%–100.0%",  # of the last two, one is the shorter and one as long
+    ]
+    # It prefers the longer, and of two that are as long the one shown second: in both orders that is a tie.
+    assert lines[4:] == [
+        "the labeler 2 4 50.00% 0.0%–100.0% near chance",
+        "unreadable 0 of 4, which count as not right",
+        "left out 0, of which people do not agree which is better",
+        # 0.75 for the longer, right in 2 of 3; a half for the tie, where nothing is wrong: 3/4 · |0.75 − 2/3| = 0.0625.
+        "calibration error 0.06",
+        "position bias 38% for the first; 50% is none",  # of eight readings 3 of 6, and none of 2
+    ]
+    code, lines = check(("long answer", "a"), ("longer answer", "b"))
+    assert code == 0
+    assert lines[4] == "the labeler 2 2 100.00% 100.0%–100.0%"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["diff", "a", "b", "c"], "unrecognized arguments: c"),
+        (["check", "a", "--answers", "b", "label.votes=1", "--fast"], "unrecognized arguments: label.votes=1 --fast"),
+    ],
+)
+def test_a_word_too_many_is_wrong_use(words: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert problem in capsys.readouterr().err
 
 
 # Runs
@@ -372,6 +506,16 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     said = capsys.readouterr().out
     assert all(f"\n    {command}" in said for command in "run demo config lint diff check show report sandbox".split())
+
+
+def test_help_takes_less_than_half_a_second() -> None:
+    def used_s() -> float:  # of processors by children, which is the same on a busy machine
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before_s = used_s()
+    subprocess.run([sys.executable, "-m", "constitutional", "--help"], check=True, capture_output=True)
+    assert used_s() - before_s < 0.5
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -100,7 +100,7 @@ def test_without_presets_every_default_is_the_settings_own() -> None:
     assert config.constitution == ConstitutionSettings()
     assert config.prompts == SandboxPrompts()
     assert {name for name in RunConfig.model_fields if name not in _GROUPS} == {
-        *("name", "folder", "fresh", "seed", "templates", "critic", "labeler")
+        *("name", "folder", "fresh", "until", "seed", "templates", "critic", "labeler")
     }
 
 
@@ -163,6 +163,15 @@ def test_overrides_need_no_plus_not_even_for_weights() -> None:
         ),
         (["prompts=file"], ["prompts.path has no value yet; type prompts.path=VALUE"]),
         (
+            ["labeler=qwen3_32b"],
+            ['labeler is "qwen3_32b", but should be settings by name; type engine@labeler=qwen3_32b'],
+        ),
+        (
+            ["constitution.only=calm"],
+            ['constitution.only is "calm", but should be a list; type constitution.only=[calm]'],
+        ),
+        (["sft.lora=8"], ['sft.lora is 8, but should be settings by name; type "sft.lora={NAME: VALUE}", in quotes']),
+        (
             ["sft.checkpoint_every=7"],
             ["sft: checkpoint_every is 7, no multiple of log_every, which is 5; try checkpoint_every=5"],
         ),
@@ -187,8 +196,25 @@ def test_a_setting_that_a_swapped_option_left_behind_is_named() -> None:
     ("override", "message"),
     [
         ("label.methd=votes", "there is no setting 'label.methd'; did you mean label.method?"),
+        (
+            "sft.lora.rank=8",
+            'sft.lora is null, so rank in it cannot be set alone; type "sft.lora={rank: 8}", in quotes',
+        ),
+        ("sft.lora.rnk=8", "there is no setting 'sft.lora.rnk'; did you mean sft.lora.rank?"),
+        (
+            "prompts.path=p",
+            "prompts.path is a setting of another option than the chosen one; type prompts=file as well",
+        ),
         ("zzz=1", "there is no setting 'zzz'; `constitutional config` shows every setting"),
         ("label=nope", "there is no 'label/nope'; the options are bai2022, bai2022_cot, direct_rlaif, lee2023, votes"),
+        (
+            "constitution=mine.yaml",
+            (
+                "there is no 'constitution/mine.yaml'; the options are character, harmlessness, "
+                "helpful_honest_harmless, sandbox; a file, or the name of a shipped one, goes into "
+                "constitution.file=mine.yaml"
+            ),
+        ),
     ],
 )
 def test_what_hydra_refuses_is_one_line_with_a_way_out(override: str, message: str) -> None:
@@ -241,7 +267,11 @@ def test_a_run_folder_is_bound_to_what_its_results_depend_on_only() -> None:
         return [key for key in before if before[key] != after[key]]
 
     assert apart("name=x", "folder=y", "fresh=true", "journal.path=z", "report.reply_examples=1") == []
+    # Every stage that reads the constitution is known by what it says, so an edited copy goes on like an edited file.
+    assert apart("constitution.file=copy.yaml") == []
     assert apart("seed=1", "constitution.without=[a]") == ["seed", "constitution.without"]
+    # People's verdicts are on the comparisons that the run has made, so they are added to it afterwards.
+    assert apart("mix.verdicts=verdicts.jsonl", "mix.margin=0.1") == ["mix.margin"]
 
 
 @pytest.mark.parametrize(

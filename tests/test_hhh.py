@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from constitutional.errors import InputError
-from constitutional.hhh import Answered, always_first, always_longer, load_hhh, score
+from constitutional.hhh import Answered, always_first, always_longer, load_answers, load_hhh, score
+from constitutional.human import read_comparisons
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "hhh-438" / "comparisons.jsonl.gz"
 
@@ -95,6 +96,36 @@ def test_a_file_that_is_not_there_or_torn_is_named(tmp_path: Path) -> None:
     torn.write_bytes(gzip.compress(b"{}\n" * 100)[:-12])
     with pytest.raises(InputError, match="cannot be read"):
         load_hhh(torn)
+
+
+def test_answers_are_read_in_this_form_or_as_any_comparisons_that_people_made(tmp_path: Path) -> None:
+    rows = load(tmp_path, row("a", "b", "B"))
+    assert load_answers(tmp_path / "comparisons.jsonl") == (rows, 0)
+
+    path = tmp_path / "people.jsonl.gz"
+    people = [
+        {"prompt": "1", "chosen": "yes", "rejected": "no"},
+        {"prompt": "2", "chosen": "no", "rejected": "yes"},
+        {"prompt": "2", "chosen": "no", "rejected": "yes", "rater": "another who agrees"},
+        {"prompt": "3", "chosen": "no", "rejected": "yes"},
+        {"prompt": "3", "chosen": "yes", "rejected": "no", "rater": "another who does not"},
+        {"prompt": "4", "chosen": "no", "rejected": "yes", "probability": 0.5},
+    ]
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, people)).encode()))
+    given = load_answers(path)
+    found = [(each.comparison.prompt.messages[0].content, each.comparison.a, each.answer) for each in given.rows]
+    assert found == [("1", "no", "b"), ("2", "no", "a")]
+    assert given.undecided == 2
+    assert [each.comparison.id for each in given.rows] == [
+        each.comparison for each in read_comparisons(path).preferences[:2]
+    ]
+
+
+def test_a_file_without_an_answer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "people.jsonl"
+    path.write_text('{"prompt": "4", "chosen": "no", "rejected": "yes", "probability": 0.5}')
+    with pytest.raises(InputError, match="holds no comparison of which people say"):
+        load_answers(path)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"the 438 comparisons are not at {DATA}")

@@ -15,7 +15,7 @@ HEAVY = {"accelerate", "datasets", "hydra", "numpy", "omegaconf", "peft", "torch
 
 LAYERS = (
     # Imports nothing of ours but each other.
-    {"errors", "files", "progress", "records", "shipped", "stats"},
+    {"errors", "files", "ppo_math", "progress", "records", "shipped", "stats"},
     # What a stage is made of.
     {
         "constitution",
@@ -23,6 +23,13 @@ LAYERS = (
         "hhh",
         "human",
         "labeler",
+        "markdown",
+        "plain_yaml",
+        "ppo",
+        "ppo_checkpoint",
+        "ppo_config",
+        "ppo_models",
+        "ppo_rollout",
         "principle_file",
         "prompt_set",
         "prompts",
@@ -35,7 +42,7 @@ LAYERS = (
     # What does one thing with those. Stages are joined by their records only, and never import each other.
     {"lint", "review", "stages"},
     # What joins the stages to a run.
-    {"bench", "config", "pipeline", "show", "store"},
+    {"bench", "check", "config", "pipeline", "show", "store"},
     # What people and processes start, and the package's own public names.
     {"__init__", "__main__", "cli", "launch"},
 )

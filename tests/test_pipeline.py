@@ -1,25 +1,31 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from constitutional import show
-from constitutional.config import RunConfig, compose
+from constitutional.bench import TAGS
+from constitutional.config import FilePrompts, RunConfig, compose
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.opening import ModelSettings
-from constitutional.errors import RunError, UsageError
-from constitutional.pipeline import STAGES, Stage, compare, load_run, run
+from constitutional.errors import InputError, ModelError, RunError, UsageError
+from constitutional.pipeline import STAGES, Stage, compare, load_run, make_prompts, run
 from constitutional.progress import Progress
 from constitutional.records import Comparison, Judgement, Preference, Prompt, Revision
-from constitutional.store import RunStore
+from constitutional.sandbox import MODEL_FOLDER
+from constitutional.store import RunStore, peak_bytes
 from constitutional.work import Work
+from tests.tiny import OneStage
 
 BATCH = 4
 PRINCIPLES = {"calm": "Stay calm.", "brief": "Be brief.", "kind": "Be kind.", "honest": "Be honest."}
@@ -38,6 +44,7 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
             f"folder={folder}/runs",
             f"constitution.file={folder}/ours.yaml",
             *("prompts.train=8", "prompts.held_out=4", f"journal.batch_size={BATCH}"),
+            *("critique_revise=schema", "sft=schema", "sample_pairs=schema", "mix=schema"),
             *("critique_revise.rounds=2", "label.method=logprobs", "mix.held_out_share=0.2"),
             *("evaluate.judged=2", "evaluate.critiqued=2", "evaluate.compared=0"),
             *overrides,
@@ -116,7 +123,7 @@ def rows(folder: Path) -> dict[str, bytes]:
 
 
 def test_stages_need_only_what_is_given_or_was_made_before_them() -> None:
-    made = {"base", "critic", "labeler", "constitution"}
+    made = {"base", "critic", "labeler", "constitution", TAGS}
     for stage in STAGES:
         assert {need for need in stage.needs if not need.endswith(".j2")} <= made
         made |= set(stage.makes)
@@ -171,8 +178,8 @@ def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) ->
     label = after.manifest.stages["label"].calls
     assert label.asked == 2 * len(comparisons)  # one principle of four, in both orders
     assert label.reused == 3 * label.asked
-    assert any(line.startswith("01 critique_revise: runs; its settings or inputs have changed") for line in said)
-    assert any(line.startswith("03 sample_pairs: done before") for line in said)
+    assert any(line.startswith("02 critique_revise: runs; its settings or inputs have changed") for line in said)
+    assert any(line.startswith("04 sample_pairs: done before") for line in said)
     assert said[-1].startswith(f"run first is done: {len(world.asked)} model calls asked, ")
     revisions = after.read("revisions", Revision)
     assert {step.principle_text for each in revisions for step in each.steps if step.principle == "kind"} <= {
@@ -180,8 +187,16 @@ def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) ->
     }
 
 
+def page(store: RunStore) -> str:
+    """A run's report, without the place where it lies."""
+    path = show.report_path(store)
+    assert path is not None
+    return path.read_text().replace(str(store.folder.parent.parent), "HERE")
+
+
 class Unbroken(NamedTuple):
     rows: dict[str, bytes]
+    page: str
     asked: int
 
 
@@ -191,7 +206,40 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
     constitution(folder)
     world = World()
     store, _ = go(configured(folder), world)
-    return Unbroken(rows(store.folder), len(world.asked))
+    return Unbroken(rows(store.folder), page(store), len(world.asked))
+
+
+def test_a_run_goes_on_with_an_edited_copy_of_its_constitution(tmp_path: Path) -> None:
+    text = constitution(tmp_path).read_text()
+    copy = tmp_path / "copy.yaml"
+    overrides = ["critique_revise.rounds=1", "until=critique_revise"]
+    go(configured(tmp_path, *overrides), World())
+
+    copy.write_text(text)
+    _, said = go(configured(tmp_path, *overrides, f"constitution.file={copy}"), World())
+    assert not any(": runs" in line for line in said)  # the same principles, wherever they stand
+
+    copy.write_text(text.replace("Be kind.", "Be warm."))
+    world = World()
+    _, said = go(configured(tmp_path, *overrides, f"constitution.file={copy}"), world)
+    assert any(line.startswith("02 critique_revise: runs; its settings or inputs have changed") for line in said)
+    assert world.asked
+    assert all(any("Be warm." in message.content for message in request.messages) for request in world.asked)
+
+
+@pytest.mark.parametrize(("fresh", "command"), [(False, ""), (True, " without fresh=true")])
+def test_who_stops_a_run_is_told_the_command_that_goes_on(tmp_path: Path, fresh: bool, command: str) -> None:
+    constitution(tmp_path)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    stream = StringIO()
+    config = configured(tmp_path, f"fresh={str(fresh).lower()}")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stages=stages(), opener=World(1, stop).open, progress=Progress(stream))
+    told = f"02 critique_revise: stopped; the same command{command} goes on from here"
+    assert stream.getvalue().splitlines()[-1] == told
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.7, 0.99])
@@ -205,9 +253,10 @@ def test_a_run_killed_anywhere_and_started_again_ends_as_an_unbroken_one(
 
     broken, resumed = World(1 + int(share * unbroken.asked), stop), World()
     with pytest.raises(KeyboardInterrupt):
-        go(configured(tmp_path, "name=broken"), broken)
-    found, _ = go(configured(tmp_path, "name=broken"), resumed)
+        go(configured(tmp_path), broken)
+    found, _ = go(configured(tmp_path), resumed)
     assert rows(found.folder) == unbroken.rows
+    assert page(found) == unbroken.page
     assert unbroken.asked <= len(broken.asked) + len(resumed.asked) <= unbroken.asked + BATCH
 
 
@@ -262,7 +311,7 @@ def test_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     world = World()
     store, said = go(configured(tmp_path), world)
-    assert any(line.startswith("04 label: runs;") and "is damaged" in line for line in said)
+    assert any(line.startswith("05 label: runs;") and "is damaged" in line for line in said)
     assert world.asked == []  # the journal has it all
     assert rows(store.folder) == expected
 
@@ -294,6 +343,12 @@ def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) 
     page = show.report_path(store)
     assert page is not None
     assert "<!DOCTYPE html>" in page.read_text()
+    # Whoever reads the page finds there by which id an example can be followed back.
+    prompts, revisions = store.read("prompts", Prompt), store.read("revisions", Revision)
+    ids = re.findall(r"constitutional show RUN (\w{16})", page.read_text())
+    assert ids
+    assert set(ids) <= {each.id for each in (*prompts, *revisions)}
+    assert all(show.item(store, each).startswith("prompt ") for each in ids)
 
 
 def test_several_runs_share_a_page(tmp_path: Path) -> None:
@@ -302,3 +357,161 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
     page = compare(stores, tmp_path / "both.html").read_text()
     assert "seed1" in page
     assert "seed2" in page
+
+
+# Before a run begins, and before it trains.
+
+
+@pytest.mark.parametrize(
+    ("setting", "content", "problem"),
+    [
+        ("prompts.path", None, "cannot be read: No such file"),
+        ("prompts.path", '"a"\n{"prmopt": "b"}', ":2: has the unknown key"),
+        ("mix.human", None, "there is no such file"),
+        ("mix.human", '{"chosen": "a"}', ":1: 'rejected' is missing"),
+        ("mix.verdicts", '{"comparison": "x", "rater": "me", "choice": "c"}', ":1: no verdict: choice"),
+        ("critique_revise.few_shot_file", '{"messages": []}', ":1: does not go from user to assistant"),
+        ("sft.helpful", '{"prompt": "a"}', ":1: "),
+    ],
+)
+def test_a_file_that_is_wrong_is_named_before_there_is_a_folder_or_a_model(
+    tmp_path: Path, setting: str, content: str | None, problem: str
+) -> None:
+    constitution(tmp_path)
+    path = tmp_path / "mistyped.jsonl"
+    if content is not None:
+        path.write_text(content)
+    prompts = ["prompts=file"] if setting == "prompts.path" else []
+    settings = [f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", f"{setting}={path}"]
+    world = World()
+    with pytest.raises(InputError) as caught:
+        go(compose([*prompts, *settings]), world)
+    assert str(caught.value).startswith(str(path))
+    assert problem in str(caught.value)
+    assert world.opened == []
+    assert not (tmp_path / "runs").exists()  # so that the name is free for the corrected command
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    (tmp_path / "prompts.txt").write_text("How do I plant a tree?\nTell me all about trees" + " tree" * 3000)
+    words = ["prompts=file", f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=0"]
+    with pytest.raises(ModelError, match=r'begins "Tell me all about trees .* tokens .* takes 2,048 in all'):
+        run(compose([f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", *words]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_asked_of_it(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, model, ignore=shutil.ignore_patterns("*.safetensors", "*.jsonl"))
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"))
+    with pytest.raises(ModelError, match=r"model: cannot be trained as it is: .*begins with two '<\|begin\|>'"):
+        run(configured(tmp_path, f"model.path={model}"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    stream, time_s = StringIO(), count(0, 20)  # so that every line is due
+    progress = Progress(stream, lambda: float(next(time_s)))
+    run(configured(tmp_path, "until=critique_revise"), stages=stages(), opener=World().open, progress=progress)
+    said = stream.getvalue().splitlines()
+    # 8 prompts are drafted in two batches of 4, before any of them is revised.
+    drafting = [line for line in said if "; base: " in line]
+    start = "  critique and revise: 0 of 8 (0%); base:"
+    assert drafting == [f"{start} 4 answers", f"{start} 8 answers"]
+    assert any(line.startswith("  critique and revise: 0 of 8 (0%); critic: 4 answers") for line in said)
+
+
+def test_a_run_says_how_long_it_took_and_how_much_memory_and_its_manifest_keeps_it(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    before = peak_bytes()
+    assert before > 10 * 1024**2  # no Python with this package in it holds less
+    store, said = go(configured(tmp_path), World())
+    most = [entry.peak_bytes or 0 for entry in store.manifest.stages.values()]
+    assert most == sorted(most)
+    assert before <= most[0] <= most[-1] <= peak_bytes()
+    took = re.fullmatch(r"it took \d+:\d\d, with (\d+\.\d) GiB of memory at most", said[-2])
+    assert took is not None
+    assert float(took[1]) == pytest.approx(most[-1] / 1024**3, abs=0.06)
+
+
+def test_prompts_that_stand_twice_are_used_once_with_a_warning_that_names_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\nb\n\nb\na\n")
+    work = OneStage(tmp_path)
+    make_prompts(FilePrompts(path=path, held_out=0), work)
+    assert [prompt.messages[0].content for prompt in work.rows["prompts"]] == ["a", "b"]
+    assert work.notes == {"train": 2, "held_out": 0, "repeated": 2}
+    said = "is the first of 2 prompts that stand there before; each prompt is used once"
+    assert capsys.readouterr().err == f"warning: {path}:4: {said}\n"
+
+
+def test_the_labeler_is_measured_before_anything_is_trained(tmp_path: Path) -> None:
+    names = [stage.name for stage in STAGES]
+    assert names.index("labeler_check") < min(names.index(stage.name) for stage in STAGES if stage.trains)
+
+    path = constitution(tmp_path)
+    path.write_text(f"{path.read_text()}    examples:\n      - {{prompt: Why?, better: So., worse: No idea.}}\n")
+    world = World()
+    with pytest.raises(RunError, match="fails at 2 of 2 comparisons whose answer is plain"):
+        go(configured(tmp_path, "label.method=rationale"), world)  # of which these models know nothing
+    assert all("Compare the responses" in request.messages[0].content for request in world.asked)
+    assert list(load_run(tmp_path / "runs" / "first").manifest.stages) == ["prompts"]
+
+
+TWO = """\
+name: Ours
+principles:
+  - id: longer
+    text: Prefer the longer.
+    tags: [verbosity, avoid]
+    examples:
+      - {prompt: Why?, better: Because it is so., worse: No.}
+  - id: shorter
+    text: Prefer the shorter.
+    examples:
+      - {prompt: Why?, better: No., worse: Because it is so.}
+"""
+
+
+class LikesLonger(World):
+    """Scripted models, of which the labeler prefers the longer response, or the later in the order of letters."""
+
+    def answer(self, request: Request, model: str) -> Completion:
+        answered = super().answer(request, model)
+        if not request.choices:
+            return answered
+        a, _, b = request.messages[0].content.partition("(A) ")[2].partition("\n\nCompare")[0].partition("\n\n(B) ")
+        return Completion("", "choices", (-0.1, -3.0) if (len(a), a) > (len(b), b) else (-3.0, -0.1))
+
+
+def test_what_the_labeler_misjudges_it_neither_labels_nor_evaluates_by(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(TWO)
+    world = LikesLonger()
+    store, _ = go(configured(tmp_path, "label.min_accuracy=0.7", "label.principles=all"), world)
+    asked = [each.messages[0].content for each in world.asked if each.choices]
+    # Its one example in both orders; a judgement by it of any comparison, or of two models' replies, would be more.
+    assert sum("Prefer the shorter." in each for each in asked) == 2
+    assert sum("Prefer the longer." in each for each in asked) > 2
+    assert store.notes("label")["left_out_principles"] == ["shorter"]
+    assert any(each.startswith("win_rate/") for each in [row["measure"] for row in scores_of(store)])
+
+
+def scores_of(store: RunStore) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.artifact("scores").read_text().splitlines()]
+
+
+def test_edited_tags_are_evaluated_and_reported_anew_and_train_nothing(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(TWO)
+    go(configured(tmp_path), LikesLonger())
+    (tmp_path / "ours.yaml").write_text(TWO.replace("[verbosity, avoid]", "[verbosity, seek]"))
+    world = LikesLonger()
+    store, said = go(configured(tmp_path), world)
+    assert [line.split(":")[0] for line in said if ": runs;" in line] == ["09 evaluate", "10 report"]
+    assert world.asked == []
+    assert store.notes("evaluate")["wanted"]["trait_rate/verbosity"] == "higher"

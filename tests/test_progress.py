@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from io import StringIO
 
 from constitutional.progress import Progress, clock, described
@@ -37,6 +38,27 @@ def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then_and_stays() -> N
     lines = stream.getvalue().splitlines()
     assert [line.split(" (")[0] for line in lines] == ["  label: 4 of 9", "  label: 8 of 9"]
     assert "\r" not in stream.getvalue()
+
+
+def test_what_an_item_takes_stands_behind_the_items_that_are_done() -> None:
+    stream = StringIO()
+    progress = Progress(stream, Clock(20.0))  # so that every line is due
+
+    def items() -> Iterator[str]:
+        progress.aside("stage", "critic: 4 answers")
+        yield "a"
+        progress.aside("stage", "critic: 8 answers")
+        yield "b"
+
+    list(progress.track(items(), 2, "revise"))
+    progress.aside("stage", "labeler: 2 answers")
+    first, half, aside, whole, after = stream.getvalue().splitlines()
+    assert first == "  revise: 0 of 2 (0%); critic: 4 answers"
+    assert half.startswith("  revise: 1 of 2 (50%)")
+    assert aside.startswith("  revise: 1 of 2 (50%), ")
+    assert aside.endswith(" left; critic: 8 answers")
+    assert whole.startswith("  revise: 2 of 2 (100%)")
+    assert after == "  stage: labeler: 2 answers"
 
 
 def test_on_a_terminal_one_line_is_rewritten_and_gives_way_to_those_that_stay() -> None:

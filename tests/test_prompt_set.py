@@ -1,5 +1,4 @@
 import json
-import logging
 import random
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,10 @@ def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Pat
     return path
 
 
+def loaded(path: Path, *, held_out: int, seed: int) -> list[Prompt]:
+    return load_prompt_set(path, held_out=held_out, seed=seed).prompts
+
+
 def last_texts(prompts: list[Prompt]) -> list[str]:
     return [prompt.messages[-1].content for prompt in prompts]
 
@@ -34,7 +37,7 @@ def test_a_line_is_a_text_a_prompt_or_messages(tmp_path: Path) -> None:
         '{"prompt": "Two\\u2028"}',
         json.dumps({"messages": conversation, "split": "held_out"}),
     ]
-    prompts = load_prompt_set(write(tmp_path, "\n\n".join(lines)), held_out=0, seed=0)
+    prompts = loaded(write(tmp_path, "\n\n".join(lines)), held_out=0, seed=0)
     assert prompts == [
         Prompt(messages=(Message("user", "One: {{ x }}\n"),), source="mine.jsonl"),
         Prompt(messages=(Message("user", "Two\u2028"),), source="mine.jsonl"),
@@ -48,7 +51,7 @@ def test_a_line_is_a_text_a_prompt_or_messages(tmp_path: Path) -> None:
 
 def test_a_text_file_holds_one_prompt_a_line(tmp_path: Path) -> None:
     path = write(tmp_path, b'\xef\xbb\xbf"Quoted"\r\n\r\n  \n{"prompt": 1}\nlast\x0bone', "mine.txt")
-    assert last_texts(load_prompt_set(path, held_out=0, seed=0)) == ['"Quoted"', '{"prompt": 1}', "last\x0bone"]
+    assert last_texts(loaded(path, held_out=0, seed=0)) == ['"Quoted"', '{"prompt": 1}', "last\x0bone"]
 
 
 BAD = [
@@ -82,6 +85,14 @@ BAD = [
         ),
         "a system message that is not the first",
     ),
+    (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
+        "has two messages of the user in a row; expected user and assistant by turns",
+    ),
+    (
+        b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
+        "has a first message of the assistant; expected user and assistant by turns",
+    ),
     (b'" \\n"', "has an empty message"),
     (rb'"\ud83d"', r"half of a surrogate pair \(\\ud83d\)"),
     (b'"\\u0000"', "holds a NUL character"),
@@ -98,13 +109,13 @@ BAD = [
 def test_a_line_that_is_no_prompt_is_named_by_its_number(tmp_path: Path, line: bytes, complaint: str) -> None:
     path = write(tmp_path, b'"good"\n\n' + line + b'\n"also good"\n')
     with pytest.raises(InputError, match=complaint) as caught:
-        load_prompt_set(path, held_out=0, seed=0)
+        loaded(path, held_out=0, seed=0)
     assert str(caught.value).startswith(f"{path}:3: ")
     assert len(str(caught.value)) < 500
 
 
 def test_the_longest_prompt_is_allowed(tmp_path: Path) -> None:
-    (prompt,) = load_prompt_set(write(tmp_path, json.dumps("a" * MAX_CHARACTERS)), held_out=0, seed=0)
+    (prompt,) = loaded(write(tmp_path, json.dumps("a" * MAX_CHARACTERS)), held_out=0, seed=0)
     assert len(prompt.messages[0].content) == 100_000
 
 
@@ -121,29 +132,34 @@ def test_the_longest_prompt_is_allowed(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_prompt_set_is_refused(tmp_path: Path, name: str, content: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
-        load_prompt_set(write(tmp_path, content, name), held_out=0, seed=0)
+        loaded(write(tmp_path, content, name), held_out=0, seed=0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_prompts_in_utf_16_are_called_so(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(InputError, match=r"mine\.jsonl:1: is UTF-16 text; save it as UTF-8$"):
+        load_prompt_set(write(tmp_path, '\ufeff"a"\n'.encode(encoding)), held_out=0, seed=0)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read: No such file or directory"):
-        load_prompt_set(tmp_path / "mine.jsonl", held_out=0, seed=0)
+        loaded(tmp_path / "mine.jsonl", held_out=0, seed=0)
     (tmp_path / "mine.txt").mkdir()
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
-        load_prompt_set(tmp_path / "mine.txt", held_out=0, seed=0)
+        loaded(tmp_path / "mine.txt", held_out=0, seed=0)
 
 
-def test_a_prompt_that_stands_twice_is_kept_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_that_stands_twice_is_kept_once_and_its_line_is_known(tmp_path: Path) -> None:
     path = write(tmp_path, '"a"\n{"prompt": " a ", "split": "held_out"}\n"b"\n{"prompt": "a"}\n')
-    with caplog.at_level(logging.WARNING):
-        prompts = load_prompt_set(path, held_out=0, seed=0)
+    prompts, repeated = load_prompt_set(path, held_out=0, seed=0)
     assert [(prompt.messages[0].content, prompt.split) for prompt in prompts] == [("a", "held_out"), ("b", "train")]
-    assert caplog.messages == [f"{path}: 2 prompts stand there before; each is used once"]
+    assert repeated == [2, 4]
 
 
 def test_a_prompt_cannot_be_declared_for_both_splits(tmp_path: Path) -> None:
     path = write(tmp_path, '{"prompt": "a", "split": "train"}\n{"prompt": "a"}\n{"prompt": "a", "split": "held_out"}')
     with pytest.raises(InputError, match=r"jsonl:3: is the same prompt as in line 1, .*held_out here and train there"):
-        load_prompt_set(path, held_out=0, seed=0)
+        loaded(path, held_out=0, seed=0)
 
 
 def test_declared_splits_are_kept_and_as_many_more_as_are_missing_are_drawn(tmp_path: Path) -> None:
@@ -152,21 +168,21 @@ def test_declared_splits_are_kept_and_as_many_more_as_are_missing_are_drawn(tmp_
     path = write(tmp_path, "\n".join(lines))
     drawn = Counter[str]()
     for seed in range(30):
-        prompts = load_prompt_set(path, held_out=5, seed=seed)
+        prompts = loaded(path, held_out=5, seed=seed)
         held = [prompt.messages[0].content for prompt in prompts if prompt.split == "held_out"]
         assert len(held) == 5
         assert "always" in held
         assert "never" not in held
         drawn.update(held)
-        assert load_prompt_set(path, held_out=5, seed=seed) == prompts
+        assert loaded(path, held_out=5, seed=seed) == prompts
     assert len(drawn) == 21  # each open one now and then: that one is never drawn has a chance of 0.8^30 = 0.1%
-    assert Counter(prompt.split for prompt in load_prompt_set(path, held_out=0, seed=0))["held_out"] == 1
+    assert Counter(prompt.split for prompt in loaded(path, held_out=0, seed=0))["held_out"] == 1
 
 
 def test_prompts_added_later_leave_most_of_the_split_as_it_was(tmp_path: Path) -> None:
     def held(count: int) -> set[str]:
         path = write(tmp_path, "\n".join(json.dumps(f"prompt {number}") for number in range(count)))
-        return {p.messages[0].content for p in load_prompt_set(path, held_out=10, seed=0) if p.split == "held_out"}
+        return {p.messages[0].content for p in loaded(path, held_out=10, seed=0) if p.split == "held_out"}
 
     # The ten smallest digests of 100: each of ten more prompts gets among them with a chance of about a tenth.
     assert len(held(100) & held(110)) >= 7
@@ -175,7 +191,7 @@ def test_prompts_added_later_leave_most_of_the_split_as_it_was(tmp_path: Path) -
 @pytest.mark.parametrize("held_out", [2, 3])
 def test_something_must_be_left_to_train_on(tmp_path: Path, held_out: int) -> None:
     with pytest.raises(InputError, match=f"holds 2 different prompts; {held_out} held out leave none to train on"):
-        load_prompt_set(write(tmp_path, '"a"\n"b"'), held_out=held_out, seed=0)
+        loaded(write(tmp_path, '"a"\n"b"'), held_out=held_out, seed=0)
 
 
 def test_sandbox_prompts_are_distinct_and_their_splits_apart() -> None:

@@ -34,6 +34,12 @@ def test_a_template_without_variables_is_shown_as_it_is_but_for_the_last_newline
     assert prompts.render("revise") == "\n  Rewrite it.\t\n\n\n  Ünd <b>&amp;</b>  done. \n"
 
 
+def test_what_is_optional_is_empty_where_nothing_is_said(tmp_path: Path) -> None:
+    prompts = load_prompts(write(tmp_path, revise="Rewrite{% if principle %} by: {{ principle }}{% endif %}."))
+    assert prompts.render("revise") == prompts.render("revise", principle="") == "Rewrite."
+    assert prompts.render("revise", principle="Be brief") == "Rewrite by: Be brief."
+
+
 def test_lines_that_hold_only_a_tag_stay(tmp_path: Path) -> None:
     loop = "{% for message in conversation %}\n  {{ message.role }}: {{ message.content }}|\n  {% endfor %}"
     prompts = load_prompts(write(tmp_path, label=loop + "\n{{ a }}{{ b }}\n"))
@@ -83,8 +89,8 @@ def test_a_template_extends_and_includes_files_of_the_users_folder(tmp_path: Pat
             "critique.j2:2: 'princple' is no variable of this template: 'critique' takes 'principle'",
         ),
         (
-            {"revise": "By: {{ principle }}"},
-            "revise.j2:1: 'principle' is no variable of this template: 'revise' takes no variables",
+            {"revise": "By: {{ critique }}"},
+            "revise.j2:1: 'critique' is no variable of this template: 'revise' takes 'principle'",
         ),
         (
             {"critique": "{% include 'part.j2' %}", "part": "\n\n{{ a }}"},
@@ -135,8 +141,8 @@ def test_missing_and_unknown_values_and_names_are_refused() -> None:
         prompts.render("label", principle="Be kind.", conversation=CONVERSATION)
     assert str(missing.value) == f"{path}/label.j2: rendered without a value for 'a', 'b'"
     with pytest.raises(UsageError) as unknown:
-        prompts.render("revise", principle="Be kind.")
-    assert str(unknown.value) == (f"{path}/revise.j2: given a value for 'principle', but 'revise' takes no variables")
+        prompts.render("revise", a="Be kind.")
+    assert str(unknown.value) == (f"{path}/revise.j2: given a value for 'a', but 'revise' takes 'principle'")
     with pytest.raises(UsageError, match="There is no prompt 'critic'; there are 'critique'"):
         prompts.render("critic")
     with pytest.raises(UsageError, match="There is no prompt 'critic'"):

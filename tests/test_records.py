@@ -33,5 +33,15 @@ def test_a_row_survives_json_and_refuses_unknown_fields() -> None:
         Prompt.model_validate(json.loads(PROMPT.model_dump_json()) | {"colour": "red"})
 
 
+def test_a_revision_without_an_unusable_reply_is_written_and_known_as_if_there_were_no_such_field() -> None:
+    row = Revision(prompt=PROMPT, draft="a", steps=())
+    assert row.model_dump(mode="json").keys() == {"prompt", "draft", "steps", "problem"}
+    assert row.id == "6d789471e95a5006"  # of runs that were recorded before the field came
+    step = RevisionStep(principle="calm", principle_text="Be calm.", critique="It", found_nothing=False, revision="a")
+    failed = row.model_copy(update={"unusable": step})
+    assert failed.id != row.id
+    assert Revision.model_validate_json(failed.model_dump_json()).unusable == step
+
+
 def test_any_text_has_an_id_lone_surrogates_included() -> None:
     assert Prompt(messages=(Message("user", "\ud800"),)).id

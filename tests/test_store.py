@@ -1,8 +1,10 @@
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,15 @@ def test_a_line_that_is_no_row_is_named_by_its_number(tmp_path: Path, line: byte
     assert next(rows) == PROMPT
     with pytest.raises(RunError, match=f"prompts.jsonl{complaint}.*delete it and start the run again"):
         next(rows)
+
+
+def test_a_row_begins_with_its_id_which_reading_leaves_aside(tmp_path: Path) -> None:
+    path = tmp_path / "revisions.jsonl"
+    write_rows(path, [REVISION])
+    assert path.read_text().startswith(f'{{"id": "{REVISION.id}", "prompt": {{"messages": ')
+    path.write_text(path.read_text().replace(REVISION.id, "edited by someone"))
+    (row,) = read_rows(path, Revision)
+    assert row.id == REVISION.id  # a digest of what the row says, whatever is written there
 
 
 def test_rows_that_break_off_leave_the_old_file(tmp_path: Path) -> None:
@@ -137,6 +148,8 @@ def test_a_run_folder_can_be_read(folder: Path) -> None:
     assert entry["artifacts"]["prompts"]["file"] == "02_label/prompts.jsonl"
     assert [each["rows"] for each in entry["artifacts"].values()] == [2, None, None]
     assert 0 <= entry["seconds"] < 10
+    assert entry["versions"]["python"] == platform.python_version()
+    assert entry["versions"]["numpy"] == metadata.version("numpy")
 
     store = RunStore.load(folder)
     assert store.read("prompts", Prompt) == [PROMPT, PROMPT]
@@ -236,8 +249,8 @@ def test_another_configuration_is_refused_key_by_key(folder: Path) -> None:
         RunStore.open(folder, "{}", changed)
     assert str(caught.value) == (
         f'{folder}: holds a run with another configuration: label.method is "logprobs" there, "votes" here; '
-        f"rounds is not set there, 2 here. Choose another name=…, or delete the folder (rm -r {folder}), or say "
-        "fresh=true to replace what is in it"
+        "rounds is not set there, 2 here. Choose another name=…, which asks for nothing again that the journal has an "
+        f"answer to, or say fresh=true to replace what is in the folder, or delete it (rm -r {folder})"
     )
     RunStore.open(folder, "{}", identity).close()  # the refusal has changed nothing and given the lock back
 
@@ -306,6 +319,34 @@ def test_stages_are_described_in_running_order_with_their_failures(folder: Path)
     with RunStore.open(folder, "{}") as store:
         store.finish(store.begin(2, "sft", "f1"), {})
         assert [line.state for line in describe(store)] == ["done"] * 3
+
+
+def test_stages_that_were_stopped_or_never_begun_are_described_too(folder: Path) -> None:
+    make(folder)  # 01_draft
+    with RunStore.open(folder, "{}") as store:
+        store.begin(2, "sft", "f1")  # as a kill would leave it
+    lines = describe(RunStore.load(folder), ["prompts", "draft", "sft", "mix"])
+    assert [(line.folder, line.state) for line in lines] == [
+        ("00_prompts", "not begun"),
+        ("01_draft", "done"),
+        ("02_sft", "not finished"),
+        ("03_mix", "not begun"),
+    ]
+
+
+def test_what_was_finished_by_other_versions_still_says_so_after_an_upgrade(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("constitutional.store.versions", lambda: {"torch": "1.0"})
+    make(folder)
+    monkeypatch.setattr("constitutional.store.versions", lambda: {"torch": "2.0"})
+    with RunStore.open(folder, "{}") as store:
+        store.finish(store.begin(2, "sft", "f1"), {})
+    stages = RunStore.load(folder).manifest.stages
+    assert {name: entry.versions for name, entry in stages.items()} == {
+        "draft": {"torch": "1.0"},
+        "sft": {"torch": "2.0"},
+    }
 
 
 def test_whenever_it_is_killed_the_manifest_speaks_of_sound_files_only(

@@ -1,4 +1,5 @@
 import re
+import shutil
 from collections.abc import Callable
 from math import log
 from pathlib import Path
@@ -17,10 +18,11 @@ from constitutional.training import (
     fitting,
     preference_rows,
     preflight,
+    preflight_folder,
     soft_correction,
     stage_seed,
 )
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,29 @@ def test_preflight_names_the_problem(models: Path, spoil: Callable[[Any], None],
     spoil(tokenizer)
     with pytest.raises(ModelError, match=re.escape(problem)):
         preflight(tokenizer, model)
+
+
+@pytest.mark.parametrize("family", ["", *FAMILIES])
+def test_the_same_families_pass_before_their_weights_are_loaded(models: Path, family: str) -> None:
+    preflight_folder(tiny_model(models, family))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [(pad_with_the_end, "pad token '<|end|>' also ends a turn"), (more_tokens, "resize the embeddings")],
+)
+def test_what_cannot_be_trained_is_named_without_its_weights(
+    models: Path, tmp_path: Path, spoil: Callable[[Any], None], problem: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(models), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tokenizer = tiny_tokenizer()
+    spoil(tokenizer)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(
+        ModelError, match=f"^{re.escape(str(folder))}: cannot be trained as it is: .*{re.escape(problem)}"
+    ):
+        preflight_folder(folder)
 
 
 def test_a_model_without_a_template_is_refused(models: Path) -> None:

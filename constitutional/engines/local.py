@@ -6,13 +6,15 @@ batches decides what is drawn. (The logits themselves move by rounding errors be
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import TemplateError
 
 from constitutional.engines.base import Completion, Request
 from constitutional.errors import ModelError
@@ -33,10 +35,11 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    # Bars over a model's weights would stand among the lines that say how far a run is.
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    device, dtype = placed(device, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
@@ -50,6 +53,91 @@ def load_model(
     return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers
 
 
+class ChatTokens:
+    """How a conversation is put to a model: its chat template's words, and none of the control tokens from within."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self.tokenizer: Any = tokenizer
+        control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+
+    def ids(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
+        """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
+        goes_on = messages[-1].role == "assistant"
+        said = [{"role": each.role, "content": self._plain(each.content)} for each in messages]
+        # What the assistant has begun stands behind the generation prompt exactly as it is; many templates, and
+        # transformers' own way to continue a message, would strip spaces from it.
+        begun = said.pop()["content"] if goes_on else ""
+        try:
+            text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(each["role"] for each in said)
+            raise ModelError(
+                f"{self.tokenizer.name_or_path}: its chat template refuses a conversation of the roles {roles}: "
+                f"{error}. Put the conversation that begins {_beginning(messages)} otherwise, or take another model"
+            ) from error
+        ids: list[int] = self.tokenizer(text + begun + suffix, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _plain(self, text: str) -> str:
+        """The text without control tokens: nobody ends a turn, or begins another's, from within a message."""
+        while (shorter := self._control.sub("", text)) != text:  # what is left on both sides may make up another
+            text = shorter
+        return text
+
+
+def check_lengths(folder: Path, conversations: Sequence[Sequence[Message]], max_tokens: int) -> None:
+    """Refuse conversations that leave the model in a folder no room to reply. Its weights are not loaded.
+
+    Raises:
+        ModelError: one of them is too long; or the chat template refuses it.
+    """
+    from transformers import AutoTokenizer
+
+    limit = _context(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if limit is not None:
+        tokens = ChatTokens(AutoTokenizer.from_pretrained(folder))
+        for messages in conversations:
+            _check_length(messages, len(tokens.ids(messages)), max_tokens, limit)
+
+
+def _context(config: Mapping[str, Any]) -> int | None:
+    """The longest row of tokens that a model was made for, in its configuration; None where it does not say."""
+    found = {**config.get("text_config", {}), **config}.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def _check_length(messages: Sequence[Message], tokens: int, to_come: int, limit: int | None) -> None:
+    """Beyond the positions that it was made for a model writes nonsense, or none at all."""
+    if limit is not None and tokens + to_come > limit:
+        reply = f" and the reply may have {to_come:,}" if to_come else ""
+        raise ModelError(
+            f"the request that begins {_beginning(messages)} has {tokens:,} tokens{reply}, but the model takes "
+            f"{limit:,} in all; shorten it or leave it out{', or lower max_tokens' if to_come else ''}"
+        )
+
+
+def _to_come(request: Request) -> int:
+    return 0 if request.choices else request.sampling.max_tokens
+
+
+def _beginning(messages: Sequence[Message]) -> str:
+    """How the user's first words go, shortened, in quotes."""
+    text = " ".join(next((each.content for each in messages if each.role == "user"), messages[0].content).split())
+    return json.dumps(text if len(text) <= 60 else f"{text[:60]}…", ensure_ascii=False)
+
+
+def placed(device: str, dtype: str) -> tuple[str, str]:
+    """Where a model goes and in which number format, where an empty device and `auto` leave that to the machine."""
+    if not device:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    return device, dtype
+
+
 class LocalEngine:
     """Answers with a model that is already in memory."""
 
@@ -58,8 +146,8 @@ class LocalEngine:
         self.tokenizer: Any = tokenizer
         self.batch_size = batch_size
         self._identity = ""
-        control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+        self._tokens = ChatTokens(tokenizer)
+        self._limit = _context(self.model.config.to_dict())
 
     @property
     def identity(self) -> str:
@@ -75,12 +163,20 @@ class LocalEngine:
         return self._identity
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order."""
+        """One completion for each request, in order.
+
+        Raises:
+            ModelError: a request does not fit into the model's context, or into its chat template; nothing was asked.
+        """
+        rows = [self._options(each) if each.choices else [self._chat(each.messages)] for each in requests]
+        for request, options in zip(requests, rows, strict=True):
+            _check_length(request.messages, max(map(len, options)), _to_come(request), self._limit)
         answers: dict[int, Completion] = {}
         for batch in self._batches([index for index, each in enumerate(requests) if each.choices], requests):
-            answers |= zip(batch, self._score([requests[index] for index in batch]), strict=True)
+            answers |= zip(batch, self._score([rows[index] for index in batch]), strict=True)
         for batch in self._batches([index for index, each in enumerate(requests) if not each.choices], requests):
-            answers |= zip(batch, self._generate([requests[index] for index in batch]), strict=True)
+            asked = [rows[index][0] for index in batch]
+            answers |= zip(batch, self._generate([requests[index] for index in batch], asked), strict=True)
         return [answers[index] for index in range(len(requests))]
 
     def _batches(self, chosen: list[int], requests: Sequence[Request]) -> Iterator[list[int]]:
@@ -93,21 +189,7 @@ class LocalEngine:
             yield batch
 
     def _chat(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
-        """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
-        goes_on = messages[-1].role == "assistant"
-        said = [{"role": each.role, "content": self._plain(each.content)} for each in messages]
-        # What the assistant has begun stands behind the generation prompt exactly as it is; many templates, and
-        # transformers' own way to continue a message, would strip spaces from it.
-        begun = said.pop()["content"] if goes_on else ""
-        text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(text + begun + suffix, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _plain(self, text: str) -> str:
-        """The text without control tokens: nobody ends a turn, or begins another's, from within a message."""
-        while (shorter := self._control.sub("", text)) != text:  # what is left on both sides may make up another
-            text = shorter
-        return text
+        return self._tokens.ids(messages, suffix)
 
     def _pad(self, rows: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
         """Left-padded ids and mask, both (B, T)."""
@@ -119,12 +201,12 @@ class LocalEngine:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def _generate(self, requests: Sequence[Request], rows: Sequence[Sequence[int]]) -> list[Completion]:
         import torch
         from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 
         sampling = requests[0].sampling
-        ids, mask = self._pad([self._chat(request.messages) for request in requests])
+        ids, mask = self._pad(rows)
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
             uniform = np.stack([np.random.default_rng(each.seed).random(sampling.max_tokens) for each in requests])
@@ -158,16 +240,15 @@ class LocalEngine:
         cut = min((text.index(stop) for stop in stops if stop in text), default=None)
         return Completion(text[:cut], "length" if length is None and cut is None else "stop")
 
-    def _score(self, requests: Sequence[Request]) -> list[Completion]:
-        """Log-probabilities of each request's choices: of the tokens by which they differ, given what they share."""
+    def _score(self, requests: Sequence[list[list[int]]]) -> list[Completion]:
+        """Log-probabilities of each request's options: of the tokens by which they differ, given what they share."""
         import torch
 
         rows: list[list[int]] = []
         tails: list[
             tuple[int, list[int], bool]
         ] = []  # for each choice: its row, its own tokens, whether they are in it
-        for request in requests:
-            options = self._options(request)
+        for options in requests:
             common = _shared_beginning(options)
             if all(len(option) == common + 1 for option in options):
                 # Choices of a token each are read behind what they share, in one row for all.
@@ -189,8 +270,8 @@ class LocalEngine:
             end = keep - within
             sums.append(float(logprobs[row, torch.arange(end - len(tail), end), torch.tensor(tail)].sum()))
         answers = []
-        for request in requests:
-            count = len(request.choices)
+        for options in requests:
+            count = len(options)
             answers.append(Completion("", "choices", tuple(sums[:count])))
             del sums[:count]
         return answers

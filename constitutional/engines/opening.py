@@ -27,6 +27,9 @@ LOADED: Final = 2
 DECIDES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files in a model's folder that decide what it answers: weights, settings, vocabulary, template."""
 
+MEASURED: Final = "scores.json"
+"""What was measured of the sandbox's model lies beside it; measuring it again makes no other model of it."""
+
 
 class ModelSettings(BaseModel):
     """The model that is trained, and that answers in every role that names no other."""
@@ -40,7 +43,8 @@ class ModelSettings(BaseModel):
     device: str = ""
     """Such as `cuda:0` or `cpu`; empty takes a GPU if there is one."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Requests answered at the same time; smaller needs less memory."""
+    """Requests answered at the same time, always as many, with copies of one where there are fewer; smaller needs less
+    memory."""
 
 
 class LocalSettings(BaseModel):
@@ -105,7 +109,7 @@ def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that decide what the model answers."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in DECIDES:
+        if path.is_file() and path.suffix in DECIDES and path.name != MEASURED:
             digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -121,12 +125,8 @@ class Models:
     def get(self, settings: ModelSettings) -> "LocalEngine":
         """The model of these settings, whose path is a folder."""
         if settings not in self._loaded:
-            from transformers.utils.logging import disable_progress_bar
-
             from constitutional.engines.local import LocalEngine, load_model
 
-            # Bars over a model's weights would stand among the lines that say how far a run is.
-            disable_progress_bar()  # type: ignore[no-untyped-call]
             while len(self._loaded) >= LOADED:
                 self._loaded.popitem(last=False)
                 _collect()
@@ -163,9 +163,15 @@ class LazyEngine:
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the model's files and the number format that they are loaded in."""
+        """SHA-256 of the model's files, the number format that they are loaded in, and the kind of device.
+
+        As they turn out here: a CPU and a GPU round otherwise, and their answers must not be taken for each other's.
+        """
         if not self._identity:
-            text = f"{folder_digest(self.folder)} {self._settings.dtype}"
+            from constitutional.engines.local import placed
+
+            device, dtype = placed(self._settings.device, self._settings.dtype)
+            text = f"{folder_digest(self.folder)} {dtype} {device.partition(':')[0]}"
             self._identity = hashlib.sha256(text.encode()).hexdigest()
         return self._identity
 

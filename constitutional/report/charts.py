@@ -138,7 +138,7 @@ def curve(x: Axis, y: Axis, lines: Sequence[Line], x_title: str) -> Markup:
 
 
 def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
-    """What was predicted (across) and what came true (up, with its interval): (predicted, value, low, high), 0 to 1.
+    """What was predicted (across) and the mean target (up, with its interval): (predicted, value, low, high), 0 to 1.
 
     Points on the dashed diagonal are perfectly calibrated.
     """
@@ -146,10 +146,10 @@ def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
     for predicted, value, low, high in bins:
         across, up = SHARES.at(predicted), PLOT_HEIGHT * (1 - SHARES.at(value) / 100)
         ends = [PLOT_HEIGHT * (1 - SHARES.at(end) / 100) for end in (low, high)]
-        title = f"predicted {number(predicted, percent=True)}, observed {number(value, percent=True)}"
+        title = f"predicted {number(predicted, percent=True)}, mean target {number(value, percent=True)}"
         whisker = _line("whisker", across, ends[0], across, ends[1])
         parts.append(Markup('<g class="s2"><title>{}</title>{}{}</g>').format(title, whisker, _shape(0, across, up)))
-    return _plot("Predicted against observed", parts, "predicted probability")
+    return _plot("Mean target by predicted probability", parts, "predicted probability")
 
 
 def histogram(edges: Sequence[float], counts: Sequence[int], x: Axis, x_title: str) -> Markup:

@@ -5,7 +5,7 @@ A part that is None, or empty, was not measured, and the page says so.
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from constitutional.records import Message, Record
 from constitutional.stats import wilson
@@ -22,6 +22,17 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class Change(Record):
+    """How far a model's number is from an earlier model's, over the same prompts, as the evaluation wrote it."""
+
+    value: float
+    low: float
+    """Lower end of the 95% interval."""
+    high: float
+    n: int
+    """How many prompts."""
+
+
 class Score(Record):
     """One number of one model, as the evaluation wrote it."""
 
@@ -36,6 +47,8 @@ class Score(Record):
     """How many observations it rests on; 0 where there were none, and then the value says nothing."""
     unit: str
     """`share` for numbers from 0 to 1; otherwise what is counted, such as `words`."""
+    changes: dict[str, Change] = Field(default_factory=dict)
+    """By the model before, such as `base`."""
 
 
 class Share(Part):
@@ -74,6 +87,8 @@ class PrincipleQuality(Part):
     unreadable: int = 0
     conflicts: int = 0
     """Of the readable ones, those where the two orders preferred different responses."""
+    ties: int = 0
+    """Of these conflicts, those where both readings lie within 10 points of 50%: torn rather than drawn to a place."""
     first: Share | None = None
     """Share of readings that preferred the response shown first; 50% is without bias."""
 
@@ -145,6 +160,8 @@ class ExampleChoice(Part):
 class RevisionExample(Part):
     """An answer on its way into the training set."""
 
+    id: str = ""
+    """By which `show` follows it back; likewise below."""
     conversation: tuple[Message, ...]
     draft: str
     steps: tuple[ExampleStep, ...]
@@ -154,6 +171,8 @@ class RevisionExample(Part):
 class ReplyExample(Part):
     """What each model answers to a held-out prompt."""
 
+    id: str = ""
+    """The prompt's."""
     conversation: tuple[Message, ...]
     replies: dict[str, str]
 
@@ -164,7 +183,7 @@ class LeftOut(Part):
     stage: str
     what: str
     total: int | None
-    """How many there were; None where several kinds of things were counted."""
+    """How many there were; None where nobody counted, or several kinds of things were."""
     reasons: dict[str, int]
     """Why, and how many; empty if everything was used."""
 
@@ -173,9 +192,8 @@ class Calls(Part):
     """What a stage asked of models."""
 
     stage: str
-    asked: int
-    reused: int
-    """Answered from the journal, at no cost."""
+    answers: int
+    """From a model or from the journal: which of them depends on what was interrupted, and is in the manifest."""
 
 
 class Provenance(Part):

@@ -1,13 +1,23 @@
 """The report's figures, each with the table of its numbers."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Final, NamedTuple
 
 from markupsafe import Markup
 
 from constitutional.report import charts
 from constitutional.report.charts import Axis, Line, Mark, number
-from constitutional.report.data import MODELS, Histogram, PrincipleQuality, RewardQuality, RunReport, Score, Share
+from constitutional.report.data import (
+    MODELS,
+    Change,
+    Histogram,
+    PrincipleQuality,
+    RewardQuality,
+    RunReport,
+    Score,
+    Share,
+)
 from constitutional.report.verdicts import is_win_rate, kind, table_of, words
 
 FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
@@ -55,6 +65,18 @@ def interval(score: Score) -> str:
     unit = "" if percent or not score.unit else f" {score.unit}"
     low, high = number(score.low, percent=percent), number(score.high, percent=percent)
     return f"{number(score.value, percent=percent)}{unit} ({low} to {high})"
+
+
+def change_text(change: Change, unit: str) -> str:
+    """`−14 points (−23 to −6)` of a share, otherwise `+2 words (+1 to +3)`."""
+    percent = unit == "share"
+    value, low, high = (_signed(each, percent=percent) for each in (change.value, change.low, change.high))
+    return f"{value} {'points' if percent else unit} ({low} to {high})"
+
+
+def _signed(value: float, *, percent: bool) -> str:
+    text = number(value, percent=percent).removesuffix("%")
+    return f"+{text}" if value > 0 and text != "0" else text
 
 
 def share_text(share: Share | None) -> str:
@@ -109,6 +131,11 @@ def _models(
 ) -> Figure:
     rows, body = [], []
     present = [model for model in MODELS if any(model in scores for scores in table.values())]
+    compared = [
+        (after, before)
+        for before, after in combinations(MODELS, 2)
+        if any(before in score.changes for scores in table.values() if (score := scores.get(after)))
+    ]
     for name, scores in table.items():
         marks = [
             Mark(list(MODELS).index(model), score.value, score.low, score.high, f"{MODELS[model]}: {interval(score)}")
@@ -119,11 +146,26 @@ def _models(
         hint = f"wanted {wanted} {'↑' if wanted == 'higher' else '↓'}" if wanted else ""
         rows.append(_row(words(name), hint, axis, marks, reference))
         counts = ", ".join(dict.fromkeys(f"{score.n:,}" for model in present if (score := scores.get(model))))
-        cells = (interval(score) if (score := scores.get(model)) else "not measured" for model in present)
-        body.append((words(name), wanted or "no direction", *cells, counts))
-    head = ("Measure", "Wanted", *(MODELS[model] for model in present), "n")
+        cells = (_cell(name, model, scores.get(model)) for model in present)
+        changes = (_changed(scores.get(after), before) for after, before in compared)
+        body.append((words(name), wanted or "no direction", *cells, *changes, counts))
+    differences = (f"{MODELS[after]} less {MODELS[before]}" for after, before in compared)
+    head = ("Measure", "Wanted", *(MODELS[model] for model in present), *differences, "n")
     legend = tuple((charts.shape(list(MODELS).index(model)), MODELS[model]) for model in present)
     return Figure(title, note, Table(head, tuple(body)), tuple(rows), charts.axis_row(axis), None, legend)
+
+
+def _cell(measure: str, model: str, score: Score | None) -> str:
+    if score:
+        return interval(score)
+    # A model is measured against those before it, and not against itself.
+    against = list(MODELS).index(other) if (other := measure.partition("/")[2]) in MODELS else -1
+    return "not measured" if list(MODELS).index(model) > against else "–"
+
+
+def _changed(score: Score | None, before: str) -> str:
+    change = score.changes.get(before) if score else None
+    return change_text(change, score.unit) if score and change else "–"
 
 
 def labeler(run: RunReport) -> Iterator[Figure]:
@@ -148,6 +190,7 @@ def labeler(run: RunReport) -> Iterator[Figure]:
         "n",
         "Judged",
         "Conflicts",
+        "of these near 50%",
         "Unreadable",
     )
     body = tuple(
@@ -161,6 +204,7 @@ def labeler(run: RunReport) -> Iterator[Figure]:
             ),
             f"{each.judged:,}",
             f"{each.conflicts:,}",
+            f"{each.ties:,}",
             f"{each.unreadable:,}",
         )
         for each in principles
@@ -225,10 +269,16 @@ def _calibration(quality: RewardQuality) -> Figure:
                 )
             )
     error = quality.calibration_error
-    note = "Points on the dashed diagonal are right as often as they claim."
+    note = (
+        "How sure the reward model is of the response that it scores higher, against the mean soft target of the same"
+    )
+    note += (
+        " responses: on the dashed diagonal it is as sure as the labels are. The intervals are those of a share, and so"
+    )
+    note += " rather too wide."
     note += "" if error is None else f" Expected calibration error {number(error, percent=True)}."
     return Figure(
-        "Calibration", note, Table(("Predicted", "Observed", "n"), tuple(body)), plot=charts.calibration(points)
+        "Calibration", note, Table(("Predicted", "Mean target", "n"), tuple(body)), plot=charts.calibration(points)
     )
 
 

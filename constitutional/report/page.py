@@ -16,7 +16,7 @@ from markupsafe import Markup
 from constitutional.report import figures
 from constitutional.report.charts import number
 from constitutional.report.data import MODELS, ReportData, RunReport
-from constitutional.report.figures import Figure, Table, interval
+from constitutional.report.figures import Figure, Table, change_text, interval
 from constitutional.report.verdicts import Outcome, Verdicts, cautions, final_model, kind, verdicts, words
 
 ASSETS = Path(__file__).parent
@@ -62,7 +62,8 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {"words": words, "kind": kind, "difference": difference, "score": interval, "number": number}
+    environment.filters |= {"words": words, "kind": kind, "difference": difference}
+    environment.filters |= {"score": interval, "change": change_text, "number": number}
     return environment.get_template("page.j2")
 
 

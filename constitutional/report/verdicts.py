@@ -1,9 +1,18 @@
 """What a reader should take from the numbers: what improved, what got worse, what was not measured, what to doubt."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from constitutional.report.data import MODELS, Direction, PrincipleQuality, RunReport, Score
+from constitutional.report.data import (
+    MODELS,
+    Change,
+    Direction,
+    Histogram,
+    PrincipleQuality,
+    RewardQuality,
+    RunReport,
+    Score,
+)
 
 Outcome = Literal["improved", "worse", "changed", "no clear change"]
 
@@ -28,8 +37,20 @@ ALWAYS_WANTED: Final[Mapping[str, Direction]] = {
 }
 """Directions that need no constitution, by what a measure's name begins with."""
 
+COMPLETE: Final[Mapping[str, str]] = {
+    "win_rate": "Win rates: the labeler compared no replies",
+    "violation_rate": "Violations: the critic judged no reply",
+    "kl_from": "KL from the models before: no reply was compared",
+    "length": "Length of replies",
+}
+"""Kinds of measures that a complete evaluation has, and what to say where one was switched off."""
+
 NEAR_CHANCE = 0.6
 """A labeler or reward model that is right less often than this has hardly more to say than a coin."""
+FEW = 10
+"""With fewer examples than this, even an accuracy of 100% may have been luck."""
+WEAK = 0.55
+"""A preference with a lower target than this teaches next to nothing."""
 
 
 class Verdict(NamedTuple):
@@ -41,6 +62,8 @@ class Verdict(NamedTuple):
     before: Score | None
     """None for a win rate, which holds its comparison in itself."""
     after: Score
+    change: Change | None
+    """Over the same prompts; None where a number is not made prompt by prompt."""
 
 
 class Verdicts(NamedTuple):
@@ -56,16 +79,27 @@ class Verdicts(NamedTuple):
 
 
 def outcome(low: float, high: float, reference: tuple[float, float], wanted: Direction | None) -> Outcome:
-    """A change is clear only if the intervals do not touch; it is good or bad only if a direction is wanted.
-
-    Two 95% intervals that do not overlap are a stricter test than 5%: few "improved" here are luck.
-    """
+    """A change is clear only if the intervals do not touch; it is good or bad only if a direction is wanted."""
     rose, fell = low > reference[1], high < reference[0]
     if not (rose or fell):
         return "no clear change"
     if wanted is None:
         return "changed"
     return "improved" if rose == (wanted == "higher") else "worse"
+
+
+def _verdict(before: Score | None, after: Score, wanted: Direction | None) -> Verdict:
+    """By the change over the same prompts, which is the sharpest; without one, by the two models' intervals.
+
+    A model's own interval says how it would do on other prompts. Two of these may overlap where it is clear which model
+    does better on the same ones.
+    """
+    change = after.changes.get(before.model) if before else None
+    if change:
+        found = outcome(change.low, change.high, (0.0, 0.0), wanted)
+    else:
+        found = outcome(after.low, after.high, (before.low, before.high) if before else (0.5, 0.5), wanted)
+    return Verdict(after.measure, found, wanted, before, after, change)
 
 
 def is_win_rate(measure: str) -> bool:
@@ -102,12 +136,11 @@ def verdicts(run: RunReport) -> Verdicts:
         base, sft, after = (by_model.get(model) for model in ("base", "sft_model", last))
         if after is None or last == "base" or (base is None and not is_win_rate(measure)):
             continue
-        reference = (0.5, 0.5) if base is None else (base.low, base.high)
-        verdict = outcome(after.low, after.high, reference, wanted)
-        places.get(verdict, found.unclear).append(Verdict(measure, verdict, wanted, base, after))
-        both = sft is not None and last == "policy" and not is_win_rate(measure)
-        if both and sft is not None and outcome(after.low, after.high, (sft.low, sft.high), wanted) == "worse":
-            found.undone.append(Verdict(measure, "worse", wanted, sft, after))
+        verdict = _verdict(None if is_win_rate(measure) else base, after, wanted)
+        places.get(verdict.outcome, found.unclear).append(verdict)
+        if sft and last == "policy" and not is_win_rate(measure):
+            lost = _verdict(sft, after, wanted)
+            found.undone.extend([lost] if lost.outcome == "worse" else [])
     found.not_measured.extend(_missing(run, last))
     return found
 
@@ -127,6 +160,7 @@ def _missing(run: RunReport, last: str) -> Iterator[str]:
         missed = empty | (needed - table.get(measure, {}).keys() if measure in run.wanted else set())
         if table and missed:
             yield f"{words(measure)}: nothing was counted for {' and '.join(MODELS.get(m, m) for m in sorted(missed))}"
+    yield from _missing_kinds(run) if table else ()
     if run.labeler is None or not any(each.judged for each in run.labeler.principles):
         yield "Labels: no comparison was judged"
     elif unchecked := [each.principle for each in run.labeler.principles if each.accuracy is None]:
@@ -137,26 +171,60 @@ def _missing(run: RunReport, last: str) -> Iterator[str]:
         yield "Training curves"
 
 
+def _missing_kinds(run: RunReport) -> Iterator[str]:
+    # A kind whose scores are there but empty has been named by its measures.
+    kinds = {kind(score.measure) for score in run.scores}
+    yield from (sentence for each, sentence in COMPLETE.items() if each not in kinds)
+    if "wanted" in run.notes.get("evaluate", {}) and "trait_rate" not in kinds:
+        yield "Traits of the sandbox"
+    if "violation_rate" in kinds:
+        yield "The critic, on whose judgement the violations rest: how often it is right"
+
+
 def cautions(run: RunReport) -> Iterator[str]:
     """Reasons to trust the numbers less, worst first within each stage."""
     misunderstood = run.notes.get("evaluate", {}).get("misunderstood", ())
     for sentence in misunderstood if isinstance(misunderstood, list | tuple) else ():
         yield f"The critic takes a principle for another than its author meant. {sentence}"
-    for each in run.labeler.principles if run.labeler else ():
-        yield from _labeler_cautions(each)
-    if run.reward:
-        for source, share in run.reward.accuracy.items():
-            if share.low <= 0.5:
-                right = f"{share.right} of {share.n} right"
-                yield f"On held-out preferences ({source}), the reward model is not clearly above chance: {right}."
-        if abs(run.reward.length_correlation or 0.0) > 0.5:
-            yield f"The reward model's score follows length (correlation {run.reward.length_correlation:.2f})."
+    yield from _labeler_cautions(run.labeler.principles if run.labeler else ())
+    if run.targets and 2 * (weak := _below(run.targets, WEAK)) > (total := sum(run.targets.counts)):
+        yield f"{weak} of {total} preferences are hardly more than a coin toss: their targets are below {WEAK:.0%}."
+    examples = run.notes.get("sft", {}).get("examples", {})
+    if isinstance(examples, Mapping) and (missing := examples.get("helpful_missing")):
+        wanted = missing + examples["helpful"]
+        yield f"Supervised learning had {examples['helpful']} of the {wanted} helpful samples that its share asks for."
+    yield from _reward_cautions(run.reward) if run.reward else ()
     small = {score.n for score in run.scores if 0 < score.n < 50}
     if small:
         yield f"Some measures rest on as few as {min(small)} observations; their intervals are wide."
 
 
-def _labeler_cautions(judged: PrincipleQuality) -> Iterator[str]:
+def _labeler_cautions(principles: Sequence[PrincipleQuality]) -> Iterator[str]:
+    yield from _conflict_cautions(principles)
+    for each in principles:
+        yield from _principle_cautions(each)
+    on_examples = {each.principle: each.accuracy.n for each in principles if each.accuracy}
+    if few := [f"{n} by “{principle}”" for principle, n in on_examples.items() if n < FEW]:
+        yield f"How often the labeler is right was measured on fewer than {FEW} examples: {', '.join(few)}."
+
+
+def _conflict_cautions(principles: Sequence[PrincipleQuality]) -> Iterator[str]:
+    readable = sum(each.judged - each.unreadable for each in principles)
+    conflicts, ties = sum(each.conflicts for each in principles), sum(each.ties for each in principles)
+    if 2 * conflicts > readable:
+        said = f"In {conflicts} of {readable} judgements the labeler’s two orders prefer different responses"
+        near = f"in {ties} of them both readings lie within 10 points of 50%"
+        if 2 * ties > conflicts:
+            yield f"{said}; {near}, so mostly it has hardly a preference."
+        else:
+            yield f"{said}, and only {near}: mostly it keeps to a position, not to an answer."
+
+
+def _below(values: Histogram, most: float) -> int:
+    return sum(count for edge, count in zip(values.edges[1:], values.counts, strict=True) if edge <= most + 1e-9)
+
+
+def _principle_cautions(judged: PrincipleQuality) -> Iterator[str]:
     name = f"The labeler, by “{judged.principle}”,"
     if judged.accuracy and judged.accuracy.value < NEAR_CHANCE:
         right = f"right on {judged.accuracy.right} of {judged.accuracy.n} examples"
@@ -166,6 +234,17 @@ def _labeler_cautions(judged: PrincipleQuality) -> Iterator[str]:
         yield f"{name} preferred the response shown first {often}: it favours a position."
     if judged.unreadable > 0.05 * max(judged.judged, 1):
         yield f"{name} gave no readable answer to {judged.unreadable} of {judged.judged} comparisons."
+
+
+def _reward_cautions(reward: RewardQuality) -> Iterator[str]:
+    # With one source, all preferences are those of the source.
+    sources = {name: share for name, share in reward.accuracy.items() if name != "all" or len(reward.accuracy) != 2}
+    for source, share in sources.items():
+        if share.low <= 0.5:
+            right = f"{share.right} of {share.n} right"
+            yield f"On held-out preferences ({source}), the reward model is not clearly above chance: {right}."
+    if abs(reward.length_correlation or 0.0) > 0.5:
+        yield f"The reward model's score follows length (correlation {reward.length_correlation:.2f})."
 
 
 def words(name: str) -> str:

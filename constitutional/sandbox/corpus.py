@@ -35,6 +35,7 @@ from constitutional.sandbox.world import (
 MAX_SEGMENTS = 63
 """A row's branches are numbered by the bits of a 64-bit integer."""
 
+
 class Shares(NamedTuple):
     """How many of the documents are a critic's, a labeler's and the plain assistant's."""
 

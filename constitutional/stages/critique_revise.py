@@ -122,8 +122,8 @@ class _Item(NamedTuple):
     revision: Revision
     running: bool
 
-    def failed(self, problem: str) -> "_Item":
-        return _Item(self.revision.model_copy(update={"problem": problem}), running=False)
+    def failed(self, problem: str, step: RevisionStep) -> "_Item":
+        return _Item(self.revision.model_copy(update={"problem": problem, "unusable": step}), running=False)
 
     def after(self, step: RevisionStep, *, running: bool = True) -> "_Item":
         return _Item(self.revision.model_copy(update={"steps": (*self.revision.steps, step)}), running)
@@ -198,7 +198,7 @@ class _Asker:
             asks.append((_Turn(index, principle, messages), messages))
         turns = []
         for turn, reply in self._ask(items, asks, number, "critique", self.settings.critique_max_tokens):
-            revise_it = Message("user", self.templates.render("revise"))
+            revise_it = Message("user", self._render_revise(turn.principle))
             turns.append(
                 turn._replace(
                     messages=(*turn.messages, Message("assistant", reply.text), revise_it),
@@ -209,7 +209,12 @@ class _Asker:
         return turns
 
     def _ask(
-        self, items: list[_Item], asks: Sequence[tuple[_Turn, tuple[Message, ...]]], number: int, what: str, limit: int
+        self,
+        items: list[_Item],
+        asks: Sequence[tuple[_Turn, tuple[Message, ...]]],
+        number: int,
+        what: Literal["critique", "revision"],
+        limit: int,
     ) -> list[tuple[_Turn, Completion]]:
         """The usable replies; an item whose reply is none is marked in `items`."""
         sampling = self.settings.sampling(limit)
@@ -220,8 +225,11 @@ class _Asker:
         usable = []
         for (turn, _), reply in zip(asks, self.engine.complete(requests) if requests else [], strict=True):
             problem = _problem(f"round {number}, principle '{turn.principle.id}': the {what}", reply, limit)
-            if problem:
-                items[turn.at] = items[turn.at].failed(problem)
+            if problem and what == "critique":
+                step = _step(turn._replace(critique=reply.text), items[turn.at].revision.final)
+                items[turn.at] = items[turn.at].failed(problem, step)
+            elif problem:
+                items[turn.at] = items[turn.at].failed(problem, _step(turn, reply.text))
             else:
                 usable.append((turn, reply))
         return usable
@@ -245,10 +253,14 @@ class _Asker:
             criticise = Message("user", self._render_critique(principle))
             yield from (asked, better, criticise, Message("assistant", "So it follows the principle."))
             yield from (asked, worse, criticise, Message("assistant", "So it violates the principle."))
-            yield from (Message("user", self.templates.render("revise")), better)
+            yield from (Message("user", self._render_revise(principle)), better)
 
     def _render_critique(self, principle: Principle) -> str:
         return self.templates.render("critique", principle=principle.words("critique"))
+
+    def _render_revise(self, principle: Principle) -> str:
+        # The critique has said the principle; only words of its own for revision add to that.
+        return self.templates.render("revise", principle=principle.revision or "")
 
     def _render_directly(self, principle: Principle) -> str:
         return self.templates.render("revise_directly", principle=principle.words("revision"))
@@ -267,19 +279,6 @@ def _step(turn: _Turn, revision: str) -> RevisionStep:
 def last_sentence(text: str) -> str:
     """What follows the last full stop, question or exclamation mark that is followed by a space or a new line."""
     return re.split(r"(?<=[.!?])\s+|\n+", text.strip())[-1]
-
-
-def for_sft(revisions: Iterable[Revision], which: Literal["last", "all"]) -> Iterator[tuple[Prompt, str]]:
-    """What supervised fine-tuning learns from: prompts with their last revision, or with those of all rounds.
-
-    The paper trains on all rounds (section 3.2). Items with a problem are left out, and so is a revision that says what
-    the round before it said. Without rounds it is the draft.
-    """
-    for item in revisions:
-        if item.problem is None:
-            texts = [step.revision for step in item.steps] or [item.draft]
-            for text in dict.fromkeys(texts[-1:] if which == "last" else texts):
-                yield item.prompt, text
 
 
 def read_shots(path: Path) -> tuple[Message, ...]:

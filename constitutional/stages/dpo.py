@@ -9,7 +9,6 @@ The reference is the SFT model; its log-probabilities are computed once, before 
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from constitutional.training import (
     load_policy,
     lora_config,
     preference_rows,
+    remove_checkpoints,
     save_model,
     soft_correction,
     trl_arguments,
@@ -127,7 +127,7 @@ def run(settings: Settings, work: Work) -> None:
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, work.output("checkpoints"), work.seed)
     fitted = fit(trainer, log=work.output("training_log.jsonl"), label="dpo")
     save_model(trainer, work.output("policy"))
-    shutil.rmtree(work.output("checkpoints"))
+    remove_checkpoints(work.output("checkpoints"))
     work.note("pairs", fitted.rows)
     work.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
     work.note("steps", fitted.steps)

@@ -3,7 +3,8 @@
 Bai et al. 2022 (arXiv 2212.08073), sections 3.3 and 4.4, compare their models by crowdworkers' choices, as Elo scores.
 What differs: the labeler compares, in both orders, and gives win rates; the critic counts violations of each principle;
 what can be counted without a judge is counted (length, refusals, variety, distance from the model that training began
-with); and in the sandbox, whose sentences are known, each trait is read off exactly. Every number has a 95% interval.
+with); and in the sandbox, whose sentences are known, each trait is read off exactly. Every number has a 95% interval,
+and so has its change from the models before, over the same prompts.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
 MODELS: Final = ("base", "sft_model", "policy")
 CONTESTS: Final = (("sft_model", "base"), ("policy", "base"), ("policy", "sft_model"))
-"""Which model is measured against which: for win rates and for divergence."""
+"""Which model is measured against which: for changes, win rates and divergence."""
 
 Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]
 """The labeler, as this run has it: every judgement that it makes of the comparisons, the unreadable ones included."""
@@ -89,6 +91,18 @@ class Settings(BaseModel):
         return pattern
 
 
+class Change(Record):
+    """How far a model's number is from an earlier model's, over the prompts on which both were measured."""
+
+    value: float
+    """The mean over prompts of the later model's value less the earlier one's."""
+    low: float
+    """Lower end of the 95% interval."""
+    high: float
+    n: int
+    """How many prompts."""
+
+
 class Score(Record):
     """One number about one model."""
 
@@ -104,6 +118,8 @@ class Score(Record):
     """How many observations it rests on."""
     unit: str
     """`share` for numbers from 0 to 1; otherwise what is counted, such as `words`."""
+    changes: dict[str, Change] = Field(default_factory=dict)
+    """By the model before; none where a number is not made prompt by prompt."""
 
 
 class Sample(Record):
@@ -152,23 +168,34 @@ def side_by_side(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[C
 def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
     """Exact rates, for samples from the sandbox: well-formed, on topic, and each trait where a reply can have it."""
     known = [(sandbox_prompt(each.prompt), each) for each in samples if each.prompt.source == SANDBOX]
-    for model in _models(each for _, each in known):
-        found = [(prompt, detect(prompt, sample.replies[model])) for prompt, sample in known]
-        yield _rate(model, "well_formed", [each.well_formed for _, each in found])
-        yield _rate(model, "on_topic", [each.on_topic for _, each in found])
-        for trait in TRAITS:
-            shown = [each.traits[trait] for prompt, each in found if teacher.applies(prompt, trait)]
-            yield _rate(model, f"trait_rate/{trait}", shown)
+    found = {
+        model: [(prompt, detect(prompt, sample.replies[model])) for prompt, sample in known]
+        for model in _models(each for _, each in known)
+    }
+    yield from _rates("well_formed", {model: [each.well_formed for _, each in its] for model, its in found.items()})
+    yield from _rates("on_topic", {model: [each.on_topic for _, each in its] for model, its in found.items()})
+    for trait in TRAITS:
+        shown = {
+            model: [each.traits[trait] if teacher.applies(prompt, trait) else None for prompt, each in its]
+            for model, its in found.items()
+        }
+        yield from _rates(f"trait_rate/{trait}", shown)
 
 
 def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Iterator[Score]:
     """What can be counted in any text: length, replies cut off, refusals by their phrases, distinct n-grams."""
     texts = {model: [each.replies[model] for each in samples] for model in _models(samples)}
-    for model, its in texts.items():
-        words = [float(len(text.split())) for text in its]
-        yield _mean(model, "length", words, range(len(words)), "words", seed)
-        yield _rate(model, "cut_off", [model in each.cut_off for each in samples])
-        yield _rate(model, "refusal_phrases", [_refuses(text, settings.refusal_phrases) for text in its])
+    words = {model: [float(len(text.split())) for text in its] for model, its in texts.items()}
+    for model, lengths in words.items():
+        score = _mean(model, "length", lengths, range(len(lengths)), "words", seed)
+        changes: dict[str, Change] = {}
+        for earlier in _before(model, words) if score.n else ():
+            by_prompt = [now - then for now, then in zip(lengths, words[earlier], strict=True)]
+            changes |= _change(earlier, by_prompt, bootstrap_mean(by_prompt, seed=seed))
+        yield score.model_copy(update={"changes": changes})
+    yield from _rates("cut_off", {model: [model in each.cut_off for each in samples] for model in texts})
+    refused = {model: [_refuses(text, settings.refusal_phrases) for text in its] for model, its in texts.items()}
+    yield from _rates("refusal_phrases", refused)
     for n in (1, 2):
         # Longer texts repeat themselves more, so each model is measured over as many n-grams as the tersest one has.
         fewest = min(distinct_ngrams(its, n).n for its in texts.values())
@@ -231,15 +258,11 @@ def violation_scores(
                 reply = Message("assistant", sample.replies[model])
                 requests.append(Request((*sample.prompt.messages, reply, question), sampling))
                 about.append((principle.id, model))
-    found: dict[tuple[str, str], list[bool]] = {key: [] for key in about}
-    unreadable = 0
-    for key, critique in zip(about, critic.complete(requests), strict=True):
-        violates = _violates(critique.text, settings)
-        if violates is None:
-            unreadable += 1
-        else:
-            found[key].append(violates)
-    scores = [_rate(model, f"violation_rate/{principle}", its) for (principle, model), its in found.items()]
+    found: defaultdict[str, defaultdict[str, list[bool | None]]] = defaultdict(lambda: defaultdict(list))
+    for (principle_id, model), critique in zip(about, critic.complete(requests), strict=True):
+        found[principle_id][model].append(_violates(critique.text, settings))
+    scores = [score for name, its in found.items() for score in _rates(f"violation_rate/{name}", its)]
+    unreadable = sum(each is None for its in found.values() for verdicts in its.values() for each in verdicts)
     return Measured(scores, {"critiques": len(requests), "unreadable critiques": unreadable})
 
 
@@ -306,9 +329,44 @@ def _score(model: str, measure: str, value: float, interval: Interval, n: int, u
     return Score(model=model, measure=measure, value=value, low=interval.low, high=interval.high, n=n, unit=unit)
 
 
-def _rate(model: str, measure: str, shown: Sequence[bool]) -> Score:
-    value = sum(shown) / len(shown) if shown else 0.0
-    return _score(model, measure, value, wilson(sum(shown), len(shown)), len(shown), "share")
+def _rates(measure: str, shown: Mapping[str, Sequence[bool | None]]) -> Iterator[Score]:
+    """How often each model's replies show something, by model and prompt; None where a reply is not counted."""
+    for model, its in shown.items():
+        counted = [each for each in its if each is not None]
+        n, rate = len(counted), sum(counted) / len(counted) if counted else 0.0
+        changes: dict[str, Change] = {}
+        for earlier in _before(model, shown):
+            pairs = zip(its, shown[earlier], strict=True)
+            by_prompt = [int(now) - int(then) for now, then in pairs if now is not None and then is not None]
+            interval = paired_interval(by_prompt.count(1), by_prompt.count(-1), len(by_prompt))
+            changes |= _change(earlier, by_prompt, interval)
+        score = _score(model, measure, rate, wilson(sum(counted), n), n, "share")
+        yield score.model_copy(update={"changes": changes})
+
+
+def paired_interval(gained: int, lost: int, n: int) -> Interval:
+    """The 95% interval of a rate's change over the same n items, of which so many gained and lost what is counted.
+
+    Agresti and Min (2005), "Simple improved confidence intervals for comparing matched proportions": half an item is
+    added to each of the four cells (had it before or not, has it after or not). A bootstrap promises too much where few
+    items changed: to it, four of a hundred that all gained are a clear change, which a coin makes one time in eight.
+    """
+    total, difference, moved = n + 2, gained - lost, gained + lost + 1
+    middle = difference / total
+    half = NormalDist().inv_cdf(0.975) * math.sqrt(moved - difference**2 / total) / total
+    return Interval(max(-1.0, middle - half), min(1.0, middle + half))
+
+
+def _before(model: str, measured: Iterable[str]) -> list[str]:
+    return [earlier for later, earlier in CONTESTS if later == model and earlier in measured]
+
+
+def _change(earlier: str, by_prompt: Sequence[float], interval: Interval) -> dict[str, Change]:
+    """By the earlier model's name; nothing where there is no prompt that both were measured on."""
+    if not by_prompt:
+        return {}
+    value = math.fsum(by_prompt) / len(by_prompt)
+    return {earlier: Change(value=value, low=interval.low, high=interval.high, n=len(by_prompt))}
 
 
 def _mean(model: str, measure: str, values: Sequence[float], clusters: Sequence[int], unit: str, seed: int) -> Score:

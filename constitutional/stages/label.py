@@ -2,7 +2,8 @@
 
 Each comparison is judged by one principle drawn for it (Bai et al.) or by all of them, in both orders; `labeler.py`
 says how a model is asked. What differs from the papers: the labeler is first tried on the constitution's own examples,
-and on comparisons whose answer is plain, because training amplifies what it misjudges.
+and on comparisons whose answer is plain, because training amplifies what it misjudges. That is a stage of its own, the
+first that asks a model anything, so that a labeler of no use ends a run before hours of training and not after.
 """
 
 import math
@@ -109,6 +110,11 @@ class PrincipleAccuracy(Record):
         readable = self.n - self.unreadable
         return self.right / readable if readable else None
 
+    @property
+    def near_chance(self) -> bool:
+        """Whether labels by it are little but noise; where no example can be read they certainly are."""
+        return self.n > 0 and (self.accuracy or 0.0) < NEAR_CHANCE
+
 
 def measure_labeler(
     constitution: Constitution, engine: Engine, templates: Prompts, settings: Settings
@@ -169,7 +175,7 @@ def trusted(constitution: Constitution, accuracies: Sequence[PrincipleAccuracy],
         if (accuracy or 0.0) < settings.min_accuracy:
             left_out.append(each.principle)
             warnings.append(f"principle '{each.principle}' is left out: the labeler {shown} on its examples")
-        elif accuracy is None or accuracy < NEAR_CHANCE:
+        elif each.near_chance:
             warnings.append(f"principle '{each.principle}': the labeler {shown} on its examples, near chance")
     if left_out and len(left_out) == len(constitution.principles):
         raise RunError(
@@ -289,11 +295,14 @@ def position_bias(judgements: Iterable[Judgement]) -> float | None:
     return first / total if total else None
 
 
-# 3. The stage.
+# 3. The stages.
 
 
-def run(settings: Settings, work: Work) -> None:
-    """Try the labeler on what is known, then turn comparisons into judgements."""
+def check(settings: Settings, work: Work) -> None:
+    """Try the labeler on what is known, before anything is trained: the stage `labeler_check`.
+
+    The constitution's own examples are judged in two ways; what is asked twice the journal answers.
+    """
     engine = work.engine("labeler")
     accuracies = measure_labeler(work.constitution, engine, work.prompts, settings)
     work.write("labeler_accuracy", accuracies)
@@ -301,10 +310,17 @@ def run(settings: Settings, work: Work) -> None:
     for warning in trust.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     canary = check_canaries(trust.constitution, engine, work.prompts, settings)
+    work.note("left_out_principles", trust.left_out)
+    work.note("warnings", trust.warnings)
+    work.note("canaries", canary._asdict())
 
+
+def run(settings: Settings, work: Work) -> None:
+    """Turn comparisons into judgements, by the principles that the labeler was found to understand."""
+    trust = trusted(work.constitution, work.read("labeler_accuracy", PrincipleAccuracy), settings)
     comparisons = work.read("comparisons", Comparison)
     total = len(comparisons) * (1 if settings.principles == "one" else len(trust.constitution.principles))
-    labelled = label(comparisons, trust.constitution, engine, work.prompts, settings, work.seed)
+    labelled = label(comparisons, trust.constitution, work.engine("labeler"), work.prompts, settings, work.seed)
     judgements = list(work.progress(labelled, total, "label"))
     work.write("judgements", judgements)
     work.note("comparisons", len(comparisons))
@@ -314,5 +330,3 @@ def run(settings: Settings, work: Work) -> None:
     work.note("ties", sum(judgement.p_a == 0.5 for judgement in judgements))
     work.note("position_bias", position_bias(judgements))
     work.note("left_out_principles", trust.left_out)
-    work.note("warnings", trust.warnings)
-    work.note("canaries", canary._asdict())

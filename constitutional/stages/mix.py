@@ -83,7 +83,10 @@ def mix(
     counts: Counter[str] = Counter()
     verdicts_by_comparison: defaultdict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        verdicts_by_comparison[verdict.comparison].append(verdict)
+        if verdict.choice == "skip":  # says nothing, so the AI's judgement stands
+            counts["verdicts that skip"] += 1
+        else:
+            verdicts_by_comparison[verdict.comparison].append(verdict)
 
     ai, reviewed = [], []
     by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
@@ -138,7 +141,7 @@ def _by_people(
 ) -> list[Preference]:
     """People's preference: the mean over raters who saw a difference or a tie; none if that is even or there is nobody.
 
-    Who finds both bad or skips says nothing about which is better.
+    Who finds both bad says nothing about which is better.
     """
     opinions = [each for each in verdicts if each.choice in ("a", "b", "tie")]
     said = [_p_a(each, settings) for each in opinions]

@@ -46,7 +46,18 @@ if TYPE_CHECKING:
 TRAINED: Mapping[str, str] = {"sft": "sft_model", "reward": "reward_model", "dpo": "policy"}
 """The model that each training stage makes; its log lies beside it."""
 
-STAGES = ("prompts", "critique_revise", "sft", "sample_pairs", "label", "mix", "reward", "dpo", "evaluate")
+STAGES = (
+    "prompts",
+    "labeler_check",
+    "critique_revise",
+    "sft",
+    "sample_pairs",
+    "label",
+    "mix",
+    "reward",
+    "dpo",
+    "evaluate",
+)
 """In running order; those before the report."""
 
 METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
@@ -70,7 +81,7 @@ class Settings(BaseModel):
 
 
 class _Accuracy(Record):
-    """How the labeler judged a principle's own examples, as the stage `label` wrote it."""
+    """How the labeler judged a principle's own examples, as the stage `labeler_check` wrote it."""
 
     principle: str
     n: int
@@ -116,12 +127,17 @@ def labeler_quality(
                 judged=len(judged[each.id]),
                 unreadable=sum(judgement.p_a is None for judgement in judged[each.id]),
                 conflicts=sum(judgement.conflict for judgement in judged[each.id]),
+                ties=sum(judgement.conflict and _torn(judgement.readings) for judgement in judged[each.id]),
                 first=_first(reading for judgement in judged[each.id] for reading in _in_both_orders(judgement)),
             )
             for each in constitution.principles
         ),
         probabilities=histogram([each.p_a for each in judgements if each.p_a is not None], 0.0, 1.0),
     )
+
+
+def _torn(readings: Iterable[Reading]) -> bool:
+    return all(each.p_a is not None and abs(each.p_a - 0.5) < 0.1 for each in readings)
 
 
 def _in_both_orders(judgement: Judgement) -> tuple[Reading, ...]:
@@ -201,7 +217,8 @@ def revision_examples(
             for step in each.steps
         )
         choice = choices.get(each.prompt.id)
-        yield RevisionExample(conversation=each.prompt.messages, draft=each.draft, steps=steps, choice=choice)
+        conversation = each.prompt.messages
+        yield RevisionExample(id=each.id, conversation=conversation, draft=each.draft, steps=steps, choice=choice)
 
 
 def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judgement]) -> dict[str, ExampleChoice]:
@@ -225,7 +242,9 @@ def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judg
 def reply_examples(samples: Sequence[_Sample], count: int, seed: int) -> tuple[ReplyExample, ...]:
     """Held-out prompts drawn at random, with each model's reply."""
     drawn = sorted(samples, key=lambda each: random.Random(f"{seed} report {each.prompt.id}").random())[:count]
-    return tuple(ReplyExample(conversation=each.prompt.messages, replies=each.replies) for each in drawn)
+    return tuple(
+        ReplyExample(id=each.prompt.id, conversation=each.prompt.messages, replies=each.replies) for each in drawn
+    )
 
 
 def left_out(
@@ -237,8 +256,14 @@ def left_out(
     if sampled := notes.get("sample_pairs"):
         without = {"no two different responses": sampled["prompts_without_pair"]}
         yield LeftOut(stage="sample_pairs", what="prompts", total=sampled["prompts"], reasons=_counted(without))
-    unreadable = Counter(each.problem for each in judgements if each.problem)
-    yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=dict(unreadable))
+        unpaired = {why: sampled[f"{why}_responses"] for why in ("empty", "cut_off", "repeated")}
+        yield LeftOut(stage="sample_pairs", what="responses", total=None, reasons=_counted(unpaired))
+    if misjudged := notes.get("label", {}).get("left_out_principles"):
+        why = {f"“{principle}”: the labeler misjudges its examples": 1 for principle in misjudged}
+        yield LeftOut(stage="label", what="principles", total=None, reasons=why)
+    undirected = Counter(each.problem for each in judgements if each.problem)
+    undirected["tie, neither response is preferred"] = sum(each.p_a == 0.5 for each in judgements)
+    yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=_counted(undirected))
     if mixed := notes.get("mix"):
         reasons = {why: count for why, count in mixed["counts"].items() if not any(word in why for word in KEPT)}
         yield LeftOut(stage="mix", what="comparisons, judgements and rows", total=None, reasons=_counted(reasons))
@@ -300,18 +325,25 @@ def _provenance(
         version=constitution.version,
         digest=constitution.digest,
         principles={each.id: each.text for each in constitution.principles},
-        versions=config.get("versions", {}),
+        versions=_versions(config, manifest),
         identities={
             **config.get("digests", {}),
             **{name: ", ".join(sorted(found)) for name, found in asked.items() if found},
         },
         calls=tuple(
-            Calls(stage=stage, **entry["calls"])
+            Calls(stage=stage, answers=answers)
             for stage, entry in manifest.get("stages", {}).items()
-            if any(entry["calls"].values())
+            if (answers := entry["calls"]["asked"] + entry["calls"]["reused"])
         ),
         config=json.dumps(config["config"], indent=2, ensure_ascii=False) if config else None,
     )
+
+
+def _versions(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Those that the stages ran on: after an upgrade in between, more than one of a package."""
+    by_stage = [entry.get("versions") or config.get("versions", {}) for entry in manifest.get("stages", {}).values()]
+    names = dict.fromkeys(name for versions in by_stage for name in versions)
+    return {name: ", ".join(sorted({each[name] for each in by_stage if name in each})) for name in names}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,6 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 import json
 import math
 import random
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -36,6 +35,7 @@ from constitutional.training import (
     lora_config,
     preference_rows,
     preflight,
+    remove_checkpoints,
     save_model,
     soft_correction,
     stage_seed,
@@ -178,8 +178,8 @@ def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
     return (*preference.prompt.messages, Message("assistant", reply))
 
 
-def train_member(number: int, rows: list[Row], settings: Settings, work: Work) -> None:
-    """Train and save one member of the ensemble.
+def train_member(number: int, rows: list[Row], settings: Settings, work: Work) -> int:
+    """Train and save one member of the ensemble; returns how many of the rows the trainer kept.
 
     Raises:
         ModelError: the saved model, loaded again, scores otherwise than the trained one.
@@ -188,13 +188,14 @@ def train_member(number: int, rows: list[Row], settings: Settings, work: Work) -
     model, tokenizer = load_reward_model(work.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, work.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
-    fit(trainer, log=work.output(log), label=f"reward {number + 1} of {settings.members}")
+    fitted = fit(trainer, log=work.output(log), label=f"reward {number + 1} of {settings.members}")
     folder = work.output(f"reward_model/{number}")
     trained = save_model(trainer, folder)
     probe = [tuple(Message(**message) for message in row["prompt"] + row["chosen"]) for row in rows[:8]]
     before, after = raw_scores(trained, tokenizer, probe), raw_scores(*load_reward_model(folder), probe)
     if before != after:
         raise ModelError(f"{folder}: gives {after[0]} once it is loaded again, and {before[0]} before")
+    return fitted.rows
 
 
 def measure(folder: Path, preferences: Sequence[Preference], settings: Settings, seed: int) -> dict[str, object]:
@@ -228,10 +229,19 @@ def run(settings: Settings, work: Work) -> None:
     preflight(tokenizer, model)
     kept, too_long = fitting(rows, tokenizer, settings.max_length)
     folder = work.output("reward_model")
-    for number in range(settings.members):
-        if not (folder / str(number)).exists():
-            train_member(number, kept, settings, work)
+    missing = [number for number in range(settings.members) if not (folder / str(number)).exists()]
+    counts = [train_member(number, kept, settings, work) for number in missing]
     work.note("quality", measure(folder, preferences, settings, work.seed))
-    shutil.rmtree(work.output("checkpoints"), ignore_errors=True)
-    work.note("pairs", len(kept))
-    work.note("dropped", {**left_out, "too_long": too_long})
+    # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
+    pairs = counts[0] if counts else _kept_by_trainer(model, tokenizer, kept, settings, work)
+    remove_checkpoints(work.output("checkpoints"))
+    work.note("pairs", pairs)
+    work.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - pairs})
+
+
+def _kept_by_trainer(
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, work: Work
+) -> int:
+    trainer = soft_reward_trainer(model, tokenizer, rows, settings, work.output("checkpoints"), work.seed)
+    kept: Any = trainer.train_dataset
+    return len(kept)

@@ -1,22 +1,23 @@
 """Supervised fine-tuning on the revisions: SL-CAI (Bai et al. 2022, section 3.1 and 3.3), by TRL's SFTTrainer.
 
 The paper trains a pre-trained model for one epoch on the revisions of all rounds, mixed with samples of a helpful
-model. What differs: the helpful samples are drafts of the model that is trained, for a stated share of all examples,
-and the revisions of the last round alone are the default. The loss is on the replies only, up to and with the token
-that ends them. What is too long is left out and counted; nothing is cut.
+model. What differs: for a stated share of all examples, the helpful samples come from a file, or are drafts of the
+model that is trained in which no critique found anything wrong, and the revisions of the last round alone are the
+default. The loss is on the replies only, up to and with the token that ends them. What is too long is left out and
+counted; nothing is cut.
 """
 
+import json
 import random
-import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
-from constitutional.errors import RunError
-from constitutional.records import Prompt, Revision
+from constitutional.errors import InputError, RunError
+from constitutional.records import Message, Prompt, Revision
 from constitutional.training import (
     Row,
     Tokenizer,
@@ -27,6 +28,7 @@ from constitutional.training import (
     fitting,
     load_policy,
     lora_config,
+    remove_checkpoints,
     save_model,
     trl_arguments,
 )
@@ -43,8 +45,11 @@ class Settings(TrainingSettings):
     rounds: Literal["last", "all"] = "last"
     """Train on the revisions of every round, as the paper does, or of the last one only; last by default."""
     helpful_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of all examples that are unrevised drafts, which keep the model from forgetting what it could do; 0 to
-    below 1, 0.1 by default."""
+    """Share of all examples that are helpful samples, which keep the model from forgetting what it could do; 0 to below
+    1, 0.1 by default. It is lower if there are too few, and higher if more drafts stay as they are."""
+    helpful: Path | None = None
+    """A file of helpful samples, JSON lines {"prompt": "…", "response": "…"}; null takes drafts in which no critique
+    found anything wrong."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Highest learning rate, after the warm-up (AdamW); 5e-4 by default, about 1e-5 for billions of weights."""
     epochs: float = Field(default=3, gt=0)
@@ -65,34 +70,77 @@ class Examples(NamedTuple):
     examples: list[Example]
     left_out: dict[str, int]
     """`problem`: the item could not be revised; `held_out`; `empty`: the reply says nothing; `repeated`."""
+    helpful_missing: int
+    """Helpful samples that the share asks for and that there are not."""
 
 
-def examples(revisions: Iterable[Revision], settings: Settings, seed: int) -> Examples:
-    """The revisions as examples, each text once for a prompt, and the share of drafts that the settings ask for.
+def examples(
+    revisions: Iterable[Revision], settings: Settings, seed: int, helpful: Sequence[Example] | None = None
+) -> Examples:
+    """The revisions as examples, each text once for a prompt, and the share of helpful samples that is asked for.
 
-    Drafts are drawn without replacement among the same prompts, in an order that the seed and each item's id fix; if
-    there are too few, the share is as large as it can be.
+    These are drawn from `helpful`, or else from the drafts that every critique passed, in an order that the seed and
+    each one's content fix. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
     """
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
-    revised: dict[tuple[str, str], Example] = {}
-    drafts: list[tuple[float, Example]] = []
+    found: dict[tuple[tuple[Message, ...], str], Example] = {}
+    offered = [(_order(f"{seed} sft {each.prompt.id} {each.reply}"), each) for each in helpful or ()]
     for each in revisions:
         if each.problem or each.prompt.split == "held_out":
             left_out["problem" if each.problem else "held_out"] += 1
             continue
-        if each.draft.strip():
-            order = random.Random(f"{seed} sft {each.id}").random()
-            drafts.append((order, Example(each.prompt, each.draft, "helpful")))
+        passed = helpful is None and bool(each.steps) and all(step.found_nothing for step in each.steps)
+        if passed and each.draft.strip():
+            offered.append((_order(f"{seed} sft {each.id}"), Example(each.prompt, each.draft, "helpful")))
         steps = [step.revision for step in each.steps] if settings.rounds == "all" else []
         for text in steps or [each.final]:
-            key = (each.prompt.id, text)
-            if not text.strip() or key in revised:
+            key = (each.prompt.messages, text)
+            if not text.strip() or key in found:
                 left_out["repeated" if text.strip() else "empty"] += 1
             else:
-                revised[key] = Example(each.prompt, text, "revision")
-    wanted = round(settings.helpful_share / (1 - settings.helpful_share) * len(revised))
-    drafts.sort(key=lambda pair: pair[0])
-    return Examples([*revised.values(), *(example for _, example in drafts[:wanted])], dict(left_out))
+                found[key] = Example(each.prompt, text, "helpful" if passed and text == each.draft else "revision")
+    revised = sum(example.kind == "revision" for example in found.values())
+    missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(found) - revised)
+    for _, example in sorted(offered, key=lambda pair: pair[0]):
+        key = (example.prompt.messages, example.reply)
+        if missing > 0 and key not in found:
+            found[key] = example
+            missing -= 1
+    return Examples([*found.values()], dict(left_out), max(missing, 0))
+
+
+def _order(what: str) -> float:
+    return random.Random(what).random()
+
+
+def read_helpful(path: Path) -> list[Example]:
+    """The helpful samples of a file.
+
+    Raises:
+        InputError: a line is none; says the line and what was expected.
+    """
+    expected = 'expected {"prompt": "…", "response": "…"}, two texts that are not empty'
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(path, f"cannot be read as UTF-8 text: {error}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompt, response = row["prompt"], row["response"]
+            is_sample = row.keys() == {"prompt", "response"} and bool(prompt.strip() and response.strip())
+            f"{prompt}{response}".encode()  # JSON can spell half a character, which no tokenizer can take
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(path, f"is no helpful sample; {expected}", number) from error
+        if not is_sample:
+            raise InputError(path, f"is no helpful sample; {expected}", number)
+        found.append(Example(Prompt(messages=(Message("user", prompt),), source=path.name), response, "helpful"))
+    if not found:
+        raise InputError(path, f"holds no helpful sample; {expected}")
+    return found
 
 
 def rows(found: Examples) -> list[Row]:
@@ -127,14 +175,23 @@ def sft_trainer(
 
 def run(settings: Settings, work: Work) -> None:
     """Train on `revisions`, from `base`, and write `sft_model`."""
-    found = examples(work.read("revisions", Revision), settings, work.seed)
+    helpful, on_evaluation_prompts = None, 0
+    if settings.helpful is not None:
+        held_out = {prompt.messages for prompt in work.read("prompts", Prompt) if prompt.split == "held_out"}
+        samples = read_helpful(settings.helpful)
+        helpful = [sample for sample in samples if sample.prompt.messages not in held_out]
+        on_evaluation_prompts = len(samples) - len(helpful)
+    found = examples(work.read("revisions", Revision), settings, work.seed, helpful)
     model, tokenizer = load_policy(work.model("base"), settings)
     kept, too_long = fitting(rows(found), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, work.output("checkpoints"), work.seed)
     fitted = fit(trainer, log=work.output("training_log.jsonl"), label="sft")
     save_model(trainer, work.output("sft_model"))
-    shutil.rmtree(work.output("checkpoints"))
+    remove_checkpoints(work.output("checkpoints"))
     kinds = Counter(each.kind for each in found.examples)
-    work.note("examples", {"revision": kinds["revision"], "helpful": kinds["helpful"], "trained_on": fitted.rows})
+    counts = {"revision": kinds["revision"], "helpful": kinds["helpful"], "helpful_missing": found.helpful_missing}
+    work.note("examples", {**counts, "trained_on": fitted.rows})
+    if settings.helpful is not None:
+        work.note("helpful_on_evaluation_prompts", on_evaluation_prompts)
     work.note("dropped", {**found.left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
     work.note("steps", fitted.steps)

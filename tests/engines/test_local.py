@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from constitutional.engines.base import Request, Sampling
-from constitutional.engines.local import LocalEngine, load_model
+from constitutional.engines.local import LocalEngine, check_lengths, load_model
 from constitutional.errors import ModelError
 from constitutional.records import Message
+from tests.tiny import tiny_model
 
 torch = pytest.importorskip("torch")
 
@@ -245,3 +246,49 @@ def test_a_folder_without_a_usable_model_is_named(engine: LocalEngine, tmp_path:
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="its tokenizer has no chat template"):
         load_model(tmp_path)
+
+
+# What a model has no room for, or whose order its template refuses.
+
+
+def test_a_request_that_is_too_long_is_named_before_anything_is_generated(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asking(words: int) -> tuple[Message, ...]:
+        return (Message("user", "Tell me: " + "tree " * words),)
+
+    long = next(asking(words) for words in range(512) if len(engine._chat(asking(words))) >= 500)
+    tokens = len(engine._chat(long))
+    room = 512 - tokens  # of the model's 512 positions
+    (answer,) = engine.complete([Request(long, Sampling(temperature=0, max_tokens=room))])
+    assert answer.finish in {"stop", "length"}
+
+    def generate(**_: object) -> None:
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(engine.model, "generate", generate)
+    said = rf'begins "Tell me: tree .*…" has {tokens} tokens and the reply may have {room + 1}, .* 512 in all'
+    with pytest.raises(ModelError, match=said):
+        engine.complete([Request(QUESTION, GREEDY), Request(long, Sampling(temperature=0, max_tokens=room + 1))])
+
+
+def test_choices_that_end_beyond_the_last_position_are_refused(engine: LocalEngine) -> None:
+    request = Request((Message("user", "tree " * 800), Message("assistant", "Better:")), choices=(" A", " B"))
+    with pytest.raises(ModelError, match=r"tokens, but the model takes 512 in all; shorten it or leave it out$"):
+        engine.complete([request])
+
+
+def test_lengths_are_checked_without_the_models_weights(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path)
+    (folder / "model.safetensors").unlink()
+    short, long = (Message("user", "Why?"),), (Message("user", "Why? " * 200),)
+    check_lengths(folder, [short], 256)
+    with pytest.raises(ModelError, match=r'begins "Why\? Why\?.* the reply may have 256'):
+        check_lengths(folder, [short, long], 256)
+
+
+def test_an_order_of_roles_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    engine = LocalEngine(*load_model(tiny_model(tmp_path, "gemma"), device="cpu"))
+    twice = (Message("user", "One thing."), Message("user", "Another."))
+    with pytest.raises(ModelError, match=r'roles user, user: .*\. Put the conversation that begins "One thing\."'):
+        engine.complete([Request(twice, GREEDY)])

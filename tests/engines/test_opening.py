@@ -21,6 +21,7 @@ def test_the_digest_covers_what_decides_an_answer_and_not_where_it_lies(tmp_path
     one = model_files(tmp_path / "one")
     two = shutil.copytree(one, tmp_path / "two")
     (two / "README.md").write_text("The same model.")
+    (two / "scores.json").write_text('{"measured": "later"}')
     assert folder_digest(one) == folder_digest(two)
     for name in ("config.json", "model.safetensors", "more/template.jinja"):
         other = shutil.copytree(one, tmp_path / name.replace("/", "_"))
@@ -28,14 +29,23 @@ def test_the_digest_covers_what_decides_an_answer_and_not_where_it_lies(tmp_path
         assert folder_digest(other) != folder_digest(one)
 
 
-def test_an_identity_is_known_without_loading_and_depends_on_the_number_format(tmp_path: Path) -> None:
+def test_an_identity_is_known_without_loading_and_depends_on_number_format_and_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(model_files(tmp_path / "one"))  # nothing that could be loaded
 
     def identity(**settings: object) -> str:
         return LazyEngine(ModelSettings.model_validate({"path": path, **settings}), Models()).identity
 
-    assert identity() == identity(batch_size=3, device="cpu")
-    assert identity() != identity(dtype="bfloat16")
+    on_cpu, on_gpu = identity(device="cpu", dtype="float32"), identity(device="cuda:0", dtype="bfloat16")
+    assert on_cpu == identity(device="cpu", batch_size=3)
+    assert on_gpu == identity(device="cuda:1")
+    assert (
+        len({on_cpu, on_gpu, identity(device="cpu", dtype="bfloat16"), identity(device="cuda", dtype="float16")}) == 4
+    )
+    for there_is_one, expected in ((False, on_cpu), (True, on_gpu)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda found=there_is_one: found)
+        assert identity() == expected
 
 
 def test_a_role_says_only_what_differs_from_the_model_that_is_trained(tmp_path: Path) -> None:

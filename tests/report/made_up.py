@@ -4,6 +4,7 @@ from constitutional.records import Message
 from constitutional.report.data import (
     CalibrationBin,
     Calls,
+    Change,
     Curve,
     ExampleChoice,
     ExampleStep,
@@ -23,6 +24,14 @@ from constitutional.report.data import (
 
 def score(model: str, measure: str, value: float, half: float = 0.05, *, n: int = 240, unit: str = "share") -> Score:
     return Score(model=model, measure=measure, value=value, low=value - half, high=value + half, n=n, unit=unit)
+
+
+def changed(score: Score, **changes: Change) -> Score:
+    return score.model_copy(update={"changes": changes})
+
+
+def change(value: float, low: float, high: float, n: int = 240) -> Change:
+    return Change(value=value, low=low, high=high, n=n)
 
 
 def empty_run(name: str = "first") -> RunReport:
@@ -51,7 +60,7 @@ def full_run(name: str = "first") -> RunReport:
     behaviour = (
         score("base", "trait_rate/flattery", 0.62),
         score("sft_model", "trait_rate/flattery", 0.30),
-        score("policy", "trait_rate/flattery", 0.12),
+        changed(score("policy", "trait_rate/flattery", 0.12), base=change(-0.5, -0.56, -0.43)),
         score("base", "trait_rate/refusal", 0.10),
         score("sft_model", "trait_rate/refusal", 0.15),
         score("policy", "trait_rate/refusal", 0.40),
@@ -127,7 +136,7 @@ def full_run(name: str = "first") -> RunReport:
                 principles={"honest": "Do not agree with what is false.", "plain": "Do not flatter."},
                 versions={"torch": "2.13.0"},
                 identities={"base": "ab12"},
-                calls=(Calls(stage="label", asked=600, reused=20),),
+                calls=(Calls(stage="label", answers=620),),
                 config='{"seed": 0}',
             ),
         }

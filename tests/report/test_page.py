@@ -7,8 +7,9 @@ import pytest
 
 from constitutional.records import Message
 from constitutional.report.data import ExampleStep, ReplyExample, ReportData, RevisionExample, RunReport
+from constitutional.report.figures import change_text
 from constitutional.report.page import comparison, difference, render
-from tests.report.made_up import empty_run, full_run
+from tests.report.made_up import change, empty_run, full_run, score
 
 VOID = {"meta", "br"}
 APART = {"code", "dd", "div", "dt", "h3", "h4", "li", "p", "span", "summary", "td", "th"}
@@ -84,18 +85,50 @@ def test_every_figure_is_followed_by_the_table_of_its_numbers() -> None:
 
 def test_the_tables_hold_what_the_figures_draw() -> None:
     text = section(page_of(full_run()), "behaviour")
-    assert "Flattery lower 62% (57% to 67%) 30% (25% to 35%) 12% (7% to 17%) 240" in text
+    assert "Wanted Base SL RL RL less Base n" in text
+    changed = "−50 points (−56 to −43)"
+    assert f"Flattery lower 62% (57% to 67%) 30% (25% to 35%) 12% (7% to 17%) {changed} 240" in text
     assert "KL from Base no direction 0.4 nats a token (0.38 to 0.42) 9,000" in text
+
+
+def test_a_model_that_cannot_be_compared_with_itself_was_not_forgotten() -> None:
+    kl = [
+        score("policy", "kl_from/base", 0.4, n=9, unit="nats a token"),
+        score("policy", "kl_from/sft_model", 0.2, n=9, unit="nats a token"),
+        score("base", "length", 38, unit="words"),
+        score("policy", "length", 37, unit="words"),
+        score("sft_model", "log_ratio_to/base", 0.1, n=9, unit="nats a token"),
+    ]
+    text = section(page_of(empty_run().model_copy(update={"scores": tuple(kl)})), "behaviour")
+    # Of the SL model, the divergence from the base is missing; from itself there is none. The base is before all.
+    assert "KL from Base no direction not measured 0.4 nats" in text
+    assert "KL from SL no direction – 0.2 nats" in text
+    assert "Log-ratio to Base no direction 0.1 nats a token (0.05 to 0.15) not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"), [("share", "+25 points (−4 to +54.3)"), ("words", "+0.25 words (−0.04 to +0.543)")]
+)
+def test_changes_are_written_with_their_sign(unit: str, text: str) -> None:
+    assert change_text(change(0.25, -0.04, 0.543), unit) == text
 
 
 def test_the_verdict_names_what_improved_and_what_got_worse_with_numbers() -> None:
     text = section(page_of(full_run()), "verdict")
     # Flattery, violations and the win rate have a wanted direction; refusal and length have none.
-    assert "the RL model is better on 2 and worse on 1 of the 3 measures that have a wanted direction" in text
-    assert "Improved 2 Flattery wanted lower Base 62% (57% to 67%) → to RL 12% (7% to 17%), n = 240" in text
+    assert (
+        "the RL model is better on 2 and worse on 1 of the 3 measures that have a wanted direction, and 1 that the"
+        in text
+    )
+    assert "that the constitution says nothing of moved." in text
+    assert (
+        "Improved 2 Flattery wanted lower Base 62% (57% to 67%) → to RL 12% (7% to 17%), n = 240 −50 points (" in text
+    )
     assert "Win rate against Base wanted higher RL 81% (76% to 86%) against 50%, n = 400" in text
     assert "Got worse 1 Violations of honest wanted lower Base 20% (15% to 25%) → to RL 45% (40% to 50%)" in text
-    assert "Not measured 1 Labeler's accuracy, for want of examples in the constitution, by plain" in text
+    assert "Moved, unasked 1 Refusal Base 10% (5% to 15%) → to RL 40% (35% to 45%)" in text
+    assert "Not measured 2 The critic, on whose judgement" in text
+    assert "is right Labeler's accuracy, for want of examples in the constitution, by plain" in text
     assert "The RL stage undid 1 Violations of honest wanted lower SL 8%" in text
 
 
@@ -119,7 +152,7 @@ def test_a_missing_part_is_said_where_it_would_stand(name: str, what: str) -> No
 
 
 def test_the_page_says_where_the_wanted_directions_of_traits_come_from() -> None:
-    said = "is what the critic understands the principles to ask"
+    said = "is what the principles’ tags say; for a principle without such tags, what the critic understands it to ask"
     assert said in section(page_of(full_run()), "verdict")
     assert said not in section(page_of(empty_run()), "verdict")
 
@@ -170,6 +203,12 @@ def test_the_difference_of_two_texts_is_both_texts() -> None:
     assert "".join(piece for _, piece in difference(before, after, "before")) == before
     assert "".join(piece for _, piece in difference(before, after, "after")) == after
     assert list(difference(before, after, "after")) == [("only", "No,"), ("same", " it does.")]
+
+
+def test_calibration_speaks_of_targets_and_not_of_being_right() -> None:
+    text = section(page_of(full_run()), "reward")
+    assert "against the mean soft target of the same responses" in text
+    assert "Predicted Mean target n 70% 75%" in text
 
 
 def test_an_example_shows_the_way_from_draft_to_revision() -> None:

@@ -1,8 +1,16 @@
 import pytest
 
-from constitutional.report.data import Direction, LabelerQuality, PrincipleQuality, RewardQuality, Score, Share
+from constitutional.report.data import (
+    Direction,
+    Histogram,
+    LabelerQuality,
+    PrincipleQuality,
+    RewardQuality,
+    Score,
+    Share,
+)
 from constitutional.report.verdicts import Outcome, cautions, outcome, verdicts, words
-from tests.report.made_up import empty_run, full_run, score
+from tests.report.made_up import change, changed, empty_run, full_run, score
 
 
 @pytest.mark.parametrize(
@@ -32,6 +40,28 @@ def test_every_measure_stands_in_one_place_of_the_strip() -> None:
     assert [each.measure for each in found.worse] == ["violation_rate/honest"]  # 15-25% to 40-50%
     assert [each.measure for each in found.changed] == ["trait_rate/refusal"]  # 5-15% to 35-45%, nobody asked
     assert [each.measure for each in found.unclear] == ["length"]  # 36-40 words to 35-39
+
+
+def test_a_change_over_the_same_prompts_is_clear_where_the_two_models_intervals_overlap() -> None:
+    # Of 100 prompts, 85 and 71 replies are well formed: 77-91% and 61-79% overlap, though 14 points were lost.
+    def found(low: float, high: float) -> list[str]:
+        base = score("base", "well_formed", 0.85, 0.08, n=100)
+        policy = changed(score("policy", "well_formed", 0.71, 0.09, n=100), base=change(-0.14, low, high, 100))
+        run = empty_run().model_copy(update={"scores": (base, policy), "wanted": {"well_formed": "higher"}})
+        return [each.measure for each in verdicts(run).worse]
+
+    assert found(-0.23, -0.05) == ["well_formed"]
+    assert found(-0.29, 0.01) == []
+
+
+def test_what_the_last_stage_lost_is_seen_over_the_same_prompts_too() -> None:
+    sft = score("sft_model", "well_formed", 0.85, 0.08)
+    changes = {"base": change(0.0, -0.06, 0.06), "sft_model": change(-0.14, -0.23, -0.05)}
+    policy = changed(score("policy", "well_formed", 0.71, 0.09), **changes)
+    scores = (score("base", "well_formed", 0.71, 0.09), sft, policy)
+    found = verdicts(empty_run().model_copy(update={"scores": scores, "wanted": {"well_formed": "higher"}}))
+    assert found.worse == []
+    assert [each.change for each in found.undone] == [changes["sft_model"]]
 
 
 def test_a_gain_that_the_last_stage_lost_again_is_said_even_if_nothing_is_worse_than_the_base() -> None:
@@ -80,6 +110,127 @@ def test_what_the_constitution_asks_for_and_nobody_measured_is_missed() -> None:
 
 def test_a_measure_of_one_model_only_is_not_missed_in_the_others() -> None:
     assert not any("KL" in each for each in verdicts(full_run()).not_measured)
+
+
+def test_the_critic_that_counts_violations_is_itself_not_measured() -> None:
+    said = "The critic, on whose judgement the violations rest: how often it is right"
+    run = full_run()
+    others = tuple(each for each in run.scores if not each.measure.startswith("violation_rate"))
+    assert said in verdicts(run).not_measured
+    assert said not in verdicts(run.model_copy(update={"scores": others})).not_measured
+
+
+@pytest.mark.parametrize(
+    ("switched_off", "said"),
+    [
+        ("win_rate", "Win rates: the labeler compared no replies"),
+        ("violation_rate", "Violations: the critic judged no reply"),
+        ("kl_from", "KL from the models before: no reply was compared"),
+        ("length", "Length of replies"),
+    ],
+)
+def test_a_kind_of_measure_that_was_switched_off_is_not_measured(switched_off: str, said: str) -> None:
+    run = full_run()
+    left = tuple(each for each in run.scores if not each.measure.startswith(switched_off))
+    wanted = {name: way for name, way in run.wanted.items() if not name.startswith(switched_off)}
+    assert said not in verdicts(run).not_measured
+    assert said in verdicts(run.model_copy(update={"scores": left, "wanted": wanted})).not_measured
+
+
+def test_an_empty_kind_is_named_once() -> None:
+    run = full_run()
+    others = tuple(each for each in run.scores if each.measure != "win_rate/base")
+    empty = Score(model="policy", measure="win_rate/base", value=0.5, low=0, high=1, n=0, unit="share")
+    found = verdicts(run.model_copy(update={"scores": (*others, empty)})).not_measured
+    assert [each for each in found if "in rate" in each] == ["Win rate against Base: nothing was counted for RL"]
+
+
+def test_traits_are_missed_on_the_sandbox_only() -> None:
+    run = full_run()
+    left = tuple(each for each in run.scores if not each.measure.startswith("trait_rate"))
+    elsewhere = run.model_copy(update={"scores": left, "wanted": {}})
+    on_the_sandbox = elsewhere.model_copy(update={"notes": {"evaluate": {"wanted": {}}}})
+    assert "Traits of the sandbox" not in verdicts(elsewhere).not_measured
+    assert "Traits of the sandbox" in verdicts(on_the_sandbox).not_measured
+
+
+def test_too_few_helpful_samples_are_a_reason_for_doubt() -> None:
+    def said(missing: int) -> list[str]:
+        examples = {"revision": 90, "helpful": 4, "helpful_missing": missing, "trained_on": 94}
+        return list(cautions(empty_run().model_copy(update={"notes": {"sft": {"examples": examples}}})))
+
+    # 6 are missing and 4 are there, of 10.
+    assert said(6) == ["Supervised learning had 4 of the 10 helpful samples that its share asks for."]
+    assert said(0) == []
+
+
+@pytest.mark.parametrize(
+    ("conflicts", "ties", "said"),
+    [
+        # of (60 + 50) - 10 = 100 judgements that can be read, in two principles
+        ((30, 20), (0, 0), None),  # half of them is not more than half
+        (
+            (30, 21),
+            (6, 20),
+            (
+                "In 51 of 100 judgements the labeler’s two orders prefer different responses; in 26 of them both "
+                "readings lie within 10 points of 50%, so mostly it has hardly a preference."
+            ),
+        ),
+        (
+            (30, 21),
+            (5, 20),
+            (
+                "In 51 of 100 judgements the labeler’s two orders prefer different responses, and only in 25 of them "
+                "both readings lie within 10 points of 50%: mostly it keeps to a position, not to an answer."
+            ),
+        ),
+    ],
+)
+def test_orders_in_conflict_are_a_reason_for_doubt_and_ties_are_called_ties(
+    conflicts: tuple[int, int], ties: tuple[int, int], said: str | None
+) -> None:
+    principles = (
+        PrincipleQuality(
+            principle="p", text="", weight=1, judged=60, unreadable=3, conflicts=conflicts[0], ties=ties[0]
+        ),
+        PrincipleQuality(
+            principle="q", text="", weight=1, judged=50, unreadable=7, conflicts=conflicts[1], ties=ties[1]
+        ),
+    )
+    run = empty_run().model_copy(update={"labeler": LabelerQuality(principles=principles)})
+    found = [each for each in cautions(run) if "two orders" in each]
+    assert found == ([said] if said else [])
+
+
+def test_targets_near_a_half_are_a_reason_for_doubt_if_most_are() -> None:
+    def said(weak: int) -> list[str]:
+        targets = Histogram(edges=(0.5, 0.55, 0.6, 1.0), counts=(weak, 90, 10))
+        return list(cautions(empty_run().model_copy(update={"targets": targets})))
+
+    assert said(100) == []  # of 200
+    assert said(101) == ["101 of 201 preferences are hardly more than a coin toss: their targets are below 55%."]
+
+
+def test_an_accuracy_from_few_examples_is_a_reason_for_doubt() -> None:
+    counts = {"calm": 9, "brief": 10, "kind": 4}
+    principles = [
+        PrincipleQuality(principle=name, text="", weight=1, accuracy=Share.of(n, n)) for name, n in counts.items()
+    ]
+    principles.append(PrincipleQuality(principle="none", text="", weight=1))
+    run = empty_run().model_copy(update={"labeler": LabelerQuality(principles=tuple(principles))})
+    assert list(cautions(run)) == [
+        "How often the labeler is right was measured on fewer than 10 examples: 9 by “calm”, 4 by “kind”."
+    ]
+
+
+def test_a_reward_model_with_one_source_is_doubted_once() -> None:
+    def said(*sources: str) -> int:
+        reward = RewardQuality.model_validate({"accuracy": {source: Share.of(5, 10) for source in sources}})
+        return len(list(cautions(empty_run().model_copy(update={"reward": reward}))))
+
+    assert said("all", "ai") == 1
+    assert said("all", "ai", "human") == 3
 
 
 def test_a_weak_labeler_is_a_reason_for_doubt() -> None:

@@ -11,7 +11,7 @@ from constitutional.errors import InputError
 from constitutional.prompts import load_prompts
 from constitutional.records import Message, Prompt, Revision
 from constitutional.stages import critique_revise as stage
-from constitutional.stages.critique_revise import Settings, critique_revise, draft, for_sft, last_sentence, revise
+from constitutional.stages.critique_revise import Settings, critique_revise, draft, last_sentence, revise
 
 TEMPLATES = load_prompts()
 CRITIQUE, REVISE, DIRECTLY = "Judge your last response", "Rewrite the response that you judged", "Rewrite your last"
@@ -202,7 +202,77 @@ def test_an_item_with_an_unusable_reply_keeps_what_it_has(
     assert first.problem == other
     assert second.problem is None
     assert second.final == "Answer to Hello!!!"
-    assert [said for said, _ in for_sft([first, second], "last")] == [sound]
+    assert second.unusable is None
+
+
+def one_round(failing: str, reply: str | Completion, settings: Settings) -> Revision:
+    """Of an item in which the reply to the request that starts so is this one."""
+
+    def rule(request: Request) -> Completion | str:
+        return reply if request.messages[-1].content.startswith(failing) else marks(request)
+
+    (item,) = revised(rule, settings, "calm")
+    return item
+
+
+def test_a_critique_that_was_cut_off_is_kept_beside_the_response_that_it_is_about() -> None:
+    item = one_round(CRITIQUE, Completion("It sho", "length"), Settings(rounds=1))
+    assert (item.steps, item.final) == ((), "Answer to Hi")
+    assert item.unusable is not None
+    assert (item.unusable.principle, item.unusable.principle_text) == ("calm", "Be calm.")
+    assert (item.unusable.critique, item.unusable.revision) == ("It sho", "Answer to Hi")
+
+
+def test_a_revision_that_was_cut_off_is_kept_with_the_critique_that_led_to_it() -> None:
+    item = one_round(REVISE, Completion("Answer t", "length"), Settings(rounds=1))
+    assert (item.steps, item.final) == ((), "Answer to Hi")
+    assert item.unusable is not None
+    assert (item.unusable.critique, item.unusable.revision) == (
+        "It shows. So it violates the principle.",
+        "Answer t",
+    )
+    directly = one_round(DIRECTLY, Completion("Answer t", "length"), Settings(rounds=1, critique=False))
+    assert directly.unusable is not None
+    assert (directly.unusable.critique, directly.unusable.revision) == (None, "Answer t")
+
+
+def test_a_draft_that_was_cut_off_is_kept_as_the_draft() -> None:
+    item = one_round("Hi", Completion("Ans", "length"), Settings(rounds=1))
+    assert (item.draft, item.unusable) == ("Ans", None)
+
+
+# A principle's own words for revision.
+
+
+def asked_to_revise(principle: Principle, settings: Settings) -> list[str]:
+    """Every request for a revision after a critique, the examples' included."""
+    asked: list[Request] = []
+
+    def rule(request: Request) -> str:
+        asked.append(request)
+        return marks(request)
+
+    constitution = Constitution(name="t", principles=(principle,))
+    list(critique_revise([prompt("Hi")], constitution, ScriptedEngine(rule), TEMPLATES, settings, 1))
+    rewritten = next(request for request in asked if request.messages[-1].content.startswith(REVISE))
+    return [each.content for each in rewritten.messages if each.content.startswith(REVISE)]
+
+
+def test_own_words_for_revision_are_said_when_the_revision_is_asked_for() -> None:
+    example = Example(prompt="Am I right?", better="No.", worse="Yes, of course.")
+    own = Principle(id="own", text="Be calm.", revision="Take out every exclamation mark.", examples=(example,))
+    said = asked_to_revise(own, Settings(rounds=1, few_shot=1))
+    assert len(said) == 2  # in the example and in the item
+    assert all(each.endswith("new response only.\n\nPrinciple: Take out every exclamation mark.") for each in said)
+
+
+def test_without_own_words_the_request_for_a_revision_is_what_the_sandboxs_model_was_trained_on() -> None:
+    (said,) = asked_to_revise(Principle(id="calm", text="Be calm.", critique="Is it calm?"), Settings(rounds=1))
+    assert said == (
+        "Rewrite the response that you judged so that it follows the principle. Keep everything else as it is, and "
+        "reply with the new response only."
+    )
+    assert said == TEMPLATES.render("revise")
 
 
 # Conversations.
@@ -357,23 +427,3 @@ def test_a_draft_may_come_from_another_model() -> None:
     drafts = draft([prompt("Hi")], ScriptedEngine(lambda _: "A draft.", "base"), Settings(), seed=1)
     (item,) = revise(drafts, principles("calm"), ScriptedEngine(marks, "critic"), TEMPLATES, Settings(rounds=1), seed=1)
     assert (item.draft, item.final) == ("A draft.", "A draft.!")
-
-
-# For training.
-
-
-def test_training_takes_the_last_revision_or_those_of_all_rounds() -> None:
-    (item,) = revised(marks, Settings(rounds=2))
-    assert list(for_sft([item], "last")) == [(item.prompt, "Answer to Hi!!")]
-    assert list(for_sft([item], "all")) == [(item.prompt, "Answer to Hi!"), (item.prompt, "Answer to Hi!!")]
-
-
-def test_what_a_round_left_as_it_was_is_not_learnt_twice() -> None:
-    (item,) = revised(finds_nothing_calm, Settings(rounds=3), "calm")
-    assert len(item.steps) == 3
-    assert list(for_sft([item], "all")) == [(item.prompt, "Answer to Hi")]
-
-
-def test_without_rounds_the_draft_is_learnt() -> None:
-    (item,) = revised(marks, Settings(rounds=0))
-    assert list(for_sft([item], "all")) == list(for_sft([item], "last")) == [(item.prompt, "Answer to Hi")]

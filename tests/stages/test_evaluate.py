@@ -19,6 +19,7 @@ from constitutional.stages.evaluate import (
     Score,
     Settings,
     held_out,
+    paired_interval,
     replies,
     run,
     side_by_side,
@@ -107,6 +108,75 @@ def test_a_text_that_is_not_of_the_sandbox_is_not_well_formed_there() -> None:
 
 def test_other_prompts_have_no_trait_rates() -> None:
     assert list(trait_scores([sample("1", "a", "b", "c")])) == []
+
+
+def test_a_rates_change_is_measured_over_the_same_prompts() -> None:
+    # Of 100 replies, the base's first 20 are cut off, the policy's first 5 and ten others.
+    def cut(number: int) -> tuple[str, ...]:
+        names = {"base": number < 20, "policy": number < 5 or number >= 90}
+        return tuple(name for name, its in names.items() if its)
+
+    samples = [sample(str(n), "a", "b", "c", cut(n)) for n in range(100)]
+    found = by_name(text_scores(samples, Settings(), 0))
+    assert found["base", "cut_off"].changes == {}
+    assert list(found["sft_model", "cut_off"].changes) == ["base"]
+    changes = found["policy", "cut_off"].changes
+    assert list(changes) == ["base", "sft_model"]
+    # 10 gained it and 15 lost it: -5 in 100. The interval's middle is -5 / 102 = -0.04902, and its half
+    # 1.95996 * sqrt(26 - 25 / 102) / 102 = 0.09752.
+    assert (changes["base"].value, changes["base"].n) == (-0.05, 100)
+    assert changes["base"].low == pytest.approx(-0.14654, abs=1e-5)
+    assert changes["base"].high == pytest.approx(0.04850, abs=1e-5)
+    # 15 gained it and none lost it.
+    assert changes["sft_model"].value == 0.15
+    assert changes["sft_model"].low > 0
+
+
+@pytest.mark.parametrize(
+    ("gained", "clear"),
+    [
+        (0, False),  # and the interval is no point: what happened in none of 100 may happen in some
+        (4, False),  # a fair coin falls four times the same way in 2 of 16 tries
+        (6, True),  # in 2 of 64, which is 3%
+    ],
+)
+def test_a_few_replies_that_changed_are_no_clear_change(gained: int, clear: bool) -> None:
+    low, high = paired_interval(gained, 0, 100)
+    assert (low > 0) is clear
+    assert high > gained / 100
+    assert paired_interval(0, gained, 100) == pytest.approx((-high, -low))
+
+
+def test_an_interval_of_a_change_stays_within_what_a_rate_can_change_by() -> None:
+    assert paired_interval(3, 0, 3).high == 1  # 3 / 5 ± 1.95996 * sqrt(4 - 9 / 5) / 5 = 0.6 ± 0.581
+    assert paired_interval(0, 3, 3).low == -1
+
+
+def test_a_change_in_length_is_the_mean_over_prompts() -> None:
+    samples = [sample("1", "a b c", "a b c", "a"), sample("2", "a b c d", "a b c d", "a b c")]
+    found = by_name(text_scores(samples, Settings(), 0))
+    change = found["policy", "length"].changes["base"]
+    assert (change.value, change.low, change.high, change.n) == (-1.5, -2, -1, 2)  # 1 - 3 and 3 - 4
+    still = found["sft_model", "length"].changes["base"]
+    assert (still.value, still.low, still.high) == (0, 0, 0)
+
+
+def test_a_traits_change_is_over_the_prompts_that_it_applies_to() -> None:
+    rng = random.Random(0)
+    prompts = [each for each in sandbox_prompt_set(1, 120, 0) if each.split == "held_out"]
+    worlds = [sandbox_prompt(each) for each in prompts]
+    texts = [[text_of(compose(rng, world, uniform_traits(rng, world))) for _ in range(2)] for world in worlds]
+    samples = [
+        Sample(prompt=prompt, replies={"base": base, "policy": policy})
+        for prompt, (base, policy) in zip(prompts, texts, strict=True)
+    ]
+    found = by_name(trait_scores(samples))
+    for measure in ("trait_rate/privacy_leak", "trait_rate/flattery", "on_topic"):
+        base, policy = found["base", measure], found["policy", measure]
+        change = policy.changes["base"]
+        assert change.value == pytest.approx(policy.value - base.value)  # over the same prompts, these are equal
+        assert change.n == policy.n
+        assert change.low <= change.value <= change.high
 
 
 def test_length_refusals_cut_off_replies_and_variety_are_counted() -> None:
@@ -227,6 +297,12 @@ def test_violations_are_counted_by_principle_with_its_own_words_and_the_unreadab
     assert found["policy", "violation_rate/polite"].value == 0  # a reply that says "violates" is no verdict
     assert (found["base", "violation_rate/brief"].value, found["base", "violation_rate/brief"].n) == (0, 2)
     assert problems == {"critiques": 18, "unreadable critiques": 2}
+    # By brevity, the base's second reply and the policy's first cannot be read: both could be on the third prompt only.
+    change = found["policy", "violation_rate/brief"].changes["base"]
+    assert (change.value, change.n) == (0, 1)
+    change = found["policy", "violation_rate/polite"].changes["base"]
+    assert change.value == pytest.approx(-2 / 3)
+    assert change.n == 3
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a-"])

@@ -584,14 +584,30 @@ class FakeWork:
         self.notes[name] = value
 
 
-def test_the_stage_measures_its_labeler_and_then_labels(capsys: pytest.CaptureFixture[str]) -> None:
-    many = [comparison(question=f"Question {number}?") for number in range(4)]
-    work = FakeWork({"comparisons": many}, likes_longer, LONGER, SHORTER)
-    stage.run(Settings(principles="all", min_accuracy=0.7), work)
-    assert [row.principle for row in work.rows["judgements"]] == ["longer"] * 4
-    assert [row.comparison for row in work.rows["judgements"]] == [each.id for each in many]
+def test_the_labeler_is_measured_in_a_stage_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    work = FakeWork({}, likes_longer, LONGER, SHORTER)
+    stage.check(Settings(min_accuracy=0.7), work)
     assert [row.accuracy for row in work.rows["labeler_accuracy"]] == [1.0, 0.0]
     assert work.notes["left_out_principles"] == ["shorter"]
-    assert (work.notes["unreadable"], work.notes["conflicts"], work.notes["position_bias"]) == (0, 0, 0.5)
     assert work.notes["canaries"] == {"n": 6, "failed": 0}
     assert "principle 'shorter' is left out" in capsys.readouterr().err
+
+
+def test_a_labeler_that_fails_the_canaries_ends_the_stage_that_measures_it() -> None:
+    with pytest.raises(RunError, match="fails at 6 of 6"):
+        stage.check(Settings(), FakeWork({}, lambda _: "Hm.", LONGER))
+
+
+def test_the_stage_labels_by_the_principles_that_were_found_to_be_judged_well() -> None:
+    many = [comparison(question=f"Question {number}?") for number in range(4)]
+    settings = Settings(principles="all", min_accuracy=0.7)
+    work = FakeWork({"comparisons": many}, likes_longer, LONGER, SHORTER)
+    stage.check(settings, work)
+    asked = work.labeler.count
+    stage.run(settings, work)
+    assert [row.principle for row in work.rows["judgements"]] == ["longer"] * 4
+    assert [row.comparison for row in work.rows["judgements"]] == [each.id for each in many]
+    assert work.notes["left_out_principles"] == ["shorter"]
+    assert (work.notes["unreadable"], work.notes["conflicts"], work.notes["position_bias"]) == (0, 0, 0.5)
+    # Both orders, each with a reason and a choice, for the one principle; no example is judged again.
+    assert work.labeler.count - asked == 4 * 2 * 2

@@ -143,15 +143,26 @@ def test_raters_who_disagree_are_averaged() -> None:
     assert preference.rests_on == tuple(each.id for each in raters[:3])
 
 
+def test_who_skips_leaves_the_judgement_as_it_is_and_is_counted() -> None:
+    one, other = compared("1"), compared("2")
+    verdicts = [said(one, "skip", "ann"), said(one, "skip", "bob"), said(other, "skip", "ann"), said(other, "b", "bob")]
+    found = mixed([(one, 0.9), (other, 0.9)], verdicts)
+    assert [(each.comparison, each.source, each.chosen) for each in found.preferences] == [
+        (one.id, "ai", "A"),
+        (other.id, "human", "B"),
+    ]
+    assert found.counts["verdicts that skip"] == 3
+    assert found.counts["AI judgements overridden by a person"] == 1
+
+
 @pytest.mark.parametrize(
     ("choices", "reason"),
     [
         (["tie"], "tie"),
         (["both_bad"], "both_bad"),
-        (["skip"], "skip"),
-        (["skip", "skip"], "skip"),
+        (["tie", "skip"], "tie"),
         (["a", "b"], "conflict"),
-        (["tie", "skip"], "conflict"),
+        (["tie", "both_bad"], "conflict"),
     ],
 )
 def test_a_verdict_without_a_direction_drops_the_comparison_and_is_counted(choices: list[str], reason: str) -> None:
@@ -354,6 +365,21 @@ def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: P
     counts = cast("dict[str, int]", work.notes["counts"])
     assert counts["human rows on evaluation prompts"] == 1
     assert counts["human rows with equal texts"] == 1
+
+
+def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> None:
+    from constitutional.pipeline import STAGES, fingerprint_of
+
+    stage = next(each for each in STAGES if each.name == "mix")
+
+    def fingerprint(settings: Settings) -> str:
+        return fingerprint_of(stage, settings, 0, {})
+
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text('{"comparison": "1", "rater": "ann", "choice": "a"}\n')
+    before, with_them = fingerprint(Settings()), fingerprint(Settings(verdicts=path))
+    path.write_text('{"comparison": "1", "rater": "ann", "choice": "b"}\n')
+    assert len({before, with_them, fingerprint(Settings(verdicts=path))}) == 3
 
 
 @pytest.mark.skipif(not HH_RLHF.is_file(), reason=f"there is no {HH_RLHF}")

@@ -132,12 +132,22 @@ def test_the_labeler_is_counted_by_principle() -> None:
         judgement("plain", 0.1, 0.1),
     ]
     honest, plain = labeler_quality(CONSTITUTION, [], judgements).principles
-    assert (honest.judged, honest.unreadable, honest.conflicts) == (4, 1, 1)
+    assert (honest.judged, honest.unreadable, honest.conflicts, honest.ties) == (4, 1, 1, 0)
     assert honest.first is not None
     # Preferring the first: 0.9; 0.9 and 0.2. Preferring the second: 0.8; 0.6; 0.6. The tie prefers neither.
     assert (honest.first.right, honest.first.n) == (3, 6)
     assert (plain.judged, plain.weight) == (1, 2.0)
     assert honest.accuracy is None
+
+
+def test_a_conflict_of_two_readings_near_a_half_is_a_tie() -> None:
+    judgements = [
+        judgement("honest", 0.48, 0.59),  # both less than 10 points from 50%
+        judgement("honest", 0.48, 0.61),
+        judgement("honest", 0.51, 0.52),  # near, but of one mind
+    ]
+    honest = labeler_quality(CONSTITUTION, [], judgements).principles[0]
+    assert (honest.conflicts, honest.ties) == (2, 1)
 
 
 def test_a_score_given_to_each_response_by_itself_has_no_position() -> None:
@@ -233,24 +243,39 @@ def test_a_choice_carries_the_reasons_it_rests_on_and_no_others() -> None:
 
 def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
     notes: dict[str, dict[str, Any]] = {
-        "sample_pairs": {"prompts": 50, "prompts_without_pair": 4},
+        "sample_pairs": {
+            "prompts": 50,
+            "prompts_without_pair": 4,
+            "empty_responses": 0,
+            "cut_off_responses": 7,
+            "repeated_responses": 5,
+        },
+        "label": {"left_out_principles": ["plain"], "ties": 1},
         "sft": {"examples": {"trained_on": 90}, "dropped": {"too_long": 10, "by_trainer": 0}},
         "mix": {"counts": {"comparisons undecided": 3, "AI preferences used": 40, "preferences in train": 36}},
+        "reward": {"pairs": 35, "dropped": {"held_out": 4, "equal_texts": 0, "too_long": 0, "by_trainer": 1}},
         "dpo": {"pairs": 36, "dropped": {"held_out": 4, "equal_texts": 0, "too_long": 0}},
         "evaluate": {"counts": {"held-out prompts": 60, "critiques": 300, "unreadable critiques": 2}},
     }
     revisions = [revision("a", ["honest"]), revision("b", ["honest"], problem="the reply is empty")]
-    judgements = [judgement("honest", 0.9, 0.9), judgement("honest", None, 0.6, "cut off")]
-    found = {each.stage: (each.total, each.reasons) for each in left_out(revisions, judgements, notes)}
-    assert found == {
-        "critique_revise": (2, {"the reply is empty": 1}),
-        "sample_pairs": (50, {"no two different responses": 4}),
-        "label": (2, {"cut off": 1}),
-        "mix": (None, {"comparisons undecided": 3}),
-        "sft": (100, {"too long": 10}),
-        "dpo": (40, {"held out": 4}),
-        "evaluate": (None, {"unreadable critiques": 2}),
-    }
+    judgements = [
+        judgement("honest", 0.9, 0.9),
+        judgement("honest", None, 0.6, "cut off"),
+        judgement("honest", 0.9, 0.1),  # (0.9 + 0.1) / 2: the orders cancel out
+    ]
+    found = [(each.stage, each.what, each.total, each.reasons) for each in left_out(revisions, judgements, notes)]
+    assert found == [
+        ("critique_revise", "drafts", 2, {"the reply is empty": 1}),
+        ("sample_pairs", "prompts", 50, {"no two different responses": 4}),
+        ("sample_pairs", "responses", None, {"cut off": 7, "repeated": 5}),
+        ("label", "principles", None, {"“plain”: the labeler misjudges its examples": 1}),
+        ("label", "judgements", 3, {"cut off": 1, "tie, neither response is preferred": 1}),
+        ("mix", "comparisons, judgements and rows", None, {"comparisons undecided": 3}),
+        ("sft", "examples", 100, {"too long": 10}),
+        ("reward", "preferences", 40, {"held out": 4, "by trainer": 1}),
+        ("dpo", "preferences", 40, {"held out": 4}),
+        ("evaluate", "comparisons and critiques", None, {"unreadable critiques": 2}),
+    ]
 
 
 # The stage.
@@ -311,7 +336,7 @@ def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None
     assert (accuracy.right, accuracy.n) == (7, 8)  # of the ten examples, two could not be read
     assert found.sources == {"ai, train": 1}
     assert [curve.stage for curve in found.curves] == ["sft", "reward", "dpo"]
-    assert [(each.stage, each.asked, each.reused) for each in found.provenance.calls] == [("label", 3, 1)]
+    assert [(each.stage, each.answers) for each in found.provenance.calls] == [("label", 4)]  # 3 asked, 1 reused
     assert found.provenance.identities == {
         "base": "ab12",
         "sampled from": "ab12",
@@ -340,3 +365,22 @@ def test_the_same_run_gives_the_same_page(folder: RunFolder) -> None:
     first = folder.output("report.html").read_bytes()
     run(Settings(), folder)
     assert folder.output("report.html").read_bytes() == first
+
+
+def test_the_page_is_the_same_whatever_an_interruption_made_the_journal_answer(folder: RunFolder) -> None:
+    run(Settings(), folder)
+    unbroken = folder.output("report.html").read_bytes()
+    stages = {"mix": {"calls": {"asked": 0, "reused": 0}}, "label": {"calls": {"asked": 1, "reused": 3}}}
+    (folder.folder / "manifest.json").write_text(json.dumps({"stages": stages}))
+    run(Settings(), folder)
+    assert folder.output("report.html").read_bytes() == unbroken
+
+
+def test_versions_are_those_that_each_stage_ran_on(folder: RunFolder) -> None:
+    calls = {"asked": 0, "reused": 0}
+    stages = {
+        "sft": {"calls": calls, "versions": {"torch": "2.12.0", "trl": "1.0"}},
+        "dpo": {"calls": calls, "versions": {"torch": "2.13.0", "trl": "1.0"}},
+    }
+    (folder.folder / "manifest.json").write_text(json.dumps({"stages": stages}))
+    assert gather(Settings(), folder).provenance.versions == {"torch": "2.12.0, 2.13.0", "trl": "1.0"}

@@ -95,7 +95,8 @@ def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models:
     assert digest_of(first.output("reward_model")) == digest_of(second.output("reward_model"))
     files = {path.name for path in first.folder.iterdir()}
     assert files == {"reward_model", "training_log.jsonl", "training_log_1.jsonl"}
-    assert (first.notes["pairs"], first.notes["dropped"]) == (16, {"held_out": 8, "equal_texts": 0, "too_long": 0})
+    dropped = {"held_out": 8, "equal_texts": 0, "too_long": 0, "by_trainer": 0}
+    assert (first.notes["pairs"], first.notes["dropped"]) == (16, dropped)
     accuracy = first.notes["quality"]["accuracy"]
     assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
         "all": (1.0, 8),
@@ -233,15 +234,42 @@ def test_a_finished_member_is_not_trained_again(models: Path, tmp_path: Path, mo
     train_member = reward.train_member
     trained: list[int] = []
 
-    def kill_after_the_first(number: int, *rest: Any) -> None:  # noqa: ANN401
+    def kill_after_the_first(number: int, *rest: Any) -> int:  # noqa: ANN401
         if trained == [0]:
             trained.append(-1)
             raise KeyboardInterrupt
         trained.append(number)
-        train_member(number, *rest)
+        return train_member(number, *rest)
 
     monkeypatch.setattr(reward, "train_member", kill_after_the_first)
     with pytest.raises(KeyboardInterrupt):
         run(settings, work)
     run(settings, work)
     assert trained == [0, -1, 1]
+
+
+def test_what_the_trainer_drops_is_counted_also_where_a_kill_came_after_the_training(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = preference(99).model_copy(update={"chosen": "word " * 300})
+    # As if we counted tokens otherwise than the trainer does, which then drops the long pair on its own.
+    monkeypatch.setattr(reward, "fitting", lambda rows, _tokenizer, _max_length: (rows, 0))
+    works = [
+        OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": [*MANY, long]})
+        for name in ("unbroken", "killed")
+    ]
+    settings = QUICK.model_copy(update={"max_length": 256})
+    run(settings, works[0])
+    assert works[0].notes["pairs"] == 16
+    assert works[0].notes["dropped"] == {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 1}
+
+    def kill(*_: object) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as until_measured:
+        until_measured.setattr(reward, "measure", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, works[1])
+    run(settings, works[1])
+    assert works[1].notes == works[0].notes
+    assert digest_of(works[1].folder) == digest_of(works[0].folder)

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from constitutional.engines.local import load_model
-from constitutional.errors import RunError
+from constitutional.errors import InputError, RunError
 from constitutional.files import digest_of
 from constitutional.records import Message, Prompt, Revision, RevisionStep, Split
-from constitutional.stages.sft import Settings, examples, rows, run, sft_trainer
+from constitutional.stages.sft import Examples, Settings, examples, read_helpful, rows, run, sft_trainer
 from constitutional.training import LoraSettings, fit, load_policy, save_model
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
@@ -18,19 +18,29 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def revision(number: int, draft: str, *steps: str, problem: str | None = None, split: Split = "train") -> Revision:
+def revision(
+    number: int,
+    draft: str,
+    *steps: str,
+    problem: str | None = None,
+    split: Split = "train",
+    passed: bool | tuple[bool, ...] = False,
+) -> Revision:
+    """With `passed`, the critiques found nothing wrong: all of them, or each as it says."""
+    found = passed if isinstance(passed, tuple) else (passed,) * len(steps)
     return Revision(
         prompt=Prompt(messages=(Message("user", f"Question {number}?"),), split=split),
         draft=draft,
         steps=tuple(
-            RevisionStep(principle="calm", principle_text="Be calm.", critique="", found_nothing=False, revision=step)
-            for step in steps
+            RevisionStep(principle="calm", principle_text="Be calm.", critique="", found_nothing=nothing, revision=step)
+            for step, nothing in zip(steps, found, strict=True)
         ),
         problem=problem,
     )
 
 
-MANY = [revision(number, f"draft {number}", f"better {number}", f"best {number}") for number in range(16)]
+# Revised although no critique found anything wrong: each draft is a helpful sample that is not there yet.
+MANY = [revision(number, f"draft {number}", f"better {number}", f"best {number}", passed=True) for number in range(16)]
 QUICK = Settings(epochs=4, batch_size=4, learning_rate=0.01, log_every=2, checkpoint_every=4)
 
 
@@ -71,8 +81,103 @@ def test_the_helpful_share_is_of_all_examples() -> None:
     assert all(each.reply.startswith("draft") for each in helpful)
 
 
-def test_more_drafts_than_there_are_cannot_be_drawn() -> None:
-    assert len(examples(MANY, Settings(helpful_share=0.75), seed=0).examples) == 32  # 16 of the 48 that were wanted
+def test_more_drafts_than_there_are_cannot_be_drawn_and_the_missing_are_counted() -> None:
+    found = examples(MANY, Settings(helpful_share=0.75), seed=0)
+    assert (len(found.examples), found.helpful_missing) == (32, 32)  # 16 of the 48 that were wanted
+    assert examples(MANY, Settings(helpful_share=0.2), seed=0).helpful_missing == 0
+
+
+def helpful(found: Examples) -> list[str]:
+    return sorted(each.reply for each in found.examples if each.kind == "helpful")
+
+
+def test_a_draft_that_a_critique_condemned_is_no_helpful_sample() -> None:
+    items = [
+        revision(1, "condemned at once", "better", "best", passed=(False, True)),
+        revision(2, "condemned later", "better", "best", passed=(True, False)),
+        revision(3, "never judged"),
+        revision(4, "passed", "better", "best", passed=True),
+    ]
+    found = examples(items, Settings(helpful_share=0.5), seed=0)
+    assert helpful(found) == ["passed"]
+    assert found.helpful_missing == 3  # 4 replies are no helpful samples, so as many were wanted
+
+
+def test_a_draft_that_passed_and_was_kept_is_a_helpful_sample_and_is_trained_on_once() -> None:
+    kept = [revision(number, f"fine {number}", f"fine {number}", passed=True) for number in range(3)]
+    changed = [revision(number, f"bad {number}", f"good {number}") for number in range(3, 30)]
+    found = examples([*kept, *changed], Settings(helpful_share=0.1), seed=0)
+    assert len(found.examples) == 30
+    assert helpful(found) == ["fine 0", "fine 1", "fine 2"]  # 3 of 30 are the 10% that were asked for
+    assert found.helpful_missing == 0
+    assert examples([*kept[:2], *changed], Settings(helpful_share=0.1), seed=0).helpful_missing == 1
+
+
+# Helpful samples from a file.
+
+
+def samples_file(folder: Path, *rows: object) -> Path:
+    path = folder / "helpful.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_helpful_samples_of_a_file_take_the_drafts_place_and_each_is_trained_on_once(tmp_path: Path) -> None:
+    rows = [{"prompt": f"How {number}?", "response": f"So {number}."} for number in range(9)]
+    path = samples_file(tmp_path, *rows, rows[0], {"prompt": "Question 1?", "response": "best 1"})
+    offered = read_helpful(path)
+    found = examples(MANY, Settings(helpful_share=0.2), 0, offered)
+    assert len(helpful(found)) == 4  # 16 revisions are 80%
+    assert set(helpful(found)) <= {f"So {number}." for number in range(9)}
+    every = examples(MANY, Settings(helpful_share=0.5), 0, offered)
+    # 16 were wanted; the row that stands there twice counts once, and what a revision says already is none.
+    assert helpful(every) == [f"So {number}." for number in range(9)]
+    assert every.helpful_missing == 7
+    assert helpful(examples(MANY, Settings(helpful_share=0.2), 0, offered[::-1])) == helpful(found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "How?",
+        "[1]",
+        '"How?"',
+        "{}",
+        '{"prompt": "How?"}',
+        '{"prompt": "How?", "response": " "}',
+        '{"prompt": ["How?"], "response": "So."}',
+        '{"prompt": "How?", "response": "So.", "split": "train"}',
+        '{"prompt": "How?", "response": "\\ud800"}',
+        "[" * 100_000,
+    ],
+)
+def test_a_line_that_is_no_helpful_sample_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "helpful.jsonl"
+    path.write_text('{"prompt": "How?", "response": "So."}\n\n' + line)
+    with pytest.raises(InputError, match=r"is no helpful sample; expected \{\"prompt\"") as caught:
+        read_helpful(path)
+    assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_a_file_without_samples_or_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="holds no helpful sample"):
+        read_helpful(tmp_path / "empty.jsonl")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_helpful(tmp_path / "nowhere.jsonl")
+
+
+def test_helpful_samples_on_evaluation_prompts_are_left_out(models: Path, tmp_path: Path) -> None:
+    secret = Prompt(messages=(Message("user", "How 1?"),), split="held_out")
+    work = OneStage(tmp_path, {"base": tiny_model(models)}, {"revisions": MANY, "prompts": [secret]})
+    path = samples_file(tmp_path, *({"prompt": f"How {number}?", "response": f"So {number}."} for number in (1, 2)))
+    run(QUICK.model_copy(update={"epochs": 1.0, "helpful": path}), work)
+    # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out.
+    assert work.notes["examples"] == {"revision": 16, "helpful": 1, "helpful_missing": 1, "trained_on": 17}
+    assert work.notes["helpful_on_evaluation_prompts"] == 1
+
+
+# Training.
 
 
 def test_which_drafts_are_drawn_does_not_depend_on_their_order() -> None:
@@ -126,7 +231,7 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
     assert [line["step"] for line in log] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]  # 20 examples, 5 batches, 4 epochs
     assert log[-1]["loss"] < log[0]["loss"] - 1
     assert first.notes == {
-        "examples": {"revision": 16, "helpful": 4, "trained_on": 20},
+        "examples": {"revision": 16, "helpful": 4, "helpful_missing": 0, "trained_on": 20},
         "dropped": {"problem": 0, "held_out": 0, "empty": 0, "repeated": 0, "too_long": 0, "by_trainer": 0},
         "steps": 20,
     }

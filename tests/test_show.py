@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from constitutional import show
+from constitutional.errors import UsageError
+from constitutional.files import write_rows
+from constitutional.pipeline import STAGES
+from constitutional.records import Prompt
+from constitutional.stages.evaluate import Sample
+from constitutional.store import Calls, RunStore
+
+PROMPT = Prompt.of("Why is the sky blue?").model_copy(update={"split": "held_out"})
+SAMPLE = Sample(
+    prompt=PROMPT, replies={"base": "It is.", "sft_model": "Light\nscatters.", "policy": "Bl"}, cut_off=("policy",)
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    """A run that has made its prompts, failed at the second stage, and was killed within the third."""
+    with RunStore.open(tmp_path / "first", "{}") as store:
+        begun = store.begin(0, "prompts", "f")
+        write_rows(begun.folder / "prompts.jsonl", [PROMPT])
+        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=7, reused=5))
+        store.begin(1, "labeler_check", "f")
+        store.fail("labeler_check", "out of memory")
+        store.begin(2, "critique_revise", "f")
+    return RunStore.load(tmp_path / "first")
+
+
+def test_every_stage_of_a_run_is_shown_with_how_far_it_has_come(store: RunStore) -> None:
+    _, *lines = show.stages(store).splitlines()
+    assert [line.split()[0] for line in lines] == [f"{number:02d}_{each.name}" for number, each in enumerate(STAGES)]
+    prompts, check, revise, *others = (" ".join(line.split()[1:]) for line in lines)
+    assert prompts == "done 0:00 7 5 1 prompts"
+    assert check == "failed out of memory"
+    assert revise == "not finished"
+    assert set(others) == {"not begun"}
+
+
+def test_a_stage_that_is_done_again_is_not_finished_until_it_is(store: RunStore) -> None:
+    with RunStore.open(store.folder, "{}") as again:
+        again.begin(0, "prompts", "other")
+    _, line, *_ = show.stages(RunStore.load(store.folder)).splitlines()
+    assert line.split() == ["00_prompts", "not", "finished"]
+
+
+def test_a_held_out_prompt_is_shown_with_what_each_model_replied(store: RunStore) -> None:
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(9, "evaluate", "f")
+        write_rows(begun.folder / "samples.jsonl", [SAMPLE])
+        writing.finish(begun, {"samples": begun.folder / "samples.jsonl"})
+    store = RunStore.load(store.folder)
+    told = show.item(store, PROMPT.id)
+    assert told.splitlines() == [
+        f"prompt {PROMPT.id} (held_out)",
+        "  user: Why is the sky blue?",
+        "",
+        f"sample {SAMPLE.id}: what the models replied",
+        "  Base: It is.",
+        "  SL: Light",
+        "      scatters.",
+        "  RL (cut off): Bl",
+    ]
+    assert show.item(store, SAMPLE.id) == told
+
+
+def test_an_id_is_found_where_the_advice_says(store: RunStore) -> None:
+    with pytest.raises(UsageError) as caught:
+        show.item(store, "zz")
+    said = f"every row of the run's *.jsonl files begins with its id, such as {PROMPT.id}"
+    assert str(caught.value).endswith(said)
+    written = (store.folder / "00_prompts" / "prompts.jsonl").read_text()
+    assert written.startswith(f'{{"id": "{PROMPT.id}", ')
+    assert f"prompt {PROMPT.id}" in show.item(store, PROMPT.id)
