@@ -42,12 +42,12 @@ class Recipe:
     row_length: int = 640
     rows_per_step: int = 12
     """Over all ranks."""
-    steps: int = 10800
+    steps: int = 12600
     learning_rate: float = 2.5e-3
     warmup_steps: int = 60
     decay: float = 0.5
     """The share of the steps, at the end, over which the learning rate falls to zero."""
-    last: float = 1 / 6
+    last: float = 2 / 7
     """The share of the steps, at the end, in which the documents are drawn by `corpus.LAST`."""
     weight_decay: float = 0.05
     seed: int = 0

@@ -47,8 +47,8 @@ class Settings(TrainingSettings):
 
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the reference; 0.1 by default."""
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 2e-4 by default, about 5e-7 for billions of weights."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Highest learning rate, after the warm-up (AdamW); 1e-4 by default, about 5e-7 for billions of weights."""
     epochs: float = Field(default=2, gt=0)
     """Passes over the preferences; 2 by default."""
 
