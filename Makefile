@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/mypy
 
 demo: install
-	$(BIN)/constitutional sandbox understand "Don't butter people up."
+	$(BIN)/constitutional demo
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
