@@ -20,9 +20,9 @@ def test_the_library_example_runs_as_it_stands() -> None:
     revised, judged = said.getvalue().strip().splitlines()
     assert "The principle asks" in revised  # a critique
     principle, p_a, conflict = judged.split()
-    assert principle in ("no_help_with_harm", "keep_private_data", "no_false_agreement", "no_flattery", "brief")
-    assert 0 <= float(p_a) <= 1
-    assert conflict in ("True", "False")
+    assert principle == "no_flattery"
+    assert float(p_a) < 0.5  # b does not flatter
+    assert conflict == "False"
 
 
 def test_every_file_of_the_tree_exists() -> None:
