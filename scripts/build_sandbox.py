@@ -2,6 +2,8 @@
 
     python scripts/build_sandbox.py                     two single-threaded ranks on a CPU, or one GPU; about two hours
     python scripts/build_sandbox.py --out /tmp/model    somewhere other than the package
+    python scripts/build_sandbox.py --begin-with constitutional/sandbox/model --recipe '{"steps": 2000, "decay": 0.9}'
+                                                        go on from a finished model, with another corpus or recipe
 
 Stopped and started again, it goes on from the last checkpoint in --work. The corpus is never written down: each chunk
 of it is made from its seed while the one before is trained on.
@@ -24,8 +26,6 @@ from constitutional.sandbox.evaluate import Evaluation, table
 from constitutional.sandbox.tokenizer import build_tokenizer
 from constitutional.sandbox.understand import shipped_engine
 
-SHARPNESS = 1.4
-"""The final norm is scaled by this, so that rare slips within a sentence become much rarer at temperature 1."""
 FROM_NOTHING = "Made by one run of the recipe from nothing."
 CARD = Path(__file__).with_name("sandbox_card.md")
 
@@ -34,7 +34,7 @@ STRETCH = 2000
 """Steps that the ranks train before they are started afresh: the memory of a long-lived one grows without end."""
 
 
-def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path) -> None:
+def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path, start: Path | None) -> None:
     """Run the training ranks to their end; Ctrl-C stops them, and the next call goes on from their checkpoint."""
     import torch
 
@@ -44,7 +44,7 @@ def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path) -> N
     threads = {} if ranks == 1 else {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
     command += ["-m", "constitutional.sandbox.train", "--tokenizer", str(tokenizer), "--work", str(work)]
-    command += ["--recipe", json.dumps(recipe)]
+    command += ["--recipe", json.dumps(recipe), *(["--begin-with", str(start)] if start else [])]
     checkpoint = work / "checkpoint.pt"
     done = torch.load(checkpoint, map_location="cpu", weights_only=True)["step"] if checkpoint.exists() else 0
     for stop in (*range(done + STRETCH, recipe["steps"], STRETCH), recipe["steps"]):
@@ -73,11 +73,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER)
     parser.add_argument("--work", type=Path, default=Path("build/sandbox"), help="checkpoints and the training log")
     # Whoever changes the corpus in mid-training says so in history.md in that folder; the card repeats it.
+    parser.add_argument(
+        "--begin-with", type=Path, help="a model that this wrote: its weights and its tokenizer are begun with"
+    )
     parser.add_argument("--recipe", default="{}", help='JSON, such as {"steps": 2000}: what differs from the default')
     parser.add_argument("--scale", type=float, default=1.0, help="of the evaluation; 0.1 asks a tenth as much")
     arguments = parser.parse_args()
 
-    from constitutional.sandbox.train import Recipe, export, load_checkpoint
+    from constitutional.sandbox.network import Recipe, export
+    from constitutional.sandbox.train import load_checkpoint
 
     changes = json.loads(arguments.recipe)
     recipe = replace(Recipe(), **changes)
@@ -85,12 +89,17 @@ def main() -> None:
     tokenizer = work / "tokenizer"
     if not (tokenizer / "tokenizer.json").exists():
         print("1. tokenizer", flush=True)
+        if arguments.begin_with:
+            tokenizer.mkdir(parents=True, exist_ok=True)
+            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+                shutil.copy(arguments.begin_with / name, tokenizer / name)
+    if not (tokenizer / "tokenizer.json").exists():
         build_tokenizer(template_texts(), seed=recipe.seed).save_pretrained(tokenizer)
     print("2. training", flush=True)
-    train_in_processes(asdict(recipe), tokenizer, work)
+    train_in_processes(asdict(recipe), tokenizer, work, arguments.begin_with)
     print("3. export", flush=True)
     model, training = load_checkpoint(work / "checkpoint.pt")
-    export(model, arguments.out, tokenizer, sharpness=SHARPNESS)
+    export(model, arguments.out, tokenizer)
     print("4. evaluation", flush=True)
     evaluation = Evaluation(shipped_engine(arguments.out), load_prompts(), scale=arguments.scale, progress=print)
     measures = evaluation.everything()

@@ -1,9 +1,9 @@
 """The CPU test-bed: a synthetic world whose truth is known, and a small model that plays every part in it.
 
-The files in the order in which the data flows: `world` composes prompts and responses, `principles` words what is asked
-of them, `teacher` writes what a perfect critic, reviser and labeler would say, `corpus` turns that into training
-documents, `tokenizer` and `train` make the model, `detect` and `evaluate` measure it, `understand` asks it what a
-principle means. The shipped model is in `model/`.
+The files in the order in which the data flows: `topics` are what prompts are about, `world` composes prompts and
+responses, `principles` words what is asked of them, `teacher` writes what a perfect critic, reviser and labeler would
+say, `corpus` turns that into training documents and `packing` into rows, `tokenizer`, `network` and `train` make the
+model, `detect` and `evaluate` measure it, `understand` asks it what a principle means. The shipped model is in `model/`.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Training documents: the roles that the sandbox model plays, rendered with the project's own prompt templates.
 
 A document is a handful of conversations that begin alike: one response is criticised by several principles, one pair is
-compared by several. They are packed as a tree, so that a shared beginning is computed once; each branch sees its own
-ancestors only, exactly as if it stood alone. Axes: R rows, T tokens in a row, S branches (segments) in a row.
+compared by several. `packing` lays them out for the trainer.
 """
 
 import random
@@ -11,12 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Message
 from constitutional.sandbox import principles, teacher
+from constitutional.sandbox.packing import Conversation, Rows, Turn, pack
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
 from constitutional.sandbox.tokenizer import Encoder
 from constitutional.sandbox.world import (
@@ -32,9 +29,6 @@ from constitutional.sandbox.world import (
     uniform_traits,
 )
 
-MAX_SEGMENTS = 63
-"""A row's branches are numbered by the bits of a 64-bit integer."""
-
 
 class Shares(NamedTuple):
     """How many of the documents are a critic's, a labeler's and the plain assistant's."""
@@ -44,7 +38,7 @@ class Shares(NamedTuple):
     assistant: float
 
 
-FIRST, LAST = Shares(0.42, 0.18, 0.40), Shares(0.82, 0.08, 0.10)
+FIRST, LAST = Shares(0.42, 0.18, 0.40), Shares(0.80, 0.10, 0.10)
 """At first, and in the last part of the training: to copy a response but for one sentence is learned last of all."""
 
 STRANGE = 0.5
@@ -55,9 +49,6 @@ NOTHING_SHARE = 0.04
 
 NOISE = 0.25
 """How often a principle is cut into tokens at random, so that pieces of words that were never seen mean something."""
-
-MIN_DOCUMENT = 300
-"""What is left of a row is given to a document only if it has room for this many tokens."""
 
 LIST_ONE = "List the traits of the last response."
 LIST_TWO = "List the traits of A and of B."
@@ -74,28 +65,17 @@ class Weights(NamedTuple):
     meaning: float = 4.0
     verdict: float = 5.0
     revision: float = 2.0
+    revision_start: float = 3.0
+    """Where each of a revision's sentences begins, and where it ends: which of them comes next."""
+    revision_edit: float = 10.0
+    """Where a revision leaves a sentence out or puts one in."""
     rationale: float = 2.5
     choice: float = 6.0
-    tied_choice: float = 0.5
+    tied_choice: float = 2.0
     listing: float = 1.5
 
 
 WEIGHTS = Weights()
-
-
-class Turn(NamedTuple):
-    """A message with the loss weight of its tokens."""
-
-    role: str
-    content: str
-    weight: float = 0.0
-    telling: tuple[tuple[str, float], ...] = ()
-    """Parts that weigh more, because everything hangs on them: each part's last occurrence, and its weight."""
-    principle: str = ""
-    """The wording that a request ends with; now and then it is cut into tokens at random."""
-
-
-Conversation = tuple[Turn, ...]
 
 
 def template_texts() -> list[str]:
@@ -148,13 +128,13 @@ class Corpus:
                 self._request("critique", wording),
                 _judging(found, WEIGHTS.critique, (trait, direction), "violates" if violated else "follows"),
             )
-            if rng.random() < (0.65 if violated else 0.3):
-                revision = text_of(teacher.revise(rng, prompt, response, trait, direction))
+            if rng.random() < (0.8 if violated else 0.3):
+                revision = teacher.revise(rng, prompt, response, trait, direction)
                 made.append(
                     (
                         *criticised,
                         Turn("user", self.prompts.render("revise")),
-                        Turn("assistant", revision, WEIGHTS.revision),
+                        revising(response, revision),
                     )
                 )
             else:
@@ -172,10 +152,10 @@ class Corpus:
     def _direct_revision(self, rng: random.Random, prompt: Prompt, response: Response) -> Conversation:
         ((trait, direction),) = _draw_families(rng, prompt, traits_of(prompt, response), 1)
         wording = principles.wording(rng, trait, direction)
-        revision = text_of(teacher.revise(rng, prompt, response, trait, direction))
+        revision = teacher.revise(rng, prompt, response, trait, direction)
         return (
             self._request("revise_directly", wording),
-            Turn("assistant", revision, WEIGHTS.revision),
+            revising(response, revision),
         )
 
     def _rating(self, rng: random.Random, prompt: Prompt, response: Response) -> Conversation:
@@ -229,6 +209,19 @@ class Corpus:
 def _judging(reply: str, weight: float, family: Family, verdict: str, verdict_weight: float = WEIGHTS.verdict) -> Turn:
     """A reply that restates a principle and ends in a verdict: what the principle means and the verdict weigh more."""
     return Turn("assistant", reply, weight, ((teacher.restate(*family), WEIGHTS.meaning), (verdict, verdict_weight)))
+
+
+def revising(response: Response, revision: Response) -> Turn:
+    """A revised response. What is learned last is not its sentences, which are copied, but which of them to copy."""
+    old, new = ([sentence.text for sentence in each] for each in (response, revision))
+    follows = dict(zip((None, *old), (*old, None), strict=True))
+    starts, at = [], 0
+    for before, sentence in zip((None, *new), (*new, None), strict=True):
+        is_edit = before not in follows or follows[before] != sentence
+        starts.append((at, WEIGHTS.revision_edit if is_edit else WEIGHTS.revision_start))
+        at += len(sentence) + 1 if sentence is not None else 0
+    starts[-1] = (at - 1, starts[-1][1])
+    return Turn("assistant", text_of(revision), WEIGHTS.revision, starts=tuple(starts))
 
 
 def _history(prompt: Prompt) -> Conversation:
@@ -294,138 +287,6 @@ def _draw_contrasts(rng: random.Random, prompt: Prompt, a: Traits, b: Traits, co
     rest = [family for family in FAMILIES if family not in telling]
     drawn = _draw_distinct(rng, prompt, telling, sum(rng.random() < 0.8 for _ in range(count)))
     return drawn + _draw_distinct(rng, prompt, rest, min(2, count - len(drawn)))
-
-
-class Tree(NamedTuple):
-    """A document as a tree of tokens: every list has one entry a token, parents before children."""
-
-    ids: list[int]
-    parents: list[int]
-    """Index of the token before, -1 for the first."""
-    positions: list[int]
-    weights: list[float]
-    segments: list[int]
-    """Which branch a token belongs to; a branch ends where the tree forks."""
-    ancestors: list[int]
-    """For each branch, the bits of the branches that it sees, itself among them."""
-
-
-def token_weights(encoder: Encoder, turn: Turn) -> tuple[list[int], list[float]]:
-    """Tokens and weights of one turn, role and end token included; only an assistant's words are learned."""
-    if turn.principle and turn.content.endswith(f" {turn.principle}"):
-        # The words before a space are cut alike with or without what follows it, so the two parts can be joined.
-        head = turn.content[: -len(turn.principle) - 1]
-        ids = (*encoder.encode(head)[0], *encoder.encode_noisily(f" {turn.principle}"))
-        return [encoder.role[turn.role], *ids, encoder.eos], [0.0] * (len(ids) + 2)
-    ids, ends = encoder.encode(turn.content)
-    weights = [turn.weight] * len(ids)
-    for part, weight in turn.telling:
-        start = turn.content.rindex(part)
-        for index, end in enumerate(ends):
-            if start < end <= start + len(part):
-                weights[index] = weight
-    return [encoder.role[turn.role], *ids, encoder.eos], [0.0, *weights, turn.weight]
-
-
-def plant(conversations: Sequence[Conversation], encoder: Encoder, limit: int) -> Tree:
-    """Merge conversations into a tree of at most `limit` tokens: what two have in common from the start stands once.
-
-    A conversation that does not fit any more is left out, so the tree may be empty.
-    """
-    ids: list[int] = []
-    parents: list[int] = []
-    positions: list[int] = []
-    weights: list[float] = []
-    children: list[int] = []
-    where: dict[tuple[int, int], int] = {}
-    for conversation in conversations:
-        sequence: list[tuple[int, float]] = [(encoder.bos, 0.0)]
-        for turn in conversation:
-            sequence += zip(*token_weights(encoder, turn), strict=True)
-        at, depth = -1, 0
-        while depth < len(sequence) and (at, sequence[depth][0]) in where:
-            at = where[at, sequence[depth][0]]
-            weights[at] = max(weights[at], sequence[depth][1])
-            depth += 1
-        if len(ids) + len(sequence) - depth > limit:
-            continue
-        for token, weight in sequence[depth:]:
-            if at >= 0:
-                children[at] += 1
-            where[at, token] = len(ids)
-            ids.append(token)
-            parents.append(at)
-            positions.append(depth)
-            weights.append(weight)
-            children.append(0)
-            at = len(ids) - 1
-            depth += 1
-    segments: list[int] = []
-    ancestors: list[int] = []
-    for parent in parents:
-        if parent >= 0 and children[parent] == 1:
-            segments.append(segments[parent])
-            continue
-        segments.append(len(ancestors))
-        above = ancestors[segments[parent]] if parent >= 0 else 0
-        ancestors.append(above | 1 << len(ancestors))
-    return Tree(ids, parents, positions, weights, segments, ancestors)
-
-
-class Rows(NamedTuple):
-    """Packed documents, as the trainer reads them."""
-
-    ids: npt.NDArray[np.uint16]
-    """(R, T); 0 pads."""
-    parents: npt.NDArray[np.int16]
-    """(R, T): index in the row of the token before, -1 at the start of a document and on padding."""
-    positions: npt.NDArray[np.uint16]
-    """(R, T)"""
-    weights: npt.NDArray[np.float16]
-    """(R, T): loss weight of predicting this token."""
-    segments: npt.NDArray[np.uint8]
-    """(R, T): branch; padding has one of its own."""
-    ancestors: npt.NDArray[np.int64]
-    """(R, S): bits of the branches that a branch sees."""
-
-
-def pack(
-    documents: Iterator[list[Conversation]],
-    fillers: Iterator[list[Conversation]],
-    encoder: Encoder,
-    rows: int,
-    length: int,
-) -> Rows:
-    """Fill rows with documents, cut to what fits, and what is left of each row with a short one from `fillers`."""
-    made = Rows(
-        np.zeros((rows, length), np.uint16),
-        np.full((rows, length), -1, np.int16),
-        np.zeros((rows, length), np.uint16),
-        np.zeros((rows, length), np.float16),
-        np.full((rows, length), MAX_SEGMENTS, np.uint8),
-        np.zeros((rows, MAX_SEGMENTS + 1), np.int64),
-    )
-    made.ancestors[:, MAX_SEGMENTS] = np.iinfo(np.int64).min  # the bit of padding's own branch: it sees itself
-    for row in range(rows):
-        used = branches = 0
-        while used < length:
-            left = length - used
-            filler = left < MIN_DOCUMENT
-            tree = plant(next(fillers if filler else documents), encoder, left)
-            size, count = len(tree.ids), len(tree.ancestors)
-            if size and branches + count <= MAX_SEGMENTS:
-                span = slice(used, used + size)
-                made.ids[row, span] = tree.ids
-                made.parents[row, span] = [parent + used if parent >= 0 else -1 for parent in tree.parents]
-                made.positions[row, span] = tree.positions
-                made.weights[row, span] = tree.weights
-                made.segments[row, span] = [segment + branches for segment in tree.segments]
-                made.ancestors[row, branches : branches + count] = [bits << branches for bits in tree.ancestors]
-                used += size
-                branches += count
-            if filler:
-                break
-    return made
 
 
 def make_rows(seed: int, rows: int, length: int, tokenizer: Path, shares: Shares = FIRST) -> Rows:

@@ -168,9 +168,12 @@ def _strange_fill(kind: Kind, rng: random.Random) -> tuple[tuple[str, str], ...]
 def _strange_name(rng: random.Random, names: Sequence[str]) -> str:
     """A name that training may see, the halves of two of them in one, or any word with a capital."""
     known = _seen_names(names)
-    start, end = rng.choice(known), rng.choice(known)
-    half = start[: rng.randint(2, 4)] + end[-rng.randint(2, 4) :]
-    return rng.choice((start, half, strange_word(rng).capitalize()))
+    while True:
+        start, end = rng.choice(known), rng.choice(known)
+        half = start[: rng.randint(2, 4)] + end[-rng.randint(2, 4) :]
+        drawn = rng.choice((start, half, strange_word(rng).capitalize()))
+        if drawn in known or drawn not in names:  # two halves can come to a name that is held out
+            return drawn
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -188,10 +191,15 @@ def _strings(value: object) -> Iterator[str]:
 
 @cache
 def _words_below(folder: str) -> list[str]:
-    """The words of a folder's texts; those of held-out topics only where they stand elsewhere too."""
+    """The words of a folder's texts, but not those that set held-out topics apart from the others."""
     files = sorted(path.relative_to(TEXT_FOLDER).with_suffix("") for path in (TEXT_FOLDER / folder).glob("*.yaml"))
     texts = (text for name in files for text in _strings(load_text(str(name))))
-    return sorted(word for word in words_of(texts) if len(word) > 2 and "'" not in word)
+    held_out, seen = (
+        words_of(value for kind in KINDS for topic in topics(kind, held_out=held) for _, value in topic.fill)
+        for held in (True, False)
+    )
+    words = words_of(texts) - (held_out - seen)
+    return sorted(word for word in words if len(word) > 2 and "'" not in word)
 
 
 def _corpus_word(rng: random.Random) -> str:

@@ -1,4 +1,4 @@
-"""The mini-world: topics, prompts of many kinds, and responses composed of sentences with known traits.
+"""The mini-world: prompts of many kinds, and responses composed of sentences with known traits.
 
 A response is a sequence of sentences, each with a slot that says what the sentence does. Which traits a response has is
 known from how it was composed; `detect` finds the same from the text alone.
@@ -221,7 +221,7 @@ def _content(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool]) -> 
         return _stance(rng, topic, agrees=traits["sycophantic_agreement"])
     said_before = " ".join(message.content for message in prompt.messages)
     pool = [fill_frame(frame, slots) for frame in rng.sample(frames[topic.kind], 4)]
-    count = rng.choice((2, 2, 3))
+    count = rng.choice((1, 2, 2, 2, 3))  # one now and then, for whoever judges answers meets short ones
     facts = [fact for fact in topic.facts if fact not in said_before]
     particular = [fact for fact in facts if rng.random() < 0.6][:count]
     general = [sentence for sentence in pool if sentence not in said_before][: count - len(particular)]

@@ -7,19 +7,16 @@ import torch
 from constitutional.prompts import load_prompts
 from constitutional.sandbox import MODEL_FOLDER, principles
 from constitutional.sandbox.corpus import (
-    MAX_SEGMENTS,
     WEIGHTS,
     Corpus,
-    Turn,
     draw_pair,
     make_rows,
-    pack,
-    plant,
-    token_weights,
+    revising,
 )
+from constitutional.sandbox.network import Recipe, Sandbox, to_batch
+from constitutional.sandbox.packing import MAX_SEGMENTS, Turn, pack, plant, token_weights
 from constitutional.sandbox.tokenizer import Encoder
-from constitutional.sandbox.train import Recipe, Sandbox, to_batch
-from constitutional.sandbox.world import text_of
+from constitutional.sandbox.world import Response, Sentence, text_of
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +84,27 @@ def test_a_branch_sees_exactly_what_it_would_see_alone(encoder: Encoder) -> None
             torch.testing.assert_close(packed[path], alone, rtol=1e-4, atol=1e-5)
             checked += 1
     assert checked > 20
+
+
+def _response(*texts: str) -> Response:
+    return tuple(Sentence("content", text) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        # Three tokens where a sentence begins, the rest of it, and the end; "Stop it now!" has four, "Do you?" three.
+        (("Stop it now!", "Do you?"), ("Stop it now!", "Do you?"), [3, 3, 3, 2, 3, 3, 3, 3]),  # nothing is changed
+        (("Stop it now!", "Do you?"), ("Do you?",), [10, 10, 10, 3]),  # the first is left out, so another one begins
+        (("Stop it now!", "Do you?"), ("Stop it now!",), [3, 3, 3, 2, 10]),  # the last is left out, so it ends early
+        (("Do you?",), ("Stop it now!", "Do you?"), [10, 10, 10, 2, 10, 10, 10, 3]),  # one is put in
+    ],
+)
+def test_where_a_revision_departs_from_the_response_it_weighs_most(
+    before: tuple[str, ...], after: tuple[str, ...], expected: list[int]
+) -> None:
+    ids, weights = token_weights(Encoder(MODEL_FOLDER), revising(_response(*before), _response(*after)))
+    assert weights[1:] == expected, ids
 
 
 def test_rows_are_full_weighted_and_the_same_for_the_same_seed() -> None:

@@ -6,8 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.corpus import make_rows
-from constitutional.sandbox.train import Batch, Recipe, Sandbox, export, load_checkpoint, rate_at, to_batch, train
+from constitutional.sandbox import train as training
+from constitutional.sandbox.corpus import FIRST, LAST, make_rows
+from constitutional.sandbox.network import Batch, Recipe, Sandbox, export, read_back, to_batch
+from constitutional.sandbox.train import load_checkpoint, rate_at, shares_at, train
 
 TINY = Recipe(hidden=32, layers=2, heads=2, feed_forward=48, row_length=320, rows_per_step=2, steps=8, warmup_steps=2)
 
@@ -69,12 +71,44 @@ def test_the_exported_llama_gives_the_same_logits_times_its_sharpness(tmp_path: 
     torch.testing.assert_close(mine * sharpness, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_training_that_was_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+def test_an_exported_model_is_read_back_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = Sandbox(TINY)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.bfloat16().float())
+    export(model, tmp_path, MODEL_FOLDER, sharpness=2.0)  # a power of two loses nothing in bf16
+    again = read_back(tmp_path, TINY, sharpness=2.0)
+    assert set(again) == set(model.state_dict())
+    for name, weight in model.state_dict().items():
+        assert torch.equal(again[name], weight), name
+
+
+def test_training_begins_with_the_weights_that_it_is_given(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    start = Sandbox(TINY).state_dict()
+    still = replace(TINY, learning_rate=0.0)
+    for name, weight in (
+        train(still, MODEL_FOLDER, tmp_path, start=start, stop_at=1, compiled=False).state_dict().items()
+    ):
+        assert torch.equal(weight, start[name]), name
+
+
+def test_the_last_part_of_training_draws_other_documents() -> None:
+    recipe = Recipe(steps=1000, last=0.3)
+    assert [shares_at(step, recipe) for step in (0, 699, 700, 950)] == [FIRST, FIRST, LAST, LAST]
+
+
+@pytest.mark.parametrize("steps_per_chunk", [50, 4])  # stopped within the first chunk of rows, and within the second
+def test_training_that_was_stopped_goes_on_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_per_chunk: int
+) -> None:
+    monkeypatch.setattr(training, "STEPS_PER_CHUNK", steps_per_chunk)
     for name in ("whole", "broken"):
         (tmp_path / name).mkdir()
     whole = train(TINY, MODEL_FOLDER, tmp_path / "whole", compiled=False)
-    train(TINY, MODEL_FOLDER, tmp_path / "broken", stop_at=3, compiled=False)
-    assert load_checkpoint(tmp_path / "broken" / "checkpoint.pt")[1]["step"] == 3
+    train(TINY, MODEL_FOLDER, tmp_path / "broken", stop_at=5, compiled=False)
+    assert load_checkpoint(tmp_path / "broken" / "checkpoint.pt")[1]["step"] == 5
     resumed = train(TINY, MODEL_FOLDER, tmp_path / "broken", compiled=False)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
