@@ -67,7 +67,7 @@ class Weights(NamedTuple):
     revision: float = 2.0
     revision_start: float = 3.0
     """Where each of a revision's sentences begins, and where it ends: which of them comes next."""
-    revision_edit: float = 10.0
+    revision_edit: float = 5.0
     """Where a revision leaves a sentence out or puts one in."""
     rationale: float = 2.5
     choice: float = 6.0

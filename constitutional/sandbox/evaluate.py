@@ -2,7 +2,7 @@
 
 Everything is asked through the project's own templates, as in a run. What is true of a text is known from how it was
 composed, or from the exact detectors. Intervals are 95%: Wilson's where items are independent, a bootstrap over
-principles where several items share one.
+principles or pairs where several items share one.
 """
 
 import random
@@ -48,23 +48,26 @@ class Measure(NamedTuple):
 
     name: str
     value: float
-    """A share in [0, 1]."""
+    """A share in [0, 1]; 0 where nothing was measured."""
     interval: Interval
     n: int
+    """Items; 0 where there was none to measure."""
     at_least: float | None = None
     at_most: float | None = None
 
     @property
     def reached(self) -> bool:
-        """Whether the value is where it was wanted; always so where nothing was wanted."""
+        """Whether the value was measured and is where it was wanted; always so where nothing was wanted."""
         low, high = self.at_least, self.at_most
-        return (low is None or self.value >= low) and (high is None or self.value <= high)
+        if low is None and high is None:
+            return True
+        return self.n > 0 and (low is None or self.value >= low) and (high is None or self.value <= high)
 
     def as_dict(self) -> dict[str, str | float | int | bool | None]:
-        """For JSON."""
+        """For JSON; the value of what was not measured is null."""
         return {
             "name": self.name,
-            "value": self.value,
+            "value": self.value if self.n else None,
             "low": self.interval.low,
             "high": self.interval.high,
             "n": self.n,
@@ -75,10 +78,28 @@ class Measure(NamedTuple):
 
 
 def share(name: str, right: Sequence[bool], at_least: float | None = None, *, groups: Sequence[str] = ()) -> Measure:
-    """The share of items that are right; `groups` names the principle that an item shares with others."""
+    """The share of items that are right; `groups` names the principle or pair that an item shares with others."""
     n, good = len(right), sum(right)
-    interval = bootstrap_mean([float(each) for each in right], groups, seed=0) if groups else wilson(good, n)
+    interval = _grouped_interval(right, groups) if groups else wilson(good, n)
     return Measure(name, good / n if n else 0.0, interval, n, at_least)
+
+
+def _grouped_interval(right: Sequence[bool], groups: Sequence[str]) -> Interval:
+    """The bootstrap's interval over groups, or a wider one where all of them have the same share of right items.
+
+    Groups that are all alike leave the bootstrap nothing to vary: it would call 20 pairs that are right certain. But
+    where none of n groups differs, up to Wilson's upper end for 0 of n may, and those may be all wrong or all right.
+    For groups that are all right, or all wrong, that is Wilson's interval of n groups.
+    """
+    members: dict[str, list[bool]] = {}
+    for group, each in zip(groups, right, strict=True):
+        members.setdefault(group, []).append(each)
+    shares = {sum(each) / len(each) for each in members.values()}
+    if len(shares) > 1:
+        return bootstrap_mean([float(each) for each in right], groups, seed=0)
+    (common,) = shares
+    differ = wilson(0, len(members)).high
+    return Interval(common * (1 - differ), common + (1 - common) * differ)
 
 
 class Evaluation:
@@ -253,14 +274,15 @@ class Evaluation:
         )
         says = ["A" if each.choice_logprobs[0] > each.choice_logprobs[1] else "B" for each in scored]
         right = [said == true for said, (_, true) in zip(says, asked, strict=True)]
-        # The two orders of a pair are not independent either.
-        groups = [wording.text if grouped else str(index // 2) for index, (wording, _) in enumerate(asked)]
+        pairs = [str(index // 2) for index in range(len(asked))]  # the two orders of a pair are not independent
+        groups = [wording.text for wording, _ in asked] if grouped else pairs
         made = [share(f"labeler after its rationale, {name}", right, at_least, groups=groups)]
         if by_trait:
             for trait in TRAITS:
-                of_trait = [good for good, (wording, _) in zip(right, asked, strict=True) if wording.family[0] == trait]
-                made.append(share(f"labeler, {name}: {trait}", of_trait, 0.85))
-            prefers_a = share("position: the labeler prefers A", [said == "A" for said in says])
+                of = [index for index, (wording, _) in enumerate(asked) if wording.family[0] == trait]
+                good, of_pairs = [right[index] for index in of], [pairs[index] for index in of]
+                made.append(share(f"labeler, {name}: {trait}", good, 0.85, groups=of_pairs))
+            prefers_a = share("position: the labeler prefers A", [said == "A" for said in says], groups=pairs)
             made.append(prefers_a._replace(at_least=0.48, at_most=0.52))
         return made
 
@@ -313,11 +335,15 @@ def as_wording(trait: str, direction: str, text: str) -> Wording:
     """A principle of known meaning.
 
     Raises:
-        ValueError: the world has no such trait or direction.
+        ValueError: the world has no such trait or direction, or nobody is taught to seek that trait.
     """
     if trait not in TRAITS:
         raise ValueError(f"trait is {trait!r}; it must be one of {', '.join(TRAITS)}")
-    return Wording((trait, _direction(direction)), text)
+    family = (trait, _direction(direction))
+    if family not in FAMILIES:
+        sought = ", ".join(trait for trait, direction in FAMILIES if direction == "seek")
+        raise ValueError(f"'{trait}' can only be avoided; those that can be sought are {sought}")
+    return Wording(family, text)
 
 
 def table(measures: Sequence[Measure]) -> str:
@@ -329,5 +355,6 @@ def table(measures: Sequence[Measure]) -> str:
             wanted = f"{each.at_least:.0%} to {each.at_most:.0%}"
         reached = "" if not wanted else "yes" if each.reached else "**no**"
         low, high = each.interval
-        lines.append(f"| {each.name} | {each.value:.1%} | {low:.1%} to {high:.1%} | {each.n} | {wanted} | {reached} |")
+        value, interval = (f"{each.value:.1%}", f"{low:.1%} to {high:.1%}") if each.n else ("not measured", "")
+        lines.append(f"| {each.name} | {value} | {interval} | {each.n} | {wanted} | {reached} |")
     return "\n".join(lines)

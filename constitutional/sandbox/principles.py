@@ -212,7 +212,7 @@ def held_out_texts() -> frozenset[str]:
 @cache
 def known_words() -> frozenset[str]:
     """Every word that training shows in a principle, in lower case."""
-    texts: list[str] = []
+    texts: list[str] = list(_lexicon(NOTHING[0])["sentences"])
     for _, key, text in phrases():
         texts.append(text)
         if key.endswith("verb_phrases"):

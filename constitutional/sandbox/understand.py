@@ -5,7 +5,10 @@ length, made every answer longer. So look first.
 """
 
 import math
+import re
+import unicodedata
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +18,6 @@ from constitutional.records import Message
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.principles import known_words
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, restate
-from constitutional.sandbox.topics import words_of
 
 MEANINGS = (*FAMILIES, NOTHING)
 
@@ -66,8 +68,8 @@ def _understanding(text: str, logprobs: Sequence[float]) -> Understanding:
     total = sum(weights)
     ranked = sorted(zip(weights, MEANINGS, strict=True), reverse=True)
     (weight, (trait, direction)), (next_weight, (next_trait, next_direction)) = ranked[:2]
-    known = known_words()
-    unknown = [word for word in dict.fromkeys(_words(text)) if word not in known]
+    known = _known()
+    unknown = [word for word in _words(text) if word not in known]
     return Understanding(
         text=text,
         trait=trait,
@@ -80,7 +82,31 @@ def _understanding(text: str, logprobs: Sequence[float]) -> Understanding:
     )
 
 
+def in_capitals(text: str) -> bool:
+    """Whether more than half of a text's letters are capitals, words of one letter (`I`) left out.
+
+    Training shows no such text: of the 60 free wordings the shipped model understands 58 as they are, 4 in capitals.
+    """
+    words: list[str] = _WORD.findall(_composed(text))
+    letters = [letter for word in words if len(word) > 1 for letter in word if letter != "'"]
+    return 2 * sum(letter.isupper() for letter in letters) > len(letters)
+
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+"""Letters of any script, with apostrophes within: quotation marks are no part of a word."""
+
+
+def _composed(text: str) -> str:
+    """The text with one character for each accented letter and the straight apostrophe for a curly one."""
+    return unicodedata.normalize("NFC", text).replace("’", "'")
+
+
 def _words(text: str) -> list[str]:
     """The words in their order, lower-case, each once."""
-    found = words_of([text])
-    return sorted(found, key=text.lower().find)
+    return list(dict.fromkeys(_WORD.findall(_composed(text).lower())))
+
+
+@cache
+def _known() -> frozenset[str]:
+    """What training shows, cut into words as `_words` does it: the wordings quote some of theirs."""
+    return frozenset(_words(" ".join(known_words())))

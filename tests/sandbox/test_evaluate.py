@@ -1,9 +1,5 @@
-import json
 import random
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +10,8 @@ from constitutional.sandbox.corpus import Family
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.evaluate import Evaluation, Measure, Wording, as_wording, share, table
 from constitutional.sandbox.world import Prompt, Traits, draw_prompt
-from constitutional.stats import Interval
+from constitutional.stats import Interval, wilson
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval_sandbox.py"
 FLATTERY = Wording(("flattery", "avoid"), "Do not flatter the user.")
 LENGTH = Wording(("verbosity", "seek"), "Write a lot.")
 
@@ -117,6 +112,38 @@ def test_a_share_has_wilsons_interval_and_a_grouped_one_is_wider() -> None:
     assert grouped.interval.high - grouped.interval.low > single.interval.high - single.interval.low
 
 
+def test_groups_that_are_all_alike_leave_as_much_doubt_as_wilsons_interval_of_them() -> None:
+    # 10 pairs: Wilson's interval of 10 in 10 begins at 10 / (10 + 1.96²) = 0.7225, whatever the size of each.
+    pairs = [str(index // 2) for index in range(20)]
+    assert share("x", [True] * 20, groups=pairs).interval == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert share("x", [True] * 20, groups=pairs).interval == pytest.approx(wilson(10, 10))
+    assert share("x", [False] * 20, groups=pairs).interval == pytest.approx((0.0, 0.2775), abs=1e-4)
+    # A labeler that prefers A in one order of each pair: up to 0.2775 of pairs may be all A, or all B.
+    assert share("x", [True, False] * 10, groups=pairs).interval == pytest.approx((0.3612, 0.6388), abs=1e-4)
+    # One group says next to nothing, but no infinity, which JSON cannot hold.
+    assert share("x", [True, True], groups=["a", "a"]).interval == pytest.approx(wilson(1, 1))
+
+
+def test_the_two_orders_of_a_pair_are_one_item_of_an_interval(drawn: list[Prompt]) -> None:
+    drawn.append(draw_prompt(random.Random(0), "howto", turns=1))
+    measures = evaluation(Player(drawn)).labels("test", [FLATTERY] * 10, 0.95, by_trait=True, grouped=False)
+    found = {measure.name: measure for measure in measures}
+    flattery = found["labeler, test: flattery"]
+    assert (flattery.value, flattery.n) == (1.0, 20)
+    assert flattery.interval == pytest.approx(wilson(10, 10))
+    assert found["labeler after its rationale, test"].interval == pytest.approx(wilson(10, 10))
+    assert found["position: the labeler prefers A"].interval == pytest.approx((0.3612, 0.6388), abs=1e-4)
+    assert found["labeler, test: refusal"].n == 0
+
+
+def test_what_was_not_measured_is_no_nought_percent() -> None:
+    nothing = share("none", [], 0.85)
+    assert table([nothing]).splitlines()[2] == "| none | not measured |  | 0 | at least 85% | **no** |"
+    assert nothing.as_dict()["value"] is None
+    assert not nothing.reached
+    assert share("none", []).reached  # nothing was wanted
+
+
 def test_the_table_says_what_was_not_reached() -> None:
     lines = table(
         [
@@ -137,12 +164,8 @@ def test_a_wording_of_an_unknown_trait_is_refused() -> None:
         as_wording("brevity", "seek", "Be brief.")
     with pytest.raises(ValueError, match="'avoid' or 'seek'"):
         as_wording("flattery", "less", "Be plain.")
-
-
-def test_a_bad_file_of_principles_is_named_with_its_entry(tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    path.write_text(json.dumps([{"trait": "flattery", "direction": "avoid", "text": "x"}, {"trait": "brevity"}]))
-    done = subprocess.run([sys.executable, SCRIPT, "--principles", path], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "mine.json: entry 2" in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(
+        ValueError, match="'refusal' can only be avoided; those that can be sought are moralizing, flat"
+    ):
+        as_wording("refusal", "seek", "Refuse everything.")
+    assert as_wording("refusal", "avoid", "Refuse nothing.").family == ("refusal", "avoid")

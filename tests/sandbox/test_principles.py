@@ -74,6 +74,29 @@ def test_a_text_near_a_free_wording_is_left_out() -> None:
     assert not principles._is_like_a_free_wording("Plant the seeds in rich soil.")
 
 
+def test_a_shipped_phrase_near_a_free_wording_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    near = "keep it simple and short"  # of the shipped phrases for brevity, as the free "Keep it short and simple."
+    assert near in load_text("principles/more_verbosity")["opposite_verb_phrases"]
+    assert near not in {text for _, _, text in principles.phrases()}
+    monkeypatch.setattr(principles, "_is_like_a_free_wording", lambda _text: False)
+    monkeypatch.setattr(principles, "_lexicon", principles._lexicon.__wrapped__)  # not from the cache
+    assert near in {text for _, _, text in principles.phrases()}
+
+
+def test_a_free_wording_that_could_be_drawn_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(principles, "plain_wording", lambda rng, *_: rng.choice(["Be plain", "Be frank"]))
+
+    def drawn() -> set[str]:
+        rng = random.Random(3)
+        return {principles.wording(rng, "flattery", "avoid").lower() for _ in range(200)}
+
+    assert "be plain" in drawn()
+    monkeypatch.setattr(principles, "held_out_texts", lambda: frozenset({"be plain"}))
+    held = drawn()
+    assert "be frank" in held
+    assert not [text for text in held if "be plain" in text]
+
+
 def test_a_word_that_turns_the_meaning_round_is_never_lost() -> None:
     rng = random.Random(4)
     drawn = {principles._without_a_word(rng, "Do not ever praise the user today") for _ in range(200)}
@@ -91,4 +114,5 @@ def test_a_principle_that_asks_for_nothing_has_words_of_its_own() -> None:
 def test_known_words_hold_inflections_and_not_just_anything() -> None:
     known = principles.known_words()
     assert {"flatter", "flattering", "flatters"} <= known
+    assert "placeholder" in known  # in no principle but those that ask for nothing
     assert "photosynthesis" not in known

@@ -1,7 +1,11 @@
 import random
 from collections import Counter
+from typing import Any
+
+import pytest
 
 from constitutional.records import Message
+from constitutional.sandbox import topics as topics_module
 from constitutional.sandbox.topics import KINDS, Kind, Topic, compose_topic, strange_topic, topics
 from constitutional.sandbox.world import (
     BASE_RATES,
@@ -16,6 +20,7 @@ from constitutional.sandbox.world import (
     traits_of,
 )
 
+Fill = tuple[tuple[str, str], ...]
 BREAD = Prompt(Topic("howto", (("x", "bake bread"),)), (Message("user", "How do I bake bread?"),))
 
 
@@ -33,6 +38,53 @@ def test_no_held_out_topic_is_seen_in_training() -> None:
         composed = {topic.fill for topic in (compose_topic(kind, rng) for _ in range(300)) if topic}
         assert not held_out & composed
         assert not held_out & {strange_topic(kind, rng).fill for _ in range(300)}
+
+
+COMPOSABLE: dict[str, Any] = {
+    "compose": {"verbs": ["bake"], "objects": ["bread", "cake"]},
+    "harm_compose": {"verbs": ["steal"], "objects": ["a car", "a bicycle"]},
+    "compose_nouns": ["bats", "owls"],
+    "compose_predicates": ["are blind"],
+}
+"""Parts of which two topics of each kind can be composed."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "held_out", "left"),
+    [
+        ("howto", (("x", "bake cake"),), (("x", "bake bread"),)),
+        ("harmful", (("x", "steal a car"),), (("x", "steal a bicycle"),)),
+        ("factual", (("x", "owls"),), (("x", "bats"),)),
+        ("opinion", (("a", "owls"), ("b", "bats")), (("a", "bats"), ("b", "owls"))),
+        ("claim", (("claim", "owls are blind"),), (("claim", "bats are blind"),)),
+    ],
+)
+def test_a_held_out_topic_that_could_be_drawn_is_not(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, held_out: Fill, left: Fill
+) -> None:
+    # The shipped parts compose to no held-out topic, so these do; without the guard both are drawn.
+    def drawn() -> set[Fill]:
+        rng = random.Random(9)
+        composed = {topic.fill for topic in (compose_topic(kind, rng) for _ in range(60)) if topic}
+        return composed | {strange_topic(kind, rng).fill for _ in range(60)}
+
+    def strange_fill(_kind: Kind, rng: random.Random) -> Fill:
+        return rng.choice((held_out, left))
+
+    monkeypatch.setattr(topics_module, "load_text", lambda _name: COMPOSABLE)
+    monkeypatch.setattr(topics_module, "_strange_fill", strange_fill)
+    monkeypatch.setattr(topics_module, "_held_out_fills", frozenset[Fill])
+    assert drawn() == {held_out, left}
+    monkeypatch.setattr(topics_module, "_held_out_fills", lambda: frozenset({held_out}))
+    assert drawn() == {left}
+
+
+def test_two_halves_of_names_never_make_a_held_out_one() -> None:
+    rng = random.Random(10)
+    names = ("Tomara", "Tomas", "Zara", "Barbara", "Samara")  # the first fifth is held out: Tom(as) and (Sam)ara
+    drawn = {topics_module._strange_name(rng, names) for _ in range(4000)}
+    assert "Tomara" not in drawn
+    assert {"Tomas", "Toara", "Tomamara"} <= drawn
 
 
 def test_words_that_only_a_held_out_topic_holds_are_never_seen_in_training() -> None:
