@@ -12,7 +12,8 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 
-# PyTorch goes first, by its exact version: asked for by a range, pip would take the newest CUDA build instead.
+# PyTorch goes first, by its exact version, and what is there of that version stays, be it a build for the CPU (2.13.0+cpu
+# counts as 2.13.0) or PyPI's, which on Linux is built for CUDA and takes gigabytes. README.md says how to get the former.
 # The environment is an order-only prerequisite, because pip changes it all the time.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)

@@ -2,18 +2,20 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from constitutional.constitution import Constitution
-from constitutional.engines.base import Engine
-from constitutional.hhh import Given, Score, always_first, always_longer, score
-from constitutional.progress import Progress
+from constitutional.engines.base import Engine, TooLongError
+from constitutional.errors import ModelError
+from constitutional.hhh import Answered, Given, Score, always_first, always_longer, score
+from constitutional.progress import Progress, counted
 from constitutional.prompts import Prompts
-from constitutional.records import Judgement
+from constitutional.records import Comparison, Judgement
 from constitutional.show import table
 from constitutional.stages.label import (
     NEAR_CHANCE,
+    TOO_FEW,
     PrincipleAccuracy,
     Settings,
     accuracy_against,
@@ -23,6 +25,9 @@ from constitutional.stages.label import (
 )
 from constitutional.stats import wilson
 
+TOGETHER = 64
+"""Comparisons that are asked about side by side."""
+
 
 class Trial(NamedTuple):
     """What came of it."""
@@ -30,7 +35,7 @@ class Trial(NamedTuple):
     text: str
     """A table, for people."""
     near_chance: bool
-    """Whether the labeler is near chance, by one principle at least."""
+    """Whether the labeler is right no more often than near chance, by one principle at least, however few examples."""
 
 
 def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, settings: Settings) -> Trial:
@@ -44,7 +49,7 @@ def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, 
 def _principle_line(each: PrincipleAccuracy) -> tuple[str, ...]:
     readable = each.n - each.unreadable
     low, high = wilson(each.right, readable)
-    remark = "unreadable" if each.n and not readable else "near chance" if each.near_chance else ""
+    remark = _remark(readable, near_chance=each.near_chance) if readable else "unreadable"
     return (
         each.principle,
         str(each.right),
@@ -57,6 +62,12 @@ def _principle_line(each: PrincipleAccuracy) -> tuple[str, ...]:
     )
 
 
+def _remark(n: int, *, near_chance: bool) -> str:
+    if n <= TOO_FEW:
+        return "too few examples to tell"
+    return "near chance" if near_chance else ""
+
+
 def baselines(given: Given) -> str:
     """What a score on these comparisons is worth: two ways of choosing that read nothing."""
     lines = [_score_line("always the first", always_first(given.rows))]
@@ -67,16 +78,28 @@ def baselines(given: Given) -> str:
 def by_answers(
     given: Given, constitution: Constitution, engine: Engine, templates: Prompts, settings: Settings, *, seed: int
 ) -> Trial:
-    """How often the labeler chooses as people did; intervals draw prompts, because comparisons on one are alike."""
-    comparisons = [row.comparison for row in given.rows]
-    total = len(comparisons) * (1 if settings.principles == "one" else len(constitution.principles))
-    labelled = label(comparisons, constitution, engine, templates, settings, seed)
-    judgements = list(Progress().track(labelled, total, "label"))
+    """How often the labeler chooses as people did; intervals draw prompts, because comparisons on one are alike.
+
+    Comparisons that are too long for the labeler are counted, and left out of everything else.
+
+    Raises:
+        ModelError: all of them are too long.
+    """
+
+    def ask(rows: Sequence[Answered]) -> list[Judgement]:
+        return list(label([row.comparison for row in rows], constitution, engine, templates, settings, seed))
+
+    total = len(given.rows) * (1 if settings.principles == "one" else len(constitution.principles))
+    too_long: set[str] = set()
+    judgements = list(Progress().track(_judged(given.rows, ask, too_long), total, "label"))
+    rows = [row for row in given.rows if row.comparison.id not in too_long]
+    if not rows:
+        raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
     by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         by_comparison[judgement.comparison].append(judgement)
-    found = score(given.rows, {name: combine(its) for name, its in by_comparison.items()}, seed=seed)
-    also = accuracy_against(judgements, {row.comparison.id: row.answer for row in given.rows})
+    found = score(rows, {name: combine(its) for name, its in by_comparison.items()}, seed=seed)
+    also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
     rest: Sequence[tuple[str, str]] = (
         ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),
         ("left out", f"{given.undecided}, of which people do not agree which is better"),
@@ -87,9 +110,38 @@ def by_answers(
         ),
     )
     near_chance = found.share < NEAR_CHANCE
-    line = (*_score_line("the labeler", found)[:-1], "near chance" if near_chance else "")
+    line = (*_score_line("the labeler", found)[:-1], _remark(found.n, near_chance=near_chance))
     heading = ("", "right", "of", "accuracy", "95% interval", "")
-    return Trial(f"{table([heading, line], numbers_from=1)}\n\n{table(rest)}", near_chance)
+    text = f"{table([heading, line], numbers_from=1)}\n\n{table(rest)}"
+    if too_long:
+        longer = f"{counted(len(too_long), 'row')} {'is' if len(too_long) == 1 else 'are'} longer than the labeler"
+        text += f"\n{longer} can read, and not among the {found.n:,} that it was asked about"
+    return Trial(text, near_chance)
+
+
+def _judged(
+    rows: Sequence[Answered], ask: Callable[[Sequence[Answered]], list[Judgement]], too_long: set[str]
+) -> Iterator[Judgement]:
+    """The judgements, the shortest rows' first, so that those too long for the labeler stand together at the end.
+
+    The ids of the latter go to `too_long`.
+    """
+    waiting = sorted(rows, key=lambda row: _length(row.comparison))
+    chunks = [waiting[start : start + TOGETHER] for start in range(0, len(waiting), TOGETHER)][::-1]
+    while chunks:
+        chunk = chunks.pop()
+        try:
+            yield from ask(chunk)
+        except TooLongError:  # nothing tells which of them it is, so they are halved until it stands alone
+            if len(chunk) == 1:
+                too_long.add(chunk[0].comparison.id)
+            else:
+                middle = len(chunk) // 2
+                chunks += [chunk[middle:], chunk[:middle]]
+
+
+def _length(comparison: Comparison) -> int:
+    return len(comparison.a) + len(comparison.b) + sum(len(message.content) for message in comparison.prompt.messages)
 
 
 def _score_line(name: str, its: Score) -> tuple[str, ...]:

@@ -9,7 +9,9 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
     lint = commands.add_parser("lint", help="check a constitution file", description="Exits with 2 on errors.")
     lint.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
-    lint.add_argument("--sandbox", action="store_true", help="also ask the test-bed's model what it understands")
+    lint.add_argument("--sandbox", action="store_true", help="also say what the test-bed's model takes each to mean")
     lint.set_defaults(run=_lint)
 
     diff = commands.add_parser("diff", help="what changed between two constitution files")
@@ -154,11 +156,12 @@ def _run_one(config: "RunConfig") -> None:
     from constitutional import show
     from constitutional.engines.opening import SANDBOX
     from constitutional.lint import headlines
-    from constitutional.pipeline import ready, run
+    from constitutional.pipeline import ready, run, selected
 
     ready(config)  # a mistyped path is said at once, before a model is loaded
     reads = {config.critic.over(config.model).path, config.labeler.over(config.model).path}
-    findings = _findings(config.constitution.file, sandbox=SANDBOX in reads)
+    chosen = [principle.id for principle in selected(config).principles]
+    findings = _findings(config.constitution.file, sandbox=SANDBOX in reads, chosen=chosen)
     for line in headlines(findings, config.constitution.file):
         print(line, file=sys.stderr)
     store = run(config)
@@ -221,7 +224,7 @@ def _composed(command: str, words: Sequence[str], task: "Callable[[DictConfig], 
     rest = [word for word in words if word not in flags]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors, which become lines of ours, instead of printing and exiting
     try:
-        with hydra_errors(), tempfile.TemporaryDirectory() as aside:
+        with hydra_errors(words), tempfile.TemporaryDirectory() as aside:
             # A sweep leaves a multirun.yaml, which nothing can forbid; each run's config.json says more.
             sys.argv = [f"constitutional {command}", *flags, f"hydra.sweep.dir='{aside}'", *rest]
             hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="run")(task)()
@@ -238,8 +241,11 @@ _COMPOSED = {"run": _run, "demo": _demo, "config": _config}
 # Constitutions
 
 
-def _findings(file: str, *, sandbox: bool) -> "list[Finding]":
-    """What is wrong with a constitution; if the test-bed's model reads it, also what that model will misunderstand."""
+def _findings(file: str, *, sandbox: bool, chosen: Sequence[str] | None = None) -> "list[Finding]":
+    """What is wrong with a constitution; if the test-bed's model reads it, also what it takes the principles to mean.
+
+    With `chosen`, ids, the model is asked about these principles only.
+    """
     from constitutional.constitution import find_constitution
     from constitutional.lint import lint_file
 
@@ -248,16 +254,20 @@ def _findings(file: str, *, sandbox: bool) -> "list[Finding]":
         from constitutional.sandbox.understand import understand_texts
 
         understand = understand_texts
-    return lint_file(find_constitution(file), understand)
+    return lint_file(find_constitution(file), understand, chosen)
 
 
 def _lint(arguments: argparse.Namespace) -> int:
+    from constitutional.progress import counted
+
     findings = _findings(arguments.file, sandbox=arguments.sandbox)
     for finding in findings:
         print(finding)
-    errors = sum(finding.severity == "error" for finding in findings)
-    print(f"{arguments.file}: {errors} errors, {len(findings) - errors} warnings", file=sys.stderr)
-    return WRONG_USE if errors else 0
+    kinds = Counter(finding.severity for finding in findings)
+    notes = f", {counted(kinds['note'], 'note')}" if kinds["note"] else ""
+    found = f"{counted(kinds['error'], 'error')}, {counted(kinds['warning'], 'warning')}{notes}"
+    print(f"{arguments.file}: {found}", file=sys.stderr)
+    return WRONG_USE if kinds["error"] else 0
 
 
 def _diff(arguments: argparse.Namespace) -> None:
@@ -277,7 +287,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from constitutional.config import compose
     from constitutional.constitution import load_constitution
     from constitutional.hhh import load_answers
-    from constitutional.progress import Progress
+    from constitutional.progress import Progress, counted
     from constitutional.prompts import load_prompts
 
     config = compose(arguments.overrides)
@@ -293,7 +303,8 @@ def _check(arguments: argparse.Namespace) -> int:
         else:
             trial = check.by_examples(constitution, engine, templates, config.label)
         print(trial.text)
-        print(f"{engine.asked} model calls asked, {engine.reused} reused from the journal", file=sys.stderr)
+        asked = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
+        print(f"{asked}; the answers are kept in {engine.path}, where runs find them too", file=sys.stderr)
     return int(trial.near_chance)
 
 
@@ -340,8 +351,11 @@ def _understand(arguments: argparse.Namespace) -> None:
     from constitutional.principle_file import read_principles
 
     texts: list[str] = arguments.texts
-    if any(not text.strip() for text in texts):
-        raise UsageError('a TEXT is empty; write a principle, such as "Don\'t butter people up."')
+    for text in texts:
+        if not text.strip():
+            raise UsageError('a TEXT is empty; write a principle, such as "Don\'t butter people up."')
+        if os.path.isfile(text):  # noqa: PTH113 - unlike Path, it takes text of any length
+            raise UsageError(f"'{text}' is a file; to read the principles in it, type --file {shlex.quote(text)}")
     if arguments.file is not None:
         texts = texts + read_principles(arguments.file)
     if not texts:
@@ -357,8 +371,14 @@ def _understand(arguments: argparse.Namespace) -> None:
 
 
 def _described(understanding: "Understanding") -> str:
-    meaning = f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
-    lines = [understanding.text, f"  means: {meaning} ({_percent(understanding.probability)})"]
+    from constitutional.sandbox.understand import in_capitals
+
+    meaning = f"means: {understanding.direction} {understanding.trait.replace('_', ' ')}"
+    if understanding.trait == "nothing":
+        meaning = "asks for nothing in particular"
+    lines = [understanding.text, f"  {meaning} ({_percent(understanding.probability)})"]
+    if in_capitals(understanding.text):
+        lines.append("  warning: it is in capitals; the model reads ordinary case better")
     if understanding.unknown_words:
         lines.append(f"  warning: the model does not know: {', '.join(understanding.unknown_words)}")
     if understanding.probability < UNSURE_BELOW:

@@ -1,36 +1,29 @@
-"""What is wrong with a constitution file, and what will probably not work: a table of small rules. And what changed.
+"""Everything that is worth a person's look in a constitution file, with its line. And what changed between two files.
 
-Errors are what keeps a file from loading. Warnings come from rules of thumb over English words: they may be mistaken,
-and they never stop a run. Every rule looks at each principle a bounded number of times, so long files are no problem.
+Errors are what keeps a file from loading, and they alone stop a run. Warnings are what will probably not work, by the
+rules of `lint_rules.py` and by what the run's model takes the principles to mean. Notes say how the file was read.
 """
 
 import bisect
-import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 from constitutional.constitution import Constitution, Principle, read_constitution
 from constitutional.errors import InputError
+from constitutional.lint_rules import RULES
+from constitutional.markdown import Aside, read_markdown
+from constitutional.principle_file import MARKDOWN_ENDINGS, read_text
+from constitutional.progress import counted
 
-MOST_WORDS = 80
-MOST_SENTENCES = 4
-"""A principle with more is judged as a whole, though its parts may disagree."""
-SIMILAR = 0.8
-"""Words in common, as a share of the words of both, from which two principles are near-duplicates."""
-SAME_MATTER = 2 / 3
-"""The same share of what they are about, from which principles of opposite directions contradict each other."""
-WITHIN = 1 / 2
-"""The share that will do if all that one is about is part of what the other is about."""
-MOST_CANDIDATES = 20
-"""Earlier principles with rare words in common that each one is compared with."""
 SURE_FROM = 0.8
 """Probability of a meaning below which the model is unsure of it."""
 MOST_SHOWN = 20
 """Warnings that a run prints before it begins."""
+MOST_QUOTED = 60
+"""Characters of a text that are quoted in a message."""
+
+Severity = Literal["error", "warning", "note"]
 
 
 class Finding(NamedTuple):
@@ -39,7 +32,7 @@ class Finding(NamedTuple):
     path: Path
     line: int | None
     """From 1; None for the file as a whole."""
-    severity: Literal["error", "warning"]
+    severity: Severity
     rule: str
     message: str
 
@@ -74,27 +67,34 @@ class Understanding(Protocol):
 
 
 Understand = Callable[[list[str]], Sequence[Understanding]]
-Warnings = Iterator[tuple[Principle | None, str]]
-"""What a rule finds: the principle (None for all of them together) and the message."""
 
 
-def lint_file(path: Path, understand: Understand | None = None) -> list[Finding]:
-    """Everything that is wrong with a constitution file, in the order of its lines.
+def lint_file(path: Path, understand: Understand | None = None, chosen: Collection[str] | None = None) -> list[Finding]:
+    """Everything that is worth a look in a constitution file, in the order of its lines.
 
-    With `understand`, which asks the run's model what it takes texts to mean, also what the model will misunderstand.
+    Args:
+        path: the file, YAML or Markdown.
+        understand: asks the run's model what it takes texts to mean; with it each meaning is a note, and a warning
+            where it is doubtful.
+        chosen: the ids of the principles that a run uses; of the others only errors are told. None means all.
     """
     try:
         constitution, problems, lines = read_constitution(path)
     except InputError as error:
         return [Finding(path, error.line, "error", "unreadable", error.problem)]
     findings = [Finding(path, problem.line, "error", "invalid", problem.text) for problem in problems]
+    if path.suffix.lower() in MARKDOWN_ENDINGS:
+        findings += [_not_read(path, each) for each in read_markdown(read_text(path)).asides]
     if constitution:
-        found = [(rule, *warning) for rule, check in RULES.items() for warning in check(constitution)]
+        if chosen is not None:
+            constitution = constitution.select([each for each in lines if each in chosen], [], {})
+        for rule, check in RULES.items():
+            for principle, message in check(constitution):
+                line = lines[principle.id] if principle else None
+                findings.append(Finding(path, line, "warning", rule, message))
         if understand:
-            found += [("misunderstood", *warning) for warning in _misunderstood(constitution, understand)]
-        for rule, principle, message in found:
-            line = lines[principle.id] if principle else None
-            findings.append(Finding(path, line, "warning", rule, message))
+            found = _understood(constitution, understand)
+            findings += [Finding(path, lines[each.id], severity, *rest) for each, severity, *rest in found]
     return sorted(findings, key=lambda finding: finding.line or 0)
 
 
@@ -105,298 +105,117 @@ def headlines(findings: Sequence[Finding], file: str) -> list[str]:
     """
     warnings = [str(finding) for finding in findings if finding.severity == "warning"]
     more = len(warnings) - MOST_SHOWN
-    return warnings[:MOST_SHOWN] + ([f"… and {more:,} more warnings: constitutional lint {file}"] if more > 0 else [])
+    rest = f"… and {counted(more, 'more warning')}: constitutional lint {file}"
+    return warnings[:MOST_SHOWN] + ([rest] if more > 0 else [])
 
 
-# Words
-
-_STOP = frozenset(
-    "a an the this that these those it its i me my we us our you your he she they them their who whom which what and "
-    "or but if then so as than of to in on at by for from with into about is are was were be been being am do does did "
-    "have has had can could will would shall should must may might ought need there here when while whenever please "
-    "very just only also too ever each every any all some one two both either most such out often usually frequently "
-    "sometimes regularly generally constantly anything everything something anyone anybody everyone everybody someone "
-    "somebody".split()
-)
-_ANSWERS = (
-    "answer response reply assistant model user person people human chatbot bot ai text choose pick select prefer"
-)
-"""Words about answers: who gives and gets them, and which to choose."""
-_LIGHT = "write give make keep use show thing way option message question conversation speak sound try"
-"""Words that say little of what an answer does without the words behind them."""
-_TELLING = "say tell ask"
-"""Words of which the same is true, but what is said or asked is not done."""
-_VAGUE = frozenset(
-    "good better best nice nicer great fine well appropriate appropriately proper properly right suitable ideal "
-    "ideally excellent perfect reasonable reasonably adequate acceptable quality positive high normal usual sensible "
-    "satisfactory okay ok correct correctly desirable high-quality whatever".split()
-)
-_AGAINST = frozenset(
-    "avoid avoids avoiding never not no don't dont doesn't isn't aren't shouldn't mustn't cannot can't without refrain "
-    "refrains stop stops less least fewer fewest rarely seldom reduce minimize minimise drop skip omit omits leave "
-    "leaves reject rejected penalize penalise punished discourage discouraged forbid forbidden prohibited banned "
-    "unacceptable unwelcome avoided resist cease eliminate dislike disapprove loses hardly nor neither against nothing "
-    "nobody".split()
-)
-_VERDICT = re.compile(
-    r"\b(?:is|are|gets?)\s+(?:(?:a|an|the)\s+)?(?:wrong|bad|worse|mistake|flaw|fault)\b|\bkeep\s+(?:\w+\s+){1,2}from\b"
-)
-"""What is against something in more than one word, of which none alone is."""
-_FOR = frozenset(
-    "always seek include add increase maximize maximise encourage reward more favor favour promote plenty lots "
-    "full".split()
-)
-_OPPOSITES: Mapping[str, tuple[str, str]] = {
-    "length": (
-        "long longer longest lengthy length detail detailed thorough verbose exhaustive comprehensive elaborate",
-        "short shorter shortest brief briefer briefly concise concisely terse succinct compact brevity concision",
-    ),
-    "certainty": (
-        "certain sure confident decisive definite firm certainty confidence",
-        "hedge hedging tentative uncertain unsure cautious doubt uncertainty",
-    ),
-    "praise": ("flattery flatter flattering praise compliment admire", ""),
-    "politeness": (
-        "polite politely politeness courteous respectful civil",
-        "rude rudely rudeness impolite insulting insult",
-    ),
-    "warmth": ("warm warmer warmth friendly friendlier", "cold colder coldness distant unfriendly"),
-    "formality": ("formal formally formality", "casual casually informal informally colloquial slang"),
-    "honesty": ("honest honestly honesty truth truthful", "dishonest dishonesty deceptive deceive lie untruthful"),
-    "harm": ("harmful dangerous unsafe harm", "harmless safe safety"),
-    "help": ("helpful help assist comply", "unhelpful refuse decline refusal"),
-    "agreement": ("agree agreement agreeable", "disagree disagreement contradict corrects correcting"),
-}
-"""Words on the two sides of a question."""
-_SIDES = {
-    word: (question, sign)
-    for question, sides in _OPPOSITES.items()
-    for sign, words in zip((1, -1), sides, strict=True)
-    for word in words.split()
-}
-_VERBS: Mapping[str, tuple[str, int]] = {"answer": ("help", 1), "correct": ("agreement", -1)}
-"""Words that take a side only where they are what the principle tells to do, which its beginning shows."""
-_BEFORE_VERBS = frozenset("never not don't dont always please also".split())
+def _quoted(text: str) -> str:
+    return f'"{text[:MOST_QUOTED]}{"…" if len(text) > MOST_QUOTED else ""}"'
 
 
-def _words(text: str) -> list[str]:
-    words = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower().replace("’", "'"))
-    return [word.removesuffix("'s") for word in words]
+def _not_read(path: Path, aside: Aside) -> Finding:
+    """A paragraph that somebody may have meant as a principle, though it is none."""
+    read: dict[str, tuple[Severity, str]] = {
+        "description": ("note", "is read as the constitution's description"),
+        "context": ("note", f"is shown to the critic with each item under '{aside.section}'"),
+        "nothing": ("warning", f"is not read at all, because other headings follow '{aside.section}'"),
+    }
+    severity, how = read[aside.use]
+    message = f"the paragraph {_quoted(aside.text)} {how}, not as a principle; if it is one, begin it with '- '"
+    return Finding(path, aside.line, severity, "no-principle", message)
 
 
-def _stem(word: str) -> str:
-    """The word without its commonest endings, so that `lecturing` meets `lectures`, and `flattery` meets `flatter`."""
-    for ending, instead, least in (("ies", "y", 3), ("ly", "", 4), ("y", "", 6)):
-        if word.endswith(ending) and len(word) - len(ending) >= least:
-            word = word.removesuffix(ending) + instead
-    for ending in ("ings", "ing", "ed", "es", "s", "e"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word.removesuffix(ending)
-    return word
+# What the model takes the principles to mean
 
 
-_EMPTY = _STOP | _VAGUE | _AGAINST | _FOR
-_ABOUT_ANSWERS = frozenset(map(_stem, _ANSWERS.split()))
-_EMPTY_ACTS = frozenset(map(_stem, _LIGHT.split()))
-_GENERIC = _ABOUT_ANSWERS | _EMPTY_ACTS | frozenset(map(_stem, _TELLING.split()))
+class _Meaning(NamedTuple):
+    principle: Principle
+    words: str
+    its: Understanding
+
+    @property
+    def asks_nothing(self) -> bool:
+        return self.its.trait == "nothing"
+
+    @property
+    def what(self) -> str:
+        return "nothing" if self.asks_nothing else f"{self.its.direction} {self.its.trait.replace('_', ' ')}"
+
+    @property
+    def quoted(self) -> str:
+        return f"principle '{self.principle.id}' ({_quoted(self.words)})"
 
 
-class _Sense(NamedTuple):
-    """What a text is about and whether it is for it or against it, as far as its words tell."""
-
-    sides: Mapping[str, int]
-    """What it is about, stems and questions: of a question the side that it takes, +1 or -1; of the others +1."""
-    sign: int
-    """-1 if the words against something are odd in number, else +1."""
-    act: str | None
-    """The stem or question that it begins with; None if that says little, such as `give`."""
-
-    def direction(self, about: Iterable[str]) -> int:
-        """For (+1) or against (-1) these, which it is about."""
-        return self.sign * math.prod(self.sides[each] for each in about)
+Understood = Iterator[tuple[Principle, Severity, str, str]]
+"""The principle, how severe it is, the name of the rule, and the message."""
 
 
-def _sense(text: str) -> _Sense:
-    sides: dict[str, int] = {}
-    sign = 1
-    act: str | None = None
-    begun = answers = False
-    words = _words(_VERDICT.sub("not", text.lower()))
-    for before, word in zip(("please", *words), words, strict=False):
-        if word in _AGAINST:
-            sign = -sign
-            continue
-        if word in _STOP or word in _FOR:
-            continue
-        verb = _VERBS.get(word) if not begun and before in _BEFORE_VERBS else None
-        question, side = verb or _SIDES.get(word) or _SIDES.get(_stem(word)) or (_stem(word), 1)
-        if question in _ABOUT_ANSWERS and not verb:
-            continue
-        answers |= word == "answer"
-        if not begun and question not in _EMPTY_ACTS:
-            act = question
-        begun = True
-        if question not in _GENERIC:
-            sides.setdefault(question, side)
-    if answers and len(sides.keys() & _OPPOSITES.keys()) > 1:
-        del sides["help"]  # to answer in some way is about the way
-        act = None
-    return _Sense(sides, sign, act)
-
-
-# The rules
-
-
-def _near(sets: Sequence[AbstractSet[str]], least: float) -> Iterator[list[int]]:
-    """For each set the earlier ones with which its Jaccard index may be `least` or more.
-
-    Such a pair shares one of its rarest words (prefix filtering), so only such pairs are looked at.
-    """
-    frequency = Counter(word for words in sets for word in words)
-    holders: dict[str, list[int]] = defaultdict(list)
-    for number, words in enumerate(sets):
-        rare = sorted(words, key=lambda word: (frequency[word], word))[: len(words) - int(least * len(words)) + 1]
-        near = dict.fromkeys(other for word in rare for other in holders[word][-MOST_CANDIDATES:])
-        yield list(near)[:MOST_CANDIDATES]
-        for word in rare:
-            holders[word].append(number)
-
-
-def _share(one: AbstractSet[str], other: AbstractSet[str]) -> float:
-    """The Jaccard index: what is in both, as a share of what is in either."""
-    return len(one & other) / max(1, len(one | other))
-
-
-def _duplicates(constitution: Constitution) -> Warnings:
-    """Near-duplicates: nearly the same stems, and the same direction."""
-    principles = constitution.principles
-    empty = _STOP | _AGAINST | _FOR
-    stems = [{_stem(word) for word in _words(each.text) if word not in empty} - _GENERIC for each in principles]
-    for principle, words, near in zip(principles, stems, _near(stems, SIMILAR), strict=True):
-        for other in near:
-            before = principles[other]
-            if _share(words, stems[other]) < SIMILAR or _sense(before.text).sign != _sense(principle.text).sign:
-                continue
-            yield (
-                principle,
-                f"principle '{principle.id}' says nearly the same as '{before.id}'; keep one, and weight it",
-            )
-            break
-
-
-def _contradictions(constitution: Constitution) -> Warnings:
-    """Principles about the same thing in opposite directions."""
-    principles = constitution.principles
-    senses = [_sense(each.text) for each in principles]
-    near = _near([sense.sides.keys() for sense in senses], WITHIN)
-    for principle, sense, others in zip(principles, senses, near, strict=True):
-        if before := next((principles[other] for other in others if _opposite(senses[other], sense)), None):
-            yield (
-                principle,
-                f"principle '{principle.id}' seems to contradict '{before.id}': one undoes what the other asks",
-            )
-
-
-def _opposite(one: _Sense, other: _Sense) -> bool:
-    """Whether one is for what the other is against. What only one of them is about narrows it, and does not turn it."""
-    shared = one.sides.keys() & other.sides.keys()
-    if not shared or one.direction(shared) == other.direction(shared):
-        return False
-    if one.sides.keys() == other.sides.keys():
-        return True
-    # `Explain jargon` does not undo `Avoid jargon`: they begin with different things to do.
-    if any(sense.act is not None and sense.act not in shared for sense in (one, other)):
-        return False
-    share = _share(one.sides.keys(), other.sides.keys())
-    general, special = sorted((one, other), key=lambda sense: len(sense.sides))
-    if len(shared) < len(general.sides):
-        return share >= SAME_MATTER
-    # `Never refuse` is undone by `Refuse crimes`. `Be polite` and `Do not be polite to thieves` are rule and exception,
-    # and so are being helpful and refusing something.
-    exception = general.sign > special.sign or shared == {"help"}
-    return share >= WITHIN and not exception
-
-
-def _unmeasurable(constitution: Constitution) -> Warnings:
-    """Principles of which nobody can say whether an answer follows them."""
-    for principle in constitution.principles:
-        words = _words(principle.text)
-        telling = [word for word in words if word not in _EMPTY and _stem(word) not in _GENERIC]
-        if not telling:
-            yield (
-                principle,
-                f"principle '{principle.id}' cannot be measured: say what an answer does, not that it is good",
-            )
-
-
-def _too_much(constitution: Constitution) -> Warnings:
-    """Principles that ask for several things at once."""
-    for principle in constitution.principles:
-        count = len(principle.text.split())
-        sentences = len(re.findall(r"[.!?;](?=\s|$)", principle.text))
-        if count > MOST_WORDS or sentences > MOST_SENTENCES:
-            size = f"{count} words" if count > MOST_WORDS else f"{sentences} sentences"
-            yield (
-                principle,
-                f"principle '{principle.id}' has {size}: a labeler weighs them as one; split it into several",
-            )
-
-
-def _missing_examples(constitution: Constitution) -> Warnings:
-    """Principles whose labels cannot be checked."""
-    without = [principle for principle in constitution.principles if not principle.examples]
-    if len(without) == len(constitution.principles):
-        yield None, "no principle has examples (prompt, better, worse), so the labeler cannot be measured on them"
-        return
-    for principle in without:
-        yield principle, f"principle '{principle.id}' has no examples, so the labeler cannot be measured on it"
-
-
-def _equal_examples(constitution: Constitution) -> Warnings:
-    """Examples that say nothing."""
-    for principle in constitution.principles:
-        for number, example in enumerate(principle.examples, start=1):
-            if example.better == example.worse:
-                yield principle, f"principle '{principle.id}': example {number} has the same text as better and worse"
-
-
-RULES: Mapping[str, Callable[[Constitution], Warnings]] = {
-    "duplicate": _duplicates,
-    "contradiction": _contradictions,
-    "unmeasurable": _unmeasurable,
-    "too-much": _too_much,
-    "no-examples": _missing_examples,
-    "equal-example": _equal_examples,
-}
-"""The warnings, by the name that stands behind each."""
-
-
-def _misunderstood(constitution: Constitution, understand: Understand) -> Warnings:
-    """What the model does not understand, or understands as opposites."""
-    uses: Iterable[tuple[Principle, str]] = dict.fromkeys(
+def _understood(constitution: Constitution, understand: Understand) -> Understood:
+    """What the model takes each principle to mean, and what of it is doubtful."""
+    uses = dict.fromkeys(
         (principle, words)
         for principle in constitution.principles
         for words in (principle.words("critique"), principle.words("comparison"))
     )
-    meanings = understand([words for _, words in uses])
-    first: dict[tuple[str, str], Principle] = {}
-    for (principle, words), meaning in zip(uses, meanings, strict=True):
-        quoted = f"principle '{principle.id}' (\"{words[:60]}{'…' if len(words) > 60 else ''}\")"
-        if meaning.unknown_words:
-            yield principle, f"{quoted} has words that the model does not know: {', '.join(meaning.unknown_words)}"
-        if meaning.trait == "nothing":
-            yield principle, f"{quoted} is understood to ask for nothing, so it changes nothing"
+    answers = understand([words for _, words in uses])
+    meanings = [_Meaning(*use, its) for use, its in zip(uses, answers, strict=True)]
+    for each in meanings:
+        meaning = "asks for nothing in particular" if each.asks_nothing else f"means {each.what}"
+        # Rounded down, so that 100% is certain. The small number makes up for 0.57 * 100 = 56.99999999999999.
+        probability = f"{int(100 * each.its.probability + 1e-9)}%"
+        yield each.principle, "note", "meaning", f"to the model {each.quoted} {meaning} ({probability})"
+    yield from _doubtful(meanings)
+    yield from _misunderstood(meanings)
+    yield from _opposites(meanings)
+
+
+def _doubtful(meanings: Sequence[_Meaning]) -> Understood:
+    """What the model has never seen, is not sure of, or sees nothing in."""
+    for each in meanings:
+        if each.its.unknown_words:
+            unknown = f"{each.quoted} has words that the model does not know: {', '.join(each.its.unknown_words)}"
+            yield each.principle, "warning", "unknown-words", unknown
+        if each.asks_nothing:
+            nothing = f"{each.quoted} is understood to ask for nothing, so it changes nothing"
+            yield each.principle, "warning", "asks-nothing", nothing
+        elif each.its.probability < SURE_FROM:
+            unsure = f"is understood as '{each.what}' with a probability of only {each.its.probability:.2f}"
+            yield each.principle, "warning", "unsure", f"{each.quoted} {unsure}"
+
+
+def _misunderstood(meanings: Sequence[_Meaning]) -> Understood:
+    """Meanings that are wrong for certain: not what the author's tags say, or not what the same principle meant before.
+
+    Tags such as `flattery` and `avoid` are the author's own word. Without them nobody but the author can tell.
+    """
+    from constitutional.sandbox.teacher import FAMILIES
+
+    first: dict[str, _Meaning] = {}
+    for each in meanings:
+        tagged = [(trait, way) for trait, way in FAMILIES if {trait, way} <= set(each.principle.tags)]
+        before = first.setdefault(each.principle.id, each)
+        if len(tagged) == 1 and tagged[0] != (each.its.trait, each.its.direction):
+            (trait, way) = tagged[0]
+            meant = f"but its tags say '{way} {trait.replace('_', ' ')}'"
+        elif before.what != each.what:
+            meant = f"and its other words ({_quoted(before.words)}) as '{before.what}'"
+        else:
             continue
-        understood = f"{meaning.direction} {meaning.trait.replace('_', ' ')}"
-        if meaning.probability < SURE_FROM:
-            yield (
-                principle,
-                f"{quoted} is understood as '{understood}' with a probability of only {meaning.probability:.2f}",
-            )
-        opposite = "seek" if meaning.direction == "avoid" else "avoid"
-        if before := first.get((meaning.trait, opposite)):
-            yield principle, f"{quoted} is understood as '{understood}', and '{before.id}' as the opposite"
-        first.setdefault((meaning.trait, meaning.direction), principle)
+        yield each.principle, "warning", "misunderstood", f"{each.quoted} is understood as '{each.what}', {meant}"
+
+
+def _opposites(meanings: Sequence[_Meaning]) -> Understood:
+    """Principles that undo each other as the model understands them, rightly or not."""
+    first: dict[tuple[str, str], Principle] = {}
+    for each in meanings:
+        if each.asks_nothing:
+            continue
+        opposite = "seek" if each.its.direction == "avoid" else "avoid"
+        before = first.get((each.its.trait, opposite))
+        if before and before.id != each.principle.id:
+            message = f"{each.quoted} is understood as '{each.what}', and '{before.id}' as the opposite"
+            yield each.principle, "warning", "opposites", message
+        first.setdefault((each.its.trait, each.its.direction), each.principle)
 
 
 # What has changed

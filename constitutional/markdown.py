@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Passage(NamedTuple):
@@ -20,12 +20,24 @@ class Passage(NamedTuple):
     """What the paragraphs below that heading say, where the principle is one of several items."""
 
 
+class Aside(NamedTuple):
+    """A paragraph that is no principle."""
+
+    line: int
+    text: str
+    section: str
+    """The heading above it; empty if there is none."""
+    use: Literal["description", "context", "nothing"]
+    """What becomes of it: the constitution's description, the context of the items below its heading, or nothing."""
+
+
 class Prose(NamedTuple):
     """A constitution in prose."""
 
     title: str
     description: str
     passages: list[Passage]
+    asides: list[Aside]
 
 
 class _Block(NamedTuple):
@@ -70,7 +82,8 @@ def read_markdown(content: str) -> Prose:
     """The principles of a prose document.
 
     List items are principles. So is a heading with no list and no further headings below it, together with its
-    paragraphs. In a document without either, the paragraphs are. Items within items belong to the outer one.
+    paragraphs. In a document without either, the paragraphs are. Items within items belong to the outer one. All other
+    paragraphs are asides.
     """
     blocks = list(_blocks(content))
     headings = [block for block in blocks if block.kind == "heading"]
@@ -78,6 +91,7 @@ def read_markdown(content: str) -> Prose:
     title = top[0] if len(top) == 1 and headings[0] is top[0] else None
     passages: list[Passage] = []
     preamble: list[_Block] = []
+    asides: list[Aside] = []
     for heading, body, next_level in _sections(blocks):
         items = [block for block in body if block.kind == "item"]
         paragraphs = [block for block in body if block.kind == "paragraph"]
@@ -87,13 +101,20 @@ def read_markdown(content: str) -> Prose:
             preamble += paragraphs
         elif not items and next_level <= heading.level:
             passages.append(_heading_passage(heading, section, context))
+        else:
+            asides += _asides(paragraphs, section, "context" if items else "nothing")
         passages += [_item_passage(item, section, context if section else "") for item in items]
     if not passages:
         passages = [_item_passage(block, "", "") for block in preamble]
         preamble = []
+    asides = _asides(preamble, "", "description") + asides
     name = _plain(top[0].raw) if top else ""
     description = "\n\n".join(_plain(block.raw) for block in preamble)
-    return Prose(name, description, [passage for passage in passages if passage.text])
+    return Prose(name, description, [passage for passage in passages if passage.text], asides)
+
+
+def _asides(paragraphs: list[_Block], section: str, use: Literal["description", "context", "nothing"]) -> list[Aside]:
+    return [Aside(block.line, _plain(block.raw), section, use) for block in paragraphs]
 
 
 def _sections(blocks: list[_Block]) -> Iterator[tuple[_Block | None, list[_Block], int]]:

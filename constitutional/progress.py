@@ -92,3 +92,8 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 error`, `1,022 errors`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

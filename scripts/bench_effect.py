@@ -13,7 +13,7 @@ the exact detectors, where a reply can have it; a difference is paired over prom
     control      under a control, no trait moves by more than its interval; at 95%, one in twenty does so by luck
 
 The runs are kept in --folder: stopped and started again, or with more constitutions, what is finished is used again.
-Exits 0 even if checks are not reached.
+Exits 0 even if checks are not reached; 1 if a run fails, 2 if what was asked for is wrong, 130 if it is interrupted.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from constitutional import show
+from constitutional.cli import INTERRUPTED
 from constitutional.config import RunConfig, SandboxPrompts, compose
 from constitutional.constitution import find_constitution, read_constitution
 from constitutional.errors import ConstitutionalError, InputError, UsageError
@@ -38,7 +39,7 @@ from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
 from constitutional.stages.evaluate import MODELS, Sample
-from constitutional.stats import bootstrap_mean, wilson
+from constitutional.stats import paired_interval, wilson
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least
 STILL: Final = 0.10  # what a trait that a constitution does not speak of may move by, at most
@@ -113,12 +114,13 @@ def observed(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, bool]]]
 
 
 def difference(after: Shown, before: Shown) -> Estimate:
-    """The mean over prompts of what one model's reply shows and the other's does not; a bootstrap over prompts."""
+    """The mean over prompts of what one model's reply shows and the other's does not; Agresti and Min's interval."""
     assert after.keys() == before.keys(), "both models are asked the same prompts"
-    changes = [float(after[prompt]) - float(shown) for prompt, shown in before.items()]
-    if len(changes) < 2:
-        return Estimate(0.0, -1.0, 1.0, len(changes))
-    return Estimate(sum(changes) / len(changes), *bootstrap_mean(changes, seed=0), len(changes))
+    changes = [int(after[prompt]) - int(shown) for prompt, shown in before.items()]
+    n = len(changes)
+    if n < 2:
+        return Estimate(0.0, -1.0, 1.0, n)
+    return Estimate(sum(changes) / n, *paired_interval(changes.count(1), changes.count(-1), n), n)
 
 
 def checks(runs: Sequence[Run]) -> Iterator[Check]:
@@ -231,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConstitutionalError as error:
         print("\n".join(f"bench_effect: {line}" for line in (error, *getattr(error, "__notes__", ()))), file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("bench_effect: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     found = list(checks(runs))
     print(f"Trait rates on held-out prompts, with 95% intervals\n\n{rates_table(runs)}\n")
     print(f"Checks: differences in points, paired over prompts, with 95% intervals\n\n{checks_table(found)}\n")

@@ -15,8 +15,9 @@ import yaml
 import constitutional
 from constitutional import __version__, cli
 from constitutional.config import RunConfig, compose
-from constitutional.engines.base import Completion, Request
+from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.errors import ModelError
+from constitutional.sandbox.understand import in_capitals
 from constitutional.store import Manifest
 
 
@@ -40,6 +41,7 @@ class FakeModel(ModuleType):
         self.asked: list[str] = []
         self.replies: dict[str, FakeUnderstanding] = {}
         self.error: BaseException | None = None
+        self.in_capitals = in_capitals
 
     def understand_texts(self, texts: list[str]) -> list[FakeUnderstanding]:
         if self.error is not None:
@@ -79,6 +81,33 @@ def test_unknown_words_and_doubt_are_pointed_out(model: FakeModel, capsys: pytes
         "Be blunt.",
         "  means: avoid sycophantic agreement (98%)",
     ]
+
+
+def test_a_principle_that_asks_for_nothing_is_not_said_to_avoid_it(
+    model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.replies["Be good."] = FakeUnderstanding("Be good.", trait="nothing")
+    assert cli.main(["sandbox", "understand", "Be good."]) == 0
+    assert capsys.readouterr().out == "Be good.\n  asks for nothing in particular (98%)\n"
+
+
+@pytest.mark.usefixtures("model")
+def test_capitals_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sandbox", "understand", "DO NOT NOD ALONG."]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "  warning: it is in capitals; the model reads ordinary case better"
+    ]
+
+
+def test_a_file_that_is_given_as_a_principle_is_refused_with_the_flag_for_files(
+    model: FakeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "our principles.txt"
+    path.write_text("Be kind.\n")
+    assert cli.main(["sandbox", "understand", str(path)]) == 2
+    assert f"type --file '{path}'" in capsys.readouterr().err
+    assert model.asked == []
+    assert cli.main(["sandbox", "understand", "Be kind. " * 1000]) == 0  # longer than any path may be
 
 
 @pytest.mark.parametrize(("probability", "doubts"), [(0.8, 0), (0.7999, 1)])
@@ -238,10 +267,12 @@ def test_a_run_on_the_sandbox_first_says_what_its_model_will_misunderstand(
     runs.understood = "nothing"
     assert cli.main(["run", "constitution.file=sandbox_concise"]) == 0
     assert "Do not ramble." in runs.read
-    assert "is understood to ask for nothing, so it changes nothing [misunderstood]" in capsys.readouterr().err
+    assert "is understood to ask for nothing, so it changes nothing [asks-nothing]" in capsys.readouterr().err
     runs.read.clear()
     assert cli.main(["run", "constitution.file=sandbox_concise", "model.path=elsewhere"]) == 0
     assert runs.read == []  # another model reads it, of which the sandbox's can say nothing
+    assert cli.main(["run", "constitution.file=sandbox_concise", "constitution.only=[short]"]) == 0
+    assert runs.read == ["Keep your answers short."]
 
 
 @pytest.mark.parametrize(
@@ -273,7 +304,7 @@ def test_a_sweep_gives_every_run_a_folder_of_its_own(runs: Runs, words: list[str
 
 def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.errors.append(ModelError("out of memory"))
-    assert cli.main(["run", "-m", "seed=1,2"]) == 1
+    assert cli.main(["run", "-m", "seed=1,2", "model.path=elsewhere"]) == 1
     assert len(runs.configs) == 2
     assert capsys.readouterr().err == "constitutional: out of memory\n"
 
@@ -282,7 +313,7 @@ def test_an_interrupted_run_exits_with_130_and_a_defect_keeps_its_traceback(
     runs: Runs, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs.errors += [KeyboardInterrupt(), KeyError("oops")]
-    assert cli.main(["run"]) == 130
+    assert cli.main(["run", "model.path=elsewhere"]) == 130
     assert capsys.readouterr().err == "constitutional: interrupted\n"
     with pytest.raises(KeyError, match="oops"):
         cli.main(["run"])
@@ -299,6 +330,31 @@ def test_mistakes_in_a_configuration_are_a_line_each_and_exit_code_2(
     assert cli.main(["config", "experiment=bai2022"]) == 2
     assert capsys.readouterr().err == "constitutional: prompts.path has no value yet; type prompts.path=VALUE\n"
     assert runs.configs == []
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("model=3", "model=3: 3 is no option of 'model'; the options are gemma3_4b, llama3_8b, qwen3_4b, sandbox"),
+        ("label=", "label= names no option; the options are bai2022, bai2022_cot, direct_rlaif, lee2023, votes"),
+        ("=3", "=3: names no setting; type KEY=VALUE, such as seed=1"),
+        ("journal=3", "journal=3: 'journal' has no options; type one of its settings, as in journal.path=VALUE"),
+        ("hydra=null", "hydra=null: an option must be a name, such as label=votes"),
+        ("model={", "model={: cannot be read; type KEY=VALUE, and quote what is no plain word: \"KEY='a {b'\""),
+        ("label.=3", "label.=3: cannot be read; type KEY=VALUE, and quote what is no plain word: \"KEY='a {b'\""),
+        ("+x=1", "x: there is no such setting; take it out, or see `constitutional config` for what there is"),
+        ("name=${x}", "Interpolation key 'x' not found"),
+        ("model.path=", "model path is empty; name 'sandbox', a folder, or a model on the Hugging Face hub"),
+    ],
+)
+def test_an_odd_override_is_one_line_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, word: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", word]) == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" not in line] == [
+        f"constitutional: {problem}"
+    ]
 
 
 def test_config_prints_what_would_be_run(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,7 +399,23 @@ def test_lint_prints_findings_with_their_place_and_exits_with_2_on_errors(
     assert f"{path}:4: error: " in streams.out
     assert "'txt'" in streams.out
     assert streams.err.startswith(f"{path}: ")
+    assert streams.err == f"{path}: 2 errors, 0 warnings\n"  # the unknown key, and that there is no text
     assert cli.main(["lint", "sandbox_careful"]) == 0
+    write_constitution(path)
+    assert cli.main(["lint", str(path)]) == 0
+    assert capsys.readouterr().err.endswith(f"{path}: 0 errors, 1 warning\n")
+
+
+def test_lint_says_what_the_sandboxs_model_takes_every_principle_to_mean(
+    model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.replies["Keep your answers short."] = FakeUnderstanding("", trait="verbosity", direction="seek")
+    assert cli.main(["lint", "sandbox_concise", "--sandbox"]) == 0
+    streams = capsys.readouterr()
+    said = [line.partition(": note: ")[2] for line in streams.out.splitlines() if line.endswith("[meaning]")]
+    assert len(said) == len(model.asked) == 3
+    assert any(each.endswith('("Keep your answers short.") means seek verbosity (98%) [meaning]') for each in said)
+    assert streams.err.endswith(", 3 notes\n")
 
 
 def test_diff_says_what_became_of_each_principle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,8 +477,16 @@ def test_check_is_a_test_of_each_principle_by_its_own_examples(
         return code, " ".join(line.split())
 
     # Wilson's interval for 1 of 1 is 1 / (1 + 1.96²) = 20.7% to 100%, for 0 of 1 the mirror image.
-    assert check("A longer answer.") == (0, "kind 1 1 100% 21%–100% 0 0")
-    assert check("No.") == (1, "kind 0 1 0% 0%–79% 0 0 near chance")
+    assert check("A longer answer.") == (0, "kind 1 1 100% 21%–100% 0 0 too few examples to tell")
+    assert check("No.") == (1, "kind 0 1 0% 0%–79% 0 0 too few examples to tell")
+
+
+@pytest.mark.usefixtures("judge")
+def test_from_four_examples_on_a_labeler_may_be_near_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = "".join(f"      - {{prompt: Why {n}?, better: No., worse: A longer answer.}}\n" for n in range(4))
+    path = write_constitution(tmp_path / "ours.yaml", examples=f"    examples:\n{wrong}")
+    assert cli.main(["check", str(path), "label.method=logprobs"]) == 1
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["near", "chance"]
 
 
 EXAMPLE = """    examples:
@@ -434,7 +514,8 @@ def test_check_takes_the_principles_that_are_chosen_and_asks_nothing_twice(
         assert line.startswith("calm ")
     assert judge.count == 2  # both orders of the one example, the first time
     assert cli.main(["check", str(path), "label.method=logprobs"]) == 0
-    assert capsys.readouterr().err == "2 model calls asked, 2 reused from the journal\n"
+    kept = "the answers are kept in runs/journal.sqlite, where runs find them too"
+    assert capsys.readouterr().err == f"2 model calls asked, 2 reused; {kept}\n"
     assert cli.main(["check", str(path), "constitution.only=[clam]"]) == 2
 
 
@@ -475,7 +556,48 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
     ]
     code, lines = check(("long answer", "a"), ("longer answer", "b"))
     assert code == 0
-    assert lines[4] == "the labeler 2 2 100.00% 100.0%–100.0%"
+    assert lines[4] == "the labeler 2 2 100.00% 100.0%–100.0% too few examples to tell"
+
+
+class ShortSighted(Judge):
+    """A labeler that reads questions of at most 600 characters."""
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        if any(len(request.messages[0].content) > LONGEST for request in requests):
+            raise TooLongError("too long")
+        return super().complete(requests)
+
+
+LONGEST = 600
+
+
+@pytest.mark.usefixtures("judge")
+def test_rows_that_are_too_long_for_the_labeler_are_counted_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("constitutional.bench.LazyEngine", ShortSighted)
+    constitution = write_constitution(tmp_path / "ours.yaml")
+
+    def check(*choices: tuple[str, str]) -> tuple[int, list[str], str]:
+        path = answers(tmp_path / "people.jsonl", *choices)
+        code = cli.main(["check", str(constitution), "--answers", str(path), "label.method=logprobs"])
+        streams = capsys.readouterr()
+        return code, [" ".join(line.split()) for line in streams.out.splitlines() if line], streams.err
+
+    long = "z" * LONGEST
+    right = [(f"{'long ' * n}answer", "b") for n in range(5)]
+    code, lines, _ = check((long, "a"), *right, ("b", long))
+    assert code == 0
+    # Always the first is right where the answer that people chose comes first in the order of the letters.
+    assert lines[1].startswith("always the first 2 7 28.57%")
+    assert lines[2].startswith("always the longer 6 7 85.71%")
+    assert lines[4] == "the labeler 5 5 100.00% 100.0%–100.0%"
+    said = "2 rows are longer than the labeler can read, and not among the 5 that it was asked about"
+    assert lines[-1] == said
+    code, lines, problem = check((long, "a"))
+    assert code == 1
+    assert lines[1].startswith("always the first 0 1")
+    assert problem == "constitutional: every row (1) is longer than the labeler can read; take another labeler\n"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from constitutional.constitution import Constitution, Example, Principle, load_constitution
-from constitutional.lint import RULES, Finding, difference, headlines, lint_file
+from constitutional.lint import Finding, difference, headlines, lint_file
+from constitutional.lint_rules import RULES
 from constitutional.shipped import shipped
 
 SHOWN = "\n  examples: [{prompt: p, better: b, worse: w}]"
@@ -49,6 +50,28 @@ def test_markdown_is_linted_with_its_lines(tmp_path: Path) -> None:
     path = tmp_path / "ours.md"
     path.write_text("# Ours\n\n- Be good.\n- Don't lecture people.\n")
     assert [(finding.line, finding.rule) for finding in lint_file(path)] == [(None, "no-examples"), (3, "unmeasurable")]
+
+
+def test_paragraphs_that_are_no_principles_are_pointed_out_with_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "ours.md"
+    path.write_text(
+        "# Ours\n\nAlways be kind.\n\n## Tone\n\nNever lecture\nanybody.\n\n- Be brief.\n\n"
+        "## Values\n\nLoyal to users.\n\n### Honesty\n\nIt never lies.\n"
+    )
+    found = [each for each in lint_file(path) if each.rule != "no-examples"]
+    advice = "not as a principle; if it is one, begin it with '- '"
+    assert [(each.line, each.severity, each.message.removesuffix(f", {advice}")) for each in found] == [
+        (3, "note", 'the paragraph "Always be kind." is read as the constitution\'s description'),
+        (7, "note", "the paragraph \"Never lecture anybody.\" is shown to the critic with each item under 'Tone'"),
+        (
+            14,
+            "warning",
+            "the paragraph \"Loyal to users.\" is not read at all, because other headings follow 'Values'",
+        ),
+    ]
+    assert {each.rule for each in found} == {"no-principle"}
+    path.write_text("Always be kind.\n\nNever lecture.\n")  # without a list or headings each is one
+    assert [each.rule for each in lint_file(path)] == ["no-examples"]
 
 
 # Warnings
@@ -148,6 +171,33 @@ def test_principles_that_ask_for_several_things_are_pointed_out(tmp_path: Path) 
     assert lint(tmp_path, five.removesuffix(" Draw maps.")) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "one", "other"),
+    [
+        ("be polite, but do not flatter", "be polite", "do not flatter"),
+        ("The response must be honest but must not lecture.", "The response must be honest", "must not lecture"),
+        ("Name a source. When asked, be brief; and avoid flattery!", "When asked, be brief", "avoid flattery"),
+    ],
+)
+def test_a_principle_of_two_parts_is_pointed_out(tmp_path: Path, text: str, one: str, other: str) -> None:
+    two = f"principle 'a' asks for two things, '{one}' and '{other}', which are weighed as one"
+    assert lint(tmp_path, f'"{text}"') == [("two-things", f"{two}; make each a principle of its own")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Be helpful, but never help with crimes.",  # a rule and its exception
+        "Be honest and never lie.",
+        "Name dates and give sources.",
+        "Be brief but complete.",
+        "The user may be wrong, but never argue.",  # a reason and a command
+    ],
+)
+def test_a_principle_that_says_more_of_one_thing_is_one(tmp_path: Path, text: str) -> None:
+    assert lint(tmp_path, text) == []
+
+
 def test_principles_without_examples_and_examples_that_say_nothing_are_pointed_out(tmp_path: Path) -> None:
     path = tmp_path / "ours.yaml"
     equal = "\n  examples: [{prompt: p, better: b, worse: w}, {prompt: p, better: b, worse: ' b '}]"
@@ -180,15 +230,61 @@ def test_what_the_model_misunderstands_is_pointed_out(tmp_path: Path) -> None:
         "Mind the gap.": Meaning("nothing", "avoid"),
     }
 
+    found = [each for each in lint_file(path, understanding(meanings)) if each.rule != "no-examples"]
+    assert [(each.line, each.rule, each.message) for each in found if each.severity == "note"] == [
+        (2, "meaning", "to the model principle 'a' (\"Keep answers short.\") means seek verbosity (55%)"),
+        (2, "meaning", "to the model principle 'a' (\"Choose the shorter one.\") means avoid verbosity (99%)"),
+        (3, "meaning", "to the model principle 'b' (\"Be laconic.\") means avoid hedging (90%)"),
+        (4, "meaning", "to the model principle 'c' (\"Mind the gap.\") asks for nothing in particular (99%)"),
+    ]
+    first = '"Keep answers short."'
+    short, shorter = f"principle 'a' ({first})", "principle 'a' (\"Choose the shorter one.\")"
+    assert [(each.rule, each.message) for each in found if each.severity == "warning"] == [
+        ("unsure", f"{short} is understood as 'seek verbosity' with a probability of only 0.55"),
+        (
+            "misunderstood",
+            f"{shorter} is understood as 'avoid verbosity', and its other words ({first}) as 'seek verbosity'",
+        ),
+        ("unknown-words", "principle 'b' (\"Be laconic.\") has words that the model does not know: laconic"),
+        ("asks-nothing", "principle 'c' (\"Mind the gap.\") is understood to ask for nothing, so it changes nothing"),
+    ]
+
+
+def understanding(meanings: Mapping[str, Meaning]) -> Callable[[list[str]], Sequence[Meaning]]:
+    return lambda texts: [meanings[text] for text in texts]
+
+
+def test_what_is_read_rightly_is_not_called_misunderstood_and_what_tags_deny_is(tmp_path: Path) -> None:
+    path = tmp_path / "ours.yaml"
+    path.write_text(
+        "principles:\n"
+        "- {id: a, text: Keep answers short., tags: [verbosity, avoid]}\n"
+        "- {id: b, text: Write at length.}\n"
+        "- {id: c, text: No flattery., tags: [tone, flattery, avoid]}\n"
+    )
+    meanings = {
+        "Keep answers short.": Meaning("verbosity", "avoid", 0.7),
+        "Write at length.": Meaning("verbosity", "seek"),
+        "No flattery.": Meaning("flattery", "seek"),
+    }
+    found = lint_file(path, understanding(meanings))
+    assert [(each.line, each.rule) for each in found if each.severity == "warning" and each.line] == [
+        (2, "unsure"),
+        (3, "contradiction"),
+        (3, "opposites"),
+        (4, "misunderstood"),
+    ]
+    denied = "principle 'c' (\"No flattery.\") is understood as 'seek flattery', but its tags say 'avoid flattery'"
+    assert found[-1].message == denied
+    # A run that leaves b and c out does not ask about them, nor is it told of them.
+    asked: list[str] = []
+
     def understand(texts: list[str]) -> Sequence[Meaning]:
+        asked.extend(texts)
         return [meanings[text] for text in texts]
 
-    assert [finding.message for finding in lint_file(path, understand) if finding.rule == "misunderstood"] == [
-        "principle 'a' (\"Keep answers short.\") is understood as 'seek verbosity' with a probability of only 0.55",
-        "principle 'a' (\"Choose the shorter one.\") is understood as 'avoid verbosity', and 'a' as the opposite",
-        "principle 'b' (\"Be laconic.\") has words that the model does not know: laconic",
-        "principle 'c' (\"Mind the gap.\") is understood to ask for nothing, so it changes nothing",
-    ]
+    assert {each.rule for each in lint_file(path, understand, ["a"])} == {"no-examples", "meaning", "unsure"}
+    assert asked == ["Keep answers short."]
 
 
 @pytest.mark.parametrize("path", sorted(shipped("constitutions").glob("*.yaml")), ids=lambda path: path.stem)
@@ -259,6 +355,8 @@ def test_a_run_shows_the_first_twenty_warnings_and_how_to_see_the_others() -> No
     assert shown[0] == "ours.yaml:1: warning: x [unmeasurable]"
     assert shown[19:] == [str(warnings[19]), "… and 1,002 more warnings: constitutional lint ours.yaml"]  # 1,022 - 20
     assert headlines(warnings[:20], "ours.yaml") == [str(warning) for warning in warnings[:20]]
+    assert headlines(warnings[:21], "ours.yaml")[20] == "… and 1 more warning: constitutional lint ours.yaml"
+    assert headlines([Finding(path, 1, "note", "meaning", "z")], "ours.yaml") == []
 
 
 def test_what_was_added_removed_renamed_reworded_and_reweighted_is_told() -> None:

@@ -7,6 +7,7 @@ from constitutional.stats import (
     bootstrap_mean,
     calibration_error,
     distinct_ngrams,
+    paired_interval,
     pearson,
     weighted_mean,
     wilson,
@@ -104,6 +105,26 @@ def test_a_missing_value_is_refused() -> None:
 def test_as_many_clusters_as_values_are_needed() -> None:
     with pytest.raises(ValueError, match="2 values, but 1 clusters"):
         bootstrap_mean([0, 1], ["a"], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("gained", "clear"),
+    [
+        (0, False),  # and the interval is no point: what happened in none of 100 may happen in some
+        (4, False),  # a fair coin falls four times the same way in 2 of 16 tries
+        (6, True),  # in 2 of 64, which is 3%
+    ],
+)
+def test_a_few_replies_that_changed_are_no_clear_change(gained: int, clear: bool) -> None:
+    low, high = paired_interval(gained, 0, 100)
+    assert (low > 0) is clear
+    assert high > gained / 100
+    assert paired_interval(0, gained, 100) == pytest.approx((-high, -low))
+
+
+def test_an_interval_of_a_change_stays_within_what_a_rate_can_change_by() -> None:
+    assert paired_interval(3, 0, 3).high == 1  # 3 / 5 ± 1.95996 * sqrt(4 - 9 / 5) / 5 = 0.6 ± 0.581
+    assert paired_interval(0, 3, 3).low == -1
 
 
 def test_a_weighted_mean_counts_each_value_by_its_weight() -> None:

@@ -82,13 +82,14 @@ def test_what_is_observed_is_what_the_evaluation_counts() -> None:
 def test_a_difference_is_the_mean_of_what_changes_prompt_by_prompt() -> None:
     assert difference(showing("1101"), showing("0100")).value == 0.5  # (1 + 0 + 0 + 1) / 4
     assert difference(showing("01"), showing("10")).value == 0  # (-1 + 1) / 2
-    # Of two prompts, one changes: the mean of a resample is 0, 1/2 or 1, in 1/4, 1/2 and 1/4 of all.
-    assert difference(showing("10"), showing("00")) == Estimate(0.5, 0.0, 1.0, 2)
+    # Of two prompts, one changes: 1 / (2 + 2) ∓ 1.96 · √(1 + 1 - 1² / 4) / 4, by Agresti and Min.
+    assert difference(showing("10"), showing("00")) == pytest.approx((0.5, 0.25 - 0.6482, 0.25 + 0.6482, 2), abs=1e-4)
 
 
-def test_prompts_on_which_nothing_changes_add_nothing_to_the_interval_of_a_difference() -> None:
-    # Half of the replies show it, before and after: each rate is uncertain, that none changed is not.
-    assert difference(showing("1111100000"), showing("1111100000")) == Estimate(0.0, 0.0, 0.0, 10)
+def test_that_nothing_changed_on_ten_prompts_does_not_mean_that_nothing_ever_does() -> None:
+    # Half of the replies show it, before and after: yet ∓ 1.96 · √1 / (10 + 2).
+    found = difference(showing("1111100000"), showing("1111100000"))
+    assert found == pytest.approx((0.0, -0.1633, 0.1633, 10), abs=1e-4)
 
 
 def test_of_one_prompt_no_difference_can_be_told() -> None:
@@ -124,7 +125,7 @@ def test_a_trait_that_is_not_targeted_may_move_by_ten_points_either_way() -> Non
 
 
 def test_a_targeted_trait_must_move_the_way_that_is_wanted_by_more_than_its_interval() -> None:
-    half = "1111100000"  # none of the five drawn: 1/2**10 of the resamples, less than 2.5%
+    half = "1111100000"  # 5 / 12 ∓ 1.96 · √(6 - 25 / 12) / 12 = 0.417 ∓ 0.323
     found = list(checks([made("up", {"flattery": "seek", "hedging": "avoid"}, flattery=half, hedging=half)]))
     assert [each.kind for each in found[:3]] == ["wanted", "wanted", "untargeted"]  # targets first
     assert the(found, "wanted", "flattery").reached is True
@@ -235,6 +236,17 @@ def test_a_mistake_is_said_in_one_line_and_ends_with_2(
     assert problem in line
 
 
+def test_an_interrupt_ends_with_a_line_that_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_config: RunConfig) -> RunStore:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_effect, "run", run)
+    assert bench_effect.main(["sandbox_warm", "--folder", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "bench_effect: interrupted; the same command goes on from here\n"
+
+
 def test_nothing_is_run_where_the_numbers_could_not_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,7 +304,8 @@ def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
     assert {(rates[name]["base"]["value"], rates[name]["base"]["n"]) for name in names} == {(0.5, 20)}
     assert len(written["checks"]) == 1 + 3 * len(TRAITS)  # the pair of opposites; each of the three against the base
     (opposite,) = [each for each in written["checks"] if each["kind"] == "opposite"]
-    assert opposite["difference"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": 20}
+    # 20 / 22 ∓ 1.96 · √(21 - 400 / 22) / 22 = 0.909 ∓ 0.1496
+    assert opposite["difference"] == pytest.approx({"value": 1.0, "low": 0.7595, "high": 1.0, "n": 20}, abs=1e-4)
     assert {each["reached"] for each in written["checks"]} <= {True, None}  # None where too few prompts are of the kind
     said = capsys.readouterr().out
     assert "opposite: 1 of 1 reached\nwanted: 2 of 2 reached\n" in said
