@@ -2,10 +2,12 @@
 
 As InstructGPT did it (Ouyang et al. 2022, section 3.5): a bandit, in which a reply is rewarded at its last token, and a
 penalty for leaving the reference at every token. One phase is one batch of replies: draw them, score them, compute
-log-probabilities and values, then some epochs of mini-batches. The mathematics stands in `ppo_math.py`.
+log-probabilities and values (`ppo_rollout.py`), then some epochs of mini-batches (`ppo_update.py`). The mathematics
+stands in `ppo_math.py`.
 
 Every process draws and scores its share of a batch and then gets the others', so that advantages, whitening,
 mini-batches and denominators are those of the whole batch, however many processes there are; gradients are added up.
+`torchrun --nproc-per-node 2 train.py` starts two, and on GPUs `accelerate launch` does, which on CPUs starts only one.
 Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e-5, the learning rate falls to 0.
 
     trainer = PPOTrainer("model", reward_model="reward", args=PPOConfig(output_dir="ppo"), train_dataset=prompts)
@@ -27,7 +29,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from constitutional.engines.local import load_model
-from constitutional.errors import ConfigurationError, ModelError, UsageError
+from constitutional.errors import ConfigurationError, UsageError
 from constitutional.ppo_checkpoint import (
     checkpoints,
     keep_lines,
@@ -37,7 +39,8 @@ from constitutional.ppo_checkpoint import (
     write_checkpoint,
 )
 from constitutional.ppo_config import TECHNICAL, PPOConfig
-from constitutional.ppo_models import Sequences, make_networks, side_by_side
+from constitutional.ppo_log import describe, samples
+from constitutional.ppo_models import make_networks, side_by_side
 from constitutional.ppo_rollout import (
     Episode,
     Reply,
@@ -47,14 +50,22 @@ from constitutional.ppo_rollout import (
     Sampler,
     TransformersSampler,
     call,
-    end_tokens,
     in_batches,
     load_reward_models,
     make_rollout,
     prompt_ids,
 )
 from constitutional.reward_model import load_reward_model
-from constitutional.training import Row, Tokenizer, preflight, quiet_libraries, save_model, stage_seed, token_ids
+from constitutional.training import (
+    Row,
+    Tokenizer,
+    end_tokens,
+    preflight,
+    quiet_libraries,
+    save_model,
+    stage_seed,
+    token_ids,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +119,9 @@ class PPOTrainer:
     ) -> None:
         from transformers import set_seed
 
+        from constitutional.ppo_math import AdaptiveKL
+        from constitutional.ppo_update import Learner
+
         quiet_libraries()
         self.args = args or PPOConfig(output_dir="ppo")
         self.accelerator = _accelerator(self.args)
@@ -139,7 +153,7 @@ class PPOTrainer:
         )
         if self.args.gradient_checkpointing:
             self.networks.use_gradient_checkpointing()
-        self.ends = end_tokens(policy, self.processing_class)
+        self.ends = frozenset(end_tokens(self.processing_class, policy.config, policy.generation_config))
         self.sampler = sampler or TransformersSampler(
             lambda: self.networks.acting("policy"),
             self.ends,
@@ -149,7 +163,10 @@ class PPOTrainer:
             batch_size=self.args.local_rollout_forward_batch_size,
         )
         self._read_data(train_dataset, ptx_dataset)
-        self._plan()
+        self.learner = Learner(self.networks, self.accelerator, self.args, self.pad, self.supervised)
+        self.batch_size = self.learner.mini_batch_size * self.args.num_mini_batches
+        self.phases = math.ceil(self.args.total_episodes / self.batch_size)
+        self.kl = AdaptiveKL(self.args.kl_coef, self.args.kl_target, self.args.kl_horizon)
         self.callbacks = list(callbacks)
         self.history: list[dict[str, Any]] = []
         """The lines of the log that this process wrote."""
@@ -180,20 +197,6 @@ class PPOTrainer:
         end = next((place for place, token in enumerate(reply) if token in self.ends), len(reply) - 1)
         return prompt, reply[: end + 1]
 
-    def _plan(self) -> None:
-        import torch
-
-        args, processes = self.args, self.accelerator.num_processes
-        self.mini_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-        self.batch_size = self.mini_batch_size * args.num_mini_batches
-        self.phases = math.ceil(args.total_episodes / self.batch_size)
-        networks = self.networks
-        weights = (networks.policy_weights, networks.critic_weights)
-        self.optimizers = [torch.optim.Adam(each.values(), lr=args.learning_rate, eps=1e-5) for each in weights]
-        from constitutional.ppo_math import AdaptiveKL
-
-        self.kl = AdaptiveKL(args.kl_coef, args.kl_target, args.kl_horizon)
-
     # --- The loop ---
 
     def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> None:
@@ -203,20 +206,24 @@ class PPOTrainer:
             ConfigurationError: a checkpoint is of another training, or there is one that nobody asked to go on from.
             ModelError: a gradient is no number.
         """
-        for phase in range(self._begin(resume_from_checkpoint), self.phases):
-            started = time.monotonic()
-            rollout = self._roll_out(phase)
-            line = self._describe(phase, rollout) | self._update(phase, rollout)
-            self.kl.update(line["kl"], self.batch_size)
-            self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
-            if phase % self.args.sample_steps == 0:
-                self._show(phase, rollout)
-            if (phase + 1) % self.args.save_steps == 0 or phase + 1 == self.phases:
-                self._save(phase + 1)
+        for phase in range(self.begin(resume_from_checkpoint), self.phases):
+            self.train_phase(phase)
 
-    def _rate(self, phase: int) -> float:
+    def train_phase(self, phase: int) -> None:
+        """One phase, for whoever wants to stand between them: those from `begin()` to `phases`, in order."""
+        started = time.monotonic()
+        rollout = self._roll_out(phase)
         rate: float = self.args.learning_rate * (1 - phase / self.phases)
-        return rate
+        line: dict[str, Any] = {"step": phase + 1, "episodes": (phase + 1) * self.batch_size}
+        line |= describe(rollout, self.rewards) | {"kl_coefficient": self.kl.coefficient, "learning_rate": rate}
+        line |= self.learner.update(rollout, phase, rate)
+        self.kl.update(line["kl"], self.batch_size)
+        self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
+        if phase % self.args.sample_steps == 0 and self.accelerator.is_main_process:
+            prompts = [self.rows[row]["prompt"] for row in self._rows(phase)[: self.args.sample_size]]
+            self._append(SAMPLES, [{"step": phase + 1, **each} for each in samples(rollout, self.rewards, prompts)])
+        if (phase + 1) % self.args.save_steps == 0 or phase + 1 == self.phases:
+            self._save(phase + 1)
 
     # --- 1. Rollout: replies, rewards, advantages ---
 
@@ -252,9 +259,10 @@ class PPOTrainer:
         with torch.no_grad(), self.accelerator.autocast():
             replies = self.sampler.sample(prompts, seeds)
             read = self._read(prompts, replies)
-        ids = [reply.ids for reply in replies]
-        texts = [str(self.processing_class.decode(each, skip_special_tokens=True)) for each in ids]
-        members, rewards = self.rewards.members(data, texts), self.rewards.by_function(data, texts, ids)
+            ids = [reply.ids for reply in replies]
+            texts = [str(self.processing_class.decode(each, skip_special_tokens=True)) for each in ids]
+            members = self.rewards.members(data, texts)
+        rewards = self.rewards.by_function(data, texts, ids)
         gold = call(self.gold_fn, data, texts, ids) if self.gold_fn else [None] * len(own)
         columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
         return [Episode(*each) for each in zip(*columns, strict=True)]
@@ -265,7 +273,8 @@ class PPOTrainer:
         size = self.args.per_device_train_batch_size
         lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
         for batch in in_batches(range(len(prompts)), lengths.__getitem__, size):
-            padded = self._pad([prompts[row] for row in batch], [replies[row].ids for row in batch])
+            ids = [prompts[row] for row in batch], [replies[row].ids for row in batch]
+            padded = side_by_side(*ids, self.pad, self.accelerator.device)
             policy = self.networks.logprobs(padded, self.args.temperature, entropy=True)
             assert policy.entropy is not None
             reference = self.networks.logprobs(padded, self.args.temperature, "reference").logprobs
@@ -274,180 +283,7 @@ class PPOTrainer:
                 found[row] = tuple(each[: len(replies[row].ids)] for each in numbers)
         return [found[row] for row in range(len(prompts))]
 
-    def _pad(self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Sequences:
-        return side_by_side(prompts, responses, self.pad, self.accelerator.device)
-
-    # --- 2. Update ---
-
-    def _update(self, phase: int, rollout: Rollout) -> dict[str, float]:
-        """Some epochs over the batch, and what came of them: means over all of their tokens or mini-batches."""
-        import torch
-
-        args = self.args
-        for optimizer, factor in zip(self.optimizers, (1.0, args.critic_learning_rate_factor), strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = self._rate(phase) * factor
-        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
-        self.networks.train(args.gradient_checkpointing)
-        for epoch in range(args.num_ppo_epochs):
-            order = random.Random(stage_seed(args.seed, "mini_batches", phase, epoch))
-            rows = order.sample(range(self.batch_size), self.batch_size)
-            for first in range(0, self.batch_size, self.mini_batch_size):
-                sums += self._step(phase, epoch, first, rows[first : first + self.mini_batch_size], rollout)
-        self.networks.train(False)
-        policy, value, ptx, tokens, clipped, kl = self.accelerator.reduce(sums, "sum").tolist()
-        steps = args.num_ppo_epochs * args.num_mini_batches
-        line = {"policy_loss": policy / steps, "value_loss": value / steps}
-        line |= {"ptx_loss": ptx / steps} if self.supervised else {}
-        return line | {"clip_fraction": clipped / max(tokens, 1), "approx_kl": kl / max(tokens, 1)}
-
-    def _step(self, phase: int, epoch: int, first: int, rows: list[int], rollout: Rollout) -> "torch.Tensor":
-        """One step of both optimizers on a mini-batch; returns this process's part of the sums that are logged."""
-        import torch
-
-        from constitutional import ppo_math
-
-        args, share = self.args, slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        denominator = float(ppo_math.denominator(rollout.mask[rows], args.loss_aggregation))
-        own = sorted(rows, key=rollout.length)[share]
-        acts = phase >= args.critic_warmup_steps
-        sums = torch.zeros(6, dtype=torch.float64, device=self.accelerator.device)
-        for batch in in_batches(own, rollout.length, args.per_device_train_batch_size):
-            padded = self._pad([rollout.prompts[row] for row in batch], [rollout.responses[row] for row in batch])
-            # Each loss is gone back through before the next forward pass: one graph in memory, and one active adapter.
-            if acts:
-                sums += self._policy_backward(padded, batch, rollout, denominator)
-            sums += self._value_backward(padded, batch, rollout, denominator)
-        if acts and self.supervised:
-            drawn = random.Random(stage_seed(args.seed, "ptx", phase, epoch, first)).choices(
-                self.supervised, k=len(rows)
-            )
-            sums += self._supervised_backward(drawn, share)
-        trained = ((self.networks.policy_weights, acts), (self.networks.critic_weights, True))
-        for optimizer, (weights, moves) in zip(self.optimizers, trained, strict=True):
-            if moves:
-                self._move(optimizer, list(weights.values()), phase)
-        return sums
-
-    def _policy_backward(
-        self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float
-    ) -> "torch.Tensor":
-        import torch
-
-        from constitutional import ppo_math
-
-        args = self.args
-        mask, old, sampled, reference, advantages = (
-            each[batch, : padded.width].to(self.accelerator.device)
-            for each in (
-                rollout.mask,
-                rollout.logprobs,
-                rollout.sampler_logprobs,
-                rollout.ref_logprobs,
-                rollout.advantages,
-            )
-        )
-        with self.accelerator.autocast():
-            now = self.networks.logprobs(padded, args.temperature, entropy=args.entropy_coef != 0)
-        high = args.cliprange if args.cliprange_high is None else args.cliprange_high
-        clip = ppo_math.Clip(args.cliprange, high, args.dual_clip)
-        weights = ppo_math.importance_weights(old, sampled, args.importance_bound)
-        per_token, clipped, approx_kl = ppo_math.policy_loss(now.logprobs, old, advantages, mask, clip, weights)
-        loss = ppo_math.aggregate(per_token, mask, args.loss_aggregation, denominator)
-        policy_loss = loss.detach()
-        if args.kl_loss_coef:
-            penalty = ppo_math.kl_loss(now.logprobs, reference)
-            loss = loss + args.kl_loss_coef * ppo_math.aggregate(penalty, mask, args.loss_aggregation, denominator)
-        if now.entropy is not None:
-            bonus = ppo_math.aggregate(now.entropy, mask, args.loss_aggregation, denominator)
-            loss = loss - args.entropy_coef * bonus
-        self.accelerator.backward(loss)
-        zero, tokens = torch.zeros_like(policy_loss), mask.sum().float()
-        return torch.stack([policy_loss, zero, zero, tokens, clipped * tokens, approx_kl * tokens])
-
-    def _value_backward(
-        self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float
-    ) -> "torch.Tensor":
-        import torch
-
-        from constitutional import ppo_math
-
-        mask, old, returns = (
-            each[batch, : padded.width].to(self.accelerator.device)
-            for each in (rollout.mask, rollout.values, rollout.returns)
-        )
-        with self.accelerator.autocast():
-            values = self.networks.values(padded)
-        per_token = ppo_math.value_loss(values, old, returns, mask, self.args.cliprange_value)
-        loss = ppo_math.aggregate(per_token, mask, self.args.loss_aggregation, denominator)
-        self.accelerator.backward(self.args.vf_coef * loss)
-        return torch.nn.functional.pad(loss.detach()[None], (1, 4))
-
-    def _supervised_backward(self, drawn: list[tuple[list[int], list[int]]], share: slice) -> "torch.Tensor":
-        """Cross-entropy on replies of others (Ouyang et al. 2022, equation 2), a mean over tokens."""
-        import torch
-
-        from constitutional import ppo_math
-
-        denominator = sum(len(reply) for _, reply in drawn)
-        total = torch.zeros((), device=self.accelerator.device)
-        own = sorted(range(len(drawn)), key=lambda row: sum(map(len, drawn[row])))[share]
-        for batch in in_batches(own, lambda row: sum(map(len, drawn[row])), self.args.per_device_train_batch_size):
-            replies = [drawn[row][1] for row in batch]
-            padded = self._pad([drawn[row][0] for row in batch], replies)
-            lengths = torch.tensor([len(each) for each in replies], device=self.accelerator.device)
-            mask = torch.arange(padded.width, device=self.accelerator.device) < lengths[:, None]
-            with self.accelerator.autocast():
-                logprobs = self.networks.logprobs(padded, 1.0).logprobs
-            loss = ppo_math.aggregate(-logprobs, mask, "token_mean", denominator)
-            self.accelerator.backward(self.args.ptx_coef * loss)
-            total += loss.detach()
-        return torch.nn.functional.pad(total[None], (2, 3))
-
-    def _move(self, optimizer: "torch.optim.Optimizer", weights: "list[torch.Tensor]", phase: int) -> None:
-        import torch
-
-        for weight in weights:
-            if (
-                self.accelerator.num_processes > 1
-            ):  # a process without rows has no gradients, and takes part all the same
-                grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                weight.grad = self.accelerator.reduce(grad, "sum")
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm))
-        if not math.isfinite(norm):
-            raise ModelError(f"PPO: a gradient is {norm} in phase {phase + 1}; lower learning_rate, or set reward_clip")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    # --- 3. What is written ---
-
-    def _describe(self, phase: int, rollout: Rollout) -> dict[str, Any]:
-        """The batch as it was before the update."""
-        from constitutional import ppo_math
-
-        mask = rollout.mask
-        rewards = zip(self.rewards.names, rollout.rewards, strict=True)
-        kl = float(
-            ppo_math.kl_estimate(rollout.logprobs, rollout.ref_logprobs, "k1").masked_fill(~mask, 0).sum(1).mean()
-        )
-        mismatch = (rollout.logprobs - rollout.sampler_logprobs).abs()
-        line: dict[str, Any] = {
-            "step": phase + 1,
-            "episodes": (phase + 1) * self.batch_size,
-            "reward": float(self.rewards.total(rollout.rewards).mean()),
-            **{f"rewards/{name}": _mean(numbers) for name, numbers in rewards},
-            "score": float(rollout.scores.mean()),
-            "kl": kl,
-            "sqrt_kl": math.sqrt(max(kl, 0.0)),
-            "kl_coefficient": self.kl.coefficient,
-            "entropy": float(ppo_math.masked_mean(rollout.entropies, mask)),
-            "length": float(mask.sum(1).float().mean()),
-            "truncated": float((~rollout.ended).float().mean()),
-            "explained_variance": ppo_math.explained_variance(rollout.values, rollout.returns, mask),
-            "sampler_mismatch": float(ppo_math.masked_mean(mismatch, mask)),
-            "learning_rate": self._rate(phase),
-        }
-        return line | ({"gold": math.fsum(rollout.gold) / len(rollout.gold)} if rollout.gold else {})
+    # --- 2. What is written ---
 
     def _log(self, phase: int, line: dict[str, Any], speed: float) -> None:
         if not self.accelerator.is_main_process:
@@ -457,27 +293,10 @@ class PPOTrainer:
         self.history.append(line)
         for callback in self.callbacks:
             callback(line | {"tokens_per_s": speed})
-        if phase % self.args.logging_steps == 0 or phase + 1 == self.phases:
+        every = self.args.logging_steps
+        if every and (phase % every == 0 or phase + 1 == self.phases):
             said = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
             print(f"ppo: phase {phase + 1} of {self.phases}, {said}, {speed:.0f} tokens/s", file=sys.stderr, flush=True)
-
-    def _show(self, phase: int, rollout: Rollout) -> None:
-        """Four replies, so that one can see what the numbers are about."""
-        if self.accelerator.is_main_process:
-            kls = (rollout.logprobs - rollout.ref_logprobs).masked_fill(~rollout.mask, 0).sum(1)
-            self._append(
-                SAMPLES,
-                [
-                    {
-                        "step": phase + 1,
-                        "prompt": self.rows[row]["prompt"],
-                        "reply": rollout.texts[number],
-                        "score": float(rollout.scores[number]),
-                        "kl": float(kls[number]),
-                    }
-                    for number, row in enumerate(self._rows(phase)[:4])
-                ],
-            )
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (Path(self.args.output_dir) / name).open("a", encoding="utf-8") as file:
@@ -497,10 +316,10 @@ class PPOTrainer:
             save_model(source, Path(folder))
         self.accelerator.wait_for_everyone()
 
-    # --- 4. Checkpoints ---
+    # --- 3. Checkpoints ---
 
-    def _begin(self, resume: bool | str | Path | None) -> int:
-        """The first phase to train, with everything as it was before it."""
+    def begin(self, resume: bool | str | Path | None) -> int:
+        """The first phase to train, with everything as it was before it; `resume` is as for `train`."""
         output = Path(self.args.output_dir)
         output.mkdir(parents=True, exist_ok=True)
         latest = latest_checkpoint(output)
@@ -510,7 +329,11 @@ class PPOTrainer:
                 f"{latest}: there is a training in this folder already; call train(resume_from_checkpoint=True) to go "
                 "on with it, or give another output_dir"
             )
-        state = read_checkpoint(folder, self.networks, self.optimizers, self._identity()) if folder else {"phase": 0}
+        state = (
+            read_checkpoint(folder, self.networks, self.learner.optimizers, self._identity())
+            if folder
+            else {"phase": 0}
+        )
         phase: int = state["phase"]
         self.kl.coefficient = state.get("kl_coefficient", self.kl.coefficient)
         if self.accelerator.is_main_process:
@@ -523,14 +346,18 @@ class PPOTrainer:
         """What a training must have in common with the one whose checkpoint it goes on from."""
         settings = {name: value for name, value in asdict(self.args).items() if name not in TECHNICAL}
         members = [[each.mean, each.deviation] for each in self.rewards.models]
-        sizes = {"mini_batch_size": self.mini_batch_size, "rewards": self.rewards.names, "reward_models": members}
+        sizes = {
+            "mini_batch_size": self.learner.mini_batch_size,
+            "rewards": self.rewards.names,
+            "reward_models": members,
+        }
         return settings | sizes | {"prompts": self.digest, "lora": self.networks.shared}
 
     def _save(self, phase: int) -> None:
         if self.accelerator.is_main_process:
             state = {"phase": phase, "kl_coefficient": self.kl.coefficient, "training": self._identity()}
             output = Path(self.args.output_dir)
-            write_checkpoint(output / f"checkpoint-{phase}", self.networks, self.optimizers, state)
+            write_checkpoint(output / f"checkpoint-{phase}", self.networks, self.learner.optimizers, state)
             for old in checkpoints(output)[: -self.args.save_total_limit]:
                 remove_checkpoint(old)
         self.accelerator.wait_for_everyone()
@@ -563,11 +390,6 @@ def _policy(
         raise UsageError("PPOTrainer: a model in memory comes without its tokenizer; give processing_class=…")
     moved: Any = model
     return moved.to(device), tokenizer
-
-
-def _mean(numbers: "torch.Tensor") -> float | None:
-    """Of those that are there."""
-    return None if bool(numbers.isnan().all()) else float(numbers.nanmean())
 
 
 def _is_function(source: object) -> bool:

@@ -79,9 +79,11 @@ class PPOConfig:
     loss_aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"] = "token_mean"
     # What is written.
     logging_steps: int = 1
-    """Phases from one printed line to the next; the log has a line for each."""
+    """Phases from one printed line to the next, 0 to print none; the log has a line for each."""
     sample_steps: int = 10
-    """Phases from one table of four replies to the next."""
+    """Phases from one table of replies to the next."""
+    sample_size: int = 4
+    """Replies in such a table, at most the phase's."""
     save_steps: int = 10
     """Phases from one checkpoint to the next; the last phase always has one."""
     save_total_limit: int = 2
@@ -90,8 +92,8 @@ class PPOConfig:
         """Refuse what cannot be meant."""
         at_least_one = (
             *("total_episodes", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"),
-            *("num_ppo_epochs", "local_rollout_forward_batch_size", "response_length", "save_steps", "logging_steps"),
-            *("sample_steps", "save_total_limit"),
+            *("num_ppo_epochs", "local_rollout_forward_batch_size", "response_length", "save_steps", "sample_steps"),
+            *("sample_size", "save_total_limit"),
         )
         for name in at_least_one:
             if getattr(self, name) < 1:
@@ -105,7 +107,7 @@ class PPOConfig:
 
 
 TECHNICAL = {
-    *("output_dir", "use_cpu", "logging_steps", "sample_steps", "save_steps", "save_total_limit"),
+    *("output_dir", "use_cpu", "logging_steps", "sample_steps", "sample_size", "save_steps", "save_total_limit"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "local_rollout_forward_batch_size"),
     "gradient_checkpointing",
 }

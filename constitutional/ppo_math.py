@@ -55,7 +55,7 @@ class _SelectiveLogSoftmax(torch.autograd.Function):
     def forward(ctx: FunctionCtx, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
         result = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)
         for at in _chunks(logits):
-            log_policy = (logits[at].float() / temperature).log_softmax(-1)
+            log_policy = _scaled(logits[at], temperature).log_softmax(-1)
             result[at] = log_policy.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1)
         ctx.save_for_backward(logits, tokens)
         ctx.temperature = temperature  # type: ignore[attr-defined]
@@ -68,7 +68,7 @@ class _SelectiveLogSoftmax(torch.autograd.Function):
         temperature: float = ctx.temperature  # type: ignore[attr-defined]
         result, scale = torch.empty_like(logits), (grad / temperature).unsqueeze(-1)
         for at in _chunks(logits):
-            of_chunk = (logits[at].float() / temperature).softmax(-1).mul_(-scale[at])
+            of_chunk = _scaled(logits[at], temperature).softmax(-1).mul_(-scale[at])
             result[at] = of_chunk.scatter_add_(-1, tokens[at].unsqueeze(-1), scale[at])
         return result, None, None
 
@@ -80,7 +80,7 @@ class _Entropy(torch.autograd.Function):
     def forward(ctx: FunctionCtx, logits: Tensor, temperature: float) -> Tensor:
         result = torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device)
         for at in _chunks(logits):
-            log_policy = (logits[at].float() / temperature).log_softmax(-1)
+            log_policy = _scaled(logits[at], temperature).log_softmax(-1)
             result[at] = -(log_policy.exp() * log_policy).sum(-1)
         ctx.save_for_backward(logits, result)
         ctx.temperature = temperature  # type: ignore[attr-defined]
@@ -93,9 +93,14 @@ class _Entropy(torch.autograd.Function):
         temperature: float = ctx.temperature  # type: ignore[attr-defined]
         result, scale = torch.empty_like(logits), (grad / temperature).unsqueeze(-1)
         for at in _chunks(logits):
-            log_policy = (logits[at].float() / temperature).log_softmax(-1)
+            log_policy = _scaled(logits[at], temperature).log_softmax(-1)
             result[at] = -scale[at] * log_policy.exp() * (log_policy + entropies[at].unsqueeze(-1))
         return result, None
+
+
+def _scaled(chunk: Tensor, temperature: float) -> Tensor:
+    """In float32, and copied only if something changes."""
+    return chunk.float() if temperature == 1 else chunk.float() / temperature
 
 
 def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:

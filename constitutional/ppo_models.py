@@ -23,34 +23,49 @@ POLICY, CRITIC = "default", "critic"
 
 
 class Sequences(NamedTuple):
-    """B prompts, padded on the left to P, and responses, padded on the right to T, so that all meet in one column."""
+    """B prompts with their responses, N response tokens in all, padded on the right, where no token attends to it."""
 
     ids: "torch.Tensor"
-    """(B, P + T)"""
-    attended: "torch.Tensor"
-    """(B, P + T), 1 at tokens and 0 at padding; from lengths, since the padding's id may occur in a text."""
-    width: int
-    """T."""
+    """(B, L), L the tokens of the longest prompt with its response."""
+    mask: "torch.Tensor"
+    """(B, T), T the tokens of the longest response: True at a response's tokens, row after row the N tokens."""
+    before: "tuple[torch.Tensor, torch.Tensor]"
+    """Row and column in `ids` of what stands before each of the N tokens, where it is predicted; (N) each."""
+
+    @property
+    def tokens(self) -> "torch.Tensor":
+        """The responses' tokens, (N)."""
+        rows, columns = self.before
+        return self.ids[rows, columns + 1]
+
+    @property
+    def width(self) -> int:
+        """T."""
+        return self.mask.shape[1]
+
+    def spread(self, numbers: "torch.Tensor") -> "torch.Tensor":
+        """One number for each token (N) as (B, T), with 0 at padding."""
+        return numbers.new_zeros(self.mask.shape).masked_scatter(self.mask, numbers)
 
 
 def side_by_side(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int, device: "torch.device"
 ) -> Sequences:
-    """Pad prompts and responses to the longest of each."""
+    """Pad prompts with their responses to the longest."""
     import torch
 
-    before, after = max(map(len, prompts)), max(map(len, responses))
-    ids = torch.full((len(prompts), before + after), pad)
-    attended = torch.zeros_like(ids)
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        place = slice(before - len(prompt), before + len(response))
-        ids[row, place] = torch.tensor([*prompt, *response])
-        attended[row, place] = 1
-    return Sequences(ids.to(device), attended.to(device), after)
+    texts = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + [pad] * (longest - len(text)) for text in texts])
+    lengths = torch.tensor([len(each) for each in responses])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    rows, places = mask.nonzero(as_tuple=True)
+    columns = torch.tensor([len(each) for each in prompts])[rows] + places - 1
+    return Sequences(ids.to(device), mask.to(device), (rows.to(device), columns.to(device)))
 
 
 class TokenLogprobs(NamedTuple):
-    """What a policy says of the responses' tokens, each (B, T); what stands at padding means nothing."""
+    """What a policy says of the responses' tokens, each (B, T)."""
 
     logprobs: "torch.Tensor"
     entropy: "torch.Tensor | None"
@@ -121,16 +136,11 @@ class Networks:
         """Log-probabilities of the responses' tokens at the temperature that they are sampled at, and the entropies."""
         from constitutional import ppo_math
 
-        with self.acting(role) as model:
-            logits = model(
-                input_ids=batch.ids,
-                attention_mask=batch.attended,
-                position_ids=_positions(batch.attended),
-                logits_to_keep=batch.width + 1,
-                use_cache=False,
-            ).logits[:, :-1]
-        logprobs = ppo_math.selective_log_softmax(logits, batch.ids[:, -batch.width :], temperature)
-        return TokenLogprobs(logprobs, ppo_math.entropy(logits, temperature) if entropy else None)
+        with self.acting(role) as model, _head_sees(model, batch.before):
+            logits = model(input_ids=batch.ids, use_cache=False).logits  # (1, N, V)
+        logprobs = ppo_math.selective_log_softmax(logits, batch.tokens[None], temperature)[0]
+        entropies = ppo_math.entropy(logits, temperature)[0] if entropy else None
+        return TokenLogprobs(batch.spread(logprobs), None if entropies is None else batch.spread(entropies))
 
     def values(self, batch: Sequences) -> "torch.Tensor":
         """What the critic expects of each response before each of its tokens, (B, T)."""
@@ -139,14 +149,22 @@ class Networks:
             backbone, head = self.policy.get_base_model().base_model, self.critic
         else:
             backbone, head = self.critic.base_model, self.critic.score
-        hidden = backbone(
-            input_ids=batch.ids,
-            attention_mask=batch.attended,
-            position_ids=_positions(batch.attended),
-            use_cache=False,
-        ).last_hidden_state[:, -batch.width - 1 : -1]
-        values: torch.Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float() + self.offset
-        return values
+        hidden = backbone(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.before]  # (N, H)
+        values: torch.Tensor = head(hidden.to(head.weight.dtype))[:, 0].float() + self.offset
+        return batch.spread(values)
+
+
+@contextmanager
+def _head_sees(model: Any, places: "tuple[torch.Tensor, torch.Tensor]") -> Iterator[None]:  # noqa: ANN401
+    """Meanwhile the model computes logits at N places alone, (1, N, V): prompts and padding have none.
+
+    A hook rather than a call of the head, since some models do more to their logits, such as capping them.
+    """
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: inputs[0][places][None])
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def make_networks(
@@ -208,10 +226,6 @@ def _critic_like(policy: Any) -> Any:  # noqa: ANN401
     critic.base_model.load_state_dict(policy.base_model.state_dict())
     critic.score.weight.data.zero_()
     return critic
-
-
-def _positions(attended: "torch.Tensor") -> "torch.Tensor":
-    return (attended.cumsum(-1) - 1).clamp(min=0)
 
 
 def _trainable(model: Any) -> dict[str, Any]:  # noqa: ANN401

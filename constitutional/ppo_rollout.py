@@ -5,7 +5,6 @@ the token's index, as in the local engine, so that neither batches nor processes
 the log-probabilities that it drew by: those of the trainer may differ where another program samples.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from constitutional.errors import ModelError, UsageError
 from constitutional.ppo_config import PPOConfig
 from constitutional.records import Message
-from constitutional.reward_model import NORMALISATION, load_reward_model, raw_scores
+from constitutional.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
 from constitutional.training import Row, Tokenizer, token_ids
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class TransformersSampler:
             cache = output.past_key_values
             log_softmax = (output.logits[:, -1].float() / self.temperature).log_softmax(-1)
             # In 64 bits: of a large vocabulary many probabilities are lost when they are added up in 32.
-            cumulative = log_softmax.double().exp().cumsum(-1)
+            cumulative = log_softmax.exp().cumsum(-1, dtype=torch.float64)
             target = uniforms[running, step, None] * cumulative[:, -1:]
             drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
             ids[running, step] = drawn[:, 0]
@@ -130,12 +129,6 @@ def in_batches(rows: Sequence[int], length: Callable[[int], int], size: int) -> 
     """The rows in batches of about one length, so that little is padded; the longest first: if memory ends, at once."""
     order = sorted(rows, key=length, reverse=True)
     yield from (order[first : first + size] for first in range(0, len(order), size))
-
-
-def end_tokens(model: Any, tokenizer: Tokenizer) -> frozenset[int]:  # noqa: ANN401
-    """The tokens at which a reply ends."""
-    ends = model.generation_config.eos_token_id
-    return frozenset({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
 
 
 def prompt_ids(tokenizer: Tokenizer, row: Row) -> list[int]:
@@ -166,8 +159,13 @@ class RewardModel(NamedTuple):
 
     def scores(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
         """Normalised scores of conversations, in the reward model's own chat template."""
-        raw = raw_scores(self.model, self.tokenizer, conversations)
-        return [(each - self.mean) / self.deviation for each in raw]
+        import torch
+
+        from constitutional.ppo_math import normalise
+
+        raw = torch.tensor(raw_scores(self.model, self.tokenizer, conversations), dtype=torch.float64)
+        numbers: list[float] = normalise(raw, self.mean, self.deviation).tolist()
+        return numbers
 
 
 def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device") -> list[RewardModel]:  # noqa: ANN401
@@ -179,10 +177,9 @@ def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device"
         source.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token
         members = [RewardModel(source, tokenizer)]
     elif (Path(source) / NORMALISATION).exists():
-        references = json.loads((Path(source) / NORMALISATION).read_text())["members"]
         members = [
-            RewardModel(*load_reward_model(Path(source) / str(number)), each["mean"], each["deviation"] or 1.0)
-            for number, each in enumerate(references)
+            RewardModel(*load_reward_model(Path(source) / str(number)), *each)
+            for number, each in enumerate(moments(Path(source)))
         ]
     else:
         members = [RewardModel(*load_reward_model(Path(source)))]

@@ -344,7 +344,7 @@ def test_adapters_train_policy_and_critic_on_one_backbone_which_stays_the_refere
     assert len(ups) == 2 * 2 * 7  # adapters × layers × linear maps of a layer
     assert all(bool(each.any()) for each in ups)  # they start as 0
     assert trainer.history[0]["kl"] == pytest.approx(0, abs=1e-5)
-    assert trainer.history[-1]["kl"] > 1e-3
+    assert abs(trainer.history[-1]["kl"]) > 1e-3  # k1 on a few replies may be negative
 
     start, tokenizer = load_model(model, dtype="float32")
     ids = torch.tensor([[1, 5, 9, 12]])
