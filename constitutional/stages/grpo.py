@@ -1,0 +1,399 @@
+"""GRPO and RLOO, by TRL's trainers: several replies to each prompt, each compared with the others of its prompt.
+
+Group relative policy optimisation (Shao et al. 2024, section 4.1) divides a reply's lead over its group's mean by the
+group's deviation, and holds the policy to the SFT model in the loss; REINFORCE leave-one-out (Ahmadian et al. 2024,
+section 3.2) takes the lead over the others' mean, and the divergence is part of the reward. Neither has a critic. Every
+batch of replies is used for one step, so that no ratio is clipped.
+
+The rewards (`rewards.py`) are the run's reward model, the constitution itself, by the labeler ("direct RLAIF", Lee et
+al. 2023, section 2.2.2), rules, functions of the user's, or several of them by weights, each logged apart. As in PPO
+some replies of every step are kept as `rollouts`; TRL tells the divergence of whole steps only.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from constitutional import rewards
+from constitutional.errors import RunError
+from constitutional.files import atomic_write, read_rows, write_rows
+from constitutional.records import Prompt, Rollout
+from constitutional.rewards import Reward, RewardFunction, RewardSettings
+from constitutional.training import (
+    Row,
+    Tokenizer,
+    TrainingSettings,
+    chat,
+    dataset,
+    end_tokens,
+    fit,
+    load_policy,
+    lora_config,
+    plain_messages,
+    remove_checkpoints,
+    save_model,
+    stage_seed,
+    token_ids,
+    trl_arguments,
+)
+from constitutional.user_function import source_of
+from constitutional.work import Work
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    from constitutional.constitution import Constitution
+    from constitutional.labeler import LabelerSettings
+
+LOG = "training_log.jsonl"
+
+
+class Settings(TrainingSettings):
+    """What both have in common. The defaults suit a model of some million weights on a CPU."""
+
+    rewards: tuple[RewardSettings, ...] = (rewards.RewardModelSettings(),)
+    """What a reply is worth: a list of {kind: …, weight: …}; the reward model by default."""
+    num_generations: int = Field(default=8, ge=2)
+    """Replies to each prompt of a step; 8 by default."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the replies, and of all log-probabilities; 1 by default."""
+    max_tokens: int = Field(default=160, ge=1)
+    """Length in tokens at which a reply is cut off; 160 by default."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """Taken from a reply that was cut off; 1 by default."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Highest learning rate, after the warm-up (AdamW); 1e-4 by default, about 1e-6 for billions of weights."""
+    epochs: float = Field(default=2, gt=0)
+    """Passes over the prompts, rounded down to whole steps; 2 by default."""
+    batch_size: int = Field(default=64, ge=1)
+    """Replies in one forward and backward pass; with gradient_accumulation they make up a step. 64 by default."""
+    max_length: int = Field(default=1024, ge=16)
+    """Most tokens in a prompt with its reply; prompts that leave no room for max_tokens are left out and counted. 1024
+    by default."""
+    rollouts: int = Field(default=16, ge=1)
+    """Replies of each step that are kept to be scored and read; 16 by default."""
+
+    @property
+    def prompts_per_step(self) -> int:
+        """Each with as many replies as `num_generations` says."""
+        return self.batch_size * self.gradient_accumulation // self.num_generations
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        replies = self.batch_size * self.gradient_accumulation
+        if replies % self.num_generations:
+            raise ValueError(
+                f"a step has batch_size · gradient_accumulation = {replies} replies, no multiple of num_generations, "
+                f"which is {self.num_generations}; try batch_size={math.lcm(self.batch_size, self.num_generations)}"
+            )
+        kinds = [each.kind for each in self.rewards if each.kind != "python"]
+        if not self.rewards:
+            raise ValueError(
+                'rewards is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"'
+            )
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            raise ValueError(f"rewards holds two of the kind '{min(twice)}'; take one out, as they are logged by kind")
+        return self
+
+
+class GrpoSettings(Settings):
+    """Group relative policy optimisation."""
+
+    kind: Literal["grpo"] = "grpo"
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the KL from the SFT model in each token's loss; 0.04 by default (Shao et al. 2024)."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    """By which deviation a reply's lead is divided; group by default, none is Liu et al.'s (2025) Dr. GRPO."""
+
+
+class RlooSettings(Settings):
+    """REINFORCE leave-one-out."""
+
+    kind: Literal["rloo"] = "rloo"
+    beta: float = Field(default=0.05, ge=0)
+    """What a nat of KL from the SFT model costs of a reply's reward; 0.05 by default."""
+    normalize_advantages: bool = True
+    """Divide the leads of a step by their deviation, so that the scale of rewards does not matter; on by default."""
+
+
+def needs(settings: Settings) -> tuple[str, ...]:
+    """What the rewards need of a run beside prompts and the SFT model."""
+    of_kind = {
+        "reward_model": ("reward_model",),
+        "constitution": ("labeler", "labeler_accuracy", "constitution", "score.j2"),
+    }
+    return tuple(need for each in settings.rewards for need in of_kind.get(each.kind, ()))
+
+
+def asks_labeler(settings: Settings) -> bool:
+    """Whether the constitution is one of the rewards."""
+    return any(each.kind == "constitution" for each in settings.rewards)
+
+
+def sources(settings: Settings) -> tuple[Path, ...]:
+    """The files of the user's functions: what they say decides what is trained."""
+    found = [source_of(each.function) for each in settings.rewards if isinstance(each, rewards.PythonSettings)]
+    return tuple(each for each in found if each is not None)
+
+
+def check(settings: Settings) -> None:
+    """Find the user's functions, before anything is asked or trained.
+
+    Raises:
+        ConstitutionalError: one cannot be found or imported, or two have one name.
+    """
+    rewards.check_names(
+        [rewards.function(each) for each in settings.rewards if isinstance(each, rewards.PythonSettings)]
+    )
+
+
+# --- Prompts ---
+
+
+def prompt_rows(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, settings: Settings, seed: int
+) -> tuple[list[Row], int]:
+    """The prompts that fit, as often as there are epochs, every pass in an order of its own; and how many do not fit.
+
+    Drawn here and not by the trainer, so that passes go on where the last one ended, and whole steps come out.
+
+    Raises:
+        RunError: they do not make one step.
+    """
+    most = settings.max_length - settings.max_tokens
+    fitting = [each for each in prompts if len(token_ids(tokenizer, chat(each.messages), ask=True)) <= most]
+    wanted = round(settings.epochs * len(fitting))
+    count = wanted - wanted % settings.prompts_per_step
+    if not count:
+        raise RunError(
+            f"Nothing to train on: {len(prompts)} prompts, {len(fitting)} of at most {most} tokens, make no step of "
+            f"{settings.prompts_per_step} in {settings.epochs:g} epochs; give more prompts, lower "
+            "algorithm.batch_size, or raise algorithm.epochs or algorithm.max_length"
+        )
+    order: list[Prompt] = []
+    while len(order) < count:
+        drawn = random.Random(f"{seed} order {len(order)}")
+        order += drawn.sample(fitting, len(fitting))
+    rows = [{"prompt": plain_messages(tokenizer, chat(each.messages)), "prompt_id": each.id} for each in order[:count]]
+    return rows, len(prompts) - len(fitting)
+
+
+# --- Rewards, and the replies that are kept ---
+
+
+class Judge(NamedTuple):
+    """The labeler as a reward: by which principles it scores, and how it is asked to reason."""
+
+    constitution: "Constitution"
+    labeler: "LabelerSettings"
+
+
+def rewards_of(settings: Settings, work: Work, judge: Judge | None) -> list[Reward]:
+    """The rewards that the settings name, in their order; a constitution's is one for each principle."""
+    found: list[Reward] = []
+    for each in settings.rewards:
+        if isinstance(each, rewards.RewardModelSettings):
+            found.append(rewards.reward_model(_members(work.model("reward_model")), each))
+        elif isinstance(each, rewards.ConstitutionSettings):
+            from constitutional.labeler import Labeler
+
+            assert judge is not None
+            labeler = Labeler(work.engine("labeler"), work.prompts, judge.labeler, work.seed)
+            found += rewards.by_principle(labeler, judge.constitution.principles, each)
+        else:
+            found.append(rewards.rule(each))
+    rewards.check_names(found)
+    return found
+
+
+def _members(folder: Path) -> Sequence[rewards.Scorer]:
+    import torch
+
+    from constitutional.ppo_rollout import load_reward_models
+
+    return load_reward_models(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+class Recorder:
+    """Keeps some replies of every step, with what the rewards say of them: in a file for each step.
+
+    A step that is made again after a kill writes its file again, with the same replies.
+    """
+
+    def __init__(self, counted: Sequence[Reward], penalties: Sequence[Reward], checkpoints: Path, keep: int) -> None:
+        self.counted = counted
+        self.penalties = penalties
+        self.checkpoints = checkpoints
+        self.folder = checkpoints / "rollouts"
+        self.keep = keep
+        self._numbers: dict[str, Sequence[float | None]] = {}
+        """By reward, those of the step's replies so far: the trainer calls one function after the other."""
+
+    @property
+    def weights(self) -> list[float]:
+        """Of the functions, in their order."""
+        return [each.weight for each in (*self.counted, *self.penalties)]
+
+    def functions(self) -> list[RewardFunction]:
+        """The reward functions, as the trainer is to call them."""
+        return [self._recorded(each) for each in (*self.counted, *self.penalties)]
+
+    def _recorded(self, reward: Reward) -> RewardFunction:
+        def call(**given: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's columns
+            self._numbers[reward.name] = reward.function(**given)
+            numbers = self._numbers[reward.name]
+            if len(self._numbers) == len(self.counted) + len(self.penalties):
+                if given["trainer_state"].is_world_process_zero:
+                    self._write(given)
+                self._numbers = {}
+            return numbers
+
+        call.__name__ = reward.name  # TRL logs by it
+        return call
+
+    def _write(self, given: Mapping[str, Any]) -> None:
+        phase, count = given["trainer_state"].global_step + 1, len(given["completions"])
+        every = max(1, count // self.keep)
+        chosen = range(0, count, every)[: self.keep]  # spread over the prompts, whose replies stand together
+        rows = [
+            Rollout(
+                phase=phase,
+                prompt=given["prompt_id"][index],
+                reply=rewards.reply_text(given["completions"][index]),
+                reward=total,
+                kl=None,
+                phase_kl=None,
+                length=len(given["completion_ids"][index]),
+                truncated=any(self._numbers[each.name][index] for each in self.penalties),
+            )
+            for index in chosen
+            if (total := self._total(index)) is not None
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_rows(self.folder / f"{phase:08d}.jsonl", rows)
+
+    def _total(self, index: int) -> float | None:
+        """A reply's rewards by their weights, before penalties; None where no reward has a number for it."""
+        known = [
+            each.weight * number for each in self.counted if (number := self._numbers[each.name][index]) is not None
+        ]
+        return math.fsum(known) if known else None
+
+
+def kept_rollouts(folder: Path, steps: int, log: Sequence[Mapping[str, Any]]) -> Iterator[Rollout]:
+    """The replies that were kept, step by step; a line of `log` tells the divergence of the steps since the last."""
+    for step in range(1, steps + 1):
+        kl = next((line["kl"] for line in log if line["step"] >= step), None)
+        for each in read_rows(folder / f"{step:08d}.jsonl", Rollout):
+            yield each.model_copy(update={"phase_kl": kl})
+
+
+# --- Training ---
+
+
+def online_trainer(
+    model: "PreTrainedModel",
+    tokenizer: Tokenizer,
+    rows: list[Row],
+    settings: GrpoSettings | RlooSettings,
+    recorder: Recorder,
+    seed: int,
+) -> "GRPOTrainer | RLOOTrainer":
+    """TRL's trainer over the rows in their order; `model` as it is given is the reference."""
+    one_pass = settings.model_copy(update={"epochs": 1.0})  # the rows hold as many as there are to be
+
+    def arguments(kind: Callable[..., Any], **own: object) -> Any:  # noqa: ANN401 - TRL's, of either kind
+        def without_length(*, max_length: int, **given: object) -> Any:  # noqa: ANN401, ARG001
+            return kind(**given)  # the prompts were measured beforehand; TRL has no such argument here
+
+        return trl_arguments(
+            without_length,
+            one_pass,
+            recorder.checkpoints,
+            seed,
+            num_generations=settings.num_generations,
+            temperature=settings.temperature,
+            max_completion_length=settings.max_tokens,
+            beta=settings.beta,
+            reward_weights=recorder.weights,
+            shuffle_dataset=False,
+            **own,
+        )
+
+    given: dict[str, Any] = {
+        "reward_funcs": recorder.functions(),
+        "train_dataset": dataset(rows),
+        "processing_class": tokenizer,
+        "peft_config": lora_config(settings, "CAUSAL_LM"),
+    }
+    if isinstance(settings, GrpoSettings):
+        from trl.trainer.grpo_config import GRPOConfig
+        from trl.trainer.grpo_trainer import GRPOTrainer
+
+        return GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **given)
+    from trl.trainer.rloo_config import RLOOConfig
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+    normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
+    return RLOOTrainer(model, args=normalised, **given)
+
+
+def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float) -> dict[str, Any]:
+    """A line of TRL's log in the words of the project's: as PPO's, so that one can be read beside the other.
+
+    TRL's divergence is a mean over tokens. Times the mean length it is one over replies, in nats; a line of several
+    steps has the means of both over the steps, so then it is nearly that.
+    """
+    reward, kl, cut = line["reward"], line.get("kl"), line["completions/clipped_ratio"]
+    length = line["completions/mean_length"]
+    nats = None if kl is None else kl * length
+    return {
+        "step": line["step"],
+        "loss": line["loss"],
+        "reward": None if reward is None else reward + penalty * cut,
+        **{f"rewards/{each.name}": line[f"rewards/{each.name}/mean"] for each in rewarded},
+        "score": reward,
+        "kl": nats,
+        "sqrt_kl": None if nats is None else math.sqrt(max(nats, 0.0)),
+        "entropy": line["entropy"],
+        "length": length,
+        "truncated": cut,
+        "groups_alike": line["frac_reward_zero_std"],
+        "grad_norm": line["grad_norm"],
+        "learning_rate": line["learning_rate"],
+    }
+
+
+def run(settings: GrpoSettings | RlooSettings, work: Work, judge: Judge | None = None) -> None:
+    """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`."""
+    prompts = [each for each in work.read("prompts", Prompt) if each.split == "train"]
+    counted = rewards_of(settings, work, judge)
+    model, tokenizer = load_policy(work.model("sft_model"), settings)
+    seed = stage_seed(work.seed, settings.kind)
+    rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
+    ends = end_tokens(tokenizer, model.config, model.generation_config)
+    penalties = [rewards.cut_off(ends, settings.missing_eos_penalty)]
+    checkpoints = work.output("checkpoints")
+    recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)
+    trainer = online_trainer(model, tokenizer, rows, settings, recorder, seed)
+    checkpoints.mkdir(exist_ok=True)
+    fitted = fit(trainer, log=checkpoints / LOG, label=settings.kind)
+    lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
+    log = [log_line(each, counted, settings.missing_eos_penalty) for each in lines]
+    atomic_write(work.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
+    work.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
+    save_model(trainer, work.output("policy"))
+    remove_checkpoints(checkpoints)
+    work.note("prompts", len(prompts) - too_long)
+    work.note("dropped", {"too_long": too_long})
+    work.note("steps", fitted.steps)
+    work.note("replies", fitted.rows * settings.num_generations)
+    if log:
+        work.note("last", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})

@@ -1,0 +1,282 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from constitutional.config import compose, freeze
+from constitutional.constitution import Constitution, Principle
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.errors import ConfigurationError, InputError, RunError
+from constitutional.files import digest_of
+from constitutional.labeler import LabelerSettings
+from constitutional.pipeline import fingerprint_of, ready, stages_of
+from constitutional.prompts import load_prompts
+from constitutional.records import Message, Prompt, Rollout
+from constitutional.reward_model import NORMALISATION, load_reward_model, score
+from constitutional.rewards import (
+    ConstitutionSettings,
+    LengthSettings,
+    PythonSettings,
+    QuestionsSettings,
+    RewardModelSettings,
+)
+from constitutional.stages import grpo
+from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
+from constitutional.training import LoraSettings
+from tests.tiny import OneStage, tiny_model, tiny_tokenizer
+
+Settings = GrpoSettings | RlooSettings
+
+QUICK: dict[str, Any] = {
+    "rewards": (LengthSettings(limit=0, weight=-1),),
+    "num_generations": 4,
+    "batch_size": 16,
+    "max_tokens": 12,
+    "missing_eos_penalty": 0.0,
+    "learning_rate": 0.01,
+    "log_every": 1,
+    "checkpoint_every": 2,
+    "rollouts": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(messages=(Message("user", f"Question {number}?"),)) for number in range(count)]
+
+
+def stage(folder: Path, models: Path, count: int = 8) -> OneStage:
+    held_out = Prompt(messages=(Message("user", "Held out?"),), split="held_out")
+    return OneStage(folder, {"sft_model": tiny_model(models)}, {"prompts": [*prompts(count), held_out]})
+
+
+def log_of(work: OneStage) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in work.output("training_log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", [GrpoSettings, RlooSettings])
+def test_replies_become_what_is_rewarded(models: Path, tmp_path: Path, kind: type[Settings]) -> None:
+    work = stage(tmp_path, models)
+    # Of four tokens: a random model hardly ever ends a reply, so words are few or many by the tokens it draws.
+    short = {"batch_size": 64, "max_tokens": 4, "learning_rate": 0.2, "schedule": "constant_with_warmup"}
+    run(kind(**{**QUICK, **short, "epochs": 24.0, "checkpoint_every": 100}), work)
+    log = log_of(work)
+    assert [line["step"] for line in log] == list(range(1, 13))  # 8 prompts · 24 epochs / 16 prompts a step
+    words = [line["rewards/length"] for line in log]
+    assert sum(words[-3:]) < 0.75 * sum(words[:3])
+    assert log[0]["reward"] == pytest.approx(-log[0]["rewards/length"])
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference still
+    assert log[-1]["kl"] > 1
+    assert all(0 <= line["truncated"] <= 1 and line["entropy"] > 0 and 1 <= line["length"] <= 4 for line in log)
+    assert "step_time" not in log[0]
+    assert work.notes["prompts"] == 8
+    assert work.notes["replies"] == 12 * 64
+    policy = json.loads((work.output("policy") / "config.json").read_text())
+    assert policy["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def given(prompts, completions, completion_ids, prompt_id, **_):\n"
+        "    assert len(prompts) == len(completions) == len(completion_ids) == len(prompt_id)\n"
+        "    return [None if number % 2 else 4.0 for number in range(len(prompts))]\n"
+    )
+
+    def labeler(request: Request) -> Completion | str:
+        if not request.choices:
+            return "It asks for something. Score: 1"
+        calm = any("Be calm." in each.content for each in request.messages)
+        return Completion("", "choices", tuple(0.0 if n == (9 if calm else 0) else -99.0 for n in range(10)))
+
+    work = stage(tmp_path, models)
+    work.engine = lambda role: ScriptedEngine(labeler, role)  # type: ignore[method-assign]
+    work.prompts = load_prompts()
+    settings = GrpoSettings(
+        **{
+            **QUICK,
+            "rewards": (
+                ConstitutionSettings(weight=2),
+                QuestionsSettings(weight=-1),
+                PythonSettings(function=f"{tmp_path / 'mine.py'}:given", weight=0.5),
+            ),
+            "epochs": 1.0,
+            "missing_eos_penalty": 3.0,
+        }
+    )
+    calm, brief = Principle(id="calm", text="Be calm.", weight=3), Principle(id="brief", text="Be brief.")
+    judge = grpo.Judge(Constitution(name="two", principles=(calm, brief)), LabelerSettings())
+    run(settings, work, judge)
+    first = log_of(work)[0]
+    assert first["rewards/constitution/calm"] == 1.0
+    assert first["rewards/constitution/brief"] == -1.0
+    assert first["rewards/function/given"] == 4.0  # of those that have a number
+    # 2 · (3 · 1 − 1 · 1) / 4 of the constitution; half of the replies have 0.5 · 4 of the function.
+    assert first["reward"] == pytest.approx(1.0 + 1.0 - first["rewards/questions"], abs=1e-5)
+    assert first["score"] == pytest.approx(first["reward"] - 3 * first["truncated"], abs=1e-5)
+
+    rollouts: list[Rollout] = work.rows["rollouts"]
+    assert [each.phase for each in rollouts] == [1] * 4 + [2] * 4
+    ids = {each.id for each in prompts(8)}
+    assert {each.prompt for each in rollouts} == ids  # one reply to each of a step's four prompts, two steps
+    for each in rollouts:
+        # The first reply to each prompt; of even number, so the function has its 4 for it.
+        assert each.reward == pytest.approx(1.0 + 2.0 - len(re.findall(r"\?+", each.reply)))
+        assert each.kl is None
+        assert each.phase_kl == log_of(work)[each.phase - 1]["kl"]
+        assert 1 <= each.length <= 12
+        assert each.length == 12 or not each.truncated
+
+
+def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_path: Path) -> None:
+    folder, members = tmp_path / "reward", [{"mean": 0.5, "deviation": 0.1}, {"mean": -1.0, "deviation": 2.0}]
+    for number in range(len(members)):
+        model, tokenizer = load_reward_model(tiny_model(models), seed=number)
+        model.save_pretrained(folder / str(number))
+        tokenizer.save_pretrained(folder / str(number))
+    (folder / NORMALISATION).write_text(json.dumps({"members": members}))
+    work = stage(tmp_path / "run", models)
+    work.models["reward_model"] = folder
+    chosen = (RewardModelSettings(weight=2.0, ensemble_k=0.5),)
+    run(RlooSettings(**{**QUICK, "rewards": chosen, "epochs": 0.5}), work)
+    asked = {each.id: each for each in prompts(8)}
+    rollouts: list[Rollout] = work.rows["rollouts"]
+    replies = [(*asked[each.prompt].messages, Message("assistant", each.reply)) for each in rollouts]
+    known = [2 * (each.mean - 0.5 * each.deviation) for each in score(folder, replies)]
+    assert [each.reward for each in rollouts] == pytest.approx(known, abs=1e-4)
+    assert len(rollouts) == 4
+
+
+@pytest.mark.parametrize(("kind", "lora"), [(GrpoSettings, LoraSettings(rank=4)), (RlooSettings, None)])
+def test_a_training_that_was_killed_goes_on_to_the_same_files(
+    models: Path, tmp_path: Path, kind: type[Settings], lora: LoraSettings | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = kind(**{**QUICK, "epochs": 3.0, "lora": lora})
+    made = grpo.online_trainer
+
+    def killed_at(step: int) -> Callable[..., Any]:
+        from transformers import TrainerCallback
+
+        class Kill(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:  # noqa: ANN401, ARG002
+                if state.global_step == step:
+                    raise KeyboardInterrupt
+
+        def trainer(*given: Any) -> Any:  # noqa: ANN401
+            found = made(*given)
+            found.add_callback(Kill())
+            return found
+
+        return trainer
+
+    unbroken, killed = stage(tmp_path / "unbroken", models), stage(tmp_path / "killed", models)
+    run(settings, unbroken)
+    monkeypatch.setattr(grpo, "online_trainer", killed_at(5))  # of 6, in the last pass; the checkpoint is of step 4
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, killed)
+    monkeypatch.setattr(grpo, "online_trainer", made)
+    run(settings, killed)
+    assert digest_of(killed.output("policy")) == digest_of(unbroken.output("policy"))
+    assert log_of(killed) == log_of(unbroken)
+    assert killed.rows == unbroken.rows
+    assert not (killed.folder / "checkpoints").exists()
+
+
+def test_a_user_function_that_fails_is_the_users_error(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(completions, **_):\n    return [1.0]\n")
+    chosen = (PythonSettings(function=f"{tmp_path / 'mine.py'}:f"),)
+    with pytest.raises(InputError, match=r"mine\.py:1: the reward function 'f' returned 1 rewards for 16 completions"):
+        run(GrpoSettings(**{**QUICK, "rewards": chosen}), stage(tmp_path, models))
+
+
+def test_prompts_come_in_an_order_of_their_own_each_pass_and_long_ones_are_left_out() -> None:
+    settings = GrpoSettings(**{**QUICK, "epochs": 2.5, "max_length": 50})
+    long = Prompt(messages=(Message("user", "word " * 60),))
+    rows, too_long = grpo.prompt_rows([*prompts(6), long], tiny_tokenizer(), settings, 0)
+    order = [row["prompt_id"] for row in rows]
+    ids = {each.id for each in prompts(6)}
+    assert too_long == 1
+    assert len(order) == 12  # 2.5 · 6 = 15, of which 4 make a step
+    assert set(order[:6]) == set(order[6:]) == ids
+    assert order[:6] != order[6:]
+    assert rows == grpo.prompt_rows([*prompts(6), long], tiny_tokenizer(), settings, 0)[0]
+
+
+def test_prompts_are_put_to_the_model_without_control_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    spoilt = Prompt(messages=(Message("user", f"How{tokenizer.eos_token}?"),))
+    rows, _ = grpo.prompt_rows([spoilt, *prompts(3)], tokenizer, GrpoSettings(**QUICK), 0)
+    assert [row["prompt"] for row in rows if row["prompt_id"] == spoilt.id][0] == [{"role": "user", "content": "How?"}]
+
+
+def test_too_few_prompts_for_a_step_are_refused() -> None:
+    with pytest.raises(RunError, match=r"3 prompts, 3 of at most 1012 tokens, make no step of 4 in 1 epochs"):
+        grpo.prompt_rows(prompts(3), tiny_tokenizer(), GrpoSettings(**{**QUICK, "epochs": 1.0}), 0)
+
+
+def test_settings_that_cannot_be_are_refused() -> None:
+    with pytest.raises(
+        ValidationError, match=r"64 replies, no multiple of num_generations, which is 6; try batch_size=192"
+    ):
+        GrpoSettings(num_generations=6)
+    with pytest.raises(ValidationError, match="two of the kind 'length'"):
+        RlooSettings(rewards=(LengthSettings(), LengthSettings(limit=3)))
+    with pytest.raises(ValidationError, match="rewards is empty"):
+        RlooSettings(rewards=())
+
+
+def test_what_a_run_needs_is_what_its_rewards_ask() -> None:
+    assert grpo.needs(GrpoSettings()) == ("reward_model",)
+    direct = RlooSettings(rewards=(ConstitutionSettings(), LengthSettings()))
+    assert grpo.needs(direct) == ("labeler", "labeler_accuracy", "constitution", "score.j2")
+    assert grpo.asks_labeler(direct)
+    assert not grpo.asks_labeler(GrpoSettings())
+    both = GrpoSettings(rewards=(RewardModelSettings(), PythonSettings(function="mine.py:f")))
+    assert grpo.needs(both) == ("reward_model",)
+    assert grpo.sources(both) == (Path.cwd() / "mine.py",)
+
+
+def test_a_run_straight_from_the_constitution_needs_no_reward_model() -> None:
+    stages = {each.name: each for each in stages_of(compose(["algorithm=grpo_direct"]))}
+    assert "dpo" not in stages
+    assert stages["grpo"].needs == ("prompts", "sft_model", "labeler", "labeler_accuracy", "constitution", "score.j2")
+    assert stages["grpo"].makes == ("policy", "rollouts")
+    by_model = {each.name: each for each in stages_of(compose(["algorithm=rloo", "algorithm.beta=0.2"]))}
+    assert by_model["rloo"].needs == ("prompts", "sft_model", "reward_model")
+
+
+def test_the_labelers_settings_and_the_users_function_decide_what_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def f(completions, **_): return [0.0] * len(completions)\n")
+
+    def fingerprint(*overrides: str) -> str:
+        config = freeze(compose(overrides))
+        (found,) = (each for each in stages_of(config) if each.name == "grpo")
+        return fingerprint_of(found, found.settings(config), 0, {})
+
+    direct, by_function = "algorithm=grpo_direct", f"algorithm.rewards=[{{kind: python, function: '{path}:f'}}]"
+    assert fingerprint(direct) != fingerprint(direct, "label.max_tokens=99")
+    assert fingerprint("algorithm=grpo") == fingerprint("algorithm=grpo", "label.max_tokens=99")
+    before = fingerprint("algorithm=grpo", by_function)
+    path.write_text("def f(completions, **_): return [1.0] * len(completions)\n")
+    assert fingerprint("algorithm=grpo", by_function) != before
+
+
+def test_a_function_that_is_not_there_is_said_before_anything_is_asked(tmp_path: Path) -> None:
+    rewards = f"algorithm.rewards=[{{kind: python, function: '{tmp_path}/mine.py:f'}}]"
+    with pytest.raises(InputError, match=r"mine\.py: there is no such file"):
+        ready(compose(["algorithm=grpo", rewards]))
+    with pytest.raises(ConfigurationError, match=r'^algorithm\.rewards\.0\.function is "f", but should be "file\.py:f'):
+        compose(["algorithm=grpo", "algorithm.rewards=[{kind: python, function: f}]"])
+    with pytest.raises(
+        ConfigurationError, match=r"^algorithm\.rewards\.0\.kind is \"x\", but should be 'reward_model'"
+    ):
+        compose(["algorithm=grpo", "algorithm.rewards=[{kind: x}]"])

@@ -1,0 +1,180 @@
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from constitutional.errors import ModelError, RunError
+from constitutional.files import digest_of
+from constitutional.records import Message, Prompt, Rollout
+from constitutional.reward_model import NORMALISATION, load_reward_model
+from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer, run
+from constitutional.training import LoraSettings, chat
+from tests.tiny import OneStage, tiny_model
+
+T = TypeVar("T")
+
+PROMPTS = [Prompt.of("Why" + "?" * number) for number in range(8)]
+HELD_OUT = Prompt(messages=(Message("user", "And now?"),), split="held_out")
+QUICK = Settings(
+    episodes=32, batch_size=4, mini_batches=2, max_tokens=6, learning_rate=1e-3, checkpoint_every=2, rollouts=3
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A random policy and a random reward model, with the moments that a run would have written beside it."""
+    folder = tmp_path_factory.mktemp("models")
+    policy = tiny_model(folder)
+    member, tokenizer = load_reward_model(policy, seed=1)
+    member.save_pretrained(folder / "reward" / "0")
+    tokenizer.save_pretrained(folder / "reward" / "0")
+    moments(folder / "reward", 0.1)
+    return {"sft_model": policy, "reward_model": folder / "reward"}
+
+
+def moments(folder: Path, deviation: float) -> None:
+    (folder / NORMALISATION).write_text(json.dumps({"members": [{"mean": 0.0, "deviation": deviation}]}))
+
+
+def work(folder: Path, models: dict[str, Path], kind: type[OneStage] = OneStage) -> OneStage:
+    return kind(folder, models, {"prompts": [*PROMPTS, HELD_OUT]})
+
+
+def test_a_run_leaves_a_policy_its_log_and_replies_of_every_phase(models: dict[str, Path], tmp_path: Path) -> None:
+    from constitutional.engines.local import load_model
+
+    stage = work(tmp_path, models)
+    run(QUICK, stage)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy", "training_log.jsonl"}
+    before, after = (load_model(each)[0].state_dict() for each in (models["sft_model"], tmp_path / "policy"))
+    assert not before["model.layers.0.mlp.up_proj.weight"].equal(after["model.layers.0.mlp.up_proj.weight"])
+    log = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]  # 32 episodes in phases of 4 · 1 · 2
+    assert stage.notes == {
+        "prompts": 8,
+        "dropped": {"too_long": 0},
+        "episodes": 32,
+        "phases": 4,
+        "last_phase": {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")},
+    }
+
+    rollouts: list[Rollout] = stage.rows["rollouts"]
+    assert [each.phase for each in rollouts] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert {each.prompt for each in rollouts} <= {each.id for each in PROMPTS}  # none of them held out
+    assert [each.phase_kl for each in rollouts[::3]] == [line["kl"] for line in log]
+    first = rollouts[:3]
+    assert [each.kl for each in first] == pytest.approx([0, 0, 0], abs=1e-5)  # the policy is still the SL model
+    assert all(each.truncated == (each.length == 6) for each in first)
+
+
+def test_the_reward_is_the_normalised_score_of_the_reply(models: dict[str, Path], tmp_path: Path) -> None:
+    from constitutional.reward_model import raw_scores
+
+    stage = work(tmp_path, models)
+    run(QUICK.model_copy(update={"episodes": 8}), stage)
+    by_id = {each.id: each.messages for each in PROMPTS}
+    rollouts: list[Rollout] = stage.rows["rollouts"]
+    conversations = [(*by_id[each.prompt], Message("assistant", each.reply)) for each in rollouts]
+    raw = raw_scores(*load_reward_model(models["reward_model"] / "0"), conversations)
+    assert [each.reward for each in rollouts] == pytest.approx([score / 0.1 for score in raw], abs=1e-4)
+
+
+class Stopped(OneStage):
+    """Ctrl-C in the fourth phase."""
+
+    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
+        for number, item in enumerate(items):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield item
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)])
+def test_a_run_that_was_stopped_goes_on_to_the_same_files(
+    models: dict[str, Path], tmp_path: Path, lora: LoraSettings | None
+) -> None:
+    settings = QUICK.model_copy(update={"lora": lora})
+    unbroken, again = work(tmp_path / "unbroken", models), work(tmp_path / "stopped", models)
+    run(settings, unbroken)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, work(tmp_path / "stopped", models, Stopped))
+    assert (tmp_path / "stopped" / "checkpoints" / "checkpoint-2").exists()
+    run(settings, again)
+    assert digest_of(tmp_path / "stopped") == digest_of(tmp_path / "unbroken")
+    assert again.rows["rollouts"] == unbroken.rows["rollouts"]
+    assert again.notes == unbroken.notes
+
+
+def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[str, Path], tmp_path: Path) -> None:
+    settings = Settings(
+        episodes=100,
+        batch_size=3,
+        gradient_accumulation=2,
+        mini_batches=4,
+        epochs=5,
+        critic_warmup=7,
+        max_tokens=9,
+        max_prompt_tokens=77,
+        temperature=0.5,
+        lam=0.8,
+        kl_coef=0.25,
+        kl_target=6.0,
+        ensemble_k=1.5,
+        missing_eos_penalty=0.5,
+        checkpoint_every=3,
+    )
+    trainer = make_trainer(settings, PROMPTS, work(tmp_path, models), tmp_path / "checkpoints")
+    args = trainer.args
+    assert (trainer.batch_size, trainer.phases) == (24, 5)  # 100 episodes in phases of 3·2·4
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_mini_batches) == (3, 2, 4)
+    assert (args.num_ppo_epochs, args.critic_warmup_steps, args.response_length) == (5, 7, 9)
+    assert (args.max_prompt_length, args.temperature, args.lam, args.kl_coef, args.kl_target) == (77, 0.5, 0.8, 0.25, 6)
+    assert (args.ensemble_k, args.missing_eos_penalty, args.save_steps) == (1.5, 0.5, 3)
+    assert args.reward_clip == float("inf")
+
+
+def test_replies_with_any_character_are_read_back(tmp_path: Path) -> None:
+    reply = "One\u2028two\x85three\nfour."
+    lines: dict[str, list[dict[str, Any]]] = {
+        "training_log.jsonl": [{"step": 1, "kl": 2.5}],
+        "samples.jsonl": [
+            {
+                "step": 1,
+                "prompt": chat(PROMPTS[1].messages),
+                "reply": reply,
+                "reward": 1.0,
+                "score": 0.0,
+                "kl": -0.5,
+                "length": 5,
+                "truncated": True,
+            }
+        ],
+    }
+    for name, its in lines.items():
+        (tmp_path / name).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in its))
+    assert kept_rollouts(tmp_path, PROMPTS) == [
+        Rollout(
+            phase=1,
+            prompt=PROMPTS[1].id,
+            reply=reply,
+            reward=1.0,
+            kl=-0.5,
+            phase_kl=2.5,
+            length=5,
+            truncated=True,
+        )
+    ]
+
+
+def test_without_prompts_to_train_on_or_a_reward_that_varies_it_says_so(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(RunError, match="No prompt is left to train on"):
+        run(QUICK, OneStage(tmp_path, models, {"prompts": [HELD_OUT]}))
+    flat = tmp_path / "reward"
+    flat.mkdir()
+    moments(flat, 0.0)
+    with pytest.raises(ModelError, match=r"reward/0: gave every reference sample the same score"):
+        run(QUICK, work(tmp_path, {**models, "reward_model": flat}))
