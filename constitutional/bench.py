@@ -31,6 +31,10 @@ TAGS: Final = "constitution tags"
 anew."""
 
 
+WHOLE: Final = "constitution as written"
+"""All of it, names and authors too: what the report shows."""
+
+
 class Bench:
     """What all stages of a run share: the constitution, the templates, the engines and the journal."""
 
@@ -77,6 +81,9 @@ class Bench:
         """The digest of something that the run is given: `base`, `constitution`, `critique.j2`."""
         if need == "constitution":
             return self.constitution.digest
+        if need == WHOLE:
+            whole = json.dumps(self.constitution.model_dump(mode="json"))
+            return hashlib.sha256(whole.encode()).hexdigest()
         if need == TAGS:
             tags = [(each.id, each.tags) for each in self.constitution.principles]
             return hashlib.sha256(json.dumps(tags).encode()).hexdigest()
@@ -151,6 +158,10 @@ class RunWork:
             return model_folder(self._bench.given(artifact).path)
         return self._store.artifact(artifact)
 
+    def settings(self, role: str) -> ModelSettings:
+        """What the run says of a model that it is given."""
+        return self._bench.given(role)
+
     def output(self, name: str) -> Path:
         """A path of that name in this stage's own folder."""
         path = self._begun.folder / name
@@ -208,12 +219,11 @@ class _Watched:
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion for each request, in order. In the journal's own batches, so that nothing changes by it."""
         completions: list[Completion] = []
-        before = (self._journal.asked, self._journal.reused)
         for start in range(0, len(requests), self._journal.batch_size):
+            before = (self._journal.asked, self._journal.reused)
             completions += self._journal.complete(requests[start : start + self._journal.batch_size])
+            self.asked += self._journal.asked - before[0]
+            self.reused += self._journal.reused - before[1]
             # How many there will be in all the stage alone knows: a call is often one of several that an item takes.
-            answered = self.asked + self.reused + len(completions)
-            self._progress.aside(self._stage, f"{self._role}: {answered} answers")
-        self.asked += self._journal.asked - before[0]
-        self.reused += self._journal.reused - before[1]
+            self._progress.aside(self._stage, f"{self._role}: {self.asked + self.reused} answers")
         return completions

@@ -2,16 +2,17 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from constitutional.constitution import Constitution
-from constitutional.engines.base import Engine, TooLongError
+from constitutional.engines.base import Engine
 from constitutional.errors import ModelError
-from constitutional.hhh import Answered, Given, Score, always_first, always_longer, score
+from constitutional.hhh import Given, Score, always_first, always_longer, score
+from constitutional.labeler import TOO_LONG
 from constitutional.progress import Progress, counted
 from constitutional.prompts import Prompts
-from constitutional.records import Comparison, Judgement
+from constitutional.records import Judgement
 from constitutional.show import table
 from constitutional.stages.label import (
     NEAR_CHANCE,
@@ -24,9 +25,6 @@ from constitutional.stages.label import (
     measure_labeler,
 )
 from constitutional.stats import wilson
-
-TOGETHER = 64
-"""Comparisons that are asked about side by side."""
 
 
 class Trial(NamedTuple):
@@ -85,13 +83,11 @@ def by_answers(
     Raises:
         ModelError: all of them are too long.
     """
-
-    def ask(rows: Sequence[Answered]) -> list[Judgement]:
-        return list(label([row.comparison for row in rows], constitution, engine, templates, settings, seed))
-
     total = len(given.rows) * (1 if settings.principles == "one" else len(constitution.principles))
-    too_long: set[str] = set()
-    judgements = list(Progress().track(_judged(given.rows, ask, too_long), total, "label"))
+    asked = label([row.comparison for row in given.rows], constitution, engine, templates, settings, seed)
+    judged = list(Progress().track(asked, total, "label"))
+    too_long = {judgement.comparison for judgement in judged if TOO_LONG in (judgement.problem or "")}
+    judgements = [judgement for judgement in judged if judgement.comparison not in too_long]
     rows = [row for row in given.rows if row.comparison.id not in too_long]
     if not rows:
         raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
@@ -117,31 +113,6 @@ def by_answers(
         longer = f"{counted(len(too_long), 'row')} {'is' if len(too_long) == 1 else 'are'} longer than the labeler"
         text += f"\n{longer} can read, and not among the {found.n:,} that it was asked about"
     return Trial(text, near_chance)
-
-
-def _judged(
-    rows: Sequence[Answered], ask: Callable[[Sequence[Answered]], list[Judgement]], too_long: set[str]
-) -> Iterator[Judgement]:
-    """The judgements, the shortest rows' first, so that those too long for the labeler stand together at the end.
-
-    The ids of the latter go to `too_long`.
-    """
-    waiting = sorted(rows, key=lambda row: _length(row.comparison))
-    chunks = [waiting[start : start + TOGETHER] for start in range(0, len(waiting), TOGETHER)][::-1]
-    while chunks:
-        chunk = chunks.pop()
-        try:
-            yield from ask(chunk)
-        except TooLongError:  # nothing tells which of them it is, so they are halved until it stands alone
-            if len(chunk) == 1:
-                too_long.add(chunk[0].comparison.id)
-            else:
-                middle = len(chunk) // 2
-                chunks += [chunk[middle:], chunk[:middle]]
-
-
-def _length(comparison: Comparison) -> int:
-    return len(comparison.a) + len(comparison.b) + sum(len(message.content) for message in comparison.prompt.messages)
 
 
 def _score_line(name: str, its: Score) -> tuple[str, ...]:

@@ -23,8 +23,10 @@ from constitutional.stages import (
     critique_revise,
     dpo,
     evaluate,
+    grpo,
     label,
     mix,
+    ppo,
     report,
     reward,
     sample_pairs,
@@ -75,7 +77,7 @@ class FilePrompts(BaseModel):
     path: Path
     """One prompt a line: text (.txt), or JSON (.jsonl) that is a text, {"prompt": …} or {"messages": […]}."""
     held_out: Annotated[int, Field(ge=0)] = 200
-    """How many to set aside for evaluation, beside those whose line says "split": "held_out"."""
+    """How many to set aside for evaluation at least, with those whose line says "split": "held_out"."""
 
 
 class JournalSettings(BaseModel):
@@ -93,6 +95,12 @@ class DpoSettings(dpo.Settings):
     """Direct preference optimisation."""
 
     kind: Literal["dpo"] = "dpo"
+
+
+class PpoSettings(ppo.Settings):
+    """Proximal policy optimisation against the reward model."""
+
+    kind: Literal["ppo"] = "ppo"
 
 
 class RunConfig(BaseModel):
@@ -126,7 +134,8 @@ class RunConfig(BaseModel):
     label: label.Settings
     mix: mix.Settings
     reward: reward.Settings
-    algorithm: DpoSettings
+    algorithm: Annotated[DpoSettings | PpoSettings | grpo.GrpoSettings | grpo.RlooSettings, Field(discriminator="kind")]
+    """What makes the policy; `pipeline.ALGORITHMS` has a stage for each kind."""
     evaluate: evaluate.Settings
     report: report.Settings
 
@@ -135,6 +144,17 @@ class RunConfig(BaseModel):
         # Now, and not when the stage comes to it, which may be hours later.
         if self.mix.human_share and self.mix.human is None and self.mix.verdicts is None:
             raise ValueError("mix.human has no value yet; type mix.human=VALUE")
+        return self
+
+    @model_validator(mode="after")
+    def _a_judgement_can_decide(self) -> Self:
+        clamp, margin = self.label.clamp, self.mix.margin
+        if clamp and all(mix.within_margin(end, margin) for end in clamp) and self.mix.human_share != 1:
+            low, high = clamp
+            raise ValueError(
+                f"label.clamp keeps every probability from {low:g} to {high:g}, and mix.margin={margin:g} leaves out "
+                f"what is less than {margin:g} from 0.5: no label could become a preference; type mix.margin=0"
+            )
         return self
 
     @property
@@ -172,7 +192,12 @@ _GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "label": {"schema": label.Settings},
     "mix": {"schema": mix.Settings},
     "reward": {"schema": reward.Settings},
-    "algorithm": {"schema_dpo": DpoSettings},
+    "algorithm": {
+        "schema_dpo": DpoSettings,
+        "schema_ppo": PpoSettings,
+        "schema_grpo": grpo.GrpoSettings,
+        "schema_rloo": grpo.RlooSettings,
+    },
     "evaluate": {"schema": evaluate.Settings},
     "report": {"schema": report.Settings},
 }
@@ -189,7 +214,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     import hydra
 
     register()
-    with hydra_errors(), hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+    with hydra_errors(overrides), hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         composed = hydra.compose("run", overrides=list(overrides))
     return validated(composed)
 
@@ -247,12 +272,14 @@ def validated(composed: "DictConfig") -> RunConfig:
         ConfigurationError: says every wrong value with its key and what to type; the second and later ones as notes.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ConfigurationError(f"{error.full_key} has no value yet; type {error.full_key}=VALUE") from error
+    except OmegaConfBaseException as error:  # ${…} that leads nowhere
+        raise ConfigurationError(_hydra_line(error)) from error
     assert isinstance(values, dict)
     return _checked({str(name): value for name, value in values.items()})
 
@@ -261,7 +288,7 @@ def unchecked(composed: "DictConfig") -> dict[str, object]:
     """What Hydra composed, as it is: `???` stands for what has no value yet."""
     from omegaconf import OmegaConf
 
-    values = OmegaConf.to_container(composed, resolve=True)
+    values = OmegaConf.to_container(composed)
     assert isinstance(values, dict)
     return {name: values[name] for name in RunConfig.model_fields if name in values}
 
@@ -280,20 +307,26 @@ def _checked(values: dict[str, Any]) -> RunConfig:
 def _line(detail: ErrorDetails, values: Mapping[str, Any]) -> str:
     """`label.method is "vote", but should be 'logprobs', … or 'votes'; type label.method=logprobs`."""
     key = _dotted(detail["loc"], values)
+    listed = re.split(r"[.][0-9]+", key)[0]  # a list is typed whole
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if detail["type"] == "extra_forbidden":
         return f"{key}: there is no such setting; take it out, or see `constitutional config` for what there is"
     if detail["type"] == "missing":
         return f"{key} has no value yet; type {key}=VALUE"
+    if detail["type"] == "union_tag_invalid":
+        kinds = [each.strip(" '") for each in detail["ctx"]["expected_tags"].split(",")]
+        first, last = ", ".join(f"'{each}'" for each in kinds[:-1]), kinds[-1]
+        chosen = f"{key}={kinds[0]}" if key == listed else f"{listed}=[{{kind: {kinds[0]}}}]"
+        return f"{key}.kind is \"{detail['ctx']['tag']}\", but should be {first} or '{last}'; type {chosen}"
     if isinstance(detail["input"], dict) or not key:  # a rule across settings says itself what to do
         return f"{key}: {message}" if key else message
     if detail["type"] == "string_pattern_mismatch":
         message = f"made of other characters (it must match {detail['ctx']['pattern']})"
     if detail["type"] == "value_error":  # a rule of ours, which says what it found
-        return f"{key} {message}; type {key}=VALUE"
+        return f"{key} {message}; type {listed}=VALUE"
     message = re.sub(r"^a valid dictionary( or instance of \w+)?", "settings by name", message)
     message = "a list" if message == "a valid tuple" else message
-    typed = _typed(re.split(r"[.][0-9]+", key)[0], detail)
+    typed = _typed(listed, detail)
     quoting = " and quote it, as \"'yes'\", so that it stays a text" if detail["type"] == "string_type" else ""
     found = json.dumps(to_jsonable_python(detail["input"], fallback=str), ensure_ascii=False)
     return f"{key} is {found}, but should be {message}; type {typed}{quoting}"
@@ -326,7 +359,7 @@ def _dotted(location: tuple[int | str, ...], values: Any) -> str:  # noqa: ANN40
 
 
 @contextmanager
-def hydra_errors() -> Iterator[None]:
+def hydra_errors(overrides: Sequence[str]) -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise about overrides and presets into one line of ours."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -335,17 +368,45 @@ def hydra_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(_hydra_line(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):
+            raise
+        raise UsageError(_no_name(overrides)) from error
+
+
+def _no_name(overrides: Sequence[str]) -> str:
+    """What to say of `model=3` and `=3`: Hydra takes only names for the options of a group, and names no culprit."""
+    for word in overrides:
+        key, equals, value = word.partition("=")
+        group = key.lstrip("+~").partition("@")[0]
+        if equals and not group:
+            return f"{word}: names no setting; type KEY=VALUE, such as seed=1"
+        folder = shipped("conf") / group
+        if equals and folder.is_dir() and re.fullmatch(r"[-+.\w]+", value):
+            options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+            return f"{word}: {value} is no option of '{group}'; the options are {options}"
+        if equals and group in _GROUPS:
+            return f"{word}: '{group}' has no options; type one of its settings, as in {group}.{_first(group)}=VALUE"
+    return f"{' '.join(overrides)}: an option must be a name, such as label=votes"
+
+
+def _first(group: str) -> str:
+    return next(name for model in _GROUPS[group].values() for name in model.model_fields)
 
 
 def _hydra_line(error: Exception) -> str:
+    from hydra.errors import OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read; type KEY=VALUE, and quote what is no plain word: \"KEY='a {{b'\""
     message = str(error).split("\nConfig search path:")[0]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if unknown := re.match(r"Could not override '(.+)'\.?$", lines[0]):
         key, known = unknown[1], _every_key()
         above, _, name = key.rpartition(".")
-        if key in known and above == "prompts":
-            option = "sandbox" if name in SandboxPrompts.model_fields else "file"
-            return f"{key} is a setting of another option than the chosen one; type prompts={option} as well"
+        if options := _options_with(above, name):
+            typed = " or ".join(f"{above}={option}" for option in options)
+            return f"{key} is a setting of another option than the chosen one; type {typed} as well"
         if key in known:  # settings that there are none of by default
             value = re.search(rf"use [+]{re.escape(key)}=(.*)", message)
             typed = f"{above}={{{name}: {value[1] if value else 'VALUE'}}}"
@@ -355,6 +416,7 @@ def _hydra_line(error: Exception) -> str:
         return f"there is no setting '{key}'; {meant}"
     if "Available options in" in message:
         found = re.sub(r"^In '.*?': Could not find", "there is no", lines[0])
+        found = re.sub(r"there is no '(.+)/'$", r"\1= names no option", found)
         start = next(number for number, line in enumerate(lines) if line.startswith("Available options in"))
         options = [option for option in lines[start + 1 :] if not option.startswith("schema")]
         own = re.search(r"'constitution/(.+)'", found)
@@ -364,24 +426,42 @@ def _hydra_line(error: Exception) -> str:
     return "; ".join(kept)
 
 
+def _options_with(group: str, name: str) -> list[str]:
+    """The options of a group of several kinds that have a setting of that name."""
+    kinds = _GROUPS.get(group, {})
+    return [
+        option.removeprefix("schema_")
+        for option, model in kinds.items()
+        if option != "schema" and name in model.model_fields
+    ]
+
+
 def _every_key() -> list[str]:
     keys = list(_TOP)
     for field, info in RunConfig.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            for name, inner in info.annotation.model_fields.items():
-                within = [each for each in get_args(inner.annotation) if hasattr(each, "model_fields")]
+        for model in _models_in(info.annotation):
+            for name, inner in model.model_fields.items():
                 keys += [
                     f"{field}.{name}",
-                    *(f"{field}.{name}.{each}" for model in within for each in model.model_fields),
+                    *(
+                        f"{field}.{name}.{each}"
+                        for within in _models_in(inner.annotation)
+                        for each in within.model_fields
+                    ),
                 ]
-    return keys + [f"prompts.{name}" for name in {**SandboxPrompts.model_fields, **FilePrompts.model_fields}]
+    return list(dict.fromkeys(keys))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - whatever a field may be annotated with
+    """The settings models that a field may hold: one, or the members of a union."""
+    return [each for each in (annotation, *get_args(annotation)) if hasattr(each, "model_fields")]
 
 
 def freeze(config: RunConfig) -> RunConfig:
     """The same with absolute paths, so that it means the same wherever it is read."""
     values = _absolute(config.model_dump())
     for owner, key in ((values["constitution"], "file"), (values["model"], "path")):
-        if Path(owner[key]).expanduser().exists():
+        if owner[key] and Path(owner[key]).expanduser().exists():  # an empty one is no name of the working folder
             owner[key] = str(Path(owner[key]).expanduser().resolve())
     return RunConfig.model_validate(values)
 

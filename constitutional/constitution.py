@@ -242,8 +242,9 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
     try:
         constitution = Constitution.model_validate(made)
     except ValidationError as error:
-        # What concerns no place is the repeated ids again.
-        problems += [_passage_problem(found, ids, passages) for found in error.errors() if found["loc"]]
+        # What concerns no place is the repeated ids again; principles that are all bad count as too few as well.
+        found = [details for details in error.errors() if details["loc"] and details["type"] != "too_short"]
+        problems += [_passage_problem(details, ids, passages) for details in found]
     if problems:
         problems.sort(key=lambda problem: problem.line or 0)
         return ReadConstitution(None, problems, {})

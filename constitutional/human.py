@@ -17,22 +17,24 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from constitutional.errors import InputError
+from constitutional.prompt_set import conversation
 from constitutional.records import Comparison, Message, Preference, Prompt, Verdict
 
 MARKER: Final = re.compile(r"\n\n(Human|Assistant):")
 ROLES: Final[Mapping[str, str]] = {"Human": "user", "Assistant": "assistant"}
 REPLIES: Final = frozenset({"chosen", "rejected"})
 KNOWN: Final = REPLIES | {"prompt", "messages", "probability", "rater"}
-_MESSAGES: Final = TypeAdapter(tuple[Message, ...])
 
 
 class HumanComparisons(NamedTuple):
     """What a file of comparisons holds."""
 
     preferences: list[Preference]
+    empty: int
+    """Rows left out because a reply, or another turn of a transcript, says nothing."""
     equal: int
     """Rows left out because chosen and rejected are the same text."""
     unlike: int
@@ -50,12 +52,14 @@ def read_comparisons(path: Path) -> HumanComparisons:
         InputError: a row is not of either form; with its line.
     """
     preferences: list[Preference] = []
-    equal = unlike = 0
+    empty = equal = unlike = 0
     for line, row in _rows(path):
         try:
-            messages, chosen, rejected = _replies(row)
+            messages, chosen, rejected = _replies(path, line, row)
             if messages is None:
                 unlike += 1
+            elif not all(text.strip() for text in (chosen, rejected, *(each.content for each in messages))):
+                empty += 1
             elif chosen.strip() == rejected.strip():
                 equal += 1
             else:
@@ -63,7 +67,7 @@ def read_comparisons(path: Path) -> HumanComparisons:
                 preferences.append(_preference(row, prompt, chosen, rejected, f"{path.name}:{line}"))
         except _BadRowError as error:
             raise InputError(path, str(error), line) from error
-    return HumanComparisons(preferences, equal, unlike)
+    return HumanComparisons(preferences, empty, equal, unlike)
 
 
 def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdict]:
@@ -133,7 +137,7 @@ def _object(raw: bytes) -> dict[str, Any]:
     return row
 
 
-def _replies(row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, str, str]:
+def _replies(path: Path, line: int, row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, str, str]:
     """The conversation, the better and the worse reply; no conversation if the two transcripts differ in theirs."""
     if unknown := sorted(row.keys() - KNOWN):
         raise _BadRowError(f"unknown key '{unknown[0]}'; expected {_listed(sorted(KNOWN))}")
@@ -142,7 +146,7 @@ def _replies(row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, str, s
             found = type(row[name]).__name__ if name in row else "missing"
             raise _BadRowError(f"'{name}' is {found}; expected text")
     if "prompt" in row or "messages" in row:
-        return _conversation(row), row["chosen"], row["rejected"]
+        return _conversation(path, line, row), row["chosen"], row["rejected"]
     *before, chosen = _transcript(row["chosen"], "chosen")
     *also_before, rejected = _transcript(row["rejected"], "rejected")
     return tuple(before) if before == also_before else None, chosen.content, rejected.content
@@ -168,21 +172,16 @@ def _transcript(text: str, name: str) -> list[Message]:
     return turns
 
 
-def _conversation(row: Mapping[str, Any]) -> tuple[Message, ...]:
+def _conversation(path: Path, line: int, row: Mapping[str, Any]) -> tuple[Message, ...]:
     if "prompt" in row and "messages" in row:
         raise _BadRowError("both 'prompt' and 'messages'; expected one of them")
     if "prompt" in row:
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
             raise _BadRowError("'prompt' is no text; expected the user's message")
         return (Message("user", row["prompt"]),)
-    try:
-        messages = _MESSAGES.validate_python(row["messages"])
-    except ValidationError as error:
-        expected = "expected a list of {'role': 'user' | 'assistant' | 'system', 'content': text}"
-        raise _BadRowError(f"'messages': {_first(error)}; {expected}") from error
-    if not messages or messages[-1].role != "user":
-        raise _BadRowError("'messages' does not end with the user's message, which the replies answer")
-    return messages
+    if not isinstance(row["messages"], list):
+        raise _BadRowError('\'messages\' is no list; expected [{"role": "user", "content": "…"}, …]')
+    return conversation(path, line, row["messages"])
 
 
 def _preference(row: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: str, place: str) -> Preference:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.constitution import Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling, request_seed
+from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
 from constitutional.errors import ModelError
 from constitutional.prompts import Prompts
 from constitutional.records import Comparison, Judgement, Message, Order, Reading
@@ -29,6 +29,10 @@ SCORES = tuple(f" {score}" for score in range(1, 11))
 BETTER = re.compile(r"Better:[\s*_]*(?:\(?([AB])\)?)?[\s.*_]*\Z")
 SCORE = re.compile(r"Score:[\s*_]*(?:10|[1-9])?(?:\s*/\s*10)?[\s.*_]*\Z")
 """How a readable reply ends. Verdicts anywhere else are not the labeler's: it may quote a response that holds one."""
+
+
+TOO_LONG = "the question is longer than the labeler can read"
+"""The problem of a reading that could not be asked for."""
 
 
 class LabelerSettings(BaseModel):
@@ -115,6 +119,20 @@ class Labeler:
             weight=ask.weight,
         )
 
+    def score(
+        self, conversations: Sequence[Sequence[Message]], principles: Sequence[Principle]
+    ) -> list[list[float | None]]:
+        """What each conversation's last message is worth by each principle, from 1 to 10; None where it cannot be read.
+
+        Lee et al. (2023), direct RLAIF. The method of the settings does not matter.
+        """
+        pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
+        greedy = self.settings.temperature == 0
+        seeds = [0 if greedy else request_seed(self.seed, "score", principle.id, said) for said, principle in pairs]
+        answers = self._rated(pairs, seeds)
+        scores = [None if share is None else expected_score(share) for _, share in answers]
+        return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
+
     # Both responses side by side, in both orders.
 
     def _compared(self, asks: Sequence[Ask]) -> list[tuple[Reading, ...]]:
@@ -148,13 +166,13 @@ class Labeler:
 
     def _at_once(self, questions: Sequence[_Question]) -> list[_Answer]:
         shares = self._choose([(*each.messages, Message("assistant", "Better:")) for each in questions], CHOICES)
-        return [_chosen("", share) for share in shares]
+        return [_Answer("", None, share) if isinstance(share, str) else _Answer("", share[0]) for share in shares]
 
     def _after_reasoning(self, questions: Sequence[_Question]) -> list[_Answer]:
         seeds = [self._seed(each.ask, each.order) for each in questions]
         reasoned = self._reason([each.messages for each in questions], seeds, BETTER, '"Better: A" or "Better: B"')
         return [
-            answer if share is None else _chosen(answer.rationale, share)
+            answer if share is None else _Answer(answer.rationale, share[0])
             for answer, share in self._continued([each.messages for each in questions], reasoned, "Better:", CHOICES)
         ]
 
@@ -174,16 +192,23 @@ class Labeler:
 
     def _scored(self, asks: Sequence[Ask]) -> list[tuple[Reading, ...]]:
         """One reading each: a score knows of no order. Its rationale holds both scores and the reasons for them."""
-        questions: list[tuple[Message, ...]] = []
-        seeds: list[int] = []
-        for ask in asks:
-            request = Message("user", self.templates.render("score", principle=ask.principle.words("comparison")))
-            for name, text in (("a", ask.comparison.a), ("b", ask.comparison.b)):
-                questions.append((*ask.comparison.prompt.messages, Message("assistant", text), request))
-                seeds.append(self._seed(ask, name))
-        reasoned = self._reason(questions, seeds, SCORE, '"Score: " and a number from 1 to 10')
-        answers = list(self._continued(questions, reasoned, "Score:", SCORES))
+        sides = [(ask, name, text) for ask in asks for name, text in (("a", ask.comparison.a), ("b", ask.comparison.b))]
+        replies = [
+            ((*ask.comparison.prompt.messages, Message("assistant", text)), ask.principle) for ask, _, text in sides
+        ]
+        answers = self._rated(replies, [self._seed(ask, name) for ask, name, _ in sides])
         return [(self._difference(*answers[at], *answers[at + 1]),) for at in range(0, len(answers), 2)]
+
+    def _rated(
+        self, replies: Sequence[tuple[tuple[Message, ...], Principle]], seeds: Sequence[int]
+    ) -> list[tuple[_Answer, Sequence[float] | None]]:
+        """For each conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
+        questions = [
+            (*said, Message("user", self.templates.render("score", principle=principle.words("comparison"))))
+            for said, principle in replies
+        ]
+        reasoned = self._reason(questions, seeds, SCORE, '"Score: " and a number from 1 to 10')
+        return list(self._continued(questions, reasoned, "Score:", SCORES))
 
     def _difference(
         self, a: _Answer, share_a: Sequence[float] | None, b: _Answer, share_b: Sequence[float] | None
@@ -212,6 +237,9 @@ class Labeler:
         )
         answers = []
         for reply in replies:
+            if reply is None:
+                answers.append(_Answer("", None, TOO_LONG))
+                continue
             found = ending.search(reply.text)
             if reply.finish == "length":
                 problem = f"the reply was cut off at {self.settings.max_tokens} tokens"
@@ -237,14 +265,16 @@ class Labeler:
         ]
         shares = iter(self._choose(asked, choices))
         for answer in reasoned:
-            share = None if answer.problem else next(shares)
-            problem = answer.problem or (None if share else "the choices have no probabilities")
-            yield answer._replace(problem=problem), share
+            share = answer.problem or next(shares)
+            yield (answer._replace(problem=share), None) if isinstance(share, str) else (answer, share)
 
-    def _choose(self, asked: Sequence[tuple[Message, ...]], choices: tuple[str, ...]) -> list[list[float] | None]:
-        """The choices' probabilities, renormalised over them; None where the model gives none a probability."""
-        found: list[list[float] | None] = []
+    def _choose(self, asked: Sequence[tuple[Message, ...]], choices: tuple[str, ...]) -> list[list[float] | str]:
+        """The choices' probabilities, renormalised over them; or why there are none."""
+        found: list[list[float] | str] = []
         for completion in self._complete([Request(messages, choices=choices) for messages in asked]):
+            if completion is None:
+                found.append(TOO_LONG)
+                continue
             logprobs = completion.choice_logprobs
             if len(logprobs) != len(choices):
                 raise ModelError(
@@ -253,14 +283,14 @@ class Labeler:
                 )
             top = max(logprobs)
             if any(map(math.isnan, logprobs)) or math.isinf(top):
-                found.append(None)
+                found.append("the choices have no probabilities")
                 continue
             weights = [math.exp(logprob - top) for logprob in logprobs]
             found.append([weight / math.fsum(weights) for weight in weights])
         return found
 
-    def _complete(self, requests: Sequence[Request]) -> list[Completion]:
-        return self.engine.complete(requests) if requests else []
+    def _complete(self, requests: Sequence[Request]) -> list[Completion | None]:
+        return complete_fitting(self.engine, requests)
 
     def _seed(self, ask: Ask, which: str) -> int:
         # A greedy reply needs no seed, and without one it is found again by runs with other seeds.
@@ -271,14 +301,11 @@ class Labeler:
         return request_seed(self.seed, "label", ask.comparison.id, ask.principle.id, which, number)
 
 
-def _chosen(rationale: str, share: Sequence[float] | None) -> _Answer:
-    if share is None:
-        return _Answer(rationale, None, "the choices have no probabilities")
-    return _Answer(rationale, share[0])
-
-
-def _counted(replies: Sequence[Completion]) -> _Answer:
+def _counted(asked: Sequence[Completion | None]) -> _Answer:
     """The share of verdicts for A among those that can be read, if at least half can."""
+    replies = [reply for reply in asked if reply is not None]
+    if not replies:  # all of them answer one question
+        return _Answer("", None, TOO_LONG)
     rationale = "\n\n".join(f"{number}: {reply.text}" for number, reply in enumerate(replies, start=1))
     found = [BETTER.search(reply.text) if reply.finish != "length" else None for reply in replies]
     verdicts = [match[1] for match in found if match and match[1]]

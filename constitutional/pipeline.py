@@ -13,18 +13,19 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from constitutional.bench import GIVEN, TAGS, Bench, Opener, RunWork
-from constitutional.config import FilePrompts, RunConfig, SandboxPrompts, dump, freeze, load
+from constitutional import gold
+from constitutional.bench import GIVEN, TAGS, WHOLE, Bench, Opener, RunWork
+from constitutional.config import DpoSettings, FilePrompts, RunConfig, SandboxPrompts, dump, freeze, load
 from constitutional.constitution import Constitution, load_constitution
 from constitutional.engines.opening import model_folder
-from constitutional.errors import ConfigurationError, InputError
+from constitutional.errors import ConfigurationError, InputError, ModelError, RunError
 from constitutional.files import atomic_write, digest_of
 from constitutional.human import read_comparisons, read_verdicts
 from constitutional.progress import Progress, clock
@@ -33,14 +34,30 @@ from constitutional.prompts import VARIABLES, load_prompts
 from constitutional.records import Comparison, Judgement
 from constitutional.report.data import ReportData
 from constitutional.report.page import render
-from constitutional.stages import critique_revise, dpo, evaluate, label, mix, report, reward, sample_pairs, sft
+from constitutional.reward_model import NORMALISATION
+from constitutional.stages import (
+    critique_revise,
+    dpo,
+    evaluate,
+    grpo,
+    label,
+    mix,
+    ppo,
+    report,
+    reward,
+    sample_pairs,
+    sft,
+)
 from constitutional.store import Begun, Calls, RunStore, peak_bytes
 from constitutional.work import Work
+
+ROLLOUTS: Final = "rollouts"
+"""Replies that were kept of a training online, for evaluation to score."""
 
 
 def make_prompts(settings: SandboxPrompts | FilePrompts, work: Work) -> None:
     """The conversations that everything begins with, for training and for evaluation."""
-    prompts, repeated = prompts_of(settings, work.seed)
+    prompts, repeated, _ = prompts_of(settings, work.seed)
     work.write("prompts", prompts)
     work.note("train", sum(prompt.split == "train" for prompt in prompts))
     work.note("held_out", sum(prompt.split == "held_out" for prompt in prompts))
@@ -54,7 +71,7 @@ def make_prompts(settings: SandboxPrompts | FilePrompts, work: Work) -> None:
 def prompts_of(settings: SandboxPrompts | FilePrompts, seed: int) -> PromptSet:
     """The prompts that a configuration names."""
     if isinstance(settings, SandboxPrompts):
-        return PromptSet(sandbox_prompt_set(settings.train, settings.held_out, seed), [])
+        return PromptSet(sandbox_prompt_set(settings.train, settings.held_out, seed), [], [])
     return load_prompt_set(settings.path, held_out=settings.held_out, seed=seed)
 
 
@@ -83,6 +100,46 @@ def measure(settings: Measuring, work: Work) -> None:
     evaluate.run(settings.evaluate, work, judge)
 
 
+def measure_online(settings: Measuring, work: Work) -> None:
+    """Evaluate, and score the replies that the policy gave while it was trained by what training could not see."""
+    measure(settings, work)
+    chosen = settings.evaluate
+    gold.run(work, settings.label, at_most=chosen.gold_replies, reward_model=chosen.gold_reward_model)
+
+
+def report_online(settings: report.Settings, work: Work) -> None:
+    """Report, with what the policy gave while it was trained."""
+    report.run(settings, work, online=True)
+
+
+class Online(BaseModel):
+    """What a training online by TRL depends on: its own settings, the labeler's where it rewards, users' functions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    algorithm: Annotated[grpo.GrpoSettings | grpo.RlooSettings, Field(discriminator="kind")]
+    label: label.Settings | None
+    """None where the labeler is not asked, so that its settings do not matter."""
+    sources: tuple[Path, ...]
+    """Of users' functions; the stage's fingerprint holds what is in them."""
+
+
+def _online(config: RunConfig) -> Online:
+    chosen = config.algorithm
+    assert isinstance(chosen, grpo.GrpoSettings | grpo.RlooSettings)
+    asked = config.label if grpo.asks_labeler(chosen) else None
+    return Online(algorithm=chosen, label=asked, sources=grpo.sources(chosen))
+
+
+def train_online(settings: Online, work: Work) -> None:
+    """Train by GRPO or RLOO; where the constitution rewards, by the principles that the labeler understands."""
+    judge = None
+    if settings.label is not None:
+        accuracies = work.read("labeler_accuracy", label.PrincipleAccuracy)
+        judge = grpo.Judge(label.trusted(work.constitution, accuracies, settings.label).constitution, settings.label)
+    grpo.run(settings.algorithm, work, judge)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run."""
@@ -95,9 +152,38 @@ class Stage:
     run: Callable[[Any, Work], None]
     trains: bool = False
     """Whether it wants the memory that the models in it hold."""
+    reads_notes: bool = False
+    """Whether it needs what every stage before it noted, beside their artifacts."""
     version: int = 1
     """To be raised when the stage makes something else of the same inputs."""
 
+
+ALGORITHMS: Final[Mapping[str, Stage]] = {
+    "dpo": Stage(
+        "dpo",
+        lambda config: config.algorithm,
+        needs=("preferences", "sft_model"),
+        makes=("policy",),
+        run=dpo.run,
+        trains=True,
+    ),
+    "ppo": Stage(
+        "ppo",
+        lambda config: config.algorithm,
+        needs=("prompts", "sft_model", "reward_model"),
+        makes=("policy", ROLLOUTS),
+        run=ppo.run,
+        trains=True,
+    ),
+    **{
+        # What else they need, their rewards say.
+        kind: Stage(
+            kind, _online, needs=("prompts", "sft_model"), makes=("policy", ROLLOUTS), run=train_online, trains=True
+        )
+        for kind in ("grpo", "rloo")
+    },
+}
+"""What may make the policy, by the configuration's `algorithm.kind`. Whatever trains online also makes `rollouts`."""
 
 STAGES: Final = (
     Stage("prompts", lambda config: config.prompts, needs=(), makes=("prompts",), run=make_prompts),
@@ -115,6 +201,7 @@ STAGES: Final = (
         needs=("prompts", "base", "critic", "constitution", "critique.j2", "revise.j2", "revise_directly.j2"),
         makes=("revisions",),
         run=critique_revise.run,
+        version=2,
     ),
     Stage(
         "sft",
@@ -144,6 +231,7 @@ STAGES: Final = (
         needs=("prompts", "comparisons", "judgements"),
         makes=("preferences",),
         run=mix.run,
+        version=2,
     ),
     Stage(
         "reward",
@@ -152,15 +240,9 @@ STAGES: Final = (
         makes=("reward_model",),
         run=reward.run,
         trains=True,
+        version=2,
     ),
-    Stage(
-        "dpo",
-        lambda config: config.algorithm,
-        needs=("preferences", "sft_model"),
-        makes=("policy",),
-        run=dpo.run,
-        trains=True,
-    ),
+    ALGORITHMS["dpo"],
     Stage(
         "evaluate",
         lambda config: Measuring(evaluate=config.evaluate, label=config.label),
@@ -185,19 +267,43 @@ STAGES: Final = (
                 "reward_model",
                 "policy",
             ),
-            *("scores", "samples", "constitution", TAGS),
+            *("scores", "samples", WHOLE),
         ),
-        makes=("report",),
+        makes=("report", report.CONSTITUTION),
         run=report.run,
+        reads_notes=True,
+        version=2,
     ),
 )
-"""The whole system, read from top to bottom."""
+"""The whole system, read from top to bottom; `stages_of` puts another algorithm in the place of DPO."""
+
+
+def stages_of(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages of this configuration's run: with its algorithm, and the gold score where that trains online."""
+    algorithm = ALGORITHMS[config.algorithm.kind]
+    if isinstance(config.algorithm, grpo.Settings):
+        algorithm = replace(algorithm, needs=(*algorithm.needs, *grpo.needs(config.algorithm)))
+    stages = {stage.name: stage for stage in STAGES} | {"dpo": algorithm}
+    if _trains_online(config):
+        evaluated, reported = stages["evaluate"], stages["report"]
+        stages["evaluate"] = replace(
+            evaluated,
+            needs=(*evaluated.needs, ROLLOUTS),
+            makes=(*evaluated.makes, "gold"),
+            run=measure_online,
+        )
+        stages["report"] = replace(reported, needs=("prompts", *reported.needs, ROLLOUTS, "gold"), run=report_online)
+    return tuple(stages.values())
+
+
+def _trains_online(config: RunConfig) -> bool:
+    return ROLLOUTS in ALGORITHMS[config.algorithm.kind].makes
 
 
 def run(
     config: RunConfig,
     *,
-    stages: Sequence[Stage] = STAGES,
+    stages: Sequence[Stage] | None = None,
     opener: Opener | None = None,
     progress: Progress | None = None,
 ) -> RunStore:
@@ -205,7 +311,7 @@ def run(
 
     Args:
         config: what to run; its paths may be relative.
-        stages: the stages, in order.
+        stages: the stages, in order; by default those of the configuration.
         opener: makes an engine of a model's settings; by default the model itself, loaded when it is first asked.
         progress: says how far this is; by default on standard error.
 
@@ -217,6 +323,7 @@ def run(
             configuration, a model cannot be loaded, or a stage failed.
     """
     config = freeze(config)
+    stages = stages_of(config) if stages is None else stages
     names = [stage.name for stage in stages]
     if config.until not in (None, *names):
         raise ConfigurationError(f'until is "{config.until}", but should be one of {", ".join(names)}; type until=mix')
@@ -265,6 +372,11 @@ def ready(config: RunConfig) -> Constitution:
         read_comparisons(config.mix.human)
     if config.mix.verdicts is not None:
         read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
+    if isinstance(config.algorithm, grpo.Settings):
+        grpo.check(config.algorithm)
+    held_out = config.evaluate.gold_reward_model
+    if held_out is not None and not (held_out / "config.json").exists() and not (held_out / NORMALISATION).exists():
+        raise InputError(held_out, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
     return constitution
 
 
@@ -273,22 +385,32 @@ def _check_model(config: RunConfig, *, trains: bool) -> None:
 
     Prompts that are made up are short.
     """
+    folder, model = model_folder(config.model.path), config.model
     if trains:
         from constitutional.training import preflight_folder
 
-        preflight_folder(model_folder(config.model.path))
+        preflight_folder(folder, pad_token=model.pad_token, template=model.template)
     if isinstance(config.prompts, FilePrompts):
-        from constitutional.engines.local import check_lengths
+        from constitutional.engines.local import room_to_reply
 
-        conversations = [prompt.messages for prompt in prompts_of(config.prompts, config.seed).prompts]
         most = max(config.critique_revise.draft_max_tokens, config.sample_pairs.max_tokens, config.evaluate.max_tokens)
-        check_lengths(model_folder(config.model.path), conversations, most)
+        if not isinstance(config.algorithm, DpoSettings):
+            most = max(most, config.algorithm.max_tokens)
+        check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
+        found = prompts_of(config.prompts, config.seed)
+        for line, prompt in zip(found.lines, found.prompts, strict=True):
+            try:
+                check(prompt.messages)
+            except ModelError as error:
+                raise InputError(config.prompts.path, str(error), line) from error
 
 
 def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
     """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
     settings = stage.settings(bench.config)
     needs = {need: _digest(need, bench, store) for need in stage.needs}
+    if stage.reads_notes:
+        needs |= store.summaries(but=stage.name)
     fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs)
     heading = f"{number:02d} {stage.name}"
     reason = store.reason_to_run(stage.name, fingerprint)
@@ -318,7 +440,7 @@ def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
 
 
 def _digest(need: str, bench: Bench, store: RunStore) -> str:
-    given = need in (*GIVEN, "constitution", TAGS) or need.endswith(".j2")
+    given = need in (*GIVEN, "constitution", TAGS, WHOLE) or need.endswith(".j2")
     return bench.digest(need) if given else store.digest(need)
 
 
@@ -374,23 +496,30 @@ def load_run(folder: Path | str) -> RunStore:
     """A run folder, for reading: its artifacts, notes and manifest.
 
     Raises:
-        RunError: the folder holds no run, or is damaged.
+        UsageError: the folder holds no run.
+        RunError: it is damaged.
     """
     return RunStore.load(Path(folder))
 
 
 def compare(stores: Sequence[RunStore], out: Path) -> Path:
-    """One page for several finished runs, a sweep's for example; the constitutions are read as they are now.
+    """One page for several finished runs, a sweep's for example, each with the constitution of its own report.
 
     Raises:
-        RunError: a run is not finished.
+        RunError: a run is not finished, or damaged.
     """
     found = []
     for store in stores:
         config = load(store.folder)
-        with Bench(config, selected(config), load_prompts(config.templates), Progress()) as bench:
-            begun = Begun("report", "", store.artifact("report").parent, "", 0.0)
-            found.append(report.gather(config.report, RunWork(bench, store, begun)))
+        folder, kept = store.artifact("report").parent, store.artifact(report.CONSTITUTION)
+        # Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
+        try:
+            constitution = Constitution.model_validate_json(kept.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
+        with Bench(config, constitution, load_prompts(), Progress()) as bench:
+            begun = Begun("report", "", folder, "", 0.0)
+            found.append(report.gather(config.report, RunWork(bench, store, begun), online=_trains_online(config)))
     page = render(ReportData(title=", ".join(each.name for each in found), runs=tuple(found)))
     atomic_write(out, page.encode("utf-8", "backslashreplace"))
     return out

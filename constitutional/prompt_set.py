@@ -45,6 +45,8 @@ class PromptSet(NamedTuple):
     prompts: list[Prompt]
     repeated: list[int]
     """Lines whose prompt stands in an earlier one, which are left out."""
+    lines: list[int]
+    """Where each prompt stands; none where they come from no file."""
 
 
 def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
@@ -73,7 +75,7 @@ def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
         Prompt(messages=line.messages, split=split, source=path.name) for line, split in zip(lines, splits, strict=True)
     ]
     _check_apart(prompts)
-    return PromptSet(prompts, repeated)
+    return PromptSet(prompts, repeated, [line.number for line in lines])
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -97,7 +99,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _text_line(path: Path, number: int, text: str) -> _Line:
-    return _Line(number, _messages(path, number, text), None)
+    return _Line(number, conversation(path, number, text), None)
 
 
 def _json_line(path: Path, number: int, text: str) -> _Line:
@@ -108,7 +110,7 @@ def _json_line(path: Path, number: int, text: str) -> _Line:
     except ValueError as error:
         raise InputError(path, f"is not JSON: {error}; {_EXPECTED}", number) from error
     if isinstance(found, str):
-        return _Line(number, _messages(path, number, found), None)
+        return _Line(number, conversation(path, number, found), None)
     if not isinstance(found, dict):
         raise InputError(path, f"{_kind(found)} is no prompt; {_EXPECTED}", number)
     for key in found:
@@ -121,7 +123,7 @@ def _json_line(path: Path, number: int, text: str) -> _Line:
     split = found.get("split")
     if split is not None and split not in get_args(Split):
         raise InputError(path, f'has the split {_ascii(split)}; expected "train" or "held_out"', number)
-    return _Line(number, _messages(path, number, found.get("prompt", found.get("messages"))), split)
+    return _Line(number, conversation(path, number, found.get("prompt", found.get("messages"))), split)
 
 
 def _refuse_constant(name: str) -> None:
@@ -137,8 +139,12 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _messages(path: Path, number: int, found: object) -> tuple[Message, ...]:
-    """A conversation from a text or from a list of messages, checked."""
+def conversation(path: Path, number: int, found: object) -> tuple[Message, ...]:
+    """A conversation to be answered, from a text or from a list of messages in a file's line, checked.
+
+    Raises:
+        InputError: it is none that every model takes.
+    """
     if isinstance(found, str):
         found = [{"role": "user", "content": found}]
     elif not isinstance(found, list):
@@ -197,7 +203,7 @@ def _distinct(path: Path, lines: Iterable[_Line]) -> tuple[list[_Line], list[int
     first: dict[Conversation, _Line] = {}
     repeated: list[int] = []
     for line in lines:
-        kept = first.setdefault(_key(line.messages), line)
+        kept = first.setdefault(conversation_of(line.messages), line)
         if kept is line:
             continue
         repeated.append(line.number)
@@ -207,12 +213,12 @@ def _distinct(path: Path, lines: Iterable[_Line]) -> tuple[list[_Line], list[int
                 "there; a prompt cannot be trained on and held out: remove one"
             )
             raise InputError(path, problem, line.number)
-        first[_key(line.messages)] = kept._replace(split=kept.split or line.split)
+        first[conversation_of(line.messages)] = kept._replace(split=kept.split or line.split)
     return list(first.values()), repeated
 
 
-def _key(messages: Sequence[Message]) -> Conversation:
-    """What makes two prompts the same: spaces around a message do not make a new one."""
+def conversation_of(messages: Iterable[Message]) -> Conversation:
+    """What makes two prompts the same: who says what, whatever the spaces around it."""
     return tuple((message.role, message.content.strip()) for message in messages)
 
 
@@ -225,7 +231,7 @@ def _splits(path: Path, lines: Sequence[_Line], held_out: int, seed: int) -> lis
         raise InputError(path, problem)
 
     def place(index: int) -> str:
-        return hashlib.sha256(f"{seed} held out {_key(lines[index].messages)}".encode()).hexdigest()
+        return hashlib.sha256(f"{seed} held out {conversation_of(lines[index].messages)}".encode()).hexdigest()
 
     drawn = set(sorted(open_lines, key=place)[:missing])
     return [line.split or ("held_out" if index in drawn else "train") for index, line in enumerate(lines)]
@@ -255,8 +261,8 @@ def _draw(seed: int, split: Split, index: int, taken: set[Conversation]) -> Prom
     new_topic = split == "held_out" and index % 2 == 0
     for _ in range(_DRAWS):
         drawn = world.draw_prompt(rng, held_out=new_topic)
-        if _key(drawn.messages) not in taken:
-            taken.add(_key(drawn.messages))
+        if conversation_of(drawn.messages) not in taken:
+            taken.add(conversation_of(drawn.messages))
             info = {"kind": drawn.topic.kind, **drawn.topic.slots, "held_out_topic": "yes" if new_topic else "no"}
             return Prompt(messages=drawn.messages, split=split, source=SANDBOX, info=info)
     raise ConfigurationError(f"the sandbox's world has no {len(taken) + 1} different prompts; ask for fewer")
@@ -286,5 +292,5 @@ def _check_apart(prompts: Sequence[Prompt]) -> None:
     """No prompt is trained on and held out: a mistake of ours if it were, and one that would flatter every result."""
     keys: dict[Split, set[Conversation]] = {"train": set(), "held_out": set()}
     for prompt in prompts:
-        keys[prompt.split].add(_key(prompt.messages))
+        keys[prompt.split].add(conversation_of(prompt.messages))
     assert keys["train"].isdisjoint(keys["held_out"]), "a prompt stands in both splits"

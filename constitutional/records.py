@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Order = Literal["a_first", "b_first"]
 Split = Literal["train", "held_out"]
+Judge = Literal["traits", "labeler", "reward_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class RevisionStep(Record):
     """The id of the principle that was drawn."""
     principle_text: str
     """The principle's words as they were asked with."""
+    revision_text: str | None = Field(default=None, exclude_if=lambda text: text is None)
+    """Its own words for revising, where the revision was asked for with them after a critique; None otherwise."""
     critique: str | None
     """None where the response was revised without a critique."""
     found_nothing: bool
@@ -162,6 +165,49 @@ class Verdict(Record):
     principle: str | None = None
     """The principle that the verdict is by; None for a verdict in all."""
     rationale: str = ""
+
+
+class Rollout(Record):
+    """A reply that the policy gave while it was trained, kept to be scored by what the training could not see."""
+
+    phase: int = Field(ge=1)
+    """The phase, or step, that it was trained on in."""
+    prompt: str
+    """The prompt's id."""
+    reply: str
+    reward: float
+    """The proxy: what the training took the reply to be worth, before penalties."""
+    kl: float | None
+    """Of this reply, in nats from the reference: Σ log π/π_ref over its tokens, which may be negative. None where it is
+    not known of single replies."""
+    phase_kl: float | None
+    """The same, a mean over all replies of the phase; None where it is not known."""
+    length: int
+    """In tokens."""
+    truncated: bool
+    """It was cut off at the most tokens allowed."""
+
+
+class GoldPoint(Record):
+    """A stretch of phases, by one judge of the replies that were kept."""
+
+    by: Judge
+    """`traits`: the share of the constitution, by weight, that a reply keeps, found exactly; `labeler`: a score from 1
+    to 10; `reward_model`: the held-out one's score."""
+    first_phase: int
+    last_phase: int
+    kl: float | None
+    """Mean of the replies' KL from the reference in nats; None where it is not known."""
+    sqrt_kl: float | None
+    proxy: float
+    """Mean of the replies' reward in training."""
+    gold: float
+    """Mean of the judge's scores."""
+    low: float
+    """Lower end of the 95% interval of `gold`, drawn by prompts."""
+    high: float
+    n: int
+    """Replies."""
 
 
 class Preference(Record):

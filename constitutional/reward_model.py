@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 NORMALISATION = "normalisation.json"
 
 
+class Moments(NamedTuple):
+    """Of a reward model's scores on reference samples."""
+
+    mean: float
+    deviation: float
+    """More than 0."""
+
+
 class RewardScore(NamedTuple):
     """What a reward model, or several, gives to a conversation, in deviations from the mean of reference samples."""
 
@@ -24,14 +32,29 @@ class RewardScore(NamedTuple):
     """Of the members about their mean (Christiano et al. 2017, section 2.2.4); 0 if there is one."""
 
 
+def moments(folder: Path) -> list[Moments]:
+    """For each reward model in a folder that a run made, what its scores are normalised by.
+
+    Raises:
+        ModelError: one gave every reference sample the same score: there is nothing in it to learn from.
+    """
+    members = json.loads((folder / NORMALISATION).read_text())["members"]
+    found = [Moments(each["mean"], each["deviation"]) for each in members]
+    if flat := [number for number, each in enumerate(found) if not each.deviation > 0]:
+        raise ModelError(
+            f"{folder / str(flat[0])}: gave every reference sample the same score, so nothing can be learned from it; "
+            "look at the preferences that it was trained on, and train it again"
+        )
+    return found
+
+
 def score(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[RewardScore]:
     """Score conversations by the reward model in a folder, each member's scores normalised before they are averaged."""
-    members = json.loads((folder / NORMALISATION).read_text())["members"]
     columns = []
-    for number, reference in enumerate(members):
+    for number, reference in enumerate(moments(folder)):
         model, tokenizer = load_reward_model(folder / str(number))
         raw = raw_scores(model, tokenizer, conversations)
-        columns.append([(each - reference["mean"]) / (reference["deviation"] or 1.0) for each in raw])
+        columns.append([(each - reference.mean) / reference.deviation for each in raw])
     scores = []
     for values in zip(*columns, strict=True):
         mean = sum(values) / len(values)
@@ -51,12 +74,18 @@ def load_reward_model(folder: Path, *, seed: int = 0, dtype: str = "float32") ->
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         with suppress_seqcls_warning():
             model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=getattr(torch, dtype)
+                folder, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a reward model: {error}") from error
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    if torch.cuda.is_available():
+        return model.to("cuda").eval(), tokenizer
+    # Weights that are read lie where the file's header ends, and a CPU rounds otherwise at another alignment: without
+    # the copy a model may score otherwise, in the last digit, than the same weights read from another file.
+    for weights in model.parameters():
+        weights.data = weights.data.clone()
+    return model.eval(), tokenizer
 
 
 def raw_scores(

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from constitutional.errors import UsageError
+from constitutional.config import load
+from constitutional.errors import InputError, UsageError
 from constitutional.files import read_rows
-from constitutional.pipeline import STAGES
+from constitutional.pipeline import STAGES, Stage, stages_of
 from constitutional.progress import clock
 from constitutional.records import Comparison, Judgement, Preference, Prompt, Reading, Record, Revision
 from constitutional.report.data import MODELS, Score
@@ -19,12 +20,20 @@ R = TypeVar("R", bound=Record)
 def stages(store: RunStore) -> str:
     """All stages of a run, those that are not finished or not begun too: state, time, rows, model calls."""
     rows: list[tuple[str, ...]] = [("stage", "state", "time", "asked", "reused", "made")]
-    for line in describe(store, [stage.name for stage in STAGES]):
+    for line in describe(store, [stage.name for stage in _stages(store)]):
         made = ", ".join(name if count is None else f"{count} {name}" for name, count in line.rows.items())
         spent = (clock(line.seconds), str(line.calls.asked), str(line.calls.reused))
         # What a stage has spent is known once it is done.
         rows.append((line.folder, line.state, *(spent if line.state == "done" else ("", "", "")), line.message or made))
     return table(rows)
+
+
+def _stages(store: RunStore) -> Sequence[Stage]:
+    """Those of the run's configuration; of one that this version cannot read, those of most runs."""
+    try:
+        return stages_of(load(store.folder))
+    except InputError:
+        return STAGES
 
 
 def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2) -> str:
@@ -146,6 +155,8 @@ def _revision_lines(revision: Revision) -> Iterator[str]:
         yield from _quoted("  principle", step.principle_text)
         if step.critique is not None:
             yield from _quoted("  critique", step.critique)
+        if step.revision_text is not None:
+            yield from _quoted("  asked to revise by", step.revision_text)
         yield from _quoted("  revision", step.revision)
 
 

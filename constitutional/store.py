@@ -34,7 +34,7 @@ from typing import IO, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from constitutional.errors import RunError
+from constitutional.errors import RunError, UsageError
 from constitutional.files import atomic_write, digest_of, read_rows, row_count
 from constitutional.records import Record
 
@@ -188,10 +188,11 @@ class RunStore:
         """A run folder for reading, whether a run holds it or not.
 
         Raises:
-            RunError: the folder holds no run, or is damaged.
+            UsageError: the folder holds no run.
+            RunError: it is damaged.
         """
         if not (folder / MANIFEST).is_file():
-            raise RunError(
+            raise UsageError(
                 f"{folder}: holds no run (there is no {MANIFEST} in it); expected a folder such as runs/NAME"
             )
         return cls(folder, read_manifest(folder), None)
@@ -299,6 +300,14 @@ class RunStore:
     def digest(self, name: str) -> str:
         """SHA-256 of an artifact as the stage wrote it, for the fingerprints of those that need it."""
         return self._entry(name).sha256
+
+    def summaries(self, but: str) -> dict[str, str]:
+        """SHA-256 of the notes of every finished stage but one."""
+        return {
+            f"{stage} summary": entry.artifacts["summary"].sha256
+            for stage, entry in self.manifest.stages.items()
+            if stage != but
+        }
 
     def read(self, name: str, kind: type[R]) -> list[R]:
         """The rows of an artifact."""

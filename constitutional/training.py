@@ -13,11 +13,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from constitutional.engines.local import load_model
+from constitutional.engines.local import Arguments, beginning, load_model, load_tokenizer, plain
 from constitutional.errors import ModelError, RunError
 from constitutional.files import atomic_write
 from constitutional.records import Message, Preference
@@ -49,6 +49,15 @@ class LoraSettings(BaseModel):
     """The adapters' output is scaled by alpha / rank; 32 by default."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the adapters' inputs that is dropped while training; 0 by default."""
+
+
+class Adapted(Protocol):
+    """Settings of a training that may be one of adapters."""
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """None where all weights are trained."""
+        ...
 
 
 class TrainingSettings(BaseModel):
@@ -126,17 +135,28 @@ def preference_rows(preferences: Sequence[Preference]) -> tuple[list[Row], dict[
     return rows, {"held_out": len(preferences) - len(used), "equal_texts": len(used) - len(unequal)}
 
 
+def plain_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The messages without control tokens in them, as the engine puts them to a model."""
+    return [{**each, "content": plain(tokenizer, each["content"])} for each in messages]
+
+
 def fitting(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tuple[list[Row], int]:
     """The rows whose conversations have at most `max_length` tokens, and how many have more.
 
-    The trainers would cut such a reply (SFT, DPO), and so teach to stop nowhere, or drop the pair in silence (reward).
+    They are without control tokens, so that the trainers, which render them by themselves, train on what is sampled.
+    The trainers would cut a longer reply (SFT, DPO), and so teach to stop nowhere, or drop the pair in silence
+    (reward).
 
     Raises:
         RunError: nothing is left to train on.
+        ModelError: the chat template refuses a row.
     """
+    said = ("prompt", *COMPLETIONS)
     kept = [
         row
-        for row in rows
+        for row in (
+            {key: plain_messages(tokenizer, each) if key in said else each for key, each in row.items()} for row in rows
+        )
         if all(len(token_ids(tokenizer, row["prompt"] + row[key])) <= max_length for key in COMPLETIONS if key in row)
     ]
     if not kept:
@@ -148,7 +168,27 @@ def fitting(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tuple
 
 
 def token_ids(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
-    """Token ids as TRL makes them; `ask` ends with the opening of the assistant's turn."""
+    """Token ids as TRL makes them, of the messages without control tokens; `ask` ends with the assistant's opening.
+
+    Raises:
+        ModelError: the chat template refuses the conversation.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return _rendered(tokenizer, plain_messages(tokenizer, messages), ask=ask)
+    except TemplateError as error:
+        roles = ", ".join(each["role"] for each in messages)
+        said = [Message("user", each["content"]) for each in messages if each["role"] == "user"] or [
+            Message("user", "")
+        ]
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template refuses the row that begins {beginning(said)}, a "
+            f"conversation of the roles {roles}: {error}. Leave the row out, or take another model"
+        ) from error
+
+
+def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
     rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=ask)
     ids: list[int] = rendered["input_ids"]
     return ids
@@ -164,8 +204,12 @@ def dataset(rows: Sequence[Row]) -> Any:  # noqa: ANN401 - the library has no ty
 # --- Models, and whether they can be trained ---
 
 
-def load_policy(folder: Path, settings: TrainingSettings) -> "tuple[PreTrainedModel, Tokenizer]":
+def load_policy(
+    folder: Path, settings: TrainingSettings, *, pad_token: str | None = None, template: Arguments | None = None
+) -> "tuple[PreTrainedModel, Tokenizer]":
     """The causal language model to start from, checked, and its tokenizer.
+
+    What `pad_token` and `template` say is saved with what is trained, so it is said of the model that is given only.
 
     Weights that are trained are kept in 32 bits (a step is often too small to show in bfloat16); under LoRA on a GPU
     the frozen ones are in bfloat16.
@@ -173,7 +217,8 @@ def load_policy(folder: Path, settings: TrainingSettings) -> "tuple[PreTrainedMo
     import torch
 
     quiet_libraries()
-    model, tokenizer = load_model(folder, dtype="auto" if settings.lora and torch.cuda.is_available() else "float32")
+    dtype = "auto" if settings.lora and torch.cuda.is_available() else "float32"
+    model, tokenizer = load_model(folder, dtype=dtype, pad_token=pad_token, template=template)
     preflight(tokenizer, model)
     return model, tokenizer
 
@@ -185,24 +230,25 @@ def preflight(tokenizer: Tokenizer, model: "PreTrainedModel") -> None:
         ModelError: names every problem found.
     """
     embeddings: Any = model.get_input_embeddings()
-    ends = _end_tokens(tokenizer, model.config, getattr(model, "generation_config", None))
+    ends = end_tokens(tokenizer, model.config, getattr(model, "generation_config", None))
     _refuse(str(model.config.name_or_path), _problems(tokenizer, embeddings.weight.shape[0], ends))
 
 
-def preflight_folder(folder: Path) -> None:
+def preflight_folder(folder: Path, *, pad_token: str | None = None, template: Arguments | None = None) -> None:
     """The same of a model whose weights are not loaded yet: before anything is asked of it, as answers cost time too.
 
     Raises:
         ModelError: names every problem found, or why the folder cannot be read.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
+    tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
     try:
-        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     vocabulary = config.get_text_config().vocab_size
-    _refuse(str(folder), _problems(tokenizer, vocabulary, _end_tokens(tokenizer, config, None)))
+    _refuse(str(folder), _problems(tokenizer, vocabulary, end_tokens(tokenizer, config, None)))
 
 
 def _refuse(model: str, problems: Iterable[str]) -> None:
@@ -228,11 +274,11 @@ def _problems(tokenizer: Tokenizer, rows: int, ends: set[int]) -> Iterator[str]:
         yield "its tokenizer has no chat template; use a chat model, or add a template"
         return
     if pad is None:
-        yield "its tokenizer has no pad token; set tokenizer.pad_token to one that occurs in no text"
+        yield "its tokenizer has no pad token; name one of its tokens that occurs in no text with model.pad_token=TOKEN"
     for sample in _SAMPLES:
         messages = [{"role": role, "content": content} for role, content in sample]
         try:
-            asked, whole = token_ids(tokenizer, messages[:-1], ask=True), token_ids(tokenizer, messages)
+            asked, whole = _rendered(tokenizer, messages[:-1], ask=True), _rendered(tokenizer, messages)
         except (TemplateError, TypeError, ValueError) as error:
             yield f"its chat template refuses a conversation of {len(messages)} messages: {error}"
             continue
@@ -243,13 +289,13 @@ def _problems(tokenizer: Tokenizer, rows: int, ends: set[int]) -> Iterator[str]:
         if pad is not None and (pad == tokenizer.eos_token_id or pad in whole):
             yield (
                 f"its pad token {tokenizer.pad_token!r} also ends a turn: the end would be masked, and a reward head "
-                "would read the wrong token; set tokenizer.pad_token to one that occurs in no text"
+                "would read the wrong token; name one that occurs in no text with model.pad_token=TOKEN"
             )
         if bos is not None and whole[:2] == [bos, bos]:
             yield f"its chat template begins with two {tokenizer.bos_token!r}; remove one"
 
 
-def _end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "GenerationConfig | None") -> set[int]:
+def end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "GenerationConfig | None") -> set[int]:
     """The tokens at which the tokenizer, the model or its way of generating end a reply."""
     from transformers import GenerationConfig
 
@@ -308,7 +354,7 @@ class SoftTargets:
 # --- Training ---
 
 
-def lora_config(settings: TrainingSettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
+def lora_config(settings: Adapted, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
     """PEFT's settings. Without the task SEQ_CLS the head of a reward model would stay as it was drawn: random."""
     if settings.lora is None:
         return None
@@ -439,7 +485,9 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             """One line; without the summary at the end and num_tokens, which begin anew when training goes on."""
             if logs is None or "train_runtime" in logs:
                 return
-            print(f"{label}: step {state.global_step} of {state.max_steps}, loss {logs['loss']:.4f}", file=sys.stderr)
+            reward = logs.get("reward")  # of a training online, whose loss says little
+            said = f"loss {logs['loss']:.4f}" if reward is None else f"reward {reward:.3f}"
+            print(f"{label}: step {state.global_step} of {state.max_steps}, {said}", file=sys.stderr)
             if not math.isfinite(logs["loss"]):
                 raise ModelError(
                     f"{label}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"

@@ -9,6 +9,7 @@ from constitutional.records import Record
 if TYPE_CHECKING:
     from constitutional.constitution import Constitution
     from constitutional.engines.base import Engine
+    from constitutional.engines.opening import ModelSettings
     from constitutional.prompts import Prompts
 
 R = TypeVar("R", bound=Record)
@@ -47,6 +48,10 @@ class Work(Protocol):
 
     def model(self, artifact: str) -> Path:
         """The folder of a model: `base`, or one that an earlier stage made (`sft_model`, `reward_model`, `policy`)."""
+        ...
+
+    def settings(self, role: str) -> "ModelSettings":
+        """What the run says of a model that it is given (`base`, `critic`, `labeler`), its tokenizer for one."""
         ...
 
     def output(self, name: str) -> Path:

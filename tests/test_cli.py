@@ -619,7 +619,7 @@ def test_a_word_too_many_is_wrong_use(words: list[str], problem: str, capsys: py
 @pytest.mark.parametrize("words", [["show"], ["show", "x"], ["report"]])
 def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     folder = tmp_path / "nothing"
-    assert cli.main([words[0], str(folder), *words[1:]]) == 1
+    assert cli.main([words[0], str(folder), *words[1:]]) == 2
     assert capsys.readouterr().err.startswith(f"constitutional: {folder}: holds no run")
 
 

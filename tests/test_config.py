@@ -12,7 +12,9 @@ from pydantic import BaseModel
 from constitutional.config import (
     _GROUPS,
     ConstitutionSettings,
+    DpoSettings,
     FilePrompts,
+    PpoSettings,
     RunConfig,
     SandboxPrompts,
     compose,
@@ -88,6 +90,7 @@ def test_the_papers_values_are_what_the_experiments_say() -> None:
     assert bai.mix.human_share == pytest.approx(135_296 / (135_296 + 182_831), abs=0.001)
     assert bai.sft.helpful_share == pytest.approx(2 * 135_296 / (2 * 135_296 + 4 * 182_831), abs=0.001)
     lee = composed("experiment=lee2023")
+    assert isinstance(lee.algorithm, DpoSettings)
     assert (lee.algorithm.beta, lee.sample_pairs.temperature, lee.label.max_tokens) == (0.05, 0.9, 512)
     assert lee.labeler.over(lee.model).path == "Qwen/Qwen3-32B"
     assert lee.critic.over(lee.model).path == lee.model.path
@@ -102,6 +105,17 @@ def test_without_presets_every_default_is_the_settings_own() -> None:
     assert {name for name in RunConfig.model_fields if name not in _GROUPS} == {
         *("name", "folder", "fresh", "until", "seed", "templates", "critic", "labeler")
     }
+
+
+def test_the_algorithm_is_chosen_as_a_group_with_settings_of_its_own() -> None:
+    assert compose().algorithm == DpoSettings()
+    chosen = compose(["algorithm=ppo", "algorithm.kl_coef=0.5"]).algorithm
+    assert isinstance(chosen, PpoSettings)
+    assert chosen.kl_coef == 0.5
+    with pytest.raises(
+        ConfigurationError, match=r"^algorithm\.kind is \"x\", but should be 'dpo', .* type algorithm=dpo$"
+    ):
+        compose(["algorithm.kind=x"])
 
 
 def test_overrides_need_no_plus_not_even_for_weights() -> None:
@@ -161,7 +175,17 @@ def test_overrides_need_no_plus_not_even_for_weights() -> None:
                 )
             ],
         ),
+        (
+            ["label=bai2022_cot"],
+            [
+                (
+                    "label.clamp keeps every probability from 0.4 to 0.6, and mix.margin=0.2 leaves out what is less "
+                    "than 0.2 from 0.5: no label could become a preference; type mix.margin=0"
+                )
+            ],
+        ),
         (["prompts=file"], ["prompts.path has no value yet; type prompts.path=VALUE"]),
+        (["prompts.kind=x"], ["prompts.kind is \"x\", but should be 'sandbox' or 'file'; type prompts=sandbox"]),
         (
             ["labeler=qwen3_32b"],
             ['labeler is "qwen3_32b", but should be settings by name; type engine@labeler=qwen3_32b'],
@@ -181,6 +205,19 @@ def test_wrong_values_are_a_line_each_with_what_to_type(overrides: list[str], li
     with pytest.raises(ConfigurationError) as caught:
         compose(overrides)
     assert [str(caught.value), *getattr(caught.value, "__notes__", [])] == lines
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["label=bai2022_cot", "mix.margin=0"],
+        ["label=bai2022_cot", "mix.margin=0.1"],  # 0.6 is just so far from 0.5
+        ["label.clamp=[0.4,1.0]"],
+        ["label=bai2022_cot", "mix.human_share=1", "mix.human=people.jsonl"],  # no label is wanted
+    ],
+)
+def test_labels_that_are_clamped_wider_than_the_margin_are_allowed(overrides: list[str]) -> None:
+    assert compose(overrides).label.clamp is not None
 
 
 def test_a_setting_that_a_swapped_option_left_behind_is_named() -> None:
@@ -205,6 +242,12 @@ def test_a_setting_that_a_swapped_option_left_behind_is_named() -> None:
             "prompts.path=p",
             "prompts.path is a setting of another option than the chosen one; type prompts=file as well",
         ),
+        (
+            "algorithm.cliprange_value=1",
+            "algorithm.cliprange_value is a setting of another option than the chosen one; type algorithm=ppo as well",
+        ),
+        ("algorithm.lam_da=1", "there is no setting 'algorithm.lam_da'; did you mean algorithm.lam?"),
+        ("algorithm.lora.rnk=8", "there is no setting 'algorithm.lora.rnk'; did you mean algorithm.lora.rank?"),
         ("zzz=1", "there is no setting 'zzz'; `constitutional config` shows every setting"),
         ("label=nope", "there is no 'label/nope'; the options are bai2022, bai2022_cot, direct_rlaif, lee2023, votes"),
         (

@@ -377,6 +377,11 @@ def test_a_text_in_prose_that_is_too_long_is_refused_with_its_line(tmp_path: Pat
     assert len(texts(tmp_path, f"- {'a' * 20_000}\n")) == 1
 
 
+def test_prose_whose_texts_are_all_wrong_is_not_also_said_to_hold_too_few(tmp_path: Path) -> None:
+    read = read_constitution(write(tmp_path, f"# Ours\n\n- {'a' * 20_001}\n", "ours.md"))
+    assert [problem.line for problem in read.problems] == [3]
+
+
 def test_a_document_without_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"ours\.md:1: holds no principle; write them as a list"):
         texts(tmp_path, "# Title only\n\n---\n")

@@ -39,11 +39,10 @@ def test_transcripts_become_a_conversation_and_two_replies(tmp_path: Path) -> No
         "{{ braces }} and {% tags %}",
         "  two spaces before and after  ",
         "Human and Assistant:\n\nHumans: many",
-        "",
     ],
 )
 def test_any_text_between_the_markers_survives_unchanged(tmp_path: Path, text: str) -> None:
-    question = f"x{text}"  # a question cannot be empty; a reply can
+    question = f"x{text}"
     start = f"\n\nHuman: {question}\n\nAssistant: "
     [preference] = read_comparisons(
         written(tmp_path, {"chosen": start + text, "rejected": start + "other"})
@@ -69,7 +68,22 @@ def test_what_is_equal_or_answers_different_conversations_is_left_out_and_counte
             {"chosen": f"{one}yes", "rejected": f"{one}no"},
         )
     )
-    assert (found.equal, found.unlike) == (1, 1)
+    assert (found.empty, found.equal, found.unlike) == (0, 1, 1)
+    assert [each.rests_on for each in found.preferences] == [("pairs.jsonl:4",)]
+
+
+def test_rows_with_an_empty_reply_or_turn_are_left_out_and_counted(tmp_path: Path) -> None:
+    start, silent = "\n\nHuman: 1\n\nAssistant:", "\n\nHuman: 1\n\nAssistant: \n\nHuman: 2\n\nAssistant:"
+    found = read_comparisons(
+        written(
+            tmp_path,
+            {"chosen": f"{start} ", "rejected": f"{start} no"},
+            {"prompt": "1", "chosen": "yes", "rejected": "\n"},
+            {"chosen": f"{silent} yes", "rejected": f"{silent} no"},
+            {"chosen": f"{start} yes", "rejected": f"{start} no"},
+        )
+    )
+    assert (found.empty, found.equal) == (3, 0)
     assert [each.rests_on for each in found.preferences] == [("pairs.jsonl:4",)]
 
 
@@ -100,6 +114,10 @@ def test_rows_about_the_same_two_replies_are_one_comparison_whichever_was_chosen
 GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
 
 
+def saying(*turns: tuple[str, str]) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": said} for role, said in turns], "chosen": "A", "rejected": "B"}
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -114,8 +132,14 @@ GOOD = {"prompt": "Q", "chosen": "A", "rejected": "B"}
         (GOOD | {"rater": 7}, "'rater' is 7"),
         (GOOD | {"prompt": " "}, "'prompt' is no text"),
         (GOOD | {"messages": []}, "both 'prompt' and 'messages'"),
-        ({"messages": [{"role": "bot"}], "chosen": "A", "rejected": "B"}, "'messages': 0.role"),
-        ({"messages": [], "chosen": "A", "rejected": "B"}, "does not end with the user's message"),
+        ({"messages": "Hi", "chosen": "A", "rejected": "B"}, "'messages' is no list"),
+        (saying(("bot", "Hi")), "the role 'bot'"),
+        (saying(), "does not end with a user's message"),
+        (saying(("user", "Hi"), ("assistant", "Yes?")), "does not end with a user's message"),
+        (saying(("user", "Hi"), ("user", "there")), "two messages of the user in a row"),
+        (saying(("assistant", "Yes?"), ("user", "Hi")), "a first message of the assistant"),
+        (saying(("user", "Hi"), ("system", "Be brief."), ("user", "Ho")), "a system message that is not the first"),
+        (saying(("user", "Hi"), ("assistant", " "), ("user", "Ho")), "has an empty message"),
         ({"chosen": "Hello", "rejected": "Hi"}, "'chosen' begins 'Hello'"),
         ({"chosen": "\n\nAssistant: A", "rejected": "\n\nAssistant: B"}, "expected '\\n\\nHuman: '"),
         ({"chosen": "\n\nHuman: A", "rejected": "\n\nHuman: A\n\nAssistant: B"}, "ends with the human's turn"),
@@ -189,7 +213,8 @@ def test_bad_verdicts_are_named_with_their_file_and_line(tmp_path: Path, row: ob
 @pytest.mark.skipif(not HH_RLHF.is_file(), reason=f"there is no {HH_RLHF}")
 def test_published_human_preferences_are_read_whole() -> None:
     found = read_comparisons(HH_RLHF)
-    assert (len(found.preferences), found.equal, found.unlike) == (1500, 0, 0)
+    # Four have a reply that says nothing.
+    assert (len(found.preferences), found.empty, found.equal, found.unlike) == (1496, 4, 0, 0)
     # Turns alternate and end with the user's, as chat templates want them.
     for preference in found.preferences:
         roles = [each.role for each in preference.prompt.messages]
@@ -197,13 +222,15 @@ def test_published_human_preferences_are_read_whole() -> None:
     with gzip.open(HH_RLHF, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
 
+    by_line = {int(each.rests_on[0].split(":")[1]): each for each in found.preferences}
+
     def rebuilt(index: int) -> str:
-        preference = found.preferences[index]
+        preference = by_line[index + 1]
         speakers = {"user": "Human", "assistant": "Assistant"}
         turns = (*preference.prompt.messages, Message("assistant", preference.chosen))
         return "".join(f"\n\n{speakers[turn.role]}: {turn.content}" for turn in turns)
 
     # Written again they are the original, but for four rows, in which one speaker has two turns in a row.
-    differing = [index for index, row in enumerate(rows) if rebuilt(index) != row["chosen"]]
+    differing = [index for index, row in enumerate(rows) if index + 1 in by_line and rebuilt(index) != row["chosen"]]
     assert differing == [667, 763, 1254, 1319]
-    assert Counter(each.rests_on[0].split(":")[0] for each in found.preferences) == {HH_RLHF.name: 1500}
+    assert Counter(each.rests_on[0].split(":")[0] for each in found.preferences) == {HH_RLHF.name: 1496}

@@ -122,15 +122,15 @@ def go(config: RunConfig) -> Asked:
     [
         # Eight of the AI's, one for each prompt to train on, and six of people's.
         ([], 8, 6),
-        (["mix.human_share=0"], 8, 0),
-        (["mix.human_share=0.5"], 6, 6),  # the largest total: min(6 / 0.5, 8 / 0.5) = 12
+        (["mix.human_share=0"], 6, 0),  # six in all, as people's are, whatever the share
+        (["mix.human_share=0.5"], 3, 3),
         (["mix.human_share=1"], 0, 6),
-        (["mix.human_share=0", "mix.total=6"], 6, 0),
-        (["mix.human_share=0.5", "mix.total=6"], 3, 3),
-        (["mix.human_share=1", "mix.total=6"], 0, 6),
+        (["mix.human_share=0", "mix.total=8"], 8, 0),
+        (["mix.human_share=0.5", "mix.total=12"], 6, 6),
+        (["mix.human_share=1", "mix.total=4"], 0, 4),
         (["mix.human_share=0.2", "mix.mode=additive"], 8, 2),  # 8 · 0.2 / 0.8 = 2 beside all of the AI's
         (["mix.human_share=0.5", "mix.mode=additive"], 8, 6),  # 8 are wanted, and there are 6
-        (["mix=half_human"], 6, 6),
+        (["mix=half_human"], 3, 3),
         (["mix=all_human"], 0, 6),
     ],
 )

@@ -20,6 +20,7 @@ LAYERS = (
     {
         "constitution",
         "engines",
+        "gold",
         "hhh",
         "human",
         "labeler",
@@ -28,19 +29,23 @@ LAYERS = (
         "ppo",
         "ppo_checkpoint",
         "ppo_config",
+        "ppo_log",
         "ppo_models",
         "ppo_rollout",
+        "ppo_update",
         "principle_file",
         "prompt_set",
         "prompts",
         "report",
         "reward_model",
+        "rewards",
         "sandbox",
         "training",
+        "user_function",
         "work",
     },
     # What does one thing with those. Stages are joined by their records only, and never import each other.
-    {"lint", "review", "stages"},
+    {"lint", "lint_rules", "review", "stages"},
     # What joins the stages to a run.
     {"bench", "check", "config", "pipeline", "show", "store"},
     # What people and processes start, and the package's own public names.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from constitutional import show
-from constitutional.bench import TAGS
+from constitutional.bench import TAGS, WHOLE
 from constitutional.config import FilePrompts, RunConfig, compose
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.opening import ModelSettings
@@ -23,6 +23,7 @@ from constitutional.pipeline import STAGES, Stage, compare, load_run, make_promp
 from constitutional.progress import Progress
 from constitutional.records import Comparison, Judgement, Preference, Prompt, Revision
 from constitutional.sandbox import MODEL_FOLDER
+from constitutional.shipped import shipped
 from constitutional.store import RunStore, peak_bytes
 from constitutional.work import Work
 from tests.tiny import OneStage
@@ -123,7 +124,7 @@ def rows(folder: Path) -> dict[str, bytes]:
 
 
 def test_stages_need_only_what_is_given_or_was_made_before_them() -> None:
-    made = {"base", "critic", "labeler", "constitution", TAGS}
+    made = {"base", "critic", "labeler", "constitution", TAGS, WHOLE}
     for stage in STAGES:
         assert {need for need in stage.needs if not need.endswith(".j2")} <= made
         made |= set(stage.makes)
@@ -359,6 +360,53 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
     assert "seed2" in page
 
 
+def test_a_page_of_several_runs_shows_the_constitutions_that_they_had(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    shutil.copytree(shipped("prompts"), tmp_path / "words")
+    overrides = [f"templates={tmp_path}/words", "constitution.weights.calm=7"]
+    stores = [go(configured(tmp_path, f"name=run{number}", *overrides), World())[0] for number in (1, 2)]
+    before = compare(stores, tmp_path / "both.html").read_text()
+    assert before.count("Stay calm.") >= 2
+    constitution(tmp_path, calm="Shout.")
+    assert compare(stores, tmp_path / "both.html").read_text() == before
+    (tmp_path / "ours.yaml").unlink()
+    shutil.rmtree(tmp_path / "words")
+    assert compare(stores, tmp_path / "both.html").read_text() == before
+    stores[1].artifact("constitution_used").write_text('{"name": "Ours"}')
+    with pytest.raises(RunError, match=r"run2/10_report/constitution_used\.json: is damaged; the command that made"):
+        compare(stores, tmp_path / "both.html")
+
+
+def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitutions_name_is_another(
+    tmp_path: Path,
+) -> None:
+    path = constitution(tmp_path)
+    config, world = configured(tmp_path), World()
+
+    def noting(missing: int) -> list[Stage]:
+        """The stages, where SFT makes the same model whatever it notes."""
+        train = trained("sft_model", "revisions", learns=False)
+
+        def noted(settings: object, work: Work) -> None:
+            train(settings, work)
+            work.note("examples", {"helpful": 1, "helpful_missing": missing, "trained_on": 1})
+
+        return [replace(each, run=noted, version=missing) if each.name == "sft" else each for each in stages()]
+
+    def said(missing: int) -> list[str]:
+        stream = StringIO()
+        run(config, stages=noting(missing), opener=world.open, progress=Progress(stream))
+        return [line for line in stream.getvalue().splitlines() if ": runs" in line]
+
+    said(3)
+    assert [line.split(":")[0] for line in said(4)] == ["03 sft", "10 report"]
+    store = load_run(config.run_folder)
+    assert "1 of the 5 helpful samples" in page(store)
+    path.write_text(path.read_text().replace("name: Ours", "name: Everybody’s"))
+    assert [line.split(":")[0] for line in said(4)] == ["10 report"]
+    assert "Everybody’s" in page(store)
+
+
 # Before a run begins, and before it trains.
 
 
@@ -396,7 +444,8 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_before_there_is_a_f
     constitution(tmp_path)
     (tmp_path / "prompts.txt").write_text("How do I plant a tree?\nTell me all about trees" + " tree" * 3000)
     words = ["prompts=file", f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=0"]
-    with pytest.raises(ModelError, match=r'begins "Tell me all about trees .* tokens .* takes 2,048 in all'):
+    said = r'prompts\.txt:2: the request that begins "Tell me all about trees .* tokens .* takes 2,048 in all'
+    with pytest.raises(InputError, match=said):
         run(compose([f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", *words]))
     assert not (tmp_path / "runs").exists()
 
@@ -405,6 +454,7 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_asked_of_i
     constitution(tmp_path)
     model = tmp_path / "model"
     shutil.copytree(MODEL_FOLDER, model, ignore=shutil.ignore_patterns("*.safetensors", "*.jsonl"))
+    (model / "model.safetensors").touch()
     template = model / "chat_template.jinja"
     template.write_text(template.read_text().replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"))
     with pytest.raises(ModelError, match=r"model: cannot be trained as it is: .*begins with two '<\|begin\|>'"):

@@ -151,9 +151,20 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_a_prompt_that_stands_twice_is_kept_once_and_its_line_is_known(tmp_path: Path) -> None:
     path = write(tmp_path, '"a"\n{"prompt": " a ", "split": "held_out"}\n"b"\n{"prompt": "a"}\n')
-    prompts, repeated = load_prompt_set(path, held_out=0, seed=0)
+    prompts, repeated, _ = load_prompt_set(path, held_out=0, seed=0)
     assert [(prompt.messages[0].content, prompt.split) for prompt in prompts] == [("a", "held_out"), ("b", "train")]
     assert repeated == [2, 4]
+
+
+def test_each_prompts_line_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\n\ntwo\none\nthree\n")
+    found = load_prompt_set(path, held_out=1, seed=0)
+    assert list(zip([each.messages[0].content for each in found.prompts], found.lines, strict=True)) == [
+        ("one", 1),
+        ("two", 3),
+        ("three", 5),
+    ]
 
 
 def test_a_prompt_cannot_be_declared_for_both_splits(tmp_path: Path) -> None:

@@ -49,6 +49,31 @@ def overrides() -> list[list[str]]:
     return [[word for word in shlex.split(line) if word != "-m"] for line in lines]
 
 
+def test_runs_of_a_real_model_have_no_sizes_of_the_sandbox() -> None:
+    real = [words for words in overrides() if any(word.startswith(("experiment=", "model=")) for word in words)]
+    assert len(real) >= 2
+    small = compose()
+    for words in real:
+        config = compose(words)
+        assert config.model.path != small.model.path
+        chosen, least = config.critique_revise, 512
+        assert min(chosen.draft_max_tokens, chosen.critique_max_tokens, chosen.revision_max_tokens) >= least
+        assert min(config.sample_pairs.max_tokens, config.evaluate.max_tokens) >= least
+        assert chosen.few_shot > 0  # a base model must be shown what a critique is
+        assert (config.mix.margin, config.sample_pairs.samples) == (0, 2)
+        assert (config.sft.epochs, config.reward.epochs) == (1, 1)
+
+
+def test_what_the_table_says_of_bai2022_is_what_it_is() -> None:
+    (row,) = re.findall(r"^[|] `bai2022` [|].*$", README, re.MULTILINE)
+    people = ["prompts.path=prompts.jsonl", "mix.human=people.jsonl"]
+    plain = compose(["experiment=bai2022", *people]).label
+    clamped = compose(["experiment=bai2022", "label=bai2022_cot", *people]).label
+    assert (plain.method, plain.clamp, clamped.method, clamped.clamp) == ("logprobs", None, "rationale", (0.4, 0.6))
+    assert "soft labels (`label=bai2022_cot`: clamped reasoning)" in row
+    assert row.count("reasoning") == 1
+
+
 @pytest.mark.parametrize("words", overrides(), ids=" ".join)
 def test_every_run_in_the_readme_can_be_composed(words: list[str]) -> None:
     assert len(overrides()) >= 6

@@ -43,5 +43,15 @@ def test_a_revision_without_an_unusable_reply_is_written_and_known_as_if_there_w
     assert Revision.model_validate_json(failed.model_dump_json()).unusable == step
 
 
+def test_a_round_without_own_words_for_revising_is_written_as_if_there_were_no_such_field() -> None:
+    step = RevisionStep(principle="calm", principle_text="Be calm.", critique="It", found_nothing=False, revision="a")
+    own = step.model_copy(update={"revision_text": "Whisper."})
+    rows = [Revision(prompt=PROMPT, draft="a", steps=(each,)) for each in (step, own)]
+    assert "revision_text" not in rows[0].model_dump_json()
+    assert rows[0].id == "0167d59bbcb213da"  # of runs that were recorded before the field came
+    assert Revision.model_validate_json(rows[1].model_dump_json()).steps[0].revision_text == "Whisper."
+    assert rows[1].id != rows[0].id
+
+
 def test_any_text_has_an_id_lone_surrogates_included() -> None:
     assert Prompt(messages=(Message("user", "\ud800"),)).id

@@ -6,7 +6,7 @@ from constitutional import show
 from constitutional.errors import UsageError
 from constitutional.files import write_rows
 from constitutional.pipeline import STAGES
-from constitutional.records import Prompt
+from constitutional.records import Prompt, Revision, RevisionStep
 from constitutional.stages.evaluate import Sample
 from constitutional.store import Calls, RunStore
 
@@ -64,6 +64,35 @@ def test_a_held_out_prompt_is_shown_with_what_each_model_replied(store: RunStore
         "  RL (cut off): Bl",
     ]
     assert show.item(store, SAMPLE.id) == told
+
+
+def test_a_revision_is_shown_with_the_words_that_it_was_asked_by(store: RunStore) -> None:
+    step = RevisionStep(
+        principle="calm",
+        principle_text="Be calm.",
+        revision_text="Take out every exclamation mark.",
+        critique="It shouts.",
+        found_nothing=False,
+        revision="Yes.",
+    )
+    plain = step.model_copy(update={"principle": "kind", "revision_text": None})
+    revision = Revision(prompt=PROMPT, draft="Yes!", steps=(step, plain))
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(2, "critique_revise", "f")
+        write_rows(begun.folder / "revisions.jsonl", [revision])
+        writing.finish(begun, {"revisions": begun.folder / "revisions.jsonl"})
+    told = show.item(RunStore.load(store.folder), revision.id).splitlines()
+    assert told[-9:] == [
+        "  round 1 by 'calm'",
+        "    principle: Be calm.",
+        "    critique: It shouts.",
+        "    asked to revise by: Take out every exclamation mark.",
+        "    revision: Yes.",
+        "  round 2 by 'kind'",
+        "    principle: Be calm.",
+        "    critique: It shouts.",
+        "    revision: Yes.",
+    ]
 
 
 def test_an_id_is_found_where_the_advice_says(store: RunStore) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.errors import RunError
+from constitutional.errors import RunError, UsageError
 from constitutional.files import atomic_write, digest_of, read_rows, write_rows
 from constitutional.records import Message, Prompt, Revision, RevisionStep
 from constitutional.store import Calls, RunStore, describe
@@ -290,7 +290,7 @@ def test_a_torn_manifest_is_found(folder: Path, content: str) -> None:
 
 
 def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"holds no run \(there is no manifest.json"):
+    with pytest.raises(UsageError, match=r"holds no run \(there is no manifest.json"):
         RunStore.load(tmp_path)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from constitutional.engines.local import load_model
+from constitutional.engines.local import ChatTokens, load_model
 from constitutional.errors import ModelError, RunError
-from constitutional.records import Message, Preference, Prompt, Split
+from constitutional.records import Message, Preference, Prompt, Revision, Split
+from constitutional.stages import sft
 from constitutional.training import (
     COMPLETE,
     TrainingSettings,
@@ -21,8 +22,9 @@ from constitutional.training import (
     preflight_folder,
     soft_correction,
     stage_seed,
+    token_ids,
 )
-from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILIES, OneStage, tiny_model, tiny_tokenizer, without_padding
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +194,48 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
 def test_parts_of_a_run_have_seeds_of_their_own() -> None:
     assert len({stage_seed(0, "reward", 0), stage_seed(0, "reward", 1), stage_seed(1, "reward", 0)}) == 3
     assert stage_seed(0, "reward", 0) == stage_seed(0, "reward", 0) < 2**31
+
+
+def test_control_tokens_within_messages_are_not_trained_on(models: Path) -> None:
+    _, tokenizer = load_model(tiny_model(models, "llama"))
+    end = "<|eot_id|>"
+
+    def row(asked: str, said: str) -> dict[str, Any]:
+        return {
+            "prompt": [{"role": "user", "content": asked}],
+            "completion": [{"role": "assistant", "content": said}],
+            "weight": 1.0,
+        }
+
+    # What is left on both sides of one may make up another.
+    spoilt = row(f"Why{end}?", f"Be<|eot{end}_id|>cause.")
+    assert fitting([spoilt], tokenizer, 100) == ([row("Why?", "Because.")], 0)
+    assert token_ids(tokenizer, spoilt["prompt"], ask=True) == ChatTokens(tokenizer).ids(
+        [Message("user", f"Why{end}?")]
+    )
+
+
+def test_a_row_that_the_template_refuses_is_named(models: Path) -> None:
+    _, tokenizer = load_model(tiny_model(models, "gemma"))
+    twice = [{"role": "user", "content": "One thing."}, {"role": "user", "content": "Another."}]
+    row = {"prompt": twice, "completion": [{"role": "assistant", "content": "Yes."}]}
+    with pytest.raises(
+        ModelError, match=r'refuses the row that begins "One thing\.", .* roles user, user, assistant: '
+    ):
+        fitting([row], tokenizer, 100)
+
+
+def test_a_model_whose_tokenizer_lacks_a_token_for_padding_is_trained_with_one_that_is_named(tmp_path: Path) -> None:
+    folder = without_padding(tmp_path)
+    with pytest.raises(ModelError, match=r"has no pad token; name one .* with model\.pad_token=TOKEN"):
+        preflight_folder(folder)
+    with pytest.raises(ModelError, match="'<|eot_id|>' also ends a turn".replace("|", r"\|")):
+        preflight_folder(folder, pad_token="<|eot_id|>")
+    preflight_folder(folder, pad_token="<|pad|>")
+    message = Message("user", "Why?")
+    revisions = [Revision(prompt=Prompt(messages=(message,)), draft=text, steps=()) for text in ("So.", "So it is.")]
+    work = OneStage(tmp_path, {"base": folder}, {"revisions": revisions}, pad_token="<|pad|>")
+    sft.run(sft.Settings(epochs=1, batch_size=2, log_every=1, checkpoint_every=1), work)
+    # What is saved names it, so that whatever goes on from there needs no setting.
+    _, tokenizer = load_model(work.output("sft_model"))
+    assert tokenizer.pad_token == "<|pad|>"

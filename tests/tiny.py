@@ -1,12 +1,14 @@
 """Random models of a few thousand weights, with the chat templates of real ones, and a run that holds one stage."""
 
 import importlib.resources
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from constitutional.engines.opening import ModelSettings
 from constitutional.records import Record
 from constitutional.sandbox.tokenizer import build_tokenizer
 
@@ -101,6 +103,7 @@ class OneStage:
     notes: dict[str, Any] = field(default_factory=dict)
     constitution: Any = None
     prompts: Any = None
+    pad_token: str | None = None
 
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         assert all(isinstance(row, kind) for row in self.rows[artifact])
@@ -116,6 +119,9 @@ class OneStage:
     def model(self, artifact: str) -> Path:
         return self.models[artifact]
 
+    def settings(self, role: str) -> ModelSettings:
+        return ModelSettings(path=str(self.models[role]), pad_token=self.pad_token)
+
     def output(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,3 +135,13 @@ class OneStage:
 
     def note(self, name: str, value: object) -> None:
         self.notes[name] = value
+
+
+def without_padding(parent: Path) -> Path:
+    """The tiny Llama, with a tokenizer that names no token for padding, as that of Llama 3.1 does not."""
+    folder = parent / "without_padding"
+    shutil.copytree(tiny_model(parent, "llama"), folder)
+    tokenizer = tiny_tokenizer("llama")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    return folder

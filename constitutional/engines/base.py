@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
+from constitutional.errors import ModelError
 from constitutional.records import Message
 
 
@@ -51,6 +52,10 @@ class Completion(NamedTuple):
     """For each choice, the natural log-probability of its tokens."""
 
 
+class TooLongError(ModelError):
+    """A request is longer than the model can read. Nothing of the list that it stood in was asked."""
+
+
 class Engine(Protocol):
     """A model that answers."""
 
@@ -62,3 +67,20 @@ class Engine(Protocol):
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         """One completion for each request, in order."""
         ...
+
+
+def complete_fitting(engine: Engine, requests: Sequence[Request]) -> list[Completion | None]:
+    """One completion for each request, in order; None for one that is longer than the model can read.
+
+    Nothing tells which of a list is too long, so the list is halved until it stands alone. Where it is halved depends
+    on the requests alone, so that a run that was killed and goes on asks with the same neighbours.
+    """
+    if not requests:
+        return []
+    try:
+        return list(engine.complete(requests))
+    except TooLongError:
+        if len(requests) == 1:
+            return [None]
+    middle = len(requests) // 2
+    return [*complete_fitting(engine, requests[:middle]), *complete_fitting(engine, requests[middle:])]

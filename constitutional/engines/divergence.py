@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from constitutional.engines.local import ChatTokens, plain
 from constitutional.errors import ModelError
 from constitutional.records import Message
 
@@ -62,10 +63,8 @@ class _Row(NamedTuple):
 
 
 def _tokens(reply: Reply, tokenizer: "PreTrainedTokenizerBase") -> _Row:
-    conversation = [{"role": message.role, "content": message.content} for message in reply.messages]
-    text = tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    asked: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    said: list[int] = tokenizer(reply.text, add_special_tokens=False)["input_ids"]
+    asked = ChatTokens(tokenizer).ids(reply.messages)
+    said: list[int] = tokenizer(plain(tokenizer, reply.text), add_special_tokens=False)["input_ids"]
     return _Row(asked + said, len(said), reply.ended)
 
 

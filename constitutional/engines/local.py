@@ -8,7 +8,8 @@ batches decides what is drawn. (The logits themselves move by rounding errors be
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import TemplateError
 
-from constitutional.engines.base import Completion, Request
+from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.errors import ModelError
 from constitutional.records import Message
 
@@ -25,8 +26,48 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+Arguments = Mapping[str, bool | int | float | str]
+"""Of a chat template, by name."""
+
+
+def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template: Arguments | None = None) -> Any:  # noqa: ANN401
+    """A model's tokenizer, with a token for padding in place of its own, and arguments for its chat template.
+
+    They become part of the template, so that whoever renders it, trains with it or saves it keeps to them.
+
+    Raises:
+        ModelError: it cannot be loaded, or has no such token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    if pad_token is not None:
+        if pad_token not in tokenizer.get_vocab():
+            special = ", ".join(map(json.dumps, sorted(_control_tokens(tokenizer))[:20]))
+            raise ModelError(
+                f"{folder}: its tokenizer has no token {json.dumps(pad_token)} for padding; it has {special}"
+            )
+        tokenizer.pad_token = pad_token
+    if template and isinstance(tokenizer.chat_template, str):
+        # JSON's texts and numbers are Jinja's too, and so are true and false.
+        said = "".join(
+            f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in template.items()
+        )
+        if not tokenizer.chat_template.startswith(said):  # as that of a model that was trained from this one does
+            tokenizer.chat_template = f"{said}\n{tokenizer.chat_template}"  # Jinja takes a line's end after a tag away
+    return tokenizer
+
+
 def load_model(
-    folder: Path | str, *, dtype: str = "auto", device: str = ""
+    folder: Path | str,
+    *,
+    dtype: str = "auto",
+    device: str = "",
+    pad_token: str | None = None,
+    template: Arguments | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A causal language model and its tokenizer; on a GPU if there is one and `device` names no other.
 
@@ -34,23 +75,48 @@ def load_model(
         ModelError: the model cannot be loaded, or lacks what the project needs of it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     # Bars over a model's weights would stand among the lines that say how far a run is.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     device, dtype = placed(device, dtype)
+    tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        # Other files of weights are not in a model's identity.
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
     if not tokenizer.chat_template:
         raise ModelError(f"{folder}: its tokenizer has no chat template; use a chat model, or add one")
     if tokenizer.pad_token_id is None:
-        raise ModelError(f"{folder}: its tokenizer has no pad token; set one that is not the end-of-text token")
+        raise ModelError(
+            f"{folder}: its tokenizer has no pad token; name one of its tokens that occurs in no text with "
+            "model.pad_token=TOKEN"
+        )
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers
+
+
+def plain(tokenizer: Any, text: str) -> str:  # noqa: ANN401
+    """The text without control tokens: nobody ends a turn, or begins another's, from within a message.
+
+    Wherever a message is put to a model, to be answered or to be trained on, it goes through here.
+    """
+    control = _control(tokenizer)
+    while (shorter := control.sub("", text)) != text:  # what is left on both sides may make up another
+        text = shorter
+    return text
+
+
+@lru_cache(maxsize=8)
+def _control(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401
+    tokens = sorted(_control_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+
+
+def _control_tokens(tokenizer: Any) -> list[str]:  # noqa: ANN401
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 class ChatTokens:
@@ -58,13 +124,11 @@ class ChatTokens:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer: Any = tokenizer
-        control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
 
     def ids(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
         goes_on = messages[-1].role == "assistant"
-        said = [{"role": each.role, "content": self._plain(each.content)} for each in messages]
+        said = [{"role": each.role, "content": plain(self.tokenizer, each.content)} for each in messages]
         # What the assistant has begun stands behind the generation prompt exactly as it is; many templates, and
         # transformers' own way to continue a message, would strip spaces from it.
         begun = said.pop()["content"] if goes_on else ""
@@ -74,31 +138,26 @@ class ChatTokens:
             roles = ", ".join(each["role"] for each in said)
             raise ModelError(
                 f"{self.tokenizer.name_or_path}: its chat template refuses a conversation of the roles {roles}: "
-                f"{error}. Put the conversation that begins {_beginning(messages)} otherwise, or take another model"
+                f"{error}. Put the conversation that begins {beginning(messages)} otherwise, or take another model"
             ) from error
         ids: list[int] = self.tokenizer(text + begun + suffix, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _plain(self, text: str) -> str:
-        """The text without control tokens: nobody ends a turn, or begins another's, from within a message."""
-        while (shorter := self._control.sub("", text)) != text:  # what is left on both sides may make up another
-            text = shorter
-        return text
 
+def room_to_reply(
+    folder: Path, max_tokens: int, *, pad_token: str | None = None, template: Arguments | None = None
+) -> Callable[[Sequence[Message]], None]:
+    """A check that a conversation leaves the model in a folder room to reply. Its weights are not loaded.
 
-def check_lengths(folder: Path, conversations: Sequence[Sequence[Message]], max_tokens: int) -> None:
-    """Refuse conversations that leave the model in a folder no room to reply. Its weights are not loaded.
-
-    Raises:
-        ModelError: one of them is too long; or the chat template refuses it.
+    The check raises TooLongError where there is none, and ModelError where the chat template refuses the conversation.
     """
-    from transformers import AutoTokenizer
-
     limit = _context(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    if limit is not None:
-        tokens = ChatTokens(AutoTokenizer.from_pretrained(folder))
-        for messages in conversations:
-            _check_length(messages, len(tokens.ids(messages)), max_tokens, limit)
+    tokens = ChatTokens(load_tokenizer(folder, pad_token=pad_token, template=template))
+
+    def check(messages: Sequence[Message]) -> None:
+        _check_length(messages, len(tokens.ids(messages)), max_tokens, limit)
+
+    return check
 
 
 def _context(config: Mapping[str, Any]) -> int | None:
@@ -111,8 +170,8 @@ def _check_length(messages: Sequence[Message], tokens: int, to_come: int, limit:
     """Beyond the positions that it was made for a model writes nonsense, or none at all."""
     if limit is not None and tokens + to_come > limit:
         reply = f" and the reply may have {to_come:,}" if to_come else ""
-        raise ModelError(
-            f"the request that begins {_beginning(messages)} has {tokens:,} tokens{reply}, but the model takes "
+        raise TooLongError(
+            f"the request that begins {beginning(messages)} has {tokens:,} tokens{reply}, but the model takes "
             f"{limit:,} in all; shorten it or leave it out{', or lower max_tokens' if to_come else ''}"
         )
 
@@ -121,7 +180,7 @@ def _to_come(request: Request) -> int:
     return 0 if request.choices else request.sampling.max_tokens
 
 
-def _beginning(messages: Sequence[Message]) -> str:
+def beginning(messages: Sequence[Message]) -> str:
     """How the user's first words go, shortened, in quotes."""
     text = " ".join(next((each.content for each in messages if each.role == "user"), messages[0].content).split())
     return json.dumps(text if len(text) <= 60 else f"{text[:60]}…", ensure_ascii=False)
@@ -166,7 +225,8 @@ class LocalEngine:
         """One completion for each request, in order.
 
         Raises:
-            ModelError: a request does not fit into the model's context, or into its chat template; nothing was asked.
+            TooLongError: a request does not fit into the model's context; nothing was asked.
+            ModelError: its chat template refuses a request; nothing was asked.
         """
         rows = [self._options(each) if each.choices else [self._chat(each.messages)] for each in requests]
         for request, options in zip(requests, rows, strict=True):
@@ -241,40 +301,55 @@ class LocalEngine:
         return Completion(text[:cut], "length" if length is None and cut is None else "stop")
 
     def _score(self, requests: Sequence[list[list[int]]]) -> list[Completion]:
-        """Log-probabilities of each request's options: of the tokens by which they differ, given what they share."""
+        """Log-probabilities of each request's options: of the tokens by which they differ, given what they share.
+
+        What a request's options share is read once; behind it only what each of them has of its own.
+        """
         import torch
 
-        rows: list[list[int]] = []
-        tails: list[
-            tuple[int, list[int], bool]
-        ] = []  # for each choice: its row, its own tokens, whether they are in it
-        for options in requests:
-            common = _shared_beginning(options)
-            if all(len(option) == common + 1 for option in options):
-                # Choices of a token each are read behind what they share, in one row for all.
-                tails += [(len(rows), option[common:], False) for option in options]
-                rows.append(options[0][:common])
-            else:
-                tails += [(len(rows) + index, option[common:], True) for index, option in enumerate(options)]
-                rows += options
-        ids, mask = self._pad(rows)
+        shared = [_shared_beginning(options) for options in requests]
+        ids, mask = self._pad([options[0][:common] for options, common in zip(requests, shared, strict=True)])
+        tails = [
+            (row, option[common:])
+            for row, (options, common) in enumerate(zip(requests, shared, strict=True))
+            for option in options
+        ]
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        keep = max(len(tail) + within for _, tail, within in tails)
         with torch.inference_mode():
-            logits = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep
-            ).logits.float()
-        logprobs = logits.log_softmax(-1)
-        sums = []
-        for row, tail, within in tails:
-            end = keep - within
-            sums.append(float(logprobs[row, torch.arange(end - len(tail), end), torch.tensor(tail)].sum()))
+            read = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+            first = read.logits[:, -1].float().log_softmax(-1)  # (requests, V)
+            sums = [float(first[row, tail[0]]) for row, tail in tails]
+            if longer := [at for at, (_, tail) in enumerate(tails) if len(tail) > 1]:
+                rest = self._rest([tails[at] for at in longer], read.past_key_values, mask)
+                for at, more in zip(longer, rest, strict=True):
+                    sums[at] += more
         answers = []
         for options in requests:
-            count = len(options)
-            answers.append(Completion("", "choices", tuple(sums[:count])))
-            del sums[:count]
+            answers.append(Completion("", "choices", tuple(sums[: len(options)])))
+            del sums[: len(options)]
         return answers
+
+    def _rest(self, tails: Sequence[tuple[int, list[int]]], cache: Any, mask: "torch.Tensor") -> list[float]:  # noqa: ANN401
+        """The log-probability of each tail's tokens after its first, behind the row of the cache that it goes on."""
+        import torch
+
+        width = max(len(tail) for _, tail in tails) - 1
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[*tail[:-1], *[pad] * (width - len(tail) + 1)] for _, tail in tails], device=mask.device)
+        rows = torch.tensor([row for row, _ in tails], device=mask.device)
+        cache.batch_select_indices(rows)
+        read = mask[rows]
+        # Padding comes behind what is read of a tail, which therefore does not see it.
+        attended = torch.cat([read, torch.ones_like(ids)], dim=1)
+        positions = read.sum(-1, keepdim=True) + torch.arange(width, device=mask.device)
+        logits = self.model(
+            input_ids=ids, attention_mask=attended, position_ids=positions, past_key_values=cache
+        ).logits.float()
+        logprobs = logits.log_softmax(-1)
+        return [
+            float(logprobs[at, torch.arange(len(tail) - 1), torch.tensor(tail[1:])].sum())
+            for at, (_, tail) in enumerate(tails)
+        ]
 
     def _options(self, request: Request) -> list[list[int]]:
         """The conversation's token ids with each of the choices.

@@ -59,6 +59,17 @@ class Line(NamedTuple):
     title: str
 
 
+class Point(NamedTuple):
+    """A place on a curve, with an interval upwards and downwards."""
+
+    series: int
+    x: float
+    y: float
+    low: float
+    high: float
+    title: str
+
+
 SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), percent=True)
 
 
@@ -122,17 +133,32 @@ def axis_row(axis: Axis) -> Markup:
     return Markup('<svg class="axis" height="18" aria-hidden="true">{}</svg>').format(_ticks(axis, 13))
 
 
-def curve(x: Axis, y: Axis, lines: Sequence[Line], x_title: str) -> Markup:
-    """Lines over a common axis, such as a loss over training steps."""
+def curve(
+    x: Axis, y: Axis, lines: Sequence[Line], x_title: str, points: Sequence[Point] = (), reference: float | None = None
+) -> Markup:
+    """Lines over a common axis, such as a loss over training steps.
+
+    Where intervals matter, `points` on the lines have them; `reference` is a place across that a vertical line marks.
+    """
     parts = [_frame(x, y)]
+    if reference is not None:
+        parts.append(_line("reference", x.at(reference), 0, x.at(reference), PLOT_HEIGHT))
     for line in lines:
-        points = " ".join(f"{x.at(a):.2f},{100 - y.at(b):.2f}" for a, b in line.points)
+        path = " ".join(f"{x.at(a):.2f},{100 - y.at(b):.2f}" for a, b in line.points)
         # A drawing of 100 by 100 stretched over the plot; the style sheet keeps the stroke's width as it is.
         parts.append(
             Markup(
                 '<svg width="100%" height="{}" viewBox="0 0 100 100" preserveAspectRatio="none">'
                 '<polyline class="line s{}" points="{}"><title>{}</title></polyline></svg>'
-            ).format(PLOT_HEIGHT, line.series, points, line.title)
+            ).format(PLOT_HEIGHT, line.series, path, line.title)
+        )
+    for point in points:
+        across, *ups = x.at(point.x), *(PLOT_HEIGHT * (1 - y.at(up) / 100) for up in (point.y, point.low, point.high))
+        whisker = _line("whisker", across, ups[1], across, ups[2])
+        parts.append(
+            Markup('<g class="s{}"><title>{}</title>{}{}</g>').format(
+                point.series, point.title, whisker, _shape(point.series, across, ups[0])
+            )
         )
     return _plot("; ".join(line.title for line in lines), parts, x_title)
 

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from constitutional.records import Message, Record
+from constitutional.records import GoldPoint, Message, Record
 from constitutional.stats import wilson
 
 Direction = Literal["higher", "lower"]
@@ -177,6 +177,18 @@ class ReplyExample(Part):
     replies: dict[str, str]
 
 
+class RolloutExample(Part):
+    """What the policy answered while it was trained."""
+
+    phase: int
+    conversation: tuple[Message, ...]
+    reply: str
+    reward: float
+    """The proxy."""
+    kl: float | None
+    """Of this reply, in nats from the reference."""
+
+
 class LeftOut(Part):
     """What a stage could not use."""
 
@@ -226,6 +238,9 @@ class RunReport(Part):
     sources: dict[str, int] = {}
     """Preferences by source and split."""
     curves: tuple[Curve, ...] = ()
+    gold: tuple[GoldPoint, ...] = ()
+    """Of a training online, stretch by stretch, by each judge in turn."""
+    rollouts: tuple[RolloutExample, ...] = ()
     revisions: tuple[RevisionExample, ...] = ()
     replies: tuple[ReplyExample, ...] = ()
     left_out: tuple[LeftOut, ...] = ()

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from statistics import fmean, pstdev
 from typing import Final, NamedTuple
 
 from markupsafe import Markup
 
+from constitutional.records import GoldPoint, Judge
 from constitutional.report import charts
 from constitutional.report.charts import Axis, Line, Mark, number
 from constitutional.report.data import (
@@ -18,7 +20,7 @@ from constitutional.report.data import (
     Score,
     Share,
 )
-from constitutional.report.verdicts import is_win_rate, kind, table_of, words
+from constitutional.report.verdicts import JUDGES, by_judge, fall, is_win_rate, kind, table_of, words
 
 FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
 """Measures of whether replies are sound at all, whatever they say."""
@@ -250,7 +252,10 @@ def reward(run: RunReport) -> Iterator[Figure]:
         yield _calibration(run.reward)
     if run.reward.scores:
         axis = charts.axis_for(run.reward.scores.edges)
-        note = "Rewards of held-out responses, before normalisation."
+        note = (
+            "Scores of held-out responses, in deviations from the mean of the reference samples; of an ensemble, the "
+            "mean of the members’."
+        )
         yield _histogram("Scores", note, run.reward.scores, axis, "score")
 
 
@@ -270,7 +275,8 @@ def _calibration(quality: RewardQuality) -> Figure:
             )
     error = quality.calibration_error
     note = (
-        "How sure the reward model is of the response that it scores higher, against the mean soft target of the same"
+        "How sure the reward model is of the response that it takes to be better (σ of the difference of its scores"
+        " before normalisation; of an ensemble, the members’ mean), against the mean soft target of the same"
     )
     note += (
         " responses: on the dashed diagonal it is as sure as the labels are. The intervals are those of a share, and so"
@@ -280,6 +286,72 @@ def _calibration(quality: RewardQuality) -> Figure:
     return Figure(
         "Calibration", note, Table(("Predicted", "Mean target", "n"), tuple(body)), plot=charts.calibration(points)
     )
+
+
+def gold(run: RunReport) -> Iterator[Figure]:
+    """The proxy reward and the gold score against √KL from the reference: a figure for each judge."""
+    for by, points in by_judge(run.gold).items():
+        yield _over_optimisation(by, points)
+
+
+def _over_optimisation(by: Judge, points: Sequence[GoldPoint]) -> Figure:
+    known = all(each.sqrt_kl is not None for each in points)
+    places = [each.sqrt_kl if known and each.sqrt_kl is not None else float(each.last_phase) for each in points]
+    across = "√KL from the SL model (√nats)" if known else "phase"
+    peak = max(range(len(points)), key=lambda number: points[number].gold)
+    proxies, golds = [each.proxy for each in points], [each.gold for each in points]
+    lines, marks = [], []
+    for series, name, values in ((0, "proxy", proxies), (2, "gold", golds)):
+        lines.append(
+            Line(
+                series,
+                tuple((place, _standing(value, values)) for place, value in zip(places, values, strict=True)),
+                f"{name}: {number(values[0])} at first, {number(values[-1])} at last, {number(max(values))} at most",
+            )
+        )
+    for place, each in zip(places, points, strict=True):
+        up, low, high = (_standing(value, golds) for value in (each.gold, each.low, each.high))
+        title = f"phases {each.first_phase} to {each.last_phase}: gold {_with_ends(each)}"
+        marks.append(charts.Point(2, place, up, low, high, title))
+    ups = [up for line in lines for _, up in line.points] + [end for mark in marks for end in (mark.low, mark.high)]
+    x, y = charts.axis_for([0.0, *places]), charts.axis_for(ups)
+    found = fall(points)
+    body = tuple(
+        (
+            f"{each.first_phase} to {each.last_phase}" + (" (peak)" if place == peak else ""),
+            *("not known" if value is None else number(value) for value in (each.kl, each.sqrt_kl)),
+            number(each.proxy),
+            _with_ends(each),
+            f"{each.n:,}",
+        )
+        for place, each in enumerate(points)
+    )
+    since = "it has not fallen since"
+    if found:
+        ends = f"{number(found.low)} to {number(found.high)}"
+        clear = "clearly" if found.low > 0 else "but not clearly"
+        since = f"it fell by {number(found.value)} since ({ends}), {clear}"
+    note = (
+        f"Gold is {JUDGES[by]}, on replies that were kept during training, with 95% intervals; proxy is the reward "
+        "trained for. Both are in deviations from their own mean over the training, so that they can be laid one over "
+        f"the other: the table has them as they are. The dashed line is the gold score’s peak; {since}. Where the "
+        "proxy rises and gold falls, the proxy is over-optimised."
+    )
+    head = ("Phases", "KL (nats)", "√KL", "Proxy", "Gold (95% interval)", "n")
+    legend = ((charts.shape(0), "proxy"), (charts.shape(2), "gold"))
+    plot = charts.curve(x, y, lines, across, marks, places[peak])
+    return Figure("Proxy and gold", note, Table(head, body), plot=plot, legend=legend)
+
+
+def _standing(value: float, values: Sequence[float]) -> float:
+    """In deviations from the mean of all; 0 where they do not vary."""
+    return (value - fmean(values)) / (pstdev(values) or 1.0)
+
+
+def _with_ends(point: GoldPoint) -> str:
+    percent = point.by == "traits"
+    value, low, high = (number(each, percent=percent) for each in (point.gold, point.low, point.high))
+    return f"{value} ({low} to {high})"
 
 
 def curves(run: RunReport) -> Iterator[Figure]:

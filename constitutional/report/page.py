@@ -17,7 +17,16 @@ from constitutional.report import figures
 from constitutional.report.charts import number
 from constitutional.report.data import MODELS, ReportData, RunReport
 from constitutional.report.figures import Figure, Table, change_text, interval
-from constitutional.report.verdicts import Outcome, Verdicts, cautions, final_model, kind, verdicts, words
+from constitutional.report.verdicts import (
+    Outcome,
+    Verdicts,
+    cautions,
+    final_model,
+    kind,
+    over_optimised,
+    verdicts,
+    words,
+)
 
 ASSETS = Path(__file__).parent
 
@@ -40,6 +49,8 @@ class View(NamedTuple):
     behaviour: tuple[Figure, ...]
     labeler: tuple[Figure, ...]
     reward: tuple[Figure, ...]
+    gold: tuple[Figure, ...]
+    over_optimised: tuple[str, ...]
     curves: tuple[Figure, ...]
     preferences: tuple[Figure, ...]
 
@@ -79,6 +90,8 @@ def view(run: RunReport, key: str) -> View:
         behaviour=tuple(figures.behaviour(run)),
         labeler=tuple(figures.labeler(run)),
         reward=tuple(figures.reward(run)),
+        gold=tuple(figures.gold(run)),
+        over_optimised=tuple(over_optimised(run)),
         curves=tuple(figures.curves(run)),
         preferences=tuple(figures.preferences(run)),
     )
@@ -91,7 +104,7 @@ def comparison(report: ReportData) -> Table | None:
     columns = []
     for run in report.runs:
         found = verdicts(run)
-        every = [*found.improved, *found.worse, *found.changed, *found.unclear]
+        every = [*found.improved, *found.worse, *found.changed, *found.unclear, *found.against_sl]
         columns.append({each.measure: f"{interval(each.after)} {SIGNS[each.outcome]} {each.outcome}" for each in every})
     named = dict.fromkeys(score.measure for run in report.runs for score in run.scores)
     measures = [measure for measure in named if any(measure in column for column in columns)]

@@ -1,8 +1,11 @@
 """What a reader should take from the numbers: what improved, what got worse, what was not measured, what to doubt."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import Final, Literal, NamedTuple
 
+from constitutional.records import GoldPoint, Judge
 from constitutional.report.data import (
     MODELS,
     Change,
@@ -24,9 +27,18 @@ HEADS: Final[Mapping[str, str]] = {
     "rewards": "implicit reward",
     "sft": "SFT",
     "dpo": "DPO",
+    "ppo": "PPO",
+    "kl": "KL",
     "ai": "AI",
 }
 """How the page words a name, or what stands before its `/`, where the name itself would read badly."""
+
+JUDGES: Final[Mapping[Judge, str]] = {
+    "traits": "what the constitution’s tags ask for, found exactly",
+    "labeler": "the labeler’s score from 1 to 10",
+    "reward_model": "a held-out reward model",
+}
+"""Who gave a gold score."""
 
 ALWAYS_WANTED: Final[Mapping[str, Direction]] = {
     "win_rate": "higher",
@@ -36,6 +48,8 @@ ALWAYS_WANTED: Final[Mapping[str, Direction]] = {
     "cut_off": "lower",
 }
 """Directions that need no constitution, by what a measure's name begins with."""
+
+AGAINST_SL: Final = "win_rate/sft_model"
 
 COMPLETE: Final[Mapping[str, str]] = {
     "win_rate": "Win rates: the labeler compared no replies",
@@ -66,8 +80,22 @@ class Verdict(NamedTuple):
     """Over the same prompts; None where a number is not made prompt by prompt."""
 
 
+class Fall(NamedTuple):
+    """How far the gold score of a training online fell after its peak."""
+
+    peak: GoldPoint
+    last: GoldPoint
+    value: float
+    low: float
+    """Lower end of the 95% interval; the fall is clear if it is above 0."""
+    high: float
+
+
 class Verdicts(NamedTuple):
-    """The verdict strip: each measure stands in exactly one of the first four, or is not measured."""
+    """The verdict strip: each measure stands in exactly one of the first four, or is not measured.
+
+    They are about the last model against the base.
+    """
 
     improved: list[Verdict]
     worse: list[Verdict]
@@ -76,6 +104,9 @@ class Verdicts(NamedTuple):
     not_measured: list[str]
     undone: list[Verdict]
     """Measures that the RL stage made clearly worse than the SL model left them, whatever they are against the base."""
+    against_sl: list[Verdict]
+    """The win rate against the SL model, if there is one: it says nothing of the base, and stands in no other list, or
+    in the one before where it is lost."""
 
 
 def outcome(low: float, high: float, reference: tuple[float, float], wanted: Direction | None) -> Outcome:
@@ -100,6 +131,47 @@ def _verdict(before: Score | None, after: Score, wanted: Direction | None) -> Ve
     else:
         found = outcome(after.low, after.high, (before.low, before.high) if before else (0.5, 0.5), wanted)
     return Verdict(after.measure, found, wanted, before, after, change)
+
+
+def fall(points: Sequence[GoldPoint]) -> Fall | None:
+    """From the highest point of one judge's scores to the last one; None if the last one is the highest.
+
+    The peak was chosen for its height, so a fall from it is due to luck more often than one in twenty. The interval is
+    therefore wide enough for the falls from all points together (Bonferroni).
+    """
+    if not points or (peak := max(points, key=lambda each: each.gold)) == points[-1]:
+        return None
+    last = points[-1]
+    normal = NormalDist()
+    wider = normal.inv_cdf(1 - 0.025 / (len(points) - 1)) / normal.inv_cdf(0.975)
+    half = wider * math.hypot(*((each.high - each.low) / 2 for each in (peak, last)))
+    value = peak.gold - last.gold
+    return Fall(peak, last, value, value - half, value + half)
+
+
+def over_optimised(run: RunReport) -> Iterator[str]:
+    """A sentence for each judge by whom the proxy was clearly over-optimised."""
+    for by, points in by_judge(run.gold).items():
+        found = fall(points)
+        if found and found.low > 0:
+            numbers = (found.value, found.low, found.high)
+            fell, low, high = (f"{100 * each:.1f}" if by == "traits" else f"{each:.2f}" for each in numbers)
+            unit = " points" if by == "traits" else ""
+            kl = "" if found.peak.kl is None else f", KL {found.peak.kl:.2g} nats"
+            yield (
+                f"The gold score ({JUDGES[by]}) peaked at {_phases(found.peak)}{kl}, and fell by {fell}{unit} since "
+                f"({low} to {high}): the reward was over-optimised."
+            )
+
+
+def by_judge(points: Sequence[GoldPoint]) -> dict[Judge, list[GoldPoint]]:
+    """Each judge's points, in order."""
+    return {by: [each for each in points if each.by == by] for by in dict.fromkeys(each.by for each in points)}
+
+
+def _phases(point: GoldPoint) -> str:
+    first, last = point.first_phase, point.last_phase
+    return f"phase {first}" if first == last else f"phases {first} to {last}"
 
 
 def is_win_rate(measure: str) -> bool:
@@ -128,7 +200,7 @@ def final_model(scores: tuple[Score, ...]) -> str:
 
 def verdicts(run: RunReport) -> Verdicts:
     """Each measure's verdict: the run's last model against the base, a win rate against 50%."""
-    found = Verdicts([], [], [], [], [], [])
+    found = Verdicts([], [], [], [], [], [], [])
     places = {"improved": found.improved, "worse": found.worse, "changed": found.changed}
     last = final_model(run.scores)
     for measure, by_model in table_of(run.scores).items():
@@ -137,6 +209,10 @@ def verdicts(run: RunReport) -> Verdicts:
         if after is None or last == "base" or (base is None and not is_win_rate(measure)):
             continue
         verdict = _verdict(None if is_win_rate(measure) else base, after, wanted)
+        if measure == AGAINST_SL:
+            found.against_sl.append(verdict)
+            found.undone.extend([verdict] if verdict.outcome == "worse" else [])
+            continue
         places.get(verdict.outcome, found.unclear).append(verdict)
         if sft and last == "policy" and not is_win_rate(measure):
             lost = _verdict(sft, after, wanted)
@@ -194,6 +270,12 @@ def cautions(run: RunReport) -> Iterator[str]:
         wanted = missing + examples["helpful"]
         yield f"Supervised learning had {examples['helpful']} of the {wanted} helpful samples that its share asks for."
     yield from _reward_cautions(run.reward) if run.reward else ()
+    win_rates = any(is_win_rate(score.measure) and score.n for score in run.scores)
+    if win_rates and any(source.startswith("ai") for source in run.sources):
+        yield (
+            "The judge of the win rates is the labeler whose labels the RL model was trained by: they say how well it "
+            "learnt what the labeler prefers, its errors included, and not what people would prefer."
+        )
     small = {score.n for score in run.scores if 0 < score.n < 50}
     if small:
         yield f"Some measures rest on as few as {min(small)} observations; their intervals are wide."

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.constitution import Constitution, Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling, request_seed
+from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
 from constitutional.errors import InputError
 from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Message, Prompt, Revision, RevisionStep
@@ -39,8 +39,9 @@ class Settings(BaseModel):
     """Criticise before revising; without, the response is rewritten by the principle at once."""
     when_nothing_found: Literal["revise", "keep", "stop"] = "keep"
     """Where the critique finds nothing: revise all the same, keep the response for this round, or end the item."""
-    finds_nothing: str = r"follows the principle\.?$"
-    """Regular expression that the critique's last sentence matches if it finds nothing wrong."""
+    finds_nothing: str = r"follows[\s*_\"”']+the[\s*_\"”']+principle[\s.*_\"”')]*$"
+    """Regular expression that the critique's last sentence matches, in any case, if it finds nothing wrong; by default
+    also where it is in bold or in quotes."""
     few_shot: int = Field(default=0, ge=0, le=16)
     """How many of the principle's own examples go before the conversation, criticised and revised."""
     few_shot_file: Path | None = None
@@ -92,10 +93,9 @@ def draft(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: i
     for chunk in _chunks(prompts):
         sampling = settings.sampling(settings.draft_max_tokens)
         requests = [Request(each.messages, sampling, _seed(settings, seed, each, "draft")) for each in chunk]
-        for prompt, reply in zip(chunk, engine.complete(requests), strict=True):
-            yield Revision(
-                prompt=prompt, draft=reply.text, steps=(), problem=_problem("the draft", reply, sampling.max_tokens)
-            )
+        for prompt, reply in zip(chunk, complete_fitting(engine, requests), strict=True):
+            problem = _problem("the draft", reply, sampling.max_tokens)
+            yield Revision(prompt=prompt, draft=reply.text if reply else "", steps=(), problem=problem)
 
 
 def revise(
@@ -122,7 +122,7 @@ class _Item(NamedTuple):
     revision: Revision
     running: bool
 
-    def failed(self, problem: str, step: RevisionStep) -> "_Item":
+    def failed(self, problem: str, step: RevisionStep | None) -> "_Item":
         return _Item(self.revision.model_copy(update={"problem": problem, "unusable": step}), running=False)
 
     def after(self, step: RevisionStep, *, running: bool = True) -> "_Item":
@@ -169,7 +169,7 @@ class _Asker:
         asked = []
         for turn in turns:
             if turn.found_nothing and self.settings.when_nothing_found != "revise":
-                step = _step(turn, done[turn.at].revision.final)
+                step = _step(turn, done[turn.at].revision.final, asked=False)
                 done[turn.at] = done[turn.at].after(step, running=self.settings.when_nothing_found == "keep")
             else:
                 asked.append(turn)
@@ -203,10 +203,13 @@ class _Asker:
                 turn._replace(
                     messages=(*turn.messages, Message("assistant", reply.text), revise_it),
                     critique=reply.text,
-                    found_nothing=bool(re.search(self.settings.finds_nothing, last_sentence(reply.text))),
+                    found_nothing=self._finds_nothing(reply.text),
                 )
             )
         return turns
+
+    def _finds_nothing(self, critique: str) -> bool:
+        return bool(re.search(self.settings.finds_nothing, last_sentence(critique), re.IGNORECASE))
 
     def _ask(
         self,
@@ -223,10 +226,12 @@ class _Asker:
             for turn, messages in asks
         ]
         usable = []
-        for (turn, _), reply in zip(asks, self.engine.complete(requests) if requests else [], strict=True):
+        for (turn, _), reply in zip(asks, complete_fitting(self.engine, requests), strict=True):
             problem = _problem(f"round {number}, principle '{turn.principle.id}': the {what}", reply, limit)
-            if problem and what == "critique":
-                step = _step(turn._replace(critique=reply.text), items[turn.at].revision.final)
+            if reply is None:
+                items[turn.at] = items[turn.at].failed(problem or "", None)
+            elif problem and what == "critique":
+                step = _step(turn._replace(critique=reply.text), items[turn.at].revision.final, asked=False)
                 items[turn.at] = items[turn.at].failed(problem, step)
             elif problem:
                 items[turn.at] = items[turn.at].failed(problem, _step(turn, reply.text))
@@ -266,10 +271,13 @@ class _Asker:
         return self.templates.render("revise_directly", principle=principle.words("revision"))
 
 
-def _step(turn: _Turn, revision: str) -> RevisionStep:
+def _step(turn: _Turn, revision: str, *, asked: bool = True) -> RevisionStep:
+    """The round as it is kept; `asked` says whether a revision was asked for."""
     return RevisionStep(
         principle=turn.principle.id,
         principle_text=turn.principle.words("revision" if turn.critique is None else "critique"),
+        # Without a critique they are the text that stands above.
+        revision_text=turn.principle.revision if asked and turn.critique is not None else None,
         critique=turn.critique,
         found_nothing=turn.found_nothing,
         revision=revision,
@@ -305,7 +313,9 @@ def read_shots(path: Path) -> tuple[Message, ...]:
     return tuple(shots)
 
 
-def _problem(what: str, reply: Completion, limit: int) -> str | None:
+def _problem(what: str, reply: Completion | None, limit: int) -> str | None:
+    if reply is None:
+        return f"{what} cannot be asked for: the conversation is longer than the model can read"
     if reply.finish == "length":
         return f"{what} was cut off at {limit} tokens"
     return None if reply.text.strip() else f"{what} is empty"

@@ -19,7 +19,7 @@ from pydantic import Field
 from constitutional.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
 from constitutional.errors import RunError
-from constitutional.labeler import ORDERS, Ask, Labeler, LabelerSettings
+from constitutional.labeler import ORDERS, TOO_LONG, Ask, Labeler, LabelerSettings
 from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Comparison, Judgement, Message, Prompt, Record
 from constitutional.stats import Interval, calibration_error, weighted_mean, wilson
@@ -30,6 +30,9 @@ TOGETHER = 256
 
 NEAR_CHANCE = 0.6
 """A labeler that is right less often than this by a principle teaches little but noise by it."""
+
+TOO_FEW = 3
+"""Of so few readable examples, or fewer, nobody can tell whether the labeler is near chance."""
 
 NULL_ANSWERS = (":", "Thought process:", ".")
 """Answers that say nothing but take some labelers in (Zhao et al. 2025, "One token to fool LLM-as-a-judge")."""
@@ -176,7 +179,8 @@ def trusted(constitution: Constitution, accuracies: Sequence[PrincipleAccuracy],
             left_out.append(each.principle)
             warnings.append(f"principle '{each.principle}' is left out: the labeler {shown} on its examples")
         elif each.near_chance:
-            warnings.append(f"principle '{each.principle}': the labeler {shown} on its examples, near chance")
+            how = "too few to tell" if 0 < each.n - each.unreadable <= TOO_FEW else "near chance"
+            warnings.append(f"principle '{each.principle}': the labeler {shown} on its examples, {how}")
     if left_out and len(left_out) == len(constitution.principles):
         raise RunError(
             f"The labeler is right in less than {settings.min_accuracy:.0%} of the examples of every principle, so "
@@ -326,6 +330,7 @@ def run(settings: Settings, work: Work) -> None:
     work.note("comparisons", len(comparisons))
     work.note("judgements", len(judgements))
     work.note("unreadable", sum(judgement.p_a is None for judgement in judgements))
+    work.note("too_long", sum(TOO_LONG in (judgement.problem or "") for judgement in judgements))
     work.note("conflicts", sum(judgement.conflict for judgement in judgements))
     work.note("ties", sum(judgement.p_a == 0.5 for judgement in judgements))
     work.note("position_bias", position_bias(judgements))

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.errors import ConfigurationError
 from constitutional.human import read_comparisons, read_verdicts
-from constitutional.records import Comparison, Judgement, Message, Preference, Prompt, Verdict
+from constitutional.prompt_set import conversation_of
+from constitutional.records import Comparison, Judgement, Preference, Prompt, Verdict
 from constitutional.stats import weighted_mean
 from constitutional.work import Work
 
@@ -42,7 +43,8 @@ class Settings(BaseModel):
     """With a share: `fixed_total` keeps the number of preferences the same whatever the share; `additive` takes all of
     the AI's and adds as many of people's as give the share, or all of them if there are fewer."""
     total: int | None = Field(default=None, ge=1)
-    """Number of preferences at a fixed total; None is the largest that the share allows."""
+    """Number of preferences at a fixed total. None is the number of the scarcer source's, which every share from 0 to 1
+    allows; where there is only one source, all of it."""
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts whose preferences are kept from training, to measure the reward model on, 0 to 1."""
 
@@ -113,6 +115,8 @@ def mix(
 
     counts["AI preferences available"], counts["human preferences available"] = len(ai), len(human)
     counts["AI preferences used"], counts["human preferences used"] = amounts
+    for source, there, used in (("AI", ai, amounts.ai), ("human", human, amounts.human)):
+        counts[f"{source} preferences beyond the share or the total"] = len(there) - used
     for split in ("train", "held_out"):
         counts[f"preferences in {split}"] = sum(preference.split == split for preference in preferences)
     return Mixed(preferences, dict(counts))
@@ -129,7 +133,7 @@ def _by_ai(
         unreadable = any(each.p_a is None for each in judgements)
         counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
         return []
-    if _even(p_a) or abs(p_a - 0.5) < settings.margin:
+    if _even(p_a) or within_margin(p_a, settings.margin):
         counts["comparisons undecided"] += 1
         return []
     principles = tuple(dict.fromkeys(each.principle for each in readable))
@@ -209,6 +213,11 @@ def _even(p: float) -> bool:
     return abs(p - 0.5) < 1e-9
 
 
+def within_margin(p: float, margin: float) -> bool:
+    """Whether a probability is nearer to 0.5 than the margin, so that a judgement of it is undecided."""
+    return abs(p - 0.5) < margin - 1e-9  # 0.6 - 0.5 is 0.09999999999999998
+
+
 def _for_training(preferences: Sequence[Preference], counts: Counter[str]) -> list[Preference]:
     kept = [preference for preference in preferences if preference.prompt.split == "train"]
     counts["preferences on evaluation prompts"] += len(preferences) - len(kept)
@@ -237,7 +246,8 @@ def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
     if settings.mode == "additive":
         return Amounts(ai, min(human, _rounded(ai * share / (1 - share))))
     largest = _largest_total(ai, human, share)
-    total = largest if settings.total is None else settings.total
+    # The scarcer source's number is the most that every share allows: from run to run only the share changes.
+    total = (min(ai, human) or largest) if settings.total is None else settings.total
     if total > largest:
         there = f"with mix.human_share={share}, {ai} preferences of the AI's and {human} of people's allow {largest}"
         raise ConfigurationError(f"mix.total={total}, but {there}; give at most that, or leave mix.total out")
@@ -269,11 +279,6 @@ def _placed(preference: Preference, held_out_share: float, seed: int) -> Prefere
     return preference.model_copy(update={"split": "held_out" if draw < held_out_share else "train"})
 
 
-def conversation_of(messages: Iterable[Message]) -> tuple[tuple[str, str], ...]:
-    """What makes two prompts the same: who says what, whatever the spaces around it."""
-    return tuple((message.role, message.content.strip()) for message in messages)
-
-
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
     """Those that are not about a prompt that is held out for evaluation."""
     held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
@@ -290,6 +295,7 @@ def run(settings: Settings, work: Work) -> None:
         human = without_evaluation_prompts(file.preferences, work.read("prompts", Prompt))
         left_out = len(file.preferences) - len(human)
         notes = {
+            "human rows with an empty message": file.empty,
             "human rows with equal texts": file.equal,
             "human rows whose transcripts differ before the last reply": file.unlike,
             "human rows on evaluation prompts": left_out,

@@ -10,12 +10,23 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from constitutional.constitution import Constitution
 from constitutional.files import atomic_write
-from constitutional.records import Comparison, Judgement, Preference, Prompt, Reading, Record, Revision
+from constitutional.records import (
+    Comparison,
+    GoldPoint,
+    Judgement,
+    Preference,
+    Prompt,
+    Reading,
+    Record,
+    Revision,
+    Rollout,
+)
 from constitutional.report.data import (
     CalibrationBin,
     Calls,
@@ -32,6 +43,7 @@ from constitutional.report.data import (
     ReportData,
     RevisionExample,
     RewardQuality,
+    RolloutExample,
     RunReport,
     Score,
     Share,
@@ -40,28 +52,14 @@ from constitutional.report.page import render
 from constitutional.report.verdicts import ALWAYS_WANTED, kind
 from constitutional.work import Work
 
-if TYPE_CHECKING:
-    from constitutional.constitution import Constitution
-
-TRAINED: Mapping[str, str] = {"sft": "sft_model", "reward": "reward_model", "dpo": "policy"}
-"""The model that each training stage makes; its log lies beside it."""
-
-STAGES = (
-    "prompts",
-    "labeler_check",
-    "critique_revise",
-    "sft",
-    "sample_pairs",
-    "label",
-    "mix",
-    "reward",
-    "dpo",
-    "evaluate",
-)
-"""In running order; those before the report."""
-
 METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
 """What is drawn of a training log; not the learning rate and the like, which say nothing of what was learnt."""
+
+ONLINE = ("reward", "kl", "length", "entropy", "truncated", "clip_fraction", "explained_variance")
+"""The same of a training online, with each of its rewards if there are several."""
+
+CONSTITUTION = "constitution_used"
+"""The artifact that holds the principles and weights that the run had."""
 
 KEPT = ("available", "used", "preferences in", "overridden", "rated more than once")
 """Words of the stage mix's counts that are not about what it left out."""
@@ -76,6 +74,8 @@ class Settings(BaseModel):
     """Drafts shown with their critiques and revisions, principle by principle; 6 by default."""
     reply_examples: int = Field(default=8, ge=0, le=200)
     """Held-out prompts shown with the reply of each model; 8 by default."""
+    rollout_examples: int = Field(default=8, ge=0, le=200)
+    """Replies shown of a training online, each of another phase; 8 by default."""
     wanted: dict[str, Direction] = Field(default_factory=dict)
     """The direction in which a measure should go, `higher` or `lower`, by measure; goes before evaluation's."""
 
@@ -110,7 +110,7 @@ def wanted_directions(
 
 
 def labeler_quality(
-    constitution: "Constitution", accuracies: Iterable[_Accuracy], judgements: Sequence[Judgement]
+    constitution: Constitution, accuracies: Iterable[_Accuracy], judgements: Sequence[Judgement]
 ) -> LabelerQuality:
     """What the labeler did by each principle, on its own examples and on the run's comparisons."""
     on_examples = {each.principle: Share.of(each.right, each.n - each.unreadable) for each in accuracies}
@@ -181,11 +181,28 @@ def reward_quality(noted: Mapping[str, Any]) -> RewardQuality | None:
     )
 
 
+def rollout_examples(rollouts: Sequence[Rollout], prompts: Iterable[Prompt], count: int) -> Iterator[RolloutExample]:
+    """One reply from each of evenly spread phases of a training online, the first and the last among them."""
+    messages = {each.id: each.messages for each in prompts}
+    first = {each.phase: each for each in reversed(rollouts)}
+    phases = sorted(first)
+    places = {round(number * (len(phases) - 1) / max(count - 1, 1)) for number in range(count)} if phases else set()
+    for place in sorted(places):
+        its = first[phases[place]]
+        yield RolloutExample(
+            phase=its.phase, conversation=messages[its.prompt], reply=its.reply, reward=its.reward, kl=its.kl
+        )
+
+
 def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
     """What a training's logs say, a curve for each quantity with a line for each log, by name."""
-    for metric in METRICS:
+    names = {name for rows in logs.values() for row in rows for name in row}
+    online = {"reward", "kl"} <= names
+    parts = sorted(name for name in names if name.startswith("rewards/"))
+    for metric in (*ONLINE, *(parts if len(parts) > 1 else ())) if online else METRICS:
         lines = {
-            name: tuple((row["step"], row[metric]) for row in rows if metric in row) for name, rows in logs.items()
+            name: tuple((row["step"], row[metric]) for row in rows if row.get(metric) is not None)
+            for name, rows in logs.items()
         }
         if found := {name: line for name, line in lines.items() if line}:
             yield Curve(stage=stage, metric=metric, lines=found)
@@ -268,27 +285,39 @@ def left_out(
         reasons = {why: count for why, count in mixed["counts"].items() if not any(word in why for word in KEPT)}
         yield LeftOut(stage="mix", what="comparisons, judgements and rows", total=None, reasons=_counted(reasons))
     for stage, noted in notes.items():
-        if stage in TRAINED and "dropped" in noted:
-            used = noted["examples"]["trained_on"] if stage == "sft" else noted["pairs"]
+        if "dropped" in noted:
+            what, used = next(each for each in _used(noted))
             total = used + sum(noted["dropped"].values())
-            what = "examples" if stage == "sft" else "preferences"
             yield LeftOut(stage=stage, what=what, total=total, reasons=_counted(noted["dropped"]))
     if evaluated := notes.get("evaluate"):
         reasons = {why: count for why, count in evaluated["counts"].items() if why.startswith(("equal", "unreadable"))}
         yield LeftOut(stage="evaluate", what="comparisons and critiques", total=None, reasons=_counted(reasons))
 
 
+def _used(noted: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """What a stage trained on, and how many."""
+    if "examples" in noted:
+        yield "examples", noted["examples"]["trained_on"]
+    if "pairs" in noted:
+        yield "preferences", noted["pairs"]
+    if "prompts" in noted:
+        yield "prompts", noted["prompts"]
+
+
 def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
     return {why.replace("_", " "): count for why, count in reasons.items() if count}
 
 
-def gather(settings: Settings, work: Work) -> RunReport:
-    """Everything that a run's artifacts and notes say."""
+def gather(settings: Settings, work: Work, *, online: bool = False) -> RunReport:
+    """Everything that a run's artifacts and notes say; `online` if its policy was trained on replies of its own."""
     revisions, judgements = work.read("revisions", Revision), work.read("judgements", Judgement)
     preferences, scores = work.read("preferences", Preference), tuple(work.read("scores", Score))
-    notes = {stage: dict(found) for stage in STAGES if (found := work.read_notes(stage))}
     choices = example_choices(preferences, judgements)
-    folder = work.output("report.html").parent.parent
+    own = work.output("report.html").parent
+    folder = own.parent
+    # In running order, as the numbers of their folders say.
+    stages = {each.name[3:]: each for each in sorted(folder.glob("[0-9][0-9]_*")) if each != own}
+    notes = {stage: dict(found) for stage in stages if (found := work.read_notes(stage))}
     config, manifest = _json(folder / "config.json"), _json(folder / "manifest.json")
     return RunReport(
         name=folder.name,
@@ -298,9 +327,13 @@ def gather(settings: Settings, work: Work) -> RunReport:
         reward=reward_quality(notes.get("reward", {}).get("quality", {})),
         targets=histogram([each.probability for each in preferences], 0.5, 1.0),
         sources=dict(Counter(f"{each.source}, {each.split.replace('_', ' ')}" for each in preferences)),
-        curves=tuple(
-            curve for stage in TRAINED for curve in curves_of(stage, _logs(work.model(TRAINED[stage]).parent))
-        ),
+        curves=tuple(curve for stage, where in stages.items() for curve in curves_of(stage, _logs(where))),
+        gold=tuple(work.read("gold", GoldPoint)) if online else (),
+        rollouts=tuple(
+            rollout_examples(work.read("rollouts", Rollout), work.read("prompts", Prompt), settings.rollout_examples)
+        )
+        if online
+        else (),
         revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, work.seed)),
         replies=reply_examples(work.read("samples", _Sample), settings.reply_examples, work.seed),
         left_out=tuple(left_out(revisions, judgements, notes)),
@@ -310,7 +343,7 @@ def gather(settings: Settings, work: Work) -> RunReport:
 
 
 def _provenance(
-    constitution: "Constitution",
+    constitution: Constitution,
     config: Mapping[str, Any],
     manifest: Mapping[str, Any],
     comparisons: Sequence[Comparison],
@@ -327,7 +360,8 @@ def _provenance(
         principles={each.id: each.text for each in constitution.principles},
         versions=_versions(config, manifest),
         identities={
-            **config.get("digests", {}),
+            # The constitution's stands there as it was when the run was last begun, which may be after this report.
+            **{name: each for name, each in config.get("digests", {}).items() if name != "constitution"},
             **{name: ", ".join(sorted(found)) for name, found in asked.items() if found},
         },
         calls=tuple(
@@ -360,9 +394,11 @@ def _logs(folder: Path) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, work: Work, *, online: bool = False) -> None:
     """Read what all stages left, and write `report.html`."""
-    found = gather(settings, work)
+    found = gather(settings, work, online=online)
     page = render(ReportData(title=f"{found.name}: {found.provenance.constitution}", runs=(found,)))
+    # For a page of several runs: what this one was made by, whatever becomes of the file.
+    atomic_write(work.output(f"{CONSTITUTION}.json"), work.constitution.model_dump_json(indent=2).encode())
     # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
     atomic_write(work.output("report.html"), page.encode("utf-8", "backslashreplace"))

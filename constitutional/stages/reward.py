@@ -12,7 +12,7 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -104,26 +104,31 @@ def soft_reward_trainer(
 
 
 class Scored(NamedTuple):
-    """A held-out preference, and the mean of the members' scores for its two replies."""
+    """A held-out preference, and what the reward model gives to its two replies."""
 
     preference: Preference
     chosen: float
+    """The score as it is used: the mean over members of each one's normalised score."""
     rejected: float
+    probability: float
+    """That chosen is the better one: the mean over members of σ(d), with d the difference of a member's own scores.
+
+    The loss makes those a probability's logit; normalised ones are in deviations, and say nothing of how sure it is.
+    """
 
 
 def quality(held_out: Sequence[Scored]) -> dict[str, object]:
     """How a reward model does on preferences that it was not trained on; JSON values, None where nothing was measured.
 
     `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. `calibration`:
-    how sure the model is of the reply that it prefers, from 0.5, against the mean target for that reply, in 10 bins.
-    `length_correlation`: Pearson's, of score and length in words. `scores`: a histogram.
+    how sure the model is of the reply that it takes to be the likelier one, from 0.5, against the mean target for that
+    reply, in 10 bins. `length_correlation`: Pearson's, of score and length in words. `scores`: a histogram.
     """
     groups = {source: [each for each in held_out if each.preference.source == source] for source in ("ai", "human")}
     groups = {"all": list(held_out)} | {source: group for source, group in groups.items() if group}
-    sure = [_sigmoid(abs(each.chosen - each.rejected)) for each in held_out]
+    sure = [max(each.probability, 1 - each.probability) for each in held_out]
     true = [
-        each.preference.probability if each.chosen >= each.rejected else 1 - each.preference.probability
-        for each in held_out
+        each.preference.probability if each.probability >= 0.5 else 1 - each.preference.probability for each in held_out
     ]
     scores = [score for each in held_out for score in (each.chosen, each.rejected)]
     words = [len(text.split()) for each in held_out for text in (each.preference.chosen, each.preference.rejected)]
@@ -212,11 +217,29 @@ def measure(folder: Path, preferences: Sequence[Preference], settings: Settings,
         scores = raw_scores(*load_reward_model(folder / str(number)), [*reference, *replies])
         members.append({"mean": fmean(scores[: len(reference)]), "deviation": pstdev(scores[: len(reference)])})
         columns.append(scores[len(reference) :])
-    means = [fmean(each) for each in zip(*columns, strict=True)]
     normalisation = {"members": members, "samples": len(reference)}
     atomic_write(folder / NORMALISATION, json.dumps(normalisation, indent=2).encode())
-    pairs = zip(means[::2], means[1::2], strict=True)
-    return quality([Scored(each, *pair) for each, pair in zip(held_out, pairs, strict=True)]) | members[0]
+    return quality(list(_scored(held_out, columns, members))) | members[0]
+
+
+def _scored(
+    held_out: Sequence[Preference], columns: Sequence[Sequence[float]], members: Sequence[Mapping[str, float]]
+) -> Iterator[Scored]:
+    """From a column for each member: its own scores of the chosen and the rejected replies by turns."""
+    for index, preference in enumerate(held_out):
+        pairs = [(column[2 * index], column[2 * index + 1]) for column in columns]
+        # A member that scored every reference sample alike stays as it is: nothing can be trained on it anyway.
+        scales = [(each["mean"], each["deviation"] or 1.0) for each in members]
+        normalised = [
+            [(score - mean) / deviation for score in pair]
+            for pair, (mean, deviation) in zip(pairs, scales, strict=True)
+        ]
+        yield Scored(
+            preference,
+            chosen=fmean(pair[0] for pair in normalised),
+            rejected=fmean(pair[1] for pair in normalised),
+            probability=fmean(_sigmoid(chosen - rejected) for chosen, rejected in pairs),
+        )
 
 
 def run(settings: Settings, work: Work) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 
 from constitutional.errors import InputError, RunError
+from constitutional.prompt_set import conversation_of
 from constitutional.records import Message, Prompt, Revision
 from constitutional.training import (
     Row,
@@ -177,12 +178,14 @@ def run(settings: Settings, work: Work) -> None:
     """Train on `revisions`, from `base`, and write `sft_model`."""
     helpful, on_evaluation_prompts = None, 0
     if settings.helpful is not None:
-        held_out = {prompt.messages for prompt in work.read("prompts", Prompt) if prompt.split == "held_out"}
+        prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "held_out"]
+        held_out = {conversation_of(prompt.messages) for prompt in prompts}
         samples = read_helpful(settings.helpful)
-        helpful = [sample for sample in samples if sample.prompt.messages not in held_out]
+        helpful = [sample for sample in samples if conversation_of(sample.prompt.messages) not in held_out]
         on_evaluation_prompts = len(samples) - len(helpful)
     found = examples(work.read("revisions", Revision), settings, work.seed, helpful)
-    model, tokenizer = load_policy(work.model("base"), settings)
+    base = work.settings("base")
+    model, tokenizer = load_policy(work.model("base"), settings, pad_token=base.pad_token, template=base.template)
     kept, too_long = fitting(rows(found), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, work.output("checkpoints"), work.seed)
     fitted = fit(trainer, log=work.output("training_log.jsonl"), label="sft")

@@ -135,3 +135,10 @@ def test_models_of_different_vocabularies_are_refused(pair: Pair) -> None:
     other = tiny(len(pair.tokenizer) + 64, pair.tokenizer, 2)
     with pytest.raises(ModelError, match=r"evaluate\.compared=0"):
         divergences([Reply(QUESTION, "Dig.", ended=True)], pair.model, other, pair.tokenizer)
+
+
+def test_control_tokens_within_messages_are_no_part_of_what_is_read(pair: Pair) -> None:
+    end = pair.tokenizer.eos_token
+    plainly = divergences([Reply(QUESTION, "Dig a hole.", ended=True)], *pair)
+    asked = (Message("user", QUESTION[0].content + end), *QUESTION[1:])
+    assert divergences([Reply(asked, f"Dig a {end}hole.", ended=True)], *pair) == plainly

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from constitutional.engines.base import Request, Sampling
-from constitutional.engines.local import LocalEngine, check_lengths, load_model
+from constitutional.engines.base import Request, Sampling, TooLongError
+from constitutional.engines.local import ChatTokens, LocalEngine, load_model, load_tokenizer, room_to_reply
 from constitutional.errors import ModelError
 from constitutional.records import Message
-from tests.tiny import tiny_model
+from constitutional.reward_model import load_reward_model
+from tests.tiny import tiny_model, without_padding
 
 torch = pytest.importorskip("torch")
 
@@ -282,9 +283,10 @@ def test_lengths_are_checked_without_the_models_weights(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path)
     (folder / "model.safetensors").unlink()
     short, long = (Message("user", "Why?"),), (Message("user", "Why? " * 200),)
-    check_lengths(folder, [short], 256)
-    with pytest.raises(ModelError, match=r'begins "Why\? Why\?.* the reply may have 256'):
-        check_lengths(folder, [short, long], 256)
+    check = room_to_reply(folder, 256)
+    check(short)
+    with pytest.raises(TooLongError, match=r'begins "Why\? Why\?.* the reply may have 256'):
+        check(long)
 
 
 def test_an_order_of_roles_that_the_template_refuses_is_named(tmp_path: Path) -> None:
@@ -292,3 +294,47 @@ def test_an_order_of_roles_that_the_template_refuses_is_named(tmp_path: Path) ->
     twice = (Message("user", "One thing."), Message("user", "Another."))
     with pytest.raises(ModelError, match=r'roles user, user: .*\. Put the conversation that begins "One thing\."'):
         engine.complete([Request(twice, GREEDY)])
+
+
+# Weights, padding and the template's arguments.
+
+
+def test_only_weights_that_the_identity_covers_are_loaded(engine: LocalEngine, tmp_path: Path) -> None:
+    engine.model.save_pretrained(tmp_path)
+    engine.tokenizer.save_pretrained(tmp_path)
+    torch.save(engine.model.state_dict(), tmp_path / "pytorch_model.bin")
+    load_model(tmp_path, device="cpu")
+    (tmp_path / "model.safetensors").unlink()
+    for load in (load_model, load_reward_model):
+        with pytest.raises(ModelError, match=r"cannot be loaded as a .* model: .*safetensors"):
+            load(tmp_path)
+
+
+def test_a_tokenizer_without_a_token_for_padding_is_given_one(tmp_path: Path) -> None:
+    folder, known, unknown = without_padding(tmp_path), "<|pad|>", "<pad>"
+    with pytest.raises(ModelError, match=r"has no pad token; name one .* with model\.pad_token=TOKEN"):
+        load_model(folder)
+    with pytest.raises(ModelError, match=r'has no token "<pad>" for padding; it has .*"<\|eot_id\|>"'):
+        load_model(folder, pad_token=unknown)
+    engine = LocalEngine(*load_model(folder, device="cpu", pad_token=known))
+    padded = engine.complete([Request(QUESTION, GREEDY), Request(CONVERSATION, GREEDY)])
+    alone = [engine.complete([Request(each, GREEDY)])[0] for each in (QUESTION, CONVERSATION)]
+    assert padded == alone
+
+
+def test_arguments_of_the_template_are_part_of_it(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, "qwen3")
+    no_thought = "<think>\n\n</think>\n\n"
+
+    def asked(tokenizer: Any) -> str:  # noqa: ANN401
+        return str(tokenizer.decode(ChatTokens(tokenizer).ids(QUESTION)))
+
+    plainly = asked(load_tokenizer(folder))
+    assert no_thought not in plainly
+    said = {"enable_thinking": False, "unused": 'a "quoted" text\nof two lines {{ x }} %}'}
+    tokenizer = load_tokenizer(folder, template=said)
+    assert asked(tokenizer) == plainly + no_thought
+    tokenizer.save_pretrained(tmp_path / "saved")  # as a training does, whose model is then loaded by the same settings
+    for template in (None, said):
+        again = load_tokenizer(tmp_path / "saved", template=template)
+        assert again.chat_template == tokenizer.chat_template

@@ -2,9 +2,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from constitutional.engines.opening import LazyEngine, LocalSettings, Models, ModelSettings, folder_digest, model_folder
-from constitutional.errors import ConfigurationError
+from constitutional.errors import ConfigurationError, ModelError
 from constitutional.sandbox import MODEL_FOLDER
 
 
@@ -69,3 +70,47 @@ def test_a_path_that_is_neither_is_refused_without_asking_the_hub(path: str) -> 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"has no config.json; name a folder that transformers can load"):
         model_folder(str(tmp_path))
+
+
+def test_weights_that_a_models_identity_does_not_cover_are_refused(tmp_path: Path) -> None:
+    one = model_files(tmp_path / "one")
+    (one / "model.safetensors").rename(one / "pytorch_model.bin")
+    with pytest.raises(
+        ModelError, match=r"one: has no weights that end in \.safetensors; .* write it with save_pretrained"
+    ):
+        LazyEngine(ModelSettings(path=str(one)), Models())
+    adapter = model_files(tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    with pytest.raises(ModelError, match=r"adapter: holds an adapter, whose base model is elsewhere; merge it"):
+        model_folder(str(adapter))
+
+
+def test_what_the_settings_add_to_the_tokenizer_is_in_the_identity(tmp_path: Path) -> None:
+    path = str(model_files(tmp_path / "one"))
+    thinking: dict[str, bool] = {"enable_thinking": True}
+    added: list[dict[str, object]] = [
+        {},
+        {"pad_token": "<|pad|>"},
+        {"template": thinking},
+        {"template": {"enable_thinking": False}},
+    ]
+    settings = [ModelSettings.model_validate({"path": path, **each}) for each in added]
+    assert len({LazyEngine(each, Models()).identity for each in settings}) == len(set(settings)) == 4
+    again = ModelSettings.model_validate({"path": path, "template": thinking})
+    assert (again, hash(again)) == (settings[2], hash(settings[2]))
+
+
+def test_what_is_said_of_a_tokenizer_is_not_for_a_model_of_another_path() -> None:
+    pad, other_pad = "<|pad|>", "<pad>"
+    model = ModelSettings(path="some/model", pad_token=pad, template={"enable_thinking": False})
+    assert LocalSettings(batch_size=1).over(model) == model.model_copy(update={"batch_size": 1})
+    assert LocalSettings(path="other/model").over(model) == ModelSettings(path="other/model")
+    other = LocalSettings(path="other/model", template={"style": "brief"}).over(model)
+    assert (other.pad_token, other.template) == (None, {"style": "brief"})
+    assert LocalSettings(pad_token=other_pad).over(model).pad_token == other_pad
+
+
+@pytest.mark.parametrize("name", ["enable-thinking", "", "a = 1 %}{{ x"])
+def test_an_argument_of_the_template_has_a_plain_name(name: str) -> None:
+    with pytest.raises(ValidationError, match="should match pattern"):
+        ModelSettings.model_validate({"template": {name: True}})

@@ -1,6 +1,6 @@
 """A run that never was, with every part of a report in it."""
 
-from constitutional.records import Message
+from constitutional.records import GoldPoint, Message
 from constitutional.report.data import (
     CalibrationBin,
     Calls,
@@ -16,6 +16,7 @@ from constitutional.report.data import (
     ReplyExample,
     RevisionExample,
     RewardQuality,
+    RolloutExample,
     RunReport,
     Score,
     Share,
@@ -32,6 +33,30 @@ def changed(score: Score, **changes: Change) -> Score:
 
 def change(value: float, low: float, high: float, n: int = 240) -> Change:
     return Change(value=value, low=low, high=high, n=n)
+
+
+def gold(phase: int, value: float, *, half: float = 0.05, proxy: float = 0.0, kl: float | None = 1.0) -> GoldPoint:
+    return GoldPoint(
+        by="traits",
+        first_phase=phase,
+        last_phase=phase + 1,
+        kl=kl,
+        sqrt_kl=None if kl is None else kl**0.5,
+        proxy=proxy,
+        gold=value,
+        low=value - half,
+        high=value + half,
+        n=32,
+    )
+
+
+PEAKED = (
+    gold(1, 0.5, proxy=0.0, kl=0.0),
+    gold(3, 0.8, proxy=1.0, kl=4.0),
+    gold(5, 0.7, proxy=2.0, kl=9.0),
+    gold(7, 0.4, proxy=3.0, kl=16.0),
+)
+"""A training whose proxy rose on while gold fell after its second point."""
 
 
 def empty_run(name: str = "first") -> RunReport:
@@ -105,6 +130,11 @@ def full_run(name: str = "first") -> RunReport:
             ),
             "targets": Histogram(edges=(0.5, 0.75, 1.0), counts=(80, 190)),
             "sources": {"ai, train": 240, "ai, held out": 30},
+            "gold": PEAKED,
+            "rollouts": (
+                RolloutExample(phase=1, conversation=CLAIM, reply=AGREES, reward=-0.75, kl=0.25),
+                RolloutExample(phase=8, conversation=CLAIM, reply=CORRECTS, reward=1.5, kl=None),
+            ),
             "curves": (
                 Curve(stage="sft", metric="loss", lines={"training": ((5, 3.0), (10, 2.0))}),
                 Curve(stage="reward", metric="loss", lines={"member 0": ((5, 0.7),), "member 1": ((5, 0.6),)}),

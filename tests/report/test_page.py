@@ -9,7 +9,7 @@ from constitutional.records import Message
 from constitutional.report.data import ExampleStep, ReplyExample, ReportData, RevisionExample, RunReport
 from constitutional.report.figures import change_text
 from constitutional.report.page import comparison, difference, render
-from tests.report.made_up import change, empty_run, full_run, score
+from tests.report.made_up import AGREES, CORRECTS, change, empty_run, full_run, score
 
 VOID = {"meta", "br"}
 APART = {"code", "dd", "div", "dt", "h3", "h4", "li", "p", "span", "summary", "td", "th"}
@@ -77,8 +77,8 @@ def test_every_link_of_the_contents_leads_somewhere() -> None:
 def test_every_figure_is_followed_by_the_table_of_its_numbers() -> None:
     html = page_of(full_run())
     figures = re.findall(r"</figure>\s*(<\w+[^>]*>\s*<\w+[^>]*>[^<]*)", html)
-    # asked, violations, win rates, the rest, words, nats; labeler 2, targets 1, reward 3, curves 2
-    assert len(figures) == html.count("<figure") == 14
+    # asked, violations, win rates, the rest, words, nats; labeler 2, targets 1, reward 3, proxy and gold 1, curves 2
+    assert len(figures) == html.count("<figure") == 15
     assert all(re.match(r'<details class="numbers">\s*<summary>The numbers: ', each) for each in figures)
     assert all("<tbody" in part for part in html.split('<details class="numbers">')[1:])
 
@@ -130,6 +130,16 @@ def test_the_verdict_names_what_improved_and_what_got_worse_with_numbers() -> No
     assert "Not measured 2 The critic, on whose judgement" in text
     assert "is right Labeler's accuracy, for want of examples in the constitution, by plain" in text
     assert "The RL stage undid 1 Violations of honest wanted lower SL 8%" in text
+
+
+def test_a_win_rate_against_the_sl_model_is_not_counted_against_the_base() -> None:
+    run = full_run()
+    more = (*run.scores, score("policy", "win_rate/sft_model", 0.7, n=80))
+    wanted = {**run.wanted, "win_rate/sft_model": "higher"}
+    text = section(page_of(run.model_copy(update={"scores": more, "wanted": wanted})), "verdict")
+    assert "is better on 2 and worse on 1 of the 3 measures" in text  # as without it
+    said = "the labeler prefers the RL model’s replies in 70% (65% to 75%) of n = 80 comparisons"
+    assert f"Against the SL model, and so not counted above: {said}" in text
 
 
 @pytest.mark.parametrize(
@@ -243,3 +253,28 @@ def test_several_runs_are_compared_first() -> None:
 
 def test_one_run_has_no_table_of_runs() -> None:
     assert comparison(ReportData(title="one", runs=(full_run(),))) is None
+
+
+def test_proxy_and_gold_are_drawn_against_the_root_of_kl_with_the_peak_marked() -> None:
+    training = page_of(full_run())
+    # √KL of 0, 2, 3, 4 on an axis to 4, each series in its own deviations: proxy 0, 1, 2, 3 has mean 1.5 and deviation
+    # √1.25, so −1.34 to 1.34 on an axis from −2 to 2; gold 0.5, 0.8, 0.7, 0.4 has mean 0.6 and deviation √0.025.
+    assert 'class="line s0" points="0.00,83.54 50.00,61.18 75.00,38.82 100.00,16.46"' in training
+    assert 'class="line s2" points="0.00,65.81 50.00,18.38 75.00,34.19 100.00,81.62"' in training
+    assert '<line class="reference" x1="50%" y1="0" x2="50%" y2="200"/>' in training
+    assert "√KL from the SL model" in training
+    assert "it fell by 0.4 since (0.314 to 0.486), clearly" in training
+    row = '<th scope="row">3 to 4 (peak)</th><td>4</td><td>2</td><td>1</td><td>80% (75% to 85%)</td><td>32</td>'
+    assert row in training
+    assert training.count("(peak)") == 1
+
+
+def test_over_optimisation_stands_in_the_verdict() -> None:
+    assert "peaked at phases 3 to 4, KL 4 nats" in section(page_of(full_run()), "verdict")
+
+
+def test_what_the_policy_said_while_it_was_trained_is_shown_with_its_reward() -> None:
+    training = page_of(full_run())
+    assert f'<td class="prose">{AGREES}</td><td>−0.75</td><td>0.25</td>' in training
+    assert f'<td class="prose">{CORRECTS}</td><td>1.5</td><td>not known</td>' in training
+    assert "while it was trained" not in section(page_of(empty_run()), "training")

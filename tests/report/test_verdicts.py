@@ -9,8 +9,8 @@ from constitutional.report.data import (
     Score,
     Share,
 )
-from constitutional.report.verdicts import Outcome, cautions, outcome, verdicts, words
-from tests.report.made_up import change, changed, empty_run, full_run, score
+from constitutional.report.verdicts import Outcome, cautions, fall, outcome, over_optimised, verdicts, words
+from tests.report.made_up import PEAKED, change, changed, empty_run, full_run, gold, score
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,27 @@ def test_a_win_rate_that_may_be_a_half_is_no_win() -> None:
     scores = (score("base", "length", 9), score("policy", "win_rate/base", 0.54, 0.05))
     found = verdicts(empty_run().model_copy(update={"scores": scores, "wanted": {"win_rate/base": "higher"}}))
     assert [each.measure for each in found.unclear] == ["win_rate/base"]
+
+
+@pytest.mark.parametrize(("value", "undone"), [(0.8, []), (0.5, []), (0.2, ["win_rate/sft_model"])])
+def test_a_win_over_the_sl_model_is_none_over_the_base(value: float, undone: list[str]) -> None:
+    scores = (score("policy", "win_rate/base", 0.8), score("policy", "win_rate/sft_model", value))
+    wanted = {"win_rate/base": "higher", "win_rate/sft_model": "higher"}
+    found = verdicts(empty_run().model_copy(update={"scores": scores, "wanted": wanted}))
+    assert [each.measure for each in found.improved] == ["win_rate/base"]
+    assert (found.worse, found.changed, found.unclear) == ([], [], [])
+    assert [each.measure for each in found.against_sl] == ["win_rate/sft_model"]
+    assert [each.measure for each in found.undone] == undone
+
+
+def test_the_labeler_that_judges_what_it_taught_is_a_reason_for_doubt() -> None:
+    run = full_run()
+    (said,) = [each for each in cautions(run) if "judge of the win rates" in each]
+    assert "is the labeler whose labels the RL model was trained by" in said
+    by_people = run.model_copy(update={"sources": {"human, train": 240}})
+    others = tuple(each for each in run.scores if each.measure != "win_rate/base")
+    for other in (by_people, run.model_copy(update={"scores": others})):
+        assert not any("judge of the win rates" in each for each in cautions(other))
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -235,7 +256,8 @@ def test_a_reward_model_with_one_source_is_doubted_once() -> None:
 
 def test_a_weak_labeler_is_a_reason_for_doubt() -> None:
     # 11 of 20 is 55%, under 60%; 400 of 556 is 72% for the first; 22 of 300 is 7%, over 5%.
-    assert [each.removeprefix("The labeler, by “honest”, ") for each in cautions(full_run())] == [
+    run = full_run().model_copy(update={"sources": {}})
+    assert [each.removeprefix("The labeler, by “honest”, ") for each in cautions(run)] == [
         "is right on 11 of 20 examples: near chance, and training amplifies what it misjudges.",
         "preferred the response shown first in 72% of its readings: it favours a position.",
         "gave no readable answer to 22 of 300 comparisons.",
@@ -283,3 +305,27 @@ def test_a_principle_that_the_critic_misunderstands_is_said_before_all_else() ->
     said = "calm: The principle asks to include flattery. Its tags say: flattery, avoid."
     run = full_run().model_copy(update={"notes": {"evaluate": {"misunderstood": [said]}}})
     assert next(iter(cautions(run))) == f"The critic takes a principle for another than its author meant. {said}"
+
+
+def test_a_fall_of_the_gold_score_is_clear_beyond_an_interval_that_knows_the_peak_was_chosen() -> None:
+    found = fall(PEAKED)
+    assert found is not None
+    assert (found.peak.first_phase, found.last.first_phase) == (3, 7)
+    # Of three falls at once 1 − 0.05/3: z = 2.3940 in the place of 1.9600; 1.2215 · √(0.05² + 0.05²) = 0.0864
+    assert (found.value, found.low, found.high) == pytest.approx((0.4, 0.3136, 0.4864), abs=1e-4)
+    assert fall(PEAKED[:2]) is None  # the last is the highest
+    assert fall(()) is None
+
+
+def test_over_optimisation_is_a_sentence_if_it_is_clear_and_silence_if_it_is_not() -> None:
+    run = empty_run().model_copy(update={"gold": PEAKED})
+    (said,) = over_optimised(run)
+    assert said == (
+        "The gold score (what the constitution’s tags ask for, found exactly) peaked at phases 3 to 4, KL 4 nats, and "
+        "fell by 40.0 points since (31.4 to 48.6): the reward was over-optimised."
+    )
+    unclear = (gold(1, 0.5), gold(3, 0.52), gold(5, 0.45))  # 0.07 ± 1.14 · 0.07
+    assert list(over_optimised(run.model_copy(update={"gold": unclear}))) == []
+    unknown = (gold(1, 0.9, kl=None), gold(3, 0.1, kl=None))
+    (said,) = over_optimised(run.model_copy(update={"gold": unknown}))
+    assert "peaked at phases 1 to 2, and fell by 80.0 points" in said

@@ -5,11 +5,11 @@ import pytest
 from pydantic import ValidationError
 
 from constitutional.constitution import Constitution, Example, Principle
-from constitutional.engines.base import Completion, Request
+from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.errors import InputError
 from constitutional.prompts import load_prompts
-from constitutional.records import Message, Prompt, Revision
+from constitutional.records import Message, Prompt, Revision, RevisionStep
 from constitutional.stages import critique_revise as stage
 from constitutional.stages.critique_revise import Settings, critique_revise, draft, last_sentence, revise
 
@@ -266,6 +266,27 @@ def test_own_words_for_revision_are_said_when_the_revision_is_asked_for() -> Non
     assert all(each.endswith("new response only.\n\nPrinciple: Take out every exclamation mark.") for each in said)
 
 
+def test_own_words_for_revision_are_kept_with_the_round_in_which_they_were_said() -> None:
+    own = Principle(id="own", text="Be calm.", revision="Take out every exclamation mark.")
+    constitution = Constitution(name="t", principles=(own,))
+
+    def step(rule: Rule, settings: Settings) -> RevisionStep:
+        (item,) = critique_revise([prompt("Hi")], constitution, ScriptedEngine(rule), TEMPLATES, settings, 1)
+        return item.unusable or item.steps[0]
+
+    said = step(marks, Settings(rounds=1))
+    assert (said.principle_text, said.revision_text) == ("Be calm.", "Take out every exclamation mark.")
+    # At once they are the words that were asked with, and there are no others.
+    at_once = step(marks, Settings(rounds=1, critique=False))
+    assert (at_once.principle_text, at_once.revision_text) == ("Take out every exclamation mark.", None)
+    # Where nothing is found, or the critique cannot be used, nobody was asked to revise.
+    assert step(finds_nothing_calm, Settings(rounds=1)).revision_text is None
+    silent = step(lambda each: "" if each.messages[-1].content.startswith(CRITIQUE) else "Yes!", Settings(rounds=1))
+    assert (silent.critique, silent.revision_text) == ("", None)
+    empty = step(lambda each: "" if each.messages[-1].content.startswith(REVISE) else "Yes!", Settings(rounds=1))
+    assert (empty.revision, empty.revision_text) == ("", "Take out every exclamation mark.")
+
+
 def test_without_own_words_the_request_for_a_revision_is_what_the_sandboxs_model_was_trained_on() -> None:
     (said,) = asked_to_revise(Principle(id="calm", text="Be calm.", critique="Is it calm?"), Settings(rounds=1))
     assert said == (
@@ -427,3 +448,36 @@ def test_a_draft_may_come_from_another_model() -> None:
     drafts = draft([prompt("Hi")], ScriptedEngine(lambda _: "A draft.", "base"), Settings(), seed=1)
     (item,) = revise(drafts, principles("calm"), ScriptedEngine(marks, "critic"), TEMPLATES, Settings(rounds=1), seed=1)
     assert (item.draft, item.final) == ("A draft.", "A draft.!")
+
+
+@pytest.mark.parametrize(
+    "verdict", ["**So it follows the principle.**", 'So it "follows the principle".', "So it **follows** the Principle"]
+)
+def test_a_verdict_in_bold_or_in_quotes_is_read(verdict: str) -> None:
+    (item,) = revised(lambda r: verdict if r.messages[-1].content.startswith(CRITIQUE) else "x", Settings(rounds=1))
+    assert item.steps[0].found_nothing
+
+
+@pytest.mark.parametrize(
+    ("asked", "problem"),
+    [
+        ("Hi", "the draft cannot be asked for"),
+        (CRITIQUE, "round 2, principle '{}': the critique cannot be asked for"),
+        (REVISE, "round 2, principle '{}': the revision cannot be asked for"),
+    ],
+)
+def test_an_item_that_becomes_too_long_is_marked_and_the_others_go_on(asked: str, problem: str) -> None:
+    def short_sighted(request: Request) -> str:
+        said = "".join(message.content for message in request.messages)
+        late = asked == "Hi" or "Answer to Hi!" in said  # as it is after the first round
+        if request.messages[0].content == "Hi" and request.messages[-1].content.startswith(asked) and late:
+            raise TooLongError("too long")
+        return marks(request)
+
+    both = (prompt("Hi"), prompt("Ho"))
+    item, other = revised(short_sighted, Settings(rounds=2), of=both)
+    assert other == revised(marks, Settings(rounds=2), of=both)[1]
+    drawn = revised(marks, Settings(rounds=2), of=both)[0].steps[1].principle
+    assert item.problem == f"{problem.format(drawn)}: the conversation is longer than the model can read"
+    assert item.final == ("" if asked == "Hi" else "Answer to Hi!")
+    assert item.unusable is None

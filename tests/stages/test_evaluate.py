@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from constitutional.constitution import Constitution, Principle
-from constitutional.engines.base import Completion, Engine, Request
+from constitutional.engines.base import Completion, Engine, Request, TooLongError
+from constitutional.engines.opening import ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.prompt_set import sandbox_prompt, sandbox_prompt_set
 from constitutional.prompts import Prompts, load_prompts
@@ -19,7 +20,6 @@ from constitutional.stages.evaluate import (
     Score,
     Settings,
     held_out,
-    paired_interval,
     replies,
     run,
     side_by_side,
@@ -132,26 +132,6 @@ def test_a_rates_change_is_measured_over_the_same_prompts() -> None:
     assert changes["sft_model"].low > 0
 
 
-@pytest.mark.parametrize(
-    ("gained", "clear"),
-    [
-        (0, False),  # and the interval is no point: what happened in none of 100 may happen in some
-        (4, False),  # a fair coin falls four times the same way in 2 of 16 tries
-        (6, True),  # in 2 of 64, which is 3%
-    ],
-)
-def test_a_few_replies_that_changed_are_no_clear_change(gained: int, clear: bool) -> None:
-    low, high = paired_interval(gained, 0, 100)
-    assert (low > 0) is clear
-    assert high > gained / 100
-    assert paired_interval(0, gained, 100) == pytest.approx((-high, -low))
-
-
-def test_an_interval_of_a_change_stays_within_what_a_rate_can_change_by() -> None:
-    assert paired_interval(3, 0, 3).high == 1  # 3 / 5 ± 1.95996 * sqrt(4 - 9 / 5) / 5 = 0.6 ± 0.581
-    assert paired_interval(0, 3, 3).low == -1
-
-
 def test_a_change_in_length_is_the_mean_over_prompts() -> None:
     samples = [sample("1", "a b c", "a b c", "a"), sample("2", "a b c d", "a b c d", "a b c")]
     found = by_name(text_scores(samples, Settings(), 0))
@@ -205,6 +185,9 @@ def test_a_refusal_is_looked_for_at_the_beginning_only() -> None:
     assert scores["sft_model", "refusal_phrases"].value == 0.5
 
 
+CONTESTS = ("sft_model against base", "policy against base", "policy against sft_model")
+
+
 def judging(p_a: Callable[[Comparison], Sequence[float | None]]) -> Callable[[Sequence[Comparison]], list[Judgement]]:
     """A labeler by a rule that gives the probability by each principle."""
 
@@ -235,7 +218,8 @@ def test_a_labeler_that_prefers_the_longer_reply_makes_the_longer_model_win() ->
     assert found["policy", "win_rate/sft_model"].value == 1
     assert found["policy", "win_rate/base"].n == 10
     assert found["policy", "win_rate/base"].low == pytest.approx(10 / 13.8415, abs=1e-5)  # n / (n + z²)
-    assert problems == {"equal replies": 0, "unreadable comparisons": 0}
+    assert len(problems) == 6
+    assert set(problems.values()) == {0}
 
 
 def test_equal_replies_are_no_comparison_and_unreadable_ones_neither_won_nor_lost() -> None:
@@ -243,7 +227,11 @@ def test_equal_replies_are_no_comparison_and_unreadable_ones_neither_won_nor_los
     rule = judging(lambda each: [None if "?" in each.a else 0.9])
     scores, problems = win_scores(samples, rule)
     found = by_name(scores)
-    assert problems == {"equal replies": 1, "unreadable comparisons": 2}
+    assert {name: count for name, count in problems.items() if count} == {
+        "equal replies, sft_model against base": 1,
+        "unreadable comparisons, policy against base": 1,
+        "unreadable comparisons, policy against sft_model": 1,
+    }
     assert (found["policy", "win_rate/base"].value, found["policy", "win_rate/base"].n) == (1, 2)
     assert found["sft_model", "win_rate/base"].n == 2
 
@@ -262,7 +250,7 @@ def test_a_labeler_that_is_always_even_gives_half_a_win_each() -> None:
 def test_a_labeler_that_answers_nothing_leaves_no_observation() -> None:
     scores, problems = win_scores([sample("1", "x", "y", "z")], judging(lambda _: []))
     assert {(score.n, score.low, score.high) for score in scores} == {(0, 0.0, 1.0)}
-    assert problems["unreadable comparisons"] == 3
+    assert [count for name, count in problems.items() if name.startswith("unreadable")] == [1, 1, 1]
 
 
 CONSTITUTION = Constitution(
@@ -283,6 +271,49 @@ def critic(request: Request) -> str:
     if len(reply.content) > 20:
         return "It violates the principle. Or rather, I would say that it is hard to tell."
     return "So it follows the principle."
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "So it {} the principle.",
+        "**So it {} the principle.**",
+        "So it **{}** the principle.",
+        "It says “it {} the principle”.",
+        "So it {} the 'principle'.",
+        "SO IT {} THE PRINCIPLE",
+        "(So it _{} the principle_.)",
+    ],
+)
+def test_a_verdict_in_bold_or_in_quotes_is_read(verdict: str) -> None:
+    def said(word: str) -> list[float]:
+        engine = ScriptedEngine(lambda _: verdict.format(word))
+        scores, problems = violation_scores(
+            [sample("1", "a", "b", "c")], CONSTITUTION, engine, load_prompts(), Settings()
+        )
+        assert problems == {"critiques": 6, "unreadable critiques": 0}
+        return [score.value for score in scores]
+
+    assert said("violates") == [1] * 6
+    assert said("follows") == [0] * 6
+
+
+def test_a_critique_that_is_too_long_to_ask_for_is_counted_and_the_others_are_made() -> None:
+    def short_sighted(request: Request) -> str:
+        if len(request.messages[1].content) > 20:
+            raise TooLongError("too long")
+        return critic(request)
+
+    samples = [sample("1", "Hello", "Hello", "Hi"), sample("2", "Hello", "Hello", "This is far too long to be read")]
+    scores, problems = violation_scores(
+        samples, CONSTITUTION, ScriptedEngine(short_sighted), load_prompts(), Settings()
+    )
+    assert problems == {
+        "critiques": 12,
+        "unreadable critiques": 0,
+        "unreadable critiques, too long to ask for": 2,
+    }
+    assert [score.n for score in scores if score.model == "policy"] == [1, 1]
 
 
 def test_violations_are_counted_by_principle_with_its_own_words_and_the_unreadable_left_out() -> None:
@@ -367,6 +398,9 @@ class FakeWork:
     def model(self, artifact: str) -> Path:
         return self.folders[artifact]  # none unless a test puts one there
 
+    def settings(self, role: str) -> ModelSettings:
+        return ModelSettings(path=str(self.folders[role]))
+
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         assert label
         shown = list(items)
@@ -389,8 +423,7 @@ def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
     assert scores["base", "length"].n == 5
     assert work.notes["counts"] == {
         "held-out prompts": 5,
-        "equal replies": 0,
-        "unreadable comparisons": 0,
+        **{f"{what}, {contest}": 0 for what in ("equal replies", "unreadable comparisons") for contest in CONTESTS},
         "critiques": 18,
         "unreadable critiques": 0,
     }

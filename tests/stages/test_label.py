@@ -8,10 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from constitutional.constitution import Constitution, Example, Principle
-from constitutional.engines.base import Completion, Request
+from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.opening import ModelSettings
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.errors import ModelError, RunError
-from constitutional.labeler import CHOICES, ORDERS, SCORES, expected_score
+from constitutional.labeler import CHOICES, ORDERS, SCORES, TOO_LONG, expected_score
 from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Comparison, Judgement, Message, Prompt, Reading, Record
 from constitutional.stages import label as stage
@@ -442,7 +443,7 @@ def test_near_chance_is_a_warning_where_nothing_is_left_out() -> None:
     accuracies = measure_labeler(many, ScriptedEngine(likes_longer), TEMPLATES, Settings())
     trust = trusted(many, accuracies, Settings())
     assert trust.constitution == many
-    assert trust.warnings == ["principle 'shorter': the labeler is right in 0 of 3 on its examples, near chance"]
+    assert trust.warnings == ["principle 'shorter': the labeler is right in 0 of 3 on its examples, too few to tell"]
 
 
 def test_when_every_principle_is_misjudged_labelling_does_not_start() -> None:
@@ -537,6 +538,23 @@ def test_position_bias_is_the_share_of_readings_for_the_first() -> None:
     assert position_bias([judgement(0.5), judgement(None)]) is None
 
 
+@pytest.mark.parametrize("method", ["logprobs", "rationale", "score", "votes"])
+def test_a_comparison_that_is_too_long_is_unreadable_and_the_others_are_judged(method: Method) -> None:
+    def short_sighted(request: Request) -> Completion | str:
+        if "z" * 50 in "".join(message.content for message in request.messages):
+            raise TooLongError("too long")
+        return likes_longer(request)
+
+    both = (comparison(), comparison(b="z" * 50))
+    readable, too_long = judged(short_sighted, Settings(method=method), both)
+    assert readable == judged(likes_longer, Settings(method=method))[0]
+    assert too_long.p_a is None
+    assert TOO_LONG in (too_long.problem or "")
+    work = FakeWork({"comparisons": list(both), "labeler_accuracy": []}, short_sighted, LONGER)
+    stage.run(Settings(method=method), work)
+    assert (work.notes["unreadable"], work.notes["too_long"]) == (1, 1)
+
+
 # The stage.
 
 R = TypeVar("R", bound=Record)
@@ -567,6 +585,9 @@ class FakeWork:
 
     def model(self, artifact: str) -> Path:
         raise AssertionError(artifact)
+
+    def settings(self, role: str) -> ModelSettings:
+        raise AssertionError(role)
 
     def output(self, name: str) -> Path:
         raise AssertionError(name)

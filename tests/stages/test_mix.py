@@ -107,6 +107,12 @@ def test_what_is_undecided_unreadable_or_not_judged_is_counted_and_left_out() ->
     assert found.counts["comparisons not judged"] == 1
 
 
+def test_what_is_just_the_margin_from_a_half_is_decided() -> None:
+    assert 0.6 - 0.5 == 0.09999999999999998
+    found = mixed([(compared("1"), 0.6), (compared("2"), 0.4)], settings=Settings(margin=0.1, held_out_share=0))
+    assert len(found.preferences) == 2
+
+
 def test_a_mean_that_is_even_but_for_rounding_is_undecided() -> None:
     one, other = compared("1"), compared("2")
     assert (0.1 * 0.69 + 0.1 * 0.31) / (0.1 + 0.1) == 0.49999999999999994
@@ -193,6 +199,26 @@ def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
     ("ai", "people", "share", "expected"),
     [
         (100, 40, None, (100, 40)),
+        (100, 1000, 0.0, (100, 0)),
+        (100, 1000, 0.5, (50, 50)),
+        (100, 1000, 1.0, (0, 100)),
+        (100, 40, 0.0, (40, 0)),
+        (100, 40, 0.25, (30, 10)),
+        (100, 40, 1.0, (0, 40)),
+        (100, 0, 0.0, (100, 0)),  # nobody's file to compare with
+        (0, 40, 1.0, (0, 40)),
+        (1, 1, 0.7, (0, 1)),  # 0.7 of one preference is nearest to one
+    ],
+)
+def test_without_a_total_every_share_gets_that_of_the_scarcer_source(
+    ai: int, people: int, share: float | None, expected: tuple[int, int]
+) -> None:
+    assert amounts_of(ai, people, Settings(human_share=share)) == expected
+
+
+@pytest.mark.parametrize(
+    ("ai", "people", "share", "expected"),
+    [
         (100, 40, 0.0, (100, 0)),
         (100, 40, 0.5, (40, 40)),
         (100, 40, 1.0, (0, 40)),
@@ -202,10 +228,13 @@ def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
         (1, 9, 0.0001, (1, 0)),
     ],
 )
-def test_the_largest_total_that_a_share_allows(
-    ai: int, people: int, share: float | None, expected: tuple[int, int]
+def test_a_total_may_be_the_largest_that_the_share_allows(
+    ai: int, people: int, share: float, expected: tuple[int, int]
 ) -> None:
-    assert amounts_of(ai, people, Settings(human_share=share)) == expected
+    largest = sum(expected)
+    assert amounts_of(ai, people, Settings(human_share=share, total=largest)) == expected
+    with pytest.raises(ConfigurationError, match=f"allow {largest};"):
+        amounts_of(ai, people, Settings(human_share=share, total=largest + 1))
 
 
 def test_a_total_stays_the_same_whatever_the_share() -> None:
@@ -271,6 +300,13 @@ def test_none_half_and_all_of_the_preferences_are_peoples() -> None:
         found = mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)).preferences
         assert sum(each.source == "human" for each in found) == count
         assert len(found) == 200
+
+
+def test_what_the_total_has_no_room_for_is_counted() -> None:
+    counts = mixed(MANY[:100], people=PEOPLE, settings=Settings(human_share=0.5)).counts
+    assert (counts["AI preferences used"], counts["human preferences used"]) == (50, 50)
+    assert counts["AI preferences beyond the share or the total"] == 50
+    assert counts["human preferences beyond the share or the total"] == 350
 
 
 def test_a_larger_share_holds_all_of_a_smaller_ones_and_the_split_does_not_move() -> None:

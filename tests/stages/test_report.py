@@ -9,6 +9,7 @@ import pytest
 
 from constitutional.constitution import Constitution, Principle
 from constitutional.engines.base import Engine
+from constitutional.engines.opening import ModelSettings
 from constitutional.files import read_rows, write_rows
 from constitutional.prompts import Prompts
 from constitutional.records import (
@@ -51,6 +52,9 @@ HELD_OUT = Prompt(messages=(Message("user", "And now?"),), split="held_out")
 COMPARISON = Comparison(prompt=QUESTION, a="No.", b="Yes!", model="ab12")
 
 
+STAGE_OF = {"sft_model": "03_sft", "reward_model": "07_reward", "policy": "08_dpo"}
+
+
 class RunFolder:
     """`Work` over a folder: what the stages before the report left, and what the report leaves."""
 
@@ -71,7 +75,10 @@ class RunFolder:
         return write_rows(self.folder / f"{artifact}.jsonl", rows)
 
     def model(self, artifact: str) -> Path:
-        return self.folder / f"stage_of_{artifact}" / artifact
+        return self.folder / STAGE_OF[artifact] / artifact
+
+    def settings(self, role: str) -> ModelSettings:
+        raise NotImplementedError(role)
 
     def output(self, name: str) -> Path:
         path = self.folder / "10_report" / name
@@ -252,10 +259,24 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
         },
         "label": {"left_out_principles": ["plain"], "ties": 1},
         "sft": {"examples": {"trained_on": 90}, "dropped": {"too_long": 10, "by_trainer": 0}},
-        "mix": {"counts": {"comparisons undecided": 3, "AI preferences used": 40, "preferences in train": 36}},
+        "mix": {
+            "counts": {
+                "comparisons undecided": 3,
+                "AI preferences used": 40,
+                "AI preferences beyond the share or the total": 9,
+                "preferences in train": 36,
+            }
+        },
         "reward": {"pairs": 35, "dropped": {"held_out": 4, "equal_texts": 0, "too_long": 0, "by_trainer": 1}},
         "dpo": {"pairs": 36, "dropped": {"held_out": 4, "equal_texts": 0, "too_long": 0}},
-        "evaluate": {"counts": {"held-out prompts": 60, "critiques": 300, "unreadable critiques": 2}},
+        "evaluate": {
+            "counts": {
+                "held-out prompts": 60,
+                "critiques": 300,
+                "unreadable critiques": 2,
+                "equal replies, sft_model against base": 8,
+            }
+        },
     }
     revisions = [revision("a", ["honest"]), revision("b", ["honest"], problem="the reply is empty")]
     judgements = [
@@ -270,11 +291,17 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
         ("sample_pairs", "responses", None, {"cut off": 7, "repeated": 5}),
         ("label", "principles", None, {"“plain”: the labeler misjudges its examples": 1}),
         ("label", "judgements", 3, {"cut off": 1, "tie, neither response is preferred": 1}),
-        ("mix", "comparisons, judgements and rows", None, {"comparisons undecided": 3}),
+        (
+            *("mix", "comparisons, judgements and rows", None),
+            {"comparisons undecided": 3, "AI preferences beyond the share or the total": 9},
+        ),
         ("sft", "examples", 100, {"too long": 10}),
         ("reward", "preferences", 40, {"held out": 4, "by trainer": 1}),
         ("dpo", "preferences", 40, {"held out": 4}),
-        ("evaluate", "comparisons and critiques", None, {"unreadable critiques": 2}),
+        (
+            *("evaluate", "comparisons and critiques", None),
+            {"unreadable critiques": 2, "equal replies, sft model against base": 8},
+        ),
     ]
 
 
@@ -284,7 +311,7 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     work = RunFolder(tmp_path / "first", {"label": {"warnings": ["half a pair: \ud800"]}})
-    work.folder.mkdir()
+    (work.folder / "05_label").mkdir(parents=True)
     judged = judgement("honest", 0.9, 0.8)
     work.write("revisions", [revision("Is it so?", ["honest"])])
     work.write("comparisons", [COMPARISON])
@@ -357,7 +384,10 @@ def test_the_stage_writes_one_page_that_any_browser_reads_whatever_a_model_wrote
     page = folder.output("report.html").read_bytes().decode("utf-8")
     assert "better on 1" in page
     assert "half a pair: \\ud800" in page  # half a surrogate pair, which UTF-8 cannot hold
-    assert [path.name for path in folder.output("report.html").parent.iterdir()] == ["report.html"]
+    made = sorted(path.name for path in folder.output("report.html").parent.iterdir())
+    assert made == ["constitution_used.json", "report.html"]
+    kept = folder.output("constitution_used.json").read_bytes()
+    assert Constitution.model_validate_json(kept) == folder.constitution
 
 
 def test_the_same_run_gives_the_same_page(folder: RunFolder) -> None:

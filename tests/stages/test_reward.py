@@ -13,6 +13,7 @@ from constitutional.stages import reward
 from constitutional.stages.reward import (
     Scored,
     Settings,
+    measure,
     quality,
     reference_conversations,
     run,
@@ -84,6 +85,11 @@ def test_scores_do_not_depend_on_what_is_scored_beside(models: Path) -> None:
     assert len(set(together)) == 4
 
 
+def test_weights_lie_where_a_processor_rounds_alike_whatever_file_they_are_read_from(models: Path) -> None:
+    model, _ = load_reward_model(tiny_model(models))
+    assert {weights.data_ptr() % 64 for weights in model.parameters()} == {0}
+
+
 def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models: Path, tmp_path: Path) -> None:
     works = [
         OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": [*MANY, *HELD_OUT]})
@@ -121,7 +127,8 @@ def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models:
 
 
 def scored(chosen: float, rejected: float, probability: float, source: Literal["ai", "human"] = "ai") -> Scored:
-    return Scored(preference(1, probability, source=source), chosen, rejected)
+    """As a single reward model has it whose scores are normalised already."""
+    return Scored(preference(1, probability, source=source), chosen, rejected, 1 / (1 + exp(rejected - chosen)))
 
 
 def test_quality_in_numbers() -> None:
@@ -146,6 +153,37 @@ def test_quality_in_numbers() -> None:
     # Scores ln3, 0 | 0, ln3 | ln9, 0 in units of ln3: 1 0 0 1 2 0 about 2/3; words 2, 4 by turns, about 3:
     # Σ = −1/3 − 2/3·1 + 2/3 + 1/3 − 4/3 − 2/3 = −2, over √(10/3 · 6) = √20
     assert found["length_correlation"] == pytest.approx(-2 / sqrt(20))
+
+
+def test_an_ensemble_is_measured_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first member's numbers are ten times as far apart, and it is wrong; by the normalised ones the second wins.
+    texts = {f"Yes, {number}.": number for number in range(2)} | {"A": 2, "B": 3}
+    own = [(0.0, 20.0, 10.0, 14.0), (0.0, 2.0, 1.6, 0.4)]  # two reference samples, then chosen and rejected
+    monkeypatch.setattr(reward, "load_reward_model", lambda folder: (int(folder.name), None))
+    monkeypatch.setattr(
+        reward, "raw_scores", lambda member, _, given: [own[member][texts[each[-1].content]] for each in given]
+    )
+    reference = [preference(number).model_copy(update={"rejected": f"Yes, {number}."}) for number in range(2)]
+    held_out = preference(5, 0.8, split="held_out").model_copy(update={"chosen": "A", "rejected": "B"})
+    found: Any = measure(tmp_path, [*reference, held_out], QUICK.model_copy(update={"members": 2}), seed=0)
+
+    # About means of 10 and 1 with deviations of 10 and 1: chosen (0 + 0.6) / 2, rejected (0.4 - 0.6) / 2.
+    assert found["accuracy"]["all"]["value"] == 1.0
+    assert (found["scores"]["edges"][0], found["scores"]["edges"][-1]) == pytest.approx((-0.1, 0.3))
+    # σ(10 - 14) = 0.018 and σ(1.6 - 0.4) = 0.769: 0.393 for chosen, so 0.607 for rejected, which 0.2 prefer.
+    probability = 1 - (1 / (1 + exp(4)) + 1 / (1 + exp(-1.2))) / 2
+    assert found["calibration"] == [{"predicted": pytest.approx(probability), "observed": pytest.approx(0.2), "n": 1}]
+    assert (found["mean"], found["deviation"]) == (10.0, 10.0)
+
+
+def test_a_member_that_scores_everything_alike_does_not_end_the_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward, "load_reward_model", lambda folder: (folder, None))
+    monkeypatch.setattr(reward, "raw_scores", lambda _model, _tokenizer, given: [0.5] * len(given))
+    found: Any = measure(tmp_path, [*MANY, *HELD_OUT], QUICK, seed=0)
+    assert (found["accuracy"]["all"]["value"], found["deviation"]) == (0.0, 0.0)
+    assert found["calibration"][0]["predicted"] == 0.5
 
 
 def test_a_tie_is_no_right_answer() -> None:

@@ -168,11 +168,11 @@ def test_a_file_without_samples_or_that_cannot_be_read_is_refused(tmp_path: Path
 
 
 def test_helpful_samples_on_evaluation_prompts_are_left_out(models: Path, tmp_path: Path) -> None:
-    secret = Prompt(messages=(Message("user", "How 1?"),), split="held_out")
+    secret = Prompt(messages=(Message("user", " How 1?\n"),), split="held_out")
     work = OneStage(tmp_path, {"base": tiny_model(models)}, {"revisions": MANY, "prompts": [secret]})
     path = samples_file(tmp_path, *({"prompt": f"How {number}?", "response": f"So {number}."} for number in (1, 2)))
     run(QUICK.model_copy(update={"epochs": 1.0, "helpful": path}), work)
-    # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out.
+    # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out, but for the spaces around it.
     assert work.notes["examples"] == {"revision": 16, "helpful": 1, "helpful_missing": 1, "trained_on": 17}
     assert work.notes["helpful_on_evaluation_prompts"] == 1
 
