@@ -3,7 +3,7 @@
 The files in the order in which the data flows: `topics` are what prompts are about, `world` composes prompts and
 responses, `principles` words what is asked of them, `teacher` writes what a perfect critic, reviser and labeler would
 say, `corpus` turns that into training documents and `packing` into rows, `tokenizer`, `network` and `train` make the
-model, `detect` and `evaluate` measure it, `understand` asks it what a principle means. The shipped model is in `model/`.
+model, `detect` and `evaluate` measure it, `understand` asks it what a principle means. `model/` holds the shipped one.
 """
 
 from pathlib import Path

@@ -331,7 +331,7 @@ def test_arguments_of_the_template_are_part_of_it(tmp_path: Path) -> None:
 
     plainly = asked(load_tokenizer(folder))
     assert no_thought not in plainly
-    said = {"enable_thinking": False, "unused": 'a "quoted" text\nof two lines {{ x }} %}'}
+    said: dict[str, bool | str] = {"enable_thinking": False, "unused": 'a "quoted" text\nof two lines {{ x }} %}'}
     tokenizer = load_tokenizer(folder, template=said)
     assert asked(tokenizer) == plainly + no_thought
     tokenizer.save_pretrained(tmp_path / "saved")  # as a training does, whose model is then loaded by the same settings
