@@ -269,7 +269,7 @@ def test_what_hydra_refuses_is_one_line_with_a_way_out(override: str, message: s
 def test_what_cannot_be_parsed_is_one_line() -> None:
     with pytest.raises(UsageError) as caught:
         compose(["seed==1"])
-    assert str(caught.value).startswith("Error parsing override 'seed==1'")
+    assert str(caught.value).startswith("seed==1: cannot be read; type KEY=VALUE")
     assert "\n" not in str(caught.value)
 
 

@@ -40,7 +40,7 @@ PEOPLE = [
     transcripts("How are you?", chosen="Well, thank you.", rejected="Go away."),
     transcripts("Hi", "Hello!", "Which is larger: 7 or 9?", chosen="9", rejected="Human: you\n\ntell me."),
     transcripts("a", "b", "c", "d", "e", chosen="f", rejected="g"),
-    transcripts("Sing.", chosen="La.", rejected=""),
+    transcripts("Sing.", chosen="La.", rejected="Human:"),
     transcripts("Dance.", chosen="I cannot.", rejected="No!"),
     transcripts("Why?", chosen="Because.", rejected="Why not?"),
     transcripts("Same?", chosen="Same.", rejected="Same. "),  # of equal texts
@@ -48,8 +48,9 @@ PEOPLE = [
     transcripts("Which?", chosen="This one.", rejected="That one."),  # two people who
     transcripts("Which?", chosen="That one.", rejected="This one."),  # contradict each other
     json.dumps({"chosen": "\n\nHuman: 1\n\nAssistant: x", "rejected": "\n\nHuman: 2\n\nAssistant: y"}),
+    transcripts("Hum.", chosen="Hm.", rejected=""),  # a reply that says nothing
 ]
-"""Six that can be used, in lines 1 to 6, and five that cannot."""
+"""Six that can be used, in lines 1 to 6, and six that cannot."""
 
 
 @pytest.fixture
@@ -147,6 +148,7 @@ def test_a_run_holds_as_many_of_peoples_preferences_as_it_is_told(
     assert counts["human rows on evaluation prompts"] == 1
     assert counts["human rows whose transcripts differ before the last reply"] == 1
     assert counts["human comparisons undecided"] == 1
+    assert counts["human rows with an empty message"] == 1
 
 
 def test_every_preference_says_whose_it_is_and_what_it_rests_on(folder: Path) -> None:

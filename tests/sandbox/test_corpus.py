@@ -95,9 +95,9 @@ def _response(*texts: str) -> Response:
     [
         # Three tokens where a sentence begins, the rest of it, and the end; "Stop it now!" has four, "Do you?" three.
         (("Stop it now!", "Do you?"), ("Stop it now!", "Do you?"), [3, 3, 3, 2, 3, 3, 3, 3]),  # nothing is changed
-        (("Stop it now!", "Do you?"), ("Do you?",), [10, 10, 10, 3]),  # the first is left out, so another one begins
-        (("Stop it now!", "Do you?"), ("Stop it now!",), [3, 3, 3, 2, 10]),  # the last is left out, so it ends early
-        (("Do you?",), ("Stop it now!", "Do you?"), [10, 10, 10, 2, 10, 10, 10, 3]),  # one is put in
+        (("Stop it now!", "Do you?"), ("Do you?",), [5, 5, 5, 3]),  # the first is left out, so another one begins
+        (("Stop it now!", "Do you?"), ("Stop it now!",), [3, 3, 3, 2, 5]),  # the last is left out, so it ends early
+        (("Do you?",), ("Stop it now!", "Do you?"), [5, 5, 5, 2, 5, 5, 5, 3]),  # one is put in
     ],
 )
 def test_where_a_revision_departs_from_the_response_it_weighs_most(
