@@ -2,27 +2,50 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from constitutional.config import compose
+from constitutional.sandbox import MODEL_FOLDER
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PPO, LIBRARY = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_library_example_runs_as_it_stands() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - the text under test
+        exec(compile(LIBRARY, "README.md", "exec"), {})  # noqa: S102 - the text under test
     revised, judged = said.getvalue().strip().splitlines()
     assert "The principle asks" in revised  # a critique
     principle, p_a, conflict = judged.split()
     assert principle == "no_flattery"
     assert float(p_a) < 0.5  # b does not flatter
     assert conflict == "False"
+
+
+def test_the_example_of_ppo_runs_as_it_stands_with_fewer_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder,) = re.findall(r'reward_model="(.*?)"', PPO)
+    (tmp_path / folder).parent.mkdir(parents=True)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(MODEL_FOLDER, num_labels=1).save_pretrained(tmp_path / folder)
+    AutoTokenizer.from_pretrained(MODEL_FOLDER).save_pretrained(tmp_path / folder)
+    (start,) = re.findall(r'"(runs/\S+)",  # any', PPO)
+    shutil.copytree(MODEL_FOLDER, tmp_path / start)
+    monkeypatch.chdir(tmp_path)
+    few, changed = re.subn(r"total_episodes=\d+", "total_episodes=8", PPO)
+    assert changed == 1
+    exec(compile(few, "README.md", "exec"), {})  # noqa: S102 - the text under test
+    was, now = (load_file(path / "model.safetensors") for path in (MODEL_FOLDER, tmp_path / "ppo/policy"))
+    assert any(not torch.equal(was[name].float(), now[name].float()) for name in now)
 
 
 def test_every_file_of_the_tree_exists() -> None:
