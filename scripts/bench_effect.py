@@ -10,7 +10,8 @@ the exact detectors, where a reply can have it; a difference is paired over prom
     opposite     a trait that one constitution seeks and another avoids: their RL models are at least 40 points apart
     wanted       a targeted trait moves from the base the way that is wanted, by more than its interval
     untargeted   any other trait moves by at most 10 points
-    control      under a control, no trait moves by more than its interval; at 95%, one in twenty does so by luck
+    control      under a control, no trait moves by more than its interval; at 95%, one in twenty does so by luck. Where
+                 its labeler decides no comparison, it is trained on the undecided ones (mix.margin=0)
 
 The runs are kept in --folder: stopped and started again, or with more constitutions, what is finished is used again.
 Exits 0 even if checks are not reached; 1 if a run fails, 2 if what was asked for is wrong, 130 if it is interrupted.
@@ -39,6 +40,7 @@ from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
 from constitutional.stages.evaluate import MODELS, Sample
+from constitutional.stages.mix import NoPreferenceError
 from constitutional.stats import paired_interval, wilson
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least
@@ -58,6 +60,8 @@ class Run(NamedTuple):
     shown: Mapping[str, Mapping[str, Shown]]
     """By measure, then by model: `base`, `sft_model`, `policy`."""
     seconds: float = 0.0  # of its stages, whenever they were run
+    undecided: bool = False
+    """Whether its labeler decided no comparison, so that it was trained on them all, with labels near 0.5."""
 
 
 class Estimate(NamedTuple):
@@ -186,7 +190,10 @@ def as_json(runs: Iterable[Run], found: Iterable[Check]) -> dict[str, Any]:
     """Every number: what each constitution is after, the rates of all three models, the checks."""
     rates = {f"{each.name}/{name}": of for each in runs for name, of in each.shown.items()}
     return {
-        "constitutions": {each.name: {"targets": dict(each.targets), "seconds": each.seconds} for each in runs},
+        "constitutions": {
+            each.name: {"targets": dict(each.targets), "seconds": each.seconds, "undecided": each.undecided}
+            for each in runs
+        },
         "rates": {key: {model: rate(its)._asdict() for model, its in of.items()} for key, of in rates.items()},
         "checks": [{**each._asdict(), "difference": each.difference._asdict()} for each in found],
     }
@@ -211,6 +218,25 @@ def configurations(files: Sequence[str], folder: Path, overrides: Sequence[str])
     return list(made.values())
 
 
+def ran(config: RunConfig, targets: Mapping[str, Direction]) -> Run:
+    """The run of one constitution, and what its models do.
+
+    Under a control the labeler may decide nothing, and then a run stops: once more, trained on what is undecided too.
+    """
+    undecided = False
+    try:
+        store = run(config)
+    except NoPreferenceError as error:
+        if targets:
+            raise
+        undecided = True
+        again = {"name": f"{config.name}_undecided", "mix": config.mix.model_copy(update={"margin": 0.0})}
+        print(f"{config.name}: {error}. Once more, as {again['name']}, with mix.margin=0", file=sys.stderr)
+        store = run(config.model_copy(update=again))
+    seconds = sum(stage.seconds for stage in store.manifest.stages.values())
+    return Run(config.name, targets, observed(store.read("samples", Sample)), seconds, undecided)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -225,11 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json and not arguments.json.parent.is_dir():
             raise UsageError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
         targets = [targets_in(config) for config in configs]  # every file is read before anything is run
-        runs = []
-        for config, its in zip(configs, targets, strict=True):
-            store = run(config)
-            seconds = sum(stage.seconds for stage in store.manifest.stages.values())
-            runs.append(Run(config.name, its, observed(store.read("samples", Sample)), seconds))
+        runs = [ran(config, its) for config, its in zip(configs, targets, strict=True)]
     except ConstitutionalError as error:
         print("\n".join(f"bench_effect: {line}" for line in (error, *getattr(error, "__notes__", ()))), file=sys.stderr)
         return error.exit_code
@@ -243,6 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for kind in dict.fromkeys(each.kind for each in found):
         verdicts = [each.reached for each in found if each.kind == kind and each.reached is not None]
         print(f"{kind}: {sum(verdicts)} of {len(verdicts)} reached")
+    for each in runs:
+        if each.undecided:
+            print(f"{each.name}: its labeler decided no comparison; trained on them all, with labels near 0.5")
     print(*(f"{each.name}: {clock(each.seconds)}" for each in runs), f"peak memory: {peak_gb:.1f} GB", sep="\n")
     if arguments.json:
         about = {"seed": configs[0].seed, "overrides": overrides, "peak_memory_gb": peak_gb}

@@ -24,6 +24,10 @@ from constitutional.stats import weighted_mean
 from constitutional.work import Work
 
 
+class NoPreferenceError(ConfigurationError):
+    """No comparison was decided, so there is nothing to train on."""
+
+
 class Settings(BaseModel):
     """How preferences are put together."""
 
@@ -110,7 +114,7 @@ def mix(
     if not taken:
         came_in = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no comparison"
         advice = "look at the labeler with `constitutional check`, or lower mix.margin"
-        raise ConfigurationError(f"There is no preference to train on (there came in: {came_in}); {advice}")
+        raise NoPreferenceError(f"There is no preference to train on (there came in: {came_in}); {advice}")
     preferences = [_placed(preference, settings.held_out_share, seed) for preference in taken]
 
     counts["AI preferences available"], counts["human preferences available"] = len(ai), len(human)

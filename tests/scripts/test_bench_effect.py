@@ -15,6 +15,7 @@ from constitutional.records import Prompt
 from constitutional.sandbox.teacher import Direction
 from constitutional.sandbox.world import TRAITS, Traits, compose, settle, text_of, uniform_traits
 from constitutional.stages.evaluate import MODELS, Sample, trait_scores
+from constitutional.stages.mix import NoPreferenceError
 from constitutional.store import RunStore
 from constitutional.work import Work
 from scripts import bench_effect
@@ -245,6 +246,26 @@ def test_an_interrupt_ends_with_a_line_that_says_how_to_go_on(
     monkeypatch.setattr(bench_effect, "run", run)
     assert bench_effect.main(["sandbox_warm", "--folder", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "bench_effect: interrupted; the same command goes on from here\n"
+
+
+def test_a_control_under_which_nothing_is_decided_is_trained_on_what_is_undecided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stage(settings: Any, work: Work) -> None:  # noqa: ANN401
+        if settings.margin > 0:
+            raise NoPreferenceError("There is no preference to train on")
+        obedient(settings, work)
+
+    stages = (STAGES[0], Stage("mix", lambda config: config.mix, ("prompts", "constitution"), ("samples",), stage))
+    monkeypatch.setattr(bench_effect, "run", lambda config: pipeline.run(config, stages=stages))
+    out = tmp_path / "effect.json"
+    words = ["--folder", str(tmp_path), "--json", str(out), "--", "prompts.train=1", "prompts.held_out=20"]
+    assert bench_effect.main(["sandbox_control", *words]) == 0
+    assert json.loads(out.read_text())["constitutions"]["sandbox_control"]["undecided"] is True
+    assert "sandbox_control: its labeler decided no comparison" in capsys.readouterr().out
+    # A constitution that is after something has failed if nothing is decided under it.
+    assert bench_effect.main(["sandbox_warm", *words]) == 2
+    assert "There is no preference to train on" in capsys.readouterr().err
 
 
 def test_nothing_is_run_where_the_numbers_could_not_be_written(
