@@ -165,9 +165,10 @@ def _run_one(config: "RunConfig") -> None:
     for line in headlines(findings, config.constitution.file):
         print(line, file=sys.stderr)
     store = run(config)
-    if behaviour := show.behaviour(store):
+    # What an earlier run left behind the last stage of this one says nothing of this one.
+    if config.until in (None, "evaluate", "report") and (behaviour := show.behaviour(store)):
         print(f"\nBehaviour on held-out prompts, with 95% intervals\n\n{behaviour}")
-    if path := show.report_path(store):
+    if config.until in (None, "report") and (path := show.report_path(store)):
         print(f"\nReport: {path}")
 
 
@@ -314,12 +315,15 @@ def _check(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> None:
     from constitutional import show
     from constitutional.pipeline import load_run
+    from constitutional.store import outdated
 
     store = load_run(arguments.folder)
     if arguments.item is not None:
         print(show.item(store, arguments.item))
         return
     print(show.stages(store))
+    if old := outdated(store):
+        print(f"\n{old}")
     if behaviour := show.behaviour(store):
         print(f"\n{behaviour}")
     if path := show.report_path(store):
@@ -329,8 +333,12 @@ def _show(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from constitutional import show
     from constitutional.pipeline import load_run
+    from constitutional.store import outdated
 
     stores = [load_run(folder) for folder in arguments.folders]
+    for store in stores:
+        if old := outdated(store):
+            print(f"warning: {store.folder}: {old}", file=sys.stderr)
     if len(stores) == 1:
         path = show.report_path(stores[0])
         if path is None:

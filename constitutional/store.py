@@ -382,6 +382,24 @@ def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
     return sorted(lines, key=lambda line: line.folder)
 
 
+def outdated(store: RunStore) -> str:
+    """A line that names finished stages which are older than one before them; empty where there is none.
+
+    Such are left where a run was stopped, or told to stop, after a stage that was made anew.
+    """
+    older, newest = list[str](), ("", "")
+    for line in describe(store):
+        if line.state != "done":
+            continue
+        if line.started < newest[0]:
+            older.append(line.folder)
+        newest = max(newest, (line.started, line.folder))
+    if not older:
+        return ""
+    what = f"{', '.join(older)}: made before {newest[1]}, which was made anew since"
+    return f"{what}; the run's command without until= brings up to date what depends on it"
+
+
 def read_manifest(folder: Path) -> Manifest:
     """A run's manifest, checked against its own checksum."""
     path = folder / MANIFEST
@@ -484,4 +502,4 @@ def _finite(value: object) -> Any:  # noqa: ANN401 # JSON of any shape, as it ca
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")

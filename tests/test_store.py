@@ -12,7 +12,7 @@ import pytest
 from constitutional.errors import RunError, UsageError
 from constitutional.files import atomic_write, digest_of, read_rows, write_rows
 from constitutional.records import Message, Prompt, Revision, RevisionStep
-from constitutional.store import Calls, RunStore, describe
+from constitutional.store import Calls, RunStore, describe, outdated
 
 PROMPT = Prompt(messages=(Message("user", "Hi: {{ x }} \u2028 é"),), info={"kind": "howto"})
 STEP = RevisionStep(principle="calm", principle_text="Be calm.", critique=None, found_nothing=False, revision="c")
@@ -319,6 +319,17 @@ def test_stages_are_described_in_running_order_with_their_failures(folder: Path)
     with RunStore.open(folder, "{}") as store:
         store.finish(store.begin(2, "sft", "f1"), {})
         assert [line.state for line in describe(store)] == ["done"] * 3
+
+
+def test_stages_that_are_older_than_one_before_them_are_named(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        for number, name in enumerate(("draft", "sft", "mix")):
+            store.finish(store.begin(number, name, "f1"), {})
+        assert not outdated(store)
+        store.finish(store.begin(1, "sft", "f2"), {})
+        assert outdated(store).startswith("02_mix: made before 01_sft, which was made anew since;")
+        store.finish(store.begin(2, "mix", "f2"), {})
+        assert not outdated(store)
 
 
 def test_stages_that_were_stopped_or_never_begun_are_described_too(folder: Path) -> None:
