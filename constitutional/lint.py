@@ -179,7 +179,7 @@ def _doubtful(meanings: Sequence[_Meaning]) -> Understood:
             nothing = f"{each.quoted} is understood to ask for nothing, so it changes nothing"
             yield each.principle, "warning", "asks-nothing", nothing
         elif each.its.probability < SURE_FROM:
-            unsure = f"is understood as '{each.what}' with a probability of only {each.its.probability:.2f}"
+            unsure = f"is understood as '{each.what}' with a probability of only {each.its.probability:.0%}"
             yield each.principle, "warning", "unsure", f"{each.quoted} {unsure}"
 
 

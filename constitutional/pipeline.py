@@ -5,6 +5,7 @@ needs) and every byte that it made is as it was. What a stage makes anew with th
 that come after it.
 """
 
+import difflib
 import hashlib
 import json
 import signal
@@ -325,8 +326,11 @@ def run(
     config = freeze(config)
     stages = stages_of(config) if stages is None else stages
     names = [stage.name for stage in stages]
-    if config.until not in (None, *names):
-        raise ConfigurationError(f'until is "{config.until}", but should be one of {", ".join(names)}; type until=mix')
+    if config.until is not None and config.until not in names:
+        near = difflib.get_close_matches(config.until, names, n=1, cutoff=0)[0]
+        raise ConfigurationError(
+            f'until is "{config.until}", but should be one of {", ".join(names)}; type until={near}'
+        )
     stages = stages[: names.index(config.until) + 1] if config.until else stages
     started_s = time.monotonic()
     progress = progress or Progress()

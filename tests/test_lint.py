@@ -240,7 +240,7 @@ def test_what_the_model_misunderstands_is_pointed_out(tmp_path: Path) -> None:
     first = '"Keep answers short."'
     short, shorter = f"principle 'a' ({first})", "principle 'a' (\"Choose the shorter one.\")"
     assert [(each.rule, each.message) for each in found if each.severity == "warning"] == [
-        ("unsure", f"{short} is understood as 'seek verbosity' with a probability of only 0.55"),
+        ("unsure", f"{short} is understood as 'seek verbosity' with a probability of only 55%"),
         (
             "misunderstood",
             f"{shorter} is understood as 'avoid verbosity', and its other words ({first}) as 'seek verbosity'",
