@@ -71,8 +71,8 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=MODEL_FOLDER)
-    parser.add_argument("--work", type=Path, default=Path("build/sandbox"), help="checkpoints and the training log")
     # Whoever changes the corpus in mid-training says so in history.md in that folder; the card repeats it.
+    parser.add_argument("--work", type=Path, default=Path("build/sandbox"), help="checkpoints and the training log")
     parser.add_argument(
         "--begin-with", type=Path, help="a model that this wrote: its weights and its tokenizer are begun with"
     )
@@ -83,8 +83,7 @@ def main() -> None:
     from constitutional.sandbox.network import Recipe, export
     from constitutional.sandbox.train import load_checkpoint
 
-    changes = json.loads(arguments.recipe)
-    recipe = replace(Recipe(), **changes)
+    recipe = replace(Recipe(), **json.loads(arguments.recipe))
     work: Path = arguments.work
     tokenizer = work / "tokenizer"
     if not (tokenizer / "tokenizer.json").exists():
@@ -93,8 +92,8 @@ def main() -> None:
             tokenizer.mkdir(parents=True, exist_ok=True)
             for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
                 shutil.copy(arguments.begin_with / name, tokenizer / name)
-    if not (tokenizer / "tokenizer.json").exists():
-        build_tokenizer(template_texts(), seed=recipe.seed).save_pretrained(tokenizer)
+        else:
+            build_tokenizer(template_texts(), seed=recipe.seed).save_pretrained(tokenizer)
     print("2. training", flush=True)
     train_in_processes(asdict(recipe), tokenizer, work, arguments.begin_with)
     print("3. export", flush=True)
