@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from constitutional.engines.chat import Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.errors import ConfigurationError, UsageError
 from constitutional.ppo_checkpoint import (
@@ -55,17 +55,11 @@ from constitutional.ppo_rollout import (
     make_rollout,
     prompt_ids,
 )
+from constitutional.preflight import end_tokens, preflight
 from constitutional.reward_model import load_reward_model
-from constitutional.training import (
-    Row,
-    Tokenizer,
-    end_tokens,
-    preflight,
-    quiet_libraries,
-    save_model,
-    stage_seed,
-    token_ids,
-)
+from constitutional.saving import write_model
+from constitutional.training import quiet_libraries, stage_seed
+from constitutional.training_rows import Row, token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +80,8 @@ class PPOTrainer:
         ref_model: what it is held to; by default the model as it is given.
         reward_model: a model for sequence classification with one label, a folder of one or of an ensemble, a reward
             function, or a list of these. Models are an ensemble, one reward; each function is another.
-        value_model: the critic; by default a reward model that reads the same tokens, or the model with a head of 0.
+        value_model: the critic, such as one that was saved; by default a reward model that reads the same tokens, or
+            the model with a head of 0.
         args: how to train.
         train_dataset: rows with a conversational `prompt`; other columns go to the reward functions.
         processing_class: the model's tokenizer; by default that of its folder.
@@ -308,12 +303,20 @@ class PPOTrainer:
 
         if self.accelerator.is_main_process:
             with self.networks.acting("policy") as model:
-                # A copy, as merging takes the adapters away, with which the training may go on.
-                merged = copy.deepcopy(model) if self.networks.shared else model
-            source: Any = SimpleNamespace(
-                accelerator=self.accelerator, model=merged, processing_class=self.processing_class
-            )
-            save_model(source, Path(folder))
+                # Of a copy, as merging takes the adapters away, with which the training may go on.
+                merged = copy.deepcopy(model).merge_and_unload() if self.networks.shared else model
+            write_model(merged, self.processing_class, Path(folder))
+        self.accelerator.wait_for_everyone()
+
+    def save_value_model(self, folder: str | Path) -> None:
+        """Write the critic, for `value_model=…` or AutoModelForSequenceClassification, with the policy's tokenizer.
+
+        A value is the model's score plus `value_offset` in its configuration.
+        """
+        if self.accelerator.is_main_process:
+            critic = self.networks.value_model()
+            critic.config.get_text_config().pad_token_id = self.pad  # by it the head finds a text's last token
+            write_model(critic, self.processing_class, Path(folder))
         self.accelerator.wait_for_everyone()
 
     # --- 3. Checkpoints ---

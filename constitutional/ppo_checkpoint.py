@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from constitutional.errors import ConfigurationError, RunError
 from constitutional.files import atomic_write
-from constitutional.training import sync
+from constitutional.saving import sync
 
 if TYPE_CHECKING:
     import torch

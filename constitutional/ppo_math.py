@@ -22,80 +22,71 @@ Aggregation = Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"]
 
 LOG_RATIO_BOUND = 20.0
 """Ratios lie within e^±20: the worst token then gives a large number, not an infinite one."""
-CHUNK = 2**22
-"""Logits that are held in float32 at once: 16 MiB of them."""
+CHUNK, GPU_CHUNK = 2**20, 2**25
+"""Logits that are held in float32 at once: 4 MiB of them, which a CPU's cache holds, or 128 MiB for a GPU's kernels."""
 
 
 # --- Logits ---
 
 
-def selective_log_softmax(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log π(token) with π the softmax of logits / temperature, of logits (B, T, V) at tokens (B, T); float32.
+class TokenLogprobs(NamedTuple):
+    """What a policy says of the tokens that were drawn, each (B, T) in float32."""
 
-    Neither forward nor backward holds more than a chunk of the logits in float32, and only the logits as they came are
-    kept for the backward pass. The temperature must be that of sampling, or π is not the policy that acted.
+    logprobs: Tensor
+    entropy: Tensor | None
+    """−Σ π·log π over the vocabulary, from 0 to log V; None where it was not asked for."""
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0, *, entropy: bool = False) -> TokenLogprobs:
+    """Log π(token) with π the softmax of logits / temperature, of logits (B, T, V) at tokens (B, T), and π's entropy.
+
+    The temperature must be that of sampling, or π is not the policy that acted. No more than a chunk of the logits is
+    held in float32, and the backward pass writes the gradient over the logits: of their size there is one buffer, ever.
+    Who reads the logits after that pass reads their gradient; a graph that needs them again, or a second backward pass,
+    is refused by autograd.
     """
-    logprobs: Tensor = _SelectiveLogSoftmax.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
-    return logprobs
+    found: tuple[Tensor, Tensor | None] = _TokenLogprobs.apply(logits, tokens, temperature, entropy)  # type: ignore[no-untyped-call]
+    return TokenLogprobs(*found)
 
 
-def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """−Σ π·log π with π the softmax of logits / temperature, of logits (B, T, V): (B, T), from 0 to log V; float32.
+class _TokenLogprobs(torch.autograd.Function):
+    """With g the gradient by log π(token) and h that by H, for each logit_v what follows, over the temperature.
 
-    As sparing with memory as `selective_log_softmax`.
+    ([v = token] − π_v)·g − π_v·(log π_v + H)·h = [v = token]·g − π_v·(g + (log π_v + H)·h).
     """
-    entropies: Tensor = _Entropy.apply(logits, temperature)  # type: ignore[no-untyped-call]
-    return entropies
-
-
-class _SelectiveLogSoftmax(torch.autograd.Function):
-    """∂ log π(token) / ∂ logit_v = ([v = token] − π_v) / temperature."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        result = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)
+    def forward(
+        ctx: FunctionCtx, logits: Tensor, tokens: Tensor, temperature: float, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        logprobs = torch.empty(tokens.shape, dtype=torch.float32, device=logits.device)
+        entropies = torch.empty_like(logprobs) if entropy else None
         for at in _chunks(logits):
             log_policy = _scaled(logits[at], temperature).log_softmax(-1)
-            result[at] = log_policy.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1)
-        ctx.save_for_backward(logits, tokens)
+            logprobs[at] = log_policy.gather(-1, tokens[at].unsqueeze(-1)).squeeze(-1)
+            if entropies is not None:
+                entropies[at] = -torch.linalg.vecdot(log_policy.exp(), log_policy)
+        ctx.save_for_backward(*(logits, tokens), *([] if entropies is None else [entropies]))
         ctx.temperature = temperature  # type: ignore[attr-defined]
-        return result
+        return logprobs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, tokens = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, grad: Tensor, by_entropy: Tensor | None) -> tuple[Tensor, None, None, None]:
+        logits, tokens, *entropies = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature: float = ctx.temperature  # type: ignore[attr-defined]
-        result, scale = torch.empty_like(logits), (grad / temperature).unsqueeze(-1)
+        grad = (grad / temperature).unsqueeze(-1)
         for at in _chunks(logits):
-            of_chunk = _scaled(logits[at], temperature).softmax(-1).mul_(-scale[at])
-            result[at] = of_chunk.scatter_add_(-1, tokens[at].unsqueeze(-1), scale[at])
-        return result, None, None
-
-
-class _Entropy(torch.autograd.Function):
-    """∂H / ∂ logit_v = −π_v·(log π_v + H) / temperature."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, temperature: float) -> Tensor:
-        result = torch.empty(logits.shape[:-1], dtype=torch.float32, device=logits.device)
-        for at in _chunks(logits):
-            log_policy = _scaled(logits[at], temperature).log_softmax(-1)
-            result[at] = -(log_policy.exp() * log_policy).sum(-1)
-        ctx.save_for_backward(logits, result)
-        ctx.temperature = temperature  # type: ignore[attr-defined]
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        logits, entropies = ctx.saved_tensors  # type: ignore[attr-defined]
-        temperature: float = ctx.temperature  # type: ignore[attr-defined]
-        result, scale = torch.empty_like(logits), (grad / temperature).unsqueeze(-1)
-        for at in _chunks(logits):
-            log_policy = _scaled(logits[at], temperature).log_softmax(-1)
-            result[at] = -scale[at] * log_policy.exp() * (log_policy + entropies[at].unsqueeze(-1))
-        return result, None
+            scaled = _scaled(logits[at], temperature)
+            if by_entropy is None:
+                of_chunk = scaled.softmax(-1).mul_(-grad[at])
+            else:
+                log_policy = scaled.log_softmax(-1)
+                of_chunk = log_policy.exp()
+                log_policy.add_(entropies[0][at].unsqueeze(-1)).mul_(by_entropy[at].unsqueeze(-1) / temperature)
+                of_chunk.mul_(log_policy.add_(grad[at])).neg_()
+            logits[at] = of_chunk.scatter_add_(-1, tokens[at].unsqueeze(-1), grad[at])
+        return logits.detach(), None, None, None
 
 
 def _scaled(chunk: Tensor, temperature: float) -> Tensor:
@@ -106,7 +97,8 @@ def _scaled(chunk: Tensor, temperature: float) -> Tensor:
 def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cuts sequences and tokens. A flat view would be simpler, but of a slice of the logits it would be a copy."""
     sequences, tokens, vocabulary = logits.shape
-    by_sequence, by_token = (max(1, CHUNK // max(1, each)) for each in (tokens * vocabulary, vocabulary))
+    most = GPU_CHUNK if logits.is_cuda else CHUNK
+    by_sequence, by_token = (max(1, most // max(1, each)) for each in (tokens * vocabulary, vocabulary))
     for start in range(0, sequences, by_sequence):
         for first in range(0, tokens, by_token):
             yield slice(start, start + by_sequence), slice(first, first + by_token)

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from constitutional import ppo_critic
 from constitutional.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
 
+    from constitutional.ppo_math import TokenLogprobs
     from constitutional.ppo_rollout import RewardModel
 
-POLICY, CRITIC = "default", "critic"
+POLICY, CRITIC = "default", ppo_critic.ADAPTER
 """The adapters' names; PEFT's own name for the first."""
 
 
@@ -64,13 +66,6 @@ def side_by_side(
     return Sequences(ids.to(device), mask.to(device), (rows.to(device), columns.to(device)))
 
 
-class TokenLogprobs(NamedTuple):
-    """What a policy says of the responses' tokens, each (B, T)."""
-
-    logprobs: "torch.Tensor"
-    entropy: "torch.Tensor | None"
-
-
 class Networks:
     """Policy, reference and critic, in memory.
 
@@ -78,6 +73,7 @@ class Networks:
         policy: the language model that is trained; under LoRA PEFT's wrapper of it.
         policy_weights: what is trained of it, by name.
         critic_weights: what is trained of the critic, by name.
+        critic_share: under LoRA what the critic's adapter holds of the reward model, as `ppo_critic.lead_to` says.
     """
 
     def __init__(self, policy: Any, reference: Any, critic: Any, offset: float = 0.0) -> None:  # noqa: ANN401
@@ -86,6 +82,7 @@ class Networks:
         self.reference = reference
         self.critic = critic
         self.offset = offset  # what a value is above the head's output
+        self.critic_share: float | None = None
         self.shared = not hasattr(critic, "score")
         if self.shared:
             self.policy_weights, self.critic_weights = self._adapter(POLICY), self._adapter(CRITIC)
@@ -132,15 +129,15 @@ class Networks:
         role: Literal["policy", "reference"] = "policy",
         *,
         entropy: bool = False,
-    ) -> TokenLogprobs:
+    ) -> "TokenLogprobs":
         """Log-probabilities of the responses' tokens at the temperature that they are sampled at, and the entropies."""
         from constitutional import ppo_math
 
         with self.acting(role) as model, _head_sees(model, batch.before):
             logits = model(input_ids=batch.ids, use_cache=False).logits  # (1, N, V)
-        logprobs = ppo_math.selective_log_softmax(logits, batch.tokens[None], temperature)[0]
-        entropies = ppo_math.entropy(logits, temperature)[0] if entropy else None
-        return TokenLogprobs(batch.spread(logprobs), None if entropies is None else batch.spread(entropies))
+        found = ppo_math.token_logprobs(logits, batch.tokens[None], temperature, entropy=entropy)
+        entropies = None if found.entropy is None else batch.spread(found.entropy[0])
+        return ppo_math.TokenLogprobs(batch.spread(found.logprobs[0]), entropies)
 
     def values(self, batch: Sequences) -> "torch.Tensor":
         """What the critic expects of each response before each of its tokens, (B, T)."""
@@ -152,6 +149,17 @@ class Networks:
         hidden = backbone(input_ids=batch.ids, use_cache=False).last_hidden_state[batch.before]  # (N, H)
         values: torch.Tensor = head(hidden.to(head.weight.dtype))[:, 0].float() + self.offset
         return batch.spread(values)
+
+    def value_model(self) -> Any:  # noqa: ANN401
+        """The critic as a model for sequence classification, whose `config.value_offset` is to be added to its scores.
+
+        Under LoRA it is a copy, with the adapter merged.
+        """
+        critic = (
+            ppo_critic.merged(self.policy, self.critic) if self.shared else ppo_critic.Critic(self.critic, self.offset)
+        )
+        setattr(critic.model.config, ppo_critic.OFFSET, critic.offset)
+        return critic.model
 
 
 @contextmanager
@@ -177,21 +185,21 @@ def make_networks(
     """The three networks, each made of what is given of it.
 
     A reference that is not given is the policy as it is now. A critic that is not given is the reward model, if one
-    reads the policy's tokens, with its scores normalised; else the policy's backbone with a head that says 0.
+    reads the policy's tokens, with its scores normalised; else the policy's backbone with a head that says 0. Under
+    LoRA it is as much of the reward model as an adapter holds.
     """
     if hasattr(policy, "peft_config"):
         raise UsageError("PPOTrainer: the model already has adapters; call merge_and_unload() on it first")
     if adapters is not None:
-        return _with_adapters(policy, reference, value_model, adapters)
+        return _with_adapters(policy, reference, value_model, reward, adapters)
     frozen = (copy.deepcopy(policy) if reference is None else reference).requires_grad_(False).eval()
     policy.requires_grad_(True).eval()
-    critic, offset = value_model, 0.0
-    if critic is None and reward is not None:
-        critic = copy.deepcopy(reward.model).float()
-        critic.score.weight.data /= reward.deviation
-        offset = -reward.mean / reward.deviation
-    elif critic is None:
-        critic = _critic_like(policy)
+    if value_model is not None:
+        critic, offset = value_model, getattr(value_model.config, ppo_critic.OFFSET, 0.0)
+    elif reward is not None:
+        critic, offset = ppo_critic.of_reward_model(reward)
+    else:
+        critic, offset = ppo_critic.of_policy(policy), 0.0
     if not hasattr(critic, "score"):
         raise ModelError(
             f"{critic.config.name_or_path}: a {type(critic).__name__} cannot be a critic, as it has no `score` head; "
@@ -200,7 +208,13 @@ def make_networks(
     return Networks(policy, frozen, critic.to(policy.device).requires_grad_(True).eval(), offset)
 
 
-def _with_adapters(policy: Any, reference: Any, value_model: Any, adapters: "PeftConfig") -> Networks:  # noqa: ANN401
+def _with_adapters(
+    policy: Any,  # noqa: ANN401
+    reference: Any,  # noqa: ANN401
+    value_model: Any,  # noqa: ANN401
+    reward: "RewardModel | None",
+    adapters: "PeftConfig",
+) -> Networks:
     import torch
     from peft import get_peft_model
 
@@ -213,19 +227,10 @@ def _with_adapters(policy: Any, reference: Any, value_model: Any, adapters: "Pef
     torch.nn.init.zeros_(head.bias)
     if reference is not None:
         reference.requires_grad_(False).eval()
-    return Networks(model.eval(), reference, head.to(policy.device))
-
-
-def _critic_like(policy: Any) -> Any:  # noqa: ANN401
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    config = copy.deepcopy(policy.config)
-    config.num_labels = 1
-    critic: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
-    critic.base_model.load_state_dict(policy.base_model.state_dict())
-    critic.score.weight.data.zero_()
-    return critic
+    networks = Networks(model.eval(), reference, head.to(policy.device))
+    if reward is not None:
+        networks.critic_share = ppo_critic.lead_to(reward, model, head)
+    return networks
 
 
 def _trainable(model: Any) -> dict[str, Any]:  # noqa: ANN401

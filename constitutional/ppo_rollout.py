@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from constitutional.engines.chat import Tokenizer
 from constitutional.errors import ModelError, UsageError
 from constitutional.ppo_config import PPOConfig
 from constitutional.records import Message
 from constitutional.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
-from constitutional.training import Row, Tokenizer, token_ids
+from constitutional.training_rows import Row, token_ids
 
 if TYPE_CHECKING:
     import torch

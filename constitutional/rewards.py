@@ -6,6 +6,8 @@ itself, which scores a reply by one principle ("direct RLAIF", Lee et al. 2023, 
 functions that a user wrote. Rules give the quantity that they count; their weight says whether it is wanted.
 
 The exact detectors of the sandbox are none of them: what is trained on could not be evaluated by.
+
+What every training online has in common stands here too: how replies are drawn, and how many of them are kept to read.
 """
 
 import re
@@ -60,6 +62,19 @@ class Reward(NamedTuple):
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class OnlineSettings(_Settings):
+    """The replies of a training online."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the replies, and of all log-probabilities; 1 by default."""
+    max_tokens: int = Field(default=160, ge=1)
+    """Length in tokens at which a reply is cut off; 160 by default."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """Taken from the reward of a reply that was cut off; 1 by default."""
+    rollouts: int = Field(default=32, ge=1)
+    """Replies of each step, or phase of PPO, that are kept to be scored and read; 32 by default."""
 
 
 class RewardModelSettings(_Settings):

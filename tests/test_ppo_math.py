@@ -5,7 +5,6 @@ import torch
 from torch import Tensor, tensor
 from torch.testing import assert_close
 
-from constitutional import ppo_math
 from constitutional.ppo_math import (
     AdaptiveKL,
     Aggregation,
@@ -14,7 +13,6 @@ from constitutional.ppo_math import (
     aggregate,
     denominator,
     ensemble,
-    entropy,
     explained_variance,
     gae,
     importance_weights,
@@ -24,8 +22,8 @@ from constitutional.ppo_math import (
     masked_whiten,
     normalise,
     policy_loss,
-    selective_log_softmax,
     shaped,
+    token_logprobs,
     token_rewards,
     value_loss,
 )
@@ -36,48 +34,6 @@ HOWS: tuple[Aggregation, ...] = ("token_mean", "seq_mean_token_sum", "seq_mean_t
 
 def masks(*lengths: int, width: int) -> Tensor:
     return torch.arange(width) < tensor(lengths)[:, None]
-
-
-# --- Logits ---
-
-
-def test_log_probabilities_are_those_at_the_temperature_of_sampling() -> None:
-    # At temperature 2, logits 2·log 3 and 0 are log 3 and 0: probabilities 3/4 and 1/4.
-    logits = tensor([[[2 * math.log(3), 0.0], [2 * math.log(3), 0.0]]])
-    assert_close(selective_log_softmax(logits, tensor([[0, 1]]), temperature=2.0), tensor([[3 / 4, 1 / 4]]).log())
-    # −3/4·log(3/4) − 1/4·log(1/4) = 0.21576 + 0.34657
-    assert_close(entropy(logits, temperature=2.0), tensor([[0.56234, 0.56234]]), atol=1e-5, rtol=0)
-
-
-def test_the_entropy_is_greatest_where_all_tokens_are_equal_and_zero_where_one_is_certain() -> None:
-    assert_close(entropy(tensor([[[5.0] * 4, [200.0, 0.0, 0.0, 0.0]]])), tensor([[math.log(4), 0.0]]))
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 14, 10**6])  # a token, a token, two tokens, all sequences at once
-def test_chunks_change_neither_log_probabilities_nor_gradients(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(ppo_math, "CHUNK", chunk)
-    torch.manual_seed(0)
-    # As models give them: a slice of the logits, whose memory has gaps.
-    logits = torch.randn(3, 6, 7, requires_grad=True)
-    tokens, weights = torch.randint(7, (3, 5)), torch.randn(2, 3, 5)
-    log_policy = (logits[:, 1:] / 0.7).log_softmax(-1)
-    expected = log_policy.gather(-1, tokens[..., None])[..., 0], -(log_policy.exp() * log_policy).sum(-1)
-    found = selective_log_softmax(logits[:, 1:], tokens, 0.7), entropy(logits[:, 1:], 0.7)
-    for one, other, weight in zip(found, expected, weights, strict=True):
-        assert_close(one, other)
-        (by_one,) = torch.autograd.grad((one * weight).sum(), logits, retain_graph=True)
-        (by_other,) = torch.autograd.grad((other * weight).sum(), logits, retain_graph=True)
-        assert_close(by_one, by_other)
-
-
-def test_half_precision_logits_give_full_precision_log_probabilities() -> None:
-    # 1/16 is exact in bfloat16; log(e^(1/16) / (e^(1/16) + 7)) is not: 0.0625 − log(8.0644945) = −2.0249704.
-    logits = tensor([[[1 / 16] + [0.0] * 7]], dtype=torch.bfloat16, requires_grad=True)
-    logprobs = selective_log_softmax(logits, tensor([[0]]))
-    assert_close(logprobs, tensor([[-2.0249704]]), atol=1e-6, rtol=0)
-    logprobs.sum().backward()  # type: ignore[no-untyped-call]
-    assert logits.grad is not None
-    assert logits.grad.dtype == torch.bfloat16
 
 
 # --- Scores ---
@@ -250,7 +206,7 @@ def test_in_the_first_epoch_ratios_are_1_and_the_gradient_is_reinforces() -> Non
     torch.manual_seed(0)
     logits, tokens = torch.randn(2, 3, 5, requires_grad=True), torch.randint(5, (2, 3))
     advantages, mask = torch.randn(2, 3), masks(3, 2, width=3)
-    logprobs = selective_log_softmax(logits, tokens)
+    logprobs = token_logprobs(logits, tokens).logprobs
     found = policy_loss(logprobs, logprobs.detach(), advantages, mask, Clip())
     assert_close(found.per_token, torch.where(mask, -advantages, 0.0), atol=0, rtol=0)
     assert float(found.clip_fraction) == 0

@@ -20,27 +20,23 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from constitutional import rewards
+from constitutional.engines.chat import Tokenizer
 from constitutional.errors import RunError
 from constitutional.files import atomic_write, read_rows, write_rows
+from constitutional.preflight import end_tokens
 from constitutional.records import Prompt, Rollout
-from constitutional.rewards import Reward, RewardFunction, RewardSettings
+from constitutional.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
+from constitutional.saving import save_model
 from constitutional.training import (
-    Row,
-    Tokenizer,
     TrainingSettings,
-    chat,
-    dataset,
-    end_tokens,
     fit,
     load_policy,
     lora_config,
-    plain_messages,
     remove_checkpoints,
-    save_model,
     stage_seed,
-    token_ids,
     trl_arguments,
 )
+from constitutional.training_rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.user_function import source_of
 from constitutional.work import Work
 
@@ -55,19 +51,13 @@ if TYPE_CHECKING:
 LOG = "training_log.jsonl"
 
 
-class Settings(TrainingSettings):
+class Settings(OnlineSettings, TrainingSettings):
     """What both have in common. The defaults suit a model of some million weights on a CPU."""
 
     rewards: tuple[RewardSettings, ...] = (rewards.RewardModelSettings(),)
     """What a reply is worth: a list of {kind: …, weight: …}; the reward model by default."""
     num_generations: int = Field(default=8, ge=2)
     """Replies to each prompt of a step; 8 by default."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the replies, and of all log-probabilities; 1 by default."""
-    max_tokens: int = Field(default=160, ge=1)
-    """Length in tokens at which a reply is cut off; 160 by default."""
-    missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """Taken from a reply that was cut off; 1 by default."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Highest learning rate, after the warm-up (AdamW); 1e-4 by default, about 1e-6 for billions of weights."""
     epochs: float = Field(default=2, gt=0)
@@ -77,8 +67,6 @@ class Settings(TrainingSettings):
     max_length: int = Field(default=1024, ge=16)
     """Most tokens in a prompt with its reply; prompts that leave no room for max_tokens are left out and counted. 1024
     by default."""
-    rollouts: int = Field(default=16, ge=1)
-    """Replies of each step that are kept to be scored and read; 16 by default."""
 
     @property
     def prompts_per_step(self) -> int:

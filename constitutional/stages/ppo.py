@@ -10,15 +10,19 @@ training could not see, so that a proxy that was over-optimised is found out (Ga
 
 import json
 import shutil
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from constitutional.engines.chat import load_tokenizer
 from constitutional.errors import RunError
 from constitutional.files import atomic_write
 from constitutional.ppo_checkpoint import checkpoints, remove_checkpoint
 from constitutional.records import Prompt, Rollout
-from constitutional.training import LoraSettings, chat, lora_config, stage_seed
+from constitutional.rewards import OnlineSettings
+from constitutional.training import LoraSettings, lora_config, stage_seed
+from constitutional.training_rows import Row, chat, fitting
 from constitutional.work import Work
 
 if TYPE_CHECKING:
@@ -30,31 +34,26 @@ LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 """As the trainer calls them."""
 
 
-class Settings(BaseModel):
+class Settings(OnlineSettings):
     """How the policy is trained. The defaults suit a model of some million weights on a CPU."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    episodes: int = Field(default=1536, ge=1)
-    """Replies in all, rounded up to whole phases; 1536 by default."""
-    batch_size: int = Field(default=64, ge=1)
-    """Replies in one forward and backward pass: memory and speed, never the result; 64 by default."""
-    gradient_accumulation: int = Field(default=1, ge=1)
-    """Passes in one mini-batch, which is one step of the optimizer; 1 by default."""
+    episodes: int = Field(default=768, ge=1)
+    """Replies in all, rounded up to whole phases; 768 by default."""
+    batch_size: int = Field(default=16, ge=1)
+    """Replies in one forward and backward pass: memory and speed, never the result; 16 by default, as a small model on a
+    CPU is twice as fast with them as with 64."""
+    gradient_accumulation: int = Field(default=4, ge=1)
+    """Passes in one mini-batch, which is one step of the optimizer; 4 by default."""
     mini_batches: int = Field(default=2, ge=1)
     """Mini-batches of a phase, whose replies are batch_size · gradient_accumulation · mini_batches; 2 by default."""
-    epochs: int = Field(default=2, ge=1)
-    """Passes over the replies of a phase; 2 by default."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the replies of a phase; 1 by default."""
     sampling_batch_size: int = Field(default=128, ge=1)
     """Replies that are drawn at once; 128 by default."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of the replies, and of all log-probabilities; 1 by default."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Longer prompts are left out and counted; 1024 by default."""
-    max_tokens: int = Field(default=160, ge=1)
-    """Length in tokens at which a reply is cut off; 160 by default."""
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """Of the policy at first; it falls to 0. 2e-4 by default, about 1e-6 for billions of weights."""
+    learning_rate: float = Field(default=4e-4, gt=0)
+    """Of the policy at first; it falls to 0. 4e-4 by default, about 1e-6 for billions of weights."""
     critic_learning_rate_factor: float = Field(default=10.0, gt=0)
     """The critic's learning rate is so many times the policy's; 10 by default."""
     critic_warmup: int = Field(default=0, ge=0)
@@ -69,8 +68,6 @@ class Settings(BaseModel):
     """Deviations among several reward models that are taken off their mean; 0 by default."""
     reward_clip: float | None = Field(default=None, gt=0)
     """Rewards are held within ± this many deviations; null, the default, leaves them."""
-    missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """Taken from a reply that was cut off, in deviations of the reward; 1 by default."""
     length_penalty: float = Field(default=0.0, ge=0)
     """Taken for each token of a reply, in deviations of the reward; 0 by default."""
     gamma: float = Field(default=1.0, ge=0, le=1)
@@ -87,6 +84,9 @@ class Settings(BaseModel):
     """Weight of the critic's loss; 0.1 by default."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of a bonus for entropy; 0 by default."""
+    ptx_coef: float = Field(default=0.0, ge=0)
+    """Weight of the loss on the SFT model's own examples, beside that of the replies (PPO-ptx, Ouyang et al. 2022,
+    equation 2), so that what it learned there is kept; 0 by default."""
     whiten_rewards: bool = False
     """Divide the rewards of a phase by their deviation; off by default."""
     whiten_advantages: bool = True
@@ -99,12 +99,17 @@ class Settings(BaseModel):
     """Compute activations again in the backward pass: less memory, about a fifth slower; off by default."""
     checkpoint_every: int = Field(default=4, ge=1)
     """Phases from one checkpoint to the next; 4 by default."""
-    rollouts: int = Field(default=32, ge=1)
-    """Replies of each phase that are kept to be scored and read; 32 by default."""
 
 
-def make_trainer(settings: Settings, prompts: list[Prompt], work: Work, output: "Path") -> "PPOTrainer":
-    """The trainer over these prompts, whose checkpoints, log and samples go into a folder."""
+def needs(settings: Settings) -> tuple[str, ...]:
+    """What it needs of a run beside prompts, the SFT model and the reward model."""
+    return ("revisions",) if settings.ptx_coef else ()
+
+
+def make_trainer(
+    settings: Settings, prompts: list[Prompt], work: Work, output: "Path", supervised: Sequence[Row] = ()
+) -> "PPOTrainer":
+    """The trainer over these prompts, and rows for `ptx_coef`; checkpoints, log and samples go into a folder."""
     import torch
 
     from constitutional.ppo import PPOTrainer
@@ -140,6 +145,7 @@ def make_trainer(settings: Settings, prompts: list[Prompt], work: Work, output: 
         args=args,
         train_dataset=[{"prompt": chat(each.messages)} for each in prompts],
         peft_config=lora_config(settings, "CAUSAL_LM"),
+        ptx_dataset=supervised,
     )
 
 
@@ -167,13 +173,23 @@ def _lines(path: "Path") -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def run(settings: Settings, work: Work) -> None:
-    """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`."""
+def run(settings: Settings, work: Work, examples: Sequence[Row] = ()) -> None:
+    """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`.
+
+    With `ptx_coef`, on the SFT examples as well, as many of them in a step as there are replies.
+    """
     prompts = [each for each in work.read("prompts", Prompt) if each.split == "train"]
     if not prompts:
         raise RunError("No prompt is left to train on: all of them are held out; give more, or set prompts.held_out")
     folder = work.output("checkpoints")
-    trainer = make_trainer(settings, prompts, work, folder)
+    supervised: Sequence[Row] = ()
+    dropped = {"too_long": 0}
+    if settings.ptx_coef:
+        most = settings.max_prompt_tokens + settings.max_tokens
+        supervised, dropped["examples_too_long"] = fitting(examples, load_tokenizer(work.model("sft_model")), most)
+        work.note("examples", len(supervised))
+    trainer = make_trainer(settings, prompts, work, folder, supervised)
+    dropped["too_long"] = trainer.too_long
     first = trainer.begin(resume=True)
     for phase in work.progress(range(first, trainer.phases), trainer.phases - first, "phases of PPO"):
         trainer.train_phase(phase)
@@ -185,7 +201,9 @@ def run(settings: Settings, work: Work) -> None:
         remove_checkpoint(each)
     shutil.rmtree(folder)
     work.note("prompts", len(trainer.prompts))
-    work.note("dropped", {"too_long": trainer.too_long})
+    work.note("dropped", dropped)
+    if trainer.networks.critic_share is not None:
+        work.note("critic_share", trainer.networks.critic_share)
     work.note("episodes", trainer.phases * trainer.batch_size)
     work.note("phases", trainer.phases)
     work.note("last_phase", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})

@@ -14,7 +14,7 @@ from constitutional.engines.scripted import ScriptedEngine
 from constitutional.errors import ConfigurationError, InputError, RunError
 from constitutional.files import digest_of
 from constitutional.labeler import LabelerSettings
-from constitutional.pipeline import fingerprint_of, ready, stages_of
+from constitutional.pipeline import stages_of
 from constitutional.prompts import load_prompts
 from constitutional.records import Message, Prompt, Rollout
 from constitutional.reward_model import NORMALISATION, load_reward_model, score
@@ -25,6 +25,7 @@ from constitutional.rewards import (
     QuestionsSettings,
     RewardModelSettings,
 )
+from constitutional.runner import fingerprint_of, ready
 from constitutional.stages import grpo
 from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
 from constitutional.training import LoraSettings

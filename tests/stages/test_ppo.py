@@ -5,12 +5,17 @@ from typing import Any, TypeVar
 
 import pytest
 
+from constitutional.config import PpoSettings, compose
 from constitutional.errors import ModelError, RunError
 from constitutional.files import digest_of
-from constitutional.records import Message, Prompt, Rollout
+from constitutional.pipeline import Ppo, stages_of, train_ppo
+from constitutional.records import Message, Prompt, Revision, Rollout
 from constitutional.reward_model import NORMALISATION, load_reward_model
+from constitutional.runner import fingerprint_of
+from constitutional.stages import sft
 from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer, run
-from constitutional.training import LoraSettings, chat
+from constitutional.training import LoraSettings
+from constitutional.training_rows import chat, token_ids
 from tests.tiny import OneStage, tiny_model
 
 T = TypeVar("T")
@@ -18,7 +23,15 @@ T = TypeVar("T")
 PROMPTS = [Prompt.of("Why" + "?" * number) for number in range(8)]
 HELD_OUT = Prompt(messages=(Message("user", "And now?"),), split="held_out")
 QUICK = Settings(
-    episodes=32, batch_size=4, mini_batches=2, max_tokens=6, learning_rate=1e-3, checkpoint_every=2, rollouts=3
+    episodes=32,
+    batch_size=4,
+    gradient_accumulation=1,
+    mini_batches=2,
+    epochs=2,
+    max_tokens=6,
+    learning_rate=1e-3,
+    checkpoint_every=2,
+    rollouts=3,
 )
 
 
@@ -105,6 +118,57 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_files(
     assert digest_of(tmp_path / "stopped") == digest_of(tmp_path / "unbroken")
     assert again.rows["rollouts"] == unbroken.rows["rollouts"]
     assert again.notes == unbroken.notes
+
+
+def test_with_adapters_it_is_noted_how_much_of_the_reward_model_the_critic_starts_with(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    stage = work(tmp_path, models)
+    run(QUICK.model_copy(update={"episodes": 8, "lora": LoraSettings(rank=4)}), stage)
+    # The reward model is the policy with a head: there is nothing that the adapter could lack.
+    assert stage.notes["critic_share"] == 1
+
+
+def test_with_ptx_coef_the_examples_of_sft_are_learned_as_well(models: dict[str, Path], tmp_path: Path) -> None:
+    import torch
+
+    from constitutional.engines.local import load_model
+
+    revisions = [
+        Revision(prompt=PROMPTS[0], draft="Quite so.", steps=()),
+        Revision(prompt=PROMPTS[1], draft="So" + " it is" * 40, steps=()),  # too long
+        Revision(prompt=PROMPTS[2], draft="Left out.", steps=(), problem="empty"),
+        Revision(prompt=HELD_OUT, draft="Held out.", steps=()),
+    ]
+    # Weights hardly move, so that the loss that is logged is that of the model as it was.
+    still = {"episodes": 8, "learning_rate": 1e-9, "max_prompt_tokens": 40, "ptx_coef": 0.5}
+    algorithm = PpoSettings(**QUICK.model_copy(update=still).model_dump())
+    stage = OneStage(tmp_path, models, {"prompts": [*PROMPTS, HELD_OUT], "revisions": revisions})
+    train_ppo(Ppo(algorithm=algorithm, sft=sft.Settings()), stage)
+    assert stage.notes["examples"] == 1
+    assert stage.notes["dropped"] == {"too_long": 0, "examples_too_long": 1}
+    (line,) = (json.loads(each) for each in (tmp_path / "training_log.jsonl").read_text().splitlines())
+    model, tokenizer = load_model(models["sft_model"], dtype="float32")
+    asked = token_ids(tokenizer, chat(PROMPTS[0].messages), ask=True)
+    whole = token_ids(tokenizer, [*chat(PROMPTS[0].messages), {"role": "assistant", "content": "Quite so."}])
+    whole = whole[: len(whole) - whole[::-1].index(tokenizer.eos_token_id)]  # up to and with the end token
+    with torch.no_grad():
+        logits = model(torch.tensor([whole])).logits[0, len(asked) - 1 : -1]
+    by_hand = torch.nn.functional.cross_entropy(logits, torch.tensor(whole[len(asked) :]))
+    assert line["ptx_loss"] == pytest.approx(float(by_hand), abs=1e-4)
+
+
+def test_the_revisions_are_needed_only_where_they_are_learned() -> None:
+    def stage(*overrides: str) -> tuple[tuple[str, ...], str]:
+        config = compose(["algorithm=ppo", *overrides])
+        (found,) = (each for each in stages_of(config) if each.name == "ppo")
+        return found.needs, fingerprint_of(found, found.settings(config), 0, {})
+
+    alone, mixed = stage(), stage("algorithm.ptx_coef=0.5")
+    assert alone[0] == ("prompts", "sft_model", "reward_model")
+    assert mixed[0] == (*alone[0], "revisions")
+    assert stage("sft.rounds=all") == alone
+    assert stage("algorithm.ptx_coef=0.5", "sft.rounds=all")[1] != mixed[1]
 
 
 def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[str, Path], tmp_path: Path) -> None:
