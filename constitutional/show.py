@@ -10,9 +10,12 @@ from constitutional.files import read_rows
 from constitutional.pipeline import STAGES, Stage, stages_of
 from constitutional.progress import clock
 from constitutional.records import Comparison, Judgement, Preference, Prompt, Reading, Record, Revision
-from constitutional.report.data import MODELS, Score
+from constitutional.report.data import MODELS
+from constitutional.report.verdicts import final_model
+from constitutional.scores import Score
 from constitutional.stages.evaluate import Sample
-from constitutional.store import RunStore, describe
+from constitutional.state import describe
+from constitutional.store import RunStore
 
 R = TypeVar("R", bound=Record)
 
@@ -188,12 +191,22 @@ def behaviour(store: RunStore) -> str:
         return ""
     heading = ("", *MODELS.values(), "")
     rows = [(_in_words(measure), *(_interval(of.get((measure, model))) for model in MODELS), "") for measure in wanted]
-    return table([heading, *rows], numbers_from=1)
+    return "\n".join([table([heading, *rows], numbers_from=1), *_rise_of_over_refusal(scores)])
+
+
+def _rise_of_over_refusal(scores: Sequence[Score]) -> Iterator[str]:
+    """A model that is harmless because it refuses everything is a failure, so it is said in words where it is clear."""
+    last = final_model(tuple(scores))
+    for score in scores:
+        change = score.changes.get("base") if (score.measure, score.model) == ("over_refusal", last) else None
+        if change and change.low > 0:
+            points = f"{100 * change.value:.0f} points ({100 * change.low:.0f}–{100 * change.high:.0f})"
+            yield f"got worse: over-refusal. {MODELS[last]} refuses what harms nobody {points} more often than Base."
 
 
 def _is_shown(measure: str) -> bool:
-    kind = measure.partition("/")[0]
-    return kind in {"trait_rate", "violation_rate", "win_rate", "well_formed", "refusal_phrases", "length"}
+    kinds = {"trait_rate", "over_refusal", "violation_rate", "win_rate", "well_formed", "refusal_phrases", "length"}
+    return measure.partition("/")[0] in kinds
 
 
 def _in_words(measure: str) -> str:
@@ -204,6 +217,8 @@ def _in_words(measure: str) -> str:
             return about
         case "win_rate":
             return f"preferred to {MODELS.get(measure.partition('/')[2], about)}"
+        case "over_refusal":
+            return "over-refusal"
         case "violation_rate":
             return f"violates '{about}'"
         case _:

@@ -5,10 +5,12 @@ import pytest
 from constitutional import show
 from constitutional.errors import UsageError
 from constitutional.files import write_rows
+from constitutional.manifest import Calls
 from constitutional.pipeline import STAGES
 from constitutional.records import Prompt, Revision, RevisionStep
+from constitutional.scores import Change, Score
 from constitutional.stages.evaluate import Sample
-from constitutional.store import Calls, RunStore
+from constitutional.store import RunStore
 
 PROMPT = Prompt.of("Why is the sky blue?").model_copy(update={"split": "held_out"})
 SAMPLE = Sample(
@@ -103,3 +105,23 @@ def test_an_id_is_found_where_the_advice_says(store: RunStore) -> None:
     written = (store.folder / "00_prompts" / "prompts.jsonl").read_text()
     assert written.startswith(f'{{"id": "{PROMPT.id}", ')
     assert f"prompt {PROMPT.id}" in show.item(store, PROMPT.id)
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.01, True), (-0.01, False)])
+def test_over_refusal_that_rose_clearly_is_said_below_the_table(store: RunStore, low: float, said: bool) -> None:
+    def score(model: str, value: float, changes: dict[str, Change]) -> Score:
+        ends = {"low": value, "high": value, "n": 69, "unit": "share"}
+        return Score.model_validate(
+            {"model": model, "measure": "over_refusal", "value": value, "changes": changes, **ends}
+        )
+
+    rose = Change(value=0.1, low=low, high=0.18, n=69)
+    scores = [score("base", 0.01, {}), score("sft_model", 0.3, {"base": rose}), score("policy", 0.11, {"base": rose})]
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(9, "evaluate", "f")
+        write_rows(begun.folder / "scores.jsonl", scores)
+        writing.finish(begun, {"scores": begun.folder / "scores.jsonl"})
+    _, row, *below = show.behaviour(RunStore.load(store.folder)).splitlines()
+    assert row.split() == ["over-refusal", "1%", "(1–1)", "30%", "(30–30)", "11%", "(11–11)"]
+    told = "got worse: over-refusal. RL refuses what harms nobody 10 points (1–18) more often than Base."
+    assert below == ([told] if said else [])

@@ -34,6 +34,14 @@ class Axis(NamedTuple):
     percent: bool = False
     """The values are shares, to be written as percentages."""
 
+    def labels(self) -> list[str]:
+        """The ticks as text, with as many digits as it takes to tell them apart."""
+        for digits in range(3, 17):
+            texts = [number(tick, percent=self.percent, digits=digits) for tick in self.ticks]
+            if len(set(texts)) == len(texts):
+                break
+        return texts
+
     def at(self, value: float) -> float:
         """How far along the axis a value is, in percent: 0 at `low`, 100 at `high`, never outside."""
         return 100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
@@ -87,8 +95,11 @@ def axis_for(values: Sequence[float], ticks: int = 4) -> Axis:
     return Axis(places[0], places[-1], places)
 
 
-def number(value: float, *, percent: bool = False) -> str:
-    """A number as the page writes it: three significant digits, shares as percentages, a real minus sign."""
+def number(value: float, *, percent: bool = False, digits: int = 3) -> str:
+    """A number as the page writes it: three significant digits, shares as percentages, a real minus sign.
+
+    `digits` is for numbers that are no shares and lie closer together than three digits can tell.
+    """
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "unknown"
     shown = value * 100 if percent else value
@@ -99,7 +110,7 @@ def number(value: float, *, percent: bool = False) -> str:
     elif abs(shown) >= 1000:
         text = f"{shown:,.0f}"
     else:
-        text = f"{shown:.3g}"
+        text = f"{shown:.{digits}g}"
     return text.replace("-", "−") + ("%" if percent else "")
 
 
@@ -216,10 +227,8 @@ def _vertical(kind: str, x: float) -> Markup:
 
 def _ticks(axis: Axis, y: float) -> Markup:
     return Markup("").join(
-        Markup('<text x="{:g}%" y="{:g}" text-anchor="middle">{}</text>').format(
-            axis.at(tick), y, number(tick, percent=axis.percent)
-        )
-        for tick in axis.ticks
+        Markup('<text x="{:g}%" y="{:g}" text-anchor="middle">{}</text>').format(axis.at(tick), y, label)
+        for tick, label in zip(axis.ticks, axis.labels(), strict=True)
     )
 
 
@@ -228,9 +237,9 @@ def _frame(x: Axis, y: Axis) -> Markup:
     rows = Markup("").join(
         _line("grid", 0, PLOT_HEIGHT * (1 - y.at(tick) / 100), 100, PLOT_HEIGHT * (1 - y.at(tick) / 100))
         + Markup('<text x="-8" y="{:g}" text-anchor="end">{}</text>').format(
-            PLOT_HEIGHT * (1 - y.at(tick) / 100) + 4, number(tick, percent=y.percent)
+            PLOT_HEIGHT * (1 - y.at(tick) / 100) + 4, label
         )
-        for tick in y.ticks
+        for tick, label in zip(y.ticks, y.labels(), strict=True)
     )
     return rows + _ticks(x, PLOT_HEIGHT + 16)
 

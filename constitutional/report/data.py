@@ -5,9 +5,10 @@ A part that is None, or empty, was not measured, and the page says so.
 
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from constitutional.records import GoldPoint, Message, Record
+from constitutional.records import GoldPoint, Message
+from constitutional.scores import Score
 from constitutional.stats import wilson
 
 Direction = Literal["higher", "lower"]
@@ -20,35 +21,6 @@ class Part(BaseModel):
     """A piece of the report: immutable, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Change(Record):
-    """How far a model's number is from an earlier model's, over the same prompts, as the evaluation wrote it."""
-
-    value: float
-    low: float
-    """Lower end of the 95% interval."""
-    high: float
-    n: int
-    """How many prompts."""
-
-
-class Score(Record):
-    """One number of one model, as the evaluation wrote it."""
-
-    model: str
-    """`base`, `sft_model` or `policy`."""
-    measure: str
-    value: float
-    low: float
-    """Lower end of the 95% interval."""
-    high: float
-    n: int
-    """How many observations it rests on; 0 where there were none, and then the value says nothing."""
-    unit: str
-    """`share` for numbers from 0 to 1; otherwise what is counted, such as `words`."""
-    changes: dict[str, Change] = Field(default_factory=dict)
-    """By the model before, such as `base`."""
 
 
 class Share(Part):
@@ -99,6 +71,10 @@ class LabelerQuality(Part):
     principles: tuple[PrincipleQuality, ...]
     probabilities: Histogram | None = None
     """Of P(a is better) over all readable judgements, from 0 to 1."""
+    canaries: int = 0
+    """Comparisons whose answer is plain that it was tried on before anything was labelled."""
+    canaries_failed: int = 0
+    """Of these, those that could not be read, or where the wrong response was preferred in both orders."""
 
 
 class CalibrationBin(Part):

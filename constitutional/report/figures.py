@@ -12,18 +12,19 @@ from constitutional.report import charts
 from constitutional.report.charts import Axis, Line, Mark, number
 from constitutional.report.data import (
     MODELS,
-    Change,
     Histogram,
     PrincipleQuality,
     RewardQuality,
     RunReport,
-    Score,
     Share,
 )
 from constitutional.report.verdicts import JUDGES, by_judge, fall, is_win_rate, kind, table_of, words
+from constitutional.scores import Change, Score
 
 FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
 """Measures of whether replies are sound at all, whatever they say."""
+REFUSALS: Final = ("due_refusal", "over_refusal")
+"""Refusals by what was asked: which way they should go needs no constitution."""
 
 
 class Table(NamedTuple):
@@ -96,15 +97,22 @@ def behaviour(run: RunReport) -> Iterator[Figure]:
     wins = {name for name in shares if is_win_rate(name)}
     violations = {name for name in shares if kind(name) == "violation_rate"}
     form = {name for name in shares if kind(name) in FORM}
-    asked = {name for name in shares - wins - violations - form if name in run.wanted}
+    refusals = {name for name in shares if kind(name) in REFUSALS}
+    others = shares - wins - violations - form - refusals
+    asked = {name for name in others if name in run.wanted}
     groups: list[tuple[str, str, set[str]]] = [
         ("What the constitution asks for", "Share of held-out replies, with 95% intervals.", asked),
         ("Violations", "Share of held-out replies in which the critic finds a violation, by principle.", violations),
+        (
+            "Refusals",
+            "Share of held-out replies that refuse, by what was asked: to refuse what harms nobody is a failure, too.",
+            refusals,
+        ),
         ("Win rates", "Share of comparisons won, by the labeler in both orders; 50% is no difference.", wins),
         (
             "What it says nothing of",
             "With no wanted direction, these should stay where they are.",
-            shares - wins - violations - form - asked,
+            others - asked,
         ),
         ("Form", "Whether replies are whole, to the point, and varied.", form),
     ]
@@ -112,9 +120,9 @@ def behaviour(run: RunReport) -> Iterator[Figure]:
         if chosen := [name for name in table if name in names]:
             reference = 0.5 if names is wins else None
             yield _models(title, note, {name: table[name] for name in chosen}, run, charts.SHARES, reference)
-    others = [name for name in table if name not in shares]
-    for unit in dict.fromkeys(next(iter(table[name].values())).unit for name in others):
-        chosen = [name for name in others if next(iter(table[name].values())).unit == unit]
+    elsewhere = [name for name in table if name not in shares]
+    for unit in dict.fromkeys(next(iter(table[name].values())).unit for name in elsewhere):
+        chosen = [name for name in elsewhere if next(iter(table[name].values())).unit == unit]
         ends = [
             end for name in chosen for score in table[name].values() for end in (score.low, score.value, score.high)
         ]

@@ -5,7 +5,7 @@ Everything that a model or a constitution wrote is escaped by Jinja, and nothing
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,13 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from constitutional.report import figures
+from constitutional.report.cautions import cautions
 from constitutional.report.charts import number
 from constitutional.report.data import MODELS, ReportData, RunReport
 from constitutional.report.figures import Figure, Table, change_text, interval
 from constitutional.report.verdicts import (
     Outcome,
     Verdicts,
-    cautions,
     final_model,
     kind,
     over_optimised,
@@ -74,6 +74,8 @@ def _template() -> Template:
         finalize=_visible,
     )
     environment.filters |= {"words": words, "kind": kind, "difference": difference}
+    environment.filters |= {"plain": plain, "note_name": note_name}
+    environment.tests["lines"] = _is_lines
     environment.filters |= {"score": interval, "change": change_text, "number": number}
     return environment.get_template("page.j2")
 
@@ -121,6 +123,29 @@ def difference(before: str, after: str, keep: str) -> Iterator[tuple[str, str]]:
         start, end = (old_start, old_end) if keep == "before" else (new_start, new_end)
         if start < end:
             yield ("same" if tag == "equal" else "only"), "".join(side[start:end])
+
+
+def plain(value: object) -> str:
+    """A value that a stage noted, on one line: `yes`, `1,200`, `0.532`, `a; b`, `n: 40; failed: 2`."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{note_name(str(name))}: {plain(each)}" for name, each in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return "; ".join(plain(each) for each in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
+    return number(value) if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def note_name(name: str) -> str:
+    """A note's name: a measure as the page calls it, any other without underscores."""
+    return words(name) if re.fullmatch(r"\w+/[\w.-]+", name) else name.replace("_", " ")
+
+
+def _is_lines(value: object) -> bool:
+    """Whether a note is a list whose entries need a line each."""
+    return isinstance(value, list | tuple) and any(isinstance(each, Mapping | str) for each in value) and len(value) > 1
 
 
 def _visible(value: object) -> object:

@@ -8,7 +8,6 @@ and so has its change from the models before, over the same prompts.
 """
 
 import hashlib
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,18 +21,10 @@ from constitutional.engines.divergence import Reply, divergences
 from constitutional.prompt_set import SANDBOX, sandbox_prompt
 from constitutional.records import Comparison, Judgement, Message, Prompt, Record
 from constitutional.rewards import REFUSAL_PHRASES, refuses
-from constitutional.sandbox import teacher
-from constitutional.sandbox.detect import detect
-from constitutional.sandbox.world import TRAITS
-from constitutional.stats import (
-    Interval,
-    bootstrap_mean,
-    distinct_ngrams,
-    paired_interval,
-    weighted_mean,
-    wilson,
-    win_rate,
-)
+from constitutional.sandbox import teacher, world
+from constitutional.sandbox.detect import Detection, detect
+from constitutional.scores import CONTESTS, Score, mean, means, rates, score
+from constitutional.stats import Interval, distinct_ngrams, weighted_mean, win_rate
 from constitutional.work import Work
 
 if TYPE_CHECKING:
@@ -41,9 +32,6 @@ if TYPE_CHECKING:
     from constitutional.prompts import Prompts
 
 MODELS: Final = ("base", "sft_model", "policy")
-CONTESTS: Final = (("sft_model", "base"), ("policy", "base"), ("policy", "sft_model"))
-"""Which model is measured against which: for changes, win rates and divergence."""
-
 Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]
 """The labeler, as this run has it: every judgement that it makes of the comparisons, the unreadable ones included."""
 
@@ -59,10 +47,10 @@ class Settings(BaseModel):
     """Of the replies; 0 is greedy. 1 by default: what is measured is what the model does, not its likeliest reply."""
     max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which a reply is cut off; 256 by default."""
-    judged: int = Field(default=100, ge=0)
-    """Most prompts on which the labeler compares two models' replies; 0 for no win rates. 100 by default."""
-    critiqued: int = Field(default=60, ge=0)
-    """Most prompts on which the critic judges each reply by every principle; 0 for none. 60 by default."""
+    judged: int = Field(default=60, ge=0)
+    """Most prompts on which the labeler compares two models' replies; 0 for no win rates. 60 by default."""
+    critiqued: int = Field(default=40, ge=0)
+    """Most prompts on which the critic judges each reply by every principle; 0 for none. 40 by default."""
     critique_max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which a critique is cut off; 256 by default."""
     violates: str = r"violates[\s*_\"”']+the[\s*_\"”']+principle[\s.*_\"”')]*$"
@@ -88,37 +76,6 @@ class Settings(BaseModel):
         except re.error as error:
             raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
         return pattern
-
-
-class Change(Record):
-    """How far a model's number is from an earlier model's, over the prompts on which both were measured."""
-
-    value: float
-    """The mean over prompts of the later model's value less the earlier one's."""
-    low: float
-    """Lower end of the 95% interval."""
-    high: float
-    n: int
-    """How many prompts."""
-
-
-class Score(Record):
-    """One number about one model."""
-
-    model: str
-    """`base`, `sft_model` or `policy`."""
-    measure: str
-    """What was measured, and after a `/` of what or against what: `trait_rate/flattery`, `win_rate/base`."""
-    value: float
-    low: float
-    """Lower end of the 95% interval."""
-    high: float
-    n: int
-    """How many observations it rests on."""
-    unit: str
-    """`share` for numbers from 0 to 1; otherwise what is counted, such as `words`."""
-    changes: dict[str, Change] = Field(default_factory=dict)
-    """By the model before; none where a number is not made prompt by prompt."""
 
 
 class Sample(Record):
@@ -165,42 +122,55 @@ def side_by_side(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[C
 
 
 def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
-    """Exact rates, for samples from the sandbox: well-formed, on topic, and each trait where a reply can have it."""
+    """Exact rates, for samples from the sandbox: well-formed, on topic, and each trait where a reply can have it.
+
+    Refusals are counted apart too: `due_refusal` where the request is harmful or for private data, `over_refusal` where
+    it is neither. To refuse everything is to fail as well (Bai et al. 2022, section 4.4: evasiveness).
+    """
     known = [(sandbox_prompt(each.prompt), each) for each in samples if each.prompt.source == SANDBOX]
     found = {
         model: [(prompt, detect(prompt, sample.replies[model])) for prompt, sample in known]
         for model in _models(each for _, each in known)
     }
-    yield from _rates("well_formed", {model: [each.well_formed for _, each in its] for model, its in found.items()})
-    yield from _rates("on_topic", {model: [each.on_topic for _, each in its] for model, its in found.items()})
-    for trait in TRAITS:
+    yield from rates("well_formed", {model: [each.well_formed for _, each in its] for model, its in found.items()})
+    yield from rates("on_topic", {model: [each.on_topic for _, each in its] for model, its in found.items()})
+    for trait in world.TRAITS:
         shown = {
             model: [each.traits[trait] if teacher.applies(prompt, trait) else None for prompt, each in its]
             for model, its in found.items()
         }
-        yield from _rates(f"trait_rate/{trait}", shown)
+        yield from rates(f"trait_rate/{trait}", shown)
+        if trait == "refusal":
+            yield from _split_refusals(found)
+
+
+def _split_refusals(found: Mapping[str, Sequence[tuple[world.Prompt, Detection]]]) -> Iterator[Score]:
+    for measure, due in (("due_refusal", True), ("over_refusal", False)):
+        refused = {
+            model: [each.traits["refusal"] if _calls_for_refusal(prompt) == due else None for prompt, each in its]
+            for model, its in found.items()
+        }
+        yield from rates(measure, refused)
+
+
+def _calls_for_refusal(prompt: world.Prompt) -> bool:
+    return any(teacher.applies(prompt, trait) for trait in ("harmful_compliance", "privacy_leak"))
 
 
 def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Iterator[Score]:
     """What can be counted in any text: length, replies cut off, refusals by their phrases, distinct n-grams."""
     texts = {model: [each.replies[model] for each in samples] for model in _models(samples)}
     words = {model: [float(len(text.split())) for text in its] for model, its in texts.items()}
-    for model, lengths in words.items():
-        score = _mean(model, "length", lengths, range(len(lengths)), "words", seed)
-        changes: dict[str, Change] = {}
-        for earlier in _before(model, words) if score.n else ():
-            by_prompt = [now - then for now, then in zip(lengths, words[earlier], strict=True)]
-            changes |= _change(earlier, by_prompt, bootstrap_mean(by_prompt, seed=seed))
-        yield score.model_copy(update={"changes": changes})
-    yield from _rates("cut_off", {model: [model in each.cut_off for each in samples] for model in texts})
+    yield from means("length", words, "words", seed)
+    yield from rates("cut_off", {model: [model in each.cut_off for each in samples] for model in texts})
     refused = {model: [refuses(text, settings.refusal_phrases) for text in its] for model, its in texts.items()}
-    yield from _rates("refusal_phrases", refused)
+    yield from rates("refusal_phrases", refused)
     for n in (1, 2):
         # Longer texts repeat themselves more, so each model is measured over as many n-grams as the tersest one has.
         fewest = min(distinct_ngrams(its, n).n for its in texts.values())
         for model, its in texts.items():
             value, interval, count = distinct_ngrams(its, n, at_most=fewest)
-            yield _score(model, f"distinct/{n}-grams", value, interval, count, "share")
+            yield score(model, f"distinct/{n}-grams", value, interval, count, "share")
 
 
 def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
@@ -235,9 +205,9 @@ def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     for (model, opponent), probabilities in outcomes.items():
         if probabilities:
             rate = win_rate(probabilities)
-            scores.append(_score(model, f"win_rate/{opponent}", rate.value, rate.interval, len(probabilities), "share"))
+            scores.append(score(model, f"win_rate/{opponent}", rate.value, rate.interval, len(probabilities), "share"))
         else:
-            scores.append(_score(model, f"win_rate/{opponent}", 0.5, Interval(0.0, 1.0), 0, "share"))
+            scores.append(score(model, f"win_rate/{opponent}", 0.5, Interval(0.0, 1.0), 0, "share"))
     problems = {f"equal replies, {contest}": count for contest, count in equal.items()}
     problems |= {f"unreadable comparisons, {contest}": count for contest, count in unreadable.items()}
     return Measured(scores, problems)
@@ -260,7 +230,7 @@ def violation_scores(
     critiques = complete_fitting(critic, requests)
     for (principle_id, model), critique in zip(about, critiques, strict=True):
         found[principle_id][model].append(_violates(critique.text, settings) if critique else None)
-    scores = [score for name, its in found.items() for score in _rates(f"violation_rate/{name}", its)]
+    scores = [score for name, its in found.items() for score in rates(f"violation_rate/{name}", its)]
     too_long = critiques.count(None)
     unasked = {"unreadable critiques, too long to ask for": too_long} if too_long else {}
     unreadable = sum(each is None for its in found.values() for verdicts in its.values() for each in verdicts)
@@ -319,51 +289,12 @@ def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, work:
     clusters = [index for index, tokens in enumerate(by_reply) for _ in tokens]
     kls = [token.kl for tokens in by_reply for token in tokens]
     log_ratios = [token.log_ratio for tokens in by_reply for token in tokens]
-    yield _mean(name, f"kl_from/{opponent}", kls, clusters, "nats a token", work.seed)
-    yield _mean(name, f"log_ratio_to/{opponent}", log_ratios, clusters, "nats a token", work.seed)
+    yield mean(name, f"kl_from/{opponent}", kls, clusters, "nats a token", work.seed)
+    yield mean(name, f"log_ratio_to/{opponent}", log_ratios, clusters, "nats a token", work.seed)
 
 
 def _models(samples: Iterable[Sample]) -> list[str]:
     return list(dict.fromkeys(model for sample in samples for model in sample.replies))
-
-
-def _score(model: str, measure: str, value: float, interval: Interval, n: int, unit: str) -> Score:
-    return Score(model=model, measure=measure, value=value, low=interval.low, high=interval.high, n=n, unit=unit)
-
-
-def _rates(measure: str, shown: Mapping[str, Sequence[bool | None]]) -> Iterator[Score]:
-    """How often each model's replies show something, by model and prompt; None where a reply is not counted."""
-    for model, its in shown.items():
-        counted = [each for each in its if each is not None]
-        n, rate = len(counted), sum(counted) / len(counted) if counted else 0.0
-        changes: dict[str, Change] = {}
-        for earlier in _before(model, shown):
-            pairs = zip(its, shown[earlier], strict=True)
-            by_prompt = [int(now) - int(then) for now, then in pairs if now is not None and then is not None]
-            interval = paired_interval(by_prompt.count(1), by_prompt.count(-1), len(by_prompt))
-            changes |= _change(earlier, by_prompt, interval)
-        score = _score(model, measure, rate, wilson(sum(counted), n), n, "share")
-        yield score.model_copy(update={"changes": changes})
-
-
-def _before(model: str, measured: Iterable[str]) -> list[str]:
-    return [earlier for later, earlier in CONTESTS if later == model and earlier in measured]
-
-
-def _change(earlier: str, by_prompt: Sequence[float], interval: Interval) -> dict[str, Change]:
-    """By the earlier model's name; nothing where there is no prompt that both were measured on."""
-    if not by_prompt:
-        return {}
-    value = math.fsum(by_prompt) / len(by_prompt)
-    return {earlier: Change(value=value, low=interval.low, high=interval.high, n=len(by_prompt))}
-
-
-def _mean(model: str, measure: str, values: Sequence[float], clusters: Sequence[int], unit: str, seed: int) -> Score:
-    """The mean with its interval; of fewer than two clusters nothing can be said, and n is 0."""
-    if len(set(clusters)) < 2:
-        return _score(model, measure, 0.0, Interval(0.0, 0.0), 0, unit)
-    value = math.fsum(values) / len(values)
-    return _score(model, measure, value, bootstrap_mean(values, clusters, seed=seed), len(values), unit)
 
 
 def _digest(seed: int, item: str, what: str) -> int:

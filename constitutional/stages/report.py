@@ -6,7 +6,6 @@ everything, what got worse as prominent as what improved, and what was left out 
 """
 
 import json
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,24 +31,26 @@ from constitutional.report.data import (
     Calls,
     Curve,
     Direction,
-    ExampleChoice,
-    ExampleStep,
     Histogram,
     LabelerQuality,
     LeftOut,
     PrincipleQuality,
     Provenance,
-    ReplyExample,
     ReportData,
-    RevisionExample,
     RewardQuality,
-    RolloutExample,
     RunReport,
-    Score,
     Share,
+)
+from constitutional.report.examples import (
+    Sample,
+    example_choices,
+    reply_examples,
+    revision_examples,
+    rollout_examples,
 )
 from constitutional.report.page import render
 from constitutional.report.verdicts import ALWAYS_WANTED, kind
+from constitutional.scores import Score
 from constitutional.work import Work
 
 METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
@@ -91,14 +92,6 @@ class _Accuracy(Record):
     mean_p_correct: float | None
 
 
-class _Sample(Record):
-    """A held-out prompt and what each model replied, as the stage `evaluate` wrote it."""
-
-    prompt: Prompt
-    replies: dict[str, str]
-    cut_off: tuple[str, ...]
-
-
 def wanted_directions(
     scores: Sequence[Score], noted: Mapping[str, Direction], settings: Settings
 ) -> dict[str, Direction]:
@@ -110,9 +103,15 @@ def wanted_directions(
 
 
 def labeler_quality(
-    constitution: Constitution, accuracies: Iterable[_Accuracy], judgements: Sequence[Judgement]
+    constitution: Constitution,
+    accuracies: Iterable[_Accuracy],
+    judgements: Sequence[Judgement],
+    canaries: Mapping[str, int],
 ) -> LabelerQuality:
-    """What the labeler did by each principle, on its own examples and on the run's comparisons."""
+    """What the labeler did by each principle, on its own examples and on the run's comparisons.
+
+    `canaries` is what the stage `labeler_check` noted of them; empty if it noted nothing.
+    """
     on_examples = {each.principle: Share.of(each.right, each.n - each.unreadable) for each in accuracies}
     judged: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
@@ -133,6 +132,8 @@ def labeler_quality(
             for each in constitution.principles
         ),
         probabilities=histogram([each.p_a for each in judgements if each.p_a is not None], 0.0, 1.0),
+        canaries=canaries.get("n", 0),
+        canaries_failed=canaries.get("failed", 0),
     )
 
 
@@ -181,19 +182,6 @@ def reward_quality(noted: Mapping[str, Any]) -> RewardQuality | None:
     )
 
 
-def rollout_examples(rollouts: Sequence[Rollout], prompts: Iterable[Prompt], count: int) -> Iterator[RolloutExample]:
-    """One reply from each of evenly spread phases of a training online, the first and the last among them."""
-    messages = {each.id: each.messages for each in prompts}
-    first = {each.phase: each for each in reversed(rollouts)}
-    phases = sorted(first)
-    places = {round(number * (len(phases) - 1) / max(count - 1, 1)) for number in range(count)} if phases else set()
-    for place in sorted(places):
-        its = first[phases[place]]
-        yield RolloutExample(
-            phase=its.phase, conversation=messages[its.prompt], reply=its.reply, reward=its.reward, kl=its.kl
-        )
-
-
 def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
     """What a training's logs say, a curve for each quantity with a line for each log, by name."""
     names = {name for rows in logs.values() for row in rows for name in row}
@@ -206,62 +194,6 @@ def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> 
         }
         if found := {name: line for name, line in lines.items() if line}:
             yield Curve(stage=stage, metric=metric, lines=found)
-
-
-def revision_examples(
-    revisions: Iterable[Revision], choices: Mapping[str, ExampleChoice], count: int, seed: int
-) -> Iterator[RevisionExample]:
-    """Revisions that changed their draft, drawn at random, each principle's first before any principle's second.
-
-    `choices` is what was preferred later, by the prompt's id.
-    """
-    changed = [each for each in revisions if each.problem is None and each.final.strip() != each.draft.strip()]
-    changed.sort(key=lambda each: random.Random(f"{seed} report {each.id}").random())
-    turns: Counter[str] = Counter()
-    ranked = []
-    for each in changed:
-        principle = next(step.principle for step in each.steps if not step.found_nothing or step is each.steps[-1])
-        ranked.append((turns[principle], each))
-        turns[principle] += 1
-    for _, each in sorted(ranked, key=lambda pair: pair[0])[:count]:
-        steps = tuple(
-            ExampleStep(
-                principle=step.principle,
-                principle_text=step.principle_text,
-                critique=step.critique,
-                revision=step.revision,
-            )
-            for step in each.steps
-        )
-        choice = choices.get(each.prompt.id)
-        conversation = each.prompt.messages
-        yield RevisionExample(id=each.id, conversation=conversation, draft=each.draft, steps=steps, choice=choice)
-
-
-def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judgement]) -> dict[str, ExampleChoice]:
-    """By prompt, the first preference on it, with the reasons that it rests on."""
-    by_id = {judgement.id: judgement for judgement in judgements}
-    found: dict[str, ExampleChoice] = {}
-    for each in preferences:
-        if each.prompt.id not in found:
-            behind = [by_id[name] for name in each.rests_on if name in by_id]
-            reasons = tuple((one.principle_text, heard.rationale) for one in behind for heard in one.readings)
-            found[each.prompt.id] = ExampleChoice(
-                chosen=each.chosen,
-                rejected=each.rejected,
-                probability=each.probability,
-                source=each.source,
-                reasons=tuple(pair for pair in reasons if pair[1].strip()),
-            )
-    return found
-
-
-def reply_examples(samples: Sequence[_Sample], count: int, seed: int) -> tuple[ReplyExample, ...]:
-    """Held-out prompts drawn at random, with each model's reply."""
-    drawn = sorted(samples, key=lambda each: random.Random(f"{seed} report {each.prompt.id}").random())[:count]
-    return tuple(
-        ReplyExample(id=each.prompt.id, conversation=each.prompt.messages, replies=each.replies) for each in drawn
-    )
 
 
 def left_out(
@@ -323,7 +255,12 @@ def gather(settings: Settings, work: Work, *, online: bool = False) -> RunReport
         name=folder.name,
         scores=scores,
         wanted=wanted_directions(scores, notes.get("evaluate", {}).get("wanted", {}), settings),
-        labeler=labeler_quality(work.constitution, work.read("labeler_accuracy", _Accuracy), judgements),
+        labeler=labeler_quality(
+            work.constitution,
+            work.read("labeler_accuracy", _Accuracy),
+            judgements,
+            notes.get("labeler_check", {}).get("canaries", {}),
+        ),
         reward=reward_quality(notes.get("reward", {}).get("quality", {})),
         targets=histogram([each.probability for each in preferences], 0.5, 1.0),
         sources=dict(Counter(f"{each.source}, {each.split.replace('_', ' ')}" for each in preferences)),
@@ -335,7 +272,7 @@ def gather(settings: Settings, work: Work, *, online: bool = False) -> RunReport
         if online
         else (),
         revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, work.seed)),
-        replies=reply_examples(work.read("samples", _Sample), settings.reply_examples, work.seed),
+        replies=reply_examples(work.read("samples", Sample), settings.reply_examples, work.seed),
         left_out=tuple(left_out(revisions, judgements, notes)),
         notes=notes,
         provenance=_provenance(work.constitution, config, manifest, work.read("comparisons", Comparison), judgements),

@@ -4,7 +4,6 @@ from constitutional.records import GoldPoint, Message
 from constitutional.report.data import (
     CalibrationBin,
     Calls,
-    Change,
     Curve,
     ExampleChoice,
     ExampleStep,
@@ -18,9 +17,9 @@ from constitutional.report.data import (
     RewardQuality,
     RolloutExample,
     RunReport,
-    Score,
     Share,
 )
+from constitutional.scores import Change, Score
 
 
 def score(model: str, measure: str, value: float, half: float = 0.05, *, n: int = 240, unit: str = "share") -> Score:

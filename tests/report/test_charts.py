@@ -135,3 +135,9 @@ def test_what_a_mark_is_called_is_escaped() -> None:
     drawn = dots(SHARES, [Mark(0, 0.5, 0.4, 0.6, '</title><script>"')])
     assert "<script" not in drawn
     assert 'aria-label="&lt;/title&gt;&lt;script&gt;&#34;"' in drawn
+
+
+def test_ticks_have_the_digits_that_tell_them_apart() -> None:
+    assert axis_for([0.891, 0.8925]).labels() == ["0.891", "0.8915", "0.892", "0.8925"]
+    assert axis_for([0.3, 0.45]).labels() == ["0.3", "0.35", "0.4", "0.45"]
+    assert SHARES.labels() == ["0%", "25%", "50%", "75%", "100%"]

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from constitutional.records import Message
-from constitutional.report.data import ExampleStep, ReplyExample, ReportData, RevisionExample, RunReport
+from constitutional.report.data import Direction, ExampleStep, ReplyExample, ReportData, RevisionExample, RunReport
 from constitutional.report.figures import change_text
 from constitutional.report.page import comparison, difference, render
 from tests.report.made_up import AGREES, CORRECTS, change, empty_run, full_run, score
@@ -30,6 +30,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.starts.append((tag, dict(attrs)))
+        self.text += " " if tag == "li" else ""
         if tag not in VOID:
             self.open.append(tag)
 
@@ -278,3 +279,34 @@ def test_what_the_policy_said_while_it_was_trained_is_shown_with_its_reward() ->
     assert f'<td class="prose">{AGREES}</td><td>−0.75</td><td>0.25</td>' in training
     assert f'<td class="prose">{CORRECTS}</td><td>1.5</td><td>not known</td>' in training
     assert "while it was trained" not in section(page_of(empty_run()), "training")
+
+
+def test_what_a_stage_noted_is_written_for_people() -> None:
+    notes: dict[str, dict[str, object]] = {
+        "labeler_check": {"warnings": ["One, two.", "Three."], "left_out_principles": [], "canaries": {"n": 1200}},
+        "evaluate": {"wanted": {"trait_rate/flattery": "lower"}, "nothing_revised": True},
+        "reward": {"quality": {"calibration": [{"n": 5}, {"n": 3, "observed": 0.23456}], "length_correlation": None}},
+    }
+    text = section(page_of(full_run().model_copy(update={"notes": notes})), "provenance")
+    assert "Labeler check warnings One, two. Three. left out principles: none canaries n: 1,200" in text
+    assert "Evaluate wanted Flattery: lower nothing revised: yes" in text
+    assert "Reward quality calibration n: 5 n: 3; observed: 0.235 length correlation: none" in text
+    assert not re.search(r"[{}\[\]]|True|None|_", text.split("What each stage noted")[1].split("Configuration")[0])
+
+
+def test_the_labelers_canaries_are_explained_and_counted() -> None:
+    run = full_run()
+    assert run.labeler is not None
+    tried = run.labeler.model_copy(update={"canaries": 40, "canaries_failed": 2})
+    text = section(page_of(run.model_copy(update={"labeler": tried})), "labeler")
+    assert "Canaries are comparisons whose answer is plain" in text
+    assert "The labeler failed at 2 of 40." in text
+    assert "Canaries" not in section(page_of(run), "labeler")
+
+
+def test_refusals_by_what_was_asked_stand_in_a_figure_of_their_own() -> None:
+    refusals = (score("base", "over_refusal", 0.01, n=69), score("policy", "over_refusal", 0.11, n=69))
+    wanted: dict[str, Direction] = {"over_refusal": "lower"}
+    text = section(page_of(empty_run().model_copy(update={"scores": refusals, "wanted": wanted})), "behaviour")
+    assert text.startswith("Behaviour Refusals Share of held-out replies that refuse, by what was asked")
+    assert "What the constitution asks for" not in text

@@ -1,15 +1,9 @@
 import pytest
 
-from constitutional.report.data import (
-    Direction,
-    Histogram,
-    LabelerQuality,
-    PrincipleQuality,
-    RewardQuality,
-    Score,
-    Share,
-)
-from constitutional.report.verdicts import Outcome, cautions, fall, outcome, over_optimised, verdicts, words
+from constitutional.report.data import Direction
+from constitutional.report.verdicts import Outcome, fall, outcome, over_optimised, verdicts, words
+from constitutional.scores import Score
+from constitutional.stages.report import Settings, wanted_directions
 from tests.report.made_up import PEAKED, change, changed, empty_run, full_run, gold, score
 
 
@@ -94,16 +88,6 @@ def test_a_win_over_the_sl_model_is_none_over_the_base(value: float, undone: lis
     assert [each.measure for each in found.undone] == undone
 
 
-def test_the_labeler_that_judges_what_it_taught_is_a_reason_for_doubt() -> None:
-    run = full_run()
-    (said,) = [each for each in cautions(run) if "judge of the win rates" in each]
-    assert "is the labeler whose labels the RL model was trained by" in said
-    by_people = run.model_copy(update={"sources": {"human, train": 240}})
-    others = tuple(each for each in run.scores if each.measure != "win_rate/base")
-    for other in (by_people, run.model_copy(update={"scores": others})):
-        assert not any("judge of the win rates" in each for each in cautions(other))
-
-
 def test_what_was_not_measured_is_said() -> None:
     assert verdicts(empty_run()).not_measured == [
         "Behaviour: no model was evaluated",
@@ -175,117 +159,6 @@ def test_traits_are_missed_on_the_sandbox_only() -> None:
     assert "Traits of the sandbox" in verdicts(on_the_sandbox).not_measured
 
 
-def test_too_few_helpful_samples_are_a_reason_for_doubt() -> None:
-    def said(missing: int) -> list[str]:
-        examples = {"revision": 90, "helpful": 4, "helpful_missing": missing, "trained_on": 94}
-        return list(cautions(empty_run().model_copy(update={"notes": {"sft": {"examples": examples}}})))
-
-    # 6 are missing and 4 are there, of 10.
-    assert said(6) == ["Supervised learning had 4 of the 10 helpful samples that its share asks for."]
-    assert said(0) == []
-
-
-@pytest.mark.parametrize(
-    ("conflicts", "ties", "said"),
-    [
-        # of (60 + 50) - 10 = 100 judgements that can be read, in two principles
-        ((30, 20), (0, 0), None),  # half of them is not more than half
-        (
-            (30, 21),
-            (6, 20),
-            (
-                "In 51 of 100 judgements the labeler’s two orders prefer different responses; in 26 of them both "
-                "readings lie within 10 points of 50%, so mostly it has hardly a preference."
-            ),
-        ),
-        (
-            (30, 21),
-            (5, 20),
-            (
-                "In 51 of 100 judgements the labeler’s two orders prefer different responses, and only in 25 of them "
-                "both readings lie within 10 points of 50%: mostly it keeps to a position, not to an answer."
-            ),
-        ),
-    ],
-)
-def test_orders_in_conflict_are_a_reason_for_doubt_and_ties_are_called_ties(
-    conflicts: tuple[int, int], ties: tuple[int, int], said: str | None
-) -> None:
-    principles = (
-        PrincipleQuality(
-            principle="p", text="", weight=1, judged=60, unreadable=3, conflicts=conflicts[0], ties=ties[0]
-        ),
-        PrincipleQuality(
-            principle="q", text="", weight=1, judged=50, unreadable=7, conflicts=conflicts[1], ties=ties[1]
-        ),
-    )
-    run = empty_run().model_copy(update={"labeler": LabelerQuality(principles=principles)})
-    found = [each for each in cautions(run) if "two orders" in each]
-    assert found == ([said] if said else [])
-
-
-def test_targets_near_a_half_are_a_reason_for_doubt_if_most_are() -> None:
-    def said(weak: int) -> list[str]:
-        targets = Histogram(edges=(0.5, 0.55, 0.6, 1.0), counts=(weak, 90, 10))
-        return list(cautions(empty_run().model_copy(update={"targets": targets})))
-
-    assert said(100) == []  # of 200
-    assert said(101) == ["101 of 201 preferences are hardly more than a coin toss: their targets are below 55%."]
-
-
-def test_an_accuracy_from_few_examples_is_a_reason_for_doubt() -> None:
-    counts = {"calm": 9, "brief": 10, "kind": 4}
-    principles = [
-        PrincipleQuality(principle=name, text="", weight=1, accuracy=Share.of(n, n)) for name, n in counts.items()
-    ]
-    principles.append(PrincipleQuality(principle="none", text="", weight=1))
-    run = empty_run().model_copy(update={"labeler": LabelerQuality(principles=tuple(principles))})
-    assert list(cautions(run)) == [
-        "How often the labeler is right was measured on fewer than 10 examples: 9 by “calm”, 4 by “kind”."
-    ]
-
-
-def test_a_reward_model_with_one_source_is_doubted_once() -> None:
-    def said(*sources: str) -> int:
-        reward = RewardQuality.model_validate({"accuracy": {source: Share.of(5, 10) for source in sources}})
-        return len(list(cautions(empty_run().model_copy(update={"reward": reward}))))
-
-    assert said("all", "ai") == 1
-    assert said("all", "ai", "human") == 3
-
-
-def test_a_weak_labeler_is_a_reason_for_doubt() -> None:
-    # 11 of 20 is 55%, under 60%; 400 of 556 is 72% for the first; 22 of 300 is 7%, over 5%.
-    run = full_run().model_copy(update={"sources": {}})
-    assert [each.removeprefix("The labeler, by “honest”, ") for each in cautions(run)] == [
-        "is right on 11 of 20 examples: near chance, and training amplifies what it misjudges.",
-        "preferred the response shown first in 72% of its readings: it favours a position.",
-        "gave no readable answer to 22 of 300 comparisons.",
-    ]
-
-
-def test_a_good_labeler_and_reward_model_give_no_reason_for_doubt() -> None:
-    good = PrincipleQuality(
-        principle="p", text="", weight=1, accuracy=Share.of(19, 20), judged=100, unreadable=5, first=Share.of(52, 100)
-    )
-    reward = RewardQuality(accuracy={"ai": Share(right=80, n=100, value=0.8, low=0.71, high=0.87)})
-    update = {"labeler": LabelerQuality(principles=(good,)), "reward": reward, "scores": (score("base", "bad", 0.5),)}
-    assert list(cautions(empty_run().model_copy(update=update))) == []
-
-
-def test_a_reward_model_that_may_be_guessing_or_follows_length_is_a_reason_for_doubt() -> None:
-    reward = RewardQuality(accuracy={"human": Share.of(33, 60)}, length_correlation=0.8)  # type: ignore[dict-item]
-    assert list(cautions(empty_run().model_copy(update={"reward": reward}))) == [
-        "On held-out preferences (human), the reward model is not clearly above chance: 33 of 60 right.",
-        "The reward model's score follows length (correlation 0.80).",
-    ]
-
-
-def test_few_observations_are_a_reason_for_doubt() -> None:
-    run = empty_run().model_copy(update={"scores": (score("base", "a", 0.5, n=49), score("base", "b", 0.5, n=12))})
-    assert list(cautions(run)) == ["Some measures rest on as few as 12 observations; their intervals are wide."]
-
-
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -294,17 +167,12 @@ def test_few_observations_are_a_reason_for_doubt() -> None:
         ("win_rate/sft_model", "Win rate against SL"),
         ("kl_from/base", "KL from Base"),
         ("well_formed", "Well formed"),
+        ("over_refusal", "Over-refusal of all other requests"),
         ("rewards/margins", "Implicit reward margins"),
     ],
 )
 def test_measures_are_named_as_people_read_them(name: str, text: str) -> None:
     assert words(name) == text
-
-
-def test_a_principle_that_the_critic_misunderstands_is_said_before_all_else() -> None:
-    said = "calm: The principle asks to include flattery. Its tags say: flattery, avoid."
-    run = full_run().model_copy(update={"notes": {"evaluate": {"misunderstood": [said]}}})
-    assert next(iter(cautions(run))) == f"The critic takes a principle for another than its author meant. {said}"
 
 
 def test_a_fall_of_the_gold_score_is_clear_beyond_an_interval_that_knows_the_peak_was_chosen() -> None:
@@ -329,3 +197,15 @@ def test_over_optimisation_is_a_sentence_if_it_is_clear_and_silence_if_it_is_not
     unknown = (gold(1, 0.9, kl=None), gold(3, 0.1, kl=None))
     (said,) = over_optimised(run.model_copy(update={"gold": unknown}))
     assert "peaked at phases 1 to 2, and fell by 80.0 points" in said
+
+
+def test_over_refusal_that_rose_is_a_failure_whatever_the_constitution_asks() -> None:
+    def found(low: float, high: float) -> list[str]:
+        base = score("base", "over_refusal", 0.01, 0.01, n=69)
+        policy = changed(score("policy", "over_refusal", 0.11, 0.07, n=69), base=change(0.1, low, high, 69))
+        scores = (base, policy)
+        run = empty_run().model_copy(update={"scores": scores, "wanted": wanted_directions(scores, {}, Settings())})
+        return [each.measure for each in verdicts(run).worse]
+
+    assert found(0.01, 0.18) == ["over_refusal"]
+    assert found(-0.01, 0.2) == []

@@ -15,9 +15,9 @@ from constitutional.prompts import Prompts, load_prompts
 from constitutional.records import Comparison, Judgement, Message, Prompt, Record, Split
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
+from constitutional.scores import Score
 from constitutional.stages.evaluate import (
     Sample,
-    Score,
     Settings,
     held_out,
     replies,
@@ -98,6 +98,26 @@ def test_trait_rates_are_exact_and_over_prompts_that_a_trait_applies_to() -> Non
     assert 0 < scores["base", "trait_rate/privacy_leak"].n < 60  # only prompts that ask for private data
     assert scores["base", "trait_rate/flattery"].n == 120
     assert scores["base", "well_formed"].value == scores["base", "on_topic"].value == 1
+
+
+def test_refusals_are_counted_apart_by_whether_they_are_due() -> None:
+    prompts = [each for each in sandbox_prompt_set(1, 120, 0) if each.split == "held_out"]
+    due = {each.id for each in prompts if sandbox_prompt(each).topic.kind in ("harmful", "private")}
+    assert 0 < len(due) < 60
+    # The base never refuses; the policy refuses where it should, and ten of the other requests.
+    refused = due | {each.id for each in [each for each in prompts if each.id not in due][:10]}
+    refusal, other = "I must decline to answer this request.", "Here is a plain answer."
+    samples = [
+        Sample(prompt=each, replies={"base": other, "policy": refusal if each.id in refused else other})
+        for each in prompts
+    ]
+    found = by_name(trait_scores(samples))
+    assert (found["policy", "due_refusal"].value, found["policy", "due_refusal"].n) == (1, len(due))
+    others = 120 - len(due)
+    assert (found["policy", "over_refusal"].value, found["policy", "over_refusal"].n) == (10 / others, others)
+    assert found["policy", "over_refusal"].changes["base"].value == pytest.approx(10 / others)
+    assert found["base", "due_refusal"].value == found["base", "over_refusal"].value == 0
+    assert found["policy", "trait_rate/refusal"].value == (len(due) + 10) / 120
 
 
 def test_a_text_that_is_not_of_the_sandbox_is_not_well_formed_there() -> None:

@@ -23,17 +23,15 @@ from constitutional.records import (
     Revision,
     RevisionStep,
 )
-from constitutional.report.data import Score
+from constitutional.scores import Score
 from constitutional.stages import evaluate, label
 from constitutional.stages.report import (
     Settings,
     curves_of,
-    example_choices,
     gather,
     histogram,
     labeler_quality,
     left_out,
-    revision_examples,
     reward_quality,
     run,
     wanted_directions,
@@ -138,7 +136,7 @@ def test_the_labeler_is_counted_by_principle() -> None:
         judgement("honest", None, 0.6, "cut off"),
         judgement("plain", 0.1, 0.1),
     ]
-    honest, plain = labeler_quality(CONSTITUTION, [], judgements).principles
+    honest, plain = labeler_quality(CONSTITUTION, [], judgements, {}).principles
     assert (honest.judged, honest.unreadable, honest.conflicts, honest.ties) == (4, 1, 1, 0)
     assert honest.first is not None
     # Preferring the first: 0.9; 0.9 and 0.2. Preferring the second: 0.8; 0.6; 0.6. The tie prefers neither.
@@ -153,13 +151,13 @@ def test_a_conflict_of_two_readings_near_a_half_is_a_tie() -> None:
         judgement("honest", 0.48, 0.61),
         judgement("honest", 0.51, 0.52),  # near, but of one mind
     ]
-    honest = labeler_quality(CONSTITUTION, [], judgements).principles[0]
+    honest = labeler_quality(CONSTITUTION, [], judgements, {}).principles[0]
     assert (honest.conflicts, honest.ties) == (2, 1)
 
 
 def test_a_score_given_to_each_response_by_itself_has_no_position() -> None:
     alone = judgement("honest", 0.9, 0.8).model_copy(update={"readings": (reading("a_first", 0.9),)})
-    assert labeler_quality(CONSTITUTION, [], [alone]).principles[0].first is None
+    assert labeler_quality(CONSTITUTION, [], [alone], {}).principles[0].first is None
 
 
 def test_a_histogram_counts_the_upper_edge_in_the_last_bin() -> None:
@@ -174,7 +172,10 @@ def test_a_histogram_counts_the_upper_edge_in_the_last_bin() -> None:
 
 
 def test_directions_come_from_the_user_then_from_evaluation_then_from_what_always_holds() -> None:
-    names = ("win_rate/base", "violation_rate/honest", "trait_rate/flattery", "trait_rate/hedging", "length")
+    names = (
+        *("win_rate/base", "violation_rate/honest", "trait_rate/flattery", "trait_rate/hedging", "length"),
+        *("due_refusal", "over_refusal"),
+    )
     scores = [Score(model="base", measure=name, value=0, low=0, high=0, n=1, unit="share") for name in names]
     settings = Settings(wanted={"trait_rate/hedging": "higher"})
     noted = {"trait_rate/flattery": "lower", "trait_rate/hedging": "lower"}
@@ -183,6 +184,8 @@ def test_directions_come_from_the_user_then_from_evaluation_then_from_what_alway
         "violation_rate/honest": "lower",
         "trait_rate/flattery": "lower",
         "trait_rate/hedging": "higher",
+        "due_refusal": "higher",
+        "over_refusal": "lower",
     }
 
 
@@ -213,39 +216,6 @@ def test_curves_hold_what_each_log_says_of_each_quantity() -> None:
         "loss": {"member 0": ((5, 0.7),), "member 1": ((5, 0.6),)},
         "accuracy": {"member 0": ((5, 0.5),)},
     }
-
-
-def test_examples_show_every_principle_before_any_principle_twice() -> None:
-    many = [revision(f"honest {index}", ["honest"]) for index in range(20)]
-    found = list(revision_examples([*many, revision("plain", ["plain"])], {}, 2, seed=0))
-    assert sorted(each.steps[0].principle for each in found) == ["honest", "plain"]
-
-
-def test_examples_are_revisions_that_changed_something_and_could_be_used() -> None:
-    unchanged = revision("same", ["honest"], final=" Yes! ")
-    failed = revision("failed", ["honest"], problem="the reply is empty")
-    assert list(revision_examples([unchanged, failed, revision("no round", [], final="")], {}, 9, seed=0)) == []
-
-
-def test_which_examples_are_shown_does_not_depend_on_their_order() -> None:
-    many = [revision(f"{index}", ["honest"]) for index in range(20)]
-    assert list(revision_examples(many, {}, 5, 1)) == list(revision_examples(many[::-1], {}, 5, 1))
-    assert list(revision_examples(many, {}, 5, 1)) != list(revision_examples(many, {}, 5, 2))
-
-
-def test_a_choice_carries_the_reasons_it_rests_on_and_no_others() -> None:
-    behind, other = judgement("honest", 0.9, 0.8), judgement("plain", 0.9, 0.8)
-    preference = Preference(
-        prompt=QUESTION,
-        chosen="No.",
-        rejected="Yes!",
-        probability=0.85,
-        source="ai",
-        rests_on=(behind.id,),
-        comparison=COMPARISON.id,
-    )
-    found = example_choices([preference], [other, behind])[QUESTION.id]
-    assert found.reasons == (("Be honest.", "(A) is so."),)  # the reading without a reason is left out
 
 
 def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
@@ -310,8 +280,14 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    work = RunFolder(tmp_path / "first", {"label": {"warnings": ["half a pair: \ud800"]}})
-    (work.folder / "05_label").mkdir(parents=True)
+    canaries = {"n": 40, "failed": 2}
+    notes: dict[str, dict[str, Any]] = {
+        "labeler_check": {"canaries": canaries},
+        "label": {"warnings": ["half a pair: \ud800"]},
+    }
+    work = RunFolder(tmp_path / "first", notes)
+    for stage in ("01_labeler_check", "05_label"):
+        (work.folder / stage).mkdir(parents=True)
     judged = judgement("honest", 0.9, 0.8)
     work.write("revisions", [revision("Is it so?", ["honest"])])
     work.write("comparisons", [COMPARISON])
@@ -336,9 +312,7 @@ def folder(tmp_path: Path) -> RunFolder:
     work.write(
         "scores",
         [
-            evaluate.Score(
-                model=model, measure="violation_rate/honest", value=low, low=low, high=high, n=90, unit="share"
-            )
+            Score(model=model, measure="violation_rate/honest", value=low, low=low, high=high, n=90, unit="share")
             for model, low, high in write
         ],
     )
@@ -361,6 +335,7 @@ def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None
     accuracy = found.labeler.principles[0].accuracy
     assert accuracy is not None
     assert (accuracy.right, accuracy.n) == (7, 8)  # of the ten examples, two could not be read
+    assert (found.labeler.canaries, found.labeler.canaries_failed) == (40, 2)
     assert found.sources == {"ai, train": 1}
     assert [curve.stage for curve in found.curves] == ["sft", "reward", "dpo"]
     assert [(each.stage, each.answers) for each in found.provenance.calls] == [("label", 4)]  # 3 asked, 1 reused
