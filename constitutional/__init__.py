@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from constitutional.config import RunConfig, compose
-    from constitutional.constitution import Constitution, Principle, load_constitution
+    from constitutional.constitution import Constitution, Principle
+    from constitutional.constitution_file import load_constitution
     from constitutional.engines.opening import open_engine
-    from constitutional.pipeline import load_run, run
     from constitutional.prompts import load_prompts
     from constitutional.records import (
         Comparison,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         RevisionStep,
         Verdict,
     )
+    from constitutional.runner import load_run, run
     from constitutional.stages.critique_revise import critique_revise
     from constitutional.stages.label import label
     from constitutional.stages.mix import mix
@@ -58,11 +59,12 @@ __all__ = [
 _RECORDS = "Comparison Judgement Message Preference Prompt Reading Revision RevisionStep Verdict".split()
 _HOMES = {
     **dict.fromkeys(_RECORDS, "records"),
-    **dict.fromkeys(("Constitution", "Principle", "load_constitution"), "constitution"),
+    **dict.fromkeys(("Constitution", "Principle"), "constitution"),
     **dict.fromkeys(("RunConfig", "compose"), "config"),
-    **dict.fromkeys(("load_run", "run"), "pipeline"),
+    **dict.fromkeys(("load_run", "run"), "runner"),
     "critique_revise": "stages.critique_revise",
     "label": "stages.label",
+    "load_constitution": "constitution_file",
     "load_prompts": "prompts",
     "mix": "stages.mix",
     "open_engine": "engines.opening",

@@ -14,10 +14,11 @@ from constitutional.engines.base import Completion, Engine, Request
 from constitutional.engines.journal import JournalEngine
 from constitutional.engines.opening import LazyEngine, Models, ModelSettings, model_folder
 from constitutional.files import write_rows
+from constitutional.manifest import Calls
 from constitutional.progress import Progress
 from constitutional.prompts import Prompts
 from constitutional.records import Record
-from constitutional.store import Begun, Calls, RunStore
+from constitutional.store import Begun, RunStore
 
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
@@ -33,6 +34,11 @@ anew."""
 
 WHOLE: Final = "constitution as written"
 """All of it, names and authors too: what the report shows."""
+
+
+def is_given(need: str) -> bool:
+    """Whether a run is given what a stage needs by this name; everything else is an artifact of an earlier stage."""
+    return need in (*GIVEN, "constitution", TAGS, WHOLE) or need.endswith(".j2")
 
 
 class Bench:

@@ -2,13 +2,14 @@
 
 Who raises: any module, with a message that says what was found, where, what was expected, and what to do next.
 Who classifies: the class does, by its `exit_code`; nobody reads the message to decide anything.
-Who catches: only `cli.main`, which prints one line and exits with that code. A library user sees the exception itself.
+Who catches: only the command, which prints one line and exits with that code. A library user sees the exception itself.
 Who records: what runs a stage, which writes the message into the run's manifest and lets the error travel on.
 
 Anything else that is raised (AssertionError, KeyError, ...) is a defect of ours and keeps its traceback. Numbers that a
 function cannot take are a ValueError, as everywhere in Python.
 """
 
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,3 +61,9 @@ class RunError(ConstitutionalError):
 
 class ModelError(ConstitutionalError):
     """A model or the engine that serves it cannot be loaded, cannot be reached or does not do what it must."""
+
+
+def complain(error: ConstitutionalError) -> None:
+    """Print a line for the error, and one for each of its notes: further mistakes of the same kind."""
+    for message in (str(error), *getattr(error, "__notes__", ())):
+        print(f"constitutional: {' '.join(message.split())}", file=sys.stderr)

@@ -28,6 +28,15 @@ ROLES: Final[Mapping[str, str]] = {"Human": "user", "Assistant": "assistant"}
 REPLIES: Final = frozenset({"chosen", "rejected"})
 KNOWN: Final = REPLIES | {"prompt", "messages", "probability", "rater"}
 
+PAIRS: Final = (
+    'a file of pairs, JSON lines, plain or .gz: {"prompt": "…", "chosen": "…", "rejected": "…"}, or as in hh-rlhf '
+    '{"chosen": …, "rejected": …} with whole transcripts'
+)
+VERDICTS: Final = (
+    'a file of verdicts, JSON lines, plain or .gz: {"comparison": ID, "rater": "…", "choice": "a", "b" or "tie"}'
+)
+"""What a user is told to give."""
+
 
 class HumanComparisons(NamedTuple):
     """What a file of comparisons holds."""
@@ -49,11 +58,11 @@ def read_comparisons(path: Path) -> HumanComparisons:
     people said of it can be brought together.
 
     Raises:
-        InputError: a row is not of either form; with its line.
+        InputError: a row is not of either form, with its line; or there is none.
     """
     preferences: list[Preference] = []
     empty = equal = unlike = 0
-    for line, row in _rows(path):
+    for line, row in _rows(path, PAIRS):
         try:
             messages, chosen, rejected = _replies(path, line, row)
             if messages is None:
@@ -67,6 +76,8 @@ def read_comparisons(path: Path) -> HumanComparisons:
                 preferences.append(_preference(row, prompt, chosen, rejected, f"{path.name}:{line}"))
         except _BadRowError as error:
             raise InputError(path, str(error), line) from error
+    if not preferences and not empty + equal + unlike:
+        raise InputError(path, f"holds no pair; expected {PAIRS}")
     return HumanComparisons(preferences, empty, equal, unlike)
 
 
@@ -82,7 +93,7 @@ def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdi
     """
     verdicts: list[Verdict] = []
     lines: dict[tuple[str, str, str | None], tuple[int, Verdict]] = {}
-    for line, row in _rows(path):
+    for line, row in _rows(path, VERDICTS):
         try:
             verdict = Verdict.model_validate(row)
         except ValidationError as error:
@@ -103,8 +114,13 @@ class _BadRowError(Exception):
     """What is wrong with a row."""
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number, counted from 1, and its object; blank lines are passed over."""
+def _rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line's number, counted from 1, and its object; blank lines are passed over.
+
+    Args:
+        path: the file, plain or compressed with gzip.
+        expected: what the file should be.
+    """
     line = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -112,7 +128,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 if raw.strip():
                     yield line, _object(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw)
     except FileNotFoundError as error:
-        raise InputError(path, "there is no such file") from error
+        raise InputError(path, f"there is no such file; expected {expected}") from error
+    except IsADirectoryError as error:
+        raise InputError(path, f"is a folder; expected {expected}") from error
     except (_BadRowError, UnicodeDecodeError) as error:
         problem = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise InputError(path, problem, line) from error

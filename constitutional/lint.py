@@ -5,16 +5,18 @@ rules of `lint_rules.py` and by what the run's model takes the principles to mea
 """
 
 import bisect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
-from constitutional.constitution import Constitution, Principle, read_constitution
+from constitutional.constitution import Constitution, Principle
+from constitutional.constitution_file import find_constitution, read_constitution
 from constitutional.errors import InputError
 from constitutional.lint_rules import RULES
 from constitutional.markdown import Aside, read_markdown
 from constitutional.principle_file import MARKDOWN_ENDINGS, read_text
-from constitutional.progress import counted
+from constitutional.progress import counted, percent
 
 SURE_FROM = 0.8
 """Probability of a meaning below which the model is unsure of it."""
@@ -69,6 +71,22 @@ class Understanding(Protocol):
 Understand = Callable[[list[str]], Sequence[Understanding]]
 
 
+def findings_of(file: str, *, sandbox: bool, chosen: Collection[str] | None = None) -> list[Finding]:
+    """What `lint_file` finds in a file, or in the shipped constitution of that name.
+
+    Args:
+        file: its path or name.
+        sandbox: whether the test-bed's model reads it, which then says what it takes the principles to mean.
+        chosen: the ids of the principles that a run uses.
+    """
+    understand: Understand | None = None
+    if sandbox:
+        from constitutional.sandbox.understand import understand_texts
+
+        understand = understand_texts
+    return lint_file(find_constitution(file), understand, chosen)
+
+
 def lint_file(path: Path, understand: Understand | None = None, chosen: Collection[str] | None = None) -> list[Finding]:
     """Everything that is worth a look in a constitution file, in the order of its lines.
 
@@ -110,6 +128,7 @@ def headlines(findings: Sequence[Finding], file: str) -> list[str]:
 
 
 def _quoted(text: str) -> str:
+    text = " ".join(text.split())  # a finding is one line
     return f'"{text[:MOST_QUOTED]}{"…" if len(text) > MOST_QUOTED else ""}"'
 
 
@@ -131,6 +150,8 @@ def _not_read(path: Path, aside: Aside) -> Finding:
 class _Meaning(NamedTuple):
     principle: Principle
     words: str
+    whose: str
+    """Whose words they are, `critic` or `labeler`; empty if both read the same."""
     its: Understanding
 
     @property
@@ -140,6 +161,10 @@ class _Meaning(NamedTuple):
     @property
     def what(self) -> str:
         return "nothing" if self.asks_nothing else f"{self.its.direction} {self.its.trait.replace('_', ' ')}"
+
+    @property
+    def how(self) -> str:
+        return "to ask for nothing in particular" if self.asks_nothing else f"as '{self.what}'"
 
     @property
     def quoted(self) -> str:
@@ -152,62 +177,85 @@ Understood = Iterator[tuple[Principle, Severity, str, str]]
 
 def _understood(constitution: Constitution, understand: Understand) -> Understood:
     """What the model takes each principle to mean, and what of it is doubtful."""
-    uses = dict.fromkeys(
-        (principle, words)
-        for principle in constitution.principles
-        for words in (principle.words("critique"), principle.words("comparison"))
-    )
-    answers = understand([words for _, words in uses])
-    meanings = [_Meaning(*use, its) for use, its in zip(uses, answers, strict=True)]
-    for each in meanings:
-        meaning = "asks for nothing in particular" if each.asks_nothing else f"means {each.what}"
-        # Rounded down, so that 100% is certain. The small number makes up for 0.57 * 100 = 56.99999999999999.
-        probability = f"{int(100 * each.its.probability + 1e-9)}%"
-        yield each.principle, "note", "meaning", f"to the model {each.quoted} {meaning} ({probability})"
-    yield from _doubtful(meanings)
-    yield from _misunderstood(meanings)
-    yield from _opposites(meanings)
+    asked = [(principle, *use) for principle in constitution.principles for use in _uses(principle)]
+    answers = understand([words for _, words, _ in asked])
+    meanings: dict[str, list[_Meaning]] = {}
+    for use, its in zip(asked, answers, strict=True):
+        meanings.setdefault(use[0].id, []).append(_Meaning(*use, its))
+    for each in meanings.values():
+        yield each[0].principle, "note", "meaning", _meaning(each)
+    for each in meanings.values():
+        yield from _doubtful(each)
+    # Of words that mean the same, one says it.
+    distinct = [list({each.what: each for each in reversed(several)}.values())[::-1] for several in meanings.values()]
+    yield from _misunderstood(distinct)
+    yield from _opposites(distinct)
 
 
-def _doubtful(meanings: Sequence[_Meaning]) -> Understood:
-    """What the model has never seen, is not sure of, or sees nothing in."""
-    for each in meanings:
-        if each.its.unknown_words:
-            unknown = f"{each.quoted} has words that the model does not know: {', '.join(each.its.unknown_words)}"
-            yield each.principle, "warning", "unknown-words", unknown
-        if each.asks_nothing:
-            nothing = f"{each.quoted} is understood to ask for nothing, so it changes nothing"
-            yield each.principle, "warning", "asks-nothing", nothing
-        elif each.its.probability < SURE_FROM:
-            unsure = f"is understood as '{each.what}' with a probability of only {each.its.probability:.0%}"
-            yield each.principle, "warning", "unsure", f"{each.quoted} {unsure}"
+def _uses(principle: Principle) -> list[tuple[str, str]]:
+    """The principle's words and whose they are: one if critic and labeler read the same, else two, its text first."""
+    critic, labeler = principle.words("critique"), principle.words("comparison")
+    if critic == labeler:
+        return [(critic, "")]
+    uses = [(critic, "critic"), (labeler, "labeler")]
+    return uses[::-1] if labeler == principle.text else uses
 
 
-def _misunderstood(meanings: Sequence[_Meaning]) -> Understood:
+def _meaning(several: Sequence[_Meaning]) -> str:
+    """What all words of a principle are understood as, in one message."""
+    first, *others = several
+    message = f"{first.quoted} is understood {first.how} ({percent(first.its.probability)})"
+    for other in others:
+        theirs = f"in the {other.whose}'s words"
+        too = f"and {theirs} too" if other.what == first.what else f"but {theirs} {other.how}"
+        message += f", {too} ({percent(other.its.probability)})"
+    return message
+
+
+def _doubtful(several: Sequence[_Meaning]) -> Understood:
+    """What in a principle's words the model has never seen, is not sure of, or sees nothing in, each said once."""
+    known: set[str] = set()
+    said: set[tuple[str, str]] = set()
+    for each in several:
+        if unknown := [word for word in each.its.unknown_words if word not in known]:
+            known.update(unknown)
+            message = f"{each.quoted} has words that the model does not know: {', '.join(unknown)}"
+            yield each.principle, "warning", "unknown-words", message
+        rule = "asks-nothing" if each.asks_nothing else "unsure" if each.its.probability < SURE_FROM else ""
+        if not rule or (rule, each.what) in said:
+            continue
+        said.add((rule, each.what))
+        message = "is understood to ask for nothing, so it changes nothing"
+        if rule == "unsure":
+            message = f"is understood as '{each.what}' with a probability of only {percent(each.its.probability)}"
+        yield each.principle, "warning", rule, f"{each.quoted} {message}"
+
+
+def _misunderstood(meanings: Iterable[Sequence[_Meaning]]) -> Understood:
     """Meanings that are wrong for certain: not what the author's tags say, or not what the same principle meant before.
 
     Tags such as `flattery` and `avoid` are the author's own word. Without them nobody but the author can tell.
     """
     from constitutional.sandbox.teacher import FAMILIES
 
-    first: dict[str, _Meaning] = {}
-    for each in meanings:
-        tagged = [(trait, way) for trait, way in FAMILIES if {trait, way} <= set(each.principle.tags)]
-        before = first.setdefault(each.principle.id, each)
-        if len(tagged) == 1 and tagged[0] != (each.its.trait, each.its.direction):
-            (trait, way) = tagged[0]
-            meant = f"but its tags say '{way} {trait.replace('_', ' ')}'"
-        elif before.what != each.what:
-            meant = f"and its other words ({_quoted(before.words)}) as '{before.what}'"
-        else:
-            continue
-        yield each.principle, "warning", "misunderstood", f"{each.quoted} is understood as '{each.what}', {meant}"
+    for several in meanings:
+        before = several[0]
+        for each in several:
+            tagged = [(trait, way) for trait, way in FAMILIES if {trait, way} <= set(each.principle.tags)]
+            if len(tagged) == 1 and tagged[0] != (each.its.trait, each.its.direction):
+                (trait, way) = tagged[0]
+                meant = f"but its tags say '{way} {trait.replace('_', ' ')}'"
+            elif before.what != each.what:
+                meant = f"and its other words ({_quoted(before.words)}) as '{before.what}'"
+            else:
+                continue
+            yield each.principle, "warning", "misunderstood", f"{each.quoted} is understood as '{each.what}', {meant}"
 
 
-def _opposites(meanings: Sequence[_Meaning]) -> Understood:
+def _opposites(meanings: Iterable[Sequence[_Meaning]]) -> Understood:
     """Principles that undo each other as the model understands them, rightly or not."""
     first: dict[tuple[str, str], Principle] = {}
-    for each in meanings:
+    for each in itertools.chain.from_iterable(meanings):
         if each.asks_nothing:
             continue
         opposite = "seek" if each.its.direction == "avoid" else "avoid"

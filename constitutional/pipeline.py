@@ -1,41 +1,21 @@
-"""A run: the stages in their order, what each needs and makes, and the loop that runs them.
+"""The stage table: what a run consists of, read from top to bottom; what each stage needs, and what it makes.
 
-A stage is done if it was finished with the same fingerprint (its settings, the seed, and the digests of all that it
-needs) and every byte that it made is as it was. What a stage makes anew with the same bytes changes nothing for those
-that come after it.
+`runner.py` runs it.
 """
 
-import difflib
-import hashlib
-import json
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from constitutional import gold
-from constitutional.bench import GIVEN, TAGS, WHOLE, Bench, Opener, RunWork
-from constitutional.config import DpoSettings, FilePrompts, RunConfig, SandboxPrompts, dump, freeze, load
-from constitutional.constitution import Constitution, load_constitution
-from constitutional.engines.opening import model_folder
-from constitutional.errors import ConfigurationError, InputError, ModelError, RunError
-from constitutional.files import atomic_write, digest_of
-from constitutional.human import read_comparisons, read_verdicts
-from constitutional.progress import Progress, clock
+from constitutional.bench import TAGS, WHOLE
+from constitutional.config import FilePrompts, PpoSettings, RunConfig, SandboxPrompts
 from constitutional.prompt_set import PromptSet, load_prompt_set, sandbox_prompt_set
-from constitutional.prompts import VARIABLES, load_prompts
 from constitutional.records import Comparison, Judgement
-from constitutional.report.data import ReportData
-from constitutional.report.page import render
-from constitutional.reward_model import NORMALISATION
 from constitutional.stages import (
     critique_revise,
     dpo,
@@ -49,7 +29,6 @@ from constitutional.stages import (
     sample_pairs,
     sft,
 )
-from constitutional.store import Begun, Calls, RunStore, peak_bytes
 from constitutional.work import Work
 
 ROLLOUTS: Final = "rollouts"
@@ -141,6 +120,26 @@ def train_online(settings: Online, work: Work) -> None:
     grpo.run(settings.algorithm, work, judge)
 
 
+class Ppo(BaseModel):
+    """What PPO depends on: its own settings, and those of the SFT examples where it goes on learning them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    algorithm: PpoSettings
+    sft: sft.Settings | None
+    """None where the examples are not learned, so that their settings do not matter."""
+
+
+def _ppo(config: RunConfig) -> Ppo:
+    assert isinstance(config.algorithm, PpoSettings)
+    return Ppo(algorithm=config.algorithm, sft=config.sft if config.algorithm.ptx_coef else None)
+
+
+def train_ppo(settings: Ppo, work: Work) -> None:
+    """Train by PPO, mixed with what SFT learned if that is asked for."""
+    ppo.run(settings.algorithm, work, sft.rows(sft.examples_of(settings.sft, work)[0]) if settings.sft else ())
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run."""
@@ -170,10 +169,10 @@ ALGORITHMS: Final[Mapping[str, Stage]] = {
     ),
     "ppo": Stage(
         "ppo",
-        lambda config: config.algorithm,
+        _ppo,
         needs=("prompts", "sft_model", "reward_model"),
         makes=("policy", ROLLOUTS),
-        run=ppo.run,
+        run=train_ppo,
         trains=True,
     ),
     **{
@@ -211,6 +210,7 @@ STAGES: Final = (
         makes=("sft_model",),
         run=sft.run,
         trains=True,
+        version=2,
     ),
     Stage(
         "sample_pairs",
@@ -253,6 +253,7 @@ STAGES: Final = (
         ),
         makes=("scores", "samples"),
         run=measure,
+        version=2,
     ),
     Stage(
         "report",
@@ -273,7 +274,7 @@ STAGES: Final = (
         makes=("report", report.CONSTITUTION),
         run=report.run,
         reads_notes=True,
-        version=2,
+        version=3,
     ),
 )
 """The whole system, read from top to bottom; `stages_of` puts another algorithm in the place of DPO."""
@@ -284,8 +285,10 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     algorithm = ALGORITHMS[config.algorithm.kind]
     if isinstance(config.algorithm, grpo.Settings):
         algorithm = replace(algorithm, needs=(*algorithm.needs, *grpo.needs(config.algorithm)))
+    elif isinstance(config.algorithm, PpoSettings):
+        algorithm = replace(algorithm, needs=(*algorithm.needs, *ppo.needs(config.algorithm)))
     stages = {stage.name: stage for stage in STAGES} | {"dpo": algorithm}
-    if _trains_online(config):
+    if trains_online(config):
         evaluated, reported = stages["evaluate"], stages["report"]
         stages["evaluate"] = replace(
             evaluated,
@@ -297,233 +300,6 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     return tuple(stages.values())
 
 
-def _trains_online(config: RunConfig) -> bool:
+def trains_online(config: RunConfig) -> bool:
+    """Whether the policy gives replies while it is trained, which are then scored and reported."""
     return ROLLOUTS in ALGORITHMS[config.algorithm.kind].makes
-
-
-def run(
-    config: RunConfig,
-    *,
-    stages: Sequence[Stage] | None = None,
-    opener: Opener | None = None,
-    progress: Progress | None = None,
-) -> RunStore:
-    """Run every stage that is not done yet.
-
-    Args:
-        config: what to run; its paths may be relative.
-        stages: the stages, in order; by default those of the configuration.
-        opener: makes an engine of a model's settings; by default the model itself, loaded when it is first asked.
-        progress: says how far this is; by default on standard error.
-
-    Returns:
-        The run, for reading.
-
-    Raises:
-        ConstitutionalError: a file that the configuration names is wrong, the folder is in use or holds another
-            configuration, a model cannot be loaded, or a stage failed.
-    """
-    config = freeze(config)
-    stages = stages_of(config) if stages is None else stages
-    names = [stage.name for stage in stages]
-    if config.until is not None and config.until not in names:
-        near = difflib.get_close_matches(config.until, names, n=1, cutoff=0)[0]
-        raise ConfigurationError(
-            f'until is "{config.until}", but should be one of {", ".join(names)}; type until={near}'
-        )
-    stages = stages[: names.index(config.until) + 1] if config.until else stages
-    started_s = time.monotonic()
-    progress = progress or Progress()
-    constitution, templates = ready(config), load_prompts(config.templates)
-    if opener is None:
-        _check_model(config, trains=any(stage.trains for stage in stages))
-    with _terminable(), Bench(config, constitution, templates, progress, opener) as bench:
-        given = ("constitution", *GIVEN, *(f"{name}.j2" for name in VARIABLES))
-        digests = {name: bench.digest(name) for name in given}
-        with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
-            progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
-            calls = [_step(number, stage, bench, store) for number, stage in enumerate(stages)]
-            asked, reused = sum(each.asked for each in calls), sum(each.reused for each in calls)
-            most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
-            progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
-            done = f"done until {config.until}" if config.until else "done"
-            progress.say(f"run {config.name} is {done}: {asked} model calls asked, {reused} reused from the journal")
-    return RunStore.load(config.run_folder)
-
-
-def selected(config: RunConfig) -> Constitution:
-    """The constitution with the principles and weights that the configuration chooses."""
-    chosen = config.constitution
-    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
-
-
-def ready(config: RunConfig) -> Constitution:
-    """Read every file that people wrote and the configuration names; returns the constitution as selected.
-
-    Before a folder is made and a model is loaded: what is wrong in one would else be found hours later, in a folder
-    that is bound to what it was begun with.
-
-    Raises:
-        ConstitutionalError: one of them is wrong.
-    """
-    constitution = selected(config)
-    prompts_of(config.prompts, config.seed)
-    if config.critique_revise.few_shot_file is not None:
-        critique_revise.read_shots(config.critique_revise.few_shot_file)
-    if config.sft.helpful is not None:
-        sft.read_helpful(config.sft.helpful)
-    if config.mix.human is not None:
-        read_comparisons(config.mix.human)
-    if config.mix.verdicts is not None:
-        read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
-    if isinstance(config.algorithm, grpo.Settings):
-        grpo.check(config.algorithm)
-    held_out = config.evaluate.gold_reward_model
-    if held_out is not None and not (held_out / "config.json").exists() and not (held_out / NORMALISATION).exists():
-        raise InputError(held_out, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
-    return constitution
-
-
-def _check_model(config: RunConfig, *, trains: bool) -> None:
-    """Refuse a model that cannot be trained, before its drafts are paid for, and prompts that leave it no room.
-
-    Prompts that are made up are short.
-    """
-    folder, model = model_folder(config.model.path), config.model
-    if trains:
-        from constitutional.training import preflight_folder
-
-        preflight_folder(folder, pad_token=model.pad_token, template=model.template)
-    if isinstance(config.prompts, FilePrompts):
-        from constitutional.engines.local import room_to_reply
-
-        most = max(config.critique_revise.draft_max_tokens, config.sample_pairs.max_tokens, config.evaluate.max_tokens)
-        if not isinstance(config.algorithm, DpoSettings):
-            most = max(most, config.algorithm.max_tokens)
-        check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
-        found = prompts_of(config.prompts, config.seed)
-        for line, prompt in zip(found.lines, found.prompts, strict=True):
-            try:
-                check(prompt.messages)
-            except ModelError as error:
-                raise InputError(config.prompts.path, str(error), line) from error
-
-
-def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
-    """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
-    settings = stage.settings(bench.config)
-    needs = {need: _digest(need, bench, store) for need in stage.needs}
-    if stage.reads_notes:
-        needs |= store.summaries(but=stage.name)
-    fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs)
-    heading = f"{number:02d} {stage.name}"
-    reason = store.reason_to_run(stage.name, fingerprint)
-    if reason is None:
-        bench.progress.say(f"{heading}: done before, used again")
-        return Calls()
-    bench.progress.say(f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs")
-    if stage.trains:
-        bench.release()
-    begun = store.begin(number, stage.name, fingerprint)
-    work = RunWork(bench, store, begun)
-    try:
-        stage.run(settings, work)
-    except KeyboardInterrupt:
-        command = "the same command without fresh=true" if bench.config.fresh else "the same command"
-        bench.progress.say(f"{heading}: stopped; {command} goes on from here")
-        raise
-    except Exception as error:
-        store.fail(stage.name, str(error) or type(error).__name__)
-        raise
-    artifacts = {**work.written, **{name: work.made(name) for name in stage.makes}}
-    entry = store.finish(begun, artifacts, work.calls, work.notes)
-    calls = f", {work.calls.asked} calls asked, {work.calls.reused} reused" if work.calls != Calls() else ""
-    rows = "".join(f", {each.rows} {name}" for name, each in entry.artifacts.items() if each.rows is not None)
-    bench.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
-    return work.calls
-
-
-def _digest(need: str, bench: Bench, store: RunStore) -> str:
-    given = need in (*GIVEN, "constitution", TAGS, WHOLE) or need.endswith(".j2")
-    return bench.digest(need) if given else store.digest(need)
-
-
-def fingerprint_of(stage: Stage, settings: BaseModel, seed: int, needs: Mapping[str, str]) -> str:
-    """SHA-256 of everything that decides what a stage makes, the contents of files that its settings name included."""
-    depends_on = {
-        "stage": stage.name,
-        "version": stage.version,
-        "settings": settings.model_dump(mode="json"),
-        "files": {str(path): _file_digest(path) for path in sorted(set(_paths(settings.model_dump())))},
-        "seed": seed,
-        "needs": dict(needs),
-    }
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-
-
-def _paths(value: object) -> Iterator[Path]:
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _paths(each)
-    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        for each in value:
-            yield from _paths(each)
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return digest_of(path)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from error
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Make SIGTERM what Ctrl-C is: the stage stops, the locks are given back, the command ends with 130."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def load_run(folder: Path | str) -> RunStore:
-    """A run folder, for reading: its artifacts, notes and manifest.
-
-    Raises:
-        UsageError: the folder holds no run.
-        RunError: it is damaged.
-    """
-    return RunStore.load(Path(folder))
-
-
-def compare(stores: Sequence[RunStore], out: Path) -> Path:
-    """One page for several finished runs, a sweep's for example, each with the constitution of its own report.
-
-    Raises:
-        RunError: a run is not finished, or damaged.
-    """
-    found = []
-    for store in stores:
-        config = load(store.folder)
-        folder, kept = store.artifact("report").parent, store.artifact(report.CONSTITUTION)
-        # Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
-        try:
-            constitution = Constitution.model_validate_json(kept.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
-        with Bench(config, constitution, load_prompts(), Progress()) as bench:
-            begun = Begun("report", "", folder, "", 0.0)
-            found.append(report.gather(config.report, RunWork(bench, store, begun), online=_trains_online(config)))
-    page = render(ReportData(title=", ".join(each.name for each in found), runs=tuple(found)))
-    atomic_write(out, page.encode("utf-8", "backslashreplace"))
-    return out

@@ -1,5 +1,6 @@
 """How far a run is, on standard error: one line that is rewritten on a terminal, a line now and then elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -97,3 +98,9 @@ def clock(seconds: float) -> str:
 def counted(number: int, what: str) -> str:
     """`1 error`, `1,022 errors`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def percent(probability: float) -> str:
+    """`57%`, rounded down, so that 100% is certain and what is pointed out as less than 80% never reads as that."""
+    # The small number makes up for products such as 0.57 * 100 = 56.99999999999999.
+    return f"{math.floor(probability * 100 + 1e-9)}%"

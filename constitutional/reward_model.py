@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from constitutional.engines.chat import Tokenizer
 from constitutional.errors import ModelError
 from constitutional.records import Message
-from constitutional.training import Tokenizer, chat, quiet_libraries, token_ids
+from constitutional.training import quiet_libraries
+from constitutional.training_rows import chat, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,39 +1,36 @@
-"""What the training stages share: settings, rows, checks of tokenizer and template, TRL arguments, resuming, saving.
+"""What the training stages share: settings, the model to start from, soft labels, TRL's arguments, resuming.
 
-One chat template serves the policy and the reward model, and every row is a conversation, so that a reward model scores
-exactly the tokens that it was trained on. On a CPU the same seed gives the same weights, byte for byte, and a training
-that goes on from a checkpoint ends with the weights and the log of one that was never interrupted.
+On a CPU the same seed gives the same weights, byte for byte, and a training that goes on from a checkpoint ends with
+the weights and the log of one that was never interrupted. What is trained on is in `training_rows.py`, whether a model
+can be trained in `preflight.py`, and how it is kept in `saving.py`.
 """
 
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from constitutional.engines.local import Arguments, beginning, load_model, load_tokenizer, plain
-from constitutional.errors import ModelError, RunError
+from constitutional.engines.chat import Arguments, Tokenizer
+from constitutional.engines.local import load_model
+from constitutional.errors import ModelError
 from constitutional.files import atomic_write
-from constitutional.records import Message, Preference
+from constitutional.preflight import preflight
+from constitutional.saving import sync
+from constitutional.training_rows import Row
 
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 A = TypeVar("A")
-Tokenizer = Any
-"""Transformers' type of it declares too little for mypy."""
-Row = dict[str, Any]
-"""What TRL trains on: `prompt` and the completions as lists of messages, and for preferences a target and a weight."""
 
-COMPLETIONS = ("completion", "chosen", "rejected")
 COMPLETE = "complete"
 """A file in a checkpoint that was written to its end."""
 
@@ -106,102 +103,7 @@ def stage_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4], "big") >> 1
 
 
-def chat(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """A conversation as chat templates take it."""
-    return [{"role": message.role, "content": message.content} for message in messages]
-
-
-# --- Rows ---
-
-
-def preference_rows(preferences: Sequence[Preference]) -> tuple[list[Row], dict[str, int]]:
-    """Training rows of the preferences whose prompts may be trained on, and how many were left out and why.
-
-    Weights are relative: they are scaled to a mean of 1, so that they do not act as another learning rate.
-    """
-    used = [each for each in preferences if each.split == "train" and each.prompt.split == "train"]
-    unequal = [each for each in used if each.chosen != each.rejected]
-    scale = len(unequal) / sum(each.weight for each in unequal) if unequal else 1.0
-    rows = [
-        {
-            "prompt": chat(each.prompt.messages),
-            "chosen": [{"role": "assistant", "content": each.chosen}],
-            "rejected": [{"role": "assistant", "content": each.rejected}],
-            "probability": each.probability,
-            "weight": each.weight * scale,
-        }
-        for each in unequal
-    ]
-    return rows, {"held_out": len(preferences) - len(used), "equal_texts": len(used) - len(unequal)}
-
-
-def plain_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """The messages without control tokens in them, as the engine puts them to a model."""
-    return [{**each, "content": plain(tokenizer, each["content"])} for each in messages]
-
-
-def fitting(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tuple[list[Row], int]:
-    """The rows whose conversations have at most `max_length` tokens, and how many have more.
-
-    They are without control tokens, so that the trainers, which render them by themselves, train on what is sampled.
-    The trainers would cut a longer reply (SFT, DPO), and so teach to stop nowhere, or drop the pair in silence
-    (reward).
-
-    Raises:
-        RunError: nothing is left to train on.
-        ModelError: the chat template refuses a row.
-    """
-    said = ("prompt", *COMPLETIONS)
-    kept = [
-        row
-        for row in (
-            {key: plain_messages(tokenizer, each) if key in said else each for key, each in row.items()} for row in rows
-        )
-        if all(len(token_ids(tokenizer, row["prompt"] + row[key])) <= max_length for key in COMPLETIONS if key in row)
-    ]
-    if not kept:
-        raise RunError(
-            f"Nothing to train on: {len(rows)} rows, all of them longer than max_length={max_length} tokens; "
-            "give more prompts, or raise max_length"
-        )
-    return kept, len(rows) - len(kept)
-
-
-def token_ids(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
-    """Token ids as TRL makes them, of the messages without control tokens; `ask` ends with the assistant's opening.
-
-    Raises:
-        ModelError: the chat template refuses the conversation.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        return _rendered(tokenizer, plain_messages(tokenizer, messages), ask=ask)
-    except TemplateError as error:
-        roles = ", ".join(each["role"] for each in messages)
-        said = [Message("user", each["content"]) for each in messages if each["role"] == "user"] or [
-            Message("user", "")
-        ]
-        raise ModelError(
-            f"{tokenizer.name_or_path}: its chat template refuses the row that begins {beginning(said)}, a "
-            f"conversation of the roles {roles}: {error}. Leave the row out, or take another model"
-        ) from error
-
-
-def _rendered(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
-    rendered = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=ask)
-    ids: list[int] = rendered["input_ids"]
-    return ids
-
-
-def dataset(rows: Sequence[Row]) -> Any:  # noqa: ANN401 - the library has no types
-    """The rows in memory, as the trainers want them."""
-    from datasets import Dataset  # type: ignore[import-untyped]
-
-    return Dataset.from_list(list(rows))
-
-
-# --- Models, and whether they can be trained ---
+# --- Models ---
 
 
 def load_policy(
@@ -223,94 +125,9 @@ def load_policy(
     return model, tokenizer
 
 
-def preflight(tokenizer: Tokenizer, model: "PreTrainedModel") -> None:
-    """Check what users of these trainers most often lose a training to, before anything is trained.
-
-    Raises:
-        ModelError: names every problem found.
-    """
-    embeddings: Any = model.get_input_embeddings()
-    ends = end_tokens(tokenizer, model.config, getattr(model, "generation_config", None))
-    _refuse(str(model.config.name_or_path), _problems(tokenizer, embeddings.weight.shape[0], ends))
-
-
-def preflight_folder(folder: Path, *, pad_token: str | None = None, template: Arguments | None = None) -> None:
-    """The same of a model whose weights are not loaded yet: before anything is asked of it, as answers cost time too.
-
-    Raises:
-        ModelError: names every problem found, or why the folder cannot be read.
-    """
-    from transformers import AutoConfig
-
-    tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
-    vocabulary = config.get_text_config().vocab_size
-    _refuse(str(folder), _problems(tokenizer, vocabulary, end_tokens(tokenizer, config, None)))
-
-
-def _refuse(model: str, problems: Iterable[str]) -> None:
-    found = list(dict.fromkeys(problems))
-    if found:
-        raise ModelError(f"{model}: cannot be trained as it is: {'; '.join(found)}")
-
-
-_SAMPLES = (
-    [("user", "What is the capital of France?"), ("assistant", "Paris.")],
-    [("user", "Hello."), ("assistant", "Hello!"), ("user", "Name a colour."), ("assistant", "Blue.")],
-)
-
-
-def _problems(tokenizer: Tokenizer, rows: int, ends: set[int]) -> Iterator[str]:
-    """What is wrong with a tokenizer and its template; a model has so many embeddings, and ends replies at `ends`."""
-    from jinja2 import TemplateError
-
-    pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
-    if len(tokenizer) > rows:
-        yield f"its tokenizer knows {len(tokenizer)} tokens, its embeddings {rows}; resize the embeddings"
-    if not tokenizer.chat_template:
-        yield "its tokenizer has no chat template; use a chat model, or add a template"
-        return
-    if pad is None:
-        yield "its tokenizer has no pad token; name one of its tokens that occurs in no text with model.pad_token=TOKEN"
-    for sample in _SAMPLES:
-        messages = [{"role": role, "content": content} for role, content in sample]
-        try:
-            asked, whole = _rendered(tokenizer, messages[:-1], ask=True), _rendered(tokenizer, messages)
-        except (TemplateError, TypeError, ValueError) as error:
-            yield f"its chat template refuses a conversation of {len(messages)} messages: {error}"
-            continue
-        if whole[: len(asked)] != asked:
-            yield "its chat template is not prefix-preserving: the prompt reads otherwise once a reply follows it"
-        elif not ends & set(whole[len(asked) :]):
-            yield "its chat template puts no end token after a reply, so the model would not learn to stop"
-        if pad is not None and (pad == tokenizer.eos_token_id or pad in whole):
-            yield (
-                f"its pad token {tokenizer.pad_token!r} also ends a turn: the end would be masked, and a reward head "
-                "would read the wrong token; name one that occurs in no text with model.pad_token=TOKEN"
-            )
-        if bos is not None and whole[:2] == [bos, bos]:
-            yield f"its chat template begins with two {tokenizer.bos_token!r}; remove one"
-
-
-def end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "GenerationConfig | None") -> set[int]:
-    """The tokens at which the tokenizer, the model or its way of generating end a reply."""
-    from transformers import GenerationConfig
-
-    folder = Path(config.name_or_path or "")
-    if generation is None and (folder / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(folder)  # no weights are loaded, or a reward head was put on them
-    found = {tokenizer.eos_token_id}
-    for ends in (config.get_text_config().eos_token_id, getattr(generation, "eos_token_id", None)):
-        found |= set(ends if isinstance(ends, list) else [ends])
-    return found - {None}
-
-
 def quiet_libraries() -> None:
     """No bars, which would hide our progress lines, and no telemetry: a training tells nobody that it runs."""
-    import datasets
+    import datasets  # type: ignore[import-untyped]
     import transformers
     from huggingface_hub import constants
 
@@ -509,43 +326,3 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             (checkpoint / COMPLETE).touch()
 
     return Log()
-
-
-# --- Saving ---
-
-
-def save_model(trainer: "Trainer", folder: Path) -> "PreTrainedModel":
-    """Write what was trained, whole or not at all, adapters merged, and read it again to compare; returns the model.
-
-    Raises:
-        ModelError: what is read differs from what was trained.
-    """
-    import torch
-
-    # Without the wrapper that computes in bfloat16 during training: it is no part of the model that is saved.
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    plain: Any = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    plain = plain.to(plain.dtype).eval()  # one type for all weights: a reward head is trained in another
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    plain.save_pretrained(partial)
-    tokenizer: Tokenizer = trainer.processing_class
-    tokenizer.save_pretrained(partial)
-    read = type(plain).from_pretrained(partial, dtype=plain.dtype).state_dict()
-    trained = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
-    same = trained.keys() == read.keys() and all(torch.equal(trained[name], read[name]) for name in trained)
-    if not same:
-        raise ModelError(f"{partial}: differs from the trained model once it is read again; run the stage again")
-    sync(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    saved: PreTrainedModel = plain
-    return saved
-
-
-def sync(folder: Path) -> None:
-    """Have the disk hold what was written into a folder, so that a rename or a mark after it cannot come first."""
-    for path in [*filter(Path.is_file, folder.rglob("*")), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

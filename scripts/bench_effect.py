@@ -30,12 +30,12 @@ from typing import Any, Final, NamedTuple
 from constitutional import show
 from constitutional.cli import INTERRUPTED
 from constitutional.config import RunConfig, SandboxPrompts, compose
-from constitutional.constitution import find_constitution, read_constitution
+from constitutional.constitution_file import find_constitution, read_constitution
 from constitutional.errors import ConstitutionalError, InputError, UsageError
 from constitutional.files import atomic_write
-from constitutional.pipeline import run, selected
 from constitutional.progress import clock
 from constitutional.prompt_set import sandbox_prompt
+from constitutional.runner import run, selected
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS

@@ -12,12 +12,13 @@ from constitutional import show
 from constitutional.bench import TAGS, WHOLE
 from constitutional.config import RunConfig, compose
 from constitutional.errors import ConfigurationError, InputError
-from constitutional.pipeline import ALGORITHMS, STAGES, Stage, compare, run, stages_of
+from constitutional.pipeline import ALGORITHMS, STAGES, Stage, stages_of
 from constitutional.progress import Progress
 from constitutional.records import GoldPoint, Prompt, Rollout
+from constitutional.runner import compare, run
 from constitutional.store import RunStore
 from constitutional.work import Work
-from tests.test_pipeline import World, configured, constitution, trained
+from tests.scripted_run import World, configured, constitution, trained
 
 NONSENSE = "This is no sentence of the sandbox."
 

@@ -177,9 +177,20 @@ def test_compressed_files_are_read_and_torn_ones_refused(tmp_path: Path) -> None
         read_comparisons(path)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no such file"):
-        read_comparisons(tmp_path / "nowhere.jsonl")
+def test_a_missing_file_is_named_with_what_should_be_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_comparisons(Path("VALUE"))
+    assert str(caught.value) == (
+        'VALUE: there is no such file; expected a file of pairs, JSON lines, plain or .gz: {"prompt": "…", '
+        '"chosen": "…", "rejected": "…"}, or as in hh-rlhf {"chosen": …, "rejected": …} with whole transcripts'
+    )
+    with pytest.raises(InputError, match=r"^\S+: is a folder; expected a file of pairs"):
+        read_comparisons(tmp_path)
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(InputError, match="holds no pair; expected a file of pairs"):
+        read_comparisons(tmp_path / "empty.jsonl")
+    with pytest.raises(InputError, match=r'^nowhere: there is no such file; expected a file of verdicts.*"comparison"'):
+        read_verdicts(Path("nowhere"), None)
 
 
 def verdict(comparison: str, rater: str, choice: str, **more: object) -> dict[str, object]:

@@ -24,9 +24,11 @@ from typing import NamedTuple, Self
 
 import pytest
 
-from constitutional.pipeline import STAGES, Stage, load_run
+from constitutional.manifest import MANIFEST, Calls, StageEntry, read_manifest
+from constitutional.pipeline import STAGES, Stage
 from constitutional.records import Revision
-from constitutional.store import LOCK, MANIFEST, Calls, StageEntry, read_manifest
+from constitutional.runner import load_run
+from constitutional.store import LOCK
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from constitutional.constitution import Constitution, Example, Principle, load_constitution
+from constitutional.constitution import Constitution, Example, Principle
+from constitutional.constitution_file import load_constitution
 from constitutional.lint import Finding, difference, headlines, lint_file
 from constitutional.lint_rules import RULES
 from constitutional.shipped import shipped
@@ -232,10 +233,16 @@ def test_what_the_model_misunderstands_is_pointed_out(tmp_path: Path) -> None:
 
     found = [each for each in lint_file(path, understanding(meanings)) if each.rule != "no-examples"]
     assert [(each.line, each.rule, each.message) for each in found if each.severity == "note"] == [
-        (2, "meaning", "to the model principle 'a' (\"Keep answers short.\") means seek verbosity (55%)"),
-        (2, "meaning", "to the model principle 'a' (\"Choose the shorter one.\") means avoid verbosity (99%)"),
-        (3, "meaning", "to the model principle 'b' (\"Be laconic.\") means avoid hedging (90%)"),
-        (4, "meaning", "to the model principle 'c' (\"Mind the gap.\") asks for nothing in particular (99%)"),
+        (
+            2,
+            "meaning",
+            (
+                "principle 'a' (\"Keep answers short.\") is understood as 'seek verbosity' (55%), "
+                "but in the labeler's words as 'avoid verbosity' (99%)"
+            ),
+        ),
+        (3, "meaning", "principle 'b' (\"Be laconic.\") is understood as 'avoid hedging' (90%)"),
+        (4, "meaning", "principle 'c' (\"Mind the gap.\") is understood to ask for nothing in particular (99%)"),
     ]
     first = '"Keep answers short."'
     short, shorter = f"principle 'a' ({first})", "principle 'a' (\"Choose the shorter one.\")"
@@ -247,6 +254,69 @@ def test_what_the_model_misunderstands_is_pointed_out(tmp_path: Path) -> None:
         ),
         ("unknown-words", "principle 'b' (\"Be laconic.\") has words that the model does not know: laconic"),
         ("asks-nothing", "principle 'c' (\"Mind the gap.\") is understood to ask for nothing, so it changes nothing"),
+    ]
+
+
+def test_an_item_under_a_paragraph_is_told_of_once(tmp_path: Path) -> None:
+    path = tmp_path / "ours.md"
+    path.write_text("# Ours\n\n## Tone\n\nSpeak plainly.\n\n- Be laconic.\n- Mind the gap.\n- Be brief.\n")
+    # The critic is shown the paragraph behind each item, and the labeler is not.
+    meanings = {
+        "Be laconic.": Meaning("verbosity", "avoid", 0.57, ["laconic"]),
+        "Be laconic.\nSpeak plainly.": Meaning("verbosity", "avoid", 0.438, ["laconic", "plainly"]),
+        "Mind the gap.": Meaning("nothing", "avoid"),
+        "Mind the gap.\nSpeak plainly.": Meaning("nothing", "avoid", 0.9, ["plainly"]),
+        "Be brief.": Meaning("verbosity", "seek", 0.9),
+        "Be brief.\nSpeak plainly.": Meaning("nothing", "avoid", 0.85),
+    }
+    found = [each for each in lint_file(path, understanding(meanings)) if each.line and each.line > 5]
+    laconic = "principle 'be_laconic' (\"Be laconic.\")"
+    gap = "principle 'mind_the_gap' (\"Mind the gap.\")"
+    brief = "principle 'be_brief' (\"Be brief.\")"
+    plainly = '. Speak plainly.") has words that the model does not know: plainly'
+    nothing = "is understood to ask for nothing, so it changes nothing"
+    assert [(each.line, each.rule, each.message) for each in found] == [
+        (7, "meaning", f"{laconic} is understood as 'avoid verbosity' (57%), and in the critic's words too (43%)"),
+        (7, "unknown-words", f"{laconic} has words that the model does not know: laconic"),
+        (7, "unsure", f"{laconic} is understood as 'avoid verbosity' with a probability of only 57%"),
+        (
+            7,
+            "unknown-words",
+            f"principle 'be_laconic' (\"Be laconic{plainly}",
+        ),
+        (
+            8,
+            "meaning",
+            f"{gap} is understood to ask for nothing in particular (99%), and in the critic's words too (90%)",
+        ),
+        (8, "asks-nothing", f"{gap} {nothing}"),
+        (
+            8,
+            "unknown-words",
+            f"principle 'mind_the_gap' (\"Mind the gap{plainly}",
+        ),
+        (
+            9,
+            "meaning",
+            (
+                f"{brief} is understood as 'seek verbosity' (90%), "
+                "but in the critic's words to ask for nothing in particular (85%)"
+            ),
+        ),
+        (
+            9,
+            "asks-nothing",
+            f"principle 'be_brief' (\"Be brief. Speak plainly.\") {nothing}",
+        ),
+        (
+            9,
+            "misunderstood",
+            (
+                "principle 'be_brief' (\"Be brief. Speak plainly.\") is understood as 'nothing', "
+                "and its other words (\"Be brief.\") as 'seek verbosity'"
+            ),
+        ),
+        (9, "opposites", f"{brief} is understood as 'seek verbosity', and 'be_laconic' as the opposite"),
     ]
 
 

@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 from io import StringIO
 
-from constitutional.progress import Progress, clock, described
+from constitutional.progress import Progress, clock, described, percent
 
 
 class Terminal(StringIO):
@@ -29,6 +29,11 @@ def test_a_line_says_how_many_how_fast_and_how_long_the_rest_takes() -> None:
 
 def test_times_are_minutes_and_seconds() -> None:
     assert [clock(seconds) for seconds in (0.4, 59.6, 187, 3787)] == ["0:00", "1:00", "3:07", "1:03:07"]
+
+
+def test_a_percentage_is_rounded_down() -> None:
+    # 0.57 * 100 is 56.99999999999999.
+    assert [percent(share) for share in (0.57, 0.438, 0.7999, 0.9999, 1.0)] == ["57%", "43%", "79%", "99%", "100%"]
 
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then_and_stays() -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from constitutional.errors import RunError, UsageError
 from constitutional.files import atomic_write, digest_of, read_rows, write_rows
+from constitutional.manifest import Calls
 from constitutional.records import Message, Prompt, Revision, RevisionStep
-from constitutional.store import Calls, RunStore, describe, outdated
+from constitutional.store import RunStore
 
 PROMPT = Prompt(messages=(Message("user", "Hi: {{ x }} \u2028 é"),), info={"kind": "howto"})
 STEP = RevisionStep(principle="calm", principle_text="Be calm.", critique=None, found_nothing=False, revision="c")
@@ -234,27 +235,6 @@ def test_the_same_process_cannot_open_a_folder_twice_but_again_after_closing(fol
     RunStore.open(folder, "{}").close()
 
 
-def test_another_configuration_is_refused_key_by_key(folder: Path) -> None:
-    identity = {"seed": 1, "label": {"method": "logprobs", "weights": {}}, "model": "sandbox", "share": (0.5, 1)}
-    RunStore.open(folder, "{}", identity).close()
-    RunStore.open(folder, "{}", identity).close()
-    changed = {
-        "seed": 1,
-        "label": {"method": "votes", "weights": {}},
-        "model": "sandbox",
-        "rounds": 2,
-        "share": (0.5, 1),
-    }
-    with pytest.raises(RunError) as caught:
-        RunStore.open(folder, "{}", changed)
-    assert str(caught.value) == (
-        f'{folder}: holds a run with another configuration: label.method is "logprobs" there, "votes" here; '
-        "rounds is not set there, 2 here. Choose another name=…, which asks for nothing again that the journal has an "
-        f"answer to, or say fresh=true to replace what is in the folder, or delete it (rm -r {folder})"
-    )
-    RunStore.open(folder, "{}", identity).close()  # the refusal has changed nothing and given the lock back
-
-
 def test_fresh_removes_what_the_run_made_and_nothing_else(folder: Path) -> None:
     make(folder)
     (folder / "journal.sqlite").write_text("answers")
@@ -269,26 +249,6 @@ def test_fresh_removes_what_the_run_made_and_nothing_else(folder: Path) -> None:
         ]
 
 
-def test_a_changed_manifest_is_found(folder: Path) -> None:
-    make(folder)
-    path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"asked": 2', '"asked": 3'))
-    with pytest.raises(RunError, match=r"manifest\.json: is damaged or was edited.*rm .*manifest\.json"):
-        RunStore.load(folder)
-    with pytest.raises(RunError, match="does not match its checksum"):
-        RunStore.open(folder, "{}")
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"checksum": 1', "null", "{}", '{"format": 7}', "\udcff"])
-def test_a_torn_manifest_is_found(folder: Path, content: str) -> None:
-    make(folder)
-    (folder / "manifest.json").write_text(content, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(RunError, match=r"manifest\.json: is damaged"):
-        RunStore.load(folder)
-    with RunStore.open(folder, "{}", fresh=True) as store:
-        assert store.manifest.stages == {}
-
-
 def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no run \(there is no manifest.json"):
         RunStore.load(tmp_path)
@@ -298,51 +258,6 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="file/first: cannot be made or written: Not a directory"):
         RunStore.open(tmp_path / "file" / "first", "{}")
-
-
-def test_stages_are_described_in_running_order_with_their_failures(folder: Path) -> None:
-    make(folder)
-    with RunStore.open(folder, "{}") as store:
-        store.begin(2, "sft", "f1")
-        store.fail("sft", "out of memory")
-        begun = store.begin(3, "mix", "f1")
-        store.finish(begun, {})
-        first, second, third = describe(store)
-    assert (first.stage, first.state, first.rows, first.calls) == (
-        "draft",
-        "done",
-        {"prompts": 2},
-        Calls(asked=2, reused=1),
-    )
-    assert (second.stage, second.folder, second.state, second.message) == ("sft", "02_sft", "failed", "out of memory")
-    assert (third.stage, third.folder, third.rows) == ("mix", "03_mix", {})
-    with RunStore.open(folder, "{}") as store:
-        store.finish(store.begin(2, "sft", "f1"), {})
-        assert [line.state for line in describe(store)] == ["done"] * 3
-
-
-def test_stages_that_are_older_than_one_before_them_are_named(folder: Path) -> None:
-    with RunStore.open(folder, "{}") as store:
-        for number, name in enumerate(("draft", "sft", "mix")):
-            store.finish(store.begin(number, name, "f1"), {})
-        assert not outdated(store)
-        store.finish(store.begin(1, "sft", "f2"), {})
-        assert outdated(store).startswith("02_mix: made before 01_sft, which was made anew since;")
-        store.finish(store.begin(2, "mix", "f2"), {})
-        assert not outdated(store)
-
-
-def test_stages_that_were_stopped_or_never_begun_are_described_too(folder: Path) -> None:
-    make(folder)  # 01_draft
-    with RunStore.open(folder, "{}") as store:
-        store.begin(2, "sft", "f1")  # as a kill would leave it
-    lines = describe(RunStore.load(folder), ["prompts", "draft", "sft", "mix"])
-    assert [(line.folder, line.state) for line in lines] == [
-        ("00_prompts", "not begun"),
-        ("01_draft", "done"),
-        ("02_sft", "not finished"),
-        ("03_mix", "not begun"),
-    ]
 
 
 def test_what_was_finished_by_other_versions_still_says_so_after_an_upgrade(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from constitutional.engines.local import ChatTokens, plain
+from constitutional.engines.chat import ChatTokens, plain
 from constitutional.errors import ModelError
 from constitutional.records import Message
 

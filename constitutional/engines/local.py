@@ -6,59 +6,21 @@ batches decides what is drawn. (The logits themselves move by rounding errors be
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import TemplateError
 
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.chat import Arguments, ChatTokens, check_length, context_length, load_tokenizer
 from constitutional.errors import ModelError
 from constitutional.records import Message
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-Arguments = Mapping[str, bool | int | float | str]
-"""Of a chat template, by name."""
-
-
-def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template: Arguments | None = None) -> Any:  # noqa: ANN401
-    """A model's tokenizer, with a token for padding in place of its own, and arguments for its chat template.
-
-    They become part of the template, so that whoever renders it, trains with it or saves it keeps to them.
-
-    Raises:
-        ModelError: it cannot be loaded, or has no such token.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
-    if pad_token is not None:
-        if pad_token not in tokenizer.get_vocab():
-            special = ", ".join(map(json.dumps, sorted(_control_tokens(tokenizer))[:20]))
-            raise ModelError(
-                f"{folder}: its tokenizer has no token {json.dumps(pad_token)} for padding; it has {special}"
-            )
-        tokenizer.pad_token = pad_token
-    if template and isinstance(tokenizer.chat_template, str):
-        # JSON's texts and numbers are Jinja's too, and so are true and false.
-        said = "".join(
-            f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in template.items()
-        )
-        if not tokenizer.chat_template.startswith(said):  # as that of a model that was trained from this one does
-            tokenizer.chat_template = f"{said}\n{tokenizer.chat_template}"  # Jinja takes a line's end after a tag away
-    return tokenizer
 
 
 def load_model(
@@ -98,92 +60,8 @@ def load_model(
     return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers
 
 
-def plain(tokenizer: Any, text: str) -> str:  # noqa: ANN401
-    """The text without control tokens: nobody ends a turn, or begins another's, from within a message.
-
-    Wherever a message is put to a model, to be answered or to be trained on, it goes through here.
-    """
-    control = _control(tokenizer)
-    while (shorter := control.sub("", text)) != text:  # what is left on both sides may make up another
-        text = shorter
-    return text
-
-
-@lru_cache(maxsize=8)
-def _control(tokenizer: Any) -> re.Pattern[str]:  # noqa: ANN401
-    tokens = sorted(_control_tokens(tokenizer), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-
-
-def _control_tokens(tokenizer: Any) -> list[str]:  # noqa: ANN401
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-
-
-class ChatTokens:
-    """How a conversation is put to a model: its chat template's words, and none of the control tokens from within."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        self.tokenizer: Any = tokenizer
-
-    def ids(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
-        """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
-        goes_on = messages[-1].role == "assistant"
-        said = [{"role": each.role, "content": plain(self.tokenizer, each.content)} for each in messages]
-        # What the assistant has begun stands behind the generation prompt exactly as it is; many templates, and
-        # transformers' own way to continue a message, would strip spaces from it.
-        begun = said.pop()["content"] if goes_on else ""
-        try:
-            text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = ", ".join(each["role"] for each in said)
-            raise ModelError(
-                f"{self.tokenizer.name_or_path}: its chat template refuses a conversation of the roles {roles}: "
-                f"{error}. Put the conversation that begins {beginning(messages)} otherwise, or take another model"
-            ) from error
-        ids: list[int] = self.tokenizer(text + begun + suffix, add_special_tokens=False)["input_ids"]
-        return ids
-
-
-def room_to_reply(
-    folder: Path, max_tokens: int, *, pad_token: str | None = None, template: Arguments | None = None
-) -> Callable[[Sequence[Message]], None]:
-    """A check that a conversation leaves the model in a folder room to reply. Its weights are not loaded.
-
-    The check raises TooLongError where there is none, and ModelError where the chat template refuses the conversation.
-    """
-    limit = _context(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    tokens = ChatTokens(load_tokenizer(folder, pad_token=pad_token, template=template))
-
-    def check(messages: Sequence[Message]) -> None:
-        _check_length(messages, len(tokens.ids(messages)), max_tokens, limit)
-
-    return check
-
-
-def _context(config: Mapping[str, Any]) -> int | None:
-    """The longest row of tokens that a model was made for, in its configuration; None where it does not say."""
-    found = {**config.get("text_config", {}), **config}.get("max_position_embeddings")
-    return found if isinstance(found, int) else None
-
-
-def _check_length(messages: Sequence[Message], tokens: int, to_come: int, limit: int | None) -> None:
-    """Beyond the positions that it was made for a model writes nonsense, or none at all."""
-    if limit is not None and tokens + to_come > limit:
-        reply = f" and the reply may have {to_come:,}" if to_come else ""
-        raise TooLongError(
-            f"the request that begins {beginning(messages)} has {tokens:,} tokens{reply}, but the model takes "
-            f"{limit:,} in all; shorten it or leave it out{', or lower max_tokens' if to_come else ''}"
-        )
-
-
 def _to_come(request: Request) -> int:
     return 0 if request.choices else request.sampling.max_tokens
-
-
-def beginning(messages: Sequence[Message]) -> str:
-    """How the user's first words go, shortened, in quotes."""
-    text = " ".join(next((each.content for each in messages if each.role == "user"), messages[0].content).split())
-    return json.dumps(text if len(text) <= 60 else f"{text[:60]}…", ensure_ascii=False)
 
 
 def placed(device: str, dtype: str) -> tuple[str, str]:
@@ -206,7 +84,7 @@ class LocalEngine:
         self.batch_size = batch_size
         self._identity = ""
         self._tokens = ChatTokens(tokenizer)
-        self._limit = _context(self.model.config.to_dict())
+        self._limit = context_length(self.model.config.to_dict())
 
     @property
     def identity(self) -> str:
@@ -230,7 +108,7 @@ class LocalEngine:
         """
         rows = [self._options(each) if each.choices else [self._chat(each.messages)] for each in requests]
         for request, options in zip(requests, rows, strict=True):
-            _check_length(request.messages, max(map(len, options)), _to_come(request), self._limit)
+            check_length(request.messages, max(map(len, options)), _to_come(request), self._limit)
         answers: dict[int, Completion] = {}
         for batch in self._batches([index for index, each in enumerate(requests) if each.choices], requests):
             answers |= zip(batch, self._score([rows[index] for index in batch]), strict=True)

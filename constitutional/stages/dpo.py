@@ -16,24 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from constitutional.engines.chat import Tokenizer
 from constitutional.errors import RunError
 from constitutional.records import Preference
+from constitutional.saving import save_model
 from constitutional.training import (
-    Row,
     SoftTargets,
-    Tokenizer,
     TrainingSettings,
-    dataset,
     fit,
-    fitting,
     load_policy,
     lora_config,
-    preference_rows,
     remove_checkpoints,
-    save_model,
     soft_correction,
     trl_arguments,
 )
+from constitutional.training_rows import Row, dataset, fitting, preference_rows
 from constitutional.work import Work
 
 if TYPE_CHECKING:

@@ -19,28 +19,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
+from constitutional.engines.chat import Tokenizer
 from constitutional.errors import ModelError, RunError
 from constitutional.files import atomic_write
+from constitutional.preflight import preflight
 from constitutional.records import Message, Preference
 from constitutional.reward_model import NORMALISATION, load_reward_model, raw_scores
+from constitutional.saving import save_model
 from constitutional.stats import calibration_error, pearson, wilson
 from constitutional.training import (
-    Row,
     SoftTargets,
-    Tokenizer,
     TrainingSettings,
-    dataset,
     fit,
-    fitting,
     lora_config,
-    preference_rows,
-    preflight,
     remove_checkpoints,
-    save_model,
     soft_correction,
     stage_seed,
     trl_arguments,
 )
+from constitutional.training_rows import Row, dataset, fitting, preference_rows
 from constitutional.work import Work
 
 if TYPE_CHECKING:
@@ -58,8 +55,8 @@ class Settings(TrainingSettings):
     """Replies on which the mean and deviation of scores are taken; 256 by default."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Highest learning rate, after the warm-up (AdamW); 5e-4 by default, about 1e-5 for billions of weights."""
-    epochs: float = Field(default=2, gt=0)
-    """Passes over the preferences; 2 by default."""
+    epochs: float = Field(default=5, gt=0)
+    """Passes over the preferences; 5 by default, 1 for billions of weights."""
 
 
 def soft_reward_trainer(

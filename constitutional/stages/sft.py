@@ -5,6 +5,9 @@ model. What differs: for a stated share of all examples, the helpful samples com
 model that is trained in which no critique found anything wrong, and the revisions of the last round alone are the
 default. The loss is on the replies only, up to and with the token that ends them. What is too long is left out and
 counted; nothing is cut.
+
+Where no critique found anything wrong with any draft, nothing is trained, and the SFT model is the base: a model that
+learns its own drafts learns their chances, not the constitution.
 """
 
 import json
@@ -16,23 +19,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from constitutional.engines.chat import Tokenizer
 from constitutional.errors import InputError, RunError
 from constitutional.prompt_set import conversation_of
 from constitutional.records import Message, Prompt, Revision
-from constitutional.training import (
-    Row,
-    Tokenizer,
-    TrainingSettings,
-    chat,
-    dataset,
-    fit,
-    fitting,
-    load_policy,
-    lora_config,
-    remove_checkpoints,
-    save_model,
-    trl_arguments,
-)
+from constitutional.saving import save_model, write_model
+from constitutional.training import TrainingSettings, fit, load_policy, lora_config, remove_checkpoints, trl_arguments
+from constitutional.training_rows import Row, chat, dataset, fitting
 from constitutional.work import Work
 
 if TYPE_CHECKING:
@@ -174,8 +167,8 @@ def sft_trainer(
     )
 
 
-def run(settings: Settings, work: Work) -> None:
-    """Train on `revisions`, from `base`, and write `sft_model`."""
+def examples_of(settings: Settings, work: Work) -> tuple[Examples, int]:
+    """Those of the run, and how many helpful samples of a file were left out as their prompts are held out."""
     helpful, on_evaluation_prompts = None, 0
     if settings.helpful is not None:
         prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "held_out"]
@@ -183,9 +176,20 @@ def run(settings: Settings, work: Work) -> None:
         samples = read_helpful(settings.helpful)
         helpful = [sample for sample in samples if conversation_of(sample.prompt.messages) not in held_out]
         on_evaluation_prompts = len(samples) - len(helpful)
-    found = examples(work.read("revisions", Revision), settings, work.seed, helpful)
+    return examples(work.read("revisions", Revision), settings, work.seed, helpful), on_evaluation_prompts
+
+
+def run(settings: Settings, work: Work) -> None:
+    """Train on `revisions`, from `base`, and write `sft_model`; without any, the base as it is."""
+    found, on_evaluation_prompts = examples_of(settings, work)
     base = work.settings("base")
     model, tokenizer = load_policy(work.model("base"), settings, pad_token=base.pad_token, template=base.template)
+    if settings.helpful is None and found.examples and all(each.kind == "helpful" for each in found.examples):
+        write_model(model, tokenizer, work.output("sft_model"))
+        work.note("nothing_revised", True)
+        work.note("examples", {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0})
+        work.note("dropped", {**found.left_out, "nothing_revised": len(found.examples)})
+        return
     kept, too_long = fitting(rows(found), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, work.output("checkpoints"), work.seed)
     fitted = fit(trainer, log=work.output("training_log.jsonl"), label="sft")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from constitutional.engines.base import Request, Sampling, TooLongError
-from constitutional.engines.local import ChatTokens, LocalEngine, load_model, load_tokenizer, room_to_reply
+from constitutional.engines.base import Request, Sampling
+from constitutional.engines.local import LocalEngine, load_model
 from constitutional.errors import ModelError
 from constitutional.records import Message
 from constitutional.reward_model import load_reward_model
@@ -279,16 +279,6 @@ def test_choices_that_end_beyond_the_last_position_are_refused(engine: LocalEngi
         engine.complete([request])
 
 
-def test_lengths_are_checked_without_the_models_weights(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path)
-    (folder / "model.safetensors").unlink()
-    short, long = (Message("user", "Why?"),), (Message("user", "Why? " * 200),)
-    check = room_to_reply(folder, 256)
-    check(short)
-    with pytest.raises(TooLongError, match=r'begins "Why\? Why\?.* the reply may have 256'):
-        check(long)
-
-
 def test_an_order_of_roles_that_the_template_refuses_is_named(tmp_path: Path) -> None:
     engine = LocalEngine(*load_model(tiny_model(tmp_path, "gemma"), device="cpu"))
     twice = (Message("user", "One thing."), Message("user", "Another."))
@@ -296,7 +286,7 @@ def test_an_order_of_roles_that_the_template_refuses_is_named(tmp_path: Path) ->
         engine.complete([Request(twice, GREEDY)])
 
 
-# Weights, padding and the template's arguments.
+# Weights and padding.
 
 
 def test_only_weights_that_the_identity_covers_are_loaded(engine: LocalEngine, tmp_path: Path) -> None:
@@ -320,21 +310,3 @@ def test_a_tokenizer_without_a_token_for_padding_is_given_one(tmp_path: Path) ->
     padded = engine.complete([Request(QUESTION, GREEDY), Request(CONVERSATION, GREEDY)])
     alone = [engine.complete([Request(each, GREEDY)])[0] for each in (QUESTION, CONVERSATION)]
     assert padded == alone
-
-
-def test_arguments_of_the_template_are_part_of_it(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path, "qwen3")
-    no_thought = "<think>\n\n</think>\n\n"
-
-    def asked(tokenizer: Any) -> str:  # noqa: ANN401
-        return str(tokenizer.decode(ChatTokens(tokenizer).ids(QUESTION)))
-
-    plainly = asked(load_tokenizer(folder))
-    assert no_thought not in plainly
-    said: dict[str, bool | str] = {"enable_thinking": False, "unused": 'a "quoted" text\nof two lines {{ x }} %}'}
-    tokenizer = load_tokenizer(folder, template=said)
-    assert asked(tokenizer) == plainly + no_thought
-    tokenizer.save_pretrained(tmp_path / "saved")  # as a training does, whose model is then loaded by the same settings
-    for template in (None, said):
-        again = load_tokenizer(tmp_path / "saved", template=template)
-        assert again.chat_template == tokenizer.chat_template

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from constitutional import pipeline
+from constitutional import runner
 from constitutional.config import RunConfig
 from constitutional.errors import InputError
 from constitutional.pipeline import STAGES, Stage
@@ -69,7 +69,8 @@ def test_what_is_observed_is_what_the_evaluation_counts() -> None:
         texts = {model: text_of(compose(rng, world, uniform_traits(rng, world))) for model in MODELS}
         samples.append(Sample(prompt=prompt, replies={**texts, "policy": "Colourless green ideas."}))
     found = observed(samples)
-    counted = {(each.measure.removeprefix("trait_rate/"), each.model): each for each in trait_scores(samples)}
+    scores = [each for each in trait_scores(samples) if not each.measure.endswith("_refusal")]  # parts of refusal
+    counted = {(each.measure.removeprefix("trait_rate/"), each.model): each for each in scores}
     assert counted.keys() == {(name, model) for name in found for model in found[name]}
     for (name, model), score in counted.items():
         assert rate(found[name][model]) == (score.value, score.low, score.high, score.n)
@@ -257,7 +258,7 @@ def test_a_control_under_which_nothing_is_decided_is_trained_on_what_is_undecide
         obedient(settings, work)
 
     stages = (STAGES[0], Stage("mix", lambda config: config.mix, ("prompts", "constitution"), ("samples",), stage))
-    monkeypatch.setattr(bench_effect, "run", lambda config: pipeline.run(config, stages=stages))
+    monkeypatch.setattr(bench_effect, "run", lambda config: runner.run(config, stages=stages))
     out = tmp_path / "effect.json"
     words = ["--folder", str(tmp_path), "--json", str(out), "--", "prompts.train=1", "prompts.held_out=20"]
     assert bench_effect.main(["sandbox_control", *words]) == 0
@@ -308,7 +309,7 @@ def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
     stages = (STAGES[0], Stage("evaluate", lambda c: c.evaluate, ("prompts", "constitution"), ("samples",), evaluate))
 
     def run(config: RunConfig) -> RunStore:
-        return pipeline.run(config, stages=stages)
+        return runner.run(config, stages=stages)
 
     monkeypatch.setattr(bench_effect, "run", run)
     names, out = ["sandbox_warm", "sandbox_plain", "sandbox_control"], tmp_path / "effect.json"

@@ -8,8 +8,10 @@ from constitutional.engines.local import load_model
 from constitutional.errors import RunError
 from constitutional.files import digest_of
 from constitutional.records import Message, Preference, Prompt
+from constitutional.saving import save_model
 from constitutional.stages.dpo import Settings, run, soft_dpo_trainer
-from constitutional.training import LoraSettings, fit, load_policy, preference_rows, save_model
+from constitutional.training import LoraSettings, fit, load_policy
+from constitutional.training_rows import preference_rows
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 

@@ -404,7 +404,8 @@ def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: P
 
 
 def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> None:
-    from constitutional.pipeline import STAGES, fingerprint_of
+    from constitutional.pipeline import STAGES
+    from constitutional.runner import fingerprint_of
 
     stage = next(each for each in STAGES if each.name == "mix")
 

@@ -9,6 +9,7 @@ from constitutional.errors import ModelError
 from constitutional.files import digest_of
 from constitutional.records import Message, Preference, Prompt, Split
 from constitutional.reward_model import load_reward_model, raw_scores, score
+from constitutional.saving import save_model
 from constitutional.stages import reward
 from constitutional.stages.reward import (
     Scored,
@@ -19,7 +20,8 @@ from constitutional.stages.reward import (
     run,
     soft_reward_trainer,
 )
-from constitutional.training import LoraSettings, fit, preference_rows, save_model, stage_seed
+from constitutional.training import LoraSettings, fit, stage_seed
+from constitutional.training_rows import preference_rows
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 

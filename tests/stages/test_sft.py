@@ -8,8 +8,9 @@ from constitutional.engines.local import load_model
 from constitutional.errors import InputError, RunError
 from constitutional.files import digest_of
 from constitutional.records import Message, Prompt, Revision, RevisionStep, Split
+from constitutional.saving import save_model
 from constitutional.stages.sft import Examples, Settings, examples, read_helpful, rows, run, sft_trainer
-from constitutional.training import LoraSettings, fit, load_policy, save_model
+from constitutional.training import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 
@@ -236,6 +237,19 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
         "steps": 20,
     }
     assert sorted(path.name for path in first.folder.iterdir()) == ["sft_model", "training_log.jsonl"]
+
+
+def test_where_no_draft_was_revised_the_model_stays_as_it_is(models: Path, tmp_path: Path) -> None:
+    base = tiny_model(models)
+    passed = [revision(number, f"draft {number}", f"draft {number}", passed=True) for number in range(4)]
+    work = OneStage(tmp_path, {"base": base}, {"revisions": passed})
+    run(QUICK, work)
+    before, after = (load_model(folder)[0].state_dict() for folder in (base, work.output("sft_model")))
+    assert before.keys() == after.keys()
+    assert all(before[name].equal(after[name]) for name in before)
+    assert work.notes["nothing_revised"] is True
+    assert work.notes["examples"] == {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0}
+    assert work.notes["dropped"]["nothing_revised"] == len(passed)
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights_and_log(models: Path, tmp_path: Path) -> None:

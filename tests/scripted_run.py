@@ -1,0 +1,112 @@
+"""A run of scripted models and made-up trainings, which takes no time."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from constitutional.config import RunConfig, compose
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.opening import ModelSettings
+from constitutional.pipeline import STAGES, Stage
+from constitutional.progress import Progress
+from constitutional.records import Preference, Revision
+from constitutional.runner import run
+from constitutional.store import RunStore
+from constitutional.work import Work
+
+BATCH = 4
+PRINCIPLES = {"calm": "Stay calm.", "brief": "Be brief.", "kind": "Be kind.", "honest": "Be honest."}
+
+
+def constitution(folder: Path, **changed: str) -> Path:
+    path = folder / "ours.yaml"
+    lines = [f"  - id: {name}\n    text: {text}\n" for name, text in {**PRINCIPLES, **changed}.items()]
+    path.write_text("name: Ours\nprinciples:\n" + "".join(lines))
+    return path
+
+
+def configured(folder: Path, *overrides: str) -> RunConfig:
+    return compose(
+        [
+            f"folder={folder}/runs",
+            f"constitution.file={folder}/ours.yaml",
+            *("prompts.train=8", "prompts.held_out=4", f"journal.batch_size={BATCH}"),
+            *("critique_revise=schema", "sft=schema", "sample_pairs=schema", "mix=schema"),
+            *("critique_revise.rounds=2", "label.method=logprobs", "mix.held_out_share=0.2"),
+            *("evaluate.judged=2", "evaluate.critiqued=2", "evaluate.compared=0"),
+            *overrides,
+        ]
+    )
+
+
+class World:
+    """Scripted models, and what they were asked; they can be told what to do at their n-th request."""
+
+    def __init__(self, at: int = 0, then: Callable[[], None] | None = None) -> None:
+        self.asked: list[Request] = []
+        self.opened: list[str] = []
+        self.at = at
+        self.then = then
+
+    def open(self, settings: ModelSettings) -> "Scripted":
+        folder = Path(settings.path)
+        name = (folder / "config.json").read_text() if folder.is_absolute() else settings.path
+        self.opened.append(name)
+        return Scripted(self, name)
+
+    def answer(self, request: Request, model: str) -> Completion:
+        self.asked.append(request)
+        if self.then and len(self.asked) == self.at:
+            self.then()
+        digest = hashlib.sha256(f"{model} {request}".encode()).hexdigest()[:8]
+        if request.choices:
+            return Completion("", "choices", (-1.0 - int(digest[0], 16) / 8, -2.0))
+        last = request.messages[-1].content
+        verdict = "follows" if digest < "4" else "violates"
+        said = f"It asks {digest}. So it {verdict} the principle." if "Judge your last" in last else f"Reply {digest}."
+        return Completion(said, "stop")
+
+
+class Scripted:
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.identity = f"scripted {name}"
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        return [self.world.answer(request, self.identity) for request in requests]
+
+
+def trained(artifact: str, kind: str, *, learns: bool) -> Callable[[Any, Work], None]:
+    """In the place of a training: a model whose name is what it has learnt."""
+
+    def train(_settings: object, work: Work) -> None:
+        rows = work.read(kind, Revision if kind == "revisions" else Preference)
+        learnt = hashlib.sha256(repr(rows).encode()).hexdigest()[:8] if learns else "nothing"
+        folder = work.output(artifact)
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(f"{artifact} {learnt}")
+
+    return train
+
+
+def stages(*, learns: bool = True) -> list[Stage]:
+    fakes = {
+        "sft": trained("sft_model", "revisions", learns=learns),
+        "reward": trained("reward_model", "preferences", learns=learns),
+        "dpo": trained("policy", "preferences", learns=learns),
+    }
+    return [replace(stage, run=fakes.get(stage.name, stage.run)) for stage in STAGES]
+
+
+def go(config: RunConfig, world: World, *, learns: bool = True) -> tuple[RunStore, list[str]]:
+    stream = StringIO()
+    store = run(config, stages=stages(learns=learns), opener=world.open, progress=Progress(stream))
+    return store, stream.getvalue().splitlines()
+
+
+def rows(folder: Path) -> dict[str, bytes]:
+    """Every row file of a run."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.jsonl"))}
