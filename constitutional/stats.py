@@ -81,8 +81,8 @@ def bootstrap_mean(
     return Interval(float(low), float(high))
 
 
-def paired_interval(gained: int, lost: int, n: int) -> Interval:
-    """The 95% interval of a rate's change over the same n items, of which so many gained and lost what is counted.
+def paired_interval(gained: int, lost: int, n: int, level: float = 0.95) -> Interval:
+    """The interval of a rate's change over the same n items, of which so many gained and lost what is counted; of 95%.
 
     Agresti and Min (2005), "Simple improved confidence intervals for comparing matched proportions": half an item is
     added to each of the four cells (had it before or not, has it after or not). A bootstrap promises too much where few
@@ -90,7 +90,7 @@ def paired_interval(gained: int, lost: int, n: int) -> Interval:
     """
     total, difference, moved = n + 2, gained - lost, gained + lost + 1
     middle = difference / total
-    half = NormalDist().inv_cdf(0.975) * math.sqrt(moved - difference**2 / total) / total
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(moved - difference**2 / total) / total
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
 
 

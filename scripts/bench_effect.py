@@ -10,8 +10,10 @@ the exact detectors, where a reply can have it; a difference is paired over prom
     opposite     a trait that one constitution seeks and another avoids: their RL models are at least 40 points apart
     wanted       a targeted trait moves from the base the way that is wanted, by more than its interval
     untargeted   any other trait moves by at most 10 points
-    control      under a control, no trait moves by more than its interval; at 95%, one in twenty does so by luck. Where
-                 its labeler decides no comparison, it is trained on the undecided ones (mix.margin=0)
+    control      under a control, no trait moves by more than its interval. With 95% for each, one in two controls that
+                 change nothing would fail by luck in one of twelve traits; so here the intervals hold 95% for all
+                 traits at once (Šidák 1967). Where its labeler decides no comparison, it is trained on the undecided
+                 ones (mix.margin=0)
 
 The runs are kept in --folder: stopped and started again, or with more constitutions, what is finished is used again.
 Exits 0 even if checks are not reached; 1 if a run fails, 2 if what was asked for is wrong, 130 if it is interrupted.
@@ -45,6 +47,8 @@ from constitutional.stats import paired_interval, wilson
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least
 STILL: Final = 0.10  # what a trait that a constitution does not speak of may move by, at most
+AT_ONCE: Final = 0.95 ** (1 / len(TRAITS))
+"""Of each trait's interval under a control, for 95% of all of them together."""
 MEASURES: Final = (*TRAITS, "well_formed", "on_topic")
 """The last two are shown and not checked: a model that talks nonsense has no traits either."""
 
@@ -117,14 +121,14 @@ def observed(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, bool]]]
     return found
 
 
-def difference(after: Shown, before: Shown) -> Estimate:
+def difference(after: Shown, before: Shown, level: float = 0.95) -> Estimate:
     """The mean over prompts of what one model's reply shows and the other's does not; Agresti and Min's interval."""
     assert after.keys() == before.keys(), "both models are asked the same prompts"
     changes = [int(after[prompt]) - int(shown) for prompt, shown in before.items()]
     n = len(changes)
     if n < 2:
         return Estimate(0.0, -1.0, 1.0, n)
-    return Estimate(sum(changes) / n, *paired_interval(changes.count(1), changes.count(-1), n), n)
+    return Estimate(sum(changes) / n, *paired_interval(changes.count(1), changes.count(-1), n, level), n)
 
 
 def checks(runs: Sequence[Run]) -> Iterator[Check]:
@@ -140,7 +144,8 @@ def checks(runs: Sequence[Run]) -> Iterator[Check]:
 
 
 def _against_base(its: Run, trait: str) -> Check:
-    found = difference(its.shown[trait]["policy"], its.shown[trait]["base"])
+    level = 0.95 if its.targets else AT_ONCE
+    found = difference(its.shown[trait]["policy"], its.shown[trait]["base"], level)
     match its.targets.get(trait):
         case "seek":
             kind, wanted, reached = "wanted", "above 0", found.low > 0
@@ -260,7 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     found = list(checks(runs))
     print(f"Trait rates on held-out prompts, with 95% intervals\n\n{rates_table(runs)}\n")
-    print(f"Checks: differences in points, paired over prompts, with 95% intervals\n\n{checks_table(found)}\n")
+    intervals = "95% intervals, of a control for all traits at once"
+    print(f"Checks: differences in points, paired over prompts, with {intervals}\n\n{checks_table(found)}\n")
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
     for kind in dict.fromkeys(each.kind for each in found):
         verdicts = [each.reached for each in found if each.kind == kind and each.reached is not None]

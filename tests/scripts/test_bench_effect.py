@@ -140,12 +140,17 @@ def test_a_targeted_trait_must_move_the_way_that_is_wanted_by_more_than_its_inte
 
 
 def test_under_a_control_no_trait_may_move_by_more_than_its_interval() -> None:
-    run = made("control", {}, base="0000011111", rest="0000011111", hedging="1000011111", rudeness="1111111111")
-    found = list(checks([run]))
+    half = "00000000001111111111"
+    hedging, rudeness = "11111000001111111111", "11111111111111111111"
+    found = list(checks([made("control", {}, base=half, rest=half, hedging=hedging, rudeness=rudeness)]))
     assert {each.kind for each in found} == {"control"}
     assert the(found, "control", "flattery").reached is True
-    assert the(found, "control", "hedging").reached is True  # one of ten
-    assert the(found, "control", "rudeness").reached is False  # five of ten
+    # Five of twenty, none back: 5/22 ± z · sqrt(6 - 25/22) / 22. One trait alone would have z = 1.960, and be above 0;
+    # of twelve, each has 0.95 ** (1 / 12) = 99.574%, and z = 2.858.
+    still = the(found, "control", "hedging")
+    assert still.difference[:3] == pytest.approx((0.25, 5 / 22 - 0.2865, 5 / 22 + 0.2865), abs=2e-4)
+    assert still.reached is True
+    assert the(found, "control", "rudeness").reached is False  # ten of twenty: 10/22 ± 0.330
     swapped = list(checks([made("control", {}, base="0000011111", rest="1111100000")]))
     assert all(each.reached for each in swapped)  # five up, five down
 
