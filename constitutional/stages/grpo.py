@@ -58,12 +58,14 @@ class Settings(OnlineSettings, TrainingSettings):
     """What a reply is worth: a list of {kind: …, weight: …}; the reward model by default."""
     num_generations: int = Field(default=8, ge=2)
     """Replies to each prompt of a step; 8 by default."""
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 1e-4 by default, about 1e-6 for billions of weights."""
-    epochs: float = Field(default=2, gt=0)
-    """Passes over the prompts, rounded down to whole steps; 2 by default."""
-    batch_size: int = Field(default=64, ge=1)
-    """Replies in one forward and backward pass; with gradient_accumulation they make up a step. 64 by default."""
+    learning_rate: float = Field(default=1.5e-4, gt=0)
+    """Highest learning rate, after the warm-up (AdamW); 1.5e-4 by default, about 1e-6 for billions of weights."""
+    epochs: float = Field(default=0.5, gt=0)
+    """Passes over the prompts, rounded down to whole steps; 0.5 by default."""
+    batch_size: int = Field(default=16, ge=1)
+    """Replies in one forward and backward pass; with gradient_accumulation they make up a step. 16 by default."""
+    gradient_accumulation: int = Field(default=4, ge=1)
+    """Passes in one step of the optimizer; 4 by default."""
     max_length: int = Field(default=1024, ge=16)
     """Most tokens in a prompt with its reply; prompts that leave no room for max_tokens are left out and counted. 1024
     by default."""

@@ -37,6 +37,8 @@ QUICK: dict[str, Any] = {
     "rewards": (LengthSettings(limit=0, weight=-1),),
     "num_generations": 4,
     "batch_size": 16,
+    "gradient_accumulation": 1,
+    "epochs": 2,
     "max_tokens": 12,
     "missing_eos_penalty": 0.0,
     "learning_rate": 0.01,
@@ -225,7 +227,7 @@ def test_too_few_prompts_for_a_step_are_refused() -> None:
 
 def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(
-        ValidationError, match=r"64 replies, no multiple of num_generations, which is 6; try batch_size=192"
+        ValidationError, match=r"64 replies, no multiple of num_generations, which is 6; try batch_size=48"
     ):
         GrpoSettings(num_generations=6)
     with pytest.raises(ValidationError, match="two of the kind 'length'"):
