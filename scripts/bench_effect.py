@@ -12,8 +12,8 @@ the exact detectors, where a reply can have it; a difference is paired over prom
     untargeted   any other trait moves by at most 10 points
     control      under a control, no trait moves by more than its interval. With 95% for each, one in two controls that
                  change nothing would fail by luck in one of twelve traits; so here the intervals hold 95% for all
-                 traits at once (Šidák 1967). Where its labeler decides no comparison, it is trained on the undecided
-                 ones (mix.margin=0)
+                 traits at once (Šidák 1967). Where its labeler decides no comparison, there is nothing to train on,
+                 and its RL model is its SL model; the base itself, if no draft was revised either
 
 The runs are kept in --folder: stopped and started again, or with more constitutions, what is finished is used again.
 Exits 0 even if checks are not reached; 1 if a run fails, 2 if what was asked for is wrong, 130 if it is interrupted.
@@ -23,11 +23,14 @@ import argparse
 import json
 import re
 import resource
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel
 
 from constitutional import show
 from constitutional.cli import INTERRUPTED
@@ -35,6 +38,7 @@ from constitutional.config import RunConfig, SandboxPrompts, compose
 from constitutional.constitution_file import find_constitution, read_constitution
 from constitutional.errors import ConstitutionalError, InputError, UsageError
 from constitutional.files import atomic_write
+from constitutional.pipeline import Stage, stages_of
 from constitutional.progress import clock
 from constitutional.prompt_set import sandbox_prompt
 from constitutional.runner import run, selected
@@ -44,6 +48,7 @@ from constitutional.sandbox.world import TRAITS
 from constitutional.stages.evaluate import MODELS, Sample
 from constitutional.stages.mix import NoPreferenceError
 from constitutional.stats import paired_interval, wilson
+from constitutional.work import Work
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least
 STILL: Final = 0.10  # what a trait that a constitution does not speak of may move by, at most
@@ -65,7 +70,7 @@ class Run(NamedTuple):
     """By measure, then by model: `base`, `sft_model`, `policy`."""
     seconds: float = 0.0  # of its stages, whenever they were run
     undecided: bool = False
-    """Whether its labeler decided no comparison, so that it was trained on them all, with labels near 0.5."""
+    """Whether its labeler decided no comparison, so that its RL model is its SL model."""
 
 
 class Estimate(NamedTuple):
@@ -226,7 +231,7 @@ def configurations(files: Sequence[str], folder: Path, overrides: Sequence[str])
 def ran(config: RunConfig, targets: Mapping[str, Direction]) -> Run:
     """The run of one constitution, and what its models do.
 
-    Under a control the labeler may decide nothing, and then a run stops: once more, trained on what is undecided too.
+    Under a control the labeler may decide nothing, and then a run stops: what it has made by then is measured.
     """
     undecided = False
     try:
@@ -235,11 +240,17 @@ def ran(config: RunConfig, targets: Mapping[str, Direction]) -> Run:
         if targets:
             raise
         undecided = True
-        again = {"name": f"{config.name}_undecided", "mix": config.mix.model_copy(update={"margin": 0.0})}
-        print(f"{config.name}: {error}. Once more, as {again['name']}, with mix.margin=0", file=sys.stderr)
-        store = run(config.model_copy(update=again))
+        print(f"{config.name}: {error}. So its SL model is measured as its RL model", file=sys.stderr)
+        stages = {stage.name: stage for stage in stages_of(config)}
+        before = list(stages.values())[: list(stages).index("mix")]
+        unmoved = Stage("unmoved", lambda its: its.mix, needs=("sft_model",), makes=("policy",), run=_as_it_is)
+        store = run(config, stages=[*before, unmoved, stages["evaluate"]])
     seconds = sum(stage.seconds for stage in store.manifest.stages.values())
     return Run(config.name, targets, observed(store.read("samples", Sample)), seconds, undecided)
+
+
+def _as_it_is(_settings: BaseModel, work: Work) -> None:
+    shutil.copytree(work.model("sft_model"), work.output("policy"), dirs_exist_ok=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -273,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{kind}: {sum(verdicts)} of {len(verdicts)} reached")
     for each in runs:
         if each.undecided:
-            print(f"{each.name}: its labeler decided no comparison; trained on them all, with labels near 0.5")
+            print(f"{each.name}: its labeler decided no comparison, so its RL model is its SL model")
     print(*(f"{each.name}: {clock(each.seconds)}" for each in runs), f"peak memory: {peak_gb:.1f} GB", sep="\n")
     if arguments.json:
         about = {"seed": configs[0].seed, "overrides": overrides, "peak_memory_gb": peak_gb}

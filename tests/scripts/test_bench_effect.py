@@ -254,21 +254,39 @@ def test_an_interrupt_ends_with_a_line_that_says_how_to_go_on(
     assert capsys.readouterr().err == "bench_effect: interrupted; the same command goes on from here\n"
 
 
-def test_a_control_under_which_nothing_is_decided_is_trained_on_what_is_undecided(
+def test_a_control_under_which_nothing_is_decided_has_its_sl_model_for_its_rl_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stage(settings: Any, work: Work) -> None:  # noqa: ANN401
-        if settings.margin > 0:
-            raise NoPreferenceError("There is no preference to train on")
+    def sft(_settings: object, work: Work) -> None:
+        work.output("sft_model").mkdir(exist_ok=True)
+        (work.output("sft_model") / "weights").write_text("as they were")
+
+    def mix(_settings: object, _work: Work) -> None:
+        raise NoPreferenceError("There is no preference to train on")
+
+    def evaluate(settings: Any, work: Work) -> None:  # noqa: ANN401
+        assert (work.model("policy") / "weights").read_text() == "as they were"
         obedient(settings, work)
 
-    stages = (STAGES[0], Stage("mix", lambda config: config.mix, ("prompts", "constitution"), ("samples",), stage))
-    monkeypatch.setattr(bench_effect, "run", lambda config: runner.run(config, stages=stages))
+    stages = (
+        STAGES[0],
+        Stage("sft", lambda config: config.sft, ("prompts",), ("sft_model",), sft),
+        Stage("mix", lambda config: config.mix, ("prompts",), ("preferences",), mix),
+        Stage(
+            "evaluate", lambda config: config.evaluate, ("prompts", "constitution", "policy"), ("samples",), evaluate
+        ),
+    )
+
+    def run(config: RunConfig, stages: Sequence[Stage] = stages) -> RunStore:
+        return runner.run(config, stages=stages)
+
+    monkeypatch.setattr(bench_effect, "stages_of", lambda _config: stages)
+    monkeypatch.setattr(bench_effect, "run", run)
     out = tmp_path / "effect.json"
     words = ["--folder", str(tmp_path), "--json", str(out), "--", "prompts.train=1", "prompts.held_out=20"]
     assert bench_effect.main(["sandbox_control", *words]) == 0
     assert json.loads(out.read_text())["constitutions"]["sandbox_control"]["undecided"] is True
-    assert "sandbox_control: its labeler decided no comparison" in capsys.readouterr().out
+    assert "decided no comparison, so its RL model is its SL model" in capsys.readouterr().out
     # A constitution that is after something has failed if nothing is decided under it.
     assert bench_effect.main(["sandbox_warm", *words]) == 2
     assert "There is no preference to train on" in capsys.readouterr().err
