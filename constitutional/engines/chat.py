@@ -36,6 +36,8 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    # What is too long is left out and counted, or refused; a library's warning of it would only stand in between.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if pad_token is not None:
         if pad_token not in tokenizer.get_vocab():
             special = ", ".join(map(json.dumps, sorted(_control_tokens(tokenizer))[:20]))

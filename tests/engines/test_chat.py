@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ def test_lengths_are_checked_without_the_models_weights(tmp_path: Path) -> None:
     check(short)
     with pytest.raises(TooLongError, match=r'begins "Why\? Why\?.* the reply may have 256'):
         check(long)
+
+
+def test_a_text_that_is_too_long_is_no_librarys_business(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    tokenizer = load_tokenizer(tiny_model(tmp_path))
+    tokenizer.model_max_length = 4
+    assert len(tokenizer("Why? Why? Why? Why?")["input_ids"]) > 4
+    assert "longer than" not in caplog.text
 
 
 def test_arguments_of_the_template_are_part_of_it(tmp_path: Path) -> None:
