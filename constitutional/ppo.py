@@ -7,7 +7,7 @@ stands in `ppo_math.py`.
 
 Every process draws and scores its share of a batch and then gets the others', so that advantages, whitening,
 mini-batches and denominators are those of the whole batch, however many processes there are; gradients are added up.
-`torchrun --nproc-per-node 2 train.py` starts two, and on GPUs `accelerate launch` does, which on CPUs starts only one.
+`accelerate launch --multi_gpu --num_processes 2 train.py` starts two, on CPUs too if the arguments say use_cpu=True.
 Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e-5, the learning rate falls to 0.
 
     trainer = PPOTrainer("model", reward_model="reward", args=PPOConfig(output_dir="ppo"), train_dataset=prompts)

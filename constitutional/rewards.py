@@ -73,8 +73,8 @@ class OnlineSettings(_Settings):
     """Length in tokens at which a reply is cut off; 160 by default."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
     """Taken from the reward of a reply that was cut off; 1 by default."""
-    rollouts: int = Field(default=32, ge=1)
-    """Replies of each step, or phase of PPO, that are kept to be scored and read; 32 by default."""
+    rollouts: int = Field(default=128, ge=1)
+    """Most replies of each step, or phase of PPO, that are kept to be scored and read; 128 by default."""
 
 
 class RewardModelSettings(_Settings):

@@ -69,7 +69,10 @@ def test_two_processes_come_to_what_one_does_also_when_they_are_stopped_and_go_o
     import torch
 
     model = tiny_model(tmp_path / "models")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
+    # Despite its name --multi_gpu starts processes on CPUs too; with --cpu alone accelerate starts one, unless by MPI.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, *launch, *plain, __file__]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(model), str(tmp_path / "two")], env=environment, check=False, capture_output=True, text=True

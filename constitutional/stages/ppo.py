@@ -52,8 +52,8 @@ class Settings(OnlineSettings):
     """Replies that are drawn at once; 128 by default."""
     max_prompt_tokens: int = Field(default=1024, ge=1)
     """Longer prompts are left out and counted; 1024 by default."""
-    learning_rate: float = Field(default=4e-4, gt=0)
-    """Of the policy at first; it falls to 0. 4e-4 by default, about 1e-6 for billions of weights."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Of the policy at first; it falls to 0. 3e-4 by default, about 1e-6 for billions of weights."""
     critic_learning_rate_factor: float = Field(default=10.0, gt=0)
     """The critic's learning rate is so many times the policy's; 10 by default."""
     critic_warmup: int = Field(default=0, ge=0)
