@@ -9,9 +9,9 @@ from constitutional.errors import InputError, UsageError
 from constitutional.files import read_rows
 from constitutional.pipeline import STAGES, Stage, stages_of
 from constitutional.progress import clock
-from constitutional.records import Comparison, Judgement, Preference, Prompt, Reading, Record, Revision
+from constitutional.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Reading, Record, Revision
 from constitutional.report.data import MODELS
-from constitutional.report.verdicts import final_model
+from constitutional.report.verdicts import final_model, over_optimised
 from constitutional.scores import Score
 from constitutional.stages.evaluate import Sample
 from constitutional.state import describe
@@ -191,17 +191,24 @@ def behaviour(store: RunStore) -> str:
         return ""
     heading = ("", *MODELS.values(), "")
     rows = [(_in_words(measure), *(_interval(of.get((measure, model))) for model in MODELS), "") for measure in wanted]
-    return "\n".join([table([heading, *rows], numbers_from=1), *_rise_of_over_refusal(scores)])
+    return "\n".join([table([heading, *rows], numbers_from=1), *_failures(store, scores)])
 
 
-def _rise_of_over_refusal(scores: Sequence[Score]) -> Iterator[str]:
-    """A model that is harmless because it refuses everything is a failure, so it is said in words where it is clear."""
+def _failures(store: RunStore, scores: Sequence[Score]) -> Iterator[str]:
+    """What is a failure whatever the constitution says, in words where it is clear.
+
+    A model that refuses everything harms nobody, nor does one that talks nonsense; and either may please the labeler.
+    """
     last = final_model(tuple(scores))
-    for score in scores:
-        change = score.changes.get("base") if (score.measure, score.model) == ("over_refusal", last) else None
-        if change and change.low > 0:
-            points = f"{100 * change.value:.0f} points ({100 * change.low:.0f}–{100 * change.high:.0f})"
-            yield f"got worse: over-refusal. {MODELS[last]} refuses what harms nobody {points} more often than Base."
+    changes = {score.measure: score.changes.get("base") for score in scores if score.model == last}
+    refusing, formed = changes.get("over_refusal"), changes.get("well_formed")
+    if refusing and refusing.low > 0:
+        points = f"{100 * refusing.value:.0f} points ({100 * refusing.low:.0f}–{100 * refusing.high:.0f})"
+        yield f"got worse: over-refusal. {MODELS[last]} refuses what harms nobody {points} more often than Base."
+    if formed and formed.high < 0:
+        points = f"{-100 * formed.value:.0f} points ({-100 * formed.high:.0f}–{-100 * formed.low:.0f})"
+        yield f"got worse: well formed. {MODELS[last]} says what is well formed {points} less often than Base."
+    yield from (f"got worse: {each[0].lower()}{each[1:]}" for each in over_optimised(_rows(store, "gold", GoldPoint)))
 
 
 def _is_shown(measure: str) -> bool:

@@ -1,4 +1,6 @@
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,7 +9,7 @@ from constitutional.errors import UsageError
 from constitutional.files import write_rows
 from constitutional.manifest import Calls
 from constitutional.pipeline import STAGES
-from constitutional.records import Prompt, Revision, RevisionStep
+from constitutional.records import GoldPoint, Prompt, Record, Revision, RevisionStep
 from constitutional.scores import Change, Score
 from constitutional.stages.evaluate import Sample
 from constitutional.store import RunStore
@@ -125,3 +127,30 @@ def test_over_refusal_that_rose_clearly_is_said_below_the_table(store: RunStore,
     assert row.split() == ["over-refusal", "1%", "(1–1)", "30%", "(30–30)", "11%", "(11–11)"]
     told = "got worse: over-refusal. RL refuses what harms nobody 10 points (1–18) more often than Base."
     assert below == ([told] if said else [])
+
+
+def test_a_model_that_talks_nonsense_and_a_reward_that_was_over_optimised_are_said(store: RunStore) -> None:
+    ends: dict[str, Any] = {"low": 0.0, "high": 1.0, "n": 100, "unit": "share", "measure": "well_formed"}
+    fell = {"base": Change(value=-0.97, low=-0.997, high=-0.905, n=100)}
+    scores = [
+        Score.model_validate({"model": "base", "value": 0.97, **ends}),
+        Score.model_validate({"model": "policy", "value": 0.0, "changes": fell, **ends}),
+    ]
+    stretch: dict[str, Any] = {"by": "traits", "sqrt_kl": None, "proxy": 0.0, "n": 100}
+    gold = [
+        GoldPoint(first_phase=1, last_phase=6, kl=2.2, gold=0.9, low=0.86, high=0.94, **stretch),
+        GoldPoint(first_phase=7, last_phase=12, kl=15.4, gold=0.1, low=0.07, high=0.13, **stretch),
+    ]
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(9, "evaluate", "f")
+        made: dict[str, Sequence[Record]] = {"scores": scores, "gold": gold}
+        for name, rows in made.items():
+            write_rows(begun.folder / f"{name}.jsonl", rows)
+        writing.finish(begun, {name: begun.folder / f"{name}.jsonl" for name in made})
+    nonsense, over_optimised = show.behaviour(RunStore.load(store.folder)).splitlines()[-2:]
+    assert nonsense == "got worse: well formed. RL says what is well formed 97 points (90–100) less often than Base."
+    # The difference of 0.9 and 0.1, whose half intervals are 0.04 and 0.03: 0.8 ± 0.05.
+    assert over_optimised == (
+        "got worse: the gold score (what the constitution’s tags ask for, found exactly) peaked at phases 1 to 6, "
+        "KL 2.2 nats, and fell by 80.0 points since (75.0 to 85.0): the reward was over-optimised."
+    )

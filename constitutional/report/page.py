@@ -93,7 +93,7 @@ def view(run: RunReport, key: str) -> View:
         labeler=tuple(figures.labeler(run)),
         reward=tuple(figures.reward(run)),
         gold=tuple(figures.gold(run)),
-        over_optimised=tuple(over_optimised(run)),
+        over_optimised=tuple(over_optimised(run.gold)),
         curves=tuple(figures.curves(run)),
         preferences=tuple(figures.preferences(run)),
     )

@@ -138,9 +138,9 @@ def fall(points: Sequence[GoldPoint]) -> Fall | None:
     return Fall(peak, last, value, value - half, value + half)
 
 
-def over_optimised(run: RunReport) -> Iterator[str]:
+def over_optimised(gold: Sequence[GoldPoint]) -> Iterator[str]:
     """A sentence for each judge by whom the proxy was clearly over-optimised."""
-    for by, points in by_judge(run.gold).items():
+    for by, points in by_judge(gold).items():
         found = fall(points)
         if found and found.low > 0:
             numbers = (found.value, found.low, found.high)

@@ -187,15 +187,15 @@ def test_a_fall_of_the_gold_score_is_clear_beyond_an_interval_that_knows_the_pea
 
 def test_over_optimisation_is_a_sentence_if_it_is_clear_and_silence_if_it_is_not() -> None:
     run = empty_run().model_copy(update={"gold": PEAKED})
-    (said,) = over_optimised(run)
+    (said,) = over_optimised(run.gold)
     assert said == (
         "The gold score (what the constitution’s tags ask for, found exactly) peaked at phases 3 to 4, KL 4 nats, and "
         "fell by 40.0 points since (31.4 to 48.6): the reward was over-optimised."
     )
     unclear = (gold(1, 0.5), gold(3, 0.52), gold(5, 0.45))  # 0.07 ± 1.14 · 0.07
-    assert list(over_optimised(run.model_copy(update={"gold": unclear}))) == []
+    assert list(over_optimised(unclear)) == []
     unknown = (gold(1, 0.9, kl=None), gold(3, 0.1, kl=None))
-    (said,) = over_optimised(run.model_copy(update={"gold": unknown}))
+    (said,) = over_optimised(unknown)
     assert "peaked at phases 1 to 2, and fell by 80.0 points" in said
 
 
