@@ -232,7 +232,7 @@ STAGES: Final = (
         needs=("prompts", "comparisons", "judgements"),
         makes=("preferences",),
         run=mix.run,
-        version=2,
+        version=3,
     ),
     Stage(
         "reward",
@@ -274,7 +274,7 @@ STAGES: Final = (
         makes=("report", report.CONSTITUTION),
         run=report.run,
         reads_notes=True,
-        version=3,
+        version=4,
     ),
 )
 """The whole system, read from top to bottom; `stages_of` puts another algorithm in the place of DPO."""

@@ -1,5 +1,6 @@
 """Comparisons made by people elsewhere, from their file through a whole run."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from constitutional.engines.scripted import ScriptedEngine
 from constitutional.errors import ConfigurationError
 from constitutional.pipeline import STAGES
 from constitutional.progress import Progress
-from constitutional.records import Judgement, Message, Preference
+from constitutional.records import Judgement, Message, Preference, Split
 from constitutional.runner import run
 from constitutional.store import RunStore
 from constitutional.work import Work
@@ -91,9 +93,8 @@ class Asked(NamedTuple):
     def preferences(self) -> list[Preference]:
         return self.store.read("preferences", Preference)
 
-    @property
-    def sources(self) -> Counter[str]:
-        return Counter(each.source for each in self.preferences)
+    def sources(self, split: Split) -> Counter[str]:
+        return Counter(each.source for each in self.preferences if each.split == split)
 
 
 def go(config: RunConfig) -> Asked:
@@ -122,29 +123,32 @@ def go(config: RunConfig) -> Asked:
 @pytest.mark.parametrize(
     ("overrides", "ai", "human"),
     [
-        # Eight of the AI's, one for each prompt to train on, and six of people's.
-        ([], 8, 6),
-        (["mix.human_share=0"], 6, 0),  # six in all, as people's are, whatever the share
-        (["mix.human_share=0.5"], 3, 3),
-        (["mix.human_share=1"], 0, 6),
-        (["mix.human_share=0", "mix.total=8"], 8, 0),
-        (["mix.human_share=0.5", "mix.total=12"], 6, 6),
-        (["mix.human_share=1", "mix.total=4"], 0, 4),
-        (["mix.human_share=0.2", "mix.mode=additive"], 8, 2),  # 8 · 0.2 / 0.8 = 2 beside all of the AI's
-        (["mix.human_share=0.5", "mix.mode=additive"], 8, 6),  # 8 are wanted, and there are 6
-        (["mix=half_human"], 3, 3),
-        (["mix=all_human"], 0, 6),
+        # There are eight of the AI's, one for each prompt to train on, and six of people's. By the seed, Question 2 and
+        # people's lines 2, 3 and 6 are held out: seven and three are left.
+        ([], 7, 3),
+        (["mix.human_share=0"], 3, 0),  # three in all, as people's are, whatever the share
+        (["mix.human_share=0.3"], 2, 1),
+        (["mix.human_share=1"], 0, 3),
+        (["mix.human_share=0", "mix.total=7"], 7, 0),
+        (["mix.human_share=0.5", "mix.total=6"], 3, 3),
+        (["mix.human_share=1", "mix.total=2"], 0, 2),
+        (["mix.human_share=0.125", "mix.mode=additive"], 7, 1),  # 7 · 0.125 / 0.875 = 1 beside all of the AI's
+        (["mix.human_share=0.5", "mix.mode=additive"], 7, 3),  # 7 are wanted, and there are 3
+        (["mix=half_human"], 1, 2),  # of three, 1.5 are rounded up
+        (["mix=all_human"], 0, 3),
     ],
 )
-def test_a_run_holds_as_many_of_peoples_preferences_as_it_is_told(
+def test_a_run_trains_on_as_many_of_peoples_preferences_as_it_is_told(
     folder: Path, overrides: Sequence[str], ai: int, human: int
 ) -> None:
     found = go(configured(folder, *overrides))
-    assert found.sources == Counter(ai=ai, human=human)
+    assert found.sources("train") == Counter(ai=ai, human=human)
+    assert found.sources("held_out") == Counter(ai=1, human=3)
     counts = found.store.notes("mix")["counts"]
     assert (counts["AI preferences used"], counts["human preferences used"]) == (ai, human)
     assert (counts["AI preferences available"], counts["human preferences available"]) == (8, 6)
-    assert counts["preferences in train"] + counts["preferences in held_out"] == ai + human
+    assert (counts["AI preferences held out"], counts["human preferences held out"]) == (1, 3)
+    assert (counts["preferences in train"], counts["preferences in held_out"]) == (ai + human, 4)
     assert counts["human rows with equal texts"] == 1
     assert counts["human rows on evaluation prompts"] == 1
     assert counts["human rows whose transcripts differ before the last reply"] == 1
@@ -183,18 +187,18 @@ def test_a_conversation_of_several_turns_reaches_the_preferences_as_it_was(folde
     ]
 
 
-def test_other_shares_in_one_folder_ask_no_model_again_and_move_nothing_across_the_split(folder: Path) -> None:
+def test_other_shares_in_one_folder_ask_no_model_again_and_hold_out_the_same(folder: Path) -> None:
     found = [
         go(configured(folder, f"name=share{share}", f"mix.human_share={share}", "mix.held_out_share=0.5"))
         for share in (0, 0.5, 1)
     ]
     # A draft, a critique and a revision of eight prompts; two responses to each; each pair in both orders.
     assert [each.answered for each in found] == [8 * 3 + 8 * 2 + 8 * 2, 0, 0]
-    splits: dict[str, str] = {}
-    for each in found:
-        for preference in each.preferences:
-            assert splits.setdefault(preference.comparison, preference.split) == preference.split
-    assert set(splits.values()) == {"train", "held_out"}
+    held_out = [[each for each in one.preferences if each.split == "held_out"] for one in found]
+    assert held_out[0] == held_out[1] == held_out[2]
+    assert Counter(each.source for each in held_out[0]) == Counter(ai=6, human=3)  # all prompts but Questions 4 and 7
+    # Two in all, as the AI's are to train on.
+    assert [each.sources("train") for each in found] == [Counter(ai=2), Counter(ai=1, human=1), Counter(human=2)]
 
 
 def test_a_run_ends_with_the_stage_that_it_is_told_and_goes_on_from_there(folder: Path) -> None:
@@ -228,8 +232,11 @@ def test_a_share_of_people_without_their_file_is_refused_before_anything_runs(
 @pytest.mark.slow
 @pytest.mark.skipif(not HH_RLHF.is_file(), reason=f"there is no {HH_RLHF}")
 def test_half_of_a_reward_models_preferences_are_published_human_ones_from_the_command_line(tmp_path: Path) -> None:
+    people = tmp_path / HH_RLHF.name
+    with gzip.open(HH_RLHF) as file, gzip.open(people, "wb") as some:
+        some.writelines(islice(file, 100))
     words = [
-        *("name=half", f"folder={tmp_path}", "mix=half_human", f"mix.human={HH_RLHF}", "until=reward"),
+        *("name=half", f"folder={tmp_path}", "mix=half_human", f"mix.human={people}", "until=reward"),
         *("prompts.train=24", "prompts.held_out=4", "critique_revise.rounds=1", "sft.epochs=1"),
         *("label.method=logprobs", "mix.held_out_share=0.3", "reward.epochs=1", "reward.max_length=256"),
     ]
@@ -243,8 +250,9 @@ def test_half_of_a_reward_models_preferences_are_published_human_ones_from_the_c
     assert done.returncode == 0, done.stderr
     store = RunStore.load(tmp_path / "half")
     preferences = store.read("preferences", Preference)
-    sources = Counter(each.source for each in preferences)
-    assert sources["ai"] == sources["human"] > 0
+    sources = Counter((each.source, each.split) for each in preferences)
+    assert sources["ai", "train"] > 0
+    assert abs(sources["ai", "train"] - sources["human", "train"]) <= 1  # half of an odd number is rounded
     assert all(each.principles and each.rests_on for each in preferences if each.source == "ai")
     assert all(each.rests_on[0].startswith(HH_RLHF.name) for each in preferences if each.source == "human")
 

@@ -35,7 +35,7 @@ def cautions(run: RunReport) -> Iterator[str]:
         yield f"Supervised learning had {examples['helpful']} of the {wanted} helpful samples that its share asks for."
     yield from _reward_cautions(run.reward) if run.reward else ()
     win_rates = any(is_win_rate(score.measure) and score.n for score in run.scores)
-    if win_rates and any(source.startswith("ai") for source in run.sources):
+    if win_rates and "ai, train" in run.sources:  # those held out taught nothing
         yield (
             "The judge of the win rates is the labeler whose labels the RL model was trained by: they say how well it "
             "learnt what the labeler prefers, its errors included, and not what people would prefer."

@@ -210,9 +210,9 @@ class RunReport(Part):
     labeler: LabelerQuality | None = None
     reward: RewardQuality | None = None
     targets: Histogram | None = None
-    """Of the probability that the chosen response is better, 0.5 to 1."""
+    """Of the probability that the chosen response is better, 0.5 to 1, in the preferences to train on."""
     sources: dict[str, int] = {}
-    """Preferences by source and split."""
+    """Preferences by source and split, such as `ai, train` and `human, held out`."""
     curves: tuple[Curve, ...] = ()
     gold: tuple[GoldPoint, ...] = ()
     """Of a training online, stretch by stretch, by each judge in turn."""

@@ -239,7 +239,10 @@ def preferences(run: RunReport) -> Iterator[Figure]:
     """How strong the preferences are that the models were trained on."""
     if run.targets:
         axis = Axis(0.5, 1.0, (0.5, 0.625, 0.75, 0.875, 1.0), percent=True)
-        note = "Probability that the chosen response is the better one: the target of the reward model and of DPO."
+        note = (
+            "Probability that the chosen response is the better one: the target of the reward model and of DPO. Of the "
+            "preferences to train on; those held out are not counted."
+        )
         yield _histogram("Soft targets", note, run.targets, axis, "probability that chosen is better")
 
 
@@ -253,7 +256,10 @@ def reward(run: RunReport) -> Iterator[Figure]:
             mark = Mark(2, share.value, share.low, share.high, f"{share_text(share)}, n = {share.n}")
             rows.append(_row(words(source), f"n = {share.n:,}", charts.SHARES, [mark], 0.5))
             body.append((words(source), share_text(share), f"{share.right:,}", f"{share.n:,}"))
-        note = "Share of held-out preferences whose chosen response scores higher. The dashed line is chance."
+        note = (
+            "Share of held-out preferences whose chosen response scores higher, of every source, trained on or not. "
+            "The dashed line is chance."
+        )
         table = Table(("Source", "Accuracy", "Right", "n"), tuple(body))
         yield Figure("Held-out accuracy", note, table, tuple(rows), charts.axis_row(charts.SHARES))
     if run.reward.calibration:

@@ -3,8 +3,9 @@
 Bai et al. 2022 (arXiv 2212.08073), section 4.1, train on human comparisons for helpfulness together with AI comparisons
 for harmlessness, the AI's with its probabilities as soft targets. Lee et al. 2023 (arXiv 2309.00267) compare AI, human
 and mixed labels. What differs here: the share of human comparisons is a setting, at a fixed total or added to the AI's,
-so that nothing but the share changes between runs; a person's verdict replaces the AI's on the same comparison; what is
-undecided is left out and counted, not trained on as a tie.
+so that nothing but the share changes between runs; runs of every share are measured on the same held-out preferences,
+of both sources; a person's verdict replaces the AI's on the same comparison; what is undecided is left out and counted,
+not trained on as a tie.
 """
 
 import math
@@ -12,20 +13,24 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.errors import ConfigurationError
 from constitutional.human import read_comparisons, read_verdicts
 from constitutional.prompt_set import conversation_of
-from constitutional.records import Comparison, Judgement, Preference, Prompt, Verdict
+from constitutional.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
 from constitutional.stats import weighted_mean
 from constitutional.work import Work
 
+MOST_HELD_OUT: Final = 500
+"""Preferences of each source that are held out at most. An accuracy is then known to 4.4 points or better (Wilson's
+95% interval), while to score a tenth of a large file may take longer than the training."""
+
 
 class NoPreferenceError(ConfigurationError):
-    """No comparison was decided, so there is nothing to train on."""
+    """No comparison was decided, or those that were are held out: there is nothing to train on."""
 
 
 class Settings(BaseModel):
@@ -42,15 +47,17 @@ class Settings(BaseModel):
     verdicts: Path | None = None
     """A file of people's verdicts on this run's comparisons, JSON lines, plain or .gz."""
     human_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of preferences that are people's, 0 to 1; None takes all there are of both."""
+    """Share of the preferences to train on that are people's, 0 to 1; None takes all there are of both. Those held out
+    are the same whatever the share."""
     mode: Literal["fixed_total", "additive"] = "fixed_total"
-    """With a share: `fixed_total` keeps the number of preferences the same whatever the share; `additive` takes all of
+    """With a share: `fixed_total` trains on the same number of preferences whatever the share; `additive` takes all of
     the AI's and adds as many of people's as give the share, or all of them if there are fewer."""
     total: int | None = Field(default=None, ge=1)
-    """Number of preferences at a fixed total. None is the number of the scarcer source's, which every share from 0 to 1
-    allows; where there is only one source, all of it."""
+    """Number of preferences to train on at a fixed total, those held out not counted. None is the number of the scarcer
+    source's, which every share from 0 to 1 allows; where there is only one source, all of it."""
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of prompts whose preferences are kept from training, to measure the reward model on, 0 to 1."""
+    """Share of prompts whose preferences are kept from training, to measure the reward model on, 0 to 1; of each source
+    at most 500 of these preferences, whatever the share."""
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -64,7 +71,7 @@ class Settings(BaseModel):
 
 
 class Mixed(NamedTuple):
-    """Preferences to train on, and what became of everything else."""
+    """Preferences to train on and to measure on, and what became of everything else."""
 
     preferences: list[Preference]
     counts: dict[str, int]
@@ -80,11 +87,14 @@ def mix(
 ) -> Mixed:
     """The preferences of a run, the AI's first, each with its split; the counts say what was left out, and why.
 
-    The order in which preferences are taken, and a prompt's side of the split, depend on each alone and on the seed: of
-    one source, more preferences hold all of fewer, and in a sweep over shares the split stays the same.
+    The share and the total apply to the train side alone. The order in which preferences are taken, and a prompt's side
+    of the split, depend on each alone and on the seed: of one source, more preferences hold all of fewer, and in a
+    sweep over shares the split and the held-out preferences stay the same. Of each source, those available are those
+    used (to train on), beyond the share or the total, held out, and held-out ones beyond `MOST_HELD_OUT`.
 
     Raises:
-        ConfigurationError: there is too little of one source for the share or the total, or nothing at all.
+        NoPreferenceError: there is nothing to train on.
+        ConfigurationError: there is too little of one source for the share or the total.
     """
     counts: Counter[str] = Counter()
     verdicts_by_comparison: defaultdict[str, list[Verdict]] = defaultdict(list)
@@ -107,22 +117,27 @@ def mix(
         else:
             ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
     human = _for_training(reviewed + _brought_together(human_preferences, counts), counts)
-    ai = _for_training(ai, counts)
+    human = [_placed(preference, settings.held_out_share, seed) for preference in human]
+    ai = [_placed(preference, settings.held_out_share, seed) for preference in _for_training(ai, counts)]
 
-    amounts = amounts_of(len(ai), len(human), settings)
-    taken = [*_drawn(ai, amounts.ai, seed), *_drawn(human, amounts.human, seed)]
-    if not taken:
-        came_in = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no comparison"
-        advice = "look at the labeler with `constitutional check`, or lower mix.margin"
-        raise NoPreferenceError(f"There is no preference to train on (there came in: {came_in}); {advice}")
-    preferences = [_placed(preference, settings.held_out_share, seed) for preference in taken]
-
-    counts["AI preferences available"], counts["human preferences available"] = len(ai), len(human)
-    counts["AI preferences used"], counts["human preferences used"] = amounts
+    amounts = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
+    preferences: list[Preference] = []
     for source, there, used in (("AI", ai, amounts.ai), ("human", human, amounts.human)):
-        counts[f"{source} preferences beyond the share or the total"] = len(there) - used
-    for split in ("train", "held_out"):
-        counts[f"preferences in {split}"] = sum(preference.split == split for preference in preferences)
+        held_out = _count(there, "held_out")
+        kept = min(held_out, MOST_HELD_OUT)
+        preferences += _drawn(there, {"train": used, "held_out": kept}, seed)
+        counts[f"{source} preferences available"] = len(there)
+        counts[f"{source} preferences used"] = used
+        counts[f"{source} preferences beyond the share or the total"] = len(there) - held_out - used
+        counts[f"{source} preferences held out"] = kept
+        counts[f"held-out {source} preferences beyond {MOST_HELD_OUT}"] = held_out - kept
+    if not sum(amounts):
+        came_in = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no comparison"
+        lower = "mix.margin or mix.held_out_share" if preferences else "mix.margin"
+        advice = f"look at the labeler with `constitutional check`, or lower {lower}"
+        raise NoPreferenceError(f"There is no preference to train on (there came in: {came_in}); {advice}")
+    counts["preferences in train"] = _count(preferences, "train")
+    counts["preferences in held_out"] = _count(preferences, "held_out")
     return Mixed(preferences, dict(counts))
 
 
@@ -229,14 +244,14 @@ def _for_training(preferences: Sequence[Preference], counts: Counter[str]) -> li
 
 
 class Amounts(NamedTuple):
-    """How many preferences are taken of each source."""
+    """How many preferences of each source are trained on."""
 
     ai: int
     human: int
 
 
 def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
-    """How many to take of those that there are.
+    """How many to take of those that there are on the train side.
 
     Raises:
         ConfigurationError: the share or the total asks for more than there is.
@@ -246,15 +261,17 @@ def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
         return Amounts(ai, human)
     if share > 0 and human == 0:
         advice = "name a file of them with mix.human=FILE, or leave mix.human_share out"
-        raise ConfigurationError(f"mix.human_share={share} asks for people's preferences, and there are none; {advice}")
+        none = "there are none to train on (those held out do not count)"
+        raise ConfigurationError(f"mix.human_share={share} asks for people's preferences, and {none}; {advice}")
     if settings.mode == "additive":
         return Amounts(ai, min(human, _rounded(ai * share / (1 - share))))
     largest = _largest_total(ai, human, share)
     # The scarcer source's number is the most that every share allows: from run to run only the share changes.
     total = (min(ai, human) or largest) if settings.total is None else settings.total
     if total > largest:
-        there = f"with mix.human_share={share}, {ai} preferences of the AI's and {human} of people's allow {largest}"
-        raise ConfigurationError(f"mix.total={total}, but {there}; give at most that, or leave mix.total out")
+        there = f"{ai} preferences of the AI's and {human} of people's that are not held out allow {largest}"
+        advice = "give at most that, or leave mix.total out"
+        raise ConfigurationError(f"mix.total={total}, but with mix.human_share={share}, {there}; {advice}")
     return Amounts(total - _rounded(total * share), _rounded(total * share))
 
 
@@ -270,10 +287,17 @@ def _rounded(number: float) -> int:
     return math.floor(number + 0.5)
 
 
-def _drawn(preferences: Sequence[Preference], count: int, seed: int) -> list[Preference]:
-    """So many of them, in their order; who is taken first is settled by each one's comparison alone."""
+def _count(preferences: Iterable[Preference], split: Split) -> int:
+    return sum(preference.split == split for preference in preferences)
+
+
+def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed: int) -> list[Preference]:
+    """So many of each split, in their order; who is taken first is settled by each one's comparison alone."""
     ranks = [random.Random(f"{seed} mix {each.source} {each.comparison}").random() for each in preferences]
-    taken = sorted(range(len(preferences)), key=ranks.__getitem__)[:count]
+    order = sorted(range(len(preferences)), key=ranks.__getitem__)
+    taken: list[int] = []
+    for split, amount in amounts.items():
+        taken += [index for index in order if preferences[index].split == split][:amount]
     return [preferences[index] for index in sorted(taken)]
 
 

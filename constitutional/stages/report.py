@@ -62,7 +62,7 @@ ONLINE = ("reward", "kl", "length", "entropy", "truncated", "clip_fraction", "ex
 CONSTITUTION = "constitution_used"
 """The artifact that holds the principles and weights that the run had."""
 
-KEPT = ("available", "used", "preferences in", "overridden", "rated more than once")
+KEPT = ("available", "used", "preferences held out", "preferences in", "overridden", "rated more than once")
 """Words of the stage mix's counts that are not about what it left out."""
 
 
@@ -262,7 +262,7 @@ def gather(settings: Settings, work: Work, *, online: bool = False) -> RunReport
             notes.get("labeler_check", {}).get("canaries", {}),
         ),
         reward=reward_quality(notes.get("reward", {}).get("quality", {})),
-        targets=histogram([each.probability for each in preferences], 0.5, 1.0),
+        targets=histogram([each.probability for each in preferences if each.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{each.source}, {each.split.replace('_', ' ')}" for each in preferences)),
         curves=tuple(curve for stage, where in stages.items() for curve in curves_of(stage, _logs(where))),
         gold=tuple(work.read("gold", GoldPoint)) if online else (),

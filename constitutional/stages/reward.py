@@ -12,7 +12,7 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -114,21 +114,22 @@ class Scored(NamedTuple):
     """
 
 
-def quality(held_out: Sequence[Scored]) -> dict[str, object]:
+def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str, object]:
     """How a reward model does on preferences that it was not trained on; JSON values, None where nothing was measured.
 
-    `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. `calibration`:
-    how sure the model is of the reply that it takes to be the likelier one, from 0.5, against the mean target for that
-    reply, in 10 bins. `length_correlation`: Pearson's, of score and length in words. `scores`: a histogram.
+    `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. The rest is of
+    the sources in `trained_on` alone: people's preferences that were only measured on must not change what is known of
+    a model trained on the AI's. `calibration`: how sure the model is of the reply that it takes to be the likelier one,
+    from 0.5, against the mean target for that reply, in 10 bins. `length_correlation`: Pearson's, of score and length
+    in words. `scores`: a histogram.
     """
     groups = {source: [each for each in held_out if each.preference.source == source] for source in ("ai", "human")}
     groups = {"all": list(held_out)} | {source: group for source, group in groups.items() if group}
-    sure = [max(each.probability, 1 - each.probability) for each in held_out]
-    true = [
-        each.preference.probability if each.probability >= 0.5 else 1 - each.preference.probability for each in held_out
-    ]
-    scores = [score for each in held_out for score in (each.chosen, each.rejected)]
-    words = [len(text.split()) for each in held_out for text in (each.preference.chosen, each.preference.rejected)]
+    own = [each for each in held_out if each.preference.source in trained_on]
+    sure = [max(each.probability, 1 - each.probability) for each in own]
+    true = [each.preference.probability if each.probability >= 0.5 else 1 - each.preference.probability for each in own]
+    scores = [score for each in own for score in (each.chosen, each.rejected)]
+    words = [len(text.split()) for each in own for text in (each.preference.chosen, each.preference.rejected)]
     return {
         "accuracy": {name: _accuracy(group) for name, group in groups.items()},
         "calibration": _bins(sure, true),
@@ -216,7 +217,8 @@ def measure(folder: Path, preferences: Sequence[Preference], settings: Settings,
         columns.append(scores[len(reference) :])
     normalisation = {"members": members, "samples": len(reference)}
     atomic_write(folder / NORMALISATION, json.dumps(normalisation, indent=2).encode())
-    return quality(list(_scored(held_out, columns, members))) | members[0]
+    trained_on = {each.source for each in preferences if each.split == "train"}
+    return quality(list(_scored(held_out, columns, members)), trained_on) | members[0]
 
 
 def _scored(

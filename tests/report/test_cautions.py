@@ -16,7 +16,7 @@ def test_the_labeler_that_judges_what_it_taught_is_a_reason_for_doubt() -> None:
     run = full_run()
     (said,) = [each for each in cautions(run) if "judge of the win rates" in each]
     assert "is the labeler whose labels the RL model was trained by" in said
-    by_people = run.model_copy(update={"sources": {"human, train": 240}})
+    by_people = run.model_copy(update={"sources": {"human, train": 240, "ai, held out": 30}})
     others = tuple(each for each in run.scores if each.measure != "win_rate/base")
     for other in (by_people, run.model_copy(update={"scores": others})):
         assert not any("judge of the win rates" in each for each in cautions(other))

@@ -18,7 +18,7 @@ from constitutional.records import (
     Record,
     Verdict,
 )
-from constitutional.stages.mix import Amounts, Mixed, Settings, amounts_of, mix, run
+from constitutional.stages.mix import Amounts, Mixed, NoPreferenceError, Settings, amounts_of, mix, run
 from constitutional.work import Work
 
 ALL = Settings(held_out_share=0)
@@ -254,7 +254,8 @@ def test_additive_mixing_keeps_all_of_the_ais(people: int, share: float, expecte
 
 def test_a_total_that_there_is_too_little_for_is_refused_with_the_largest() -> None:
     with pytest.raises(
-        ConfigurationError, match=r"mix\.total=81.*100 preferences of the AI's and 40 of people's allow 80"
+        ConfigurationError,
+        match=r"mix\.total=81.*100 preferences of the AI's and 40 of people's that are not held out allow 80",
     ):
         amounts_of(100, 40, Settings(human_share=0.5, total=81))
 
@@ -295,30 +296,108 @@ MANY = [(compared(f"ai {number}"), 0.9) for number in range(400)]
 PEOPLE = [human(f"people {number}") for number in range(400)]
 
 
+def trained_on(found: Mixed) -> list[Preference]:
+    return [each for each in found.preferences if each.split == "train"]
+
+
+def held_out(found: Mixed) -> list[tuple[str, str]]:
+    held = [each for each in found.preferences if each.split == "held_out"]
+    return [(each.source, each.prompt.messages[0].content) for each in held]
+
+
 def test_none_half_and_all_of_the_preferences_are_peoples() -> None:
     for share, count in ((0.0, 0), (0.5, 100), (1.0, 200)):
-        found = mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)).preferences
+        found = trained_on(mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)))
         assert sum(each.source == "human" for each in found) == count
         assert len(found) == 200
 
 
 def test_what_the_total_has_no_room_for_is_counted() -> None:
-    counts = mixed(MANY[:100], people=PEOPLE, settings=Settings(human_share=0.5)).counts
+    counts = mixed(MANY[:100], people=PEOPLE, settings=Settings(human_share=0.5, held_out_share=0)).counts
     assert (counts["AI preferences used"], counts["human preferences used"]) == (50, 50)
     assert counts["AI preferences beyond the share or the total"] == 50
     assert counts["human preferences beyond the share or the total"] == 350
 
 
-def test_a_larger_share_holds_all_of_a_smaller_ones_and_the_split_does_not_move() -> None:
-    splits: dict[str, str] = {}
+@pytest.mark.parametrize(
+    ("settings", "ai", "people"),
+    [
+        ({"human_share": 0}, 4, 0),  # as many as the scarcer source has to train on
+        ({"human_share": 0.5}, 2, 2),
+        ({"human_share": 1}, 0, 4),
+        ({"human_share": 0, "total": 6}, 6, 0),
+        ({"human_share": 0.25, "mode": "additive"}, 6, 2),
+        ({}, 6, 4),
+    ],
+)
+def test_every_share_is_measured_on_the_same_held_out_preferences(
+    settings: dict[str, object], ai: int, people: int
+) -> None:
+    # By seed 0, half of the prompts held out are 2, 4, 6 and 7 of the first ten: six are left of the AI's, and of
+    # people's first six, four.
+    judgements, humans = [(compared(text), 0.9) for text in "0123456789"], [human(text) for text in "012345"]
+    found = mixed(judgements, people=humans, settings=Settings.model_validate({"held_out_share": 0.5, **settings}))
+    assert held_out(found) == [*(("ai", text) for text in "2467"), *(("human", text) for text in "24")]
+    assert Amounts(*(sum(each.source == source for each in trained_on(found)) for source in ("ai", "human"))) == (
+        ai,
+        people,
+    )
+    assert {name: count for name, count in found.counts.items() if "preferences" in name} == {
+        "preferences on evaluation prompts": 0,
+        "AI preferences available": 10,
+        "AI preferences used": ai,
+        "AI preferences beyond the share or the total": 6 - ai,
+        "AI preferences held out": 4,
+        "held-out AI preferences beyond 500": 0,
+        "human preferences available": 6,
+        "human preferences used": people,
+        "human preferences beyond the share or the total": 4 - people,
+        "human preferences held out": 2,
+        "held-out human preferences beyond 500": 0,
+        "preferences in train": ai + people,
+        "preferences in held_out": 6,
+    }
+
+
+def test_of_a_large_file_at_most_500_are_held_out_and_the_same_ones_whatever_the_share() -> None:
+    people = [human(f"people {number}") for number in range(1000)]
+    shares = [
+        mixed(MANY, people=people, settings=Settings(human_share=share, held_out_share=0.6)) for share in (0, 0.5, 1)
+    ]
+    again = mixed(MANY, people=people[::-1], settings=Settings(held_out_share=0.6))
+    for found in shares:
+        assert held_out(found) == held_out(shares[0])
+        assert set(held_out(found)) == set(held_out(again))  # the order of the file does not matter
+        kept = [source for source, _ in held_out(found)]
+        assert kept.count("human") == found.counts["human preferences held out"] == 500
+        assert kept.count("ai") == found.counts["AI preferences held out"]
+        assert found.counts["held-out AI preferences beyond 500"] == 0
+        # Held out are 600 of 1,000, within three standard deviations: 3 · √(1000 · 0.6 · 0.4) = 46.5.
+        assert 53 <= (beyond := found.counts["held-out human preferences beyond 500"]) <= 147
+        unused = found.counts["human preferences beyond the share or the total"]
+        assert found.counts["human preferences used"] + unused + 500 + beyond == 1000
+    # None of those that are too many to be measured on is trained on: their prompts are held out.
+    assert again.counts["human preferences used"] == 500 - again.counts["held-out human preferences beyond 500"]
+
+
+def test_where_all_are_held_out_there_is_nothing_to_train_on() -> None:
+    settings = Settings(held_out_share=0.5)
+    with pytest.raises(
+        NoPreferenceError, match=r"2 AI preferences held out.*lower mix\.margin or mix\.held_out_share$"
+    ):
+        mixed([(compared(text), 0.9) for text in "24"], settings=settings)
+    of_people = settings.model_copy(update={"human_share": 0.5})
+    with pytest.raises(ConfigurationError, match=r"none to train on \(those held out do not count\)"):
+        mixed([(compared("0"), 0.9)], people=[human("2")], settings=of_people)
+
+
+def test_a_larger_share_trains_on_all_of_a_smaller_ones() -> None:
     before: set[str] = set()
     for share in (0.25, 0.5, 0.75):
-        found = mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)).preferences
+        found = trained_on(mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)))
         now = {each.comparison for each in found if each.source == "human"}
         assert before < now
         before = now
-        for each in found:
-            assert splits.setdefault(each.comparison, each.split) == each.split
 
 
 def test_a_prompt_is_on_one_side_of_the_split_whatever_its_source() -> None:
@@ -421,12 +500,16 @@ def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> No
 
 @pytest.mark.skipif(not HH_RLHF.is_file(), reason=f"there is no {HH_RLHF}")
 def test_published_human_preferences_mix_at_none_half_and_all() -> None:
-    sources = []
+    sources, measured_on = [], []
     for share in (0.0, 0.5, 1.0):
         work = FakeWork(
             comparisons=[pair[0] for pair in MANY], judgements=list(itertools.starmap(judged, MANY)), prompts=[]
         )
-        run(Settings(human=HH_RLHF, human_share=share, total=400), cast("Work", work))
-        sources.append([cast("Preference", each).source for each in work.artifacts["preferences"]])
-    assert [each.count("human") for each in sources] == [0, 200, 400]
-    assert [len(each) for each in sources] == [400, 400, 400]
+        run(Settings(human=HH_RLHF, human_share=share, total=300), cast("Work", work))
+        written = [cast("Preference", each) for each in work.artifacts["preferences"]]
+        sources.append([each.source for each in written if each.split == "train"])
+        measured_on.append([each for each in written if each.split == "held_out"])
+    assert [each.count("human") for each in sources] == [0, 150, 300]
+    assert [len(each) for each in sources] == [300, 300, 300]
+    assert measured_on[0] == measured_on[1] == measured_on[2]
+    assert {each.source for each in measured_on[0]} == {"ai", "human"}

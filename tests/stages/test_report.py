@@ -234,6 +234,8 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
                 "comparisons undecided": 3,
                 "AI preferences used": 40,
                 "AI preferences beyond the share or the total": 9,
+                "AI preferences held out": 500,
+                "held-out AI preferences beyond 500": 2,
                 "preferences in train": 36,
             }
         },
@@ -263,7 +265,11 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
         ("label", "judgements", 3, {"cut off": 1, "tie, neither response is preferred": 1}),
         (
             *("mix", "comparisons, judgements and rows", None),
-            {"comparisons undecided": 3, "AI preferences beyond the share or the total": 9},
+            {
+                "comparisons undecided": 3,
+                "AI preferences beyond the share or the total": 9,
+                "held-out AI preferences beyond 500": 2,
+            },
         ),
         ("sft", "examples", 100, {"too long": 10}),
         ("reward", "preferences", 40, {"held out": 4, "by trainer": 1}),
@@ -305,7 +311,16 @@ def folder(tmp_path: Path) -> RunFolder:
                 source="ai",
                 rests_on=(judged.id,),
                 comparison=COMPARISON.id,
-            )
+            ),
+            Preference(
+                prompt=Prompt(messages=(Message("user", "Which?"),)),
+                chosen="This.",
+                rejected="That.",
+                probability=0.97,
+                source="human",
+                comparison="another",
+                split="held_out",
+            ),
         ],
     )
     write = [("base", 0.6, 0.7), ("policy", 0.1, 0.2)]
@@ -336,7 +351,10 @@ def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None
     assert accuracy is not None
     assert (accuracy.right, accuracy.n) == (7, 8)  # of the ten examples, two could not be read
     assert (found.labeler.canaries, found.labeler.canaries_failed) == (40, 2)
-    assert found.sources == {"ai, train": 1}
+    assert found.sources == {"ai, train": 1, "human, held out": 1}
+    assert found.targets is not None
+    # Of ten bins from 0.5, the one that begins with 0.85; that of 0.97, which is held out, is empty.
+    assert found.targets.counts == (0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
     assert [curve.stage for curve in found.curves] == ["sft", "reward", "dpo"]
     assert [(each.stage, each.answers) for each in found.provenance.calls] == [("label", 4)]  # 3 asked, 1 reused
     assert found.provenance.identities == {

@@ -139,7 +139,8 @@ def test_quality_in_numbers() -> None:
             scored(log(3), 0, 0.8),  # sure to 3/4 of chosen, which 0.8 prefer
             scored(0, log(3), 0.7, "human"),  # sure to 3/4 of rejected, which 0.3 prefer
             scored(log(9), 0, 1.0),  # sure to 9/10 of chosen
-        ]
+        ],
+        {"ai", "human"},
     )
     accuracy: Any = found["accuracy"]
     assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
@@ -155,6 +156,20 @@ def test_quality_in_numbers() -> None:
     # Scores ln3, 0 | 0, ln3 | ln9, 0 in units of ln3: 1 0 0 1 2 0 about 2/3; words 2, 4 by turns, about 3:
     # Σ = −1/3 − 2/3·1 + 2/3 + 1/3 − 4/3 − 2/3 = −2, over √(10/3 · 6) = √20
     assert found["length_correlation"] == pytest.approx(-2 / sqrt(20))
+
+
+def test_a_source_that_was_not_trained_on_changes_nothing_but_the_accuracy() -> None:
+    alone = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7)], {"ai"})
+    beside = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7), scored(0, 5, 1.0, "human")], {"ai"})
+    accuracy: Any = beside.pop("accuracy")
+    assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
+        "all": (pytest.approx(1 / 3), 3),
+        "ai": (0.5, 2),
+        "human": (0.0, 1),
+    }
+    del alone["accuracy"]
+    assert beside == alone
+    assert all(each is not None for each in alone.values())
 
 
 def test_an_ensemble_is_measured_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,22 +200,24 @@ def test_a_member_that_scores_everything_alike_does_not_end_the_measuring(
     monkeypatch.setattr(reward, "raw_scores", lambda _model, _tokenizer, given: [0.5] * len(given))
     found: Any = measure(tmp_path, [*MANY, *HELD_OUT], QUICK, seed=0)
     assert (found["accuracy"]["all"]["value"], found["deviation"]) == (0.0, 0.0)
-    assert found["calibration"][0]["predicted"] == 0.5
+    # Of the eight held out, people's four are of a source that nothing was trained on.
+    assert {name: each["n"] for name, each in found["accuracy"].items()} == {"all": 8, "ai": 4, "human": 4}
+    assert [(each["predicted"], each["n"]) for each in found["calibration"]] == [(0.5, 4)]
 
 
 def test_a_tie_is_no_right_answer() -> None:
-    accuracy: Any = quality([scored(1, 1, 0.9)])["accuracy"]
+    accuracy: Any = quality([scored(1, 1, 0.9)], {"ai"})["accuracy"]
     assert accuracy["all"]["value"] == 0.0
 
 
 def test_without_held_out_preferences_nothing_is_measured() -> None:
-    found = quality([])
+    found = quality([], {"ai"})
     assert found["accuracy"] == {"all": {"value": None, "low": 0.0, "high": 1.0, "n": 0}}
     assert (found["calibration_error"], found["length_correlation"], found["scores"]) == (None, None, None)
 
 
 def test_the_histogram_counts_every_score() -> None:
-    histogram: Any = quality([scored(1.0, 0.0, 0.9), scored(0.51, 0.0, 0.9)])["scores"]
+    histogram: Any = quality([scored(1.0, 0.0, 0.9), scored(0.51, 0.0, 0.9)], {"ai"})["scores"]
     assert len(histogram["edges"]) == len(histogram["counts"]) + 1
     assert [(place, count) for place, count in enumerate(histogram["counts"]) if count] == [(0, 2), (10, 1), (19, 1)]
 
