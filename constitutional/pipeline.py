@@ -137,7 +137,7 @@ def _ppo(config: RunConfig) -> Ppo:
 
 def train_ppo(settings: Ppo, work: Work) -> None:
     """Train by PPO, mixed with what SFT learned if that is asked for."""
-    ppo.run(settings.algorithm, work, sft.rows(sft.examples_of(settings.sft, work)[0]) if settings.sft else ())
+    ppo.run(settings.algorithm, work, sft.learned(settings.sft, work) if settings.sft else ())
 
 
 @dataclass(frozen=True)

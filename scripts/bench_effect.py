@@ -26,6 +26,7 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -34,7 +35,7 @@ from pydantic import BaseModel
 
 from constitutional import show
 from constitutional.cli import INTERRUPTED
-from constitutional.config import RunConfig, SandboxPrompts, compose
+from constitutional.config import DpoSettings, RunConfig, SandboxPrompts, compose
 from constitutional.constitution_file import find_constitution, read_constitution
 from constitutional.errors import ConstitutionalError, InputError, UsageError
 from constitutional.files import atomic_write
@@ -241,16 +242,33 @@ def ran(config: RunConfig, targets: Mapping[str, Direction]) -> Run:
             raise
         undecided = True
         print(f"{config.name}: {error}. So its SL model is measured as its RL model", file=sys.stderr)
-        stages = {stage.name: stage for stage in stages_of(config)}
-        before = list(stages.values())[: list(stages).index("mix")]
-        unmoved = Stage("unmoved", lambda its: its.mix, needs=("sft_model",), makes=("policy",), run=_as_it_is)
-        store = run(config, stages=[*before, unmoved, stages["evaluate"]])
+        store = run(config, stages=list(_of_the_undecided(config)))
     seconds = sum(stage.seconds for stage in store.manifest.stages.values())
     return Run(config.name, targets, observed(store.read("samples", Sample)), seconds, undecided)
 
 
+def _of_the_undecided(config: RunConfig) -> Iterator[Stage]:
+    """The stages of a run where nothing is decided: none trains after SFT.
+
+    They keep their names and places, so that they and those of the constitution once it is edited replace each other.
+    """
+    offline = {stage.name: stage for stage in stages_of(config.model_copy(update={"algorithm": DpoSettings()}))}
+    for stage in stages_of(config):
+        if "policy" in stage.makes:
+            yield replace(stage, needs=("sft_model",), makes=("policy",), run=_as_it_is, version=-1)
+        elif stage.name in ("mix", "reward"):
+            yield replace(stage, needs=(), makes=(), run=_nothing, version=-1)
+        elif stage.name != "report":
+            yield offline[stage.name]  # what trains online is evaluated with its rollouts
+
+
 def _as_it_is(_settings: BaseModel, work: Work) -> None:
-    shutil.copytree(work.model("sft_model"), work.output("policy"), dirs_exist_ok=True)
+    shutil.rmtree(work.output("policy"), ignore_errors=True)
+    shutil.copytree(work.model("sft_model"), work.output("policy"))
+
+
+def _nothing(_settings: BaseModel, _work: Work) -> None:
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

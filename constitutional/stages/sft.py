@@ -6,8 +6,8 @@ model that is trained in which no critique found anything wrong, and the revisio
 default. The loss is on the replies only, up to and with the token that ends them. What is too long is left out and
 counted; nothing is cut.
 
-Where no critique found anything wrong with any draft, nothing is trained, and the SFT model is the base: a model that
-learns its own drafts learns their chances, not the constitution.
+Where critics left every draft as it was, and no file of helpful samples is given, nothing is trained, and the SFT model
+is the base: a model that learns its own drafts learns their chances, not the constitution.
 """
 
 import json
@@ -66,6 +66,8 @@ class Examples(NamedTuple):
     """`problem`: the item could not be revised; `held_out`; `empty`: the reply says nothing; `repeated`."""
     helpful_missing: int
     """Helpful samples that the share asks for and that there are not."""
+    nothing_revised: bool = False
+    """Whether they are nothing but the model's own drafts, all of which critics left as they were."""
 
 
 def examples(
@@ -79,6 +81,7 @@ def examples(
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
     found: dict[tuple[tuple[Message, ...], str], Example] = {}
     offered = [(_order(f"{seed} sft {each.prompt.id} {each.reply}"), each) for each in helpful or ()]
+    new = helpful is not None
     for each in revisions:
         if each.problem or each.prompt.split == "held_out":
             left_out["problem" if each.problem else "held_out"] += 1
@@ -93,6 +96,7 @@ def examples(
                 left_out["repeated" if text.strip() else "empty"] += 1
             else:
                 found[key] = Example(each.prompt, text, "helpful" if passed and text == each.draft else "revision")
+                new = new or text != each.draft or not each.steps
     revised = sum(example.kind == "revision" for example in found.values())
     missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(found) - revised)
     for _, example in sorted(offered, key=lambda pair: pair[0]):
@@ -100,7 +104,7 @@ def examples(
         if missing > 0 and key not in found:
             found[key] = example
             missing -= 1
-    return Examples([*found.values()], dict(left_out), max(missing, 0))
+    return Examples([*found.values()], dict(left_out), max(missing, 0), nothing_revised=bool(found) and not new)
 
 
 def _order(what: str) -> float:
@@ -179,12 +183,24 @@ def examples_of(settings: Settings, work: Work) -> tuple[Examples, int]:
     return examples(work.read("revisions", Revision), settings, work.seed, helpful), on_evaluation_prompts
 
 
+def learned(settings: Settings, work: Work) -> list[Row]:
+    """What SFT learned, for an algorithm that goes on learning it.
+
+    Raises:
+        RunError: it learned nothing.
+    """
+    found, _ = examples_of(settings, work)
+    if found.nothing_revised:
+        raise RunError("No draft was revised, so there is nothing to go on learning; type algorithm.ptx_coef=0")
+    return rows(found)
+
+
 def run(settings: Settings, work: Work) -> None:
     """Train on `revisions`, from `base`, and write `sft_model`; without any, the base as it is."""
     found, on_evaluation_prompts = examples_of(settings, work)
     base = work.settings("base")
     model, tokenizer = load_policy(work.model("base"), settings, pad_token=base.pad_token, template=base.template)
-    if settings.helpful is None and found.examples and all(each.kind == "helpful" for each in found.examples):
+    if found.nothing_revised:
         write_model(model, tokenizer, work.output("sft_model"))
         work.note("nothing_revised", True)
         work.note("examples", {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0})

@@ -254,42 +254,78 @@ def test_an_interrupt_ends_with_a_line_that_says_how_to_go_on(
     assert capsys.readouterr().err == "bench_effect: interrupted; the same command goes on from here\n"
 
 
-def test_a_control_under_which_nothing_is_decided_has_its_sl_model_for_its_rl_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def sft(_settings: object, work: Work) -> None:
-        work.output("sft_model").mkdir(exist_ok=True)
-        (work.output("sft_model") / "weights").write_text("as they were")
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs of few stages. `decided` is whether there are preferences, and `policies` what evaluation was handed."""
+    given: dict[str, Any] = {"decided": False, "policies": []}
 
-    def mix(_settings: object, _work: Work) -> None:
-        raise NoPreferenceError("There is no preference to train on")
+    def trained(weights: str, artifact: str) -> Any:  # noqa: ANN401
+        def train(_settings: object, work: Work) -> None:
+            work.output(artifact).mkdir(exist_ok=True)
+            (work.output(artifact) / "weights").write_text(weights)
+
+        return train
+
+    def mix(_settings: object, work: Work) -> None:
+        if not given["decided"]:
+            raise NoPreferenceError("There is no preference to train on")
+        work.write("preferences", [])
 
     def evaluate(settings: Any, work: Work) -> None:  # noqa: ANN401
-        assert (work.model("policy") / "weights").read_text() == "as they were"
+        given["policies"].append((work.model("policy") / "weights").read_text())
         obedient(settings, work)
 
-    stages = (
-        STAGES[0],
-        Stage("sft", lambda config: config.sft, ("prompts",), ("sft_model",), sft),
-        Stage("mix", lambda config: config.mix, ("prompts",), ("preferences",), mix),
-        Stage(
-            "evaluate", lambda config: config.evaluate, ("prompts", "constitution", "policy"), ("samples",), evaluate
-        ),
-    )
+    def table(config: RunConfig) -> tuple[Stage, ...]:
+        # As an edited constitution does, what is decided reaches the stages through what mix needs.
+        settings = config.critique_revise.model_copy(update={"rounds": 1 if given["decided"] else 2})
+        seen = ("constitution", "prompts", "policy")
+        return (
+            STAGES[0],
+            Stage("sft", lambda its: its.sft, ("prompts",), ("sft_model",), trained("SL", "sft_model")),
+            Stage("mix", lambda _: settings, ("prompts",), ("preferences",), mix),
+            Stage("dpo", lambda its: its.algorithm, ("preferences",), ("policy",), trained("DPO", "policy")),
+            Stage("evaluate", lambda its: its.evaluate, seen, ("samples",), evaluate),
+        )
 
-    def run(config: RunConfig, stages: Sequence[Stage] = stages) -> RunStore:
-        return runner.run(config, stages=stages)
+    def run(config: RunConfig, stages: Sequence[Stage] | None = None) -> RunStore:
+        return runner.run(config, stages=stages or table(config))
 
-    monkeypatch.setattr(bench_effect, "stages_of", lambda _config: stages)
+    monkeypatch.setattr(bench_effect, "stages_of", table)
     monkeypatch.setattr(bench_effect, "run", run)
+    return given
+
+
+def test_a_control_under_which_nothing_is_decided_has_its_sl_model_for_its_rl_model(
+    tmp_path: Path, scripted: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "effect.json"
     words = ["--folder", str(tmp_path), "--json", str(out), "--", "prompts.train=1", "prompts.held_out=20"]
     assert bench_effect.main(["sandbox_control", *words]) == 0
     assert json.loads(out.read_text())["constitutions"]["sandbox_control"]["undecided"] is True
     assert "decided no comparison, so its RL model is its SL model" in capsys.readouterr().out
+    assert scripted["policies"] == ["SL"]
     # A constitution that is after something has failed if nothing is decided under it.
     assert bench_effect.main(["sandbox_warm", *words]) == 2
     assert "There is no preference to train on" in capsys.readouterr().err
+
+
+def test_once_a_control_is_edited_the_model_that_is_measured_is_the_one_that_was_made_last(
+    tmp_path: Path, scripted: dict[str, Any]
+) -> None:
+    words = ["sandbox_control", "--folder", str(tmp_path), "--", "prompts.train=1", "prompts.held_out=20"]
+    for decided in (False, True, False):
+        scripted["decided"] = decided
+        assert bench_effect.main(words) == 0
+    assert scripted["policies"] == ["SL", "DPO", "SL"]
+
+
+def test_under_an_algorithm_that_trains_online_too_nothing_is_asked_of_the_undecided(tmp_path: Path) -> None:
+    (config,) = configurations(["sandbox_control"], tmp_path, ["algorithm=ppo"])
+    stages = {stage.name: stage for stage in bench_effect._of_the_undecided(config)}
+    made = {artifact for stage in stages.values() for artifact in stage.makes}
+    assert stages["evaluate"].needs
+    assert "rollouts" not in {*stages["evaluate"].needs, *made}
+    assert stages["ppo"].needs == ("sft_model",)
 
 
 def test_nothing_is_run_where_the_numbers_could_not_be_written(

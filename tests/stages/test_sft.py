@@ -9,7 +9,17 @@ from constitutional.errors import InputError, RunError
 from constitutional.files import digest_of
 from constitutional.records import Message, Prompt, Revision, RevisionStep, Split
 from constitutional.saving import save_model
-from constitutional.stages.sft import Examples, Settings, examples, read_helpful, rows, run, sft_trainer
+from constitutional.stages.sft import (
+    Example,
+    Examples,
+    Settings,
+    examples,
+    learned,
+    read_helpful,
+    rows,
+    run,
+    sft_trainer,
+)
 from constitutional.training import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
@@ -242,6 +252,8 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
 def test_where_no_draft_was_revised_the_model_stays_as_it_is(models: Path, tmp_path: Path) -> None:
     base = tiny_model(models)
     passed = [revision(number, f"draft {number}", f"draft {number}", passed=True) for number in range(4)]
+    # Found fault with, and left as it was all the same.
+    passed.append(revision(4, "draft 4", "draft 4"))
     work = OneStage(tmp_path, {"base": base}, {"revisions": passed})
     run(QUICK, work)
     before, after = (load_model(folder)[0].state_dict() for folder in (base, work.output("sft_model")))
@@ -250,6 +262,17 @@ def test_where_no_draft_was_revised_the_model_stays_as_it_is(models: Path, tmp_p
     assert work.notes["nothing_revised"] is True
     assert work.notes["examples"] == {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0}
     assert work.notes["dropped"]["nothing_revised"] == len(passed)
+    with pytest.raises(RunError, match=r"No draft was revised.*algorithm\.ptx_coef=0"):
+        learned(QUICK, work)
+
+
+def test_own_drafts_that_nobody_criticised_and_helpful_samples_of_a_file_are_something_to_learn() -> None:
+    untouched = revision(1, "draft", "draft", passed=True)
+    assert examples([untouched], QUICK, 0).nothing_revised
+    assert not examples([untouched, revision(2, "draft", "better")], QUICK, 0).nothing_revised
+    assert not examples([revision(1, "draft")], QUICK, 0).nothing_revised
+    others = [Example(untouched.prompt, "a person's reply", "helpful")]
+    assert not examples([untouched], QUICK, 0, others).nothing_revised
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights_and_log(models: Path, tmp_path: Path) -> None:
