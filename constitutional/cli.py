@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="where a run's report is, or one page for several runs")
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="such as runs/first")
-    report.add_argument("--out", type=Path, default=Path("report.html"), help="of several runs (default: %(default)s)")
+    report.add_argument(
+        "--out", type=Path, help="the page to write (default: the run's own; of several runs report.html)"
+    )
     report.set_defaults(run=_report)
 
     sandbox = commands.add_parser("sandbox", help="the small test-bed that runs on a CPU")
@@ -205,7 +207,7 @@ def _report(arguments: argparse.Namespace) -> None:
     for store in stores:
         if old := outdated(store):
             print(f"warning: {store.folder}: {old}", file=sys.stderr)
-    if len(stores) == 1:
+    if len(stores) == 1 and arguments.out is None:
         path = show.report_path(stores[0])
         if path is None:
             raise UsageError(
@@ -215,7 +217,7 @@ def _report(arguments: argparse.Namespace) -> None:
         return
     from constitutional.runner import compare
 
-    print(compare(stores, arguments.out))
+    print(compare(stores, arguments.out or Path("report.html")))
 
 
 # The sandbox

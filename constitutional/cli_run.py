@@ -1,6 +1,7 @@
 """The commands whose words Hydra composes to a configuration: run, demo and config."""
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ def run(words: Sequence[str]) -> int:
 
         try:
             config = validated(composed)
-            _run_one(config.model_copy(update={"name": _sweep_name(config.name)}))
+            _run_one(config.model_copy(update={"name": _sweep_name(config.name, words)}))
         except ConstitutionalError as error:
             # Hydra would print a traceback and end the sweep; the runs that are left may well succeed.
             complain(error)
@@ -56,17 +57,23 @@ def _run_one(config: "RunConfig") -> None:
         print(f"\nReport: {path}")
 
 
-def _sweep_name(name: str) -> str:
-    """The run's name; in a sweep with what makes it differ from the others, so that each has a folder of its own."""
+def _sweep_name(name: str, words: Sequence[str]) -> str:
+    """The run's name; in a sweep with what makes it differ from the others, so that each has a folder of its own.
+
+    That is every override of the run that was not typed as it is: of `seed=1,2 until=mix`, `seed=1`.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     chosen = HydraConfig.get()
     if chosen.mode != RunMode.MULTIRUN:
         return name
-    apart = ("name=", "experiment=", "sweep=", "folder=", "fresh=")
-    words = [word for word in chosen.overrides.task if not word.startswith(apart)]
-    return re.sub(r"[^A-Za-z0-9_.,=+-]", "_", "-".join([name, *words]))[:LONGEST_NAME]
+    swept = [word for word in chosen.overrides.task if word not in words]
+    long = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", "-".join([name, *swept]))
+    if len(long) <= LONGEST_NAME:
+        return long
+    digest = hashlib.sha256("-".join(swept).encode()).hexdigest()[:8]  # what is cut off may be what they differ in
+    return f"{long[: LONGEST_NAME - 9]}-{digest}"
 
 
 def demo(words: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ Whatever is wrong with one is said with the place in the user's file, and not as
 
 import importlib
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
@@ -66,6 +67,28 @@ class UserFunction:
             raise self._wrong(f"returned {len(answer)} rewards for {expected} completions; return one for each")
         return [self._number(each) for each in answer]
 
+    def check_signature(self) -> None:
+        """Find out before a model is loaded whether it can be called as TRL calls reward functions.
+
+        Raises:
+            InputError: it cannot.
+        """
+        try:
+            ours: dict[str, list[Any]] = {
+                "prompts": [],
+                "completions": [],
+                "completion_ids": [],
+                "prompt_id": [],
+                "any_other": [],
+            }
+            inspect.signature(self.function).bind(**ours, trainer_state=None)
+        except TypeError as error:
+            called = "is called with prompts=…, completions=…, completion_ids=… and more by name"
+            write = f"write def {self.name}(prompts, completions, **others), which returns a number for each completion"
+            raise self._wrong(f"{called}, which it does not take ({error}); {write}") from error
+        except ValueError:
+            return  # of some that are written in C nobody knows
+
     def _number(self, reward: object) -> float | None:
         if reward is None:
             return None
@@ -98,7 +121,9 @@ def load_function(target: str) -> UserFunction:
         there = [each for each in own if callable(getattr(module, each)) and not each.startswith("_")]
         has = f"it has {', '.join(there)}" if there else "it has none"
         raise InputError(source, f"has no function '{name}'; {has}")
-    return UserFunction(function, name, source)
+    found = UserFunction(function, name, source)
+    found.check_signature()
+    return found
 
 
 def _file_module(path: Path) -> ModuleType:

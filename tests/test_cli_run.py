@@ -113,6 +113,21 @@ def test_a_sweep_gives_every_run_a_folder_of_its_own(runs: Runs, words: list[str
     assert [(config.name, config.seed) for config in runs.configs] == [("x-seed=1", 1), ("x-seed=2", 2)]
 
 
+def test_a_folder_of_a_sweep_is_named_by_what_is_swept_alone(runs: Runs) -> None:
+    assert cli.main(["run", "-m", "name=x", "until=mix", "prompts.train=24", "seed=1,2"]) == 0
+    assert cli.main(["run", "name=x", "seed=1,2", "prompts.train=24", "-m"]) == 0  # and so it goes on without until=
+    assert [config.name for config in runs.configs] == ["x-seed=1", "x-seed=2", "x-seed=1", "x-seed=2"]
+
+
+def test_runs_that_differ_past_the_longest_name_have_folders_of_their_own(runs: Runs) -> None:
+    keys = ["sft.learning_rate", "reward.learning_rate", "algorithm.learning_rate", "critique_revise.draft_max_tokens"]
+    swept = [f"{key}=1,2" if key == keys[-1] else f"{key}=1e-5,1e-4" for key in keys]
+    assert cli.main(["run", "-m", f"name={'x' * 30}", *swept]) == 0
+    names = [config.name for config in runs.configs]
+    assert len(names) == len(set(names)) == 16
+    assert {len(name) for name in names} == {100}
+
+
 def test_a_run_of_a_sweep_that_fails_does_not_end_the_others(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.errors.append(ModelError("out of memory"))
     assert cli.main(["run", "-m", "seed=1,2", "model.path=elsewhere"]) == 1

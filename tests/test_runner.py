@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from constitutional import show
+from constitutional import cli, show
 from constitutional.config import compose
 from constitutional.errors import InputError, ModelError, RunError, UsageError
 from constitutional.pipeline import STAGES, Stage
@@ -253,6 +253,10 @@ def test_several_runs_share_a_page(tmp_path: Path) -> None:
     page = compare(stores, tmp_path / "both.html").read_text()
     assert "seed1" in page
     assert "seed2" in page
+    assert cli.main(["report", str(stores[0].folder), "--out", str(tmp_path / "one.html")]) == 0
+    one = (tmp_path / "one.html").read_text()
+    assert "seed1" in one
+    assert "seed2" not in one
 
 
 def test_a_page_of_several_runs_shows_the_constitutions_that_they_had(tmp_path: Path) -> None:

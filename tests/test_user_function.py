@@ -28,6 +28,17 @@ def test_a_function_in_a_file_is_called_as_trl_calls_it(written: Callable[[str],
     assert found(prompts=[[], []], completions=SAID, prompt_id=["a", "b"]) == [2.0, 0.0]
 
 
+@pytest.mark.parametrize("taken", ["prompt, reply", "prompts, completions", "completions, *, needed, **others"])
+def test_a_function_that_cannot_be_called_so_is_refused_before_it_is(
+    written: Callable[[str], Path], taken: str
+) -> None:
+    path = written(f"\n\ndef words({taken}):\n    return [0.0]\n")
+    with pytest.raises(
+        InputError, match=r"mine\.py:3: .*'words' is called with prompts=….*write def words\(prompts"
+    ):
+        load_function(f"{path}:words")
+
+
 def test_a_function_in_a_module_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine_of_a_test").mkdir()
     (tmp_path / "mine_of_a_test" / "rewards.py").write_text(WORDS)
