@@ -49,6 +49,8 @@ class StageEntry(_Part):
     """A digest of everything that the stage's artifacts depend on."""
     needs: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of what it was given and of what earlier stages had made, by name, as it was when the stage began."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the files and folders that its settings name, by path; runs of older versions have none of them."""
     started: str
     """UTC, ISO 8601."""
     seconds: float

@@ -137,15 +137,12 @@ class PPOTrainer:
         self.rewards = Rewards(models, functions, self.args.reward_weights)
         self.gold_fn = gold_fn
         ours = self.processing_class.get_vocab()
-        self.networks = make_networks(
-            policy,
-            _policy(ref_model, self.processing_class, self.accelerator.device)[0] if ref_model is not None else None,
-            load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model,
-            next(
-                (each for each in models if each.tokenizer.get_vocab() == ours and hasattr(each.model, "score")), None
-            ),
-            peft_config,
-        )
+        readers = (each for each in models if each.tokenizer.get_vocab() == ours and hasattr(each.model, "score"))
+        reference = _policy(ref_model, self.processing_class, policy.device)[0] if ref_model is not None else None
+        critic = load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model
+        set_seed(self.args.seed)  # again, as loading a reward model seeds by 0, for what is drawn from here on
+        self.networks = make_networks(policy, reference, critic, next(readers, None), peft_config)
+        self.value_model_given = value_model is not None
         if self.args.gradient_checkpointing:
             self.networks.use_gradient_checkpointing()
         self.ends = frozenset(end_tokens(self.processing_class, policy.config, policy.generation_config))
@@ -178,8 +175,9 @@ class PPOTrainer:
         self.rows, self.prompts = [rows[number] for number in kept], [ids[number] for number in kept]
         self.too_long = len(rows) - len(kept)
         """Prompts that were left out."""
-        self.digest = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
         self.supervised = [self._supervised(dict(row)) for row in ptx_dataset]
+        data = {"prompts": self.prompts, "ptx_dataset": self.supervised}
+        self.digests = {name: hashlib.sha256(json.dumps(ids).encode()).hexdigest() for name, ids in data.items()}
         if bool(self.supervised) != bool(self.args.ptx_coef):
             raise UsageError(
                 f"PPOTrainer: ptx_coef is {self.args.ptx_coef}, and ptx_dataset has {len(self.supervised)} rows; "
@@ -348,13 +346,15 @@ class PPOTrainer:
     def _identity(self) -> dict[str, Any]:
         """What a training must have in common with the one whose checkpoint it goes on from."""
         settings = {name: value for name, value in asdict(self.args).items() if name not in TECHNICAL}
-        members = [[each.mean, each.deviation] for each in self.rewards.models]
-        sizes = {
+        others = {
             "mini_batch_size": self.learner.mini_batch_size,
             "rewards": self.rewards.names,
-            "reward_models": members,
+            "reward_models": [[each.mean, each.deviation] for each in self.rewards.models],
+            "lora": self.networks.shared,
+            "value_model given": self.value_model_given,
+            "value_offset": self.networks.offset,
         }
-        return settings | sizes | {"prompts": self.digest, "lora": self.networks.shared}
+        return settings | others | self.digests
 
     def _save(self, phase: int) -> None:
         if self.accelerator.is_main_process:

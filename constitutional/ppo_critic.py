@@ -47,11 +47,26 @@ def of_policy(policy: Any) -> Any:  # noqa: ANN401
 
 
 def merged(policy: Any, head: "torch.nn.Linear") -> Critic:  # noqa: ANN401
-    """The critic of a backbone with adapters as a model of its own, in 32 bits; the policy stays as it is."""
-    policy.set_adapter(ADAPTER)
-    critic = of_policy(copy.deepcopy(policy).float().merge_and_unload())
+    """The critic of a backbone with adapters as a model of its own, in 32 bits, on the CPU.
+
+    The policy stays as it is, the adapter that is active in it too.
+    """
+    import torch
+
+    # Tensors that stand in the memo are not copied again, so that the device needs no memory for a second model.
+    weights = {id(each): torch.nn.Parameter(_on_cpu(each), requires_grad=False) for each in policy.parameters()}
+    buffers = {id(each): _on_cpu(each) for each in policy.buffers()}
+    copied = copy.deepcopy(policy, {**weights, **buffers})
+    copied.set_adapter(ADAPTER)
+    critic = of_policy(copied.merge_and_unload())
     critic.score.weight.data.copy_(head.weight.data)
     return Critic(critic, float(head.bias.detach()))
+
+
+def _on_cpu(tensor: "torch.Tensor") -> "torch.Tensor":
+    """A copy, in 32 bits if it holds fractions."""
+    copied = tensor.detach().to("cpu", copy=True)
+    return copied.float() if copied.is_floating_point() else copied
 
 
 def lead_to(reward: "RewardModel", policy: Any, head: "torch.nn.Linear") -> float | None:  # noqa: ANN401
@@ -60,8 +75,8 @@ def lead_to(reward: "RewardModel", policy: Any, head: "torch.nn.Linear") -> floa
     A map with adapters gets the best approximation of W_reward − W that its rank allows (Eckart and Young 1936), the
     head the reward head, normalised. That is all of it where the reward model was made by adapters of no larger rank
     on the same maps of the same model; weights without adapters, such as embeddings and norms, stay the policy's. Less
-    is enough for a start: of the sandbox's reward model, all of whose weights were trained, a rank of 4 held 63%, and
-    its values explained 99% of the variance of the whole model's.
+    is enough for a start: of a reward model of the sandbox's, all of whose weights were trained for two passes, a rank
+    of 4 held 63%, and its values explained 99% of the variance of the whole model's.
 
     Returns:
         The share that the adapter holds of the squared difference of all weights, 0 to 1; None, and nothing is done,

@@ -65,7 +65,10 @@ def score(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[Rewa
 
 
 def load_reward_model(folder: Path, *, seed: int = 0, dtype: str = "float32") -> "tuple[PreTrainedModel, Tokenizer]":
-    """A model with one number as its output, and its tokenizer; a language model gets a head, drawn by the seed."""
+    """A model with one number as its output, and its tokenizer; a language model gets a head, drawn by the seed.
+
+    All random generators of the process are seeded by it, whether a head is drawn or not.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
     from trl.trainer.reward_trainer import suppress_seqcls_warning

@@ -151,7 +151,8 @@ def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
     needs = {need: _digest(need, bench, store) for need in stage.needs}
     if stage.reads_notes:
         needs |= store.summaries(but=stage.name)
-    fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs)
+    files = files_of(settings)
+    fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs, files)
     heading = f"{number:02d} {stage.name}"
     reason = store.reason_to_run(stage.name, fingerprint)
     if reason is None:
@@ -160,7 +161,7 @@ def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
     bench.progress.say(f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs")
     if stage.trains:
         bench.release()
-    begun = store.begin(number, stage.name, fingerprint, needs)
+    begun = store.begin(number, stage.name, fingerprint, needs, files)
     work = RunWork(bench, store, begun)
     try:
         stage.run(settings, work)
@@ -183,17 +184,31 @@ def _digest(need: str, bench: Bench, store: RunStore) -> str:
     return bench.digest(need) if is_given(need) else store.digest(need)
 
 
-def fingerprint_of(stage: Stage, settings: BaseModel, seed: int, needs: Mapping[str, str]) -> str:
-    """SHA-256 of everything that decides what a stage makes, the contents of files that its settings name included."""
+def fingerprint_of(
+    stage: Stage, settings: BaseModel, seed: int, needs: Mapping[str, str], files: Mapping[str, str] | None = None
+) -> str:
+    """SHA-256 of everything that decides what a stage makes, the contents of files that its settings name included.
+
+    Those are read, unless `files` says what `files_of` found in them.
+    """
     depends_on = {
         "stage": stage.name,
         "version": stage.version,
         "settings": settings.model_dump(mode="json"),
-        "files": {str(path): _file_digest(path) for path in sorted(set(_paths(settings.model_dump())))},
+        "files": dict(files_of(settings) if files is None else files),
         "seed": seed,
         "needs": dict(needs),
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def files_of(settings: BaseModel) -> dict[str, str]:
+    """SHA-256 of every file and folder that a stage's settings name, by path.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    return {str(path): _file_digest(path) for path in sorted(set(_paths(settings.model_dump())))}
 
 
 def _paths(value: object) -> Iterator[Path]:
@@ -257,7 +272,7 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
         except (OSError, ValueError) as error:
             raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
         with Bench(config, constitution, load_prompts(), Progress()) as bench:
-            begun = Begun("report", "", {}, folder, "", 0.0)
+            begun = Begun("report", "", {}, folder, "", 0.0, {})
             found.append(report.gather(config.report, RunWork(bench, store, begun), online=trains_online(config)))
     page = render(ReportData(title=", ".join(each.name for each in found), runs=tuple(found)))
     atomic_write(out, page.encode("utf-8", "backslashreplace"))

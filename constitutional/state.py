@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from constitutional.bench import is_given
+from constitutional.files import digest_of
 from constitutional.manifest import Calls
 from constitutional.store import CONFIG, FINGERPRINT, RunStore
 
@@ -54,8 +55,9 @@ def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
 def outdated(store: RunStore) -> str:
     """A line that names finished stages which no longer match what they were made from; empty where there is none.
 
-    Such are left where a run was stopped, or told to stop, after a stage that made something else than before. Each is
-    named with what has changed since or is not there any more; then those that were made from what such stages made.
+    Such are left where a run was stopped, or told to stop, after a stage that made something else than before, and
+    where a file that settings name was edited. Each is named with what has changed since or is not there any more;
+    then those that were made from what such stages made.
     """
     now = _given(store) | _made(store)
     maker = {name: stage for stage, entry in store.manifest.stages.items() for name in entry.artifacts}
@@ -63,8 +65,10 @@ def outdated(store: RunStore) -> str:
     for line in describe(store):
         if line.state != "done":
             continue
-        needs = store.manifest.stages[line.stage].needs
+        entry = store.manifest.stages[line.stage]
+        needs = entry.needs
         others = [need for need, digest in needs.items() if digest != now.get(need, digest if is_given(need) else "")]
+        others += [file for file, digest in entry.files.items() if digest != _on_disk(file)]
         if others:
             changed.append(f"{line.folder} ({', '.join(others)})")
         elif any(maker.get(need) in stale for need in needs):
@@ -88,6 +92,14 @@ def _made(store: RunStore) -> dict[str, str]:
         if name != "summary"
     }
     return made | store.summaries()
+
+
+def _on_disk(file: str) -> str:
+    """The digest of a file or folder as it is now; empty if it is gone or cannot be read."""
+    try:
+        return digest_of(Path(file))
+    except OSError:
+        return ""
 
 
 def _given(store: RunStore) -> dict[str, str]:

@@ -71,6 +71,8 @@ class Begun(NamedTuple):
     started: str
     started_s: float
     """On the monotonic clock."""
+    files: Mapping[str, str]
+    """Digests of the files that its settings name, by path."""
 
 
 class RunStore:
@@ -163,7 +165,14 @@ class RunStore:
         """Whether the stage need not run."""
         return self.reason_to_run(stage, fingerprint) is None
 
-    def begin(self, number: int, stage: str, fingerprint: str, needs: Mapping[str, str] | None = None) -> Begun:
+    def begin(
+        self,
+        number: int,
+        stage: str,
+        fingerprint: str,
+        needs: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> Begun:
         """The stage's folder, empty unless this very work was begun in it before (checkpoints are resumed from).
 
         Args:
@@ -171,6 +180,7 @@ class RunStore:
             stage: its name.
             fingerprint: of what it is about to do.
             needs: digests of what the stage is given and of what earlier stages made, by name; part of the fingerprint.
+            files: digests of the files that its settings name, by path; part of the fingerprint.
         """
         folder = self.folder / f"{number:02d}_{stage}"
         mark = folder / FINGERPRINT
@@ -182,7 +192,7 @@ class RunStore:
             shutil.rmtree(folder)
         folder.mkdir(exist_ok=True)
         atomic_write(mark, fingerprint.encode())
-        return Begun(stage, fingerprint, needs or {}, folder, _now(), time.monotonic())
+        return Begun(stage, fingerprint, needs or {}, folder, _now(), time.monotonic(), files or {})
 
     def finish(
         self,
@@ -202,6 +212,7 @@ class RunStore:
         entry = StageEntry(
             fingerprint=begun.fingerprint,
             needs=dict(begun.needs),
+            files=dict(begun.files),
             started=begun.started,
             seconds=round(time.monotonic() - begun.started_s, 3),
             peak_bytes=peak_bytes(),

@@ -1,3 +1,5 @@
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,15 @@ def test_a_torn_manifest_is_found(folder: Path, content: str) -> None:
         RunStore.load(folder)
     with RunStore.open(folder, "{}", fresh=True) as store:
         assert store.manifest.stages == {}
+
+
+def test_a_manifest_of_before_files_were_noted_is_read(folder: Path) -> None:
+    make(folder)
+    path = folder / "manifest.json"
+    body = json.loads(path.read_bytes())
+    del body["checksum"], body["stages"]["draft"]["files"]
+    checksum = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    path.write_text(json.dumps({"checksum": checksum, **body}))
+    assert RunStore.load(folder).manifest.stages["draft"].files == {}
+    with RunStore.open(folder, "{}") as store:
+        assert store.is_done("draft", "f1")

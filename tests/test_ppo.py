@@ -225,6 +225,31 @@ def test_a_training_is_neither_begun_over_another_nor_continued_with_other_setti
         trained(model, tmp_path, resume=True, changes={"gamma": 0.9})
 
 
+def test_a_training_is_not_continued_with_another_critic_or_other_supervised_examples(
+    model: Path, tmp_path: Path
+) -> None:
+    def critic(offset: float) -> Any:  # noqa: ANN401
+        made, _ = load_reward_model(model)
+        made.config.value_offset = offset
+        return made
+
+    def examples(text: str) -> list[dict[str, Any]]:
+        return [{**row, "completion": [{"role": "assistant", "content": text}]} for row in ROWS]
+
+    changes = {"ptx_coef": 0.5}
+    trained(model, tmp_path, changes=changes, value_model=critic(0.5), ptx_dataset=examples("Yes."))
+    refused: Any
+    for refused, own in (
+        (r"value_offset was 0\.5, now 0\.25", {"value_model": critic(0.25), "ptx_dataset": examples("Yes.")}),
+        (r"value_model given was True, now False", {"ptx_dataset": examples("Yes.")}),
+        (r"ptx_dataset was '\w+', now '\w+'", {"value_model": critic(0.5), "ptx_dataset": examples("No.")}),
+    ):
+        with pytest.raises(ConfigurationError, match=f"another training: {refused}"):
+            trained(model, tmp_path, resume=True, changes=changes, **own)
+    same = {"value_model": critic(0.5), "ptx_dataset": examples("Yes.")}
+    assert trained(model, tmp_path, resume=True, changes=changes, **same).history == []  # it was finished
+
+
 def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path, tmp_path: Path) -> None:
     seen: list[Any] = []
 
@@ -303,6 +328,22 @@ def test_reward_models_score_normalised_and_the_first_is_where_the_critic_starts
     line = trainer.history[0]
     assert list(trainer.rewards.names) == ["reward_model", "even"]
     assert line["reward"] == pytest.approx(line["rewards/reward_model"] + line["rewards/even"])
+
+
+def test_adapters_are_drawn_by_the_seed_though_a_reward_model_was_loaded(model: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = reward_folder(model, tmp_path / "reward")
+
+    def drawn(seed: int) -> dict[str, Any]:
+        args = config(tmp_path, seed=seed)
+        return weights(PPOTrainer(model, None, folder, None, args, ROWS, peft_config=adapters()))
+
+    first, same, other = drawn(1), drawn(1), drawn(2)
+    assert [name for name in first if not torch.equal(first[name], same[name])] == []
+    downs = [name for name in first if name.startswith("policy.") and "lora_A" in name]
+    assert len(downs) == 2 * 7  # layers × linear maps of a layer
+    assert [name for name in downs if torch.equal(first[name], other[name])] == []
 
 
 def test_a_reply_depends_on_its_own_seed_and_not_on_who_is_drawn_with_it(model: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from constitutional.engines.local import load_model
 from constitutional.ppo import PPOTrainer
 from constitutional.ppo_config import PPOConfig
+from constitutional.ppo_critic import merged
 from constitutional.ppo_models import Networks, make_networks, side_by_side
 from constitutional.ppo_rollout import RewardModel
 from constitutional.reward_model import load_reward_model
@@ -111,6 +112,36 @@ def test_where_the_reward_model_is_another_architecture_the_critic_says_0_at_fir
     found = with_adapters(model, reward, lora(2))
     assert found.critic_share is None
     assert not values(found).any()
+
+
+@pytest.mark.parametrize(("active", "numbers"), [("default", "bfloat16"), ("critic", "float32")])
+def test_merging_the_critic_leaves_the_policy_as_it_is_and_computes_in_32_bits(
+    model: Path, active: str, numbers: str
+) -> None:
+    policy: Any
+    policy, _ = load_model(model, dtype=numbers)
+    made = make_networks(policy, None, None, None, lora(3))
+    for weight in made.critic_weights.values():
+        torch.nn.init.normal_(weight)
+    made.policy.set_adapter(active)
+    before = {
+        name: (id(each), each.dtype, each.requires_grad, each.detach().clone())
+        for name, each in made.policy.named_parameters()
+    }
+    found = merged(made.policy, made.critic)
+    assert made.policy.active_adapter == active
+    assert made.policy.active_adapters == [active]
+    for name, each in made.policy.named_parameters():
+        identity, dtype, learns, value = before[name]
+        assert (id(each), each.dtype, each.requires_grad) == (identity, dtype, learns), name
+        assert torch.equal(each, value), name
+    layer = made.policy.get_base_model().model.layers[1].mlp.up_proj
+    down, up = layer.lora_A["critic"].weight.float(), layer.lora_B["critic"].weight.float()
+    by_hand = layer.base_layer.weight.float() + 3 * up @ down  # alpha / rank is 3
+    weight = found.model.model.layers[1].mlp.up_proj.weight
+    assert weight.dtype == torch.float32
+    torch.testing.assert_close(weight, by_hand, atol=1e-5, rtol=0)
+    assert torch.equal(found.model.score.weight, made.critic.weight)
 
 
 def untrained(model: Path, output: Path, **own: Any) -> PPOTrainer:  # noqa: ANN401

@@ -1,10 +1,11 @@
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from constitutional.config import RunConfig
-from constitutional.files import write_rows
+from constitutional.files import digest_of, write_rows
 from constitutional.manifest import Calls
 from constitutional.records import Message, Prompt
 from constitutional.state import describe, outdated
@@ -106,6 +107,33 @@ def test_notes_that_a_stage_read_count_as_what_it_was_made_from(folder: Path) ->
         assert outdated(store).startswith("01_report (draft summary): ")
 
 
+def test_a_stage_is_named_whose_files_were_edited_or_are_gone(folder: Path, tmp_path: Path) -> None:
+    pairs, rewards = tmp_path / "pairs.jsonl", tmp_path / "rewards"
+    rewards.mkdir()
+
+    def write(first: str, second: str) -> None:
+        pairs.write_text(first)
+        (rewards / "weights").write_text(second)
+
+    write("a", "b")
+    with RunStore.open(folder, "{}") as store:
+        begun = store.begin(0, "draft", "f", files={str(path): digest_of(path) for path in (pairs, rewards)})
+        (begun.folder / "text").write_text("a")
+        store.finish(begun, {"draft_text": begun.folder / "text"})
+        finish(store, 1, "sft", "b", {"draft_text": store.digest("draft_text")})
+    store = RunStore.load(folder)
+    assert outdated(store) == ""
+    rest = f"made from what has changed since; 01_sft: made from what those made; {ADVICE}"
+    write("edited", "b")
+    assert outdated(store) == f"00_draft ({pairs}): {rest}"
+    write("a", "edited")
+    assert outdated(store) == f"00_draft ({rewards}): {rest}"
+    pairs.unlink()
+    assert outdated(store) == f"00_draft ({pairs}, {rewards}): {rest}"
+    write("a", "b")
+    assert outdated(store) == ""
+
+
 @pytest.mark.parametrize(
     ("config", "named"),
     [
@@ -155,4 +183,21 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
     assert resting == "07_reward, 08_dpo: made from what those made"
     assert advice == ADVICE
     store, _ = go(config(), World(), learns=False)
+    assert outdated(store) == ""
+
+
+def test_a_run_says_which_stages_were_made_from_peoples_comparisons_as_they_were(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    people = tmp_path / "people.jsonl"
+    rows = [{"prompt": f"Why {number}?", "chosen": "So.", "rejected": "No."} for number in range(4)]
+    people.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = configured(tmp_path, "critique_revise.rounds=1", f"mix.human={people}")
+    store, _ = go(config, World(), learns=False)
+    assert store.manifest.stages["mix"].files == {str(people): digest_of(people)}
+    assert outdated(store) == ""
+    with people.open("a") as file:
+        file.write(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."}) + "\n")
+    assert outdated(store).startswith(f"06_mix ({people}): made from what has changed since; 07_reward, 08_dpo, ")
+    store, said = go(config, World(), learns=False)
+    assert any(line.startswith("06 mix: runs; its settings or inputs have changed") for line in said)
     assert outdated(store) == ""
