@@ -17,8 +17,10 @@ from constitutional.config_errors import (
     boolean_lines,
     no_option_line,
     no_value_line,
+    other_kind_lines,
     refused_line,
     unreadable_line,
+    unresolved_line,
     value_lines,
 )
 from constitutional.errors import ConfigurationError, InputError, UsageError
@@ -123,6 +125,7 @@ def validated(composed: "DictConfig") -> RunConfig:
 
     Raises:
         ConfigurationError: says every wrong value with its key and what to type; the second and later ones as notes.
+            Where a `kind` is not the chosen option's, it says only that.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -132,7 +135,8 @@ def validated(composed: "DictConfig") -> RunConfig:
     except MissingMandatoryValue as error:
         raise ConfigurationError(no_value_line(str(error.full_key))) from error
     except OmegaConfBaseException as error:  # ${…} that leads nowhere
-        raise ConfigurationError(refused_line(str(error))) from error
+        key, asked = str(error.full_key), unchecked(composed)
+        raise ConfigurationError(unresolved_line(key, str(error.child_node), str(error.msg), asked)) from error
     assert isinstance(values, dict)
     return _checked({str(name): value for name, value in values.items()})
 
@@ -147,6 +151,8 @@ def unchecked(composed: "DictConfig") -> dict[str, object]:
 
 
 def _checked(values: dict[str, Any]) -> RunConfig:
+    if lines := list(other_kind_lines(values)):  # or every setting of the chosen option would be called unknown
+        raise _all_of(lines)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:

@@ -4,8 +4,9 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined, to_jsonable_python
 
@@ -51,7 +52,8 @@ def value_lines(details: Sequence[ErrorDetails], values: Mapping[str, Any]) -> l
     by_key: dict[str, list[ErrorDetails]] = {}
     for detail in details:
         by_key.setdefault(_dotted(detail, values), []).append(detail)
-    return [_value_line(key, several, values) for key, several in by_key.items()]
+    # Pydantic counts every item that a list lacks, but the list is typed once.
+    return list(dict.fromkeys(_value_line(key, several, values) for key, several in by_key.items()))
 
 
 def _value_line(key: str, details: Sequence[ErrorDetails], values: Mapping[str, Any]) -> str:
@@ -65,20 +67,24 @@ def _value_line(key: str, details: Sequence[ErrorDetails], values: Mapping[str, 
     if detail["type"] == "extra_forbidden":
         return f"{key}: there is no such setting; take it out, or see `constitutional config` for what there is"
     if detail["type"] == "missing":
-        return no_value_line(key) if key == listed else _incomplete(key, listed, detail)
+        return no_value_line(key) if key == listed else _incomplete(key, listed, detail, values)
     if detail["type"].startswith("union_tag"):
         return _kind_line(key, listed, detail)
     if detail["type"] == "value_error":  # a rule of ours, which says what it found; one across settings also what to do
         own = f"{key} {message}; type {listed}=VALUE"
         return own if key and not isinstance(detail["input"], dict) else ": ".join(filter(None, (key, message)))
-    expected = [_EXPECTED.get(each["type"], message).format(**each.get("ctx", {})) for each in details]
+    wanted = [_EXPECTED.get(each["type"], message).format(**each.get("ctx", {})) for each in details]
+    expected = list(dict.fromkeys(wanted))
     should = f"{', '.join(expected[:-1])} or {expected[-1]}" if len(expected) > 1 else expected[0]
-    typed = _typed(key, listed, should, detail, values) if len(expected) == 1 else f"{listed}=VALUE"
+    typed = _typed(key, listed, should, detail, values) if len(expected) == 1 else _assignment(key, "", values)
     return f"{key} is {_shown(detail['input'])}, but should be {should}; type {typed}"
 
 
 def _kind_line(key: str, listed: str, detail: ErrorDetails) -> str:
     """What to say of settings whose `kind` is missing or unknown."""
+    if detail["type"] == "union_tag_not_found" and key in GROUPS:
+        first = next(iter(GROUPS[key])).removeprefix("schema_")
+        return f"{key} has no kind; leave ~{key}.kind out, and choose an option, such as {key}={first}"
     if detail["type"] == "union_tag_not_found":
         return f'{key} is {_shown(detail["input"])}, but has no kind; type "{listed}=[{{kind: NAME}}]", in quotes'
     kinds = [each.strip(" '") for each in detail["ctx"]["expected_tags"].split(",")]
@@ -87,8 +93,33 @@ def _kind_line(key: str, listed: str, detail: ErrorDetails) -> str:
     return f"{key}.kind is \"{detail['ctx']['tag']}\", but should be {first} or '{last}'; type {chosen}"
 
 
+def other_kind_lines(values: Mapping[str, Any]) -> Iterator[str]:
+    """What to say of each group whose `kind` is that of another option than was chosen: `algorithm.kind=ppo`.
+
+    An option's settings are composed before all that a preset or an override adds, so those that stand first are its.
+
+    Args:
+        values: all settings, as they were composed.
+    """
+    for group, options in GROUPS.items():
+        found = values.get(group)
+        if not isinstance(found, dict) or len(options) == 1:
+            continue
+        by_kind = {_kind(model): f"{group}={option.removeprefix('schema_')}" for option, model in options.items()}
+        typed = by_kind.get(str(found.get("kind")))
+        for model in options.values():
+            stands_first = set(list(found)[: len(model.model_fields)]) == model.model_fields.keys()
+            if stands_first and typed and found["kind"] != _kind(model):
+                chosen = f"the settings beside it are those of {by_kind[_kind(model)]}"
+                yield f'{group}.kind is "{found["kind"]}", but {chosen}; type {typed}'
+
+
 def no_value_line(key: str) -> str:
-    """What to say of a setting that has to be given and is not."""
+    """What to say of a setting that has to be given and is not, or of a group that was taken out by `~`."""
+    if key in GROUPS:
+        options = ", ".join(_options(key))
+        instead = f", or type {key}=OPTION in its place; the options are {options}" if options else ""
+        return f"{key} has no settings; leave ~{key} out{instead}"
     field = _field(key, {})
     description = f". {_flowing(field.description)}" if field and field.description else ""
     return f"{key} has no value yet; type {key}={_placeholder_of(field)}{description}"
@@ -104,21 +135,34 @@ def boolean_lines(values: object, checked: object, key: str = "") -> Iterator[st
     """
     if isinstance(values, bool) and isinstance(checked, int | float) and not isinstance(checked, bool):
         expected = _WHOLE if isinstance(checked, int) else _NUMBER
-        yield f"{key} is {_shown(values)}, but should be {expected}; type {key}={_default(_field(key, {})) or 'NUMBER'}"
+        yield f"{key} is {_shown(values)}, but should be {expected}; type {_assignment(key, expected, {})}"
     elif isinstance(values, dict) and isinstance(checked, dict):
-        for name in values.keys() & checked.keys():
+        for name in filter(checked.__contains__, values):  # in the order of the settings
             yield from boolean_lines(values[name], checked[name], f"{key}.{name}" if key else str(name))
     elif isinstance(values, list) and isinstance(checked, list):
         for number, pair in enumerate(zip(values, checked, strict=False)):
             yield from boolean_lines(*pair, f"{key}.{number}")
 
 
-def _incomplete(key: str, listed: str, detail: ErrorDetails) -> str:
+def unresolved_line(key: str, found: object, reason: str, values: Mapping[str, Any]) -> str:
+    """What to say of a setting such as `${nope}`, which refers to something that is not there.
+
+    Args:
+        key: the setting, as OmegaConf writes it: `constitution.only[0]`.
+        found: what it is.
+        reason: what OmegaConf says is wrong with it.
+        values: all settings, as they were composed, unresolved.
+    """
+    key = re.sub(r"\[([0-9]+)\]", r".\1", key)
+    why = " ".join(reason.partition("\n    full_key")[0].split())
+    return f"{key} is {_shown(found)}, which stands for nothing ({why}); type {_assignment(key, '', values)}"
+
+
+def _incomplete(key: str, listed: str, detail: ErrorDetails, values: Mapping[str, Any]) -> str:
     """What to say of a list, or of what stands in one, in which something is missing."""
     found = detail["input"]
     if isinstance(found, list):
-        more = ",".join([*map(_plain, found), "VALUE"])
-        return f"{listed} is {_shown(found)}, which is too short; type {listed}=[{more}]"
+        return f"{listed} is {_shown(found)}, which is too short; type {listed}={_list(found, _field(listed, values))}"
     return f"{key} is missing in {_shown(found)}; type {listed}=[…] with it"
 
 
@@ -126,11 +170,11 @@ def _typed(key: str, listed: str, expected: str, detail: ErrorDetails, values: M
     """What would be right to type for a setting that is wrong, as far as one can know."""
     found, kind = detail["input"], detail["type"]
     field = _field(key, values)
-    typed = f"{listed}={_default(field) or _PLACEHOLDERS.get(expected, _placeholder_of(field))}"
+    typed = _assignment(key, expected, values)
     if key in ("critic", "labeler") and isinstance(found, str):
         typed = f"engine@{key}={found}"  # both choose among the options of one group
     elif kind == "tuple_type":
-        typed = f"{key}=[{found}]" if isinstance(found, str | int | float) else f"{key}=[VALUE,…]"
+        typed = f"{key}={_list([found], field)}"
     elif kind == "too_long" and isinstance(found, list):
         typed = f"{key}=[{','.join(map(_plain, found[: detail['ctx']['max_length']]))}]"
     elif expected == "settings by name":
@@ -143,12 +187,49 @@ def _typed(key: str, listed: str, expected: str, detail: ErrorDetails, values: M
         typed = _quotable(listed, text if key == listed else "[" + text + "]") + ", with both kinds of quotes"
     elif kind == "literal_error" and (choice := re.match(r"Input should be '([^']+)'", detail["msg"])):
         typed = f"{listed}={choice[1]}"
-    elif key != listed:
-        placeholder, within = _PLACEHOLDERS.get(expected, "VALUE"), key.removeprefix(listed).split(".")[2:]
-        typed = f"{listed}=[{placeholder},…]"
-        if within:
-            typed = _quotable(listed, f"[{{{within[-1]}: {placeholder}, …}}]") + ", in quotes"
     return typed
+
+
+def _assignment(key: str, expected: str, values: Mapping[str, Any]) -> str:
+    """What to type for a setting: its default, or else a word for what is expected; a list is typed whole.
+
+    So are settings by name that are null by default, as `sft.lora.rank=16` is refused where `sft.lora` is null.
+    """
+    listed = _LISTED.split(key, maxsplit=1)[0]
+    placeholder = _PLACEHOLDERS.get(expected, "VALUE")
+    if within := key.removeprefix(listed).split(".")[2:]:
+        return _quotable(listed, f"[{{{within[-1]}: {placeholder}, …}}]") + ", in quotes"
+    if key != listed:
+        return f"{listed}=[{placeholder},…]"
+    field = _field(key, values)
+    value = _default(field) or _PLACEHOLDERS.get(expected, _placeholder_of(field))
+    above, _, name = key.rpartition(".")
+    owner = _field(above, values)
+    if owner is not None and owner.default is None:
+        return _quotable(above, f"{{{name}: {value}}}") + ", in quotes"
+    return f"{key}={value}"
+
+
+def _list(found: Sequence[object], field: FieldInfo | None) -> str:
+    """A list as it is typed that begins with what was found: `[0.4,VALUE]` where there have to be two."""
+    annotation = field.annotation if field else None
+    members = [each for each in (annotation, *get_args(annotation)) if get_origin(each) is tuple]
+    kinds = get_args(members[0]) if members else (Any, ...)
+    if kinds[-1] is not Ellipsis:
+        fitting = zip(found, kinds, strict=False)
+        items = [_plain(item) if _takes(kind, item) else "VALUE" for item, kind in fitting]
+        return f"[{','.join([*items, *['VALUE'] * (len(kinds) - len(items))])}]"
+    if all(_takes(kinds[0], item) for item in found):
+        return f"[{','.join(map(_plain, found))}]"
+    return "[VALUE,…]"
+
+
+def _takes(annotation: Any, value: object) -> bool:  # noqa: ANN401 - a type, as an annotation may have it
+    try:
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _quotable(key: str, value: str) -> str:
@@ -163,15 +244,17 @@ def _field(key: str, values: Mapping[str, Any]) -> FieldInfo | None:
     for name in key.split("."):
         kind = found.get("kind") if isinstance(found, dict) else None
         owners = [model for model in models if name in model.model_fields]
-        chosen = [
-            model for model in owners if "kind" in model.model_fields and model.model_fields["kind"].default == kind
-        ]
+        chosen = [model for model in owners if "kind" in model.model_fields and _kind(model) == kind]
         if not owners:
             return None
         field = (chosen or owners)[0].model_fields[name]
         models = models_in(field.annotation)
         found = found.get(name) if isinstance(found, dict) else None
     return field
+
+
+def _kind(model: type[BaseModel]) -> object:
+    return model.model_fields["kind"].default
 
 
 def _default(field: FieldInfo | None) -> str:
@@ -239,14 +322,17 @@ def no_option_line(overrides: Sequence[str]) -> str:
         group = key.lstrip("+~").partition("@")[0]
         if equals and not group:
             return f"{word}: names no setting; type KEY=VALUE, such as seed=1"
-        folder = shipped("conf") / group
-        if equals and folder.is_dir() and re.fullmatch(r"[-+.\w]+", value):
-            options = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-            return f"{word}: {value} is no option of '{group}'; the options are {options}"
+        if equals and (options := _options(group)) and re.fullmatch(r"[-+.\w]+", value):
+            return f"{word}: {value} is no option of '{group}'; the options are {', '.join(options)}"
         if equals and group in GROUPS:
             first = next(name for model in GROUPS[group].values() for name in model.model_fields)
             return f"{word}: '{group}' has no options; type one of its settings, as in {group}.{first}=VALUE"
     return f"{' '.join(overrides)}: an option must be a name, such as label=votes"
+
+
+def _options(group: str) -> list[str]:
+    """The presets of a group that are shipped, by name."""
+    return sorted(path.stem for path in (shipped("conf") / group).glob("*.yaml"))
 
 
 def refused_line(message: str) -> str:

@@ -38,7 +38,7 @@ TOO_LONG = "the question is longer than the labeler can read"
 class LabelerSettings(BaseModel):
     """How a labeler is asked."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     method: Literal["logprobs", "rationale", "score", "votes"] = "rationale"
     """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts."""

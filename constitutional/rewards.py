@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Turns = Sequence[Mapping[str, str]]
 """A conversation as chat templates take it."""
 RewardFunction = Callable[..., Sequence[float | None]]
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 REFUSAL_PHRASES = (
     "i can't help",
@@ -61,7 +60,7 @@ class Reward(NamedTuple):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class OnlineSettings(_Settings):
@@ -81,7 +80,7 @@ class RewardModelSettings(_Settings):
     """The run's reward model, or several."""
 
     kind: Literal["reward_model"] = "reward_model"
-    weight: Number = 1.0
+    weight: float = 1.0
     """Of a deviation of its scores on reference samples; 1 by default."""
     ensemble_k: float = Field(default=0.0, ge=0)
     """Deviations among several reward models that are taken off their mean; 0 by default."""
@@ -91,7 +90,7 @@ class ConstitutionSettings(_Settings):
     """The labeler's score, by every principle that it was found to understand."""
 
     kind: Literal["constitution"] = "constitution"
-    weight: Number = 1.0
+    weight: float = 1.0
     """Of the mean over the principles by their weights; scores go from -1 to 1. 1 by default."""
 
 
@@ -99,7 +98,7 @@ class LengthSettings(_Settings):
     """Words beyond a limit."""
 
     kind: Literal["length"] = "length"
-    weight: Number = -0.01
+    weight: float = -0.01
     """Of each word beyond the limit; -0.01 by default."""
     limit: int = Field(default=60, ge=0)
     """Words that cost nothing; 60 by default."""
@@ -109,7 +108,7 @@ class RefusalSettings(_Settings):
     """Whether a reply refuses, by a list of phrases: a rough rule."""
 
     kind: Literal["refusal"] = "refusal"
-    weight: Number = -1.0
+    weight: float = -1.0
     """Of a refusal; -1 by default."""
     phrases: tuple[str, ...] = REFUSAL_PHRASES
     """A reply with one of these among its first 40 words refuses, whatever its case."""
@@ -119,7 +118,7 @@ class QuestionsSettings(_Settings):
     """How many questions a reply asks."""
 
     kind: Literal["questions"] = "questions"
-    weight: Number = -0.1
+    weight: float = -0.1
     """Of each question; -0.1 by default."""
 
 
@@ -129,7 +128,7 @@ class PythonSettings(_Settings):
     kind: Literal["python"] = "python"
     function: str
     """"file.py:function" or "package.module:function"; it is called as TRL calls a reward function."""
-    weight: Number = 1.0
+    weight: float = 1.0
     """Of its number; 1 by default."""
 
     @field_validator("function")

@@ -26,8 +26,8 @@ from constitutional.stages import (
     sft,
 )
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+Weight = Annotated[float, Field(gt=0)]
 
 
 class ConstitutionSettings(BaseModel):

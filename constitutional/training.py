@@ -38,7 +38,7 @@ COMPLETE = "complete"
 class LoraSettings(BaseModel):
     """Low-rank adapters on every linear layer (Hu et al. 2021) in place of training all weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, ge=1)
     """Rank of the adapters; 16 by default."""
@@ -60,7 +60,7 @@ class Adapted(Protocol):
 class TrainingSettings(BaseModel):
     """What the three trainings have in common. The defaults suit a model of some million weights on a CPU."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     learning_rate: float = Field(gt=0)
     """Highest learning rate, after the warm-up (AdamW)."""

@@ -169,7 +169,10 @@ def test_mistakes_in_a_configuration_are_a_line_each_and_exit_code_2(
         ("model={", "model={: cannot be read; type KEY=VALUE, and quote what is no plain word: \"KEY='a {b'\""),
         ("label.=3", "label.=3: cannot be read; type KEY=VALUE, and quote what is no plain word: \"KEY='a {b'\""),
         ("+x=1", "x: there is no such setting; take it out, or see `constitutional config` for what there is"),
-        ("name=${x}", "Interpolation key 'x' not found"),
+        (
+            "name=${x}",
+            "name is \"${x}\", which stands for nothing (Interpolation key 'x' not found); type name=first",
+        ),
         ("model.path=", "model path is empty; name 'sandbox', a folder, or a model on the Hugging Face hub"),
     ],
 )

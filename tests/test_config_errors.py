@@ -1,8 +1,16 @@
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from typing import get_args
+
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from constitutional.config import compose
 from constitutional.config_errors import unknown_option_line
 from constitutional.errors import ConfigurationError, UsageError
+from constitutional.run_config import GROUPS
 
 WRONG = {
     "name=3": "name is 3, but should be a text; type \"name='3'\", with both kinds of quotes",
@@ -45,6 +53,141 @@ def test_every_wrong_type_says_what_was_found_what_was_expected_and_what_to_type
     weight = "constitution.weights.kind is 0, but should be more than 0; type constitution.weights.kind=VALUE"
     lines.insert(7, weight)
     assert said(*WRONG) == lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line", "filled_in"),
+    [
+        (["sft.epochs=inf"], "sft.epochs is Infinity, but should be a finite number; type sft.epochs=3", ""),
+        (
+            ["algorithm=ppo", "algorithm.kl_coef=nan"],
+            "algorithm.kl_coef is NaN, but should be a finite number; type algorithm.kl_coef=0.05",
+            "",
+        ),
+        # Not `sft.lora.rank=16`, which is refused where sft.lora is null.
+        (
+            ["sft.lora={rank: 0}"],
+            'sft.lora.rank is 0, but should be at least 1; type "sft.lora={rank: 16}", in quotes',
+            "",
+        ),
+        (
+            ["algorithm.lora={rank: true}"],
+            'algorithm.lora.rank is true, but should be a whole number; type "algorithm.lora={rank: 16}", in quotes',
+            "",
+        ),
+        (
+            ["critic.template={thinking: [1]}"],
+            (
+                "critic.template.thinking is [1], but should be true or false, a whole number, a number or a text; "
+                'type "critic.template={thinking: VALUE}", in quotes'
+            ),
+            "false",
+        ),
+        (
+            ["mix.margin=0", "label.clamp=0.4"],
+            "label.clamp is 0.4, but should be a list; type label.clamp=[0.4,VALUE]",
+            "0.6",
+        ),
+        (
+            ["model.template={limit: inf}"],
+            (
+                "model.template.limit is Infinity, but should be true or false, a finite number or a text; "
+                "type model.template.limit=VALUE"
+            ),
+            "3",
+        ),
+        (["label.clamp=low"], 'label.clamp is "low", but should be a list; type label.clamp=[VALUE,VALUE]', None),
+        (
+            ["mix.strengths=[0.6,0.7]"],  # said once, though two are missing
+            "mix.strengths is [0.6, 0.7], which is too short; type mix.strengths=[0.6,0.7,VALUE,VALUE]",
+            None,
+        ),
+        (
+            ["mix.strengths=[0.6,0.7,0.8]"],
+            "mix.strengths is [0.6, 0.7, 0.8], which is too short; type mix.strengths=[0.6,0.7,0.8,VALUE]",
+            "0.9",
+        ),
+        (
+            ["constitution.only=calm"],
+            'constitution.only is "calm", but should be a list; type constitution.only=[calm]',
+            "",
+        ),
+        (
+            ["constitution.only=3"],  # not [3], which is no text
+            "constitution.only is 3, but should be a list; type constitution.only=[VALUE,…]",
+            None,
+        ),
+        (
+            ["sft.epochs=${nope}"],
+            (
+                "sft.epochs is \"${nope}\", which stands for nothing (Interpolation key 'nope' not found); "
+                "type sft.epochs=3"
+            ),
+            "",
+        ),
+        (
+            ["constitution.without=[a,'${nope}']"],
+            (
+                "constitution.without.1 is \"${nope}\", which stands for nothing (Interpolation key 'nope' not found); "
+                "type constitution.without=[VALUE,…]"
+            ),
+            None,
+        ),
+        (
+            ["algorithm.kind=ppo"],
+            'algorithm.kind is "ppo", but the settings beside it are those of algorithm=dpo; type algorithm=ppo',
+            "",
+        ),
+        (
+            ["algorithm={kind:grpo}"],  # which has all settings of DPO, and would take their values for its own
+            'algorithm.kind is "grpo", but the settings beside it are those of algorithm=dpo; type algorithm=grpo',
+            "",
+        ),
+        (
+            ["algorithm=ppo_adapter", "algorithm.kind=rloo"],
+            'algorithm.kind is "rloo", but the settings beside it are those of algorithm=ppo; type algorithm=rloo',
+            "",
+        ),
+    ],
+)
+def test_what_is_advised_is_taken(overrides: list[str], line: str, filled_in: str | None) -> None:
+    """Where there is a word for the reader to fill in, with a value that suits; None where no value alone would."""
+    assert said(*overrides) == [line]
+    if filled_in is not None:
+        advised = line.partition("; type ")[2].removesuffix(", in quotes").replace("VALUE", filled_in)
+        compose([*overrides[:-1], *shlex.split(advised)])
+
+
+def models_of(annotation: object) -> Iterator[type[BaseModel]]:
+    """The settings models in a type, and those in their fields."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models_of(field.annotation)
+    for part in get_args(annotation):
+        yield from models_of(part)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_setting_takes_a_number_that_is_not_finite(value: float) -> None:
+    def refuses(model: type[BaseModel], name: str) -> bool:
+        for given in (value, [value] * 2, [value] * 4, {"a": value}):  # one of them is as the setting is made
+            try:
+                model.model_validate({name: given})
+            except ValidationError as error:
+                if any(each["loc"][:1] == (name,) and each["type"] == "finite_number" for each in error.errors()):
+                    return True
+        return False
+
+    models = {each for options in GROUPS.values() for option in options.values() for each in models_of(option)}
+    fields = [
+        (model, name)
+        for model in models
+        for name, field in model.model_fields.items()
+        if re.search(r"\bfloat\b", str(field.annotation)) and not any(models_of(field.annotation))
+    ]
+    assert len(fields) > 50  # all are looked at
+    assert [f"{model.__qualname__}.{name}" for model, name in fields if not refuses(model, name)] == []
 
 
 def test_what_is_wrong_within_a_list_says_how_the_list_is_typed() -> None:
@@ -174,11 +317,38 @@ def test_wrong_values_are_a_line_each_with_what_to_type(overrides: list[str], li
 
 def test_a_setting_that_a_swapped_option_left_behind_is_named() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        compose(["prompts.kind=file", "+prompts.path=p"])
+        compose(["prompts=file", "prompts.path=p", "+prompts.train=3"])
     notes = [str(caught.value), *getattr(caught.value, "__notes__", [])]
     assert notes == [
         "prompts.train: there is no such setting; take it out, or see `constitutional config` for what there is"
     ]
+
+
+def test_a_kind_of_another_option_is_all_that_is_said_of_it() -> None:
+    line = 'prompts.kind is "file", but the settings beside it are those of prompts=sandbox; type prompts=file'
+    assert said("prompts.kind=file") == said("prompts.kind=file", "+prompts.path=p") == [line]
+    assert compose(["algorithm=ppo", "algorithm.kind=ppo"]).algorithm.kind == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        (
+            "~sft",
+            (
+                "sft has no settings; leave ~sft out, or type sft=OPTION in its place; "
+                "the options are bai2022, lee2023, sandbox"
+            ),
+        ),
+        ("~report", "report has no settings; leave ~report out"),
+        (
+            "~algorithm.kind",
+            "algorithm has no kind; leave ~algorithm.kind out, and choose an option, such as algorithm=dpo",
+        ),
+    ],
+)
+def test_what_was_taken_out_says_how_it_comes_back(override: str, line: str) -> None:
+    assert said(override) == [line]
 
 
 @pytest.mark.parametrize(

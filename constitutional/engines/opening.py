@@ -38,7 +38,7 @@ ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 class ModelSettings(BaseModel):
     """The model that is trained, and that answers in every role that names no other."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     path: str = SANDBOX
     """`sandbox`, a folder with a transformers causal model and a chat template, or a name on the Hugging Face hub."""
@@ -63,7 +63,7 @@ class ModelSettings(BaseModel):
 class LocalSettings(BaseModel):
     """A transformers model in this process; whatever is null is as for the model that is trained."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     kind: Literal["local"] = "local"
     path: str | None = None

@@ -23,6 +23,13 @@ def cautions(run: RunReport) -> Iterator[str]:
     misunderstood = run.notes.get("evaluate", {}).get("misunderstood", ())
     for sentence in misunderstood if isinstance(misunderstood, list | tuple) else ():
         yield f"The critic takes a principle for another than its author meant. {sentence}"
+    guessed = run.notes.get("evaluate", {}).get("guessed", ())
+    if guessed and isinstance(guessed, list | tuple):
+        yield (
+            "What is wanted of a trait is a guess where a principle has no tags that say it, and it goes "
+            f"wrong where the critic misreads it: {' '.join(map(str, guessed))} Tags such as [flattery, avoid] settle "
+            "it."
+        )
     yield from _labeler_cautions(run.labeler.principles if run.labeler else ())
     yield from _undecided_cautions(run.notes)
     if run.targets and 2 * (weak := _below(run.targets, WEAK)) > (total := sum(run.targets.counts)):

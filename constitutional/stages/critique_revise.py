@@ -31,7 +31,7 @@ TOGETHER = 256
 class Settings(BaseModel):
     """How drafts are made and revised."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     rounds: int = Field(default=2, ge=0, le=8)
     """Critiques and revisions of one draft; 0 keeps the draft."""

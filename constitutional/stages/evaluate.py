@@ -39,7 +39,7 @@ Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]
 class Settings(BaseModel):
     """What is measured, and on how much."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     prompts: int = Field(default=300, ge=2)
     """Most held-out prompts that the models answer, once each; 300 by default."""
@@ -250,6 +250,8 @@ class Wanted(NamedTuple):
     """By measure; a trait of which two principles want opposites has none."""
     misunderstood: list[str]
     """For each principle whose tags say one thing and whose words the critic takes for another: a sentence on it."""
+    guessed: list[str]
+    """For each principle without such tags what the critic takes it for, on which its direction rests."""
 
 
 def wanted_directions(constitution: "Constitution", critic: Engine, templates: "Prompts") -> Wanted:
@@ -264,17 +266,22 @@ def wanted_directions(constitution: "Constitution", critic: Engine, templates: "
     sampling = Sampling(temperature=0.0, max_tokens=64)
     restated = critic.complete([Request((question,), sampling) for question in questions])
     wanted: defaultdict[str, set[str]] = defaultdict(set)
-    misunderstood = []
+    misunderstood, guessed = [], []
     for principle, reply in zip(constitution.principles, restated, strict=True):
         understood = meanings.get(reply.text.strip())
         tagged = [(trait, way) for trait, way in teacher.FAMILIES if {trait, way} <= set(principle.tags)]
         meant = tagged[0] if len(tagged) == 1 else understood
+        if meant and len(tagged) != 1:
+            guessed.append(f"{principle.id}: {reply.text.strip()}")
         if meant:
             wanted[f"trait_rate/{meant[0]}"].add(meant[1])
         if meant != understood:
             misunderstood.append(f"{principle.id}: {reply.text.strip()} Its tags say: {', '.join(principle.tags)}.")
     directions = {name: its.pop() for name, its in wanted.items() if len(its) == 1}
-    return Wanted({name: "lower" if way == "avoid" else "higher" for name, way in directions.items()}, misunderstood)
+    ways: dict[str, Literal["higher", "lower"]] = {
+        name: "lower" if way == "avoid" else "higher" for name, way in directions.items()
+    }
+    return Wanted(ways, misunderstood, guessed)
 
 
 def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, work: Work) -> Iterator[Score]:
@@ -328,6 +335,7 @@ def run(settings: Settings, work: Work, judge: Judge | None = None) -> None:
             wanted = wanted_directions(work.constitution, work.engine("critic"), work.prompts)
             work.note("wanted", wanted.directions)
             work.note("misunderstood", wanted.misunderstood)
+            work.note("guessed", wanted.guessed)
     work.write("samples", samples)
     work.write("scores", scores)
     work.note("counts", {"held-out prompts": len(prompts), **problems})

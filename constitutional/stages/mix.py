@@ -36,7 +36,7 @@ class NoPreferenceError(ConfigurationError):
 class Settings(BaseModel):
     """How preferences are put together."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     margin: float = Field(default=0.0, ge=0, lt=0.5)
     """An AI judgement less than this far from 0.5 is undecided and left out; exactly 0.5 always is."""

@@ -69,7 +69,7 @@ KEPT = ("available", "used", "preferences held out", "preferences in", "overridd
 class Settings(BaseModel):
     """What the report shows of what there is too much of."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     revision_examples: int = Field(default=6, ge=0, le=200)
     """Drafts shown with their critiques and revisions, principle by principle; 6 by default."""

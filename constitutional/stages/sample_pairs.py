@@ -23,7 +23,7 @@ TOGETHER = 256
 class Settings(BaseModel):
     """How responses are drawn and paired."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     samples: int = Field(default=2, ge=2, le=64)
     """Responses drawn for each prompt."""

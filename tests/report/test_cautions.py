@@ -139,6 +139,16 @@ def test_a_principle_that_the_critic_misunderstands_is_said_before_all_else() ->
     assert next(iter(cautions(run))) == f"The critic takes a principle for another than its author meant. {said}"
 
 
+def test_a_direction_that_rests_on_a_guess_is_said() -> None:
+    said = "plain: The principle asks to include flattery."
+    (caution,) = cautions(empty_run().model_copy(update={"notes": {"evaluate": {"guessed": [said]}}}))
+    assert caution == (
+        "What is wanted of a trait is a guess where a principle has no tags that say it, and it goes wrong where the "
+        f"critic misreads it: {said} Tags such as [flattery, avoid] settle it."
+    )
+    assert list(cautions(empty_run().model_copy(update={"notes": {"evaluate": {"guessed": []}}}))) == []
+
+
 def test_an_accuracy_that_is_above_chance_but_hardly_known_is_a_reason_for_doubt() -> None:
     def said(right: int, n: int) -> list[str]:
         reward = RewardQuality.model_validate({"accuracy": {"ai": Share.of(right, n)}})
