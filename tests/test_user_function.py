@@ -33,9 +33,7 @@ def test_a_function_that_cannot_be_called_so_is_refused_before_it_is(
     written: Callable[[str], Path], taken: str
 ) -> None:
     path = written(f"\n\ndef words({taken}):\n    return [0.0]\n")
-    with pytest.raises(
-        InputError, match=r"mine\.py:3: .*'words' is called with prompts=….*write def words\(prompts"
-    ):
+    with pytest.raises(InputError, match=r"mine\.py:3: .*'words' is called with prompts=….*write def words\(prompts"):
         load_function(f"{path}:words")
 
 
