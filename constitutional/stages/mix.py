@@ -134,7 +134,8 @@ def mix(
     if not sum(amounts):
         came_in = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no comparison"
         lower = "mix.margin or mix.held_out_share" if preferences else "mix.margin"
-        advice = f"look at the labeler with `constitutional check`, or lower {lower}"
+        weak = ", which trains on what it hardly prefers" if counts["comparisons undecided"] else ""
+        advice = f"look at the labeler with `constitutional check`, or lower {lower}{weak}"
         raise NoPreferenceError(f"There is no preference to train on (there came in: {came_in}); {advice}")
     counts["preferences in train"] = _count(preferences, "train")
     counts["preferences in held_out"] = _count(preferences, "held_out")

@@ -386,6 +386,8 @@ def test_where_all_are_held_out_there_is_nothing_to_train_on() -> None:
         NoPreferenceError, match=r"2 AI preferences held out.*lower mix\.margin or mix\.held_out_share$"
     ):
         mixed([(compared(text), 0.9) for text in "24"], settings=settings)
+    with pytest.raises(NoPreferenceError, match=r"lower mix\.margin, which trains on what it hardly prefers$"):
+        mixed([(compared(text), 0.6) for text in "24"], settings=Settings(margin=0.2, held_out_share=0))
     of_people = settings.model_copy(update={"human_share": 0.5})
     with pytest.raises(ConfigurationError, match=r"none to train on \(those held out do not count\)"):
         mixed([(compared("0"), 0.9)], people=[human("2")], settings=of_people)
