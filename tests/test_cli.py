@@ -4,7 +4,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -15,18 +14,7 @@ from constitutional import __version__, cli
 from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.errors import ModelError
 from constitutional.sandbox.understand import in_capitals
-
-
-@dataclass
-class FakeUnderstanding:
-    text: str
-    trait: str = "sycophantic_agreement"
-    direction: str = "avoid"
-    restated: str = "Avoid agreeing with what is wrong."
-    probability: float = 0.987
-    runner_up: str = "avoid flattery"
-    runner_up_probability: float = 0.009
-    unknown_words: list[str] = field(default_factory=list)
+from tests.understood import FakeUnderstanding
 
 
 class FakeModel(ModuleType):

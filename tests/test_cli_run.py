@@ -1,6 +1,5 @@
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -10,18 +9,7 @@ from constitutional import cli
 from constitutional.config import RunConfig, compose
 from constitutional.errors import ModelError
 from constitutional.manifest import Manifest
-
-
-@dataclass
-class FakeUnderstanding:
-    text: str
-    trait: str = "sycophantic_agreement"
-    direction: str = "avoid"
-    restated: str = "Avoid agreeing with what is wrong."
-    probability: float = 0.987
-    runner_up: str = "avoid flattery"
-    runner_up_probability: float = 0.009
-    unknown_words: list[str] = field(default_factory=list)
+from tests.understood import FakeUnderstanding
 
 
 class FakeStore:
