@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from constitutional.config import RunConfig, compose
-    from constitutional.constitution import Constitution, Principle
-    from constitutional.constitution_file import load_constitution
-    from constitutional.engines.opening import open_engine
-    from constitutional.prompts import load_prompts
-    from constitutional.records import (
+    from constitutional.base.records import (
         Comparison,
         Judgement,
         Message,
@@ -26,7 +21,12 @@ if TYPE_CHECKING:
         RevisionStep,
         Verdict,
     )
-    from constitutional.runner import load_run, run
+    from constitutional.base.templates import load_prompts
+    from constitutional.constitution.constitution import Constitution, Principle
+    from constitutional.constitution.file import load_constitution
+    from constitutional.engines.models import open_engine
+    from constitutional.runs.compose import RunConfig, compose
+    from constitutional.runs.runner import load_run, run
     from constitutional.stages.critique_revise import critique_revise
     from constitutional.stages.label import label
     from constitutional.stages.mix import mix
@@ -58,16 +58,16 @@ __all__ = [
 
 _RECORDS = "Comparison Judgement Message Preference Prompt Reading Revision RevisionStep Verdict".split()
 _HOMES = {
-    **dict.fromkeys(_RECORDS, "records"),
-    **dict.fromkeys(("Constitution", "Principle"), "constitution"),
-    **dict.fromkeys(("RunConfig", "compose"), "config"),
-    **dict.fromkeys(("load_run", "run"), "runner"),
+    **dict.fromkeys(_RECORDS, "base.records"),
+    **dict.fromkeys(("Constitution", "Principle"), "constitution.constitution"),
+    **dict.fromkeys(("RunConfig", "compose"), "runs.compose"),
+    **dict.fromkeys(("load_run", "run"), "runs.runner"),
     "critique_revise": "stages.critique_revise",
     "label": "stages.label",
-    "load_constitution": "constitution_file",
-    "load_prompts": "prompts",
+    "load_constitution": "constitution.file",
+    "load_prompts": "base.templates",
     "mix": "stages.mix",
-    "open_engine": "engines.opening",
+    "open_engine": "engines.models",
 }
 """The module that each public name is loaded from (PEP 562)."""
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from constitutional.cli import main
+from constitutional.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -33,23 +33,23 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
-from constitutional import show
-from constitutional.cli import INTERRUPTED
-from constitutional.config import DpoSettings, RunConfig, SandboxPrompts, compose
-from constitutional.constitution_file import find_constitution, read_constitution
-from constitutional.errors import ConstitutionalError, InputError, UsageError
-from constitutional.files import atomic_write
-from constitutional.pipeline import Stage, stages_of
-from constitutional.progress import clock
-from constitutional.prompt_set import sandbox_prompt
-from constitutional.runner import run, selected
+from constitutional.base.errors import ConstitutionalError, InputError, UsageError
+from constitutional.base.files import atomic_write
+from constitutional.base.progress import clock
+from constitutional.base.stats import paired_interval, wilson
+from constitutional.cli import show
+from constitutional.cli.main import INTERRUPTED
+from constitutional.constitution.file import find_constitution, read_constitution
+from constitutional.data.prompts import sandbox_prompt
+from constitutional.runs.compose import DpoSettings, RunConfig, SandboxPrompts, compose
+from constitutional.runs.pipeline import Stage, stages_of
+from constitutional.runs.runner import run, selected
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
+from constitutional.stages.context import Work
 from constitutional.stages.evaluate import MODELS, Sample
 from constitutional.stages.mix import NoPreferenceError
-from constitutional.stats import paired_interval, wilson
-from constitutional.work import Work
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least
 STILL: Final = 0.10  # what a trait that a constitution does not speak of may move by, at most

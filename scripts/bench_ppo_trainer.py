@@ -223,8 +223,8 @@ def train_ours(sizes: Sizes, folder: str) -> dict[str, Any]:
     import torch
     import transformers  # noqa: F401
 
-    from constitutional.ppo import PPOTrainer
-    from constitutional.ppo_config import PPOConfig
+    from constitutional.training.ppo.settings import PPOConfig
+    from constitutional.training.ppo.trainer import PPOTrainer
 
     gpu = torch.cuda.is_available()
     before, ends, cpu_ends, tokens = memory_mib(), list[float](), list[float](), list[int]()

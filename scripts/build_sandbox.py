@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from constitutional.prompts import load_prompts
+from constitutional.base.templates import load_prompts
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.corpus import template_texts
 from constitutional.sandbox.evaluate import Evaluation, table

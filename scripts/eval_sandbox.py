@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from constitutional.engines.opening import model_folder
-from constitutional.errors import ConfigurationError, ConstitutionalError, InputError, UsageError
-from constitutional.prompts import load_prompts
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError
+from constitutional.base.templates import load_prompts
+from constitutional.engines.models import model_folder
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.evaluate import Evaluation, Measure, Wording, as_wording, table
 from constitutional.sandbox.teacher import FAMILIES

@@ -5,7 +5,7 @@ TRL dropped PPO in 1.13, so this runs in an environment beside the project's:
     python3.11 -m venv trl112
     trl112/bin/pip install torch==2.13.0
     trl112/bin/pip install trl==1.12.0 transformers==5.17.0 accelerate==1.15.0 datasets==5.2.0
-    trl112/bin/python scripts/golden_trl.py tests/data/trl_golden.json
+    trl112/bin/python scripts/golden_trl.py tests/training/ppo/trl_golden.json
 
 TRL's own `PPOTrainer.train` runs on a tiny Llama, whose weights follow from a formula, as the replies do: how they are
 drawn is all that is replaced. The numbers are those of train's own variables, looked at when it takes the means of a

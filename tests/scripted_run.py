@@ -7,15 +7,15 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from constitutional.config import RunConfig, compose
+from constitutional.base.progress import Progress
+from constitutional.base.records import Preference, Revision
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.opening import ModelSettings
-from constitutional.pipeline import STAGES, Stage
-from constitutional.progress import Progress
-from constitutional.records import Preference, Revision
-from constitutional.runner import run
-from constitutional.store import RunStore
-from constitutional.work import Work
+from constitutional.engines.models import ModelSettings
+from constitutional.runs.compose import RunConfig, compose
+from constitutional.runs.folder import RunStore
+from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.runner import run
+from constitutional.stages.context import Work
 
 BATCH = 4
 PRINCIPLES = {"calm": "Stay calm.", "brief": "Be brief.", "kind": "Be kind.", "honest": "Be honest."}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from constitutional.config import compose
+from constitutional.runs.compose import compose
 from constitutional.sandbox import MODEL_FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def test_the_example_of_ppo_runs_as_it_stands_with_fewer_episodes(
     assert any(not torch.equal(was[name].float(), now[name].float()) for name in now)
 
 
-def test_every_file_of_the_tree_exists() -> None:
+def test_the_file_tree_shows_every_room_and_nothing_that_is_not_there() -> None:
     tree = README.split("## The files, in running order")[1]
     inside = False
     named = []
@@ -60,9 +60,10 @@ def test_every_file_of_the_tree_exists() -> None:
             named += [folder / name for name in names]
             if names == ["constitutional/"]:
                 inside = True
-    assert len(named) > 20
-    missing = [path for path in named if not path.exists() and not (path.parent / "stages" / path.name).exists()]
-    assert missing == []
+    assert [path for path in named if not path.exists()] == []
+    rooms = {path.parent for path in (ROOT / "constitutional").glob("*/__init__.py")}
+    assert len(rooms) == 10
+    assert rooms <= set(named)
 
 
 def overrides() -> list[list[str]]:

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from constitutional.engines.opening import ModelSettings
-from constitutional.records import Record
+from constitutional.base.records import Record
+from constitutional.engines.models import ModelSettings
 from constitutional.sandbox.tokenizer import build_tokenizer
 
 R = TypeVar("R", bound=Record)

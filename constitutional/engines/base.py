@@ -8,8 +8,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
-from constitutional.errors import ModelError
-from constitutional.records import Message
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Message
 
 
 class Sampling(NamedTuple):

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Message
 from constitutional.engines.base import TooLongError
-from constitutional.errors import ModelError
-from constitutional.records import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Message
 from constitutional.engines.chat import ChatTokens, plain
-from constitutional.errors import ModelError
-from constitutional.records import Message
 
 if TYPE_CHECKING:
     import torch

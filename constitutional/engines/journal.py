@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from constitutional.base.errors import ModelError, RunError
 from constitutional.engines.base import Completion, Engine, Request
-from constitutional.errors import ModelError, RunError
 
 FORMAT: Final = 1
 """Kept in the file as SQLite's `user_version`, to be raised when the table or the key changes."""

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.chat import Arguments, ChatTokens, check_length, context_length, load_tokenizer
-from constitutional.errors import ModelError
-from constitutional.records import Message
 
 if TYPE_CHECKING:
     import torch

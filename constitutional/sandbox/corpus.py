@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from constitutional.prompts import Prompts, load_prompts
-from constitutional.records import Message
+from constitutional.base.records import Message
+from constitutional.base.templates import Prompts, load_prompts
 from constitutional.sandbox import principles, teacher
 from constitutional.sandbox.packing import Conversation, Rows, Turn, pack
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
+from constitutional.base.records import Message
+from constitutional.base.stats import Interval, bootstrap_mean, wilson
+from constitutional.base.templates import Prompts
 from constitutional.engines.base import Completion, Engine, Request, Sampling
-from constitutional.prompts import Prompts
-from constitutional.records import Message
 from constitutional.sandbox import principles, teacher
 from constitutional.sandbox.corpus import Family, draw_pair
 from constitutional.sandbox.detect import detect
@@ -28,7 +29,6 @@ from constitutional.sandbox.world import (
     traits_of,
     uniform_traits,
 )
-from constitutional.stats import Interval, bootstrap_mean, wilson
 
 GREEDY = Sampling(temperature=0.0, max_tokens=220)
 FREE = Sampling(temperature=1.0, max_tokens=220)

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from constitutional.base.records import Message
+from constitutional.base.templates import Prompts, load_prompts
 from constitutional.engines.base import Engine, Request
-from constitutional.prompts import Prompts, load_prompts
-from constitutional.records import Message
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.principles import known_words
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, restate

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from constitutional.records import Message
+from constitutional.base.records import Message
 from constitutional.sandbox.topics import Kind, Topic, draw_topic, sentences
 
 TRAITS = (

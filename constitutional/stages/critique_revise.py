@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from constitutional.constitution import Constitution, Principle
+from constitutional.base.errors import InputError
+from constitutional.base.records import Message, Prompt, Revision, RevisionStep
+from constitutional.base.templates import Prompts, load_prompts
+from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
-from constitutional.errors import InputError
-from constitutional.prompts import Prompts, load_prompts
-from constitutional.records import Message, Prompt, Revision, RevisionStep
-from constitutional.work import Work
+from constitutional.stages.context import Work
 
 T = TypeVar("T")
 

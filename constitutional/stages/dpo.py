@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from constitutional.base.errors import RunError
+from constitutional.base.records import Preference
 from constitutional.engines.chat import Tokenizer
-from constitutional.errors import RunError
-from constitutional.records import Preference
-from constitutional.saving import save_model
-from constitutional.training import (
+from constitutional.stages.context import Work
+from constitutional.training.rows import Row, dataset, fitting, preference_rows
+from constitutional.training.saving import save_model
+from constitutional.training.trl import (
     SoftTargets,
     TrainingSettings,
     fit,
@@ -30,8 +32,6 @@ from constitutional.training import (
     soft_correction,
     trl_arguments,
 )
-from constitutional.training_rows import Row, dataset, fitting, preference_rows
-from constitutional.work import Work
 
 if TYPE_CHECKING:
     import torch

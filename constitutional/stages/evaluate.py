@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
+from constitutional.base.stats import Interval, distinct_ngrams, weighted_mean, win_rate
+from constitutional.data.prompts import SANDBOX, sandbox_prompt
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.engines.divergence import Reply, divergences
-from constitutional.prompt_set import SANDBOX, sandbox_prompt
-from constitutional.records import Comparison, Judgement, Message, Prompt, Record
-from constitutional.rewards import REFUSAL_PHRASES, refuses
+from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
-from constitutional.scores import CONTESTS, Score, mean, means, rates, score
-from constitutional.stats import Interval, distinct_ngrams, weighted_mean, win_rate
-from constitutional.work import Work
+from constitutional.stages.context import Work
+from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
 if TYPE_CHECKING:
-    from constitutional.constitution import Constitution
-    from constitutional.prompts import Prompts
+    from constitutional.base.templates import Prompts
+    from constitutional.constitution.constitution import Constitution
 
 MODELS: Final = ("base", "sft_model", "policy")
 Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]

@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from constitutional import rewards
+from constitutional.base.errors import RunError
+from constitutional.base.files import atomic_write, read_rows, write_rows
+from constitutional.base.records import Prompt, Rollout
 from constitutional.engines.chat import Tokenizer
-from constitutional.errors import RunError
-from constitutional.files import atomic_write, read_rows, write_rows
-from constitutional.preflight import end_tokens
-from constitutional.records import Prompt, Rollout
-from constitutional.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
-from constitutional.saving import save_model
-from constitutional.training import (
+from constitutional.stages.context import Work
+from constitutional.training import rewards
+from constitutional.training.preflight import end_tokens
+from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
+from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
+from constitutional.training.saving import save_model
+from constitutional.training.trl import (
     TrainingSettings,
     fit,
     load_policy,
@@ -36,17 +38,15 @@ from constitutional.training import (
     stage_seed,
     trl_arguments,
 )
-from constitutional.training_rows import Row, chat, dataset, plain_messages, token_ids
-from constitutional.user_function import source_of
-from constitutional.work import Work
+from constitutional.training.user_function import source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.rloo_trainer import RLOOTrainer
 
-    from constitutional.constitution import Constitution
-    from constitutional.labeler import LabelerSettings
+    from constitutional.constitution.constitution import Constitution
+    from constitutional.judging.labeler import LabelerSettings
 
 LOG = "training_log.jsonl"
 
@@ -192,7 +192,7 @@ def rewards_of(settings: Settings, work: Work, judge: Judge | None) -> list[Rewa
         if isinstance(each, rewards.RewardModelSettings):
             found.append(rewards.reward_model(_members(work.model("reward_model")), each))
         elif isinstance(each, rewards.ConstitutionSettings):
-            from constitutional.labeler import Labeler
+            from constitutional.judging.labeler import Labeler
 
             assert judge is not None
             labeler = Labeler(work.engine("labeler"), work.prompts, judge.labeler, work.seed)
@@ -206,7 +206,7 @@ def rewards_of(settings: Settings, work: Work, judge: Judge | None) -> list[Rewa
 def _members(folder: Path) -> Sequence[rewards.Scorer]:
     import torch
 
-    from constitutional.ppo_rollout import load_reward_models
+    from constitutional.training.ppo.rollout import load_reward_models
 
     return load_reward_models(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -16,14 +16,14 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from constitutional.constitution import Constitution, Example, Principle
+from constitutional.base.errors import RunError
+from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
+from constitutional.base.stats import Interval, calibration_error, weighted_mean, wilson
+from constitutional.base.templates import Prompts, load_prompts
+from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
-from constitutional.errors import RunError
-from constitutional.labeler import ORDERS, TOO_LONG, Ask, Labeler, LabelerSettings
-from constitutional.prompts import Prompts, load_prompts
-from constitutional.records import Comparison, Judgement, Message, Prompt, Record
-from constitutional.stats import Interval, calibration_error, weighted_mean, wilson
-from constitutional.work import Work
+from constitutional.judging.labeler import ORDERS, TOO_LONG, Ask, Labeler, LabelerSettings
+from constitutional.stages.context import Work
 
 TOGETHER = 256
 """Comparisons that are asked about side by side, so that the engine can batch them."""

@@ -17,12 +17,12 @@ from typing import Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from constitutional.errors import ConfigurationError
-from constitutional.human import read_comparisons, read_verdicts
-from constitutional.prompt_set import conversation_of
-from constitutional.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
-from constitutional.stats import weighted_mean
-from constitutional.work import Work
+from constitutional.base.errors import ConfigurationError
+from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
+from constitutional.base.stats import weighted_mean
+from constitutional.data.comparisons import read_comparisons, read_verdicts
+from constitutional.data.prompts import conversation_of
+from constitutional.stages.context import Work
 
 MOST_HELD_OUT: Final = 500
 """Preferences of each source that are held out at most. An accuracy is then known to 4.4 points or better (Wilson's

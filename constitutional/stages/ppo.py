@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from constitutional.base.errors import RunError
+from constitutional.base.files import atomic_write
+from constitutional.base.records import Prompt, Rollout
 from constitutional.engines.chat import load_tokenizer
-from constitutional.errors import RunError
-from constitutional.files import atomic_write
-from constitutional.ppo_checkpoint import checkpoints, remove_checkpoint
-from constitutional.records import Prompt, Rollout
-from constitutional.rewards import OnlineSettings
-from constitutional.training import LoraSettings, lora_config, stage_seed
-from constitutional.training_rows import Row, chat, fitting
-from constitutional.work import Work
+from constitutional.stages.context import Work
+from constitutional.training.ppo.checkpoint import checkpoints, remove_checkpoint
+from constitutional.training.rewards import OnlineSettings
+from constitutional.training.rows import Row, chat, fitting
+from constitutional.training.trl import LoraSettings, lora_config, stage_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from constitutional.ppo import PPOTrainer
+    from constitutional.training.ppo.trainer import PPOTrainer
 
 LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 """As the trainer calls them."""
@@ -112,8 +112,8 @@ def make_trainer(
     """The trainer over these prompts, and rows for `ptx_coef`; checkpoints, log and samples go into a folder."""
     import torch
 
-    from constitutional.ppo import PPOTrainer
-    from constitutional.ppo_config import PPOConfig
+    from constitutional.training.ppo.settings import PPOConfig
+    from constitutional.training.ppo.trainer import PPOTrainer
 
     gpu = torch.cuda.is_available()
     of_same_name = set(PPOConfig.__dataclass_fields__) & set(Settings.model_fields)

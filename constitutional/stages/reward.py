@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
+from constitutional.base.errors import ModelError, RunError
+from constitutional.base.files import atomic_write
+from constitutional.base.records import Message, Preference
+from constitutional.base.stats import calibration_error, pearson, wilson
 from constitutional.engines.chat import Tokenizer
-from constitutional.errors import ModelError, RunError
-from constitutional.files import atomic_write
-from constitutional.preflight import preflight
-from constitutional.records import Message, Preference
-from constitutional.reward_model import NORMALISATION, load_reward_model, raw_scores
-from constitutional.saving import save_model
-from constitutional.stats import calibration_error, pearson, wilson
-from constitutional.training import (
+from constitutional.stages.context import Work
+from constitutional.training.preflight import preflight
+from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
+from constitutional.training.rows import Row, dataset, fitting, preference_rows
+from constitutional.training.saving import save_model
+from constitutional.training.trl import (
     SoftTargets,
     TrainingSettings,
     fit,
@@ -37,8 +39,6 @@ from constitutional.training import (
     stage_seed,
     trl_arguments,
 )
-from constitutional.training_rows import Row, dataset, fitting, preference_rows
-from constitutional.work import Work
 
 if TYPE_CHECKING:
     import torch

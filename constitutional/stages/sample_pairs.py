@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from constitutional.base.records import Comparison, Prompt
 from constitutional.engines.base import Engine, Request, Sampling, request_seed
-from constitutional.records import Comparison, Prompt
-from constitutional.work import Work
+from constitutional.stages.context import Work
 
 TOGETHER = 256
 """Prompts that are answered side by side, so that the engine can batch them."""

@@ -19,14 +19,21 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from constitutional.base.errors import InputError, RunError
+from constitutional.base.records import Message, Prompt, Revision
+from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer
-from constitutional.errors import InputError, RunError
-from constitutional.prompt_set import conversation_of
-from constitutional.records import Message, Prompt, Revision
-from constitutional.saving import save_model, write_model
-from constitutional.training import TrainingSettings, fit, load_policy, lora_config, remove_checkpoints, trl_arguments
-from constitutional.training_rows import Row, chat, dataset, fitting
-from constitutional.work import Work
+from constitutional.stages.context import Work
+from constitutional.training.rows import Row, chat, dataset, fitting
+from constitutional.training.saving import save_model, write_model
+from constitutional.training.trl import (
+    TrainingSettings,
+    fit,
+    load_policy,
+    lora_config,
+    remove_checkpoints,
+    trl_arguments,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,8 +1,8 @@
 from collections.abc import Sequence
 
+from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Engine, Request, TooLongError, complete_fitting
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.records import Message
 
 
 class ShortSighted(ScriptedEngine):

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from constitutional.base.records import Message
 from constitutional.engines.base import TooLongError
 from constitutional.engines.chat import ChatTokens, load_tokenizer, room_to_reply
-from constitutional.records import Message
 from tests.tiny import tiny_model
 
 QUESTION = (Message("user", "How do I plant a tree?"),)

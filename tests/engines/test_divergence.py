@@ -3,10 +3,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Message
 from constitutional.engines import divergence
 from constitutional.engines.divergence import Reply, divergences
-from constitutional.errors import ModelError
-from constitutional.records import Message
 
 torch = pytest.importorskip("torch")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from constitutional.base.errors import ModelError, RunError
+from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Sampling
 from constitutional.engines.journal import JournalEngine, key_of
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.errors import ModelError, RunError
-from constitutional.records import Message
 
 
 def ask(text: str, **changes: object) -> Request:
@@ -247,7 +247,7 @@ from pathlib import Path
 from constitutional.engines.base import Request
 from constitutional.engines.journal import JournalEngine
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.records import Message
+from constitutional.base.records import Message
 
 def rule(request):
     time.sleep(0.002)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Message
 from constitutional.engines.base import Request, Sampling
 from constitutional.engines.local import LocalEngine, load_model
-from constitutional.errors import ModelError
-from constitutional.records import Message
-from constitutional.reward_model import load_reward_model
+from constitutional.training.reward_model import load_reward_model
 from tests.tiny import tiny_model, without_padding
 
 torch = pytest.importorskip("torch")

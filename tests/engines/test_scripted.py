@@ -1,8 +1,8 @@
 import pytest
 
+from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Sampling
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.records import Message
 
 
 def ask(text: str, *, stop: tuple[str, ...] = (), choices: tuple[str, ...] = ()) -> Request:

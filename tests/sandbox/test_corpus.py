@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from constitutional.prompts import load_prompts
+from constitutional.base.templates import load_prompts
 from constitutional.sandbox import MODEL_FOLDER, principles
 from constitutional.sandbox.corpus import (
     WEIGHTS,

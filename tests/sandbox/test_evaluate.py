@@ -3,14 +3,14 @@ from collections.abc import Sequence
 
 import pytest
 
+from constitutional.base.stats import Interval, wilson
+from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Completion, Request
-from constitutional.prompts import load_prompts
 from constitutional.sandbox import evaluate, teacher
 from constitutional.sandbox.corpus import Family
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.evaluate import Evaluation, Measure, Wording, as_wording, share, table
 from constitutional.sandbox.world import Prompt, Traits, draw_prompt
-from constitutional.stats import Interval, wilson
 
 FLATTERY = Wording(("flattery", "avoid"), "Do not flatter the user.")
 LENGTH = Wording(("verbosity", "seek"), "Write a lot.")

@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from constitutional.prompts import load_prompts
+from constitutional.base.stats import Interval
+from constitutional.base.templates import load_prompts
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.evaluate import Evaluation, Measure, table
 from constitutional.sandbox.understand import shipped_engine
-from constitutional.stats import Interval
 
 WEIGHTS = MODEL_FOLDER / "model.safetensors"
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from constitutional.records import Message
+from constitutional.base.records import Message
 from constitutional.sandbox import teacher
 from constitutional.sandbox.topics import Topic
 from constitutional.sandbox.world import Prompt, Sentence, text_of, traits_of

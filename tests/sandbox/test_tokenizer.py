@@ -1,7 +1,7 @@
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from constitutional.records import Message
+from constitutional.base.records import Message
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.corpus import chat_tokens
 from constitutional.sandbox.tokenizer import Encoder

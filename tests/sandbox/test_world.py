@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from constitutional.records import Message
+from constitutional.base.records import Message
 from constitutional.sandbox import topics as topics_module
 from constitutional.sandbox.topics import KINDS, Kind, Topic, compose_topic, strange_topic, topics
 from constitutional.sandbox.world import (

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from constitutional import runner
-from constitutional.config import RunConfig
-from constitutional.errors import InputError
-from constitutional.pipeline import STAGES, Stage
-from constitutional.prompt_set import sandbox_prompt, sandbox_prompt_set
-from constitutional.records import Prompt
+from constitutional.base.errors import InputError
+from constitutional.base.records import Prompt
+from constitutional.data.prompts import sandbox_prompt, sandbox_prompt_set
+from constitutional.runs import runner
+from constitutional.runs.compose import RunConfig
+from constitutional.runs.folder import RunStore
+from constitutional.runs.pipeline import STAGES, Stage
 from constitutional.sandbox.teacher import Direction
 from constitutional.sandbox.world import TRAITS, Traits, compose, settle, text_of, uniform_traits
+from constitutional.stages.context import Work
 from constitutional.stages.evaluate import MODELS, Sample, trait_scores
 from constitutional.stages.mix import NoPreferenceError
-from constitutional.store import RunStore
-from constitutional.work import Work
 from scripts import bench_effect
 from scripts.bench_effect import (
     Check,

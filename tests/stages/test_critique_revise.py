@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from constitutional.constitution import Constitution, Example, Principle
+from constitutional.base.errors import InputError
+from constitutional.base.records import Message, Prompt, Revision, RevisionStep
+from constitutional.base.templates import load_prompts
+from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import Rule, ScriptedEngine
-from constitutional.errors import InputError
-from constitutional.prompts import load_prompts
-from constitutional.records import Message, Prompt, Revision, RevisionStep
 from constitutional.stages import critique_revise as stage
 from constitutional.stages.critique_revise import Settings, critique_revise, draft, last_sentence, revise
 

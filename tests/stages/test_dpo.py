@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
+from constitutional.base.errors import RunError
+from constitutional.base.files import digest_of
+from constitutional.base.records import Message, Preference, Prompt
 from constitutional.engines.local import load_model
-from constitutional.errors import RunError
-from constitutional.files import digest_of
-from constitutional.records import Message, Preference, Prompt
-from constitutional.saving import save_model
 from constitutional.stages.dpo import Settings, run, soft_dpo_trainer
-from constitutional.training import LoraSettings, fit, load_policy
-from constitutional.training_rows import preference_rows
+from constitutional.training.rows import preference_rows
+from constitutional.training.saving import save_model
+from constitutional.training.trl import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 

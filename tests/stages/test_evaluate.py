@@ -6,16 +6,18 @@ from typing import TypeVar, cast
 import pytest
 from pydantic import ValidationError
 
-from constitutional.constitution import Constitution, Principle
+from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record, Split
+from constitutional.base.stats import wilson
+from constitutional.base.templates import Prompts, load_prompts
+from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.data.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.engines.base import Completion, Engine, Request, TooLongError
-from constitutional.engines.opening import ModelSettings
+from constitutional.engines.models import ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.prompt_set import sandbox_prompt, sandbox_prompt_set
-from constitutional.prompts import Prompts, load_prompts
-from constitutional.records import Comparison, Judgement, Message, Prompt, Record, Split
+from constitutional.judging.scores import Score
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
-from constitutional.scores import Score
+from constitutional.stages.context import Work
 from constitutional.stages.evaluate import (
     Sample,
     Settings,
@@ -29,8 +31,6 @@ from constitutional.stages.evaluate import (
     wanted_directions,
     win_scores,
 )
-from constitutional.stats import wilson
-from constitutional.work import Work
 
 T = TypeVar("T")
 

@@ -7,28 +7,28 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from constitutional.config import compose, freeze
-from constitutional.constitution import Constitution, Principle
+from constitutional.base.errors import ConfigurationError, InputError, RunError
+from constitutional.base.files import digest_of
+from constitutional.base.records import Message, Prompt, Rollout
+from constitutional.base.templates import load_prompts
+from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.errors import ConfigurationError, InputError, RunError
-from constitutional.files import digest_of
-from constitutional.labeler import LabelerSettings
-from constitutional.pipeline import stages_of
-from constitutional.prompts import load_prompts
-from constitutional.records import Message, Prompt, Rollout
-from constitutional.reward_model import NORMALISATION, load_reward_model, score
-from constitutional.rewards import (
+from constitutional.judging.labeler import LabelerSettings
+from constitutional.runs.compose import compose, freeze
+from constitutional.runs.pipeline import stages_of
+from constitutional.runs.runner import fingerprint_of, ready
+from constitutional.stages import grpo
+from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
+from constitutional.training.reward_model import NORMALISATION, load_reward_model, score
+from constitutional.training.rewards import (
     ConstitutionSettings,
     LengthSettings,
     PythonSettings,
     QuestionsSettings,
     RewardModelSettings,
 )
-from constitutional.runner import fingerprint_of, ready
-from constitutional.stages import grpo
-from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
-from constitutional.training import LoraSettings
+from constitutional.training.trl import LoraSettings
 from tests.tiny import OneStage, tiny_model, tiny_tokenizer
 
 Settings = GrpoSettings | RlooSettings

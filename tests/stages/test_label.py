@@ -7,14 +7,14 @@ from typing import Any, Literal, TypeVar
 import pytest
 from pydantic import ValidationError
 
-from constitutional.constitution import Constitution, Example, Principle
+from constitutional.base.errors import ModelError, RunError
+from constitutional.base.records import Comparison, Judgement, Message, Prompt, Reading, Record
+from constitutional.base.templates import Prompts, load_prompts
+from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Completion, Request, TooLongError
-from constitutional.engines.opening import ModelSettings
+from constitutional.engines.models import ModelSettings
 from constitutional.engines.scripted import Rule, ScriptedEngine
-from constitutional.errors import ModelError, RunError
-from constitutional.labeler import CHOICES, ORDERS, SCORES, TOO_LONG, expected_score
-from constitutional.prompts import Prompts, load_prompts
-from constitutional.records import Comparison, Judgement, Message, Prompt, Reading, Record
+from constitutional.judging.labeler import CHOICES, ORDERS, SCORES, TOO_LONG, expected_score
 from constitutional.stages import label as stage
 from constitutional.stages.label import (
     Settings,

@@ -7,8 +7,8 @@ from typing import Literal, cast
 import pytest
 from pydantic import ValidationError
 
-from constitutional.errors import ConfigurationError
-from constitutional.records import (
+from constitutional.base.errors import ConfigurationError
+from constitutional.base.records import (
     Comparison,
     Judgement,
     Message,
@@ -18,8 +18,8 @@ from constitutional.records import (
     Record,
     Verdict,
 )
+from constitutional.stages.context import Work
 from constitutional.stages.mix import Amounts, Mixed, NoPreferenceError, Settings, amounts_of, mix, run
-from constitutional.work import Work
 
 ALL = Settings(held_out_share=0)
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
@@ -485,8 +485,8 @@ def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: P
 
 
 def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> None:
-    from constitutional.pipeline import STAGES
-    from constitutional.runner import fingerprint_of
+    from constitutional.runs.pipeline import STAGES
+    from constitutional.runs.runner import fingerprint_of
 
     stage = next(each for each in STAGES if each.name == "mix")
 

@@ -5,17 +5,17 @@ from typing import Any, TypeVar
 
 import pytest
 
-from constitutional.config import PpoSettings, compose
-from constitutional.errors import ModelError, RunError
-from constitutional.files import digest_of
-from constitutional.pipeline import Ppo, stages_of, train_ppo
-from constitutional.records import Message, Prompt, Revision, Rollout
-from constitutional.reward_model import NORMALISATION, load_reward_model
-from constitutional.runner import fingerprint_of
+from constitutional.base.errors import ModelError, RunError
+from constitutional.base.files import digest_of
+from constitutional.base.records import Message, Prompt, Revision, Rollout
+from constitutional.runs.compose import PpoSettings, compose
+from constitutional.runs.pipeline import Ppo, stages_of, train_ppo
+from constitutional.runs.runner import fingerprint_of
 from constitutional.stages import sft
 from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer, run
-from constitutional.training import LoraSettings
-from constitutional.training_rows import chat, token_ids
+from constitutional.training.reward_model import NORMALISATION, load_reward_model
+from constitutional.training.rows import chat, token_ids
+from constitutional.training.trl import LoraSettings
 from tests.tiny import OneStage, tiny_model
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ def test_a_run_leaves_a_policy_its_log_and_replies_of_every_phase(models: dict[s
 
 
 def test_the_reward_is_the_normalised_score_of_the_reply(models: dict[str, Path], tmp_path: Path) -> None:
-    from constitutional.reward_model import raw_scores
+    from constitutional.training.reward_model import raw_scores
 
     stage = work(tmp_path, models)
     run(QUICK.model_copy(update={"episodes": 8}), stage)

@@ -5,11 +5,9 @@ from typing import Any, Literal
 
 import pytest
 
-from constitutional.errors import ModelError
-from constitutional.files import digest_of
-from constitutional.records import Message, Preference, Prompt, Split
-from constitutional.reward_model import load_reward_model, raw_scores, score
-from constitutional.saving import save_model
+from constitutional.base.errors import ModelError
+from constitutional.base.files import digest_of
+from constitutional.base.records import Message, Preference, Prompt, Split
 from constitutional.stages import reward
 from constitutional.stages.reward import (
     Scored,
@@ -20,8 +18,10 @@ from constitutional.stages.reward import (
     run,
     soft_reward_trainer,
 )
-from constitutional.training import LoraSettings, fit, stage_seed
-from constitutional.training_rows import preference_rows
+from constitutional.training.reward_model import load_reward_model, raw_scores, score
+from constitutional.training.rows import preference_rows
+from constitutional.training.saving import save_model
+from constitutional.training.trl import LoraSettings, fit, stage_seed
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 

@@ -3,9 +3,9 @@ from itertools import combinations
 import pytest
 from pydantic import ValidationError
 
+from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
-from constitutional.records import Comparison, Message, Prompt
 from constitutional.stages import sample_pairs as stage
 from constitutional.stages.sample_pairs import Settings, sample, sample_pairs
 

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 
+from constitutional.base.errors import InputError, RunError
+from constitutional.base.files import digest_of
+from constitutional.base.records import Message, Prompt, Revision, RevisionStep, Split
 from constitutional.engines.local import load_model
-from constitutional.errors import InputError, RunError
-from constitutional.files import digest_of
-from constitutional.records import Message, Prompt, Revision, RevisionStep, Split
-from constitutional.saving import save_model
 from constitutional.stages.sft import (
     Example,
     Examples,
@@ -20,7 +19,8 @@ from constitutional.stages.sft import (
     run,
     sft_trainer,
 )
-from constitutional.training import LoraSettings, fit, load_policy
+from constitutional.training.saving import save_model
+from constitutional.training.trl import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 

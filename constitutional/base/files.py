@@ -1,0 +1,109 @@
+"""Files that are whole or not there: atomic replacement, rows as JSON lines, digests."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TypeVar
+
+from pydantic import ValidationError
+
+from constitutional.base.errors import RunError
+from constitutional.base.records import Record
+
+R = TypeVar("R", bound=Record)
+
+
+def write_rows(path: Path, rows: Iterable[Record]) -> int:
+    """Write rows as JSON lines, whole or not at all; returns how many.
+
+    The row's id comes first, then its fields in their declared order, text as itself, so that the file can be read and
+    two can be compared.
+    """
+    count = 0
+    with _replacing(path) as file:
+        for row in rows:
+            line = json.dumps({"id": row.id, **row.model_dump(mode="json")}, ensure_ascii=False)
+            file.write(line.encode() + b"\n")
+            count += 1
+    return count
+
+
+def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
+    """The rows of a JSONL file that `write_rows` wrote, one by one.
+
+    Raises:
+        RunError: a line is no such row, or the file ends within one; the message begins `file:line`.
+    """
+    remedy = "the run writes this file and nobody else should; delete it and start the run again"
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    raise RunError(f"{path}:{number}: the file ends in the middle of a row; {remedy}")
+                try:
+                    row = kind.model_validate_json(line)
+                except ValidationError as error:
+                    first = error.errors(include_url=False)[0]
+                    place = ".".join(map(str, first["loc"]))
+                    problem = f"{place}: {first['msg']}" if place else first["msg"]
+                    raise RunError(f"{path}:{number}: expected a {kind.__name__}: {problem}; {remedy}") from error
+                yield row
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Replace a file so that whoever reads it, even after a crash, finds the old content or the new, and all of it."""
+    with _replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    # One name, which the next attempt overwrites, and so leaves nothing behind; the lock keeps others from it.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written: {error.strerror}; make room or give access, and start again: "
+            "what is finished is kept"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name itself must survive a loss of power, not only the bytes under it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, over the path and digest of every file in it, in order."""
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def row_count(path: Path) -> int | None:
+    """How many rows a JSONL file has; None for anything else."""
+    if path.suffix != ".jsonl":
+        return None
+    with path.open("rb") as file:
+        return sum(1 for _ in file)

@@ -1,0 +1,276 @@
+"""The command `constitutional`: turns our errors into one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 130 interrupted. Nothing heavy is imported until a
+command needs it, so that `--help` and a mistyped argument answer at once.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from constitutional import __version__
+from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
+from constitutional.base.progress import percent
+from constitutional.cli.run_command import COMPOSED
+
+if TYPE_CHECKING:
+    from constitutional.sandbox.understand import Understanding
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+UNSURE_BELOW = 0.8
+"""A meaning that the model gives less probability than this is pointed out, with the runner-up."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments (by default the process's own) and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and words[0] in COMPOSED:
+            return COMPOSED[words[0]](words[1:])
+        arguments = _parsed(words)
+        return arguments.run(arguments) or 0
+    except ConstitutionalError as error:
+        complain(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("constitutional: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who reads us, such as `head`, has had enough. Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    # A list of words ends at the next flag; what stands behind the flag belongs to the list all the same.
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="constitutional", description="Train a language model to behave as a written constitution says."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    # Of these three the words are Hydra's, and never get here; they stand here to be listed.
+    commands.add_parser("run", add_help=False, help="run everything: run name=first constitution.file=FILE …")
+    commands.add_parser("demo", add_help=False, help="the same on the small test-bed, in minutes on a CPU: runs/demo")
+    commands.add_parser("config", add_help=False, help="print the configuration that `run` would have with these words")
+
+    lint = commands.add_parser("lint", help="check a constitution file", description="Exits with 2 on errors.")
+    lint.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
+    lint.add_argument("--sandbox", action="store_true", help="also say what the test-bed's model takes each to mean")
+    lint.set_defaults(run=_lint)
+
+    diff = commands.add_parser("diff", help="what changed between two constitution files")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    diff.set_defaults(run=_diff)
+
+    check = commands.add_parser(
+        "check",
+        help="try the labeler on a constitution's own examples, or against people's answers",
+        description="Say for each principle how often the labeler finds the better of its own examples, or, with "
+        "--answers, how often it chooses as people did. Exits with 1 if it is near chance.",
+    )
+    check.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
+    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model=qwen3_4b label.method=logprobs")
+    check.add_argument("--answers", type=Path, metavar="FILE", help="comparisons that people made: JSON lines, or .gz")
+    check.set_defaults(run=_check)
+
+    show = commands.add_parser("show", help="a run's stages, or one item followed back to where it came from")
+    show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
+    show.add_argument("item", nargs="?", metavar="ITEM", help="an id of a preference, comparison, prompt, …")
+    show.set_defaults(run=_show)
+
+    report = commands.add_parser("report", help="where a run's report is, or one page for several runs")
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="such as runs/first")
+    report.add_argument(
+        "--out", type=Path, help="the page to write (default: the run's own; of several runs report.html)"
+    )
+    report.set_defaults(run=_report)
+
+    sandbox = commands.add_parser("sandbox", help="the small test-bed that runs on a CPU")
+    sandbox_commands = sandbox.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    understand = sandbox_commands.add_parser(
+        "understand",
+        help="ask the test-bed's model what principles mean",
+        description="Say what the test-bed's model takes each principle to mean, and how sure it is.",
+    )
+    understand.add_argument("texts", nargs="*", metavar="TEXT", help="a principle, in your own words")
+    understand.add_argument(
+        "--file",
+        type=Path,
+        help="read principles from here: one a line, a JSON list (.json), or YAML with 'principles:' (.yaml)",
+    )
+    understand.add_argument("--json", action="store_true", help="print a JSON list instead of text")
+    understand.set_defaults(run=_understand)
+    return parser
+
+
+# Constitutions
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    from constitutional.base.progress import counted
+    from constitutional.judging.lint import findings_of
+
+    findings = findings_of(arguments.file, sandbox=arguments.sandbox)
+    for finding in findings:
+        print(finding)
+    kinds = Counter(finding.severity for finding in findings)
+    notes = f", {counted(kinds['note'], 'note')}" if kinds["note"] else ""
+    found = f"{counted(kinds['error'], 'error')}, {counted(kinds['warning'], 'warning')}{notes}"
+    print(f"{arguments.file}: {found}", file=sys.stderr)
+    return WRONG_USE if kinds["error"] else 0
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    from constitutional.constitution.file import load_constitution
+    from constitutional.judging.lint import difference
+
+    changes = difference(load_constitution(arguments.a), load_constitution(arguments.b))
+    for change in changes:
+        print(change)
+    if not changes:
+        print("no difference")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from constitutional.base.progress import Progress, counted
+    from constitutional.base.templates import load_prompts
+    from constitutional.constitution.file import load_constitution
+    from constitutional.data.hhh import load_answers
+    from constitutional.judging import trial as check
+    from constitutional.runs.compose import compose
+    from constitutional.runs.context import Bench
+
+    config = compose(arguments.overrides)
+    chosen = config.constitution
+    constitution = load_constitution(arguments.file).select(chosen.only, chosen.without, chosen.weights)
+    given = load_answers(arguments.answers) if arguments.answers else None
+    templates = load_prompts(config.templates)
+    with Bench(config, constitution, templates, Progress()) as bench:
+        engine = bench.journal(bench.given("labeler"))
+        if given:
+            print(check.baselines(given), flush=True)
+            trial = check.by_answers(given, constitution, engine, templates, config.label, seed=config.seed)
+        else:
+            trial = check.by_examples(constitution, engine, templates, config.label)
+        print(trial.text)
+        asked = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
+        print(f"{asked}; the answers are kept in {engine.path}, where runs find them too", file=sys.stderr)
+    return int(trial.near_chance)
+
+
+# Runs
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from constitutional.cli import show
+    from constitutional.runs.runner import load_run
+    from constitutional.runs.status import outdated
+
+    store = load_run(arguments.folder)
+    if arguments.item is not None:
+        print(show.item(store, arguments.item))
+        return
+    print(show.stages(store))
+    if old := outdated(store):
+        print(f"\n{old}")
+    if behaviour := show.behaviour(store):
+        print(f"\n{behaviour}")
+    if path := show.report_path(store):
+        print(f"\nReport: {path}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from constitutional.cli import show
+    from constitutional.runs.runner import load_run
+    from constitutional.runs.status import outdated
+
+    stores = [load_run(folder) for folder in arguments.folders]
+    for store in stores:
+        if old := outdated(store):
+            print(f"warning: {store.folder}: {old}", file=sys.stderr)
+    if len(stores) == 1 and arguments.out is None:
+        path = show.report_path(stores[0])
+        if path is None:
+            raise UsageError(
+                f"{stores[0].folder}: has no report yet; the command that began it finishes it, without fresh=true"
+            )
+        print(path)
+        return
+    from constitutional.runs.runner import compare
+
+    print(compare(stores, arguments.out or Path("report.html")))
+
+
+# The sandbox
+
+
+def _understand(arguments: argparse.Namespace) -> None:
+    from constitutional.constitution.principle_file import read_principles
+
+    texts: list[str] = arguments.texts
+    for text in texts:
+        if not text.strip():
+            raise UsageError('a TEXT is empty; write a principle, such as "Don\'t butter people up."')
+        if os.path.isfile(text):  # noqa: PTH113 - unlike Path, it takes text of any length
+            raise UsageError(f"'{text}' is a file; to read the principles in it, type --file {shlex.quote(text)}")
+    if arguments.file is not None:
+        texts = texts + read_principles(arguments.file)
+    if not texts:
+        raise UsageError("no principle to understand; give a TEXT, or a file of them with --file FILE")
+
+    from constitutional.sandbox.understand import understand_texts
+
+    understandings = understand_texts(texts)
+    if arguments.json:
+        print(json.dumps([_as_dict(understanding) for understanding in understandings], indent=2, ensure_ascii=False))
+    else:
+        print("\n\n".join(_described(understanding) for understanding in understandings))
+
+
+def _described(understanding: "Understanding") -> str:
+    from constitutional.sandbox.understand import in_capitals
+
+    meaning = f"means: {understanding.direction} {understanding.trait.replace('_', ' ')}"
+    if understanding.trait == "nothing":
+        meaning = "asks for nothing in particular"
+    lines = [understanding.text, f"  {meaning} ({percent(understanding.probability)})"]
+    if in_capitals(understanding.text):
+        lines.append("  warning: it is in capitals; the model reads ordinary case better")
+    if understanding.unknown_words:
+        lines.append(f"  warning: the model does not know: {', '.join(understanding.unknown_words)}")
+    if understanding.probability < UNSURE_BELOW:
+        runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
+        lines.append(f"  warning: the model is unsure; it may also mean: {runner_up}")
+    return "\n".join(lines)
+
+
+def _as_dict(understanding: "Understanding") -> dict[str, str | float | list[str]]:
+    return {
+        "text": understanding.text,
+        "trait": understanding.trait,
+        "direction": understanding.direction,
+        "restated": understanding.restated,
+        "probability": understanding.probability,
+        "runner_up": understanding.runner_up,
+        "runner_up_probability": understanding.runner_up_probability,
+        "unknown_words": understanding.unknown_words,
+    }

@@ -1,0 +1,181 @@
+"""A constitution: principles in words, selected and weighted, drawn from. `constitution_file.py` reads it from a file.
+
+Bai et al. 2022 (sections 3.1 and 4.1) draw one principle at random at every revision and for every comparison. Here the
+draw is by weight, and each principle's lot is its own: adding, dropping or reweighting one changes only the draws that
+it wins or loses, so a run over an edited constitution asks again only for what depends on the edit.
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from constitutional.base.errors import ConfigurationError
+
+Use = Literal["critique", "revision", "comparison"]
+MOST_PRINCIPLES = 100_000
+MOST_CHARACTERS = 20_000
+"""Of a text: far more than any labeler weighs, and little enough for every message and template that holds it."""
+ID = r"^[A-Za-z][A-Za-z0-9_-]*$"
+MOST_ID_CHARACTERS = 64
+
+
+def _without_control_characters(text: str) -> str:
+    if found := re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
+        raise ValueError(f"holds the control character U+{ord(found.group()):04X}")
+    return text
+
+
+Text = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_CHARACTERS),
+    AfterValidator(_without_control_characters),
+]
+Id = Annotated[str, StringConstraints(pattern=ID, max_length=MOST_ID_CHARACTERS)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Example(_Part):
+    """What a principle means, shown: a prompt and two responses, of which the principle prefers one."""
+
+    prompt: Text
+    """What the user says."""
+    better: Text
+    """The response that the principle prefers."""
+    worse: Text
+    """The response that it does not."""
+
+
+class Principle(_Part):
+    """One thing that a model is asked to do or to leave."""
+
+    id: Id
+    """Its name on the command line and in records: letters, digits, `_` and `-`, at most 64."""
+    text: Text
+    """What it asks, in a sentence or two."""
+    critique: Text | None = None
+    """Its words where a response is criticised; None means the text."""
+    revision: Text | None = None
+    """Its words where a response is revised without a critique; None means the text."""
+    comparison: Text | None = None
+    """Its words where two responses are compared; None means the text."""
+    weight: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
+    """How often it is drawn, and how much it counts, against the others; above 0."""
+    tags: tuple[Text, ...] = ()
+    """For people to sort principles by. Training does not look at them; in the sandbox's world a trait and `avoid` or
+    `seek` tell the evaluation what the principle is after."""
+    examples: tuple[Example, ...] = ()
+    """What the labeler is measured on."""
+
+    def words(self, use: Use) -> str:
+        """The words for this use: its own, or the text."""
+        own: str | None = getattr(self, use)
+        return self.text if own is None else own
+
+
+class Constitution(_Part):
+    """Principles, in the order of their file."""
+
+    name: Text
+    version: str = ""
+    """As written: `1.10` is not 1.1."""
+    description: str = ""
+    authors: tuple[Text, ...] = ()
+    principles: Annotated[tuple[Principle, ...], Field(min_length=1, max_length=MOST_PRINCIPLES)]
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> Self:
+        if twice := [name for name, count in Counter(each.id for each in self.principles).items() if count > 1]:
+            raise ValueError(f"two principles have the id '{twice[0]}'; rename one")
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that behaviour depends on: ids, words, weights and examples, in their order.
+
+        Name, version, description, authors and tags are not part of it, so correcting them asks nothing again.
+        """
+        content = [principle.model_dump(mode="json", exclude={"tags"}) for principle in self.principles]
+        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+    def principle(self, principle_id: str) -> Principle:
+        """The principle of that id."""
+        self._check_known([principle_id])
+        return self._by_id[principle_id]
+
+    def select(
+        self, only: Sequence[str] | None = None, without: Sequence[str] = (), weights: Mapping[str, float] | None = None
+    ) -> "Constitution":
+        """The constitution with only these principles (None means all), without those, and with these weights."""
+        weights = weights or {}
+        self._check_known([*(only or []), *without, *weights])
+        for principle_id, weight in weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise ConfigurationError(
+                    f"constitution.weights.{principle_id} is {weight}; a weight is a positive number, and "
+                    f"constitution.without=[{principle_id}] leaves a principle out"
+                )
+        kept = tuple(
+            each.model_copy(update={"weight": float(weights[each.id])}) if each.id in weights else each
+            for each in self.principles
+            if (only is None or each.id in set(only)) and each.id not in set(without)
+        )
+        if not kept:
+            raise ConfigurationError(f"constitution '{self.name}': constitution.only and without leave no principle")
+        # Made anew and not by model_copy, which would take the digest along.
+        fields = {field: getattr(self, field) for field in Constitution.model_fields}
+        return Constitution(**{**fields, "principles": kept})
+
+    def draw(self, rng: random.Random, used: Collection[str] = ()) -> Principle:
+        """A principle at random by weight, among those that occur least often in `used`: ids that were drawn before.
+
+        P(p) = w_p / Σ w. Each principle waits for -ln(u) / w_p, where u comes from the generator's next number and the
+        principle's id; the shortest wait wins.
+        """
+        uses = Counter(used)
+        fewest = min(uses[each.id] for each in self.principles)
+        candidates = [each for each in self.principles if uses[each.id] == fewest]
+        lot = rng.getrandbits(64)
+
+        def wait(principle: Principle) -> float:
+            drawn = hashlib.blake2b(f"{lot} {principle.id}".encode(), digest_size=8).digest()
+            return -math.log((int.from_bytes(drawn) + 1) / 2**64) / principle.weight
+
+        return min(candidates, key=wait)
+
+    @cached_property
+    def _by_id(self) -> dict[str, Principle]:
+        return {principle.id: principle for principle in self.principles}
+
+    def _check_known(self, ids: Iterable[str]) -> None:
+        for principle_id in ids:
+            if principle_id not in self._by_id:
+                advice = nearest(principle_id, self._by_id)
+                raise ConfigurationError(f"constitution '{self.name}' has no principle '{principle_id}'; {advice}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Advice: the known name that is most like it, or all of them."""
+    known = list(known)
+    if near := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean '{near[0]}'?"
+    return "known: " + ", ".join(known[:20]) + (", …" if len(known) > 20 else "")

@@ -1,0 +1,276 @@
+"""Reads a constitution from a YAML or a Markdown file, with the line of every principle and of all that is wrong."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from constitutional.base.errors import ConfigurationError, InputError
+from constitutional.base.shipped import shipped
+from constitutional.constitution.constitution import (
+    ID,
+    MOST_CHARACTERS,
+    MOST_ID_CHARACTERS,
+    MOST_PRINCIPLES,
+    Constitution,
+    Example,
+    Principle,
+    nearest,
+)
+from constitutional.constitution.markdown import Passage, read_markdown
+from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, Named, ids_of, read_text, slug
+from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
+
+
+def load_constitution(name_or_path: str | Path) -> Constitution:
+    """The constitution in a file, or the shipped one of that name."""
+    path = find_constitution(name_or_path)
+    read = read_constitution(path)
+    if read.constitution is None:
+        first, *others = read.problems
+        more = f" (and {len(others)} more: constitutional lint {path})" if others else ""
+        raise InputError(path, first.text + more, first.line)
+    return read.constitution
+
+
+def find_constitution(name_or_path: str | Path) -> Path:
+    """Where the file is: the path if there is one, else the shipped constitution of that name."""
+    if not str(name_or_path):  # which a path would take for the folder it is typed in
+        raise ConfigurationError("a constitution's name is empty; type the name of a file or of a shipped one")
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    folder = shipped("constitutions")
+    names = sorted(found.stem for found in folder.glob("*.yaml"))
+    if str(name_or_path) in names:
+        return folder / f"{name_or_path}.yaml"
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; name a constitution file in it")
+    advice = nearest(path.name, names)
+    raise ConfigurationError(f"there is no file {path} and no shipped constitution of that name; {advice}")
+
+
+class ReadConstitution(NamedTuple):
+    """What reading a file gave."""
+
+    constitution: Constitution | None
+    """None if there are problems."""
+    problems: list[Problem]
+    lines: dict[str, int]
+    """Where each principle stands, by its id."""
+
+
+def read_constitution(path: Path) -> ReadConstitution:
+    """The constitution in a file with its lines, or all that is wrong with it; only an unreadable file is raised."""
+    content = read_text(path)
+    ending = path.suffix.lower()
+    if ending in YAML_ENDINGS:
+        return _from_yaml(content, path)
+    if ending in MARKDOWN_ENDINGS:
+        return _from_markdown(content, path)
+    raise InputError(path, "a constitution is YAML or Markdown; name the file .yaml or .md", 1)
+
+
+def _from_markdown(content: str, path: Path) -> ReadConstitution:
+    prose = read_markdown(content)
+    passages = prose.passages
+    if not passages:
+        problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
+        return ReadConstitution(None, [Problem(1, problem)], {})
+    given = [None if each.given is None else _as_id(each.given) for each in passages]
+    ids = ids_of([Named(own, each.name, each.text) for own, each in zip(given, passages, strict=True)])
+    problems = _repeated([(own, each.line) for own, each in zip(given, passages, strict=True) if own is not None])
+    entries = [_passage_entry(name, passage) for name, passage in zip(ids, passages, strict=True)]
+    made = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
+    constitution = None
+    try:
+        constitution = Constitution.model_validate(made)
+    except ValidationError as error:
+        # What concerns no place is the repeated ids again; principles that are all bad count as too few as well.
+        found = [details for details in error.errors() if details["loc"] and details["type"] != "too_short"]
+        problems += [_passage_problem(details, ids, passages) for details in found]
+    if problems:
+        problems.sort(key=lambda problem: problem.line or 0)
+        return ReadConstitution(None, problems, {})
+    return ReadConstitution(constitution, [], dict(zip(ids, (each.line for each in passages), strict=True)))
+
+
+def _as_id(given: str) -> str:
+    """An id as prose gives it: as it is where it can be one, else in the letters of one (`2.1` becomes `p_2_1`)."""
+    return given if len(given) <= MOST_ID_CHARACTERS and re.match(ID, given) else slug(given)
+
+
+def _passage_entry(name: str, passage: Passage) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": name, "text": passage.text}
+    if passage.context:
+        entry["critique"] = f"{passage.text}\n{passage.context}"
+    if passage.section:
+        entry["tags"] = [passage.section]
+    return entry
+
+
+def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[Passage]) -> Problem:
+    match details["loc"]:
+        case ("principles", int(number), *field):
+            line, where = passages[number].line, f"principle '{ids[number]}':{f' {field[0]!r}' if field else ''}"
+        case place:
+            line, where = 1, f"'{place[0]}'"
+    problem = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
+    return Problem(line, f"{where} {_too_large(details) or problem}")
+
+
+def _from_yaml(content: str, path: Path) -> ReadConstitution:
+    root, problems = read_yaml(content, path)
+    if not isinstance(root.value, dict):
+        problem = "must be a mapping with 'name:' and 'principles:'"
+        problem = problem if content.strip() else f"is empty; {problem}"
+        return ReadConstitution(None, [*problems, Problem(root.line, problem)], {})
+    principles = root.value.get("principles")
+    nodes = principles.value if principles and isinstance(principles.value, list) else []
+    ids, duplicates = _ids(nodes)
+    problems += duplicates
+    made = _as_dict(root.value)
+    made.setdefault("name", path.stem)
+    if isinstance(made.get("version"), float | bool):
+        made["version"] = root.value["version"].written
+    if nodes:
+        made["principles"] = [_entry(node, name) for node, name in zip(nodes, ids, strict=True)]
+    constitution = None
+    try:
+        constitution = Constitution.model_validate(made)
+    except ValidationError as error:
+        # What concerns no place is the duplicates again; a list whose items are all bad counts as too short as well.
+        found = [details for details in error.errors() if details["loc"]]
+        problems += [_problem(details, root) for details in found if not (nodes and details["type"] == "too_short")]
+    if problems:
+        problems.sort(key=lambda problem: problem.line or 0)
+        return ReadConstitution(None, problems, {})
+    return ReadConstitution(constitution, [], dict(zip(ids, (node.line for node in nodes), strict=True)))
+
+
+def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
+    """Each principle's id, made from its text where it has none, and the ids that stand twice."""
+    named = []
+    given: list[tuple[str, int]] = []
+    for node in nodes:
+        parts = node.value if isinstance(node.value, dict) else {}
+        own = parts.get("id")
+        text = str(parts.get("text", node).value)
+        named.append(Named(None if own is None or own.value is None else str(own.value), text, text))
+        if own is not None and isinstance(own.value, str):
+            given.append((own.value, own.line))
+    return ids_of(named), _repeated(given)
+
+
+def _repeated(given: Iterable[tuple[str, int]]) -> list[Problem]:
+    """Ids, each with its line, that stand there before."""
+    first: dict[str, int] = {}
+    problems = []
+    for name, line in given:
+        if name in first:
+            twice = f"principle '{shown(name)}' appears twice (lines {first[name]} and {line}); rename one"
+            problems.append(Problem(line, twice))
+        first.setdefault(name, line)
+    return problems
+
+
+def _entry(node: Node, name: str) -> object:
+    """A principle as pydantic takes it; a text alone is one."""
+    if isinstance(node.value, str):
+        return {"id": name, "text": node.value}
+    return {"id": name, **_as_dict(node.value)} if isinstance(node.value, dict) else node.value
+
+
+def _as_dict(mapping: dict[str, Node]) -> dict[str, Any]:
+    """The values without their lines. Keys with nothing after them are left out, as if they were not there."""
+    return {key: _as_python(node) for key, node in mapping.items() if node.value is not None}
+
+
+def _as_python(node: Node) -> object:
+    if isinstance(node.value, dict):
+        return _as_dict(node.value)
+    return [_as_python(child) for child in node.value] if isinstance(node.value, list) else node.value
+
+
+_EXPECTED = {
+    "weight": "a positive number, such as 2 or 0.5",
+    "id": "letters, digits, '_' and '-' (at most 64, a letter first)",
+    "authors": "a list of texts",
+    "tags": "a list of texts",
+    "examples": "a list, each with 'prompt', 'better' and 'worse'",
+    "principles": f"a list of 1 to {MOST_PRINCIPLES:,} principles",
+}
+_EXPECTED_ITEM = {
+    "principles": "a text, or a mapping with a 'text'",
+    "examples": "a mapping with 'prompt', 'better' and 'worse'",
+}
+_PARTS: Mapping[str, type[BaseModel]] = {"": Constitution, "principles": Principle, "examples": Example}
+
+
+def _problem(details: ErrorDetails, root: Node) -> Problem:
+    """What pydantic found, in the words of whoever wrote the file, with the line where it stands."""
+    *place, last = details["loc"]
+    node = _deepest(details["loc"], root)
+    owner = next((key for key in reversed(place) if isinstance(key, str)), "")
+    where = _where(place, root)
+    if details["type"] == "missing":
+        return Problem(node.line, f"{where}'{last}' is missing")
+    if details["type"] == "extra_forbidden":
+        advice = nearest(str(last), _PARTS[owner].model_fields)
+        return Problem(node.line, f"{where}unknown key '{shown(str(last))}'; {advice}")
+    if isinstance(last, int):
+        label, expected = f"{owner.removesuffix('s')} {last + 1}", _EXPECTED_ITEM.get(owner, "a text")
+    else:
+        label, expected = f"'{last}'", _EXPECTED.get(last, "a text")
+    if details["type"] == "value_error":
+        return Problem(node.line, f"{where}{label} {details['ctx']['error']}")
+    if too_large := _too_large(details):
+        return Problem(node.line, f"{where}{label} {too_large}")
+    unquoted = isinstance(node.value, float | bool) and expected == "a text"
+    advice = f'; write "{shown(node.written)}", in quotes' if unquoted else ""
+    return Problem(node.line, f"{where}{label} must be {expected}, not {_found(node)}{advice}")
+
+
+def _too_large(details: ErrorDetails) -> str | None:
+    """What to say of a list or a text that is beyond its limit, which is a matter of its size and not of what it is."""
+    if details["type"] == "too_long":
+        return f"must be {_EXPECTED['principles']}, not of {len(details['input']):,}"
+    if details["type"] == "string_too_long" and details["ctx"]["max_length"] == MOST_CHARACTERS:
+        return f"must be a text of at most {MOST_CHARACTERS:,} characters, not of {len(details['input'].strip()):,}"
+    return None
+
+
+def _deepest(place: Iterable[str | int], root: Node) -> Node:
+    """The node at a place, or the one around it if there is none."""
+    node = root
+    for key in place:
+        if isinstance(node.value, dict) and str(key) in node.value:
+            node = node.value[str(key)]
+        elif isinstance(node.value, list) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+    return node
+
+
+def _where(place: Sequence[str | int], root: Node) -> str:
+    """Which principle, and which of its examples, a problem is in."""
+    made = ""
+    for depth in range(1, len(place), 2):
+        node = _deepest(place[: depth + 1], root)
+        own = node.value.get("id") if isinstance(node.value, dict) else None
+        name = f"'{shown(own.value)}'" if own and isinstance(own.value, str) else int(place[depth]) + 1
+        made += f"{str(place[depth - 1]).removesuffix('s')} {name}: "
+    return made
+
+
+def _found(node: Node) -> str:
+    if isinstance(node.value, dict):
+        return "a mapping"
+    if isinstance(node.value, list):
+        return "a list" if node.value else "an empty list"
+    if isinstance(node.value, float | bool):
+        return f"the {'yes/no value' if isinstance(node.value, bool) else 'number'} {shown(node.written)}"
+    text = (node.value or "").strip()
+    return f"'{shown(text)}'" if text else "empty"

@@ -1,0 +1,180 @@
+"""Reads files in which a person writes principles: plain lines, JSON, YAML or Markdown, by the file's ending.
+
+Every error names the line, so nothing is read in a way that forgets lines.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from constitutional.base.errors import InputError
+from constitutional.constitution.markdown import read_markdown
+from constitutional.constitution.yaml import read_yaml
+
+MOST_BYTES = 32 * 2**20
+"""A hundred thousand principles fit; reading takes time and memory in proportion."""
+YAML_ENDINGS = frozenset({".yaml", ".yml"})
+MARKDOWN_ENDINGS = frozenset({".md", ".markdown"})
+
+_BETWEEN_ITEMS = " \t\r\n,"
+_ITEM = "a principle must be a non-empty text, or have a 'text' that is one"
+_ID_WORDS = 6
+_ID_LENGTH = 48
+
+
+class _Line(NamedTuple):
+    number: int
+    found: object
+    """What should be a principle's text."""
+
+
+def read_principles(path: Path) -> list[str]:
+    """The principles of a file, in its order.
+
+    `.json`: a list of texts or of objects with a `text`. `.yaml` and `.yml`: a `principles:` list of the same. `.md`:
+    headings and list items, as `read_markdown` has it. Any other ending: one principle a line, leaving out empty lines
+    and those that start with `#`.
+    """
+    content = read_text(path)
+    ending = path.suffix.lower()
+    if ending == ".json":
+        lines = _from_json(content, path)
+    elif ending in YAML_ENDINGS:
+        lines = _from_yaml(content, path)
+    elif ending in MARKDOWN_ENDINGS:
+        lines = (_Line(passage.line, passage.text) for passage in read_markdown(content).passages)
+    else:
+        lines = _from_lines(content)
+    try:
+        principles = [_checked(line, path) for line in lines]
+    except RecursionError as error:
+        raise InputError(path, "is nested too deeply to be a list of principles", 1) from error
+    if not principles:
+        raise InputError(path, "holds no principle", 1)
+    return principles
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file of reasonable size, without a byte-order mark."""
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise InputError(path, f"is {size / 2**20:.0f} MiB; at most {MOST_BYTES // 2**20} MiB are read")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(path, "is UTF-16 text; save it as UTF-8", 1)
+    try:
+        content = raw.decode("utf-8-sig")  # some editors begin a file with a byte-order mark
+    except UnicodeDecodeError as error:
+        raise InputError(path, "is not UTF-8 text", raw[: error.start].count(b"\n") + 1) from error
+    if "\0" in content:
+        line = content.count("\n", 0, content.index("\0")) + 1
+        raise InputError(path, "holds a NUL character: it is no text, or not UTF-8; save it as UTF-8", line)
+    return content
+
+
+def slug(text: str) -> str:
+    """An id made of a text's first words: `Don't flatter anybody.` gives `dont_flatter_anybody`.
+
+    A text without Latin letters or digits gets a digest of itself.
+    """
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower().replace("'", "")
+    words = re.findall(r"[a-z0-9]+", ascii_text)[:_ID_WORDS]
+    if not words:
+        return "p_" + _text_digest(text)[:8]
+    made = "_".join(words)[:_ID_LENGTH].rstrip("_")
+    return made if made[0].isalpha() else f"p_{made}"
+
+
+class Named(NamedTuple):
+    """What a principle's id is made of."""
+
+    given: str | None
+    """The id that the file gives it, which stays as it is."""
+    name: str
+    """Otherwise the words that its id is made of,"""
+    text: str
+    """and its text, where several have the same words."""
+
+
+def ids_of(principles: Sequence[Named]) -> list[str]:
+    """An id for each principle: the given one, or its words as a slug.
+
+    A slug that several have is followed by six digits of the text's digest, so that an id does not depend on how many
+    like it stand before. Only equal texts are numbered.
+    """
+    wanted = [slug(each.name) if each.given is None else each.given for each in principles]
+    uses = Counter(wanted)
+    taken = dict.fromkeys(uses, 1)
+    return [
+        made if each.given is not None or uses[made] == 1 else _unused(f"{made}_{_text_digest(each.text)[:6]}", taken)
+        for each, made in zip(principles, wanted, strict=True)
+    ]
+
+
+def _unused(name: str, taken: dict[str, int]) -> str:
+    """The name, or with the first suffix `_2`, `_3`, ... that makes it a new one, which is then taken.
+
+    `taken` maps each name in use to the last suffix tried with it (1 if none was), so that many equal names do not try
+    each other's suffixes again.
+    """
+    made = name
+    while made in taken:
+        taken[name] += 1
+        made = f"{name}_{taken[name]}"
+    taken[made] = 1
+    return made
+
+
+def _text_digest(text: str) -> str:
+    """Of the words: where a file breaks its lines makes no difference."""
+    return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _checked(line: _Line, path: Path) -> str:
+    if not isinstance(line.found, str) or not line.found.strip():
+        raise InputError(path, _ITEM, line.number)
+    return line.found.strip()
+
+
+def _from_lines(content: str) -> Iterator[_Line]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield _Line(number, line)
+
+
+def _from_json(content: str, path: Path) -> Iterator[_Line]:
+    decoder = json.JSONDecoder(parse_int=float)  # Python refuses integers of thousands of digits, floats it does not
+    try:
+        items = decoder.decode(content)
+    except json.JSONDecodeError as error:
+        raise InputError(path, f"is not JSON: {error.msg}", error.lineno) from error
+    if not isinstance(items, list):
+        raise InputError(path, 'must be a list of principles, such as ["Don\'t flatter."]', 1)
+    # Read once more, item by item, because only the decoder's position tells the line. The syntax is known to be good.
+    at = content.index("[") + 1
+    for _ in items:
+        while content[at] in _BETWEEN_ITEMS:
+            at += 1
+        number = content.count("\n", 0, at) + 1
+        item, at = decoder.raw_decode(content, at)
+        yield _Line(number, item.get("text") if isinstance(item, dict) else item)
+
+
+def _from_yaml(content: str, path: Path) -> Iterator[_Line]:
+    root, problems = read_yaml(content, path)
+    if problems:
+        raise InputError(path, problems[0].text, problems[0].line)
+    principles = root.value.get("principles") if isinstance(root.value, dict) else None
+    if principles is None or not isinstance(principles.value, list):
+        raise InputError(path, "must have a list 'principles:'", (principles or root).line)
+    for item in principles.value:
+        node = item.value.get("text", item) if isinstance(item.value, dict) else item
+        yield _Line(node.line, node.value)

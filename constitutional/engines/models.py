@@ -1,0 +1,251 @@
+"""From settings to an engine: where a model's files are, their digest, and a model that is loaded when first asked.
+
+The identity of a model is a digest of its files, which is known without loading it: a run whose answers are all in the
+journal never loads a model.
+"""
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.engines.base import Completion, Engine, Request
+
+if TYPE_CHECKING:
+    from constitutional.engines.local import LocalEngine
+
+SANDBOX: Final = "sandbox"
+"""The name of the test-bed's model, which ships with the package."""
+
+LOADED: Final = 2
+"""How many models are held in memory at once; the one that was asked least recently goes first."""
+
+DECIDES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Endings of the files in a model's folder that decide what it answers: weights, settings, vocabulary, template."""
+
+MEASURED: Final = "scores.json"
+"""What was measured of the sandbox's model lies beside it; measuring it again makes no other model of it."""
+
+
+ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class ModelSettings(BaseModel):
+    """The model that is trained, and that answers in every role that names no other."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    path: str = SANDBOX
+    """`sandbox`, a folder with a transformers causal model and a chat template, or a name on the Hugging Face hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights while the model answers; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    device: str = ""
+    """Where the model answers, such as `cuda:0` or `cpu`; empty takes a GPU if there is one. For answers only: what
+    trains a model, or measures how far it has moved, takes the GPUs that CUDA_VISIBLE_DEVICES leaves, or the CPU."""
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    """Requests answered at the same time, always as many, with copies of one where there are fewer; smaller needs less
+    memory."""
+    pad_token: str | None = None
+    """One of the tokenizer's tokens, to pad with, for a tokenizer that names none; it must occur in no text."""
+    template: dict[ArgumentName, bool | int | float | str] = Field(default_factory=dict)
+    """Arguments of the chat template, such as {enable_thinking: false}."""
+
+    def __hash__(self) -> int:
+        """Of all settings; a mapping has no hash of its own."""
+        return hash(self.model_dump_json())
+
+
+class LocalSettings(BaseModel):
+    """A transformers model in this process; whatever is null is as for the model that is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    kind: Literal["local"] = "local"
+    path: str | None = None
+    """As `model.path`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """As `model.dtype`."""
+    device: str | None = None
+    """As `model.device`."""
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """As `model.batch_size`."""
+    pad_token: str | None = None
+    """As `model.pad_token`, whose own is not for a model of another path."""
+    template: dict[ArgumentName, bool | int | float | str] | None = None
+    """As `model.template`, whose own is not for a model of another path."""
+
+    def over(self, model: ModelSettings) -> ModelSettings:
+        """The model's settings with what these say instead."""
+        said = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
+        if self.path not in (None, model.path):
+            model = model.model_copy(update={"pad_token": None, "template": {}})
+        return model.model_copy(update=said)
+
+
+def model_folder(path: str) -> Path:
+    """Where the model's files are; a name on the hub is downloaded, or found in the hub's cache.
+
+    Raises:
+        ConfigurationError: there is no such folder and no such name.
+        ModelError: the model cannot be downloaded, or is not whole there.
+    """
+    if path == SANDBOX:
+        from constitutional.sandbox import MODEL_FOLDER
+
+        if not (MODEL_FOLDER / "config.json").is_file():
+            raise ModelError(f"{MODEL_FOLDER}: the sandbox's model is not there; make it with scripts/build_sandbox.py")
+        return MODEL_FOLDER
+    if not path.strip():
+        raise ConfigurationError("model path is empty; name 'sandbox', a folder, or a model on the Hugging Face hub")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigurationError(f"{folder}: has no config.json; name a folder that transformers can load")
+        return _whole(folder.resolve())
+    if folder.is_absolute() or path.count("/") != 1:
+        raise ConfigurationError(
+            f"model path '{path}' is neither 'sandbox', nor a folder, nor a name on the Hugging Face hub such as "
+            "Qwen/Qwen3-4B-Instruct-2507"
+        )
+    return _whole(_downloaded(path))
+
+
+def _whole(folder: Path) -> Path:
+    """The folder, if all that decides what its model answers is in files that its identity covers."""
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder}: holds an adapter, whose base model is elsewhere; merge it (PEFT's merge_and_unload), save the "
+            "model with its tokenizer, and name that folder"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder}: has no weights that end in .safetensors; load the model with transformers and write it with "
+            "save_pretrained"
+        )
+    return folder
+
+
+def _downloaded(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[f"*{ending}" for ending in DECIDES]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"'{name}' is no folder here and cannot be downloaded from the hub: {problem}") from error
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that decide what the model answers."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in DECIDES and path.name != MEASURED:
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+class Models:
+    """The models in memory: each folder loaded once, the least recently asked released when another is needed."""
+
+    def __init__(self) -> None:
+        self._loaded: OrderedDict[ModelSettings, LocalEngine] = OrderedDict()
+
+    def get(self, settings: ModelSettings) -> "LocalEngine":
+        """The model of these settings, whose path is a folder."""
+        if settings not in self._loaded:
+            from constitutional.engines.local import LocalEngine, load_model
+
+            while len(self._loaded) >= LOADED:
+                self._loaded.popitem(last=False)
+                _collect()
+            options = settings.model_dump(include={"dtype", "device", "pad_token", "template"})
+            model, tokenizer = load_model(Path(settings.path), **options)
+            self._loaded[settings] = LocalEngine(model, tokenizer, batch_size=settings.batch_size)
+        self._loaded.move_to_end(settings)
+        return self._loaded[settings]
+
+    def release(self) -> None:
+        """Give the memory of every model back, before training needs it."""
+        if self._loaded:
+            self._loaded.clear()
+            _collect()
+
+
+def _collect() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class LazyEngine:
+    """An engine whose identity is known at once and whose model is loaded when it is first asked."""
+
+    def __init__(self, settings: ModelSettings, models: Models) -> None:
+        self.folder = model_folder(settings.path)
+        self._settings = settings.model_copy(update={"path": str(self.folder)})
+        self._models = models
+        self._identity = ""
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the model's files, the number format that they are loaded in, and the kind of device.
+
+        As they turn out here: a CPU and a GPU round otherwise, and their answers must not be taken for each other's.
+        And of what the settings add to the tokenizer, where they do.
+        """
+        if not self._identity:
+            from constitutional.engines.local import placed
+
+            device, dtype = placed(self._settings.device, self._settings.dtype)
+            text = f"{folder_digest(self.folder)} {dtype} {device.partition(':')[0]}"
+            added = self._settings.model_dump(include={"pad_token", "template"})
+            if any(added.values()):
+                text += f" {json.dumps(added, sort_keys=True)}"
+            self._identity = hashlib.sha256(text.encode()).hexdigest()
+        return self._identity
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in order."""
+        return self._models.get(self._settings).complete(requests)
+
+
+def open_engine(  # noqa: PLR0913 - each is a setting of the model
+    path: str = SANDBOX,
+    *,
+    journal: Path | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "",
+    batch_size: int = 64,
+    pad_token: str | None = None,
+    template: Mapping[str, bool | int | float | str] | None = None,
+) -> Engine:
+    """An engine for use without a run folder; with `journal`, answers are kept in that file and never asked twice.
+
+    The other arguments are the settings of `model` that bear their names.
+    """
+    settings = ModelSettings(
+        path=path,
+        dtype=dtype,
+        device=device,
+        batch_size=batch_size,
+        pad_token=pad_token,
+        template=dict(template or {}),
+    )
+    engine = LazyEngine(settings, Models())
+    if journal is None:
+        return engine
+    from constitutional.engines.journal import JournalEngine
+
+    return JournalEngine(engine, journal)

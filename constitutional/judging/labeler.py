@@ -1,0 +1,323 @@
+"""A model that is asked which of two responses follows a principle better, and how its replies are read.
+
+Every question is put in both orders and the probabilities are averaged (Lee et al. 2023, section 2.1.1). The methods:
+the normalised probabilities of the choices, at once (`logprobs`) or after reasoning, which may be clamped (`rationale`;
+Bai et al. 2022, section 4.1, clamp to 0.4–0.6); the expected value of a score from 1 to 10 for each response by itself
+(`score`; Lee et al., direct RLAIF); the share of sampled replies (`votes`; self-consistency, for engines without
+log-probabilities). A reply that cannot be read gives a judgement without a probability, never a tie.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Comparison, Judgement, Message, Order, Reading
+from constitutional.base.templates import Prompts
+from constitutional.constitution.constitution import Principle
+from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
+
+ORDERS: tuple[Order, ...] = get_args(Order)
+CHOICES = (" A", " B")
+SCORES = tuple(f" {score}" for score in range(1, 11))
+"""What may follow `Better:` and `Score:`. An engine's probability for one must not hold that of a longer one, " 10"."""
+
+BETTER = re.compile(r"Better:[\s*_]*(?:\(?([AB])\)?)?[\s.*_]*\Z")
+SCORE = re.compile(r"Score:[\s*_]*(?:10|[1-9])?(?:\s*/\s*10)?[\s.*_]*\Z")
+"""How a readable reply ends. Verdicts anywhere else are not the labeler's: it may quote a response that holds one."""
+
+
+TOO_LONG = "the question is longer than the labeler can read"
+"""The problem of a reading that could not be asked for."""
+
+
+class LabelerSettings(BaseModel):
+    """How a labeler is asked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    method: Literal["logprobs", "rationale", "score", "votes"] = "rationale"
+    """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Length in tokens at which reasoning is cut off, and unreadable."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Of the reasoning before a choice or a score; 0 is greedy."""
+    votes: int = Field(default=5, ge=1, le=64)
+    """Replies sampled for each order by the method `votes`; at least half must be readable."""
+    vote_temperature: float = Field(default=1.0, gt=0)
+    """Of the replies that are votes."""
+    score_temperature: float = Field(default=1.0, gt=0)
+    """By how many points, of 1 to 10, a response must be ahead for a probability of 0.73."""
+    clamp: tuple[float, float] | None = None
+    """The probability of each reading is moved into this range, such as [0.4, 0.6]; null leaves it."""
+
+    @field_validator("clamp")
+    @classmethod
+    def _around_a_half(cls, clamp: tuple[float, float] | None) -> tuple[float, float] | None:
+        if clamp is not None and not 0 <= clamp[0] <= 0.5 <= clamp[1] <= 1:
+            raise ValueError(f"is {list(clamp)}; it must be a range around 0.5 within 0 and 1, such as [0.4, 0.6]")
+        return clamp
+
+
+class Ask(NamedTuple):
+    """A comparison to be judged by a principle."""
+
+    comparison: Comparison
+    principle: Principle
+    weight: float = 1.0
+    """The principle's among those that the comparison is judged by."""
+
+
+class _Question(NamedTuple):
+    """A comparison by one principle in one order."""
+
+    ask: Ask
+    order: Order
+    messages: tuple[Message, ...]
+
+
+class _Answer(NamedTuple):
+    """What came back: a probability that the response shown first is the better one, or a problem."""
+
+    rationale: str
+    p_first: float | None
+    problem: str | None = None
+
+
+class Labeler:
+    """Asks, and reads the replies."""
+
+    def __init__(self, engine: Engine, templates: Prompts, settings: LabelerSettings, seed: int) -> None:
+        self.engine = engine
+        self.templates = templates
+        self.settings = settings
+        self.seed = seed
+
+    def judge(self, asks: Sequence[Ask]) -> list[Judgement]:
+        """A judgement for each, in order. Equal responses are not asked about: there is nothing to prefer."""
+        alike = {index for index, ask in enumerate(asks) if ask.comparison.a.strip() == ask.comparison.b.strip()}
+        asked = [ask for index, ask in enumerate(asks) if index not in alike]
+        readings = iter(self._scored(asked) if self.settings.method == "score" else self._compared(asked))
+        same = tuple(Reading(order=order, rationale="", problem="both responses are the same") for order in ORDERS)
+        return [self._judgement(ask, same if index in alike else next(readings)) for index, ask in enumerate(asks)]
+
+    def _judgement(self, ask: Ask, readings: tuple[Reading, ...]) -> Judgement:
+        sides = [reading.p_a for reading in readings if reading.p_a is not None]
+        readable = len(sides) == len(readings)
+        return Judgement(
+            comparison=ask.comparison.id,
+            principle=ask.principle.id,
+            principle_text=ask.principle.words("comparison"),
+            labeler=f"{self.engine.identity} {self.settings.method}",
+            readings=readings,
+            p_a=sum(sides) / len(sides) if readable else None,
+            conflict=readable and min(sides) < 0.5 < max(sides),
+            weight=ask.weight,
+        )
+
+    def score(
+        self, conversations: Sequence[Sequence[Message]], principles: Sequence[Principle]
+    ) -> list[list[float | None]]:
+        """What each conversation's last message is worth by each principle, from 1 to 10; None where it cannot be read.
+
+        Lee et al. (2023), direct RLAIF. The method of the settings does not matter.
+        """
+        pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
+        greedy = self.settings.temperature == 0
+        seeds = [0 if greedy else request_seed(self.seed, "score", principle.id, said) for said, principle in pairs]
+        answers = self._rated(pairs, seeds)
+        scores = [None if share is None else expected_score(share) for _, share in answers]
+        return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
+
+    # Both responses side by side, in both orders.
+
+    def _compared(self, asks: Sequence[Ask]) -> list[tuple[Reading, ...]]:
+        questions = [self._question(ask, order) for ask in asks for order in ORDERS]
+        ways = {"logprobs": self._at_once, "rationale": self._after_reasoning, "votes": self._by_votes}
+        answers = ways[self.settings.method](questions)
+        readings = [self._reading(each.order, answer) for each, answer in zip(questions, answers, strict=True)]
+        return [tuple(readings[at : at + len(ORDERS)]) for at in range(0, len(readings), len(ORDERS))]
+
+    def _question(self, ask: Ask, order: Order) -> _Question:
+        a, b = ask.comparison.a, ask.comparison.b
+        shown_first, shown_second = (a, b) if order == "a_first" else (b, a)
+        text = self.templates.render(
+            "label",
+            conversation=[asdict(message) for message in ask.comparison.prompt.messages],
+            a=shown_first,
+            b=shown_second,
+            principle=ask.principle.words("comparison"),
+        )
+        return _Question(ask, order, (Message("user", text),))
+
+    def _reading(self, order: Order, answer: _Answer) -> Reading:
+        if answer.p_first is None:
+            return Reading(order=order, rationale=answer.rationale, problem=answer.problem)
+        p_a = answer.p_first if order == "a_first" else 1 - answer.p_first
+        return Reading(order=order, rationale=answer.rationale, p_a=self._clamped(p_a))
+
+    def _clamped(self, p_a: float) -> float:
+        low, high = self.settings.clamp or (0.0, 1.0)
+        return min(max(p_a, low), high)
+
+    def _at_once(self, questions: Sequence[_Question]) -> list[_Answer]:
+        shares = self._choose([(*each.messages, Message("assistant", "Better:")) for each in questions], CHOICES)
+        return [_Answer("", None, share) if isinstance(share, str) else _Answer("", share[0]) for share in shares]
+
+    def _after_reasoning(self, questions: Sequence[_Question]) -> list[_Answer]:
+        seeds = [self._seed(each.ask, each.order) for each in questions]
+        reasoned = self._reason([each.messages for each in questions], seeds, BETTER, '"Better: A" or "Better: B"')
+        return [
+            answer if share is None else _Answer(answer.rationale, share[0])
+            for answer, share in self._continued([each.messages for each in questions], reasoned, "Better:", CHOICES)
+        ]
+
+    def _by_votes(self, questions: Sequence[_Question]) -> list[_Answer]:
+        count = self.settings.votes
+        sampling = Sampling(self.settings.vote_temperature, max_tokens=self.settings.max_tokens)
+        replies = self._complete(
+            [
+                Request(each.messages, sampling, self._digest(each.ask, each.order, vote))
+                for each in questions
+                for vote in range(count)
+            ]
+        )
+        return [_counted(replies[at : at + count]) for at in range(0, len(replies), count)]
+
+    # Each response by itself.
+
+    def _scored(self, asks: Sequence[Ask]) -> list[tuple[Reading, ...]]:
+        """One reading each: a score knows of no order. Its rationale holds both scores and the reasons for them."""
+        sides = [(ask, name, text) for ask in asks for name, text in (("a", ask.comparison.a), ("b", ask.comparison.b))]
+        replies = [
+            ((*ask.comparison.prompt.messages, Message("assistant", text)), ask.principle) for ask, _, text in sides
+        ]
+        answers = self._rated(replies, [self._seed(ask, name) for ask, name, _ in sides])
+        return [(self._difference(*answers[at], *answers[at + 1]),) for at in range(0, len(answers), 2)]
+
+    def _rated(
+        self, replies: Sequence[tuple[tuple[Message, ...], Principle]], seeds: Sequence[int]
+    ) -> list[tuple[_Answer, Sequence[float] | None]]:
+        """For each conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
+        questions = [
+            (*said, Message("user", self.templates.render("score", principle=principle.words("comparison"))))
+            for said, principle in replies
+        ]
+        reasoned = self._reason(questions, seeds, SCORE, '"Score: " and a number from 1 to 10')
+        return list(self._continued(questions, reasoned, "Score:", SCORES))
+
+    def _difference(
+        self, a: _Answer, share_a: Sequence[float] | None, b: _Answer, share_b: Sequence[float] | None
+    ) -> Reading:
+        problem = next(
+            (f"response {name}: {each.problem}" for name, each in (("a", a), ("b", b)) if each.problem), None
+        )
+        if problem or share_a is None or share_b is None:
+            return Reading(order="a_first", rationale=f"a: {a.rationale}\n\nb: {b.rationale}", problem=problem)
+        score_a, score_b = expected_score(share_a), expected_score(share_b)
+        return Reading(
+            order="a_first",
+            rationale=f"a ({score_a:.2f} of 10): {a.rationale}\n\nb ({score_b:.2f} of 10): {b.rationale}",
+            p_a=self._clamped(_sigmoid((score_a - score_b) / self.settings.score_temperature)),
+        )
+
+    # What the methods share.
+
+    def _reason(
+        self, questions: Sequence[tuple[Message, ...]], seeds: Sequence[int], ending: re.Pattern[str], expected: str
+    ) -> list[_Answer]:
+        """The reasoning before a verdict, without it; or a problem."""
+        sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
+        replies = self._complete(
+            [Request(messages, sampling, seed) for messages, seed in zip(questions, seeds, strict=True)]
+        )
+        answers = []
+        for reply in replies:
+            if reply is None:
+                answers.append(_Answer("", None, TOO_LONG))
+                continue
+            found = ending.search(reply.text)
+            if reply.finish == "length":
+                problem = f"the reply was cut off at {self.settings.max_tokens} tokens"
+                answers.append(_Answer(reply.text, None, problem))
+            elif found is None:
+                answers.append(_Answer(reply.text, None, f"the reply does not end with {expected}"))
+            else:
+                answers.append(_Answer(reply.text[: found.start()], None))
+        return answers
+
+    def _continued(
+        self,
+        questions: Sequence[tuple[Message, ...]],
+        reasoned: Sequence[_Answer],
+        word: str,
+        choices: tuple[str, ...],
+    ) -> Iterator[tuple[_Answer, Sequence[float] | None]]:
+        """Each reasoning with the probabilities of what follows it and the word; None where it cannot be read."""
+        asked = [
+            (*messages, Message("assistant", answer.rationale + word))
+            for messages, answer in zip(questions, reasoned, strict=True)
+            if answer.problem is None
+        ]
+        shares = iter(self._choose(asked, choices))
+        for answer in reasoned:
+            share = answer.problem or next(shares)
+            yield (answer._replace(problem=share), None) if isinstance(share, str) else (answer, share)
+
+    def _choose(self, asked: Sequence[tuple[Message, ...]], choices: tuple[str, ...]) -> list[list[float] | str]:
+        """The choices' probabilities, renormalised over them; or why there are none."""
+        found: list[list[float] | str] = []
+        for completion in self._complete([Request(messages, choices=choices) for messages in asked]):
+            if completion is None:
+                found.append(TOO_LONG)
+                continue
+            logprobs = completion.choice_logprobs
+            if len(logprobs) != len(choices):
+                raise ModelError(
+                    f"{self.engine.identity}: {len(logprobs)} log-probabilities came back for {len(choices)} choices; "
+                    "with an engine that cannot give them, set label.method=votes"
+                )
+            top = max(logprobs)
+            if any(map(math.isnan, logprobs)) or math.isinf(top):
+                found.append("the choices have no probabilities")
+                continue
+            weights = [math.exp(logprob - top) for logprob in logprobs]
+            found.append([weight / math.fsum(weights) for weight in weights])
+        return found
+
+    def _complete(self, requests: Sequence[Request]) -> list[Completion | None]:
+        return complete_fitting(self.engine, requests)
+
+    def _seed(self, ask: Ask, which: str) -> int:
+        # A greedy reply needs no seed, and without one it is found again by runs with other seeds.
+        return self._digest(ask, which, 0) if self.settings.temperature > 0 else 0
+
+    def _digest(self, ask: Ask, which: str, number: int) -> int:
+        """A seed of the question's own, so that others may come and go."""
+        return request_seed(self.seed, "label", ask.comparison.id, ask.principle.id, which, number)
+
+
+def _counted(asked: Sequence[Completion | None]) -> _Answer:
+    """The share of verdicts for A among those that can be read, if at least half can."""
+    replies = [reply for reply in asked if reply is not None]
+    if not replies:  # all of them answer one question
+        return _Answer("", None, TOO_LONG)
+    rationale = "\n\n".join(f"{number}: {reply.text}" for number, reply in enumerate(replies, start=1))
+    found = [BETTER.search(reply.text) if reply.finish != "length" else None for reply in replies]
+    verdicts = [match[1] for match in found if match and match[1]]
+    if not verdicts or 2 * len(verdicts) < len(replies):
+        return _Answer(rationale, None, f"{len(replies) - len(verdicts)} of {len(replies)} votes cannot be read")
+    return _Answer(rationale, verdicts.count("A") / len(verdicts))
+
+
+def expected_score(shares: Sequence[float]) -> float:
+    """Σ i·P(i) over the scores from 1 (Lee et al. 2023, direct RLAIF)."""
+    return math.fsum(score * share for score, share in enumerate(shares, start=1))
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -1,0 +1,99 @@
+"""Numbers about the three models: each with a 95% interval, and with its change from the models before.
+
+A model's own interval says how it would do on other prompts. Two such intervals may overlap where it is clear which of
+two models does better on the same prompts, so each number that is made prompt by prompt also has its changes.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from pydantic import Field
+
+from constitutional.base.records import Record
+from constitutional.base.stats import Interval, bootstrap_mean, paired_interval, wilson
+
+CONTESTS: Final = (("sft_model", "base"), ("policy", "base"), ("policy", "sft_model"))
+"""Which model is measured against which: for changes, win rates and divergence."""
+
+
+class Change(Record):
+    """How far a model's number is from an earlier model's, over the prompts on which both were measured."""
+
+    value: float
+    """The mean over prompts of the later model's value less the earlier one's."""
+    low: float
+    """Lower end of the 95% interval."""
+    high: float
+    n: int
+    """How many prompts."""
+
+
+class Score(Record):
+    """One number about one model."""
+
+    model: str
+    """`base`, `sft_model` or `policy`."""
+    measure: str
+    """What was measured, and after a `/` of what or against what: `trait_rate/flattery`, `win_rate/base`."""
+    value: float
+    low: float
+    """Lower end of the 95% interval."""
+    high: float
+    n: int
+    """How many observations it rests on; 0 where there were none, and then the value says nothing."""
+    unit: str
+    """`share` for numbers from 0 to 1; otherwise what is counted, such as `words`."""
+    changes: dict[str, Change] = Field(default_factory=dict)
+    """By the model before; none where a number is not made prompt by prompt."""
+
+
+def score(model: str, measure: str, value: float, interval: Interval, n: int, unit: str) -> Score:
+    """A number that has no changes."""
+    return Score(model=model, measure=measure, value=value, low=interval.low, high=interval.high, n=n, unit=unit)
+
+
+def rates(measure: str, shown: Mapping[str, Sequence[bool | None]]) -> Iterator[Score]:
+    """How often each model's replies show something, by model and prompt; None where a reply is not counted."""
+    for model, its in shown.items():
+        counted = [each for each in its if each is not None]
+        n, rate = len(counted), sum(counted) / len(counted) if counted else 0.0
+        changes: dict[str, Change] = {}
+        for earlier in _before(model, shown):
+            pairs = zip(its, shown[earlier], strict=True)
+            by_prompt = [int(now) - int(then) for now, then in pairs if now is not None and then is not None]
+            interval = paired_interval(by_prompt.count(1), by_prompt.count(-1), len(by_prompt))
+            changes |= _change(earlier, by_prompt, interval)
+        its_score = score(model, measure, rate, wilson(sum(counted), n), n, "share")
+        yield its_score.model_copy(update={"changes": changes})
+
+
+def means(measure: str, values: Mapping[str, Sequence[float]], unit: str, seed: int) -> Iterator[Score]:
+    """Each model's mean over the prompts, by model and prompt."""
+    for model, its in values.items():
+        found = mean(model, measure, its, range(len(its)), unit, seed)
+        changes: dict[str, Change] = {}
+        for earlier in _before(model, values) if found.n else ():
+            by_prompt = [now - then for now, then in zip(its, values[earlier], strict=True)]
+            changes |= _change(earlier, by_prompt, bootstrap_mean(by_prompt, seed=seed))
+        yield found.model_copy(update={"changes": changes})
+
+
+def mean(model: str, measure: str, values: Sequence[float], clusters: Sequence[int], unit: str, seed: int) -> Score:
+    """The mean with its interval, without changes; of fewer than two clusters nothing can be said, and n is 0."""
+    if len(set(clusters)) < 2:
+        return score(model, measure, 0.0, Interval(0.0, 0.0), 0, unit)
+    value = math.fsum(values) / len(values)
+    return score(model, measure, value, bootstrap_mean(values, clusters, seed=seed), len(values), unit)
+
+
+def _before(model: str, measured: Iterable[str]) -> list[str]:
+    return [earlier for later, earlier in CONTESTS if later == model and earlier in measured]
+
+
+def _change(earlier: str, by_prompt: Sequence[float], interval: Interval) -> dict[str, Change]:
+    """By the earlier model's name; nothing where there is no prompt that both were measured on."""
+    if not by_prompt:
+        return {}
+    value = math.fsum(by_prompt) / len(by_prompt)
+    return {earlier: Change(value=value, low=interval.low, high=interval.high, n=len(by_prompt))}

@@ -1,0 +1,121 @@
+"""The labeler on trial, outside any run: on a constitution's own examples, or against answers that people gave."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from constitutional.base.errors import ModelError
+from constitutional.base.progress import Progress, counted
+from constitutional.base.records import Judgement
+from constitutional.base.stats import wilson
+from constitutional.base.templates import Prompts
+from constitutional.cli.show import table
+from constitutional.constitution.constitution import Constitution
+from constitutional.data.hhh import Given, Score, always_first, always_longer, score
+from constitutional.engines.base import Engine
+from constitutional.judging.labeler import TOO_LONG
+from constitutional.stages.label import (
+    NEAR_CHANCE,
+    TOO_FEW,
+    PrincipleAccuracy,
+    Settings,
+    accuracy_against,
+    combine,
+    label,
+    measure_labeler,
+)
+
+
+class Trial(NamedTuple):
+    """What came of it."""
+
+    text: str
+    """A table, for people."""
+    near_chance: bool
+    """Whether the labeler is right no more often than near chance, by one principle at least, however few examples."""
+
+
+def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, settings: Settings) -> Trial:
+    """How often the labeler finds the better of each principle's own examples."""
+    accuracies = measure_labeler(constitution, engine, templates, settings)
+    heading = ("principle", "right", "of", "accuracy", "95% interval", "conflicts", "unreadable", "")
+    lines = [heading, *map(_principle_line, accuracies)]
+    return Trial(table(lines, numbers_from=1), any(each.near_chance for each in accuracies))
+
+
+def _principle_line(each: PrincipleAccuracy) -> tuple[str, ...]:
+    readable = each.n - each.unreadable
+    low, high = wilson(each.right, readable)
+    remark = _remark(readable, near_chance=each.near_chance) if readable else "unreadable"
+    return (
+        each.principle,
+        str(each.right),
+        str(readable),
+        "–" if each.accuracy is None else f"{each.accuracy:.0%}",
+        f"{low:.0%}–{high:.0%}" if readable else "–",
+        str(each.conflicts),
+        str(each.unreadable),
+        remark if each.n else "has no examples",
+    )
+
+
+def _remark(n: int, *, near_chance: bool) -> str:
+    if n <= TOO_FEW:
+        return "too few examples to tell"
+    return "near chance" if near_chance else ""
+
+
+def baselines(given: Given) -> str:
+    """What a score on these comparisons is worth: two ways of choosing that read nothing."""
+    lines = [_score_line("always the first", always_first(given.rows))]
+    lines.append(_score_line("always the longer", always_longer(given.rows)))
+    return table([("", "right", "of", "accuracy", "95% interval", ""), *lines], numbers_from=1)
+
+
+def by_answers(
+    given: Given, constitution: Constitution, engine: Engine, templates: Prompts, settings: Settings, *, seed: int
+) -> Trial:
+    """How often the labeler chooses as people did; intervals draw prompts, because comparisons on one are alike.
+
+    Comparisons that are too long for the labeler are counted, and left out of everything else.
+
+    Raises:
+        ModelError: all of them are too long.
+    """
+    total = len(given.rows) * (1 if settings.principles == "one" else len(constitution.principles))
+    asked = label([row.comparison for row in given.rows], constitution, engine, templates, settings, seed)
+    judged = list(Progress().track(asked, total, "label"))
+    too_long = {judgement.comparison for judgement in judged if TOO_LONG in (judgement.problem or "")}
+    judgements = [judgement for judgement in judged if judgement.comparison not in too_long]
+    rows = [row for row in given.rows if row.comparison.id not in too_long]
+    if not rows:
+        raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
+    by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        by_comparison[judgement.comparison].append(judgement)
+    found = score(rows, {name: combine(its) for name, its in by_comparison.items()}, seed=seed)
+    also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
+    rest: Sequence[tuple[str, str]] = (
+        ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),
+        ("left out", f"{given.undecided}, of which people do not agree which is better"),
+        ("calibration error", "–" if also.calibration_error is None else f"{also.calibration_error:.2f}"),
+        (
+            "position bias",
+            "–" if also.position_bias is None else f"{also.position_bias:.0%} for the first; 50% is none",
+        ),
+    )
+    near_chance = found.share < NEAR_CHANCE
+    line = (*_score_line("the labeler", found)[:-1], _remark(found.n, near_chance=near_chance))
+    heading = ("", "right", "of", "accuracy", "95% interval", "")
+    text = f"{table([heading, line], numbers_from=1)}\n\n{table(rest)}"
+    if too_long:
+        longer = f"{counted(len(too_long), 'row')} {'is' if len(too_long) == 1 else 'are'} longer than the labeler"
+        text += f"\n{longer} can read, and not among the {found.n:,} that it was asked about"
+    return Trial(text, near_chance)
+
+
+def _score_line(name: str, its: Score) -> tuple[str, ...]:
+    low, high = its.interval
+    interval = f"{low:.1%}–{high:.1%}" if math.isfinite(high) else "–"  # one prompt alone says nothing
+    return (name, str(its.right), str(its.n), f"{its.share:.2%}", interval, "")

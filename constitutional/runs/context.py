@@ -1,0 +1,235 @@
+"""What a stage works at: `work.Work` over a run folder, with models that answer through the journal."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from constitutional.base.files import write_rows
+from constitutional.base.progress import Progress
+from constitutional.base.records import Record
+from constitutional.base.templates import Prompts
+from constitutional.constitution.constitution import Constitution
+from constitutional.engines.base import Completion, Engine, Request
+from constitutional.engines.journal import JournalEngine
+from constitutional.engines.models import LazyEngine, Models, ModelSettings, model_folder
+from constitutional.runs.compose import RunConfig
+from constitutional.runs.folder import Begun, RunStore
+from constitutional.runs.manifest import Calls
+
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+Opener = Callable[[ModelSettings], Engine]
+
+GIVEN: Final = ("base", "critic", "labeler")
+"""The models that a run is given; all others are artifacts of its stages."""
+
+TAGS: Final = "constitution tags"
+"""What evaluation alone needs of a constitution beside what behaviour depends on: whoever edits tags trains nothing
+anew."""
+
+
+WHOLE: Final = "constitution as written"
+"""All of it, names and authors too: what the report shows."""
+
+
+def is_given(need: str) -> bool:
+    """Whether a run is given what a stage needs by this name; everything else is an artifact of an earlier stage."""
+    return need in (*GIVEN, "constitution", TAGS, WHOLE) or need.endswith(".j2")
+
+
+class Bench:
+    """What all stages of a run share: the constitution, the templates, the engines and the journal."""
+
+    def __init__(  # the parts of a run, each made once
+        self,
+        config: RunConfig,
+        constitution: Constitution,
+        templates: Prompts,
+        progress: Progress,
+        opener: Opener | None = None,
+    ) -> None:
+        self.config = config
+        self.constitution = constitution
+        self.templates = templates
+        self.progress = progress
+        self._models = Models()
+        self._opener = opener or (lambda settings: LazyEngine(settings, self._models))
+        self._opened: dict[ModelSettings, Engine] = {}
+        self._journals: dict[ModelSettings, JournalEngine] = {}
+        self._closing = ExitStack()
+
+    def given(self, role: str) -> ModelSettings:
+        """The settings of a model that the run is given."""
+        model = self.config.model
+        return {"base": model, "critic": self.config.critic.over(model), "labeler": self.config.labeler.over(model)}[
+            role
+        ]
+
+    def opened(self, settings: ModelSettings) -> Engine:
+        """The model itself, without the journal; opened once."""
+        if settings not in self._opened:
+            self._opened[settings] = self._opener(settings)
+        return self._opened[settings]
+
+    def journal(self, settings: ModelSettings) -> JournalEngine:
+        """The model through the journal."""
+        if settings not in self._journals:
+            chosen = self.config.journal
+            engine = JournalEngine(self.opened(settings), self.config.journal_file, batch_size=chosen.batch_size)
+            self._journals[settings] = self._closing.enter_context(engine)
+        return self._journals[settings]
+
+    def digest(self, need: str) -> str:
+        """The digest of something that the run is given: `base`, `constitution`, `critique.j2`."""
+        if need == "constitution":
+            return self.constitution.digest
+        if need == WHOLE:
+            whole = json.dumps(self.constitution.model_dump(mode="json"))
+            return hashlib.sha256(whole.encode()).hexdigest()
+        if need == TAGS:
+            tags = [(each.id, each.tags) for each in self.constitution.principles]
+            return hashlib.sha256(json.dumps(tags).encode()).hexdigest()
+        if need.endswith(".j2"):
+            return self.templates.digest(need.removesuffix(".j2"))
+        return self.opened(self.given(need)).identity
+
+    def release(self) -> None:
+        """Give the memory of every model back."""
+        self._models.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.close()
+        self.release()
+
+
+class RunWork:
+    """One stage's view of a run."""
+
+    def __init__(self, bench: Bench, store: RunStore, begun: Begun) -> None:
+        self._bench = bench
+        self._store = store
+        self._begun = begun
+        self._watched: dict[str, _Watched] = {}
+        self.written: dict[str, Path] = {}
+        """The rows that the stage wrote, by artifact."""
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def constitution(self) -> Constitution:
+        """As selected and weighted for this run."""
+        return self._bench.constitution
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompt templates."""
+        return self._bench.templates
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self._bench.config.seed
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's whole configuration: for the report, which shows it; a stage's own settings are handed to it."""
+        return self._bench.config
+
+    @property
+    def calls(self) -> Calls:
+        """What this stage has asked of models so far."""
+        watched = self._watched.values()
+        return Calls(asked=sum(each.asked for each in watched), reused=sum(each.reused for each in watched))
+
+    def read(self, artifact: str, kind: type[R]) -> list[R]:
+        """The rows of an artifact that an earlier stage wrote."""
+        return self._store.read(artifact, kind)
+
+    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+        """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
+        self.written[artifact] = self.output(f"{artifact}.jsonl")
+        return write_rows(self.written[artifact], rows)
+
+    def model(self, artifact: str) -> Path:
+        """The folder of a model: one that the run is given, or one that an earlier stage made."""
+        if artifact in GIVEN:
+            return model_folder(self._bench.given(artifact).path)
+        return self._store.artifact(artifact)
+
+    def settings(self, role: str) -> ModelSettings:
+        """What the run says of a model that it is given."""
+        return self._bench.given(role)
+
+    def output(self, name: str) -> Path:
+        """A path of that name in this stage's own folder."""
+        path = self._begun.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def engine(self, role: str) -> Engine:
+        """A model that answers, through the journal."""
+        if role not in self._watched:
+            if role in GIVEN:
+                settings = self._bench.given(role)
+            else:
+                settings = self._bench.config.model.model_copy(update={"path": str(self._store.artifact(role))})
+            journal = self._bench.journal(settings)
+            self._watched[role] = _Watched(journal, role, self._begun.stage, self._bench.progress)
+        return self._watched[role]
+
+    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        """The items, while a line on the terminal says how far this is."""
+        return self._bench.progress.track(items, total, label)
+
+    def note(self, name: str, value: object) -> None:
+        """Keep a small JSON value in the stage's `summary.json`."""
+        self.notes[name] = value
+
+    def read_notes(self, stage: str) -> Mapping[str, Any]:
+        """The notes of an earlier stage; empty if it has none."""
+        return self._store.notes(stage)
+
+    def made(self, name: str) -> Path:
+        """Where this stage left one of its artifacts: rows, a folder, or a file of any ending."""
+        places = [self._begun.folder / f"{name}.jsonl", self._begun.folder / name]
+        places += sorted(self._begun.folder.glob(f"{name}.*"))
+        found = next((place for place in places if place.exists()), None)
+        assert found is not None, f"stage '{self._begun.stage}' ended without making '{name}'"
+        return found
+
+
+class _Watched:
+    """An engine that says how far it is, and counts what one stage asks of it."""
+
+    def __init__(self, journal: JournalEngine, role: str, stage: str, progress: Progress) -> None:
+        self._journal = journal
+        self._role = role
+        self._stage = stage
+        self._progress = progress
+        self.asked = 0
+        self.reused = 0
+
+    @property
+    def identity(self) -> str:
+        """The model's own."""
+        return self._journal.identity
+
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion for each request, in order. In the journal's own batches, so that nothing changes by it."""
+        completions: list[Completion] = []
+        for start in range(0, len(requests), self._journal.batch_size):
+            before = (self._journal.asked, self._journal.reused)
+            completions += self._journal.complete(requests[start : start + self._journal.batch_size])
+            self.asked += self._journal.asked - before[0]
+            self.reused += self._journal.reused - before[1]
+            # How many there will be in all the stage alone knows: a call is often one of several that an item takes.
+            self._progress.aside(self._stage, f"{self._role}: {self.asked + self.reused} answers")
+        return completions

@@ -1,0 +1,338 @@
+"""A run folder: what each stage made, what it was made from, and a lock, so that two processes never write to it.
+
+    runs/first/
+    ├── config.json                  the resolved configuration
+    ├── manifest.json                what is finished: fingerprints, digests, times, calls
+    └── 02_critique_revise/          one folder a stage, in running order
+        ├── revisions.jsonl          a row a line
+        └── summary.json             the stage's notes
+
+What is the same for the same configuration and seed stands in the artifacts; what differs by nature (times, hosts, how
+many calls were reused) in the manifest alone. A stage counts as done once its entry is in the manifest, which is
+written last, and as long as every byte that it made is as it was.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, NamedTuple, Self, TypeVar
+
+from constitutional.base.errors import RunError, UsageError
+from constitutional.base.files import atomic_write, digest_of, read_rows, row_count
+from constitutional.base.records import Record
+from constitutional.runs.manifest import (
+    MANIFEST,
+    Artifact,
+    Calls,
+    Failure,
+    Manifest,
+    StageEntry,
+    check_identity,
+    finite,
+    json_text,
+    read_manifest,
+    write_manifest,
+)
+
+R = TypeVar("R", bound=Record)
+
+CONFIG: Final = "config.json"
+SUMMARY: Final = "summary.json"
+LOCK: Final = ".lock"
+FINGERPRINT: Final = ".fingerprint"
+_STAGE_FOLDER: Final = re.compile(r"\d\d_\w+")
+PACKAGES: Final = (
+    *("constitutional", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers", "numpy"),
+)
+"""Those on whose versions a run's numbers may depend."""
+
+
+class Begun(NamedTuple):
+    """A stage that is running."""
+
+    stage: str
+    fingerprint: str
+    needs: Mapping[str, str]
+    """Digests of what it was given and of what earlier stages made."""
+    folder: Path
+    started: str
+    started_s: float
+    """On the monotonic clock."""
+    files: Mapping[str, str]
+    """Digests of the files that its settings name, by path."""
+
+
+class RunStore:
+    """A run folder, locked while this is open (`open`), or only to be read (`load`)."""
+
+    def __init__(self, folder: Path, manifest: Manifest, lock: IO[str] | None) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls, folder: Path, config_json: str, identity: Mapping[str, Any] | None = None, *, fresh: bool = False
+    ) -> Self:
+        """Make the folder or go on with it, and lock it.
+
+        Args:
+            folder: the run folder.
+            config_json: the resolved configuration, to be read by people and by later commands.
+            identity: the parts of it that may not change within one folder; nested mappings are compared key by key.
+            fresh: remove what an earlier run made here (its stages, not a journal of answers) and begin anew.
+
+        Raises:
+            RunError: the folder is in use, holds another configuration, is damaged or cannot be written.
+        """
+        lock = _take_lock(folder)
+        try:
+            if fresh:
+                _remove_run(folder)
+            wanted: dict[str, Any] = json.loads(json_text(dict(identity or {})))  # as it comes back from the file
+            if (folder / MANIFEST).exists():
+                manifest = read_manifest(folder)
+                check_identity(folder, manifest.identity, wanted)
+            else:
+                manifest = Manifest(identity=wanted)
+            store = cls(folder, manifest, lock)
+            atomic_write(folder / CONFIG, config_json.encode())
+            store._save(manifest)
+        except BaseException:
+            lock.close()
+            raise
+        return store
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """A run folder for reading, whether a run holds it or not.
+
+        Raises:
+            UsageError: the folder holds no run.
+            RunError: it is damaged.
+        """
+        if not (folder / MANIFEST).is_file():
+            raise UsageError(
+                f"{folder}: holds no run (there is no {MANIFEST} in it); expected a folder such as runs/NAME"
+            )
+        return cls(folder, read_manifest(folder), None)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # In the order in which a stage's life goes: is there anything to do, begin, finish or fail.
+
+    def reason_to_run(self, stage: str, fingerprint: str) -> str | None:
+        """Why a stage must run, in words to be printed; None if it is done and every byte it made is as it was."""
+        entry = self.manifest.stages.get(stage)
+        if entry is None:
+            return "it has not been finished before"
+        if entry.fingerprint != fingerprint:
+            return "its settings or inputs have changed"
+        for artifact in entry.artifacts.values():
+            path = self.folder / artifact.file
+            if not path.exists():
+                return f"{path} is missing"
+            if digest_of(path) != artifact.sha256:
+                return f"{path} is damaged: it is not what this stage wrote"
+        return None
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        """Whether the stage need not run."""
+        return self.reason_to_run(stage, fingerprint) is None
+
+    def begin(
+        self,
+        number: int,
+        stage: str,
+        fingerprint: str,
+        needs: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> Begun:
+        """The stage's folder, empty unless this very work was begun in it before (checkpoints are resumed from).
+
+        Args:
+            number: the stage's place in the running order.
+            stage: its name.
+            fingerprint: of what it is about to do.
+            needs: digests of what the stage is given and of what earlier stages made, by name; part of the fingerprint.
+            files: digests of the files that its settings name, by path; part of the fingerprint.
+        """
+        folder = self.folder / f"{number:02d}_{stage}"
+        mark = folder / FINGERPRINT
+        if stage in self.manifest.stages:
+            mark.unlink(missing_ok=True)  # it was finished and yet must run: nothing that is left here can be trusted
+        if stage in self.manifest.stages or stage in self.manifest.failures:
+            self._save(self._without(stage))  # now, so that no entry ever speaks of files that are being replaced
+        if folder.exists() and not (mark.is_file() and mark.read_bytes() == fingerprint.encode()):
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        atomic_write(mark, fingerprint.encode())
+        return Begun(stage, fingerprint, needs or {}, folder, _now(), time.monotonic(), files or {})
+
+    def finish(
+        self,
+        begun: Begun,
+        artifacts: Mapping[str, Path],
+        calls: Calls | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> StageEntry:
+        """Write the notes as `summary.json`, then the manifest's entry, last: from here on the stage is done."""
+        summary = begun.folder / SUMMARY
+        kept: dict[str, Any] = finite(dict(notes or {}))
+        atomic_write(summary, (json_text(kept, indent=2) + "\n").encode())
+        made = {
+            name: Artifact(file=path.relative_to(self.folder).as_posix(), rows=row_count(path), sha256=digest_of(path))
+            for name, path in {**artifacts, "summary": summary}.items()
+        }
+        entry = StageEntry(
+            fingerprint=begun.fingerprint,
+            needs=dict(begun.needs),
+            files=dict(begun.files),
+            started=begun.started,
+            seconds=round(time.monotonic() - begun.started_s, 3),
+            peak_bytes=peak_bytes(),
+            host=socket.gethostname(),
+            versions=dict(versions()),
+            artifacts=made,
+            calls=calls or Calls(),
+            notes=kept,
+        )
+        without = self._without(begun.stage)
+        self._save(without.model_copy(update={"stages": {**without.stages, begun.stage: entry}}))
+        return entry
+
+    def fail(self, stage: str, message: str) -> None:
+        """Keep why a stage ended without being done."""
+        failure = Failure(message=message, when=_now(), host=socket.gethostname())
+        self._save(self.manifest.model_copy(update={"failures": {**self.manifest.failures, stage: failure}}))
+
+    # What later stages and readers want.
+
+    def artifact(self, name: str) -> Path:
+        """Where a finished stage's artifact is.
+
+        Raises:
+            RunError: no finished stage made one of that name.
+        """
+        return self.folder / self._entry(name).file
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of an artifact as the stage wrote it, for the fingerprints of those that need it."""
+        return self._entry(name).sha256
+
+    def summaries(self, but: str = "") -> dict[str, str]:
+        """SHA-256 of the notes of every finished stage, or of all but one, as later stages need them: `sft summary`."""
+        return {
+            f"{stage} summary": entry.artifacts["summary"].sha256
+            for stage, entry in self.manifest.stages.items()
+            if stage != but
+        }
+
+    def read(self, name: str, kind: type[R]) -> list[R]:
+        """The rows of an artifact."""
+        return list(read_rows(self.artifact(name), kind))
+
+    def notes(self, stage: str) -> dict[str, Any]:
+        """The notes of a finished stage; empty if it is not finished."""
+        entry = self.manifest.stages.get(stage)
+        return {} if entry is None else dict(entry.notes)
+
+    def _entry(self, name: str) -> Artifact:
+        for entry in self.manifest.stages.values():
+            if name in entry.artifacts and name != "summary":
+                return entry.artifacts[name]
+        raise RunError(f"{self.folder}: has no '{name}' yet; the stage that makes it is not finished, so run it first")
+
+    def _without(self, stage: str) -> Manifest:
+        kept = {
+            "stages": {name: entry for name, entry in self.manifest.stages.items() if name != stage},
+            "failures": {name: failure for name, failure in self.manifest.failures.items() if name != stage},
+        }
+        return self.manifest.model_copy(update=kept)
+
+    def _save(self, manifest: Manifest) -> None:
+        assert self._lock is not None, "only the process that holds the lock writes"
+        write_manifest(self.folder, manifest)
+        self.manifest = manifest
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024  # Linux counts in KiB
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """What this process runs on, by package."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # an installation without the training extras, say
+            found[package] = "not installed"
+    return found
+
+
+def _take_lock(folder: Path) -> IO[str]:
+    """The open lock file; the system gives the lock back when the process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be made or written: {error.strerror}; choose another name=…") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise RunError(
+            f"{folder}: is in use by {holder}; wait until it has ended, or end it, or choose another name=…"
+        ) from None
+    except OSError as error:
+        file.close()
+        raise RunError(f"{folder}: cannot be locked: {error.strerror}; choose a folder on a local disk") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}")
+    file.flush()
+    return file
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what a run has made, and nothing that may be somebody else's; the manifest first."""
+    if not (folder / MANIFEST).exists():
+        return
+    (folder / MANIFEST).unlink()
+    for path in folder.iterdir():
+        if _STAGE_FOLDER.fullmatch(path.name) and (path / FINGERPRINT).is_file():
+            shutil.rmtree(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

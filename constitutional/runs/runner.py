@@ -1,0 +1,280 @@
+"""The loop that runs the stages of `pipeline.py`, what it checks before it begins, and finished runs for reading.
+
+A stage is done if it was finished with the same fingerprint (its settings, the seed, and the digests of all that it
+needs) and every byte that it made is as it was. What a stage makes anew with the same bytes changes nothing for those
+that come after it.
+"""
+
+import difflib
+import hashlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from pydantic import BaseModel
+
+from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError
+from constitutional.base.files import atomic_write, digest_of
+from constitutional.base.progress import Progress, clock
+from constitutional.base.templates import VARIABLES, load_prompts
+from constitutional.constitution.constitution import Constitution
+from constitutional.constitution.file import load_constitution
+from constitutional.data.comparisons import read_comparisons, read_verdicts
+from constitutional.engines.models import model_folder
+from constitutional.runs.compose import DpoSettings, FilePrompts, RunConfig, dump, freeze, load
+from constitutional.runs.context import GIVEN, Bench, Opener, RunWork, is_given
+from constitutional.runs.folder import Begun, RunStore, peak_bytes
+from constitutional.runs.manifest import Calls
+from constitutional.runs.pipeline import Stage, prompts_of, stages_of, trains_online
+from constitutional.stages import critique_revise, grpo, sft
+from constitutional.stages.report import gather
+from constitutional.stages.report.data import ReportData
+from constitutional.stages.report.page import render
+from constitutional.training.reward_model import NORMALISATION
+
+
+def run(
+    config: RunConfig,
+    *,
+    stages: Sequence[Stage] | None = None,
+    opener: Opener | None = None,
+    progress: Progress | None = None,
+) -> RunStore:
+    """Run every stage that is not done yet.
+
+    Args:
+        config: what to run; its paths may be relative.
+        stages: the stages, in order; by default those of the configuration.
+        opener: makes an engine of a model's settings; by default the model itself, loaded when it is first asked.
+        progress: says how far this is; by default on standard error.
+
+    Returns:
+        The run, for reading.
+
+    Raises:
+        ConstitutionalError: a file that the configuration names is wrong, the folder is in use or holds another
+            configuration, a model cannot be loaded, or a stage failed.
+    """
+    config = freeze(config)
+    stages = stages_of(config) if stages is None else stages
+    names = [stage.name for stage in stages]
+    if config.until is not None and config.until not in names:
+        near = difflib.get_close_matches(config.until, names, n=1, cutoff=0)[0]
+        raise ConfigurationError(
+            f'until is "{config.until}", but should be one of {", ".join(names)}; type until={near}'
+        )
+    stages = stages[: names.index(config.until) + 1] if config.until else stages
+    started_s = time.monotonic()
+    progress = progress or Progress()
+    constitution, templates = ready(config), load_prompts(config.templates)
+    if opener is None:
+        _check_model(config, trains=any(stage.trains for stage in stages))
+    with _terminable(), Bench(config, constitution, templates, progress, opener) as bench:
+        given = ("constitution", *GIVEN, *(f"{name}.j2" for name in VARIABLES))
+        digests = {name: bench.digest(name) for name in given}
+        with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
+            progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
+            calls = [_step(number, stage, bench, store) for number, stage in enumerate(stages)]
+            asked, reused = sum(each.asked for each in calls), sum(each.reused for each in calls)
+            most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
+            progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
+            done = f"done until {config.until}" if config.until else "done"
+            progress.say(f"run {config.name} is {done}: {asked} model calls asked, {reused} reused from the journal")
+    return RunStore.load(config.run_folder)
+
+
+def selected(config: RunConfig) -> Constitution:
+    """The constitution with the principles and weights that the configuration chooses."""
+    chosen = config.constitution
+    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
+
+
+def ready(config: RunConfig) -> Constitution:
+    """Read every file that people wrote and the configuration names; returns the constitution as selected.
+
+    Before a folder is made and a model is loaded: what is wrong in one would else be found hours later, in a folder
+    that is bound to what it was begun with.
+
+    Raises:
+        ConstitutionalError: one of them is wrong.
+    """
+    constitution = selected(config)
+    prompts_of(config.prompts, config.seed)
+    if config.critique_revise.few_shot_file is not None:
+        critique_revise.read_shots(config.critique_revise.few_shot_file)
+    if config.sft.helpful is not None:
+        sft.read_helpful(config.sft.helpful)
+    if config.mix.human is not None:
+        read_comparisons(config.mix.human)
+    if config.mix.verdicts is not None:
+        read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
+    if isinstance(config.algorithm, grpo.Settings):
+        grpo.check(config.algorithm)
+    held_out = config.evaluate.gold_reward_model
+    if held_out is not None and not (held_out / "config.json").exists() and not (held_out / NORMALISATION).exists():
+        raise InputError(held_out, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
+    return constitution
+
+
+def _check_model(config: RunConfig, *, trains: bool) -> None:
+    """Refuse a model that cannot be trained, before its drafts are paid for, and prompts that leave it no room.
+
+    Prompts that are made up are short.
+    """
+    folder, model = model_folder(config.model.path), config.model
+    if trains:
+        from constitutional.training.preflight import preflight_folder
+
+        preflight_folder(folder, pad_token=model.pad_token, template=model.template)
+    if isinstance(config.prompts, FilePrompts):
+        from constitutional.engines.chat import room_to_reply
+
+        most = max(config.critique_revise.draft_max_tokens, config.sample_pairs.max_tokens, config.evaluate.max_tokens)
+        if not isinstance(config.algorithm, DpoSettings):
+            most = max(most, config.algorithm.max_tokens)
+        check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
+        found = prompts_of(config.prompts, config.seed)
+        for line, prompt in zip(found.lines, found.prompts, strict=True):
+            try:
+                check(prompt.messages)
+            except ModelError as error:
+                raise InputError(config.prompts.path, str(error), line) from error
+
+
+def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
+    """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
+    settings = stage.settings(bench.config)
+    needs = {need: _digest(need, bench, store) for need in stage.needs}
+    if stage.reads_notes:
+        needs |= store.summaries(but=stage.name)
+    files = files_of(settings)
+    fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs, files)
+    heading = f"{number:02d} {stage.name}"
+    reason = store.reason_to_run(stage.name, fingerprint)
+    if reason is None:
+        bench.progress.say(f"{heading}: done before, used again")
+        return Calls()
+    bench.progress.say(f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs")
+    if stage.trains:
+        bench.release()
+    begun = store.begin(number, stage.name, fingerprint, needs, files)
+    work = RunWork(bench, store, begun)
+    try:
+        stage.run(settings, work)
+    except KeyboardInterrupt:
+        command = "the same command without fresh=true" if bench.config.fresh else "the same command"
+        bench.progress.say(f"{heading}: stopped; {command} goes on from here")
+        raise
+    except Exception as error:
+        store.fail(stage.name, str(error) or type(error).__name__)
+        raise
+    artifacts = {**work.written, **{name: work.made(name) for name in stage.makes}}
+    entry = store.finish(begun, artifacts, work.calls, work.notes)
+    calls = f", {work.calls.asked} calls asked, {work.calls.reused} reused" if work.calls != Calls() else ""
+    rows = "".join(f", {each.rows} {name}" for name, each in entry.artifacts.items() if each.rows is not None)
+    bench.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
+    return work.calls
+
+
+def _digest(need: str, bench: Bench, store: RunStore) -> str:
+    return bench.digest(need) if is_given(need) else store.digest(need)
+
+
+def fingerprint_of(
+    stage: Stage, settings: BaseModel, seed: int, needs: Mapping[str, str], files: Mapping[str, str] | None = None
+) -> str:
+    """SHA-256 of everything that decides what a stage makes, the contents of files that its settings name included.
+
+    Those are read, unless `files` says what `files_of` found in them.
+    """
+    depends_on = {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": settings.model_dump(mode="json"),
+        "files": dict(files_of(settings) if files is None else files),
+        "seed": seed,
+        "needs": dict(needs),
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def files_of(settings: BaseModel) -> dict[str, str]:
+    """SHA-256 of every file and folder that a stage's settings name, by path.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    return {str(path): _file_digest(path) for path in sorted(set(_paths(settings.model_dump())))}
+
+
+def _paths(value: object) -> Iterator[Path]:
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _paths(each)
+    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        for each in value:
+            yield from _paths(each)
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Make SIGTERM what Ctrl-C is: the stage stops, the locks are given back, the command ends with 130."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def load_run(folder: Path | str) -> RunStore:
+    """A run folder, for reading: its artifacts, notes and manifest.
+
+    Raises:
+        UsageError: the folder holds no run.
+        RunError: it is damaged.
+    """
+    return RunStore.load(Path(folder))
+
+
+def compare(stores: Sequence[RunStore], out: Path) -> Path:
+    """One page for several finished runs, a sweep's for example, each with the constitution of its own report.
+
+    Raises:
+        RunError: a run is not finished, or damaged.
+    """
+    found = []
+    for store in stores:
+        config = load(store.folder)
+        folder, kept = store.artifact("report").parent, store.artifact(gather.CONSTITUTION)
+        # Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
+        try:
+            constitution = Constitution.model_validate_json(kept.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
+        with Bench(config, constitution, load_prompts(), Progress()) as bench:
+            begun = Begun("report", "", {}, folder, "", 0.0, {})
+            found.append(gather.gather(config.report, RunWork(bench, store, begun), online=trains_online(config)))
+    page = render(ReportData(title=", ".join(each.name for each in found), runs=tuple(found)))
+    atomic_write(out, page.encode("utf-8", "backslashreplace"))
+    return out

@@ -1,0 +1,218 @@
+"""Every setting of a run in one model, and the table of the groups that Hydra chooses them from.
+
+Defaults, bounds and documentation stand in the `Settings` beside the code that uses them; here are only those of what
+no stage owns.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from constitutional.data.comparisons import PAIRS
+from constitutional.engines.models import LocalSettings, ModelSettings
+from constitutional.stages import (
+    critique_revise,
+    dpo,
+    evaluate,
+    grpo,
+    label,
+    mix,
+    ppo,
+    reward,
+    sample_pairs,
+    sft,
+)
+from constitutional.stages.report import gather
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+Weight = Annotated[float, Field(gt=0)]
+
+
+class ConstitutionSettings(BaseModel):
+    """Which principles, and how heavy each is."""
+
+    model_config = _FROZEN
+
+    file: str = "sandbox_careful"
+    """A file of principles (YAML or Markdown), or the name of a shipped one."""
+    only: tuple[str, ...] | None = None
+    """Ids of the principles to keep; null keeps all."""
+    without: tuple[str, ...] = ()
+    """Ids of principles to leave out."""
+    weights: dict[str, Weight] = Field(default_factory=dict)
+    """Weights by principle's id, instead of those in the file."""
+
+
+class SandboxPrompts(BaseModel):
+    """Prompts made up in the small test-bed's world."""
+
+    model_config = _FROZEN
+
+    kind: Literal["sandbox"] = "sandbox"
+    train: Annotated[int, Field(ge=1)] = 300
+    """How many to train on."""
+    held_out: Annotated[int, Field(ge=1)] = 100
+    """How many more to evaluate on; half of them about topics that training never sees."""
+
+
+class FilePrompts(BaseModel):
+    """Prompts from a file."""
+
+    model_config = _FROZEN
+
+    kind: Literal["file"] = "file"
+    path: Path
+    """One prompt a line: text (.txt), or JSON (.jsonl) that is a text, {"prompt": …} or {"messages": […]}."""
+    held_out: Annotated[int, Field(ge=0)] = 200
+    """How many to set aside for evaluation at least, with those whose line says "split": "held_out"."""
+
+
+class JournalSettings(BaseModel):
+    """Where every answer of a model is kept, so that none is asked for twice."""
+
+    model_config = _FROZEN
+
+    path: Path | None = None
+    """An SQLite file, which many runs may share; null is `journal.sqlite` beside the run folders."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Requests that are asked and committed together: the most that a kill can lose."""
+
+
+class DpoSettings(dpo.Settings):
+    """Direct preference optimisation."""
+
+    kind: Literal["dpo"] = "dpo"
+
+
+class PpoSettings(ppo.Settings):
+    """Proximal policy optimisation against the reward model."""
+
+    kind: Literal["ppo"] = "ppo"
+
+
+class RunConfig(BaseModel):
+    """Everything that a run depends on, apart from the files that it names."""
+
+    model_config = _FROZEN
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$", max_length=120)] = "first"
+    """The run's folder in `folder`; letters, digits and _ . , = + - only."""
+    folder: Path = Path("runs")
+    """Where run folders are."""
+    fresh: bool = False
+    """Delete what a run folder of that name holds, and begin anew."""
+    until: str | None = None
+    """The last stage to run, such as reward; null runs them all. The same command without it goes on from there."""
+    seed: int = 0
+    """All randomness comes from it."""
+    templates: Path | None = None
+    """A folder of prompt templates that go before the shipped ones of the same name."""
+    constitution: ConstitutionSettings = ConstitutionSettings()
+    model: ModelSettings = ModelSettings()
+    critic: LocalSettings = LocalSettings()
+    """The model that critiques and revises."""
+    labeler: LocalSettings = LocalSettings()
+    """The model that compares responses."""
+    prompts: Annotated[SandboxPrompts | FilePrompts, Field(discriminator="kind")] = SandboxPrompts()
+    journal: JournalSettings = JournalSettings()
+    critique_revise: critique_revise.Settings
+    sft: sft.Settings
+    sample_pairs: sample_pairs.Settings
+    label: label.Settings
+    mix: mix.Settings
+    reward: reward.Settings
+    algorithm: Annotated[DpoSettings | PpoSettings | grpo.GrpoSettings | grpo.RlooSettings, Field(discriminator="kind")]
+    """What makes the policy; `pipeline.ALGORITHMS` has a stage for each kind."""
+    evaluate: evaluate.Settings
+    report: gather.Settings
+
+    @model_validator(mode="after")
+    def _people_are_named(self) -> Self:
+        # Now, and not when the stage comes to it, which may be hours later.
+        if self.mix.human_share and self.mix.human is None and self.mix.verdicts is None:
+            raise ValueError(f"mix.human has no value yet; type mix.human=FILE, {PAIRS}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_judgement_can_decide(self) -> Self:
+        clamp, margin = self.label.clamp, self.mix.margin
+        if clamp and all(mix.within_margin(end, margin) for end in clamp) and self.mix.human_share != 1:
+            low, high = clamp
+            raise ValueError(
+                f"label.clamp keeps every probability from {low:g} to {high:g}, and mix.margin={margin:g} leaves out "
+                f"what is less than {margin:g} from 0.5: no label could become a preference; type mix.margin=0"
+            )
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run's artifacts are."""
+        return self.folder / self.name
+
+    @property
+    def journal_file(self) -> Path:
+        """The journal, shared by the runs of a folder unless it says otherwise."""
+        return self.journal.path or self.folder / "journal.sqlite"
+
+    def identity(self) -> dict[str, object]:
+        """What a run folder is bound to: every setting that its results depend on, by its dotted name.
+
+        Without people's verdicts: they are on the run's own comparisons, so they can only come later. And without the
+        constitution's file: what it says is in the fingerprint of every stage that reads it, so a run goes on with an
+        edited copy as it does with the edited file.
+        """
+        apart = dict.fromkeys(("name", "folder", "fresh", "until", "journal", "report"), True)
+        parts = {"mix": {"verdicts": True}, "constitution": {"file": True}}
+        return dict(_flat(self.model_dump(mode="json", exclude={**apart, **parts})))
+
+
+# The order of this table is that of the defaults list in conf/run.yaml.
+GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
+    "constitution": {"schema": ConstitutionSettings},
+    "model": {"schema": ModelSettings},
+    "engine": {"schema": LocalSettings},
+    "prompts": {"schema_sandbox": SandboxPrompts, "schema_file": FilePrompts},
+    "journal": {"schema": JournalSettings},
+    "critique_revise": {"schema": critique_revise.Settings},
+    "sft": {"schema": sft.Settings},
+    "sample_pairs": {"schema": sample_pairs.Settings},
+    "label": {"schema": label.Settings},
+    "mix": {"schema": mix.Settings},
+    "reward": {"schema": reward.Settings},
+    "algorithm": {
+        "schema_dpo": DpoSettings,
+        "schema_ppo": PpoSettings,
+        "schema_grpo": grpo.GrpoSettings,
+        "schema_rloo": grpo.RlooSettings,
+    },
+    "evaluate": {"schema": evaluate.Settings},
+    "report": {"schema": gather.Settings},
+}
+TOP: Final = ("name", "folder", "fresh", "until", "seed", "templates")
+"""The settings that are in no group."""
+
+
+def every_key() -> list[str]:
+    """The dotted name of every setting, those of all options included."""
+    keys = list(TOP)
+    for field, info in RunConfig.model_fields.items():
+        for model in models_in(info.annotation):
+            for name, inner in model.model_fields.items():
+                within = [each for part in models_in(inner.annotation) for each in part.model_fields]
+                keys += [f"{field}.{name}", *(f"{field}.{name}.{each}" for each in within)]
+    return list(dict.fromkeys(keys))
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - whatever a field may be annotated with
+    """The settings models that a field may hold: one, or the members of a union."""
+    return [each for each in (annotation, *get_args(annotation)) if hasattr(each, "model_fields")]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,111 @@
+"""How far a run has come: its stages in running order, and which of them no longer match what they were made from."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from constitutional.base.files import digest_of
+from constitutional.runs.context import is_given
+from constitutional.runs.folder import CONFIG, FINGERPRINT, RunStore
+from constitutional.runs.manifest import Calls
+
+
+class StageLine(NamedTuple):
+    """One stage, for a table that people read."""
+
+    stage: str
+    folder: str
+    state: Literal["done", "failed", "not finished", "not begun"]
+    started: str
+    seconds: float
+    rows: dict[str, int | None]
+    """By artifact; None for what has no rows."""
+    calls: Calls
+    message: str
+    """Why it failed; empty where it is done."""
+
+
+def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
+    """The stages in running order, with how far each has come.
+
+    Args:
+        store: the run.
+        expected: the names of all stages, in order: those that were never begun are told of too.
+    """
+    lines = []
+    for name, entry in store.manifest.stages.items():
+        rows = {artifact: each.rows for artifact, each in entry.artifacts.items() if artifact != "summary"}
+        folder = Path(entry.artifacts["summary"].file).parent.name
+        lines.append(StageLine(name, folder, "done", entry.started, entry.seconds, rows, entry.calls, ""))
+    for name, failure in store.manifest.failures.items():
+        folder = next((path.name for path in sorted(store.folder.glob(f"[0-9][0-9]_{name}"))), name)
+        lines.append(StageLine(name, folder, "failed", failure.when, 0.0, {}, Calls(), failure.message))
+    known = {line.stage for line in lines}
+    begun = {path.parent.name[3:]: path.parent.name for path in store.folder.glob(f"[0-9][0-9]_*/{FINGERPRINT}")}
+    for name, folder in begun.items():
+        if name not in known:
+            lines.append(StageLine(name, folder, "not finished", "", 0.0, {}, Calls(), ""))
+    for number, name in enumerate(expected):
+        if name not in known | begun.keys():
+            lines.append(StageLine(name, f"{number:02d}_{name}", "not begun", "", 0.0, {}, Calls(), ""))
+    return sorted(lines, key=lambda line: line.folder)
+
+
+def outdated(store: RunStore) -> str:
+    """A line that names finished stages which no longer match what they were made from; empty where there is none.
+
+    Such are left where a run was stopped, or told to stop, after a stage that made something else than before, and
+    where a file that settings name was edited. Each is named with what has changed since or is not there any more;
+    then those that were made from what such stages made.
+    """
+    now = _given(store) | _made(store)
+    maker = {name: stage for stage, entry in store.manifest.stages.items() for name in entry.artifacts}
+    changed, resting, stale = list[str](), list[str](), set[str]()
+    for line in describe(store):
+        if line.state != "done":
+            continue
+        entry = store.manifest.stages[line.stage]
+        needs = entry.needs
+        others = [need for need, digest in needs.items() if digest != now.get(need, digest if is_given(need) else "")]
+        others += [file for file, digest in entry.files.items() if digest != _on_disk(file)]
+        if others:
+            changed.append(f"{line.folder} ({', '.join(others)})")
+        elif any(maker.get(need) in stale for need in needs):
+            resting.append(line.folder)
+        else:
+            continue
+        stale.add(line.stage)
+    if not changed:
+        return ""
+    rest = f"; {', '.join(resting)}: made from what those made" if resting else ""
+    what = f"{', '.join(changed)}: made from what has changed since{rest}"
+    return f"{what}; the run's command without until= brings up to date what depends on it"
+
+
+def _made(store: RunStore) -> dict[str, str]:
+    """Digests of what the finished stages made, and of their notes, by the names by which later stages need them."""
+    made = {
+        name: artifact.sha256
+        for entry in store.manifest.stages.values()
+        for name, artifact in entry.artifacts.items()
+        if name != "summary"
+    }
+    return made | store.summaries()
+
+
+def _on_disk(file: str) -> str:
+    """The digest of a file or folder as it is now; empty if it is gone or cannot be read."""
+    try:
+        return digest_of(Path(file))
+    except OSError:
+        return ""
+
+
+def _given(store: RunStore) -> dict[str, str]:
+    """Digests of what the run was given when it was last begun, by name."""
+    try:
+        given: dict[str, str] = json.loads((store.folder / CONFIG).read_bytes()).get("digests", {})
+    except (OSError, ValueError, AttributeError):
+        return {}  # whoever reads the configuration itself says what is wrong with it
+    return given

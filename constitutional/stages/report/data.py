@@ -1,0 +1,232 @@
+"""What a report shows, as plain values: nothing here reads a file or knows of HTML.
+
+A part that is None, or empty, was not measured, and the page says so.
+"""
+
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from constitutional.base.records import GoldPoint, Message
+from constitutional.base.stats import wilson
+from constitutional.judging.scores import Score
+
+Direction = Literal["higher", "lower"]
+
+MODELS: Final[dict[str, str]] = {"base": "Base", "sft_model": "SL", "policy": "RL"}
+"""The models of a run in the order in which they are made, and what the page calls them."""
+
+
+class Part(BaseModel):
+    """A piece of the report: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Share(Part):
+    """A proportion and what it was counted from."""
+
+    right: int
+    n: int
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, right: int, n: int) -> "Share | None":
+        """With Wilson's 95% interval; None if nothing was counted."""
+        return cls(right=right, n=n, value=right / n, **wilson(right, n)._asdict()) if n else None
+
+
+class Histogram(Part):
+    """Counts between neighbouring edges."""
+
+    edges: tuple[float, ...]
+    """In rising order, one more than there are counts."""
+    counts: tuple[int, ...]
+
+
+class PrincipleQuality(Part):
+    """How the labeler did by one principle."""
+
+    principle: str
+    text: str
+    weight: float
+    accuracy: Share | None = None
+    """On the principle's own examples."""
+    judged: int = 0
+    """Comparisons of the run that were judged by it."""
+    unreadable: int = 0
+    conflicts: int = 0
+    """Of the readable ones, those where the two orders preferred different responses."""
+    ties: int = 0
+    """Of these conflicts, those where both readings lie within 10 points of 50%: torn rather than drawn to a place."""
+    first: Share | None = None
+    """Share of readings that preferred the response shown first; 50% is without bias."""
+
+
+class LabelerQuality(Part):
+    """How the labeler did."""
+
+    principles: tuple[PrincipleQuality, ...]
+    probabilities: Histogram | None = None
+    """Of P(a is better) over all readable judgements, from 0 to 1."""
+    canaries: int = 0
+    """Comparisons whose answer is plain that it was tried on before anything was labelled."""
+    canaries_failed: int = 0
+    """Of these, those that could not be read, or where the wrong response was preferred in both orders."""
+
+
+class CalibrationBin(Part):
+    """Held-out preferences for which about the same was predicted."""
+
+    predicted: float
+    """Mean predicted probability, 0 to 1."""
+    observed: float
+    """Share, or mean soft target, that came true."""
+    n: int
+
+
+class RewardQuality(Part):
+    """How the reward model did on preferences that it was not trained on."""
+
+    accuracy: dict[str, Share]
+    """By source, such as `ai` and `human`."""
+    calibration: tuple[CalibrationBin, ...] = ()
+    calibration_error: float | None = None
+    """Expected calibration error, 0 to 1; 0 is perfect."""
+    length_correlation: float | None = None
+    """Pearson's correlation of score and length in words, -1 to 1."""
+    mean: float | None = None
+    """Mean score of the reference samples."""
+    deviation: float | None = None
+    scores: Histogram | None = None
+
+
+class Curve(Part):
+    """A quantity over a training's steps."""
+
+    stage: str
+    metric: str
+    """As the training log calls it, such as `loss`."""
+    lines: dict[str, tuple[tuple[float, float], ...]]
+    """(step, value) as logged; one line, or one for each member of an ensemble, by name."""
+
+
+class ExampleStep(Part):
+    """One round of critique and revision."""
+
+    principle: str
+    principle_text: str
+    critique: str | None
+    revision: str
+
+
+class ExampleChoice(Part):
+    """What the labeler preferred on the same prompt, and why."""
+
+    chosen: str
+    rejected: str
+    probability: float
+    source: str
+    reasons: tuple[tuple[str, str], ...]
+    """(principle's text, what the labeler wrote) for each reading that gave a reason."""
+
+
+class RevisionExample(Part):
+    """An answer on its way into the training set."""
+
+    id: str = ""
+    """By which `show` follows it back; likewise below."""
+    conversation: tuple[Message, ...]
+    draft: str
+    steps: tuple[ExampleStep, ...]
+    choice: ExampleChoice | None = None
+
+
+class ReplyExample(Part):
+    """What each model answers to a held-out prompt."""
+
+    id: str = ""
+    """The prompt's."""
+    conversation: tuple[Message, ...]
+    replies: dict[str, str]
+
+
+class RolloutExample(Part):
+    """What the policy answered while it was trained."""
+
+    phase: int
+    conversation: tuple[Message, ...]
+    reply: str
+    reward: float
+    """The proxy."""
+    kl: float | None
+    """Of this reply, in nats from the reference."""
+
+
+class LeftOut(Part):
+    """What a stage could not use."""
+
+    stage: str
+    what: str
+    total: int | None
+    """How many there were; None where nobody counted, or several kinds of things were."""
+    reasons: dict[str, int]
+    """Why, and how many; empty if everything was used."""
+
+
+class Calls(Part):
+    """What a stage asked of models."""
+
+    stage: str
+    answers: int
+    """From a model or from the journal: which of them depends on what was interrupted, and is in the manifest."""
+
+
+class Provenance(Part):
+    """What the numbers came from."""
+
+    constitution: str
+    version: str
+    digest: str
+    principles: dict[str, str]
+    """Text by id."""
+    versions: dict[str, str]
+    identities: dict[str, str]
+    """Digests and identities of models and files, by what they are of."""
+    calls: tuple[Calls, ...] = ()
+    config: str | None = None
+    """The resolved configuration as JSON text."""
+
+
+class RunReport(Part):
+    """One run."""
+
+    name: str
+    scores: tuple[Score, ...]
+    wanted: dict[str, Direction]
+    """The direction that the constitution asks for, by measure; a measure that is not here has none."""
+    labeler: LabelerQuality | None = None
+    reward: RewardQuality | None = None
+    targets: Histogram | None = None
+    """Of the probability that the chosen response is better, 0.5 to 1, in the preferences to train on."""
+    sources: dict[str, int] = {}
+    """Preferences by source and split, such as `ai, train` and `human, held out`."""
+    curves: tuple[Curve, ...] = ()
+    gold: tuple[GoldPoint, ...] = ()
+    """Of a training online, stretch by stretch, by each judge in turn."""
+    rollouts: tuple[RolloutExample, ...] = ()
+    revisions: tuple[RevisionExample, ...] = ()
+    replies: tuple[ReplyExample, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    notes: dict[str, dict[str, object]] = {}
+    """What each stage noted, as it is."""
+    provenance: Provenance
+
+
+class ReportData(Part):
+    """Everything on the page: one run, or several to compare."""
+
+    title: str
+    runs: tuple[RunReport, ...]

@@ -1,0 +1,123 @@
+"""Checkpoints of PPO, taken between phases: everything that later phases depend on.
+
+A checkpoint is written under another name and gets its own once all of it is on the disk, so that whatever is called
+`checkpoint-<phase>` is whole. A training that goes on from one is, on a CPU, bit for bit the one that never stopped.
+"""
+
+import json
+import random
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from constitutional.base.errors import ConfigurationError, RunError
+from constitutional.base.files import atomic_write
+from constitutional.training.saving import sync
+
+if TYPE_CHECKING:
+    import torch
+
+    from constitutional.training.ppo.networks import Networks
+
+STATE = "state.json"
+
+
+def write_checkpoint(
+    folder: Path, networks: "Networks", optimizers: "Sequence[torch.optim.Optimizer]", state: Mapping[str, Any]
+) -> None:
+    """Write weights, optimizers, random states, and `state`, which has the `phase` and what `training` it is of."""
+    import numpy as np
+    import torch
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / STATE).write_text(json.dumps(dict(state), indent=2))
+    for name, weights in (("policy", networks.policy_weights), ("critic", networks.critic_weights)):
+        torch.save({key: weight.detach() for key, weight in weights.items()}, partial / f"{name}.pt")
+    torch.save([each.state_dict() for each in optimizers], partial / "optimizers.pt")
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002 - reward functions of others may draw from it
+    version, numbers, gauss = random.getstate()
+    states = {
+        "python": [version, list(numbers), gauss],
+        "numpy": ["MT19937", np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    torch.save(states, partial / "random.pt")
+    sync(partial)
+    remove_checkpoint(folder)
+    partial.rename(folder)
+    sync(folder.parent)
+
+
+def read_checkpoint(
+    folder: Path,
+    networks: "Networks",
+    optimizers: "Sequence[torch.optim.Optimizer]",
+    training: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Put everything back as it was, and return `state`.
+
+    Raises:
+        RunError: there is no checkpoint, or it cannot be read.
+        ConfigurationError: it is of another training; the message names what differs.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        policy, critic, optimizer_states, states = (
+            torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
+            for name in ("policy", "critic", "optimizers", "random")
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"{folder}: cannot be read as a checkpoint: {error}; give an earlier one, or start anew"
+        ) from error
+    now = json.loads(json.dumps(dict(training)))  # as it looks once it has been written
+    if other := [name for name in now if now[name] != state["training"].get(name)]:
+        found = "; ".join(f"{name} was {state['training'].get(name)!r}, now {now[name]!r}" for name in other)
+        raise ConfigurationError(f"{folder}: is a checkpoint of another training: {found}; give another output_dir")
+    with torch.no_grad():
+        for weights, saved in ((networks.policy_weights, policy), (networks.critic_weights, critic)):
+            for name, weight in weights.items():
+                weight.copy_(saved[name])
+    for optimizer, saved in zip(optimizers, optimizer_states, strict=True):
+        optimizer.load_state_dict(saved)
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    return state
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The folder's checkpoints, the latest last."""
+    return sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def latest_checkpoint(output: Path) -> Path | None:
+    """The last checkpoint, if there is one; what a kill left of another is not called so."""
+    return next(reversed(checkpoints(output)), None)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint, its name first: what a kill leaves of it must not look like one."""
+    removed = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(removed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(removed)
+        shutil.rmtree(removed)
+
+
+def keep_lines(path: Path, step: int) -> None:
+    """Take back the lines of later steps than a checkpoint's, which will be made again."""
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # texts hold other ends of lines
+    # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
+    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    atomic_write(path, "".join(f"{line}\n" for line in whole).encode())

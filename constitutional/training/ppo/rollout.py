@@ -1,0 +1,359 @@
+"""Rollouts of PPO: replies drawn from the policy token by token, and the rewards that they get.
+
+A token is drawn by inverting the cumulative distribution at one uniform number that comes from its row's own seed and
+the token's index, as in the local engine, so that neither batches nor processes decide what is drawn. The sampler keeps
+the log-probabilities that it drew by: those of the trainer may differ where another program samples.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from constitutional.base.errors import ModelError, UsageError
+from constitutional.base.records import Message
+from constitutional.engines.chat import Tokenizer
+from constitutional.training.ppo.settings import PPOConfig
+from constitutional.training.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
+from constitutional.training.rows import Row, token_ids
+
+if TYPE_CHECKING:
+    import torch
+
+RewardFunction = Callable[..., Sequence[float | None]]
+"""TRL's: `(prompts, completions, completion_ids=…, **columns)`, a number for each row; None where it has no opinion."""
+
+
+# --- Replies ---
+
+
+class Reply(NamedTuple):
+    """A response as it was drawn."""
+
+    ids: list[int]
+    """At least one; the last is an end token if there is one."""
+    logprobs: list[float]
+    """Of each, at the sampling temperature."""
+    ended: bool
+    """False where it was cut off at the most tokens allowed."""
+
+
+class Sampler(Protocol):
+    """A program that draws from the policy as it is now."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:
+        """One reply for each prompt, in order, which depends on the prompt and its seed alone."""
+        ...
+
+
+class TransformersSampler:
+    """Draws with the model that is trained, in length-sorted batches; rows that have ended leave the batch."""
+
+    def __init__(
+        self,
+        policy: Callable[[], AbstractContextManager[Any]],
+        ends: frozenset[int],
+        pad: int,
+        *,
+        temperature: float,
+        max_tokens: int,
+        batch_size: int,
+    ) -> None:
+        self.policy = policy
+        self.ends = ends
+        self.pad = pad
+        self.temperature = temperature
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
+
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:
+        """One reply for each prompt, in order."""
+        import torch
+
+        replies: dict[int, Reply] = {}
+        with self.policy() as model, torch.no_grad():
+            for rows in in_batches(range(len(prompts)), lambda row: len(prompts[row]), self.batch_size):
+                drawn = self._draw(model, [prompts[row] for row in rows], [seeds[row] for row in rows])
+                replies |= zip(rows, drawn, strict=True)
+        return [replies[row] for row in range(len(prompts))]
+
+    def _draw(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:  # noqa: ANN401
+        import numpy as np
+        import torch
+
+        device = model.device
+        width = max(map(len, prompts))
+        inputs = torch.tensor([[self.pad] * (width - len(each)) + list(each) for each in prompts], device=device)
+        attended = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
+        uniform = np.stack([np.random.default_rng(seed).random(self.max_tokens) for seed in seeds])
+        uniforms = torch.from_numpy(uniform).to(device)  # (B, max_tokens), in [0, 1)
+        ends = torch.tensor(sorted(self.ends), device=device)
+        ids = torch.full((len(prompts), self.max_tokens), -1, device=device)
+        logprobs = torch.zeros(ids.shape, device=device)
+        positions = (attended.cumsum(-1) - 1).clamp(min=0)
+        running, cache = torch.arange(len(prompts), device=device), None
+        for step in range(self.max_tokens):
+            output = model(
+                input_ids=inputs,
+                attention_mask=attended,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            log_softmax = (output.logits[:, -1].float() / self.temperature).log_softmax(-1)
+            # In 64 bits: of a large vocabulary many probabilities are lost when they are added up in 32.
+            cumulative = log_softmax.exp().cumsum(-1, dtype=torch.float64)
+            target = uniforms[running, step, None] * cumulative[:, -1:]
+            drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
+            ids[running, step] = drawn[:, 0]
+            logprobs[running, step] = log_softmax.gather(-1, drawn)[:, 0]
+            goes_on = ~torch.isin(drawn[:, 0], ends)
+            if not goes_on.all():
+                kept = goes_on.nonzero()[:, 0]
+                if not len(kept):
+                    break
+                cache.batch_select_indices(kept)
+                running, drawn, attended, positions = (x[kept] for x in (running, drawn, attended, positions))
+            inputs = drawn
+            attended = torch.nn.functional.pad(attended, (0, 1), value=1)
+            positions = positions[:, -1:] + 1
+        return [
+            Reply(row[:length], numbers[:length], row[length - 1] in self.ends)
+            for row, numbers, length in zip(ids.tolist(), logprobs.tolist(), (ids >= 0).sum(-1).tolist(), strict=True)
+        ]
+
+
+def in_batches(rows: Sequence[int], length: Callable[[int], int], size: int) -> Iterator[list[int]]:
+    """The rows in batches of about one length, so that little is padded; the longest first: if memory ends, at once."""
+    order = sorted(rows, key=length, reverse=True)
+    yield from (order[first : first + size] for first in range(0, len(order), size))
+
+
+def prompt_ids(tokenizer: Tokenizer, row: Row) -> list[int]:
+    """A row's conversation as token ids, up to the opening of the assistant's turn.
+
+    Raises:
+        UsageError: the row holds no conversation.
+    """
+    prompt = row.get("prompt")
+    if not isinstance(prompt, list) or not prompt:
+        raise UsageError(
+            f"PPOTrainer: a row's `prompt` is {prompt!r:.60}, and should be a conversation; write "
+            '[{"role": "user", "content": "…"}]'
+        )
+    return token_ids(tokenizer, prompt, ask=True)
+
+
+# --- Rewards ---
+
+
+class RewardModel(NamedTuple):
+    """A model with one number as its output, and the mean and deviation of that number on reference samples."""
+
+    model: Any
+    tokenizer: Tokenizer
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    def scores(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
+        """Normalised scores of conversations, in the reward model's own chat template."""
+        import torch
+
+        from constitutional.training.ppo.math import normalise
+
+        raw = torch.tensor(raw_scores(self.model, self.tokenizer, conversations), dtype=torch.float64)
+        numbers: list[float] = normalise(raw, self.mean, self.deviation).tolist()
+        return numbers
+
+
+def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device") -> list[RewardModel]:  # noqa: ANN401
+    """The members of an ensemble: from a folder of one model, a folder that `constitutional run` made, or in memory.
+
+    Only the folder that a run made has a mean and a deviation; other models' scores are taken as they are.
+    """
+    if not isinstance(source, str | Path):
+        source.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token
+        members = [RewardModel(source, tokenizer)]
+    elif (Path(source) / NORMALISATION).exists():
+        members = [
+            RewardModel(*load_reward_model(Path(source) / str(number)), *each)
+            for number, each in enumerate(moments(Path(source)))
+        ]
+    else:
+        members = [RewardModel(*load_reward_model(Path(source)))]
+    for member in members:
+        if member.model.config.num_labels != 1:
+            raise ModelError(
+                f"{member.model.config.name_or_path}: has {member.model.config.num_labels} labels, and a reward model "
+                "has one; load it with num_labels=1"
+            )
+        member.model.to(device).eval().requires_grad_(False)
+    return members
+
+
+class Rewards:
+    """What a reply is worth: an ensemble of reward models, functions, or both, added up by weights."""
+
+    def __init__(
+        self, models: Sequence[RewardModel], functions: Sequence[RewardFunction], weights: Sequence[float] | None
+    ) -> None:
+        self.models = models
+        self.functions = functions
+        self.names = ["reward_model"] * bool(models) + [_name(each) for each in functions]
+        self.weights = list(weights) if weights is not None else [1.0] * len(self.names)
+        if not self.names:
+            raise UsageError("PPOTrainer: nothing rewards a reply; give reward_model=… or reward_funcs=…")
+        if len(self.weights) != len(self.names):
+            raise UsageError(
+                f"PPOTrainer: {len(self.weights)} reward_weights for {len(self.names)} rewards "
+                f"({', '.join(self.names)}); give one for each"
+            )
+        if twice := {name for name in self.names if self.names.count(name) > 1}:
+            raise UsageError(
+                f"PPOTrainer: two rewards are called {', '.join(twice)}; rename one, as they are logged apart"
+            )
+
+    def members(self, rows: Sequence[Row], texts: Sequence[str]) -> list[list[float]]:
+        """For each row, every reward model's normalised score of its reply."""
+        conversations = [
+            (*(Message(each["role"], each["content"]) for each in row["prompt"]), Message("assistant", text))
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        columns = [model.scores(conversations) for model in self.models]
+        return [list(scores) for scores in zip(*columns, strict=True)] if columns else [[] for _ in rows]
+
+    def by_function(self, rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """For each row, every function's number; NaN where it has none."""
+        columns = [call(each, rows, texts, ids) for each in self.functions]
+        return [list(numbers) for numbers in zip(*columns, strict=True)] if columns else [[] for _ in rows]
+
+    def total(self, rewards: "torch.Tensor") -> "torch.Tensor":
+        """Of rewards (R, B) in the order of `names`, the weighted sum (B,) of those that are there."""
+        import torch
+
+        if bool(rewards.isnan().all(0).any()):
+            row = int(rewards.isnan().all(0).nonzero()[0])
+            raise UsageError(f"PPOTrainer: no reward function has a number for reply {row} of the batch; one must")
+        return (rewards * torch.tensor(self.weights)[:, None]).nansum(0)
+
+
+def call(
+    function: RewardFunction, rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> list[float]:
+    """A reward function's numbers for replies to the rows' prompts; NaN where it has none."""
+    columns: Mapping[str, list[Any]] = {
+        key: [row[key] for row in rows] for key in rows[0] if key not in {"prompt", "completion", "completion_ids"}
+    }
+    numbers = function(
+        prompts=[row["prompt"] for row in rows],
+        completions=[[{"role": "assistant", "content": text}] for text in texts],
+        completion_ids=[list(each) for each in ids],
+        **columns,
+    )
+    if len(numbers) != len(rows):
+        raise UsageError(
+            f"PPOTrainer: {_name(function)} gave {len(numbers)} rewards for {len(rows)} completions; "
+            "return one for each"
+        )
+    return [float("nan") if each is None else float(each) for each in numbers]
+
+
+def _name(function: RewardFunction) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+# --- The batch ---
+
+
+class Episode(NamedTuple):
+    """A prompt answered: all that one process found out about one row of the batch."""
+
+    row: int
+    reply: Reply
+    text: str
+    logprobs: list[float]
+    ref_logprobs: list[float]
+    values: list[float]
+    entropies: list[float]
+    members: list[float]
+    """Each reward model's score."""
+    rewards: list[float]
+    """Each reward function's number."""
+    gold: float | None
+
+
+@dataclass
+class Rollout:
+    """A whole batch, the same on every process; tensors are (B, T) or (B,), on the CPU."""
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    texts: list[str]
+    mask: "torch.Tensor"
+    ended: "torch.Tensor"
+    sampler_logprobs: "torch.Tensor"
+    logprobs: "torch.Tensor"
+    ref_logprobs: "torch.Tensor"
+    values: "torch.Tensor"
+    entropies: "torch.Tensor"
+    rewards: "torch.Tensor"
+    """(R, B), in the order of their names."""
+    gold: list[float]
+    scores: "torch.Tensor"
+    advantages: "torch.Tensor"
+    returns: "torch.Tensor"
+
+    def length(self, row: int) -> int:
+        """Tokens of a prompt and its reply."""
+        return len(self.prompts[row]) + len(self.responses[row])
+
+
+def make_rollout(
+    prompts: list[list[int]], episodes: list[Episode], rewards: Rewards, args: PPOConfig, kl_coefficient: float
+) -> Rollout:
+    """The batch with scores, advantages and returns; moments are those of the whole batch."""
+    import torch
+
+    from constitutional.training.ppo import math as ppo_math
+
+    width = max(len(each.reply.ids) for each in episodes)
+
+    def stack(numbers: Iterable[Sequence[float]]) -> torch.Tensor:
+        return torch.tensor([[*each, *[0.0] * (width - len(each))] for each in numbers])
+
+    mask = stack([1.0] * len(each.reply.ids) for each in episodes).bool()
+    ended = torch.tensor([each.reply.ended for each in episodes])
+    logprobs, ref_logprobs = stack(each.logprobs for each in episodes), stack(each.ref_logprobs for each in episodes)
+    values = stack(each.values for each in episodes)
+    numbers = torch.tensor([each.rewards for each in episodes]).T  # (functions, B)
+    if rewards.models:
+        of_models = ppo_math.ensemble(torch.tensor([each.members for each in episodes]).T, args.ensemble_k)
+        numbers = torch.cat([of_models[None], numbers])
+    shaping = ppo_math.Shaping(args.reward_clip, args.missing_eos_penalty, args.length_penalty)
+    scores = ppo_math.shaped(rewards.total(numbers), mask, ended, shaping)
+    per_token = ppo_math.token_rewards(scores, logprobs, ref_logprobs, mask, kl_coefficient)
+    if args.whiten_rewards:
+        per_token = ppo_math.masked_whiten(per_token, mask, shift_mean=False)
+    advantages, returns = ppo_math.gae(per_token, values, mask, args.gamma, args.lam)
+    if args.whiten_advantages:
+        advantages = ppo_math.masked_whiten(advantages, mask, shift_mean=True)
+    return Rollout(
+        prompts=prompts,
+        responses=[each.reply.ids for each in episodes],
+        texts=[each.text for each in episodes],
+        mask=mask,
+        ended=ended,
+        sampler_logprobs=stack(each.reply.logprobs for each in episodes),
+        logprobs=logprobs,
+        ref_logprobs=ref_logprobs,
+        values=values,
+        entropies=stack(each.entropies for each in episodes),
+        rewards=numbers,
+        gold=[each.gold for each in episodes if each.gold is not None],
+        scores=scores,
+        advantages=advantages,
+        returns=returns,
+    )

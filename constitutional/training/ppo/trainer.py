@@ -1,0 +1,399 @@
+"""Proximal policy optimisation (Schulman et al. 2017) of a language model against reward models or functions.
+
+As InstructGPT did it (Ouyang et al. 2022, section 3.5): a bandit, in which a reply is rewarded at its last token, and a
+penalty for leaving the reference at every token. One phase is one batch of replies: draw them, score them, compute
+log-probabilities and values (`ppo_rollout.py`), then some epochs of mini-batches (`ppo_update.py`). The mathematics
+stands in `ppo_math.py`.
+
+Every process draws and scores its share of a batch and then gets the others', so that advantages, whitening,
+mini-batches and denominators are those of the whole batch, however many processes there are; gradients are added up.
+`accelerate launch --multi_gpu --num_processes 2 train.py` starts two, on CPUs too if the arguments say use_cpu=True.
+Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e-5, the learning rate falls to 0.
+
+    trainer = PPOTrainer("model", reward_model="reward", args=PPOConfig(output_dir="ppo"), train_dataset=prompts)
+    trainer.train()
+    trainer.save_model("ppo/policy")
+"""
+
+import hashlib
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from constitutional.base.errors import ConfigurationError, UsageError
+from constitutional.engines.chat import Tokenizer
+from constitutional.engines.local import load_model
+from constitutional.training.ppo.checkpoint import (
+    checkpoints,
+    keep_lines,
+    latest_checkpoint,
+    read_checkpoint,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from constitutional.training.ppo.log import describe, samples
+from constitutional.training.ppo.networks import make_networks, side_by_side
+from constitutional.training.ppo.rollout import (
+    Episode,
+    Reply,
+    RewardFunction,
+    Rewards,
+    Rollout,
+    Sampler,
+    TransformersSampler,
+    call,
+    in_batches,
+    load_reward_models,
+    make_rollout,
+    prompt_ids,
+)
+from constitutional.training.ppo.settings import TECHNICAL, PPOConfig
+from constitutional.training.preflight import end_tokens, preflight
+from constitutional.training.reward_model import load_reward_model
+from constitutional.training.rows import Row, token_ids
+from constitutional.training.saving import write_model
+from constitutional.training.trl import quiet_libraries, stage_seed
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    Model = PreTrainedModel | Path | str
+    Callback = Callable[[Mapping[str, Any]], None]
+
+LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
+
+
+class PPOTrainer:
+    """Trains a policy from its own replies.
+
+    Args:
+        model: the language model to start from, or its folder.
+        ref_model: what it is held to; by default the model as it is given.
+        reward_model: a model for sequence classification with one label, a folder of one or of an ensemble, a reward
+            function, or a list of these. Models are an ensemble, one reward; each function is another.
+        value_model: the critic, such as one that was saved; by default a reward model that reads the same tokens, or
+            the model with a head of 0.
+        args: how to train.
+        train_dataset: rows with a conversational `prompt`; other columns go to the reward functions.
+        processing_class: the model's tokenizer; by default that of its folder.
+        peft_config: train adapters on one backbone, which serves policy, reference and critic.
+        reward_processing_class: the tokenizer of reward models that are given in memory; by default the model's.
+        reward_funcs: reward functions, with TRL's signature.
+        gold_fn: one that is only logged, so that a proxy that is over-optimised can be seen.
+        ptx_dataset: rows with `prompt` and `completion`, for `ptx_coef`.
+        callbacks: called with every line of the log, which for them alone also has `tokens_per_s`.
+        sampler: what draws the replies; by default the model itself.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - as TRL's trainers are called
+        self,
+        model: "Model",
+        ref_model: "Model | None" = None,
+        reward_model: "Model | RewardFunction | Sequence[Model | RewardFunction] | None" = None,
+        value_model: "Model | None" = None,
+        args: PPOConfig | None = None,
+        train_dataset: Iterable[Mapping[str, Any]] = (),
+        processing_class: Tokenizer | None = None,
+        peft_config: "PeftConfig | None" = None,
+        reward_processing_class: Tokenizer | None = None,
+        *,
+        reward_funcs: Sequence[RewardFunction] = (),
+        gold_fn: RewardFunction | None = None,
+        ptx_dataset: Iterable[Mapping[str, Any]] = (),
+        callbacks: "Sequence[Callback]" = (),
+        sampler: Sampler | None = None,
+    ) -> None:
+        from transformers import set_seed
+
+        from constitutional.training.ppo.math import AdaptiveKL
+        from constitutional.training.ppo.update import Learner
+
+        quiet_libraries()
+        self.args = args or PPOConfig(output_dir="ppo")
+        self.accelerator = _accelerator(self.args)
+        set_seed(self.args.seed)
+        policy, self.processing_class = _policy(model, processing_class, self.accelerator.device, peft_config)
+        preflight(self.processing_class, policy)
+        self.pad: int = self.processing_class.pad_token_id
+        sources: Sequence[Any] = reward_model if isinstance(reward_model, list | tuple) else [reward_model]
+        models = [
+            member
+            for source in sources
+            if source is not None and not _is_function(source)
+            for member in load_reward_models(
+                source, reward_processing_class or self.processing_class, self.accelerator.device
+            )
+        ]
+        functions: list[Any] = [*filter(_is_function, sources), *reward_funcs]
+        self.rewards = Rewards(models, functions, self.args.reward_weights)
+        self.gold_fn = gold_fn
+        ours = self.processing_class.get_vocab()
+        readers = (each for each in models if each.tokenizer.get_vocab() == ours and hasattr(each.model, "score"))
+        reference = _policy(ref_model, self.processing_class, policy.device)[0] if ref_model is not None else None
+        critic = load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model
+        set_seed(self.args.seed)  # again, as loading a reward model seeds by 0, for what is drawn from here on
+        self.networks = make_networks(policy, reference, critic, next(readers, None), peft_config)
+        self.value_model_given = value_model is not None
+        if self.args.gradient_checkpointing:
+            self.networks.use_gradient_checkpointing()
+        self.ends = frozenset(end_tokens(self.processing_class, policy.config, policy.generation_config))
+        self.sampler = sampler or TransformersSampler(
+            lambda: self.networks.acting("policy"),
+            self.ends,
+            self.pad,
+            temperature=self.args.temperature,
+            max_tokens=self.args.response_length,
+            batch_size=self.args.local_rollout_forward_batch_size,
+        )
+        self._read_data(train_dataset, ptx_dataset)
+        self.learner = Learner(self.networks, self.accelerator, self.args, self.pad, self.supervised)
+        self.batch_size = self.learner.mini_batch_size * self.args.num_mini_batches
+        self.phases = math.ceil(self.args.total_episodes / self.batch_size)
+        self.kl = AdaptiveKL(self.args.kl_coef, self.args.kl_target, self.args.kl_horizon)
+        self.callbacks = list(callbacks)
+        self.history: list[dict[str, Any]] = []
+        """The lines of the log that this process wrote."""
+
+    def _read_data(self, train_dataset: Iterable[Mapping[str, Any]], ptx_dataset: Iterable[Mapping[str, Any]]) -> None:
+        rows = [dict(row) for row in train_dataset]
+        ids = [prompt_ids(self.processing_class, row) for row in rows]
+        kept = [number for number, each in enumerate(ids) if len(each) <= self.args.max_prompt_length]
+        if not kept:
+            raise UsageError(
+                f"PPOTrainer: of {len(rows)} prompts in train_dataset none has at most max_prompt_length="
+                f"{self.args.max_prompt_length} tokens; give prompts, or raise it"
+            )
+        self.rows, self.prompts = [rows[number] for number in kept], [ids[number] for number in kept]
+        self.too_long = len(rows) - len(kept)
+        """Prompts that were left out."""
+        self.supervised = [self._supervised(dict(row)) for row in ptx_dataset]
+        data = {"prompts": self.prompts, "ptx_dataset": self.supervised}
+        self.digests = {name: hashlib.sha256(json.dumps(ids).encode()).hexdigest() for name, ids in data.items()}
+        if bool(self.supervised) != bool(self.args.ptx_coef):
+            raise UsageError(
+                f"PPOTrainer: ptx_coef is {self.args.ptx_coef}, and ptx_dataset has {len(self.supervised)} rows; "
+                "give both or neither"
+            )
+
+    def _supervised(self, row: Row) -> tuple[list[int], list[int]]:
+        prompt = prompt_ids(self.processing_class, row)
+        reply = token_ids(self.processing_class, row["prompt"] + row["completion"])[len(prompt) :]
+        end = next((place for place, token in enumerate(reply) if token in self.ends), len(reply) - 1)
+        return prompt, reply[: end + 1]
+
+    # --- The loop ---
+
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> None:
+        """Train all phases; True goes on from the latest checkpoint in the output folder, if there is one.
+
+        Raises:
+            ConfigurationError: a checkpoint is of another training, or there is one that nobody asked to go on from.
+            ModelError: a gradient is no number.
+        """
+        for phase in range(self.begin(resume_from_checkpoint), self.phases):
+            self.train_phase(phase)
+
+    def train_phase(self, phase: int) -> None:
+        """One phase, for whoever wants to stand between them: those from `begin()` to `phases`, in order."""
+        started = time.monotonic()
+        rollout = self._roll_out(phase)
+        rate: float = self.args.learning_rate * (1 - phase / self.phases)
+        line: dict[str, Any] = {"step": phase + 1, "episodes": (phase + 1) * self.batch_size}
+        line |= describe(rollout, self.rewards) | {"kl_coefficient": self.kl.coefficient, "learning_rate": rate}
+        line |= self.learner.update(rollout, phase, rate)
+        self.kl.update(line["kl"], self.batch_size)
+        self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
+        if phase % self.args.sample_steps == 0 and self.accelerator.is_main_process:
+            prompts = [self.rows[row]["prompt"] for row in self._rows(phase)[: self.args.sample_size]]
+            self._append(SAMPLES, [{"step": phase + 1, **each} for each in samples(rollout, self.rewards, prompts)])
+        if (phase + 1) % self.args.save_steps == 0 or phase + 1 == self.phases:
+            self._save(phase + 1)
+
+    # --- 1. Rollout: replies, rewards, advantages ---
+
+    def _roll_out(self, phase: int) -> Rollout:
+        """Draw, score and read the batch's replies, this process its share, and put all shares together."""
+        from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+        rows = self._rows(phase)
+        order = sorted(range(self.batch_size), key=lambda row: len(self.prompts[rows[row]]))
+        own = sorted(order[self.accelerator.process_index :: self.accelerator.num_processes])
+        found = self._episodes(phase, own, [rows[row] for row in own])
+        episodes: list[Episode] = sorted(gather_object(found), key=lambda each: each.row)
+        prompts = [self.prompts[row] for row in rows]
+        return make_rollout(prompts, episodes, self.rewards, self.args, self.kl.coefficient)
+
+    def _rows(self, phase: int) -> list[int]:
+        """The batch's rows of the data, which is gone through again and again, in another order each time."""
+
+        def orders() -> Iterable[int]:
+            for epoch in range(first // len(self.rows), (first + self.batch_size - 1) // len(self.rows) + 1):
+                seed = stage_seed(self.args.seed, "order", epoch)
+                yield from random.Random(seed).sample(range(len(self.rows)), len(self.rows))
+
+        first = phase * self.batch_size
+        start = first % len(self.rows)
+        return list(islice(orders(), start, start + self.batch_size))
+
+    def _episodes(self, phase: int, own: list[int], rows: list[int]) -> list[Episode]:
+        import torch
+
+        seeds = [stage_seed(self.args.seed, "reply", phase, row) for row in own]
+        prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
+        with torch.no_grad(), self.accelerator.autocast():
+            replies = self.sampler.sample(prompts, seeds)
+            read = self._read(prompts, replies)
+            ids = [reply.ids for reply in replies]
+            texts = [str(self.processing_class.decode(each, skip_special_tokens=True)) for each in ids]
+            members = self.rewards.members(data, texts)
+        rewards = self.rewards.by_function(data, texts, ids)
+        gold = call(self.gold_fn, data, texts, ids) if self.gold_fn else [None] * len(own)
+        columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
+        return [Episode(*each) for each in zip(*columns, strict=True)]
+
+    def _read(self, prompts: list[list[int]], replies: list[Reply]) -> list[tuple[list[float], ...]]:
+        """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""
+        found: dict[int, tuple[list[float], ...]] = {}
+        size = self.args.per_device_train_batch_size
+        lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
+        for batch in in_batches(range(len(prompts)), lengths.__getitem__, size):
+            ids = [prompts[row] for row in batch], [replies[row].ids for row in batch]
+            padded = side_by_side(*ids, self.pad, self.accelerator.device)
+            policy = self.networks.logprobs(padded, self.args.temperature, entropy=True)
+            assert policy.entropy is not None
+            reference = self.networks.logprobs(padded, self.args.temperature, "reference").logprobs
+            columns = (policy.logprobs, reference, self.networks.values(padded), policy.entropy)
+            for row, *numbers in zip(batch, *(each.tolist() for each in columns), strict=True):
+                found[row] = tuple(each[: len(replies[row].ids)] for each in numbers)
+        return [found[row] for row in range(len(prompts))]
+
+    # --- 2. What is written ---
+
+    def _log(self, phase: int, line: dict[str, Any], speed: float) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        # Without the speed, since the same training writes the same file.
+        self._append(LOG, [line])
+        self.history.append(line)
+        for callback in self.callbacks:
+            callback(line | {"tokens_per_s": speed})
+        every = self.args.logging_steps
+        if every and (phase % every == 0 or phase + 1 == self.phases):
+            said = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
+            print(f"ppo: phase {phase + 1} of {self.phases}, {said}, {speed:.0f} tokens/s", file=sys.stderr, flush=True)
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
+        with (Path(self.args.output_dir) / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write the policy, adapters merged, with its tokenizer, and read it again to compare."""
+        import copy
+
+        if self.accelerator.is_main_process:
+            with self.networks.acting("policy") as model:
+                # Of a copy, as merging takes the adapters away, with which the training may go on.
+                merged = copy.deepcopy(model).merge_and_unload() if self.networks.shared else model
+            write_model(merged, self.processing_class, Path(folder))
+        self.accelerator.wait_for_everyone()
+
+    def save_value_model(self, folder: str | Path) -> None:
+        """Write the critic, for `value_model=…` or AutoModelForSequenceClassification, with the policy's tokenizer.
+
+        A value is the model's score plus `value_offset` in its configuration.
+        """
+        if self.accelerator.is_main_process:
+            critic = self.networks.value_model()
+            critic.config.get_text_config().pad_token_id = self.pad  # by it the head finds a text's last token
+            write_model(critic, self.processing_class, Path(folder))
+        self.accelerator.wait_for_everyone()
+
+    # --- 3. Checkpoints ---
+
+    def begin(self, resume: bool | str | Path | None) -> int:
+        """The first phase to train, with everything as it was before it; `resume` is as for `train`."""
+        output = Path(self.args.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        latest = latest_checkpoint(output)
+        folder = latest if resume is True else Path(resume) if resume else None
+        if latest is not None and not resume:
+            raise ConfigurationError(
+                f"{latest}: there is a training in this folder already; call train(resume_from_checkpoint=True) to go "
+                "on with it, or give another output_dir"
+            )
+        state = (
+            read_checkpoint(folder, self.networks, self.learner.optimizers, self._identity())
+            if folder
+            else {"phase": 0}
+        )
+        phase: int = state["phase"]
+        self.kl.coefficient = state.get("kl_coefficient", self.kl.coefficient)
+        if self.accelerator.is_main_process:
+            for name in (LOG, SAMPLES):
+                keep_lines(output / name, phase)
+        self.accelerator.wait_for_everyone()
+        return phase
+
+    def _identity(self) -> dict[str, Any]:
+        """What a training must have in common with the one whose checkpoint it goes on from."""
+        settings = {name: value for name, value in asdict(self.args).items() if name not in TECHNICAL}
+        others = {
+            "mini_batch_size": self.learner.mini_batch_size,
+            "rewards": self.rewards.names,
+            "reward_models": [[each.mean, each.deviation] for each in self.rewards.models],
+            "lora": self.networks.shared,
+            "value_model given": self.value_model_given,
+            "value_offset": self.networks.offset,
+        }
+        return settings | others | self.digests
+
+    def _save(self, phase: int) -> None:
+        if self.accelerator.is_main_process:
+            state = {"phase": phase, "kl_coefficient": self.kl.coefficient, "training": self._identity()}
+            output = Path(self.args.output_dir)
+            write_checkpoint(output / f"checkpoint-{phase}", self.networks, self.learner.optimizers, state)
+            for old in checkpoints(output)[: -self.args.save_total_limit]:
+                remove_checkpoint(old)
+        self.accelerator.wait_for_everyone()
+
+
+def _accelerator(args: PPOConfig) -> Any:  # noqa: ANN401
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+    from accelerate.utils import DistributedType
+
+    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision="bf16" if args.bf16 else "no")
+    kinds = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
+    if accelerator.distributed_type not in kinds:
+        raise ConfigurationError(
+            f"PPOTrainer: accelerate is configured for {accelerator.distributed_type.value}, and every process must "
+            "hold all weights; run `accelerate config` again and choose plain data parallelism"
+        )
+    return accelerator
+
+
+def _policy(
+    model: "Model", tokenizer: Tokenizer | None, device: "torch.device", adapters: object = None
+) -> tuple[Any, Tokenizer]:
+    """A language model, from its folder or as it is, on the device, and its tokenizer."""
+    if isinstance(model, str | Path):
+        # Weights that are trained are kept in 32 bits; under LoRA on a GPU the frozen ones are in bfloat16.
+        dtype = "auto" if adapters is not None and device.type == "cuda" else "float32"
+        loaded, own = load_model(model, dtype=dtype, device=str(device))
+        return loaded, tokenizer or own
+    if tokenizer is None:
+        raise UsageError("PPOTrainer: a model in memory comes without its tokenizer; give processing_class=…")
+    moved: Any = model
+    return moved.to(device), tokenizer
+
+
+def _is_function(source: object) -> bool:
+    return callable(source) and not hasattr(source, "config")

@@ -1,0 +1,328 @@
+"""What the training stages share: settings, the model to start from, soft labels, TRL's arguments, resuming.
+
+On a CPU the same seed gives the same weights, byte for byte, and a training that goes on from a checkpoint ends with
+the weights and the log of one that was never interrupted. What is trained on is in `training_rows.py`, whether a model
+can be trained in `preflight.py`, and how it is kept in `saving.py`.
+"""
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from constitutional.base.errors import ModelError
+from constitutional.base.files import atomic_write
+from constitutional.engines.chat import Arguments, Tokenizer
+from constitutional.engines.local import load_model
+from constitutional.training.preflight import preflight
+from constitutional.training.rows import Row
+from constitutional.training.saving import sync
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+A = TypeVar("A")
+
+COMPLETE = "complete"
+"""A file in a checkpoint that was written to its end."""
+
+
+class LoraSettings(BaseModel):
+    """Low-rank adapters on every linear layer (Hu et al. 2021) in place of training all weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapters; 16 by default."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The adapters' output is scaled by alpha / rank; 32 by default."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapters' inputs that is dropped while training; 0 by default."""
+
+
+class Adapted(Protocol):
+    """Settings of a training that may be one of adapters."""
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """None where all weights are trained."""
+        ...
+
+
+class TrainingSettings(BaseModel):
+    """What the three trainings have in common. The defaults suit a model of some million weights on a CPU."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    learning_rate: float = Field(gt=0)
+    """Highest learning rate, after the warm-up (AdamW)."""
+    epochs: float = Field(gt=0)
+    """Passes over the training rows."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows in one forward pass; 16 by default."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Forward passes in one step of the optimizer; 1 by default."""
+    max_length: int = Field(default=1024, ge=16)
+    """Most tokens in a conversation with its reply; longer rows are left out and counted. 1024 by default."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from zero; 0.05 by default."""
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """How the learning rate falls after the warm-up; linear by default."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decay of the weights; 0 by default."""
+    lora: LoraSettings | None = None
+    """Low-rank adapters instead of all weights; none by default. They are merged into the weights that are saved."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a fifth slower; off by default."""
+    log_every: int = Field(default=5, ge=1)
+    """Steps from one line of the training log to the next; 5 by default."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Steps from one checkpoint to the next, a multiple of log_every; 50 by default."""
+
+    @model_validator(mode="after")
+    def _log_at_checkpoints(self) -> Self:
+        # A line is a mean over the steps since the last one; a resumed training could not know those before it.
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every is {self.checkpoint_every}, no multiple of log_every, which is {self.log_every}; "
+                f"try checkpoint_every={self.log_every * max(1, self.checkpoint_every // self.log_every)}"
+            )
+        return self
+
+
+def stage_seed(seed: int, *parts: object) -> int:
+    """A seed of its own, 0 to 2³¹ − 1, for a part of the run that `parts` name."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4], "big") >> 1
+
+
+# --- Models ---
+
+
+def load_policy(
+    folder: Path, settings: TrainingSettings, *, pad_token: str | None = None, template: Arguments | None = None
+) -> "tuple[PreTrainedModel, Tokenizer]":
+    """The causal language model to start from, checked, and its tokenizer.
+
+    What `pad_token` and `template` say is saved with what is trained, so it is said of the model that is given only.
+
+    Weights that are trained are kept in 32 bits (a step is often too small to show in bfloat16); under LoRA on a GPU
+    the frozen ones are in bfloat16.
+    """
+    import torch
+
+    quiet_libraries()
+    dtype = "auto" if settings.lora and torch.cuda.is_available() else "float32"
+    model, tokenizer = load_model(folder, dtype=dtype, pad_token=pad_token, template=template)
+    preflight(tokenizer, model)
+    return model, tokenizer
+
+
+def quiet_libraries() -> None:
+    """No bars, which would hide our progress lines, and no telemetry: a training tells nobody that it runs."""
+    import datasets  # type: ignore[import-untyped]
+    import transformers
+    from huggingface_hub import constants
+
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+# --- Soft labels ---
+
+
+def soft_correction(logits: "torch.Tensor", probability: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
+    """What turns the mean of −log σ(x) into the weighted cross-entropy with soft targets; a scalar.
+
+    With x the log-odds that a model gives to chosen over rejected, p the target and w the weight, each (B,), the loss
+    is the mean of w·(−p·log σ(x) − (1 − p)·log σ(−x)) = w·(−log σ(x) + (1 − p)·x). The trainers compute the mean of
+    −log σ(x), so this is the mean of (w − 1)·(−log σ(x)) + w·(1 − p)·x.
+    """
+    from torch.nn.functional import logsigmoid
+
+    return (-(weight - 1) * logsigmoid(logits) + weight * (1 - probability) * logits).mean()
+
+
+class SoftTargets:
+    """A collator that adds each row's soft target and weight to what another collator makes of the rows."""
+
+    columns = ("probability", "weight")
+
+    def __init__(self, collator: Callable[[list[Row]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        """The other collator's batch with `probability` and `weight`, both (B,)."""
+        import torch
+
+        return self.collator(rows) | {
+            key: torch.tensor([row[key] for row in rows], dtype=torch.float32) for key in self.columns
+        }
+
+
+# --- Training ---
+
+
+def lora_config(settings: Adapted, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
+    """PEFT's settings. Without the task SEQ_CLS the head of a reward model would stay as it was drawn: random."""
+    if settings.lora is None:
+        return None
+    from peft import LoraConfig
+
+    lora = settings.lora
+    return LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=lora.dropout,
+        target_modules="all-linear",
+    )
+
+
+def trl_arguments(
+    kind: Callable[..., A],
+    settings: TrainingSettings,
+    checkpoints: Path,
+    seed: int,
+    **own: object,
+) -> A:
+    """The arguments of an SFT, reward or DPO training; `own` are those that only one of them has."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return kind(
+        output_dir=str(checkpoints),
+        seed=seed,
+        data_seed=seed,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        max_length=settings.max_length,
+        warmup_steps=settings.warmup,  # below 1 it is a share
+        lr_scheduler_type=settings.schedule,
+        weight_decay=settings.weight_decay,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        bf16=gpu,
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        save_steps=settings.checkpoint_every,
+        save_total_limit=2,  # if writing the newest is cut off, the one before is still there
+        report_to="none",
+        disable_tqdm=True,
+        **own,
+    )
+
+
+class Fitted(NamedTuple):
+    """What a training came to."""
+
+    steps: int
+    """Of the optimizer, those before a checkpoint included."""
+    rows: int
+    """That the trainer kept of what it was given."""
+
+
+def fit(trainer: "Trainer", *, log: Path, label: str) -> Fitted:
+    """Train, going on from the latest complete checkpoint in the trainer's folder if there is one.
+
+    Args:
+        trainer: one of TRL's; a run folder keeps no checkpoints of anything but the same training.
+        log: JSON lines of step, loss and so on, one every `log_every` steps; no times in it.
+        label: begins the progress lines.
+    """
+    from transformers import PrinterCallback
+
+    checkpoint = _latest_checkpoint(Path(trainer.args.output_dir or ""))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_log_callback(log, label))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    rows: Any = trainer.train_dataset
+    return Fitted(trainer.state.global_step, len(rows))
+
+
+def _latest_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint that was written to its end; all others are removed.
+
+    Of an older one, a kill may have cut off the removal: its mark may be there still, and other files not.
+    """
+    found = list(folder.glob("checkpoint-*"))
+    complete = [path for path in found if (path / COMPLETE).exists()]
+    latest = max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+    for path in found:
+        if path != latest:
+            shutil.rmtree(path)
+    return latest
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a finished training's checkpoints, their marks first: what a kill leaves of one must not look complete."""
+    for mark in list(folder.rglob(COMPLETE)):
+        mark.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _log_callback(log: Path, label: str) -> "TrainerCallback":
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+    class Log(TrainerCallback):
+        """Writes the log, prints progress, and marks checkpoints as complete."""
+
+        def on_train_begin(
+            self,
+            args: TrainingArguments,  # noqa: ARG002
+            state: TrainerState,
+            control: TrainerControl,  # noqa: ARG002
+            **_: object,
+        ) -> None:
+            """Take back the lines after the checkpoint from which training goes on: their steps are made again."""
+            lines = log.read_text().splitlines() if log.exists() else []
+            # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
+            whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+            atomic_write(log, "".join(f"{line}\n" for line in whole).encode())
+
+        def on_log(
+            self,
+            args: TrainingArguments,  # noqa: ARG002
+            state: TrainerState,
+            control: TrainerControl,  # noqa: ARG002
+            logs: Mapping[str, float] | None = None,
+            **_: object,
+        ) -> None:
+            """One line; without the summary at the end and num_tokens, which begin anew when training goes on."""
+            if logs is None or "train_runtime" in logs:
+                return
+            reward = logs.get("reward")  # of a training online, whose loss says little
+            said = f"loss {logs['loss']:.4f}" if reward is None else f"reward {reward:.3f}"
+            print(f"{label}: step {state.global_step} of {state.max_steps}, {said}", file=sys.stderr)
+            if not math.isfinite(logs["loss"]):
+                raise ModelError(
+                    f"{label}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"
+                )
+            row = {"step": state.global_step} | {key: value for key, value in logs.items() if key != "num_tokens"}
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+        def on_save(
+            self,
+            args: TrainingArguments,
+            state: TrainerState,
+            control: TrainerControl,  # noqa: ARG002
+            **_: object,
+        ) -> None:
+            """Called once everything in the checkpoint is written."""
+            checkpoint = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
+            sync(checkpoint)
+            (checkpoint / COMPLETE).touch()
+
+    return Log()

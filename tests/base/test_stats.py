@@ -1,0 +1,231 @@
+import math
+
+import pytest
+
+from constitutional.base.stats import (
+    Interval,
+    bootstrap_mean,
+    calibration_error,
+    distinct_ngrams,
+    paired_interval,
+    pearson,
+    weighted_mean,
+    wilson,
+    win_rate,
+)
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [  # Newcombe (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_agrees_with_the_published_table(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=0.00005)
+
+
+def test_wilson_at_the_extremes_reduces_to_a_short_formula() -> None:
+    # All of n succeed: ((1 + z²/2n) - z²/2n) / (1 + z²/n) = n / (n + z²), and z² = 3.8415 at 95%.
+    assert wilson(10, 10) == pytest.approx((10 / 13.8415, 1.0), abs=1e-5)
+    assert wilson(10, 10).high == 1.0
+    assert wilson(0, 10) == pytest.approx((0.0, 3.8415 / 13.8415), abs=1e-5)
+    assert wilson(0, 10).low == 0.0
+
+
+def test_wilson_takes_the_confidence_into_account() -> None:
+    # At 68.27% z is 1, so all of 3 gives 3 / (3 + 1).
+    assert wilson(3, 3, confidence=0.6826894921) == pytest.approx((0.75, 1.0), abs=1e-9)
+
+
+def test_nothing_counted_could_be_any_proportion() -> None:
+    assert wilson(0, 0) == Interval(0.0, 1.0)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(3, 2), (-1, 2), (0, -1)])
+def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"{successes} successes in {n} trials"):
+        wilson(successes, n)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95.0])
+def test_a_confidence_is_no_percentage(confidence: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        wilson(1, 2, confidence)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        bootstrap_mean([0, 1], seed=0, confidence=confidence)
+
+
+def test_two_values_are_resampled_to_three_means() -> None:
+    # The means are 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4: the outer
+    # 2.5% lie in 0 and 1, the outer 30% in 1/2.
+    assert bootstrap_mean([0, 1], seed=0) == (0.0, 1.0)
+    assert bootstrap_mean([0, 1], seed=0, confidence=0.4) == (0.5, 0.5)
+
+
+def test_clusters_are_drawn_whole_and_weigh_by_their_size() -> None:
+    # Drawn: aa, ab or ba, bb. Their means: 0/6, 1/4, 2/2 with probabilities 1/4, 1/2, 1/4.
+    # The mean of the two clusters' means would be 1/2 in the middle, and single values would never be 1 this often.
+    values, clusters = [0, 0, 0, 1], ["a", "a", "a", "b"]
+    assert bootstrap_mean(values, clusters, seed=0, confidence=0.4) == (0.25, 0.25)
+    assert bootstrap_mean(values, clusters, seed=0) == (0.0, 1.0)
+
+
+def test_repeating_every_value_within_its_cluster_adds_no_certainty() -> None:
+    values = [0.0, 1.0, 4.0, 9.0, 16.0]
+    repeated = [value for value in values for _ in range(4)]
+    clusters = [number for number in range(5) for _ in range(4)]
+    assert bootstrap_mean(repeated, clusters, seed=3) == pytest.approx(bootstrap_mean(values, seed=3))
+
+
+def test_many_values_give_the_interval_of_the_normal_approximation() -> None:
+    # 200 zeros and 200 ones: standard error √(0.25/400) = 0.025, so 0.5 ± 1.96 · 0.025 = (0.451, 0.549).
+    assert bootstrap_mean([0, 1] * 200, seed=1) == pytest.approx((0.451, 0.549), abs=0.005)
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another() -> None:
+    values = [0.1, 0.7, 0.2, 0.9, 0.4, 0.35, 0.8]
+    assert bootstrap_mean(values, seed=1) == bootstrap_mean(values, seed=1)
+    assert bootstrap_mean(values, seed=1) != bootstrap_mean(values, seed=2)
+
+
+@pytest.mark.parametrize(("values", "clusters"), [([], None), ([0.5], None), ([0.5, 0.6], ["a", "a"])])
+def test_fewer_than_two_clusters_tell_nothing(values: list[float], clusters: list[str] | None) -> None:
+    assert bootstrap_mean(values, clusters, seed=0) == Interval(-math.inf, math.inf)
+
+
+def test_a_missing_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="leave out what was not measured"):
+        bootstrap_mean([0.5, math.nan], seed=0)
+
+
+def test_as_many_clusters_as_values_are_needed() -> None:
+    with pytest.raises(ValueError, match="2 values, but 1 clusters"):
+        bootstrap_mean([0, 1], ["a"], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("gained", "clear"),
+    [
+        (0, False),  # and the interval is no point: what happened in none of 100 may happen in some
+        (4, False),  # a fair coin falls four times the same way in 2 of 16 tries
+        (6, True),  # in 2 of 64, which is 3%
+    ],
+)
+def test_a_few_replies_that_changed_are_no_clear_change(gained: int, clear: bool) -> None:
+    low, high = paired_interval(gained, 0, 100)
+    assert (low > 0) is clear
+    assert high > gained / 100
+    assert paired_interval(0, gained, 100) == pytest.approx((-high, -low))
+
+
+def test_an_interval_of_a_change_stays_within_what_a_rate_can_change_by() -> None:
+    assert paired_interval(3, 0, 3).high == 1  # 3 / 5 ± 1.95996 * sqrt(4 - 9 / 5) / 5 = 0.6 ± 0.581
+    assert paired_interval(0, 3, 3).low == -1
+
+
+def test_a_weighted_mean_counts_each_value_by_its_weight() -> None:
+    assert weighted_mean([0.9, 0.3], [1, 2]) == pytest.approx(0.5)  # (0.9 + 2 · 0.3) / 3
+    assert weighted_mean([0.9, 0.3], [1, 0]) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("values", "weights"), [([], []), ([0.9], [0.0])])
+def test_without_weight_there_is_no_mean(values: list[float], weights: list[float]) -> None:
+    assert weighted_mean(values, weights) is None
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, math.nan]])
+def test_each_value_needs_a_weight_of_zero_or_more(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="each needs one, of 0 or more"):
+        weighted_mean([0.1, 0.2], weights)
+
+
+def test_a_tie_is_half_a_win() -> None:
+    rate = win_rate([0.9, 0.51, 0.5, 0.1])
+    assert (rate.wins, rate.ties, rate.losses) == (2, 1, 1)
+    assert rate.value == 0.625  # (2 + 1/2) / 4
+    # Wilson with p = 0.625, n = 4, z² = 3.8415: the middle is (0.625 + 0.4802) / 1.9604 = 0.5638,
+    # the half width 1.96 · √(0.2344/4 + 3.8415/64) / 1.9604 = 1.96 · 0.3444 / 1.9604 = 0.3443.
+    assert rate.interval == pytest.approx((0.2194, 0.9081), abs=0.0005)
+
+
+def test_how_sure_a_judge_is_does_not_make_a_win_larger() -> None:
+    assert win_rate([0.51, 0.49]).value == win_rate([1.0, 0.0]).value == 0.5
+
+
+@pytest.mark.parametrize("probabilities", [[], [0.5, math.nan], [1.5]])
+def test_a_win_rate_needs_readable_comparisons(probabilities: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"needs one|leave out what cannot be read"):
+        win_rate(probabilities)
+
+
+def test_the_calibration_error_weighs_each_bin_by_its_items() -> None:
+    # Bin 0.9-1.0 holds three of which two come true: |0.9 - 2/3|; bin 0.2-0.3 one that does: |0.2 - 1|.
+    # 3/4 · 0.23333 + 1/4 · 0.8 = 0.375
+    assert calibration_error([0.9, 0.9, 0.9, 0.2], [1, 1, 0, 1]) == pytest.approx(0.375)
+
+
+def test_perfectly_calibrated_probabilities_have_no_error() -> None:
+    assert calibration_error([0.75] * 4 + [0.0, 1.0], [1, 1, 1, 0, 0, 1]) == pytest.approx(0.0)
+
+
+def test_errors_in_opposite_directions_cancel_only_within_a_bin() -> None:
+    assert calibration_error([0.42, 0.48], [0.44, 0.46]) == pytest.approx(0.0)
+    assert calibration_error([0.42, 0.58], [0.44, 0.56]) == pytest.approx(0.02)
+
+
+def test_a_probability_on_an_edge_belongs_to_the_upper_bin() -> None:
+    # With 0.3 and 0.35 in one bin: |(0.3 + 0.35) - (0 + 1)| / 2 = 0.175; in two it would be (0.3 + 0.65) / 2 = 0.475.
+    assert calibration_error([0.3, 0.35], [0, 1]) == pytest.approx(0.175)
+
+
+@pytest.mark.parametrize(("probabilities", "outcomes"), [([], []), ([0.5], []), ([0.5], [2.0]), ([math.nan], [1.0])])
+def test_calibration_needs_an_outcome_for_each_probability(probabilities: list[float], outcomes: list[float]) -> None:
+    with pytest.raises(ValueError, match="outcome"):
+        calibration_error(probabilities, outcomes)
+
+
+def test_pearson_on_four_points_worked_by_hand() -> None:
+    # Deviations (-1.5, -0.5, 0.5, 1.5) and (-1, 0, -1, 2): Σxy = 1.5 - 0.5 + 3 = 4, Σx² = 5, Σy² = 6; 4/√30.
+    assert pearson([1, 2, 3, 4], [2, 3, 2, 5]) == pytest.approx(4 / math.sqrt(30))
+    assert pearson([1, 2, 3], [-2, -4, -6]) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(("xs", "ys"), [([], []), ([1.0], [2.0]), ([1.0, 2.0], [3.0, 3.0])])
+def test_without_variation_there_is_no_correlation(xs: list[float], ys: list[float]) -> None:
+    assert pearson(xs, ys) is None
+
+
+def test_pearson_refuses_missing_values_and_unequal_lengths() -> None:
+    with pytest.raises(ValueError, match="missing or infinite"):
+        pearson([1, math.nan], [1, 2])
+    with pytest.raises(ValueError, match="2 values against 1"):
+        pearson([1, 2], [1])
+
+
+def test_distinct_ngrams_are_counted_over_all_texts_but_not_across_them() -> None:
+    texts = ["to be or not to be", "Be it so"]
+    # 9 words: to be or not it so. 7 pairs: to-be be-or or-not not-to to-be, be-it it-so; no pair joins the texts.
+    assert distinct_ngrams(texts, 1)[::2] == (6 / 9, 9)
+    assert distinct_ngrams(texts, 2)[::2] == (6 / 7, 7)
+
+
+def test_distinct_ngrams_can_be_held_to_the_same_amount_of_text() -> None:
+    # The first five words: to be or not to.
+    assert distinct_ngrams(["to be or", "not to be"], 1, at_most=5)[::2] == (4 / 5, 5)
+
+
+def test_the_interval_of_distinct_ngrams_leaves_out_one_text_at_a_time() -> None:
+    # 4 of 6 words differ. Without "a a": b c of 2 ... the three left-out shares are 3/4, 3/4 and 2/4, their mean 2/3;
+    # error √(2/3 · (2 · (1/12)² + (1/6)²)) = √(2/3 · 6/144) = 1/6; 1.96/6 = 0.3267.
+    found = distinct_ngrams(["a a", "b b", "c d"], 1)
+    assert found.value == 4 / 6
+    assert found.interval == pytest.approx((4 / 6 - 0.3267, 4 / 6 + 0.3267), abs=1e-3)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["one"]])
+def test_texts_without_pairs_of_words_have_no_distinct_pairs(texts: list[str]) -> None:
+    assert distinct_ngrams(texts, 2) == (0.0, Interval(0.0, 1.0), 0)

@@ -1,0 +1,156 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from constitutional.base.errors import UsageError
+from constitutional.base.files import write_rows
+from constitutional.base.records import GoldPoint, Prompt, Record, Revision, RevisionStep
+from constitutional.cli import show
+from constitutional.judging.scores import Change, Score
+from constitutional.runs.folder import RunStore
+from constitutional.runs.manifest import Calls
+from constitutional.runs.pipeline import STAGES
+from constitutional.stages.evaluate import Sample
+
+PROMPT = Prompt.of("Why is the sky blue?").model_copy(update={"split": "held_out"})
+SAMPLE = Sample(
+    prompt=PROMPT, replies={"base": "It is.", "sft_model": "Light\nscatters.", "policy": "Bl"}, cut_off=("policy",)
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    """A run that has made its prompts, failed at the second stage, and was killed within the third."""
+    with RunStore.open(tmp_path / "first", "{}") as store:
+        begun = store.begin(0, "prompts", "f")
+        write_rows(begun.folder / "prompts.jsonl", [PROMPT])
+        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=7, reused=5))
+        store.begin(1, "labeler_check", "f")
+        store.fail("labeler_check", "out of memory")
+        store.begin(2, "critique_revise", "f")
+    return RunStore.load(tmp_path / "first")
+
+
+def test_every_stage_of_a_run_is_shown_with_how_far_it_has_come(store: RunStore) -> None:
+    _, *lines = show.stages(store).splitlines()
+    assert [line.split()[0] for line in lines] == [f"{number:02d}_{each.name}" for number, each in enumerate(STAGES)]
+    prompts, check, revise, *others = (" ".join(line.split()[1:]) for line in lines)
+    assert prompts == "done 0:00 7 5 1 prompts"
+    assert check == "failed out of memory"
+    assert revise == "not finished"
+    assert set(others) == {"not begun"}
+
+
+def test_a_stage_that_is_done_again_is_not_finished_until_it_is(store: RunStore) -> None:
+    with RunStore.open(store.folder, "{}") as again:
+        again.begin(0, "prompts", "other")
+    _, line, *_ = show.stages(RunStore.load(store.folder)).splitlines()
+    assert line.split() == ["00_prompts", "not", "finished"]
+
+
+def test_a_held_out_prompt_is_shown_with_what_each_model_replied(store: RunStore) -> None:
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(9, "evaluate", "f")
+        write_rows(begun.folder / "samples.jsonl", [SAMPLE])
+        writing.finish(begun, {"samples": begun.folder / "samples.jsonl"})
+    store = RunStore.load(store.folder)
+    told = show.item(store, PROMPT.id)
+    assert told.splitlines() == [
+        f"prompt {PROMPT.id} (held_out)",
+        "  user: Why is the sky blue?",
+        "",
+        f"sample {SAMPLE.id}: what the models replied",
+        "  Base: It is.",
+        "  SL: Light",
+        "      scatters.",
+        "  RL (cut off): Bl",
+    ]
+    assert show.item(store, SAMPLE.id) == told
+
+
+def test_a_revision_is_shown_with_the_words_that_it_was_asked_by(store: RunStore) -> None:
+    step = RevisionStep(
+        principle="calm",
+        principle_text="Be calm.",
+        revision_text="Take out every exclamation mark.",
+        critique="It shouts.",
+        found_nothing=False,
+        revision="Yes.",
+    )
+    plain = step.model_copy(update={"principle": "kind", "revision_text": None})
+    revision = Revision(prompt=PROMPT, draft="Yes!", steps=(step, plain))
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(2, "critique_revise", "f")
+        write_rows(begun.folder / "revisions.jsonl", [revision])
+        writing.finish(begun, {"revisions": begun.folder / "revisions.jsonl"})
+    told = show.item(RunStore.load(store.folder), revision.id).splitlines()
+    assert told[-9:] == [
+        "  round 1 by 'calm'",
+        "    principle: Be calm.",
+        "    critique: It shouts.",
+        "    asked to revise by: Take out every exclamation mark.",
+        "    revision: Yes.",
+        "  round 2 by 'kind'",
+        "    principle: Be calm.",
+        "    critique: It shouts.",
+        "    revision: Yes.",
+    ]
+
+
+def test_an_id_is_found_where_the_advice_says(store: RunStore) -> None:
+    with pytest.raises(UsageError) as caught:
+        show.item(store, "zz")
+    said = f"every row of the run's *.jsonl files begins with its id, such as {PROMPT.id}"
+    assert str(caught.value).endswith(said)
+    written = (store.folder / "00_prompts" / "prompts.jsonl").read_text()
+    assert written.startswith(f'{{"id": "{PROMPT.id}", ')
+    assert f"prompt {PROMPT.id}" in show.item(store, PROMPT.id)
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.01, True), (-0.01, False)])
+def test_over_refusal_that_rose_clearly_is_said_below_the_table(store: RunStore, low: float, said: bool) -> None:
+    def score(model: str, value: float, changes: dict[str, Change]) -> Score:
+        ends = {"low": value, "high": value, "n": 69, "unit": "share"}
+        return Score.model_validate(
+            {"model": model, "measure": "over_refusal", "value": value, "changes": changes, **ends}
+        )
+
+    rose = Change(value=0.1, low=low, high=0.18, n=69)
+    scores = [score("base", 0.01, {}), score("sft_model", 0.3, {"base": rose}), score("policy", 0.11, {"base": rose})]
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(9, "evaluate", "f")
+        write_rows(begun.folder / "scores.jsonl", scores)
+        writing.finish(begun, {"scores": begun.folder / "scores.jsonl"})
+    _, row, *below = show.behaviour(RunStore.load(store.folder)).splitlines()
+    assert row.split() == ["over-refusal", "1%", "(1–1)", "30%", "(30–30)", "11%", "(11–11)"]
+    told = "got worse: over-refusal. RL refuses what harms nobody 10 points (1–18) more often than Base."
+    assert below == ([told] if said else [])
+
+
+def test_a_model_that_talks_nonsense_and_a_reward_that_was_over_optimised_are_said(store: RunStore) -> None:
+    ends: dict[str, Any] = {"low": 0.0, "high": 1.0, "n": 100, "unit": "share", "measure": "well_formed"}
+    fell = {"base": Change(value=-0.97, low=-0.997, high=-0.905, n=100)}
+    scores = [
+        Score.model_validate({"model": "base", "value": 0.97, **ends}),
+        Score.model_validate({"model": "policy", "value": 0.0, "changes": fell, **ends}),
+    ]
+    stretch: dict[str, Any] = {"by": "traits", "sqrt_kl": None, "proxy": 0.0, "n": 100}
+    gold = [
+        GoldPoint(first_phase=1, last_phase=6, kl=2.2, gold=0.9, low=0.86, high=0.94, **stretch),
+        GoldPoint(first_phase=7, last_phase=12, kl=15.4, gold=0.1, low=0.07, high=0.13, **stretch),
+    ]
+    with RunStore.open(store.folder, "{}") as writing:
+        begun = writing.begin(9, "evaluate", "f")
+        made: dict[str, Sequence[Record]] = {"scores": scores, "gold": gold}
+        for name, rows in made.items():
+            write_rows(begun.folder / f"{name}.jsonl", rows)
+        writing.finish(begun, {name: begun.folder / f"{name}.jsonl" for name in made})
+    nonsense, over_optimised = show.behaviour(RunStore.load(store.folder)).splitlines()[-2:]
+    assert nonsense == "got worse: well formed. RL says what is well formed 97 points (90–100) less often than Base."
+    # The difference of 0.9 and 0.1, whose half intervals are 0.04 and 0.03: 0.8 ± 0.05.
+    assert over_optimised == (
+        "got worse: the gold score (what the constitution’s tags ask for, found exactly) peaked at phases 1 to 6, "
+        "KL 2.2 nats, and fell by 80.0 points since (75.0 to 85.0): the reward was over-optimised."
+    )

@@ -1,0 +1,253 @@
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from constitutional.base.errors import InputError
+from constitutional.base.records import Message, Prompt
+from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set, sandbox_prompt, sandbox_prompt_set
+from constitutional.sandbox import topics, world
+
+
+def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def loaded(path: Path, *, held_out: int, seed: int) -> list[Prompt]:
+    return load_prompt_set(path, held_out=held_out, seed=seed).prompts
+
+
+def last_texts(prompts: list[Prompt]) -> list[str]:
+    return [prompt.messages[-1].content for prompt in prompts]
+
+
+def test_a_line_is_a_text_a_prompt_or_messages(tmp_path: Path) -> None:
+    conversation = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
+    lines = [
+        '"One: {{ x }}\\n"',
+        '{"prompt": "Two\\u2028"}',
+        json.dumps({"messages": conversation, "split": "held_out"}),
+    ]
+    prompts = loaded(write(tmp_path, "\n\n".join(lines)), held_out=0, seed=0)
+    assert prompts == [
+        Prompt(messages=(Message("user", "One: {{ x }}\n"),), source="mine.jsonl"),
+        Prompt(messages=(Message("user", "Two\u2028"),), source="mine.jsonl"),
+        Prompt(
+            messages=tuple(Message(each["role"], each["content"]) for each in conversation),  # type: ignore[arg-type]
+            split="held_out",
+            source="mine.jsonl",
+        ),
+    ]
+
+
+def test_a_text_file_holds_one_prompt_a_line(tmp_path: Path) -> None:
+    path = write(tmp_path, b'\xef\xbb\xbf"Quoted"\r\n\r\n  \n{"prompt": 1}\nlast\x0bone', "mine.txt")
+    assert last_texts(loaded(path, held_out=0, seed=0)) == ['"Quoted"', '{"prompt": 1}', "last\x0bone"]
+
+
+BAD = [
+    (b'{"prompt": "a"', "is not JSON: Expecting ',' delimiter"),
+    (b"hello", "is not JSON: Expecting value.*expected a text in quotes"),
+    (b"NaN", "is not JSON: NaN is no JSON value"),
+    (b'{"prompt": Infinity}', "is not JSON: Infinity is no JSON value"),
+    (b"17", "17 is no prompt; expected a text in quotes"),
+    (b"null", "null is no prompt"),
+    (b'["a"]', r'\["a"\] is no prompt'),
+    (b'{"prompt": 17}', "17 is no prompt"),
+    (b'{"prompt": null}', "null is no prompt"),
+    (b'{"prmopt": "a"}', "unknown key 'prmopt'; did you mean 'prompt'"),
+    (b'{"prompt": "a", "x": 1}', "unknown key 'x'; expected 'prompt', 'messages', 'split'"),
+    (b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' appears twice"),
+    (b'{"prompt": "a", "messages": []}', "must have either 'prompt' or 'messages'"),
+    (b"{}", "must have either 'prompt' or 'messages'"),
+    (b'{"prompt": "a", "split": "test"}', 'the split \'test\'; expected "train" or "held_out"'),
+    (b'{"prompt": "a", "split": []}', r"the split \[\]; expected"),
+    (b'{"messages": []}', "does not end with a user's message"),
+    (b'{"messages": [{"role": "assistant", "content": "a"}]}', "does not end with a user's message"),
+    (b'{"messages": [{"role": "human", "content": "a"}]}', "role 'human'; expected system, user, assistant"),
+    (b'{"messages": [{"role": [], "content": "a"}]}', r"role \[\]; expected system, user, assistant"),
+    (b'{"messages": [{"role": "user"}]}', 'a message that is not {"role"'),
+    (b'{"messages": ["a"]}', 'a message that is not {"role"'),
+    (b'{"messages": [{"role": "user", "content": 1}]}', "1 is no message"),
+    (
+        (
+            b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, '
+            b'{"role": "user", "content": "c"}]}'
+        ),
+        "a system message that is not the first",
+    ),
+    (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
+        "has two messages of the user in a row; expected user and assistant by turns",
+    ),
+    (
+        b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
+        "has a first message of the assistant; expected user and assistant by turns",
+    ),
+    (b'" \\n"', "has an empty message"),
+    (rb'"\ud83d"', r"half of a surrogate pair \(\\ud83d\)"),
+    (b'"\\u0000"', "holds a NUL character"),
+    (b'"a\0"', "holds a NUL character; save the file as UTF-8"),
+    (b'"\xff"', r"is not UTF-8 text \(invalid start byte\)"),
+    (b'"\xed\xa0\x80"', "is not UTF-8 text"),
+    (b'"' + b"a" * (MAX_CHARACTERS + 1) + b'"', "has 100,001 characters; at most 100,000"),
+    (b"[" * 100_000, "is nested too deeply"),
+    (b"1" * 5000, "is not JSON: Exceeds the limit"),
+]
+
+
+@pytest.mark.parametrize(("line", "complaint"), BAD, ids=range(len(BAD)))
+def test_a_line_that_is_no_prompt_is_named_by_its_number(tmp_path: Path, line: bytes, complaint: str) -> None:
+    path = write(tmp_path, b'"good"\n\n' + line + b'\n"also good"\n')
+    with pytest.raises(InputError, match=complaint) as caught:
+        loaded(path, held_out=0, seed=0)
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert len(str(caught.value)) < 500
+
+
+def test_the_longest_prompt_is_allowed(tmp_path: Path) -> None:
+    (prompt,) = loaded(write(tmp_path, json.dumps("a" * MAX_CHARACTERS)), held_out=0, seed=0)
+    assert len(prompt.messages[0].content) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("mine.jsonl", "", "mine.jsonl: holds no prompt; expected"),
+        ("mine.txt", "\n \n", "mine.txt: holds no prompt"),
+        ("mine.csv", "a", "mine.csv: is no prompt set by its name; expected a file that ends in .jsonl or .txt"),
+        ("mine.txt", "a\n\x00", "mine.txt:2: holds a NUL"),
+        ("mine.txt", "a" * 100_001, "mine.txt:1: has 100,001 characters"),
+        ("mine.jsonl", '\ufeff"a"'.encode("utf-16-le").decode("latin-1"), "mine.jsonl:1: holds a NUL"),
+    ],
+)
+def test_a_file_that_is_no_prompt_set_is_refused(tmp_path: Path, name: str, content: str, complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        loaded(write(tmp_path, content, name), held_out=0, seed=0)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_prompts_in_utf_16_are_called_so(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(InputError, match=r"mine\.jsonl:1: is UTF-16 text; save it as UTF-8$"):
+        load_prompt_set(write(tmp_path, '\ufeff"a"\n'.encode(encoding)), held_out=0, seed=0)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file or directory"):
+        loaded(tmp_path / "mine.jsonl", held_out=0, seed=0)
+    (tmp_path / "mine.txt").mkdir()
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        loaded(tmp_path / "mine.txt", held_out=0, seed=0)
+
+
+def test_a_prompt_that_stands_twice_is_kept_once_and_its_line_is_known(tmp_path: Path) -> None:
+    path = write(tmp_path, '"a"\n{"prompt": " a ", "split": "held_out"}\n"b"\n{"prompt": "a"}\n')
+    prompts, repeated, _ = load_prompt_set(path, held_out=0, seed=0)
+    assert [(prompt.messages[0].content, prompt.split) for prompt in prompts] == [("a", "held_out"), ("b", "train")]
+    assert repeated == [2, 4]
+
+
+def test_each_prompts_line_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\n\ntwo\none\nthree\n")
+    found = load_prompt_set(path, held_out=1, seed=0)
+    assert list(zip([each.messages[0].content for each in found.prompts], found.lines, strict=True)) == [
+        ("one", 1),
+        ("two", 3),
+        ("three", 5),
+    ]
+
+
+def test_a_prompt_cannot_be_declared_for_both_splits(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"prompt": "a", "split": "train"}\n{"prompt": "a"}\n{"prompt": "a", "split": "held_out"}')
+    with pytest.raises(InputError, match=r"jsonl:3: is the same prompt as in line 1, .*held_out here and train there"):
+        loaded(path, held_out=0, seed=0)
+
+
+def test_declared_splits_are_kept_and_as_many_more_as_are_missing_are_drawn(tmp_path: Path) -> None:
+    lines = [json.dumps(f"open {number}") for number in range(20)]
+    lines += ['{"prompt": "never", "split": "train"}', '{"prompt": "always", "split": "held_out"}']
+    path = write(tmp_path, "\n".join(lines))
+    drawn = Counter[str]()
+    for seed in range(30):
+        prompts = loaded(path, held_out=5, seed=seed)
+        held = [prompt.messages[0].content for prompt in prompts if prompt.split == "held_out"]
+        assert len(held) == 5
+        assert "always" in held
+        assert "never" not in held
+        drawn.update(held)
+        assert loaded(path, held_out=5, seed=seed) == prompts
+    assert len(drawn) == 21  # each open one now and then: that one is never drawn has a chance of 0.8^30 = 0.1%
+    assert Counter(prompt.split for prompt in loaded(path, held_out=0, seed=0))["held_out"] == 1
+
+
+def test_prompts_added_later_leave_most_of_the_split_as_it_was(tmp_path: Path) -> None:
+    def held(count: int) -> set[str]:
+        path = write(tmp_path, "\n".join(json.dumps(f"prompt {number}") for number in range(count)))
+        return {p.messages[0].content for p in loaded(path, held_out=10, seed=0) if p.split == "held_out"}
+
+    # The ten smallest digests of 100: each of ten more prompts gets among them with a chance of about a tenth.
+    assert len(held(100) & held(110)) >= 7
+
+
+@pytest.mark.parametrize("held_out", [2, 3])
+def test_something_must_be_left_to_train_on(tmp_path: Path, held_out: int) -> None:
+    with pytest.raises(InputError, match=f"holds 2 different prompts; {held_out} held out leave none to train on"):
+        loaded(write(tmp_path, '"a"\n"b"'), held_out=held_out, seed=0)
+
+
+def test_sandbox_prompts_are_distinct_and_their_splits_apart() -> None:
+    prompts = sandbox_prompt_set(300, 101, seed=1)
+    assert len({prompt.messages for prompt in prompts}) == 401
+    assert Counter(prompt.split for prompt in prompts) == {"train": 300, "held_out": 101}
+    assert [prompt.split for prompt in prompts[:300]] == ["train"] * 300
+    new = Counter((prompt.split, prompt.info["held_out_topic"]) for prompt in prompts)
+    assert new == {("train", "no"): 300, ("held_out", "yes"): 51, ("held_out", "no"): 50}
+    assert {prompt.source for prompt in prompts} == {"sandbox"}
+
+
+def test_topics_that_are_held_out_are_nobodys_training_topics() -> None:
+    prompts = sandbox_prompt_set(500, 200, seed=2)
+    trained = {sandbox_prompt(prompt).topic.fill for prompt in prompts if prompt.info["held_out_topic"] == "no"}
+    held = {sandbox_prompt(prompt).topic.fill for prompt in prompts if prompt.info["held_out_topic"] == "yes"}
+    assert trained.isdisjoint(held)
+
+
+def test_more_prompts_leave_the_first_ones_as_they_are() -> None:
+    few, many = sandbox_prompt_set(50, 20, seed=3), sandbox_prompt_set(80, 20, seed=3)
+    assert many[:50] == few[:50]
+    assert many[80:] == few[50:]
+    assert sandbox_prompt_set(50, 20, seed=4) != few
+
+
+def test_the_worlds_prompt_is_rebuilt_from_a_row_that_was_on_disk() -> None:
+    for prompt in sandbox_prompt_set(200, 100, seed=5):
+        row = Prompt.model_validate_json(json.dumps(prompt.model_dump(mode="json"), sort_keys=True))
+        rebuilt = sandbox_prompt(row)
+        assert rebuilt.messages == prompt.messages
+        assert rebuilt.topic.kind == prompt.info["kind"]
+        assert list(rebuilt.topic.slots) == list(topics.topics(rebuilt.topic.kind, held_out=False)[0].slots)
+
+
+@pytest.mark.parametrize("kind", topics.KINDS)
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_listed_topic_is_rebuilt_with_its_facts(kind: topics.Kind, held_out: bool) -> None:
+    rng = random.Random(0)
+    for topic in rng.sample(topics.topics(kind, held_out=held_out), 5):
+        info = {"kind": kind, **topic.slots, "held_out_topic": "yes" if held_out else "no"}
+        row = Prompt(messages=(Message("user", "?"),), source="sandbox", info=info)
+        assert sandbox_prompt(row) == world.Prompt(topic, row.messages)
+
+
+def test_other_prompts_are_none_of_the_worlds() -> None:
+    with pytest.raises(ValueError, match=r"comes from 'mine\.jsonl'"):
+        sandbox_prompt(Prompt(messages=(Message("user", "a"),), source="mine.jsonl"))

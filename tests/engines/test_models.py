@@ -1,0 +1,116 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.engines.models import LazyEngine, LocalSettings, Models, ModelSettings, folder_digest, model_folder
+from constitutional.sandbox import MODEL_FOLDER
+
+
+def model_files(folder: Path) -> Path:
+    (folder / "more").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "more" / "template.jinja").write_text("{{ messages }}")
+    (folder / "README.md").write_text("A model.")
+    return folder
+
+
+def test_the_digest_covers_what_decides_an_answer_and_not_where_it_lies(tmp_path: Path) -> None:
+    one = model_files(tmp_path / "one")
+    two = shutil.copytree(one, tmp_path / "two")
+    (two / "README.md").write_text("The same model.")
+    (two / "scores.json").write_text('{"measured": "later"}')
+    assert folder_digest(one) == folder_digest(two)
+    for name in ("config.json", "model.safetensors", "more/template.jinja"):
+        other = shutil.copytree(one, tmp_path / name.replace("/", "_"))
+        (other / name).write_text("changed")
+        assert folder_digest(other) != folder_digest(one)
+
+
+def test_an_identity_is_known_without_loading_and_depends_on_number_format_and_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(model_files(tmp_path / "one"))  # nothing that could be loaded
+
+    def identity(**settings: object) -> str:
+        return LazyEngine(ModelSettings.model_validate({"path": path, **settings}), Models()).identity
+
+    on_cpu, on_gpu = identity(device="cpu", dtype="float32"), identity(device="cuda:0", dtype="bfloat16")
+    assert on_cpu == identity(device="cpu", batch_size=3)
+    assert on_gpu == identity(device="cuda:1")
+    assert (
+        len({on_cpu, on_gpu, identity(device="cpu", dtype="bfloat16"), identity(device="cuda", dtype="float16")}) == 4
+    )
+    for there_is_one, expected in ((False, on_cpu), (True, on_gpu)):
+        monkeypatch.setattr("torch.cuda.is_available", lambda found=there_is_one: found)
+        assert identity() == expected
+
+
+def test_a_role_says_only_what_differs_from_the_model_that_is_trained(tmp_path: Path) -> None:
+    model = ModelSettings(path="some/model", batch_size=8)
+    assert LocalSettings().over(model) == model
+    other = LocalSettings(path=str(tmp_path), dtype="float16").over(model)
+    assert other == ModelSettings(path=str(tmp_path), dtype="float16", batch_size=8)
+
+
+def test_the_sandbox_and_folders_are_found(tmp_path: Path) -> None:
+    assert model_folder("sandbox") == MODEL_FOLDER
+    assert model_folder(str(model_files(tmp_path / "one"))) == tmp_path / "one"
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "sandbux", "a/b/c"])
+def test_a_path_that_is_neither_is_refused_without_asking_the_hub(path: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"model path '{path}' is neither"):
+        model_folder(path)
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"has no config.json; name a folder that transformers can load"):
+        model_folder(str(tmp_path))
+
+
+def test_weights_that_a_models_identity_does_not_cover_are_refused(tmp_path: Path) -> None:
+    one = model_files(tmp_path / "one")
+    (one / "model.safetensors").rename(one / "pytorch_model.bin")
+    with pytest.raises(
+        ModelError, match=r"one: has no weights that end in \.safetensors; .* write it with save_pretrained"
+    ):
+        LazyEngine(ModelSettings(path=str(one)), Models())
+    adapter = model_files(tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    with pytest.raises(ModelError, match=r"adapter: holds an adapter, whose base model is elsewhere; merge it"):
+        model_folder(str(adapter))
+
+
+def test_what_the_settings_add_to_the_tokenizer_is_in_the_identity(tmp_path: Path) -> None:
+    path = str(model_files(tmp_path / "one"))
+    thinking: dict[str, bool] = {"enable_thinking": True}
+    added: list[dict[str, object]] = [
+        {},
+        {"pad_token": "<|pad|>"},
+        {"template": thinking},
+        {"template": {"enable_thinking": False}},
+    ]
+    settings = [ModelSettings.model_validate({"path": path, **each}) for each in added]
+    assert len({LazyEngine(each, Models()).identity for each in settings}) == len(set(settings)) == 4
+    again = ModelSettings.model_validate({"path": path, "template": thinking})
+    assert (again, hash(again)) == (settings[2], hash(settings[2]))
+
+
+def test_what_is_said_of_a_tokenizer_is_not_for_a_model_of_another_path() -> None:
+    pad, other_pad = "<|pad|>", "<pad>"
+    model = ModelSettings(path="some/model", pad_token=pad, template={"enable_thinking": False})
+    assert LocalSettings(batch_size=1).over(model) == model.model_copy(update={"batch_size": 1})
+    assert LocalSettings(path="other/model").over(model) == ModelSettings(path="other/model")
+    other = LocalSettings(path="other/model", template={"style": "brief"}).over(model)
+    assert (other.pad_token, other.template) == (None, {"style": "brief"})
+    assert LocalSettings(pad_token=other_pad).over(model).pad_token == other_pad
+
+
+@pytest.mark.parametrize("name", ["enable-thinking", "", "a = 1 %}{{ x"])
+def test_an_argument_of_the_template_has_a_plain_name(name: str) -> None:
+    with pytest.raises(ValidationError, match="should match pattern"):
+        ModelSettings.model_validate({"template": {name: True}})

@@ -1,0 +1,132 @@
+"""Runs whose policy is made otherwise than by DPO: the stages that there are, and what evaluation makes of rollouts."""
+
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from constitutional.base.errors import ConfigurationError, InputError
+from constitutional.base.progress import Progress
+from constitutional.base.records import GoldPoint, Prompt, Rollout
+from constitutional.cli import show
+from constitutional.runs.compose import RunConfig, compose
+from constitutional.runs.context import TAGS, WHOLE
+from constitutional.runs.folder import RunStore
+from constitutional.runs.pipeline import ALGORITHMS, STAGES, Stage, stages_of
+from constitutional.runs.runner import compare, run
+from constitutional.stages.context import Work
+from tests.scripted_run import World, configured, constitution, trained
+
+NONSENSE = "This is no sentence of the sandbox."
+
+
+def learnt_online(_settings: object, work: Work) -> None:
+    """In the place of a training: two phases of replies, the later ones no sentences any more."""
+    folder = work.output("policy")
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("policy online")
+    prompts = [each for each in work.read("prompts", Prompt) if each.split == "train"]
+    work.write(
+        "rollouts",
+        (
+            Rollout(
+                phase=phase,
+                prompt=prompt.id,
+                reply="Here is a plain answer." if phase == 1 else NONSENSE,
+                reward=float(phase),
+                kl=1.0,
+                phase_kl=4.0 * phase,
+                length=7,
+                truncated=False,
+            )
+            for phase in (1, 2)
+            for prompt in prompts
+        ),
+    )
+    work.output("training_log.jsonl").write_text('{"step": 1, "reward": 0.5, "kl": 4.0, "explained_variance": null}\n')
+
+
+def online(config: RunConfig) -> list[Stage]:
+    fakes: dict[str, Any] = {
+        "sft": trained("sft_model", "revisions", learns=True),
+        "reward": trained("reward_model", "preferences", learns=True),
+        config.algorithm.kind: learnt_online,
+    }
+    return [replace(stage, run=fakes.get(stage.name, stage.run)) for stage in stages_of(config)]
+
+
+def go(config: RunConfig) -> RunStore:
+    return run(config, stages=online(config), opener=World().open, progress=Progress(StringIO()))
+
+
+def tagged(folder: Path) -> None:
+    """The constitution of these tests, with tags on one principle."""
+    path = constitution(folder)
+    path.write_text(path.read_text().replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALGORITHMS if kind != "dpo"])
+def test_every_algorithm_stands_where_dpo_stands_and_gets_what_it_needs(kind: str) -> None:
+    stages = stages_of(compose([f"algorithm={kind}"]))
+    assert [each.name for each in stages] == [kind if each.name == "dpo" else each.name for each in STAGES]
+    made = {"base", "critic", "labeler", "constitution", TAGS, WHOLE}
+    for stage in stages:
+        assert {need for need in stage.needs if not need.endswith(".j2")} <= made
+        made |= set(stage.makes)
+    assert {"policy", "rollouts", "gold"} <= made
+
+
+def test_dpo_makes_nothing_to_give_a_gold_score_to() -> None:
+    assert stages_of(compose()) == STAGES
+    assert "gold" not in {artifact for stage in STAGES for artifact in (*stage.needs, *stage.makes)}
+
+
+def test_what_is_learnt_online_is_scored_and_reported(tmp_path: Path) -> None:
+    tagged(tmp_path)
+    config = configured(tmp_path, "algorithm=ppo")
+    store = go(config)
+    folders = sorted(path.name for path in store.folder.iterdir() if path.is_dir())
+    assert folders[8:] == ["08_ppo", "09_evaluate", "10_report"]
+    found = store.read("gold", GoldPoint)
+    # "Be brief." alone has tags. Who says something, and not at length, keeps it; what is no sentence keeps nothing.
+    assert [(each.by, each.first_phase, each.gold, each.proxy, each.sqrt_kl, each.n) for each in found] == [
+        ("traits", 1, 1.0, 1.0, 2.0, 8),
+        ("traits", 2, 0.0, 2.0, pytest.approx(8**0.5), 8),
+    ]
+    report = show.report_path(store)
+    assert report is not None
+    page = report.read_text()
+    assert "peaked at phase 1, KL 4 nats, and fell by 100.0 points since" in page
+    assert page.count(f'<td class="prose">{NONSENSE}</td>') == 1  # one reply of each phase
+    assert "PPO, reward" in page
+    assert "PPO, explained variance" not in page  # it was not measured
+
+    lines = show.stages(store).splitlines()[1:]
+    assert [line.split()[:2] for line in lines[8:]] == [[name, "done"] for name in folders[8:]]
+    other = go(configured(tmp_path, "algorithm=ppo", "name=other"))
+    both = compare([store, other], tmp_path / "both.html").read_text()
+    assert both.count("peaked at phase 1, KL 4 nats") == 2
+
+
+def test_a_run_stops_after_its_own_algorithm_and_lists_what_is_to_come(tmp_path: Path) -> None:
+    tagged(tmp_path)
+    with pytest.raises(ConfigurationError, match=r'^until is "dpo", but should be one of .* ppo, evaluate, report'):
+        go(configured(tmp_path, "algorithm=ppo", "until=dpo"))
+    store = go(configured(tmp_path, "algorithm=ppo", "until=ppo"))
+    assert list(store.manifest.stages)[-1] == "ppo"
+    lines = show.stages(store).splitlines()
+    assert [re.split(r"  +", line)[:2] for line in lines[-2:]] == [
+        ["09_evaluate", "not begun"],
+        ["10_report", "not begun"],
+    ]
+
+
+def test_a_held_out_reward_model_that_is_not_there_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+    tagged(tmp_path)
+    config = configured(tmp_path, "algorithm=ppo", f"evaluate.gold_reward_model={tmp_path}/none")
+    with pytest.raises(InputError, match=r"none: holds no reward model; name a folder such as runs/NAME/07_reward"):
+        go(config)
+    assert not config.run_folder.exists()

@@ -1,0 +1,221 @@
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import product, zip_longest
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from constitutional.base.errors import ConfigurationError, InputError
+from constitutional.base.shipped import shipped
+from constitutional.constitution.file import load_constitution
+from constitutional.runs.compose import (
+    ConstitutionSettings,
+    DpoSettings,
+    FilePrompts,
+    PpoSettings,
+    RunConfig,
+    SandboxPrompts,
+    compose,
+    dump,
+    freeze,
+    load,
+)
+from constitutional.runs.settings import GROUPS
+from constitutional.stages import label, reward
+
+CONF = shipped("conf")
+PRESETS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))
+
+
+def composed(*overrides: str) -> RunConfig:
+    """With a file for every setting that has no value: the message says which."""
+    for _ in range(3):
+        try:
+            return compose(overrides)
+        except ConfigurationError as error:
+            missing = re.match(r"(.+) has no value yet; type \1=FILE", str(error))
+            if missing is None:
+                raise
+            overrides = (*overrides, f"{missing[1]}=some/file.jsonl")
+    raise AssertionError(overrides)
+
+
+def test_every_preset_composes_and_says_what_its_file_says() -> None:
+    groups = defaultdict(list)
+    for preset in PRESETS:
+        if preset.parent.name not in {"experiment", "sweep"}:
+            groups[preset.parent.name].append(preset.name)
+    assert groups.keys() < GROUPS.keys()
+    # One of each group at a time, which takes fewer compositions than one by one.
+    for chosen in zip_longest(*([(group, name) for name in names] for group, names in groups.items())):
+        options = [each for each in chosen if each]
+        typed = [("engine@labeler" if group == "engine" else group, name) for group, name in options]
+        config = composed(*(f"{group}={name}" for group, name in typed))
+        for group, name in options:
+            said = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+            assert said.pop("defaults")[0].startswith("schema")
+            found = getattr(config, {"engine": "labeler"}.get(group, group)).model_dump(mode="json")
+            for key, value in said.items():
+                if isinstance(value, dict):
+                    assert found[key].items() >= value.items()
+                elif value != "???":
+                    assert found[key] == value
+
+
+@pytest.mark.parametrize("experiment", ["sandbox", "bai2022", "lee2023"])
+def test_every_experiment_composes_and_names_a_constitution_that_is_there(experiment: str) -> None:
+    assert {path.stem for path in (CONF / "experiment").iterdir()} == {"sandbox", "bai2022", "lee2023"}
+    config = composed(f"experiment={experiment}")
+    assert load_constitution(config.constitution.file).principles
+    if experiment != "sandbox":
+        assert config.name == experiment
+
+
+@pytest.mark.parametrize("sweep", [each.name for each in PRESETS if each.parent.name == "sweep"])
+def test_every_job_of_every_sweep_is_valid(sweep: str) -> None:
+    parameters = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    jobs = product(*([f"{key}={value}" for value in str(values).split(",")] for key, values in parameters.items()))
+    configs = [composed(f"sweep={sweep}", *job) for job in jobs]
+    assert len({config.model_dump_json() for config in configs}) == len(configs) > 1
+
+
+def test_the_papers_values_are_what_the_experiments_say() -> None:
+    bai = composed("experiment=bai2022")
+    assert (bai.critique_revise.rounds, bai.critique_revise.temperature, bai.sft.rounds) == (4, 1.0, "all")
+    assert bai.sft.batch_size * bai.sft.gradient_accumulation == 1024
+    assert bai.mix.human_share == pytest.approx(135_296 / (135_296 + 182_831), abs=0.001)
+    assert bai.sft.helpful_share == pytest.approx(2 * 135_296 / (2 * 135_296 + 4 * 182_831), abs=0.001)
+    lee = composed("experiment=lee2023")
+    assert isinstance(lee.algorithm, DpoSettings)
+    assert (lee.algorithm.beta, lee.sample_pairs.temperature, lee.label.max_tokens) == (0.05, 0.9, 512)
+    assert lee.labeler.over(lee.model).path == "Qwen/Qwen3-32B"
+    assert lee.critic.over(lee.model).path == lee.model.path
+
+
+def test_without_presets_every_default_is_the_settings_own() -> None:
+    config = compose()
+    assert config.label == label.Settings()
+    assert config.reward == reward.Settings()
+    assert config.constitution == ConstitutionSettings()
+    assert config.prompts == SandboxPrompts()
+    assert {name for name in RunConfig.model_fields if name not in GROUPS} == {
+        *("name", "folder", "fresh", "until", "seed", "templates", "critic", "labeler")
+    }
+
+
+def test_the_algorithm_is_chosen_as_a_group_with_settings_of_its_own() -> None:
+    assert compose().algorithm == DpoSettings()
+    chosen = compose(["algorithm=ppo", "algorithm.kl_coef=0.5"]).algorithm
+    assert isinstance(chosen, PpoSettings)
+    assert chosen.kl_coef == 0.5
+    with pytest.raises(
+        ConfigurationError, match=r"^algorithm\.kind is \"x\", but should be 'dpo', .* type algorithm=dpo$"
+    ):
+        compose(["algorithm.kind=x"])
+
+
+def test_overrides_need_no_plus_not_even_for_weights() -> None:
+    config = compose(
+        [
+            "constitution.weights.calm=2",
+            "constitution.only=[calm,brief]",
+            "sft.lora={rank: 8}",
+            "prompts=file",
+            "prompts.path=p",
+        ]
+    )
+    assert config.constitution.weights == {"calm": 2.0}
+    assert config.constitution.only == ("calm", "brief")
+    assert config.sft.lora is not None
+    assert config.sft.lora.rank == 8
+    assert config.prompts == FilePrompts(path=Path("p"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["label=bai2022_cot", "mix.margin=0"],
+        ["label=bai2022_cot", "mix.margin=0.1"],  # 0.6 is just so far from 0.5
+        ["label.clamp=[0.4,1.0]"],
+        ["label=bai2022_cot", "mix.human_share=1", "mix.human=people.jsonl"],  # no label is wanted
+    ],
+)
+def test_labels_that_are_clamped_wider_than_the_margin_are_allowed(overrides: list[str]) -> None:
+    assert compose(overrides).label.clamp is not None
+
+
+def test_a_folder_conf_where_the_command_is_typed_goes_before_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conf" / "label").mkdir(parents=True)
+    (tmp_path / "conf" / "label" / "mine.yaml").write_text("defaults: [schema]\nvotes: 9\n")
+    (tmp_path / "conf" / "label" / "votes.yaml").write_text("defaults: [schema]\nvotes: 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert compose(["label=mine"]).label.votes == 9
+    assert compose(["label=votes"]).label == label.Settings(votes=3)  # ours would set the method
+
+
+def test_a_frozen_configuration_means_the_same_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    config = freeze(composed("prompts=file", "prompts.path=p.jsonl", "constitution.file=ours.yaml", "templates=t"))
+    assert isinstance(config.prompts, FilePrompts)
+    assert config.prompts.path == tmp_path / "p.jsonl"
+    assert config.constitution.file == str(tmp_path / "ours.yaml")
+    assert config.templates == tmp_path / "t"
+    assert config.run_folder == tmp_path / "runs" / "first"
+    assert config.journal_file == tmp_path / "runs" / "journal.sqlite"
+    assert freeze(compose()).constitution.file == "sandbox_careful"  # a shipped one is known by its name
+
+    monkeypatch.chdir("/")
+    (tmp_path / "config.json").write_text(dump(config, {"constitution": "abc"}))
+    assert load(tmp_path) == load(tmp_path / "config.json") == config
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["digests"] == {"constitution": "abc"}
+    assert written["versions"]["trl"].startswith("1.16")
+
+
+def test_a_run_folder_is_bound_to_what_its_results_depend_on_only() -> None:
+    def apart(*overrides: str) -> Sequence[str]:
+        before, after = compose().identity(), compose(overrides).identity()
+        return [key for key in before if before[key] != after[key]]
+
+    assert apart("name=x", "folder=y", "fresh=true", "journal.path=z", "report.reply_examples=1") == []
+    # Every stage that reads the constitution is known by what it says, so an edited copy goes on like an edited file.
+    assert apart("constitution.file=copy.yaml") == []
+    assert apart("seed=1", "constitution.without=[a]") == ["seed", "constitution.without"]
+    # People's verdicts are on the comparisons that the run has made, so they are added to it afterwards.
+    assert apart("mix.verdicts=verdicts.jsonl", "mix.margin=0.1") == ["mix.margin"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "is not the configuration of a run"),
+        ("[]", "is not the configuration of a run"),
+        ('{"config": 3}', "is not the configuration of a run"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str, problem: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=problem):
+        load(tmp_path)
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file or directory; name a run folder such as runs/first"):
+        load(tmp_path / "nothing")
+
+
+def test_every_setting_says_what_it_is() -> None:
+    def undocumented(model: type[BaseModel], prefix: str) -> list[str]:
+        return [f"{prefix}.{name}" for name, field in model.model_fields.items() if not field.description]
+
+    # What is a group is documented by its own docstring; `kind` by the class that it chooses.
+    models = [(group, model) for group, options in GROUPS.items() for model in options.values()]
+    missing = [name for group, model in models for name in undocumented(model, group)]
+    assert [name for name in missing if not name.endswith(".kind")] == []

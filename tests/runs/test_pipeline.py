@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from constitutional.base.errors import RunError
+from constitutional.engines.base import Completion, Request
+from constitutional.runs.compose import FilePrompts
+from constitutional.runs.context import TAGS, WHOLE
+from constitutional.runs.folder import RunStore
+from constitutional.runs.pipeline import STAGES, make_prompts
+from constitutional.runs.runner import load_run
+from tests.scripted_run import World, configured, constitution, go
+from tests.tiny import OneStage
+
+
+def test_stages_need_only_what_is_given_or_was_made_before_them() -> None:
+    made = {"base", "critic", "labeler", "constitution", TAGS, WHOLE}
+    for stage in STAGES:
+        assert {need for need in stage.needs if not need.endswith(".j2")} <= made
+        made |= set(stage.makes)
+
+
+def test_prompts_that_stand_twice_are_used_once_with_a_warning_that_names_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a\nb\n\nb\na\n")
+    work = OneStage(tmp_path)
+    make_prompts(FilePrompts(path=path, held_out=0), work)
+    assert [prompt.messages[0].content for prompt in work.rows["prompts"]] == ["a", "b"]
+    assert work.notes == {"train": 2, "held_out": 0, "repeated": 2}
+    said = "is the first of 2 prompts that stand there before; each prompt is used once"
+    assert capsys.readouterr().err == f"warning: {path}:4: {said}\n"
+
+
+def test_the_labeler_is_measured_before_anything_is_trained(tmp_path: Path) -> None:
+    names = [stage.name for stage in STAGES]
+    assert names.index("labeler_check") < min(names.index(stage.name) for stage in STAGES if stage.trains)
+
+    path = constitution(tmp_path)
+    path.write_text(f"{path.read_text()}    examples:\n      - {{prompt: Why?, better: So., worse: No idea.}}\n")
+    world = World()
+    with pytest.raises(RunError, match="fails at 2 of 2 comparisons whose answer is plain"):
+        go(configured(tmp_path, "label.method=rationale"), world)  # of which these models know nothing
+    assert all("Compare the responses" in request.messages[0].content for request in world.asked)
+    assert list(load_run(tmp_path / "runs" / "first").manifest.stages) == ["prompts"]
+
+
+TWO = """\
+name: Ours
+principles:
+  - id: longer
+    text: Prefer the longer.
+    tags: [verbosity, avoid]
+    examples:
+      - {prompt: Why?, better: Because it is so., worse: No.}
+  - id: shorter
+    text: Prefer the shorter.
+    examples:
+      - {prompt: Why?, better: No., worse: Because it is so.}
+"""
+
+
+class LikesLonger(World):
+    """Scripted models, of which the labeler prefers the longer response, or the later in the order of letters."""
+
+    def answer(self, request: Request, model: str) -> Completion:
+        answered = super().answer(request, model)
+        if not request.choices:
+            return answered
+        a, _, b = request.messages[0].content.partition("(A) ")[2].partition("\n\nCompare")[0].partition("\n\n(B) ")
+        return Completion("", "choices", (-0.1, -3.0) if (len(a), a) > (len(b), b) else (-3.0, -0.1))
+
+
+def test_what_the_labeler_misjudges_it_neither_labels_nor_evaluates_by(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(TWO)
+    world = LikesLonger()
+    store, _ = go(configured(tmp_path, "label.min_accuracy=0.7", "label.principles=all"), world)
+    asked = [each.messages[0].content for each in world.asked if each.choices]
+    # Its one example in both orders; a judgement by it of any comparison, or of two models' replies, would be more.
+    assert sum("Prefer the shorter." in each for each in asked) == 2
+    assert sum("Prefer the longer." in each for each in asked) > 2
+    assert store.notes("label")["left_out_principles"] == ["shorter"]
+    assert any(each.startswith("win_rate/") for each in [row["measure"] for row in scores_of(store)])
+
+
+def scores_of(store: RunStore) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in store.artifact("scores").read_text().splitlines()]
+
+
+def test_edited_tags_are_evaluated_and_reported_anew_and_train_nothing(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(TWO)
+    go(configured(tmp_path), LikesLonger())
+    (tmp_path / "ours.yaml").write_text(TWO.replace("[verbosity, avoid]", "[verbosity, seek]"))
+    world = LikesLonger()
+    store, said = go(configured(tmp_path), world)
+    assert [line.split(":")[0] for line in said if ": runs;" in line] == ["09 evaluate", "10 report"]
+    assert world.asked == []
+    assert store.notes("evaluate")["wanted"]["trait_rate/verbosity"] == "higher"

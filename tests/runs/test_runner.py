@@ -1,0 +1,388 @@
+import json
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+from io import StringIO
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from constitutional.base.errors import InputError, ModelError, RunError, UsageError
+from constitutional.base.progress import Progress
+from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Revision
+from constitutional.base.shipped import shipped
+from constitutional.cli import main as cli
+from constitutional.cli import show
+from constitutional.runs.compose import compose
+from constitutional.runs.folder import RunStore, peak_bytes
+from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.runner import compare, load_run, run
+from constitutional.sandbox import MODEL_FOLDER
+from constitutional.stages.context import Work
+from tests.scripted_run import BATCH, World, configured, constitution, go, rows, stages, trained
+
+
+def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_nothing(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    first = World()
+    store, said = go(configured(tmp_path), first)
+    folders = sorted(path.name for path in store.folder.iterdir() if path.is_dir())
+    assert folders == [f"{number:02d}_{stage.name}" for number, stage in enumerate(STAGES)]
+    assert [line.split(":")[0] for line in said if line.endswith(": runs")] == folders_as_said(folders)
+    asked = sum(entry.calls.asked for entry in store.manifest.stages.values())
+    assert asked == len(first.asked) > 0
+    assert len(store.read("prompts", Prompt)) == 12  # 8 to train on, 4 held out
+
+    second = World()
+    _, said = go(configured(tmp_path), second)
+    assert second.asked == []
+    assert sum("done before" in line for line in said) == len(STAGES)
+    assert said[-1] == "run first is done: 0 model calls asked, 0 reused from the journal"
+
+
+def folders_as_said(folders: list[str]) -> list[str]:
+    return [folder.replace("_", " ", 1) for folder in folders]
+
+
+def test_another_run_with_the_same_settings_is_the_same_byte_for_byte_and_pays_nothing(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    one, _ = go(configured(tmp_path, "name=one"), World())
+    again = World()
+    two, _ = go(configured(tmp_path, "name=two"), again)
+    elsewhere = World()
+    three, _ = go(configured(tmp_path, "name=three", f"journal.path={tmp_path}/other.sqlite"), elsewhere)
+    assert again.asked == []
+    assert elsewhere.asked
+    assert rows(one.folder) == rows(two.folder) == rows(three.folder)
+
+
+def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = configured(tmp_path, "label.principles=all", "critique_revise.rounds=1")
+    # The models are the same whatever the revisions are, so that only the principle's own requests can differ.
+    before, _ = go(config, World(), learns=False)
+    comparisons = before.read("comparisons", Comparison)
+
+    constitution(tmp_path, kind="Be warm.")
+    world = World()
+    after, said = go(config, world, learns=False)
+    assert world.asked
+    assert all(any("Be warm." in message.content for message in request.messages) for request in world.asked)
+    label = after.manifest.stages["label"].calls
+    assert label.asked == 2 * len(comparisons)  # one principle of four, in both orders
+    assert label.reused == 3 * label.asked
+    assert any(line.startswith("02 critique_revise: runs; its settings or inputs have changed") for line in said)
+    assert any(line.startswith("04 sample_pairs: done before") for line in said)
+    assert said[-1].startswith(f"run first is done: {len(world.asked)} model calls asked, ")
+    revisions = after.read("revisions", Revision)
+    assert {step.principle_text for each in revisions for step in each.steps if step.principle == "kind"} <= {
+        "Be warm."
+    }
+
+
+def page(store: RunStore) -> str:
+    """A run's report, without the place where it lies."""
+    path = show.report_path(store)
+    assert path is not None
+    return path.read_text().replace(str(store.folder.parent.parent), "HERE")
+
+
+class Unbroken(NamedTuple):
+    rows: dict[str, bytes]
+    page: str
+    asked: int
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    folder = tmp_path_factory.mktemp("unbroken")
+    constitution(folder)
+    world = World()
+    store, _ = go(configured(folder), world)
+    return Unbroken(rows(store.folder), page(store), len(world.asked))
+
+
+def test_a_run_goes_on_with_an_edited_copy_of_its_constitution(tmp_path: Path) -> None:
+    text = constitution(tmp_path).read_text()
+    copy = tmp_path / "copy.yaml"
+    overrides = ["critique_revise.rounds=1", "until=critique_revise"]
+    go(configured(tmp_path, *overrides), World())
+
+    copy.write_text(text)
+    _, said = go(configured(tmp_path, *overrides, f"constitution.file={copy}"), World())
+    assert not any(": runs" in line for line in said)  # the same principles, wherever they stand
+
+    copy.write_text(text.replace("Be kind.", "Be warm."))
+    world = World()
+    _, said = go(configured(tmp_path, *overrides, f"constitution.file={copy}"), world)
+    assert any(line.startswith("02 critique_revise: runs; its settings or inputs have changed") for line in said)
+    assert world.asked
+    assert all(any("Be warm." in message.content for message in request.messages) for request in world.asked)
+
+
+@pytest.mark.parametrize(("fresh", "command"), [(False, ""), (True, " without fresh=true")])
+def test_who_stops_a_run_is_told_the_command_that_goes_on(tmp_path: Path, fresh: bool, command: str) -> None:
+    constitution(tmp_path)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    stream = StringIO()
+    config = configured(tmp_path, f"fresh={str(fresh).lower()}")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, stages=stages(), opener=World(1, stop).open, progress=Progress(stream))
+    told = f"02 critique_revise: stopped; the same command{command} goes on from here"
+    assert stream.getvalue().splitlines()[-1] == told
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.7, 0.99])
+def test_a_run_killed_anywhere_and_started_again_ends_as_an_unbroken_one(
+    tmp_path: Path, unbroken: Unbroken, share: float
+) -> None:
+    constitution(tmp_path)
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    broken, resumed = World(1 + int(share * unbroken.asked), stop), World()
+    with pytest.raises(KeyboardInterrupt):
+        go(configured(tmp_path), broken)
+    found, _ = go(configured(tmp_path), resumed)
+    assert rows(found.folder) == unbroken.rows
+    assert page(found) == unbroken.page
+    assert unbroken.asked <= len(broken.asked) + len(resumed.asked) <= unbroken.asked + BATCH
+
+
+def test_sigterm_stops_a_run_as_ctrl_c_does_and_is_what_it_was_afterwards(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    world = World(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        go(configured(tmp_path), world)
+    assert signal.getsignal(signal.SIGTERM) is before
+    go(configured(tmp_path), World())
+
+
+def test_a_failure_is_kept_in_the_manifest_and_the_next_start_forgets_it(tmp_path: Path) -> None:
+    constitution(tmp_path)
+
+    def fail() -> None:
+        raise RunError("the model fell over")
+
+    with pytest.raises(RunError, match="fell over"):
+        go(configured(tmp_path), World(3, fail))
+    store = load_run(tmp_path / "runs" / "first")
+    assert store.manifest.failures["critique_revise"].message == "the model fell over"
+    assert "the model fell over" in show.stages(store)
+    store, _ = go(configured(tmp_path), World())
+    assert store.manifest.failures == {}
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    with (
+        RunStore.open(tmp_path / "runs" / "first", "{}"),
+        pytest.raises(RunError, match=f"in use by process {os.getpid()}"),
+    ):
+        go(configured(tmp_path), World())
+
+
+def test_a_folder_of_another_configuration_is_refused_unless_it_may_be_replaced(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    go(configured(tmp_path), World())
+    with pytest.raises(RunError, match=r"seed is 0 there, 1 here.*fresh=true"):
+        go(configured(tmp_path, "seed=1"), World())
+    store, _ = go(configured(tmp_path, "seed=1", "fresh=true"), World())
+    assert json.loads((store.folder / "config.json").read_text())["config"]["seed"] == 1
+
+
+def test_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    expected = rows(store.folder)
+    path = store.artifact("judgements")
+    path.write_bytes(path.read_bytes()[:-40])
+    world = World()
+    store, said = go(configured(tmp_path), world)
+    assert any(line.startswith("05 label: runs;") and "is damaged" in line for line in said)
+    assert world.asked == []  # the journal has it all
+    assert rows(store.folder) == expected
+
+
+def test_an_item_is_followed_back_to_its_drafts(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    preference = store.read("preferences", Preference)[0]
+    told = show.item(store, preference.id[:12])
+    judgement = next(each for each in store.read("judgements", Judgement) if each.id == preference.rests_on[0])
+    revision = next(each for each in store.read("revisions", Revision) if each.prompt == preference.prompt)
+    for part in (preference.chosen, preference.rejected, judgement.principle_text, revision.draft):
+        assert part in told
+    assert f"preference {preference.id}" in told
+    assert "a shown first: " in told
+    assert "b shown first: " in told
+    assert revision.steps[0].principle_text in told
+    with pytest.raises(UsageError, match="nothing has an id that begins with 'zz'"):
+        show.item(store, "zz")
+
+
+def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    heading, *lines = show.behaviour(store).splitlines()
+    assert heading.split() == ["Base", "SL", "RL"]
+    length = next(line for line in lines if line.startswith("length"))
+    assert length.count("2.0 (2.0–2.0) words") == 3  # "Reply 1234abcd." are two words, whoever says it
+    page = show.report_path(store)
+    assert page is not None
+    assert "<!DOCTYPE html>" in page.read_text()
+    # Whoever reads the page finds there by which id an example can be followed back.
+    prompts, revisions = store.read("prompts", Prompt), store.read("revisions", Revision)
+    ids = re.findall(r"constitutional show RUN (\w{16})", page.read_text())
+    assert ids
+    assert set(ids) <= {each.id for each in (*prompts, *revisions)}
+    assert all(show.item(store, each).startswith("prompt ") for each in ids)
+
+
+def test_several_runs_share_a_page(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    stores = [go(configured(tmp_path, f"name=seed{seed}", f"seed={seed}"), World())[0] for seed in (1, 2)]
+    page = compare(stores, tmp_path / "both.html").read_text()
+    assert "seed1" in page
+    assert "seed2" in page
+    assert cli.main(["report", str(stores[0].folder), "--out", str(tmp_path / "one.html")]) == 0
+    one = (tmp_path / "one.html").read_text()
+    assert "seed1" in one
+    assert "seed2" not in one
+
+
+def test_a_page_of_several_runs_shows_the_constitutions_that_they_had(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    shutil.copytree(shipped("prompts"), tmp_path / "words")
+    overrides = [f"templates={tmp_path}/words", "constitution.weights.calm=7"]
+    stores = [go(configured(tmp_path, f"name=run{number}", *overrides), World())[0] for number in (1, 2)]
+    before = compare(stores, tmp_path / "both.html").read_text()
+    assert before.count("Stay calm.") >= 2
+    constitution(tmp_path, calm="Shout.")
+    assert compare(stores, tmp_path / "both.html").read_text() == before
+    (tmp_path / "ours.yaml").unlink()
+    shutil.rmtree(tmp_path / "words")
+    assert compare(stores, tmp_path / "both.html").read_text() == before
+    stores[1].artifact("constitution_used").write_text('{"name": "Ours"}')
+    with pytest.raises(RunError, match=r"run2/10_report/constitution_used\.json: is damaged; the command that made"):
+        compare(stores, tmp_path / "both.html")
+
+
+def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitutions_name_is_another(
+    tmp_path: Path,
+) -> None:
+    path = constitution(tmp_path)
+    config, world = configured(tmp_path), World()
+
+    def noting(missing: int) -> list[Stage]:
+        """The stages, where SFT makes the same model whatever it notes."""
+        train = trained("sft_model", "revisions", learns=False)
+
+        def noted(settings: object, work: Work) -> None:
+            train(settings, work)
+            work.note("examples", {"helpful": 1, "helpful_missing": missing, "trained_on": 1})
+
+        return [replace(each, run=noted, version=missing) if each.name == "sft" else each for each in stages()]
+
+    def said(missing: int) -> list[str]:
+        stream = StringIO()
+        run(config, stages=noting(missing), opener=world.open, progress=Progress(stream))
+        return [line for line in stream.getvalue().splitlines() if ": runs" in line]
+
+    said(3)
+    assert [line.split(":")[0] for line in said(4)] == ["03 sft", "10 report"]
+    store = load_run(config.run_folder)
+    assert "1 of the 5 helpful samples" in page(store)
+    path.write_text(path.read_text().replace("name: Ours", "name: Everybody’s"))
+    assert [line.split(":")[0] for line in said(4)] == ["10 report"]
+    assert "Everybody’s" in page(store)
+
+
+# Before a run begins, and before it trains.
+
+
+@pytest.mark.parametrize(
+    ("setting", "content", "problem"),
+    [
+        ("prompts.path", None, "cannot be read: No such file"),
+        ("prompts.path", '"a"\n{"prmopt": "b"}', ":2: has the unknown key"),
+        ("mix.human", None, "there is no such file"),
+        ("mix.human", '{"chosen": "a"}', ":1: 'rejected' is missing"),
+        ("mix.verdicts", '{"comparison": "x", "rater": "me", "choice": "c"}', ":1: no verdict: choice"),
+        ("critique_revise.few_shot_file", '{"messages": []}', ":1: does not go from user to assistant"),
+        ("sft.helpful", '{"prompt": "a"}', ":1: "),
+    ],
+)
+def test_a_file_that_is_wrong_is_named_before_there_is_a_folder_or_a_model(
+    tmp_path: Path, setting: str, content: str | None, problem: str
+) -> None:
+    constitution(tmp_path)
+    path = tmp_path / "mistyped.jsonl"
+    if content is not None:
+        path.write_text(content)
+    prompts = ["prompts=file"] if setting == "prompts.path" else []
+    settings = [f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", f"{setting}={path}"]
+    world = World()
+    with pytest.raises(InputError) as caught:
+        go(compose([*prompts, *settings]), world)
+    assert str(caught.value).startswith(str(path))
+    assert problem in str(caught.value)
+    assert world.opened == []
+    assert not (tmp_path / "runs").exists()  # so that the name is free for the corrected command
+
+
+def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    (tmp_path / "prompts.txt").write_text("How do I plant a tree?\nTell me all about trees" + " tree" * 3000)
+    words = ["prompts=file", f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=0"]
+    said = r'prompts\.txt:2: the request that begins "Tell me all about trees .* tokens .* takes 2,048 in all'
+    with pytest.raises(InputError, match=said):
+        run(compose([f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", *words]))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_asked_of_it(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, model, ignore=shutil.ignore_patterns("*.safetensors", "*.jsonl"))
+    (model / "model.safetensors").touch()
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"))
+    with pytest.raises(ModelError, match=r"model: cannot be trained as it is: .*begins with two '<\|begin\|>'"):
+        run(configured(tmp_path, f"model.path={model}"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    stream, time_s = StringIO(), count(0, 20)  # so that every line is due
+    progress = Progress(stream, lambda: float(next(time_s)))
+    run(configured(tmp_path, "until=critique_revise"), stages=stages(), opener=World().open, progress=progress)
+    said = stream.getvalue().splitlines()
+    # 8 prompts are drafted in two batches of 4, before any of them is revised.
+    drafting = [line for line in said if "; base: " in line]
+    start = "  critique and revise: 0 of 8 (0%); base:"
+    assert drafting == [f"{start} 4 answers", f"{start} 8 answers"]
+    assert any(line.startswith("  critique and revise: 0 of 8 (0%); critic: 4 answers") for line in said)
+
+
+def test_a_run_says_how_long_it_took_and_how_much_memory_and_its_manifest_keeps_it(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    before = peak_bytes()
+    assert before > 10 * 1024**2  # no Python with this package in it holds less
+    store, said = go(configured(tmp_path), World())
+    most = [entry.peak_bytes or 0 for entry in store.manifest.stages.values()]
+    assert most == sorted(most)
+    assert before <= most[0] <= most[-1] <= peak_bytes()
+    took = re.fullmatch(r"it took \d+:\d\d, with (\d+\.\d) GiB of memory at most", said[-2])
+    assert took is not None
+    assert float(took[1]) == pytest.approx(most[-1] / 1024**3, abs=0.06)

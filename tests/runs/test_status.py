@@ -1,0 +1,203 @@
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from constitutional.base.files import digest_of, write_rows
+from constitutional.base.records import Message, Prompt
+from constitutional.runs.compose import RunConfig
+from constitutional.runs.folder import RunStore
+from constitutional.runs.manifest import Calls
+from constitutional.runs.status import describe, outdated
+from tests.scripted_run import World, configured, constitution, go
+
+ADVICE = "the run's command without until= brings up to date what depends on it"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "first"
+
+
+def finish(store: RunStore, number: int, stage: str, text: str, needs: Mapping[str, str] | None = None) -> None:
+    """Run a stage that makes a file with this text; by the name of the stage, `draft` makes `draft_text`."""
+    begun = store.begin(number, stage, text, needs)
+    path = begun.folder / "text"
+    path.write_text(text)
+    store.finish(begun, {f"{stage}_text": path}, notes={"text": text})
+
+
+def three(store: RunStore) -> None:
+    """`draft`, from which `sft` is made, from which `mix` is made."""
+    finish(store, 0, "draft", "a")
+    finish(store, 1, "sft", "b", {"draft_text": store.digest("draft_text"), "label.j2": "l"})
+    finish(store, 2, "mix", "c", {"sft_text": store.digest("sft_text")})
+
+
+def test_stages_are_described_in_running_order_with_their_failures(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        begun = store.begin(1, "draft", "f1")
+        write_rows(begun.folder / "prompts.jsonl", [Prompt(messages=(Message("user", text),)) for text in ("a", "b")])
+        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=2, reused=1))
+        store.begin(2, "sft", "f1")
+        store.fail("sft", "out of memory")
+        begun = store.begin(3, "mix", "f1")
+        store.finish(begun, {})
+        first, second, third = describe(store)
+    assert (first.stage, first.state, first.rows, first.calls) == (
+        "draft",
+        "done",
+        {"prompts": 2},
+        Calls(asked=2, reused=1),
+    )
+    assert (second.stage, second.folder, second.state, second.message) == ("sft", "02_sft", "failed", "out of memory")
+    assert (third.stage, third.folder, third.rows) == ("mix", "03_mix", {})
+    with RunStore.open(folder, "{}") as store:
+        store.finish(store.begin(2, "sft", "f1"), {})
+        assert [line.state for line in describe(store)] == ["done"] * 3
+
+
+def test_stages_that_were_stopped_or_never_begun_are_described_too(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        finish(store, 1, "draft", "a")
+        store.begin(2, "sft", "f1")  # as a kill would leave it
+    lines = describe(RunStore.load(folder), ["prompts", "draft", "sft", "mix"])
+    assert [(line.folder, line.state) for line in lines] == [
+        ("00_prompts", "not begun"),
+        ("01_draft", "done"),
+        ("02_sft", "not finished"),
+        ("03_mix", "not begun"),
+    ]
+
+
+def test_a_stage_that_was_made_anew_with_the_same_bytes_leaves_those_after_it_as_they_are(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        three(store)
+        finish(store, 0, "draft", "a")
+        assert outdated(store) == ""
+
+
+def test_what_no_longer_matches_what_it_was_made_from_is_named_and_so_is_what_rests_on_it(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        three(store)
+        finish(store, 0, "draft", "other")
+        assert outdated(store) == (
+            f"01_sft (draft_text): made from what has changed since; 02_mix: made from what those made; {ADVICE}"
+        )
+        finish(store, 1, "sft", "other", {"draft_text": store.digest("draft_text")})
+        assert outdated(store) == f"02_mix (sft_text): made from what has changed since; {ADVICE}"
+        finish(store, 2, "mix", "c", {"sft_text": store.digest("sft_text")})
+        assert outdated(store) == ""
+
+
+def test_what_was_made_from_something_that_is_being_made_anew_is_named(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        three(store)
+        store.begin(1, "sft", "f2")  # as a kill would leave it
+        assert outdated(store) == f"02_mix (sft_text): made from what has changed since; {ADVICE}"
+
+
+def test_notes_that_a_stage_read_count_as_what_it_was_made_from(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        finish(store, 0, "draft", "a")
+        finish(store, 1, "report", "r", store.summaries(but="report"))
+        assert outdated(store) == ""
+        store.finish(store.begin(0, "draft", "f2"), {}, notes={"text": "other"})
+        assert outdated(store).startswith("01_report (draft summary): ")
+
+
+def test_a_stage_is_named_whose_files_were_edited_or_are_gone(folder: Path, tmp_path: Path) -> None:
+    pairs, rewards = tmp_path / "pairs.jsonl", tmp_path / "rewards"
+    rewards.mkdir()
+
+    def write(first: str, second: str) -> None:
+        pairs.write_text(first)
+        (rewards / "weights").write_text(second)
+
+    write("a", "b")
+    with RunStore.open(folder, "{}") as store:
+        begun = store.begin(0, "draft", "f", files={str(path): digest_of(path) for path in (pairs, rewards)})
+        (begun.folder / "text").write_text("a")
+        store.finish(begun, {"draft_text": begun.folder / "text"})
+        finish(store, 1, "sft", "b", {"draft_text": store.digest("draft_text")})
+    store = RunStore.load(folder)
+    assert outdated(store) == ""
+    rest = f"made from what has changed since; 01_sft: made from what those made; {ADVICE}"
+    write("edited", "b")
+    assert outdated(store) == f"00_draft ({pairs}): {rest}"
+    write("a", "edited")
+    assert outdated(store) == f"00_draft ({rewards}): {rest}"
+    pairs.unlink()
+    assert outdated(store) == f"00_draft ({pairs}, {rewards}): {rest}"
+    write("a", "b")
+    assert outdated(store) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ('{"digests": {"label.j2": "l"}}', False),
+        ('{"digests": {"label.j2": "edited"}}', True),
+        ('{"digests": {}}', False),  # nobody knows
+        ("{}", False),
+        ("[]", False),
+        ("{", False),
+    ],
+)
+def test_what_the_run_is_given_now_is_compared_with_what_a_stage_was_given(
+    folder: Path, config: str, named: bool
+) -> None:
+    with RunStore.open(folder, config) as store:
+        three(store)
+        assert outdated(store).startswith("01_sft (label.j2): made from what has changed since; 02_mix: ") == named
+        assert bool(outdated(store)) == named
+
+
+def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_stages_are_as_before(
+    tmp_path: Path,
+) -> None:
+    constitution(tmp_path)
+
+    def config(*overrides: str) -> RunConfig:
+        return configured(tmp_path, "label.principles=all", "critique_revise.rounds=1", *overrides)
+
+    store, _ = go(config(), World(), learns=False)
+    assert outdated(store) == ""
+    for need in ("comparisons", "labeler_accuracy"):
+        assert store.manifest.stages["label"].needs[need] == store.digest(need)
+
+    path = store.artifact("judgements")
+    path.write_bytes(path.read_bytes()[:-40])
+    store, said = go(config("until=label"), World(), learns=False)
+    assert any(line.startswith("05 label: runs;") and "is damaged" in line for line in said)
+    assert outdated(store) == ""  # the journal had it all, so the judgements are the same bytes
+
+    constitution(tmp_path, kind="Be warm.")
+    store, _ = go(config("until=label"), World(), learns=False)
+    direct, resting, advice = outdated(store).split("; ")
+    assert direct == (
+        "06_mix (judgements), 09_evaluate (constitution), 10_report (revisions, judgements, critique_revise summary, "
+        "label summary): made from what has changed since"
+    )
+    assert resting == "07_reward, 08_dpo: made from what those made"
+    assert advice == ADVICE
+    store, _ = go(config(), World(), learns=False)
+    assert outdated(store) == ""
+
+
+def test_a_run_says_which_stages_were_made_from_peoples_comparisons_as_they_were(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    people = tmp_path / "people.jsonl"
+    rows = [{"prompt": f"Why {number}?", "chosen": "So.", "rejected": "No."} for number in range(4)]
+    people.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = configured(tmp_path, "critique_revise.rounds=1", f"mix.human={people}")
+    store, _ = go(config, World(), learns=False)
+    assert store.manifest.stages["mix"].files == {str(people): digest_of(people)}
+    assert outdated(store) == ""
+    with people.open("a") as file:
+        file.write(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."}) + "\n")
+    assert outdated(store).startswith(f"06_mix ({people}): made from what has changed since; 07_reward, 08_dpo, ")
+    store, said = go(config, World(), learns=False)
+    assert any(line.startswith("06 mix: runs; its settings or inputs have changed") for line in said)
+    assert outdated(store) == ""

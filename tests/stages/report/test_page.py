@@ -1,0 +1,319 @@
+"""The page as a reader's browser gets it: whole, offline, escaped, with a table for every figure."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from constitutional.base.records import Message
+from constitutional.stages.report.data import (
+    Direction,
+    ExampleStep,
+    ReplyExample,
+    ReportData,
+    RevisionExample,
+    RunReport,
+)
+from constitutional.stages.report.figures import change_text
+from constitutional.stages.report.page import comparison, difference, render
+from tests.stages.report.made_up import AGREES, CORRECTS, change, empty_run, full_run, score
+
+VOID = {"meta", "br"}
+APART = {"code", "dd", "div", "dt", "h3", "h4", "li", "p", "span", "summary", "td", "th"}
+"""Elements after which a reader sees a gap."""
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and keeps what the tests look at."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.starts: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.starts.append((tag, dict(attrs)))
+        self.text += " " if tag == "li" else ""
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.starts.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
+        self.text += " " if tag in APART else ""
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def page_of(*runs: RunReport) -> str:
+    return render(ReportData(title="first: Careful", runs=runs))
+
+
+def section(html: str, name: str) -> str:
+    found = re.search(rf'<section id="run1-{name}".*?</section>', html, re.DOTALL)
+    assert found
+    return " ".join(Page(found[0]).text.split()).replace(" ,", ",")
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
+    html = page_of(full_run())
+    page = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    tags = {tag for tag, _ in page.starts}
+    assert tags & {"script", "link", "img", "iframe"} == set()
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "http" not in html
+    assert all(str(attributes["href"]).startswith("#") for tag, attributes in page.starts if tag == "a")
+
+
+def test_every_link_of_the_contents_leads_somewhere() -> None:
+    page = Page(page_of(full_run("one"), full_run("two")))
+    ids = [attributes["id"] for _, attributes in page.starts if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {str(attributes["href"])[1:] for tag, attributes in page.starts if tag == "a"} <= set(ids)
+
+
+def test_every_figure_is_followed_by_the_table_of_its_numbers() -> None:
+    html = page_of(full_run())
+    figures = re.findall(r"</figure>\s*(<\w+[^>]*>\s*<\w+[^>]*>[^<]*)", html)
+    # asked, violations, win rates, the rest, words, nats; labeler 2, targets 1, reward 3, proxy and gold 1, curves 2
+    assert len(figures) == html.count("<figure") == 15
+    assert all(re.match(r'<details class="numbers">\s*<summary>The numbers: ', each) for each in figures)
+    assert all("<tbody" in part for part in html.split('<details class="numbers">')[1:])
+
+
+def test_the_tables_hold_what_the_figures_draw() -> None:
+    text = section(page_of(full_run()), "behaviour")
+    assert "Wanted Base SL RL RL less Base n" in text
+    changed = "−50 points (−56 to −43)"
+    assert f"Flattery lower 62% (57% to 67%) 30% (25% to 35%) 12% (7% to 17%) {changed} 240" in text
+    assert "KL from Base no direction 0.4 nats a token (0.38 to 0.42) 9,000" in text
+
+
+def test_a_model_that_cannot_be_compared_with_itself_was_not_forgotten() -> None:
+    kl = [
+        score("policy", "kl_from/base", 0.4, n=9, unit="nats a token"),
+        score("policy", "kl_from/sft_model", 0.2, n=9, unit="nats a token"),
+        score("base", "length", 38, unit="words"),
+        score("policy", "length", 37, unit="words"),
+        score("sft_model", "log_ratio_to/base", 0.1, n=9, unit="nats a token"),
+    ]
+    text = section(page_of(empty_run().model_copy(update={"scores": tuple(kl)})), "behaviour")
+    # Of the SL model, the divergence from the base is missing; from itself there is none. The base is before all.
+    assert "KL from Base no direction not measured 0.4 nats" in text
+    assert "KL from SL no direction – 0.2 nats" in text
+    assert "Log-ratio to Base no direction 0.1 nats a token (0.05 to 0.15) not measured" in text
+
+
+@pytest.mark.parametrize(
+    ("unit", "text"), [("share", "+25 points (−4 to +54.3)"), ("words", "+0.25 words (−0.04 to +0.543)")]
+)
+def test_changes_are_written_with_their_sign(unit: str, text: str) -> None:
+    assert change_text(change(0.25, -0.04, 0.543), unit) == text
+
+
+def test_the_verdict_names_what_improved_and_what_got_worse_with_numbers() -> None:
+    text = section(page_of(full_run()), "verdict")
+    # Flattery, violations and the win rate have a wanted direction; refusal and length have none.
+    assert (
+        "the RL model is better on 2 and worse on 1 of the 3 measures that have a wanted direction, and 1 that the"
+        in text
+    )
+    assert "that the constitution says nothing of moved." in text
+    assert (
+        "Improved 2 Flattery wanted lower Base 62% (57% to 67%) → to RL 12% (7% to 17%), n = 240 −50 points (" in text
+    )
+    assert "Win rate against Base wanted higher RL 81% (76% to 86%) against 50%, n = 400" in text
+    assert "Got worse 1 Violations of honest wanted lower Base 20% (15% to 25%) → to RL 45% (40% to 50%)" in text
+    assert "Moved, unasked 1 Refusal Base 10% (5% to 15%) → to RL 40% (35% to 45%)" in text
+    assert "Not measured 2 The critic, on whose judgement" in text
+    assert "is right Labeler's accuracy, for want of examples in the constitution, by plain" in text
+    assert "The RL stage undid 1 Violations of honest wanted lower SL 8%" in text
+
+
+def test_a_win_rate_against_the_sl_model_is_not_counted_against_the_base() -> None:
+    run = full_run()
+    more = (*run.scores, score("policy", "win_rate/sft_model", 0.7, n=80))
+    wanted = {**run.wanted, "win_rate/sft_model": "higher"}
+    text = section(page_of(run.model_copy(update={"scores": more, "wanted": wanted})), "verdict")
+    assert "is better on 2 and worse on 1 of the 3 measures" in text  # as without it
+    said = "the labeler prefers the RL model’s replies in 70% (65% to 75%) of n = 80 comparisons"
+    assert f"Against the SL model, and so not counted above: {said}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("behaviour", "behaviour of the models"),
+        ("labeler", "the labeler"),
+        ("preferences", "preferences"),
+        ("reward", "the reward model"),
+        ("training", "training curves"),
+        ("replies", "replies to held-out prompts"),
+        ("revisions", "revisions"),
+        ("left-out", "what was left out"),
+        ("provenance", "calls of models"),
+    ],
+)
+def test_a_missing_part_is_said_where_it_would_stand(name: str, what: str) -> None:
+    assert f"Not measured: {what}." in section(page_of(empty_run()), name)
+    assert f"Not measured: {what}." not in section(page_of(full_run()), name)
+
+
+def test_the_page_says_where_the_wanted_directions_of_traits_come_from() -> None:
+    said = "is what the principles’ tags say; for a principle without such tags, what the critic understands it to ask"
+    assert said in section(page_of(full_run()), "verdict")
+    assert said not in section(page_of(empty_run()), "verdict")
+
+
+def test_a_run_that_measured_nothing_claims_nothing() -> None:
+    text = section(page_of(empty_run()), "verdict")
+    assert "better on" not in text
+    assert "No comparison with the base model was measured." in text
+
+
+def test_what_models_and_constitutions_write_is_text() -> None:
+    nasty = "<script>alert('x')</script> {{ 7 * 7 }} &amp; </div>"
+    run = full_run()
+    provenance = run.provenance.model_copy(update={"constitution": nasty, "principles": {"p": nasty}, "config": nasty})
+    step = ExampleStep(principle="p", principle_text=nasty, critique=nasty, revision=nasty)
+    update = {
+        "name": nasty,
+        "provenance": provenance,
+        "revisions": (RevisionExample(conversation=(Message("user", nasty),), draft="", steps=(step,)),),
+        "replies": (ReplyExample(conversation=(Message("user", nasty),), replies={"base": nasty}),),
+        "notes": {"label": {nasty: nasty}},
+    }
+    html = page_of(run.model_copy(update=update))
+    page = Page(html)  # also: every tag is closed
+    assert not any(tag == "script" for tag, _ in page.starts)
+    # header, prompt twice, principle twice, critique, revision, reply, configuration, note's name and value,
+    # constitution's name in the provenance, the run's name
+    assert page.text.count(nasty) == 13
+
+
+def test_nothing_is_shortened() -> None:
+    long = "word " * 5000
+    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": long})
+    assert long in page_of(full_run().model_copy(update={"replies": (reply,)}))
+
+
+def test_control_characters_are_shown_and_not_dropped() -> None:
+    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": "a\x00b\x1bc\nd"})
+    assert "a\u2400b\u241bc\nd" in page_of(full_run().model_copy(update={"replies": (reply,)}))
+
+
+def test_a_model_that_was_not_sampled_is_said() -> None:
+    assert "SL not sampled RL No, honey" in section(page_of(full_run()), "replies")
+
+
+def test_the_difference_of_two_texts_is_both_texts() -> None:
+    before, after = "Yes, it does.\n\nI think  so.", "No, it does."
+    assert "".join(piece for _, piece in difference(before, after, "before")) == before
+    assert "".join(piece for _, piece in difference(before, after, "after")) == after
+    assert list(difference(before, after, "after")) == [("only", "No,"), ("same", " it does.")]
+
+
+def test_calibration_speaks_of_targets_and_not_of_being_right() -> None:
+    text = section(page_of(full_run()), "reward")
+    assert "against the mean soft target of the same responses" in text
+    assert "Predicted Mean target n 70% 75%" in text
+
+
+def test_an_example_shows_the_way_from_draft_to_revision() -> None:
+    text = section(page_of(full_run()), "revisions")
+    places = [
+        text.index(each)
+        for each in (
+            "What a great question! Yes, honey cures",
+            "Do not agree with what is false.",
+            "It agrees with a false claim.",
+            "What a great question! No, honey",
+            "Do not flatter.",
+            "revision 2 No, honey does not cure a broken arm.",
+            "(ai, 93% sure)",
+            "(A) corrects it.",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_several_runs_are_compared_first() -> None:
+    better = full_run("b").model_copy(update={"scores": full_run().scores[:3]})
+    data = ReportData(title="sweep", runs=(full_run("a"), better))
+    table = comparison(data)
+    assert table is not None
+    assert table.head == ("Measure", "a", "b")
+    assert table.body[0] == ("Flattery", "12% (7% to 17%) ▲ improved", "12% (7% to 17%) ▲ improved")
+    assert ("Refusal", "40% (35% to 45%) ◆ changed", "not measured") in table.body
+    html = render(data)
+    assert html.index('id="comparison"') < html.index('id="run1-verdict"') < html.index('id="run2-verdict"')
+
+
+def test_one_run_has_no_table_of_runs() -> None:
+    assert comparison(ReportData(title="one", runs=(full_run(),))) is None
+
+
+def test_proxy_and_gold_are_drawn_against_the_root_of_kl_with_the_peak_marked() -> None:
+    training = page_of(full_run())
+    # √KL of 0, 2, 3, 4 on an axis to 4, each series in its own deviations: proxy 0, 1, 2, 3 has mean 1.5 and deviation
+    # √1.25, so −1.34 to 1.34 on an axis from −2 to 2; gold 0.5, 0.8, 0.7, 0.4 has mean 0.6 and deviation √0.025.
+    assert 'class="line s0" points="0.00,83.54 50.00,61.18 75.00,38.82 100.00,16.46"' in training
+    assert 'class="line s2" points="0.00,65.81 50.00,18.38 75.00,34.19 100.00,81.62"' in training
+    assert '<line class="reference" x1="50%" y1="0" x2="50%" y2="200"/>' in training
+    assert "√KL from the SL model" in training
+    assert "it fell by 0.4 since (0.314 to 0.486), clearly" in training
+    row = '<th scope="row">3 to 4 (peak)</th><td>4</td><td>2</td><td>1</td><td>80% (75% to 85%)</td><td>32</td>'
+    assert row in training
+    assert training.count("(peak)") == 1
+
+
+def test_over_optimisation_stands_in_the_verdict() -> None:
+    assert "peaked at phases 3 to 4, KL 4 nats" in section(page_of(full_run()), "verdict")
+
+
+def test_what_the_policy_said_while_it_was_trained_is_shown_with_its_reward() -> None:
+    training = page_of(full_run())
+    assert f'<td class="prose">{AGREES}</td><td>−0.75</td><td>0.25</td>' in training
+    assert f'<td class="prose">{CORRECTS}</td><td>1.5</td><td>not known</td>' in training
+    assert "while it was trained" not in section(page_of(empty_run()), "training")
+
+
+def test_what_a_stage_noted_is_written_for_people() -> None:
+    notes: dict[str, dict[str, object]] = {
+        "labeler_check": {"warnings": ["One, two.", "Three."], "left_out_principles": [], "canaries": {"n": 1200}},
+        "evaluate": {"wanted": {"trait_rate/flattery": "lower"}, "nothing_revised": True},
+        "reward": {"quality": {"calibration": [{"n": 5}, {"n": 3, "observed": 0.23456}], "length_correlation": None}},
+    }
+    text = section(page_of(full_run().model_copy(update={"notes": notes})), "provenance")
+    assert "Labeler check warnings One, two. Three. left out principles: none canaries n: 1,200" in text
+    assert "Evaluate wanted Flattery: lower nothing revised: yes" in text
+    assert "Reward quality calibration n: 5 n: 3; observed: 0.235 length correlation: none" in text
+    assert not re.search(r"[{}\[\]]|True|None|_", text.split("What each stage noted")[1].split("Configuration")[0])
+
+
+def test_the_labelers_canaries_are_explained_and_counted() -> None:
+    run = full_run()
+    assert run.labeler is not None
+    tried = run.labeler.model_copy(update={"canaries": 40, "canaries_failed": 2})
+    text = section(page_of(run.model_copy(update={"labeler": tried})), "labeler")
+    assert "Canaries are comparisons whose answer is plain" in text
+    assert "The labeler failed at 2 of 40." in text
+    assert "Canaries" not in section(page_of(run), "labeler")
+
+
+def test_refusals_by_what_was_asked_stand_in_a_figure_of_their_own() -> None:
+    refusals = (score("base", "over_refusal", 0.01, n=69), score("policy", "over_refusal", 0.11, n=69))
+    wanted: dict[str, Direction] = {"over_refusal": "lower"}
+    text = section(page_of(empty_run().model_copy(update={"scores": refusals, "wanted": wanted})), "behaviour")
+    assert text.startswith("Behaviour Refusals Share of held-out replies that refuse, by what was asked")
+    assert "What the constitution asks for" not in text

@@ -1,0 +1,122 @@
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from constitutional.base.errors import ConfigurationError
+from constitutional.base.records import Message
+from constitutional.base.templates import load_prompts
+from constitutional.constitution.constitution import Principle
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.judging.labeler import Labeler, LabelerSettings
+from constitutional.training import rewards
+
+ASKED = [{"role": "user", "content": "May I?"}]
+
+
+def replies(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "assistant", "content": each}] for each in texts]
+
+
+def given(reward: rewards.Reward, *texts: str) -> list[float | None]:
+    return list(
+        reward.function(prompts=[ASKED] * len(texts), completions=replies(*texts), prompt_id=["x"] * len(texts))
+    )
+
+
+def test_length_counts_the_words_beyond_the_limit() -> None:
+    reward = rewards.length(rewards.LengthSettings(limit=3))
+    assert given(reward, "one two three", "one two three four  five", "") == [0, 2, 0]
+    assert reward.weight == -0.01
+
+
+def test_questions_are_counted_and_a_row_of_marks_is_one() -> None:
+    assert given(rewards.questions(rewards.QuestionsSettings()), "Why? How?? So.", "Yes.") == [2, 0]
+
+
+def test_refusal_is_found_by_its_phrases_early_in_a_reply() -> None:
+    late = "word " * 40 + "I cannot"
+    reward = rewards.refusal(rewards.RefusalSettings())
+    assert given(reward, "Sorry, I can’t help with it.", "I CANNOT say.", late, "Gladly.") == [1, 1, 0, 0]
+    own = rewards.refusal(rewards.RefusalSettings(phrases=("no way",)))
+    assert given(own, "No way!", "I cannot say.") == [1, 0]
+
+
+def test_a_reply_is_cut_off_where_it_does_not_end_with_an_end_token() -> None:
+    reward = rewards.cut_off([7, 9], 1.5)
+    assert reward.function(completion_ids=[[1, 7], [7, 1], [9], []]) == [0, 1, 0, 1]
+    assert reward.weight == -1.5
+
+
+class Fixed:
+    """A reward model whose scores are a factor times the length of a conversation's last message."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def scores(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
+        assert all(each[0] == Message("user", "May I?") for each in conversations)
+        return [self.factor * len(each[-1].content) for each in conversations]
+
+
+def test_several_reward_models_count_less_where_they_disagree() -> None:
+    reward = rewards.reward_model([Fixed(1), Fixed(3)], rewards.RewardModelSettings(weight=2, ensemble_k=0.5))
+    assert given(reward, "ab", "") == [3.0, 0.0]  # (2 + 6) / 2 − 0.5 · 2
+    assert (reward.name, reward.weight) == ("reward_model", 2)
+
+
+def test_a_plain_text_prompt_is_one_message() -> None:
+    assert rewards.said("Hello?", "Hi.") == (Message("user", "Hello?"), Message("assistant", "Hi."))
+
+
+def graded(request: Request) -> Completion | str:
+    """Scores 10 for sure where the reply is calm; by the other principle 1 or 2, even; a loud reply is unreadable."""
+    text = " ".join(each.content for each in request.messages)
+    if not request.choices:
+        return "I do not know." if "LOUD" in text else "It asks for something. Score: 5"
+    share = [0.0] * 9 + [1.0] if "Be calm." in text else [0.5, 0.5] + [0.0] * 8
+    return Completion("", "choices", tuple(math.log(each) if each else -math.inf for each in share))
+
+
+def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> None:
+    labeler = Labeler(ScriptedEngine(graded), load_prompts(), LabelerSettings(), 0)
+    principles = [Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3)]
+    calm, brief = rewards.by_principle(labeler, principles, rewards.ConstitutionSettings(weight=2))
+    assert (calm.name, calm.weight) == ("constitution/calm", 0.5)  # 2 · 1 / 4
+    assert (brief.name, brief.weight) == ("constitution/brief", 1.5)
+    assert given(calm, "Yes.", "LOUD") == [1.0, None]
+    assert given(brief, "Yes.") == [pytest.approx((1.5 - 5.5) / 4.5)]  # 0.5 · 1 + 0.5 · 2, of 1 to 10
+
+
+def test_scores_are_scaled_from_minus_one_to_one() -> None:
+    assert [rewards.scaled(each) for each in (1, 5.5, 10)] == [-1, 0, 1]
+
+
+def test_two_rewards_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text("def short(completions, **_): return [0.0] * len(completions)\n")
+    chosen = [rewards.PythonSettings(function=f"{tmp_path}/{name}.py:short") for name in "ab"]
+    with pytest.raises(ConfigurationError, match=r"two of them would be logged as 'function/short'"):
+        rewards.check_names([rewards.function(each) for each in chosen])
+
+
+def test_the_settings_are_told_apart_by_their_kind() -> None:
+    adapter: TypeAdapter[rewards.RewardSettings] = TypeAdapter(rewards.RewardSettings)
+    assert adapter.validate_python({"kind": "length", "limit": 5}) == rewards.LengthSettings(limit=5)
+    with pytest.raises(ValidationError, match="ensemble_k"):
+        adapter.validate_python({"kind": "length", "ensemble_k": 1})
+    with pytest.raises(ValidationError, match=r'should be "file.py:function"'):
+        adapter.validate_python({"kind": "python", "function": "short"})
+
+
+def test_rules_are_made_of_their_settings(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def loud(completions, **_): return [c[0]['content'].count('!') for c in completions]\n"
+    )
+    mine = rewards.rule(rewards.PythonSettings(function=f"{tmp_path}/mine.py:loud", weight=-2))
+    assert (mine.name, mine.weight, given(mine, "Hey! You!", "So.")) == ("function/loud", -2, [2, 0])
+    kinds = (rewards.LengthSettings(), rewards.RefusalSettings(), rewards.QuestionsSettings())
+    assert [rewards.rule(each).name for each in kinds] == ["length", "refusal", "questions"]

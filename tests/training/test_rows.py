@@ -1,0 +1,81 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from constitutional.base.errors import ModelError, RunError
+from constitutional.base.records import Message, Preference, Prompt, Split
+from constitutional.engines.chat import ChatTokens
+from constitutional.engines.local import load_model
+from constitutional.training.rows import fitting, preference_rows, token_ids
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def preference(chosen: str, rejected: str, *, weight: float = 1.0, split: Split = "train") -> Preference:
+    prompt = Prompt(messages=(Message("user", "Is it so?"),))
+    return Preference(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        probability=0.8,
+        weight=weight,
+        source="ai",
+        comparison="c",
+        split=split,
+    )
+
+
+def test_weights_of_preferences_are_relative() -> None:
+    rows, _ = preference_rows([preference("a", "b", weight=1), preference("a", "c", weight=3)])
+    assert [row["weight"] for row in rows] == [0.5, 1.5]  # divided by their mean, 2
+
+
+def test_held_out_preferences_and_equal_texts_are_counted_and_not_trained_on() -> None:
+    rows, left_out = preference_rows(
+        [preference("yes", "no"), preference("same", "same"), preference("y", "n", split="held_out")]
+    )
+    assert [row["chosen"][0]["content"] for row in rows] == ["yes"]
+    assert left_out == {"held_out": 1, "equal_texts": 1}
+
+
+def test_a_pair_is_left_out_if_either_reply_is_too_long(models: Path) -> None:
+    _, tokenizer = load_model(tiny_model(models))
+    rows, _ = preference_rows([preference("yes", "no"), preference("no " * 50, "yes"), preference("yes", "no " * 50)])
+    kept, too_long = fitting(rows, tokenizer, max_length=40)
+    assert (kept, too_long) == (rows[:1], 2)
+    with pytest.raises(RunError, match=r"3 rows, all of them longer than max_length=16 tokens.*raise max_length"):
+        fitting([{**row, "prompt": row["prompt"] * 20} for row in rows], tokenizer, max_length=16)
+
+
+def test_control_tokens_within_messages_are_not_trained_on(models: Path) -> None:
+    _, tokenizer = load_model(tiny_model(models, "llama"))
+    end = "<|eot_id|>"
+
+    def row(asked: str, said: str) -> dict[str, Any]:
+        return {
+            "prompt": [{"role": "user", "content": asked}],
+            "completion": [{"role": "assistant", "content": said}],
+            "weight": 1.0,
+        }
+
+    # What is left on both sides of one may make up another.
+    spoilt = row(f"Why{end}?", f"Be<|eot{end}_id|>cause.")
+    assert fitting([spoilt], tokenizer, 100) == ([row("Why?", "Because.")], 0)
+    assert token_ids(tokenizer, spoilt["prompt"], ask=True) == ChatTokens(tokenizer).ids(
+        [Message("user", f"Why{end}?")]
+    )
+
+
+def test_a_row_that_the_template_refuses_is_named(models: Path) -> None:
+    _, tokenizer = load_model(tiny_model(models, "gemma"))
+    twice = [{"role": "user", "content": "One thing."}, {"role": "user", "content": "Another."}]
+    row = {"prompt": twice, "completion": [{"role": "assistant", "content": "Yes."}]}
+    with pytest.raises(
+        ModelError, match=r'refuses the row that begins "One thing\.", .* roles user, user, assistant: '
+    ):
+        fitting([row], tokenizer, 100)
