@@ -47,7 +47,7 @@ from constitutional.runs.runner import run, selected
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.stages.evaluate import MODELS, Sample
 from constitutional.stages.mix import NoPreferenceError
 
@@ -262,12 +262,12 @@ def _of_the_undecided(config: RunConfig) -> Iterator[Stage]:
             yield offline[stage.name]  # what trains online is evaluated with its rollouts
 
 
-def _as_it_is(_settings: BaseModel, work: Work) -> None:
-    shutil.rmtree(work.output("policy"), ignore_errors=True)
-    shutil.copytree(work.model("sft_model"), work.output("policy"))
+def _as_it_is(_settings: BaseModel, context: StageContext) -> None:
+    shutil.rmtree(context.output("policy"), ignore_errors=True)
+    shutil.copytree(context.model("sft_model"), context.output("policy"))
 
 
-def _nothing(_settings: BaseModel, _work: Work) -> None:
+def _nothing(_settings: BaseModel, _work: StageContext) -> None:
     pass
 
 

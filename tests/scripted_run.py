@@ -15,7 +15,7 @@ from constitutional.runs.compose import RunConfig, compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import STAGES, Stage
 from constitutional.runs.runner import run
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 
 BATCH = 4
 PRINCIPLES = {"calm": "Stay calm.", "brief": "Be brief.", "kind": "Be kind.", "honest": "Be honest."}
@@ -79,13 +79,13 @@ class Scripted:
         return [self.world.answer(request, self.identity) for request in requests]
 
 
-def trained(artifact: str, kind: str, *, learns: bool) -> Callable[[Any, Work], None]:
+def trained(artifact: str, kind: str, *, learns: bool) -> Callable[[Any, StageContext], None]:
     """In the place of a training: a model whose name is what it has learnt."""
 
-    def train(_settings: object, work: Work) -> None:
-        rows = work.read(kind, Revision if kind == "revisions" else Preference)
+    def train(_settings: object, context: StageContext) -> None:
+        rows = context.read(kind, Revision if kind == "revisions" else Preference)
         learnt = hashlib.sha256(repr(rows).encode()).hexdigest()[:8] if learns else "nothing"
-        folder = work.output(artifact)
+        folder = context.output(artifact)
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(f"{artifact} {learnt}")
 

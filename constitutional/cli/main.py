@@ -157,15 +157,15 @@ def _check(arguments: argparse.Namespace) -> int:
     from constitutional.data.hhh import load_answers
     from constitutional.judging import trial as check
     from constitutional.runs.compose import compose
-    from constitutional.runs.context import Bench
+    from constitutional.runs.context import RunContext
 
     config = compose(arguments.overrides)
     chosen = config.constitution
     constitution = load_constitution(arguments.file).select(chosen.only, chosen.without, chosen.weights)
     given = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
-    with Bench(config, constitution, templates, Progress()) as bench:
-        engine = bench.journal(bench.given("labeler"))
+    with RunContext(config, constitution, templates, Progress()) as run_context:
+        engine = run_context.journal(run_context.given("labeler"))
         if given:
             print(check.baselines(given), flush=True)
             trial = check.by_answers(given, constitution, engine, templates, config.label, seed=config.seed)

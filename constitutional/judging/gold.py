@@ -19,7 +19,7 @@ from constitutional.data.prompts import SANDBOX, sandbox_prompt
 from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.reward_model import score as ensemble_scores
 
@@ -121,32 +121,32 @@ def some_of_each_phase(rollouts: Sequence[Rollout], at_most: int, seed: int) -> 
     return chosen
 
 
-def run(work: Work, labeler: LabelerSettings, *, at_most: int, reward_model: Path | None) -> None:
+def run(context: StageContext, labeler: LabelerSettings, *, at_most: int, reward_model: Path | None) -> None:
     """Score `rollouts`, and write `gold`.
 
     Args:
-        work: the stage's view of the run.
+        context: the stage's view of the run.
         labeler: how the labeler is asked to reason.
         at_most: most replies that the labeler and the held-out reward model score; what is exact scores all.
         reward_model: the folder of one that was held out.
     """
-    prompts = {each.id: each for each in work.read("prompts", Prompt)}
-    rollouts = work.read("rollouts", Rollout)
+    prompts = {each.id: each for each in context.read("prompts", Prompt)}
+    rollouts = context.read("rollouts", Rollout)
     found: list[GoldPoint] = []
     exact = [
-        kept_share(work.constitution, prompts[each.prompt], each.reply)
+        kept_share(context.constitution, prompts[each.prompt], each.reply)
         if prompts[each.prompt].source == SANDBOX
         else None
         for each in rollouts
     ]
-    found += points("traits", rollouts, exact, work.seed)
-    some = some_of_each_phase(rollouts, at_most, work.seed)
+    found += points("traits", rollouts, exact, context.seed)
+    some = some_of_each_phase(rollouts, at_most, context.seed)
     conversations = [(*prompts[each.prompt].messages, Message("assistant", each.reply)) for each in some]
     if not found and some:
-        judge = Labeler(work.engine("labeler"), work.prompts, labeler, work.seed)
-        scores = mean_scores(work.constitution, conversations, judge)
-        found += points("labeler", some, scores, work.seed)
-        work.note("gold", {"replies scored": len(some), "unreadable scores": sum(each is None for each in scores)})
+        judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
+        scores = mean_scores(context.constitution, conversations, judge)
+        found += points("labeler", some, scores, context.seed)
+        context.note("gold", {"replies scored": len(some), "unreadable scores": sum(each is None for each in scores)})
     if reward_model is not None:
-        found += points("reward_model", some, held_out_scores(reward_model, conversations), work.seed)
-    work.write("gold", found)
+        found += points("reward_model", some, held_out_scores(reward_model, conversations), context.seed)
+    context.write("gold", found)

@@ -1,4 +1,4 @@
-"""What a stage works at: `work.Work` over a run folder, with models that answer through the journal."""
+"""What a stage is handed: `stages.context.StageContext` over a run folder, with models that answer from a journal."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def is_given(need: str) -> bool:
     return need in (*GIVEN, "constitution", TAGS, WHOLE) or need.endswith(".j2")
 
 
-class Bench:
+class RunContext:
     """What all stages of a run share: the constitution, the templates, the engines and the journal."""
 
     def __init__(  # the parts of a run, each made once
@@ -111,11 +111,11 @@ class Bench:
         self.release()
 
 
-class RunWork:
+class RunStageContext:
     """One stage's view of a run."""
 
-    def __init__(self, bench: Bench, store: RunStore, begun: Begun) -> None:
-        self._bench = bench
+    def __init__(self, run_context: RunContext, store: RunStore, begun: Begun) -> None:
+        self._run = run_context
         self._store = store
         self._begun = begun
         self._watched: dict[str, _Watched] = {}
@@ -126,22 +126,22 @@ class RunWork:
     @property
     def constitution(self) -> Constitution:
         """As selected and weighted for this run."""
-        return self._bench.constitution
+        return self._run.constitution
 
     @property
     def prompts(self) -> Prompts:
         """The prompt templates."""
-        return self._bench.templates
+        return self._run.templates
 
     @property
     def seed(self) -> int:
         """The run's seed."""
-        return self._bench.config.seed
+        return self._run.config.seed
 
     @property
     def config(self) -> RunConfig:
         """The run's whole configuration: for the report, which shows it; a stage's own settings are handed to it."""
-        return self._bench.config
+        return self._run.config
 
     @property
     def calls(self) -> Calls:
@@ -161,12 +161,12 @@ class RunWork:
     def model(self, artifact: str) -> Path:
         """The folder of a model: one that the run is given, or one that an earlier stage made."""
         if artifact in GIVEN:
-            return model_folder(self._bench.given(artifact).path)
+            return model_folder(self._run.given(artifact).path)
         return self._store.artifact(artifact)
 
     def settings(self, role: str) -> ModelSettings:
         """What the run says of a model that it is given."""
-        return self._bench.given(role)
+        return self._run.given(role)
 
     def output(self, name: str) -> Path:
         """A path of that name in this stage's own folder."""
@@ -178,16 +178,16 @@ class RunWork:
         """A model that answers, through the journal."""
         if role not in self._watched:
             if role in GIVEN:
-                settings = self._bench.given(role)
+                settings = self._run.given(role)
             else:
-                settings = self._bench.config.model.model_copy(update={"path": str(self._store.artifact(role))})
-            journal = self._bench.journal(settings)
-            self._watched[role] = _Watched(journal, role, self._begun.stage, self._bench.progress)
+                settings = self._run.config.model.model_copy(update={"path": str(self._store.artifact(role))})
+            journal = self._run.journal(settings)
+            self._watched[role] = _Watched(journal, role, self._begun.stage, self._run.progress)
         return self._watched[role]
 
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while a line on the terminal says how far this is."""
-        return self._bench.progress.track(items, total, label)
+        return self._run.progress.track(items, total, label)
 
     def note(self, name: str, value: object) -> None:
         """Keep a small JSON value in the stage's `summary.json`."""

@@ -28,20 +28,20 @@ from constitutional.stages import (
     sample_pairs,
     sft,
 )
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.stages.report import gather
 
 ROLLOUTS: Final = "rollouts"
 """Replies that were kept of a training online, for evaluation to score."""
 
 
-def make_prompts(settings: SandboxPrompts | FilePrompts, work: Work) -> None:
+def make_prompts(settings: SandboxPrompts | FilePrompts, context: StageContext) -> None:
     """The conversations that everything begins with, for training and for evaluation."""
-    prompts, repeated, _ = prompts_of(settings, work.seed)
-    work.write("prompts", prompts)
-    work.note("train", sum(prompt.split == "train" for prompt in prompts))
-    work.note("held_out", sum(prompt.split == "held_out" for prompt in prompts))
-    work.note("repeated", len(repeated))
+    prompts, repeated, _ = prompts_of(settings, context.seed)
+    context.write("prompts", prompts)
+    context.note("train", sum(prompt.split == "train" for prompt in prompts))
+    context.note("held_out", sum(prompt.split == "held_out" for prompt in prompts))
+    context.note("repeated", len(repeated))
     if repeated and isinstance(settings, FilePrompts):
         what = "prompts that stand there" if len(repeated) > 1 else "prompt that stands there"
         said = f"is the first of {len(repeated)} {what} before; each prompt is used once"
@@ -64,32 +64,32 @@ class Measuring(BaseModel):
     label: label.Settings
 
 
-def measure(settings: Measuring, work: Work) -> None:
+def measure(settings: Measuring, context: StageContext) -> None:
     """Evaluate, with the labeler as judge: stages do not know each other, so they meet here.
 
     It judges by the principles that it labelled by: those that it misjudges would count against the models.
     """
-    accuracies = work.read("labeler_accuracy", label.PrincipleAccuracy)
-    constitution = label.trusted(work.constitution, accuracies, settings.label).constitution
+    accuracies = context.read("labeler_accuracy", label.PrincipleAccuracy)
+    constitution = label.trusted(context.constitution, accuracies, settings.label).constitution
 
     def judge(comparisons: Sequence[Comparison]) -> list[Judgement]:
-        engine = work.engine("labeler")
-        judged = label.label(comparisons, constitution, engine, work.prompts, settings.label, work.seed)
+        engine = context.engine("labeler")
+        judged = label.label(comparisons, constitution, engine, context.prompts, settings.label, context.seed)
         return list(judged)
 
-    evaluate.run(settings.evaluate, work, judge)
+    evaluate.run(settings.evaluate, context, judge)
 
 
-def measure_online(settings: Measuring, work: Work) -> None:
+def measure_online(settings: Measuring, context: StageContext) -> None:
     """Evaluate, and score the replies that the policy gave while it was trained by what training could not see."""
-    measure(settings, work)
+    measure(settings, context)
     chosen = settings.evaluate
-    gold.run(work, settings.label, at_most=chosen.gold_replies, reward_model=chosen.gold_reward_model)
+    gold.run(context, settings.label, at_most=chosen.gold_replies, reward_model=chosen.gold_reward_model)
 
 
-def report_online(settings: gather.Settings, work: Work) -> None:
+def report_online(settings: gather.Settings, context: StageContext) -> None:
     """Report, with what the policy gave while it was trained."""
-    gather.run(settings, work, online=True)
+    gather.run(settings, context, online=True)
 
 
 class Online(BaseModel):
@@ -111,13 +111,13 @@ def _online(config: RunConfig) -> Online:
     return Online(algorithm=chosen, label=asked, sources=grpo.sources(chosen))
 
 
-def train_online(settings: Online, work: Work) -> None:
+def train_online(settings: Online, context: StageContext) -> None:
     """Train by GRPO or RLOO; where the constitution rewards, by the principles that the labeler understands."""
     judge = None
     if settings.label is not None:
-        accuracies = work.read("labeler_accuracy", label.PrincipleAccuracy)
-        judge = grpo.Judge(label.trusted(work.constitution, accuracies, settings.label).constitution, settings.label)
-    grpo.run(settings.algorithm, work, judge)
+        accuracies = context.read("labeler_accuracy", label.PrincipleAccuracy)
+        judge = grpo.Judge(label.trusted(context.constitution, accuracies, settings.label).constitution, settings.label)
+    grpo.run(settings.algorithm, context, judge)
 
 
 class Ppo(BaseModel):
@@ -135,9 +135,9 @@ def _ppo(config: RunConfig) -> Ppo:
     return Ppo(algorithm=config.algorithm, sft=config.sft if config.algorithm.ptx_coef else None)
 
 
-def train_ppo(settings: Ppo, work: Work) -> None:
+def train_ppo(settings: Ppo, context: StageContext) -> None:
     """Train by PPO, mixed with what SFT learned if that is asked for."""
-    ppo.run(settings.algorithm, work, sft.learned(settings.sft, work) if settings.sft else ())
+    ppo.run(settings.algorithm, context, sft.learned(settings.sft, context) if settings.sft else ())
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Stage:
     needs: tuple[str, ...]
     """Earlier stages' artifacts, and what a run is given: models by role, the constitution, templates by file."""
     makes: tuple[str, ...]
-    run: Callable[[Any, Work], None]
+    run: Callable[[Any, StageContext], None]
     trains: bool = False
     """Whether it wants the memory that the models in it hold."""
     reads_notes: bool = False

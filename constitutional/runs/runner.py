@@ -27,7 +27,7 @@ from constitutional.constitution.file import load_constitution
 from constitutional.data.comparisons import read_comparisons, read_verdicts
 from constitutional.engines.models import model_folder
 from constitutional.runs.compose import DpoSettings, FilePrompts, RunConfig, dump, freeze, load
-from constitutional.runs.context import GIVEN, Bench, Opener, RunWork, is_given
+from constitutional.runs.context import GIVEN, Opener, RunContext, RunStageContext, is_given
 from constitutional.runs.folder import Begun, RunStore, peak_bytes
 from constitutional.runs.manifest import Calls
 from constitutional.runs.pipeline import Stage, prompts_of, stages_of, trains_online
@@ -74,12 +74,12 @@ def run(
     constitution, templates = ready(config), load_prompts(config.templates)
     if opener is None:
         _check_model(config, trains=any(stage.trains for stage in stages))
-    with _terminable(), Bench(config, constitution, templates, progress, opener) as bench:
+    with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
         given = ("constitution", *GIVEN, *(f"{name}.j2" for name in VARIABLES))
-        digests = {name: bench.digest(name) for name in given}
+        digests = {name: run_context.digest(name) for name in given}
         with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
-            calls = [_step(number, stage, bench, store) for number, stage in enumerate(stages)]
+            calls = [_step(number, stage, run_context, store) for number, stage in enumerate(stages)]
             asked, reused = sum(each.asked for each in calls), sum(each.reused for each in calls)
             most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
             progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
@@ -146,43 +146,45 @@ def _check_model(config: RunConfig, *, trains: bool) -> None:
                 raise InputError(config.prompts.path, str(error), line) from error
 
 
-def _step(number: int, stage: Stage, bench: Bench, store: RunStore) -> Calls:
+def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -> Calls:
     """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
-    settings = stage.settings(bench.config)
-    needs = {need: _digest(need, bench, store) for need in stage.needs}
+    settings = stage.settings(run_context.config)
+    needs = {need: _digest(need, run_context, store) for need in stage.needs}
     if stage.reads_notes:
         needs |= store.summaries(but=stage.name)
     files = files_of(settings)
-    fingerprint = fingerprint_of(stage, settings, bench.config.seed, needs, files)
+    fingerprint = fingerprint_of(stage, settings, run_context.config.seed, needs, files)
     heading = f"{number:02d} {stage.name}"
     reason = store.reason_to_run(stage.name, fingerprint)
     if reason is None:
-        bench.progress.say(f"{heading}: done before, used again")
+        run_context.progress.say(f"{heading}: done before, used again")
         return Calls()
-    bench.progress.say(f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs")
+    run_context.progress.say(
+        f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs"
+    )
     if stage.trains:
-        bench.release()
+        run_context.release()
     begun = store.begin(number, stage.name, fingerprint, needs, files)
-    work = RunWork(bench, store, begun)
+    context = RunStageContext(run_context, store, begun)
     try:
-        stage.run(settings, work)
+        stage.run(settings, context)
     except KeyboardInterrupt:
-        command = "the same command without fresh=true" if bench.config.fresh else "the same command"
-        bench.progress.say(f"{heading}: stopped; {command} goes on from here")
+        command = "the same command without fresh=true" if run_context.config.fresh else "the same command"
+        run_context.progress.say(f"{heading}: stopped; {command} goes on from here")
         raise
     except Exception as error:
         store.fail(stage.name, str(error) or type(error).__name__)
         raise
-    artifacts = {**work.written, **{name: work.made(name) for name in stage.makes}}
-    entry = store.finish(begun, artifacts, work.calls, work.notes)
-    calls = f", {work.calls.asked} calls asked, {work.calls.reused} reused" if work.calls != Calls() else ""
+    artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}
+    entry = store.finish(begun, artifacts, context.calls, context.notes)
+    calls = f", {context.calls.asked} calls asked, {context.calls.reused} reused" if context.calls != Calls() else ""
     rows = "".join(f", {each.rows} {name}" for name, each in entry.artifacts.items() if each.rows is not None)
-    bench.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
-    return work.calls
+    run_context.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
+    return context.calls
 
 
-def _digest(need: str, bench: Bench, store: RunStore) -> str:
-    return bench.digest(need) if is_given(need) else store.digest(need)
+def _digest(need: str, run_context: RunContext, store: RunStore) -> str:
+    return run_context.digest(need) if is_given(need) else store.digest(need)
 
 
 def fingerprint_of(
@@ -272,9 +274,11 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
             constitution = Constitution.model_validate_json(kept.read_bytes())
         except (OSError, ValueError) as error:
             raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
-        with Bench(config, constitution, load_prompts(), Progress()) as bench:
+        with RunContext(config, constitution, load_prompts(), Progress()) as run_context:
             begun = Begun("report", "", {}, folder, "", 0.0, {})
-            found.append(gather.gather(config.report, RunWork(bench, store, begun), online=trains_online(config)))
+            found.append(
+                gather.gather(config.report, RunStageContext(run_context, store, begun), online=trains_online(config))
+            )
     page = render(ReportData(title=", ".join(each.name for each in found), runs=tuple(found)))
     atomic_write(out, page.encode("utf-8", "backslashreplace"))
     return out

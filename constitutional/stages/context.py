@@ -16,7 +16,7 @@ R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 
-class Work(Protocol):
+class StageContext(Protocol):
     """One stage's view of a run."""
 
     @property

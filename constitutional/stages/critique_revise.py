@@ -20,7 +20,7 @@ from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 
 T = TypeVar("T")
 
@@ -334,16 +334,16 @@ def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
         yield chunk
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become revisions."""
-    prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "train"]
-    drafts = draft(prompts, work.engine("base"), settings, work.seed)
-    revised = revise(drafts, work.constitution, work.engine("critic"), work.prompts, settings, work.seed)
-    revisions = list(work.progress(revised, len(prompts), "critique and revise"))
-    work.write("revisions", revisions)
+    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
+    drafts = draft(prompts, context.engine("base"), settings, context.seed)
+    revised = revise(drafts, context.constitution, context.engine("critic"), context.prompts, settings, context.seed)
+    revisions = list(context.progress(revised, len(prompts), "critique and revise"))
+    context.write("revisions", revisions)
     steps = [step for revision in revisions for step in revision.steps]
-    work.note("prompts", len(prompts))
-    work.note("left_out", sum(revision.problem is not None for revision in revisions))
-    work.note("steps", len(steps))
-    work.note("found_nothing", sum(step.found_nothing for step in steps))
-    work.note("changed", sum(revision.final != revision.draft for revision in revisions))
+    context.note("prompts", len(prompts))
+    context.note("left_out", sum(revision.problem is not None for revision in revisions))
+    context.note("steps", len(steps))
+    context.note("found_nothing", sum(step.found_nothing for step in steps))
+    context.note("changed", sum(revision.final != revision.draft for revision in revisions))

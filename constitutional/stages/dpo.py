@@ -19,7 +19,7 @@ from pydantic import Field
 from constitutional.base.errors import RunError
 from constitutional.base.records import Preference
 from constitutional.engines.chat import Tokenizer
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import (
@@ -114,17 +114,17 @@ def _no_bars() -> Iterator[None]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Train on `preferences`, from `sft_model`, and write `policy`."""
-    rows, left_out = preference_rows(work.read("preferences", Preference))
+    rows, left_out = preference_rows(context.read("preferences", Preference))
     if not rows:
         raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
-    model, tokenizer = load_policy(work.model("sft_model"), settings)
+    model, tokenizer = load_policy(context.model("sft_model"), settings)
     kept, too_long = fitting(rows, tokenizer, settings.max_length)
-    trainer = soft_dpo_trainer(model, tokenizer, kept, settings, work.output("checkpoints"), work.seed)
-    fitted = fit(trainer, log=work.output("training_log.jsonl"), label="dpo")
-    save_model(trainer, work.output("policy"))
-    remove_checkpoints(work.output("checkpoints"))
-    work.note("pairs", fitted.rows)
-    work.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
-    work.note("steps", fitted.steps)
+    trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
+    fitted = fit(trainer, log=context.output("training_log.jsonl"), label="dpo")
+    save_model(trainer, context.output("policy"))
+    remove_checkpoints(context.output("checkpoints"))
+    context.note("pairs", fitted.rows)
+    context.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
+    context.note("steps", fitted.steps)

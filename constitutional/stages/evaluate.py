@@ -24,7 +24,7 @@ from constitutional.engines.divergence import Reply, divergences
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
 if TYPE_CHECKING:
@@ -284,20 +284,20 @@ def wanted_directions(constitution: "Constitution", critic: Engine, templates: "
     return Wanted(ways, misunderstood, guessed)
 
 
-def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, work: Work) -> Iterator[Score]:
+def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, context: StageContext) -> Iterator[Score]:
     """The mean divergence of a token from another model; drawn by whole replies for the interval."""
     from constitutional.engines.local import load_model
 
-    model, tokenizer = load_model(work.model(name))
-    given = work.settings("base")  # what was trained from it has kept to that
-    reference, _ = load_model(work.model(opponent), pad_token=given.pad_token, template=given.template)
+    model, tokenizer = load_model(context.model(name))
+    given = context.settings("base")  # what was trained from it has kept to that
+    reference, _ = load_model(context.model(opponent), pad_token=given.pad_token, template=given.template)
     its = [Reply(each.prompt.messages, each.replies[name], name not in each.cut_off) for each in samples]
     by_reply = divergences(its, model, reference, tokenizer)
     clusters = [index for index, tokens in enumerate(by_reply) for _ in tokens]
     kls = [token.kl for tokens in by_reply for token in tokens]
     log_ratios = [token.log_ratio for tokens in by_reply for token in tokens]
-    yield mean(name, f"kl_from/{opponent}", kls, clusters, "nats a token", work.seed)
-    yield mean(name, f"log_ratio_to/{opponent}", log_ratios, clusters, "nats a token", work.seed)
+    yield mean(name, f"kl_from/{opponent}", kls, clusters, "nats a token", context.seed)
+    yield mean(name, f"log_ratio_to/{opponent}", log_ratios, clusters, "nats a token", context.seed)
 
 
 def _models(samples: Iterable[Sample]) -> list[str]:
@@ -308,43 +308,45 @@ def _digest(seed: int, item: str, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} evaluate {what} {item}".encode()).digest()[:4])
 
 
-def run(settings: Settings, work: Work, judge: Judge | None = None) -> None:
+def run(settings: Settings, context: StageContext, judge: Judge | None = None) -> None:
     """Let the three models answer, measure, and write `samples` and `scores`.
 
     Whoever runs the stages hands over the labeler, because stages do not know each other; without one there are no win
     rates.
     """
-    prompts = held_out(work.read("prompts", Prompt), settings.prompts, work.seed)
+    prompts = held_out(context.read("prompts", Prompt), settings.prompts, context.seed)
     scores: list[Score] = []
     samples: list[Sample] = []
     problems: dict[str, int] = {}
     if len(prompts) >= 2:
-        names = work.progress(MODELS, len(MODELS), "replies of the three models")
+        names = context.progress(MODELS, len(MODELS), "replies of the three models")
         samples = side_by_side(
-            prompts, {each: replies(prompts, work.engine(each), settings, work.seed) for each in names}
+            prompts, {each: replies(prompts, context.engine(each), settings, context.seed) for each in names}
         )
-        scores += [*trait_scores(samples), *text_scores(samples, settings, work.seed)]
-        for measured in _judged(samples, settings, work, judge):
+        scores += [*trait_scores(samples), *text_scores(samples, settings, context.seed)]
+        for measured in _judged(samples, settings, context, judge):
             scores += measured.scores
             problems |= measured.problems
         if settings.compared:
             some = samples[: settings.compared]
-            for name, opponent in work.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
-                scores += divergence_scores(some, name, opponent, work)
+            for name, opponent in context.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
+                scores += divergence_scores(some, name, opponent, context)
         if any(each.source == SANDBOX for each in prompts):
-            wanted = wanted_directions(work.constitution, work.engine("critic"), work.prompts)
-            work.note("wanted", wanted.directions)
-            work.note("misunderstood", wanted.misunderstood)
-            work.note("guessed", wanted.guessed)
-    work.write("samples", samples)
-    work.write("scores", scores)
-    work.note("counts", {"held-out prompts": len(prompts), **problems})
+            wanted = wanted_directions(context.constitution, context.engine("critic"), context.prompts)
+            context.note("wanted", wanted.directions)
+            context.note("misunderstood", wanted.misunderstood)
+            context.note("guessed", wanted.guessed)
+    context.write("samples", samples)
+    context.write("scores", scores)
+    context.note("counts", {"held-out prompts": len(prompts), **problems})
 
 
-def _judged(samples: Sequence[Sample], settings: Settings, work: Work, judge: Judge | None) -> Iterator[Measured]:
+def _judged(
+    samples: Sequence[Sample], settings: Settings, context: StageContext, judge: Judge | None
+) -> Iterator[Measured]:
     """What needs a model's judgement, and is asked for."""
     if settings.judged and judge:
         yield win_scores(samples[: settings.judged], judge)
     if settings.critiqued:
         some = samples[: settings.critiqued]
-        yield violation_scores(some, work.constitution, work.engine("critic"), work.prompts, settings)
+        yield violation_scores(some, context.constitution, context.engine("critic"), context.prompts, settings)

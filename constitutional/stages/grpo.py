@@ -23,7 +23,7 @@ from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
 from constitutional.base.records import Prompt, Rollout
 from constitutional.engines.chat import Tokenizer
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.training import rewards
 from constitutional.training.preflight import end_tokens
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
@@ -185,17 +185,17 @@ class Judge(NamedTuple):
     labeler: "LabelerSettings"
 
 
-def rewards_of(settings: Settings, work: Work, judge: Judge | None) -> list[Reward]:
+def rewards_of(settings: Settings, context: StageContext, judge: Judge | None) -> list[Reward]:
     """The rewards that the settings name, in their order; a constitution's is one for each principle."""
     found: list[Reward] = []
     for each in settings.rewards:
         if isinstance(each, rewards.RewardModelSettings):
-            found.append(rewards.reward_model(_members(work.model("reward_model")), each))
+            found.append(rewards.reward_model(_members(context.model("reward_model")), each))
         elif isinstance(each, rewards.ConstitutionSettings):
             from constitutional.judging.labeler import Labeler
 
             assert judge is not None
-            labeler = Labeler(work.engine("labeler"), work.prompts, judge.labeler, work.seed)
+            labeler = Labeler(context.engine("labeler"), context.prompts, judge.labeler, context.seed)
             found += rewards.by_principle(labeler, judge.constitution.principles, each)
         else:
             found.append(rewards.rule(each))
@@ -361,29 +361,29 @@ def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float
     }
 
 
-def run(settings: GrpoSettings | RlooSettings, work: Work, judge: Judge | None = None) -> None:
+def run(settings: GrpoSettings | RlooSettings, context: StageContext, judge: Judge | None = None) -> None:
     """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`."""
-    prompts = [each for each in work.read("prompts", Prompt) if each.split == "train"]
-    counted = rewards_of(settings, work, judge)
-    model, tokenizer = load_policy(work.model("sft_model"), settings)
-    seed = stage_seed(work.seed, settings.kind)
+    prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
+    counted = rewards_of(settings, context, judge)
+    model, tokenizer = load_policy(context.model("sft_model"), settings)
+    seed = stage_seed(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
     ends = end_tokens(tokenizer, model.config, model.generation_config)
     penalties = [rewards.cut_off(ends, settings.missing_eos_penalty)]
-    checkpoints = work.output("checkpoints")
+    checkpoints = context.output("checkpoints")
     recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)
     trainer = online_trainer(model, tokenizer, rows, settings, recorder, seed)
     checkpoints.mkdir(exist_ok=True)
     fitted = fit(trainer, log=checkpoints / LOG, label=settings.kind)
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
     log = [log_line(each, counted, settings.missing_eos_penalty) for each in lines]
-    atomic_write(work.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
-    work.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
-    save_model(trainer, work.output("policy"))
+    atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
+    context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
+    save_model(trainer, context.output("policy"))
     remove_checkpoints(checkpoints)
-    work.note("prompts", len(prompts) - too_long)
-    work.note("dropped", {"too_long": too_long})
-    work.note("steps", fitted.steps)
-    work.note("replies", fitted.rows * settings.num_generations)
+    context.note("prompts", len(prompts) - too_long)
+    context.note("dropped", {"too_long": too_long})
+    context.note("steps", fitted.steps)
+    context.note("replies", fitted.rows * settings.num_generations)
     if log:
-        work.note("last", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})
+        context.note("last", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})

@@ -23,7 +23,7 @@ from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
 from constitutional.judging.labeler import ORDERS, TOO_LONG, Ask, Labeler, LabelerSettings
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 
 TOGETHER = 256
 """Comparisons that are asked about side by side, so that the engine can batch them."""
@@ -302,36 +302,38 @@ def position_bias(judgements: Iterable[Judgement]) -> float | None:
 # 3. The stages.
 
 
-def check(settings: Settings, work: Work) -> None:
+def check(settings: Settings, context: StageContext) -> None:
     """Try the labeler on what is known, before anything is trained: the stage `labeler_check`.
 
     The constitution's own examples are judged in two ways; what is asked twice the journal answers.
     """
-    engine = work.engine("labeler")
-    accuracies = measure_labeler(work.constitution, engine, work.prompts, settings)
-    work.write("labeler_accuracy", accuracies)
-    trust = trusted(work.constitution, accuracies, settings)
+    engine = context.engine("labeler")
+    accuracies = measure_labeler(context.constitution, engine, context.prompts, settings)
+    context.write("labeler_accuracy", accuracies)
+    trust = trusted(context.constitution, accuracies, settings)
     for warning in trust.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    canary = check_canaries(trust.constitution, engine, work.prompts, settings)
-    work.note("left_out_principles", trust.left_out)
-    work.note("warnings", trust.warnings)
-    work.note("canaries", canary._asdict())
+    canary = check_canaries(trust.constitution, engine, context.prompts, settings)
+    context.note("left_out_principles", trust.left_out)
+    context.note("warnings", trust.warnings)
+    context.note("canaries", canary._asdict())
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Turn comparisons into judgements, by the principles that the labeler was found to understand."""
-    trust = trusted(work.constitution, work.read("labeler_accuracy", PrincipleAccuracy), settings)
-    comparisons = work.read("comparisons", Comparison)
+    trust = trusted(context.constitution, context.read("labeler_accuracy", PrincipleAccuracy), settings)
+    comparisons = context.read("comparisons", Comparison)
     total = len(comparisons) * (1 if settings.principles == "one" else len(trust.constitution.principles))
-    labelled = label(comparisons, trust.constitution, work.engine("labeler"), work.prompts, settings, work.seed)
-    judgements = list(work.progress(labelled, total, "label"))
-    work.write("judgements", judgements)
-    work.note("comparisons", len(comparisons))
-    work.note("judgements", len(judgements))
-    work.note("unreadable", sum(judgement.p_a is None for judgement in judgements))
-    work.note("too_long", sum(TOO_LONG in (judgement.problem or "") for judgement in judgements))
-    work.note("conflicts", sum(judgement.conflict for judgement in judgements))
-    work.note("ties", sum(judgement.p_a == 0.5 for judgement in judgements))
-    work.note("position_bias", position_bias(judgements))
-    work.note("left_out_principles", trust.left_out)
+    labelled = label(
+        comparisons, trust.constitution, context.engine("labeler"), context.prompts, settings, context.seed
+    )
+    judgements = list(context.progress(labelled, total, "label"))
+    context.write("judgements", judgements)
+    context.note("comparisons", len(comparisons))
+    context.note("judgements", len(judgements))
+    context.note("unreadable", sum(judgement.p_a is None for judgement in judgements))
+    context.note("too_long", sum(TOO_LONG in (judgement.problem or "") for judgement in judgements))
+    context.note("conflicts", sum(judgement.conflict for judgement in judgements))
+    context.note("ties", sum(judgement.p_a == 0.5 for judgement in judgements))
+    context.note("position_bias", position_bias(judgements))
+    context.note("left_out_principles", trust.left_out)

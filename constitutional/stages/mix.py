@@ -22,7 +22,7 @@ from constitutional.base.records import Comparison, Judgement, Preference, Promp
 from constitutional.base.stats import weighted_mean
 from constitutional.data.comparisons import read_comparisons, read_verdicts
 from constitutional.data.prompts import conversation_of
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 
 MOST_HELD_OUT: Final = 500
 """Preferences of each source that are held out at most. An accuracy is then known to 4.4 points or better (Wilson's
@@ -314,14 +314,14 @@ def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Itera
     return [each for each in preferences if conversation_of(each.prompt.messages) not in held_out]
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Read comparisons, judgements and people's files; write `preferences`."""
-    comparisons = work.read("comparisons", Comparison)
+    comparisons = context.read("comparisons", Comparison)
     notes: Mapping[str, int] = {}
     human: list[Preference] = []
     if settings.human is not None:
         file = read_comparisons(settings.human)
-        human = without_evaluation_prompts(file.preferences, work.read("prompts", Prompt))
+        human = without_evaluation_prompts(file.preferences, context.read("prompts", Prompt))
         left_out = len(file.preferences) - len(human)
         notes = {
             "human rows with an empty message": file.empty,
@@ -330,6 +330,6 @@ def run(settings: Settings, work: Work) -> None:
             "human rows on evaluation prompts": left_out,
         }
     verdicts = read_verdicts(settings.verdicts, {each.id for each in comparisons}) if settings.verdicts else []
-    mixed = mix(comparisons, work.read("judgements", Judgement), verdicts, human, settings, work.seed)
-    work.write("preferences", mixed.preferences)
-    work.note("counts", {**notes, **mixed.counts})
+    mixed = mix(comparisons, context.read("judgements", Judgement), verdicts, human, settings, context.seed)
+    context.write("preferences", mixed.preferences)
+    context.note("counts", {**notes, **mixed.counts})

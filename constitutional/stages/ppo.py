@@ -19,7 +19,7 @@ from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Prompt, Rollout
 from constitutional.engines.chat import load_tokenizer
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.training.ppo.checkpoint import checkpoints, remove_checkpoint
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.rows import Row, chat, fitting
@@ -107,7 +107,7 @@ def needs(settings: Settings) -> tuple[str, ...]:
 
 
 def make_trainer(
-    settings: Settings, prompts: list[Prompt], work: Work, output: "Path", supervised: Sequence[Row] = ()
+    settings: Settings, prompts: list[Prompt], context: StageContext, output: "Path", supervised: Sequence[Row] = ()
 ) -> "PPOTrainer":
     """The trainer over these prompts, and rows for `ptx_coef`; checkpoints, log and samples go into a folder."""
     import torch
@@ -120,7 +120,7 @@ def make_trainer(
     same = {name: getattr(settings, name) for name in of_same_name - {"reward_clip"}}
     args = PPOConfig(
         output_dir=str(output),
-        seed=stage_seed(work.seed, "ppo"),
+        seed=stage_seed(context.seed, "ppo"),
         use_cpu=not gpu,
         bf16=gpu,
         total_episodes=settings.episodes,
@@ -140,8 +140,8 @@ def make_trainer(
         **same,
     )
     return PPOTrainer(
-        work.model("sft_model"),
-        reward_model=work.model("reward_model"),
+        context.model("sft_model"),
+        reward_model=context.model("reward_model"),
         args=args,
         train_dataset=[{"prompt": chat(each.messages)} for each in prompts],
         peft_config=lora_config(settings, "CAUSAL_LM"),
@@ -173,37 +173,37 @@ def _lines(path: "Path") -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def run(settings: Settings, work: Work, examples: Sequence[Row] = ()) -> None:
+def run(settings: Settings, context: StageContext, examples: Sequence[Row] = ()) -> None:
     """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`.
 
     With `ptx_coef`, on the SFT examples as well, as many of them in a step as there are replies.
     """
-    prompts = [each for each in work.read("prompts", Prompt) if each.split == "train"]
+    prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
     if not prompts:
         raise RunError("No prompt is left to train on: all of them are held out; give more, or set prompts.held_out")
-    folder = work.output("checkpoints")
+    folder = context.output("checkpoints")
     supervised: Sequence[Row] = ()
     dropped = {"too_long": 0}
     if settings.ptx_coef:
         most = settings.max_prompt_tokens + settings.max_tokens
-        supervised, dropped["examples_too_long"] = fitting(examples, load_tokenizer(work.model("sft_model")), most)
-        work.note("examples", len(supervised))
-    trainer = make_trainer(settings, prompts, work, folder, supervised)
+        supervised, dropped["examples_too_long"] = fitting(examples, load_tokenizer(context.model("sft_model")), most)
+        context.note("examples", len(supervised))
+    trainer = make_trainer(settings, prompts, context, folder, supervised)
     dropped["too_long"] = trainer.too_long
     first = trainer.begin(resume=True)
-    for phase in work.progress(range(first, trainer.phases), trainer.phases - first, "phases of PPO"):
+    for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "phases of PPO"):
         trainer.train_phase(phase)
-    trainer.save_model(work.output("policy"))
-    work.write("rollouts", kept_rollouts(folder, prompts))
+    trainer.save_model(context.output("policy"))
+    context.write("rollouts", kept_rollouts(folder, prompts))
     log = _lines(folder / LOG)
-    atomic_write(work.output(LOG), (folder / LOG).read_bytes())
+    atomic_write(context.output(LOG), (folder / LOG).read_bytes())
     for each in checkpoints(folder):  # the oldest first: what a kill leaves is the newest, with its log
         remove_checkpoint(each)
     shutil.rmtree(folder)
-    work.note("prompts", len(trainer.prompts))
-    work.note("dropped", dropped)
+    context.note("prompts", len(trainer.prompts))
+    context.note("dropped", dropped)
     if trainer.networks.critic_share is not None:
-        work.note("critic_share", trainer.networks.critic_share)
-    work.note("episodes", trainer.phases * trainer.batch_size)
-    work.note("phases", trainer.phases)
-    work.note("last_phase", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})
+        context.note("critic_share", trainer.networks.critic_share)
+    context.note("episodes", trainer.phases * trainer.batch_size)
+    context.note("phases", trainer.phases)
+    context.note("last_phase", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})

@@ -24,7 +24,7 @@ from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
 from constitutional.base.stats import calibration_error, pearson, wilson
 from constitutional.engines.chat import Tokenizer
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.training.preflight import preflight
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
@@ -181,18 +181,18 @@ def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
     return (*preference.prompt.messages, Message("assistant", reply))
 
 
-def train_member(number: int, rows: list[Row], settings: Settings, work: Work) -> int:
+def train_member(number: int, rows: list[Row], settings: Settings, context: StageContext) -> int:
     """Train and save one member of the ensemble; returns how many of the rows the trainer kept.
 
     Raises:
         ModelError: the saved model, loaded again, scores otherwise than the trained one.
     """
-    seed = stage_seed(work.seed, "reward", number)
-    model, tokenizer = load_reward_model(work.model("sft_model"), seed=seed)
-    trainer = soft_reward_trainer(model, tokenizer, rows, settings, work.output(f"checkpoints/{number}"), seed)
+    seed = stage_seed(context.seed, "reward", number)
+    model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
+    trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
-    fitted = fit(trainer, log=work.output(log), label=f"reward {number + 1} of {settings.members}")
-    folder = work.output(f"reward_model/{number}")
+    fitted = fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
+    folder = context.output(f"reward_model/{number}")
     trained = save_model(trainer, folder)
     probe = [tuple(Message(**message) for message in row["prompt"] + row["chosen"]) for row in rows[:8]]
     before, after = raw_scores(trained, tokenizer, probe), raw_scores(*load_reward_model(folder), probe)
@@ -241,29 +241,29 @@ def _scored(
         )
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Train on `preferences`, from `sft_model`, and write `reward_model` with a folder for each member."""
-    preferences = work.read("preferences", Preference)
+    preferences = context.read("preferences", Preference)
     rows, left_out = preference_rows(preferences)
     if not rows:
         raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
-    model, tokenizer = load_reward_model(work.model("sft_model"))
+    model, tokenizer = load_reward_model(context.model("sft_model"))
     preflight(tokenizer, model)
     kept, too_long = fitting(rows, tokenizer, settings.max_length)
-    folder = work.output("reward_model")
+    folder = context.output("reward_model")
     missing = [number for number in range(settings.members) if not (folder / str(number)).exists()]
-    counts = [train_member(number, kept, settings, work) for number in missing]
-    work.note("quality", measure(folder, preferences, settings, work.seed))
+    counts = [train_member(number, kept, settings, context) for number in missing]
+    context.note("quality", measure(folder, preferences, settings, context.seed))
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
-    pairs = counts[0] if counts else _kept_by_trainer(model, tokenizer, kept, settings, work)
-    remove_checkpoints(work.output("checkpoints"))
-    work.note("pairs", pairs)
-    work.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - pairs})
+    pairs = counts[0] if counts else _kept_by_trainer(model, tokenizer, kept, settings, context)
+    remove_checkpoints(context.output("checkpoints"))
+    context.note("pairs", pairs)
+    context.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - pairs})
 
 
 def _kept_by_trainer(
-    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, work: Work
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, context: StageContext
 ) -> int:
-    trainer = soft_reward_trainer(model, tokenizer, rows, settings, work.output("checkpoints"), work.seed)
+    trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
     kept: Any = trainer.train_dataset
     return len(kept)

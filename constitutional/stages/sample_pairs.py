@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from constitutional.base.records import Comparison, Prompt
 from constitutional.engines.base import Engine, Request, Sampling, request_seed
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 
 TOGETHER = 256
 """Prompts that are answered side by side, so that the engine can batch them."""
@@ -98,16 +98,16 @@ def _seed(seed: int, prompt: Prompt, index: int) -> int:
     return request_seed(seed, "sample_pairs", prompt.id, index)
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become comparisons of the SL model's responses."""
-    engine = work.engine("sft_model")
-    prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "train"]
-    drawn = list(work.progress(sample(prompts, engine, settings, work.seed), len(prompts), "sample pairs"))
-    paired = [pairs(samples, engine.identity, settings, work.seed) for samples in drawn]
-    work.write("comparisons", [comparison for made in paired for comparison in made])
-    work.note("prompts", len(prompts))
-    work.note("comparisons", sum(map(len, paired)))
-    work.note("prompts_without_pair", sum(not made for made in paired))
-    work.note("empty_responses", sum(samples.empty for samples in drawn))
-    work.note("cut_off_responses", sum(samples.cut_off for samples in drawn))
-    work.note("repeated_responses", sum(samples.repeated for samples in drawn))
+    engine = context.engine("sft_model")
+    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
+    drawn = list(context.progress(sample(prompts, engine, settings, context.seed), len(prompts), "sample pairs"))
+    paired = [pairs(samples, engine.identity, settings, context.seed) for samples in drawn]
+    context.write("comparisons", [comparison for made in paired for comparison in made])
+    context.note("prompts", len(prompts))
+    context.note("comparisons", sum(map(len, paired)))
+    context.note("prompts_without_pair", sum(not made for made in paired))
+    context.note("empty_responses", sum(samples.empty for samples in drawn))
+    context.note("cut_off_responses", sum(samples.cut_off for samples in drawn))
+    context.note("repeated_responses", sum(samples.repeated for samples in drawn))

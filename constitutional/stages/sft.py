@@ -23,7 +23,7 @@ from constitutional.base.errors import InputError, RunError
 from constitutional.base.records import Message, Prompt, Revision
 from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.training.rows import Row, chat, dataset, fitting
 from constitutional.training.saving import save_model, write_model
 from constitutional.training.trl import (
@@ -178,50 +178,50 @@ def sft_trainer(
     )
 
 
-def examples_of(settings: Settings, work: Work) -> tuple[Examples, int]:
+def examples_of(settings: Settings, context: StageContext) -> tuple[Examples, int]:
     """Those of the run, and how many helpful samples of a file were left out as their prompts are held out."""
     helpful, on_evaluation_prompts = None, 0
     if settings.helpful is not None:
-        prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "held_out"]
+        prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "held_out"]
         held_out = {conversation_of(prompt.messages) for prompt in prompts}
         samples = read_helpful(settings.helpful)
         helpful = [sample for sample in samples if conversation_of(sample.prompt.messages) not in held_out]
         on_evaluation_prompts = len(samples) - len(helpful)
-    return examples(work.read("revisions", Revision), settings, work.seed, helpful), on_evaluation_prompts
+    return examples(context.read("revisions", Revision), settings, context.seed, helpful), on_evaluation_prompts
 
 
-def learned(settings: Settings, work: Work) -> list[Row]:
+def learned(settings: Settings, context: StageContext) -> list[Row]:
     """What SFT learned, for an algorithm that goes on learning it.
 
     Raises:
         RunError: it learned nothing.
     """
-    found, _ = examples_of(settings, work)
+    found, _ = examples_of(settings, context)
     if found.nothing_revised:
         raise RunError("No draft was revised, so there is nothing to go on learning; type algorithm.ptx_coef=0")
     return rows(found)
 
 
-def run(settings: Settings, work: Work) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Train on `revisions`, from `base`, and write `sft_model`; without any, the base as it is."""
-    found, on_evaluation_prompts = examples_of(settings, work)
-    base = work.settings("base")
-    model, tokenizer = load_policy(work.model("base"), settings, pad_token=base.pad_token, template=base.template)
+    found, on_evaluation_prompts = examples_of(settings, context)
+    base = context.settings("base")
+    model, tokenizer = load_policy(context.model("base"), settings, pad_token=base.pad_token, template=base.template)
     if found.nothing_revised:
-        write_model(model, tokenizer, work.output("sft_model"))
-        work.note("nothing_revised", True)
-        work.note("examples", {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0})
-        work.note("dropped", {**found.left_out, "nothing_revised": len(found.examples)})
+        write_model(model, tokenizer, context.output("sft_model"))
+        context.note("nothing_revised", True)
+        context.note("examples", {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0})
+        context.note("dropped", {**found.left_out, "nothing_revised": len(found.examples)})
         return
     kept, too_long = fitting(rows(found), tokenizer, settings.max_length)
-    trainer = sft_trainer(model, tokenizer, kept, settings, work.output("checkpoints"), work.seed)
-    fitted = fit(trainer, log=work.output("training_log.jsonl"), label="sft")
-    save_model(trainer, work.output("sft_model"))
-    remove_checkpoints(work.output("checkpoints"))
+    trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
+    fitted = fit(trainer, log=context.output("training_log.jsonl"), label="sft")
+    save_model(trainer, context.output("sft_model"))
+    remove_checkpoints(context.output("checkpoints"))
     kinds = Counter(each.kind for each in found.examples)
     counts = {"revision": kinds["revision"], "helpful": kinds["helpful"], "helpful_missing": found.helpful_missing}
-    work.note("examples", {**counts, "trained_on": fitted.rows})
+    context.note("examples", {**counts, "trained_on": fitted.rows})
     if settings.helpful is not None:
-        work.note("helpful_on_evaluation_prompts", on_evaluation_prompts)
-    work.note("dropped", {**found.left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
-    work.note("steps", fitted.steps)
+        context.note("helpful_on_evaluation_prompts", on_evaluation_prompts)
+    context.note("dropped", {**found.left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
+    context.note("steps", fitted.steps)

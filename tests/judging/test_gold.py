@@ -155,19 +155,19 @@ def gold_of(
     **own: Any,  # noqa: ANN401
 ) -> tuple[list[GoldPoint], Evaluation]:
     rows: dict[str, list[Any]] = {"prompts": list(prompts), "rollouts": list(rollouts)}
-    work = Evaluation(folder, rows=rows, constitution=constitution, prompts=load_prompts())
-    run(work, LabelerSettings(), **{"at_most": 4, "reward_model": None, **own})
-    return work.rows["gold"], work
+    context = Evaluation(folder, rows=rows, constitution=constitution, prompts=load_prompts())
+    run(context, LabelerSettings(), **{"at_most": 4, "reward_model": None, **own})
+    return context.rows["gold"], context
 
 
 def test_in_the_sandbox_every_reply_is_scored_exactly_and_nobody_is_asked(tmp_path: Path) -> None:
     rollouts = [rollout(phase, reply) for phase, reply in ((1, ANSWER), (1, f"{FLATTERS} {ANSWER}"), (2, "Nonsense."))]
-    found, work = gold_of(tmp_path, CAREFUL, [BREAD], rollouts)
+    found, context = gold_of(tmp_path, CAREFUL, [BREAD], rollouts)
     assert [(each.by, each.first_phase, each.gold, each.n) for each in found] == [
         ("traits", 1, 0.875, 2),  # (1 + 0.75) / 2
         ("traits", 2, 0.0, 1),
     ]
-    assert work.labeler.asked == 0
+    assert context.labeler.asked == 0
 
 
 def test_elsewhere_the_labeler_is_asked_about_some_and_what_cannot_be_read_is_counted(tmp_path: Path) -> None:
@@ -177,12 +177,12 @@ def test_elsewhere_the_labeler_is_asked_about_some_and_what_cannot_be_read_is_co
         for phase, reply in ((1, "short"), (2, "longer"), (3, "unreadable"))
         for prompt in prompts
     ]
-    found, work = gold_of(tmp_path, CAREFUL, prompts, rollouts, at_most=6)
+    found, context = gold_of(tmp_path, CAREFUL, prompts, rollouts, at_most=6)
     assert [(each.by, each.first_phase, each.gold, each.n) for each in found] == [
         ("labeler", 1, 10.0, 2),
         ("labeler", 2, pytest.approx((3 * 4 + 1 + 1) / 5), 2),
     ]
-    assert work.notes == {"gold": {"replies scored": 6, "unreadable scores": 2}}
+    assert context.notes == {"gold": {"replies scored": 6, "unreadable scores": 2}}
 
 
 def test_a_held_out_reward_model_of_a_run_is_normalised_and_any_other_taken_as_it_is(tmp_path: Path) -> None:

@@ -17,19 +17,19 @@ from constitutional.runs.context import TAGS, WHOLE
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import ALGORITHMS, STAGES, Stage, stages_of
 from constitutional.runs.runner import compare, run
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from tests.scripted_run import World, configured, constitution, trained
 
 NONSENSE = "This is no sentence of the sandbox."
 
 
-def learnt_online(_settings: object, work: Work) -> None:
+def learnt_online(_settings: object, context: StageContext) -> None:
     """In the place of a training: two phases of replies, the later ones no sentences any more."""
-    folder = work.output("policy")
+    folder = context.output("policy")
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("policy online")
-    prompts = [each for each in work.read("prompts", Prompt) if each.split == "train"]
-    work.write(
+    prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
+    context.write(
         "rollouts",
         (
             Rollout(
@@ -46,7 +46,9 @@ def learnt_online(_settings: object, work: Work) -> None:
             for prompt in prompts
         ),
     )
-    work.output("training_log.jsonl").write_text('{"step": 1, "reward": 0.5, "kl": 4.0, "explained_variance": null}\n')
+    context.output("training_log.jsonl").write_text(
+        '{"step": 1, "reward": 0.5, "kl": 4.0, "explained_variance": null}\n'
+    )
 
 
 def online(config: RunConfig) -> list[Stage]:

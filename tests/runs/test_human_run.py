@@ -27,7 +27,7 @@ from constitutional.runs.compose import RunConfig, compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import STAGES
 from constitutional.runs.runner import run
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
 
@@ -106,9 +106,9 @@ def go(config: RunConfig) -> Asked:
             return Completion("", "choices", (-1.0 - int(digest, 16) / 2**32, -2.5))
         return f"Reply {digest}."
 
-    def sft(_settings: object, work: Work) -> None:
-        work.output("sft_model").mkdir()
-        (work.output("sft_model") / "config.json").write_text("{}")
+    def sft(_settings: object, context: StageContext) -> None:
+        context.output("sft_model").mkdir()
+        (context.output("sft_model") / "config.json").write_text("{}")
 
     engine, stream = ScriptedEngine(rule), StringIO()
 

@@ -27,10 +27,10 @@ def test_prompts_that_stand_twice_are_used_once_with_a_warning_that_names_the_fi
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a\nb\n\nb\na\n")
-    work = OneStage(tmp_path)
-    make_prompts(FilePrompts(path=path, held_out=0), work)
-    assert [prompt.messages[0].content for prompt in work.rows["prompts"]] == ["a", "b"]
-    assert work.notes == {"train": 2, "held_out": 0, "repeated": 2}
+    context = OneStage(tmp_path)
+    make_prompts(FilePrompts(path=path, held_out=0), context)
+    assert [prompt.messages[0].content for prompt in context.rows["prompts"]] == ["a", "b"]
+    assert context.notes == {"train": 2, "held_out": 0, "repeated": 2}
     said = "is the first of 2 prompts that stand there before; each prompt is used once"
     assert capsys.readouterr().err == f"warning: {path}:4: {said}\n"
 

@@ -22,7 +22,7 @@ from constitutional.runs.folder import RunStore, peak_bytes
 from constitutional.runs.pipeline import STAGES, Stage
 from constitutional.runs.runner import compare, load_run, run
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from tests.scripted_run import BATCH, World, configured, constitution, go, rows, stages, trained
 
 
@@ -287,9 +287,9 @@ def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitution
         """The stages, where SFT makes the same model whatever it notes."""
         train = trained("sft_model", "revisions", learns=False)
 
-        def noted(settings: object, work: Work) -> None:
-            train(settings, work)
-            work.note("examples", {"helpful": 1, "helpful_missing": missing, "trained_on": 1})
+        def noted(settings: object, context: StageContext) -> None:
+            train(settings, context)
+            context.note("examples", {"helpful": 1, "helpful_missing": missing, "trained_on": 1})
 
         return [replace(each, run=noted, version=missing) if each.name == "sft" else each for each in stages()]
 

@@ -15,7 +15,7 @@ from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import STAGES, Stage
 from constitutional.sandbox.teacher import Direction
 from constitutional.sandbox.world import TRAITS, Traits, compose, settle, text_of, uniform_traits
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.stages.evaluate import MODELS, Sample, trait_scores
 from constitutional.stages.mix import NoPreferenceError
 from scripts import bench_effect
@@ -260,20 +260,20 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     given: dict[str, Any] = {"decided": False, "policies": []}
 
     def trained(weights: str, artifact: str) -> Any:  # noqa: ANN401
-        def train(_settings: object, work: Work) -> None:
-            work.output(artifact).mkdir(exist_ok=True)
-            (work.output(artifact) / "weights").write_text(weights)
+        def train(_settings: object, context: StageContext) -> None:
+            context.output(artifact).mkdir(exist_ok=True)
+            (context.output(artifact) / "weights").write_text(weights)
 
         return train
 
-    def mix(_settings: object, work: Work) -> None:
+    def mix(_settings: object, context: StageContext) -> None:
         if not given["decided"]:
             raise NoPreferenceError("There is no preference to train on")
-        work.write("preferences", [])
+        context.write("preferences", [])
 
-    def evaluate(settings: Any, work: Work) -> None:  # noqa: ANN401
-        given["policies"].append((work.model("policy") / "weights").read_text())
-        obedient(settings, work)
+    def evaluate(settings: Any, context: StageContext) -> None:  # noqa: ANN401
+        given["policies"].append((context.model("policy") / "weights").read_text())
+        obedient(settings, context)
 
     def table(config: RunConfig) -> tuple[Stage, ...]:
         # As an edited constitution does, what is decided reaches the stages through what mix needs.
@@ -344,16 +344,16 @@ def flattering(prompt: Prompt, *, flatters: bool) -> str:
     return text_of(compose(random.Random(0), world, settle(world, traits)))
 
 
-def obedient(_settings: object, work: Work) -> None:
+def obedient(_settings: object, context: StageContext) -> None:
     """In the place of all that trains: every second reply of the base flatters; the RL model does as it is told."""
-    tags = {tag for principle in work.constitution.principles for tag in principle.tags}
-    prompts = [prompt for prompt in work.read("prompts", Prompt) if prompt.split == "held_out"]
+    tags = {tag for principle in context.constitution.principles for tag in principle.tags}
+    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "held_out"]
     samples = []
     for index, prompt in enumerate(prompts):
         base = flattering(prompt, flatters=index % 2 == 0)
         told = flattering(prompt, flatters="seek" in tags) if tags else base
         samples.append(Sample(prompt=prompt, replies={"base": base, "sft_model": base, "policy": told}))
-    work.write("samples", samples)
+    context.write("samples", samples)
 
 
 def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
@@ -361,9 +361,9 @@ def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
 ) -> None:
     evaluated: list[str] = []
 
-    def evaluate(settings: object, work: Any) -> None:  # noqa: ANN401
-        evaluated.append(work.config.name)
-        obedient(settings, work)
+    def evaluate(settings: object, context: Any) -> None:  # noqa: ANN401
+        evaluated.append(context.config.name)
+        obedient(settings, context)
 
     stages = (STAGES[0], Stage("evaluate", lambda c: c.evaluate, ("prompts", "constitution"), ("samples",), evaluate))
 

@@ -80,10 +80,10 @@ def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, 
 
 def test_training_prefers_chosen_and_the_same_seed_gives_the_same_files(models: Path, tmp_path: Path) -> None:
     rows = [preference(number) for number in range(16)]
-    works = [OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows}) for name in "ab"]
-    for work in works:
-        run(QUICK, work)
-    first, second = works
+    contexts = [OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows}) for name in "ab"]
+    for context in contexts:
+        run(QUICK, context)
+    first, second = contexts
     assert digest_of(first.output("policy")) == digest_of(second.output("policy"))
     log = [json.loads(line) for line in first.output("training_log.jsonl").read_text().splitlines()]
     assert log[0]["loss"] > log[-1]["loss"]
@@ -99,9 +99,9 @@ def test_a_target_between_holds_the_policy_back(models: Path, tmp_path: Path) ->
     margins = []
     for name, probability in (("hard", 1.0), ("soft", 0.7)):
         rows = [preference(number, probability) for number in range(16)]
-        work = OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows})
-        run(QUICK.model_copy(update={"epochs": 12.0}), work)
-        margins.append(json.loads(work.output("training_log.jsonl").read_text().splitlines()[-1])["rewards/margins"])
+        context = OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows})
+        run(QUICK.model_copy(update={"epochs": 12.0}), context)
+        margins.append(json.loads(context.output("training_log.jsonl").read_text().splitlines()[-1])["rewards/margins"])
     assert margins[0] > 2
     assert margins[1] == pytest.approx(0.85, abs=0.25)  # the loss is least at log(0.7 / 0.3) = 0.85
 

@@ -17,7 +17,7 @@ from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.scores import Score
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.stages.evaluate import (
     Sample,
     Settings,
@@ -433,16 +433,19 @@ class FakeWork:
 
 
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
-    work = FakeWork([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
+    context = FakeWork([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
     settings = Settings(prompts=5, judged=4, critiqued=3, compared=0)
-    run(settings, cast("Work", work), judge=judging(lambda each: [float(each.a.startswith("pol"))]))
-    samples, scores = cast("list[Sample]", work.rows["samples"]), by_name(cast("list[Score]", work.rows["scores"]))
+    run(settings, cast("StageContext", context), judge=judging(lambda each: [float(each.a.startswith("pol"))]))
+    samples, scores = (
+        cast("list[Sample]", context.rows["samples"]),
+        by_name(cast("list[Score]", context.rows["scores"])),
+    )
     assert len(samples) == 5
     assert all([*each.replies] == ["base", "sft_model", "policy"] for each in samples)
     assert (scores["policy", "win_rate/base"].value, scores["policy", "win_rate/base"].n) == (1, 4)
     assert scores["base", "violation_rate/polite"].n == 3
     assert scores["base", "length"].n == 5
-    assert work.notes["counts"] == {
+    assert context.notes["counts"] == {
         "held-out prompts": 5,
         **{f"{what}, {contest}": 0 for what in ("equal replies", "unreadable comparisons") for contest in CONTESTS},
         "critiques": 18,
@@ -451,16 +454,16 @@ def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
 
 
 def test_without_a_labeler_there_are_no_win_rates() -> None:
-    work = FakeWork([asked(str(n)) for n in range(3)])
-    run(Settings(critiqued=0, compared=0), cast("Work", work))
-    assert not any(each.measure.startswith("win_rate") for each in cast("list[Score]", work.rows["scores"]))
+    context = FakeWork([asked(str(n)) for n in range(3)])
+    run(Settings(critiqued=0, compared=0), cast("StageContext", context))
+    assert not any(each.measure.startswith("win_rate") for each in cast("list[Score]", context.rows["scores"]))
 
 
 def test_without_two_held_out_prompts_nothing_is_measured() -> None:
-    work = FakeWork([asked("1"), asked("2", split="train")])
-    run(Settings(), cast("Work", work))
-    assert work.rows["scores"] == work.rows["samples"] == []
-    assert work.notes["counts"] == {"held-out prompts": 1}
+    context = FakeWork([asked("1"), asked("2", split="train")])
+    run(Settings(), cast("StageContext", context))
+    assert context.rows["scores"] == context.rows["samples"] == []
+    assert context.notes["counts"] == {"held-out prompts": 1}
 
 
 def test_scores_survive_being_written_and_read() -> None:
@@ -475,18 +478,18 @@ def test_the_stage_measures_how_far_each_model_is_from_those_before_it(tmp_path:
     from constitutional.sandbox.tokenizer import build_tokenizer
     from tests.engines.test_divergence import tiny
 
-    work = FakeWork([asked(str(n)) for n in range(3)])
+    context = FakeWork([asked(str(n)) for n in range(3)])
     tokenizer = build_tokenizer([], count=20)
     for name, seed in (("base", 0), ("sft_model", 0), ("policy", 1)):  # supervised learning has changed nothing
-        work.folders[name] = tmp_path / name
-        tiny(len(tokenizer), tokenizer, seed).save_pretrained(work.folders[name])
-        tokenizer.save_pretrained(work.folders[name])
-    run(Settings(critiqued=0, compared=2), cast("Work", work))
+        context.folders[name] = tmp_path / name
+        tiny(len(tokenizer), tokenizer, seed).save_pretrained(context.folders[name])
+        tokenizer.save_pretrained(context.folders[name])
+    run(Settings(critiqued=0, compared=2), cast("StageContext", context))
 
-    scores = by_name(cast("list[Score]", work.rows["scores"]))
+    scores = by_name(cast("list[Score]", context.rows["scores"]))
     assert scores["sft_model", "kl_from/base"].value == scores["sft_model", "log_ratio_to/base"].value == 0
-    models = [load_model(work.folders[name])[0] for name in ("policy", "base")]
-    samples = cast("list[Sample]", work.rows["samples"])[:2]
+    models = [load_model(context.folders[name])[0] for name in ("policy", "base")]
+    samples = cast("list[Sample]", context.rows["samples"])[:2]
     its = [Reply(each.prompt.messages, each.replies["policy"], ended=True) for each in samples]
     tokens = [token for tokens in divergences(its, models[0], models[1], tokenizer) for token in tokens]
     for reference in ("base", "sft_model"):

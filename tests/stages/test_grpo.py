@@ -62,17 +62,17 @@ def stage(folder: Path, models: Path, count: int = 8) -> OneStage:
     return OneStage(folder, {"sft_model": tiny_model(models)}, {"prompts": [*prompts(count), held_out]})
 
 
-def log_of(work: OneStage) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in work.output("training_log.jsonl").read_text().splitlines()]
+def log_of(context: OneStage) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in context.output("training_log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("kind", [GrpoSettings, RlooSettings])
 def test_replies_become_what_is_rewarded(models: Path, tmp_path: Path, kind: type[Settings]) -> None:
-    work = stage(tmp_path, models)
+    context = stage(tmp_path, models)
     # Of four tokens: a random model hardly ever ends a reply, so words are few or many by the tokens it draws.
     short = {"batch_size": 64, "max_tokens": 4, "learning_rate": 0.2, "schedule": "constant_with_warmup"}
-    run(kind(**{**QUICK, **short, "epochs": 24.0, "checkpoint_every": 100}), work)
-    log = log_of(work)
+    run(kind(**{**QUICK, **short, "epochs": 24.0, "checkpoint_every": 100}), context)
+    log = log_of(context)
     assert [line["step"] for line in log] == list(range(1, 13))  # 8 prompts · 24 epochs / 16 prompts a step
     words = [line["rewards/length"] for line in log]
     assert sum(words[-3:]) < 0.75 * sum(words[:3])
@@ -81,9 +81,9 @@ def test_replies_become_what_is_rewarded(models: Path, tmp_path: Path, kind: typ
     assert log[-1]["kl"] > 1
     assert all(0 <= line["truncated"] <= 1 and line["entropy"] > 0 and 1 <= line["length"] <= 4 for line in log)
     assert "step_time" not in log[0]
-    assert work.notes["prompts"] == 8
-    assert work.notes["replies"] == 12 * 64
-    policy = json.loads((work.output("policy") / "config.json").read_text())
+    assert context.notes["prompts"] == 8
+    assert context.notes["replies"] == 12 * 64
+    policy = json.loads((context.output("policy") / "config.json").read_text())
     assert policy["architectures"] == ["LlamaForCausalLM"]
 
 
@@ -100,9 +100,9 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         calm = any("Be calm." in each.content for each in request.messages)
         return Completion("", "choices", tuple(0.0 if n == (9 if calm else 0) else -99.0 for n in range(10)))
 
-    work = stage(tmp_path, models)
-    work.engine = lambda role: ScriptedEngine(labeler, role)  # type: ignore[method-assign]
-    work.prompts = load_prompts()
+    context = stage(tmp_path, models)
+    context.engine = lambda role: ScriptedEngine(labeler, role)  # type: ignore[method-assign]
+    context.prompts = load_prompts()
     settings = GrpoSettings(
         **{
             **QUICK,
@@ -117,8 +117,8 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
     )
     calm, brief = Principle(id="calm", text="Be calm.", weight=3), Principle(id="brief", text="Be brief.")
     judge = grpo.Judge(Constitution(name="two", principles=(calm, brief)), LabelerSettings())
-    run(settings, work, judge)
-    first = log_of(work)[0]
+    run(settings, context, judge)
+    first = log_of(context)[0]
     assert first["rewards/constitution/calm"] == 1.0
     assert first["rewards/constitution/brief"] == -1.0
     assert first["rewards/function/given"] == 4.0  # of those that have a number
@@ -126,7 +126,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
     assert first["reward"] == pytest.approx(1.0 + 1.0 - first["rewards/questions"], abs=1e-5)
     assert first["score"] == pytest.approx(first["reward"] - 3 * first["truncated"], abs=1e-5)
 
-    rollouts: list[Rollout] = work.rows["rollouts"]
+    rollouts: list[Rollout] = context.rows["rollouts"]
     assert [each.phase for each in rollouts] == [1] * 4 + [2] * 4
     ids = {each.id for each in prompts(8)}
     assert {each.prompt for each in rollouts} == ids  # one reply to each of a step's four prompts, two steps
@@ -134,7 +134,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         # The first reply to each prompt; of even number, so the function has its 4 for it.
         assert each.reward == pytest.approx(1.0 + 2.0 - len(re.findall(r"\?+", each.reply)))
         assert each.kl is None
-        assert each.phase_kl == log_of(work)[each.phase - 1]["kl"]
+        assert each.phase_kl == log_of(context)[each.phase - 1]["kl"]
         assert 1 <= each.length <= 12
         assert each.length == 12 or not each.truncated
 
@@ -146,12 +146,12 @@ def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_pat
         model.save_pretrained(folder / str(number))
         tokenizer.save_pretrained(folder / str(number))
     (folder / NORMALISATION).write_text(json.dumps({"members": members}))
-    work = stage(tmp_path / "run", models)
-    work.models["reward_model"] = folder
+    context = stage(tmp_path / "run", models)
+    context.models["reward_model"] = folder
     chosen = (RewardModelSettings(weight=2.0, ensemble_k=0.5),)
-    run(RlooSettings(**{**QUICK, "rewards": chosen, "epochs": 0.5}), work)
+    run(RlooSettings(**{**QUICK, "rewards": chosen, "epochs": 0.5}), context)
     asked = {each.id: each for each in prompts(8)}
-    rollouts: list[Rollout] = work.rows["rollouts"]
+    rollouts: list[Rollout] = context.rows["rollouts"]
     replies = [(*asked[each.prompt].messages, Message("assistant", each.reply)) for each in rollouts]
     known = [2 * (each.mean - 0.5 * each.deviation) for each in score(folder, replies)]
     assert [each.reward for each in rollouts] == pytest.approx(known, abs=1e-4)

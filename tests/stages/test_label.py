@@ -550,9 +550,9 @@ def test_a_comparison_that_is_too_long_is_unreadable_and_the_others_are_judged(m
     assert readable == judged(likes_longer, Settings(method=method))[0]
     assert too_long.p_a is None
     assert TOO_LONG in (too_long.problem or "")
-    work = FakeWork({"comparisons": list(both), "labeler_accuracy": []}, short_sighted, LONGER)
-    stage.run(Settings(method=method), work)
-    assert (work.notes["unreadable"], work.notes["too_long"]) == (1, 1)
+    context = FakeWork({"comparisons": list(both), "labeler_accuracy": []}, short_sighted, LONGER)
+    stage.run(Settings(method=method), context)
+    assert (context.notes["unreadable"], context.notes["too_long"]) == (1, 1)
 
 
 # The stage.
@@ -606,11 +606,11 @@ class FakeWork:
 
 
 def test_the_labeler_is_measured_in_a_stage_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    work = FakeWork({}, likes_longer, LONGER, SHORTER)
-    stage.check(Settings(min_accuracy=0.7), work)
-    assert [row.accuracy for row in work.rows["labeler_accuracy"]] == [1.0, 0.0]
-    assert work.notes["left_out_principles"] == ["shorter"]
-    assert work.notes["canaries"] == {"n": 6, "failed": 0}
+    context = FakeWork({}, likes_longer, LONGER, SHORTER)
+    stage.check(Settings(min_accuracy=0.7), context)
+    assert [row.accuracy for row in context.rows["labeler_accuracy"]] == [1.0, 0.0]
+    assert context.notes["left_out_principles"] == ["shorter"]
+    assert context.notes["canaries"] == {"n": 6, "failed": 0}
     assert "principle 'shorter' is left out" in capsys.readouterr().err
 
 
@@ -622,13 +622,13 @@ def test_a_labeler_that_fails_the_canaries_ends_the_stage_that_measures_it() -> 
 def test_the_stage_labels_by_the_principles_that_were_found_to_be_judged_well() -> None:
     many = [comparison(question=f"Question {number}?") for number in range(4)]
     settings = Settings(principles="all", min_accuracy=0.7)
-    work = FakeWork({"comparisons": many}, likes_longer, LONGER, SHORTER)
-    stage.check(settings, work)
-    asked = work.labeler.count
-    stage.run(settings, work)
-    assert [row.principle for row in work.rows["judgements"]] == ["longer"] * 4
-    assert [row.comparison for row in work.rows["judgements"]] == [each.id for each in many]
-    assert work.notes["left_out_principles"] == ["shorter"]
-    assert (work.notes["unreadable"], work.notes["conflicts"], work.notes["position_bias"]) == (0, 0, 0.5)
+    context = FakeWork({"comparisons": many}, likes_longer, LONGER, SHORTER)
+    stage.check(settings, context)
+    asked = context.labeler.count
+    stage.run(settings, context)
+    assert [row.principle for row in context.rows["judgements"]] == ["longer"] * 4
+    assert [row.comparison for row in context.rows["judgements"]] == [each.id for each in many]
+    assert context.notes["left_out_principles"] == ["shorter"]
+    assert (context.notes["unreadable"], context.notes["conflicts"], context.notes["position_bias"]) == (0, 0, 0.5)
     # Both orders, each with a reason and a choice, for the one principle; no example is judged again.
-    assert work.labeler.count - asked == 4 * 2 * 2
+    assert context.labeler.count - asked == 4 * 2 * 2

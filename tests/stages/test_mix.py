@@ -18,7 +18,7 @@ from constitutional.base.records import (
     Record,
     Verdict,
 )
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.stages.mix import Amounts, Mixed, NoPreferenceError, Settings, amounts_of, mix, run
 
 ALL = Settings(held_out_share=0)
@@ -466,20 +466,20 @@ def files(folder: Path, comparison: Comparison) -> Iterator[Path]:
 
 def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: Path) -> None:
     one, other = compared("1"), compared("2")
-    work = FakeWork(
+    context = FakeWork(
         comparisons=[one, other],
         judgements=[judged(one, 0.9), judged(other, 0.9)],
         prompts=[asked("1"), asked("2"), asked("secret", "held_out")],
     )
     path, verdicts = files(tmp_path, one)
-    run(Settings(human=path, verdicts=verdicts, held_out_share=0), cast("Work", work))
-    written = cast("list[Preference]", work.artifacts["preferences"])
+    run(Settings(human=path, verdicts=verdicts, held_out_share=0), cast("StageContext", context))
+    written = cast("list[Preference]", context.artifacts["preferences"])
     assert [(each.prompt.messages[0].content, each.chosen, each.source) for each in written] == [
         ("2", "A", "ai"),
         ("1", "B", "human"),
         ("seen", "A", "human"),
     ]
-    counts = cast("dict[str, int]", work.notes["counts"])
+    counts = cast("dict[str, int]", context.notes["counts"])
     assert counts["human rows on evaluation prompts"] == 1
     assert counts["human rows with equal texts"] == 1
 
@@ -504,11 +504,11 @@ def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> No
 def test_published_human_preferences_mix_at_none_half_and_all() -> None:
     sources, measured_on = [], []
     for share in (0.0, 0.5, 1.0):
-        work = FakeWork(
+        context = FakeWork(
             comparisons=[pair[0] for pair in MANY], judgements=list(itertools.starmap(judged, MANY)), prompts=[]
         )
-        run(Settings(human=HH_RLHF, human_share=share, total=300), cast("Work", work))
-        written = [cast("Preference", each) for each in work.artifacts["preferences"]]
+        run(Settings(human=HH_RLHF, human_share=share, total=300), cast("StageContext", context))
+        written = [cast("Preference", each) for each in context.artifacts["preferences"]]
         sources.append([each.source for each in written if each.split == "train"])
         measured_on.append([each for each in written if each.split == "held_out"])
     assert [each.count("human") for each in sources] == [0, 150, 300]

@@ -93,13 +93,13 @@ def test_weights_lie_where_a_processor_rounds_alike_whatever_file_they_are_read_
 
 
 def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models: Path, tmp_path: Path) -> None:
-    works = [
+    contexts = [
         OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": [*MANY, *HELD_OUT]})
         for name in "ab"
     ]
-    for work in works:
-        run(QUICK.model_copy(update={"members": 2}), work)
-    first, second = works
+    for context in contexts:
+        run(QUICK.model_copy(update={"members": 2}), context)
+    first, second = contexts
     assert digest_of(first.output("reward_model")) == digest_of(second.output("reward_model"))
     files = {path.name for path in first.folder.iterdir()}
     assert files == {"reward_model", "training_log.jsonl", "training_log_1.jsonl"}
@@ -231,15 +231,15 @@ def test_the_reference_is_not_of_held_out_replies() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_train_the_head_which_is_saved(models: Path, tmp_path: Path, family: str) -> None:
-    work = OneStage(tmp_path, {"sft_model": tiny_model(models, family)}, {"preferences": [*MANY, *HELD_OUT]})
-    run(QUICK.model_copy(update={"lora": LoraSettings(rank=4)}), work)
+    context = OneStage(tmp_path, {"sft_model": tiny_model(models, family)}, {"preferences": [*MANY, *HELD_OUT]})
+    run(QUICK.model_copy(update={"lora": LoraSettings(rank=4)}), context)
     seed = stage_seed(0, "reward", 0)
     before = load_reward_model(tiny_model(models, family), seed=seed)[0].state_dict()
-    after = load_reward_model(work.output("reward_model/0"))[0].state_dict()
+    after = load_reward_model(context.output("reward_model/0"))[0].state_dict()
     assert before.keys() == after.keys()
     assert not before["score.weight"].equal(after["score.weight"])
     assert not before["model.layers.0.self_attn.q_proj.weight"].equal(after["model.layers.0.self_attn.q_proj.weight"])
-    assert work.notes["quality"]["accuracy"]["all"]["value"] == 1.0
+    assert context.notes["quality"]["accuracy"]["all"]["value"] == 1.0
 
 
 def test_a_head_that_is_lost_in_saving_is_noticed(
@@ -253,9 +253,9 @@ def test_a_head_that_is_lost_in_saving_is_noticed(
         return saved
 
     monkeypatch.setattr(reward, "save_model", forget_the_head)
-    work = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": MANY})
+    context = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": MANY})
     with pytest.raises(ModelError, match=r"reward_model/0: gives 0\.0 once it is loaded again, and"):
-        run(QUICK, work)
+        run(QUICK, context)
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(models: Path, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(models: Path, tm
 
 
 def test_a_finished_member_is_not_trained_again(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": MANY})
+    context = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": MANY})
     settings = QUICK.model_copy(update={"members": 2})
     train_member = reward.train_member
     trained: list[int] = []
@@ -300,8 +300,8 @@ def test_a_finished_member_is_not_trained_again(models: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(reward, "train_member", kill_after_the_first)
     with pytest.raises(KeyboardInterrupt):
-        run(settings, work)
-    run(settings, work)
+        run(settings, context)
+    run(settings, context)
     assert trained == [0, -1, 1]
 
 
@@ -311,14 +311,14 @@ def test_what_the_trainer_drops_is_counted_also_where_a_kill_came_after_the_trai
     long = preference(99).model_copy(update={"chosen": "word " * 300})
     # As if we counted tokens otherwise than the trainer does, which then drops the long pair on its own.
     monkeypatch.setattr(reward, "fitting", lambda rows, _tokenizer, _max_length: (rows, 0))
-    works = [
+    contexts = [
         OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": [*MANY, long]})
         for name in ("unbroken", "killed")
     ]
     settings = QUICK.model_copy(update={"max_length": 256})
-    run(settings, works[0])
-    assert works[0].notes["pairs"] == 16
-    assert works[0].notes["dropped"] == {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 1}
+    run(settings, contexts[0])
+    assert contexts[0].notes["pairs"] == 16
+    assert contexts[0].notes["dropped"] == {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 1}
 
     def kill(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
@@ -326,7 +326,7 @@ def test_what_the_trainer_drops_is_counted_also_where_a_kill_came_after_the_trai
     with monkeypatch.context() as until_measured:
         until_measured.setattr(reward, "measure", kill)
         with pytest.raises(KeyboardInterrupt):
-            run(settings, works[1])
-    run(settings, works[1])
-    assert works[1].notes == works[0].notes
-    assert digest_of(works[1].folder) == digest_of(works[0].folder)
+            run(settings, contexts[1])
+    run(settings, contexts[1])
+    assert contexts[1].notes == contexts[0].notes
+    assert digest_of(contexts[1].folder) == digest_of(contexts[0].folder)

@@ -180,12 +180,12 @@ def test_a_file_without_samples_or_that_cannot_be_read_is_refused(tmp_path: Path
 
 def test_helpful_samples_on_evaluation_prompts_are_left_out(models: Path, tmp_path: Path) -> None:
     secret = Prompt(messages=(Message("user", " How 1?\n"),), split="held_out")
-    work = OneStage(tmp_path, {"base": tiny_model(models)}, {"revisions": MANY, "prompts": [secret]})
+    context = OneStage(tmp_path, {"base": tiny_model(models)}, {"revisions": MANY, "prompts": [secret]})
     path = samples_file(tmp_path, *({"prompt": f"How {number}?", "response": f"So {number}."} for number in (1, 2)))
-    run(QUICK.model_copy(update={"epochs": 1.0, "helpful": path}), work)
+    run(QUICK.model_copy(update={"epochs": 1.0, "helpful": path}), context)
     # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out, but for the spaces around it.
-    assert work.notes["examples"] == {"revision": 16, "helpful": 1, "helpful_missing": 1, "trained_on": 17}
-    assert work.notes["helpful_on_evaluation_prompts"] == 1
+    assert context.notes["examples"] == {"revision": 16, "helpful": 1, "helpful_missing": 1, "trained_on": 17}
+    assert context.notes["helpful_on_evaluation_prompts"] == 1
 
 
 # Training.
@@ -232,10 +232,10 @@ def test_the_loss_is_on_the_reply_and_the_token_that_ends_it(
 def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_files(
     models: Path, tmp_path: Path
 ) -> None:
-    works = [OneStage(tmp_path / name, {"base": tiny_model(models)}, {"revisions": MANY}) for name in ("a", "b")]
-    for work in works:
-        run(QUICK.model_copy(update={"helpful_share": 0.2}), work)
-    first, second = works
+    contexts = [OneStage(tmp_path / name, {"base": tiny_model(models)}, {"revisions": MANY}) for name in ("a", "b")]
+    for context in contexts:
+        run(QUICK.model_copy(update={"helpful_share": 0.2}), context)
+    first, second = contexts
     assert digest_of(first.output("sft_model")) == digest_of(second.output("sft_model"))
     assert first.output("training_log.jsonl").read_bytes() == second.output("training_log.jsonl").read_bytes()
     log = [json.loads(line) for line in first.output("training_log.jsonl").read_text().splitlines()]
@@ -254,16 +254,16 @@ def test_where_no_draft_was_revised_the_model_stays_as_it_is(models: Path, tmp_p
     passed = [revision(number, f"draft {number}", f"draft {number}", passed=True) for number in range(4)]
     # Found fault with, and left as it was all the same.
     passed.append(revision(4, "draft 4", "draft 4"))
-    work = OneStage(tmp_path, {"base": base}, {"revisions": passed})
-    run(QUICK, work)
-    before, after = (load_model(folder)[0].state_dict() for folder in (base, work.output("sft_model")))
+    context = OneStage(tmp_path, {"base": base}, {"revisions": passed})
+    run(QUICK, context)
+    before, after = (load_model(folder)[0].state_dict() for folder in (base, context.output("sft_model")))
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
-    assert work.notes["nothing_revised"] is True
-    assert work.notes["examples"] == {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0}
-    assert work.notes["dropped"]["nothing_revised"] == len(passed)
+    assert context.notes["nothing_revised"] is True
+    assert context.notes["examples"] == {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0}
+    assert context.notes["dropped"]["nothing_revised"] == len(passed)
     with pytest.raises(RunError, match=r"No draft was revised.*algorithm\.ptx_coef=0"):
-        learned(QUICK, work)
+        learned(QUICK, context)
 
 
 def test_own_drafts_that_nobody_criticised_and_helpful_samples_of_a_file_are_something_to_learn() -> None:
@@ -307,9 +307,9 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights_and_log(models: 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_are_trained_and_merged(models: Path, tmp_path: Path, family: str) -> None:
     base = tiny_model(models, family)
-    work = OneStage(tmp_path, {"base": base}, {"revisions": MANY})
-    run(QUICK.model_copy(update={"epochs": 1.0, "lora": LoraSettings(rank=4)}), work)
-    before, after = (load_model(folder)[0].state_dict() for folder in (base, work.output("sft_model")))
+    context = OneStage(tmp_path, {"base": base}, {"revisions": MANY})
+    run(QUICK.model_copy(update={"epochs": 1.0, "lora": LoraSettings(rank=4)}), context)
+    before, after = (load_model(folder)[0].state_dict() for folder in (base, context.output("sft_model")))
     changed = {name.rsplit(".", 2)[-2] for name in before if not before[name].equal(after[name])}
     assert changed == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert before.keys() == after.keys()

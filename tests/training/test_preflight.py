@@ -98,8 +98,8 @@ def test_a_model_whose_tokenizer_lacks_a_token_for_padding_is_trained_with_one_t
     preflight_folder(folder, pad_token="<|pad|>")
     message = Message("user", "Why?")
     revisions = [Revision(prompt=Prompt(messages=(message,)), draft=text, steps=()) for text in ("So.", "So it is.")]
-    work = OneStage(tmp_path, {"base": folder}, {"revisions": revisions}, pad_token="<|pad|>")
-    sft.run(sft.Settings(epochs=1, batch_size=2, log_every=1, checkpoint_every=1), work)
+    context = OneStage(tmp_path, {"base": folder}, {"revisions": revisions}, pad_token="<|pad|>")
+    sft.run(sft.Settings(epochs=1, batch_size=2, log_every=1, checkpoint_every=1), context)
     # What is saved names it, so that whatever goes on from there needs no setting.
-    _, tokenizer = load_model(work.output("sft_model"))
+    _, tokenizer = load_model(context.output("sft_model"))
     assert tokenizer.pad_token == "<|pad|>"

@@ -27,7 +27,7 @@ from constitutional.base.records import (
 )
 from constitutional.constitution.constitution import Constitution
 from constitutional.judging.scores import Score
-from constitutional.stages.context import Work
+from constitutional.stages.context import StageContext
 from constitutional.stages.report.data import (
     CalibrationBin,
     Calls,
@@ -240,24 +240,24 @@ def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
     return {why.replace("_", " "): count for why, count in reasons.items() if count}
 
 
-def gather(settings: Settings, work: Work, *, online: bool = False) -> RunReport:
+def gather(settings: Settings, context: StageContext, *, online: bool = False) -> RunReport:
     """Everything that a run's artifacts and notes say; `online` if its policy was trained on replies of its own."""
-    revisions, judgements = work.read("revisions", Revision), work.read("judgements", Judgement)
-    preferences, scores = work.read("preferences", Preference), tuple(work.read("scores", Score))
+    revisions, judgements = context.read("revisions", Revision), context.read("judgements", Judgement)
+    preferences, scores = context.read("preferences", Preference), tuple(context.read("scores", Score))
     choices = example_choices(preferences, judgements)
-    own = work.output("report.html").parent
+    own = context.output("report.html").parent
     folder = own.parent
     # In running order, as the numbers of their folders say.
     stages = {each.name[3:]: each for each in sorted(folder.glob("[0-9][0-9]_*")) if each != own}
-    notes = {stage: dict(found) for stage in stages if (found := work.read_notes(stage))}
+    notes = {stage: dict(found) for stage in stages if (found := context.read_notes(stage))}
     config, manifest = _json(folder / "config.json"), _json(folder / "manifest.json")
     return RunReport(
         name=folder.name,
         scores=scores,
         wanted=wanted_directions(scores, notes.get("evaluate", {}).get("wanted", {}), settings),
         labeler=labeler_quality(
-            work.constitution,
-            work.read("labeler_accuracy", _Accuracy),
+            context.constitution,
+            context.read("labeler_accuracy", _Accuracy),
             judgements,
             notes.get("labeler_check", {}).get("canaries", {}),
         ),
@@ -265,17 +265,21 @@ def gather(settings: Settings, work: Work, *, online: bool = False) -> RunReport
         targets=histogram([each.probability for each in preferences if each.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{each.source}, {each.split.replace('_', ' ')}" for each in preferences)),
         curves=tuple(curve for stage, where in stages.items() for curve in curves_of(stage, _logs(where))),
-        gold=tuple(work.read("gold", GoldPoint)) if online else (),
+        gold=tuple(context.read("gold", GoldPoint)) if online else (),
         rollouts=tuple(
-            rollout_examples(work.read("rollouts", Rollout), work.read("prompts", Prompt), settings.rollout_examples)
+            rollout_examples(
+                context.read("rollouts", Rollout), context.read("prompts", Prompt), settings.rollout_examples
+            )
         )
         if online
         else (),
-        revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, work.seed)),
-        replies=reply_examples(work.read("samples", Sample), settings.reply_examples, work.seed),
+        revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, context.seed)),
+        replies=reply_examples(context.read("samples", Sample), settings.reply_examples, context.seed),
         left_out=tuple(left_out(revisions, judgements, notes)),
         notes=notes,
-        provenance=_provenance(work.constitution, config, manifest, work.read("comparisons", Comparison), judgements),
+        provenance=_provenance(
+            context.constitution, config, manifest, context.read("comparisons", Comparison), judgements
+        ),
     )
 
 
@@ -331,11 +335,11 @@ def _logs(folder: Path) -> dict[str, list[dict[str, float]]]:
     }
 
 
-def run(settings: Settings, work: Work, *, online: bool = False) -> None:
+def run(settings: Settings, context: StageContext, *, online: bool = False) -> None:
     """Read what all stages left, and write `report.html`."""
-    found = gather(settings, work, online=online)
+    found = gather(settings, context, online=online)
     page = render(ReportData(title=f"{found.name}: {found.provenance.constitution}", runs=(found,)))
     # For a page of several runs: what this one was made by, whatever becomes of the file.
-    atomic_write(work.output(f"{CONSTITUTION}.json"), work.constitution.model_dump_json(indent=2).encode())
+    atomic_write(context.output(f"{CONSTITUTION}.json"), context.constitution.model_dump_json(indent=2).encode())
     # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
-    atomic_write(work.output("report.html"), page.encode("utf-8", "backslashreplace"))
+    atomic_write(context.output("report.html"), page.encode("utf-8", "backslashreplace"))

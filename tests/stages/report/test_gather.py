@@ -54,7 +54,7 @@ STAGE_OF = {"sft_model": "03_sft", "reward_model": "07_reward", "policy": "08_dp
 
 
 class RunFolder:
-    """`Work` over a folder: what the stages before the report left, and what the report leaves."""
+    """`StageContext` over a folder: what the stages before the report left, and what the report leaves."""
 
     def __init__(self, folder: Path, notes: Mapping[str, Mapping[str, Any]]) -> None:
         self.folder = folder
@@ -291,16 +291,16 @@ def folder(tmp_path: Path) -> RunFolder:
         "labeler_check": {"canaries": canaries},
         "label": {"warnings": ["half a pair: \ud800"]},
     }
-    work = RunFolder(tmp_path / "first", notes)
+    context = RunFolder(tmp_path / "first", notes)
     for stage in ("01_labeler_check", "05_label"):
-        (work.folder / stage).mkdir(parents=True)
+        (context.folder / stage).mkdir(parents=True)
     judged = judgement("honest", 0.9, 0.8)
-    work.write("revisions", [revision("Is it so?", ["honest"])])
-    work.write("comparisons", [COMPARISON])
-    work.write("judgements", [judged])
+    context.write("revisions", [revision("Is it so?", ["honest"])])
+    context.write("comparisons", [COMPARISON])
+    context.write("judgements", [judged])
     examples = label.PrincipleAccuracy(principle="honest", n=10, right=7, unreadable=2, conflicts=1, mean_p_correct=0.7)
-    work.write("labeler_accuracy", [examples])
-    work.write(
+    context.write("labeler_accuracy", [examples])
+    context.write(
         "preferences",
         [
             Preference(
@@ -324,22 +324,22 @@ def folder(tmp_path: Path) -> RunFolder:
         ],
     )
     write = [("base", 0.6, 0.7), ("policy", 0.1, 0.2)]
-    work.write(
+    context.write(
         "scores",
         [
             Score(model=model, measure="violation_rate/honest", value=low, low=low, high=high, n=90, unit="share")
             for model, low, high in write
         ],
     )
-    work.write("samples", [evaluate.Sample(prompt=HELD_OUT, replies={"base": "Yes!", "policy": "No."})])
+    context.write("samples", [evaluate.Sample(prompt=HELD_OUT, replies={"base": "Yes!", "policy": "No."})])
     for model in ("sft_model", "reward_model", "policy"):
-        work.model(model).mkdir(parents=True)
-        (work.model(model).parent / "training_log.jsonl").write_text('{"step": 5, "loss": 0.5}\n')
+        context.model(model).mkdir(parents=True)
+        (context.model(model).parent / "training_log.jsonl").write_text('{"step": 5, "loss": 0.5}\n')
     config = {"config": {"seed": 7}, "digests": {"base": "ab12"}, "versions": {"torch": "2.13.0"}}
-    (work.folder / "config.json").write_text(json.dumps(config))
+    (context.folder / "config.json").write_text(json.dumps(config))
     stages = {"mix": {"calls": {"asked": 0, "reused": 0}}, "label": {"calls": {"asked": 3, "reused": 1}}}
-    (work.folder / "manifest.json").write_text(json.dumps({"stages": stages}))
-    return work
+    (context.folder / "manifest.json").write_text(json.dumps({"stages": stages}))
+    return context
 
 
 def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None:
