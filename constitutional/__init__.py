@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from constitutional.constitution.constitution import Constitution, Principle
     from constitutional.constitution.file import load_constitution
     from constitutional.engines.models import open_engine
+    from constitutional.judging.labelling import label
     from constitutional.runs.compose import RunConfig, compose
     from constitutional.runs.runner import load_run, run
     from constitutional.stages.critique_revise import critique_revise
-    from constitutional.stages.label import label
     from constitutional.stages.mix import mix
 
 __all__ = [
@@ -63,7 +63,7 @@ _HOMES = {
     **dict.fromkeys(("RunConfig", "compose"), "runs.compose"),
     **dict.fromkeys(("load_run", "run"), "runs.runner"),
     "critique_revise": "stages.critique_revise",
-    "label": "stages.label",
+    "label": "judging.labelling",
     "load_constitution": "constitution.file",
     "load_prompts": "base.templates",
     "mix": "stages.mix",

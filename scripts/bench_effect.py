@@ -23,33 +23,29 @@ import argparse
 import json
 import re
 import resource
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import BaseModel
-
 from constitutional.base.errors import ConstitutionalError, InputError, UsageError
 from constitutional.base.files import atomic_write
 from constitutional.base.progress import clock
+from constitutional.base.records import Sample
 from constitutional.base.stats import paired_interval, wilson
 from constitutional.cli import show
 from constitutional.cli.main import INTERRUPTED
 from constitutional.constitution.file import find_constitution, read_constitution
 from constitutional.data.prompts import sandbox_prompt
-from constitutional.runs.compose import DpoSettings, RunConfig, SandboxPrompts, compose
-from constitutional.runs.pipeline import Stage, stages_of
-from constitutional.runs.runner import run, selected
+from constitutional.runs.compose import RunConfig, SandboxPrompts, compose
+from constitutional.runs.context import selected
+from constitutional.runs.runner import run
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
-from constitutional.stages.context import StageContext
-from constitutional.stages.evaluate import MODELS, Sample
-from constitutional.stages.mix import NoPreferenceError
+from constitutional.stages.evaluate import MODELS
+from constitutional.stages.summaries import MixSummary
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least
 STILL: Final = 0.10  # what a trait that a constitution does not speak of may move by, at most
@@ -230,45 +226,11 @@ def configurations(files: Sequence[str], folder: Path, overrides: Sequence[str])
 
 
 def ran(config: RunConfig, targets: Mapping[str, Direction]) -> Run:
-    """The run of one constitution, and what its models do.
-
-    Under a control the labeler may decide nothing, and then a run stops: what it has made by then is measured.
-    """
-    undecided = False
-    try:
-        store = run(config)
-    except NoPreferenceError as error:
-        if targets:
-            raise
-        undecided = True
-        print(f"{config.name}: {error}. So its SL model is measured as its RL model", file=sys.stderr)
-        store = run(config, stages=list(_of_the_undecided(config)))
+    """The run of one constitution, and what its models do. Under a control the labeler may decide nothing."""
+    store = run(config)
     seconds = sum(stage.seconds for stage in store.manifest.stages.values())
+    undecided = store.summary("mix", MixSummary).train == 0
     return Run(config.name, targets, observed(store.read("samples", Sample)), seconds, undecided)
-
-
-def _of_the_undecided(config: RunConfig) -> Iterator[Stage]:
-    """The stages of a run where nothing is decided: none trains after SFT.
-
-    They keep their names and places, so that they and those of the constitution once it is edited replace each other.
-    """
-    offline = {stage.name: stage for stage in stages_of(config.model_copy(update={"algorithm": DpoSettings()}))}
-    for stage in stages_of(config):
-        if "policy" in stage.makes:
-            yield replace(stage, needs=("sft_model",), makes=("policy",), run=_as_it_is, version=-1)
-        elif stage.name in ("mix", "reward"):
-            yield replace(stage, needs=(), makes=(), run=_nothing, version=-1)
-        elif stage.name != "report":
-            yield offline[stage.name]  # what trains online is evaluated with its rollouts
-
-
-def _as_it_is(_settings: BaseModel, context: StageContext) -> None:
-    shutil.rmtree(context.output("policy"), ignore_errors=True)
-    shutil.copytree(context.model("sft_model"), context.output("policy"))
-
-
-def _nothing(_settings: BaseModel, _work: StageContext) -> None:
-    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:

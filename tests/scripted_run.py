@@ -13,9 +13,10 @@ from constitutional.engines.base import Completion, Request
 from constitutional.engines.models import ModelSettings
 from constitutional.runs.compose import RunConfig, compose
 from constitutional.runs.folder import RunStore
-from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import run
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import DpoSummary, RewardSummary, SftSummary, Summary
 
 BATCH = 4
 PRINCIPLES = {"calm": "Stay calm.", "brief": "Be brief.", "kind": "Be kind.", "honest": "Be honest."}
@@ -40,6 +41,23 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
             *overrides,
         ]
     )
+
+
+SUMMARIES_OF: dict[str, Summary] = {
+    "sft_model": SftSummary(
+        nothing_revised=False,
+        revision=8,
+        helpful=0,
+        helpful_missing=0,
+        helpful_on_evaluation_prompts=0,
+        trained_on=8,
+        steps=1,
+        dropped={},
+    ),
+    "reward_model": RewardSummary(pairs=8, dropped={}, quality=None),
+    "policy": DpoSummary(pairs=8, steps=1, dropped={}),
+}
+"""What the made-up trainings say of their work, by what they make."""
 
 
 class World:
@@ -88,22 +106,25 @@ def trained(artifact: str, kind: str, *, learns: bool) -> Callable[[Any, StageCo
         folder = context.output(artifact)
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(f"{artifact} {learnt}")
+        if artifact == "sft_model":
+            context.write("sft_examples", ())
+        context.summarise(SUMMARIES_OF[artifact])
 
     return train
 
 
-def stages(*, learns: bool = True) -> list[Stage]:
+def stages(config: RunConfig, *, learns: bool = True) -> list[Stage]:
     fakes = {
         "sft": trained("sft_model", "revisions", learns=learns),
         "reward": trained("reward_model", "preferences", learns=learns),
         "dpo": trained("policy", "preferences", learns=learns),
     }
-    return [replace(stage, run=fakes.get(stage.name, stage.run)) for stage in STAGES]
+    return [replace(stage, run=fakes.get(stage.name, stage.run)) for stage in stages_of(config)]
 
 
 def go(config: RunConfig, world: World, *, learns: bool = True) -> tuple[RunStore, list[str]]:
     stream = StringIO()
-    store = run(config, stages=stages(learns=learns), opener=world.open, progress=Progress(stream))
+    store = run(config, stages=stages(config, learns=learns), opener=world.open, progress=Progress(stream))
     return store, stream.getvalue().splitlines()
 
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 from constitutional.base.records import Record
 from constitutional.engines.models import ModelSettings
 from constitutional.sandbox.tokenizer import build_tokenizer
+from constitutional.stages.summaries import Summary
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
 
 
@@ -100,7 +102,9 @@ class OneStage:
     models: dict[str, Path] = field(default_factory=dict)
     rows: dict[str, list[Any]] = field(default_factory=dict)
     seed: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
+    said: Summary | None = None
+    warnings: list[str] = field(default_factory=list)
+    name: str = "one"
     constitution: Any = None
     prompts: Any = None
     pad_token: str | None = None
@@ -113,8 +117,20 @@ class OneStage:
         self.rows[artifact] = list(rows)
         return len(self.rows[artifact])
 
-    def read_notes(self, stage: str) -> dict[str, Any]:
-        raise AssertionError(stage)
+    def has(self, artifact: str) -> bool:
+        return artifact in self.rows or artifact in self.models
+
+    def summary(self, kind: type[S]) -> S | None:
+        raise AssertionError(kind)
+
+    def records(self) -> dict[str, Any]:
+        raise AssertionError("a stage reads the records of others")
+
+    def configuration(self) -> dict[str, Any]:
+        raise AssertionError("a stage reads the whole configuration")
+
+    def digests(self) -> dict[str, str]:
+        raise AssertionError("a stage reads the digests of others")
 
     def model(self, artifact: str) -> Path:
         return self.models[artifact]
@@ -133,8 +149,14 @@ class OneStage:
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
         yield from items
 
-    def note(self, name: str, value: object) -> None:
-        self.notes[name] = value
+    def summarise(self, summary: Summary) -> None:
+        self.said = summary
+
+    def release(self) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
 
 
 def without_padding(parent: Path) -> Path:

@@ -106,6 +106,14 @@ class Revision(Record):
         return self.steps[-1].revision if self.steps else self.draft
 
 
+class SftExample(Record):
+    """A reply that supervised fine-tuning learns."""
+
+    prompt: Prompt
+    reply: str
+    kind: Literal["revision", "helpful"]
+
+
 class Comparison(Record):
     """Two different responses to one prompt."""
 
@@ -186,6 +194,16 @@ class Rollout(Record):
     """In tokens."""
     truncated: bool
     """It was cut off at the most tokens allowed."""
+
+
+class Sample(Record):
+    """A held-out prompt and what each model replied."""
+
+    prompt: Prompt
+    replies: dict[str, str]
+    """By model, in the order in which the models are made."""
+    cut_off: tuple[str, ...] = ()
+    """Models whose reply reached the greatest length, and did not end by itself."""
 
 
 class GoldPoint(Record):

@@ -41,7 +41,8 @@ def _run_one(config: "RunConfig") -> None:
     from constitutional.cli import show
     from constitutional.engines.models import SANDBOX
     from constitutional.judging.lint import findings_of, headlines
-    from constitutional.runs.runner import ready, run, selected
+    from constitutional.runs.context import selected
+    from constitutional.runs.runner import ready, run
 
     ready(config)  # a mistyped path is said at once, before a model is loaded
     reads = {config.critic.over(config.model).path, config.labeler.over(config.model).path}
@@ -89,7 +90,7 @@ def config(words: Sequence[str]) -> int:
         import yaml
 
         from constitutional.runs.compose import unchecked, validated
-        from constitutional.runs.runner import selected
+        from constitutional.runs.context import selected
 
         try:
             config = validated(composed)

@@ -7,13 +7,22 @@ from typing import TypeVar
 from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import read_rows
 from constitutional.base.progress import clock
-from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Reading, Record, Revision
+from constitutional.base.records import (
+    Comparison,
+    GoldPoint,
+    Judgement,
+    Preference,
+    Prompt,
+    Reading,
+    Record,
+    Revision,
+    Sample,
+)
 from constitutional.judging.scores import Score
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
-from constitutional.runs.pipeline import STAGES, Stage, stages_of
+from constitutional.runs.pipeline import stages_of
 from constitutional.runs.status import describe
-from constitutional.stages.evaluate import Sample
 from constitutional.stages.report.data import MODELS
 from constitutional.stages.report.verdicts import final_model, over_optimised
 
@@ -23,7 +32,7 @@ R = TypeVar("R", bound=Record)
 def stages(store: RunStore) -> str:
     """All stages of a run, those that are not finished or not begun too: state, time, rows, model calls."""
     rows: list[tuple[str, ...]] = [("stage", "state", "time", "asked", "reused", "made")]
-    for line in describe(store, [stage.name for stage in _stages(store)]):
+    for line in describe(store, _stages(store)):
         made = ", ".join(name if count is None else f"{count} {name}" for name, count in line.rows.items())
         spent = (clock(line.seconds), str(line.calls.asked), str(line.calls.reused))
         # What a stage has spent is known once it is done.
@@ -31,12 +40,12 @@ def stages(store: RunStore) -> str:
     return table(rows)
 
 
-def _stages(store: RunStore) -> Sequence[Stage]:
-    """Those of the run's configuration; of one that this version cannot read, those of most runs."""
+def _stages(store: RunStore) -> list[str]:
+    """The stages of the run's configuration; none of a configuration that this version cannot read."""
     try:
-        return stages_of(load(store.folder))
+        return [stage.name for stage in stages_of(load(store.folder))]
     except InputError:
-        return STAGES
+        return []
 
 
 def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2) -> str:

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from constitutional.base.records import GoldPoint, Judge, Message, Prompt, Rollout
 from constitutional.base.stats import bootstrap_mean
-from constitutional.data.prompts import SANDBOX, sandbox_prompt
-from constitutional.judging.labeler import Labeler, LabelerSettings
+from constitutional.data.prompts import sandbox_prompt
+from constitutional.judging.labeler import Labeler
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
-from constitutional.stages.context import StageContext
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.reward_model import score as ensemble_scores
 
@@ -119,34 +118,3 @@ def some_of_each_phase(rollouts: Sequence[Rollout], at_most: int, seed: int) -> 
         its = [each for each in rollouts if each.phase == phase]
         chosen += sorted(its, key=lambda each: random.Random(f"{seed} gold {each.id}").random())[:each_has]
     return chosen
-
-
-def run(context: StageContext, labeler: LabelerSettings, *, at_most: int, reward_model: Path | None) -> None:
-    """Score `rollouts`, and write `gold`.
-
-    Args:
-        context: the stage's view of the run.
-        labeler: how the labeler is asked to reason.
-        at_most: most replies that the labeler and the held-out reward model score; what is exact scores all.
-        reward_model: the folder of one that was held out.
-    """
-    prompts = {each.id: each for each in context.read("prompts", Prompt)}
-    rollouts = context.read("rollouts", Rollout)
-    found: list[GoldPoint] = []
-    exact = [
-        kept_share(context.constitution, prompts[each.prompt], each.reply)
-        if prompts[each.prompt].source == SANDBOX
-        else None
-        for each in rollouts
-    ]
-    found += points("traits", rollouts, exact, context.seed)
-    some = some_of_each_phase(rollouts, at_most, context.seed)
-    conversations = [(*prompts[each.prompt].messages, Message("assistant", each.reply)) for each in some]
-    if not found and some:
-        judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
-        scores = mean_scores(context.constitution, conversations, judge)
-        found += points("labeler", some, scores, context.seed)
-        context.note("gold", {"replies scored": len(some), "unreadable scores": sum(each is None for each in scores)})
-    if reward_model is not None:
-        found += points("reward_model", some, held_out_scores(reward_model, conversations), context.seed)
-    context.write("gold", found)

@@ -14,17 +14,9 @@ from constitutional.cli.show import table
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.hhh import Given, Score, always_first, always_longer, score
 from constitutional.engines.base import Engine
+from constitutional.judging.accuracy import NEAR_CHANCE, TOO_FEW, PrincipleAccuracy, accuracy_against, measure_labeler
 from constitutional.judging.labeler import TOO_LONG
-from constitutional.stages.label import (
-    NEAR_CHANCE,
-    TOO_FEW,
-    PrincipleAccuracy,
-    Settings,
-    accuracy_against,
-    combine,
-    label,
-    measure_labeler,
-)
+from constitutional.judging.labelling import LabelSettings, combine, label
 
 
 class Trial(NamedTuple):
@@ -36,7 +28,7 @@ class Trial(NamedTuple):
     """Whether the labeler is right no more often than near chance, by one principle at least, however few examples."""
 
 
-def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, settings: Settings) -> Trial:
+def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings) -> Trial:
     """How often the labeler finds the better of each principle's own examples."""
     accuracies = measure_labeler(constitution, engine, templates, settings)
     heading = ("principle", "right", "of", "accuracy", "95% interval", "conflicts", "unreadable", "")
@@ -74,7 +66,7 @@ def baselines(given: Given) -> str:
 
 
 def by_answers(
-    given: Given, constitution: Constitution, engine: Engine, templates: Prompts, settings: Settings, *, seed: int
+    given: Given, constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings, *, seed: int
 ) -> Trial:
     """How often the labeler chooses as people did; intervals draw prompts, because comparisons on one are alike.
 

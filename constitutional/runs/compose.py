@@ -31,11 +31,10 @@ from constitutional.runs.settings import (
     TOP,
     ConstitutionSettings,
     DpoSettings,
-    FilePrompts,
     PpoSettings,
     RunConfig,
-    SandboxPrompts,
 )
+from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

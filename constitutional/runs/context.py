@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +13,18 @@ from constitutional.base.progress import Progress
 from constitutional.base.records import Record
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution
+from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Completion, Engine, Request
 from constitutional.engines.journal import JournalEngine
 from constitutional.engines.models import LazyEngine, Models, ModelSettings, model_folder
 from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import Begun, RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.stages.context import StageRecord
+from constitutional.stages.summaries import SUMMARIES, Summary
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
 Opener = Callable[[ModelSettings], Engine]
 
@@ -28,17 +32,32 @@ GIVEN: Final = ("base", "critic", "labeler")
 """The models that a run is given; all others are artifacts of its stages."""
 
 TAGS: Final = "constitution tags"
-"""What evaluation alone needs of a constitution beside what behaviour depends on: whoever edits tags trains nothing
-anew."""
-
+"""What evaluation alone needs of a constitution, beside what behaviour depends on: edited tags train nothing anew."""
 
 WHOLE: Final = "constitution as written"
-"""All of it, names and authors too: what the report shows."""
+"""All of a constitution, names and authors too: what the report shows."""
+
+
+CONSTITUTION: Final = ("constitution", TAGS, WHOLE)
+
+
+def constitution_digests(constitution: Constitution) -> dict[str, str]:
+    """SHA-256 of what stages need of a constitution: of what behaviour depends on, of its tags, and of all of it."""
+    tags = json.dumps([(principle.id, principle.tags) for principle in constitution.principles])
+    whole = json.dumps(constitution.model_dump(mode="json"))
+    texts = (hashlib.sha256(text.encode()).hexdigest() for text in (tags, whole))
+    return dict(zip(CONSTITUTION, (constitution.digest, *texts), strict=True))
+
+
+def selected(config: RunConfig) -> Constitution:
+    """The constitution with the principles and weights that the configuration chooses."""
+    chosen = config.constitution
+    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
 
 
 def is_given(need: str) -> bool:
     """Whether a run is given what a stage needs by this name; everything else is an artifact of an earlier stage."""
-    return need in (*GIVEN, "constitution", TAGS, WHOLE) or need.endswith(".j2")
+    return need in (*GIVEN, *CONSTITUTION) or need.endswith(".j2")
 
 
 class RunContext:
@@ -85,14 +104,8 @@ class RunContext:
 
     def digest(self, need: str) -> str:
         """The digest of something that the run is given: `base`, `constitution`, `critique.j2`."""
-        if need == "constitution":
-            return self.constitution.digest
-        if need == WHOLE:
-            whole = json.dumps(self.constitution.model_dump(mode="json"))
-            return hashlib.sha256(whole.encode()).hexdigest()
-        if need == TAGS:
-            tags = [(each.id, each.tags) for each in self.constitution.principles]
-            return hashlib.sha256(json.dumps(tags).encode()).hexdigest()
+        if need in CONSTITUTION:
+            return constitution_digests(self.constitution)[need]
         if need.endswith(".j2"):
             return self.templates.digest(need.removesuffix(".j2"))
         return self.opened(self.given(need)).identity
@@ -111,22 +124,79 @@ class RunContext:
         self.release()
 
 
-class RunStageContext:
-    """One stage's view of a run."""
+class FinishedRun:
+    """A run folder as `stages.context.RunView`: what one stage may read of the stages before it."""
 
-    def __init__(self, run_context: RunContext, store: RunStore, begun: Begun) -> None:
-        self._run = run_context
+    def __init__(
+        self, store: RunStore, constitution: Constitution, config: RunConfig, stage: str, needs: Iterable[str]
+    ) -> None:
         self._store = store
-        self._begun = begun
-        self._watched: dict[str, _Watched] = {}
-        self.written: dict[str, Path] = {}
-        """The rows that the stage wrote, by artifact."""
-        self.notes: dict[str, Any] = {}
+        self._constitution = constitution
+        self._config = config
+        self._stage = stage
+        self._needs = frozenset(needs)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._config.name
 
     @property
     def constitution(self) -> Constitution:
         """As selected and weighted for this run."""
-        return self._run.constitution
+        return self._constitution
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return self._config.seed
+
+    def has(self, artifact: str) -> bool:
+        """Whether the stage needs the artifact in this run."""
+        return artifact in self._needs
+
+    def read(self, artifact: str, kind: type[R]) -> list[R]:
+        """The rows of an artifact that an earlier stage wrote."""
+        return self._store.read(artifact, kind)
+
+    def summary(self, kind: type[S]) -> S | None:
+        """What an earlier stage said of its work; None if this run has no such stage."""
+        return next((self._store.summary(name, kind) for name in self._earlier() if name in kind.stages), None)
+
+    def records(self) -> dict[str, StageRecord]:
+        """The finished stages before this one by name, in running order."""
+        records = {}
+        for name in self._earlier():
+            entry = self._store.manifest.stages[name]
+            summary = self._store.summary(name, SUMMARIES[name])
+            calls = entry.calls.asked + entry.calls.reused
+            records[name] = StageRecord(summary, self._store.training_logs(name), calls, entry.versions)
+        return records
+
+    def configuration(self) -> dict[str, Any]:
+        """The resolved configuration as JSON values."""
+        return self._config.model_dump(mode="json")
+
+    def digests(self) -> dict[str, str]:
+        """Digests of what the run was given when it was last begun, by name."""
+        return self._store.given_digests()
+
+    def _earlier(self) -> list[str]:
+        names = self._store.in_running_order()
+        return names[: names.index(self._stage)] if self._stage in names else names
+
+
+class RunStageContext(FinishedRun):
+    """One stage's view of a run that is going on."""
+
+    def __init__(self, run_context: RunContext, store: RunStore, begun: Begun) -> None:
+        super().__init__(store, run_context.constitution, run_context.config, begun.stage, begun.needs)
+        self._run = run_context
+        self._begun = begun
+        self._watched: dict[str, _Watched] = {}
+        self.written: dict[str, Path] = {}
+        """The rows that the stage wrote, by artifact."""
+        self.own_summary: Summary | None = None
 
     @property
     def prompts(self) -> Prompts:
@@ -134,24 +204,10 @@ class RunStageContext:
         return self._run.templates
 
     @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self._run.config.seed
-
-    @property
-    def config(self) -> RunConfig:
-        """The run's whole configuration: for the report, which shows it; a stage's own settings are handed to it."""
-        return self._run.config
-
-    @property
     def calls(self) -> Calls:
         """What this stage has asked of models so far."""
         watched = self._watched.values()
-        return Calls(asked=sum(each.asked for each in watched), reused=sum(each.reused for each in watched))
-
-    def read(self, artifact: str, kind: type[R]) -> list[R]:
-        """The rows of an artifact that an earlier stage wrote."""
-        return self._store.read(artifact, kind)
+        return Calls(asked=sum(engine.asked for engine in watched), reused=sum(engine.reused for engine in watched))
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
@@ -189,13 +245,17 @@ class RunStageContext:
         """The items, while a line on the terminal says how far this is."""
         return self._run.progress.track(items, total, label)
 
-    def note(self, name: str, value: object) -> None:
-        """Keep a small JSON value in the stage's `summary.json`."""
-        self.notes[name] = value
+    def summarise(self, summary: Summary) -> None:
+        """Keep the stage's summary."""
+        self.own_summary = summary
 
-    def read_notes(self, stage: str) -> Mapping[str, Any]:
-        """The notes of an earlier stage; empty if it has none."""
-        return self._store.notes(stage)
+    def release(self) -> None:
+        """Give the memory of all engines back."""
+        self._run.release()
+
+    def warn(self, message: str) -> None:
+        """Tell the user on the terminal, as a warning of this stage."""
+        self._run.progress.say(f"warning: {self._begun.stage}: {message}")
 
     def made(self, name: str) -> Path:
         """Where this stage left one of its artifacts: rows, a folder, or a file of any ending."""

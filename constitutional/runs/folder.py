@@ -5,7 +5,7 @@
     ├── manifest.json                what is finished: fingerprints, digests, times, calls
     └── 02_critique_revise/          one folder a stage, in running order
         ├── revisions.jsonl          a row a line
-        └── summary.json             the stage's notes
+        └── summary.json             what the stage says of its work
 
 What is the same for the same configuration and seed stands in the artifacts; what differs by nature (times, hosts, how
 many calls were reused) in the manifest alone. A stage counts as done once its entry is in the manifest, which is
@@ -46,8 +46,10 @@ from constitutional.runs.manifest import (
     read_manifest,
     write_manifest,
 )
+from constitutional.stages.summaries import Summary
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=Summary)
 
 CONFIG: Final = "config.json"
 SUMMARY: Final = "summary.json"
@@ -198,16 +200,16 @@ class RunStore:
         self,
         begun: Begun,
         artifacts: Mapping[str, Path],
-        calls: Calls | None = None,
-        notes: Mapping[str, Any] | None = None,
+        calls: Calls,
+        summary: Summary,
     ) -> StageEntry:
-        """Write the notes as `summary.json`, then the manifest's entry, last: from here on the stage is done."""
-        summary = begun.folder / SUMMARY
-        kept: dict[str, Any] = finite(dict(notes or {}))
-        atomic_write(summary, (json_text(kept, indent=2) + "\n").encode())
+        """Write the summary as `summary.json`, then the manifest's entry, last: from here on the stage is done."""
+        file = begun.folder / SUMMARY
+        content: dict[str, Any] = finite(summary.model_dump(mode="json"))
+        atomic_write(file, (json_text(content, indent=2) + "\n").encode())
         made = {
             name: Artifact(file=path.relative_to(self.folder).as_posix(), rows=row_count(path), sha256=digest_of(path))
-            for name, path in {**artifacts, "summary": summary}.items()
+            for name, path in {**artifacts, "summary": file}.items()
         }
         entry = StageEntry(
             fingerprint=begun.fingerprint,
@@ -219,8 +221,8 @@ class RunStore:
             host=socket.gethostname(),
             versions=dict(versions()),
             artifacts=made,
-            calls=calls or Calls(),
-            notes=kept,
+            calls=calls,
+            summary=content,
         )
         without = self._without(begun.stage)
         self._save(without.model_copy(update={"stages": {**without.stages, begun.stage: entry}}))
@@ -246,7 +248,7 @@ class RunStore:
         return self._entry(name).sha256
 
     def summaries(self, but: str = "") -> dict[str, str]:
-        """SHA-256 of the notes of every finished stage, or of all but one, as later stages need them: `sft summary`."""
+        """SHA-256 of every finished stage's summary, or of all but one, by the name for later stages: `sft summary`."""
         return {
             f"{stage} summary": entry.artifacts["summary"].sha256
             for stage, entry in self.manifest.stages.items()
@@ -257,10 +259,35 @@ class RunStore:
         """The rows of an artifact."""
         return list(read_rows(self.artifact(name), kind))
 
-    def notes(self, stage: str) -> dict[str, Any]:
-        """The notes of a finished stage; empty if it is not finished."""
-        entry = self.manifest.stages.get(stage)
-        return {} if entry is None else dict(entry.notes)
+    def summary(self, stage: str, kind: type[S]) -> S:
+        """What a finished stage said of its work."""
+        return kind.model_validate(self.manifest.stages[stage].summary)
+
+    def in_running_order(self) -> list[str]:
+        """The finished stages."""
+        return sorted(self.manifest.stages, key=lambda stage: self._folder_of(stage).name)
+
+    def training_logs(self, stage: str) -> dict[str, list[dict[str, float]]]:
+        """The lines of a finished stage's training logs; of an ensemble one log for each member, in their order."""
+        paths = self._folder_of(stage).glob("training_log*.jsonl")
+        by_number = {int(path.stem.removeprefix("training_log").lstrip("_") or 0): path for path in paths}
+        return {
+            f"member {number}" if len(by_number) > 1 else "training": [
+                json.loads(line) for line in by_number[number].read_text(encoding="utf-8").splitlines()
+            ]
+            for number in sorted(by_number)
+        }
+
+    def given_digests(self) -> dict[str, str]:
+        """Digests of what the run was given when it was last begun, by name."""
+        try:
+            given: dict[str, str] = json.loads((self.folder / CONFIG).read_bytes()).get("digests", {})
+        except (OSError, ValueError, AttributeError):
+            return {}  # whoever reads the configuration itself says what is wrong with it
+        return given
+
+    def _folder_of(self, stage: str) -> Path:
+        return (self.folder / self.manifest.stages[stage].artifacts["summary"].file).parent
 
     def _entry(self, name: str) -> Artifact:
         for entry in self.manifest.stages.values():

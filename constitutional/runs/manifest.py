@@ -62,8 +62,8 @@ class StageEntry(_Part):
     """Of the packages that made this stage; a run that was begun before an upgrade has stages of both."""
     artifacts: dict[str, Artifact]
     calls: Calls
-    notes: dict[str, Any]
-    """The numbers and small values that the stage keeps for people and the report."""
+    summary: dict[str, Any]
+    """What the stage says of its work, as `stages.summaries` declares it."""
 
 
 class Failure(_Part):
@@ -78,7 +78,7 @@ class Failure(_Part):
 class Manifest(_Part):
     """What is known of a run."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     identity: dict[str, Any] = Field(default_factory=dict)
     """The parts of the configuration that may not change within one folder."""
     stages: dict[str, StageEntry] = Field(default_factory=dict)

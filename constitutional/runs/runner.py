@@ -23,15 +23,24 @@ from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.progress import Progress, clock
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import Constitution
-from constitutional.constitution.file import load_constitution
 from constitutional.data.comparisons import read_comparisons, read_verdicts
 from constitutional.engines.models import model_folder
 from constitutional.runs.compose import DpoSettings, FilePrompts, RunConfig, dump, freeze, load
-from constitutional.runs.context import GIVEN, Opener, RunContext, RunStageContext, is_given
-from constitutional.runs.folder import Begun, RunStore, peak_bytes
+from constitutional.runs.context import (
+    CONSTITUTION,
+    GIVEN,
+    FinishedRun,
+    Opener,
+    RunContext,
+    RunStageContext,
+    is_given,
+    selected,
+)
+from constitutional.runs.folder import RunStore, peak_bytes
 from constitutional.runs.manifest import Calls
-from constitutional.runs.pipeline import Stage, prompts_of, stages_of, trains_online
+from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.stages import critique_revise, grpo, sft
+from constitutional.stages.prompts import prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.data import ReportData
 from constitutional.stages.report.page import render
@@ -75,7 +84,7 @@ def run(
     if opener is None:
         _check_model(config, trains=any(stage.trains for stage in stages))
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
-        given = ("constitution", *GIVEN, *(f"{name}.j2" for name in VARIABLES))
+        given = (*CONSTITUTION, *GIVEN, *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
         with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
@@ -86,12 +95,6 @@ def run(
             done = f"done until {config.until}" if config.until else "done"
             progress.say(f"run {config.name} is {done}: {asked} model calls asked, {reused} reused from the journal")
     return RunStore.load(config.run_folder)
-
-
-def selected(config: RunConfig) -> Constitution:
-    """The constitution with the principles and weights that the configuration chooses."""
-    chosen = config.constitution
-    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
 
 
 def ready(config: RunConfig) -> Constitution:
@@ -148,12 +151,11 @@ def _check_model(config: RunConfig, *, trains: bool) -> None:
 
 def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -> Calls:
     """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
-    settings = stage.settings(run_context.config)
     needs = {need: _digest(need, run_context, store) for need in stage.needs}
-    if stage.reads_notes:
+    if stage.reads_summaries:
         needs |= store.summaries(but=stage.name)
-    files = files_of(settings)
-    fingerprint = fingerprint_of(stage, settings, run_context.config.seed, needs, files)
+    files = files_of(stage.settings)
+    fingerprint = fingerprint_of(stage, run_context.config.seed, needs, files)
     heading = f"{number:02d} {stage.name}"
     reason = store.reason_to_run(stage.name, fingerprint)
     if reason is None:
@@ -167,7 +169,7 @@ def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -
     begun = store.begin(number, stage.name, fingerprint, needs, files)
     context = RunStageContext(run_context, store, begun)
     try:
-        stage.run(settings, context)
+        stage.run(stage.settings, context)
     except KeyboardInterrupt:
         command = "the same command without fresh=true" if run_context.config.fresh else "the same command"
         run_context.progress.say(f"{heading}: stopped; {command} goes on from here")
@@ -176,7 +178,8 @@ def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -
         store.fail(stage.name, str(error) or type(error).__name__)
         raise
     artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}
-    entry = store.finish(begun, artifacts, context.calls, context.notes)
+    assert context.own_summary is not None, f"stage '{stage.name}' ended without a summary"
+    entry = store.finish(begun, artifacts, context.calls, context.own_summary)
     calls = f", {context.calls.asked} calls asked, {context.calls.reused} reused" if context.calls != Calls() else ""
     rows = "".join(f", {each.rows} {name}" for name, each in entry.artifacts.items() if each.rows is not None)
     run_context.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
@@ -187,9 +190,7 @@ def _digest(need: str, run_context: RunContext, store: RunStore) -> str:
     return run_context.digest(need) if is_given(need) else store.digest(need)
 
 
-def fingerprint_of(
-    stage: Stage, settings: BaseModel, seed: int, needs: Mapping[str, str], files: Mapping[str, str] | None = None
-) -> str:
+def fingerprint_of(stage: Stage, seed: int, needs: Mapping[str, str], files: Mapping[str, str] | None = None) -> str:
     """SHA-256 of everything that decides what a stage makes, the contents of files that its settings name included.
 
     Those are read, unless `files` says what `files_of` found in them.
@@ -197,8 +198,8 @@ def fingerprint_of(
     depends_on = {
         "stage": stage.name,
         "version": stage.version,
-        "settings": settings.model_dump(mode="json"),
-        "files": dict(files_of(settings) if files is None else files),
+        "settings": stage.settings.model_dump(mode="json"),
+        "files": dict(files_of(stage.settings) if files is None else files),
         "seed": seed,
         "needs": dict(needs),
     }
@@ -265,20 +266,17 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
     Raises:
         RunError: a run is not finished, or damaged.
     """
-    found = []
+    reports = []
     for store in stores:
         config = load(store.folder)
-        folder, kept = store.artifact("report").parent, store.artifact(gather.CONSTITUTION)
+        kept = store.artifact(gather.CONSTITUTION)
         # Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
         try:
             constitution = Constitution.model_validate_json(kept.read_bytes())
         except (OSError, ValueError) as error:
             raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
-        with RunContext(config, constitution, load_prompts(), Progress()) as run_context:
-            begun = Begun("report", "", {}, folder, "", 0.0, {})
-            found.append(
-                gather.gather(config.report, RunStageContext(run_context, store, begun), online=trains_online(config))
-            )
-    page = render(ReportData(title=", ".join(each.name for each in found), runs=tuple(found)))
+        needs = store.manifest.stages["report"].needs
+        reports.append(gather.gather(config.report, FinishedRun(store, constitution, config, "report", needs)))
+    page = render(ReportData(title=", ".join(each.name for each in reports), runs=tuple(reports)))
     atomic_write(out, page.encode("utf-8", "backslashreplace"))
     return out

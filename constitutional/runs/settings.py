@@ -24,6 +24,7 @@ from constitutional.stages import (
     sample_pairs,
     sft,
 )
+from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 from constitutional.stages.report import gather
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
@@ -43,30 +44,6 @@ class ConstitutionSettings(BaseModel):
     """Ids of principles to leave out."""
     weights: dict[str, Weight] = Field(default_factory=dict)
     """Weights by principle's id, instead of those in the file."""
-
-
-class SandboxPrompts(BaseModel):
-    """Prompts made up in the small test-bed's world."""
-
-    model_config = _FROZEN
-
-    kind: Literal["sandbox"] = "sandbox"
-    train: Annotated[int, Field(ge=1)] = 300
-    """How many to train on."""
-    held_out: Annotated[int, Field(ge=1)] = 100
-    """How many more to evaluate on; half of them about topics that training never sees."""
-
-
-class FilePrompts(BaseModel):
-    """Prompts from a file."""
-
-    model_config = _FROZEN
-
-    kind: Literal["file"] = "file"
-    path: Path
-    """One prompt a line: text (.txt), or JSON (.jsonl) that is a text, {"prompt": …} or {"messages": […]}."""
-    held_out: Annotated[int, Field(ge=0)] = 200
-    """How many to set aside for evaluation at least, with those whose line says "split": "held_out"."""
 
 
 class JournalSettings(BaseModel):

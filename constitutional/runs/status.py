@@ -1,13 +1,14 @@
 """How far a run has come: its stages in running order, and which of them no longer match what they were made from."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import digest_of
-from constitutional.runs.context import is_given
-from constitutional.runs.folder import CONFIG, FINGERPRINT, RunStore
+from constitutional.runs.compose import load
+from constitutional.runs.context import constitution_digests, is_given, selected
+from constitutional.runs.folder import FINGERPRINT, RunStore
 from constitutional.runs.manifest import Calls
 
 
@@ -84,7 +85,7 @@ def outdated(store: RunStore) -> str:
 
 
 def _made(store: RunStore) -> dict[str, str]:
-    """Digests of what the finished stages made, and of their notes, by the names by which later stages need them."""
+    """Digests of what the finished stages made, their summaries included, by the names for later stages."""
     made = {
         name: artifact.sha256
         for entry in store.manifest.stages.values()
@@ -103,9 +104,9 @@ def _on_disk(file: str) -> str:
 
 
 def _given(store: RunStore) -> dict[str, str]:
-    """Digests of what the run was given when it was last begun, by name."""
+    """Digests of what the run was given when it was last begun, and of its constitution as the file is now."""
     try:
-        given: dict[str, str] = json.loads((store.folder / CONFIG).read_bytes()).get("digests", {})
-    except (OSError, ValueError, AttributeError):
-        return {}  # whoever reads the configuration itself says what is wrong with it
-    return given
+        now = constitution_digests(selected(load(store.folder)))
+    except (ConstitutionalError, OSError):
+        now = {}  # the file is gone, or is no constitution any more: whoever runs it is told
+    return store.given_digests() | now

@@ -1,10 +1,11 @@
 """What a stage is handed, and all it knows of a run: inputs by name, a place for outputs, models that answer."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from constitutional.base.records import Record
+from constitutional.stages.summaries import Summary
 
 if TYPE_CHECKING:
     from constitutional.base.templates import Prompts
@@ -13,11 +14,30 @@ if TYPE_CHECKING:
     from constitutional.engines.models import ModelSettings
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
 
 
-class StageContext(Protocol):
-    """One stage's view of a run."""
+class StageRecord(NamedTuple):
+    """What is known of a finished stage, for the report."""
+
+    summary: Summary
+    logs: Mapping[str, Sequence[Mapping[str, float]]]
+    """Lines of its training logs: one log, or one for each member of an ensemble, by name. Empty where it trains
+    nothing."""
+    calls: int
+    """Requests that a model or the journal answered."""
+    versions: Mapping[str, str]
+    """Of the packages that made it."""
+
+
+class RunView(Protocol):
+    """A run, for reading: all that the report needs."""
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        ...
 
     @property
     def constitution(self) -> "Constitution":
@@ -25,25 +45,49 @@ class StageContext(Protocol):
         ...
 
     @property
-    def prompts(self) -> "Prompts":
-        """The prompt templates."""
-        ...
-
-    @property
     def seed(self) -> int:
         """The run's seed; a stage derives its own from it."""
+        ...
+
+    def has(self, artifact: str) -> bool:
+        """Whether this stage needs the artifact: `rollouts` and `gold` are there after an online training alone."""
         ...
 
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows of an artifact that an earlier stage wrote, such as `revisions`."""
         ...
 
+    def summary(self, kind: type[S]) -> S | None:
+        """What the earlier stage that writes such a summary said; None if this run has no such stage."""
+        ...
+
+    def records(self) -> Mapping[str, StageRecord]:
+        """The finished stages before this one by name, in running order."""
+        ...
+
+    def configuration(self) -> Mapping[str, Any]:
+        """The resolved configuration as JSON values."""
+        ...
+
+    def digests(self) -> Mapping[str, str]:
+        """Digests of what the run is given, by name: models by role, the constitution, templates by file."""
+        ...
+
+
+class StageContext(RunView, Protocol):
+    """One stage's view of a run."""
+
+    @property
+    def prompts(self) -> "Prompts":
+        """The prompt templates."""
+        ...
+
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
         ...
 
-    def read_notes(self, stage: str) -> Mapping[str, Any]:
-        """What an earlier stage noted with `note`; empty where it noted nothing."""
+    def summarise(self, summary: Summary) -> None:
+        """Keep the stage's summary; every stage calls this once."""
         ...
 
     def model(self, artifact: str) -> Path:
@@ -62,10 +106,14 @@ class StageContext(Protocol):
         """A model that answers, through the journal: the roles `base`, `critic` and `labeler`, or a model artifact."""
         ...
 
+    def release(self) -> None:
+        """Give the memory of all engines back; an engine that is asked again is loaded again."""
+        ...
+
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while a line on the terminal says how far this is."""
         ...
 
-    def note(self, name: str, value: object) -> None:
-        """Keep a number or small JSON value by this name in the stage's `summary.json`, for people and the report."""
+    def warn(self, message: str) -> None:
+        """Tell the user on the terminal, as a warning of this stage."""
         ...

@@ -8,6 +8,7 @@ there are unused ones; principles have weights; and a response in which the crit
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from constitutional.base.errors import InputError
+from constitutional.base.errors import InputError, RunError
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import CritiqueReviseSummary
 
 T = TypeVar("T")
 
@@ -342,8 +344,27 @@ def run(settings: Settings, context: StageContext) -> None:
     revisions = list(context.progress(revised, len(prompts), "critique and revise"))
     context.write("revisions", revisions)
     steps = [step for revision in revisions for step in revision.steps]
-    context.note("prompts", len(prompts))
-    context.note("left_out", sum(revision.problem is not None for revision in revisions))
-    context.note("steps", len(steps))
-    context.note("found_nothing", sum(step.found_nothing for step in steps))
-    context.note("changed", sum(revision.final != revision.draft for revision in revisions))
+    summary = CritiqueReviseSummary(
+        prompts=len(prompts),
+        left_out=sum(revision.problem is not None for revision in revisions),
+        cut_off_drafts=sum(_draft_was_cut_off(revision) for revision in revisions),
+        steps=len(steps),
+        found_nothing=sum(step.found_nothing for step in steps),
+        changed=sum(revision.final != revision.draft for revision in revisions),
+    )
+    context.summarise(summary)
+    limit = settings.draft_max_tokens
+    remedy = f"raise critique_revise.draft_max_tokens, which is {limit}"
+    if revisions and summary.cut_off_drafts == len(revisions):
+        raise RunError(f"All {len(revisions)} drafts were cut off at {limit} tokens, so none can be revised; {remedy}")
+    if summary.left_out == len(revisions) and revisions:
+        problems = Counter(revision.problem for revision in revisions)
+        worst, count = problems.most_common(1)[0]
+        where = context.output("revisions.jsonl")
+        raise RunError(f"None of {len(revisions)} drafts can be used; for {count} of them {worst}. Look at {where}")
+    if 2 * summary.cut_off_drafts > len(revisions):
+        context.warn(f"{summary.cut_off_drafts} of {len(revisions)} drafts were cut off at {limit} tokens; {remedy}")
+
+
+def _draft_was_cut_off(revision: Revision) -> bool:
+    return bool(revision.problem) and str(revision.problem).startswith("the draft was cut off")

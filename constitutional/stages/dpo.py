@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from constitutional.base.errors import RunError
 from constitutional.base.records import Preference
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import DpoSummary
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
-from constitutional.training.saving import save_model
+from constitutional.training.saving import copy_model, save_model
 from constitutional.training.trl import (
     SoftTargets,
     TrainingSettings,
@@ -115,16 +115,18 @@ def _no_bars() -> Iterator[None]:
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Train on `preferences`, from `sft_model`, and write `policy`."""
+    """Train on `preferences`, from `sft_model`, and write `policy`; without a preference, the SFT model as it is."""
     rows, left_out = preference_rows(context.read("preferences", Preference))
     if not rows:
-        raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
+        context.warn("there is no preference to learn from: the policy is the SFT model")
+        copy_model(context.model("sft_model"), context.output("policy"))
+        context.summarise(DpoSummary(pairs=0, steps=0, dropped=left_out))
+        return
     model, tokenizer = load_policy(context.model("sft_model"), settings)
     kept, too_long = fitting(rows, tokenizer, settings.max_length)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = fit(trainer, log=context.output("training_log.jsonl"), label="dpo")
     save_model(trainer, context.output("policy"))
     remove_checkpoints(context.output("checkpoints"))
-    context.note("pairs", fitted.rows)
-    context.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
-    context.note("steps", fitted.steps)
+    dropped = {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows}
+    context.summarise(DpoSummary(pairs=fitted.rows, steps=fitted.steps, dropped=dropped))

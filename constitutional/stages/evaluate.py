@@ -16,15 +16,20 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
-from constitutional.base.stats import Interval, distinct_ngrams, weighted_mean, win_rate
+from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
+from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.data.prompts import SANDBOX, sandbox_prompt
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.engines.divergence import Reply, divergences
+from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
+from constitutional.judging.labeler import Labeler
+from constitutional.judging.labelling import LabelSettings, combine, label
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import EvaluateSummary
 from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
 if TYPE_CHECKING:
@@ -78,14 +83,13 @@ class Settings(BaseModel):
         return pattern
 
 
-class Sample(Record):
-    """A held-out prompt and what each model replied."""
+class Inputs(BaseModel):
+    """The settings that this stage depends on: its own, and how the labeler compares the models' replies."""
 
-    prompt: Prompt
-    replies: dict[str, str]
-    """By model, in the order in which the models are made."""
-    cut_off: tuple[str, ...] = ()
-    """Models whose reply ended at the greatest length, and not by itself."""
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    evaluate: Settings
+    label: LabelSettings
 
 
 class Measured(NamedTuple):
@@ -195,8 +199,7 @@ def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
         judgements[judgement.comparison].append(judgement)
     outcomes: dict[tuple[str, str], list[float]] = {contest: [] for contest in CONTESTS}
     for model, opponent, comparison in asked:
-        readable = [(each.p_a, each.weight) for each in judgements[comparison.id] if each.p_a is not None]
-        p_a = weighted_mean([p for p, _ in readable], [weight for _, weight in readable])
+        p_a = combine(judgements[comparison.id])
         if p_a is None:
             unreadable[comparison.model] += 1
         else:
@@ -264,19 +267,20 @@ def wanted_directions(constitution: "Constitution", critic: Engine, templates: "
     texts = [principle.words("critique") for principle in constitution.principles]
     questions = [Message("user", templates.render("restate", principle=text)) for text in texts]
     sampling = Sampling(temperature=0.0, max_tokens=64)
-    restated = critic.complete([Request((question,), sampling) for question in questions])
+    restated = complete_fitting(critic, [Request((question,), sampling) for question in questions])
     wanted: defaultdict[str, set[str]] = defaultdict(set)
     misunderstood, guessed = [], []
     for principle, reply in zip(constitution.principles, restated, strict=True):
-        understood = meanings.get(reply.text.strip())
+        words = reply.text.strip() if reply else ""
+        understood = meanings.get(words)
         tagged = [(trait, way) for trait, way in teacher.FAMILIES if {trait, way} <= set(principle.tags)]
         meant = tagged[0] if len(tagged) == 1 else understood
         if meant and len(tagged) != 1:
-            guessed.append(f"{principle.id}: {reply.text.strip()}")
+            guessed.append(f"{principle.id}: {words}")
         if meant:
             wanted[f"trait_rate/{meant[0]}"].add(meant[1])
         if meant != understood:
-            misunderstood.append(f"{principle.id}: {reply.text.strip()} Its tags say: {', '.join(principle.tags)}.")
+            misunderstood.append(f"{principle.id}: {words} Its tags say: {', '.join(principle.tags)}.")
     directions = {name: its.pop() for name, its in wanted.items() if len(its) == 1}
     ways: dict[str, Literal["higher", "lower"]] = {
         name: "lower" if way == "avoid" else "higher" for name, way in directions.items()
@@ -308,45 +312,89 @@ def _digest(seed: int, item: str, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} evaluate {what} {item}".encode()).digest()[:4])
 
 
-def run(settings: Settings, context: StageContext, judge: Judge | None = None) -> None:
-    """Let the three models answer, measure, and write `samples` and `scores`.
+def run(inputs: Inputs, context: StageContext) -> None:
+    """Let the three models answer, measure, and write `samples` and `scores`; after an online training, also `gold`.
 
-    Whoever runs the stages hands over the labeler, because stages do not know each other; without one there are no win
-    rates.
+    The labeler judges by the principles that it labelled by: those that it misjudges would count against the models.
     """
+    settings = inputs.evaluate
+    trusted = trusted_principles(context.constitution, context.read("labeler_accuracy", PrincipleAccuracy))
     prompts = held_out(context.read("prompts", Prompt), settings.prompts, context.seed)
     scores: list[Score] = []
     samples: list[Sample] = []
     problems: dict[str, int] = {}
+    wanted: Wanted | None = None
     if len(prompts) >= 2:
         names = context.progress(MODELS, len(MODELS), "replies of the three models")
-        samples = side_by_side(
-            prompts, {each: replies(prompts, context.engine(each), settings, context.seed) for each in names}
-        )
+        completions = {name: replies(prompts, context.engine(name), settings, context.seed) for name in names}
+        samples = side_by_side(prompts, completions)
         scores += [*trait_scores(samples), *text_scores(samples, settings, context.seed)]
-        for measured in _judged(samples, settings, context, judge):
+        for measured in _judged(samples, inputs, trusted, context):
             scores += measured.scores
             problems |= measured.problems
         if settings.compared:
             some = samples[: settings.compared]
             for name, opponent in context.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
                 scores += divergence_scores(some, name, opponent, context)
-        if any(each.source == SANDBOX for each in prompts):
+        if any(prompt.source == SANDBOX for prompt in prompts):
             wanted = wanted_directions(context.constitution, context.engine("critic"), context.prompts)
-            context.note("wanted", wanted.directions)
-            context.note("misunderstood", wanted.misunderstood)
-            context.note("guessed", wanted.guessed)
     context.write("samples", samples)
     context.write("scores", scores)
-    context.note("counts", {"held-out prompts": len(prompts), **problems})
+    if context.has("rollouts"):
+        problems |= score_rollouts(inputs, trusted, context)
+    context.summarise(
+        EvaluateSummary(
+            prompts=len(prompts),
+            counts=problems,
+            wanted=wanted.directions if wanted else None,
+            misunderstood=tuple(wanted.misunderstood) if wanted else (),
+            guessed=tuple(wanted.guessed) if wanted else (),
+        )
+    )
 
 
 def _judged(
-    samples: Sequence[Sample], settings: Settings, context: StageContext, judge: Judge | None
+    samples: Sequence[Sample], inputs: Inputs, trusted: "Constitution", context: StageContext
 ) -> Iterator[Measured]:
     """What needs a model's judgement, and is asked for."""
-    if settings.judged and judge:
+    settings = inputs.evaluate
+    if settings.judged:
+
+        def judge(comparisons: Sequence[Comparison]) -> Iterator[Judgement]:
+            labeler = context.engine("labeler")
+            return label(comparisons, trusted, labeler, context.prompts, inputs.label, context.seed)
+
         yield win_scores(samples[: settings.judged], judge)
     if settings.critiqued:
         some = samples[: settings.critiqued]
         yield violation_scores(some, context.constitution, context.engine("critic"), context.prompts, settings)
+
+
+def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContext) -> dict[str, int]:
+    """Score the replies of an online training by what the training could not see, and write `gold`; returns counts.
+
+    In the sandbox the traits are exact, and all replies are scored. Elsewhere the labeler scores some of them, and so
+    does a reward model that was held out, if there is one.
+    """
+    settings, counts = inputs.evaluate, dict[str, int]()
+    prompts = {prompt.id: prompt for prompt in context.read("prompts", Prompt)}
+    rollouts = context.read("rollouts", Rollout)
+    exact = [
+        kept_share(context.constitution, prompts[rollout.prompt], rollout.reply)
+        if prompts[rollout.prompt].source == SANDBOX
+        else None
+        for rollout in rollouts
+    ]
+    gold = list(points("traits", rollouts, exact, context.seed))
+    some = some_of_each_phase(rollouts, settings.gold_replies, context.seed)
+    conversations = [(*prompts[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in some]
+    if not gold and some:
+        labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
+        marks = mean_scores(trusted, conversations, labeler)
+        gold += points("labeler", some, marks, context.seed)
+        counts = {"replies scored": len(some), "unreadable scores": marks.count(None)}
+    if settings.gold_reward_model is not None:
+        marks = list(held_out_scores(settings.gold_reward_model, conversations))
+        gold += points("reward_model", some, marks, context.seed)
+    context.write("gold", gold)
+    return counts

@@ -15,17 +15,23 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
 from constitutional.base.records import Prompt, Rollout
 from constitutional.engines.chat import Tokenizer
+from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.as_reward import by_principle
+from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.stages.context import StageContext
+from constitutional.stages.online import nothing_learned
+from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training import rewards
 from constitutional.training.preflight import end_tokens
+from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.training.saving import save_model
@@ -44,9 +50,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl.trainer.grpo_trainer import GRPOTrainer
     from trl.trainer.rloo_trainer import RLOOTrainer
-
-    from constitutional.constitution.constitution import Constitution
-    from constitutional.judging.labeler import LabelerSettings
 
 LOG = "training_log.jsonl"
 
@@ -119,7 +122,25 @@ def needs(settings: Settings) -> tuple[str, ...]:
         "reward_model": ("reward_model",),
         "constitution": ("labeler", "labeler_accuracy", "constitution", "score.j2"),
     }
-    return tuple(need for each in settings.rewards for need in of_kind.get(each.kind, ()))
+    return tuple(need for reward in settings.rewards for need in of_kind.get(reward.kind, ()))
+
+
+class Inputs(BaseModel):
+    """The settings that this stage depends on: its own, the labeler's where the constitution rewards, users' files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    algorithm: Annotated[GrpoSettings | RlooSettings, Field(discriminator="kind")]
+    labeler: LabelerSettings | None
+    """None where no reward asks the labeler, so that its settings do not matter."""
+    sources: tuple[Path, ...]
+    """Files of users' functions; the stage's fingerprint holds their content."""
+
+    @classmethod
+    def of(cls, algorithm: GrpoSettings | RlooSettings, labeler: LabelerSettings) -> "Inputs":
+        """From the settings of a run."""
+        asked = LabelerSettings(**labeler.model_dump(include=set(LabelerSettings.model_fields)))
+        return cls(algorithm=algorithm, labeler=asked if asks_labeler(algorithm) else None, sources=sources(algorithm))
 
 
 def asks_labeler(settings: Settings) -> bool:
@@ -178,25 +199,17 @@ def prompt_rows(
 # --- Rewards, and the replies that are kept ---
 
 
-class Judge(NamedTuple):
-    """The labeler as a reward: by which principles it scores, and how it is asked to reason."""
-
-    constitution: "Constitution"
-    labeler: "LabelerSettings"
-
-
-def rewards_of(settings: Settings, context: StageContext, judge: Judge | None) -> list[Reward]:
+def rewards_of(settings: Settings, context: StageContext, labeler: LabelerSettings | None) -> list[Reward]:
     """The rewards that the settings name, in their order; a constitution's is one for each principle."""
     found: list[Reward] = []
     for each in settings.rewards:
         if isinstance(each, rewards.RewardModelSettings):
             found.append(rewards.reward_model(_members(context.model("reward_model")), each))
         elif isinstance(each, rewards.ConstitutionSettings):
-            from constitutional.judging.labeler import Labeler
-
-            assert judge is not None
-            labeler = Labeler(context.engine("labeler"), context.prompts, judge.labeler, context.seed)
-            found += rewards.by_principle(labeler, judge.constitution.principles, each)
+            assert labeler is not None
+            judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
+            accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
+            found += by_principle(judge, trusted_principles(context.constitution, accuracies).principles, each)
         else:
             found.append(rewards.rule(each))
     rewards.check_names(found)
@@ -361,10 +374,18 @@ def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float
     }
 
 
-def run(settings: GrpoSettings | RlooSettings, context: StageContext, judge: Judge | None = None) -> None:
-    """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`."""
-    prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
-    counted = rewards_of(settings, context, judge)
+def run(inputs: Inputs, context: StageContext) -> None:
+    """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`.
+
+    Where the reward model has no member, as no comparison was decided, the policy is the SFT model.
+    """
+    settings = inputs.algorithm
+    uses_reward_model = any(isinstance(reward, rewards.RewardModelSettings) for reward in settings.rewards)
+    if uses_reward_model and not has_members(context.model("reward_model")):
+        nothing_learned(context)
+        return
+    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
+    counted = rewards_of(settings, context, inputs.labeler)
     model, tokenizer = load_policy(context.model("sft_model"), settings)
     seed = stage_seed(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
@@ -376,14 +397,17 @@ def run(settings: GrpoSettings | RlooSettings, context: StageContext, judge: Jud
     checkpoints.mkdir(exist_ok=True)
     fitted = fit(trainer, log=checkpoints / LOG, label=settings.kind)
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
-    log = [log_line(each, counted, settings.missing_eos_penalty) for each in lines]
+    log = [log_line(line, counted, settings.missing_eos_penalty) for line in lines]
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
     context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
     save_model(trainer, context.output("policy"))
     remove_checkpoints(checkpoints)
-    context.note("prompts", len(prompts) - too_long)
-    context.note("dropped", {"too_long": too_long})
-    context.note("steps", fitted.steps)
-    context.note("replies", fitted.rows * settings.num_generations)
-    if log:
-        context.note("last", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})
+    context.summarise(
+        OnlineSummary(
+            prompts=len(prompts) - too_long,
+            replies=fitted.rows * settings.num_generations,
+            steps=fitted.steps,
+            dropped={"too_long": too_long},
+            last=LastPhase(**{name: log[-1][name] for name in LastPhase.model_fields}) if log else None,
+        )
+    )

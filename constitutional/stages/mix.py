@@ -22,15 +22,17 @@ from constitutional.base.records import Comparison, Judgement, Preference, Promp
 from constitutional.base.stats import weighted_mean
 from constitutional.data.comparisons import read_comparisons, read_verdicts
 from constitutional.data.prompts import conversation_of
+from constitutional.judging.labelling import combine, readable
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import MixSummary
 
 MOST_HELD_OUT: Final = 500
 """Preferences of each source that are held out at most. An accuracy is then known to 4.4 points or better (Wilson's
 95% interval), while to score a tenth of a large file may take longer than the training."""
 
 
-class NoPreferenceError(ConfigurationError):
-    """No comparison was decided, or those that were are held out: there is nothing to train on."""
+FEW: Final = 30
+"""Fewer preferences than these teach a model next to nothing."""
 
 
 class Settings(BaseModel):
@@ -93,7 +95,6 @@ def mix(
     used (to train on), beyond the share or the total, held out, and held-out ones beyond `MOST_HELD_OUT`.
 
     Raises:
-        NoPreferenceError: there is nothing to train on.
         ConfigurationError: there is too little of one source for the share or the total.
     """
     counts: Counter[str] = Counter()
@@ -131,12 +132,6 @@ def mix(
         counts[f"{source} preferences beyond the share or the total"] = len(there) - held_out - used
         counts[f"{source} preferences held out"] = kept
         counts[f"held-out {source} preferences beyond {MOST_HELD_OUT}"] = held_out - kept
-    if not sum(amounts):
-        came_in = ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no comparison"
-        lower = "mix.margin or mix.held_out_share" if preferences else "mix.margin"
-        weak = ", which trains on what it hardly prefers" if counts["comparisons undecided"] else ""
-        advice = f"look at the labeler with `constitutional check`, or lower {lower}{weak}"
-        raise NoPreferenceError(f"There is no preference to train on (there came in: {came_in}); {advice}")
     counts["preferences in train"] = _count(preferences, "train")
     counts["preferences in held_out"] = _count(preferences, "held_out")
     return Mixed(preferences, dict(counts))
@@ -146,18 +141,20 @@ def _by_ai(
     comparison: Comparison, judgements: Sequence[Judgement], settings: Settings, counts: Counter[str]
 ) -> list[Preference]:
     """The soft preference of the labeler: the mean over what can be read, by weight."""
-    readable = [each for each in judgements if each.p_a is not None and each.weight > 0]
-    counts["judgements unreadable"] += sum(each.p_a is None for each in judgements)
-    p_a = weighted_mean([each.p_a for each in readable if each.p_a is not None], [each.weight for each in readable])
+    counts["judgements unreadable"] += sum(judgement.p_a is None for judgement in judgements)
+    p_a = combine(judgements)
     if p_a is None:
         unreadable = any(each.p_a is None for each in judgements)
         counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
         return []
     if _even(p_a) or within_margin(p_a, settings.margin):
-        counts["comparisons undecided"] += 1
+        conflict = any(judgement.conflict for judgement in readable(judgements))
+        counts[f"comparisons undecided, {'position conflict' if conflict else 'near a half'}"] += 1
         return []
-    principles = tuple(dict.fromkeys(each.principle for each in readable))
-    return [_directed(comparison, p_a, "ai", principles, tuple(each.id for each in readable))]
+    counts["comparisons decided"] += 1
+    behind = readable(judgements)
+    principles = tuple(dict.fromkeys(judgement.principle for judgement in behind))
+    return [_directed(comparison, p_a, "ai", principles, tuple(judgement.id for judgement in behind))]
 
 
 def _by_people(
@@ -175,6 +172,7 @@ def _by_people(
         why = choices.pop() if len(choices) == 1 else "conflict"
         counts[f"verdicts without a preference: {why}"] += 1
         return []
+    counts["comparisons decided"] += 1
     principles = tuple(dict.fromkeys(each.principle for each in opinions if each.principle))
     return [_directed(comparison, p_a, "human", principles, tuple(each.id for each in opinions))]
 
@@ -332,4 +330,34 @@ def run(settings: Settings, context: StageContext) -> None:
     verdicts = read_verdicts(settings.verdicts, {each.id for each in comparisons}) if settings.verdicts else []
     mixed = mix(comparisons, context.read("judgements", Judgement), verdicts, human, settings, context.seed)
     context.write("preferences", mixed.preferences)
-    context.note("counts", {**notes, **mixed.counts})
+    counts = {**notes, **mixed.counts}
+    summary = MixSummary(
+        comparisons=len(comparisons),
+        decided=counts.get("comparisons decided", 0),
+        conflicts=counts.get("comparisons undecided, position conflict", 0),
+        near_a_half=counts.get("comparisons undecided, near a half", 0),
+        train=counts["preferences in train"],
+        held_out=counts["preferences in held_out"],
+        counts=counts,
+    )
+    context.summarise(summary)
+    if warning := too_little(summary):
+        context.warn(warning)
+
+
+def too_little(summary: MixSummary) -> str | None:
+    """A sentence where training has next to nothing to learn from, with what would mend it; None where it has."""
+    if summary.train >= FEW and 4 * summary.decided >= summary.comparisons:
+        return None
+    rest = {
+        "position conflicts": summary.conflicts,
+        "near a half": summary.near_a_half,
+        "unreadable": summary.counts.get("comparisons unreadable", 0),
+        "of equal texts": summary.counts.get("comparisons of equal texts", 0),
+    }
+    why = ", ".join(f"{count} {reason}" for reason, count in rest.items() if count) or "none was left undecided"
+    return (
+        f"{summary.decided} of {summary.comparisons} comparisons give a preference ({why}), and {summary.train} "
+        "preferences are trained on; more comparisons (prompts.train=…, sample_pairs.samples=…), another "
+        "label.method=… or label.principles=all, or a lower mix.margin give more"
+    )

@@ -17,12 +17,15 @@ from pydantic import Field
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
-from constitutional.base.records import Prompt, Rollout
+from constitutional.base.records import Prompt, Rollout, SftExample
 from constitutional.engines.chat import load_tokenizer
 from constitutional.stages.context import StageContext
+from constitutional.stages.online import nothing_learned
+from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.ppo.checkpoint import checkpoints, remove_checkpoint
+from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings
-from constitutional.training.rows import Row, chat, fitting
+from constitutional.training.rows import Row, chat, fitting, supervised_rows
 from constitutional.training.trl import LoraSettings, lora_config, stage_seed
 
 if TYPE_CHECKING:
@@ -101,11 +104,6 @@ class Settings(OnlineSettings):
     """Phases from one checkpoint to the next; 4 by default."""
 
 
-def needs(settings: Settings) -> tuple[str, ...]:
-    """What it needs of a run beside prompts, the SFT model and the reward model."""
-    return ("revisions",) if settings.ptx_coef else ()
-
-
 def make_trainer(
     settings: Settings, prompts: list[Prompt], context: StageContext, output: "Path", supervised: Sequence[Row] = ()
 ) -> "PPOTrainer":
@@ -173,21 +171,26 @@ def _lines(path: "Path") -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def run(settings: Settings, context: StageContext, examples: Sequence[Row] = ()) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`.
 
-    With `ptx_coef`, on the SFT examples as well, as many of them in a step as there are replies.
+    With `ptx_coef`, on the SFT examples as well, as many of them in a step as there are replies. Where the reward model
+    has no member, as no comparison was decided, the policy is the SFT model.
     """
     prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
     if not prompts:
         raise RunError("No prompt is left to train on: all of them are held out; give more, or set prompts.held_out")
+    if not has_members(context.model("reward_model")):
+        nothing_learned(context)
+        return
     folder = context.output("checkpoints")
     supervised: Sequence[Row] = ()
     dropped = {"too_long": 0}
-    if settings.ptx_coef:
+    if settings.ptx_coef and (examples := supervised_rows(context.read("sft_examples", SftExample))):
         most = settings.max_prompt_tokens + settings.max_tokens
         supervised, dropped["examples_too_long"] = fitting(examples, load_tokenizer(context.model("sft_model")), most)
-        context.note("examples", len(supervised))
+    elif settings.ptx_coef:
+        context.warn("no draft was revised, so PPO-ptx has no supervised example to go on learning")
     trainer = make_trainer(settings, prompts, context, folder, supervised)
     dropped["too_long"] = trainer.too_long
     first = trainer.begin(resume=True)
@@ -200,10 +203,14 @@ def run(settings: Settings, context: StageContext, examples: Sequence[Row] = ())
     for each in checkpoints(folder):  # the oldest first: what a kill leaves is the newest, with its log
         remove_checkpoint(each)
     shutil.rmtree(folder)
-    context.note("prompts", len(trainer.prompts))
-    context.note("dropped", dropped)
-    if trainer.networks.critic_share is not None:
-        context.note("critic_share", trainer.networks.critic_share)
-    context.note("episodes", trainer.phases * trainer.batch_size)
-    context.note("phases", trainer.phases)
-    context.note("last_phase", {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})
+    context.summarise(
+        OnlineSummary(
+            prompts=len(trainer.prompts),
+            replies=trainer.phases * trainer.batch_size,
+            steps=trainer.phases,
+            dropped=dropped,
+            examples=len(supervised),
+            critic_share=trainer.networks.critic_share,
+            last=LastPhase(**{name: log[-1][name] for name in LastPhase.model_fields}),
+        )
+    )

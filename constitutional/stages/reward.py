@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from constitutional.base.errors import ModelError, RunError
+from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
-from constitutional.base.stats import calibration_error, pearson, wilson
+from constitutional.base.stats import calibration_error, pearson
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, RewardSummary, Share
 from constitutional.training.preflight import preflight
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
@@ -114,60 +115,55 @@ class Scored(NamedTuple):
     """
 
 
-def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str, object]:
-    """How a reward model does on preferences that it was not trained on; JSON values, None where nothing was measured.
+def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> RewardQuality:
+    """How a reward model does on preferences that it was not trained on.
 
-    `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. The rest is of
-    the sources in `trained_on` alone: people's preferences that were only measured on must not change what is known of
-    a model trained on the AI's. `calibration`: how sure the model is of the reply that it takes to be the likelier one,
-    from 0.5, against the mean target for that reply, in 10 bins. `length_correlation`: Pearson's, of score and length
-    in words. `scores`: a histogram.
+    All but `accuracy` is of the sources in `trained_on` alone: people's preferences that were only measured on must not
+    change what is known of a model trained on the AI's. `calibration` compares how sure the model is of the reply that
+    it takes to be the likelier one, from 0.5, with the mean target for that reply, in 10 bins.
     """
-    groups = {source: [each for each in held_out if each.preference.source == source] for source in ("ai", "human")}
-    groups = {"all": list(held_out)} | {source: group for source, group in groups.items() if group}
-    own = [each for each in held_out if each.preference.source in trained_on]
-    sure = [max(each.probability, 1 - each.probability) for each in own]
-    true = [each.preference.probability if each.probability >= 0.5 else 1 - each.preference.probability for each in own]
-    scores = [score for each in own for score in (each.chosen, each.rejected)]
-    words = [len(text.split()) for each in own for text in (each.preference.chosen, each.preference.rejected)]
-    return {
-        "accuracy": {name: _accuracy(group) for name, group in groups.items()},
-        "calibration": _bins(sure, true),
+    groups = {source: [pair for pair in held_out if pair.preference.source == source] for source in ("ai", "human")}
+    accuracy = {name: _accuracy(group) for name, group in ({"all": list(held_out)} | groups).items()}
+    own = [pair for pair in held_out if pair.preference.source in trained_on]
+    sure = [max(pair.probability, 1 - pair.probability) for pair in own]
+    true = [pair.preference.probability if pair.probability >= 0.5 else 1 - pair.preference.probability for pair in own]
+    scores = [score for pair in own for score in (pair.chosen, pair.rejected)]
+    words = [len(text.split()) for pair in own for text in (pair.preference.chosen, pair.preference.rejected)]
+    return RewardQuality(
+        accuracy={name: share for name, share in accuracy.items() if share},
+        calibration=tuple(_bins(sure, true)),
         # Twice 10 bins, as confidences fill only the upper half.
-        "calibration_error": calibration_error(sure, true, bins=20) if sure else None,
-        "length_correlation": pearson(scores, words),
-        "scores": _histogram(scores),
-    }
+        calibration_error=calibration_error(sure, true, bins=20) if sure else None,
+        length_correlation=pearson(scores, words),
+        scores=_histogram(scores),
+    )
 
 
-def _accuracy(group: Sequence[Scored]) -> dict[str, float | int | None]:
-    right = sum(each.chosen > each.rejected for each in group)
-    low, high = wilson(right, len(group))
-    return {"value": right / len(group) if group else None, "low": low, "high": high, "n": len(group)}
+def _accuracy(group: Sequence[Scored]) -> Share | None:
+    return Share.of(sum(pair.chosen > pair.rejected for pair in group), len(group))
 
 
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
 
 
-def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> list[dict[str, float | int]]:
+def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> Iterator[CalibrationBin]:
     bins: dict[int, list[tuple[float, float]]] = {}
     for pair in zip(sure, true, strict=True):
         bins.setdefault(min(int((pair[0] - 0.5) * 2 * count + 1e-9), count - 1), []).append(pair)
-    return [
-        {"predicted": fmean(p for p, _ in pairs), "observed": fmean(y for _, y in pairs), "n": len(pairs)}
-        for _, pairs in sorted(bins.items())
-    ]
+    for _, pairs in sorted(bins.items()):
+        yield CalibrationBin(predicted=fmean(p for p, _ in pairs), observed=fmean(y for _, y in pairs), n=len(pairs))
 
 
-def _histogram(scores: Sequence[float], count: int = 20) -> dict[str, list[float]] | None:
+def _histogram(scores: Sequence[float], count: int = 20) -> Histogram | None:
     if len(set(scores)) < 2:
         return None
     low, high = min(scores), max(scores)
-    counts = [0.0] * count
+    counts = [0] * count
     for score in scores:
         counts[min(int((score - low) / (high - low) * count), count - 1)] += 1
-    return {"edges": [low + (high - low) * index / count for index in range(count + 1)], "counts": counts}
+    edges = tuple(low + (high - low) * index / count for index in range(count + 1))
+    return Histogram(edges=edges, counts=tuple(counts))
 
 
 def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
@@ -201,7 +197,7 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     return fitted.rows
 
 
-def measure(folder: Path, preferences: Sequence[Preference], settings: Settings, seed: int) -> dict[str, object]:
+def measure(folder: Path, preferences: Sequence[Preference], settings: Settings, seed: int) -> RewardQuality:
     """Write the normalisation beside the members, and return `quality` on the held-out preferences.
 
     `mean` and `deviation` are those of the first member's scores on the reference samples.
@@ -215,10 +211,16 @@ def measure(folder: Path, preferences: Sequence[Preference], settings: Settings,
         scores = raw_scores(*load_reward_model(folder / str(number)), [*reference, *replies])
         members.append({"mean": fmean(scores[: len(reference)]), "deviation": pstdev(scores[: len(reference)])})
         columns.append(scores[len(reference) :])
-    normalisation = {"members": members, "samples": len(reference)}
-    atomic_write(folder / NORMALISATION, json.dumps(normalisation, indent=2).encode())
+    write_normalisation(folder, members, len(reference))
     trained_on = {each.source for each in preferences if each.split == "train"}
-    return quality(list(_scored(held_out, columns, members)), trained_on) | members[0]
+    return quality(list(_scored(held_out, columns, members)), trained_on).model_copy(update=members[0])
+
+
+def write_normalisation(folder: Path, members: Sequence[Mapping[str, float]], samples: int) -> None:
+    """Write what each member's scores are normalised by, measured on so many reference samples."""
+    folder.mkdir(exist_ok=True)
+    content = {"members": members, "samples": samples}
+    atomic_write(folder / NORMALISATION, json.dumps(content, indent=2).encode())
 
 
 def _scored(
@@ -242,23 +244,29 @@ def _scored(
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Train on `preferences`, from `sft_model`, and write `reward_model` with a folder for each member."""
+    """Train on `preferences`, from `sft_model`, and write `reward_model` with a folder for each member.
+
+    Without a preference there is nothing to train: `reward_model` then has no member.
+    """
     preferences = context.read("preferences", Preference)
     rows, left_out = preference_rows(preferences)
     if not rows:
-        raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
+        context.warn("there is no preference to learn from, so there is no reward model")
+        write_normalisation(context.output("reward_model"), [], 0)
+        context.summarise(RewardSummary(pairs=0, dropped=left_out, quality=None))
+        return
     model, tokenizer = load_reward_model(context.model("sft_model"))
     preflight(tokenizer, model)
     kept, too_long = fitting(rows, tokenizer, settings.max_length)
     folder = context.output("reward_model")
     missing = [number for number in range(settings.members) if not (folder / str(number)).exists()]
     counts = [train_member(number, kept, settings, context) for number in missing]
-    context.note("quality", measure(folder, preferences, settings, context.seed))
+    measured = measure(folder, preferences, settings, context.seed)
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
     pairs = counts[0] if counts else _kept_by_trainer(model, tokenizer, kept, settings, context)
     remove_checkpoints(context.output("checkpoints"))
-    context.note("pairs", pairs)
-    context.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - pairs})
+    dropped = {**left_out, "too_long": too_long, "by_trainer": len(kept) - pairs}
+    context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 
 
 def _kept_by_trainer(

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from constitutional.base.records import Comparison, Prompt
 from constitutional.engines.base import Engine, Request, Sampling, request_seed
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import SamplePairsSummary
 
 TOGETHER = 256
 """Prompts that are answered side by side, so that the engine can batch them."""
@@ -105,9 +106,18 @@ def run(settings: Settings, context: StageContext) -> None:
     drawn = list(context.progress(sample(prompts, engine, settings, context.seed), len(prompts), "sample pairs"))
     paired = [pairs(samples, engine.identity, settings, context.seed) for samples in drawn]
     context.write("comparisons", [comparison for made in paired for comparison in made])
-    context.note("prompts", len(prompts))
-    context.note("comparisons", sum(map(len, paired)))
-    context.note("prompts_without_pair", sum(not made for made in paired))
-    context.note("empty_responses", sum(samples.empty for samples in drawn))
-    context.note("cut_off_responses", sum(samples.cut_off for samples in drawn))
-    context.note("repeated_responses", sum(samples.repeated for samples in drawn))
+    context.summarise(
+        SamplePairsSummary(
+            prompts=len(prompts),
+            comparisons=sum(map(len, paired)),
+            prompts_without_pair=sum(not made for made in paired),
+            empty_responses=sum(samples.empty for samples in drawn),
+            cut_off_responses=sum(samples.cut_off for samples in drawn),
+            repeated_responses=sum(samples.repeated for samples in drawn),
+        )
+    )
+    if (cut_off := sum(samples.cut_off for samples in drawn)) > len(prompts) * settings.samples / 2:
+        context.warn(
+            f"{cut_off} of {len(prompts) * settings.samples} responses were cut off at {settings.max_tokens} tokens "
+            "and left out; raise sample_pairs.max_tokens"
+        )

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 
 from constitutional.base.errors import InputError, RunError
-from constitutional.base.records import Message, Prompt, Revision
+from constitutional.base.records import Message, Prompt, Revision, SftExample
 from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
-from constitutional.training.rows import Row, chat, dataset, fitting
+from constitutional.stages.summaries import SftSummary
+from constitutional.training.rows import Row, dataset, fitting, supervised_rows
 from constitutional.training.saving import save_model, write_model
 from constitutional.training.trl import (
     TrainingSettings,
@@ -57,18 +58,10 @@ class Settings(TrainingSettings):
     """Passes over the examples; 3 by default."""
 
 
-class Example(NamedTuple):
-    """A reply to be learned."""
-
-    prompt: Prompt
-    reply: str
-    kind: Literal["revision", "helpful"]
-
-
-class Examples(NamedTuple):
+class SftExamples(NamedTuple):
     """What is trained on, and what was left out, by reason."""
 
-    examples: list[Example]
+    examples: list[SftExample]
     left_out: dict[str, int]
     """`problem`: the item could not be revised; `held_out`; `empty`: the reply says nothing; `repeated`."""
     helpful_missing: int
@@ -78,15 +71,15 @@ class Examples(NamedTuple):
 
 
 def examples(
-    revisions: Iterable[Revision], settings: Settings, seed: int, helpful: Sequence[Example] | None = None
-) -> Examples:
+    revisions: Iterable[Revision], settings: Settings, seed: int, helpful: Sequence[SftExample] | None = None
+) -> SftExamples:
     """The revisions as examples, each text once for a prompt, and the share of helpful samples that is asked for.
 
     These are drawn from `helpful`, or else from the drafts that every critique passed, in an order that the seed and
     each one's content fix. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
     """
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
-    found: dict[tuple[tuple[Message, ...], str], Example] = {}
+    found: dict[tuple[tuple[Message, ...], str], SftExample] = {}
     offered = [(_order(f"{seed} sft {each.prompt.id} {each.reply}"), each) for each in helpful or ()]
     new = helpful is not None
     for each in revisions:
@@ -95,14 +88,18 @@ def examples(
             continue
         passed = helpful is None and bool(each.steps) and all(step.found_nothing for step in each.steps)
         if passed and each.draft.strip():
-            offered.append((_order(f"{seed} sft {each.id}"), Example(each.prompt, each.draft, "helpful")))
+            offered.append(
+                (_order(f"{seed} sft {each.id}"), SftExample(prompt=each.prompt, reply=each.draft, kind="helpful"))
+            )
         steps = [step.revision for step in each.steps] if settings.rounds == "all" else []
         for text in steps or [each.final]:
             key = (each.prompt.messages, text)
             if not text.strip() or key in found:
                 left_out["repeated" if text.strip() else "empty"] += 1
             else:
-                found[key] = Example(each.prompt, text, "helpful" if passed and text == each.draft else "revision")
+                found[key] = SftExample(
+                    prompt=each.prompt, reply=text, kind="helpful" if passed and text == each.draft else "revision"
+                )
                 new = new or text != each.draft or not each.steps
     revised = sum(example.kind == "revision" for example in found.values())
     missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(found) - revised)
@@ -111,14 +108,14 @@ def examples(
         if missing > 0 and key not in found:
             found[key] = example
             missing -= 1
-    return Examples([*found.values()], dict(left_out), max(missing, 0), nothing_revised=bool(found) and not new)
+    return SftExamples([*found.values()], dict(left_out), max(missing, 0), nothing_revised=bool(found) and not new)
 
 
 def _order(what: str) -> float:
     return random.Random(what).random()
 
 
-def read_helpful(path: Path) -> list[Example]:
+def read_helpful(path: Path) -> list[SftExample]:
     """The helpful samples of a file.
 
     Raises:
@@ -142,24 +139,14 @@ def read_helpful(path: Path) -> list[Example]:
             raise InputError(path, f"is no helpful sample; {expected}", number) from error
         if not is_sample:
             raise InputError(path, f"is no helpful sample; {expected}", number)
-        found.append(Example(Prompt(messages=(Message("user", prompt),), source=path.name), response, "helpful"))
+        found.append(
+            SftExample(
+                prompt=Prompt(messages=(Message("user", prompt),), source=path.name), reply=response, kind="helpful"
+            )
+        )
     if not found:
         raise InputError(path, f"holds no helpful sample; {expected}")
     return found
-
-
-def rows(found: Examples) -> list[Row]:
-    """The examples as TRL takes them: the loss is on `completion` alone.
-
-    Raises:
-        RunError: there is no example.
-    """
-    if not found.examples:
-        raise RunError(f"No revision is left to train on ({found.left_out}); look at the problems in revisions.jsonl")
-    return [
-        {"prompt": chat(each.prompt.messages), "completion": [{"role": "assistant", "content": each.reply}]}
-        for each in found.examples
-    ]
 
 
 def sft_trainer(
@@ -178,7 +165,7 @@ def sft_trainer(
     )
 
 
-def examples_of(settings: Settings, context: StageContext) -> tuple[Examples, int]:
+def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples, int]:
     """Those of the run, and how many helpful samples of a file were left out as their prompts are held out."""
     helpful, on_evaluation_prompts = None, 0
     if settings.helpful is not None:
@@ -190,38 +177,45 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[Examples, in
     return examples(context.read("revisions", Revision), settings, context.seed, helpful), on_evaluation_prompts
 
 
-def learned(settings: Settings, context: StageContext) -> list[Row]:
-    """What SFT learned, for an algorithm that goes on learning it.
-
-    Raises:
-        RunError: it learned nothing.
-    """
-    found, _ = examples_of(settings, context)
-    if found.nothing_revised:
-        raise RunError("No draft was revised, so there is nothing to go on learning; type algorithm.ptx_coef=0")
-    return rows(found)
-
-
 def run(settings: Settings, context: StageContext) -> None:
-    """Train on `revisions`, from `base`, and write `sft_model`; without any, the base as it is."""
+    """Train on `revisions`, from `base`, and write `sft_model` and `sft_examples`; without any, the base as it is."""
     found, on_evaluation_prompts = examples_of(settings, context)
+    if not found.examples:
+        raise RunError(f"No revision is left to train on ({found.left_out}); look at the problems in revisions.jsonl")
+    context.write("sft_examples", () if found.nothing_revised else found.examples)
     base = context.settings("base")
     model, tokenizer = load_policy(context.model("base"), settings, pad_token=base.pad_token, template=base.template)
     if found.nothing_revised:
         write_model(model, tokenizer, context.output("sft_model"))
-        context.note("nothing_revised", True)
-        context.note("examples", {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0})
-        context.note("dropped", {**found.left_out, "nothing_revised": len(found.examples)})
+        context.warn("no draft was revised, so there is nothing to learn: the SFT model is the base model")
+        context.summarise(
+            SftSummary(
+                nothing_revised=True,
+                revision=0,
+                helpful=0,
+                helpful_missing=0,
+                helpful_on_evaluation_prompts=on_evaluation_prompts,
+                trained_on=0,
+                steps=0,
+                dropped={**found.left_out, "nothing_revised": len(found.examples)},
+            )
+        )
         return
-    kept, too_long = fitting(rows(found), tokenizer, settings.max_length)
+    kept, too_long = fitting(supervised_rows(found.examples), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = fit(trainer, log=context.output("training_log.jsonl"), label="sft")
     save_model(trainer, context.output("sft_model"))
     remove_checkpoints(context.output("checkpoints"))
-    kinds = Counter(each.kind for each in found.examples)
-    counts = {"revision": kinds["revision"], "helpful": kinds["helpful"], "helpful_missing": found.helpful_missing}
-    context.note("examples", {**counts, "trained_on": fitted.rows})
-    if settings.helpful is not None:
-        context.note("helpful_on_evaluation_prompts", on_evaluation_prompts)
-    context.note("dropped", {**found.left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
-    context.note("steps", fitted.steps)
+    kinds = Counter(example.kind for example in found.examples)
+    context.summarise(
+        SftSummary(
+            nothing_revised=False,
+            revision=kinds["revision"],
+            helpful=kinds["helpful"],
+            helpful_missing=found.helpful_missing,
+            helpful_on_evaluation_prompts=on_evaluation_prompts,
+            trained_on=fitted.rows,
+            steps=fitted.steps,
+            dropped={**found.left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows},
+        )
+    )

@@ -50,6 +50,12 @@ def moments(folder: Path) -> list[Moments]:
     return found
 
 
+def has_members(folder: Path) -> bool:
+    """Whether a run trained a reward model into this folder: without preferences it has no member."""
+    file = folder / NORMALISATION
+    return not file.exists() or bool(json.loads(file.read_text())["members"])
+
+
 def score(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[RewardScore]:
     """Score conversations by the reward model in a folder, each member's scores normalised before they are averaged."""
     columns = []

@@ -12,17 +12,13 @@ What every training online has in common stands here too: how replies are drawn,
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.records import Message
 from constitutional.training.user_function import load_function, resolved
-
-if TYPE_CHECKING:
-    from constitutional.constitution.constitution import Principle
-    from constitutional.judging.labeler import Labeler
 
 Turns = Sequence[Mapping[str, str]]
 """A conversation as chat templates take it."""
@@ -198,31 +194,6 @@ def reward_model(members: Sequence[Scorer], settings: RewardModelSettings) -> Re
         return found
 
     return Reward("reward_model", settings.weight, score)
-
-
-def by_principle(labeler: "Labeler", principles: Sequence["Principle"], settings: ConstitutionSettings) -> list[Reward]:
-    """For each principle, the labeler's expected score of a reply, Σ i·P(i) over 1 to 10, brought to [−1, 1].
-
-    Together they are a mean over the principles by weight. None where the labeler cannot be read.
-    """
-    total = sum(each.weight for each in principles)
-    return [
-        Reward(f"constitution/{each.id}", settings.weight * each.weight / total, _score_by(labeler, each))
-        for each in principles
-    ]
-
-
-def _score_by(labeler: "Labeler", principle: "Principle") -> RewardFunction:
-    def score(prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
-        found = labeler.score(list(map(said, prompts, completions)), [principle])
-        return [None if one is None else scaled(one) for (one,) in found]
-
-    return score
-
-
-def scaled(score: float) -> float:
-    """A score of 1 to 10 as −1 to 1 (Lee et al. 2023, section 2.2.2)."""
-    return (score - 5.5) / 4.5
 
 
 # --- Rules ---

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from constitutional.base.errors import ModelError, RunError
-from constitutional.base.records import Message, Preference
+from constitutional.base.records import Message, Preference, SftExample
 from constitutional.engines.chat import Tokenizer, beginning, plain
 
 Row = dict[str, Any]
@@ -20,6 +20,14 @@ COMPLETIONS = ("completion", "chosen", "rejected")
 def chat(messages: Sequence[Message]) -> list[dict[str, str]]:
     """A conversation as chat templates take it."""
     return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def supervised_rows(examples: Sequence[SftExample]) -> list[Row]:
+    """Training rows of supervised examples: the loss is on `completion` alone."""
+    return [
+        {"prompt": chat(example.prompt.messages), "completion": [{"role": "assistant", "content": example.reply}]}
+        for example in examples
+    ]
 
 
 def preference_rows(preferences: Sequence[Preference]) -> tuple[list[Row], dict[str, int]]:

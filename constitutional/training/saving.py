@@ -50,6 +50,16 @@ def write_model(model: "PreTrainedModel", tokenizer: Tokenizer, folder: Path) ->
     return saved
 
 
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy a saved model, whole or not at all: where nothing is to be learned, it is what a training would give."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    for leftover in (partial, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(source, partial)
+    sync(partial)
+    partial.rename(folder)
+
+
 def sync(folder: Path) -> None:
     """Have the disk hold what was written into a folder, so that a rename or a mark after it cannot come first."""
     for path in [*filter(Path.is_file, folder.rglob("*")), folder]:

@@ -1,10 +1,11 @@
 """Reasons to trust a run's numbers less: what its labels, its reward model and its measurements rest on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from constitutional.stages.report.charts import number
-from constitutional.stages.report.data import Histogram, PrincipleQuality, RewardQuality, RunReport
+from constitutional.stages.report.data import PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import HEADS, is_win_rate
+from constitutional.stages.summaries import EvaluateSummary, Histogram, MixSummary, RewardQuality, SftSummary
 
 NEAR_CHANCE = 0.6
 """A labeler or reward model that is right less often than this has hardly more to say than a coin."""
@@ -20,26 +21,24 @@ WIDE = 0.2
 
 def cautions(run: RunReport) -> Iterator[str]:
     """Reasons to trust the numbers less, worst first within each stage."""
-    misunderstood = run.notes.get("evaluate", {}).get("misunderstood", ())
-    for sentence in misunderstood if isinstance(misunderstood, list | tuple) else ():
-        yield f"The critic takes a principle for another than its author meant. {sentence}"
-    guessed = run.notes.get("evaluate", {}).get("guessed", ())
-    if guessed and isinstance(guessed, list | tuple):
-        yield (
-            "What is wanted of a trait is a guess where a principle has no tags that say it, and it goes "
-            f"wrong where the critic misreads it: {' '.join(map(str, guessed))} Tags such as [flattery, avoid] settle "
-            "it."
-        )
+    if evaluated := run.summary(EvaluateSummary):
+        for sentence in evaluated.misunderstood:
+            yield f"The critic takes a principle for another than its author meant. {sentence}"
+        if evaluated.guessed:
+            yield (
+                "What is wanted of a trait is a guess where a principle has no tags that say it, and it goes wrong "
+                f"where the critic misreads it: {' '.join(evaluated.guessed)} Tags such as [flattery, avoid] settle it."
+            )
     yield from _labeler_cautions(run.labeler.principles if run.labeler else ())
-    yield from _undecided_cautions(run.notes)
+    yield from _undecided_cautions(run.summary(MixSummary))
     if run.targets and 2 * (weak := _below(run.targets, WEAK)) > (total := sum(run.targets.counts)):
         yield f"{weak} of {total} preferences are hardly more than a coin toss: their targets are below {WEAK:.0%}."
-    if run.notes.get("sft", {}).get("nothing_revised"):
-        yield "Supervised learning had nothing to learn, as no draft was revised: the SL model is the base model."
-    examples = run.notes.get("sft", {}).get("examples", {})
-    if isinstance(examples, Mapping) and (missing := examples.get("helpful_missing")):
-        wanted = missing + examples["helpful"]
-        yield f"Supervised learning had {examples['helpful']} of the {wanted} helpful samples that its share asks for."
+    if sft := run.summary(SftSummary):
+        if sft.nothing_revised:
+            yield "Supervised learning had nothing to learn, as no draft was revised: the SL model is the base model."
+        elif sft.helpful_missing:
+            wanted = sft.helpful_missing + sft.helpful
+            yield f"Supervised learning had {sft.helpful} of the {wanted} helpful samples that its share asks for."
     yield from _reward_cautions(run.reward) if run.reward else ()
     win_rates = any(is_win_rate(score.measure) and score.n for score in run.scores)
     if win_rates and "ai, train" in run.sources:  # those held out taught nothing
@@ -73,13 +72,11 @@ def _conflict_cautions(principles: Sequence[PrincipleQuality]) -> Iterator[str]:
             yield f"{said}, and only {near}: mostly it keeps to a position, not to an answer."
 
 
-def _undecided_cautions(notes: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
-    counts, judged = notes.get("mix", {}).get("counts"), notes.get("label", {}).get("comparisons")
-    undecided = counts.get("comparisons undecided", 0) if isinstance(counts, Mapping) else 0
-    if isinstance(judged, int) and 2 * undecided > judged:
+def _undecided_cautions(mixed: MixSummary | None) -> Iterator[str]:
+    if mixed and 2 * (undecided := mixed.conflicts + mixed.near_a_half) > mixed.comparisons:
         yield (
-            f"Of {judged} comparisons the labeler left {undecided} undecided, and nothing was learnt from those: either"
-            " their replies are as good as each other by the principle, or mix.margin is too strict."
+            f"Of {mixed.comparisons} comparisons the labeler left {undecided} undecided, and nothing was learnt from "
+            "those: either their replies are as good as each other by the principle, or mix.margin is too strict."
         )
 
 

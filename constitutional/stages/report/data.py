@@ -3,15 +3,15 @@
 A part that is None, or empty, was not measured, and the page says so.
 """
 
-from typing import Final, Literal
+from typing import Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
 from constitutional.base.records import GoldPoint, Message
-from constitutional.base.stats import wilson
 from constitutional.judging.scores import Score
+from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
 
-Direction = Literal["higher", "lower"]
+S = TypeVar("S", bound=Summary)
 
 MODELS: Final[dict[str, str]] = {"base": "Base", "sft_model": "SL", "policy": "RL"}
 """The models of a run in the order in which they are made, and what the page calls them."""
@@ -21,29 +21,6 @@ class Part(BaseModel):
     """A piece of the report: immutable, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Share(Part):
-    """A proportion and what it was counted from."""
-
-    right: int
-    n: int
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, right: int, n: int) -> "Share | None":
-        """With Wilson's 95% interval; None if nothing was counted."""
-        return cls(right=right, n=n, value=right / n, **wilson(right, n)._asdict()) if n else None
-
-
-class Histogram(Part):
-    """Counts between neighbouring edges."""
-
-    edges: tuple[float, ...]
-    """In rising order, one more than there are counts."""
-    counts: tuple[int, ...]
 
 
 class PrincipleQuality(Part):
@@ -75,32 +52,6 @@ class LabelerQuality(Part):
     """Comparisons whose answer is plain that it was tried on before anything was labelled."""
     canaries_failed: int = 0
     """Of these, those that could not be read, or where the wrong response was preferred in both orders."""
-
-
-class CalibrationBin(Part):
-    """Held-out preferences for which about the same was predicted."""
-
-    predicted: float
-    """Mean predicted probability, 0 to 1."""
-    observed: float
-    """Share, or mean soft target, that came true."""
-    n: int
-
-
-class RewardQuality(Part):
-    """How the reward model did on preferences that it was not trained on."""
-
-    accuracy: dict[str, Share]
-    """By source, such as `ai` and `human`."""
-    calibration: tuple[CalibrationBin, ...] = ()
-    calibration_error: float | None = None
-    """Expected calibration error, 0 to 1; 0 is perfect."""
-    length_correlation: float | None = None
-    """Pearson's correlation of score and length in words, -1 to 1."""
-    mean: float | None = None
-    """Mean score of the reference samples."""
-    deviation: float | None = None
-    scores: Histogram | None = None
 
 
 class Curve(Part):
@@ -176,14 +127,6 @@ class LeftOut(Part):
     """Why, and how many; empty if everything was used."""
 
 
-class Calls(Part):
-    """What a stage asked of models."""
-
-    stage: str
-    answers: int
-    """From a model or from the journal: which of them depends on what was interrupted, and is in the manifest."""
-
-
 class Provenance(Part):
     """What the numbers came from."""
 
@@ -195,7 +138,8 @@ class Provenance(Part):
     versions: dict[str, str]
     identities: dict[str, str]
     """Digests and identities of models and files, by what they are of."""
-    calls: tuple[Calls, ...] = ()
+    calls: dict[str, int] = {}
+    """Answers that each stage had, from a model or from the journal: the manifest says from which."""
     config: str | None = None
     """The resolved configuration as JSON text."""
 
@@ -220,9 +164,13 @@ class RunReport(Part):
     revisions: tuple[RevisionExample, ...] = ()
     replies: tuple[ReplyExample, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-    notes: dict[str, dict[str, object]] = {}
-    """What each stage noted, as it is."""
+    summaries: dict[str, SerializeAsAny[Summary]] = {}
+    """What each stage said of its work."""
     provenance: Provenance
+
+    def summary(self, kind: type[S]) -> S | None:
+        """What the stage that writes such a summary said; None if this run has no such stage."""
+        return next((summary for summary in self.summaries.values() if isinstance(summary, kind)), None)
 
 
 class ReportData(Part):

@@ -4,16 +4,8 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from constitutional.base.records import Judgement, Preference, Prompt, Record, Revision, Rollout
+from constitutional.base.records import Judgement, Preference, Prompt, Revision, Rollout, Sample
 from constitutional.stages.report.data import ExampleChoice, ExampleStep, ReplyExample, RevisionExample, RolloutExample
-
-
-class Sample(Record):
-    """A held-out prompt and what each model replied, as the stage `evaluate` wrote it."""
-
-    prompt: Prompt
-    replies: dict[str, str]
-    cut_off: tuple[str, ...]
 
 
 def rollout_examples(rollouts: Sequence[Rollout], prompts: Iterable[Prompt], count: int) -> Iterator[RolloutExample]:

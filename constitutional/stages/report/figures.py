@@ -13,13 +13,11 @@ from constitutional.stages.report import charts
 from constitutional.stages.report.charts import Axis, Line, Mark, number
 from constitutional.stages.report.data import (
     MODELS,
-    Histogram,
     PrincipleQuality,
-    RewardQuality,
     RunReport,
-    Share,
 )
 from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, is_win_rate, kind, table_of, words
+from constitutional.stages.summaries import Histogram, RewardQuality, Share
 
 FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
 """Measures of whether replies are sound at all, whatever they say."""

@@ -8,8 +8,6 @@ everything, what got worse as prominent as what improved, and what was left out 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,30 +19,25 @@ from constitutional.base.records import (
     Preference,
     Prompt,
     Reading,
-    Record,
     Revision,
     Rollout,
+    Sample,
 )
 from constitutional.constitution.constitution import Constitution
+from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
-from constitutional.stages.context import StageContext
+from constitutional.stages.context import RunView, StageContext
 from constitutional.stages.report.data import (
-    CalibrationBin,
-    Calls,
     Curve,
-    Direction,
-    Histogram,
     LabelerQuality,
     LeftOut,
     PrincipleQuality,
     Provenance,
     ReportData,
-    RewardQuality,
+    RolloutExample,
     RunReport,
-    Share,
 )
 from constitutional.stages.report.examples import (
-    Sample,
     example_choices,
     reply_examples,
     revision_examples,
@@ -52,6 +45,20 @@ from constitutional.stages.report.examples import (
 )
 from constitutional.stages.report.page import render
 from constitutional.stages.report.verdicts import ALWAYS_WANTED, kind
+from constitutional.stages.summaries import (
+    Direction,
+    DpoSummary,
+    EvaluateSummary,
+    Histogram,
+    LabelerCheckSummary,
+    MixSummary,
+    OnlineSummary,
+    ReportSummary,
+    RewardSummary,
+    SamplePairsSummary,
+    SftSummary,
+    Share,
+)
 
 METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
 """What is drawn of a training log; not the learning rate and the like, which say nothing of what was learnt."""
@@ -81,17 +88,6 @@ class Settings(BaseModel):
     """The direction in which a measure should go, `higher` or `lower`, by measure; goes before evaluation's."""
 
 
-class _Accuracy(Record):
-    """How the labeler judged a principle's own examples, as the stage `labeler_check` wrote it."""
-
-    principle: str
-    n: int
-    right: int
-    unreadable: int
-    conflicts: int
-    mean_p_correct: float | None
-
-
 def wanted_directions(
     scores: Sequence[Score], noted: Mapping[str, Direction], settings: Settings
 ) -> dict[str, Direction]:
@@ -104,14 +100,11 @@ def wanted_directions(
 
 def labeler_quality(
     constitution: Constitution,
-    accuracies: Iterable[_Accuracy],
+    accuracies: Iterable[PrincipleAccuracy],
     judgements: Sequence[Judgement],
-    canaries: Mapping[str, int],
+    trial: LabelerCheckSummary,
 ) -> LabelerQuality:
-    """What the labeler did by each principle, on its own examples and on the run's comparisons.
-
-    `canaries` is what the stage `labeler_check` noted of them; empty if it noted nothing.
-    """
+    """What the labeler did by each principle, on its own examples and on the run's comparisons."""
     on_examples = {each.principle: Share.of(each.right, each.n - each.unreadable) for each in accuracies}
     judged: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
@@ -132,8 +125,8 @@ def labeler_quality(
             for each in constitution.principles
         ),
         probabilities=histogram([each.p_a for each in judgements if each.p_a is not None], 0.0, 1.0),
-        canaries=canaries.get("n", 0),
-        canaries_failed=canaries.get("failed", 0),
+        canaries=trial.canaries,
+        canaries_failed=trial.canaries_failed,
     )
 
 
@@ -163,25 +156,6 @@ def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) 
     return Histogram(edges=edges, counts=tuple(counts[index] for index in range(bins)))
 
 
-def reward_quality(noted: Mapping[str, Any]) -> RewardQuality | None:
-    """From what the stage `reward` noted; None if it noted nothing."""
-    if not noted:
-        return None
-    return RewardQuality(
-        accuracy={
-            source: share
-            for source, each in noted["accuracy"].items()
-            if each["n"] and (share := Share.of(round(each["value"] * each["n"]), each["n"]))
-        },
-        calibration=tuple(CalibrationBin(**each) for each in noted["calibration"]),
-        calibration_error=noted["calibration_error"],
-        length_correlation=noted["length_correlation"],
-        mean=noted["mean"],
-        deviation=noted["deviation"],
-        scores=noted["scores"] and Histogram(**noted["scores"]),
-    )
-
-
 def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
     """What a training's logs say, a curve for each quantity with a line for each log, by name."""
     names = {name for rows in logs.values() for row in rows for name in row}
@@ -196,150 +170,116 @@ def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> 
             yield Curve(stage=stage, metric=metric, lines=found)
 
 
-def left_out(
-    revisions: Sequence[Revision], judgements: Sequence[Judgement], notes: Mapping[str, Mapping[str, Any]]
-) -> Iterator[LeftOut]:
-    """What could not be used, stage by stage, and why; stages that noted nothing are not there."""
-    problems = Counter(each.problem for each in revisions if each.problem)
+def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[Judgement]) -> Iterator[LeftOut]:
+    """What could not be used, stage by stage, and why."""
+    problems = Counter(revision.problem for revision in revisions if revision.problem)
     yield LeftOut(stage="critique_revise", what="drafts", total=len(revisions), reasons=dict(problems))
-    if sampled := notes.get("sample_pairs"):
-        without = {"no two different responses": sampled["prompts_without_pair"]}
-        yield LeftOut(stage="sample_pairs", what="prompts", total=sampled["prompts"], reasons=_counted(without))
-        unpaired = {why: sampled[f"{why}_responses"] for why in ("empty", "cut_off", "repeated")}
+    if sampled := view.summary(SamplePairsSummary):
+        without = {"no two different responses": sampled.prompts_without_pair}
+        yield LeftOut(stage="sample_pairs", what="prompts", total=sampled.prompts, reasons=_counted(without))
+        unpaired = {
+            "empty": sampled.empty_responses,
+            "cut off": sampled.cut_off_responses,
+            "repeated": sampled.repeated_responses,
+        }
         yield LeftOut(stage="sample_pairs", what="responses", total=None, reasons=_counted(unpaired))
-    if misjudged := notes.get("label", {}).get("left_out_principles"):
-        why = {f"“{principle}”: the labeler misjudges its examples": 1 for principle in misjudged}
+    if (trial := view.summary(LabelerCheckSummary)) and trial.left_out_principles:
+        why = {f"“{principle}”: the labeler misjudges its examples": 1 for principle in trial.left_out_principles}
         yield LeftOut(stage="label", what="principles", total=None, reasons=why)
-    undirected = Counter(each.problem for each in judgements if each.problem)
-    undirected["tie, neither response is preferred"] = sum(each.p_a == 0.5 for each in judgements)
+    undirected = Counter(judgement.problem for judgement in judgements if judgement.problem)
+    undirected["tie, neither response is preferred"] = sum(judgement.p_a == 0.5 for judgement in judgements)
     yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=_counted(undirected))
-    if mixed := notes.get("mix"):
-        reasons = {why: count for why, count in mixed["counts"].items() if not any(word in why for word in KEPT)}
+    if mixed := view.summary(MixSummary):
+        reasons = {why: count for why, count in mixed.counts.items() if not any(word in why for word in KEPT)}
         yield LeftOut(stage="mix", what="comparisons, judgements and rows", total=None, reasons=_counted(reasons))
-    for stage, noted in notes.items():
-        if "dropped" in noted:
-            what, used = next(each for each in _used(noted))
-            total = used + sum(noted["dropped"].values())
-            yield LeftOut(stage=stage, what=what, total=total, reasons=_counted(noted["dropped"]))
-    if evaluated := notes.get("evaluate"):
-        reasons = {why: count for why, count in evaluated["counts"].items() if why.startswith(("equal", "unreadable"))}
+    for stage, record in view.records().items():
+        match record.summary:
+            case SftSummary(trained_on=used, dropped=dropped):
+                what = "examples"
+            case RewardSummary(pairs=used, dropped=dropped) | DpoSummary(pairs=used, dropped=dropped):
+                what = "preferences"
+            case OnlineSummary(prompts=used, dropped=dropped):
+                what = "prompts"
+            case _:
+                continue
+        yield LeftOut(stage=stage, what=what, total=used + sum(dropped.values()), reasons=_counted(dropped))
+    if evaluated := view.summary(EvaluateSummary):
+        reasons = {why: count for why, count in evaluated.counts.items() if why.startswith(("equal", "unreadable"))}
         yield LeftOut(stage="evaluate", what="comparisons and critiques", total=None, reasons=_counted(reasons))
-
-
-def _used(noted: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """What a stage trained on, and how many."""
-    if "examples" in noted:
-        yield "examples", noted["examples"]["trained_on"]
-    if "pairs" in noted:
-        yield "preferences", noted["pairs"]
-    if "prompts" in noted:
-        yield "prompts", noted["prompts"]
 
 
 def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
     return {why.replace("_", " "): count for why, count in reasons.items() if count}
 
 
-def gather(settings: Settings, context: StageContext, *, online: bool = False) -> RunReport:
-    """Everything that a run's artifacts and notes say; `online` if its policy was trained on replies of its own."""
-    revisions, judgements = context.read("revisions", Revision), context.read("judgements", Judgement)
-    preferences, scores = context.read("preferences", Preference), tuple(context.read("scores", Score))
+def gather(settings: Settings, view: RunView) -> RunReport:
+    """Everything that a run's artifacts and summaries say."""
+    revisions, judgements = view.read("revisions", Revision), view.read("judgements", Judgement)
+    preferences, scores = view.read("preferences", Preference), tuple(view.read("scores", Score))
     choices = example_choices(preferences, judgements)
-    own = context.output("report.html").parent
-    folder = own.parent
-    # In running order, as the numbers of their folders say.
-    stages = {each.name[3:]: each for each in sorted(folder.glob("[0-9][0-9]_*")) if each != own}
-    notes = {stage: dict(found) for stage in stages if (found := context.read_notes(stage))}
-    config, manifest = _json(folder / "config.json"), _json(folder / "manifest.json")
+    online = view.has("rollouts")
+    records = view.records()
+    evaluated, rewarded = view.summary(EvaluateSummary), view.summary(RewardSummary)
+    trial = view.summary(LabelerCheckSummary)
+    assert evaluated is not None and trial is not None, "the report comes after both"  # noqa: PT018
+    accuracies = view.read("labeler_accuracy", PrincipleAccuracy)
     return RunReport(
-        name=folder.name,
+        name=view.name,
         scores=scores,
-        wanted=wanted_directions(scores, notes.get("evaluate", {}).get("wanted", {}), settings),
-        labeler=labeler_quality(
-            context.constitution,
-            context.read("labeler_accuracy", _Accuracy),
-            judgements,
-            notes.get("labeler_check", {}).get("canaries", {}),
-        ),
-        reward=reward_quality(notes.get("reward", {}).get("quality", {})),
-        targets=histogram([each.probability for each in preferences if each.split == "train"], 0.5, 1.0),
-        sources=dict(Counter(f"{each.source}, {each.split.replace('_', ' ')}" for each in preferences)),
-        curves=tuple(curve for stage, where in stages.items() for curve in curves_of(stage, _logs(where))),
-        gold=tuple(context.read("gold", GoldPoint)) if online else (),
-        rollouts=tuple(
-            rollout_examples(
-                context.read("rollouts", Rollout), context.read("prompts", Prompt), settings.rollout_examples
-            )
-        )
-        if online
-        else (),
-        revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, context.seed)),
-        replies=reply_examples(context.read("samples", Sample), settings.reply_examples, context.seed),
-        left_out=tuple(left_out(revisions, judgements, notes)),
-        notes=notes,
-        provenance=_provenance(
-            context.constitution, config, manifest, context.read("comparisons", Comparison), judgements
-        ),
+        wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
+        labeler=labeler_quality(view.constitution, accuracies, judgements, trial),
+        reward=rewarded.quality if rewarded else None,
+        targets=histogram([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
+        sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
+        curves=tuple(curve for stage, record in records.items() for curve in curves_of(stage, record.logs)),
+        gold=tuple(view.read("gold", GoldPoint)) if online else (),
+        rollouts=tuple(_rollout_examples(view, settings.rollout_examples)) if online else (),
+        revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, view.seed)),
+        replies=reply_examples(view.read("samples", Sample), settings.reply_examples, view.seed),
+        left_out=tuple(left_out(view, revisions, judgements)),
+        summaries={stage: record.summary for stage, record in records.items()},
+        provenance=_provenance(view, view.read("comparisons", Comparison), judgements),
     )
 
 
-def _provenance(
-    constitution: Constitution,
-    config: Mapping[str, Any],
-    manifest: Mapping[str, Any],
-    comparisons: Sequence[Comparison],
-    judgements: Sequence[Judgement],
-) -> Provenance:
+def _rollout_examples(view: RunView, count: int) -> Iterator[RolloutExample]:
+    return rollout_examples(view.read("rollouts", Rollout), view.read("prompts", Prompt), count)
+
+
+def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> Provenance:
     asked = {
-        "sampled from": {each.model for each in comparisons},
-        "labeler and method": {each.labeler for each in judgements},
+        "sampled from": {comparison.model for comparison in comparisons},
+        "labeler and method": {judgement.labeler for judgement in judgements},
     }
+    constitution, records = view.constitution, view.records()
     return Provenance(
         constitution=constitution.name,
         version=constitution.version,
         digest=constitution.digest,
-        principles={each.id: each.text for each in constitution.principles},
-        versions=_versions(config, manifest),
+        principles={principle.id: principle.text for principle in constitution.principles},
+        versions=_versions([record.versions for record in records.values()]),
         identities={
             # The constitution's stands there as it was when the run was last begun, which may be after this report.
-            **{name: each for name, each in config.get("digests", {}).items() if name != "constitution"},
-            **{name: ", ".join(sorted(found)) for name, found in asked.items() if found},
+            **{name: digest for name, digest in view.digests().items() if "constitution" not in name},
+            **{name: ", ".join(sorted(values)) for name, values in asked.items() if values},
         },
-        calls=tuple(
-            Calls(stage=stage, answers=answers)
-            for stage, entry in manifest.get("stages", {}).items()
-            if (answers := entry["calls"]["asked"] + entry["calls"]["reused"])
-        ),
-        config=json.dumps(config["config"], indent=2, ensure_ascii=False) if config else None,
+        calls={stage: record.calls for stage, record in records.items() if record.calls},
+        config=json.dumps(view.configuration(), indent=2, ensure_ascii=False),
     )
 
 
-def _versions(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, str]:
+def _versions(by_stage: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Those that the stages ran on: after an upgrade in between, more than one of a package."""
-    by_stage = [entry.get("versions") or config.get("versions", {}) for entry in manifest.get("stages", {}).values()]
     names = dict.fromkeys(name for versions in by_stage for name in versions)
-    return {name: ", ".join(sorted({each[name] for each in by_stage if name in each})) for name in names}
+    return {name: ", ".join(sorted({versions[name] for versions in by_stage if name in versions})) for name in names}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
-
-
-def _logs(folder: Path) -> dict[str, list[dict[str, float]]]:
-    paths = sorted(folder.glob("training_log*.jsonl"))
-    names = ["training"] if len(paths) == 1 else [f"member {number}" for number in range(len(paths))]
-    return {
-        name: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for name, path in zip(names, paths, strict=True)
-    }
-
-
-def run(settings: Settings, context: StageContext, *, online: bool = False) -> None:
+def run(settings: Settings, context: StageContext) -> None:
     """Read what all stages left, and write `report.html`."""
-    found = gather(settings, context, online=online)
-    page = render(ReportData(title=f"{found.name}: {found.provenance.constitution}", runs=(found,)))
+    report = gather(settings, context)
+    page = render(ReportData(title=f"{report.name}: {report.provenance.constitution}", runs=(report,)))
     # For a page of several runs: what this one was made by, whatever becomes of the file.
     atomic_write(context.output(f"{CONSTITUTION}.json"), context.constitution.model_dump_json(indent=2).encode())
     # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
     atomic_write(context.output("report.html"), page.encode("utf-8", "backslashreplace"))
+    context.summarise(ReportSummary())

@@ -7,7 +7,8 @@ from typing import Final, Literal, NamedTuple
 
 from constitutional.base.records import GoldPoint, Judge
 from constitutional.judging.scores import Change, Score
-from constitutional.stages.report.data import MODELS, Direction, RunReport
+from constitutional.stages.report.data import MODELS, RunReport
+from constitutional.stages.summaries import Direction, EvaluateSummary
 
 Outcome = Literal["improved", "worse", "changed", "no clear change"]
 
@@ -240,7 +241,8 @@ def _missing_kinds(run: RunReport) -> Iterator[str]:
     # A kind whose scores are there but empty has been named by its measures.
     kinds = {kind(score.measure) for score in run.scores}
     yield from (sentence for each, sentence in COMPLETE.items() if each not in kinds)
-    if "wanted" in run.notes.get("evaluate", {}) and "trait_rate" not in kinds:
+    evaluated = run.summary(EvaluateSummary)
+    if evaluated and evaluated.wanted is not None and "trait_rate" not in kinds:
         yield "Traits of the sandbox"
     if "violation_rate" in kinds:
         yield "The critic, on whose judgement the violations rest: how often it is right"

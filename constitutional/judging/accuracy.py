@@ -1,0 +1,241 @@
+"""How good a labeler is, and by which principles it can be trusted.
+
+What a labeler misjudges, training amplifies. So the labeler is first tried on the constitution's own examples, whose
+better response is known, and on comparisons whose answer is plain. The decision which principles it labels by is made
+once, and kept in the field `trusted` of each principle's row; every later reader takes it from there.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from constitutional.base.errors import RunError
+from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
+from constitutional.base.stats import Interval, calibration_error, wilson
+from constitutional.base.templates import Prompts
+from constitutional.constitution.constitution import Constitution, Example, Principle
+from constitutional.engines.base import Engine
+from constitutional.judging.labeler import ORDERS, Ask, Labeler
+from constitutional.judging.labelling import LabelSettings, combine
+
+NEAR_CHANCE = 0.6
+"""By a principle where the labeler is right less often than this, its labels are little but noise."""
+
+TOO_FEW = 3
+"""Of so few readable examples, or fewer, nobody can tell whether the labeler is near chance."""
+
+NULL_ANSWERS = (":", "Thought process:", ".")
+"""Answers that say nothing but take some labelers in (Zhao et al. 2025, "One token to fool LLM-as-a-judge")."""
+
+
+class PrincipleAccuracy(Record):
+    """How a labeler judges a principle's own examples."""
+
+    principle: str
+    n: int
+    """Examples, each asked about in both orders."""
+    right: int
+    """Examples by which the better response got a probability over a half."""
+    unreadable: int
+    conflicts: int
+    """Examples where the labeler kept the position and not the response."""
+    mean_p_correct: float | None
+    """The mean probability of the better response, over the readable examples."""
+    trusted: bool
+    """Whether the labeler judges comparisons by this principle: its accuracy is at least `label.min_accuracy`.
+
+    A principle without examples is trusted.
+    """
+
+    @property
+    def accuracy(self) -> float | None:
+        """Right ones among the readable; None if there is none."""
+        readable = self.n - self.unreadable
+        return self.right / readable if readable else None
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether labels by it are little but noise; where no example can be read they certainly are."""
+        return self.n > 0 and (self.accuracy or 0.0) < NEAR_CHANCE
+
+
+def measure_labeler(
+    constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
+) -> list[PrincipleAccuracy]:
+    """Judge each principle's own examples by that principle, whose better responses are known."""
+    asks = [
+        Ask(_example(example.prompt, example.better, example.worse), principle, 1.0)
+        for principle in constitution.principles
+        for example in _telling(principle)
+    ]
+    judged: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in Labeler(engine, templates, settings, seed=0).judge(asks):
+        judged[judgement.principle].append(judgement)
+    return [_accuracy(principle.id, judged[principle.id], settings) for principle in constitution.principles]
+
+
+def _telling(principle: Principle) -> list[Example]:
+    """The examples that tell a better response from a worse one; the linter warns of the others."""
+    return [each for each in principle.examples if each.better.strip() != each.worse.strip()]
+
+
+def _example(prompt: str, better: str, worse: str) -> Comparison:
+    """With the better response as a."""
+    return Comparison(prompt=Prompt(messages=(Message("user", prompt),)), a=better, b=worse, model="example")
+
+
+def _accuracy(principle: str, judgements: Sequence[Judgement], settings: LabelSettings) -> PrincipleAccuracy:
+    p_correct = [judgement.p_a for judgement in judgements if judgement.p_a is not None]
+    right = sum(p > 0.5 for p in p_correct)
+    return PrincipleAccuracy(
+        principle=principle,
+        n=len(judgements),
+        right=right,
+        unreadable=len(judgements) - len(p_correct),
+        conflicts=sum(judgement.conflict for judgement in judgements),
+        mean_p_correct=math.fsum(p_correct) / len(p_correct) if p_correct else None,
+        trusted=not judgements or right >= settings.min_accuracy * max(len(p_correct), 1),
+    )
+
+
+def trusted_principles(constitution: Constitution, accuracies: Sequence[PrincipleAccuracy]) -> Constitution:
+    """The constitution without the principles that the labeler cannot be trusted with.
+
+    Raises:
+        RunError: no principle is left.
+    """
+    left_out = [accuracy.principle for accuracy in accuracies if not accuracy.trusted]
+    if len(left_out) == len(constitution.principles):
+        raise RunError(
+            "The labeler is right in less than label.min_accuracy of the examples of every principle, so no principle "
+            "is left to label by; take another labeler or label.method, or lower label.min_accuracy"
+        )
+    return constitution.select(None, left_out, {}) if left_out else constitution
+
+
+def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
+    """A line for each principle by which nobody knows that the labeler judges well."""
+    warnings = []
+    for row in accuracies:
+        readable = row.n - row.unreadable
+        score = f"is right in {row.right} of {readable}" if readable else "cannot be read"
+        if not row.n:
+            warnings.append(f"principle '{row.principle}' has no examples, so nobody knows how well it is judged")
+        elif not row.trusted:
+            warnings.append(f"principle '{row.principle}' is left out: the labeler {score} on its examples")
+        elif row.near_chance:
+            how = "too few to tell" if 0 < readable <= TOO_FEW else "near chance"
+            warnings.append(f"principle '{row.principle}': the labeler {score} on its examples, {how}")
+    return warnings
+
+
+class Canary(NamedTuple):
+    """A comparison whose answer is plain: a, by this principle."""
+
+    comparison: Comparison
+    principle: Principle
+
+
+class CanaryResult(NamedTuple):
+    """How many canaries the labeler failed at."""
+
+    n: int
+    failed: int
+
+
+def canaries(constitution: Constitution) -> list[Canary]:
+    """Each example of a principle twice: its better response against the worse one, and against an empty phrase."""
+    return [
+        Canary(_example(example.prompt, example.better, worse), principle)
+        for principle in constitution.principles
+        for index, example in enumerate(_telling(principle))
+        for worse in (example.worse, NULL_ANSWERS[index % len(NULL_ANSWERS)])
+    ]
+
+
+def check_canaries(
+    constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
+) -> CanaryResult:
+    """Judge the canaries; without examples there are none.
+
+    A canary fails if it cannot be read or if the wrong response is preferred whatever the order. To waver between the
+    orders is no failure: such a judgement is near a half and moves little.
+
+    Raises:
+        RunError: more of them fail than `max_canary_failures` allows.
+    """
+    asks = [Ask(canary.comparison, canary.principle, 1.0) for canary in canaries(constitution)]
+    judgements = Labeler(engine, templates, settings, seed=0).judge(asks)
+    failed = [each for each in judgements if each.p_a is None or (each.p_a < 0.5 and not each.conflict)]
+    if len(failed) > settings.max_canary_failures * len(judgements):
+        principles = ", ".join(f"'{name}'" for name in dict.fromkeys(each.principle for each in failed))
+        raise RunError(
+            f"The labeler fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by the "
+            f"principles {principles}; such labels would train the opposite of what is asked. Look at `constitutional "
+            "check`, take another labeler or method, or raise label.max_canary_failures"
+        )
+    return CanaryResult(len(judgements), len(failed))
+
+
+class LabelerAccuracy(NamedTuple):
+    """A labeler against given answers."""
+
+    n: int
+    """Comparisons with an answer."""
+    right: int
+    """Those whose answer got a probability over a half."""
+    unreadable: int
+    """Those that got no probability; they count as not right."""
+    accuracy: float
+    interval: Interval
+    """Wilson's, 95%."""
+    calibration_error: float | None
+    """Expected calibration error of the preferred response's probability; None if none is readable."""
+    position_bias: float | None
+    """Share of readings that prefer the response shown first; 0.5 is none, None if no reading prefers either."""
+
+
+def accuracy_against(judgements: Iterable[Judgement], answers: Mapping[str, Literal["a", "b"]]) -> LabelerAccuracy:
+    """How often the labeler finds the answer, by comparison id; over all principles of a comparison."""
+    judged: dict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        judged[judgement.comparison].append(judgement)
+    p_correct = []
+    for comparison, answer in answers.items():
+        p_a = combine(judged[comparison])
+        if p_a is not None:
+            p_correct.append(p_a if answer == "a" else 1 - p_a)
+    n, right = len(answers), sum(p > 0.5 for p in p_correct)
+    asked = [judgement for comparison in answers for judgement in judged[comparison]]
+    return LabelerAccuracy(
+        n=n,
+        right=right,
+        unreadable=n - len(p_correct),
+        accuracy=right / n if n else math.nan,
+        interval=wilson(right, n),
+        calibration_error=_calibration_error(p_correct) if p_correct else None,
+        position_bias=position_bias(asked),
+    )
+
+
+def _calibration_error(p_correct: Sequence[float]) -> float:
+    """Of the preferred response's probability, because which response is called a is arbitrary.
+
+    At a half neither is preferred, and either is right half the time.
+    """
+    right = [0.5 if p == 0.5 else float(p > 0.5) for p in p_correct]
+    return calibration_error([max(p, 1 - p) for p in p_correct], right)
+
+
+def position_bias(judgements: Iterable[Judgement]) -> float | None:
+    """The share of readings that prefer the response shown first, of those that prefer one."""
+    first = total = 0
+    for judgement in judgements:
+        if len(judgement.readings) < len(ORDERS):
+            continue  # asked without an order
+        for reading in judgement.readings:
+            if reading.p_a is not None and reading.p_a != 0.5:
+                first += (reading.p_a > 0.5) == (reading.order == "a_first")
+                total += 1
+    return first / total if total else None

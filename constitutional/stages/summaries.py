@@ -1,0 +1,271 @@
+"""What each stage says about its own work: one record a stage, written as `summary.json`, read by later stages.
+
+`dropped` and `counts` give a number of rows for each reason, in words.
+"""
+
+from typing import ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from constitutional.base.stats import wilson
+
+Direction = Literal["higher", "lower"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Summary(_Part):
+    """What a stage says about its own work."""
+
+    stages: ClassVar[tuple[str, ...]]
+    """The stages that write this record."""
+
+
+class PromptsSummary(Summary):
+    """Of the stage `prompts`."""
+
+    stages = ("prompts",)
+    train: int
+    held_out: int
+    repeated: int
+    """Prompts of the file that were left out, because the same prompt stands earlier."""
+
+
+class LabelerCheckSummary(Summary):
+    """Of the stage `labeler_check`."""
+
+    stages = ("labeler_check",)
+    left_out_principles: tuple[str, ...]
+    """Principles that the labeler misjudges, so that it does not label by them."""
+    warnings: tuple[str, ...]
+    canaries: int
+    """Comparisons with a plain answer on which the labeler was tried."""
+    canaries_failed: int
+    """Canaries where the answer was unreadable, or where both orders preferred the wrong response."""
+
+
+class CritiqueReviseSummary(Summary):
+    """Of the stage `critique_revise`."""
+
+    stages = ("critique_revise",)
+    prompts: int
+    left_out: int
+    """Drafts that training cannot use, because a reply was empty, cut off or too long to ask for."""
+    cut_off_drafts: int
+    """Drafts that reached `draft_max_tokens`."""
+    steps: int
+    """Rounds of critique and revision, over all drafts."""
+    found_nothing: int
+    """Rounds in which the critique found nothing wrong."""
+    changed: int
+    """Drafts that the revisions changed."""
+
+
+class SftSummary(Summary):
+    """Of the stage `sft`."""
+
+    stages = ("sft",)
+    nothing_revised: bool
+    """Critics left every draft as it was, so nothing was trained: the SFT model is the base model."""
+    revision: int
+    """Examples that are revisions."""
+    helpful: int
+    """Examples that are helpful samples."""
+    helpful_missing: int
+    """Helpful samples that `sft.helpful_share` asks for beyond those that there are."""
+    helpful_on_evaluation_prompts: int
+    """Helpful samples of a file that were left out, because their prompts are held out."""
+    trained_on: int
+    steps: int
+    dropped: dict[str, int]
+
+
+class SamplePairsSummary(Summary):
+    """Of the stage `sample_pairs`."""
+
+    stages = ("sample_pairs",)
+    prompts: int
+    comparisons: int
+    prompts_without_pair: int
+    empty_responses: int
+    cut_off_responses: int
+    repeated_responses: int
+
+
+class LabelSummary(Summary):
+    """Of the stage `label`."""
+
+    stages = ("label",)
+    comparisons: int
+    judgements: int
+    unreadable: int
+    too_long: int
+    conflicts: int
+    ties: int
+    position_bias: float | None
+    """Share of readings that prefer the response shown first; 0.5 means no bias, None that no reading prefers any."""
+
+
+class MixSummary(Summary):
+    """Of the stage `mix`."""
+
+    stages = ("mix",)
+    comparisons: int
+    """Comparisons of the run's own."""
+    decided: int
+    """Comparisons of the run's own that give a preference, by the labeler or by a person."""
+    conflicts: int
+    """Undecided comparisons where the labeler's two orders prefer different responses."""
+    near_a_half: int
+    """The other undecided comparisons: their probability is nearer to 0.5 than `mix.margin`."""
+    train: int
+    """Preferences to train on."""
+    held_out: int
+    """Preferences to measure the reward model on."""
+    counts: dict[str, int]
+
+
+class Share(_Part):
+    """A proportion and the counts behind it."""
+
+    right: int
+    n: int
+    value: float
+    low: float
+    """Lower end of the 95% interval."""
+    high: float
+
+    @classmethod
+    def of(cls, right: int, n: int) -> "Share | None":
+        """The share with Wilson's 95% interval, which takes the rows for independent; None if nothing was counted."""
+        return cls(right=right, n=n, value=right / n, **wilson(right, n)._asdict()) if n else None
+
+
+class Histogram(_Part):
+    """Counts between neighbouring edges."""
+
+    edges: tuple[float, ...]
+    """In rising order, one more than there are counts."""
+    counts: tuple[int, ...]
+
+
+class CalibrationBin(_Part):
+    """Held-out preferences for which about the same was predicted."""
+
+    predicted: float
+    """Mean predicted probability, 0 to 1."""
+    observed: float
+    """Share, or mean soft target, that came true."""
+    n: int
+
+
+class RewardQuality(_Part):
+    """How a reward model does on preferences that it was not trained on."""
+
+    accuracy: dict[str, Share]
+    """Share in which the chosen reply scores higher, by source (`ai`, `human`), and in `all`; sources without held-out
+    preferences are left out."""
+    calibration: tuple[CalibrationBin, ...] = ()
+    calibration_error: float | None = None
+    """Expected calibration error, 0 to 1; 0 is perfect. None where too few preferences are held out."""
+    length_correlation: float | None = None
+    """Pearson's correlation of score and length in words, -1 to 1. None where too few preferences are held out."""
+    mean: float | None = None
+    """Mean score of the reference samples, by the first member."""
+    deviation: float | None = None
+    scores: Histogram | None = None
+
+
+class RewardSummary(Summary):
+    """Of the stage `reward`."""
+
+    stages = ("reward",)
+    pairs: int
+    """Preferences that were trained on; 0 means that no reward model was trained."""
+    dropped: dict[str, int]
+    quality: RewardQuality | None
+    """None where no reward model was trained."""
+
+
+class DpoSummary(Summary):
+    """Of the stage `dpo`."""
+
+    stages = ("dpo",)
+    pairs: int
+    """Preferences that were trained on; 0 means that the policy is the SFT model."""
+    steps: int
+    dropped: dict[str, int]
+
+
+class LastPhase(_Part):
+    """The last logged step or phase of an online training; None where the trainer gives no number."""
+
+    reward: float | None
+    kl: float | None
+    """Nats a reply, from the SFT model."""
+    length: float | None
+    """Tokens."""
+    truncated: float | None
+    """Share of replies that reached the most tokens allowed."""
+
+
+class OnlineSummary(Summary):
+    """Of the stages that train on replies of the policy's own: `ppo`, `grpo` and `rloo`."""
+
+    stages = ("ppo", "grpo", "rloo")
+    prompts: int
+    """Prompts that were trained on; 0 means that nothing was, and that the policy is the SFT model."""
+    replies: int
+    """Replies that were drawn and trained on."""
+    steps: int
+    """Steps of the optimizer's schedule: phases of PPO."""
+    dropped: dict[str, int]
+    examples: int = 0
+    """Supervised examples that PPO-ptx goes on learning."""
+    critic_share: float | None = None
+    """Share of the reward model's weights that the critic's adapters hold; None where they hold all of it."""
+    last: LastPhase | None = None
+
+
+class EvaluateSummary(Summary):
+    """Of the stage `evaluate`."""
+
+    stages = ("evaluate",)
+    prompts: int
+    """Held-out prompts that the models answered."""
+    counts: dict[str, int]
+    wanted: dict[str, Direction] | None
+    """Where the constitution wants each of the sandbox's traits to go; None where no prompt is the sandbox's."""
+    misunderstood: tuple[str, ...] = ()
+    """For each principle whose tags say one thing and whose words the critic takes for another: a sentence on it."""
+    guessed: tuple[str, ...] = ()
+    """For each principle without such tags: what the critic takes it for, on which its direction rests."""
+
+
+class ReportSummary(Summary):
+    """Of the stage `report`, which has nothing to add to its page."""
+
+    stages = ("report",)
+
+
+SUMMARIES: Final[dict[str, type[Summary]]] = {
+    stage: summary
+    for summary in (
+        PromptsSummary,
+        LabelerCheckSummary,
+        CritiqueReviseSummary,
+        SftSummary,
+        SamplePairsSummary,
+        LabelSummary,
+        MixSummary,
+        RewardSummary,
+        DpoSummary,
+        OnlineSummary,
+        EvaluateSummary,
+        ReportSummary,
+    )
+    for stage in summary.stages
+}
+"""The record that each stage writes."""
