@@ -1,9 +1,9 @@
 """The prompts that a model is asked: Jinja2 templates, one file each, the user's folder before ours.
 
-A template sees exactly the variables that `VARIABLES` declares for it. A misspelt variable is found when the templates
-are loaded, with its file and line, and not in the middle of a run. What a variable holds is only ever text: `{{ }}`
-written by a model or in a principle is not looked at. Apart from what Jinja replaces and the file's last newline, the
-model sees exactly the file, so a space or an empty line in a template counts.
+A template sees exactly the variables that `VARIABLES` declares for it. Loading finds mistakes, with file and line:
+variables and names of other templates in the source, the rest by rendering each template once. What a variable holds is
+only ever text: Jinja does not look at `{{ }}` that a model or a principle says. Apart from what Jinja replaces and the
+file's last newline, the model sees exactly the file, so a space or an empty line counts.
 
 A user's template may build on the shipped one of the same name: `{% extends "shipped/critique.j2" %}`. It may include
 other files of either folder.
@@ -12,7 +12,7 @@ other files of either folder.
 import hashlib
 import json
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -45,146 +45,137 @@ VARIABLES: Final[Mapping[str, frozenset[str]]] = {
     "score": frozenset({"principle"}),
     "restate": frozenset({"principle"}),
 }
-"""The templates, and what each of them is given. `label` gets a conversation; everything else is text."""
+"""The templates and their variables. `conversation` holds a conversation, every other variable text."""
 
 OPTIONAL: Final[Mapping[str, Mapping[str, Value]]] = {"revise": {"principle": ""}}
-"""What is given where the caller says nothing.
+"""Values for variables that the caller may leave out: after a critique the principle has been said already."""
 
-`revise` follows a critique, which has said the principle before; only words of its own for revision are said again.
-"""
+_HOLE: Final = "\ue000"
+"""A private character, which stands for a value in the dry rendering."""
 
 
 def load_prompts(folder: Path | None = None) -> "Prompts":
-    """Read and check every template, each from `folder` if it is there and otherwise from ours."""
+    """Read and check every template, each from `folder` if it is there and otherwise from ours.
+
+    Raises:
+        InputError: a template is wrong; says its file and line.
+    """
     ours = shipped("prompts")
     if folder is not None and not folder.is_dir():
         raise ConfigurationError(f"{folder}: there is no such folder of prompt templates")
     return Prompts([ours] if folder is None else [folder, ours], shipped_folder=ours)
 
 
+class _File(NamedTuple):
+    path: Path
+    text: str
+
+
 class Prompts:
-    """The templates, read once: what is rendered is what `digest` covers, whatever happens to the files meanwhile."""
+    """The templates, read once: `digest` covers exactly what is rendered, whatever happens to the files meanwhile."""
 
     def __init__(self, folders: Sequence[Path], *, shipped_folder: Path) -> None:
         loaders: list[BaseLoader] = [PrefixLoader({"shipped": _Folder(shipped_folder)})]
-        loaders += [_Folder(folder) for folder in folders]
-        library = _Library(_environment(ChoiceLoader(loaders)), folders)
-        self._parts = {name: library.closure(name) for name in VARIABLES}
-        self._paths = {part: library.files[part].path for parts in self._parts.values() for part in parts}
-
-        def read_again(part: str) -> tuple[str, str, None]:
-            return library.files[part].text, str(library.files[part].path), None
-
-        environment = _environment(FunctionLoader(read_again))
-        self._templates = {}
-        for name in VARIABLES:
-            for part in self._parts[name]:
-                # Some mistakes, such as two blocks of one name, show only when Jinja compiles.
-                try:
-                    environment.get_template(part)
-                except TemplateSyntaxError as error:
-                    raise InputError(self._paths[part], error.message or "syntax error", error.lineno) from error
-            self._templates[name] = environment.get_template(_file_name(name))
+        self._disk = _environment(ChoiceLoader([*loaders, *map(_Folder, folders)]))
+        self._searched = " nor in ".join(map(str, folders))
+        self._files: dict[str, _File] = {}
+        self._parts = {name: self._checked(name) for name in VARIABLES}
+        environment = _environment(FunctionLoader(self._read_again))
+        self._templates = {name: environment.get_template(f"{name}.j2") for name in VARIABLES}
+        dry = {name: self._rendered(name, _holes(name)) for name in VARIABLES}
+        self._marks = {name: _line_beginnings(text) for name, text in dry.items()}
 
     def render(self, name: str, /, **values: Value) -> str:
-        """The prompt: the template of that name with these values, exactly those declared but for the optional ones."""
+        """The prompt: the template of that name with these values, one for each variable but the optional ones."""
         self._check_name(name)
         values = {**OPTIONAL.get(name, {}), **values}
-        path = self._paths[_file_name(name)]
+        path = self._files[f"{name}.j2"].path
         if missing := sorted(VARIABLES[name] - values.keys()):
             raise UsageError(f"{path}: rendered without a value for {_listed(missing)}")
         if unknown := sorted(values.keys() - VARIABLES[name]):
             raise UsageError(f"{path}: given a value for {_listed(unknown)}, but {_takes(name)}")
-        try:
-            return self._templates[name].render(values)
-        except Exception as error:  # only the template runs here, so whatever goes wrong is its
-            raise self._located(error, path) from error
+        return self._rendered(name, values)
 
     def digest(self, name: str) -> str:
         """SHA-256 of the template and of everything it extends, includes or imports; where they lie does not matter."""
         self._check_name(name)
-        parts = sorted(self._parts[name].items())
+        parts = sorted((part, self._files[part].text) for part in self._parts[name])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def quoted(self, name: str, text: str) -> str:
+        """The text with "> " before every line that begins as a line of the template itself does.
+
+        So no response says where it ends and the next one begins: a text cannot pass for the template's own layout, and
+        different values never give the same prompt. Lines that begin with ">" are quoted too, which keeps texts apart.
+        """
+        self._check_name(name)
+        marks = (">", *self._marks[name])
+        lines = text.splitlines(keepends=True)
+        return "".join(f"> {line}" if line.lstrip().casefold().startswith(marks) else line for line in lines)
+
+    def _read_again(self, part: str) -> tuple[str, str, None]:
+        return self._files[part].text, str(self._files[part].path), None
+
+    def _rendered(self, name: str, values: Mapping[str, Value]) -> str:
+        try:
+            return self._templates[name].render(values)
+        except Exception as error:  # only the template runs here, so whatever goes wrong is its
+            raise self._located(error, name) from error
+
+    def _located(self, error: Exception, name: str) -> InputError:
+        """The error with its place, maybe in a file that the template includes: Jinja's tracebacks hold their lines."""
+        paths = {str(file.path) for file in self._files.values()}
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if frame.filename in paths:
+                return InputError(frame.filename, str(error), frame.lineno)
+        return InputError(self._files[f"{name}.j2"].path, str(error))
 
     def _check_name(self, name: str) -> None:
         if name not in VARIABLES:
             raise UsageError(f"There is no prompt '{name}'; there are {_listed(VARIABLES)}")
 
-    def _located(self, error: Exception, path: Path) -> InputError:
-        """The error with its place, maybe in a file that the template includes: Jinja's tracebacks hold their lines."""
-        files = {str(part_path) for part_path in self._paths.values()}
-        for frame in reversed(traceback.extract_tb(error.__traceback__)):
-            if frame.filename in files:
-                return InputError(frame.filename, str(error), frame.lineno)
-        return InputError(path, str(error))
+    def _checked(self, name: str) -> set[str]:
+        """The template and everything that it builds on, by name; no file of them uses an undeclared variable."""
+        seen: set[str] = set()
+        waiting: list[tuple[str, frozenset[str], str | None, int]] = [(f"{name}.j2", VARIABLES[name], None, 0)]
+        while waiting:
+            part, visible, user, line = waiting.pop()
+            tree, used = self._tree(part, user, line)
+            if unknown := sorted(used - visible):
+                names = tree.find_all(nodes.Name)
+                lines = [node.lineno for node in names if node.name == unknown[0] and node.ctx == "load"]
+                problem = f"{_listed(unknown)} is no variable of this template: {_takes(name)}"
+                raise InputError(self._files[part].path, problem, min(lines, default=None))
+            if part in seen:
+                continue  # also ends a circle of includes
+            seen.add(part)
+            bound = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
+            for node in tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
+                passed = visible | bound if getattr(node, "with_context", True) else frozenset[str]()
+                template = getattr(node, "template", None)
+                if not isinstance(template, nodes.Const) or not isinstance(template.value, str):
+                    problem = "names another template by an expression; write the name itself, to have it checked"
+                    raise InputError(self._files[part].path, problem, node.lineno)
+                waiting.append((template.value, frozenset(passed), part, node.lineno))
+        return seen
 
-
-class _File(NamedTuple):
-    path: Path
-    text: str
-    tree: nodes.Template
-    used: frozenset[str]
-    """The variables that the file takes from outside."""
-    bound: frozenset[str]
-    """The variables that the file sets, which the files that it includes may use."""
-
-
-class _Library:
-    """Reads and checks templates, each once."""
-
-    def __init__(self, environment: Environment, folders: Sequence[Path]) -> None:
-        self.files: dict[str, _File] = {}
-        self._environment = environment
-        self._folders = folders
-
-    def closure(self, name: str) -> dict[str, str]:
-        """The source of the template and of everything that it builds on, after checking what variables they use."""
-        file_name = _file_name(name)
-        try:
-            self._read(file_name)
-        except TemplateNotFound as error:
-            problem = f"The template {file_name} is not in {self._searched()}; install the package again"
-            raise ConfigurationError(problem) from error
-        sources: dict[str, str] = {}
-        self._visit(file_name, VARIABLES[name], name, sources)
-        return sources
-
-    def _visit(self, part: str, given: frozenset[str], name: str, sources: dict[str, str]) -> None:
-        file = self._read(part)
-        if unknown := sorted(file.used - given):
-            line = _first_line(file.tree, unknown[0])
-            raise InputError(file.path, f"{_listed(unknown)} is no variable of this template: {_takes(name)}", line)
-        if part in sources:
-            return  # also ends a circle of includes
-        sources[part] = file.text
-        for node in file.tree.find_all((nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)):
-            other = _constant(node)
-            if other is None:
-                problem = "names another template by an expression; write the name itself, so that it can be checked"
-                raise InputError(file.path, problem, node.lineno)
+    def _tree(self, part: str, user: str | None, line: int) -> tuple[nodes.Template, set[str]]:
+        """The syntax tree of a file, which `user` names in a line, and the variables that it takes from outside."""
+        if part not in self._files:
+            assert self._disk.loader is not None
             try:
-                self._read(other)
+                text, file_name, _ = self._disk.loader.get_source(self._disk, part)
             except TemplateNotFound as error:
-                raise InputError(file.path, f"'{other}' is not in {self._searched()}", node.lineno) from error
-            sees = given | file.bound if getattr(node, "with_context", True) else frozenset[str]()
-            self._visit(other, sees, name, sources)
-
-    def _searched(self) -> str:
-        return " nor in ".join(map(str, self._folders))
-
-    def _read(self, part: str) -> _File:
-        if part not in self.files:
-            assert self._environment.loader is not None
-            text, file_name, _ = self._environment.loader.get_source(self._environment, part)
-            path = Path(file_name or part)
-            try:
-                tree = self._environment.parse(text)
-                used = meta.find_undeclared_variables(tree)
-            except TemplateSyntaxError as error:
-                raise InputError(path, error.message or "syntax error", error.lineno) from error
-            bound = {found.name for found in tree.find_all(nodes.Name) if found.ctx != "load"}
-            self.files[part] = _File(path, text, tree, frozenset(used), frozenset(bound))
-        return self.files[part]
+                if user is None:
+                    problem = f"The template {part} is not in {self._searched}; install the package again"
+                    raise ConfigurationError(problem) from error
+                raise InputError(self._files[user].path, f"'{part}' is not in {self._searched}", line) from error
+            self._files[part] = _File(Path(file_name or part), text)
+        try:
+            tree = self._disk.parse(self._files[part].text)
+            return tree, meta.find_undeclared_variables(tree)
+        except TemplateSyntaxError as error:
+            raise InputError(self._files[part].path, error.message or "syntax error", error.lineno) from error
 
 
 class _Folder(FileSystemLoader):
@@ -215,23 +206,21 @@ def _environment(loader: BaseLoader) -> Environment:
         keep_trailing_newline=False,
         auto_reload=False,
     )
-    # Rendered twice, a prompt must be the same both times: finished requests are looked up by it.
+    # Rendered twice, a prompt must be the same both times: the journal finds finished requests by it.
     del environment.globals["lipsum"], environment.filters["random"]
     return environment
 
 
-def _file_name(name: str) -> str:
-    return f"{name}.j2"
+def _holes(name: str) -> dict[str, Value]:
+    """Values for a dry rendering; the conversation has a message of each role."""
+    conversation = [{"role": role, "content": _HOLE} for role in ("system", "user", "assistant")]
+    return {variable: conversation if variable == "conversation" else _HOLE for variable in VARIABLES[name]}
 
 
-def _constant(node: nodes.Node) -> str | None:
-    template = getattr(node, "template", None)
-    return template.value if isinstance(template, nodes.Const) and isinstance(template.value, str) else None
-
-
-def _first_line(tree: nodes.Template, variable: str) -> int | None:
-    lines = [found.lineno for found in tree.find_all(nodes.Name) if found.name == variable and found.ctx == "load"]
-    return min(lines, default=None)
+def _line_beginnings(dry: str) -> tuple[str, ...]:
+    """What the lines of a template begin with, in lower case: up to a value, at most 20 characters."""
+    beginnings = (line.partition(_HOLE)[0].strip()[:20].casefold() for line in dry.splitlines())
+    return tuple(dict.fromkeys(filter(None, beginnings)))
 
 
 def _takes(name: str) -> str:
@@ -239,5 +228,5 @@ def _takes(name: str) -> str:
     return f"'{name}' takes {_listed(sorted(variables))}" if variables else f"'{name}' takes no variables"
 
 
-def _listed(names: Iterable[str]) -> str:
+def _listed(names: Sequence[str] | Mapping[str, object]) -> str:
     return ", ".join(f"'{name}'" for name in names)

@@ -16,7 +16,7 @@ from constitutional.base.stats import Interval, calibration_error, wilson
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
-from constitutional.judging.labeler import ORDERS, Ask, Labeler
+from constitutional.judging.labeler import ORDERS, JudgementTask, Labeler
 from constitutional.judging.labelling import LabelSettings, combine
 
 NEAR_CHANCE = 0.6
@@ -64,13 +64,13 @@ def measure_labeler(
     constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
 ) -> list[PrincipleAccuracy]:
     """Judge each principle's own examples by that principle, whose better responses are known."""
-    asks = [
-        Ask(_example(example.prompt, example.better, example.worse), principle, 1.0)
+    tasks = [
+        JudgementTask(_example(example.prompt, example.better, example.worse), principle, 1.0)
         for principle in constitution.principles
         for example in _telling(principle)
     ]
     judged: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in Labeler(engine, templates, settings, seed=0).judge(asks):
+    for judgement in Labeler(engine, templates, settings, seed=0).judge(tasks):
         judged[judgement.principle].append(judgement)
     return [_accuracy(principle.id, judged[principle.id], settings) for principle in constitution.principles]
 
@@ -165,8 +165,8 @@ def check_canaries(
     Raises:
         RunError: more of them fail than `max_canary_failures` allows.
     """
-    asks = [Ask(canary.comparison, canary.principle, 1.0) for canary in canaries(constitution)]
-    judgements = Labeler(engine, templates, settings, seed=0).judge(asks)
+    tasks = [JudgementTask(canary.comparison, canary.principle, 1.0) for canary in canaries(constitution)]
+    judgements = Labeler(engine, templates, settings, seed=0).judge(tasks)
     failed = [each for each in judgements if each.p_a is None or (each.p_a < 0.5 and not each.conflict)]
     if len(failed) > settings.max_canary_failures * len(judgements):
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(each.principle for each in failed))

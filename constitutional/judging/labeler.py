@@ -10,7 +10,6 @@ log-probabilities). A reply that cannot be read gives a judgement without a prob
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -26,10 +25,14 @@ CHOICES = (" A", " B")
 SCORES = tuple(f" {score}" for score in range(1, 11))
 """What may follow `Better:` and `Score:`. An engine's probability for one must not hold that of a longer one, " 10"."""
 
-BETTER = re.compile(r"Better:[\s*_]*(?:\(?([AB])\)?)?[\s.*_]*\Z")
-SCORE = re.compile(r"Score:[\s*_]*(?:10|[1-9])?(?:\s*/\s*10)?[\s.*_]*\Z")
-"""How a readable reply ends. Verdicts anywhere else are not the labeler's: it may quote a response that holds one."""
-
+_BEGINS = (
+    r"(?:\A|[\n\r.!?:;)\"”])[\s*_#>-]*(?:(?:so|therefore|thus|hence|overall|finally)\b[\s,:]*)?"
+    r"(?:(?:the|my) (?:final )?(?:answer|verdict|choice) is[\s:]*)?[\s*_\"“]*"
+)
+BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*(?:\(?(?P<choice>[AB])\)?)?[\s.*_]*)\Z")
+SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*(?:10|[1-9])?(?:\s*/\s*10)?[\s.*_]*)\Z")
+"""How a readable reply ends: a sentence of its own. Verdicts anywhere else are not the labeler's, as it may quote a
+response that holds one, nor are verdicts that a sentence denies ("I would not say Better: A")."""
 
 TOO_LONG = "the question is longer than the labeler can read"
 """The problem of a reading that could not be asked for."""
@@ -63,7 +66,7 @@ class LabelerSettings(BaseModel):
         return clamp
 
 
-class Ask(NamedTuple):
+class JudgementTask(NamedTuple):
     """A comparison to be judged by a principle."""
 
     comparison: Comparison
@@ -75,7 +78,7 @@ class Ask(NamedTuple):
 class _Question(NamedTuple):
     """A comparison by one principle in one order."""
 
-    ask: Ask
+    task: JudgementTask
     order: Order
     messages: tuple[Message, ...]
 
@@ -97,26 +100,26 @@ class Labeler:
         self.settings = settings
         self.seed = seed
 
-    def judge(self, asks: Sequence[Ask]) -> list[Judgement]:
+    def judge(self, tasks: Sequence[JudgementTask]) -> list[Judgement]:
         """A judgement for each, in order. Equal responses are not asked about: there is nothing to prefer."""
-        alike = {index for index, ask in enumerate(asks) if ask.comparison.a.strip() == ask.comparison.b.strip()}
-        asked = [ask for index, ask in enumerate(asks) if index not in alike]
+        alike = {index for index, task in enumerate(tasks) if task.comparison.a.strip() == task.comparison.b.strip()}
+        asked = [task for index, task in enumerate(tasks) if index not in alike]
         readings = iter(self._scored(asked) if self.settings.method == "score" else self._compared(asked))
         same = tuple(Reading(order=order, rationale="", problem="both responses are the same") for order in ORDERS)
-        return [self._judgement(ask, same if index in alike else next(readings)) for index, ask in enumerate(asks)]
+        return [self._judgement(task, same if index in alike else next(readings)) for index, task in enumerate(tasks)]
 
-    def _judgement(self, ask: Ask, readings: tuple[Reading, ...]) -> Judgement:
+    def _judgement(self, task: JudgementTask, readings: tuple[Reading, ...]) -> Judgement:
         sides = [reading.p_a for reading in readings if reading.p_a is not None]
         readable = len(sides) == len(readings)
         return Judgement(
-            comparison=ask.comparison.id,
-            principle=ask.principle.id,
-            principle_text=ask.principle.words("comparison"),
+            comparison=task.comparison.id,
+            principle=task.principle.id,
+            principle_text=task.principle.words("comparison"),
             labeler=f"{self.engine.identity} {self.settings.method}",
             readings=readings,
             p_a=sum(sides) / len(sides) if readable else None,
             conflict=readable and min(sides) < 0.5 < max(sides),
-            weight=ask.weight,
+            weight=task.weight,
         )
 
     def score(
@@ -128,31 +131,37 @@ class Labeler:
         """
         pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
         greedy = self.settings.temperature == 0
-        seeds = [0 if greedy else request_seed(self.seed, "score", principle.id, said) for said, principle in pairs]
+        seeds = [
+            0 if greedy else request_seed(self.seed, "score", principle.id, conversation)
+            for conversation, principle in pairs
+        ]
         answers = self._rated(pairs, seeds)
         scores = [None if share is None else expected_score(share) for _, share in answers]
         return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
 
     # Both responses side by side, in both orders.
 
-    def _compared(self, asks: Sequence[Ask]) -> list[tuple[Reading, ...]]:
-        questions = [self._question(ask, order) for ask in asks for order in ORDERS]
+    def _compared(self, tasks: Sequence[JudgementTask]) -> list[tuple[Reading, ...]]:
+        questions = [self._question(task, order) for task in tasks for order in ORDERS]
         ways = {"logprobs": self._at_once, "rationale": self._after_reasoning, "votes": self._by_votes}
         answers = ways[self.settings.method](questions)
-        readings = [self._reading(each.order, answer) for each, answer in zip(questions, answers, strict=True)]
+        readings = [self._reading(question.order, answer) for question, answer in zip(questions, answers, strict=True)]
         return [tuple(readings[at : at + len(ORDERS)]) for at in range(0, len(readings), len(ORDERS))]
 
-    def _question(self, ask: Ask, order: Order) -> _Question:
-        a, b = ask.comparison.a, ask.comparison.b
+    def _question(self, task: JudgementTask, order: Order) -> _Question:
+        a, b = (self.templates.quoted("label", text) for text in (task.comparison.a, task.comparison.b))
         shown_first, shown_second = (a, b) if order == "a_first" else (b, a)
+        turns = task.comparison.prompt.messages
         text = self.templates.render(
             "label",
-            conversation=[asdict(message) for message in ask.comparison.prompt.messages],
+            conversation=[
+                {"role": turn.role, "content": self.templates.quoted("label", turn.content)} for turn in turns
+            ],
             a=shown_first,
             b=shown_second,
-            principle=ask.principle.words("comparison"),
+            principle=task.principle.words("comparison"),
         )
-        return _Question(ask, order, (Message("user", text),))
+        return _Question(task, order, (Message("user", text),))
 
     def _reading(self, order: Order, answer: _Answer) -> Reading:
         if answer.p_first is None:
@@ -165,15 +174,21 @@ class Labeler:
         return min(max(p_a, low), high)
 
     def _at_once(self, questions: Sequence[_Question]) -> list[_Answer]:
-        shares = self._choose([(*each.messages, Message("assistant", "Better:")) for each in questions], CHOICES)
+        shares = self._choose(
+            [(*question.messages, Message("assistant", "Better:")) for question in questions], CHOICES
+        )
         return [_Answer("", None, share) if isinstance(share, str) else _Answer("", share[0]) for share in shares]
 
     def _after_reasoning(self, questions: Sequence[_Question]) -> list[_Answer]:
-        seeds = [self._seed(each.ask, each.order) for each in questions]
-        reasoned = self._reason([each.messages for each in questions], seeds, BETTER, '"Better: A" or "Better: B"')
+        seeds = [self._seed(question.task, question.order) for question in questions]
+        reasoned = self._reason(
+            [question.messages for question in questions], seeds, BETTER, '"Better: A" or "Better: B"'
+        )
         return [
             answer if share is None else _Answer(answer.rationale, share[0])
-            for answer, share in self._continued([each.messages for each in questions], reasoned, "Better:", CHOICES)
+            for answer, share in self._continued(
+                [question.messages for question in questions], reasoned, "Better:", CHOICES
+            )
         ]
 
     def _by_votes(self, questions: Sequence[_Question]) -> list[_Answer]:
@@ -181,8 +196,8 @@ class Labeler:
         sampling = Sampling(self.settings.vote_temperature, max_tokens=self.settings.max_tokens)
         replies = self._complete(
             [
-                Request(each.messages, sampling, self._digest(each.ask, each.order, vote))
-                for each in questions
+                Request(question.messages, sampling, self._digest(question.task, question.order, vote))
+                for question in questions
                 for vote in range(count)
             ]
         )
@@ -190,13 +205,13 @@ class Labeler:
 
     # Each response by itself.
 
-    def _scored(self, asks: Sequence[Ask]) -> list[tuple[Reading, ...]]:
+    def _scored(self, tasks: Sequence[JudgementTask]) -> list[tuple[Reading, ...]]:
         """One reading each: a score knows of no order. Its rationale holds both scores and the reasons for them."""
-        sides = [(ask, name, text) for ask in asks for name, text in (("a", ask.comparison.a), ("b", ask.comparison.b))]
+        sides = [(task, name, getattr(task.comparison, name)) for task in tasks for name in ("a", "b")]
         replies = [
-            ((*ask.comparison.prompt.messages, Message("assistant", text)), ask.principle) for ask, _, text in sides
+            ((*task.comparison.prompt.messages, Message("assistant", text)), task.principle) for task, _, text in sides
         ]
-        answers = self._rated(replies, [self._seed(ask, name) for ask, name, _ in sides])
+        answers = self._rated(replies, [self._seed(task, name) for task, name, _ in sides])
         return [(self._difference(*answers[at], *answers[at + 1]),) for at in range(0, len(answers), 2)]
 
     def _rated(
@@ -204,8 +219,8 @@ class Labeler:
     ) -> list[tuple[_Answer, Sequence[float] | None]]:
         """For each conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
         questions = [
-            (*said, Message("user", self.templates.render("score", principle=principle.words("comparison"))))
-            for said, principle in replies
+            (*conversation, Message("user", self.templates.render("score", principle=principle.words("comparison"))))
+            for conversation, principle in replies
         ]
         reasoned = self._reason(questions, seeds, SCORE, '"Score: " and a number from 1 to 10')
         return list(self._continued(questions, reasoned, "Score:", SCORES))
@@ -214,7 +229,7 @@ class Labeler:
         self, a: _Answer, share_a: Sequence[float] | None, b: _Answer, share_b: Sequence[float] | None
     ) -> Reading:
         problem = next(
-            (f"response {name}: {each.problem}" for name, each in (("a", a), ("b", b)) if each.problem), None
+            (f"response {name}: {answer.problem}" for name, answer in (("a", a), ("b", b)) if answer.problem), None
         )
         if problem or share_a is None or share_b is None:
             return Reading(order="a_first", rationale=f"a: {a.rationale}\n\nb: {b.rationale}", problem=problem)
@@ -240,14 +255,14 @@ class Labeler:
             if reply is None:
                 answers.append(_Answer("", None, TOO_LONG))
                 continue
-            found = ending.search(reply.text)
+            verdict = ending.search(reply.text)
             if reply.finish == "length":
                 problem = f"the reply was cut off at {self.settings.max_tokens} tokens"
                 answers.append(_Answer(reply.text, None, problem))
-            elif found is None:
+            elif verdict is None:
                 answers.append(_Answer(reply.text, None, f"the reply does not end with {expected}"))
             else:
-                answers.append(_Answer(reply.text[: found.start()], None))
+                answers.append(_Answer(reply.text[: verdict.start("verdict")], None))
         return answers
 
     def _continued(
@@ -270,10 +285,10 @@ class Labeler:
 
     def _choose(self, asked: Sequence[tuple[Message, ...]], choices: tuple[str, ...]) -> list[list[float] | str]:
         """The choices' probabilities, renormalised over them; or why there are none."""
-        found: list[list[float] | str] = []
+        shares: list[list[float] | str] = []
         for completion in self._complete([Request(messages, choices=choices) for messages in asked]):
             if completion is None:
-                found.append(TOO_LONG)
+                shares.append(TOO_LONG)
                 continue
             logprobs = completion.choice_logprobs
             if len(logprobs) != len(choices):
@@ -283,22 +298,22 @@ class Labeler:
                 )
             top = max(logprobs)
             if any(map(math.isnan, logprobs)) or math.isinf(top):
-                found.append("the choices have no probabilities")
+                shares.append("the choices have no probabilities")
                 continue
             weights = [math.exp(logprob - top) for logprob in logprobs]
-            found.append([weight / math.fsum(weights) for weight in weights])
-        return found
+            shares.append([weight / math.fsum(weights) for weight in weights])
+        return shares
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion | None]:
         return complete_fitting(self.engine, requests)
 
-    def _seed(self, ask: Ask, which: str) -> int:
+    def _seed(self, task: JudgementTask, which: str) -> int:
         # A greedy reply needs no seed, and without one it is found again by runs with other seeds.
-        return self._digest(ask, which, 0) if self.settings.temperature > 0 else 0
+        return self._digest(task, which, 0) if self.settings.temperature > 0 else 0
 
-    def _digest(self, ask: Ask, which: str, number: int) -> int:
+    def _digest(self, task: JudgementTask, which: str, number: int) -> int:
         """A seed of the question's own, so that others may come and go."""
-        return request_seed(self.seed, "label", ask.comparison.id, ask.principle.id, which, number)
+        return request_seed(self.seed, "label", task.comparison.id, task.principle.id, which, number)
 
 
 def _counted(asked: Sequence[Completion | None]) -> _Answer:
@@ -307,8 +322,8 @@ def _counted(asked: Sequence[Completion | None]) -> _Answer:
     if not replies:  # all of them answer one question
         return _Answer("", None, TOO_LONG)
     rationale = "\n\n".join(f"{number}: {reply.text}" for number, reply in enumerate(replies, start=1))
-    found = [BETTER.search(reply.text) if reply.finish != "length" else None for reply in replies]
-    verdicts = [match[1] for match in found if match and match[1]]
+    endings = [BETTER.search(reply.text) if reply.finish != "length" else None for reply in replies]
+    verdicts = [ending["choice"] for ending in endings if ending and ending["choice"]]
     if not verdicts or 2 * len(verdicts) < len(replies):
         return _Answer(rationale, None, f"{len(replies) - len(verdicts)} of {len(replies)} votes cannot be read")
     return _Answer(rationale, verdicts.count("A") / len(verdicts))

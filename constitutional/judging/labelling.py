@@ -16,7 +16,7 @@ from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.engines.base import Engine
-from constitutional.judging.labeler import Ask, Labeler, LabelerSettings
+from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings
 
 TOGETHER = 256
 """Comparisons that the labeler judges side by side, so that the engine can batch them."""
@@ -49,8 +49,8 @@ def label(
     labeler = Labeler(engine, templates or load_prompts(), settings, seed)
     iterator = iter(comparisons)
     while chunk := list(islice(iterator, TOGETHER)):
-        asks = [ask for comparison in chunk for ask in _asks(comparison, constitution, settings, seed)]
-        yield from labeler.judge(asks)
+        tasks = [task for comparison in chunk for task in _tasks(comparison, constitution, settings, seed)]
+        yield from labeler.judge(tasks)
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:
@@ -67,10 +67,12 @@ def combine(judgements: Iterable[Judgement]) -> float | None:
     return weighted_mean([p_a for p_a, _ in pairs], [weight for _, weight in pairs])
 
 
-def _asks(comparison: Comparison, constitution: Constitution, settings: LabelSettings, seed: int) -> Iterator[Ask]:
+def _tasks(
+    comparison: Comparison, constitution: Constitution, settings: LabelSettings, seed: int
+) -> Iterator[JudgementTask]:
     if settings.principles == "one":
         rng = random.Random(f"{seed} label {comparison.id}")
-        yield Ask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once
+        yield JudgementTask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once
     else:
         for principle in constitution.principles:
-            yield Ask(comparison, principle, principle.weight)
+            yield JudgementTask(comparison, principle, principle.weight)

@@ -7,20 +7,20 @@ there are unused ones; principles have weights; and a response in which the crit
 
 import json
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from constitutional.base.errors import InputError, RunError
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
+from constitutional.judging.critiques import FOLLOWS, checked_pattern, concludes
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CritiqueReviseSummary
 
@@ -41,9 +41,8 @@ class Settings(BaseModel):
     """Criticise before revising; without, the response is rewritten by the principle at once."""
     when_nothing_found: Literal["revise", "keep", "stop"] = "keep"
     """Where the critique finds nothing: revise all the same, keep the response for this round, or end the item."""
-    finds_nothing: str = r"follows[\s*_\"”']+the[\s*_\"”']+principle[\s.*_\"”')]*$"
-    """Regular expression that the critique's last sentence matches, in any case, if it finds nothing wrong; by default
-    also where it is in bold or in quotes."""
+    finds_nothing: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS
+    """Regular expression that the critique's last sentence matches, in any case, if the critique objects to nothing."""
     few_shot: int = Field(default=0, ge=0, le=16)
     """How many of the principle's own examples go before the conversation, criticised and revised."""
     few_shot_file: Path | None = None
@@ -58,15 +57,6 @@ class Settings(BaseModel):
     """The same for a critique."""
     revision_max_tokens: int = Field(default=256, ge=1)
     """The same for a revision."""
-
-    @field_validator("finds_nothing")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"is no regular expression: {error}") from error
-        return pattern
 
     def sampling(self, max_tokens: int) -> Sampling:
         """How a reply of at most so many tokens is drawn."""
@@ -205,13 +195,10 @@ class _Asker:
                 turn._replace(
                     messages=(*turn.messages, Message("assistant", reply.text), revise_it),
                     critique=reply.text,
-                    found_nothing=self._finds_nothing(reply.text),
+                    found_nothing=concludes(reply.text, self.settings.finds_nothing),
                 )
             )
         return turns
-
-    def _finds_nothing(self, critique: str) -> bool:
-        return bool(re.search(self.settings.finds_nothing, last_sentence(critique), re.IGNORECASE))
 
     def _ask(
         self,
@@ -284,11 +271,6 @@ def _step(turn: _Turn, revision: str, *, asked: bool = True) -> RevisionStep:
         found_nothing=turn.found_nothing,
         revision=revision,
     )
-
-
-def last_sentence(text: str) -> str:
-    """What follows the last full stop, question or exclamation mark that is followed by a space or a new line."""
-    return re.split(r"(?<=[.!?])\s+|\n+", text.strip())[-1]
 
 
 def read_shots(path: Path) -> tuple[Message, ...]:

@@ -8,13 +8,12 @@ and so has its change from the models before, over the same prompts.
 """
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
@@ -22,6 +21,7 @@ from constitutional.data.prompts import SANDBOX, sandbox_prompt
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.critiques import FOLLOWS, VIOLATES, checked_pattern, concludes
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.labelling import LabelSettings, combine, label
@@ -58,11 +58,10 @@ class Settings(BaseModel):
     """Most prompts on which the critic judges each reply by every principle; 0 for none. 40 by default."""
     critique_max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which a critique is cut off; 256 by default."""
-    violates: str = r"violates[\s*_\"”']+the[\s*_\"”']+principle[\s.*_\"”')]*$"
-    """Regular expression that the end of a critique matches, in any case, if it finds a violation; by default also
-    where it is in bold or in quotes."""
-    follows: str = r"follows[\s*_\"”']+the[\s*_\"”']+principle[\s.*_\"”')]*$"
-    """The same if it finds none; an answer to neither is unreadable."""
+    violates: Annotated[str, AfterValidator(checked_pattern)] = VIOLATES
+    """Regular expression that a critique's last sentence matches, in any case, if the critique finds a violation."""
+    follows: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS
+    """The same if the critique finds none. A critique that matches neither, or both, is unreadable."""
     compared: int = Field(default=100, ge=0)
     """Most prompts on which a model's divergence from those before it is measured; 0 for none. 100 by default."""
     gold_replies: int = Field(default=240, ge=0)
@@ -72,15 +71,6 @@ class Settings(BaseModel):
     """The folder of a reward model that the training did not use, such as another run's; none by default."""
     refusal_phrases: tuple[str, ...] = REFUSAL_PHRASES
     """A reply with one of these among its first 40 words counts as a refusal, whatever its case: a rough count."""
-
-    @field_validator("violates", "follows")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        return pattern
 
 
 class Inputs(BaseModel):
@@ -242,8 +232,8 @@ def violation_scores(
 
 def _violates(critique: str, settings: Settings) -> bool | None:
     """The verdict at the end of a critique; None if there is none, or both."""
-    says = [bool(re.search(each, critique.strip(), re.IGNORECASE)) for each in (settings.violates, settings.follows)]
-    return says[0] if says[0] != says[1] else None
+    violates, follows = concludes(critique, settings.violates), concludes(critique, settings.follows)
+    return violates if violates != follows else None
 
 
 class Wanted(NamedTuple):

@@ -10,8 +10,9 @@ from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import Rule, ScriptedEngine
+from constitutional.judging.critiques import last_sentence
 from constitutional.stages import critique_revise as stage
-from constitutional.stages.critique_revise import Settings, critique_revise, draft, last_sentence, revise
+from constitutional.stages.critique_revise import Settings, critique_revise, draft, revise
 
 TEMPLATES = load_prompts()
 CRITIQUE, REVISE, DIRECTLY = "Judge your last response", "Rewrite the response that you judged", "Rewrite your last"
