@@ -26,8 +26,8 @@ SCORES = tuple(f" {score}" for score in range(1, 11))
 """What may follow `Better:` and `Score:`. An engine's probability for one must not hold that of a longer one, " 10"."""
 
 _BEGINS = (
-    r"(?:\A|[\n\r.!?:;)\"”])[\s*_#>-]*(?:(?:so|therefore|thus|hence|overall|finally)\b[\s,:]*)?"
-    r"(?:(?:the|my) (?:final )?(?:answer|verdict|choice) is[\s:]*)?[\s*_\"“]*"
+    r"(?:\A|[\n\r.!?:;)\"”])[\s*_#>-]*(?i:(?:so|therefore|thus|hence|overall|finally)\b[\s,:]*)?"
+    r"(?i:(?:the|my) (?:final )?(?:answer|verdict|choice) is[\s:]*)?[\s*_\"“]*"
 )
 BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*(?:\(?(?P<choice>[AB])\)?)?[\s.*_]*)\Z")
 SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*(?:10|[1-9])?(?:\s*/\s*10)?[\s.*_]*)\Z")
@@ -131,10 +131,7 @@ class Labeler:
         """
         pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
         greedy = self.settings.temperature == 0
-        seeds = [
-            0 if greedy else request_seed(self.seed, "score", principle.id, conversation)
-            for conversation, principle in pairs
-        ]
+        seeds = [0 if greedy else request_seed(self.seed, "score", principle.id, reply) for reply, principle in pairs]
         answers = self._rated(pairs, seeds)
         scores = [None if share is None else expected_score(share) for _, share in answers]
         return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
@@ -151,12 +148,10 @@ class Labeler:
     def _question(self, task: JudgementTask, order: Order) -> _Question:
         a, b = (self.templates.quoted("label", text) for text in (task.comparison.a, task.comparison.b))
         shown_first, shown_second = (a, b) if order == "a_first" else (b, a)
-        turns = task.comparison.prompt.messages
+        turns = [(turn.role, self.templates.quoted("label", turn.content)) for turn in task.comparison.prompt.messages]
         text = self.templates.render(
             "label",
-            conversation=[
-                {"role": turn.role, "content": self.templates.quoted("label", turn.content)} for turn in turns
-            ],
+            conversation=[{"role": role, "content": content} for role, content in turns],
             a=shown_first,
             b=shown_second,
             principle=task.principle.words("comparison"),
@@ -174,21 +169,17 @@ class Labeler:
         return min(max(p_a, low), high)
 
     def _at_once(self, questions: Sequence[_Question]) -> list[_Answer]:
-        shares = self._choose(
-            [(*question.messages, Message("assistant", "Better:")) for question in questions], CHOICES
-        )
+        begun = Message("assistant", "Better:")
+        shares = self._choose([(*question.messages, begun) for question in questions], CHOICES)
         return [_Answer("", None, share) if isinstance(share, str) else _Answer("", share[0]) for share in shares]
 
     def _after_reasoning(self, questions: Sequence[_Question]) -> list[_Answer]:
         seeds = [self._seed(question.task, question.order) for question in questions]
-        reasoned = self._reason(
-            [question.messages for question in questions], seeds, BETTER, '"Better: A" or "Better: B"'
-        )
+        messages = [question.messages for question in questions]
+        reasoned = self._reason(messages, seeds, BETTER, '"Better: A" or "Better: B"')
         return [
             answer if share is None else _Answer(answer.rationale, share[0])
-            for answer, share in self._continued(
-                [question.messages for question in questions], reasoned, "Better:", CHOICES
-            )
+            for answer, share in self._continued(messages, reasoned, "Better:", CHOICES)
         ]
 
     def _by_votes(self, questions: Sequence[_Question]) -> list[_Answer]:

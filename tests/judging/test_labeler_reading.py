@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import pytest
 
 from constitutional.base.records import Comparison, Message, Prompt
@@ -17,7 +19,7 @@ class Recorder:
     def __init__(self) -> None:
         self.asked: list[Request] = []
 
-    def complete(self, requests: list[Request]) -> list[Completion]:
+    def complete(self, requests: Sequence[Request]) -> list[Completion]:
         self.asked += requests
         return [Completion("", "choices", (-1.0, -1.0)) for _ in requests]
 
