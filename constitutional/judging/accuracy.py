@@ -77,7 +77,7 @@ def measure_labeler(
 
 def _telling(principle: Principle) -> list[Example]:
     """The examples that tell a better response from a worse one; the linter warns of the others."""
-    return [each for each in principle.examples if each.better.strip() != each.worse.strip()]
+    return [example for example in principle.examples if example.better.strip() != example.worse.strip()]
 
 
 def _example(prompt: str, better: str, worse: str) -> Comparison:
@@ -167,9 +167,9 @@ def check_canaries(
     """
     tasks = [JudgementTask(canary.comparison, canary.principle, 1.0) for canary in canaries(constitution)]
     judgements = Labeler(engine, templates, settings, seed=0).judge(tasks)
-    failed = [each for each in judgements if each.p_a is None or (each.p_a < 0.5 and not each.conflict)]
+    failed = [row.principle for row in judgements if row.p_a is None or (row.p_a < 0.5 and not row.conflict)]
     if len(failed) > settings.max_canary_failures * len(judgements):
-        principles = ", ".join(f"'{name}'" for name in dict.fromkeys(each.principle for each in failed))
+        principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
         raise RunError(
             f"The labeler fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by the "
             f"principles {principles}; such labels would train the opposite of what is asked. Look at `constitutional "

@@ -12,17 +12,18 @@ def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: Co
 
     Together they are a mean over the principles by weight. None where the labeler cannot be read.
     """
-    total = sum(each.weight for each in principles)
+    total = sum(principle.weight for principle in principles)
+    shares = [settings.weight * principle.weight / total for principle in principles]
     return [
-        Reward(f"constitution/{each.id}", settings.weight * each.weight / total, _score_by(labeler, each))
-        for each in principles
+        Reward(f"constitution/{principle.id}", share, _score_by(labeler, principle))
+        for principle, share in zip(principles, shares, strict=True)
     ]
 
 
 def _score_by(labeler: Labeler, principle: Principle) -> RewardFunction:
     def score(prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
-        found = labeler.score(list(map(said, prompts, completions)), [principle])
-        return [None if one is None else scaled(one) for (one,) in found]
+        scores = labeler.score(list(map(said, prompts, completions)), [principle])
+        return [None if score is None else scaled(score) for (score,) in scores]
 
     return score
 

@@ -35,17 +35,17 @@ def kept_share(constitution: "Constitution", prompt: Prompt, reply: str) -> floa
     None where no principle has such tags. What cannot apply to a prompt is kept.
     """
     asked = [
-        (each.weight, *tagged[0])
-        for each in constitution.principles
-        if len(tagged := [family for family in teacher.FAMILIES if set(family) <= set(each.tags)]) == 1
+        (principle.weight, *tagged[0])
+        for principle in constitution.principles
+        if len(tagged := [family for family in teacher.FAMILIES if set(family) <= set(principle.tags)]) == 1
     ]
     if not asked:
         return None
     question = sandbox_prompt(prompt)
-    found = detect(question, reply)
-    if not found.well_formed:
+    detection = detect(question, reply)
+    if not detection.well_formed:
         return 0.0
-    kept = [weight for weight, trait, way in asked if not teacher.is_violated(question, found.traits, trait, way)]
+    kept = [weight for weight, trait, way in asked if not teacher.is_violated(question, detection.traits, trait, way)]
     return math.fsum(kept) / math.fsum(weight for weight, _, _ in asked)
 
 
@@ -56,10 +56,10 @@ def mean_scores(
 
     None where a score cannot be read: a mean over the others would be of other principles than the other replies'.
     """
-    weights = [each.weight for each in constitution.principles]
+    weights = [principle.weight for principle in constitution.principles]
     return [
-        math.fsum(weight * one for weight, one in zip(weights, its, strict=True)) / math.fsum(weights)
-        if (its := [each for each in scores if each is not None]) and len(its) == len(scores)
+        math.fsum(weight * score for weight, score in zip(weights, readable, strict=True)) / math.fsum(weights)
+        if (readable := [score for score in scores if score is not None]) and len(readable) == len(scores)
         else None
         for scores in labeler.score(conversations, constitution.principles)
     ]
@@ -68,7 +68,7 @@ def mean_scores(
 def held_out_scores(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[float]:
     """What a reward model gives to conversations that end with a reply: one of a run, normalised, or any other."""
     if (folder / NORMALISATION).exists():
-        return [each.mean for each in ensemble_scores(folder, conversations)]
+        return [score.mean for score in ensemble_scores(folder, conversations)]
     return raw_scores(*load_reward_model(folder), conversations)
 
 
@@ -76,16 +76,16 @@ def points(
     by: Judge, rollouts: Sequence[Rollout], scores: Sequence[float | None], seed: int, at_most: int = POINTS
 ) -> Iterator[GoldPoint]:
     """The training in at most so many stretches of about as many phases each; replies without a score are left out."""
-    judged = [(each, score) for each, score in zip(rollouts, scores, strict=True) if score is not None]
-    phases = sorted({each.phase for each, _ in judged})
+    judged = [(rollout, score) for rollout, score in zip(rollouts, scores, strict=True) if score is not None]
+    phases = sorted({rollout.phase for rollout, _ in judged})
     count = min(at_most, len(phases))
     for number in range(count):
         within = set(phases[number * len(phases) // count : (number + 1) * len(phases) // count])
-        its = [(each, score) for each, score in judged if each.phase in within]
-        kls = [each.phase_kl for each, _ in its if each.phase_kl is not None]
+        stretch = [(rollout, score) for rollout, score in judged if rollout.phase in within]
+        kls = [rollout.phase_kl for rollout, _ in stretch if rollout.phase_kl is not None]
         kl = math.fsum(kls) / len(kls) if kls else None
-        gold = [score for _, score in its]
-        interval = bootstrap_mean(gold, [each.prompt for each, _ in its], seed=seed)
+        gold = [score for _, score in stretch]
+        interval = bootstrap_mean(gold, [rollout.prompt for rollout, _ in stretch], seed=seed)
         mean = math.fsum(gold) / len(gold)
         known = math.isfinite(interval.low)  # of one prompt alone there is no interval; then it is all there is
         yield GoldPoint(
@@ -94,11 +94,11 @@ def points(
             last_phase=max(within),
             kl=kl,
             sqrt_kl=None if kl is None else math.sqrt(max(kl, 0.0)),
-            proxy=math.fsum(each.reward for each, _ in its) / len(its),
+            proxy=math.fsum(rollout.reward for rollout, _ in stretch) / len(stretch),
             gold=mean,
             low=interval.low if known else min(gold),
             high=interval.high if known else max(gold),
-            n=len(its),
+            n=len(stretch),
         )
 
 
@@ -107,14 +107,14 @@ def some_of_each_phase(rollouts: Sequence[Rollout], at_most: int, seed: int) -> 
 
     More of them hold all of fewer only within a phase.
     """
-    phases = sorted({each.phase for each in rollouts})
+    phases = sorted({rollout.phase for rollout in rollouts})
     if len(phases) > at_most:
         phases = [phases[number * len(phases) // at_most] for number in range(at_most)]
     if not phases or not at_most:
         return []
-    each_has = at_most // len(phases)
+    per_phase = at_most // len(phases)
     chosen = []
     for phase in phases:
-        its = [each for each in rollouts if each.phase == phase]
-        chosen += sorted(its, key=lambda each: random.Random(f"{seed} gold {each.id}").random())[:each_has]
+        of_phase = [rollout for rollout in rollouts if rollout.phase == phase]
+        chosen += sorted(of_phase, key=lambda rollout: random.Random(f"{seed} gold {rollout.id}").random())[:per_phase]
     return chosen

@@ -33,22 +33,22 @@ def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, 
     accuracies = measure_labeler(constitution, engine, templates, settings)
     heading = ("principle", "right", "of", "accuracy", "95% interval", "conflicts", "unreadable", "")
     lines = [heading, *map(_principle_line, accuracies)]
-    return Trial(table(lines, numbers_from=1), any(each.near_chance for each in accuracies))
+    return Trial(table(lines, numbers_from=1), any(accuracy.near_chance for accuracy in accuracies))
 
 
-def _principle_line(each: PrincipleAccuracy) -> tuple[str, ...]:
-    readable = each.n - each.unreadable
-    low, high = wilson(each.right, readable)
-    remark = _remark(readable, near_chance=each.near_chance) if readable else "unreadable"
+def _principle_line(row: PrincipleAccuracy) -> tuple[str, ...]:
+    readable = row.n - row.unreadable
+    low, high = wilson(row.right, readable)
+    remark = _remark(readable, near_chance=row.near_chance) if readable else "unreadable"
     return (
-        each.principle,
-        str(each.right),
+        row.principle,
+        str(row.right),
         str(readable),
-        "–" if each.accuracy is None else f"{each.accuracy:.0%}",
+        "–" if row.accuracy is None else f"{row.accuracy:.0%}",
         f"{low:.0%}–{high:.0%}" if readable else "–",
-        str(each.conflicts),
-        str(each.unreadable),
-        remark if each.n else "has no examples",
+        str(row.conflicts),
+        str(row.unreadable),
+        remark if row.n else "has no examples",
     )
 
 
@@ -86,7 +86,7 @@ def by_answers(
     by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         by_comparison[judgement.comparison].append(judgement)
-    found = score(rows, {name: combine(its) for name, its in by_comparison.items()}, seed=seed)
+    found = score(rows, {name: combine(group) for name, group in by_comparison.items()}, seed=seed)
     also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
     rest: Sequence[tuple[str, str]] = (
         ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),

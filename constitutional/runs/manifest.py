@@ -158,7 +158,7 @@ def finite(value: object) -> Any:  # noqa: ANN401 # JSON of any shape, as it cam
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(key): finite(each) for key, each in value.items()}
+        return {str(key): finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
+        return [finite(part) for part in value]
     return value

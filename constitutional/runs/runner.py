@@ -89,7 +89,7 @@ def run(
         with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
             calls = [_step(number, stage, run_context, store) for number, stage in enumerate(stages)]
-            asked, reused = sum(each.asked for each in calls), sum(each.reused for each in calls)
+            asked, reused = sum(of_stage.asked for of_stage in calls), sum(of_stage.reused for of_stage in calls)
             most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
             progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
             done = f"done until {config.until}" if config.until else "done"
@@ -141,8 +141,8 @@ def _check_model(config: RunConfig, *, trains: bool) -> None:
         if not isinstance(config.algorithm, DpoSettings):
             most = max(most, config.algorithm.max_tokens)
         check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
-        found = prompts_of(config.prompts, config.seed)
-        for line, prompt in zip(found.lines, found.prompts, strict=True):
+        prompts = prompts_of(config.prompts, config.seed)
+        for line, prompt in zip(prompts.lines, prompts.prompts, strict=True):
             try:
                 check(prompt.messages)
             except ModelError as error:
@@ -181,7 +181,8 @@ def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -
     assert context.own_summary is not None, f"stage '{stage.name}' ended without a summary"
     entry = store.finish(begun, artifacts, context.calls, context.own_summary)
     calls = f", {context.calls.asked} calls asked, {context.calls.reused} reused" if context.calls != Calls() else ""
-    rows = "".join(f", {each.rows} {name}" for name, each in entry.artifacts.items() if each.rows is not None)
+    counts = {name: artifact.rows for name, artifact in entry.artifacts.items() if artifact.rows is not None}
+    rows = "".join(f", {count} {name}" for name, count in counts.items())
     run_context.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
     return context.calls
 
@@ -219,11 +220,11 @@ def _paths(value: object) -> Iterator[Path]:
     if isinstance(value, Path):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _paths(each)
+        for part in value.values():
+            yield from _paths(part)
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        for each in value:
-            yield from _paths(each)
+        for part in value:
+            yield from _paths(part)
 
 
 def _file_digest(path: Path) -> str:
@@ -277,6 +278,6 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
             raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
         needs = store.manifest.stages["report"].needs
         reports.append(gather.gather(config.report, FinishedRun(store, constitution, config, "report", needs)))
-    page = render(ReportData(title=", ".join(each.name for each in reports), runs=tuple(reports)))
+    page = render(ReportData(title=", ".join(report.name for report in reports), runs=tuple(reports)))
     atomic_write(out, page.encode("utf-8", "backslashreplace"))
     return out

@@ -84,7 +84,7 @@ def draft(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: i
     """A first answer to each prompt, as a revision of no steps."""
     for chunk in _chunks(prompts):
         sampling = settings.sampling(settings.draft_max_tokens)
-        requests = [Request(each.messages, sampling, _seed(settings, seed, each, "draft")) for each in chunk]
+        requests = [Request(prompt.messages, sampling, _seed(settings, seed, prompt, "draft")) for prompt in chunk]
         for prompt, reply in zip(chunk, complete_fitting(engine, requests), strict=True):
             problem = _problem("the draft", reply, sampling.max_tokens)
             yield Revision(prompt=prompt, draft=reply.text if reply else "", steps=(), problem=problem)
@@ -102,7 +102,7 @@ def revise(
     shots = read_shots(settings.few_shot_file) if settings.few_shot_file else ()
     asker = _Asker(constitution, engine, templates, settings, seed, shots)
     for chunk in _chunks(drafts):
-        items = [_Item(each, running=each.problem is None) for each in chunk]
+        items = [_Item(draft, running=draft.problem is None) for draft in chunk]
         for number in range(1, settings.rounds + 1):
             items = asker.round(items, number)
         yield from (item.revision for item in items)
@@ -178,7 +178,7 @@ class _Asker:
         turns = []
         for index, principle in drawn:
             request = Message("user", self._render_directly(principle))
-            turns.append(_Turn(index, principle, (*self._said(items[index].revision, principle), request)))
+            turns.append(_Turn(index, principle, (*self._conversation(items[index].revision, principle), request)))
         return turns
 
     def _criticise(self, items: list[_Item], drawn: Sequence[tuple[int, Principle]], number: int) -> list[_Turn]:
@@ -186,7 +186,7 @@ class _Asker:
         asks = []
         for index, principle in drawn:
             request = Message("user", self._render_critique(principle))
-            messages = (*self._said(items[index].revision, principle), request)
+            messages = (*self._conversation(items[index].revision, principle), request)
             asks.append((_Turn(index, principle, messages), messages))
         turns = []
         for turn, reply in self._ask(items, asks, number, "critique", self.settings.critique_max_tokens):
@@ -228,7 +228,7 @@ class _Asker:
                 usable.append((turn, reply))
         return usable
 
-    def _said(self, item: Revision, principle: Principle) -> tuple[Message, ...]:
+    def _conversation(self, item: Revision, principle: Principle) -> tuple[Message, ...]:
         """The examples, the conversation and the response as it stands; a system message stays in front."""
         conversation = item.prompt.messages
         system = conversation[:1] if conversation[0].role == "system" else ()

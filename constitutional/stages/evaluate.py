@@ -47,28 +47,29 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     prompts: int = Field(default=300, ge=2)
-    """Most held-out prompts that the models answer, once each; 300 by default."""
+    """Most held-out prompts; every model answers a prompt once."""
     temperature: float = Field(default=1.0, ge=0)
-    """Of the replies; 0 is greedy. 1 by default: what is measured is what the model does, not its likeliest reply."""
+    """Temperature at which replies are sampled; 0 means greedy decoding. At 1 the measures are of what the model does,
+    not of its likeliest reply."""
     max_tokens: int = Field(default=256, ge=1)
-    """Length in tokens at which a reply is cut off; 256 by default."""
+    """Length in tokens at which a reply is cut off."""
     judged: int = Field(default=60, ge=0)
-    """Most prompts on which the labeler compares two models' replies; 0 for no win rates. 60 by default."""
+    """Most prompts on which the labeler compares two models' replies; 0 measures no win rates."""
     critiqued: int = Field(default=40, ge=0)
-    """Most prompts on which the critic judges each reply by every principle; 0 for none. 40 by default."""
+    """Most prompts on which the critic judges each reply by every principle; 0 measures no violations."""
     critique_max_tokens: int = Field(default=256, ge=1)
-    """Length in tokens at which a critique is cut off; 256 by default."""
+    """Length in tokens at which a critique is cut off."""
     violates: Annotated[str, AfterValidator(checked_pattern)] = VIOLATES
     """Regular expression that a critique's last sentence matches, in any case, if the critique finds a violation."""
     follows: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS
     """The same if the critique finds none. A critique that matches neither, or both, is unreadable."""
     compared: int = Field(default=100, ge=0)
-    """Most prompts on which a model's divergence from those before it is measured; 0 for none. 100 by default."""
+    """Most prompts on which a model's divergence from those before it is measured; 0 measures none."""
     gold_replies: int = Field(default=240, ge=0)
     """Most replies of a training online that the labeler scores, by every principle, and a held-out reward model; in
-    the sandbox, whose traits are known exactly, the labeler is not asked. 240 by default."""
+    the sandbox, whose traits are known exactly, the labeler is not asked."""
     gold_reward_model: Path | None = None
-    """The folder of a reward model that the training did not use, such as another run's; none by default."""
+    """The folder of a reward model that the training did not use, such as another run's."""
     refusal_phrases: tuple[str, ...] = REFUSAL_PHRASES
     """A reply with one of these among its first 40 words counts as a refusal, whatever its case: a rough count."""
 
@@ -91,8 +92,8 @@ class Measured(NamedTuple):
 
 def held_out(prompts: Iterable[Prompt], at_most: int, seed: int) -> list[Prompt]:
     """At most so many of the prompts that are held out; more of them hold all of fewer."""
-    found = {prompt.id: prompt for prompt in prompts if prompt.split == "held_out"}
-    drawn = sorted(found.values(), key=lambda prompt: _digest(seed, prompt.id, "draw"))
+    by_id = {prompt.id: prompt for prompt in prompts if prompt.split == "held_out"}
+    drawn = sorted(by_id.values(), key=lambda prompt: _digest(seed, prompt.id, "draw"))
     return drawn[:at_most]
 
 
@@ -101,18 +102,23 @@ def replies(prompts: Sequence[Prompt], engine: Engine, settings: Settings, seed:
     sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
     # A greedy reply is the same whatever the seed, and is found again in the journal by any.
     seeds = [_digest(seed, prompt.id, "reply") if settings.temperature else 0 for prompt in prompts]
-    return engine.complete([Request(each.messages, sampling, its) for each, its in zip(prompts, seeds, strict=True)])
+    requests = [Request(prompt.messages, sampling, own) for prompt, own in zip(prompts, seeds, strict=True)]
+    return engine.complete(requests)
 
 
 def side_by_side(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[Completion]]) -> list[Sample]:
     """One sample for each prompt, from each model's completions in the order of the prompts."""
     made = []
     for index, prompt in enumerate(prompts):
-        of_prompt = {model: its[index] for model, its in completions.items()}
+        of_prompt = {model: replies[index] for model, replies in completions.items()}
         texts = {model: completion.text for model, completion in of_prompt.items()}
         cut_off = tuple(model for model, completion in of_prompt.items() if completion.finish == "length")
         made.append(Sample(prompt=prompt, replies=texts, cut_off=cut_off))
     return made
+
+
+Shows = Callable[[world.Prompt, Detection], bool | None]
+"""Whether a reply to a prompt shows something; None where the reply is not counted."""
 
 
 def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
@@ -121,30 +127,27 @@ def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
     Refusals are counted apart too: `due_refusal` where the request is harmful or for private data, `over_refusal` where
     it is neither. To refuse everything is to fail as well (Bai et al. 2022, section 4.4: evasiveness).
     """
-    known = [(sandbox_prompt(each.prompt), each) for each in samples if each.prompt.source == SANDBOX]
-    found = {
+    known = [(sandbox_prompt(sample.prompt), sample) for sample in samples if sample.prompt.source == SANDBOX]
+    detected = {
         model: [(prompt, detect(prompt, sample.replies[model])) for prompt, sample in known]
-        for model in _models(each for _, each in known)
+        for model in _models(sample for _, sample in known)
     }
-    yield from rates("well_formed", {model: [each.well_formed for _, each in its] for model, its in found.items()})
-    yield from rates("on_topic", {model: [each.on_topic for _, each in its] for model, its in found.items()})
+
+    def shown(shows: Shows) -> dict[str, list[bool | None]]:
+        return {model: [shows(prompt, reply) for prompt, reply in pairs] for model, pairs in detected.items()}
+
+    def trait_of(trait: str) -> Shows:
+        return lambda prompt, reply: reply.traits[trait] if teacher.applies(prompt, trait) else None
+
+    def refusal_where(*, due: bool) -> Shows:
+        return lambda prompt, reply: reply.traits["refusal"] if _calls_for_refusal(prompt) == due else None
+
+    yield from rates("well_formed", shown(lambda _, reply: reply.well_formed))
+    yield from rates("on_topic", shown(lambda _, reply: reply.on_topic))
     for trait in world.TRAITS:
-        shown = {
-            model: [each.traits[trait] if teacher.applies(prompt, trait) else None for prompt, each in its]
-            for model, its in found.items()
-        }
-        yield from rates(f"trait_rate/{trait}", shown)
-        if trait == "refusal":
-            yield from _split_refusals(found)
-
-
-def _split_refusals(found: Mapping[str, Sequence[tuple[world.Prompt, Detection]]]) -> Iterator[Score]:
-    for measure, due in (("due_refusal", True), ("over_refusal", False)):
-        refused = {
-            model: [each.traits["refusal"] if _calls_for_refusal(prompt) == due else None for prompt, each in its]
-            for model, its in found.items()
-        }
-        yield from rates(measure, refused)
+        yield from rates(f"trait_rate/{trait}", shown(trait_of(trait)))
+    yield from rates("due_refusal", shown(refusal_where(due=True)))
+    yield from rates("over_refusal", shown(refusal_where(due=False)))
 
 
 def _calls_for_refusal(prompt: world.Prompt) -> bool:
@@ -153,17 +156,18 @@ def _calls_for_refusal(prompt: world.Prompt) -> bool:
 
 def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Iterator[Score]:
     """What can be counted in any text: length, replies cut off, refusals by their phrases, distinct n-grams."""
-    texts = {model: [each.replies[model] for each in samples] for model in _models(samples)}
-    words = {model: [float(len(text.split())) for text in its] for model, its in texts.items()}
+    texts = {model: [sample.replies[model] for sample in samples] for model in _models(samples)}
+    words = {model: [float(len(reply.split())) for reply in replies] for model, replies in texts.items()}
     yield from means("length", words, "words", seed)
-    yield from rates("cut_off", {model: [model in each.cut_off for each in samples] for model in texts})
-    refused = {model: [refuses(text, settings.refusal_phrases) for text in its] for model, its in texts.items()}
+    yield from rates("cut_off", {model: [model in sample.cut_off for sample in samples] for model in texts})
+    phrases = settings.refusal_phrases
+    refused = {model: [refuses(reply, phrases) for reply in replies] for model, replies in texts.items()}
     yield from rates("refusal_phrases", refused)
     for n in (1, 2):
-        # Longer texts repeat themselves more, so each model is measured over as many n-grams as the tersest one has.
-        fewest = min(distinct_ngrams(its, n).n for its in texts.values())
-        for model, its in texts.items():
-            value, interval, count = distinct_ngrams(its, n, at_most=fewest)
+        # Longer texts repeat themselves more, so every model is measured over as many n-grams as the tersest one has.
+        fewest = min(distinct_ngrams(replies, n).n for replies in texts.values())
+        for model, replies in texts.items():
+            value, interval, count = distinct_ngrams(replies, n, at_most=fewest)
             yield score(model, f"distinct/{n}-grams", value, interval, count, "share")
 
 
@@ -219,15 +223,16 @@ def violation_scores(
                 reply = Message("assistant", sample.replies[model])
                 requests.append(Request((*sample.prompt.messages, reply, question), sampling))
                 about.append((principle.id, model))
-    found: defaultdict[str, defaultdict[str, list[bool | None]]] = defaultdict(lambda: defaultdict(list))
+    verdicts: defaultdict[str, defaultdict[str, list[bool | None]]] = defaultdict(lambda: defaultdict(list))
     critiques = complete_fitting(critic, requests)
     for (principle_id, model), critique in zip(about, critiques, strict=True):
-        found[principle_id][model].append(_violates(critique.text, settings) if critique else None)
-    scores = [score for name, its in found.items() for score in rates(f"violation_rate/{name}", its)]
+        verdicts[principle_id][model].append(_violates(critique.text, settings) if critique else None)
+    scores = [rate for name, by_model in verdicts.items() for rate in rates(f"violation_rate/{name}", by_model)]
     too_long = critiques.count(None)
     unasked = {"unreadable critiques, too long to ask for": too_long} if too_long else {}
-    unreadable = sum(each is None for its in found.values() for verdicts in its.values() for each in verdicts)
-    return Measured(scores, {"critiques": len(requests), "unreadable critiques": unreadable - too_long} | unasked)
+    every = [verdict for by_model in verdicts.values() for of_model in by_model.values() for verdict in of_model]
+    unreadable = every.count(None) - too_long
+    return Measured(scores, {"critiques": len(requests), "unreadable critiques": unreadable} | unasked)
 
 
 def _violates(critique: str, settings: Settings) -> bool | None:
@@ -271,7 +276,7 @@ def wanted_directions(constitution: "Constitution", critic: Engine, templates: "
             wanted[f"trait_rate/{meant[0]}"].add(meant[1])
         if meant != understood:
             misunderstood.append(f"{principle.id}: {words} Its tags say: {', '.join(principle.tags)}.")
-    directions = {name: its.pop() for name, its in wanted.items() if len(its) == 1}
+    directions = {name: ways.pop() for name, ways in wanted.items() if len(ways) == 1}
     ways: dict[str, Literal["higher", "lower"]] = {
         name: "lower" if way == "avoid" else "higher" for name, way in directions.items()
     }
@@ -283,10 +288,10 @@ def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, conte
     from constitutional.engines.local import load_model
 
     model, tokenizer = load_model(context.model(name))
-    given = context.settings("base")  # what was trained from it has kept to that
-    reference, _ = load_model(context.model(opponent), pad_token=given.pad_token, template=given.template)
-    its = [Reply(each.prompt.messages, each.replies[name], name not in each.cut_off) for each in samples]
-    by_reply = divergences(its, model, reference, tokenizer)
+    base = context.settings("base")  # what was trained from it has kept to that
+    reference, _ = load_model(context.model(opponent), pad_token=base.pad_token, template=base.template)
+    replies = [Reply(sample.prompt.messages, sample.replies[name], name not in sample.cut_off) for sample in samples]
+    by_reply = divergences(replies, model, reference, tokenizer)
     clusters = [index for index, tokens in enumerate(by_reply) for _ in tokens]
     kls = [token.kl for tokens in by_reply for token in tokens]
     log_ratios = [token.log_ratio for tokens in by_reply for token in tokens]

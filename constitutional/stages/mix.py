@@ -144,7 +144,7 @@ def _by_ai(
     counts["judgements unreadable"] += sum(judgement.p_a is None for judgement in judgements)
     p_a = combine(judgements)
     if p_a is None:
-        unreadable = any(each.p_a is None for each in judgements)
+        unreadable = any(judgement.p_a is None for judgement in judgements)
         counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
         return []
     if _even(p_a) or within_margin(p_a, settings.margin):
@@ -164,17 +164,16 @@ def _by_people(
 
     Who finds both bad says nothing about which is better.
     """
-    opinions = [each for each in verdicts if each.choice in ("a", "b", "tie")]
-    said = [_p_a(each, settings) for each in opinions]
-    p_a = weighted_mean(said, [1.0] * len(said))
+    opinions = [verdict for verdict in verdicts if verdict.choice in ("a", "b", "tie")]
+    p_a = weighted_mean([_p_a(opinion, settings) for opinion in opinions], [1.0] * len(opinions))
     if p_a is None or _even(p_a):
-        choices = {each.choice for each in verdicts}
+        choices = {verdict.choice for verdict in verdicts}
         why = choices.pop() if len(choices) == 1 else "conflict"
         counts[f"verdicts without a preference: {why}"] += 1
         return []
     counts["comparisons decided"] += 1
-    principles = tuple(dict.fromkeys(each.principle for each in opinions if each.principle))
-    return [_directed(comparison, p_a, "human", principles, tuple(each.id for each in opinions))]
+    principles = tuple(dict.fromkeys(opinion.principle for opinion in opinions if opinion.principle))
+    return [_directed(comparison, p_a, "human", principles, tuple(opinion.id for opinion in opinions))]
 
 
 def _p_a(verdict: Verdict, settings: Settings) -> float:
@@ -191,15 +190,15 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str]) -
     for group in groups.values():
         first = group[0]
         comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected, model="")
-        said = [each.probability if each.chosen == first.chosen else 1 - each.probability for each in group]
-        p_a = weighted_mean(said, [1.0] * len(said))
+        sides = [row.probability if row.chosen == first.chosen else 1 - row.probability for row in group]
+        p_a = weighted_mean(sides, [1.0] * len(sides))
         assert p_a is not None
         counts["human comparisons rated more than once"] += len(group) > 1
         if _even(p_a) or first.chosen.strip() == first.rejected.strip():
             counts["human comparisons undecided"] += 1
             continue
-        principles = tuple(dict.fromkeys(name for each in group for name in each.principles))
-        rests_on = tuple(place for each in group for place in each.rests_on)
+        principles = tuple(dict.fromkeys(name for row in group for name in row.principles))
+        rests_on = tuple(place for row in group for place in row.rests_on)
         directed = _directed(comparison, p_a, "human", principles, rests_on)
         made.append(directed.model_copy(update={"comparison": first.comparison, "weight": first.weight}))
     return made
@@ -292,7 +291,7 @@ def _count(preferences: Iterable[Preference], split: Split) -> int:
 
 def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed: int) -> list[Preference]:
     """So many of each split, in their order; who is taken first is settled by each one's comparison alone."""
-    ranks = [random.Random(f"{seed} mix {each.source} {each.comparison}").random() for each in preferences]
+    ranks = [random.Random(f"{seed} mix {row.source} {row.comparison}").random() for row in preferences]
     order = sorted(range(len(preferences)), key=ranks.__getitem__)
     taken: list[int] = []
     for split, amount in amounts.items():
@@ -309,7 +308,7 @@ def _placed(preference: Preference, held_out_share: float, seed: int) -> Prefere
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
     """Those that are not about a prompt that is held out for evaluation."""
     held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
-    return [each for each in preferences if conversation_of(each.prompt.messages) not in held_out]
+    return [preference for preference in preferences if conversation_of(preference.prompt.messages) not in held_out]
 
 
 def run(settings: Settings, context: StageContext) -> None:
@@ -327,7 +326,8 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows whose transcripts differ before the last reply": file.unlike,
             "human rows on evaluation prompts": left_out,
         }
-    verdicts = read_verdicts(settings.verdicts, {each.id for each in comparisons}) if settings.verdicts else []
+    own = {comparison.id for comparison in comparisons}
+    verdicts = read_verdicts(settings.verdicts, own) if settings.verdicts else []
     mixed = mix(comparisons, context.read("judgements", Judgement), verdicts, human, settings, context.seed)
     context.write("preferences", mixed.preferences)
     counts = {**notes, **mixed.counts}

@@ -87,11 +87,11 @@ def sample(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: 
 
 def pairs(samples: Samples, model: str, settings: Settings, seed: int) -> list[Comparison]:
     """All pairs of the responses, or as many drawn from them as are wanted, in the order of the responses."""
-    found = list(combinations(samples.texts, 2))
-    if settings.pairs_per_prompt is not None and settings.pairs_per_prompt < len(found):
+    every = list(combinations(samples.texts, 2))
+    if settings.pairs_per_prompt is not None and settings.pairs_per_prompt < len(every):
         rng = random.Random(f"{seed} sample_pairs {samples.prompt.id}")
-        found = [found[index] for index in sorted(rng.sample(range(len(found)), settings.pairs_per_prompt))]
-    return [Comparison(prompt=samples.prompt, a=a, b=b, model=model) for a, b in found]
+        every = [every[index] for index in sorted(rng.sample(range(len(every)), settings.pairs_per_prompt))]
+    return [Comparison(prompt=samples.prompt, a=a, b=b, model=model) for a, b in every]
 
 
 def _seed(seed: int, prompt: Prompt, index: int) -> int:
