@@ -1,5 +1,7 @@
+import ast
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -10,9 +12,10 @@ from constitutional.base.records import Comparison, Message
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.judging import labelling
+from constitutional.judging import accuracy, labelling
 from constitutional.judging.labeler import CHOICES, TOO_LONG, expected_score
 from constitutional.judging.labelling import LabelSettings, combine, label
+from constitutional.stages import evaluate, mix
 from tests.judging.scripted_labeler import (
     CALM,
     LONG,
@@ -349,3 +352,16 @@ def test_a_comparison_that_is_too_long_is_unreadable_and_the_others_are_judged(m
     assert readable == judged(likes_longer, LabelSettings(method=method))[0]
     assert too_long.p_a is None
     assert TOO_LONG in (too_long.problem or "")
+
+
+def test_judgements_are_combined_and_trust_is_decided_in_one_place_each() -> None:
+    package = Path(labelling.__file__).parents[1]
+    trees = {
+        path.relative_to(package).as_posix(): ast.walk(ast.parse(path.read_text())) for path in package.rglob("*.py")
+    }
+    nodes = [(place, node) for place, tree in trees.items() for node in tree]
+    combining = [place for place, node in nodes if isinstance(node, ast.FunctionDef) and "combine" in node.name]
+    deciding = [place for place, node in nodes if isinstance(node, ast.Attribute) and node.attr == "min_accuracy"]
+    assert combining == ["judging/labelling.py"]
+    assert deciding == ["judging/accuracy.py"]
+    assert all(vars(module)["combine"] is combine for module in (mix, evaluate, accuracy))
