@@ -104,6 +104,7 @@ class OneStage:
     seed: int = 0
     said: Summary | None = None
     warnings: list[str] = field(default_factory=list)
+    engines: dict[str, Any] = field(default_factory=dict)
     name: str = "one"
     constitution: Any = None
     prompts: Any = None
@@ -144,13 +145,22 @@ class OneStage:
         return path
 
     def engine(self, role: str) -> Any:  # noqa: ANN401
-        raise NotImplementedError(role)
+        return self.engines[role]
 
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
-        yield from items
+    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+        count = 0
+        for count, item in enumerate(items, start=1):  # noqa: B007 - it is read after the last item
+            yield item
+        assert count == total, label
 
     def summarise(self, summary: Summary) -> None:
+        assert self.said is None, "a stage has one summary"
         self.said = summary
+
+    def summarised(self, kind: type[S]) -> S:
+        """The summary that the stage kept."""
+        assert isinstance(self.said, kind)
+        return self.said
 
     def release(self) -> None:
         pass

@@ -4,8 +4,6 @@ It is the first stage that asks a model anything, so that a labeler of no use en
 not after. `judging/accuracy.py` says what is measured.
 """
 
-import sys
-
 from constitutional.judging.accuracy import check_canaries, measure_labeler, trusted_principles, warnings_of
 from constitutional.judging.labelling import LabelSettings
 from constitutional.stages.context import StageContext
@@ -27,7 +25,7 @@ def run(settings: Settings, context: StageContext) -> None:
     context.write("labeler_accuracy", accuracies)
     warnings = warnings_of(accuracies)
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        context.warn(warning)
     trusted = trusted_principles(context.constitution, accuracies)
     canaries = check_canaries(trusted, engine, context.prompts, settings)
     context.summarise(

@@ -355,6 +355,7 @@ def too_little(summary: MixSummary) -> str | None:
         "unreadable": summary.counts.get("comparisons unreadable", 0),
         "of equal texts": summary.counts.get("comparisons of equal texts", 0),
     }
+    rest["not judged, or even by people's verdicts"] = summary.comparisons - summary.decided - sum(rest.values())
     why = ", ".join(f"{count} {reason}" for reason, count in rest.items() if count) or "none was left undecided"
     return (
         f"{summary.decided} of {summary.comparisons} comparisons give a preference ({why}), and {summary.train} "

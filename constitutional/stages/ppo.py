@@ -191,6 +191,7 @@ def run(settings: Settings, context: StageContext) -> None:
         supervised, dropped["examples_too_long"] = fitting(examples, load_tokenizer(context.model("sft_model")), most)
     elif settings.ptx_coef:
         context.warn("no draft was revised, so PPO-ptx has no supervised example to go on learning")
+        settings = settings.model_copy(update={"ptx_coef": 0.0})
     trainer = make_trainer(settings, prompts, context, folder, supervised)
     dropped["too_long"] = trainer.too_long
     first = trainer.begin(resume=True)

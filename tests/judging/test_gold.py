@@ -1,20 +1,18 @@
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from constitutional.base.records import GoldPoint, Message, Prompt, Record, Rollout
+from constitutional.base.records import Message, Prompt, Rollout
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import SANDBOX
 from constitutional.engines.base import Completion, Request
-from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, run, some_of_each_phase
+from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
-from tests.tiny import OneStage, tiny_model
+from tests.tiny import tiny_model
 
 BRIEF = Principle(id="brief", text="Be brief.", tags=("verbosity", "avoid"), weight=3.0)
 MODEST = Principle(id="modest", text="Do not flatter.", tags=("flattery", "avoid"))
@@ -136,55 +134,6 @@ def test_where_only_some_replies_are_scored_every_phase_has_as_many() -> None:
     assert some_of_each_phase(rollouts, 0, seed=0) == []
 
 
-@dataclass
-class Evaluation(OneStage):
-    """With a labeler that rates."""
-
-    labeler: Rates = field(default_factory=Rates)
-
-    def engine(self, role: str) -> Any:  # noqa: ANN401
-        assert role == "labeler"
-        return self.labeler
-
-
-def gold_of(
-    folder: Path,
-    constitution: Constitution,
-    prompts: Iterable[Prompt],
-    rollouts: Iterable[Record],
-    **own: Any,  # noqa: ANN401
-) -> tuple[list[GoldPoint], Evaluation]:
-    rows: dict[str, list[Any]] = {"prompts": list(prompts), "rollouts": list(rollouts)}
-    context = Evaluation(folder, rows=rows, constitution=constitution, prompts=load_prompts())
-    run(context, LabelerSettings(), **{"at_most": 4, "reward_model": None, **own})
-    return context.rows["gold"], context
-
-
-def test_in_the_sandbox_every_reply_is_scored_exactly_and_nobody_is_asked(tmp_path: Path) -> None:
-    rollouts = [rollout(phase, reply) for phase, reply in ((1, ANSWER), (1, f"{FLATTERS} {ANSWER}"), (2, "Nonsense."))]
-    found, context = gold_of(tmp_path, CAREFUL, [BREAD], rollouts)
-    assert [(each.by, each.first_phase, each.gold, each.n) for each in found] == [
-        ("traits", 1, 0.875, 2),  # (1 + 0.75) / 2
-        ("traits", 2, 0.0, 1),
-    ]
-    assert context.labeler.asked == 0
-
-
-def test_elsewhere_the_labeler_is_asked_about_some_and_what_cannot_be_read_is_counted(tmp_path: Path) -> None:
-    prompts = [Prompt.of("Why?"), Prompt.of("How?")]
-    rollouts = [
-        rollout(phase, reply, prompt=prompt.id)
-        for phase, reply in ((1, "short"), (2, "longer"), (3, "unreadable"))
-        for prompt in prompts
-    ]
-    found, context = gold_of(tmp_path, CAREFUL, prompts, rollouts, at_most=6)
-    assert [(each.by, each.first_phase, each.gold, each.n) for each in found] == [
-        ("labeler", 1, 10.0, 2),
-        ("labeler", 2, pytest.approx((3 * 4 + 1 + 1) / 5), 2),
-    ]
-    assert context.notes == {"gold": {"replies scored": 6, "unreadable scores": 2}}
-
-
 def test_a_held_out_reward_model_of_a_run_is_normalised_and_any_other_taken_as_it_is(tmp_path: Path) -> None:
     model, tokenizer = load_reward_model(tiny_model(tmp_path), seed=3)
     for folder in (tmp_path / "other", tmp_path / "run" / "0"):
@@ -194,5 +143,3 @@ def test_a_held_out_reward_model_of_a_run_is_normalised_and_any_other_taken_as_i
     raw = raw_scores(model, tokenizer, [said("short"), said("longer")])
     assert held_out_scores(tmp_path / "other", [said("short"), said("longer")]) == pytest.approx(raw, abs=1e-6)
     assert held_out_scores(tmp_path / "run", [said("short")]) == [pytest.approx((raw[0] - 2) / 0.5, abs=1e-5)]
-    found, _ = gold_of(tmp_path, CAREFUL, [BREAD], [rollout(1), rollout(1, "Other.")], reward_model=tmp_path / "run")
-    assert [each.by for each in found] == ["traits", "reward_model"]

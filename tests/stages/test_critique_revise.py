@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from constitutional.base.errors import InputError
+from constitutional.base.errors import InputError, RunError
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
@@ -12,7 +12,9 @@ from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.judging.critiques import last_sentence
 from constitutional.stages import critique_revise as stage
-from constitutional.stages.critique_revise import Settings, critique_revise, draft, revise
+from constitutional.stages.critique_revise import Settings, critique_revise, draft, revise, run
+from constitutional.stages.summaries import CritiqueReviseSummary
+from tests.tiny import OneStage
 
 TEMPLATES = load_prompts()
 CRITIQUE, REVISE, DIRECTLY = "Judge your last response", "Rewrite the response that you judged", "Rewrite your last"
@@ -482,3 +484,67 @@ def test_an_item_that_becomes_too_long_is_marked_and_the_others_go_on(asked: str
     assert item.problem == f"{problem.format(drawn)}: the conversation is longer than the model can read"
     assert item.final == ("" if asked == "Hi" else "Answer to Hi!")
     assert item.unusable is None
+
+
+# The stage.
+
+
+def stage_with(folder: Path, base: Rule, *prompts: Prompt) -> OneStage:
+    return OneStage(
+        folder,
+        rows={"prompts": list(prompts)},
+        constitution=principles("calm"),
+        prompts=TEMPLATES,
+        engines={"base": ScriptedEngine(base, "base"), "critic": ScriptedEngine(marks, "critic")},
+    )
+
+
+def cutting(*questions: str) -> Rule:
+    """Drafts by a model that finds no end where it is asked one of these."""
+
+    def rule(request: Request) -> Completion | str:
+        asked = request.messages[-1].content
+        return Completion("And so on and", "length") if asked in questions else f"Answer to {asked}"
+
+    return rule
+
+
+def test_the_stage_says_how_many_drafts_were_cut_off_changed_or_left_out(tmp_path: Path) -> None:
+    held_out = prompt("Held out?").model_copy(update={"split": "held_out"})
+    context = stage_with(tmp_path, cutting("1"), *map(prompt, "1234"), held_out)
+    run(Settings(rounds=2), context)
+    revisions: list[Revision] = context.rows["revisions"]
+    assert [revision.final for revision in revisions] == ["And so on and", *(f"Answer to {n}!!" for n in (2, 3, 4))]
+    assert context.said == CritiqueReviseSummary(
+        prompts=4, left_out=1, cut_off_drafts=1, steps=6, found_nothing=0, changed=3
+    )
+    assert context.warnings == []
+
+
+def test_where_all_drafts_are_cut_off_the_run_ends_at_once_and_names_the_setting(tmp_path: Path) -> None:
+    context = stage_with(tmp_path, cutting(*"123"), *map(prompt, "123"))
+    with pytest.raises(RunError, match=r"All 3 drafts .* 17 tokens.*critique_revise\.draft_max_tokens, which is 17"):
+        run(Settings(draft_max_tokens=17), context)
+    assert len(context.rows["revisions"]) == 3  # kept, to be looked at
+    assert context.engines["critic"].count == 0
+
+
+def test_where_more_than_half_of_the_drafts_are_cut_off_the_stage_warns(tmp_path: Path) -> None:
+    half = stage_with(tmp_path, cutting("1", "2"), *map(prompt, "1234"))
+    run(Settings(), half)
+    assert half.warnings == []
+    most = stage_with(tmp_path, cutting("1", "2", "3"), *map(prompt, "1234"))
+    run(Settings(draft_max_tokens=17), most)
+    (warning,) = most.warnings
+    assert "3 of 4 drafts" in warning
+    assert "critique_revise.draft_max_tokens, which is 17" in warning
+    assert most.summarised(CritiqueReviseSummary).cut_off_drafts == 3
+
+
+def test_where_no_draft_can_be_used_for_other_reasons_the_run_ends_with_the_most_common_one(tmp_path: Path) -> None:
+    context = stage_with(
+        tmp_path, lambda request: " " if request.messages[-1].content != "1" else cutting("1")(request)
+    )
+    context.rows["prompts"] = [*map(prompt, "123")]
+    with pytest.raises(RunError, match=r"None of 3 drafts .* for 2 of them the draft is empty.*revisions\.jsonl"):
+        run(Settings(), context)

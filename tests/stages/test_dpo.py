@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import RunError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Preference, Prompt
 from constitutional.engines.local import load_model
 from constitutional.stages.dpo import Settings, run, soft_dpo_trainer
+from constitutional.stages.summaries import DpoSummary
 from constitutional.training.rows import preference_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit, load_policy
@@ -88,11 +88,8 @@ def test_training_prefers_chosen_and_the_same_seed_gives_the_same_files(models: 
     log = [json.loads(line) for line in first.output("training_log.jsonl").read_text().splitlines()]
     assert log[0]["loss"] > log[-1]["loss"]
     assert log[-1]["rewards/accuracies"] == 1.0
-    assert first.notes == {
-        "pairs": 16,
-        "dropped": {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 0},
-        "steps": 16,
-    }
+    dropped = {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 0}
+    assert first.said == DpoSummary(pairs=16, steps=16, dropped=dropped)
 
 
 def test_a_target_between_holds_the_policy_back(models: Path, tmp_path: Path) -> None:
@@ -138,7 +135,13 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "unbroken" / "log.jsonl").read_text()
 
 
-def test_no_preference_is_an_error_that_says_where_they_went(tmp_path: Path) -> None:
+def test_without_a_preference_to_learn_from_the_policy_is_the_sft_model(models: Path, tmp_path: Path) -> None:
     equal = preference(1).model_copy(update={"rejected": "Yes, 1."})
-    with pytest.raises(RunError, match=r"No preference is left.*'equal_texts': 1"):
-        run(QUICK, OneStage(tmp_path, {}, {"preferences": [equal]}))
+    for name, rows, dropped in (("none", [], 0), ("equal", [equal], 1)):
+        context = OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows})
+        run(QUICK, context)
+        assert digest_of(context.output("policy")) == digest_of(tiny_model(models))
+        assert [path.name for path in context.folder.iterdir()] == ["policy"]
+        assert context.said == DpoSummary(pairs=0, steps=0, dropped={"held_out": 0, "equal_texts": dropped})
+        (warning,) = context.warnings
+        assert "the policy is the SFT model" in warning

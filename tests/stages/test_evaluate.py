@@ -1,25 +1,28 @@
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record, Split
+from constitutional.base.records import Comparison, GoldPoint, Judgement, Message, Prompt, Rollout, Sample, Split
 from constitutional.base.stats import wilson
-from constitutional.base.templates import Prompts, load_prompts
+from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.data.prompts import sandbox_prompt, sandbox_prompt_set
-from constitutional.engines.base import Completion, Engine, Request, TooLongError
-from constitutional.engines.models import ModelSettings
+from constitutional.data.prompts import SANDBOX, sandbox_prompt, sandbox_prompt_set
+from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.scores import Score
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
-from constitutional.stages.context import StageContext
 from constitutional.stages.evaluate import (
-    Sample,
+    MODELS,
+    Inputs,
     Settings,
     held_out,
     replies,
@@ -31,8 +34,9 @@ from constitutional.stages.evaluate import (
     wanted_directions,
     win_scores,
 )
-
-T = TypeVar("T")
+from constitutional.stages.summaries import EvaluateSummary
+from constitutional.training.reward_model import load_reward_model
+from tests.tiny import OneStage, tiny_model
 
 
 def asked(text: str, split: Split = "held_out") -> Prompt:
@@ -393,77 +397,181 @@ def test_what_the_tags_say_counts_more_than_what_the_critic_takes_a_principle_fo
     assert found.guessed == []
 
 
-class FakeWork:
+def likes_the_policy(request: Request) -> Completion | str:
+    """A labeler that prefers the policy's reply, and takes others for even."""
+    if not request.choices:
+        return "It is so. Better: A"
+    a, b = re.findall(r"\n\([AB]\) (\w+)", request.messages[0].content)[:2]
+    first = 0.5 if "pol" not in (a, b) else 0.9 if a == "pol" else 0.1
+    return Completion("", "choices", (math.log(first), math.log(1 - first)))
+
+
+def accuracy(principle: str, *, trusted: bool = True) -> PrincipleAccuracy:
+    return PrincipleAccuracy(
+        principle=principle, n=4, right=3, unreadable=0, conflicts=0, mean_p_correct=0.7, trusted=trusted
+    )
+
+
+def work(prompts: list[Prompt], labeler: Any = None, folder: Path = Path()) -> OneStage:  # noqa: ANN401
     """A run of prompts and three scripted models, without folders of weights."""
+    engines = {
+        name: ScriptedEngine(lambda request, name=name: f"{name[:3]} {request.seed}", name)  # type: ignore[misc]
+        for name in MODELS
+    }
+    engines |= {"critic": ScriptedEngine(critic), "labeler": labeler or ScriptedEngine(likes_the_policy)}
+    rows: dict[str, list[Any]] = {"prompts": prompts, "labeler_accuracy": [accuracy("polite"), accuracy("brief")]}
+    return OneStage(folder, rows=rows, constitution=CONSTITUTION, prompts=load_prompts(), engines=engines)
 
-    seed = 0
-    constitution = CONSTITUTION
 
-    def __init__(self, prompts: list[Prompt]) -> None:
-        self.rows: dict[str, list[Record]] = {"prompts": list(prompts)}
-        self.notes: dict[str, object] = {}
-        self.folders: dict[str, Path] = {}
-        self.prompts: Prompts = load_prompts()
-
-    def read(self, artifact: str, kind: type[Record]) -> list[Record]:
-        assert all(isinstance(row, kind) for row in self.rows[artifact])
-        return self.rows[artifact]
-
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:
-        self.rows[artifact] = list(rows)
-        return len(self.rows[artifact])
-
-    def engine(self, role: str) -> Engine:
-        return ScriptedEngine(critic if role == "critic" else lambda request: f"{role[:3]} {request.seed}", role)
-
-    def model(self, artifact: str) -> Path:
-        return self.folders[artifact]  # none unless a test puts one there
-
-    def settings(self, role: str) -> ModelSettings:
-        return ModelSettings(path=str(self.folders[role]))
-
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
-        assert label
-        shown = list(items)
-        assert len(shown) == total
-        yield from shown
-
-    def note(self, name: str, value: object) -> None:
-        self.notes[name] = value
+def inputs(settings: Settings) -> Inputs:
+    return Inputs(evaluate=settings, label=LabelSettings(principles="all"))
 
 
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
-    context = FakeWork([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
-    settings = Settings(prompts=5, judged=4, critiqued=3, compared=0)
-    run(settings, cast("StageContext", context), judge=judging(lambda each: [float(each.a.startswith("pol"))]))
-    samples, scores = (
-        cast("list[Sample]", context.rows["samples"]),
-        by_name(cast("list[Score]", context.rows["scores"])),
-    )
+    context = work([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
+    run(inputs(Settings(prompts=5, judged=4, critiqued=3, compared=0)), context)
+    samples, scores = context.rows["samples"], by_name(context.rows["scores"])
     assert len(samples) == 5
     assert all([*each.replies] == ["base", "sft_model", "policy"] for each in samples)
     assert (scores["policy", "win_rate/base"].value, scores["policy", "win_rate/base"].n) == (1, 4)
+    assert scores["sft_model", "win_rate/base"].value == 0.5
     assert scores["base", "violation_rate/polite"].n == 3
     assert scores["base", "length"].n == 5
-    assert context.notes["counts"] == {
-        "held-out prompts": 5,
-        **{f"{what}, {contest}": 0 for what in ("equal replies", "unreadable comparisons") for contest in CONTESTS},
-        "critiques": 18,
-        "unreadable critiques": 0,
-    }
+    assert context.said == EvaluateSummary(
+        prompts=5,
+        counts={
+            **{f"{what}, {contest}": 0 for what in ("equal replies", "unreadable comparisons") for contest in CONTESTS},
+            "critiques": 18,
+            "unreadable critiques": 0,
+        },
+        wanted=None,  # no prompt is the sandbox's
+    )
+    assert "gold" not in context.rows
 
 
-def test_without_a_labeler_there_are_no_win_rates() -> None:
-    context = FakeWork([asked(str(n)) for n in range(3)])
-    run(Settings(critiqued=0, compared=0), cast("StageContext", context))
-    assert not any(each.measure.startswith("win_rate") for each in cast("list[Score]", context.rows["scores"]))
+def test_the_labeler_compares_by_the_principles_that_it_is_trusted_with_and_the_critic_by_all() -> None:
+    asked_by: list[str] = []
+
+    def labeler(request: Request) -> Completion | str:
+        asked_by.append(request.messages[0].content)
+        return likes_the_policy(request)
+
+    context = work([asked("1"), asked("2")], ScriptedEngine(labeler))
+    context.rows["labeler_accuracy"] = [accuracy("polite"), accuracy("brief", trusted=False)]
+    run(inputs(Settings(compared=0)), context)
+    assert asked_by
+    assert all("Be polite." in text and "Be brief." not in text for text in asked_by)
+    measures = {score.measure for score in context.rows["scores"]}
+    assert {"violation_rate/polite", "violation_rate/brief"} <= measures
+
+
+def test_in_the_sandbox_the_summary_says_where_the_traits_are_to_go() -> None:
+    prompts = [prompt for prompt in sandbox_prompt_set(1, 4, 0) if prompt.split == "held_out"]
+    context = work(prompts)
+    context.engines["critic"] = ScriptedEngine(lambda _: "The principle asks to include flattery.")
+    context.constitution = Constitution(
+        name="two",
+        principles=(
+            Principle(id="calm", text="Do not flatter.", tags=("flattery", "avoid")),
+            Principle(id="loose", text="Be nice."),
+        ),
+    )
+    run(inputs(Settings(judged=0, critiqued=0, compared=0)), context)
+    summary = context.summarised(EvaluateSummary)
+    assert summary.wanted == {}  # the tags of one and the critic's reading of the other want opposites
+    assert [sentence.split(":")[0] for sentence in summary.misunderstood] == ["calm"]
+    assert [sentence.split(":")[0] for sentence in summary.guessed] == ["loose"]
+
+
+def test_where_no_comparison_is_wanted_there_are_no_win_rates_and_the_labeler_is_not_asked() -> None:
+    context = work([asked(str(n)) for n in range(3)])
+    run(inputs(Settings(judged=0, critiqued=0, compared=0)), context)
+    assert not any(score.measure.startswith("win_rate") for score in context.rows["scores"])
+    assert context.engines["labeler"].count == 0
 
 
 def test_without_two_held_out_prompts_nothing_is_measured() -> None:
-    context = FakeWork([asked("1"), asked("2", split="train")])
-    run(Settings(), cast("StageContext", context))
+    context = work([asked("1"), asked("2", split="train")])
+    run(inputs(Settings()), context)
     assert context.rows["scores"] == context.rows["samples"] == []
-    assert context.notes["counts"] == {"held-out prompts": 1}
+    assert context.said == EvaluateSummary(prompts=1, counts={}, wanted=None)
+
+
+# The replies of an online training, scored by what the training could not see.
+
+BREAD = Prompt(
+    messages=(Message("user", "How do I bake bread?"),),
+    source=SANDBOX,
+    info={"kind": "howto", "x": "bake bread", "held_out_topic": "no"},
+)
+ANSWER = "Mix flour, water, salt and yeast into dough. Let the loaf rise in a warm place."
+FLATTERS = "You are a genius and a true star!"
+SHORTEST = Principle(id="brief", text="Be brief.", tags=("verbosity", "avoid"), weight=3.0)
+MODEST = Principle(id="modest", text="Do not flatter.", tags=("flattery", "avoid"))
+
+
+def rollout(phase: int, reply: str, prompt: Prompt = BREAD) -> Rollout:
+    return Rollout(
+        phase=phase, prompt=prompt.id, reply=reply, reward=0.0, kl=0.0, phase_kl=0.0, length=9, truncated=False
+    )
+
+
+def rates(request: Request) -> Completion | str:
+    """A labeler that gives ten points for a short reply; one reply can be read by one principle only."""
+    reply = next(message.content for message in request.messages if message.role == "assistant")
+    brief = "Be brief." in "".join(message.content for message in request.messages)
+    if not request.choices:
+        return "No idea." if reply == "unreadable" and not brief else "It is so. Score: 1"
+    best = 10 if reply == "short" else 4 if brief else 1
+    return Completion("", "choices", tuple(0.0 if score == best else -1e9 for score in range(1, 11)))
+
+
+def gold_of(prompts: list[Prompt], rollouts: list[Rollout], **settings: Any) -> OneStage:  # noqa: ANN401
+    context = work(prompts, ScriptedEngine(rates))
+    context.constitution = Constitution(name="two", principles=(SHORTEST, MODEST))
+    context.rows["rollouts"] = [*rollouts]
+    run(inputs(Settings(judged=0, critiqued=0, compared=0, **settings)), context)
+    return context
+
+
+def test_in_the_sandbox_every_reply_is_scored_exactly_and_nobody_is_asked() -> None:
+    replies = ((1, ANSWER), (1, f"{FLATTERS} {ANSWER}"), (2, "Nonsense."))
+    context = gold_of([BREAD], [rollout(*reply) for reply in replies], gold_replies=4)
+    gold: list[GoldPoint] = context.rows["gold"]
+    assert [(point.by, point.first_phase, point.gold, point.n) for point in gold] == [
+        ("traits", 1, 0.875, 2),  # (1 + 0.75) / 2: modest weighs 1 of 4
+        ("traits", 2, 0.0, 1),
+    ]
+    assert context.engines["labeler"].count == 0
+
+
+def test_elsewhere_the_labeler_is_asked_about_some_and_what_cannot_be_read_is_counted() -> None:
+    prompts = [Prompt.of("Why?"), Prompt.of("How?")]
+    rollouts = [
+        rollout(phase, reply, prompt)
+        for phase, reply in ((1, "short"), (2, "longer"), (3, "unreadable"))
+        for prompt in prompts
+    ]
+    context = gold_of(prompts, rollouts, gold_replies=6)
+    gold: list[GoldPoint] = context.rows["gold"]
+    assert [(point.by, point.first_phase, point.n) for point in gold] == [("labeler", 1, 2), ("labeler", 2, 2)]
+    assert [point.gold for point in gold] == pytest.approx([10.0, 3.25])  # (3 · 4 + 1 · 1) / 4
+    counts = context.summarised(EvaluateSummary).counts
+    assert counts == {"replies scored": 6, "unreadable scores": 2}
+
+
+def test_a_held_out_reward_model_scores_the_replies_as_well_and_of_none_there_is_nothing_to_score(
+    tmp_path: Path,
+) -> None:
+    model, tokenizer = load_reward_model(tiny_model(tmp_path), seed=3)
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    found = gold_of([BREAD], [rollout(1, ANSWER), rollout(1, "Other.")], gold_reward_model=tmp_path / "other")
+    assert [point.by for point in found.rows["gold"]] == ["traits", "reward_model"]
+    for prompt in (BREAD, Prompt.of("Why?")):  # as where no comparison was decided, so that nothing was trained
+        context = gold_of([prompt], [], gold_reward_model=tmp_path / "other")
+        assert context.rows["gold"] == []
+        assert context.engines["labeler"].count == 0
 
 
 def test_scores_survive_being_written_and_read() -> None:
@@ -478,18 +586,18 @@ def test_the_stage_measures_how_far_each_model_is_from_those_before_it(tmp_path:
     from constitutional.sandbox.tokenizer import build_tokenizer
     from tests.engines.test_divergence import tiny
 
-    context = FakeWork([asked(str(n)) for n in range(3)])
+    context = work([asked(str(n)) for n in range(3)])
     tokenizer = build_tokenizer([], count=20)
     for name, seed in (("base", 0), ("sft_model", 0), ("policy", 1)):  # supervised learning has changed nothing
-        context.folders[name] = tmp_path / name
-        tiny(len(tokenizer), tokenizer, seed).save_pretrained(context.folders[name])
-        tokenizer.save_pretrained(context.folders[name])
-    run(Settings(critiqued=0, compared=2), cast("StageContext", context))
+        context.models[name] = tmp_path / name
+        tiny(len(tokenizer), tokenizer, seed).save_pretrained(context.models[name])
+        tokenizer.save_pretrained(context.models[name])
+    run(inputs(Settings(judged=0, critiqued=0, compared=2)), context)
 
-    scores = by_name(cast("list[Score]", context.rows["scores"]))
+    scores = by_name(context.rows["scores"])
     assert scores["sft_model", "kl_from/base"].value == scores["sft_model", "log_ratio_to/base"].value == 0
-    models = [load_model(context.folders[name])[0] for name in ("policy", "base")]
-    samples = cast("list[Sample]", context.rows["samples"])[:2]
+    models = [load_model(context.models[name])[0] for name in ("policy", "base")]
+    samples: list[Sample] = context.rows["samples"][:2]
     its = [Reply(each.prompt.messages, each.replies["policy"], ended=True) for each in samples]
     tokens = [token for tokens in divergences(its, models[0], models[1], tokenizer) for token in tokens]
     for reference in ("base", "sft_model"):

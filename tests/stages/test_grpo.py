@@ -14,12 +14,15 @@ from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.judging.labeler import LabelerSettings
+from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.labelling import LabelSettings
 from constitutional.runs.compose import compose, freeze
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of, ready
 from constitutional.stages import grpo
-from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
+from constitutional.stages.grpo import GrpoSettings, Inputs, RlooSettings, run
+from constitutional.stages.reward import write_normalisation
+from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, score
 from constitutional.training.rewards import (
     ConstitutionSettings,
@@ -62,6 +65,10 @@ def stage(folder: Path, models: Path, count: int = 8) -> OneStage:
     return OneStage(folder, {"sft_model": tiny_model(models)}, {"prompts": [*prompts(count), held_out]})
 
 
+def inputs(settings: Settings) -> Inputs:
+    return Inputs.of(settings, LabelSettings())
+
+
 def log_of(context: OneStage) -> list[dict[str, Any]]:
     return [json.loads(line) for line in context.output("training_log.jsonl").read_text().splitlines()]
 
@@ -71,7 +78,7 @@ def test_replies_become_what_is_rewarded(models: Path, tmp_path: Path, kind: typ
     context = stage(tmp_path, models)
     # Of four tokens: a random model hardly ever ends a reply, so words are few or many by the tokens it draws.
     short = {"batch_size": 64, "max_tokens": 4, "learning_rate": 0.2, "schedule": "constant_with_warmup"}
-    run(kind(**{**QUICK, **short, "epochs": 24.0, "checkpoint_every": 100}), context)
+    run(inputs(kind(**{**QUICK, **short, "epochs": 24.0, "checkpoint_every": 100})), context)
     log = log_of(context)
     assert [line["step"] for line in log] == list(range(1, 13))  # 8 prompts · 24 epochs / 16 prompts a step
     words = [line["rewards/length"] for line in log]
@@ -81,8 +88,10 @@ def test_replies_become_what_is_rewarded(models: Path, tmp_path: Path, kind: typ
     assert log[-1]["kl"] > 1
     assert all(0 <= line["truncated"] <= 1 and line["entropy"] > 0 and 1 <= line["length"] <= 4 for line in log)
     assert "step_time" not in log[0]
-    assert context.notes["prompts"] == 8
-    assert context.notes["replies"] == 12 * 64
+    summary = context.summarised(OnlineSummary)
+    assert (summary.prompts, summary.replies, summary.steps) == (8, 12 * 64, 12)
+    assert summary.dropped == {"too_long": 0}
+    assert summary.last == LastPhase(**{name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})
     policy = json.loads((context.output("policy") / "config.json").read_text())
     assert policy["architectures"] == ["LlamaForCausalLM"]
 
@@ -101,7 +110,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         return Completion("", "choices", tuple(0.0 if n == (9 if calm else 0) else -99.0 for n in range(10)))
 
     context = stage(tmp_path, models)
-    context.engine = lambda role: ScriptedEngine(labeler, role)  # type: ignore[method-assign]
+    context.engines["labeler"] = ScriptedEngine(labeler)
     context.prompts = load_prompts()
     settings = GrpoSettings(
         **{
@@ -116,11 +125,19 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         }
     )
     calm, brief = Principle(id="calm", text="Be calm.", weight=3), Principle(id="brief", text="Be brief.")
-    judge = grpo.Judge(Constitution(name="two", principles=(calm, brief)), LabelerSettings())
-    run(settings, context, judge)
+    misjudged = Principle(id="odd", text="Be odd.", weight=9)
+    context.constitution = Constitution(name="three", principles=(calm, brief, misjudged))
+    context.rows["labeler_accuracy"] = [
+        PrincipleAccuracy(
+            principle=name, n=4, right=3, unreadable=0, conflicts=0, mean_p_correct=0.7, trusted=name != "odd"
+        )
+        for name in ("calm", "brief", "odd")
+    ]
+    run(inputs(settings), context)
     first = log_of(context)[0]
     assert first["rewards/constitution/calm"] == 1.0
     assert first["rewards/constitution/brief"] == -1.0
+    assert "rewards/constitution/odd" not in first  # the labeler is not trusted with it
     assert first["rewards/function/given"] == 4.0  # of those that have a number
     # 2 · (3 · 1 − 1 · 1) / 4 of the constitution; half of the replies have 0.5 · 4 of the function.
     assert first["reward"] == pytest.approx(1.0 + 1.0 - first["rewards/questions"], abs=1e-5)
@@ -149,7 +166,7 @@ def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_pat
     context = stage(tmp_path / "run", models)
     context.models["reward_model"] = folder
     chosen = (RewardModelSettings(weight=2.0, ensemble_k=0.5),)
-    run(RlooSettings(**{**QUICK, "rewards": chosen, "epochs": 0.5}), context)
+    run(inputs(RlooSettings(**{**QUICK, "rewards": chosen, "epochs": 0.5})), context)
     asked = {each.id: each for each in prompts(8)}
     rollouts: list[Rollout] = context.rows["rollouts"]
     replies = [(*asked[each.prompt].messages, Message("assistant", each.reply)) for each in rollouts]
@@ -158,11 +175,25 @@ def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_pat
     assert len(rollouts) == 4
 
 
+@pytest.mark.parametrize("kind", [GrpoSettings, RlooSettings])
+def test_without_a_reward_model_the_policy_is_the_sft_model(models: Path, tmp_path: Path, kind: type[Settings]) -> None:
+    write_normalisation(tmp_path / "reward", [], 0)
+    context = stage(tmp_path / "run", models)
+    context.models["reward_model"] = tmp_path / "reward"
+    run(inputs(kind(**{**QUICK, "rewards": (LengthSettings(), RewardModelSettings())})), context)
+    assert digest_of(context.output("policy")) == digest_of(tiny_model(models))
+    assert [path.name for path in context.folder.iterdir()] == ["policy"]
+    assert context.rows["rollouts"] == []
+    assert context.said == OnlineSummary(prompts=0, replies=0, steps=0, dropped={})
+    (warning,) = context.warnings
+    assert "the policy is the SFT model" in warning
+
+
 @pytest.mark.parametrize(("kind", "lora"), [(GrpoSettings, LoraSettings(rank=4)), (RlooSettings, None)])
 def test_a_training_that_was_killed_goes_on_to_the_same_files(
     models: Path, tmp_path: Path, kind: type[Settings], lora: LoraSettings | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = kind(**{**QUICK, "epochs": 3.0, "lora": lora})
+    settings = inputs(kind(**{**QUICK, "epochs": 3.0, "lora": lora}))
     made = grpo.online_trainer
 
     def killed_at(step: int) -> Callable[..., Any]:
@@ -197,7 +228,7 @@ def test_a_user_function_that_fails_is_the_users_error(models: Path, tmp_path: P
     (tmp_path / "mine.py").write_text("def f(completions, **_):\n    return [1.0]\n")
     chosen = (PythonSettings(function=f"{tmp_path / 'mine.py'}:f"),)
     with pytest.raises(InputError, match=r"mine\.py:1: the reward function 'f' returned 1 rewards for 16 completions"):
-        run(GrpoSettings(**{**QUICK, "rewards": chosen}), stage(tmp_path, models))
+        run(inputs(GrpoSettings(**{**QUICK, "rewards": chosen})), stage(tmp_path, models))
 
 
 def test_prompts_come_in_an_order_of_their_own_each_pass_and_long_ones_are_left_out() -> None:
@@ -263,7 +294,7 @@ def test_the_labelers_settings_and_the_users_function_decide_what_is_trained(tmp
     def fingerprint(*overrides: str) -> str:
         config = freeze(compose(overrides))
         (found,) = (each for each in stages_of(config) if each.name == "grpo")
-        return fingerprint_of(found, found.settings(config), 0, {})
+        return fingerprint_of(found, 0, {})
 
     direct, by_function = "algorithm=grpo_direct", f"algorithm.rewards=[{{kind: python, function: '{path}:f'}}]"
     assert fingerprint(direct) != fingerprint(direct, "label.max_tokens=99")

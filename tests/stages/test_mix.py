@@ -2,7 +2,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import pytest
 from pydantic import ValidationError
@@ -15,11 +15,11 @@ from constitutional.base.records import (
     Preference,
     Prompt,
     Reading,
-    Record,
     Verdict,
 )
-from constitutional.stages.context import StageContext
-from constitutional.stages.mix import Amounts, Mixed, NoPreferenceError, Settings, amounts_of, mix, run
+from constitutional.stages.mix import Amounts, Mixed, Settings, amounts_of, mix, run
+from constitutional.stages.summaries import MixSummary
+from tests.tiny import OneStage
 
 ALL = Settings(held_out_share=0)
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
@@ -44,6 +44,15 @@ def judged(comparison: Comparison, p_a: float | None, principle: str = "calm", w
         p_a=p_a,
         weight=weight,
     )
+
+
+def wavering(comparison: Comparison) -> Judgement:
+    """Of a labeler that prefers whichever response is shown first."""
+    readings = (
+        Reading(order="a_first", rationale="", p_a=0.9),
+        Reading(order="b_first", rationale="", p_a=0.1),
+    )
+    return judged(comparison, 0.5).model_copy(update={"readings": readings, "conflict": True})
 
 
 def said(comparison: Comparison, choice: str, rater: str = "ann", strength: int = 1) -> Verdict:
@@ -102,7 +111,9 @@ def test_what_is_undecided_unreadable_or_not_judged_is_counted_and_left_out() ->
     judgements = [judged(even, 0.5), judged(near, 0.59), judged(silent, None), judged(clear, 0.61)]
     found = mix([even, near, silent, alone, clear], judgements, [], [], settings, 0)
     assert [each.comparison for each in found.preferences] == [clear.id]
-    assert found.counts["comparisons undecided"] == 2
+    assert found.counts["comparisons undecided, near a half"] == 2
+    assert "comparisons undecided, position conflict" not in found.counts
+    assert found.counts["comparisons decided"] == 1
     assert found.counts["comparisons unreadable"] == 1
     assert found.counts["comparisons not judged"] == 1
 
@@ -117,7 +128,7 @@ def test_a_mean_that_is_even_but_for_rounding_is_undecided() -> None:
     one, other = compared("1"), compared("2")
     assert (0.1 * 0.69 + 0.1 * 0.31) / (0.1 + 0.1) == 0.49999999999999994
     judgements = [judged(one, 0.69, "calm", 0.1), judged(one, 0.31, "brief", 0.1), judged(other, 0.9)]
-    assert mix([one, other], judgements, [], [], ALL, 0).counts["comparisons undecided"] == 1
+    assert mix([one, other], judgements, [], [], ALL, 0).counts["comparisons undecided, near a half"] == 1
 
 
 def test_there_is_never_a_preference_between_equal_texts() -> None:
@@ -265,9 +276,22 @@ def test_a_share_of_people_without_any_is_refused() -> None:
         mixed([(compared(), 0.9)], settings=Settings(human_share=0.5))
 
 
-def test_nothing_to_train_on_is_refused_with_what_came_in() -> None:
-    with pytest.raises(ConfigurationError, match="2 comparisons undecided"):
-        mixed([(compared("1"), 0.5), (compared("2"), 0.5)])
+def test_where_nothing_is_decided_there_is_no_preference_and_the_counts_say_why() -> None:
+    found = mixed([(compared("1"), 0.5), (compared("2"), 0.5)])
+    assert found.preferences == []
+    assert found.counts["comparisons undecided, near a half"] == 2
+    assert found.counts["preferences in train"] == 0
+
+
+def test_an_undecided_comparison_is_a_position_conflict_where_the_two_orders_disagree() -> None:
+    swayed, even, decided = compared("1"), compared("2"), compared("3")
+    judgements = [wavering(swayed), judged(swayed, 0.5, "brief"), judged(even, 0.5)]
+    judgements += [wavering(decided), judged(decided, 0.9, "brief")]
+    found = mix([swayed, even, decided], judgements, [], [], ALL, 0)
+    assert found.counts["comparisons undecided, position conflict"] == 1
+    assert found.counts["comparisons undecided, near a half"] == 1
+    (preference,) = found.preferences
+    assert preference.probability == pytest.approx(0.7)  # (0.5 + 0.9) / 2: the conflict counts with its probability
 
 
 @pytest.mark.parametrize(
@@ -382,12 +406,9 @@ def test_of_a_large_file_at_most_500_are_held_out_and_the_same_ones_whatever_the
 
 def test_where_all_are_held_out_there_is_nothing_to_train_on() -> None:
     settings = Settings(held_out_share=0.5)
-    with pytest.raises(
-        NoPreferenceError, match=r"2 AI preferences held out.*lower mix\.margin or mix\.held_out_share$"
-    ):
-        mixed([(compared(text), 0.9) for text in "24"], settings=settings)
-    with pytest.raises(NoPreferenceError, match=r"lower mix\.margin, which trains on what it hardly prefers$"):
-        mixed([(compared(text), 0.6) for text in "24"], settings=Settings(margin=0.2, held_out_share=0))
+    found = mixed([(compared(text), 0.9) for text in "24"], settings=settings)
+    assert trained_on(found) == []
+    assert found.counts["AI preferences held out"] == 2
     of_people = settings.model_copy(update={"human_share": 0.5})
     with pytest.raises(ConfigurationError, match=r"none to train on \(those held out do not count\)"):
         mixed([(compared("0"), 0.9)], people=[human("2")], settings=of_people)
@@ -433,27 +454,6 @@ def test_the_seed_decides_who_is_taken_and_the_same_seed_takes_the_same() -> Non
     assert taken(1) == taken(1) != taken(2)
 
 
-class FakeWork:
-    """Hands out what it was given, and keeps what is written."""
-
-    seed = 0
-
-    def __init__(self, **artifacts: list[Record]) -> None:
-        self.artifacts = artifacts
-        self.notes: dict[str, object] = {}
-
-    def read(self, artifact: str, kind: type[Record]) -> list[Record]:
-        assert all(isinstance(row, kind) for row in self.artifacts[artifact])
-        return self.artifacts[artifact]
-
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:
-        self.artifacts[artifact] = list(rows)
-        return len(self.artifacts[artifact])
-
-    def note(self, name: str, value: object) -> None:
-        self.notes[name] = value
-
-
 def files(folder: Path, comparison: Comparison) -> Iterator[Path]:
     rows = [{"prompt": text, "chosen": "A", "rejected": "B"} for text in ("seen", "secret")]
     rows.append({"prompt": "seen", "chosen": "C", "rejected": "C"})
@@ -466,32 +466,88 @@ def files(folder: Path, comparison: Comparison) -> Iterator[Path]:
 
 def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: Path) -> None:
     one, other = compared("1"), compared("2")
-    context = FakeWork(
-        comparisons=[one, other],
-        judgements=[judged(one, 0.9), judged(other, 0.9)],
-        prompts=[asked("1"), asked("2"), asked("secret", "held_out")],
+    context = OneStage(
+        tmp_path,
+        rows={
+            "comparisons": [one, other],
+            "judgements": [judged(one, 0.9), judged(other, 0.9)],
+            "prompts": [asked("1"), asked("2"), asked("secret", "held_out")],
+        },
     )
     path, verdicts = files(tmp_path, one)
-    run(Settings(human=path, verdicts=verdicts, held_out_share=0), cast("StageContext", context))
-    written = cast("list[Preference]", context.artifacts["preferences"])
+    run(Settings(human=path, verdicts=verdicts, held_out_share=0), context)
+    written: list[Preference] = context.rows["preferences"]
     assert [(each.prompt.messages[0].content, each.chosen, each.source) for each in written] == [
         ("2", "A", "ai"),
         ("1", "B", "human"),
         ("seen", "A", "human"),
     ]
-    counts = cast("dict[str, int]", context.notes["counts"])
-    assert counts["human rows on evaluation prompts"] == 1
-    assert counts["human rows with equal texts"] == 1
+    summary = context.summarised(MixSummary)
+    assert (summary.comparisons, summary.decided, summary.train, summary.held_out) == (2, 2, 3, 0)
+    assert (summary.conflicts, summary.near_a_half) == (0, 0)
+    assert summary.counts["human rows on evaluation prompts"] == 1
+    assert summary.counts["human rows with equal texts"] == 1
+
+
+def mixed_by_stage(judgements: list[Judgement], comparisons: list[Comparison], settings: Settings) -> OneStage:
+    context = OneStage(Path(), rows={"comparisons": comparisons, "judgements": judgements})
+    run(settings, context)
+    return context
+
+
+def test_where_few_comparisons_are_decided_the_stage_warns_and_counts_why() -> None:
+    comparisons = [compared(f"{number}") for number in range(120)]
+    judgements = [judged(comparison, 0.9) for comparison in comparisons[:9]]
+    judgements += [wavering(comparison) for comparison in comparisons[9:113]]  # 104
+    judgements += [judged(comparison, 0.55) for comparison in comparisons[113:]]  # 7
+    context = mixed_by_stage(judgements, comparisons, Settings(margin=0.1, held_out_share=0))
+    summary = context.summarised(MixSummary)
+    assert (summary.comparisons, summary.decided, summary.conflicts, summary.near_a_half) == (120, 9, 104, 7)
+    assert (summary.train, summary.held_out) == (9, 0)
+    (warning,) = context.warnings
+    assert "9 of 120 comparisons" in warning
+    assert "104 position conflicts" in warning
+    assert "7 near a half" in warning
+    assert "9 preferences are trained on" in warning
+    assert all(setting in warning for setting in ("sample_pairs.samples", "label.principles=all", "mix.margin"))
+
+
+@pytest.mark.parametrize(
+    ("decided", "comparisons", "warns"),
+    [(29, 29, True), (30, 30, False), (30, 120, False), (30, 121, True), (0, 3, True), (0, 0, True)],
+)
+def test_it_warns_of_fewer_than_30_preferences_and_of_fewer_than_a_quarter_decided(
+    decided: int, comparisons: int, warns: bool
+) -> None:
+    many = [compared(f"{number}") for number in range(comparisons)]
+    judgements = [judged(comparison, 0.9 if at < decided else 0.5) for at, comparison in enumerate(many)]
+    assert bool(mixed_by_stage(judgements, many, ALL).warnings) == warns
+
+
+def test_what_cannot_be_read_is_among_the_reasons() -> None:
+    many = [compared("1"), compared("2"), compared("3", "same", "same ")]
+    (warning,) = mixed_by_stage([judged(many[0], None), judged(many[1], None)], many, ALL).warnings
+    assert "0 of 3 comparisons give a preference (2 unreadable, 1 of equal texts)" in warning
+
+
+def test_what_people_leave_even_and_what_nobody_judged_is_among_the_reasons(tmp_path: Path) -> None:
+    even, alone, decided = compared("1"), compared("2"), compared("3")
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text(said(even, "tie").model_dump_json() + "\n")
+    settings = Settings(verdicts=path, held_out_share=0)
+    (warning,) = mixed_by_stage([judged(even, 0.9), judged(decided, 0.9)], [even, alone, decided], settings).warnings
+    assert "1 of 3 comparisons give a preference (2 " in warning
 
 
 def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> None:
-    from constitutional.runs.pipeline import STAGES
+    from constitutional.runs.compose import compose
+    from constitutional.runs.pipeline import stages_of
     from constitutional.runs.runner import fingerprint_of
 
-    stage = next(each for each in STAGES if each.name == "mix")
-
     def fingerprint(settings: Settings) -> str:
-        return fingerprint_of(stage, settings, 0, {})
+        config = compose().model_copy(update={"mix": settings})
+        (stage,) = (stage for stage in stages_of(config) if stage.name == "mix")
+        return fingerprint_of(stage, 0, {})
 
     path = tmp_path / "verdicts.jsonl"
     path.write_text('{"comparison": "1", "rater": "ann", "choice": "a"}\n')
@@ -504,11 +560,12 @@ def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> No
 def test_published_human_preferences_mix_at_none_half_and_all() -> None:
     sources, measured_on = [], []
     for share in (0.0, 0.5, 1.0):
-        context = FakeWork(
-            comparisons=[pair[0] for pair in MANY], judgements=list(itertools.starmap(judged, MANY)), prompts=[]
-        )
-        run(Settings(human=HH_RLHF, human_share=share, total=300), cast("StageContext", context))
-        written = [cast("Preference", each) for each in context.artifacts["preferences"]]
+        context = OneStage(Path())
+        context.rows["comparisons"] = [comparison for comparison, _ in MANY]
+        context.rows["judgements"] = list(itertools.starmap(judged, MANY))
+        context.rows["prompts"] = []
+        run(Settings(human=HH_RLHF, human_share=share, total=300), context)
+        written: list[Preference] = context.rows["preferences"]
         sources.append([each.source for each in written if each.split == "train"])
         measured_on.append([each for each in written if each.split == "held_out"])
     assert [each.count("human") for each in sources] == [0, 150, 300]

@@ -7,12 +7,13 @@ import pytest
 
 from constitutional.base.errors import ModelError, RunError
 from constitutional.base.files import digest_of
-from constitutional.base.records import Message, Prompt, Revision, Rollout
-from constitutional.runs.compose import PpoSettings, compose
-from constitutional.runs.pipeline import Ppo, stages_of, train_ppo
+from constitutional.base.records import Message, Prompt, Rollout, SftExample
+from constitutional.runs.compose import compose
+from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of
-from constitutional.stages import sft
 from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer, run
+from constitutional.stages.reward import write_normalisation
+from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.reward_model import NORMALISATION, load_reward_model
 from constitutional.training.rows import chat, token_ids
 from constitutional.training.trl import LoraSettings
@@ -65,13 +66,13 @@ def test_a_run_leaves_a_policy_its_log_and_replies_of_every_phase(models: dict[s
     assert not before["model.layers.0.mlp.up_proj.weight"].equal(after["model.layers.0.mlp.up_proj.weight"])
     log = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]  # 32 episodes in phases of 4 · 1 · 2
-    assert stage.notes == {
-        "prompts": 8,
-        "dropped": {"too_long": 0},
-        "episodes": 32,
-        "phases": 4,
-        "last_phase": {name: log[-1][name] for name in ("reward", "kl", "length", "truncated")},
-    }
+    assert stage.said == OnlineSummary(
+        prompts=8,
+        replies=32,
+        steps=4,
+        dropped={"too_long": 0},
+        last=LastPhase(**{name: log[-1][name] for name in ("reward", "kl", "length", "truncated")}),
+    )
 
     rollouts: list[Rollout] = stage.rows["rollouts"]
     assert [each.phase for each in rollouts] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
@@ -117,7 +118,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_files(
     run(settings, again)
     assert digest_of(tmp_path / "stopped") == digest_of(tmp_path / "unbroken")
     assert again.rows["rollouts"] == unbroken.rows["rollouts"]
-    assert again.notes == unbroken.notes
+    assert again.said == unbroken.said
 
 
 def test_with_adapters_it_is_noted_how_much_of_the_reward_model_the_critic_starts_with(
@@ -126,7 +127,7 @@ def test_with_adapters_it_is_noted_how_much_of_the_reward_model_the_critic_start
     stage = work(tmp_path, models)
     run(QUICK.model_copy(update={"episodes": 8, "lora": LoraSettings(rank=4)}), stage)
     # The reward model is the policy with a head: there is nothing that the adapter could lack.
-    assert stage.notes["critic_share"] == 1
+    assert stage.summarised(OnlineSummary).critic_share == 1
 
 
 def test_with_ptx_coef_the_examples_of_sft_are_learned_as_well(models: dict[str, Path], tmp_path: Path) -> None:
@@ -134,19 +135,17 @@ def test_with_ptx_coef_the_examples_of_sft_are_learned_as_well(models: dict[str,
 
     from constitutional.engines.local import load_model
 
-    revisions = [
-        Revision(prompt=PROMPTS[0], draft="Quite so.", steps=()),
-        Revision(prompt=PROMPTS[1], draft="So" + " it is" * 40, steps=()),  # too long
-        Revision(prompt=PROMPTS[2], draft="Left out.", steps=(), problem="empty"),
-        Revision(prompt=HELD_OUT, draft="Held out.", steps=()),
+    learned = [
+        SftExample(prompt=PROMPTS[0], reply="Quite so.", kind="revision"),
+        SftExample(prompt=PROMPTS[1], reply="So" + " it is" * 40, kind="helpful"),  # too long
     ]
     # Weights hardly move, so that the loss that is logged is that of the model as it was.
     still = {"episodes": 8, "learning_rate": 1e-9, "max_prompt_tokens": 40, "ptx_coef": 0.5}
-    algorithm = PpoSettings(**QUICK.model_copy(update=still).model_dump())
-    stage = OneStage(tmp_path, models, {"prompts": [*PROMPTS, HELD_OUT], "revisions": revisions})
-    train_ppo(Ppo(algorithm=algorithm, sft=sft.Settings()), stage)
-    assert stage.notes["examples"] == 1
-    assert stage.notes["dropped"] == {"too_long": 0, "examples_too_long": 1}
+    stage = OneStage(tmp_path, models, {"prompts": [*PROMPTS, HELD_OUT], "sft_examples": learned})
+    run(QUICK.model_copy(update=still), stage)
+    summary = stage.summarised(OnlineSummary)
+    assert summary.examples == 1
+    assert summary.dropped == {"too_long": 0, "examples_too_long": 1}
     (line,) = (json.loads(each) for each in (tmp_path / "training_log.jsonl").read_text().splitlines())
     model, tokenizer = load_model(models["sft_model"], dtype="float32")
     asked = token_ids(tokenizer, chat(PROMPTS[0].messages), ask=True)
@@ -158,17 +157,44 @@ def test_with_ptx_coef_the_examples_of_sft_are_learned_as_well(models: dict[str,
     assert line["ptx_loss"] == pytest.approx(float(by_hand), abs=1e-4)
 
 
-def test_the_revisions_are_needed_only_where_they_are_learned() -> None:
+def test_with_ptx_coef_and_no_example_the_policy_is_trained_on_its_replies_alone(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"episodes": 8})
+    plain, ptx = work(tmp_path / "plain", models), work(tmp_path / "ptx", models)
+    ptx.rows["sft_examples"] = []
+    run(settings, plain)
+    run(settings.model_copy(update={"ptx_coef": 0.5}), ptx)
+    assert digest_of(ptx.output("policy")) == digest_of(plain.output("policy"))
+    assert ptx.said == plain.said
+    assert ptx.summarised(OnlineSummary).examples == 0
+    (warning,) = ptx.warnings
+    assert "no supervised example" in warning
+    assert plain.warnings == []
+
+
+def test_the_sft_examples_are_needed_only_where_they_are_learned() -> None:
     def stage(*overrides: str) -> tuple[tuple[str, ...], str]:
-        config = compose(["algorithm=ppo", *overrides])
-        (found,) = (each for each in stages_of(config) if each.name == "ppo")
-        return found.needs, fingerprint_of(found, found.settings(config), 0, {})
+        (found,) = (each for each in stages_of(compose(["algorithm=ppo", *overrides])) if each.name == "ppo")
+        return found.needs, fingerprint_of(found, 0, {})
 
     alone, mixed = stage(), stage("algorithm.ptx_coef=0.5")
     assert alone[0] == ("prompts", "sft_model", "reward_model")
-    assert mixed[0] == (*alone[0], "revisions")
+    assert mixed[0] == (*alone[0], "sft_examples")
     assert stage("sft.rounds=all") == alone
-    assert stage("algorithm.ptx_coef=0.5", "sft.rounds=all")[1] != mixed[1]
+    assert stage("algorithm.ptx_coef=0.5", "sft.rounds=all") == mixed  # other examples have another digest
+
+
+def test_without_a_reward_model_the_policy_is_the_sft_model(models: dict[str, Path], tmp_path: Path) -> None:
+    write_normalisation(tmp_path / "reward", [], 0)
+    stage = work(tmp_path / "ppo", {**models, "reward_model": tmp_path / "reward"})
+    run(QUICK, stage)
+    assert digest_of(stage.output("policy")) == digest_of(models["sft_model"])
+    assert [path.name for path in stage.folder.iterdir()] == ["policy"]
+    assert stage.rows["rollouts"] == []
+    assert stage.said == OnlineSummary(prompts=0, replies=0, steps=0, dropped={})
+    (warning,) = stage.warnings
+    assert "the policy is the SFT model" in warning
 
 
 def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[str, Path], tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from constitutional.stages.reward import (
     run,
     soft_reward_trainer,
 )
-from constitutional.training.reward_model import load_reward_model, raw_scores, score
+from constitutional.stages.summaries import RewardQuality, RewardSummary
+from constitutional.training.reward_model import has_members, load_reward_model, raw_scores, score
 from constitutional.training.rows import preference_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit, stage_seed
@@ -104,14 +105,12 @@ def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models:
     files = {path.name for path in first.folder.iterdir()}
     assert files == {"reward_model", "training_log.jsonl", "training_log_1.jsonl"}
     dropped = {"held_out": 8, "equal_texts": 0, "too_long": 0, "by_trainer": 0}
-    assert (first.notes["pairs"], first.notes["dropped"]) == (16, dropped)
-    accuracy = first.notes["quality"]["accuracy"]
-    assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
-        "all": (1.0, 8),
-        "ai": (1.0, 4),
-        "human": (1.0, 4),
-    }
-    assert first.notes["quality"]["length_correlation"] < -0.5  # the preferred reply has two words, the other four
+    summary = first.summarised(RewardSummary)
+    assert (summary.pairs, summary.dropped) == (16, dropped)
+    assert summary.quality is not None
+    assert values(summary.quality) == {"all": (1.0, 8), "ai": (1.0, 4), "human": (1.0, 4)}
+    assert summary.quality.length_correlation is not None
+    assert summary.quality.length_correlation < -0.5  # the preferred reply has two words, the other four
 
     # Both members' scores of the reference samples are normalised, so their mean is too.
     reference = reference_conversations(MANY, 256, 0)
@@ -128,6 +127,11 @@ def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models:
     assert scores[0].deviation == pytest.approx(abs(by_hand[0] - by_hand[1]) / 2, abs=1e-5)
 
 
+def values(found: RewardQuality) -> dict[str, tuple[float, int]]:
+    """Accuracies and what they are over, by source."""
+    return {name: (share.value, share.n) for name, share in found.accuracy.items()}
+
+
 def scored(chosen: float, rejected: float, probability: float, source: Literal["ai", "human"] = "ai") -> Scored:
     """As a single reward model has it whose scores are normalised already."""
     return Scored(preference(1, probability, source=source), chosen, rejected, 1 / (1 + exp(rejected - chosen)))
@@ -142,34 +146,23 @@ def test_quality_in_numbers() -> None:
         ],
         {"ai", "human"},
     )
-    accuracy: Any = found["accuracy"]
-    assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
-        "all": (pytest.approx(2 / 3), 3),
-        "ai": (1.0, 2),
-        "human": (0.0, 1),
-    }
-    assert found["calibration"] == [
-        {"predicted": pytest.approx(0.75), "observed": pytest.approx(0.55), "n": 2},  # (0.8 + 0.3) / 2
-        {"predicted": pytest.approx(0.9), "observed": 1.0, "n": 1},
-    ]
-    assert found["calibration_error"] == pytest.approx((2 * 0.2 + 1 * 0.1) / 3)
+    assert values(found) == {"all": (pytest.approx(2 / 3), 3), "ai": (1.0, 2), "human": (0.0, 1)}
+    assert [each.predicted for each in found.calibration] == pytest.approx([0.75, 0.9])
+    assert [each.observed for each in found.calibration] == pytest.approx([0.55, 1.0])  # (0.8 + 0.3) / 2
+    assert [each.n for each in found.calibration] == [2, 1]
+    assert found.calibration_error == pytest.approx((2 * 0.2 + 1 * 0.1) / 3)
     # Scores ln3, 0 | 0, ln3 | ln9, 0 in units of ln3: 1 0 0 1 2 0 about 2/3; words 2, 4 by turns, about 3:
     # Σ = −1/3 − 2/3·1 + 2/3 + 1/3 − 4/3 − 2/3 = −2, over √(10/3 · 6) = √20
-    assert found["length_correlation"] == pytest.approx(-2 / sqrt(20))
+    assert found.length_correlation == pytest.approx(-2 / sqrt(20))
 
 
 def test_a_source_that_was_not_trained_on_changes_nothing_but_the_accuracy() -> None:
     alone = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7)], {"ai"})
     beside = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7), scored(0, 5, 1.0, "human")], {"ai"})
-    accuracy: Any = beside.pop("accuracy")
-    assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
-        "all": (pytest.approx(1 / 3), 3),
-        "ai": (0.5, 2),
-        "human": (0.0, 1),
-    }
-    del alone["accuracy"]
-    assert beside == alone
-    assert all(each is not None for each in alone.values())
+    assert values(beside) == {"all": (pytest.approx(1 / 3), 3), "ai": (0.5, 2), "human": (0.0, 1)}
+    assert beside.model_copy(update={"accuracy": alone.accuracy}) == alone
+    assert None not in (alone.calibration_error, alone.length_correlation, alone.scores)
+    assert alone.calibration
 
 
 def test_an_ensemble_is_measured_as_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,15 +175,18 @@ def test_an_ensemble_is_measured_as_it_is_used(tmp_path: Path, monkeypatch: pyte
     )
     reference = [preference(number).model_copy(update={"rejected": f"Yes, {number}."}) for number in range(2)]
     held_out = preference(5, 0.8, split="held_out").model_copy(update={"chosen": "A", "rejected": "B"})
-    found: Any = measure(tmp_path, [*reference, held_out], QUICK.model_copy(update={"members": 2}), seed=0)
+    found = measure(tmp_path, [*reference, held_out], QUICK.model_copy(update={"members": 2}), seed=0)
 
     # About means of 10 and 1 with deviations of 10 and 1: chosen (0 + 0.6) / 2, rejected (0.4 - 0.6) / 2.
-    assert found["accuracy"]["all"]["value"] == 1.0
-    assert (found["scores"]["edges"][0], found["scores"]["edges"][-1]) == pytest.approx((-0.1, 0.3))
+    assert found.accuracy["all"].value == 1.0
+    assert found.scores is not None
+    assert (found.scores.edges[0], found.scores.edges[-1]) == pytest.approx((-0.1, 0.3))
     # σ(10 - 14) = 0.018 and σ(1.6 - 0.4) = 0.769: 0.393 for chosen, so 0.607 for rejected, which 0.2 prefer.
     probability = 1 - (1 / (1 + exp(4)) + 1 / (1 + exp(-1.2))) / 2
-    assert found["calibration"] == [{"predicted": pytest.approx(probability), "observed": pytest.approx(0.2), "n": 1}]
-    assert (found["mean"], found["deviation"]) == (10.0, 10.0)
+    (only,) = found.calibration
+    assert (only.predicted, only.observed) == pytest.approx((probability, 0.2))
+    assert only.n == 1
+    assert (found.mean, found.deviation) == (10.0, 10.0)
 
 
 def test_a_member_that_scores_everything_alike_does_not_end_the_measuring(
@@ -198,28 +194,27 @@ def test_a_member_that_scores_everything_alike_does_not_end_the_measuring(
 ) -> None:
     monkeypatch.setattr(reward, "load_reward_model", lambda folder: (folder, None))
     monkeypatch.setattr(reward, "raw_scores", lambda _model, _tokenizer, given: [0.5] * len(given))
-    found: Any = measure(tmp_path, [*MANY, *HELD_OUT], QUICK, seed=0)
-    assert (found["accuracy"]["all"]["value"], found["deviation"]) == (0.0, 0.0)
+    found = measure(tmp_path, [*MANY, *HELD_OUT], QUICK, seed=0)
+    assert found.deviation == 0.0
     # Of the eight held out, people's four are of a source that nothing was trained on.
-    assert {name: each["n"] for name, each in found["accuracy"].items()} == {"all": 8, "ai": 4, "human": 4}
-    assert [(each["predicted"], each["n"]) for each in found["calibration"]] == [(0.5, 4)]
+    assert values(found) == {"all": (0.0, 8), "ai": (0.0, 4), "human": (0.0, 4)}
+    assert [(each.predicted, each.n) for each in found.calibration] == [(0.5, 4)]
 
 
 def test_a_tie_is_no_right_answer() -> None:
-    accuracy: Any = quality([scored(1, 1, 0.9)], {"ai"})["accuracy"]
-    assert accuracy["all"]["value"] == 0.0
+    assert quality([scored(1, 1, 0.9)], {"ai"}).accuracy["all"].value == 0.0
 
 
 def test_without_held_out_preferences_nothing_is_measured() -> None:
     found = quality([], {"ai"})
-    assert found["accuracy"] == {"all": {"value": None, "low": 0.0, "high": 1.0, "n": 0}}
-    assert (found["calibration_error"], found["length_correlation"], found["scores"]) == (None, None, None)
+    assert found == RewardQuality(accuracy={})  # neither bins nor a correlation
 
 
 def test_the_histogram_counts_every_score() -> None:
-    histogram: Any = quality([scored(1.0, 0.0, 0.9), scored(0.51, 0.0, 0.9)], {"ai"})["scores"]
-    assert len(histogram["edges"]) == len(histogram["counts"]) + 1
-    assert [(place, count) for place, count in enumerate(histogram["counts"]) if count] == [(0, 2), (10, 1), (19, 1)]
+    histogram = quality([scored(1.0, 0.0, 0.9), scored(0.51, 0.0, 0.9)], {"ai"}).scores
+    assert histogram is not None
+    assert len(histogram.edges) == len(histogram.counts) + 1
+    assert [(place, count) for place, count in enumerate(histogram.counts) if count] == [(0, 2), (10, 1), (19, 1)]
 
 
 def test_the_reference_is_not_of_held_out_replies() -> None:
@@ -239,7 +234,9 @@ def test_adapters_train_the_head_which_is_saved(models: Path, tmp_path: Path, fa
     assert before.keys() == after.keys()
     assert not before["score.weight"].equal(after["score.weight"])
     assert not before["model.layers.0.self_attn.q_proj.weight"].equal(after["model.layers.0.self_attn.q_proj.weight"])
-    assert context.notes["quality"]["accuracy"]["all"]["value"] == 1.0
+    found = context.summarised(RewardSummary).quality
+    assert found is not None
+    assert found.accuracy["all"].value == 1.0
 
 
 def test_a_head_that_is_lost_in_saving_is_noticed(
@@ -317,8 +314,9 @@ def test_what_the_trainer_drops_is_counted_also_where_a_kill_came_after_the_trai
     ]
     settings = QUICK.model_copy(update={"max_length": 256})
     run(settings, contexts[0])
-    assert contexts[0].notes["pairs"] == 16
-    assert contexts[0].notes["dropped"] == {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 1}
+    summary = contexts[0].summarised(RewardSummary)
+    assert summary.pairs == 16
+    assert summary.dropped == {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 1}
 
     def kill(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
@@ -328,5 +326,23 @@ def test_what_the_trainer_drops_is_counted_also_where_a_kill_came_after_the_trai
         with pytest.raises(KeyboardInterrupt):
             run(settings, contexts[1])
     run(settings, contexts[1])
-    assert contexts[1].notes == contexts[0].notes
+    assert contexts[1].said == contexts[0].said
     assert digest_of(contexts[1].folder) == digest_of(contexts[0].folder)
+
+
+def test_without_a_preference_to_learn_from_there_is_no_reward_model(models: Path, tmp_path: Path) -> None:
+    equal = preference(1).model_copy(update={"rejected": "Yes, 1."})
+    for name, rows, dropped in (("none", [], (0, 0)), ("useless", [equal, *HELD_OUT], (8, 1))):
+        context = OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows})
+        run(QUICK, context)
+        assert not has_members(context.output("reward_model"))
+        assert [path.name for path in context.folder.iterdir()] == ["reward_model"]
+        assert context.said == RewardSummary(
+            pairs=0, dropped={"held_out": dropped[0], "equal_texts": dropped[1]}, quality=None
+        )
+        (warning,) = context.warnings
+        assert "there is no reward model" in warning
+    trained = OneStage(tmp_path / "trained", {"sft_model": tiny_model(models)}, {"preferences": MANY})
+    run(QUICK.model_copy(update={"epochs": 1.0}), trained)
+    assert has_members(trained.output("reward_model"))
+    assert trained.warnings == []

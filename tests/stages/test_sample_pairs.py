@@ -1,4 +1,5 @@
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -7,7 +8,9 @@ from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.stages import sample_pairs as stage
-from constitutional.stages.sample_pairs import Settings, sample, sample_pairs
+from constitutional.stages.sample_pairs import Settings, run, sample, sample_pairs
+from constitutional.stages.summaries import SamplePairsSummary
+from tests.tiny import OneStage
 
 
 def prompt(content: str = "Hi") -> Prompt:
@@ -100,3 +103,39 @@ def test_any_text_survives() -> None:
     odd = "Note: {{ a }}\n\nHuman: Better: B "
     (made,) = paired(in_turn(odd, "plain"), Settings(), prompt(odd))
     assert (made.a, made.prompt.messages[0].content) == (odd, odd)
+
+
+def stage_of(rule: Rule, *prompts: Prompt, samples: int = 2) -> OneStage:
+    context = OneStage(Path(), rows={"prompts": list(prompts)}, engines={"sft_model": ScriptedEngine(rule, "sl")})
+    run(Settings(samples=samples, max_tokens=9), context)
+    return context
+
+
+def test_the_stage_counts_what_it_leaves_out_and_leaves_held_out_prompts_alone() -> None:
+    cut = Completion("cut o", "length")
+    rule = in_turn("one", " ", cut, "two", "same", "same ", "same", cut)
+    held_out = prompt("Held out?").model_copy(update={"split": "held_out"})
+    context = stage_of(rule, prompt("1"), held_out, prompt("2"), samples=4)
+    assert [(each.a, each.b) for each in context.rows["comparisons"]] == [("one", "two")]
+    assert context.said == SamplePairsSummary(
+        prompts=2,
+        comparisons=1,
+        prompts_without_pair=1,
+        empty_responses=1,
+        cut_off_responses=2,
+        repeated_responses=2,
+    )
+    assert context.warnings == []
+
+
+def test_where_more_than_half_of_the_responses_are_cut_off_the_stage_warns() -> None:
+    def rule(request: Request) -> Completion | str:
+        return Completion("cut o", "length") if request.messages[0].content in cut else by_seed(request)
+
+    cut = {"1", "2"}
+    assert stage_of(rule, *map(prompt, "1234")).warnings == []  # just half
+    cut = {"1", "2", "3"}
+    (warning,) = stage_of(rule, *map(prompt, "1234")).warnings
+    assert "6 of 8" in warning
+    assert "at 9 tokens" in warning
+    assert "sample_pairs.max_tokens" in warning

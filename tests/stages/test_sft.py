@@ -6,19 +6,18 @@ import pytest
 
 from constitutional.base.errors import InputError, RunError
 from constitutional.base.files import digest_of
-from constitutional.base.records import Message, Prompt, Revision, RevisionStep, Split
+from constitutional.base.records import Message, Prompt, Revision, RevisionStep, SftExample, Split
 from constitutional.engines.local import load_model
 from constitutional.stages.sft import (
-    Example,
-    Examples,
     Settings,
+    SftExamples,
     examples,
-    learned,
     read_helpful,
-    rows,
     run,
     sft_trainer,
 )
+from constitutional.stages.summaries import SftSummary
+from constitutional.training.rows import supervised_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
@@ -98,7 +97,7 @@ def test_more_drafts_than_there_are_cannot_be_drawn_and_the_missing_are_counted(
     assert examples(MANY, Settings(helpful_share=0.2), seed=0).helpful_missing == 0
 
 
-def helpful(found: Examples) -> list[str]:
+def helpful(found: SftExamples) -> list[str]:
     return sorted(each.reply for each in found.examples if each.kind == "helpful")
 
 
@@ -184,8 +183,9 @@ def test_helpful_samples_on_evaluation_prompts_are_left_out(models: Path, tmp_pa
     path = samples_file(tmp_path, *({"prompt": f"How {number}?", "response": f"So {number}."} for number in (1, 2)))
     run(QUICK.model_copy(update={"epochs": 1.0, "helpful": path}), context)
     # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out, but for the spaces around it.
-    assert context.notes["examples"] == {"revision": 16, "helpful": 1, "helpful_missing": 1, "trained_on": 17}
-    assert context.notes["helpful_on_evaluation_prompts"] == 1
+    summary = context.summarised(SftSummary)
+    assert (summary.revision, summary.helpful, summary.helpful_missing, summary.trained_on) == (16, 1, 1, 17)
+    assert summary.helpful_on_evaluation_prompts == 1
 
 
 # Training.
@@ -196,10 +196,10 @@ def test_which_drafts_are_drawn_does_not_depend_on_their_order() -> None:
     assert {each.reply for each in one.examples} == {each.reply for each in other.examples}
 
 
-def test_nothing_to_train_on_says_why() -> None:
-    found = examples([revision(1, "d", "r", problem="empty reply")], Settings(), seed=0)
+def test_nothing_to_train_on_says_why(tmp_path: Path) -> None:
+    context = OneStage(tmp_path, rows={"revisions": [revision(1, "d", "r", problem="empty reply")]})
     with pytest.raises(RunError, match=r"No revision is left to train on \(\{'problem': 1.*look at the problems"):
-        rows(found)
+        run(Settings(), context)
 
 
 @pytest.mark.parametrize(("family", "end"), [("", "<|end|>"), *((name, each.end) for name, each in FAMILIES.items())])
@@ -241,11 +241,18 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
     log = [json.loads(line) for line in first.output("training_log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]  # 20 examples, 5 batches, 4 epochs
     assert log[-1]["loss"] < log[0]["loss"] - 1
-    assert first.notes == {
-        "examples": {"revision": 16, "helpful": 4, "helpful_missing": 0, "trained_on": 20},
-        "dropped": {"problem": 0, "held_out": 0, "empty": 0, "repeated": 0, "too_long": 0, "by_trainer": 0},
-        "steps": 20,
-    }
+    assert first.said == SftSummary(
+        nothing_revised=False,
+        revision=16,
+        helpful=4,
+        helpful_missing=0,
+        helpful_on_evaluation_prompts=0,
+        trained_on=20,
+        steps=20,
+        dropped={"problem": 0, "held_out": 0, "empty": 0, "repeated": 0, "too_long": 0, "by_trainer": 0},
+    )
+    assert first.rows["sft_examples"] == examples(MANY, Settings(helpful_share=0.2), seed=0).examples
+    assert first.warnings == []
     assert sorted(path.name for path in first.folder.iterdir()) == ["sft_model", "training_log.jsonl"]
 
 
@@ -259,11 +266,14 @@ def test_where_no_draft_was_revised_the_model_stays_as_it_is(models: Path, tmp_p
     before, after = (load_model(folder)[0].state_dict() for folder in (base, context.output("sft_model")))
     assert before.keys() == after.keys()
     assert all(before[name].equal(after[name]) for name in before)
-    assert context.notes["nothing_revised"] is True
-    assert context.notes["examples"] == {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0}
-    assert context.notes["dropped"]["nothing_revised"] == len(passed)
-    with pytest.raises(RunError, match=r"No draft was revised.*algorithm\.ptx_coef=0"):
-        learned(QUICK, context)
+    summary = context.summarised(SftSummary)
+    assert summary.nothing_revised
+    assert (summary.revision, summary.helpful, summary.helpful_missing, summary.trained_on) == (0, 0, 0, 0)
+    assert summary.steps == 0
+    assert summary.dropped["nothing_revised"] == len(passed)
+    assert context.rows["sft_examples"] == []  # so that PPO-ptx learns none of the model's own drafts
+    (warning,) = context.warnings
+    assert "the SFT model is the base model" in warning
 
 
 def test_own_drafts_that_nobody_criticised_and_helpful_samples_of_a_file_are_something_to_learn() -> None:
@@ -271,7 +281,7 @@ def test_own_drafts_that_nobody_criticised_and_helpful_samples_of_a_file_are_som
     assert examples([untouched], QUICK, 0).nothing_revised
     assert not examples([untouched, revision(2, "draft", "better")], QUICK, 0).nothing_revised
     assert not examples([revision(1, "draft")], QUICK, 0).nothing_revised
-    others = [Example(untouched.prompt, "a person's reply", "helpful")]
+    others = [SftExample(prompt=untouched.prompt, reply="a person's reply", kind="helpful")]
     assert not examples([untouched], QUICK, 0, others).nothing_revised
 
 
@@ -285,7 +295,9 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights_and_log(models: 
 
     def train(folder: Path, *callbacks: TrainerCallback) -> None:
         model, tokenizer = load_policy(tiny_model(models), QUICK)
-        trainer = sft_trainer(model, tokenizer, rows(examples(MANY, QUICK, 0)), QUICK, folder / "checkpoints", 0)
+        trainer = sft_trainer(
+            model, tokenizer, supervised_rows(examples(MANY, QUICK, 0).examples), QUICK, folder / "checkpoints", 0
+        )
         for callback in callbacks:
             trainer.add_callback(callback)
         fit(trainer, log=folder / "log.jsonl", label="sft")

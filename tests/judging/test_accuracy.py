@@ -1,0 +1,201 @@
+import pytest
+
+from constitutional.base.errors import RunError
+from constitutional.constitution.constitution import Example, Principle
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import Rule, ScriptedEngine
+from constitutional.judging.accuracy import (
+    NULL_ANSWERS,
+    PrincipleAccuracy,
+    accuracy_against,
+    canaries,
+    check_canaries,
+    measure_labeler,
+    position_bias,
+    trusted_principles,
+    warnings_of,
+)
+from constitutional.judging.labelling import LabelSettings
+from tests.judging.scripted_labeler import (
+    CALM,
+    LONG,
+    LONGER,
+    SHORT,
+    SHORTER,
+    TEMPLATES,
+    chances,
+    constitution,
+    judged,
+    judgement,
+    likes_first,
+    likes_longer,
+    shown,
+)
+
+
+def measured(rule: Rule, *principles: Principle, min_accuracy: float = 0.0) -> list[PrincipleAccuracy]:
+    settings = LabelSettings(min_accuracy=min_accuracy)
+    return measure_labeler(constitution(*principles), ScriptedEngine(rule), TEMPLATES, settings)
+
+
+def test_a_labeler_is_measured_principle_by_principle() -> None:
+    longer, shorter, calm = measured(likes_longer, LONGER, SHORTER, CALM)
+    assert (longer.n, longer.right, longer.unreadable, longer.conflicts, longer.accuracy) == (3, 3, 0, 0, 1.0)
+    assert longer.mean_p_correct == pytest.approx(0.8)
+    assert (shorter.n, shorter.right, shorter.accuracy) == (3, 0, 0.0)
+    assert shorter.mean_p_correct == pytest.approx(0.2)
+    assert (calm.n, calm.accuracy, calm.mean_p_correct) == (0, None, None)
+
+
+def test_conflicts_are_counted_and_are_not_right() -> None:
+    (longer,) = measured(likes_first, LONGER)
+    assert (longer.n, longer.right, longer.conflicts) == (3, 0, 3)
+
+
+def test_unreadable_replies_are_counted_and_leave_no_accuracy() -> None:
+    (longer,) = measured(lambda _: "Hm.", LONGER)
+    assert (longer.n, longer.right, longer.unreadable, longer.accuracy) == (3, 0, 3, None)
+
+
+def test_principles_that_the_labeler_misjudges_are_left_out() -> None:
+    accuracies = measured(likes_longer, LONGER, SHORTER, CALM, min_accuracy=0.7)
+    assert [row.trusted for row in accuracies] == [True, False, True]
+    trusted = trusted_principles(constitution(LONGER, SHORTER, CALM), accuracies)
+    assert [principle.id for principle in trusted.principles] == ["longer", "calm"]
+    assert warnings_of(accuracies) == [
+        "principle 'shorter' is left out: the labeler is right in 0 of 3 on its examples",
+        "principle 'calm' has no examples, so nobody knows how well it is judged",
+    ]
+
+
+def test_near_chance_is_a_warning_where_nothing_is_left_out() -> None:
+    many = constitution(LONGER, SHORTER)
+    accuracies = measured(likes_longer, LONGER, SHORTER)
+    assert [row.trusted for row in accuracies] == [True, True]
+    assert trusted_principles(many, accuracies) == many
+    assert warnings_of(accuracies) == [
+        "principle 'shorter': the labeler is right in 0 of 3 on its examples, too few to tell"
+    ]
+
+
+def right_for(*questions: str) -> Rule:
+    """Prefers the longer response to these questions, and the shorter one to others."""
+
+    def rule(request: Request) -> Completion | str:
+        a, b = shown(request)
+        longer = any(question in request.messages[0].content for question in questions)
+        first = (len(a) > len(b)) == longer
+        return (chances(0.8, 0.2) if first else chances(0.2, 0.8)) if request.choices else "Better: A"
+
+    return rule
+
+
+@pytest.mark.parametrize(("min_accuracy", "trusted"), [(0.0, True), (2 / 3, True), (0.67, False), (1.0, False)])
+def test_a_principle_is_trusted_from_the_minimum_accuracy_on(min_accuracy: float, trusted: bool) -> None:
+    (row,) = measured(right_for("Question 0?", "Question 2?"), LONGER, min_accuracy=min_accuracy)
+    assert (row.right, row.trusted) == (2, trusted)
+    assert row.accuracy == pytest.approx(2 / 3)
+
+
+def test_a_principle_by_which_nothing_can_be_read_is_trusted_only_where_no_accuracy_is_asked_for() -> None:
+    for min_accuracy, trusted in ((0.0, True), (0.01, False)):
+        (row,) = measured(lambda _: "Hm.", LONGER, min_accuracy=min_accuracy)
+        assert row.trusted == trusted
+        (warning,) = warnings_of([row])
+        assert "cannot be read" in warning
+
+
+def test_the_decision_is_read_from_the_rows_and_not_made_again() -> None:
+    longer, shorter = measured(likes_longer, LONGER, SHORTER, min_accuracy=0.7)
+    turned = [longer.model_copy(update={"trusted": False}), shorter.model_copy(update={"trusted": True})]
+    assert [row.id for row in trusted_principles(constitution(LONGER, SHORTER), turned).principles] == ["shorter"]
+
+
+def test_when_every_principle_is_misjudged_labelling_does_not_start() -> None:
+    with pytest.raises(RunError, match=r"label\.min_accuracy"):
+        trusted_principles(constitution(SHORTER), measured(likes_longer, SHORTER, min_accuracy=0.7))
+
+
+def test_canaries_are_the_examples_and_answers_that_say_nothing() -> None:
+    made = canaries(constitution(LONGER))
+    assert [(each.comparison.a, each.comparison.b) for each in made[:4]] == [
+        ("A long answer to 0.", "Hm."),
+        ("A long answer to 0.", ":"),
+        ("A long answer to 1.", "Hm."),
+        ("A long answer to 1.", "Thought process:"),
+    ]
+    assert canaries(constitution(CALM)) == []
+
+
+def check(rule: Rule, settings: LabelSettings, *principles: Principle) -> tuple[int, int]:
+    return check_canaries(constitution(*principles), ScriptedEngine(rule), TEMPLATES, settings)
+
+
+def test_an_example_whose_responses_are_equal_is_no_comparison() -> None:
+    examples = (
+        Example(prompt="May I?", better="No.", worse=" No. "),
+        Example(prompt="May I?", better=SHORT, worse=LONG),
+    )
+    principle = Principle(id="calm", text="Prefer the calm answer.", examples=examples)
+    assert len(canaries(constitution(principle))) == 2  # one example, against its worse response and an empty phrase
+    (accuracy,) = measure_labeler(constitution(principle), ScriptedEngine(likes_first), TEMPLATES, LabelSettings())
+    assert accuracy.n == 1
+
+
+def test_labelling_stops_loudly_when_the_canaries_fail() -> None:
+    def taken_in(request: Request) -> Completion | str:
+        """By whatever says nothing, and right otherwise: three of six canaries."""
+        if not request.choices:
+            return "Better: A"
+        a, b = shown(request)
+        null = set(NULL_ANSWERS)
+        return chances(0.9, 0.1) if a in null or (b not in null and len(a) > len(b)) else chances(0.1, 0.9)
+
+    assert check(taken_in, LabelSettings(max_canary_failures=0.5), LONGER) == (6, 3)
+    with pytest.raises(RunError, match=r"fails at 3 of 6 .* 'longer'.*label\.max_canary_failures"):
+        check(taken_in, LabelSettings(max_canary_failures=0.4), LONGER)
+
+
+def test_a_labeler_that_cannot_be_read_fails_the_canaries_and_one_that_wavers_does_not() -> None:
+    with pytest.raises(RunError, match="fails at 6 of 6"):
+        check(lambda _: "Hm.", LabelSettings(), LONGER)
+    assert check(likes_first, LabelSettings(), LONGER) == (6, 0)
+    assert check(likes_first, LabelSettings(), CALM) == (0, 0)
+
+
+# Against given answers.
+
+
+def test_a_labeler_is_checked_against_given_answers() -> None:
+    judgements = [
+        judgement(0.9, name="right"),
+        judgement(0.2, name="also right"),
+        judgement(0.7, name="wrong"),
+        judgement(None, name="unreadable"),
+        judgement(0.5, name="undecided"),
+    ]
+    found = accuracy_against(
+        judgements, {"right": "a", "also right": "b", "wrong": "b", "unreadable": "a", "undecided": "a"}
+    )
+    assert (found.n, found.right, found.unreadable) == (5, 2, 1)
+    assert found.accuracy == 0.4  # a tie is not right
+    assert found.interval.low < 0.4 < found.interval.high
+    # Confidence and outcome: 0.9 and 1, 0.8 and 1, 0.7 and 0, 0.5 and a half: (0.1 + 0.2 + 0.7 + 0) / 4.
+    assert found.calibration_error == pytest.approx(0.25)
+    # Each of three deciding judgements gives the same side in both orders, so half of the six readings
+    # prefer the first.
+    assert found.position_bias == 0.5
+
+
+def test_answers_are_compared_with_all_principles_together() -> None:
+    # (0.4 · 1 + 0.9 · 1) / 2 = 0.65 for a.
+    found = accuracy_against([judgement(0.4), judgement(0.9)], {"c": "a"})
+    assert (found.n, found.right) == (1, 1)
+    assert found.calibration_error == pytest.approx(0.35)
+
+
+def test_position_bias_is_the_share_of_readings_for_the_first() -> None:
+    assert position_bias(judged(likes_first, LabelSettings(method="logprobs"))) == 1.0
+    assert position_bias(judged(likes_longer, LabelSettings(method="logprobs"))) == 0.5
+    assert position_bias(judged(likes_longer, LabelSettings(method="score"))) is None
+    assert position_bias([judgement(0.5), judgement(None)]) is None
