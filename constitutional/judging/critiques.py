@@ -8,13 +8,15 @@ import re
 from typing import Final
 
 _SUBJECT: Final = (
-    r"^\W*(?:(?:so|thus|hence|therefore|then|overall|accordingly|consequently|as a result|in (?:short|summary|sum|"
-    r"conclusion|total))\b\W*)?(?:verdict\W+)?"
+    r"^[\W_]*(?:(?:so|thus|hence|therefore|then|overall|accordingly|consequently|as a result|in (?:short|summary|sum|"
+    r"conclusion|total))\b[\W_]*)?(?:verdict[\W_]+)?"
     r"(?:it|this|that|i|(?:the|this|my|your|its)(?: (?:last|final|revised|first))? "
     r"(?:response|reply|answer|draft|text|message|revision)|the assistant(?:['’]s (?:response|reply|answer))?)"
 )
-_SURELY: Final = r"\W+(?:(?:fully|clearly|completely|closely|faithfully|entirely|therefore|thus|also|still|indeed)\W+)?"
-_PRINCIPLE: Final = r"\W+(?:the|this|that)\W+principle[^\w?？]*$"
+_SURELY: Final = (
+    r"[\W_]+(?:(?:fully|clearly|completely|closely|faithfully|entirely|therefore|thus|also|still|indeed)[\W_]+)?"
+)
+_PRINCIPLE: Final = r"[\W_]+(?:the|this|that)[\W_]+principle(?:[^\w?？]|_)*$"
 
 FOLLOWS: Final = rf"{_SUBJECT}{_SURELY}(?:follows?|does not violate|doesn['’]t violate){_PRINCIPLE}"
 """Regular expression for a last sentence which says that the response follows the principle: "So it follows the

@@ -255,7 +255,7 @@ def test_any_text_in_prompts_and_responses_reaches_the_labeler_with_the_layouts_
         seen.append("\n".join(message.content for message in request.messages))
         if request.choices:
             return chances(*[1 / len(request.choices)] * len(request.choices))
-        return "Better: A Score: 5" if method == "score" else "Better: A"
+        return "So it is. Score: 5" if method == "score" else "Better: A"
 
     (judgement,) = judged(rule, LabelSettings(method=method), [comparison(odd, LONG, question=f"What is {odd}?")])
     assert judgement.p_a == 0.5

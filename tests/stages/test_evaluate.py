@@ -303,7 +303,7 @@ def critic(request: Request) -> str:
         "So it {} the principle.",
         "**So it {} the principle.**",
         "So it **{}** the principle.",
-        "It says “it {} the principle”.",
+        "In short, “it {} the principle”.",
         "So it {} the 'principle'.",
         "SO IT {} THE PRINCIPLE",
         "(So it _{} the principle_.)",
