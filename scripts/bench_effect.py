@@ -40,11 +40,11 @@ from constitutional.base.stats import paired_interval, wilson
 from constitutional.cli import show
 from constitutional.cli.main import INTERRUPTED
 from constitutional.constitution.file import find_constitution, read_constitution
-from constitutional.data.prompts import sandbox_prompt
 from constitutional.runs.compose import DpoSettings, RunConfig, SandboxPrompts, compose
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import run, selected
 from constitutional.sandbox.detect import detect
+from constitutional.sandbox.prompts import sandbox_prompt
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
 from constitutional.stages.context import StageContext

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Comparison, Judgement, Message, Order, Reading
+from constitutional.base.seeds import seed_of
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
+from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 
 ORDERS: tuple[Order, ...] = get_args(Order)
 CHOICES = (" A", " B")
@@ -128,7 +129,7 @@ class Labeler:
         """
         pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
         greedy = self.settings.temperature == 0
-        seeds = [0 if greedy else request_seed(self.seed, "score", principle.id, said) for said, principle in pairs]
+        seeds = [0 if greedy else seed_of(self.seed, "score", principle.id, said) for said, principle in pairs]
         answers = self._rated(pairs, seeds)
         scores = [None if share is None else expected_score(share) for _, share in answers]
         return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
@@ -181,7 +182,7 @@ class Labeler:
         sampling = Sampling(self.settings.vote_temperature, max_tokens=self.settings.max_tokens)
         replies = self._complete(
             [
-                Request(each.messages, sampling, self._digest(each.ask, each.order, vote))
+                Request(each.messages, sampling, self._seed_of(each.ask, each.order, vote))
                 for each in questions
                 for vote in range(count)
             ]
@@ -294,11 +295,11 @@ class Labeler:
 
     def _seed(self, ask: Ask, which: str) -> int:
         # A greedy reply needs no seed, and without one it is found again by runs with other seeds.
-        return self._digest(ask, which, 0) if self.settings.temperature > 0 else 0
+        return self._seed_of(ask, which, 0) if self.settings.temperature > 0 else 0
 
-    def _digest(self, ask: Ask, which: str, number: int) -> int:
+    def _seed_of(self, ask: Ask, which: str, number: int) -> int:
         """A seed of the question's own, so that others may come and go."""
-        return request_seed(self.seed, "label", ask.comparison.id, ask.principle.id, which, number)
+        return seed_of(self.seed, "label", ask.comparison.id, ask.principle.id, which, number)
 
 
 def _counted(asked: Sequence[Completion | None]) -> _Answer:

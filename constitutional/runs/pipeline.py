@@ -12,10 +12,11 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from constitutional.base.records import Comparison, Judgement
-from constitutional.data.prompts import PromptSet, load_prompt_set, sandbox_prompt_set
+from constitutional.data.prompts import PromptSet, load_prompt_set
 from constitutional.judging import gold
 from constitutional.runs.compose import FilePrompts, PpoSettings, RunConfig, SandboxPrompts
 from constitutional.runs.context import TAGS, WHOLE
+from constitutional.sandbox.prompts import sandbox_prompt_set
 from constitutional.stages import (
     critique_revise,
     dpo,

@@ -24,7 +24,8 @@ from constitutional.base.progress import Progress, clock
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import load_constitution
-from constitutional.data.comparisons import read_comparisons, read_verdicts
+from constitutional.data.comparisons import read_comparisons
+from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.models import model_folder
 from constitutional.runs.compose import DpoSettings, FilePrompts, RunConfig, dump, freeze, load
 from constitutional.runs.context import GIVEN, Opener, RunContext, RunStageContext, is_given

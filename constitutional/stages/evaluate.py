@@ -7,7 +7,6 @@ with); and in the sandbox, whose sentences are known, each trait is read off exa
 and so has its change from the models before, over the same prompts.
 """
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +16,15 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
+from constitutional.base.seeds import seed_of
 from constitutional.base.stats import Interval, distinct_ngrams, weighted_mean, win_rate
-from constitutional.data.prompts import SANDBOX, sandbox_prompt
+from constitutional.base.text import words
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
+from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt
 from constitutional.stages.context import StageContext
 from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
@@ -98,7 +99,7 @@ class Measured(NamedTuple):
 def held_out(prompts: Iterable[Prompt], at_most: int, seed: int) -> list[Prompt]:
     """At most so many of the prompts that are held out; more of them hold all of fewer."""
     found = {prompt.id: prompt for prompt in prompts if prompt.split == "held_out"}
-    drawn = sorted(found.values(), key=lambda prompt: _digest(seed, prompt.id, "draw"))
+    drawn = sorted(found.values(), key=lambda prompt: seed_of(seed, "evaluate", "draw", prompt.id))
     return drawn[:at_most]
 
 
@@ -106,7 +107,7 @@ def replies(prompts: Sequence[Prompt], engine: Engine, settings: Settings, seed:
     """One reply to each prompt, in order."""
     sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
     # A greedy reply is the same whatever the seed, and is found again in the journal by any.
-    seeds = [_digest(seed, prompt.id, "reply") if settings.temperature else 0 for prompt in prompts]
+    seeds = [seed_of(seed, "evaluate", "reply", prompt.id) if settings.temperature else 0 for prompt in prompts]
     return engine.complete([Request(each.messages, sampling, its) for each, its in zip(prompts, seeds, strict=True)])
 
 
@@ -160,8 +161,8 @@ def _calls_for_refusal(prompt: world.Prompt) -> bool:
 def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Iterator[Score]:
     """What can be counted in any text: length, replies cut off, refusals by their phrases, distinct n-grams."""
     texts = {model: [each.replies[model] for each in samples] for model in _models(samples)}
-    words = {model: [float(len(text.split())) for text in its] for model, its in texts.items()}
-    yield from means("length", words, "words", seed)
+    lengths = {model: [float(len(words(text))) for text in its] for model, its in texts.items()}
+    yield from means("length", lengths, "words", seed)
     yield from rates("cut_off", {model: [model in each.cut_off for each in samples] for model in texts})
     refused = {model: [refuses(text, settings.refusal_phrases) for text in its] for model, its in texts.items()}
     yield from rates("refusal_phrases", refused)
@@ -302,10 +303,6 @@ def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, conte
 
 def _models(samples: Iterable[Sample]) -> list[str]:
     return list(dict.fromkeys(model for sample in samples for model in sample.replies))
-
-
-def _digest(seed: int, item: str, what: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} evaluate {what} {item}".encode()).digest()[:4])
 
 
 def run(settings: Settings, context: StageContext, judge: Judge | None = None) -> None:

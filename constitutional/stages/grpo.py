@@ -12,7 +12,6 @@ some replies of every step are kept as `rollouts`; TRL tells the divergence of w
 
 import json
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
@@ -22,6 +21,7 @@ from pydantic import Field, model_validator
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
 from constitutional.base.records import Prompt, Rollout
+from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.training import rewards
@@ -35,7 +35,6 @@ from constitutional.training.trl import (
     load_policy,
     lora_config,
     remove_checkpoints,
-    stage_seed,
     trl_arguments,
 )
 from constitutional.training.user_function import source_of
@@ -169,7 +168,7 @@ def prompt_rows(
         )
     order: list[Prompt] = []
     while len(order) < count:
-        drawn = random.Random(f"{seed} order {len(order)}")
+        drawn = rng_of(seed, "order", len(order))
         order += drawn.sample(fitting, len(fitting))
     rows = [{"prompt": plain_messages(tokenizer, chat(each.messages)), "prompt_id": each.id} for each in order[:count]]
     return rows, len(prompts) - len(fitting)
@@ -192,11 +191,12 @@ def rewards_of(settings: Settings, context: StageContext, judge: Judge | None) -
         if isinstance(each, rewards.RewardModelSettings):
             found.append(rewards.reward_model(_members(context.model("reward_model")), each))
         elif isinstance(each, rewards.ConstitutionSettings):
+            from constitutional.judging.as_reward import by_principle
             from constitutional.judging.labeler import Labeler
 
             assert judge is not None
             labeler = Labeler(context.engine("labeler"), context.prompts, judge.labeler, context.seed)
-            found += rewards.by_principle(labeler, judge.constitution.principles, each)
+            found += by_principle(labeler, judge.constitution.principles, each)
         else:
             found.append(rewards.rule(each))
     rewards.check_names(found)
@@ -366,7 +366,7 @@ def run(settings: GrpoSettings | RlooSettings, context: StageContext, judge: Jud
     prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
     counted = rewards_of(settings, context, judge)
     model, tokenizer = load_policy(context.model("sft_model"), settings)
-    seed = stage_seed(context.seed, settings.kind)
+    seed = seed_of(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
     ends = end_tokens(tokenizer, model.config, model.generation_config)
     penalties = [rewards.cut_off(ends, settings.missing_eos_penalty)]

@@ -7,7 +7,6 @@ first that asks a model anything, so that a labeler of no use ends a run before 
 """
 
 import math
-import random
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,8 @@ from pydantic import Field
 
 from constitutional.base.errors import RunError
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
-from constitutional.base.stats import Interval, calibration_error, weighted_mean, wilson
+from constitutional.base.seeds import rng_of
+from constitutional.base.stats import calibration_error, weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
@@ -83,7 +83,7 @@ def combine(judgements: Sequence[Judgement]) -> float | None:
 
 def _asks(comparison: Comparison, constitution: Constitution, settings: Settings, seed: int) -> Iterator[Ask]:
     if settings.principles == "one":
-        rng = random.Random(f"{seed} label {comparison.id}")
+        rng = rng_of(seed, "label", comparison.id)
         yield Ask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once
     else:
         for principle in constitution.principles:
@@ -246,10 +246,8 @@ class LabelerAccuracy(NamedTuple):
     unreadable: int
     """Those that got no probability; they count as not right."""
     accuracy: float
-    interval: Interval
-    """Wilson's, 95%."""
     calibration_error: float | None
-    """Expected calibration error of the preferred response's probability; None if none is readable."""
+    """Expected calibration error of the preferred response's probability; None from too few that are readable."""
     position_bias: float | None
     """Share of readings that prefer the response shown first; 0.5 is none, None if no reading prefers either."""
 
@@ -271,13 +269,12 @@ def accuracy_against(judgements: Iterable[Judgement], answers: Mapping[str, Lite
         right=right,
         unreadable=n - len(p_correct),
         accuracy=right / n if n else math.nan,
-        interval=wilson(right, n),
-        calibration_error=_calibration_error(p_correct) if p_correct else None,
+        calibration_error=_calibration_error(p_correct),
         position_bias=position_bias(asked),
     )
 
 
-def _calibration_error(p_correct: Sequence[float]) -> float:
+def _calibration_error(p_correct: Sequence[float]) -> float | None:
     """Of the preferred response's probability, because which response is called a is arbitrary.
 
     At a half neither is preferred, and either is right half the time.

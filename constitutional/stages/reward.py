@@ -1,8 +1,8 @@
 """A reward model from preferences (Bai et al. 2022, section 4.1), by TRL's RewardTrainer.
 
-It starts from the SFT model, with one number as its output. With d the score of chosen less that of rejected, p the
-soft target and w the weight, the loss is the mean of w·(−p·log σ(d) − (1 − p)·log σ(−d)). Soft targets are not rounded:
-Bai et al. found them better than hard ones (section 4.3). The members of an ensemble (Christiano et al. 2017, section
+It starts from the SFT model, with one number as its output. With d the score of chosen less that of rejected and p the
+soft target, the loss is the mean of −p·log σ(d) − (1 − p)·log σ(−d). Soft targets are not rounded: Bai et al. found
+them better than hard ones (section 4.3). The members of an ensemble (Christiano et al. 2017, section
 2.2) differ by the heads that they start with and the order of their rows; unlike there, every one sees all rows.
 
 Scores are only defined up to a constant, so their mean and deviation on reference samples (InstructGPT sets the mean to
@@ -11,7 +11,6 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 
 import json
 import math
-import random
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -22,7 +21,10 @@ from pydantic import Field
 from constitutional.base.errors import ModelError, RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
-from constitutional.base.stats import calibration_error, pearson, wilson
+from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.stats import calibration_error, clustered_share, pearson
+from constitutional.base.text import words
+from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.training.preflight import preflight
@@ -36,7 +38,6 @@ from constitutional.training.trl import (
     lora_config,
     remove_checkpoints,
     soft_correction,
-    stage_seed,
     trl_arguments,
 )
 
@@ -62,12 +63,12 @@ class Settings(TrainingSettings):
 def soft_reward_trainer(
     model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
 ) -> "RewardTrainer":
-    """TRL's trainer with a soft target and a weight for every pair."""
+    """TRL's trainer with a soft target for every pair."""
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
     class SoftRewardTrainer(RewardTrainer):
-        """Adds the two columns to the batch, and what they change to the loss."""
+        """Adds the soft targets to the batch, and what they change to the loss."""
 
         _signature_columns: Any
 
@@ -82,12 +83,12 @@ def soft_reward_trainer(
             return_outputs: bool = False,
             num_items_in_batch: "torch.Tensor | int | None" = None,
         ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
-            probability, weight = (inputs.pop(each) for each in SoftTargets.columns)
+            probability = inputs.pop("probability")
             loss, outputs = super().compute_loss(  # type: ignore[no-untyped-call]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
-            loss = loss + soft_correction(chosen - rejected, probability, weight)
+            loss = loss + soft_correction(chosen - rejected, probability)
             return (loss, outputs) if return_outputs else loss
 
     return SoftRewardTrainer(
@@ -117,9 +118,9 @@ class Scored(NamedTuple):
 def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str, object]:
     """How a reward model does on preferences that it was not trained on; JSON values, None where nothing was measured.
 
-    `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. The rest is of
-    the sources in `trained_on` alone: people's preferences that were only measured on must not change what is known of
-    a model trained on the AI's. `calibration`: how sure the model is of the reply that it takes to be the likelier one,
+    `accuracy`: by source and in `all`, the share in which chosen scores higher, with a 95% interval by clusters of
+    prompts. The rest is of the sources in `trained_on` alone: people's preferences that were only measured on must not
+    change what is known of a model trained on the AI's. `calibration`: how sure the model is of the reply that it takes to be the likelier one,
     from 0.5, against the mean target for that reply, in 10 bins. `length_correlation`: Pearson's, of score and length
     in words. `scores`: a histogram.
     """
@@ -129,20 +130,22 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str,
     sure = [max(each.probability, 1 - each.probability) for each in own]
     true = [each.preference.probability if each.probability >= 0.5 else 1 - each.preference.probability for each in own]
     scores = [score for each in own for score in (each.chosen, each.rejected)]
-    words = [len(text.split()) for each in own for text in (each.preference.chosen, each.preference.rejected)]
+    lengths = [len(words(text)) for each in own for text in (each.preference.chosen, each.preference.rejected)]
     return {
         "accuracy": {name: _accuracy(group) for name, group in groups.items()},
         "calibration": _bins(sure, true),
         # Twice 10 bins, as confidences fill only the upper half.
-        "calibration_error": calibration_error(sure, true, bins=20) if sure else None,
-        "length_correlation": pearson(scores, words),
+        "calibration_error": calibration_error(sure, true, bins=20),
+        "length_correlation": pearson(scores, lengths),
         "scores": _histogram(scores),
     }
 
 
 def _accuracy(group: Sequence[Scored]) -> dict[str, float | int | None]:
     right = sum(each.chosen > each.rejected for each in group)
-    low, high = wilson(right, len(group))
+    # Several pairs of one prompt depend on each other.
+    prompts = [conversation_of(each.preference.prompt.messages) for each in group]
+    low, high = clustered_share([float(each.chosen > each.rejected) for each in group], prompts)
     return {"value": right / len(group) if group else None, "low": low, "high": high, "n": len(group)}
 
 
@@ -173,7 +176,7 @@ def _histogram(scores: Sequence[float], count: int = 20) -> dict[str, list[float
 def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
     """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed."""
     pairs = [(each, text) for each in preferences if each.split == "train" for text in (each.chosen, each.rejected)]
-    drawn = sorted(pairs, key=lambda pair: random.Random(f"{seed} reference {pair[0].id} {pair[1]}").random())
+    drawn = sorted(pairs, key=lambda pair: rng_of(seed, "reference", pair[0].id, pair[1]).random())
     return [_conversation(preference, text) for preference, text in drawn[:count]]
 
 
@@ -187,7 +190,7 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     Raises:
         ModelError: the saved model, loaded again, scores otherwise than the trained one.
     """
-    seed = stage_seed(context.seed, "reward", number)
+    seed = seed_of(context.seed, "reward", number)
     model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"

@@ -7,7 +7,8 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.records import Message
-from constitutional.data.comparisons import read_comparisons, read_verdicts
+from constitutional.data.comparisons import read_comparisons
+from constitutional.data.verdicts import read_verdicts
 
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
 

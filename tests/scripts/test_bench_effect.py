@@ -8,11 +8,11 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.records import Prompt
-from constitutional.data.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.runs import runner
 from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.sandbox.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.teacher import Direction
 from constitutional.sandbox.world import TRAITS, Traits, compose, settle, text_of, uniform_traits
 from constitutional.stages.context import StageContext

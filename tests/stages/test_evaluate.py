@@ -10,11 +10,11 @@ from constitutional.base.records import Comparison, Judgement, Message, Prompt, 
 from constitutional.base.stats import wilson
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.data.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.engines.base import Completion, Engine, Request, TooLongError
 from constitutional.engines.models import ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.scores import Score
+from constitutional.sandbox.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
 from constitutional.stages.context import StageContext

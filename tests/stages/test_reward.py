@@ -8,6 +8,7 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Preference, Prompt, Split
+from constitutional.base.seeds import seed_of
 from constitutional.stages import reward
 from constitutional.stages.reward import (
     Scored,
@@ -21,7 +22,7 @@ from constitutional.stages.reward import (
 from constitutional.training.reward_model import load_reward_model, raw_scores, score
 from constitutional.training.rows import preference_rows
 from constitutional.training.saving import save_model
-from constitutional.training.trl import LoraSettings, fit, stage_seed
+from constitutional.training.trl import LoraSettings, fit
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 
@@ -34,7 +35,6 @@ def preference(
     number: int,
     probability: float = 1.0,
     *,
-    weight: float = 1.0,
     source: Literal["ai", "human"] = "ai",
     split: Split = "train",
 ) -> Preference:
@@ -43,7 +43,6 @@ def preference(
         chosen=f"Yes, {number}.",
         rejected=f"No, certainly not {number}.",
         probability=probability,
-        weight=weight,
         source=source,
         comparison=str(number),
         split=split,
@@ -60,9 +59,9 @@ def conversation(item: Preference, reply: str) -> tuple[Message, ...]:
 
 
 @pytest.mark.parametrize("family", ["", *FAMILIES])
-def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
+def test_the_loss_is_the_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
     model, tokenizer = load_reward_model(tiny_model(models, family), dtype="float64")
-    items = [preference(1, 0.7, weight=1), preference(2, 1.0, weight=3), preference(3, 0.5, weight=1)]
+    items = [preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)]
     rows, _ = preference_rows(items)
     trainer = soft_reward_trainer(model, tokenizer, rows, Settings(), tmp_path, 0)
     data: Any = trainer.train_dataset
@@ -70,12 +69,12 @@ def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, 
     loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
 
     by_hand = []
-    for item, weight in zip(items, (0.6, 1.8, 0.6), strict=True):  # divided by their mean, 5/3
+    for item in items:
         chosen, rejected = raw_scores(
             model, tokenizer, [conversation(item, item.chosen), conversation(item, item.rejected)]
         )
         p, sigma = item.probability, 1 / (1 + exp(rejected - chosen))
-        by_hand.append(weight * (-p * log(sigma) - (1 - p) * log(1 - sigma)))
+        by_hand.append(-p * log(sigma) - (1 - p) * log(1 - sigma))
     assert loss.item() == pytest.approx(sum(by_hand) / 3, abs=1e-6)
 
 
@@ -233,7 +232,7 @@ def test_the_reference_is_not_of_held_out_replies() -> None:
 def test_adapters_train_the_head_which_is_saved(models: Path, tmp_path: Path, family: str) -> None:
     context = OneStage(tmp_path, {"sft_model": tiny_model(models, family)}, {"preferences": [*MANY, *HELD_OUT]})
     run(QUICK.model_copy(update={"lora": LoraSettings(rank=4)}), context)
-    seed = stage_seed(0, "reward", 0)
+    seed = seed_of(0, "reward", 0)
     before = load_reward_model(tiny_model(models, family), seed=seed)[0].state_dict()
     after = load_reward_model(context.output("reward_model/0"))[0].state_dict()
     assert before.keys() == after.keys()

@@ -1,4 +1,3 @@
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +6,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.records import Message
-from constitutional.base.templates import load_prompts
-from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Request
-from constitutional.engines.scripted import ScriptedEngine
-from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.training import rewards
 
 ASKED = [{"role": "user", "content": "May I?"}]
@@ -69,30 +63,7 @@ def test_several_reward_models_count_less_where_they_disagree() -> None:
 
 
 def test_a_plain_text_prompt_is_one_message() -> None:
-    assert rewards.said("Hello?", "Hi.") == (Message("user", "Hello?"), Message("assistant", "Hi."))
-
-
-def graded(request: Request) -> Completion | str:
-    """Scores 10 for sure where the reply is calm; by the other principle 1 or 2, even; a loud reply is unreadable."""
-    text = " ".join(each.content for each in request.messages)
-    if not request.choices:
-        return "I do not know." if "LOUD" in text else "It asks for something. Score: 5"
-    share = [0.0] * 9 + [1.0] if "Be calm." in text else [0.5, 0.5] + [0.0] * 8
-    return Completion("", "choices", tuple(math.log(each) if each else -math.inf for each in share))
-
-
-def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> None:
-    labeler = Labeler(ScriptedEngine(graded), load_prompts(), LabelerSettings(), 0)
-    principles = [Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3)]
-    calm, brief = rewards.by_principle(labeler, principles, rewards.ConstitutionSettings(weight=2))
-    assert (calm.name, calm.weight) == ("constitution/calm", 0.5)  # 2 · 1 / 4
-    assert (brief.name, brief.weight) == ("constitution/brief", 1.5)
-    assert given(calm, "Yes.", "LOUD") == [1.0, None]
-    assert given(brief, "Yes.") == [pytest.approx((1.5 - 5.5) / 4.5)]  # 0.5 · 1 + 0.5 · 2, of 1 to 10
-
-
-def test_scores_are_scaled_from_minus_one_to_one() -> None:
-    assert [rewards.scaled(each) for each in (1, 5.5, 10)] == [-1, 0, 1]
+    assert rewards.conversation_with("Hello?", "Hi.") == (Message("user", "Hello?"), Message("assistant", "Hi."))
 
 
 def test_two_rewards_of_one_name_are_refused(tmp_path: Path) -> None:

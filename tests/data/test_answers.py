@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from constitutional.base.errors import InputError
+from constitutional.data.answers import Answered, accuracy_of, always_first, always_longer, load_answers, load_hhh
 from constitutional.data.comparisons import read_comparisons
-from constitutional.data.hhh import Answered, always_first, always_longer, load_answers, load_hhh, score
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "hhh-438" / "comparisons.jsonl.gz"
 
@@ -56,8 +56,8 @@ def test_the_baselines_and_a_score_are_shares_of_all_comparisons(tmp_path: Path)
     assert (always_longer(rows).right, always_longer(rows).share) == (2, 0.5)  # the first and the fourth
     ids = [each.comparison.id for each in rows]
     # Right, wrong, undecided, unreadable: 1 of 4.
-    assert score(rows, {ids[0]: 0.1, ids[1]: 0.9, ids[2]: 0.5, ids[3]: None}).share == 0.25
-    assert score(rows, {ids[0]: 0.1, ids[1]: 0.4, ids[2]: 0.7, ids[3]: 0.51}).share == 1.0
+    assert accuracy_of(rows, {ids[0]: 0.1, ids[1]: 0.9, ids[2]: 0.5, ids[3]: None}).share == 0.25
+    assert accuracy_of(rows, {ids[0]: 0.1, ids[1]: 0.4, ids[2]: 0.7, ids[3]: 0.51}).share == 1.0
 
 
 def test_the_interval_draws_conversations_and_not_comparisons(tmp_path: Path) -> None:
@@ -146,4 +146,4 @@ def test_the_published_baselines_come_out_exactly() -> None:
 def test_a_labeler_that_prefers_the_longer_answer_scores_like_that_baseline() -> None:
     rows = load_hhh(DATA)
     p_a = {each.comparison.id: 0.5 + (len(each.comparison.a) - len(each.comparison.b)) / 1e6 for each in rows}
-    assert score(rows, p_a).right == 246
+    assert accuracy_of(rows, p_a).right == 246

@@ -1,0 +1,34 @@
+"""The labeler as a reward: a score of each reply by each principle ("direct RLAIF", Lee et al. 2023, section 2.2.2)."""
+
+from collections.abc import Sequence
+
+from constitutional.constitution.constitution import Principle
+from constitutional.judging.labeler import Labeler
+from constitutional.training.rewards import ConstitutionSettings, Reward, RewardFunction, Turns, conversation_with
+
+
+def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: ConstitutionSettings) -> list[Reward]:
+    """For each principle, the labeler's expected score of a reply, Σ i·P(i) over 1 to 10, brought to [−1, 1].
+
+    Together they are a mean over the principles by weight. None where the labeler cannot be read.
+    """
+    total = sum(principle.weight for principle in principles)
+    return [
+        Reward(
+            f"constitution/{principle.id}", settings.weight * principle.weight / total, _score_by(labeler, principle)
+        )
+        for principle in principles
+    ]
+
+
+def _score_by(labeler: Labeler, principle: Principle) -> RewardFunction:
+    def score(prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
+        scores = labeler.score(list(map(conversation_with, prompts, completions)), [principle])
+        return [None if score is None else scaled(score) for (score,) in scores]
+
+    return score
+
+
+def scaled(score: float) -> float:
+    """A score of 1 to 10 as −1 to 1 (Lee et al. 2023, section 2.2.2)."""
+    return (score - 5.5) / 4.5

@@ -1,0 +1,41 @@
+import math
+
+import pytest
+
+from constitutional.base.templates import load_prompts
+from constitutional.constitution.constitution import Principle
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.judging.as_reward import by_principle, scaled
+from constitutional.judging.labeler import Labeler, LabelerSettings
+from constitutional.training.rewards import ConstitutionSettings, Reward
+
+ASKED = [{"role": "user", "content": "May I?"}]
+
+
+def given(reward: Reward, *texts: str) -> list[float | None]:
+    replies = [[{"role": "assistant", "content": text}] for text in texts]
+    return list(reward.function(prompts=[ASKED] * len(texts), completions=replies))
+
+
+def graded(request: Request) -> Completion | str:
+    """Scores 10 for sure where the reply is calm; by the other principle 1 or 2, even; a loud reply is unreadable."""
+    text = " ".join(each.content for each in request.messages)
+    if not request.choices:
+        return "I do not know." if "LOUD" in text else "It asks for something. Score: 5"
+    share = [0.0] * 9 + [1.0] if "Be calm." in text else [0.5, 0.5] + [0.0] * 8
+    return Completion("", "choices", tuple(math.log(each) if each else -math.inf for each in share))
+
+
+def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> None:
+    labeler = Labeler(ScriptedEngine(graded), load_prompts(), LabelerSettings(), 0)
+    principles = [Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3)]
+    calm, brief = by_principle(labeler, principles, ConstitutionSettings(weight=2))
+    assert (calm.name, calm.weight) == ("constitution/calm", 0.5)  # 2 · 1 / 4
+    assert (brief.name, brief.weight) == ("constitution/brief", 1.5)
+    assert given(calm, "Yes.", "LOUD") == [1.0, None]
+    assert given(brief, "Yes.") == [pytest.approx((1.5 - 5.5) / 4.5)]  # 0.5 · 1 + 0.5 · 2, of 1 to 10
+
+
+def test_scores_are_scaled_from_minus_one_to_one() -> None:
+    assert [scaled(each) for each in (1, 5.5, 10)] == [-1, 0, 1]
