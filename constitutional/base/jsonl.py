@@ -8,8 +8,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from io import BufferedReader
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,9 +54,10 @@ def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with _opened(path) as file:
+        with path.open("rb") as file:
+            stream = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(_GZIP) else file
             # A bounded read: a file without line ends must not fill the memory.
-            while line := file.readline(MOST_BYTES + 1):
+            while line := stream.readline(MOST_BYTES + 1):
                 number += 1
                 if text := _text(line, first=number == 1):
                     yield number, text
@@ -72,13 +72,6 @@ def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
         raise InputError(path, problem, number + 1) from error
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}; expected {expected}") from error
-
-
-def _opened(path: Path) -> BufferedReader | gzip.GzipFile:
-    file = path.open("rb")
-    if file.peek(2).startswith(_GZIP):
-        return gzip.open(file)
-    return file
 
 
 def _text(line: bytes, *, first: bool) -> str:
@@ -115,9 +108,11 @@ def parse(text: str) -> Any:  # noqa: ANN401 - JSON may be anything
     return value
 
 
-def strict_decoder() -> json.JSONDecoder:
+def strict_decoder(parse_int: Callable[[str], Any] | None = None) -> json.JSONDecoder:
     """A decoder that raises BadTextError for a key that stands twice, and for NaN and infinite numbers."""
-    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite)
+    return json.JSONDecoder(
+        object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite, parse_int=parse_int
+    )
 
 
 def check_characters(text: str) -> None:

@@ -3,14 +3,15 @@
 The published set are the 438 binary comparisons of Bai et al. 2022 (arXiv 2212.08073, Figure 4): conversations with two
 answers, of which people chose one as the more helpful, honest and harmless. Two published baselines tell how much of an
 accuracy is worth nothing: always (A), and always the longer answer. There are fewer conversations than comparisons, so
-conversations are the clusters of the intervals. Any other file of comparisons made by people (`comparisons.py`) will do as well.
+conversations are the clusters of the intervals. Any other file of comparisons made by people (`comparisons.py`) will do
+as well.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import read_jsonl
@@ -24,8 +25,8 @@ Side = Literal["a", "b"]
 _OPTIONS = re.compile(r"Options:\n \(A\) \[\[\[(.*)\]\]\]\n \(B\) \[\[\[(.*)\]\]\]\n\nThe answer is:\s*\Z", re.DOTALL)
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _EXPECTED = (
-    'must have "prompt" with options (A) and (B) in [[[ ]]], "corrects" [" (A)"] or [" (B)"], and "text_correct", the '
-    "conversation with the right answer"
+    'a comparison with "prompt", which has options (A) and (B) in [[[ ]]], "corrects" [" (A)"] or [" (B)"], and '
+    '"text_correct", the conversation with the right answer'
 )
 
 
@@ -81,21 +82,23 @@ def load_hhh(path: Path) -> list[Answered]:
         InputError: a row is not of this form; with its line.
     """
     rows = []
-    for number, row in read_jsonl(path, f"a comparison, which {_EXPECTED}"):
+    for number, row in read_jsonl(path, _EXPECTED):
         try:
-            rows.append(_row(row, path.name))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(path, f"is no comparison ({error}): {_EXPECTED}", number) from error
+            rows.append(_row(row if isinstance(row, dict) else {}, path.name))
+        except ValueError as error:
+            raise InputError(path, f"is no comparison: {error}; expected {_EXPECTED}", number) from error
+    if not rows:
+        raise InputError(path, f"holds no comparison; expected {_EXPECTED}")
     return rows
 
 
-def _row(row: Any, source: str) -> Answered:  # noqa: ANN401 - JSON may be anything
-    prompt, correct, text = row["prompt"], row["corrects"], row["text_correct"]
+def _row(row: Mapping[str, object], source: str) -> Answered:
+    prompt, correct, text = row.get("prompt"), row.get("corrects"), row.get("text_correct")
     options = _OPTIONS.search(prompt) if isinstance(prompt, str) else None
     if options is None or not isinstance(text, str):
         raise ValueError("there are no options (A) and (B)")
     answers: dict[str, Side] = {"(A)": "a", "(B)": "b"}
-    answer = answers[correct[0].strip()] if isinstance(correct, list) and correct else None
+    answer = answers.get(str(correct[0]).strip()) if isinstance(correct, list) and correct else None
     if answer is None:
         raise ValueError("it is not said which option is correct")
     a, b = options[1], options[2]

@@ -24,7 +24,8 @@ def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdi
         comparisons: the ids of the comparisons that there are; None where they are not made yet.
 
     Raises:
-        InputError: a row is no verdict, is about a comparison that is not there, or a rater contradicts an earlier row.
+        InputError: a row is no verdict, is about a comparison that is not there, or contradicts an earlier row of the
+            same rater; or there is none.
     """
     verdicts: list[Verdict] = []
     first: dict[tuple[str, str, str | None], tuple[int, Verdict]] = {}
@@ -40,10 +41,13 @@ def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdi
             raise InputError(path, f"there is no comparison '{verdict.comparison}'; expected {known}", line)
         before, earlier = first.setdefault((verdict.comparison, verdict.rater, verdict.principle), (line, verdict))
         if earlier.choice != verdict.choice or earlier.strength != verdict.strength:
-            both = f"'{verdict.rater}' says '{verdict.choice}' of a comparison, but '{earlier.choice}' in line {before}"
-            raise InputError(path, f"{both}, or with another strength; keep one of the two", line)
+            both = f"'{verdict.choice}' of a comparison, but '{earlier.choice}' in line {before}"
+            problem = f"'{verdict.rater}' says {both}, or with another strength; keep one of the two"
+            raise InputError(path, problem, line)
         if before == line:
             verdicts.append(verdict)
+    if not verdicts:
+        raise InputError(path, f"holds no verdict; expected {VERDICTS}")
     return verdicts
 
 

@@ -22,7 +22,7 @@ from constitutional.base.errors import ModelError, RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
 from constitutional.base.seeds import rng_of, seed_of
-from constitutional.base.stats import calibration_error, clustered_share, pearson
+from constitutional.base.stats import FEWEST, calibration_error, clustered_share, pearson
 from constitutional.base.text import words
 from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer
@@ -120,9 +120,10 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str,
 
     `accuracy`: by source and in `all`, the share in which chosen scores higher, with a 95% interval by clusters of
     prompts. The rest is of the sources in `trained_on` alone: people's preferences that were only measured on must not
-    change what is known of a model trained on the AI's. `calibration`: how sure the model is of the reply that it takes to be the likelier one,
-    from 0.5, against the mean target for that reply, in 10 bins. `length_correlation`: Pearson's, of score and length
-    in words. `scores`: a histogram.
+    change what is known of a model trained on the AI's. `calibration`: how sure the model is of the reply that it takes
+    to be the likelier one, from 0.5, against the mean target for that reply, in 10 bins. `calibration_error` and
+    `length_correlation` (Pearson's, of score and length in words): None from fewer than `FEWEST` preferences.
+    `scores`: a histogram.
     """
     groups = {source: [each for each in held_out if each.preference.source == source] for source in ("ai", "human")}
     groups = {"all": list(held_out)} | {source: group for source, group in groups.items() if group}
@@ -136,7 +137,7 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str,
         "calibration": _bins(sure, true),
         # Twice 10 bins, as confidences fill only the upper half.
         "calibration_error": calibration_error(sure, true, bins=20),
-        "length_correlation": pearson(scores, lengths),
+        "length_correlation": pearson(scores, lengths) if len(own) >= FEWEST else None,
         "scores": _histogram(scores),
     }
 

@@ -375,9 +375,9 @@ def test_examples_from_a_file_go_before_every_conversation(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"messages": [', "is no conversation"),
+        ('{"messages": [', "is not JSON"),
         ("[1]", "is no conversation"),
-        ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "2"}]}', "no text"),
+        ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "2"}]}', "1 is no message"),
         ('{"messages": [{"role": "user", "content": "1"}]}', "by turns"),
         ('{"messages": []}', "by turns"),
     ],

@@ -110,7 +110,7 @@ def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models:
         "ai": (1.0, 4),
         "human": (1.0, 4),
     }
-    assert first.notes["quality"]["length_correlation"] < -0.5  # the preferred reply has two words, the other four
+    assert first.notes["quality"]["length_correlation"] is None  # from four preferences that count
 
     # Both members' scores of the reference samples are normalised, so their mean is too.
     reference = reference_conversations(MANY, 256, 0)
@@ -138,18 +138,19 @@ def test_quality_in_numbers() -> None:
             scored(log(3), 0, 0.8),  # sure to 3/4 of chosen, which 0.8 prefer
             scored(0, log(3), 0.7, "human"),  # sure to 3/4 of rejected, which 0.3 prefer
             scored(log(9), 0, 1.0),  # sure to 9/10 of chosen
-        ],
+        ]
+        * 4,  # below 10 nothing would be said
         {"ai", "human"},
     )
     accuracy: Any = found["accuracy"]
     assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
-        "all": (pytest.approx(2 / 3), 3),
-        "ai": (1.0, 2),
-        "human": (0.0, 1),
+        "all": (pytest.approx(2 / 3), 12),
+        "ai": (1.0, 8),
+        "human": (0.0, 4),
     }
     assert found["calibration"] == [
-        {"predicted": pytest.approx(0.75), "observed": pytest.approx(0.55), "n": 2},  # (0.8 + 0.3) / 2
-        {"predicted": pytest.approx(0.9), "observed": 1.0, "n": 1},
+        {"predicted": pytest.approx(0.75), "observed": pytest.approx(0.55), "n": 8},  # (0.8 + 0.3) / 2
+        {"predicted": pytest.approx(0.9), "observed": pytest.approx(1.0), "n": 4},
     ]
     assert found["calibration_error"] == pytest.approx((2 * 0.2 + 1 * 0.1) / 3)
     # Scores ln3, 0 | 0, ln3 | ln9, 0 in units of ln3: 1 0 0 1 2 0 about 2/3; words 2, 4 by turns, about 3:
@@ -158,13 +159,14 @@ def test_quality_in_numbers() -> None:
 
 
 def test_a_source_that_was_not_trained_on_changes_nothing_but_the_accuracy() -> None:
-    alone = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7)], {"ai"})
-    beside = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7), scored(0, 5, 1.0, "human")], {"ai"})
+    own = [scored(log(3), 0, 0.8), scored(0, 1, 0.7)] * 5
+    alone = quality(own, {"ai"})
+    beside = quality([*own, *[scored(0, 5, 1.0, "human")] * 5], {"ai"})
     accuracy: Any = beside.pop("accuracy")
     assert {name: (each["value"], each["n"]) for name, each in accuracy.items()} == {
-        "all": (pytest.approx(1 / 3), 3),
-        "ai": (0.5, 2),
-        "human": (0.0, 1),
+        "all": (pytest.approx(1 / 3), 15),
+        "ai": (0.5, 10),
+        "human": (0.0, 5),
     }
     del alone["accuracy"]
     assert beside == alone
@@ -202,6 +204,15 @@ def test_a_member_that_scores_everything_alike_does_not_end_the_measuring(
     # Of the eight held out, people's four are of a source that nothing was trained on.
     assert {name: each["n"] for name, each in found["accuracy"].items()} == {"all": 8, "ai": 4, "human": 4}
     assert [(each["predicted"], each["n"]) for each in found["calibration"]] == [(0.5, 4)]
+
+
+def test_nothing_is_said_of_a_few_preferences_and_pairs_of_one_prompt_are_no_independent_ones() -> None:
+    nine: Any = quality([scored(log(3), 0, 0.8)] * 9, {"ai"})
+    assert (nine["calibration_error"], nine["length_correlation"]) == (None, None)
+    ten: Any = quality([scored(log(3), 0, 0.8)] * 10, {"ai"})
+    assert ten["calibration_error"] == pytest.approx(0.05)  # 0.75 against 0.8
+    # All are about one prompt, and of other prompts nothing is known.
+    assert (ten["accuracy"]["all"]["low"], ten["accuracy"]["all"]["high"]) == (0.0, 1.0)
 
 
 def test_a_tie_is_no_right_answer() -> None:
