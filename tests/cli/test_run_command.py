@@ -77,7 +77,7 @@ def test_a_run_on_the_sandbox_first_says_what_its_model_will_misunderstand(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["prompts=file", "prompts.path=mistyped.jsonl"], "mistyped.jsonl: cannot be read: No such file or directory"),
+        (["prompts=file", "prompts.path=mistyped.jsonl"], "mistyped.jsonl: there is no such file"),
         (["constitution.only=[clam]"], "'Sandbox: concise' has no principle 'clam'"),
     ],
 )
