@@ -60,12 +60,14 @@ def canonical(text: str) -> str:
     """
     if text.isascii():
         return " ".join(text.split())
-    visible = _HIDDEN.sub("", text)
-    composed = "".join(
-        char if unicodedata.decomposition(char).startswith(_OTHER_SENSE) else unicodedata.normalize("NFKC", char)
-        for char in unicodedata.normalize("NFC", visible)
-    )
-    return " ".join(unicodedata.normalize("NFC", composed).split())
+    visible = unicodedata.normalize("NFC", _HIDDEN.sub("", text))
+    if not unicodedata.is_normalized("NFKC", visible):
+        plain = (
+            char if unicodedata.decomposition(char).startswith(_OTHER_SENSE) else unicodedata.normalize("NFKC", char)
+            for char in visible
+        )
+        visible = unicodedata.normalize("NFC", "".join(plain))
+    return " ".join(visible.split())
 
 
 def same_text(first: str, second: str) -> bool:

@@ -206,11 +206,15 @@ def _splits(path: Path, lines: Sequence[_Line], held_out: int, seed: int) -> lis
         members = list(family)
         splits |= {line.conversation: "held_out" if missing > 0 else "train" for line in members}
         missing -= len(members)
-    if missing > 0 or "train" not in splits.values():
-        said = sum(line.split == "held_out" for line in lines)
-        problem = f"holds {len(lines)} different prompts, {said} of them with the split held_out"
-        advice = "give more prompts" + (", or ask for fewer with prompts.held_out" if held_out > said else "")
+    declared = sum(line.split == "held_out" for line in lines)
+    problem = f"holds {len(lines)} different prompts, {declared} of them with the split held_out"
+    advice = "give more prompts" + (", or ask for fewer with prompts.held_out" if held_out > declared else "")
+    if "train" not in splits.values():
         raise InputError(path, f"{problem}; with prompts.held_out={held_out} none is left to train on: {advice}")
+    if missing > 0:
+        raise InputError(
+            path, f"{problem}; prompts.held_out={held_out} asks for {missing} more than there are: {advice}"
+        )
     return [splits[line.conversation] for line in lines]
 
 

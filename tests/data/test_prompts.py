@@ -273,13 +273,17 @@ def test_conversations_that_go_on_from_one_prompt_are_drawn_together(tmp_path: P
         (['{"prompt": "1", "split": "held_out"}', '"1"'], 0),
         (['{"prompt": "1", "split": "held_out"}', '"2"'], 2),
         (['"1"'], 1),
-        (['{"prompt": "1", "split": "train"}'], 1),
     ],
 )
 def test_a_file_with_no_line_to_train_on_is_refused(tmp_path: Path, lines: list[str], held_out: int) -> None:
     with pytest.raises(InputError, match="none is left to train on") as caught:
         loaded(write(tmp_path, "\n".join(lines)), held_out=held_out, seed=0)
     assert caught.value.exit_code == 2
+
+
+def test_more_held_out_than_the_file_leaves_open_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"prompts\.held_out=3 asks for 2 more than there are"):
+        loaded(write(tmp_path, '{"prompt": "1", "split": "train"}\n"2"'), held_out=3, seed=0)
 
 
 def test_a_file_may_be_compressed(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_only_the_last_sentence_of_the_critique_says_what_was_found(critique: st
 def test_the_last_sentence_is_what_follows_the_last_full_stop() -> None:
     assert last_sentence("One. Two!\nThree?  Four 3.5 of it.\n") == "Four 3.5 of it."
     assert last_sentence("") == ""
+    assert last_sentence("它很好。它违反了原则。") == "它违反了原则。"
 
 
 def test_what_finding_nothing_reads_like_is_a_regular_expression() -> None:
