@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from constitutional.constitution.file import load_constitution
     from constitutional.engines.models import open_engine
     from constitutional.judging.labelling import label
-    from constitutional.runs.compose import RunConfig, compose
+    from constitutional.runs.compose import compose
     from constitutional.runs.runner import load_run, run
+    from constitutional.runs.settings import RunConfig
     from constitutional.stages.critique_revise import critique_revise
     from constitutional.stages.mix import mix
 

@@ -37,14 +37,16 @@ from constitutional.base.stats import paired_interval, wilson
 from constitutional.cli import show
 from constitutional.cli.main import INTERRUPTED
 from constitutional.constitution.file import find_constitution, read_constitution
-from constitutional.data.prompts import sandbox_prompt
-from constitutional.runs.compose import RunConfig, SandboxPrompts, compose
+from constitutional.runs.compose import compose
 from constitutional.runs.context import selected
 from constitutional.runs.runner import run
+from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.detect import detect
+from constitutional.sandbox.prompts import sandbox_prompt
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
 from constitutional.stages.evaluate import MODELS
+from constitutional.stages.prompts import SandboxPrompts
 from constitutional.stages.summaries import MixSummary
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least

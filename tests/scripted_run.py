@@ -11,10 +11,11 @@ from constitutional.base.progress import Progress
 from constitutional.base.records import Preference, Revision
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.models import ModelSettings
-from constitutional.runs.compose import RunConfig, compose
+from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import run
+from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import DpoSummary, RewardSummary, SftSummary, Summary
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -78,7 +78,9 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
             "what is finished is kept"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # What goes wrong here must not hide what went wrong before: on a read-only disk nothing can be removed either.
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -94,7 +96,7 @@ def digest_of(path: Path) -> str:
     """SHA-256 of a file's bytes; of a folder, over the path and digest of every file in it, in order."""
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(each for each in path.rglob("*") if each.is_file()):
+        for file in sorted(filter(Path.is_file, path.rglob("*"))):
             digest.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as opened:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Order = Literal["a_first", "b_first"]
 Split = Literal["train", "held_out"]
-Judge = Literal["traits", "labeler", "reward_model"]
+GoldJudge = Literal["traits", "labeler", "reward_model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Record(BaseModel):
     @classmethod
     def _without_id(cls, values: object) -> object:
         # It is written for people to see; what a row is known by is always the digest of what it says.
-        return {name: each for name, each in values.items() if name != "id"} if isinstance(values, dict) else values
+        return {name: value for name, value in values.items() if name != "id"} if isinstance(values, dict) else values
 
     @cached_property
     def id(self) -> str:
@@ -209,7 +209,7 @@ class Sample(Record):
 class GoldPoint(Record):
     """A stretch of phases, by one judge of the replies that were kept."""
 
-    by: Judge
+    by: GoldJudge
     """`traits`: the share of the constitution, by weight, that a reply keeps, found exactly; `labeler`: a score from 1
     to 10; `reward_model`: the held-out one's score."""
     first_phase: int
@@ -236,7 +236,6 @@ class Preference(Record):
     rejected: str
     probability: float = Field(ge=0.5, le=1)
     """That chosen is better than rejected; the soft target."""
-    weight: float = Field(default=1.0, gt=0)
     source: Literal["ai", "human"]
     principles: tuple[str, ...] = ()
     """Ids of the principles that it rests on; empty for people who were not asked by principle."""

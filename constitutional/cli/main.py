@@ -154,7 +154,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from constitutional.base.progress import Progress, counted
     from constitutional.base.templates import load_prompts
     from constitutional.constitution.file import load_constitution
-    from constitutional.data.hhh import load_answers
+    from constitutional.data.answers import load_answers
     from constitutional.judging import trial as check
     from constitutional.runs.compose import compose
     from constitutional.runs.context import RunContext

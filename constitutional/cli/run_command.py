@@ -13,7 +13,7 @@ from constitutional.base.errors import ConstitutionalError, UsageError, complain
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from constitutional.runs.compose import RunConfig
+    from constitutional.runs.settings import RunConfig
 
 LONGEST_NAME: Final = 100
 

@@ -129,7 +129,7 @@ def _prompt_lines(prompt: Prompt) -> Iterator[str]:
 
 def _preference_lines(preference: Preference) -> Iterator[str]:
     by = f" by {', '.join(preference.principles)}" if preference.principles else ""
-    what = f"P(chosen is better) = {preference.probability:.3f}, weight {preference.weight:g}, {preference.split}"
+    what = f"P(chosen is better) = {preference.probability:.3f}, {preference.split}"
     yield f"\npreference {preference.id}: {preference.source}{by}; {what}"
     yield from _quoted("chosen", preference.chosen)
     yield from _quoted("rejected", preference.rejected)

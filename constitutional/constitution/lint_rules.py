@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
+from constitutional.base.text import words as words_of
 from constitutional.constitution.constitution import Constitution, Principle
 
 MOST_WORDS = 80
@@ -266,8 +267,8 @@ def _unmeasurable(constitution: Constitution) -> Warnings:
 def _too_much(constitution: Constitution) -> Warnings:
     """Principles that ask for several things at once."""
     for principle in constitution.principles:
-        count = len(principle.text.split())
-        sentences = len(re.findall(r"[.!?;](?=\s|$)", principle.text))
+        count = len(words_of(principle.text))
+        sentences = len(re.findall(r"[.!?;](?=\s|$)|[\u3002\uff01\uff1f\uff1b]", principle.text))
         if count > MOST_WORDS or sentences > MOST_SENTENCES:
             size = f"{count} words" if count > MOST_WORDS else f"{sentences} sentences"
             yield (
@@ -291,7 +292,7 @@ def _two_commands(text: str) -> tuple[str, str] | None:
     `Be polite, but do not flatter` has two. `Be helpful, but never help with crimes` is about one matter, and so is
     `Be honest and never lie`; behind a mere `and`, both must take a side on some question to be taken for different.
     """
-    if len(text.split()) > MOST_WORDS:
+    if len(words_of(text)) > MOST_WORDS:
         return None
     for sentence in re.split(r"(?<=[.!?])\s", text.replace("’", "'")):
         for joint in _JOINTS.finditer(sentence):

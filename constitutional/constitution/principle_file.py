@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from constitutional.base.errors import InputError
+from constitutional.base.jsonl import BadTextError, check_characters, strict_decoder
 from constitutional.constitution.markdown import read_markdown
 from constitutional.constitution.yaml import read_yaml
 
@@ -29,7 +30,7 @@ _ID_LENGTH = 48
 
 class _Line(NamedTuple):
     number: int
-    found: object
+    value: object
     """What should be a principle's text."""
 
 
@@ -97,11 +98,11 @@ class Named(NamedTuple):
     """What a principle's id is made of."""
 
     given: str | None
-    """The id that the file gives it, which stays as it is."""
+    """The id that the file gives the principle, which stays as it is; None if there is none."""
     name: str
-    """Otherwise the words that its id is made of,"""
+    """The words that its id is made of otherwise."""
     text: str
-    """and its text, where several have the same words."""
+    """The principle's text, which tells several of the same words apart."""
 
 
 def ids_of(principles: Sequence[Named]) -> list[str]:
@@ -110,12 +111,14 @@ def ids_of(principles: Sequence[Named]) -> list[str]:
     A slug that several have is followed by six digits of the text's digest, so that an id does not depend on how many
     like it stand before. Only equal texts are numbered.
     """
-    wanted = [slug(each.name) if each.given is None else each.given for each in principles]
+    wanted = [slug(principle.name) if principle.given is None else principle.given for principle in principles]
     uses = Counter(wanted)
     taken = dict.fromkeys(uses, 1)
     return [
-        made if each.given is not None or uses[made] == 1 else _unused(f"{made}_{_text_digest(each.text)[:6]}", taken)
-        for each, made in zip(principles, wanted, strict=True)
+        name
+        if principle.given is not None or uses[name] == 1
+        else _unused(f"{name}_{_text_digest(principle.text)[:6]}", taken)
+        for principle, name in zip(principles, wanted, strict=True)
     ]
 
 
@@ -139,9 +142,13 @@ def _text_digest(text: str) -> str:
 
 
 def _checked(line: _Line, path: Path) -> str:
-    if not isinstance(line.found, str) or not line.found.strip():
+    if not isinstance(line.value, str) or not line.value.strip():
         raise InputError(path, _ITEM, line.number)
-    return line.found.strip()
+    try:
+        check_characters(line.value)
+    except BadTextError as error:
+        raise InputError(path, str(error), line.number) from error
+    return line.value.strip()
 
 
 def _from_lines(content: str) -> Iterator[_Line]:
@@ -151,20 +158,23 @@ def _from_lines(content: str) -> Iterator[_Line]:
 
 
 def _from_json(content: str, path: Path) -> Iterator[_Line]:
-    decoder = json.JSONDecoder(parse_int=float)  # Python refuses integers of thousands of digits, floats it does not
     try:
-        items = decoder.decode(content)
+        # Python refuses integers of thousands of digits, floats it does not.
+        items = json.JSONDecoder(parse_int=float).decode(content)
     except json.JSONDecodeError as error:
         raise InputError(path, f"is not JSON: {error.msg}", error.lineno) from error
     if not isinstance(items, list):
         raise InputError(path, 'must be a list of principles, such as ["Don\'t flatter."]', 1)
     # Read once more, item by item, because only the decoder's position tells the line. The syntax is known to be good.
-    at = content.index("[") + 1
+    decoder, at = strict_decoder(parse_int=float), content.index("[") + 1
     for _ in items:
         while content[at] in _BETWEEN_ITEMS:
             at += 1
         number = content.count("\n", 0, at) + 1
-        item, at = decoder.raw_decode(content, at)
+        try:
+            item, at = decoder.raw_decode(content, at)
+        except BadTextError as error:
+            raise InputError(path, str(error), number) from error
         yield _Line(number, item.get("text") if isinstance(item, dict) else item)
 
 

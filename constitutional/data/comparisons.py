@@ -1,4 +1,4 @@
-r"""Comparisons made by people elsewhere, and people's verdicts on comparisons of our own, read from files.
+r"""Comparisons made by people elsewhere, read from files.
 
 A file of comparisons holds one JSON object a line, plain or compressed with gzip, in either of two forms:
 
@@ -9,18 +9,15 @@ A file of comparisons holds one JSON object a line, plain or compressed with gzi
   and, where they are known, the `"probability"` that chosen is better (0.5 to 1) and the `"rater"`.
 """
 
-import gzip
-import json
 import re
-import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pydantic import ValidationError
-
-from constitutional.base.errors import InputError
-from constitutional.base.records import Comparison, Message, Preference, Prompt, Verdict
+from constitutional.base.errors import InputError, ModelError
+from constitutional.base.jsonl import read_jsonl
+from constitutional.base.records import Comparison, Message, Preference, Prompt
+from constitutional.base.text import canonical, same_text
 from constitutional.data.prompts import conversation
 
 MARKER: Final = re.compile(r"\n\n(Human|Assistant):")
@@ -31,9 +28,6 @@ KNOWN: Final = REPLIES | {"prompt", "messages", "probability", "rater"}
 PAIRS: Final = (
     'a file of pairs, JSON lines, plain or .gz: {"prompt": "…", "chosen": "…", "rejected": "…"}, or as in hh-rlhf '
     '{"chosen": …, "rejected": …} with whole transcripts'
-)
-VERDICTS: Final = (
-    'a file of verdicts, JSON lines, plain or .gz: {"comparison": ID, "rater": "…", "choice": "a", "b" or "tie"}'
 )
 """What a user is told to give."""
 
@@ -49,120 +43,75 @@ class HumanComparisons(NamedTuple):
     unlike: int
     """Rows left out because the transcripts do not share everything before the last reply, so they answer differently
     put questions."""
+    lines: list[int]
+    """The line of each preference."""
 
 
 def read_comparisons(path: Path) -> HumanComparisons:
     """The preferences in a file; `rests_on` names the file and line, and the rater where there is one.
 
-    Rows about the same two replies have the same `comparison`, whichever of them was chosen, so that what several
-    people said of it can be brought together.
+    Rows about the same two replies, as people read them, have the same `comparison`, whichever reply was chosen, so
+    that the opinions of several people can be brought together.
 
     Raises:
         InputError: a row is not of either form, with its line; or there is none.
     """
     preferences: list[Preference] = []
+    lines: list[int] = []
     empty = equal = unlike = 0
-    for line, row in _rows(path, PAIRS):
+    for line, row in read_jsonl(path, PAIRS):
         try:
             messages, chosen, rejected = _replies(path, line, row)
             if messages is None:
                 unlike += 1
-            elif not all(text.strip() for text in (chosen, rejected, *(each.content for each in messages))):
+            elif not all(map(canonical, (chosen, rejected, *(message.content for message in messages)))):
                 empty += 1
-            elif chosen.strip() == rejected.strip():
+            elif same_text(chosen, rejected):
                 equal += 1
             else:
                 prompt = Prompt(messages=messages, source=path.name)
                 preferences.append(_preference(row, prompt, chosen, rejected, f"{path.name}:{line}"))
+                lines.append(line)
         except _BadRowError as error:
             raise InputError(path, str(error), line) from error
     if not preferences and not empty + equal + unlike:
         raise InputError(path, f"holds no pair; expected {PAIRS}")
-    return HumanComparisons(preferences, empty, equal, unlike)
+    return HumanComparisons(preferences, empty, equal, unlike, lines)
 
 
-def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdict]:
-    """The verdicts in a file of JSON rows `{"comparison": id, "rater": …, "choice": "a" | "b" | "tie" | …}`.
+def check_pairs(path: Path, pairs: HumanComparisons, check: Callable[[Sequence[Message]], object]) -> None:
+    """Refuse pairs that the model that will be trained on them cannot read.
 
     Args:
-        path: the file, plain or compressed with gzip.
-        comparisons: the ids of the comparisons that there are; None where they are not made yet.
+        path: the file that the pairs were read from.
+        pairs: what `read_comparisons` found there.
+        check: raises ModelError for a conversation that the model cannot read.
 
     Raises:
-        InputError: a row is no verdict, is about a comparison that is not there, or a rater contradicts an earlier row.
+        InputError: names the line of the first such pair.
     """
-    verdicts: list[Verdict] = []
-    lines: dict[tuple[str, str, str | None], tuple[int, Verdict]] = {}
-    for line, row in _rows(path, VERDICTS):
-        try:
-            verdict = Verdict.model_validate(row)
-        except ValidationError as error:
-            raise InputError(path, f"no verdict: {_first(error)}", line) from error
-        if comparisons is not None and verdict.comparison not in comparisons:
-            known = f"the id of one of this run's {len(comparisons)} comparisons"
-            raise InputError(path, f"there is no comparison '{verdict.comparison}'; expected {known}", line)
-        before, earlier = lines.setdefault((verdict.comparison, verdict.rater, verdict.principle), (line, verdict))
-        if earlier.choice != verdict.choice or earlier.strength != verdict.strength:
-            said = f"'{verdict.rater}' says '{verdict.choice}' of a comparison, but '{earlier.choice}' in line {before}"
-            raise InputError(path, f"{said}, or with another strength; keep one of the two", line)
-        if before == line:
-            verdicts.append(verdict)
-    return verdicts
+    for line, preference in zip(pairs.lines, pairs.preferences, strict=True):
+        for reply in (preference.chosen, preference.rejected):
+            try:
+                check((*preference.prompt.messages, Message("assistant", reply)))
+            except ModelError as error:
+                raise InputError(path, str(error), line) from error
 
 
 class _BadRowError(Exception):
     """What is wrong with a row."""
 
 
-def _rows(path: Path, expected: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number, counted from 1, and its object; blank lines are passed over.
-
-    Args:
-        path: the file, plain or compressed with gzip.
-        expected: what the file should be.
-    """
-    line = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                if raw.strip():
-                    yield line, _object(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw)
-    except FileNotFoundError as error:
-        raise InputError(path, f"there is no such file; expected {expected}") from error
-    except IsADirectoryError as error:
-        raise InputError(path, f"is a folder; expected {expected}") from error
-    except (_BadRowError, UnicodeDecodeError) as error:
-        problem = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise InputError(path, problem, line) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(path, f"cannot be read: {error}", line + 1) from error
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise _BadRowError(f"{constant} is no JSON; expected a number")
-
-    text = raw.decode("utf-8")
-    try:
-        row = json.loads(text, parse_constant=refuse)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise _BadRowError(f"is no JSON ({error}); expected one object a line") from error
+def _replies(path: Path, line: int, row: object) -> tuple[tuple[Message, ...] | None, str, str]:
+    """The conversation, the better and the worse reply; no conversation if the two transcripts differ in theirs."""
     if not isinstance(row, dict):
         raise _BadRowError(f"is {type(row).__name__}; expected an object with 'chosen' and 'rejected'")
-    # JSON can spell half a character, "\ud800", which no tokenizer and no file can take.
-    if re.search("[\ud800-\udfff]", json.dumps(row, ensure_ascii=False)):
-        raise _BadRowError("holds half of a surrogate pair (\\ud800 to \\udfff); write the whole character")
-    return row
-
-
-def _replies(path: Path, line: int, row: Mapping[str, Any]) -> tuple[tuple[Message, ...] | None, str, str]:
-    """The conversation, the better and the worse reply; no conversation if the two transcripts differ in theirs."""
     if unknown := sorted(row.keys() - KNOWN):
         raise _BadRowError(f"unknown key '{unknown[0]}'; expected {_listed(sorted(KNOWN))}")
     for name in sorted(REPLIES):
         if not isinstance(row.get(name), str):
-            found = type(row[name]).__name__ if name in row else "missing"
-            raise _BadRowError(f"'{name}' is {found}; expected text")
+            kind = type(row[name]).__name__ if name in row else "missing"
+            raise _BadRowError(f"'{name}' is {kind}; expected text")
     if "prompt" in row or "messages" in row:
         return _conversation(path, line, row), row["chosen"], row["rejected"]
     *before, chosen = _transcript(row["chosen"], "chosen")
@@ -177,8 +126,8 @@ def _transcript(text: str, name: str) -> list[Message]:
     """
     first, *rest = MARKER.split(text)
     turns: list[Message] = []
-    for speaker, said in zip(rest[::2], rest[1::2], strict=True):
-        content = said.removeprefix(" ")  # the one space that belongs to the marker
+    for speaker, passage in zip(rest[::2], rest[1::2], strict=True):
+        content = passage.removeprefix(" ")  # the one space that belongs to the marker
         role = ROLES[speaker]
         if turns and turns[-1].role == role:
             content = f"{turns.pop().content}\n\n{content}"
@@ -210,7 +159,8 @@ def _preference(row: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: s
     rater = row.get("rater", "")
     if not isinstance(rater, str):
         raise _BadRowError(f"'rater' is {rater!r}; expected a name, as text")
-    a, b = sorted((chosen, rejected))
+    a, b = sorted(map(canonical, (chosen, rejected)))
+    turns = tuple(Message(message.role, canonical(message.content)) for message in prompt.messages)
     return Preference(
         prompt=prompt,
         chosen=chosen,
@@ -218,14 +168,8 @@ def _preference(row: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: s
         probability=probability,
         source="human",
         rests_on=(f"{place} ({rater})" if rater else place,),
-        comparison=Comparison(prompt=prompt, a=a, b=b, model="").id,
+        comparison=Comparison(prompt=Prompt(messages=turns, source=prompt.source), a=a, b=b).id,
     )
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(map(str, problem["loc"]))
-    return f"{place}: {problem['msg']}" if place else problem["msg"]
 
 
 def _listed(names: Sequence[str]) -> str:

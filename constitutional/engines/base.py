@@ -4,7 +4,6 @@ A completion depends on its request alone (the seed is part of it), never on wha
 that it can be kept and used again.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -33,12 +32,6 @@ class Request(NamedTuple):
     sampling: Sampling = Sampling()
     seed: int = 0
     choices: tuple[str, ...] = ()
-
-
-def request_seed(*parts: object) -> int:
-    """A seed for what `parts` name (the run's seed, the stage, the item), so that other items may come and go."""
-    text = " ".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6])
 
 
 class Completion(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from constitutional.base.errors import RunError
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
-from constitutional.base.stats import Interval, calibration_error, wilson
+from constitutional.base.stats import calibration_error
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
@@ -188,10 +188,8 @@ class LabelerAccuracy(NamedTuple):
     unreadable: int
     """Those that got no probability; they count as not right."""
     accuracy: float
-    interval: Interval
-    """Wilson's, 95%."""
     calibration_error: float | None
-    """Expected calibration error of the preferred response's probability; None if none is readable."""
+    """Expected calibration error of the preferred response's probability; None from too few that are readable."""
     position_bias: float | None
     """Share of readings that prefer the response shown first; 0.5 is none, None if no reading prefers either."""
 
@@ -213,13 +211,12 @@ def accuracy_against(judgements: Iterable[Judgement], answers: Mapping[str, Lite
         right=right,
         unreadable=n - len(p_correct),
         accuracy=right / n if n else math.nan,
-        interval=wilson(right, n),
-        calibration_error=_calibration_error(p_correct) if p_correct else None,
+        calibration_error=_calibration_error(p_correct),
         position_bias=position_bias(asked),
     )
 
 
-def _calibration_error(p_correct: Sequence[float]) -> float:
+def _calibration_error(p_correct: Sequence[float]) -> float | None:
     """Of the preferred response's probability, because which response is called a is arbitrary.
 
     At a half neither is preferred, and either is right half the time.

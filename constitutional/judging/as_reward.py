@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from constitutional.constitution.constitution import Principle
 from constitutional.judging.labeler import Labeler
-from constitutional.training.rewards import ConstitutionSettings, Reward, RewardFunction, Turns, said
+from constitutional.training.rewards import ConstitutionSettings, Reward, RewardFunction, Turns, conversation_with
 
 
 def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: ConstitutionSettings) -> list[Reward]:
@@ -22,7 +22,7 @@ def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: Co
 
 def _score_by(labeler: Labeler, principle: Principle) -> RewardFunction:
     def score(prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
-        scores = labeler.score(list(map(said, prompts, completions)), [principle])
+        scores = labeler.score(list(map(conversation_with, prompts, completions)), [principle])
         return [None if score is None else scaled(score) for (score,) in scores]
 
     return score

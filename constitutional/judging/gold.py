@@ -8,17 +8,17 @@ directly for a score, and a reward model that was held out, if there is one.
 """
 
 import math
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from constitutional.base.records import GoldPoint, Judge, Message, Prompt, Rollout
+from constitutional.base.records import GoldJudge, GoldPoint, Message, Prompt, Rollout
+from constitutional.base.seeds import rng_of
 from constitutional.base.stats import bootstrap_mean
-from constitutional.data.prompts import sandbox_prompt
 from constitutional.judging.labeler import Labeler
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
+from constitutional.sandbox.prompts import sandbox_prompt
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.reward_model import score as ensemble_scores
 
@@ -73,7 +73,7 @@ def held_out_scores(folder: Path, conversations: Sequence[Sequence[Message]]) ->
 
 
 def points(
-    by: Judge, rollouts: Sequence[Rollout], scores: Sequence[float | None], seed: int, at_most: int = POINTS
+    by: GoldJudge, rollouts: Sequence[Rollout], scores: Sequence[float | None], seed: int, at_most: int = POINTS
 ) -> Iterator[GoldPoint]:
     """The training in at most so many stretches of about as many phases each; replies without a score are left out."""
     judged = [(rollout, score) for rollout, score in zip(rollouts, scores, strict=True) if score is not None]
@@ -116,5 +116,5 @@ def some_of_each_phase(rollouts: Sequence[Rollout], at_most: int, seed: int) -> 
     chosen = []
     for phase in phases:
         of_phase = [rollout for rollout in rollouts if rollout.phase == phase]
-        chosen += sorted(of_phase, key=lambda rollout: random.Random(f"{seed} gold {rollout.id}").random())[:per_phase]
+        chosen += sorted(of_phase, key=lambda rollout: rng_of(seed, "gold", rollout.id).random())[:per_phase]
     return chosen

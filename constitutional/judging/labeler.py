@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Comparison, Judgement, Message, Order, Reading
+from constitutional.base.seeds import seed_of
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
+from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 
 ORDERS: tuple[Order, ...] = get_args(Order)
 CHOICES = (" A", " B")
@@ -131,7 +132,7 @@ class Labeler:
         """
         pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
         greedy = self.settings.temperature == 0
-        seeds = [0 if greedy else request_seed(self.seed, "score", principle.id, reply) for reply, principle in pairs]
+        seeds = [0 if greedy else seed_of(self.seed, "score", principle.id, reply) for reply, principle in pairs]
         answers = self._rated(pairs, seeds)
         scores = [None if share is None else expected_score(share) for _, share in answers]
         return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
@@ -304,7 +305,7 @@ class Labeler:
 
     def _digest(self, task: JudgementTask, which: str, number: int) -> int:
         """A seed of the question's own, so that others may come and go."""
-        return request_seed(self.seed, "label", task.comparison.id, task.principle.id, which, number)
+        return seed_of(self.seed, "label", task.comparison.id, task.principle.id, which, number)
 
 
 def _counted(asked: Sequence[Completion | None]) -> _Answer:

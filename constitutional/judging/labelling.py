@@ -4,7 +4,6 @@ A comparison is judged by one principle, drawn for it (Bai et al.), or by all of
 how a model is asked. The stage `label`, the evaluation and `constitutional check` all label by this.
 """
 
-import random
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Literal
@@ -12,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from constitutional.base.records import Comparison, Judgement
+from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution
@@ -71,7 +71,7 @@ def _tasks(
     comparison: Comparison, constitution: Constitution, settings: LabelSettings, seed: int
 ) -> Iterator[JudgementTask]:
     if settings.principles == "one":
-        rng = random.Random(f"{seed} label {comparison.id}")
+        rng = rng_of(seed, "label", comparison.id)
         yield JudgementTask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once
     else:
         for principle in constitution.principles:

@@ -55,28 +55,28 @@ def score(model: str, measure: str, value: float, interval: Interval, n: int, un
 
 def rates(measure: str, shown: Mapping[str, Sequence[bool | None]]) -> Iterator[Score]:
     """How often each model's replies show something, by model and prompt; None where a reply is not counted."""
-    for model, its in shown.items():
-        counted = [each for each in its if each is not None]
+    for model, replies in shown.items():
+        counted = [shows for shows in replies if shows is not None]
         n, rate = len(counted), sum(counted) / len(counted) if counted else 0.0
         changes: dict[str, Change] = {}
         for earlier in _before(model, shown):
-            pairs = zip(its, shown[earlier], strict=True)
+            pairs = zip(replies, shown[earlier], strict=True)
             by_prompt = [int(now) - int(then) for now, then in pairs if now is not None and then is not None]
             interval = paired_interval(by_prompt.count(1), by_prompt.count(-1), len(by_prompt))
             changes |= _change(earlier, by_prompt, interval)
-        its_score = score(model, measure, rate, wilson(sum(counted), n), n, "share")
-        yield its_score.model_copy(update={"changes": changes})
+        share = score(model, measure, rate, wilson(sum(counted), n), n, "share")
+        yield share.model_copy(update={"changes": changes})
 
 
 def means(measure: str, values: Mapping[str, Sequence[float]], unit: str, seed: int) -> Iterator[Score]:
     """Each model's mean over the prompts, by model and prompt."""
-    for model, its in values.items():
-        found = mean(model, measure, its, range(len(its)), unit, seed)
+    for model, numbers in values.items():
+        average = mean(model, measure, numbers, range(len(numbers)), unit, seed)
         changes: dict[str, Change] = {}
-        for earlier in _before(model, values) if found.n else ():
-            by_prompt = [now - then for now, then in zip(its, values[earlier], strict=True)]
+        for earlier in _before(model, values) if average.n else ():
+            by_prompt = [now - then for now, then in zip(numbers, values[earlier], strict=True)]
             changes |= _change(earlier, by_prompt, bootstrap_mean(by_prompt, seed=seed))
-        yield found.model_copy(update={"changes": changes})
+        yield average.model_copy(update={"changes": changes})
 
 
 def mean(model: str, measure: str, values: Sequence[float], clusters: Sequence[int], unit: str, seed: int) -> Score:

@@ -12,7 +12,7 @@ from constitutional.base.stats import wilson
 from constitutional.base.templates import Prompts
 from constitutional.cli.show import table
 from constitutional.constitution.constitution import Constitution
-from constitutional.data.hhh import Given, Score, always_first, always_longer, score
+from constitutional.data.answers import Accuracy, AnsweredComparisons, accuracy_of, always_first, always_longer
 from constitutional.engines.base import Engine
 from constitutional.judging.accuracy import NEAR_CHANCE, TOO_FEW, PrincipleAccuracy, accuracy_against, measure_labeler
 from constitutional.judging.labeler import TOO_LONG
@@ -58,39 +58,45 @@ def _remark(n: int, *, near_chance: bool) -> str:
     return "near chance" if near_chance else ""
 
 
-def baselines(given: Given) -> str:
+def baselines(answered: AnsweredComparisons) -> str:
     """What a score on these comparisons is worth: two ways of choosing that read nothing."""
-    lines = [_score_line("always the first", always_first(given.rows))]
-    lines.append(_score_line("always the longer", always_longer(given.rows)))
+    lines = [_score_line("always the first", always_first(answered.rows))]
+    lines.append(_score_line("always the longer", always_longer(answered.rows)))
     return table([("", "right", "of", "accuracy", "95% interval", ""), *lines], numbers_from=1)
 
 
 def by_answers(
-    given: Given, constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings, *, seed: int
+    answered: AnsweredComparisons,
+    constitution: Constitution,
+    engine: Engine,
+    templates: Prompts,
+    settings: LabelSettings,
+    *,
+    seed: int,
 ) -> Trial:
-    """How often the labeler chooses as people did; intervals draw prompts, because comparisons on one are alike.
+    """How often the labeler chooses as people did; the interval has prompts as clusters.
 
     Comparisons that are too long for the labeler are counted, and left out of everything else.
 
     Raises:
         ModelError: all of them are too long.
     """
-    total = len(given.rows) * (1 if settings.principles == "one" else len(constitution.principles))
-    asked = label([row.comparison for row in given.rows], constitution, engine, templates, settings, seed)
+    total = len(answered.rows) * (1 if settings.principles == "one" else len(constitution.principles))
+    asked = label([row.comparison for row in answered.rows], constitution, engine, templates, settings, seed)
     judged = list(Progress().track(asked, total, "label"))
     too_long = {judgement.comparison for judgement in judged if TOO_LONG in (judgement.problem or "")}
     judgements = [judgement for judgement in judged if judgement.comparison not in too_long]
-    rows = [row for row in given.rows if row.comparison.id not in too_long]
+    rows = [row for row in answered.rows if row.comparison.id not in too_long]
     if not rows:
         raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
     by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         by_comparison[judgement.comparison].append(judgement)
-    found = score(rows, {name: combine(group) for name, group in by_comparison.items()}, seed=seed)
+    found = accuracy_of(rows, {name: combine(group) for name, group in by_comparison.items()})
     also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
     rest: Sequence[tuple[str, str]] = (
         ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),
-        ("left out", f"{given.undecided}, of which people do not agree which is better"),
+        ("left out", f"{answered.undecided}, of which people do not agree which is better"),
         ("calibration error", "–" if also.calibration_error is None else f"{also.calibration_error:.2f}"),
         (
             "position bias",
@@ -107,7 +113,7 @@ def by_answers(
     return Trial(text, near_chance)
 
 
-def _score_line(name: str, its: Score) -> tuple[str, ...]:
+def _score_line(name: str, its: Accuracy) -> tuple[str, ...]:
     low, high = its.interval
     interval = f"{low:.1%}–{high:.1%}" if math.isfinite(high) else "–"  # one prompt alone says nothing
     return (name, str(its.right), str(its.n), f"{its.share:.2%}", interval, "")

@@ -17,9 +17,9 @@ from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Completion, Engine, Request
 from constitutional.engines.journal import JournalEngine
 from constitutional.engines.models import LazyEngine, Models, ModelSettings, model_folder
-from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import Begun, RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
 

@@ -23,6 +23,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -231,7 +232,9 @@ class RunStore:
     def fail(self, stage: str, message: str) -> None:
         """Keep why a stage ended without being done."""
         failure = Failure(message=message, when=_now(), host=socket.gethostname())
-        self._save(self.manifest.model_copy(update={"failures": {**self.manifest.failures, stage: failure}}))
+        # Where nothing can be written, a full disk say, this must not hide the error that the stage ended with.
+        with suppress(RunError):
+            self._save(self.manifest.model_copy(update={"failures": {**self.manifest.failures, stage: failure}}))
 
     # What later stages and readers want.
 

@@ -23,9 +23,10 @@ from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.progress import Progress, clock
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import Constitution
-from constitutional.data.comparisons import read_comparisons, read_verdicts
+from constitutional.data.comparisons import read_comparisons
+from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.models import model_folder
-from constitutional.runs.compose import DpoSettings, FilePrompts, RunConfig, dump, freeze, load
+from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
     CONSTITUTION,
     GIVEN,
@@ -39,8 +40,9 @@ from constitutional.runs.context import (
 from constitutional.runs.folder import RunStore, peak_bytes
 from constitutional.runs.manifest import Calls
 from constitutional.runs.pipeline import Stage, stages_of
+from constitutional.runs.settings import DpoSettings, RunConfig
 from constitutional.stages import critique_revise, grpo, sft
-from constitutional.stages.prompts import prompts_of
+from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.data import ReportData
 from constitutional.stages.report.page import render

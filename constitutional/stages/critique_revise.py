@@ -5,8 +5,6 @@ there are unused ones; principles have weights; and a response in which the crit
 (`when_nothing_found: revise` is the paper's way). Section 3.5's revision without a critique is `critique: false`.
 """
 
-import json
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -16,10 +14,13 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from constitutional.base.errors import InputError, RunError
+from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
+from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting, request_seed
+from constitutional.data.prompts import message_of
+from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.judging.critiques import FOLLOWS, checked_pattern, concludes
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CritiqueReviseSummary
@@ -171,7 +172,7 @@ class _Asker:
         return done
 
     def _draw(self, item: Revision, number: int) -> Principle:
-        rng = random.Random(f"{self.seed} critique_revise {item.prompt.id} {number}")
+        rng = rng_of(self.seed, "critique_revise", item.prompt.id, number)
         return self.constitution.draw(rng, [step.principle for step in item.steps])
 
     def _directly(self, items: Sequence[_Item], drawn: Sequence[tuple[int, Principle]]) -> list[_Turn]:
@@ -274,26 +275,24 @@ def _step(turn: _Turn, revision: str, *, asked: bool = True) -> RevisionStep:
 
 
 def read_shots(path: Path) -> tuple[Message, ...]:
-    """The conversations of a file, one after the other."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, f"cannot be read as UTF-8 text: {error}") from error
-    expected = 'must be {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}'
+    """The conversations of a file, one after the other.
+
+    Raises:
+        InputError: a line is none, or the file holds none; says the line and what was expected.
+    """
+    expected = '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}, …]}'
     shots: list[Message] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            messages = [Message(each["role"], each["content"]) for each in json.loads(line)["messages"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(path, f"is no conversation: {expected}", number) from error
-        if any(not isinstance(message.content, str) for message in messages):
-            raise InputError(path, f"has a content that is no text: {expected}", number)
+    for number, row in read_jsonl(path, expected):
+        if not isinstance(row, dict) or row.keys() != {"messages"} or not isinstance(row["messages"], list):
+            raise InputError(path, f"is no conversation; expected {expected}", number)
+        messages = [message_of(path, number, item) for item in row["messages"]]
         roles = [message.role for message in messages]
         if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-            raise InputError(path, f"does not go from user to assistant by turns and end there: {expected}", number)
+            problem = "does not go from user to assistant by turns and end there"
+            raise InputError(path, f"{problem}; expected {expected}", number)
         shots += messages
+    if not shots:
+        raise InputError(path, f"holds no conversation; expected {expected}")
     return tuple(shots)
 
 
@@ -309,7 +308,7 @@ def _seed(settings: Settings, seed: int, prompt: Prompt, *parts: object) -> int:
     """A seed of the item's own, so that others may come and go; a greedy reply needs none, and is found by any seed."""
     if settings.temperature == 0:
         return 0
-    return request_seed(seed, "critique_revise", prompt.id, *parts)
+    return seed_of(seed, "critique_revise", prompt.id, *parts)
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:

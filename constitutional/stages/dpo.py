@@ -1,9 +1,9 @@
 """Direct preference optimisation (Rafailov et al. 2023, equation 7) on soft targets, by TRL's DPOTrainer.
 
 In place of Constitutional AI's reinforcement learning (Bai et al. 2022, section 4) the policy is trained on the
-preferences themselves. With Δ the log-ratio of policy to reference for chosen less that for rejected, p the target and
-w the weight, the loss is the mean of w·(−p·log σ(β·Δ) − (1 − p)·log σ(−β·Δ)): "conservative DPO" (Mitchell 2023) with
-a p of its own for every pair, where TRL's label smoothing has one p for all and is ignored for this loss.
+preferences themselves. With Δ the log-ratio of policy to reference for chosen less that for rejected and p the target,
+the loss is the mean of −p·log σ(β·Δ) − (1 − p)·log σ(−β·Δ): "conservative DPO" (Mitchell 2023) with a p of its own for
+every pair, where TRL's label smoothing has one p for all and is ignored for this loss.
 
 The reference is the SFT model; its log-probabilities are computed once, before training.
 """
@@ -53,12 +53,12 @@ class Settings(TrainingSettings):
 def soft_dpo_trainer(
     model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
 ) -> "DPOTrainer":
-    """TRL's trainer with a soft target and a weight for every pair; `model` as it is given is the reference."""
+    """TRL's trainer with a soft target for every pair; `model` as it is given is the reference."""
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
     class SoftDPOTrainer(DPOTrainer):
-        """Adds the two columns to the batch, and what they change to the loss."""
+        """Adds the soft targets to the batch, and what they change to the loss."""
 
         _signature_columns: Any
 
@@ -76,7 +76,7 @@ def soft_dpo_trainer(
         def _compute_loss(
             self, model: Callable[..., Any], inputs: dict[str, Any], return_outputs: bool
         ) -> "torch.Tensor":
-            probability, weight = (inputs.pop(each) for each in SoftTargets.columns)
+            probability = inputs.pop("probability")
             seen: list[Any] = []
 
             def watched(**arguments: object) -> object:
@@ -86,7 +86,7 @@ def soft_dpo_trainer(
             loss: torch.Tensor = super()._compute_loss(watched, inputs, return_outputs)  # type: ignore[no-untyped-call]
             chosen, rejected = seen[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
             delta = chosen - inputs["ref_chosen_logps"] - rejected + inputs["ref_rejected_logps"]
-            return loss + soft_correction(self.beta * delta, probability, weight)
+            return loss + soft_correction(self.beta * delta, probability)
 
     arguments = trl_arguments(DPOConfig, settings, checkpoints, seed, beta=settings.beta, precompute_ref_log_probs=True)
     with _no_bars():

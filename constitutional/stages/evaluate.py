@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
-from constitutional.data.prompts import SANDBOX, sandbox_prompt
+from constitutional.base.text import words
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
@@ -28,6 +28,7 @@ from constitutional.judging.labelling import LabelSettings, combine, label
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
+from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import EvaluateSummary
 from constitutional.training.rewards import REFUSAL_PHRASES, refuses
@@ -157,8 +158,8 @@ def _calls_for_refusal(prompt: world.Prompt) -> bool:
 def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Iterator[Score]:
     """What can be counted in any text: length, replies cut off, refusals by their phrases, distinct n-grams."""
     texts = {model: [sample.replies[model] for sample in samples] for model in _models(samples)}
-    words = {model: [float(len(reply.split())) for reply in replies] for model, replies in texts.items()}
-    yield from means("length", words, "words", seed)
+    lengths = {model: [float(len(words(reply))) for reply in replies] for model, replies in texts.items()}
+    yield from means("length", lengths, "words", seed)
     yield from rates("cut_off", {model: [model in sample.cut_off for sample in samples] for model in texts})
     phrases = settings.refusal_phrases
     refused = {model: [refuses(reply, phrases) for reply in replies] for model, replies in texts.items()}

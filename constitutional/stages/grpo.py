@@ -12,7 +12,6 @@ some replies of every step are kept as `rollouts`; TRL tells the divergence of w
 
 import json
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
 from constitutional.base.records import Prompt, Rollout
+from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
 from constitutional.judging.as_reward import by_principle
@@ -41,7 +41,6 @@ from constitutional.training.trl import (
     load_policy,
     lora_config,
     remove_checkpoints,
-    stage_seed,
     trl_arguments,
 )
 from constitutional.training.user_function import source_of
@@ -190,7 +189,7 @@ def prompt_rows(
         )
     order: list[Prompt] = []
     while len(order) < count:
-        drawn = random.Random(f"{seed} order {len(order)}")
+        drawn = rng_of(seed, "order", len(order))
         order += drawn.sample(fitting, len(fitting))
     rows = [{"prompt": plain_messages(tokenizer, chat(each.messages)), "prompt_id": each.id} for each in order[:count]]
     return rows, len(prompts) - len(fitting)
@@ -387,7 +386,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     counted = rewards_of(settings, context, inputs.labeler)
     model, tokenizer = load_policy(context.model("sft_model"), settings)
-    seed = stage_seed(context.seed, settings.kind)
+    seed = seed_of(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
     ends = end_tokens(tokenizer, model.config, model.generation_config)
     penalties = [rewards.cut_off(ends, settings.missing_eos_penalty)]

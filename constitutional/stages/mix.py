@@ -9,7 +9,6 @@ not trained on as a tie.
 """
 
 import math
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
+from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
-from constitutional.data.comparisons import read_comparisons, read_verdicts
-from constitutional.data.prompts import conversation_of
+from constitutional.base.text import same_text
+from constitutional.data.comparisons import read_comparisons
+from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
+from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.labelling import combine, readable
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import MixSummary
@@ -110,7 +112,7 @@ def mix(
     for judgement in judgements:
         by_comparison[judgement.comparison].append(judgement)
     for comparison in comparisons:
-        if comparison.a.strip() == comparison.b.strip():
+        if same_text(comparison.a, comparison.b):
             counts["comparisons of equal texts"] += 1
         elif comparison.id in verdicts_by_comparison:
             counts["AI judgements overridden by a person"] += comparison.id in by_comparison
@@ -189,18 +191,21 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str]) -
     made = []
     for group in groups.values():
         first = group[0]
-        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected, model="")
-        sides = [row.probability if row.chosen == first.chosen else 1 - row.probability for row in group]
-        p_a = weighted_mean(sides, [1.0] * len(sides))
+        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
+        opinions = [
+            preference.probability if same_text(preference.chosen, first.chosen) else 1 - preference.probability
+            for preference in group
+        ]
+        p_a = weighted_mean(opinions, [1.0] * len(opinions))
         assert p_a is not None
         counts["human comparisons rated more than once"] += len(group) > 1
-        if _even(p_a) or first.chosen.strip() == first.rejected.strip():
+        if _even(p_a) or same_text(first.chosen, first.rejected):
             counts["human comparisons undecided"] += 1
             continue
-        principles = tuple(dict.fromkeys(name for row in group for name in row.principles))
-        rests_on = tuple(place for row in group for place in row.rests_on)
+        principles = tuple(dict.fromkeys(name for preference in group for name in preference.principles))
+        rests_on = tuple(place for preference in group for place in preference.rests_on)
         directed = _directed(comparison, p_a, "human", principles, rests_on)
-        made.append(directed.model_copy(update={"comparison": first.comparison, "weight": first.weight}))
+        made.append(directed.model_copy(update={"comparison": first.comparison}))
     return made
 
 
@@ -291,7 +296,7 @@ def _count(preferences: Iterable[Preference], split: Split) -> int:
 
 def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed: int) -> list[Preference]:
     """So many of each split, in their order; who is taken first is settled by each one's comparison alone."""
-    ranks = [random.Random(f"{seed} mix {row.source} {row.comparison}").random() for row in preferences]
+    ranks = [rng_of(seed, "mix", row.source, row.comparison).random() for row in preferences]
     order = sorted(range(len(preferences)), key=ranks.__getitem__)
     taken: list[int] = []
     for split, amount in amounts.items():
@@ -300,15 +305,46 @@ def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed
 
 
 def _placed(preference: Preference, held_out_share: float, seed: int) -> Preference:
-    """The preference on its prompt's side of the split: the words decide, not where the prompt comes from."""
-    draw = random.Random(f"{seed} mix split {conversation_of(preference.prompt.messages)!r}").random()
+    """The preference on its prompt's side of the split.
+
+    The words up to the user's first message decide, so that no conversation goes on from one on the other side.
+    """
+    opening = next(prompts_within(conversation_of(preference.prompt.messages)))
+    draw = rng_of(seed, "mix split", opening).random()
     return preference.model_copy(update={"split": "held_out" if draw < held_out_share else "train"})
 
 
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
-    """Those that are not about a prompt that is held out for evaluation."""
+    """Those whose conversation neither is a prompt that is held out for evaluation nor goes on from one."""
     held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
-    return [preference for preference in preferences if conversation_of(preference.prompt.messages) not in held_out]
+    return [preference for preference in preferences if not contains_one_of(preference.prompt.messages, held_out)]
+
+
+def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settings: Settings, seed: int) -> None:
+    """Refuse a share or a total that people's pairs cannot meet, whatever the AI's preferences come to be.
+
+    Args:
+        pairs: those of the file; none where there is no file.
+        prompts: the run's.
+        settings: where they name a file of verdicts, how many preferences people make is known only later.
+        seed: the run's.
+
+    Raises:
+        ConfigurationError: says how many there are and how many are asked for.
+    """
+    share = settings.human_share
+    if settings.verdicts is not None or not share:
+        return
+    counts: Counter[str] = Counter()
+    usable = _for_training(_brought_together(without_evaluation_prompts(pairs, prompts), counts), counts)
+    human = _count([_placed(preference, settings.held_out_share, seed) for preference in usable], "train")
+    if human == 0:
+        amounts_of(0, 0, settings)
+    if settings.total is not None and _rounded(settings.total * share) > human:
+        problem = f"mix.total={settings.total} with mix.human_share={share} asks for {_rounded(settings.total * share)}"
+        there = f"of people's preferences, and {human} are to train on (those held out do not count)"
+        advice = f"give a total of at most {_largest_total(settings.total, human, share)}, or leave mix.total out"
+        raise ConfigurationError(f"{problem} {there}; {advice}")
 
 
 def run(settings: Settings, context: StageContext) -> None:

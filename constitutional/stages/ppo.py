@@ -18,6 +18,7 @@ from pydantic import Field
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Prompt, Rollout, SftExample
+from constitutional.base.seeds import seed_of
 from constitutional.engines.chat import load_tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.stages.online import nothing_learned
@@ -26,7 +27,7 @@ from constitutional.training.ppo.checkpoint import checkpoints, remove_checkpoin
 from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.rows import Row, chat, fitting, supervised_rows
-from constitutional.training.trl import LoraSettings, lora_config, stage_seed
+from constitutional.training.trl import LoraSettings, lora_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +119,7 @@ def make_trainer(
     same = {name: getattr(settings, name) for name in of_same_name - {"reward_clip"}}
     args = PPOConfig(
         output_dir=str(output),
-        seed=stage_seed(context.seed, "ppo"),
+        seed=seed_of(context.seed, "ppo"),
         use_cpu=not gpu,
         bf16=gpu,
         total_episodes=settings.episodes,

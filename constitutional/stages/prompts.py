@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from constitutional.data.prompts import PromptSet, load_prompt_set, sandbox_prompt_set
+from constitutional.data.prompts import PromptSet, load_prompt_set
+from constitutional.sandbox.prompts import sandbox_prompt_set
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import PromptsSummary
 

@@ -1,8 +1,8 @@
 """A reward model from preferences (Bai et al. 2022, section 4.1), by TRL's RewardTrainer.
 
-It starts from the SFT model, with one number as its output. With d the score of chosen less that of rejected, p the
-soft target and w the weight, the loss is the mean of w·(−p·log σ(d) − (1 − p)·log σ(−d)). Soft targets are not rounded:
-Bai et al. found them better than hard ones (section 4.3). The members of an ensemble (Christiano et al. 2017, section
+It starts from the SFT model, with one number as its output. With d the score of chosen less that of rejected and p the
+soft target, the loss is the mean of −p·log σ(d) − (1 − p)·log σ(−d). Soft targets are not rounded: Bai et al. found
+them better than hard ones (section 4.3). The members of an ensemble (Christiano et al. 2017, section
 2.2) differ by the heads that they start with and the order of their rows; unlike there, every one sees all rows.
 
 Scores are only defined up to a constant, so their mean and deviation on reference samples (InstructGPT sets the mean to
@@ -11,7 +11,6 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 
 import json
 import math
-import random
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -22,7 +21,10 @@ from pydantic import Field
 from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
-from constitutional.base.stats import calibration_error, pearson
+from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.stats import FEWEST, calibration_error, pearson
+from constitutional.base.text import words
+from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, RewardSummary, Share
@@ -37,7 +39,6 @@ from constitutional.training.trl import (
     lora_config,
     remove_checkpoints,
     soft_correction,
-    stage_seed,
     trl_arguments,
 )
 
@@ -63,12 +64,12 @@ class Settings(TrainingSettings):
 def soft_reward_trainer(
     model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
 ) -> "RewardTrainer":
-    """TRL's trainer with a soft target and a weight for every pair."""
+    """TRL's trainer with a soft target for every pair."""
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
     class SoftRewardTrainer(RewardTrainer):
-        """Adds the two columns to the batch, and what they change to the loss."""
+        """Adds the soft targets to the batch, and what they change to the loss."""
 
         _signature_columns: Any
 
@@ -83,12 +84,12 @@ def soft_reward_trainer(
             return_outputs: bool = False,
             num_items_in_batch: "torch.Tensor | int | None" = None,
         ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
-            probability, weight = (inputs.pop(each) for each in SoftTargets.columns)
+            probability = inputs.pop("probability")
             loss, outputs = super().compute_loss(  # type: ignore[no-untyped-call]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
-            loss = loss + soft_correction(chosen - rejected, probability, weight)
+            loss = loss + soft_correction(chosen - rejected, probability)
             return (loss, outputs) if return_outputs else loss
 
     return SoftRewardTrainer(
@@ -128,19 +129,21 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> RewardQua
     sure = [max(pair.probability, 1 - pair.probability) for pair in own]
     true = [pair.preference.probability if pair.probability >= 0.5 else 1 - pair.preference.probability for pair in own]
     scores = [score for pair in own for score in (pair.chosen, pair.rejected)]
-    words = [len(text.split()) for pair in own for text in (pair.preference.chosen, pair.preference.rejected)]
+    lengths = [len(words(text)) for pair in own for text in (pair.preference.chosen, pair.preference.rejected)]
     return RewardQuality(
         accuracy={name: share for name, share in accuracy.items() if share},
         calibration=tuple(_bins(sure, true)),
         # Twice 10 bins, as confidences fill only the upper half.
-        calibration_error=calibration_error(sure, true, bins=20) if sure else None,
-        length_correlation=pearson(scores, words),
+        calibration_error=calibration_error(sure, true, bins=20),
+        length_correlation=pearson(scores, lengths) if len(own) >= FEWEST else None,
         scores=_histogram(scores),
     )
 
 
 def _accuracy(group: Sequence[Scored]) -> Share | None:
-    return Share.of(sum(pair.chosen > pair.rejected for pair in group), len(group))
+    # Several pairs of one prompt depend on each other.
+    prompts = [conversation_of(pair.preference.prompt.messages) for pair in group]
+    return Share.clustered([pair.chosen > pair.rejected for pair in group], prompts)
 
 
 def _sigmoid(x: float) -> float:
@@ -169,7 +172,7 @@ def _histogram(scores: Sequence[float], count: int = 20) -> Histogram | None:
 def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
     """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed."""
     pairs = [(each, text) for each in preferences if each.split == "train" for text in (each.chosen, each.rejected)]
-    drawn = sorted(pairs, key=lambda pair: random.Random(f"{seed} reference {pair[0].id} {pair[1]}").random())
+    drawn = sorted(pairs, key=lambda pair: rng_of(seed, "reference", pair[0].id, pair[1]).random())
     return [_conversation(preference, text) for preference, text in drawn[:count]]
 
 
@@ -183,7 +186,7 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     Raises:
         ModelError: the saved model, loaded again, scores otherwise than the trained one.
     """
-    seed = stage_seed(context.seed, "reward", number)
+    seed = seed_of(context.seed, "reward", number)
     model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"

@@ -5,7 +5,6 @@ Either is a setting. What differs: equal responses are one, so no response is ev
 was cut off is left out, because a reward model cannot see that its end is missing.
 """
 
-import random
 from collections.abc import Iterable, Iterator
 from itertools import combinations, islice
 from typing import NamedTuple
@@ -13,7 +12,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from constitutional.base.records import Comparison, Prompt
-from constitutional.engines.base import Engine, Request, Sampling, request_seed
+from constitutional.base.seeds import rng_of, seed_of
+from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SamplePairsSummary
 
@@ -89,14 +89,14 @@ def pairs(samples: Samples, model: str, settings: Settings, seed: int) -> list[C
     """All pairs of the responses, or as many drawn from them as are wanted, in the order of the responses."""
     every = list(combinations(samples.texts, 2))
     if settings.pairs_per_prompt is not None and settings.pairs_per_prompt < len(every):
-        rng = random.Random(f"{seed} sample_pairs {samples.prompt.id}")
+        rng = rng_of(seed, "sample_pairs", samples.prompt.id)
         every = [every[index] for index in sorted(rng.sample(range(len(every)), settings.pairs_per_prompt))]
     return [Comparison(prompt=samples.prompt, a=a, b=b, model=model) for a, b in every]
 
 
 def _seed(seed: int, prompt: Prompt, index: int) -> int:
     """A seed of the response's own, so that other prompts may come and go."""
-    return request_seed(seed, "sample_pairs", prompt.id, index)
+    return seed_of(seed, "sample_pairs", prompt.id, index)
 
 
 def run(settings: Settings, context: StageContext) -> None:

@@ -10,8 +10,6 @@ Where critics left every draft as it was, and no file of helpful samples is give
 is the base: a model that learns its own drafts learns their chances, not the constitution.
 """
 
-import json
-import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,8 +18,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 
 from constitutional.base.errors import InputError, RunError
+from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, SftExample
-from constitutional.data.prompts import conversation_of
+from constitutional.base.seeds import rng_of
+from constitutional.base.text import canonical
+from constitutional.data.prompts import contains_one_of, conversation_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SftSummary
@@ -80,7 +81,7 @@ def examples(
     """
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
     found: dict[tuple[tuple[Message, ...], str], SftExample] = {}
-    offered = [(_order(f"{seed} sft {each.prompt.id} {each.reply}"), each) for each in helpful or ()]
+    offered = [(rng_of(seed, "sft", sample.prompt.id, sample.reply).random(), sample) for sample in helpful or ()]
     new = helpful is not None
     for each in revisions:
         if each.problem or each.prompt.split == "held_out":
@@ -88,9 +89,8 @@ def examples(
             continue
         passed = helpful is None and bool(each.steps) and all(step.found_nothing for step in each.steps)
         if passed and each.draft.strip():
-            offered.append(
-                (_order(f"{seed} sft {each.id}"), SftExample(prompt=each.prompt, reply=each.draft, kind="helpful"))
-            )
+            own_draft = SftExample(prompt=each.prompt, reply=each.draft, kind="helpful")
+            offered.append((rng_of(seed, "sft", each.id).random(), own_draft))
         steps = [step.revision for step in each.steps] if settings.rounds == "all" else []
         for text in steps or [each.final]:
             key = (each.prompt.messages, text)
@@ -111,42 +111,24 @@ def examples(
     return SftExamples([*found.values()], dict(left_out), max(missing, 0), nothing_revised=bool(found) and not new)
 
 
-def _order(what: str) -> float:
-    return random.Random(what).random()
-
-
 def read_helpful(path: Path) -> list[SftExample]:
     """The helpful samples of a file.
 
     Raises:
-        InputError: a line is none; says the line and what was expected.
+        InputError: a line is none, or the file holds none; says the line and what was expected.
     """
-    expected = 'expected {"prompt": "…", "response": "…"}, two texts that are not empty'
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(path, f"cannot be read as UTF-8 text: {error}") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            prompt, response = row["prompt"], row["response"]
-            is_sample = row.keys() == {"prompt", "response"} and bool(prompt.strip() and response.strip())
-            f"{prompt}{response}".encode()  # JSON can spell half a character, which no tokenizer can take
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(path, f"is no helpful sample; {expected}", number) from error
-        if not is_sample:
-            raise InputError(path, f"is no helpful sample; {expected}", number)
-        found.append(
-            SftExample(
-                prompt=Prompt(messages=(Message("user", prompt),), source=path.name), reply=response, kind="helpful"
-            )
-        )
-    if not found:
-        raise InputError(path, f"holds no helpful sample; {expected}")
-    return found
+    expected = '{"prompt": "…", "response": "…"}, two texts that are not empty'
+    samples = []
+    for number, row in read_jsonl(path, expected):
+        is_row = isinstance(row, dict) and row.keys() == {"prompt", "response"}
+        texts = [row["prompt"], row["response"]] if is_row else []
+        if not texts or not all(isinstance(text, str) and canonical(text) for text in texts):
+            raise InputError(path, f"is no helpful sample; expected {expected}", number)
+        prompt = Prompt(messages=(Message("user", texts[0]),), source=path.name)
+        samples.append(SftExample(prompt=prompt, reply=texts[1], kind="helpful"))
+    if not samples:
+        raise InputError(path, f"holds no helpful sample; expected {expected}")
+    return samples
 
 
 def sft_trainer(
@@ -172,7 +154,7 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples,
         prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "held_out"]
         held_out = {conversation_of(prompt.messages) for prompt in prompts}
         samples = read_helpful(settings.helpful)
-        helpful = [sample for sample in samples if conversation_of(sample.prompt.messages) not in held_out]
+        helpful = [sample for sample in samples if not contains_one_of(sample.prompt.messages, held_out)]
         on_evaluation_prompts = len(samples) - len(helpful)
     return examples(context.read("revisions", Revision), settings, context.seed, helpful), on_evaluation_prompts
 

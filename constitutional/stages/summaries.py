@@ -3,11 +3,12 @@
 `dropped` and `counts` give a number of rows for each reason, in words.
 """
 
+from collections.abc import Hashable, Sequence
 from typing import ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from constitutional.base.stats import wilson
+from constitutional.base.stats import clustered_share, wilson
 
 Direction = Literal["higher", "lower"]
 
@@ -141,6 +142,14 @@ class Share(_Part):
     def of(cls, right: int, n: int) -> "Share | None":
         """The share with Wilson's 95% interval, which takes the rows for independent; None if nothing was counted."""
         return cls(right=right, n=n, value=right / n, **wilson(right, n)._asdict()) if n else None
+
+    @classmethod
+    def clustered(cls, right: Sequence[bool], clusters: Sequence[Hashable]) -> "Share | None":
+        """The share with an interval for rows that depend on each other within a cluster, such as a prompt."""
+        if not right:
+            return None
+        low, high = clustered_share([float(row) for row in right], clusters)
+        return cls(right=sum(right), n=len(right), value=sum(right) / len(right), low=low, high=high)
 
 
 class Histogram(_Part):

@@ -1,16 +1,15 @@
 """What a reply is worth to a training online: reward functions with TRL's signature, each logged by its own name.
 
 `f(prompts, completions, **columns)` gives a number for each completion, or None where it has none; prompts and
-completions are conversations, and a row's other columns come by name. There are the run's reward model, the labeler
-itself, which scores a reply by one principle ("direct RLAIF", Lee et al. 2023, section 2.2.2), plain rules, and
-functions that a user wrote. Rules give the quantity that they count; their weight says whether it is wanted.
+completions are conversations, and a row's other columns come by name. Here are the run's reward model, plain rules, and
+functions that a user wrote; the labeler as a reward stands in `judging/as_reward.py`. Rules give the quantity that they
+count; their weight says whether it is wanted.
 
-The exact detectors of the sandbox are none of them: what is trained on could not be evaluated by.
+The sandbox's exact detectors are no rewards: nothing can be evaluated by what it was trained on.
 
-What every training online has in common stands here too: how replies are drawn, and how many of them are kept to read.
+The settings that all online trainings share stand here too: how replies are sampled, and how many are kept to read.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, Protocol
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.records import Message
+from constitutional.base.text import canonical, count_questions, first_words, words
 from constitutional.training.user_function import load_function, resolved
 
 Turns = Sequence[Mapping[str, str]]
@@ -43,11 +43,14 @@ REFUSAL_PHRASES = (
 )
 
 
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u2032\u00b4`", "'"))
+
+
 class Reward(NamedTuple):
     """A reward function, and how much its numbers count."""
 
     name: str
-    """It is logged by this."""
+    """What it is logged by."""
     weight: float
     function: RewardFunction
 
@@ -60,44 +63,44 @@ class _Settings(BaseModel):
 
 
 class OnlineSettings(_Settings):
-    """The replies of a training online."""
+    """How replies are sampled in an online training."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """Of the replies, and of all log-probabilities; 1 by default."""
+    """Temperature at which replies are sampled and log-probabilities are taken."""
     max_tokens: int = Field(default=160, ge=1)
-    """Length in tokens at which a reply is cut off; 160 by default."""
+    """Length in tokens at which a reply is cut off."""
     missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """Taken from the reward of a reply that was cut off; 1 by default."""
+    """Amount that is taken from the reward of a reply that was cut off."""
     rollouts: int = Field(default=128, ge=1)
-    """Most replies of each step, or phase of PPO, that are kept to be scored and read; 128 by default."""
+    """Most replies of each step, or phase of PPO, that are kept to be scored and read."""
 
 
 class RewardModelSettings(_Settings):
-    """The run's reward model, or several."""
+    """The run's reward model, or an ensemble of them."""
 
     kind: Literal["reward_model"] = "reward_model"
     weight: float = 1.0
-    """Of a deviation of its scores on reference samples; 1 by default."""
+    """Weight of the score, in standard deviations of the scores of reference samples."""
     ensemble_k: float = Field(default=0.0, ge=0)
-    """Deviations among several reward models that are taken off their mean; 0 by default."""
+    """Standard deviations among the reward models of an ensemble that are taken off their mean."""
 
 
 class ConstitutionSettings(_Settings):
-    """The labeler's score, by every principle that it was found to understand."""
+    """The labeler's score by every principle that the labeler was found to understand."""
 
     kind: Literal["constitution"] = "constitution"
     weight: float = 1.0
-    """Of the mean over the principles by their weights; scores go from -1 to 1. 1 by default."""
+    """Weight of the score, from -1 to 1, a mean over the principles by their weights."""
 
 
 class LengthSettings(_Settings):
-    """Words beyond a limit."""
+    """The number of words beyond a limit."""
 
     kind: Literal["length"] = "length"
     weight: float = -0.01
-    """Of each word beyond the limit; -0.01 by default."""
+    """Weight of a word beyond the limit."""
     limit: int = Field(default=60, ge=0)
-    """Words that cost nothing; 60 by default."""
+    """Number of words that cost nothing; in Chinese, Japanese, Thai and the like a character counts as a word."""
 
 
 class RefusalSettings(_Settings):
@@ -105,27 +108,27 @@ class RefusalSettings(_Settings):
 
     kind: Literal["refusal"] = "refusal"
     weight: float = -1.0
-    """Of a refusal; -1 by default."""
+    """Weight of a refusal."""
     phrases: tuple[str, ...] = REFUSAL_PHRASES
-    """A reply with one of these among its first 40 words refuses, whatever its case."""
+    """A reply with one of these phrases among its first 40 words is a refusal; upper and lower case are alike."""
 
 
 class QuestionsSettings(_Settings):
-    """How many questions a reply asks."""
+    """The number of questions that a reply asks."""
 
     kind: Literal["questions"] = "questions"
     weight: float = -0.1
-    """Of each question; -0.1 by default."""
+    """Weight of a question."""
 
 
 class PythonSettings(_Settings):
-    """A function of the user's."""
+    """A function that the user wrote."""
 
     kind: Literal["python"] = "python"
     function: str
     """"file.py:function" or "package.module:function"; it is called as TRL calls a reward function."""
     weight: float = 1.0
-    """Of its number; 1 by default."""
+    """Weight of the function's number."""
 
     @field_validator("function")
     @classmethod
@@ -146,12 +149,11 @@ def check_names(rewards: Iterable[Reward]) -> None:
         ConfigurationError: names it.
     """
     names: set[str] = set()
-    for each in rewards:
-        if each.name in names:
-            raise ConfigurationError(
-                f"algorithm.rewards: two of them would be logged as '{each.name}'; take one out, or rename the function"
-            )
-        names.add(each.name)
+    for reward in rewards:
+        if reward.name in names:
+            problem = f"two of them would be logged as '{reward.name}'; take one out, or rename the function"
+            raise ConfigurationError(f"algorithm.rewards: {problem}")
+        names.add(reward.name)
 
 
 # --- What functions are called with ---
@@ -162,10 +164,10 @@ def reply_text(completion: Turns | str) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def said(prompt: Turns | str, completion: Turns | str) -> tuple[Message, ...]:
+def conversation_with(prompt: Turns | str, completion: Turns | str) -> tuple[Message, ...]:
     """A prompt and its reply as one conversation; plain text is one message."""
     turns: Turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    asked = [Message(each["role"], each["content"]) for each in turns]  # type: ignore[arg-type]  # checked by who read it
+    asked = [Message(turn["role"], turn["content"]) for turn in turns]  # type: ignore[arg-type]  # checked by who read it
     return (*asked, Message("assistant", reply_text(completion)))
 
 
@@ -188,10 +190,10 @@ def reward_model(members: Sequence[Scorer], settings: RewardModelSettings) -> Re
 
         from constitutional.training.ppo.math import ensemble
 
-        conversations = list(map(said, prompts, completions))
-        by_member = torch.tensor([each.scores(conversations) for each in members], dtype=torch.float64)  # (K, B)
-        found: list[float | None] = ensemble(by_member, settings.ensemble_k).tolist()
-        return found
+        conversations = list(map(conversation_with, prompts, completions))
+        by_member = torch.tensor([member.scores(conversations) for member in members], dtype=torch.float64)  # (K, B)
+        scores: list[float | None] = ensemble(by_member, settings.ensemble_k).tolist()
+        return scores
 
     return Reward("reward_model", settings.weight, score)
 
@@ -201,7 +203,7 @@ def reward_model(members: Sequence[Scorer], settings: RewardModelSettings) -> Re
 
 def length(settings: LengthSettings) -> Reward:
     """Words of a reply beyond the limit."""
-    return Reward("length", settings.weight, _of_text(lambda text: max(0, len(text.split()) - settings.limit)))
+    return Reward("length", settings.weight, _of_text(lambda text: max(0, len(words(text)) - settings.limit)))
 
 
 def refusal(settings: RefusalSettings) -> Reward:
@@ -210,21 +212,26 @@ def refusal(settings: RefusalSettings) -> Reward:
 
 
 def questions(settings: QuestionsSettings) -> Reward:
-    """Questions that a reply asks: question marks, a row of them being one."""
-    return Reward("questions", settings.weight, _of_text(lambda text: len(re.findall(r"\?+", text))))
+    """Questions that a reply asks: question marks of any script, a row of them being one."""
+    return Reward("questions", settings.weight, _of_text(count_questions))
 
 
 def _of_text(rule: Callable[[str], float]) -> RewardFunction:
     def count(completions: Sequence[Turns], **_: object) -> list[float | None]:
-        return [float(rule(reply_text(each))) for each in completions]
+        return [float(rule(reply_text(completion))) for completion in completions]
 
     return count
 
 
 def refuses(text: str, phrases: Iterable[str]) -> bool:
     """Whether one of the phrases is among a text's first 40 words, whatever its case: a rough rule."""
-    beginning = " ".join(text.split()[:40]).lower().replace("’", "'")
-    return any(phrase.lower() in beginning for phrase in phrases)
+    beginning = _plain(first_words(text, 40))
+    return any(_plain(phrase) in beginning for phrase in phrases)
+
+
+def _plain(text: str) -> str:
+    """A text in lower case, with one kind of space and of apostrophe."""
+    return canonical(text).casefold().translate(_APOSTROPHES)
 
 
 def cut_off(ends: Iterable[int], penalty: float) -> Reward:
@@ -249,8 +256,8 @@ def function(settings: PythonSettings) -> Reward:
     Raises:
         ConstitutionalError: it cannot be found or imported.
     """
-    found = load_function(settings.function)
-    return Reward(f"function/{found.name}", settings.weight, found)
+    loaded = load_function(settings.function)
+    return Reward(f"function/{loaded.name}", settings.weight, loaded)
 
 
 def rule(settings: RewardSettings) -> Reward:

@@ -12,7 +12,7 @@ from constitutional.base.records import Message, Preference, SftExample
 from constitutional.engines.chat import Tokenizer, beginning, plain
 
 Row = dict[str, Any]
-"""What TRL trains on: `prompt` and the completions as lists of messages, and for preferences a target and a weight."""
+"""What TRL trains on: `prompt` and the completions as lists of messages, and for preferences a soft target."""
 
 COMPLETIONS = ("completion", "chosen", "rejected")
 
@@ -31,20 +31,15 @@ def supervised_rows(examples: Sequence[SftExample]) -> list[Row]:
 
 
 def preference_rows(preferences: Sequence[Preference]) -> tuple[list[Row], dict[str, int]]:
-    """Training rows of the preferences whose prompts may be trained on, and how many were left out and why.
-
-    Weights are relative: they are scaled to a mean of 1, so that they do not act as another learning rate.
-    """
+    """Training rows of the preferences whose prompts may be trained on, and how many were left out and why."""
     used = [each for each in preferences if each.split == "train" and each.prompt.split == "train"]
     unequal = [each for each in used if each.chosen != each.rejected]
-    scale = len(unequal) / sum(each.weight for each in unequal) if unequal else 1.0
     rows = [
         {
             "prompt": chat(each.prompt.messages),
             "chosen": [{"role": "assistant", "content": each.chosen}],
             "rejected": [{"role": "assistant", "content": each.rejected}],
             "probability": each.probability,
-            "weight": each.weight * scale,
         }
         for each in unequal
     ]

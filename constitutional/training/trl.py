@@ -5,7 +5,6 @@ the weights and the log of one that was never interrupted. What is trained on is
 can be trained in `preflight.py`, and how it is kept in `saving.py`.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -98,11 +97,6 @@ class TrainingSettings(BaseModel):
         return self
 
 
-def stage_seed(seed: int, *parts: object) -> int:
-    """A seed of its own, 0 to 2³¹ − 1, for a part of the run that `parts` name."""
-    return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4], "big") >> 1
-
-
 # --- Models ---
 
 
@@ -139,28 +133,26 @@ def quiet_libraries() -> None:
 # --- Soft labels ---
 
 
-def soft_correction(logits: "torch.Tensor", probability: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
-    """What turns the mean of −log σ(x) into the weighted cross-entropy with soft targets; a scalar.
+def soft_correction(logits: "torch.Tensor", probability: "torch.Tensor") -> "torch.Tensor":
+    """What turns the mean of −log σ(x) into the cross-entropy with soft targets; a scalar.
 
-    With x the log-odds that a model gives to chosen over rejected, p the target and w the weight, each (B,), the loss
-    is the mean of w·(−p·log σ(x) − (1 − p)·log σ(−x)) = w·(−log σ(x) + (1 − p)·x). The trainers compute the mean of
-    −log σ(x), so this is the mean of (w − 1)·(−log σ(x)) + w·(1 − p)·x.
+    With x the log-odds that a model gives to chosen over rejected and p the target, each (B,), the loss is the mean of
+    −p·log σ(x) − (1 − p)·log σ(−x) = −log σ(x) + (1 − p)·x. The trainers compute the mean of −log σ(x), so this is the
+    mean of (1 − p)·x.
     """
-    from torch.nn.functional import logsigmoid
-
-    return (-(weight - 1) * logsigmoid(logits) + weight * (1 - probability) * logits).mean()
+    return ((1 - probability) * logits).mean()
 
 
 class SoftTargets:
-    """A collator that adds each row's soft target and weight to what another collator makes of the rows."""
+    """A collator that adds each row's soft target to what another collator makes of the rows."""
 
-    columns = ("probability", "weight")
+    columns = ("probability",)
 
     def __init__(self, collator: Callable[[list[Row]], dict[str, Any]]) -> None:
         self.collator = collator
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        """The other collator's batch with `probability` and `weight`, both (B,)."""
+        """The other collator's batch with `probability`, (B,)."""
         import torch
 
         return self.collator(rows) | {

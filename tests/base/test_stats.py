@@ -1,11 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 
 from constitutional.base.stats import (
+    FEWEST,
     Interval,
     bootstrap_mean,
     calibration_error,
+    clustered_share,
     distinct_ngrams,
     paired_interval,
     pearson,
@@ -57,6 +60,54 @@ def test_a_confidence_is_no_percentage(confidence: float) -> None:
         wilson(1, 2, confidence)
     with pytest.raises(ValueError, match="between 0 and 1"):
         bootstrap_mean([0, 1], seed=0, confidence=confidence)
+
+
+def test_a_clustered_share_of_single_outcomes_is_wilsons() -> None:
+    assert clustered_share([1, 1, 0, 1], "abcd") == wilson(3, 4)
+    assert clustered_share([], []) == Interval(0.0, 1.0)
+
+
+def test_a_clustered_share_counts_clusters_where_their_outcomes_agree() -> None:
+    # 20 clusters of five that agree, half of them right. The variance between them is 20/19 · 20 · 2.5² / 100² = 1/76,
+    # so the effective size is 0.25 · 76 = 19, no less than the least, 100² / (20 · 5²) = 20; times (z/t)², with
+    # t = 2.0930 for 19 degrees of freedom: 20 · (1.95996 / 2.0930)² = 17.539. z²/n = 0.21903; the half width is
+    # 1.95996 · √(0.25 / 17.539 + 0.21903 / (4 · 17.539)) / 1.21903 = 0.2119.
+    found = clustered_share([1.0] * 50 + [0.0] * 50, [number // 5 for number in range(100)])
+    assert found == pytest.approx((0.5 - 0.2119, 0.5 + 0.2119), abs=2e-4)
+    assert found.low < wilson(50, 100).low
+
+
+def test_one_cluster_says_nothing_of_others() -> None:
+    assert clustered_share([1.0, 1.0], ["a", "a"]) == Interval(0.0, 1.0)
+
+
+def test_a_clustered_share_that_is_all_or_nothing_keeps_a_width() -> None:
+    assert clustered_share([1.0] * 20, [number // 2 for number in range(20)]).high == 1.0
+    assert 0.6 < clustered_share([1.0] * 20, [number // 2 for number in range(20)]).low < wilson(10, 10).low + 1e-9
+
+
+@pytest.mark.parametrize(("outcomes", "clusters"), [([1.0], []), ([2.0], ["a"]), ([math.nan], ["a"])])
+def test_a_clustered_share_needs_outcomes_from_0_to_1_and_their_clusters(
+    outcomes: list[float], clusters: list[str]
+) -> None:
+    with pytest.raises(ValueError, match="outcomes from 0 to 1"):
+        clustered_share(outcomes, clusters)
+
+
+@pytest.mark.parametrize(("rate", "prompts"), [(0.7, 12), (0.7, 40), (0.9, 40)])
+def test_a_clustered_interval_covers_the_share_as_often_as_it_says(rate: float, prompts: int) -> None:
+    # Five outcomes a prompt, whose own rates are of a beta distribution with a correlation of 0.3 within a prompt.
+    generator = np.random.default_rng(0)
+    clusters = [number // 5 for number in range(5 * prompts)]
+    covered = {"clustered": 0, "Wilson": 0}
+    for _ in range(1000):
+        rates = generator.beta(rate * 0.7 / 0.3, (1 - rate) * 0.7 / 0.3, size=prompts)
+        outcomes = (generator.random((prompts, 5)) < rates[:, None]).ravel().astype(float).tolist()
+        intervals = {"clustered": clustered_share(outcomes, clusters), "Wilson": wilson(sum(outcomes), len(outcomes))}
+        for name, (low, high) in intervals.items():
+            covered[name] += low <= rate <= high
+    assert covered["clustered"] >= 930
+    assert covered["Wilson"] < 900
 
 
 def test_two_values_are_resampled_to_three_means() -> None:
@@ -165,24 +216,24 @@ def test_a_win_rate_needs_readable_comparisons(probabilities: list[float]) -> No
 def test_the_calibration_error_weighs_each_bin_by_its_items() -> None:
     # Bin 0.9-1.0 holds three of which two come true: |0.9 - 2/3|; bin 0.2-0.3 one that does: |0.2 - 1|.
     # 3/4 · 0.23333 + 1/4 · 0.8 = 0.375
-    assert calibration_error([0.9, 0.9, 0.9, 0.2], [1, 1, 0, 1]) == pytest.approx(0.375)
+    assert calibration_error([0.9, 0.9, 0.9, 0.2] * 3, [1, 1, 0, 1] * 3) == pytest.approx(0.375)
 
 
 def test_perfectly_calibrated_probabilities_have_no_error() -> None:
-    assert calibration_error([0.75] * 4 + [0.0, 1.0], [1, 1, 1, 0, 0, 1]) == pytest.approx(0.0)
+    assert calibration_error([0.75] * 8 + [0.0, 1.0], [1, 1, 1, 0] * 2 + [0, 1]) == pytest.approx(0.0)
 
 
 def test_errors_in_opposite_directions_cancel_only_within_a_bin() -> None:
-    assert calibration_error([0.42, 0.48], [0.44, 0.46]) == pytest.approx(0.0)
-    assert calibration_error([0.42, 0.58], [0.44, 0.56]) == pytest.approx(0.02)
+    assert calibration_error([0.42, 0.48] * 5, [0.44, 0.46] * 5) == pytest.approx(0.0)
+    assert calibration_error([0.42, 0.58] * 5, [0.44, 0.56] * 5) == pytest.approx(0.02)
 
 
 def test_a_probability_on_an_edge_belongs_to_the_upper_bin() -> None:
     # With 0.3 and 0.35 in one bin: |(0.3 + 0.35) - (0 + 1)| / 2 = 0.175; in two it would be (0.3 + 0.65) / 2 = 0.475.
-    assert calibration_error([0.3, 0.35], [0, 1]) == pytest.approx(0.175)
+    assert calibration_error([0.3, 0.35] * 5, [0, 1] * 5) == pytest.approx(0.175)
 
 
-@pytest.mark.parametrize(("probabilities", "outcomes"), [([], []), ([0.5], []), ([0.5], [2.0]), ([math.nan], [1.0])])
+@pytest.mark.parametrize(("probabilities", "outcomes"), [([0.5], []), ([0.5], [2.0]), ([math.nan], [1.0])])
 def test_calibration_needs_an_outcome_for_each_probability(probabilities: list[float], outcomes: list[float]) -> None:
     with pytest.raises(ValueError, match="outcome"):
         calibration_error(probabilities, outcomes)
@@ -190,13 +241,22 @@ def test_calibration_needs_an_outcome_for_each_probability(probabilities: list[f
 
 def test_pearson_on_four_points_worked_by_hand() -> None:
     # Deviations (-1.5, -0.5, 0.5, 1.5) and (-1, 0, -1, 2): Σxy = 1.5 - 0.5 + 3 = 4, Σx² = 5, Σy² = 6; 4/√30.
-    assert pearson([1, 2, 3, 4], [2, 3, 2, 5]) == pytest.approx(4 / math.sqrt(30))
-    assert pearson([1, 2, 3], [-2, -4, -6]) == pytest.approx(-1.0)
+    # Each of them three times changes no mean.
+    assert pearson([1, 2, 3, 4] * 3, [2, 3, 2, 5] * 3) == pytest.approx(4 / math.sqrt(30))
+    assert pearson(range(10), range(0, -20, -2)) == pytest.approx(-1.0)
 
 
-@pytest.mark.parametrize(("xs", "ys"), [([], []), ([1.0], [2.0]), ([1.0, 2.0], [3.0, 3.0])])
+@pytest.mark.parametrize(("xs", "ys"), [([], []), ([1.0] * 12, range(12)), (range(12), [3.0] * 12)])
 def test_without_variation_there_is_no_correlation(xs: list[float], ys: list[float]) -> None:
     assert pearson(xs, ys) is None
+
+
+def test_fewer_than_ten_observations_say_nothing() -> None:
+    assert FEWEST == 10
+    assert pearson(range(9), range(9)) is None
+    assert pearson(range(10), range(10)) == pytest.approx(1.0)
+    assert calibration_error([0.9] * 9, [0.0] * 9) is None
+    assert calibration_error([0.9] * 10, [0.0] * 10) == pytest.approx(0.9)
 
 
 def test_pearson_refuses_missing_values_and_unequal_lengths() -> None:

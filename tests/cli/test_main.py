@@ -357,21 +357,20 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
     assert code == 1
     assert lines[:3] == [
         "right of accuracy 95% interval",
-        "always the first 2 4 50.00% 0.0%–100.0%",
-        "always the longer 2 4 50.00% 0.0%–100.0%",  # of the last two, one is the shorter and one as long
+        "always the first 2 4 50.00% 15.0%–85.0%",
+        "always the longer 2 4 50.00% 15.0%–85.0%",  # of the last two, one is the shorter and one as long
     ]
     # It prefers the longer, and of two that are as long the one shown second: in both orders that is a tie.
     assert lines[4:] == [
-        "the labeler 2 4 50.00% 0.0%–100.0% near chance",
+        "the labeler 2 4 50.00% 15.0%–85.0% near chance",
         "unreadable 0 of 4, which count as not right",
         "left out 0, of which people do not agree which is better",
-        # 0.75 for the longer, right in 2 of 3; a half for the tie, where nothing is wrong: 3/4 · |0.75 − 2/3| = 0.0625.
-        "calibration error 0.06",
+        "calibration error –",  # four are too few
         "position bias 38% for the first; 50% is none",  # of eight readings 3 of 6, and none of 2
     ]
     code, lines = check(("long answer", "a"), ("longer answer", "b"))
     assert code == 0
-    assert lines[4] == "the labeler 2 2 100.00% 100.0%–100.0% too few examples to tell"
+    assert lines[4] == "the labeler 2 2 100.00% 34.2%–100.0% too few examples to tell"
 
 
 class ShortSighted(Judge):
@@ -406,7 +405,7 @@ def test_rows_that_are_too_long_for_the_labeler_are_counted_and_left_out(
     # Always the first is right where the answer that people chose comes first in the order of the letters.
     assert lines[1].startswith("always the first 2 7 28.57%")
     assert lines[2].startswith("always the longer 6 7 85.71%")
-    assert lines[4] == "the labeler 5 5 100.00% 100.0%–100.0%"
+    assert lines[4] == "the labeler 5 5 100.00% 56.6%–100.0%"
     said = "2 rows are longer than the labeler can read, and not among the 5 that it was asked about"
     assert lines[-1] == said
     code, lines, problem = check((long, "a"))

@@ -7,8 +7,9 @@ import yaml
 
 from constitutional.base.errors import ModelError
 from constitutional.cli import main as cli
-from constitutional.runs.compose import RunConfig, compose
+from constitutional.runs.compose import compose
 from constitutional.runs.manifest import Manifest
+from constitutional.runs.settings import RunConfig
 from tests.understood import FakeUnderstanding
 
 
@@ -77,7 +78,7 @@ def test_a_run_on_the_sandbox_first_says_what_its_model_will_misunderstand(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["prompts=file", "prompts.path=mistyped.jsonl"], "mistyped.jsonl: cannot be read: No such file or directory"),
+        (["prompts=file", "prompts.path=mistyped.jsonl"], "mistyped.jsonl: there is no such file"),
         (["constitution.only=[clam]"], "'Sandbox: concise' has no principle 'clam'"),
     ],
 )

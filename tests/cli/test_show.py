@@ -6,13 +6,12 @@ import pytest
 
 from constitutional.base.errors import UsageError
 from constitutional.base.files import write_rows
-from constitutional.base.records import GoldPoint, Prompt, Record, Revision, RevisionStep
+from constitutional.base.records import GoldPoint, Prompt, Record, Revision, RevisionStep, Sample
 from constitutional.cli import show
 from constitutional.judging.scores import Change, Score
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
 from constitutional.runs.pipeline import STAGES
-from constitutional.stages.evaluate import Sample
 
 PROMPT = Prompt.of("Why is the sky blue?").model_copy(update={"split": "held_out"})
 SAMPLE = Sample(

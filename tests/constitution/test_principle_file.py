@@ -68,3 +68,21 @@ def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path: Path) -> No
         read_principles(tmp_path / "nowhere.txt")
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_principles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("item", "word"),
+    [
+        ('"Be \\ud800 brief."', "surrogate pair"),
+        ('"Be \\u0000 brief."', "NUL"),
+        ('{"text": "Be brief.", "text": "Be long."}', "twice"),
+        ('{"text": "Be brief.", "weight": NaN}', "NaN"),
+        ('{"text": "Be brief.", "weight": 1e999}', "too large"),
+    ],
+)
+def test_json_that_no_model_can_take_is_refused_with_its_line(tmp_path: Path, item: str, word: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(f'["Be kind.",\n\n {item}]')
+    with pytest.raises(InputError, match=word) as caught:
+        read_principles(path)
+    assert str(caught.value).startswith(f"{path}:3: ")

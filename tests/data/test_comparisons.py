@@ -1,13 +1,16 @@
 import gzip
 import json
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import InputError
+from constitutional.base.errors import InputError, ModelError
 from constitutional.base.records import Message
-from constitutional.data.comparisons import read_comparisons, read_verdicts
+from constitutional.data.comparisons import check_pairs, read_comparisons
+from constitutional.data.verdicts import read_verdicts
 
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
 
@@ -121,7 +124,7 @@ def saying(*turns: tuple[str, str]) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ('{"prompt": "Q", ', "is no JSON"),
+        ('{"prompt": "Q", ', "is not JSON"),
         ('["A", "B"]', "is list; expected an object"),
         ({"prompt": "Q", "chosen": "A"}, "'rejected' is missing; expected text"),
         (GOOD | {"chosen": 3}, "'chosen' is int; expected text"),
@@ -173,7 +176,7 @@ def test_compressed_files_are_read_and_torn_ones_refused(tmp_path: Path) -> None
     path.write_bytes(whole)
     assert len(read_comparisons(path).preferences) == 500
     path.write_bytes(whole[:-20])
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="damaged gzip"):
         read_comparisons(path)
 
 
@@ -245,3 +248,31 @@ def test_published_human_preferences_are_read_whole() -> None:
     differing = [index for index, row in enumerate(rows) if index + 1 in by_line and rebuilt(index) != row["chosen"]]
     assert differing == [667, 763, 1254, 1319]
     assert Counter(each.rests_on[0].split(":")[0] for each in found.preferences) == {HH_RLHF.name: 1496}
+
+
+def test_pairs_that_people_read_as_one_are_one_comparison_and_equal_texts_are_equal(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Où\u00a0est-il ?", "chosen": "Là-bas.", "rejected": "Non."},
+        {"prompt": unicodedata.normalize("NFD", "Où est-il  ?"), "chosen": "Non. ", "rejected": "La\u0300-bas."},
+        {"prompt": "Q", "chosen": "Yes\r\nno", "rejected": "\ufeffYes\nno"},
+        {"prompt": "Q", "chosen": "\u200b", "rejected": "no"},
+    ]
+    found = read_comparisons(written(tmp_path, *rows))
+    first, second = found.preferences
+    assert first.comparison == second.comparison
+    assert (found.equal, found.empty, found.lines) == (1, 1, [1, 2])
+
+
+def test_pairs_that_the_model_cannot_read_are_named_by_their_line(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, "", saying(("system", "Be kind."), ("user", "Hi")), GOOD | {"prompt": "R"})
+    asked: list[list[str]] = []
+
+    def check(messages: Sequence[Message]) -> None:
+        asked.append([message.content for message in messages])
+        if messages[0].role == "system":
+            raise ModelError("System role not supported")
+
+    with pytest.raises(InputError, match=r"pairs\.jsonl:3: System role not supported"):
+        check_pairs(path, read_comparisons(path), check)
+    assert asked == [["Q", "A"], ["Q", "B"], ["Be kind.", "Hi", "A"]]
+    check_pairs(path, read_comparisons(written(tmp_path, GOOD)), check)

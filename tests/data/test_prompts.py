@@ -1,5 +1,6 @@
+import gzip
 import json
-import random
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -7,8 +8,7 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.records import Message, Prompt
-from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set, sandbox_prompt, sandbox_prompt_set
-from constitutional.sandbox import topics, world
+from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set
 
 
 def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
@@ -66,7 +66,7 @@ BAD = [
     (b'{"prompt": null}', "null is no prompt"),
     (b'{"prmopt": "a"}', "unknown key 'prmopt'; did you mean 'prompt'"),
     (b'{"prompt": "a", "x": 1}', "unknown key 'x'; expected 'prompt', 'messages', 'split'"),
-    (b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' appears twice"),
+    (b'{"prompt": "a", "prompt": "b"}', "has the key 'prompt' twice"),
     (b'{"prompt": "a", "messages": []}', "must have either 'prompt' or 'messages'"),
     (b"{}", "must have either 'prompt' or 'messages'"),
     (b'{"prompt": "a", "split": "test"}', 'the split \'test\'; expected "train" or "held_out"'),
@@ -137,15 +137,15 @@ def test_a_file_that_is_no_prompt_set_is_refused(tmp_path: Path, name: str, cont
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
 def test_prompts_in_utf_16_are_called_so(tmp_path: Path, encoding: str) -> None:
-    with pytest.raises(InputError, match=r"mine\.jsonl:1: is UTF-16 text; save it as UTF-8$"):
+    with pytest.raises(InputError, match=r"mine\.jsonl:1: is UTF-16 text; save the file as UTF-8"):
         load_prompt_set(write(tmp_path, '\ufeff"a"\n'.encode(encoding)), held_out=0, seed=0)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read: No such file or directory"):
+    with pytest.raises(InputError, match="no such file"):
         loaded(tmp_path / "mine.jsonl", held_out=0, seed=0)
     (tmp_path / "mine.txt").mkdir()
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="is a folder"):
         loaded(tmp_path / "mine.txt", held_out=0, seed=0)
 
 
@@ -201,53 +201,92 @@ def test_prompts_added_later_leave_most_of_the_split_as_it_was(tmp_path: Path) -
 
 @pytest.mark.parametrize("held_out", [2, 3])
 def test_something_must_be_left_to_train_on(tmp_path: Path, held_out: int) -> None:
-    with pytest.raises(InputError, match=f"holds 2 different prompts; {held_out} held out leave none to train on"):
+    with pytest.raises(
+        InputError, match=f"holds 2 different prompts.*held_out={held_out} none is left to train on.*or ask for fewer"
+    ):
         loaded(write(tmp_path, '"a"\n"b"'), held_out=held_out, seed=0)
 
 
-def test_sandbox_prompts_are_distinct_and_their_splits_apart() -> None:
-    prompts = sandbox_prompt_set(300, 101, seed=1)
-    assert len({prompt.messages for prompt in prompts}) == 401
-    assert Counter(prompt.split for prompt in prompts) == {"train": 300, "held_out": 101}
-    assert [prompt.split for prompt in prompts[:300]] == ["train"] * 300
-    new = Counter((prompt.split, prompt.info["held_out_topic"]) for prompt in prompts)
-    assert new == {("train", "no"): 300, ("held_out", "yes"): 51, ("held_out", "no"): 50}
-    assert {prompt.source for prompt in prompts} == {"sandbox"}
+TEXTS = ["Où est le café préféré d'Élise ?", "List:\n- a", "How do I bake bread?", "Hi there", "Say it"]
+TWINS = [
+    unicodedata.normalize("NFD", TEXTS[0]),
+    "List:\r\n- a",
+    "How do I  bake bread? ",
+    "\ufeff\u200bHi there",
+    "Say\u00a0it",
+]
 
 
-def test_topics_that_are_held_out_are_nobodys_training_topics() -> None:
-    prompts = sandbox_prompt_set(500, 200, seed=2)
-    trained = {sandbox_prompt(prompt).topic.fill for prompt in prompts if prompt.info["held_out_topic"] == "no"}
-    held = {sandbox_prompt(prompt).topic.fill for prompt in prompts if prompt.info["held_out_topic"] == "yes"}
-    assert trained.isdisjoint(held)
+def test_prompts_that_people_read_as_one_are_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "\n".join(map(json.dumps, TEXTS + TWINS)))
+    prompts, repeated, _ = load_prompt_set(path, held_out=2, seed=0)
+    assert last_texts(prompts) == TEXTS
+    assert repeated == [6, 7, 8, 9, 10]
 
 
-def test_more_prompts_leave_the_first_ones_as_they_are() -> None:
-    few, many = sandbox_prompt_set(50, 20, seed=3), sandbox_prompt_set(80, 20, seed=3)
-    assert many[:50] == few[:50]
-    assert many[80:] == few[50:]
-    assert sandbox_prompt_set(50, 20, seed=4) != few
+@pytest.mark.parametrize(("text", "twin"), list(zip(TEXTS, TWINS, strict=True)))
+def test_no_prompt_is_in_both_splits_by_its_bytes_alone(tmp_path: Path, text: str, twin: str) -> None:
+    lines = [{"prompt": text, "split": "train"}, {"prompt": "else"}, {"prompt": twin, "split": "held_out"}]
+    with pytest.raises(InputError, match=r"jsonl:3: is the same prompt as in line 1"):
+        loaded(write(tmp_path, "\n".join(map(json.dumps, lines))), held_out=0, seed=0)
 
 
-def test_the_worlds_prompt_is_rebuilt_from_a_row_that_was_on_disk() -> None:
-    for prompt in sandbox_prompt_set(200, 100, seed=5):
-        row = Prompt.model_validate_json(json.dumps(prompt.model_dump(mode="json"), sort_keys=True))
-        rebuilt = sandbox_prompt(row)
-        assert rebuilt.messages == prompt.messages
-        assert rebuilt.topic.kind == prompt.info["kind"]
-        assert list(rebuilt.topic.slots) == list(topics.topics(rebuilt.topic.kind, held_out=False)[0].slots)
+def talk(*texts: str, split: str | None = None) -> str:
+    turns = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
+    return json.dumps({"messages": turns} | ({"split": split} if split else {}))
 
 
-@pytest.mark.parametrize("kind", topics.KINDS)
-@pytest.mark.parametrize("held_out", [False, True])
-def test_a_listed_topic_is_rebuilt_with_its_facts(kind: topics.Kind, held_out: bool) -> None:
-    rng = random.Random(0)
-    for topic in rng.sample(topics.topics(kind, held_out=held_out), 5):
-        info = {"kind": kind, **topic.slots, "held_out_topic": "yes" if held_out else "no"}
-        row = Prompt(messages=(Message("user", "?"),), source="sandbox", info=info)
-        assert sandbox_prompt(row) == world.Prompt(topic, row.messages)
+def test_no_conversation_to_train_on_goes_on_from_a_held_out_prompt(tmp_path: Path) -> None:
+    lines = [talk("Name a colour.", "Blue.", "Another?", split="train"), talk("Name a\u00a0colour.", split="held_out")]
+    with pytest.raises(InputError, match=r"jsonl:1: is to be trained on and goes on from the prompt in line 2"):
+        loaded(write(tmp_path, "\n".join(lines)), held_out=0, seed=0)
 
 
-def test_other_prompts_are_none_of_the_worlds() -> None:
-    with pytest.raises(ValueError, match=r"comes from 'mine\.jsonl'"):
-        sandbox_prompt(Prompt(messages=(Message("user", "a"),), source="mine.jsonl"))
+def test_open_lines_follow_the_lines_that_they_go_on_from(tmp_path: Path) -> None:
+    lines = [
+        talk("a", "b", "c"),  # goes on from what is held out
+        talk("a", split="held_out"),
+        talk("d"),  # is what a line to train on goes on from
+        talk("d", "e", "f", split="train"),
+        talk("d", "e", "f", "g", "h", split="held_out"),  # what is trained on may begin what is held out
+        talk("z"),
+    ]
+    prompts = loaded(write(tmp_path, "\n".join(lines)), held_out=3, seed=0)
+    assert [prompt.split for prompt in prompts] == ["held_out", "held_out", "train", "train", "held_out", "train"]
+
+
+def test_conversations_that_go_on_from_one_prompt_are_drawn_together(tmp_path: Path) -> None:
+    lines = [talk(f"q{number}") for number in range(20)] + [talk(f"q{number}", "a", "b") for number in range(20)]
+    path = write(tmp_path, "\n".join(lines))
+    for seed in range(10):
+        prompts = loaded(path, held_out=10, seed=seed)
+        splits = [prompt.split for prompt in prompts]
+        assert splits[:20] == splits[20:]
+        assert splits.count("held_out") == 10
+
+
+@pytest.mark.parametrize(
+    ("lines", "held_out"),
+    [
+        (['{"prompt": "1", "split": "held_out"}', '{"prompt": "2", "split": "held_out"}'], 0),
+        (['{"prompt": "1", "split": "held_out"}', '{"prompt": "2", "split": "held_out"}'], 2),
+        (['{"prompt": "1", "split": "held_out"}', '"1"'], 0),
+        (['{"prompt": "1", "split": "held_out"}', '"2"'], 2),
+        (['"1"'], 1),
+    ],
+)
+def test_a_file_with_no_line_to_train_on_is_refused(tmp_path: Path, lines: list[str], held_out: int) -> None:
+    with pytest.raises(InputError, match="none is left to train on") as caught:
+        loaded(write(tmp_path, "\n".join(lines)), held_out=held_out, seed=0)
+    assert caught.value.exit_code == 2
+
+
+def test_more_held_out_than_the_file_leaves_open_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"prompts\.held_out=3 asks for 2 more than there are"):
+        loaded(write(tmp_path, '{"prompt": "1", "split": "train"}\n"2"'), held_out=3, seed=0)
+
+
+def test_a_file_may_be_compressed(tmp_path: Path) -> None:
+    for name, content in (("p.jsonl.gz", b'"a"\n'), ("p.txt.gz", b"a\n"), ("p.txt", b"a\n")):
+        (tmp_path / name).write_bytes(gzip.compress(content))
+        assert last_texts(loaded(tmp_path / name, held_out=0, seed=0)) == ["a"]

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import pytest
 
 from constitutional.base.errors import RunError
@@ -174,14 +176,16 @@ def test_a_labeler_is_checked_against_given_answers() -> None:
         judgement(None, name="unreadable"),
         judgement(0.5, name="undecided"),
     ]
-    found = accuracy_against(
-        judgements, {"right": "a", "also right": "b", "wrong": "b", "unreadable": "a", "undecided": "a"}
-    )
+    answers: dict[str, Literal["a", "b"]] = {"right": "a", "also right": "b", "wrong": "b"}
+    answers |= {"unreadable": "a", "undecided": "a"}
+    found = accuracy_against(judgements, answers)
     assert (found.n, found.right, found.unreadable) == (5, 2, 1)
     assert found.accuracy == 0.4  # a tie is not right
-    assert found.interval.low < 0.4 < found.interval.high
     # Confidence and outcome: 0.9 and 1, 0.8 and 1, 0.7 and 0, 0.5 and a half: (0.1 + 0.2 + 0.7 + 0) / 4.
-    assert found.calibration_error == pytest.approx(0.25)
+    assert found.calibration_error is None  # from four; of three times as many it is that mean
+    names = {f"{name} {number}": answer for name, answer in answers.items() for number in range(3)}
+    thrice = [row.model_copy(update={"comparison": f"{row.comparison} {n}"}) for row in judgements for n in range(3)]
+    assert accuracy_against(thrice, names).calibration_error == pytest.approx(0.25)
     # Each of three deciding judgements gives the same side in both orders, so half of the six readings
     # prefer the first.
     assert found.position_bias == 0.5
@@ -189,8 +193,9 @@ def test_a_labeler_is_checked_against_given_answers() -> None:
 
 def test_answers_are_compared_with_all_principles_together() -> None:
     # (0.4 · 1 + 0.9 · 1) / 2 = 0.65 for a.
-    found = accuracy_against([judgement(0.4), judgement(0.9)], {"c": "a"})
-    assert (found.n, found.right) == (1, 1)
+    judged = [judgement(p, name=f"c{n}") for n in range(10) for p in (0.4, 0.9)]
+    found = accuracy_against(judged, {f"c{n}": "a" for n in range(10)})
+    assert (found.n, found.right) == (10, 10)
     assert found.calibration_error == pytest.approx(0.35)
 
 

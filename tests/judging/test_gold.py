@@ -7,10 +7,10 @@ import pytest
 from constitutional.base.records import Message, Prompt, Rollout
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.data.prompts import SANDBOX
 from constitutional.engines.base import Completion, Request
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler, LabelerSettings
+from constitutional.sandbox.prompts import SANDBOX
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from tests.tiny import tiny_model
 

@@ -259,7 +259,7 @@ def test_any_text_in_prompts_and_responses_reaches_the_labeler_with_the_layouts_
 
     (judgement,) = judged(rule, LabelSettings(method=method), [comparison(odd, LONG, question=f"What is {odd}?")])
     assert judgement.p_a == 0.5
-    # Where texts stand side by side, a line that begins as one of the layout's is quoted; in turns of their own nothing is.
+    # Where texts stand side by side, a line that begins as one of the layout's is quoted.
     shown = odd if method == "score" else odd.replace("(B)", "> (B)").replace("Human:", "> Human:")
     for text in seen:
         assert f"What is {shown}?" in text

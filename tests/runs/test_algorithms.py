@@ -12,11 +12,12 @@ from constitutional.base.errors import ConfigurationError, InputError
 from constitutional.base.progress import Progress
 from constitutional.base.records import GoldPoint, Prompt, Rollout
 from constitutional.cli import show
-from constitutional.runs.compose import RunConfig, compose
+from constitutional.runs.compose import compose
 from constitutional.runs.context import TAGS, WHOLE
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import ALGORITHMS, STAGES, Stage, stages_of
 from constitutional.runs.runner import compare, run
+from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
 from tests.scripted_run import World, configured, constitution, trained
 

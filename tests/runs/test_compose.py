@@ -12,20 +12,10 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConfigurationError, InputError
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
-from constitutional.runs.compose import (
-    ConstitutionSettings,
-    DpoSettings,
-    FilePrompts,
-    PpoSettings,
-    RunConfig,
-    SandboxPrompts,
-    compose,
-    dump,
-    freeze,
-    load,
-)
-from constitutional.runs.settings import GROUPS
+from constitutional.runs.compose import ConstitutionSettings, compose, dump, freeze, load
+from constitutional.runs.settings import GROUPS, DpoSettings, PpoSettings, RunConfig
 from constitutional.stages import label, reward
+from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 
 CONF = shipped("conf")
 PRESETS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/*.yaml"))

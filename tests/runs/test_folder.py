@@ -293,3 +293,13 @@ def test_whenever_it_is_killed_the_manifest_speaks_of_sound_files_only(
     assert [] in seen
     assert [True] in seen
     assert [False] not in seen
+
+
+def test_a_failure_that_cannot_be_kept_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunStore.open(tmp_path / "run", "{}") as store:
+
+        def refuse(*_: object) -> None:
+            raise RunError("manifest.json: cannot be written: No space left on device")
+
+        monkeypatch.setattr("constitutional.runs.folder.write_manifest", refuse)
+        store.fail("label", "the labeler's own error")  # which travels on from here

@@ -23,10 +23,11 @@ from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.models import ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.runs.compose import RunConfig, compose
+from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import STAGES
 from constitutional.runs.runner import run
+from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
 
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
@@ -40,12 +41,12 @@ def transcripts(*turns: str, chosen: str, rejected: str) -> str:
 
 
 PEOPLE = [
-    transcripts("How are you?", chosen="Well, thank you.", rejected="Go away."),
+    transcripts("How do you do?", chosen="Well, thank you.", rejected="Go away."),
     transcripts("Hi", "Hello!", "Which is larger: 7 or 9?", chosen="9", rejected="Human: you\n\ntell me."),
     transcripts("a", "b", "c", "d", "e", chosen="f", rejected="g"),
     transcripts("Sing.", chosen="La.", rejected="Human:"),
     transcripts("Dance.", chosen="I cannot.", rejected="No!"),
-    transcripts("Why?", chosen="Because.", rejected="Why not?"),
+    transcripts("Why blue?", chosen="Because.", rejected="Why not?"),
     transcripts("Same?", chosen="Same.", rejected="Same. "),  # of equal texts
     transcripts("A secret question", chosen="x", rejected="y"),  # about a prompt that is kept for evaluation
     transcripts("Which?", chosen="This one.", rejected="That one."),  # two people who
@@ -123,8 +124,8 @@ def go(config: RunConfig) -> Asked:
 @pytest.mark.parametrize(
     ("overrides", "ai", "human"),
     [
-        # There are eight of the AI's, one for each prompt to train on, and six of people's. By the seed, Question 2 and
-        # people's lines 2, 3 and 6 are held out: seven and three are left.
+        # There are eight of the AI's, one for each prompt to train on, and six of people's. By the seed, Question 6 and
+        # people's lines 1, 4 and 6 are held out: seven and three are left.
         ([], 7, 3),
         (["mix.human_share=0"], 3, 0),  # three in all, as people's are, whatever the share
         (["mix.human_share=0.3"], 2, 1),
@@ -196,9 +197,9 @@ def test_other_shares_in_one_folder_ask_no_model_again_and_hold_out_the_same(fol
     assert [each.answered for each in found] == [8 * 3 + 8 * 2 + 8 * 2, 0, 0]
     held_out = [[each for each in one.preferences if each.split == "held_out"] for one in found]
     assert held_out[0] == held_out[1] == held_out[2]
-    assert Counter(each.source for each in held_out[0]) == Counter(ai=6, human=3)  # all prompts but Questions 4 and 7
-    # Two in all, as the AI's are to train on.
-    assert [each.sources("train") for each in found] == [Counter(ai=2), Counter(ai=1, human=1), Counter(human=2)]
+    assert Counter(each.source for each in held_out[0]) == Counter(ai=3, human=3)  # Questions 0, 4 and 6
+    # Three in all, as people's are to train on.
+    assert [each.sources("train") for each in found] == [Counter(ai=3), Counter(ai=1, human=2), Counter(human=3)]
 
 
 def test_a_run_ends_with_the_stage_that_it_is_told_and_goes_on_from_there(folder: Path) -> None:

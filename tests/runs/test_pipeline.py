@@ -6,11 +6,11 @@ import pytest
 
 from constitutional.base.errors import RunError
 from constitutional.engines.base import Completion, Request
-from constitutional.runs.compose import FilePrompts
 from constitutional.runs.context import TAGS, WHOLE
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import STAGES, make_prompts
 from constitutional.runs.runner import load_run
+from constitutional.stages.prompts import FilePrompts
 from tests.scripted_run import World, configured, constitution, go
 from tests.tiny import OneStage
 

@@ -313,7 +313,7 @@ def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitution
 @pytest.mark.parametrize(
     ("setting", "content", "problem"),
     [
-        ("prompts.path", None, "cannot be read: No such file"),
+        ("prompts.path", None, "there is no such file"),
         ("prompts.path", '"a"\n{"prmopt": "b"}', ":2: has the unknown key"),
         ("mix.human", None, "there is no such file"),
         ("mix.human", '{"chosen": "a"}', ":1: 'rejected' is missing"),

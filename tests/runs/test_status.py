@@ -6,9 +6,9 @@ import pytest
 
 from constitutional.base.files import digest_of, write_rows
 from constitutional.base.records import Message, Prompt
-from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.runs.settings import RunConfig
 from constitutional.runs.status import describe, outdated
 from tests.scripted_run import World, configured, constitution, go
 

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from constitutional.base.errors import InputError
-from constitutional.base.records import Prompt
-from constitutional.data.prompts import sandbox_prompt, sandbox_prompt_set
+from constitutional.base.records import Prompt, Sample
 from constitutional.runs import runner
-from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.settings import RunConfig
+from constitutional.sandbox.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.teacher import Direction
 from constitutional.sandbox.world import TRAITS, Traits, compose, settle, text_of, uniform_traits
 from constitutional.stages.context import StageContext
-from constitutional.stages.evaluate import MODELS, Sample, trait_scores
+from constitutional.stages.evaluate import MODELS, trait_scores
 from constitutional.stages.mix import NoPreferenceError
 from scripts import bench_effect
 from scripts.bench_effect import (

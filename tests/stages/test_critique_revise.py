@@ -161,6 +161,7 @@ def test_only_the_last_sentence_of_the_critique_says_what_was_found(critique: st
 def test_the_last_sentence_is_what_follows_the_last_full_stop() -> None:
     assert last_sentence("One. Two!\nThree?  Four 3.5 of it.\n") == "Four 3.5 of it."
     assert last_sentence("") == ""
+    assert last_sentence("它很好。它违反了原则。") == "它违反了原则。"
 
 
 def test_what_finding_nothing_reads_like_is_a_regular_expression() -> None:
@@ -378,9 +379,9 @@ def test_examples_from_a_file_go_before_every_conversation(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"messages": [', "is no conversation"),
+        ('{"messages": [', "is not JSON"),
         ("[1]", "is no conversation"),
-        ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "2"}]}', "no text"),
+        ('{"messages": [{"role": "user", "content": 1}, {"role": "assistant", "content": "2"}]}', "1 is no message"),
         ('{"messages": [{"role": "user", "content": "1"}]}', "by turns"),
         ('{"messages": []}', "by turns"),
     ],

@@ -20,13 +20,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def preference(number: int, probability: float = 1.0, weight: float = 1.0) -> Preference:
+def preference(number: int, probability: float = 1.0) -> Preference:
     return Preference(
         prompt=Prompt(messages=(Message("user", f"Question {number}?"),)),
         chosen=f"Yes, {number}.",
         rejected=f"No, certainly not {number}.",
         probability=probability,
-        weight=weight,
         source="ai",
         comparison=str(number),
     )
@@ -50,13 +49,13 @@ def sequence_logprob(model: Any, tokenizer: Any, row: dict[str, Any], key: str) 
 
 
 @pytest.mark.parametrize("family", ["", *FAMILIES])
-def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
+def test_the_loss_is_the_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
     import torch
     from torch.nn.functional import logsigmoid
 
     reference, tokenizer = load_model(tiny_model(models, family), dtype="float64")
     policy, _ = load_model(tiny_model(models, family), dtype="float64")
-    rows, _ = preference_rows([preference(1, 0.7, weight=1), preference(2, 1.0, weight=3), preference(3, 0.5)])
+    rows, _ = preference_rows([preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)])
     trainer = soft_dpo_trainer(policy, tokenizer, rows, Settings(beta=0.02), tmp_path, 0)
     with torch.no_grad():  # a policy that has moved away from its reference
         torch.manual_seed(1)
@@ -73,8 +72,7 @@ def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, 
             for key, sign in (("chosen", 1), ("rejected", -1))
         )
         p, x = row["probability"], 0.02 * delta  # a small β, since sums of log-probabilities are exact to 1e-5
-        by_hand.append(row["weight"] * (-p * logsigmoid(x) - (1 - p) * logsigmoid(-x)))
-    assert [row["weight"] for row in rows] == pytest.approx([0.6, 1.8, 0.6])  # divided by their mean, 5/3
+        by_hand.append(-p * logsigmoid(x) - (1 - p) * logsigmoid(-x))
     assert loss.item() == pytest.approx((sum(by_hand) / 3).item(), abs=1e-6)
 
 

@@ -12,12 +12,12 @@ from constitutional.base.records import Comparison, GoldPoint, Judgement, Messag
 from constitutional.base.stats import wilson
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.data.prompts import SANDBOX, sandbox_prompt, sandbox_prompt_set
 from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.scores import Score
+from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
 from constitutional.stages.evaluate import (

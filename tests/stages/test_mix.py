@@ -1,6 +1,6 @@
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,16 @@ from constitutional.base.records import (
     Reading,
     Verdict,
 )
-from constitutional.stages.mix import Amounts, Mixed, Settings, amounts_of, mix, run
+from constitutional.stages.mix import (
+    Amounts,
+    Mixed,
+    Settings,
+    amounts_of,
+    check_amounts,
+    mix,
+    run,
+    without_evaluation_prompts,
+)
 from constitutional.stages.summaries import MixSummary
 from tests.tiny import OneStage
 
@@ -357,11 +366,11 @@ def test_what_the_total_has_no_room_for_is_counted() -> None:
 def test_every_share_is_measured_on_the_same_held_out_preferences(
     settings: dict[str, object], ai: int, people: int
 ) -> None:
-    # By seed 0, half of the prompts held out are 2, 4, 6 and 7 of the first ten: six are left of the AI's, and of
-    # people's first six, four.
-    judgements, humans = [(compared(text), 0.9) for text in "0123456789"], [human(text) for text in "012345"]
+    # By seed 0, half of the prompts held out are 2, 4, 6 and 9 of these ten: six are left of the AI's, and of people's
+    # first six, four.
+    judgements, humans = [(compared(text), 0.9) for text in "012a456789"], [human(text) for text in "012a45"]
     found = mixed(judgements, people=humans, settings=Settings.model_validate({"held_out_share": 0.5, **settings}))
-    assert held_out(found) == [*(("ai", text) for text in "2467"), *(("human", text) for text in "24")]
+    assert held_out(found) == [*(("ai", text) for text in "2469"), *(("human", text) for text in "24")]
     assert Amounts(*(sum(each.source == source for each in trained_on(found)) for source in ("ai", "human"))) == (
         ai,
         people,
@@ -572,3 +581,71 @@ def test_published_human_preferences_mix_at_none_half_and_all() -> None:
     assert [len(each) for each in sources] == [300, 300, 300]
     assert measured_on[0] == measured_on[1] == measured_on[2]
     assert {each.source for each in measured_on[0]} == {"ai", "human"}
+
+
+def pairs(count: int) -> list[Preference]:
+    return [human(f"people {number}") for number in range(count)]
+
+
+def test_a_total_that_peoples_pairs_cannot_meet_is_known_from_the_file() -> None:
+    settings = Settings(human_share=0.5, total=60, held_out_share=0)
+    with pytest.raises(ConfigurationError, match=r"mix\.total=60.*asks for 30 .*20 are to train on.*at most 40"):
+        check_amounts(pairs(20), [], settings, 0)
+    check_amounts(pairs(30), [], settings, 0)
+    check_amounts(pairs(20), [], settings.model_copy(update={"total": 40}), 0)
+    with pytest.raises(ConfigurationError, match="19 are to train on"):  # the others are of an evaluation prompt
+        check_amounts(pairs(30), [asked(f"people\u00a0{number}", "held_out") for number in range(11)], settings, 0)
+
+
+def test_a_share_of_people_that_are_not_there_is_known_before_anything_is_asked() -> None:
+    with pytest.raises(ConfigurationError, match="there are none to train on"):
+        check_amounts([], [], Settings(human_share=0.5), 0)
+    check_amounts([], [], Settings(), 0)
+    check_amounts([], [], Settings(human_share=0), 0)
+    check_amounts([], [], Settings(human_share=0.5, verdicts=Path("verdicts.jsonl")), 0)  # not made yet
+
+
+def test_what_is_refused_before_is_what_would_be_refused_later() -> None:
+    for count, total in itertools.product((5, 20, 39, 40, 41), (20, 40, 80)):
+        settings = Settings(human_share=0.5, total=total)
+
+        def refused(call: Callable[[], object]) -> bool:
+            try:
+                call()
+            except ConfigurationError:
+                return True
+            return False
+
+        early = refused(lambda: check_amounts(pairs(count), [], settings, 0))  # noqa: B023 - called at once
+        late = refused(lambda: mixed(MANY, people=pairs(count), settings=settings))  # noqa: B023
+        assert early == late
+
+
+def test_a_human_pair_that_goes_on_from_an_evaluation_prompt_is_left_out() -> None:
+    turns = (Message("user", "secret\r\n one"), Message("assistant", "A"), Message("user", "And?"))
+    longer = human("x").model_copy(update={"prompt": Prompt(messages=turns)})
+    kept = without_evaluation_prompts([longer, human("y")], [asked("secret one", "held_out")])
+    assert [preference.prompt.messages[0].content for preference in kept] == ["y"]
+
+
+def test_conversations_with_one_opening_are_on_one_side_of_the_split() -> None:
+    people = []
+    for number in range(100):
+        opening = Message("user", f"Hello {number}")
+        turns = (opening, Message("assistant", "A"), Message("user", "And?"))
+        people += [
+            human(f"{number} {count}").model_copy(update={"prompt": Prompt(messages=turns[:count])}) for count in (1, 3)
+        ]
+    sides: dict[str, list[str]] = {}
+    for each in mixed(people=people, settings=Settings(held_out_share=0.5)).preferences:
+        sides.setdefault(each.prompt.messages[0].content, []).append(each.split)
+    assert {len(found) for found in sides.values()} == {2}
+    assert {len(set(found)) for found in sides.values()} == {1}
+    assert {found[0] for found in sides.values()} == {"train", "held_out"}
+
+
+def test_peoples_opinions_of_one_pair_are_brought_together_however_it_is_spelled() -> None:
+    first = human("Q", 0.9, "A", "B")
+    second = human("Q", 0.7, "A ", "B").model_copy(update={"comparison": first.comparison})
+    (found,) = mixed(people=[first, second]).preferences
+    assert found.probability == pytest.approx(0.8)

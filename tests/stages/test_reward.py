@@ -8,6 +8,7 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Preference, Prompt, Split
+from constitutional.base.seeds import seed_of
 from constitutional.stages import reward
 from constitutional.stages.reward import (
     Scored,
@@ -22,7 +23,7 @@ from constitutional.stages.summaries import RewardQuality, RewardSummary
 from constitutional.training.reward_model import has_members, load_reward_model, raw_scores, score
 from constitutional.training.rows import preference_rows
 from constitutional.training.saving import save_model
-from constitutional.training.trl import LoraSettings, fit, stage_seed
+from constitutional.training.trl import LoraSettings, fit
 from tests.tiny import FAMILIES, OneStage, tiny_model
 
 
@@ -35,7 +36,6 @@ def preference(
     number: int,
     probability: float = 1.0,
     *,
-    weight: float = 1.0,
     source: Literal["ai", "human"] = "ai",
     split: Split = "train",
 ) -> Preference:
@@ -44,7 +44,6 @@ def preference(
         chosen=f"Yes, {number}.",
         rejected=f"No, certainly not {number}.",
         probability=probability,
-        weight=weight,
         source=source,
         comparison=str(number),
         split=split,
@@ -61,9 +60,9 @@ def conversation(item: Preference, reply: str) -> tuple[Message, ...]:
 
 
 @pytest.mark.parametrize("family", ["", *FAMILIES])
-def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
+def test_the_loss_is_the_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
     model, tokenizer = load_reward_model(tiny_model(models, family), dtype="float64")
-    items = [preference(1, 0.7, weight=1), preference(2, 1.0, weight=3), preference(3, 0.5, weight=1)]
+    items = [preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)]
     rows, _ = preference_rows(items)
     trainer = soft_reward_trainer(model, tokenizer, rows, Settings(), tmp_path, 0)
     data: Any = trainer.train_dataset
@@ -71,12 +70,12 @@ def test_the_loss_is_the_weighted_cross_entropy_with_soft_targets(models: Path, 
     loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
 
     by_hand = []
-    for item, weight in zip(items, (0.6, 1.8, 0.6), strict=True):  # divided by their mean, 5/3
+    for item in items:
         chosen, rejected = raw_scores(
             model, tokenizer, [conversation(item, item.chosen), conversation(item, item.rejected)]
         )
         p, sigma = item.probability, 1 / (1 + exp(rejected - chosen))
-        by_hand.append(weight * (-p * log(sigma) - (1 - p) * log(1 - sigma)))
+        by_hand.append(-p * log(sigma) - (1 - p) * log(1 - sigma))
     assert loss.item() == pytest.approx(sum(by_hand) / 3, abs=1e-6)
 
 
@@ -109,8 +108,7 @@ def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models:
     assert (summary.pairs, summary.dropped) == (16, dropped)
     assert summary.quality is not None
     assert values(summary.quality) == {"all": (1.0, 8), "ai": (1.0, 4), "human": (1.0, 4)}
-    assert summary.quality.length_correlation is not None
-    assert summary.quality.length_correlation < -0.5  # the preferred reply has two words, the other four
+    assert summary.quality.length_correlation is None  # from four preferences that count
 
     # Both members' scores of the reference samples are normalised, so their mean is too.
     reference = reference_conversations(MANY, 256, 0)
@@ -143,13 +141,14 @@ def test_quality_in_numbers() -> None:
             scored(log(3), 0, 0.8),  # sure to 3/4 of chosen, which 0.8 prefer
             scored(0, log(3), 0.7, "human"),  # sure to 3/4 of rejected, which 0.3 prefer
             scored(log(9), 0, 1.0),  # sure to 9/10 of chosen
-        ],
+        ]
+        * 4,  # below 10 nothing would be said
         {"ai", "human"},
     )
-    assert values(found) == {"all": (pytest.approx(2 / 3), 3), "ai": (1.0, 2), "human": (0.0, 1)}
+    assert values(found) == {"all": (pytest.approx(2 / 3), 12), "ai": (1.0, 8), "human": (0.0, 4)}
     assert [each.predicted for each in found.calibration] == pytest.approx([0.75, 0.9])
     assert [each.observed for each in found.calibration] == pytest.approx([0.55, 1.0])  # (0.8 + 0.3) / 2
-    assert [each.n for each in found.calibration] == [2, 1]
+    assert [each.n for each in found.calibration] == [8, 4]
     assert found.calibration_error == pytest.approx((2 * 0.2 + 1 * 0.1) / 3)
     # Scores ln3, 0 | 0, ln3 | ln9, 0 in units of ln3: 1 0 0 1 2 0 about 2/3; words 2, 4 by turns, about 3:
     # Σ = −1/3 − 2/3·1 + 2/3 + 1/3 − 4/3 − 2/3 = −2, over √(10/3 · 6) = √20
@@ -157,9 +156,10 @@ def test_quality_in_numbers() -> None:
 
 
 def test_a_source_that_was_not_trained_on_changes_nothing_but_the_accuracy() -> None:
-    alone = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7)], {"ai"})
-    beside = quality([scored(log(3), 0, 0.8), scored(0, 1, 0.7), scored(0, 5, 1.0, "human")], {"ai"})
-    assert values(beside) == {"all": (pytest.approx(1 / 3), 3), "ai": (0.5, 2), "human": (0.0, 1)}
+    own = [scored(log(3), 0, 0.8), scored(0, 1, 0.7)] * 5
+    alone = quality(own, {"ai"})
+    beside = quality([*own, *[scored(0, 5, 1.0, "human")] * 5], {"ai"})
+    assert values(beside) == {"all": (pytest.approx(1 / 3), 15), "ai": (0.5, 10), "human": (0.0, 5)}
     assert beside.model_copy(update={"accuracy": alone.accuracy}) == alone
     assert None not in (alone.calibration_error, alone.length_correlation, alone.scores)
     assert alone.calibration
@@ -201,6 +201,15 @@ def test_a_member_that_scores_everything_alike_does_not_end_the_measuring(
     assert [(each.predicted, each.n) for each in found.calibration] == [(0.5, 4)]
 
 
+def test_nothing_is_said_of_a_few_preferences_and_pairs_of_one_prompt_are_no_independent_ones() -> None:
+    nine = quality([scored(log(3), 0, 0.8)] * 9, {"ai"})
+    assert (nine.calibration_error, nine.length_correlation) == (None, None)
+    ten = quality([scored(log(3), 0, 0.8)] * 10, {"ai"})
+    assert ten.calibration_error == pytest.approx(0.05)  # 0.75 against 0.8
+    # All are about one prompt, and of other prompts nothing is known.
+    assert (ten.accuracy["all"].low, ten.accuracy["all"].high) == (0.0, 1.0)
+
+
 def test_a_tie_is_no_right_answer() -> None:
     assert quality([scored(1, 1, 0.9)], {"ai"}).accuracy["all"].value == 0.0
 
@@ -228,7 +237,7 @@ def test_the_reference_is_not_of_held_out_replies() -> None:
 def test_adapters_train_the_head_which_is_saved(models: Path, tmp_path: Path, family: str) -> None:
     context = OneStage(tmp_path, {"sft_model": tiny_model(models, family)}, {"preferences": [*MANY, *HELD_OUT]})
     run(QUICK.model_copy(update={"lora": LoraSettings(rank=4)}), context)
-    seed = stage_seed(0, "reward", 0)
+    seed = seed_of(0, "reward", 0)
     before = load_reward_model(tiny_model(models, family), seed=seed)[0].state_dict()
     after = load_reward_model(context.output("reward_model/0"))[0].state_dict()
     assert before.keys() == after.keys()

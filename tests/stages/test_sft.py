@@ -164,7 +164,7 @@ def test_helpful_samples_of_a_file_take_the_drafts_place_and_each_is_trained_on_
 def test_a_line_that_is_no_helpful_sample_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "helpful.jsonl"
     path.write_text('{"prompt": "How?", "response": "So."}\n\n' + line)
-    with pytest.raises(InputError, match=r"is no helpful sample; expected \{\"prompt\"") as caught:
+    with pytest.raises(InputError, match=r"expected \{\"prompt\"") as caught:
         read_helpful(path)
     assert str(caught.value).startswith(f"{path}:3: ")
 
@@ -173,7 +173,7 @@ def test_a_file_without_samples_or_that_cannot_be_read_is_refused(tmp_path: Path
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(InputError, match="holds no helpful sample"):
         read_helpful(tmp_path / "empty.jsonl")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_helpful(tmp_path / "nowhere.jsonl")
 
 

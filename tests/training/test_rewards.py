@@ -63,7 +63,7 @@ def test_several_reward_models_count_less_where_they_disagree() -> None:
 
 
 def test_a_plain_text_prompt_is_one_message() -> None:
-    assert rewards.said("Hello?", "Hi.") == (Message("user", "Hello?"), Message("assistant", "Hi."))
+    assert rewards.conversation_with("Hello?", "Hi.") == (Message("user", "Hello?"), Message("assistant", "Hi."))
 
 
 def test_two_rewards_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -91,3 +91,13 @@ def test_rules_are_made_of_their_settings(tmp_path: Path) -> None:
     assert (mine.name, mine.weight, given(mine, "Hey! You!", "So.")) == ("function/loud", -2, [2, 0])
     kinds = (rewards.LengthSettings(), rewards.RefusalSettings(), rewards.QuestionsSettings())
     assert [rewards.rule(each).name for each in kinds] == ["length", "refusal", "questions"]
+
+
+def test_rules_count_in_any_script() -> None:
+    length = rewards.length(rewards.LengthSettings(limit=3))
+    assert given(length, "你好，世界。", "สวัสดี", "안녕 세상") == [1, 1, 0]  # characters, characters with marks, words
+    assert given(rewards.questions(rewards.QuestionsSettings()), "你好吗？真的？", "كيف حالك؟") == [2, 1]
+    refusal = rewards.refusal(rewards.RefusalSettings(phrases=("我不能", "je ne peux pas", "i can't help")))
+    late = "好" * 40 + "我不能"
+    assert given(refusal, "对不起，我不能这样做。", late, "Je ne\u00a0peux  pas.") == [1, 0, 1]
+    assert given(refusal, *(f"I can{mark}t help." for mark in "'\u2019\u2018\uff07\u02bc`")) == [1] * 6

@@ -16,23 +16,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def preference(chosen: str, rejected: str, *, weight: float = 1.0, split: Split = "train") -> Preference:
+def preference(chosen: str, rejected: str, *, split: Split = "train") -> Preference:
     prompt = Prompt(messages=(Message("user", "Is it so?"),))
     return Preference(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
         probability=0.8,
-        weight=weight,
         source="ai",
         comparison="c",
         split=split,
     )
-
-
-def test_weights_of_preferences_are_relative() -> None:
-    rows, _ = preference_rows([preference("a", "b", weight=1), preference("a", "c", weight=3)])
-    assert [row["weight"] for row in rows] == [0.5, 1.5]  # divided by their mean, 2
 
 
 def test_held_out_preferences_and_equal_texts_are_counted_and_not_trained_on() -> None:
@@ -60,7 +54,7 @@ def test_control_tokens_within_messages_are_not_trained_on(models: Path) -> None
         return {
             "prompt": [{"role": "user", "content": asked}],
             "completion": [{"role": "assistant", "content": said}],
-            "weight": 1.0,
+            "probability": 1.0,
         }
 
     # What is left on both sides of one may make up another.

@@ -10,25 +10,24 @@ from constitutional.training.trl import (
     _latest_checkpoint,
     _log_callback,
     soft_correction,
-    stage_seed,
 )
 
 
 @pytest.mark.parametrize(
-    ("x", "p", "w", "loss"),
+    ("x", "p", "loss"),
     [
-        (0.0, 0.7, 1.0, log(2)),  # σ(0) = 1/2 for either reply, whatever the target
-        (log(3), 1.0, 1.0, log(4 / 3)),  # σ = 3/4, and a target of 1 is the plain loss
-        (log(3), 0.75, 1.0, 0.75 * log(4 / 3) + 0.25 * log(4)),  # the entropy of (3/4, 1/4): the least there can be
-        (-log(3), 0.5, 2.0, 2 * (0.5 * log(4) + 0.5 * log(4 / 3))),
+        (0.0, 0.7, log(2)),  # σ(0) = 1/2 for either reply, whatever the target
+        (log(3), 1.0, log(4 / 3)),  # σ = 3/4, and a target of 1 is the plain loss
+        (log(3), 0.75, 0.75 * log(4 / 3) + 0.25 * log(4)),  # the entropy of (3/4, 1/4): the least there can be
+        (-log(3), 0.5, 0.5 * log(4) + 0.5 * log(4 / 3)),
     ],
 )
-def test_the_correction_makes_the_plain_loss_a_weighted_soft_one(x: float, p: float, w: float, loss: float) -> None:
+def test_the_correction_makes_the_plain_loss_a_soft_one(x: float, p: float, loss: float) -> None:
     import torch
 
     logits = torch.tensor([x], dtype=torch.float64)
     plain = -torch.nn.functional.logsigmoid(logits).mean()
-    corrected = plain + soft_correction(logits, torch.tensor([p]), torch.tensor([w]))
+    corrected = plain + soft_correction(logits, torch.tensor([p]))
     assert corrected.item() == pytest.approx(loss, abs=1e-7)
 
 
@@ -37,7 +36,7 @@ def test_an_undecided_pair_pulls_nowhere_while_the_model_is_undecided() -> None:
 
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     loss = -torch.nn.functional.logsigmoid(logits).mean()
-    loss = loss + soft_correction(logits, torch.tensor([0.5, 0.9]), torch.ones(2))
+    loss = loss + soft_correction(logits, torch.tensor([0.5, 0.9]))
     loss.backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     assert logits.grad.tolist() == pytest.approx([0.0, -0.2])  # (σ(0) − p) / 2 = 0 and (0.5 − 0.9) / 2
@@ -65,8 +64,3 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ModelError, match=r"dpo: the loss is nan at step 7; lower learning_rate"):
         callback.on_log(arguments, TrainerState(global_step=7), TrainerControl(), logs={"loss": float("nan")})
-
-
-def test_parts_of_a_run_have_seeds_of_their_own() -> None:
-    assert len({stage_seed(0, "reward", 0), stage_seed(0, "reward", 1), stage_seed(1, "reward", 0)}) == 3
-    assert stage_seed(0, "reward", 0) == stage_seed(0, "reward", 0) < 2**31

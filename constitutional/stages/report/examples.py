@@ -1,10 +1,10 @@
 """Which of a run's drafts, replies and rollouts the report shows: drawn, so that nobody chose them for their looks."""
 
-import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from constitutional.base.records import Judgement, Preference, Prompt, Revision, Rollout, Sample
+from constitutional.base.seeds import rng_of
 from constitutional.stages.report.data import ExampleChoice, ExampleStep, ReplyExample, RevisionExample, RolloutExample
 
 
@@ -29,7 +29,7 @@ def revision_examples(
     `choices` is what was preferred later, by the prompt's id.
     """
     changed = [each for each in revisions if each.problem is None and each.final.strip() != each.draft.strip()]
-    changed.sort(key=lambda each: random.Random(f"{seed} report {each.id}").random())
+    changed.sort(key=lambda each: rng_of(seed, "report", each.id).random())
     turns: Counter[str] = Counter()
     ranked = []
     for each in changed:
@@ -71,7 +71,7 @@ def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judg
 
 def reply_examples(samples: Sequence[Sample], count: int, seed: int) -> tuple[ReplyExample, ...]:
     """Held-out prompts drawn at random, with each model's reply."""
-    drawn = sorted(samples, key=lambda each: random.Random(f"{seed} report {each.prompt.id}").random())[:count]
+    drawn = sorted(samples, key=lambda each: rng_of(seed, "report", each.prompt.id).random())[:count]
     return tuple(
         ReplyExample(id=each.prompt.id, conversation=each.prompt.messages, replies=each.replies) for each in drawn
     )

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from markupsafe import Markup
 
-from constitutional.base.records import GoldPoint, Judge
+from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report import charts
 from constitutional.stages.report.charts import Axis, Line, Mark, number
@@ -306,7 +306,7 @@ def gold(run: RunReport) -> Iterator[Figure]:
         yield _over_optimisation(by, points)
 
 
-def _over_optimisation(by: Judge, points: Sequence[GoldPoint]) -> Figure:
+def _over_optimisation(by: GoldJudge, points: Sequence[GoldPoint]) -> Figure:
     known = all(each.sqrt_kl is not None for each in points)
     places = [each.sqrt_kl if known and each.sqrt_kl is not None else float(each.last_phase) for each in points]
     across = "√KL from the SL model (√nats)" if known else "phase"

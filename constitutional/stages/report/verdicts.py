@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Final, Literal, NamedTuple
 
-from constitutional.base.records import GoldPoint, Judge
+from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report.data import MODELS, RunReport
 from constitutional.stages.summaries import Direction, EvaluateSummary
@@ -28,7 +28,7 @@ HEADS: Final[Mapping[str, str]] = {
 }
 """How the page words a name, or what stands before its `/`, where the name itself would read badly."""
 
-JUDGES: Final[Mapping[Judge, str]] = {
+JUDGES: Final[Mapping[GoldJudge, str]] = {
     "traits": "what the constitution’s tags ask for, found exactly",
     "labeler": "the labeler’s score from 1 to 10",
     "reward_model": "a held-out reward model",
@@ -154,7 +154,7 @@ def over_optimised(gold: Sequence[GoldPoint]) -> Iterator[str]:
             )
 
 
-def by_judge(points: Sequence[GoldPoint]) -> dict[Judge, list[GoldPoint]]:
+def by_judge(points: Sequence[GoldPoint]) -> dict[GoldJudge, list[GoldPoint]]:
     """Each judge's points, in order."""
     return {by: [each for each in points if each.by == by] for by in dict.fromkeys(each.by for each in points)}
 

@@ -18,7 +18,6 @@ Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e
 import hashlib
 import json
 import math
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ConfigurationError, UsageError
+from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training.ppo.checkpoint import (
@@ -59,7 +59,7 @@ from constitutional.training.preflight import end_tokens, preflight
 from constitutional.training.reward_model import load_reward_model
 from constitutional.training.rows import Row, token_ids
 from constitutional.training.saving import write_model
-from constitutional.training.trl import quiet_libraries, stage_seed
+from constitutional.training.trl import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -237,8 +237,7 @@ class PPOTrainer:
 
         def orders() -> Iterable[int]:
             for epoch in range(first // len(self.rows), (first + self.batch_size - 1) // len(self.rows) + 1):
-                seed = stage_seed(self.args.seed, "order", epoch)
-                yield from random.Random(seed).sample(range(len(self.rows)), len(self.rows))
+                yield from rng_of(self.args.seed, "order", epoch).sample(range(len(self.rows)), len(self.rows))
 
         first = phase * self.batch_size
         start = first % len(self.rows)
@@ -247,7 +246,7 @@ class PPOTrainer:
     def _episodes(self, phase: int, own: list[int], rows: list[int]) -> list[Episode]:
         import torch
 
-        seeds = [stage_seed(self.args.seed, "reply", phase, row) for row in own]
+        seeds = [seed_of(self.args.seed, "reply", phase, row) for row in own]
         prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
         with torch.no_grad(), self.accelerator.autocast():
             replies = self.sampler.sample(prompts, seeds)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from constitutional.base.errors import ModelError
+from constitutional.base.seeds import rng_of, seed_of
 from constitutional.training.ppo import math as ppo_math
 from constitutional.training.ppo.networks import Networks, Sequences, side_by_side
 from constitutional.training.ppo.rollout import Rollout, in_batches
 from constitutional.training.ppo.settings import PPOConfig
-from constitutional.training.trl import stage_seed
 
 SupervisedRow = tuple[list[int], list[int]]
 """A prompt's tokens and those of the reply that is to be learned."""
@@ -80,10 +80,10 @@ class Learner:
         self._sums = torch.zeros(len(_Sums._fields), dtype=torch.float64, device=self.accelerator.device)
         self.networks.train(args.gradient_checkpointing)
         for epoch in range(args.num_ppo_epochs):
-            order = random.Random(stage_seed(args.seed, "mini_batches", phase, epoch))
+            order = rng_of(args.seed, "mini_batches", phase, epoch)
             rows = order.sample(range(len(rollout.prompts)), len(rollout.prompts))
             for first in range(0, len(rows), self.mini_batch_size):
-                ptx_seed = stage_seed(args.seed, "ptx", phase, epoch, first)
+                ptx_seed = seed_of(args.seed, "ptx", phase, epoch, first)
                 self._step(rollout, rows[first : first + self.mini_batch_size], phase, ptx_seed)
         self.networks.train(False)
         sums = _Sums(*self.accelerator.reduce(self._sums, "sum").tolist())

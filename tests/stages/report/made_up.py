@@ -2,24 +2,21 @@
 
 from constitutional.base.records import GoldPoint, Message
 from constitutional.judging.scores import Change, Score
+from constitutional.runs.manifest import Calls
 from constitutional.stages.report.data import (
-    CalibrationBin,
-    Calls,
     Curve,
     ExampleChoice,
     ExampleStep,
-    Histogram,
     LabelerQuality,
     LeftOut,
     PrincipleQuality,
     Provenance,
     ReplyExample,
     RevisionExample,
-    RewardQuality,
     RolloutExample,
     RunReport,
-    Share,
 )
+from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, Share
 
 
 def score(model: str, measure: str, value: float, half: float = 0.05, *, n: int = 240, unit: str = "share") -> Score:

@@ -1,14 +1,8 @@
 import pytest
 
 from constitutional.stages.report.cautions import cautions
-from constitutional.stages.report.data import (
-    CalibrationBin,
-    Histogram,
-    LabelerQuality,
-    PrincipleQuality,
-    RewardQuality,
-    Share,
-)
+from constitutional.stages.report.data import LabelerQuality, PrincipleQuality
+from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, Share
 from tests.stages.report.made_up import empty_run, full_run, score
 
 

@@ -1,11 +1,5 @@
-from constitutional.base.records import Preference, Prompt, Rollout
-from constitutional.stages.report.examples import (
-    Sample,
-    example_choices,
-    reply_examples,
-    revision_examples,
-    rollout_examples,
-)
+from constitutional.base.records import Preference, Prompt, Rollout, Sample
+from constitutional.stages.report.examples import example_choices, reply_examples, revision_examples, rollout_examples
 from tests.stages.report.test_gather import COMPARISON, QUESTION, judgement, revision
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from constitutional.base.errors import InputError
+from constitutional.data.answers import Answered, accuracy_of, always_first, always_longer, load_answers, load_hhh
 from constitutional.data.comparisons import read_comparisons
-from constitutional.data.hhh import Answered, always_first, always_longer, load_answers, load_hhh, score
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "hhh-438" / "comparisons.jsonl.gz"
 
@@ -56,19 +56,21 @@ def test_the_baselines_and_a_score_are_shares_of_all_comparisons(tmp_path: Path)
     assert (always_longer(rows).right, always_longer(rows).share) == (2, 0.5)  # the first and the fourth
     ids = [each.comparison.id for each in rows]
     # Right, wrong, undecided, unreadable: 1 of 4.
-    assert score(rows, {ids[0]: 0.1, ids[1]: 0.9, ids[2]: 0.5, ids[3]: None}).share == 0.25
-    assert score(rows, {ids[0]: 0.1, ids[1]: 0.4, ids[2]: 0.7, ids[3]: 0.51}).share == 1.0
+    assert accuracy_of(rows, {ids[0]: 0.1, ids[1]: 0.9, ids[2]: 0.5, ids[3]: None}).share == 0.25
+    assert accuracy_of(rows, {ids[0]: 0.1, ids[1]: 0.4, ids[2]: 0.7, ids[3]: 0.51}).share == 1.0
 
 
-def test_the_interval_draws_conversations_and_not_comparisons(tmp_path: Path) -> None:
-    # Two conversations of 20 comparisons: all right in one, all wrong in the other. A resample draws two of the two, so
-    # its share is 0, 0.5 or 1, with probabilities 1/4, 1/2, 1/4: the 95% interval reaches both ends.
+def test_the_interval_counts_conversations_and_not_comparisons(tmp_path: Path) -> None:
+    # Two conversations of 20 comparisons: all right in one, all wrong in the other. Forty independent ones would give
+    # 0.5 ± 0.15; of two conversations nearly nothing is known.
     rows = load(
         tmp_path,
         *(row(f"a{n}", f"b{n}", "A", "\n\nHuman: 1") for n in range(20)),
         *(row(f"a{n}", f"b{n}", "B", "\n\nHuman: 2") for n in range(20)),
     )
-    assert tuple(always_first(rows).interval) == (0.0, 1.0)
+    low, high = always_first(rows).interval
+    assert low < 0.05
+    assert high > 0.95
 
 
 @pytest.mark.parametrize(
@@ -90,11 +92,11 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, bad: object, complaint: 
 
 
 def test_a_file_that_is_not_there_or_torn_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no such file"):
         load_hhh(tmp_path / "none.jsonl")
     torn = tmp_path / "torn.jsonl.gz"
-    torn.write_bytes(gzip.compress(b"{}\n" * 100)[:-12])
-    with pytest.raises(InputError, match="cannot be read"):
+    torn.write_bytes(gzip.compress(f"{json.dumps(row('a', 'b', 'A'))}\n".encode() * 100)[:-12])
+    with pytest.raises(InputError, match="damaged gzip"):
         load_hhh(torn)
 
 
@@ -146,4 +148,4 @@ def test_the_published_baselines_come_out_exactly() -> None:
 def test_a_labeler_that_prefers_the_longer_answer_scores_like_that_baseline() -> None:
     rows = load_hhh(DATA)
     p_a = {each.comparison.id: 0.5 + (len(each.comparison.a) - len(each.comparison.b)) / 1e6 for each in rows}
-    assert score(rows, p_a).right == 246
+    assert accuracy_of(rows, p_a).right == 246

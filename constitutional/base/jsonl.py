@@ -1,0 +1,172 @@
+"""Reads files that people write line by line: JSON lines and plain text, compressed with gzip or not.
+
+What no model and no later file can take is refused here, with its line, so that the callers only check shapes.
+"""
+
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from constitutional.base.errors import InputError
+
+MOST_BYTES: Final = 8 * 2**20
+"""Of one line: far above the longest conversation of any data set, far below what fills the memory."""
+
+_GZIP: Final = b"\x1f\x8b"
+_BOM: Final = b"\xef\xbb\xbf"
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class BadTextError(ValueError):
+    """What is wrong with a value or a text."""
+
+
+def read_jsonl(path: Path, expected: str) -> Iterator[tuple[int, Any]]:
+    """The JSON value of each line that is not blank, with its number from 1.
+
+    Args:
+        path: the file; gzip is told by its first bytes, whatever the name.
+        expected: what the file should hold, for error messages.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no JSON value of whole characters.
+    """
+    for number, line in read_lines(path, expected):
+        try:
+            value = parse(line)
+        except BadTextError as error:
+            raise InputError(path, f"{error}; expected {expected}", number) from error
+        yield number, value
+
+
+def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+    r"""Each line that is not blank, without the spaces around it, with its number from 1.
+
+    Only `\n` and `\r\n` end a line: other characters that Python calls line ends occur within texts.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no UTF-8 text.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:
+            stream = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(_GZIP) else file
+            # A bounded read: a file without line ends must not fill the memory.
+            while line := stream.readline(MOST_BYTES + 1):
+                number += 1
+                if text := _text(line, first=number == 1):
+                    yield number, text
+    except FileNotFoundError as error:
+        raise InputError(path, f"there is no such file; expected {expected}") from error
+    except IsADirectoryError as error:
+        raise InputError(path, f"is a folder; expected {expected}") from error
+    except BadTextError as error:
+        raise InputError(path, f"{error}; expected {expected}", number) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        problem = f"is a damaged gzip file: {str(error).lower()}; fetch or compress it again"
+        raise InputError(path, problem, number + 1) from error
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror}; expected {expected}") from error
+
+
+def _text(line: bytes, *, first: bool) -> str:
+    if first and line.startswith(_UTF16):
+        raise BadTextError("is UTF-16 text; save the file as UTF-8")
+    if len(line) > MOST_BYTES:
+        raise BadTextError(f"is longer than {MOST_BYTES // 2**20} MiB; shorten it or leave it out")
+    if b"\0" in line:
+        raise BadTextError("holds a NUL character; save the file as UTF-8")
+    try:
+        return (line.removeprefix(_BOM) if first else line).decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadTextError(f"is not UTF-8 text ({error.reason}); save the file as UTF-8") from error
+
+
+def parse(text: str) -> Any:  # noqa: ANN401 - JSON may be anything
+    """The JSON value of a text, strictly: no key twice, no number that JSON does not have, whole characters only.
+
+    Raises:
+        BadTextError: says what is wrong.
+    """
+    try:
+        value = strict_decoder().decode(text)
+        if "\\u" in text:  # only escapes can spell what the file's own bytes cannot
+            _check_strings(value)
+    except BadTextError:
+        raise
+    except json.JSONDecodeError as error:
+        raise BadTextError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
+    except RecursionError as error:
+        raise BadTextError("is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise BadTextError(f"is not JSON: {error}") from error
+    return value
+
+
+def strict_decoder(parse_int: Callable[[str], Any] | None = None) -> json.JSONDecoder:
+    """A decoder that raises BadTextError for a key that stands twice, and for NaN and infinite numbers."""
+    return json.JSONDecoder(
+        object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite, parse_int=parse_int
+    )
+
+
+def check_characters(text: str) -> None:
+    """Refuse half a character and NUL: no tokenizer and no file can take the one, few the other.
+
+    Raises:
+        BadTextError: names it.
+    """
+    if half := re.search("[\ud800-\udfff]", text):
+        lone = f"\\u{ord(half[0]):04x}"
+        raise BadTextError(f"holds half of a surrogate pair ({lone}), which is no character; repair or remove it")
+    if "\0" in text:
+        raise BadTextError("holds a NUL character (\\u0000); remove it")
+
+
+def _check_strings(value: object) -> None:
+    if isinstance(value, str):
+        check_characters(value)
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_characters(key)
+            _check_strings(item)
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise BadTextError(f"has the key {shortened(twice)} twice; keep one of the two")
+    return made
+
+
+def _refuse_constant(name: str) -> None:
+    raise BadTextError(f"is not JSON: {name} is no JSON value; write a number or null")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise BadTextError(f"holds the number {digits[:20]}, which is too large; write a smaller one")
+    return number
+
+
+def shortened(value: object) -> str:
+    """A value as it is shown in an error: in ASCII, at most 40 characters."""
+    shown = ascii(value)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."
+
+
+def as_json(value: object) -> str:
+    """The same as JSON."""
+    shown = json.dumps(value)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."

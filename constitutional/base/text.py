@@ -1,0 +1,75 @@
+"""Words, questions and sentences in any script, and what makes two texts one."""
+
+import unicodedata
+from typing import Final
+
+import regex  # type: ignore[import-untyped]
+
+# A letter or digit of a script that is written without spaces between words.
+_UNSPACED: Final = (
+    r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]&&[\p{L}\p{N}]]"
+)
+_WORD: Final = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*\p{{P}}*|[^\s\u200b\ufeff{_UNSPACED}]+")
+# Latin, full width, Arabic, double and mixed ones, interrobang, Armenian, Ethiopic, reversed.
+_QUESTION_MARKS: Final = r"?\uff1f\u061f\u2047-\u2049\u203d\u055e\u1367\u2e2e"
+_QUESTIONS: Final = regex.compile(rf"[{_QUESTION_MARKS}][{_QUESTION_MARKS}!\uff01]*")
+# Before a space: Latin, Arabic and Indic marks. Anywhere: those of full width, of which Chinese and Japanese have no
+# space behind them.
+_SENTENCE_END: Final = regex.compile(
+    r"(?<=[.!?\u061f\u06d4\u0964\u0965\u2026]\p{Pf}?\p{Pe}?[\"']?)\s+"
+    r"|(?<=[\u3002\uff01\uff1f\uff61][\p{Pe}\p{Pf}]*)(?![\p{Pe}\p{Pf}\u3002\uff01\uff1f\uff61])\s*|\n+"
+)
+_HIDDEN: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+_OTHER_SENSE: Final = ("<super>", "<sub>", "<fraction>")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, with the punctuation that touches them.
+
+    They are what spaces divide. In scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese,
+    Tibetan) each character, with its marks, counts as a word. That is the usual count of Chinese and Japanese; Thai and
+    the like come out about three times as long as a dictionary would count them.
+    """
+    return list(_WORD.findall(text))
+
+
+def first_words(text: str, count: int) -> str:
+    """A text up to the end of so many words."""
+    ends = [match.end() for match, _ in zip(_WORD.finditer(text), range(count), strict=False)]
+    return text[: ends[-1]] if ends else ""
+
+
+def count_questions(text: str) -> int:
+    """Questions that a text asks: question marks of any script, a row of them being one question."""
+    return len(_QUESTIONS.findall(text))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text: they end at a line's end, at a mark such as `.` before a space, and at `。` anywhere.
+
+    A text of nothing but spaces has none.
+    """
+    return [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip()]
+
+
+def canonical(text: str) -> str:
+    """A text as people read it: texts that look the same have the same canonical form.
+
+    Characters are composed and of plain width (Unicode's NFKC), invisible ones are left out, and a run of spaces and
+    line ends is one space. Superscripts, subscripts and fractions stay as they are, since 2² is not 22.
+    """
+    if text.isascii():
+        return " ".join(text.split())
+    visible = unicodedata.normalize("NFC", _HIDDEN.sub("", text))
+    if not unicodedata.is_normalized("NFKC", visible):
+        plain = (
+            char if unicodedata.decomposition(char).startswith(_OTHER_SENSE) else unicodedata.normalize("NFKC", char)
+            for char in visible
+        )
+        visible = unicodedata.normalize("NFC", "".join(plain))
+    return " ".join(visible.split())
+
+
+def same_text(first: str, second: str) -> bool:
+    """Whether people would read two texts as the same."""
+    return first == second or canonical(first) == canonical(second)

@@ -1,0 +1,92 @@
+# ruff: noqa: RUF001
+import unicodedata
+
+import pytest
+
+from constitutional.base.text import canonical, count_questions, first_words, same_text, sentences, words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("one two three four  five", ["one", "two", "three", "four", "five"]),
+        ("I can't – really!", ["I", "can't", "–", "really!"]),
+        ("你好，世界。", ["你", "好，", "世", "界。"]),
+        ("「はい」と", ["「", "は", "い」", "と"]),
+        ("用GPT写 code", ["用", "GPT", "写", "code"]),
+        ("สวัสดี", ["ส", "วั", "ส", "ดี"]),  # four letters with the marks above them
+        ("안녕 세상", ["안녕", "세상"]),  # Korean has spaces
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("مرحبا بالعالم", ["مرحبا", "بالعالم"]),
+        ("ភាសា\u200bខ្មែរ", ["ភា", "សា", "ខ្", "មែ", "រ"]),
+        (" \n\u3000", []),
+    ],
+)
+def test_words_are_what_spaces_divide_or_characters_where_there_are_no_spaces(text: str, expected: list[str]) -> None:
+    assert words(text) == expected
+
+
+def test_the_first_words_keep_the_text_between_them() -> None:
+    assert first_words("  one two\nthree four", 3) == "  one two\nthree"
+    assert first_words("我不能这样做", 3) == "我不能"
+    assert first_words("one", 3) == "one"
+    assert first_words("", 3) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Why? How?? So.", 2),
+        ("What?! Yes!", 1),
+        ("你好吗？真的？！好。", 2),
+        ("كيف حالك؟", 1),
+        ("Ինչո՞ւ", 1),
+        ("No.", 0),
+    ],
+)
+def test_questions_are_counted_in_any_script(text: str, count: int) -> None:
+    assert count_questions(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One. Two! Three?\nFour", ["One.", "Two!", "Three?", "Four"]),
+        ('He said "no." Then v1.5 came.', ['He said "no."', "Then v1.5 came."]),
+        ("你好。世界！好？", ["你好。", "世界！", "好？"]),
+        ("真的吗？！是。", ["真的吗？！", "是。"]),
+        ("彼は「はい。」と言った。そう。", ["彼は「はい。」", "と言った。", "そう。"]),
+        ("ठीक है। चलो।", ["ठीक है।", "चलो।"]),
+        (" \n", []),
+    ],
+)
+def test_sentences_end_where_their_script_ends_them(text: str, expected: list[str]) -> None:
+    assert sentences(text) == expected
+
+
+ALIKE = [
+    ("Où est le café ?", unicodedata.normalize("NFD", "Où est le café ?")),
+    ("List:\n- a", "List:\r\n- a"),
+    ("How do I bake bread?", "How do I  bake bread? \n"),
+    ("Hi there", "\ufeffHi there"),
+    ("Hi there", "\u200bHi\u2060 th\u00adere\u200e"),
+    ("Say it", "Say\u00a0it"),
+    ("你 好", "你\u3000好"),
+    ("ABC 12?", "ＡＢＣ　１２？"),
+    ("find", "ﬁnd"),
+    ("가", unicodedata.normalize("NFD", "가")),
+    ("wait...", "wait…"),
+]
+UNLIKE = [("2²", "22"), ("H₂O", "H2O"), ("½", "12"), ("Hi", "hi"), ("a b", "ab"), ("é", "e"), ("Hi?", "Hi")]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_texts_that_look_the_same_are_the_same(one: str, other: str) -> None:
+    assert one != other
+    assert same_text(one, other)
+    assert canonical(canonical(other)) == canonical(one)
+
+
+@pytest.mark.parametrize(("one", "other"), UNLIKE)
+def test_texts_that_look_different_are_different(one: str, other: str) -> None:
+    assert not same_text(one, other)
