@@ -1,7 +1,6 @@
 """The prompts of a person's file, checked and split. No prompt is in both splits."""
 
 import difflib
-import hashlib
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final, NamedTuple, get_args
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import as_json, read_jsonl, read_lines, shortened
 from constitutional.base.records import Message, Prompt, Split
+from constitutional.base.seeds import seed_of
 from constitutional.base.text import canonical
 
 MAX_CHARACTERS: Final = 100_000
@@ -198,8 +198,8 @@ def _splits(path: Path, lines: Sequence[_Line], held_out: int, seed: int) -> lis
     def root(line: _Line) -> Conversation:
         return next(prompt for prompt in prompts_within(line.conversation) if prompt in among_open)
 
-    def place(line: _Line) -> str:
-        return hashlib.sha256(f"{seed} held out {root(line)}".encode()).hexdigest()
+    def place(line: _Line) -> int:
+        return seed_of(seed, "held out", root(line))
 
     # Conversations that go on from one prompt have its place, and so one side.
     for _, family in groupby(sorted(open_lines, key=place), key=place):
@@ -208,7 +208,9 @@ def _splits(path: Path, lines: Sequence[_Line], held_out: int, seed: int) -> lis
         missing -= len(members)
     declared = sum(line.split == "held_out" for line in lines)
     problem = f"holds {len(lines)} different prompts, {declared} of them with the split held_out"
-    advice = "give more prompts" + (", or ask for fewer with prompts.held_out" if held_out > declared else "")
+    advice = "add prompts to train on, or " + (
+        "ask for fewer with prompts.held_out" if held_out > declared else "take that split off some of them"
+    )
     if "train" not in splits.values():
         raise InputError(path, f"{problem}; with prompts.held_out={held_out} none is left to train on: {advice}")
     if missing > 0:
