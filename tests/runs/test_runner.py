@@ -19,11 +19,11 @@ from constitutional.cli import main as cli
 from constitutional.cli import show
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore, peak_bytes
-from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.pipeline import Stage
 from constitutional.runs.runner import compare, load_run, run
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.stages.context import StageContext
-from tests.scripted_run import BATCH, World, configured, constitution, go, rows, stages, trained
+from tests.scripted_run import BATCH, STAGES, SUMMARIES_OF, World, configured, constitution, go, rows, stages, trained
 
 
 def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_nothing(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_who_stops_a_run_is_told_the_command_that_goes_on(tmp_path: Path, fresh:
     stream = StringIO()
     config = configured(tmp_path, f"fresh={str(fresh).lower()}")
     with pytest.raises(KeyboardInterrupt):
-        run(config, stages=stages(), opener=World(1, stop).open, progress=Progress(stream))
+        run(config, stages=stages(config), opener=World(1, stop).open, progress=Progress(stream))
     told = f"02 critique_revise: stopped; the same command{command} goes on from here"
     assert stream.getvalue().splitlines()[-1] == told
 
@@ -277,7 +277,7 @@ def test_a_page_of_several_runs_shows_the_constitutions_that_they_had(tmp_path: 
         compare(stores, tmp_path / "both.html")
 
 
-def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitutions_name_is_another(
+def test_a_report_is_made_anew_where_only_a_summary_or_the_constitutions_name_is_another(
     tmp_path: Path,
 ) -> None:
     path = constitution(tmp_path)
@@ -289,9 +289,9 @@ def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitution
 
         def noted(settings: object, context: StageContext) -> None:
             train(settings, context)
-            context.note("examples", {"helpful": 1, "helpful_missing": missing, "trained_on": 1})
+            context.summarise(SUMMARIES_OF["sft_model"].model_copy(update={"helpful": 1, "helpful_missing": missing}))
 
-        return [replace(each, run=noted, version=missing) if each.name == "sft" else each for each in stages()]
+        return [replace(each, run=noted, version=missing) if each.name == "sft" else each for each in stages(config)]
 
     def said(missing: int) -> list[str]:
         stream = StringIO()
@@ -366,7 +366,8 @@ def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tm
     constitution(tmp_path)
     stream, time_s = StringIO(), count(0, 20)  # so that every line is due
     progress = Progress(stream, lambda: float(next(time_s)))
-    run(configured(tmp_path, "until=critique_revise"), stages=stages(), opener=World().open, progress=progress)
+    config = configured(tmp_path, "until=critique_revise")
+    run(config, stages=stages(config), opener=World().open, progress=progress)
     said = stream.getvalue().splitlines()
     # 8 prompts are drafted in two batches of 4, before any of them is revised.
     drafting = [line for line in said if "; base: " in line]

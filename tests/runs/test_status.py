@@ -10,6 +10,7 @@ from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
 from constitutional.runs.status import describe, outdated
+from constitutional.stages.summaries import PromptsSummary, Summary
 from tests.scripted_run import World, configured, constitution, go
 
 ADVICE = "the run's command without until= brings up to date what depends on it"
@@ -20,12 +21,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "first"
 
 
+def summary(train: int = 1) -> Summary:
+    """The summary of a stage, which differs where the number does."""
+    return PromptsSummary(train=train, held_out=0, repeated=0)
+
+
 def finish(store: RunStore, number: int, stage: str, text: str, needs: Mapping[str, str] | None = None) -> None:
     """Run a stage that makes a file with this text; by the name of the stage, `draft` makes `draft_text`."""
     begun = store.begin(number, stage, text, needs)
     path = begun.folder / "text"
     path.write_text(text)
-    store.finish(begun, {f"{stage}_text": path}, notes={"text": text})
+    store.finish(begun, {f"{stage}_text": path}, Calls(), summary(len(text)))
 
 
 def three(store: RunStore) -> None:
@@ -39,11 +45,11 @@ def test_stages_are_described_in_running_order_with_their_failures(folder: Path)
     with RunStore.open(folder, "{}") as store:
         begun = store.begin(1, "draft", "f1")
         write_rows(begun.folder / "prompts.jsonl", [Prompt(messages=(Message("user", text),)) for text in ("a", "b")])
-        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=2, reused=1))
+        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=2, reused=1), summary())
         store.begin(2, "sft", "f1")
         store.fail("sft", "out of memory")
         begun = store.begin(3, "mix", "f1")
-        store.finish(begun, {})
+        store.finish(begun, {}, Calls(), summary())
         first, second, third = describe(store)
     assert (first.stage, first.state, first.rows, first.calls) == (
         "draft",
@@ -54,7 +60,7 @@ def test_stages_are_described_in_running_order_with_their_failures(folder: Path)
     assert (second.stage, second.folder, second.state, second.message) == ("sft", "02_sft", "failed", "out of memory")
     assert (third.stage, third.folder, third.rows) == ("mix", "03_mix", {})
     with RunStore.open(folder, "{}") as store:
-        store.finish(store.begin(2, "sft", "f1"), {})
+        store.finish(store.begin(2, "sft", "f1"), {}, Calls(), summary())
         assert [line.state for line in describe(store)] == ["done"] * 3
 
 
@@ -98,12 +104,12 @@ def test_what_was_made_from_something_that_is_being_made_anew_is_named(folder: P
         assert outdated(store) == f"02_mix (sft_text): made from what has changed since; {ADVICE}"
 
 
-def test_notes_that_a_stage_read_count_as_what_it_was_made_from(folder: Path) -> None:
+def test_a_summary_that_a_stage_read_counts_as_what_it_was_made_from(folder: Path) -> None:
     with RunStore.open(folder, "{}") as store:
         finish(store, 0, "draft", "a")
         finish(store, 1, "report", "r", store.summaries(but="report"))
         assert outdated(store) == ""
-        store.finish(store.begin(0, "draft", "f2"), {}, notes={"text": "other"})
+        store.finish(store.begin(0, "draft", "f2"), {}, Calls(), summary(2))
         assert outdated(store).startswith("01_report (draft summary): ")
 
 
@@ -119,7 +125,7 @@ def test_a_stage_is_named_whose_files_were_edited_or_are_gone(folder: Path, tmp_
     with RunStore.open(folder, "{}") as store:
         begun = store.begin(0, "draft", "f", files={str(path): digest_of(path) for path in (pairs, rewards)})
         (begun.folder / "text").write_text("a")
-        store.finish(begun, {"draft_text": begun.folder / "text"})
+        store.finish(begun, {"draft_text": begun.folder / "text"}, Calls(), summary())
         finish(store, 1, "sft", "b", {"draft_text": store.digest("draft_text")})
     store = RunStore.load(folder)
     assert outdated(store) == ""
@@ -177,8 +183,8 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
     store, _ = go(config("until=label"), World(), learns=False)
     direct, resting, advice = outdated(store).split("; ")
     assert direct == (
-        "06_mix (judgements), 09_evaluate (constitution), 10_report (revisions, judgements, critique_revise summary, "
-        "label summary): made from what has changed since"
+        "06_mix (judgements), 09_evaluate (constitution), 10_report (revisions, judgements, constitution as written, "
+        "critique_revise summary, label summary): made from what has changed since"
     )
     assert resting == "07_reward, 08_dpo: made from what those made"
     assert advice == ADVICE
