@@ -297,3 +297,22 @@ def test_whenever_it_is_killed_the_manifest_speaks_of_sound_files_only(
     assert [] in seen
     assert [True] in seen
     assert [False] not in seen
+
+
+def test_the_training_logs_of_an_ensemble_come_in_the_order_of_its_members(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        begun = store.begin(7, "reward", "f1")
+        for number in range(12):
+            name = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
+            (begun.folder / name).write_text(f'{{"step": 1, "loss": {number}}}\n{{"step": 2, "loss": {number}}}\n')
+        store.finish(begun, {}, Calls(), SUMMARY)
+        begun = store.begin(8, "dpo", "f1")
+        (begun.folder / "training_log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        store.finish(begun, {}, Calls(), SUMMARY)
+        store.finish(store.begin(9, "evaluate", "f1"), {}, Calls(), SUMMARY)
+    logs = RunStore.load(folder).training_logs("reward")
+    assert [(name, [line["loss"] for line in lines]) for name, lines in logs.items()] == [
+        (f"member {number}", [number, number]) for number in range(12)
+    ]
+    assert RunStore.load(folder).training_logs("dpo") == {"training": [{"step": 1, "loss": 0.5}]}
+    assert RunStore.load(folder).training_logs("evaluate") == {}

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -6,9 +7,11 @@ import pytest
 
 from constitutional.base.files import digest_of, write_rows
 from constitutional.base.records import Message, Prompt
+from constitutional.cli import main as cli
 from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.runs.pipeline import stages_of
 from constitutional.runs.status import describe, outdated
 from constitutional.stages.summaries import PromptsSummary, Summary
 from tests.scripted_run import World, configured, constitution, go
@@ -190,6 +193,70 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
     assert advice == ADVICE
     store, _ = go(config(), World(), learns=False)
     assert outdated(store) == ""
+
+
+def test_an_edited_constitution_makes_what_reads_it_out_of_date_before_anything_is_run(tmp_path: Path) -> None:
+    path = constitution(tmp_path)
+    text = path.read_text()
+    # A file that is named relative to another folder than the run's is found all the same: the run keeps where it is.
+    store, _ = go(configured(tmp_path), World(), learns=False)
+    assert show_stale(store) == {}
+
+    path.write_text(text.replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
+    assert show_stale(store) == {
+        "09_evaluate": "constitution tags",
+        "10_report": "constitution as written",
+    }
+    path.write_text(text.replace("name: Ours", "name: Everybody's"))
+    assert show_stale(store) == {"10_report": "constitution as written"}
+
+    path.write_text(text.replace("Be kind.", "Be warm."))
+    readers = ("01_labeler_check", "02_critique_revise", "05_label", "09_evaluate")
+    expected = dict.fromkeys(readers, "constitution") | {"10_report": "constitution as written"}
+    assert show_stale(store) == expected
+    reader_names = {name[3:] for name in readers}
+    assert {stage.name for stage in stages_of(configured(tmp_path)) if "constitution" in stage.needs} == reader_names
+    assert "03_sft, 04_sample_pairs, 06_mix, 07_reward, 08_dpo: made from what those made" in outdated(store)
+
+    path.write_text(text)
+    assert show_stale(store) == {}
+
+
+def show_stale(store: RunStore) -> dict[str, str]:
+    """By folder, what has changed since the stage was finished, as `show` prints it."""
+    direct = outdated(store).partition(": made from what has changed since")[0]
+    return dict(re.findall(r"(\w+) \(([^)]*)\)", direct))
+
+
+@pytest.mark.parametrize("content", [None, "principles: [", "", "name: Ours\nprinciples: []\n"])
+def test_a_constitution_that_is_gone_or_is_none_any_more_is_no_reason_to_fail(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World(), learns=False)
+    capsys.readouterr()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert outdated(store) == ""  # as it was when the run was last begun
+    assert cli.main(["show", str(store.folder)]) == 0
+    printed = capsys.readouterr()
+    assert "10_report" in printed.out
+    assert "Traceback" not in printed.err
+
+
+def test_show_prints_what_is_out_of_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World(), learns=False)
+    capsys.readouterr()
+    assert cli.main(["show", str(store.folder)]) == 0
+    assert ADVICE not in capsys.readouterr().out
+    path.write_text(path.read_text().replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
+    assert cli.main(["show", str(store.folder)]) == 0
+    printed = capsys.readouterr()
+    assert "09_evaluate (constitution tags)" in printed.out + printed.err
+    assert ADVICE in printed.out + printed.err
 
 
 def test_a_run_says_which_stages_were_made_from_peoples_comparisons_as_they_were(tmp_path: Path) -> None:
