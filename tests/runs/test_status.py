@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from constitutional.base.files import digest_of, write_rows
 from constitutional.base.records import Message, Prompt
+from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
 from constitutional.runs.compose import RunConfig
 from constitutional.runs.folder import RunStore
@@ -198,7 +200,6 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
 def test_an_edited_constitution_makes_what_reads_it_out_of_date_before_anything_is_run(tmp_path: Path) -> None:
     path = constitution(tmp_path)
     text = path.read_text()
-    # A file that is named relative to another folder than the run's is found all the same: the run keeps where it is.
     store, _ = go(configured(tmp_path), World(), learns=False)
     assert show_stale(store) == {}
 
@@ -219,6 +220,26 @@ def test_an_edited_constitution_makes_what_reads_it_out_of_date_before_anything_
     assert "03_sft, 04_sample_pairs, 06_mix, 07_reward, 08_dpo: made from what those made" in outdated(store)
 
     path.write_text(text)
+    assert show_stale(store) == {}
+
+
+def test_an_edited_template_makes_what_is_asked_by_it_out_of_date_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constitution(tmp_path)
+    shutil.copytree(shipped("prompts"), tmp_path / "words")
+    monkeypatch.chdir(tmp_path)
+    paths = ("constitution.file=ours.yaml", "templates=words", "folder=runs")  # from where the run is begun
+    store, _ = go(configured(tmp_path, *paths), World(), learns=False)
+    store = RunStore.load(store.folder.resolve())
+    monkeypatch.chdir("/")
+    assert show_stale(store) == {}
+    template = tmp_path / "words" / "restate.j2"
+    template.write_text(f"{template.read_text()} Be exact.")
+    assert show_stale(store) == {"09_evaluate": "restate.j2"}
+    constitution(tmp_path, kind="Be warm.")
+    assert show_stale(store)["09_evaluate"] == "constitution, restate.j2"
+    template.write_text("{{ principle")
     assert show_stale(store) == {}
 
 
