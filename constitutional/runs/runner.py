@@ -251,7 +251,7 @@ def _terminable() -> Iterator[None]:
 
 
 def load_run(folder: Path | str) -> RunStore:
-    """A run folder, for reading: its artifacts, notes and manifest.
+    """A run folder, for reading: its artifacts, summaries and manifest.
 
     Raises:
         UsageError: the folder holds no run.

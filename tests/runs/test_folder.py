@@ -14,7 +14,7 @@ from constitutional.base.files import atomic_write, digest_of, read_rows, write_
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
-from constitutional.stages.summaries import LabelSummary
+from constitutional.stages.summaries import LabelSummary, MixSummary
 
 PROMPT = Prompt(messages=(Message("user", "Hi: {{ x }} \u2028 é"),), info={"kind": "howto"})
 STEP = RevisionStep(principle="calm", principle_text="Be calm.", critique=None, found_nothing=False, revision="c")
@@ -164,6 +164,15 @@ def test_a_run_folder_can_be_read(folder: Path) -> None:
     assert store.summary("label", LabelSummary) == SUMMARY.model_copy(update={"position_bias": None})
     with pytest.raises(RunError, match="has no 'scores' yet"):
         store.artifact("scores")
+
+
+def test_a_summary_that_is_not_there_or_is_of_another_version_is_an_error_that_names_it(folder: Path) -> None:
+    make(folder)
+    store = RunStore.load(folder)
+    with pytest.raises(RunError, match="'mix' is not finished"):
+        store.summary("mix", MixSummary)
+    with pytest.raises(RunError, match=r"01_draft/summary\.json: .*expected a MixSummary"):
+        store.summary("draft", MixSummary)
 
 
 def test_a_finished_stage_is_done_until_its_fingerprint_changes(folder: Path) -> None:

@@ -16,7 +16,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make(folder: Path) -> None:
-    """Run a stage `draft` that makes nothing but its notes."""
+    """Run a stage `draft` that makes nothing but its summary."""
     with RunStore.open(folder, "{}") as store:
         store.finish(store.begin(1, "draft", "f1"), {}, Calls(asked=2), ReportSummary())
 

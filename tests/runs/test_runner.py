@@ -18,11 +18,20 @@ from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
 from constitutional.cli import show
 from constitutional.runs.compose import compose
+from constitutional.runs.context import FinishedRun, selected
 from constitutional.runs.folder import RunStore, peak_bytes
+from constitutional.runs.manifest import read_manifest, write_manifest
 from constitutional.runs.pipeline import Stage
 from constitutional.runs.runner import compare, load_run, run
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import (
+    SUMMARIES,
+    LabelSummary,
+    MixSummary,
+    OnlineSummary,
+    RewardSummary,
+)
 from tests.scripted_run import BATCH, STAGES, SUMMARIES_OF, World, configured, constitution, go, rows, stages, trained
 
 
@@ -305,6 +314,74 @@ def test_a_report_is_made_anew_where_only_a_summary_or_the_constitutions_name_is
     path.write_text(path.read_text().replace("name: Ours", "name: Everybody’s"))
     assert [line.split(":")[0] for line in said(4)] == ["10 report"]
     assert "Everybody’s" in page(store)
+
+
+def test_a_stage_that_says_nothing_of_its_work_is_not_done(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = configured(tmp_path)
+
+    def silent(_settings: object, context: StageContext) -> None:
+        context.write("prompts", ())
+
+    first = replace(stages(config)[0], run=silent)
+    with pytest.raises(AssertionError, match="'prompts' ended without a summary"):
+        run(config, stages=[first], opener=World().open, progress=Progress(StringIO()))
+    assert load_run(config.run_folder).manifest.stages == {}
+
+
+def test_a_stage_reads_what_the_stages_before_it_say_and_nothing_of_an_earlier_run_of_those_after_it(
+    tmp_path: Path,
+) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+
+    def seen_by(stage: str) -> FinishedRun:
+        config = configured(tmp_path)
+        return FinishedRun(store, selected(config), config, stage, store.manifest.stages[stage].needs)
+
+    names = [stage.name for stage in STAGES]
+    assert list(seen_by("mix").records()) == names[: names.index("mix")]
+    assert seen_by("mix").summary(LabelSummary) == store.summary("label", LabelSummary)
+    assert seen_by("mix").summary(MixSummary) is None
+    assert seen_by("mix").summary(RewardSummary) is None
+    assert list(seen_by("report").records()) == names[:-1]
+    assert seen_by("report").summary(OnlineSummary) is None  # this run has no such stage
+    for name, record in seen_by("report").records().items():
+        assert type(record.summary) is SUMMARIES[name]
+        calls = store.manifest.stages[name].calls
+        assert record.calls == calls.asked + calls.reused
+    assert seen_by("report").records()["label"].calls > 0
+    assert seen_by("report").has("scores")
+    assert not seen_by("report").has("rollouts")
+
+
+def test_what_every_stage_says_of_its_work_stands_in_the_report(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    said = page(store).partition("What each stage says of its work")[2].partition("</details>")[0]
+    entries = dict(re.findall(r"<dt>([^<]*)</dt><dd>(.*?)</dd>", said, re.DOTALL))
+    assert len(entries) == len(STAGES) - 1  # all but the report, which has nothing to say
+    mixed = store.summary("mix", MixSummary)
+    assert f"<li>comparisons: {mixed.comparisons}</li>" in entries["Mix"]
+    assert f"<li>decided: {mixed.decided}</li>" in entries["Mix"]
+    labelled = store.summary("label", LabelSummary)
+    assert f"<li>conflicts: {labelled.conflicts}</li>" in entries["Label"]
+
+
+def test_a_page_of_a_run_whose_summaries_another_version_wrote_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    manifest = read_manifest(store.folder)
+    entry = manifest.stages["sft"].model_copy(update={"summary": {"examples": {"helpful": 1}, "trained_on": 8}})
+    write_manifest(store.folder, manifest.model_copy(update={"stages": {**manifest.stages, "sft": entry}}))
+    capsys.readouterr()
+    assert cli.main(["report", str(store.folder), "--out", str(tmp_path / "one.html")]) == RunError.exit_code
+    error = capsys.readouterr().err
+    assert "03_sft/summary.json" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "one.html").exists()
 
 
 # Before a run begins, and before it trains.
