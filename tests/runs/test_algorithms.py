@@ -19,6 +19,7 @@ from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import compare, run
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import OnlineSummary
+from constitutional.training.reward_model import NORMALISATION
 from tests.scripted_run import STAGES, World, configured, constitution, trained
 
 NONSENSE = "This is no sentence of the sandbox."
@@ -127,8 +128,14 @@ def test_a_run_stops_after_its_own_algorithm_and_lists_what_is_to_come(tmp_path:
     ]
 
 
-def test_a_held_out_reward_model_that_is_not_there_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, '{"members": [], "samples": 0}'])
+def test_a_held_out_reward_model_that_is_not_there_is_refused_before_there_is_a_folder(
+    tmp_path: Path, content: str | None
+) -> None:
     tagged(tmp_path)
+    if content is not None:  # as a run leaves it in which nothing was decided
+        (tmp_path / "none").mkdir()
+        (tmp_path / "none" / NORMALISATION).write_text(content)
     config = configured(tmp_path, "algorithm=ppo", f"evaluate.gold_reward_model={tmp_path}/none")
     with pytest.raises(InputError, match=r"none: holds no reward model; name a folder such as runs/NAME/07_reward"):
         go(config)
