@@ -60,6 +60,9 @@ SUMMARIES_OF: dict[str, Summary] = {
 }
 """What the made-up trainings say of their work, by what they make."""
 
+STAGES = stages_of(compose([]))
+"""The stages of the default configuration."""
+
 
 class World:
     """Scripted models, and what they were asked; they can be told what to do at their n-th request."""

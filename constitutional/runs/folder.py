@@ -31,6 +31,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, NamedTuple, Self, TypeVar
 
+from pydantic import ValidationError
+
 from constitutional.base.errors import RunError, UsageError
 from constitutional.base.files import atomic_write, digest_of, read_rows, row_count
 from constitutional.base.records import Record
@@ -263,8 +265,20 @@ class RunStore:
         return list(read_rows(self.artifact(name), kind))
 
     def summary(self, stage: str, kind: type[S]) -> S:
-        """What a finished stage said of its work."""
-        return kind.model_validate(self.manifest.stages[stage].summary)
+        """What a finished stage said of its work.
+
+        Raises:
+            RunError: the stage is not finished, or another version of the program wrote its summary.
+        """
+        if stage not in self.manifest.stages:
+            raise RunError(f"{self.folder}: the stage '{stage}' is not finished, so it has no summary; run it first")
+        entry = self.manifest.stages[stage]
+        try:
+            return kind.model_validate(entry.summary)
+        except ValidationError as error:
+            file = self.folder / entry.artifacts["summary"].file
+            expected = f"expected a {kind.__name__} of this version; the command that made the run makes it anew"
+            raise RunError(f"{file}: cannot be read: {expected}") from error
 
     def in_running_order(self) -> list[str]:
         """The finished stages."""

@@ -46,7 +46,7 @@ from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.data import ReportData
 from constitutional.stages.report.page import render
-from constitutional.training.reward_model import NORMALISATION
+from constitutional.training.reward_model import NORMALISATION, has_members
 
 
 def run(
@@ -121,7 +121,8 @@ def ready(config: RunConfig) -> Constitution:
     if isinstance(config.algorithm, grpo.Settings):
         grpo.check(config.algorithm)
     held_out = config.evaluate.gold_reward_model
-    if held_out is not None and not (held_out / "config.json").exists() and not (held_out / NORMALISATION).exists():
+    trained = [held_out / "config.json", held_out / NORMALISATION] if held_out is not None else []
+    if held_out is not None and not (any(path.exists() for path in trained) and has_members(held_out)):
         raise InputError(held_out, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
     return constitution
 
@@ -254,7 +255,7 @@ def _terminable() -> Iterator[None]:
 
 
 def load_run(folder: Path | str) -> RunStore:
-    """A run folder, for reading: its artifacts, notes and manifest.
+    """A run folder, for reading: its artifacts, summaries and manifest.
 
     Raises:
         UsageError: the folder holds no run.

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import digest_of
+from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.runs.compose import load
 from constitutional.runs.context import constitution_digests, is_given, selected
 from constitutional.runs.folder import FINGERPRINT, RunStore
@@ -104,9 +105,11 @@ def _on_disk(file: str) -> str:
 
 
 def _given(store: RunStore) -> dict[str, str]:
-    """Digests of what the run was given when it was last begun, and of its constitution as the file is now."""
+    """Digests of the models when the run was last begun, and of its constitution and templates as they are now."""
     try:
-        now = constitution_digests(selected(load(store.folder)))
+        config = load(store.folder)
+        templates = load_prompts(config.templates)
+        now = constitution_digests(selected(config)) | {f"{name}.j2": templates.digest(name) for name in VARIABLES}
     except (ConstitutionalError, OSError):
-        now = {}  # the file is gone, or is no constitution any more: whoever runs it is told
+        now = {}  # a file is gone or wrong: whoever runs it is told
     return store.given_digests() | now

@@ -186,15 +186,14 @@ def run(settings: Settings, context: StageContext) -> None:
         return
     folder = context.output("checkpoints")
     supervised: Sequence[Row] = ()
-    dropped = {"too_long": 0}
+    examples_too_long = 0
     if settings.ptx_coef and (examples := supervised_rows(context.read("sft_examples", SftExample))):
         most = settings.max_prompt_tokens + settings.max_tokens
-        supervised, dropped["examples_too_long"] = fitting(examples, load_tokenizer(context.model("sft_model")), most)
+        supervised, examples_too_long = fitting(examples, load_tokenizer(context.model("sft_model")), most)
     elif settings.ptx_coef:
         context.warn("no draft was revised, so PPO-ptx has no supervised example to go on learning")
         settings = settings.model_copy(update={"ptx_coef": 0.0})
     trainer = make_trainer(settings, prompts, context, folder, supervised)
-    dropped["too_long"] = trainer.too_long
     first = trainer.begin(resume=True)
     for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "phases of PPO"):
         trainer.train_phase(phase)
@@ -210,8 +209,9 @@ def run(settings: Settings, context: StageContext) -> None:
             prompts=len(trainer.prompts),
             replies=trainer.phases * trainer.batch_size,
             steps=trainer.phases,
-            dropped=dropped,
+            dropped={"too_long": trainer.too_long},
             examples=len(supervised),
+            examples_too_long=examples_too_long,
             critic_share=trainer.networks.critic_share,
             last=LastPhase(**{name: log[-1][name] for name in LastPhase.model_fields}),
         )

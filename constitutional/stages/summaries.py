@@ -225,7 +225,7 @@ class OnlineSummary(Summary):
 
     stages = ("ppo", "grpo", "rloo")
     prompts: int
-    """Prompts that were trained on; 0 means that nothing was, and that the policy is the SFT model."""
+    """Prompts that replies are drawn to; 0 means that nothing was trained, and that the policy is the SFT model."""
     replies: int
     """Replies that were drawn and trained on."""
     steps: int
@@ -233,6 +233,8 @@ class OnlineSummary(Summary):
     dropped: dict[str, int]
     examples: int = 0
     """Supervised examples that PPO-ptx goes on learning."""
+    examples_too_long: int = 0
+    """Supervised examples that PPO-ptx leaves out, because they are longer than a prompt and a reply may be."""
     critic_share: float | None = None
     """Share of the reward model's weights that the critic's adapters hold; None where they hold all of it."""
     last: LastPhase | None = None

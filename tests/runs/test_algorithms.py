@@ -15,11 +15,13 @@ from constitutional.cli import show
 from constitutional.runs.compose import compose
 from constitutional.runs.context import TAGS, WHOLE
 from constitutional.runs.folder import RunStore
-from constitutional.runs.pipeline import ALGORITHMS, STAGES, Stage, stages_of
+from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import compare, run
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
-from tests.scripted_run import World, configured, constitution, trained
+from constitutional.stages.summaries import OnlineSummary
+from constitutional.training.reward_model import NORMALISATION
+from tests.scripted_run import STAGES, World, configured, constitution, trained
 
 NONSENSE = "This is no sentence of the sandbox."
 
@@ -50,6 +52,7 @@ def learnt_online(_settings: object, context: StageContext) -> None:
     context.output("training_log.jsonl").write_text(
         '{"step": 1, "reward": 0.5, "kl": 4.0, "explained_variance": null}\n'
     )
+    context.summarise(OnlineSummary(prompts=8, replies=16, steps=2, dropped={}))
 
 
 def online(config: RunConfig) -> list[Stage]:
@@ -71,7 +74,7 @@ def tagged(folder: Path) -> None:
     path.write_text(path.read_text().replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ALGORITHMS if kind != "dpo"])
+@pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])
 def test_every_algorithm_stands_where_dpo_stands_and_gets_what_it_needs(kind: str) -> None:
     stages = stages_of(compose([f"algorithm={kind}"]))
     assert [each.name for each in stages] == [kind if each.name == "dpo" else each.name for each in STAGES]
@@ -83,7 +86,6 @@ def test_every_algorithm_stands_where_dpo_stands_and_gets_what_it_needs(kind: st
 
 
 def test_dpo_makes_nothing_to_give_a_gold_score_to() -> None:
-    assert stages_of(compose()) == STAGES
     assert "gold" not in {artifact for stage in STAGES for artifact in (*stage.needs, *stage.makes)}
 
 
@@ -127,8 +129,14 @@ def test_a_run_stops_after_its_own_algorithm_and_lists_what_is_to_come(tmp_path:
     ]
 
 
-def test_a_held_out_reward_model_that_is_not_there_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, '{"members": [], "samples": 0}'])
+def test_a_held_out_reward_model_that_is_not_there_is_refused_before_there_is_a_folder(
+    tmp_path: Path, content: str | None
+) -> None:
     tagged(tmp_path)
+    if content is not None:  # as a run leaves it in which nothing was decided
+        (tmp_path / "none").mkdir()
+        (tmp_path / "none" / NORMALISATION).write_text(content)
     config = configured(tmp_path, "algorithm=ppo", f"evaluate.gold_reward_model={tmp_path}/none")
     with pytest.raises(InputError, match=r"none: holds no reward model; name a folder such as runs/NAME/07_reward"):
         go(config)

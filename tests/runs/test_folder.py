@@ -14,6 +14,7 @@ from constitutional.base.files import atomic_write, digest_of, read_rows, write_
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.stages.summaries import LabelSummary, MixSummary
 
 PROMPT = Prompt(messages=(Message("user", "Hi: {{ x }} \u2028 é"),), info={"kind": "howto"})
 STEP = RevisionStep(principle="calm", principle_text="Be calm.", critique=None, found_nothing=False, revision="c")
@@ -21,6 +22,9 @@ REVISION = Revision(
     prompt=PROMPT,
     draft="a\nb",
     steps=(STEP,),
+)
+SUMMARY = LabelSummary(
+    comparisons=4, judgements=4, unreadable=1, too_long=0, conflicts=2, ties=0, position_bias=float("nan")
 )
 
 
@@ -35,7 +39,7 @@ def make(folder: Path, fingerprint: str = "f1", texts: tuple[str, ...] = ("a", "
         begun = store.begin(1, "draft", fingerprint)
         path = begun.folder / "prompts.jsonl"
         write_rows(path, [Prompt(messages=(Message("user", text),)) for text in texts])
-        store.finish(begun, {"prompts": path}, Calls(asked=2, reused=1), {"mean": 0.5})
+        store.finish(begun, {"prompts": path}, Calls(asked=2, reused=1), SUMMARY)
 
 
 def test_rows_come_back_as_they_were_written_one_a_line(tmp_path: Path) -> None:
@@ -135,14 +139,15 @@ def test_a_run_folder_can_be_read(folder: Path) -> None:
         model = begun.folder / "model"
         model.mkdir()
         (model / "weights").write_bytes(b"w")
-        store.finish(begun, {"prompts": path, "model": model}, Calls(asked=3, reused=4), {"loss": float("nan"), "n": 1})
+        store.finish(begun, {"prompts": path, "model": model}, Calls(asked=3, reused=4), SUMMARY)
     assert (folder / "config.json").read_text() == '{"seed": 1}'
     assert sorted(path.name for path in (folder / "02_label").glob("[!.]*")) == [
         "model",
         "prompts.jsonl",
         "summary.json",
     ]
-    assert json.loads((folder / "02_label" / "summary.json").read_text()) == {"loss": None, "n": 1}
+    written = json.loads((folder / "02_label" / "summary.json").read_text())
+    assert written == SUMMARY.model_dump() | {"position_bias": None}  # JSON has no NaN
     entry = json.loads((folder / "manifest.json").read_text())["stages"]["label"]
     assert entry["fingerprint"] == "f1"
     assert entry["calls"] == {"asked": 3, "reused": 4}
@@ -156,10 +161,18 @@ def test_a_run_folder_can_be_read(folder: Path) -> None:
     assert store.read("prompts", Prompt) == [PROMPT, PROMPT]
     assert store.artifact("model") == folder / "02_label" / "model"
     assert store.digest("model") == digest_of(folder / "02_label" / "model")
-    assert store.notes("label") == {"loss": None, "n": 1}
-    assert store.notes("mix") == {}
+    assert store.summary("label", LabelSummary) == SUMMARY.model_copy(update={"position_bias": None})
     with pytest.raises(RunError, match="has no 'scores' yet"):
         store.artifact("scores")
+
+
+def test_a_summary_that_is_not_there_or_is_of_another_version_is_an_error_that_names_it(folder: Path) -> None:
+    make(folder)
+    store = RunStore.load(folder)
+    with pytest.raises(RunError, match="'mix' is not finished"):
+        store.summary("mix", MixSummary)
+    with pytest.raises(RunError, match=r"01_draft/summary\.json: .*expected a MixSummary"):
+        store.summary("draft", MixSummary)
 
 
 def test_a_finished_stage_is_done_until_its_fingerprint_changes(folder: Path) -> None:
@@ -267,7 +280,7 @@ def test_what_was_finished_by_other_versions_still_says_so_after_an_upgrade(
     make(folder)
     monkeypatch.setattr("constitutional.runs.folder.versions", lambda: {"torch": "2.0"})
     with RunStore.open(folder, "{}") as store:
-        store.finish(store.begin(2, "sft", "f1"), {})
+        store.finish(store.begin(2, "sft", "f1"), {}, Calls(), SUMMARY)
     stages = RunStore.load(folder).manifest.stages
     assert {name: entry.versions for name, entry in stages.items()} == {
         "draft": {"torch": "1.0"},
@@ -303,3 +316,22 @@ def test_a_failure_that_cannot_be_kept_hides_no_error(tmp_path: Path, monkeypatc
 
         monkeypatch.setattr("constitutional.runs.folder.write_manifest", refuse)
         store.fail("label", "the labeler's own error")  # which travels on from here
+
+
+def test_the_training_logs_of_an_ensemble_come_in_the_order_of_its_members(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        begun = store.begin(7, "reward", "f1")
+        for number in range(12):
+            name = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
+            (begun.folder / name).write_text(f'{{"step": 1, "loss": {number}}}\n{{"step": 2, "loss": {number}}}\n')
+        store.finish(begun, {}, Calls(), SUMMARY)
+        begun = store.begin(8, "dpo", "f1")
+        (begun.folder / "training_log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        store.finish(begun, {}, Calls(), SUMMARY)
+        store.finish(store.begin(9, "evaluate", "f1"), {}, Calls(), SUMMARY)
+    logs = RunStore.load(folder).training_logs("reward")
+    assert [(name, [line["loss"] for line in lines]) for name, lines in logs.items()] == [
+        (f"member {number}", [number, number]) for number in range(12)
+    ]
+    assert RunStore.load(folder).training_logs("dpo") == {"training": [{"step": 1, "loss": 0.5}]}
+    assert RunStore.load(folder).training_logs("evaluate") == {}

@@ -25,10 +25,12 @@ from constitutional.engines.models import ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
-from constitutional.runs.pipeline import STAGES
+from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import run
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import MixSummary, RewardSummary
+from tests.scripted_run import STAGES, SUMMARIES_OF
 
 HH_RLHF = Path(__file__).resolve().parents[3] / "shared/data/hh-rlhf/harmless-base-pairs.jsonl.gz"
 
@@ -110,13 +112,15 @@ def go(config: RunConfig) -> Asked:
     def sft(_settings: object, context: StageContext) -> None:
         context.output("sft_model").mkdir()
         (context.output("sft_model") / "config.json").write_text("{}")
+        context.write("sft_examples", ())
+        context.summarise(SUMMARIES_OF["sft_model"])
 
     engine, stream = ScriptedEngine(rule), StringIO()
 
     def opener(_settings: ModelSettings) -> ScriptedEngine:
         return engine
 
-    stages = [replace(stage, run=sft) if stage.name == "sft" else stage for stage in STAGES]
+    stages = [replace(stage, run=sft) if stage.name == "sft" else stage for stage in stages_of(config)]
     store = run(config, stages=stages, opener=opener, progress=Progress(stream))
     return Asked(store, stream.getvalue(), engine.count)
 
@@ -145,7 +149,7 @@ def test_a_run_trains_on_as_many_of_peoples_preferences_as_it_is_told(
     found = go(configured(folder, *overrides))
     assert found.sources("train") == Counter(ai=ai, human=human)
     assert found.sources("held_out") == Counter(ai=1, human=3)
-    counts = found.store.notes("mix")["counts"]
+    counts = found.store.summary("mix", MixSummary).counts
     assert (counts["AI preferences used"], counts["human preferences used"]) == (ai, human)
     assert (counts["AI preferences available"], counts["human preferences available"]) == (8, 6)
     assert (counts["AI preferences held out"], counts["human preferences held out"]) == (1, 3)
@@ -257,11 +261,12 @@ def test_half_of_a_reward_models_preferences_are_published_human_ones_from_the_c
     assert all(each.principles and each.rests_on for each in preferences if each.source == "ai")
     assert all(each.rests_on[0].startswith(HH_RLHF.name) for each in preferences if each.source == "human")
 
-    accuracy = store.notes("reward")["quality"]["accuracy"]
+    reward = store.summary("reward", RewardSummary)
+    assert reward.quality is not None
+    accuracy = reward.quality.accuracy
     held_out = Counter(each.source for each in preferences if each.split == "held_out")
-    measured = {source: each["n"] for source, each in accuracy.items()}
+    measured = {source: share.n for source, share in accuracy.items()}
     assert measured == {"ai": held_out["ai"], "human": held_out["human"], "all": held_out.total()}
-    assert all(0 <= each["low"] <= each["value"] <= each["high"] <= 1 for each in accuracy.values())
+    assert all(0 <= share.low <= share.value <= share.high <= 1 for share in accuracy.values())
     train = len(preferences) - held_out.total()
-    reward = store.notes("reward")
-    assert reward["pairs"] + reward["dropped"]["too_long"] + reward["dropped"]["by_trainer"] == train
+    assert reward.pairs + reward.dropped["too_long"] + reward.dropped["by_trainer"] == train

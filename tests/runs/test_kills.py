@@ -27,8 +27,9 @@ import pytest
 from constitutional.base.records import Revision
 from constitutional.runs.folder import LOCK
 from constitutional.runs.manifest import MANIFEST, Calls, StageEntry, read_manifest
-from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.pipeline import Stage
 from constitutional.runs.runner import load_run
+from tests.scripted_run import STAGES
 
 pytestmark = pytest.mark.slow
 

@@ -7,6 +7,7 @@ import pytest
 from constitutional.base.errors import RunError
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.stages.summaries import ReportSummary
 
 
 @pytest.fixture
@@ -15,9 +16,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make(folder: Path) -> None:
-    """Run a stage `draft` that makes nothing but its notes."""
+    """Run a stage `draft` that makes nothing but its summary."""
     with RunStore.open(folder, "{}") as store:
-        store.finish(store.begin(1, "draft", "f1"), {}, Calls(asked=2))
+        store.finish(store.begin(1, "draft", "f1"), {}, Calls(asked=2), ReportSummary())
 
 
 def test_another_configuration_is_refused_key_by_key(folder: Path) -> None:

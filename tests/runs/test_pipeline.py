@@ -8,10 +8,11 @@ from constitutional.base.errors import RunError
 from constitutional.engines.base import Completion, Request
 from constitutional.runs.context import TAGS, WHOLE
 from constitutional.runs.folder import RunStore
-from constitutional.runs.pipeline import STAGES, make_prompts
 from constitutional.runs.runner import load_run
+from constitutional.stages import prompts
 from constitutional.stages.prompts import FilePrompts
-from tests.scripted_run import World, configured, constitution, go
+from constitutional.stages.summaries import EvaluateSummary, LabelerCheckSummary, PromptsSummary
+from tests.scripted_run import STAGES, World, configured, constitution, go
 from tests.tiny import OneStage
 
 
@@ -23,16 +24,17 @@ def test_stages_need_only_what_is_given_or_was_made_before_them() -> None:
 
 
 def test_prompts_that_stand_twice_are_used_once_with_a_warning_that_names_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a\nb\n\nb\na\n")
     context = OneStage(tmp_path)
-    make_prompts(FilePrompts(path=path, held_out=0), context)
+    prompts.run(FilePrompts(path=path, held_out=0), context)
     assert [prompt.messages[0].content for prompt in context.rows["prompts"]] == ["a", "b"]
-    assert context.notes == {"train": 2, "held_out": 0, "repeated": 2}
-    said = "is the first of 2 prompts that stand there before; each prompt is used once"
-    assert capsys.readouterr().err == f"warning: {path}:4: {said}\n"
+    assert context.said == PromptsSummary(train=2, held_out=0, repeated=2)
+    (warning,) = context.warnings
+    assert warning.startswith(f"{path}:4: ")
+    assert "1 more" in warning
 
 
 def test_the_labeler_is_measured_before_anything_is_trained(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_what_the_labeler_misjudges_it_neither_labels_nor_evaluates_by(tmp_path:
     # Its one example in both orders; a judgement by it of any comparison, or of two models' replies, would be more.
     assert sum("Prefer the shorter." in each for each in asked) == 2
     assert sum("Prefer the longer." in each for each in asked) > 2
-    assert store.notes("label")["left_out_principles"] == ["shorter"]
+    assert store.summary("labeler_check", LabelerCheckSummary).left_out_principles == ("shorter",)
     assert any(each.startswith("win_rate/") for each in [row["measure"] for row in scores_of(store)])
 
 
@@ -98,4 +100,4 @@ def test_edited_tags_are_evaluated_and_reported_anew_and_train_nothing(tmp_path:
     store, said = go(configured(tmp_path), world)
     assert [line.split(":")[0] for line in said if ": runs;" in line] == ["09 evaluate", "10 report"]
     assert world.asked == []
-    assert store.notes("evaluate")["wanted"]["trait_rate/verbosity"] == "higher"
+    assert store.summary("evaluate", EvaluateSummary).wanted == {"trait_rate/verbosity": "higher"}

@@ -18,12 +18,21 @@ from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
 from constitutional.cli import show
 from constitutional.runs.compose import compose
+from constitutional.runs.context import FinishedRun, selected
 from constitutional.runs.folder import RunStore, peak_bytes
-from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.manifest import read_manifest, write_manifest
+from constitutional.runs.pipeline import Stage
 from constitutional.runs.runner import compare, load_run, run
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.stages.context import StageContext
-from tests.scripted_run import BATCH, World, configured, constitution, go, rows, stages, trained
+from constitutional.stages.summaries import (
+    SUMMARIES,
+    LabelSummary,
+    MixSummary,
+    OnlineSummary,
+    RewardSummary,
+)
+from tests.scripted_run import BATCH, STAGES, SUMMARIES_OF, World, configured, constitution, go, rows, stages, trained
 
 
 def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_nothing(tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_who_stops_a_run_is_told_the_command_that_goes_on(tmp_path: Path, fresh:
     stream = StringIO()
     config = configured(tmp_path, f"fresh={str(fresh).lower()}")
     with pytest.raises(KeyboardInterrupt):
-        run(config, stages=stages(), opener=World(1, stop).open, progress=Progress(stream))
+        run(config, stages=stages(config), opener=World(1, stop).open, progress=Progress(stream))
     told = f"02 critique_revise: stopped; the same command{command} goes on from here"
     assert stream.getvalue().splitlines()[-1] == told
 
@@ -277,7 +286,7 @@ def test_a_page_of_several_runs_shows_the_constitutions_that_they_had(tmp_path: 
         compare(stores, tmp_path / "both.html")
 
 
-def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitutions_name_is_another(
+def test_a_report_is_made_anew_where_only_a_summary_or_the_constitutions_name_is_another(
     tmp_path: Path,
 ) -> None:
     path = constitution(tmp_path)
@@ -289,9 +298,9 @@ def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitution
 
         def noted(settings: object, context: StageContext) -> None:
             train(settings, context)
-            context.note("examples", {"helpful": 1, "helpful_missing": missing, "trained_on": 1})
+            context.summarise(SUMMARIES_OF["sft_model"].model_copy(update={"helpful": 1, "helpful_missing": missing}))
 
-        return [replace(each, run=noted, version=missing) if each.name == "sft" else each for each in stages()]
+        return [replace(each, run=noted, version=missing) if each.name == "sft" else each for each in stages(config)]
 
     def said(missing: int) -> list[str]:
         stream = StringIO()
@@ -305,6 +314,74 @@ def test_a_report_is_made_anew_where_only_what_a_stage_noted_or_the_constitution
     path.write_text(path.read_text().replace("name: Ours", "name: Everybody’s"))
     assert [line.split(":")[0] for line in said(4)] == ["10 report"]
     assert "Everybody’s" in page(store)
+
+
+def test_a_stage_that_says_nothing_of_its_work_is_not_done(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = configured(tmp_path)
+
+    def silent(_settings: object, context: StageContext) -> None:
+        context.write("prompts", ())
+
+    first = replace(stages(config)[0], run=silent)
+    with pytest.raises(AssertionError, match="'prompts' ended without a summary"):
+        run(config, stages=[first], opener=World().open, progress=Progress(StringIO()))
+    assert load_run(config.run_folder).manifest.stages == {}
+
+
+def test_a_stage_reads_what_the_stages_before_it_say_and_nothing_of_an_earlier_run_of_those_after_it(
+    tmp_path: Path,
+) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+
+    def seen_by(stage: str) -> FinishedRun:
+        config = configured(tmp_path)
+        return FinishedRun(store, selected(config), config, stage, store.manifest.stages[stage].needs)
+
+    names = [stage.name for stage in STAGES]
+    assert list(seen_by("mix").records()) == names[: names.index("mix")]
+    assert seen_by("mix").summary(LabelSummary) == store.summary("label", LabelSummary)
+    assert seen_by("mix").summary(MixSummary) is None
+    assert seen_by("mix").summary(RewardSummary) is None
+    assert list(seen_by("report").records()) == names[:-1]
+    assert seen_by("report").summary(OnlineSummary) is None  # this run has no such stage
+    for name, record in seen_by("report").records().items():
+        assert type(record.summary) is SUMMARIES[name]
+        calls = store.manifest.stages[name].calls
+        assert record.calls == calls.asked + calls.reused
+    assert seen_by("report").records()["label"].calls > 0
+    assert seen_by("report").has("scores")
+    assert not seen_by("report").has("rollouts")
+
+
+def test_what_every_stage_says_of_its_work_stands_in_the_report(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    said = page(store).partition("What each stage says of its work")[2].partition("</details>")[0]
+    entries = dict(re.findall(r"<dt>([^<]*)</dt><dd>(.*?)</dd>", said, re.DOTALL))
+    assert len(entries) == len(STAGES) - 1  # all but the report, which has nothing to say
+    mixed = store.summary("mix", MixSummary)
+    assert f"<li>comparisons: {mixed.comparisons}</li>" in entries["Mix"]
+    assert f"<li>decided: {mixed.decided}</li>" in entries["Mix"]
+    labelled = store.summary("label", LabelSummary)
+    assert f"<li>conflicts: {labelled.conflicts}</li>" in entries["Label"]
+
+
+def test_a_page_of_a_run_whose_summaries_another_version_wrote_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    manifest = read_manifest(store.folder)
+    entry = manifest.stages["sft"].model_copy(update={"summary": {"examples": {"helpful": 1}, "trained_on": 8}})
+    write_manifest(store.folder, manifest.model_copy(update={"stages": {**manifest.stages, "sft": entry}}))
+    capsys.readouterr()
+    assert cli.main(["report", str(store.folder), "--out", str(tmp_path / "one.html")]) == RunError.exit_code
+    error = capsys.readouterr().err
+    assert "03_sft/summary.json" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "one.html").exists()
 
 
 # Before a run begins, and before it trains.
@@ -366,7 +443,8 @@ def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tm
     constitution(tmp_path)
     stream, time_s = StringIO(), count(0, 20)  # so that every line is due
     progress = Progress(stream, lambda: float(next(time_s)))
-    run(configured(tmp_path, "until=critique_revise"), stages=stages(), opener=World().open, progress=progress)
+    config = configured(tmp_path, "until=critique_revise")
+    run(config, stages=stages(config), opener=World().open, progress=progress)
     said = stream.getvalue().splitlines()
     # 8 prompts are drafted in two batches of 4, before any of them is revised.
     drafting = [line for line in said if "; base: " in line]

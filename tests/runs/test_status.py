@@ -1,4 +1,6 @@
 import json
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -6,10 +8,14 @@ import pytest
 
 from constitutional.base.files import digest_of, write_rows
 from constitutional.base.records import Message, Prompt
+from constitutional.base.shipped import shipped
+from constitutional.cli import main as cli
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.runs.pipeline import stages_of
 from constitutional.runs.settings import RunConfig
 from constitutional.runs.status import describe, outdated
+from constitutional.stages.summaries import PromptsSummary, Summary
 from tests.scripted_run import World, configured, constitution, go
 
 ADVICE = "the run's command without until= brings up to date what depends on it"
@@ -20,12 +26,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "first"
 
 
+def summary(train: int = 1) -> Summary:
+    """The summary of a stage, which differs where the number does."""
+    return PromptsSummary(train=train, held_out=0, repeated=0)
+
+
 def finish(store: RunStore, number: int, stage: str, text: str, needs: Mapping[str, str] | None = None) -> None:
     """Run a stage that makes a file with this text; by the name of the stage, `draft` makes `draft_text`."""
     begun = store.begin(number, stage, text, needs)
     path = begun.folder / "text"
     path.write_text(text)
-    store.finish(begun, {f"{stage}_text": path}, notes={"text": text})
+    store.finish(begun, {f"{stage}_text": path}, Calls(), summary(len(text)))
 
 
 def three(store: RunStore) -> None:
@@ -39,11 +50,11 @@ def test_stages_are_described_in_running_order_with_their_failures(folder: Path)
     with RunStore.open(folder, "{}") as store:
         begun = store.begin(1, "draft", "f1")
         write_rows(begun.folder / "prompts.jsonl", [Prompt(messages=(Message("user", text),)) for text in ("a", "b")])
-        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=2, reused=1))
+        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=2, reused=1), summary())
         store.begin(2, "sft", "f1")
         store.fail("sft", "out of memory")
         begun = store.begin(3, "mix", "f1")
-        store.finish(begun, {})
+        store.finish(begun, {}, Calls(), summary())
         first, second, third = describe(store)
     assert (first.stage, first.state, first.rows, first.calls) == (
         "draft",
@@ -54,7 +65,7 @@ def test_stages_are_described_in_running_order_with_their_failures(folder: Path)
     assert (second.stage, second.folder, second.state, second.message) == ("sft", "02_sft", "failed", "out of memory")
     assert (third.stage, third.folder, third.rows) == ("mix", "03_mix", {})
     with RunStore.open(folder, "{}") as store:
-        store.finish(store.begin(2, "sft", "f1"), {})
+        store.finish(store.begin(2, "sft", "f1"), {}, Calls(), summary())
         assert [line.state for line in describe(store)] == ["done"] * 3
 
 
@@ -98,12 +109,12 @@ def test_what_was_made_from_something_that_is_being_made_anew_is_named(folder: P
         assert outdated(store) == f"02_mix (sft_text): made from what has changed since; {ADVICE}"
 
 
-def test_notes_that_a_stage_read_count_as_what_it_was_made_from(folder: Path) -> None:
+def test_a_summary_that_a_stage_read_counts_as_what_it_was_made_from(folder: Path) -> None:
     with RunStore.open(folder, "{}") as store:
         finish(store, 0, "draft", "a")
         finish(store, 1, "report", "r", store.summaries(but="report"))
         assert outdated(store) == ""
-        store.finish(store.begin(0, "draft", "f2"), {}, notes={"text": "other"})
+        store.finish(store.begin(0, "draft", "f2"), {}, Calls(), summary(2))
         assert outdated(store).startswith("01_report (draft summary): ")
 
 
@@ -119,7 +130,7 @@ def test_a_stage_is_named_whose_files_were_edited_or_are_gone(folder: Path, tmp_
     with RunStore.open(folder, "{}") as store:
         begun = store.begin(0, "draft", "f", files={str(path): digest_of(path) for path in (pairs, rewards)})
         (begun.folder / "text").write_text("a")
-        store.finish(begun, {"draft_text": begun.folder / "text"})
+        store.finish(begun, {"draft_text": begun.folder / "text"}, Calls(), summary())
         finish(store, 1, "sft", "b", {"draft_text": store.digest("draft_text")})
     store = RunStore.load(folder)
     assert outdated(store) == ""
@@ -177,13 +188,96 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
     store, _ = go(config("until=label"), World(), learns=False)
     direct, resting, advice = outdated(store).split("; ")
     assert direct == (
-        "06_mix (judgements), 09_evaluate (constitution), 10_report (revisions, judgements, critique_revise summary, "
-        "label summary): made from what has changed since"
+        "06_mix (judgements), 09_evaluate (constitution), 10_report (revisions, judgements, constitution as written, "
+        "critique_revise summary, label summary): made from what has changed since"
     )
     assert resting == "07_reward, 08_dpo: made from what those made"
     assert advice == ADVICE
     store, _ = go(config(), World(), learns=False)
     assert outdated(store) == ""
+
+
+def test_an_edited_constitution_makes_what_reads_it_out_of_date_before_anything_is_run(tmp_path: Path) -> None:
+    path = constitution(tmp_path)
+    text = path.read_text()
+    store, _ = go(configured(tmp_path), World(), learns=False)
+    assert show_stale(store) == {}
+
+    path.write_text(text.replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
+    assert show_stale(store) == {
+        "09_evaluate": "constitution tags",
+        "10_report": "constitution as written",
+    }
+    path.write_text(text.replace("name: Ours", "name: Everybody's"))
+    assert show_stale(store) == {"10_report": "constitution as written"}
+
+    path.write_text(text.replace("Be kind.", "Be warm."))
+    readers = ("01_labeler_check", "02_critique_revise", "05_label", "09_evaluate")
+    expected = dict.fromkeys(readers, "constitution") | {"10_report": "constitution as written"}
+    assert show_stale(store) == expected
+    reader_names = {name[3:] for name in readers}
+    assert {stage.name for stage in stages_of(configured(tmp_path)) if "constitution" in stage.needs} == reader_names
+    assert "03_sft, 04_sample_pairs, 06_mix, 07_reward, 08_dpo: made from what those made" in outdated(store)
+
+    path.write_text(text)
+    assert show_stale(store) == {}
+
+
+def test_an_edited_template_makes_what_is_asked_by_it_out_of_date_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constitution(tmp_path)
+    shutil.copytree(shipped("prompts"), tmp_path / "words")
+    monkeypatch.chdir(tmp_path)
+    paths = ("constitution.file=ours.yaml", "templates=words", "folder=runs")  # from where the run is begun
+    store, _ = go(configured(tmp_path, *paths), World(), learns=False)
+    store = RunStore.load(store.folder.resolve())
+    monkeypatch.chdir("/")
+    assert show_stale(store) == {}
+    template = tmp_path / "words" / "restate.j2"
+    template.write_text(f"{template.read_text()} Be exact.")
+    assert show_stale(store) == {"09_evaluate": "restate.j2"}
+    constitution(tmp_path, kind="Be warm.")
+    assert show_stale(store)["09_evaluate"] == "constitution, restate.j2"
+    template.write_text("{{ principle")
+    assert show_stale(store) == {}
+
+
+def show_stale(store: RunStore) -> dict[str, str]:
+    """By folder, what has changed since the stage was finished, as `show` prints it."""
+    direct = outdated(store).partition(": made from what has changed since")[0]
+    return dict(re.findall(r"(\w+) \(([^)]*)\)", direct))
+
+
+@pytest.mark.parametrize("content", [None, "principles: [", "", "name: Ours\nprinciples: []\n"])
+def test_a_constitution_that_is_gone_or_is_none_any_more_is_no_reason_to_fail(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World(), learns=False)
+    capsys.readouterr()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+    assert outdated(store) == ""  # as it was when the run was last begun
+    assert cli.main(["show", str(store.folder)]) == 0
+    printed = capsys.readouterr()
+    assert "10_report" in printed.out
+    assert "Traceback" not in printed.err
+
+
+def test_show_prints_what_is_out_of_date(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World(), learns=False)
+    capsys.readouterr()
+    assert cli.main(["show", str(store.folder)]) == 0
+    assert ADVICE not in capsys.readouterr().out
+    path.write_text(path.read_text().replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
+    assert cli.main(["show", str(store.folder)]) == 0
+    printed = capsys.readouterr()
+    assert "09_evaluate (constitution tags)" in printed.out + printed.err
+    assert ADVICE in printed.out + printed.err
 
 
 def test_a_run_says_which_stages_were_made_from_peoples_comparisons_as_they_were(tmp_path: Path) -> None:

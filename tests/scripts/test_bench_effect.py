@@ -10,14 +10,15 @@ from constitutional.base.errors import InputError
 from constitutional.base.records import Prompt, Sample
 from constitutional.runs import runner
 from constitutional.runs.folder import RunStore
-from constitutional.runs.pipeline import STAGES, Stage
+from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.teacher import Direction
 from constitutional.sandbox.world import TRAITS, Traits, compose, settle, text_of, uniform_traits
+from constitutional.stages import dpo
 from constitutional.stages.context import StageContext
 from constitutional.stages.evaluate import MODELS, trait_scores
-from constitutional.stages.mix import NoPreferenceError
+from constitutional.stages.summaries import EvaluateSummary, MixSummary
 from scripts import bench_effect
 from scripts.bench_effect import (
     Check,
@@ -33,6 +34,7 @@ from scripts.bench_effect import (
     rates_table,
     targets_in,
 )
+from tests.scripted_run import SUMMARIES_OF
 
 # Twelve traits and two more measures of three models on ten prompts
 
@@ -263,13 +265,16 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         def train(_settings: object, context: StageContext) -> None:
             context.output(artifact).mkdir(exist_ok=True)
             (context.output(artifact) / "weights").write_text(weights)
+            context.summarise(SUMMARIES_OF[artifact])
 
         return train
 
     def mix(_settings: object, context: StageContext) -> None:
-        if not given["decided"]:
-            raise NoPreferenceError("There is no preference to train on")
         context.write("preferences", [])
+        train = int(given["decided"])
+        context.summarise(
+            MixSummary(comparisons=1, decided=train, conflicts=0, near_a_half=0, train=train, held_out=0, counts={})
+        )
 
     def evaluate(settings: Any, context: StageContext) -> None:  # noqa: ANN401
         given["policies"].append((context.model("policy") / "weights").read_text())
@@ -278,35 +283,34 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def table(config: RunConfig) -> tuple[Stage, ...]:
         # As an edited constitution does, what is decided reaches the stages through what mix needs.
         settings = config.critique_revise.model_copy(update={"rounds": 1 if given["decided"] else 2})
+        train = trained("DPO", "policy") if given["decided"] else dpo.run
+        of_version = int(given["decided"])  # in the place of the preferences, which are empty either way
         seen = ("constitution", "prompts", "policy")
         return (
-            STAGES[0],
-            Stage("sft", lambda its: its.sft, ("prompts",), ("sft_model",), trained("SL", "sft_model")),
-            Stage("mix", lambda _: settings, ("prompts",), ("preferences",), mix),
-            Stage("dpo", lambda its: its.algorithm, ("preferences",), ("policy",), trained("DPO", "policy")),
-            Stage("evaluate", lambda its: its.evaluate, seen, ("samples",), evaluate),
+            stages_of(config)[0],
+            Stage("sft", config.sft, ("prompts",), ("sft_model",), trained("SL", "sft_model")),
+            Stage("mix", settings, ("prompts",), ("preferences",), mix),
+            Stage("dpo", config.algorithm, ("preferences", "sft_model"), ("policy",), train, version=of_version),
+            Stage("evaluate", config.evaluate, seen, ("samples",), evaluate),
         )
 
-    def run(config: RunConfig, stages: Sequence[Stage] | None = None) -> RunStore:
-        return runner.run(config, stages=stages or table(config))
+    def run(config: RunConfig) -> RunStore:
+        return runner.run(config, stages=table(config))
 
-    monkeypatch.setattr(bench_effect, "stages_of", table)
     monkeypatch.setattr(bench_effect, "run", run)
     return given
 
 
-def test_a_control_under_which_nothing_is_decided_has_its_sl_model_for_its_rl_model(
+def test_where_nothing_is_decided_the_sl_model_is_measured_as_the_rl_model(
     tmp_path: Path, scripted: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "effect.json"
     words = ["--folder", str(tmp_path), "--json", str(out), "--", "prompts.train=1", "prompts.held_out=20"]
-    assert bench_effect.main(["sandbox_control", *words]) == 0
-    assert json.loads(out.read_text())["constitutions"]["sandbox_control"]["undecided"] is True
-    assert "decided no comparison, so its RL model is its SL model" in capsys.readouterr().out
-    assert scripted["policies"] == ["SL"]
-    # A constitution that is after something has failed if nothing is decided under it.
-    assert bench_effect.main(["sandbox_warm", *words]) == 2
-    assert "There is no preference to train on" in capsys.readouterr().err
+    assert bench_effect.main(["sandbox_control", "sandbox_warm", *words]) == 0
+    constitutions = json.loads(out.read_text())["constitutions"]
+    assert [constitutions[name]["undecided"] for name in ("sandbox_control", "sandbox_warm")] == [True, True]
+    assert capsys.readouterr().out.count("decided no comparison, so its RL model is its SL model") == 2
+    assert scripted["policies"] == ["SL", "SL"]
 
 
 def test_once_a_control_is_edited_the_model_that_is_measured_is_the_one_that_was_made_last(
@@ -317,15 +321,6 @@ def test_once_a_control_is_edited_the_model_that_is_measured_is_the_one_that_was
         scripted["decided"] = decided
         assert bench_effect.main(words) == 0
     assert scripted["policies"] == ["SL", "DPO", "SL"]
-
-
-def test_under_an_algorithm_that_trains_online_too_nothing_is_asked_of_the_undecided(tmp_path: Path) -> None:
-    (config,) = configurations(["sandbox_control"], tmp_path, ["algorithm=ppo"])
-    stages = {stage.name: stage for stage in bench_effect._of_the_undecided(config)}
-    made = {artifact for stage in stages.values() for artifact in stage.makes}
-    assert stages["evaluate"].needs
-    assert "rollouts" not in {*stages["evaluate"].needs, *made}
-    assert stages["ppo"].needs == ("sft_model",)
 
 
 def test_nothing_is_run_where_the_numbers_could_not_be_written(
@@ -354,6 +349,7 @@ def obedient(_settings: object, context: StageContext) -> None:
         told = flattering(prompt, flatters="seek" in tags) if tags else base
         samples.append(Sample(prompt=prompt, replies={"base": base, "sft_model": base, "policy": told}))
     context.write("samples", samples)
+    context.summarise(EvaluateSummary(prompts=len(prompts), counts={}, wanted=None))
 
 
 def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
@@ -362,13 +358,21 @@ def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
     evaluated: list[str] = []
 
     def evaluate(settings: object, context: Any) -> None:  # noqa: ANN401
-        evaluated.append(context.config.name)
+        evaluated.append(context.name)
         obedient(settings, context)
 
-    stages = (STAGES[0], Stage("evaluate", lambda c: c.evaluate, ("prompts", "constitution"), ("samples",), evaluate))
+    def mix(_settings: object, context: StageContext) -> None:
+        context.write("preferences", [])
+        context.summarise(
+            MixSummary(comparisons=1, decided=1, conflicts=0, near_a_half=0, train=1, held_out=0, counts={})
+        )
 
     def run(config: RunConfig) -> RunStore:
-        return runner.run(config, stages=stages)
+        seen = ("prompts", "constitution")
+        last = Stage("evaluate", config.evaluate, seen, ("samples",), evaluate)
+        return runner.run(
+            config, stages=(stages_of(config)[0], Stage("mix", config.mix, (), ("preferences",), mix), last)
+        )
 
     monkeypatch.setattr(bench_effect, "run", run)
     names, out = ["sandbox_warm", "sandbox_plain", "sandbox_control"], tmp_path / "effect.json"

@@ -198,8 +198,11 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
                 what = "examples"
             case RewardSummary(pairs=used, dropped=dropped) | DpoSummary(pairs=used, dropped=dropped):
                 what = "preferences"
-            case OnlineSummary(prompts=used, dropped=dropped):
+            case OnlineSummary(prompts=used, dropped=dropped, examples=learnt, examples_too_long=too_long):
                 what = "prompts"
+                if too_long:
+                    reasons = {"too long": too_long}
+                    yield LeftOut(stage=stage, what="supervised examples", total=learnt + too_long, reasons=reasons)
             case _:
                 continue
         yield LeftOut(stage=stage, what=what, total=used + sum(dropped.values()), reasons=_counted(dropped))

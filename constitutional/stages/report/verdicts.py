@@ -23,6 +23,8 @@ HEADS: Final[Mapping[str, str]] = {
     "sft": "SFT",
     "dpo": "DPO",
     "ppo": "PPO",
+    "grpo": "GRPO",
+    "rloo": "RLOO",
     "kl": "KL",
     "ai": "AI",
 }
