@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
+from constitutional.base.critiques import FOLLOWS, VIOLATES
 from constitutional.base.records import Message
 from constitutional.base.stats import Interval, bootstrap_mean, wilson
 from constitutional.base.templates import Prompts
 from constitutional.engines.base import Completion, Engine, Request, Sampling
-from constitutional.judging.critiques import FOLLOWS, VIOLATES
 from constitutional.sandbox import principles, teacher
 from constitutional.sandbox.corpus import Family, draw_pair
 from constitutional.sandbox.detect import detect

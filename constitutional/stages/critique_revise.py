@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from constitutional.base.critiques import FOLLOWS, checked_pattern, concludes
 from constitutional.base.errors import InputError, RunError
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
@@ -21,7 +22,6 @@ from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import message_of
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
-from constitutional.judging.critiques import FOLLOWS, checked_pattern, concludes
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CritiqueReviseSummary
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from constitutional.base.critiques import FOLLOWS, VIOLATES, checked_pattern, concludes
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import words
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
-from constitutional.judging.critiques import FOLLOWS, VIOLATES, checked_pattern, concludes
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.labelling import LabelSettings, combine, label

@@ -1,6 +1,6 @@
 import pytest
 
-from constitutional.judging.critiques import FOLLOWS, VIOLATES, concludes, last_sentence
+from constitutional.base.critiques import FOLLOWS, VIOLATES, concludes, last_sentence
 
 
 @pytest.mark.parametrize(
