@@ -1,7 +1,7 @@
 """A run's configuration: composed by Hydra, checked by pydantic, frozen to JSON.
 
-YAML holds choices only. Hydra gets the defaults of the settings models (`settings.py`) as its node `schema`, and a preset
-says what it changes. Hydra chooses presets, reads overrides and merges; pydantic alone decides which settings there are.
+YAML holds choices only. Hydra gets the defaults of the settings models (`settings.py`) as its node `schema`, and a
+preset says what it changes. Hydra reads overrides, chooses presets and merges; pydantic decides which settings exist.
 After `freeze` nothing reads YAML again.
 """
 
@@ -48,7 +48,6 @@ __all__ = [
     "dump",
     "freeze",
     "load",
-    "options",
     "sweep",
     "unchecked",
     "validated",
@@ -118,12 +117,6 @@ def _values(word: "Override") -> list[str]:
     if not word.is_sweep_override():
         return [str(word.input_line)]
     return [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
-
-
-def options(group: str) -> list[str]:
-    """The names of a group's presets, those in the user's own `conf/` folder included."""
-    with _hydra():
-        return _options(group)
 
 
 @contextmanager
@@ -201,9 +194,8 @@ def _read(overrides: Sequence[str]) -> "list[Override]":
         try:
             parsed.append(parser.parse_override(f"{plain[1]}='{plain[2]}'" if plain else word))
         except HydraException:
-            unreadable.append(
-                f"{word}: cannot be read; type KEY=VALUE, and quote what is no plain word: \"KEY='a {{b'\""
-            )
+            advice = "type KEY=VALUE, and quote what is no word: \"KEY='a {b'\""
+            unreadable.append(f"{word}: cannot be read; {advice}")
     _refuse(UsageError, unreadable)
     return parsed
 
@@ -245,25 +237,25 @@ def _refused(override: "Override") -> str | None:
     """Why an override cannot stand here, and what to type."""
     line, key = str(override.input_line), override.key_or_group
     value = None if override.is_delete() or override.is_sweep_override() else override.value()
-    presets = [name for name in _options(key) if not name.startswith("schema")]
+    problem = None
     if not key.strip("."):
-        return f"{line}: names no setting; type KEY=VALUE, such as seed=1"
-    if re.match(r"hydra\b", key):
-        return f"{line}: Hydra only composes the settings here, so its own cannot be changed; leave it out"
-    if override.is_sweep_override():
-        return f"{line}: names several values; type -m as well for a run of each, or [a,b] for a list"
-    if override.is_delete():
-        return f"{line}: nothing can be taken out; leave it out, or type {key}=VALUE"
-    if _options(key) and not presets:
-        return f"{line}: '{key}' has no presets; type its settings, such as {key}.{next(iter(_fields(key)))}=VALUE"
-    if presets and not isinstance(value, str | list):
-        settings = f", or a setting, such as {key}.{next(iter(_fields(key)))}=VALUE" if _fields(key) else ""
-        return f"{line}: is no preset of '{key}'; type {key}={presets[0]}, one of {', '.join(presets)}{settings}"
-    return None
-
-
-def _fields(group: str) -> list[str]:
-    return [name for model in GROUPS.get(group, {}).values() for name in model.model_fields if name != "kind"]
+        problem = "names no setting; type KEY=VALUE, such as seed=1"
+    elif re.match(r"hydra\b", key):
+        problem = "Hydra only composes the settings here, so its own cannot be changed; leave it out"
+    elif override.is_sweep_override():
+        problem = "names several values; type -m as well for a run of each, or [a,b] for a list"
+    elif override.is_delete():
+        problem = f"nothing can be taken out; leave it out, or type {key}=VALUE"
+    elif known := _options(key):
+        presets = [name for name in known if not name.startswith("schema")]
+        names = [f"{key}.{name}" for model in GROUPS.get(key, {}).values() for name in model.model_fields]
+        setting = next((name for name in names if not name.endswith(".kind")), "")
+        if not presets:
+            problem = f"'{key}' has no presets; type its settings, such as {setting}=VALUE"
+        elif not isinstance(value, str | list):
+            also = f", or a setting, such as {setting}=VALUE" if setting else ""
+            problem = f"is no preset of '{key}'; type {key}={presets[0]}, one of {', '.join(presets)}{also}"
+    return problem and f"{line}: {problem}"
 
 
 def _options(group: str) -> list[str]:
@@ -292,10 +284,8 @@ def _plain(composed: Any) -> dict[str, Any]:  # noqa: ANN401 - OmegaConf's DictC
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
         reason = " ".join(str(error.msg).partition("\n    full_key")[0].split())
-        line = (
-            f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason}); type a value in its place'
-        )
-        raise ConfigurationError(line) from error
+        reference = f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason})'
+        raise ConfigurationError(f"{reference}; type a value in its place") from error
     assert isinstance(values, dict)
     known = {name: values[name] for name in RunConfig.model_fields if name in values}
     return known | {str(name): value for name, value in values.items()}
@@ -310,7 +300,7 @@ def validated(values: dict[str, Any]) -> RunConfig:
     values = _without_missing(values)
     try:
         config = RunConfig.model_validate(values)
-        _refuse(ConfigurationError, problems(truth_values(values, config.model_dump(mode="json")), values))
+        _refuse(ConfigurationError, problems([*truth_values(values, config.model_dump(mode="json"))], values))
     except ValidationError as error:
         _refuse(ConfigurationError, problems(error.errors(include_url=False), values))
         raise
@@ -319,9 +309,8 @@ def validated(values: dict[str, Any]) -> RunConfig:
     names = [stage.name for stage in stages_of(config)]
     if config.until is not None and config.until not in names:
         near = difflib.get_close_matches(config.until, names, n=1, cutoff=0)[0]
-        raise ConfigurationError(
-            f'until is "{config.until}"; it should be one of {", ".join(names)}; type until={near}'
-        )
+        expected = f"it should be one of {', '.join(names)}"
+        raise ConfigurationError(f'until is "{config.until}"; {expected}; type until={near}')
     return config
 
 

@@ -117,9 +117,7 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(key, every_key(), n=3, cutoff=0.6)
     # Letters that changed places are the likelier slip: `lable` is label, not labeler.
     meant = min(near, key=lambda known: sorted(known) != sorted(key), default="")
-    advice = (
-        f"did you mean {meant}? Type {_word(meant, value)}" if near else "`constitutional config --explain` shows all"
-    )
+    advice = f"did you mean {meant}? Type {_word(meant, value)}" if near else "`constitutional config` shows all"
     return f"there is no setting '{key}'; {advice}"
 
 
@@ -189,7 +187,7 @@ def _field(path: Sequence[str | int], values: Mapping[str, Any]) -> FieldInfo | 
 
 def _at(values: Any, path: Sequence[str | int]) -> Any:  # noqa: ANN401 - JSON of any shape
     for part in path:
-        values = values[part] if isinstance(values, list) or part in values else None
+        values = values[part] if isinstance(part, int) or part in values else None
     return values
 
 

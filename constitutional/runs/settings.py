@@ -36,7 +36,7 @@ LONGEST_NAME: Final = 200
 def _a_folders_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.,=+-]*", name):
         raise ValueError(
-            "it names a folder: letters and digits of any script and _ . , = + - only, beginning with a letter, a digit or _"
+            "it names a folder: letters and digits of any script and _ . , = + - only, and none of . , = + - at first"
         )
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"it is longer than {LONGEST_NAME} bytes")
@@ -172,8 +172,8 @@ class RunConfig(BaseModel):
         step = algorithm.prompts_per_step
         if isinstance(self.prompts, SandboxPrompts) and round(algorithm.epochs * self.prompts.train) < step:
             raise ValueError(
-                f"prompts.train={self.prompts.train} is too few: algorithm.epochs={algorithm.epochs:g} passes over them do "
-                f"not make one step of {step} prompts; type prompts.train={round(step / algorithm.epochs) + 1}"
+                f"prompts.train={self.prompts.train} is too few: algorithm.epochs={algorithm.epochs:g} passes make no "
+                f"step of {step} prompts; type prompts.train={round(step / algorithm.epochs) + 1}"
             )
         return self
 
