@@ -23,6 +23,7 @@ _ABOUT: Final = {
     "demo": "The same on the small test-bed, in the folder runs/demo.",
     "config": "Print the configuration that `constitutional run` would have with these words.",
 }
+_OPTIONS: Final = ("--multirun", "--cfg", "--resolve", "--explain", "--help")
 _HYDRAS: Final = (
     *("--hydra-help", "--package", "-p", "--run", "-r", "--info", "-i", "--shell-completion", "-sc"),
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"),
@@ -172,8 +173,7 @@ def _parsed(command: str, words: Sequence[str]) -> argparse.Namespace:
     if unknown := next((word for word in rest if word.startswith("-")), None):
         behind = words[list(words).index(unknown) + 1 :]
         value = behind[0] if behind and not re.search("^-|=", behind[0]) else "VALUE"
-        known = re.findall(r"--[a-z-]+", parser.format_usage())
-        raise UsageError(_unknown_option(unknown, value, known, command))
+        raise UsageError(_unknown_option(unknown, value, command))
     arguments.overrides += rest
     return arguments
 
@@ -196,14 +196,14 @@ def _presets() -> str:
     )
 
 
-def _unknown_option(word: str, value: str, options: Sequence[str], command: str) -> str:
+def _unknown_option(word: str, value: str, command: str) -> str:
     """What to say of an option that there is not, such as `--until label`, which is a setting."""
     from constitutional.runs.settings import every_key
 
     option, _, joined = word.partition("=")
     if option in _HYDRAS:
         return f"'{option}' belongs to Hydra's own command and does not apply; see `constitutional {command} --help`"
-    if near := difflib.get_close_matches(option, options, n=1, cutoff=0.7):
+    if near := difflib.get_close_matches(option, _OPTIONS, n=1, cutoff=0.7):
         return f"there is no option '{option}'; did you mean {near[0]}?"
     if setting := difflib.get_close_matches(option.lstrip("-").replace("-", "_"), every_key(), n=1, cutoff=0.7):
         return f"there is no option '{option}', but a setting: type {setting[0]}={joined or value}"

@@ -107,6 +107,9 @@ def _reworded(detail: ErrorDetails) -> str:
 
 def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
     """What to say of a setting that there is not, or not with the option that is chosen."""
+    while isinstance(value, dict) and len(value) == 1:  # as of `prompt.train=8`, where there is no `prompt`
+        name, value = next(iter(value.items()))
+        key = f"{key}.{name}"
     group, _, name = key.partition(".")
     kinds = GROUPS.get(group, {})
     having = [preset.removeprefix("schema_") for preset, model in kinds.items() if name in model.model_fields]
