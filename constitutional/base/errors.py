@@ -9,10 +9,13 @@ take a number raises ValueError, as everywhere in Python.
 """
 
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from constitutional.base.text import printable
+
+T = TypeVar("T")
 
 FAILED = 1
 WRONG_USE = 2
@@ -70,11 +73,24 @@ def complain(error: ConstitutionalError) -> None:
         print(f"constitutional: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
-def expect(value: object, kind: type, function: str, wanted: str) -> None:
-    """Refuse an argument of another type than a function of the library takes, a text where it takes a list included.
+def expect(value: object, kind: type | tuple[type, ...], function: str, wanted: str) -> None:
+    """Refuse an argument of another type than a function of the library takes; a text is no list of what it holds.
 
     Raises:
-        UsageError: says the function, what it was called with, and what it takes.
+        UsageError: says the function, what it takes, and what it was called with.
     """
-    if not isinstance(value, kind) or (isinstance(value, str) and kind is not str):
-        raise UsageError(f"{function}() takes {wanted}; it was called with {type(value).__name__} {value!r:.60}")
+    if not isinstance(value, kind) or (isinstance(value, str) and kind in (Sequence, Iterable)):
+        raise UsageError(f"{function}() takes {wanted}; it was called with a {type(value).__name__}: {value!r:.60}")
+
+
+def expect_all(values: Iterable[T], kind: type[T], function: str) -> Iterator[T]:
+    """The values, as they are asked for, if all are of the kind that a function of the library takes.
+
+    Raises:
+        UsageError: as `expect`.
+    """
+    wanted = f"a list of {kind.__name__}"
+    expect(values, Iterable, function, wanted)
+    for value in values:
+        expect(value, kind, function, wanted)
+        yield value

@@ -72,7 +72,7 @@ def _shown(default: object) -> str:
 def _paragraph(heading: str, kind: str, meaning: str) -> str:
     lines = [" ".join(text.split()) for text in (kind, meaning) if text]
     indented = [textwrap.fill(line, 80, initial_indent="    ", subsequent_indent="    ") for line in lines]
-    return "\n".join([heading, *indented])
+    return "\n".join([textwrap.fill(heading, 80, subsequent_indent="    "), *indented])
 
 
 def _models_in(field: Mapping[str, Any], models: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -92,7 +92,9 @@ def _type(field: Mapping[str, Any], models: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(_type(part, models) for part in several))
     if "$ref" in field:
         return "settings by name"
-    bounds = " and ".join(f"{words} {field[bound]:g}" for bound, words in _BOUNDS.items() if bound in field)
+    bounds = " and ".join(
+        f"{words} {field[bound]}".removesuffix(".0") for bound, words in _BOUNDS.items() if bound in field
+    )
     if field.get("type") == "array":
         parts = field.get("prefixItems") or [field.get("items", {})]
         count = f" of {len(parts)} items" if "prefixItems" in field else ""

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -58,6 +58,7 @@ _ROLES: Final = ("critic", "labeler")
 """Both choose among the presets of the group `engine`."""
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
+_QUOTED: Final = "\"KEY='a {b'\""
 
 
 class Job(NamedTuple):
@@ -190,12 +191,13 @@ def _read(overrides: Sequence[str]) -> "list[Override]":
     parsed, unreadable = [], []
     for word in overrides:
         # Hydra's grammar wants quotes around what is beyond ASCII; people type the name of a file as it is.
-        plain = re.fullmatch(r"([\w.@/]+)=([^\[\]{}'\"$,=\\]*[^\x00-\x7f][^\[\]{}'\"$,=\\]*)", word)
-        try:
-            parsed.append(parser.parse_override(f"{plain[1]}='{plain[2]}'" if plain else word))
-        except HydraException:
-            advice = "type KEY=VALUE, and quote what is no word: \"KEY='a {b'\""
-            unreadable.append(f"{word}: cannot be read; {advice}")
+        quoted = re.sub(r"^([\w.@/]+)=([^\[\]{}'\",$\\]+)$", r"\1='\2'", word)
+        for typed in dict.fromkeys((word, quoted)):
+            with suppress(HydraException):
+                parsed.append(parser.parse_override(typed))
+                break
+        else:
+            unreadable.append(f"{word}: cannot be read; type KEY=VALUE, and quote what is no word: {_QUOTED}")
     _refuse(UsageError, unreadable)
     return parsed
 
@@ -308,7 +310,7 @@ def validated(values: dict[str, Any]) -> RunConfig:
 
     names = [stage.name for stage in stages_of(config)]
     if config.until is not None and config.until not in names:
-        near = difflib.get_close_matches(config.until, names, n=1, cutoff=0)[0]
+        near = next(iter(difflib.get_close_matches(config.until, names, n=1)), "null")
         expected = f"it should be one of {', '.join(names)}"
         raise ConfigurationError(f'until is "{config.until}"; {expected}; type until={near}')
     return config

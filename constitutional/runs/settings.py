@@ -160,6 +160,12 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _the_journal_is_a_file(self) -> Self:
+        if self.journal_file.is_dir():
+            raise ValueError(f"journal.path={self.journal_file} is a folder; type journal.path=FILE")
+        return self
+
+    @model_validator(mode="after")
     def _a_step_can_be_filled(self) -> Self:
         algorithm = self.algorithm
         if not isinstance(algorithm, grpo.Settings):

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from constitutional.base.errors import InputError
+from constitutional.base.errors import InputError, expect_all
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
@@ -84,7 +84,7 @@ def critique_revise(
     Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
     """
     settings = settings or Settings()
-    drafts = draft(prompts, engine, settings, seed)
+    drafts = draft(expect_all(prompts, Prompt, "critique_revise"), engine, settings, seed)
     return revise(drafts, constitution, engine, templates or load_prompts(), settings, seed)
 
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from constitutional.base.errors import RunError
+from constitutional.base.errors import RunError, expect_all
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
 from constitutional.base.stats import Interval, calibration_error, weighted_mean, wilson
 from constitutional.base.templates import Prompts, load_prompts
@@ -66,7 +66,7 @@ def label(
     """
     settings = settings or Settings()
     labeler = Labeler(engine, templates or load_prompts(), settings, seed)
-    iterator = iter(comparisons)
+    iterator = expect_all(comparisons, Comparison, "label")
     while chunk := list(islice(iterator, TOGETHER)):
         asks = [ask for comparison in chunk for ask in _asks(comparison, constitution, settings, seed)]
         yield from labeler.judge(asks)

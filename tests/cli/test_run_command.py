@@ -50,6 +50,9 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     return fake
 
 
+HELP = "`constitutional run --help`"
+
+
 def test_run_takes_overrides_and_leaves_no_trace_of_hydra(runs: Runs, tmp_path: Path) -> None:
     before = list(sys.argv)
     assert cli.main(["run", "name=second", "constitution.weights.no_flattery=2", "label=votes"]) == 0
@@ -217,7 +220,7 @@ def test_config_refuses_the_principles_that_a_run_would_refuse(
         *(
             (
                 ["run", option, "x"],
-                f"'{option}' belongs to Hydra's own command and does not apply; see `constitutional run --help`",
+                f"'{option}' belongs to Hydra's own command and does not apply; see {HELP}",
             )
             for option in ("--info", "--package", "--hydra-help", "-p", "--config-name")
         ),
