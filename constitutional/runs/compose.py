@@ -248,15 +248,11 @@ def _refused(override: "Override") -> str | None:
         problem = "names several values; type -m as well for a run of each, or [a,b] for a list"
     elif override.is_delete():
         problem = f"nothing can be taken out; leave it out, or type {key}=VALUE"
-    elif known := _options(key):
-        presets = [name for name in known if not name.startswith("schema")]
+    elif (known := _options(key)) and (known == ["schema"] or not isinstance(value, str | list)):
         names = [f"{key}.{name}" for model in GROUPS.get(key, {}).values() for name in model.model_fields]
-        setting = next((name for name in names if not name.endswith(".kind")), "")
-        if not presets:
-            problem = f"'{key}' has no presets; type its settings, such as {setting}=VALUE"
-        elif not isinstance(value, str | list):
-            also = f", or a setting, such as {setting}=VALUE" if setting else ""
-            problem = f"is no preset of '{key}'; type {key}={presets[0]}, one of {', '.join(presets)}{also}"
+        presets = [f"{key}={name}" for name in known if not name.startswith("schema")]
+        settings = [f"{name}=VALUE" for name in names if not name.endswith(".kind")]
+        problem = f"'{key}' is a group; type {' or '.join([*presets, *settings[:1]])}"
     return problem and f"{line}: {problem}"
 
 

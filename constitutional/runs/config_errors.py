@@ -6,9 +6,11 @@ What is advised is tried first: a value is only suggested if the configuration t
 import copy
 import difflib
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any, Final
 
 import yaml
@@ -34,21 +36,14 @@ _REWORDED: Final = (
     (r"^Unable to extract tag using discriminator 'kind'", "it has no kind"),
 )
 """Pydantic's words where they speak of Python, and ours."""
-_LONG: Final = 60
-"""A default of more characters than this is not something to type."""
 
 
 def problems(details: Sequence[ErrorDetails], values: Mapping[str, Any]) -> list[str]:
-    """What to say of the mistakes that pydantic found, one line for each value that is wrong.
-
-    Args:
-        details: the mistakes; of a value that may be of several types there is a mistake for each.
-        values: all settings, as they were composed.
-    """
+    """A line for each of the composed values that is wrong, of which pydantic may have found several mistakes."""
     by_path: dict[tuple[str | int, ...], list[ErrorDetails]] = {}
     for detail in details:
         by_path.setdefault(_path(detail, values), []).append(detail)
-    return list(dict.fromkeys(_line(path, of_path, values) for path, of_path in by_path.items()))
+    return [_line(path, of_path, values) for path, of_path in by_path.items()]
 
 
 def truth_values(values: Any, checked: Any, *path: str | int) -> Iterator[ErrorDetails]:  # noqa: ANN401 - JSON
@@ -64,10 +59,7 @@ def truth_values(values: Any, checked: Any, *path: str | int) -> Iterator[ErrorD
 
 
 def _path(detail: ErrorDetails, values: Any) -> tuple[str | int, ...]:  # noqa: ANN401 - JSON of any shape
-    """Where the mistake is in the values: without what pydantic adds to say which member of a union it tried.
-
-    What is missing in a list of a fixed length is a mistake of the list.
-    """
+    """Where the mistake is in the values, without the members of a union that pydantic adds; a list may lack items."""
     path: list[str | int] = []
     for number, part in enumerate(detail["loc"], start=1):
         in_list = isinstance(values, list) and isinstance(part, int) and part < len(values)
@@ -99,10 +91,7 @@ def _line(path: tuple[str | int, ...], details: Sequence[ErrorDetails], values: 
 
 
 def _reworded(detail: ErrorDetails) -> str:
-    message = detail["msg"]
-    for pattern, ours in _REWORDED:
-        message = re.sub(pattern, ours, message)
-    return message
+    return reduce(lambda message, words: re.sub(*words, message), _REWORDED, detail["msg"])
 
 
 def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
@@ -136,8 +125,7 @@ def _advice(path: tuple[str | int, ...], details: Sequence[ErrorDetails], values
                 continue
         advice = _typed(path, candidate, values)
         return advice if candidate is not None else f"{advice}, or see `constitutional config --explain {path[0]}`"
-    number = any(re.match("int|float|finite", detail["type"]) for detail in details)
-    return _typed(path, "NUMBER" if number else "VALUE", values)
+    return _typed(path, "VALUE", values)
 
 
 def _candidates(
@@ -146,8 +134,8 @@ def _candidates(
     """Values that may be meant: what is nearest to the one that is wrong first, the default and null last."""
     value, field = _at(values, path), _field(path, values)
     contexts = [detail.get("ctx", {}) for detail in details]
-    choices = re.findall(r"'([^']+)'", " ".join(str(context.get("expected", "")) for context in contexts))
-    tags = re.findall(r"'([^']+)'", " ".join(str(context.get("expected_tags", "")) for context in contexts))
+    named = [str(context.get("expected", context.get("expected_tags", ""))) for context in contexts]
+    choices = re.findall(r"'([^']+)'", " ".join(named))
     if isinstance(value, str):
         yield from difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
     for context in contexts:
@@ -158,12 +146,14 @@ def _candidates(
         text = value if isinstance(value, str) else json.dumps(value)
         yield from ([value], text, [text])
     known = value if isinstance(value, dict) else {}
-    yield from ({**known, "kind": tag} for tag in difflib.get_close_matches(str(known.get("kind")), tags, n=1))
+    yield from ({**known, "kind": tag} for tag in difflib.get_close_matches(str(known.get("kind")), choices, n=1))
     for model in models_in(field.annotation) if field else ():
         name, first = next(iter(model.model_fields.items()))
         yield {**known, name: first.default if name == "kind" else value}
     default = field.get_default(call_default_factory=True, validated_data={}) if field else PydanticUndefined
-    if default is not PydanticUndefined and default is not None and len(str(default)) < _LONG:
+    if (
+        default is not PydanticUndefined and default is not None and len(str(default)) < 60
+    ):  # nobody types a long pattern
         yield to_jsonable_python(default, fallback=str)
     yield from choices
     yield 1
@@ -205,17 +195,7 @@ def _typed(path: tuple[str | int, ...], value: object, values: Mapping[str, Any]
 
 
 def _word(key: str, value: object) -> str:
-    """An override as it is typed in a shell."""
-    word = f"{key}={_in_hydras_grammar(value)}"
+    """An override as it is typed in a shell: YAML in a line, which Hydra's grammar reads."""
+    flow = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf, sort_keys=False)
+    word = f"{key}={flow.strip()[1:-1]}"
     return word if shlex.quote(word) == word else shlex.quote(word) if re.search(r'[$`"\\]', word) else f'"{word}"'
-
-
-def _in_hydras_grammar(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{','.join(map(_in_hydras_grammar, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {_in_hydras_grammar(inner)}' for name, inner in value.items())}}}"
-    if isinstance(value, str):
-        bare = re.fullmatch(r"[\w./:@%+-]+", value, re.ASCII) and isinstance(yaml.safe_load(value), str)
-        return value if bare else "'" + value.replace("'", "\\'") + "'"
-    return json.dumps(value)
