@@ -10,7 +10,6 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
 from typing import Any, Final
 
 import yaml
@@ -91,7 +90,10 @@ def _line(path: tuple[str | int, ...], details: Sequence[ErrorDetails], values: 
 
 
 def _reworded(detail: ErrorDetails) -> str:
-    return reduce(lambda message, words: re.sub(*words, message), _REWORDED, detail["msg"])
+    message = detail["msg"]
+    for pattern, words in _REWORDED:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
@@ -143,21 +145,16 @@ def _candidates(
         if isinstance(value, list) and "max_length" in context:
             yield value[: context["max_length"]]
     if isinstance(value, str | bool | int | float):
-        text = value if isinstance(value, str) else json.dumps(value)
-        yield from ([value], text, [text])
+        yield from ([value], text := value if isinstance(value, str) else json.dumps(value), [text])
     known = value if isinstance(value, dict) else {}
     yield from ({**known, "kind": tag} for tag in difflib.get_close_matches(str(known.get("kind")), choices, n=1))
     for model in models_in(field.annotation) if field else ():
         name, first = next(iter(model.model_fields.items()))
         yield {**known, name: first.default if name == "kind" else value}
     default = field.get_default(call_default_factory=True, validated_data={}) if field else PydanticUndefined
-    if (
-        default is not PydanticUndefined and default is not None and len(str(default)) < 60
-    ):  # nobody types a long pattern
+    if default is not PydanticUndefined and default is not None and len(str(default)) < 60:
         yield to_jsonable_python(default, fallback=str)
-    yield from choices
-    yield 1
-    yield None
+    yield from (*choices, 1, None)
 
 
 def _field(path: Sequence[str | int], values: Mapping[str, Any]) -> FieldInfo | None:
