@@ -307,8 +307,8 @@ def validated(values: dict[str, Any]) -> RunConfig:
     names = [stage.name for stage in stages_of(config)]
     if config.until is not None and config.until not in names:
         near = next(iter(difflib.get_close_matches(config.until, names, n=1)), "null")
-        expected = f"it should be one of {', '.join(names)}"
-        raise ConfigurationError(f'until is "{config.until}"; {expected}; type until={near}')
+        expected = f"but should be one of {', '.join(names)}"
+        raise ConfigurationError(f'until is "{config.until}", {expected}; type until={near}')
     return config
 
 
