@@ -369,3 +369,10 @@ def test_a_sweep_leaves_no_trace_of_hydra_either(runs: Runs, tmp_path: Path, wor
     assert cli.main(words) == 0
     assert len(runs.configs) == (2 if words[0] == "run" else 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_library_sees_what_a_launcher_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["config", "--explain", "seed"]) == 0
+    assert not {"WORLD_SIZE", "RANK"} & os.environ.keys()
