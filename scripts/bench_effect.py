@@ -34,7 +34,7 @@ from constitutional.base.files import atomic_write
 from constitutional.base.progress import clock
 from constitutional.base.records import Sample
 from constitutional.base.stats import paired_interval, wilson
-from constitutional.cli import show
+from constitutional.base.text import table
 from constitutional.cli.main import INTERRUPTED
 from constitutional.constitution.file import find_constitution, read_constitution
 from constitutional.runs.compose import compose
@@ -175,7 +175,7 @@ def rates_table(runs: Sequence[Run]) -> str:
         base = runs[0].shown[name]["base"]
         cells = [f"{each.targets.get(name, '')} {_percent(each.shown[name]['policy'])}".strip() for each in runs]
         rows.append((name.replace("_", " "), str(len(base)), _percent(base), *cells, ""))
-    return show.table(rows, numbers_from=1)
+    return table(rows, numbers_from=1)
 
 
 def _percent(shown: Shown) -> str:
@@ -192,7 +192,7 @@ def checks_table(found: Iterable[Check]) -> str:
         verdict = {True: "reached", False: "not reached", None: "not measured"}[each.reached]
         pair = f"{each.of} − {each.against}"
         rows.append((each.kind, each.trait.replace("_", " "), pair, points, each.wanted, verdict))
-    return show.table(rows, numbers_from=3)
+    return table(rows, numbers_from=3)
 
 
 def as_json(runs: Iterable[Run], found: Iterable[Check]) -> dict[str, Any]:

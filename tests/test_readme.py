@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from constitutional.cli.explain import explained
 from constitutional.runs.compose import compose
 from constitutional.sandbox import MODEL_FOLDER
 
@@ -101,4 +102,7 @@ def test_what_the_table_says_of_bai2022_is_what_it_is() -> None:
 @pytest.mark.parametrize("words", overrides(), ids=" ".join)
 def test_every_run_in_the_readme_can_be_composed(words: list[str]) -> None:
     assert len(overrides()) >= 6
+    if words[:1] == ["--explain"]:
+        assert explained(words[1])
+        return
     compose([word.replace("seed=0,1,2", "seed=0") for word in words])

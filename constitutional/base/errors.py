@@ -1,17 +1,21 @@
 """The errors that a user can do something about: a base class and five kinds.
 
-Who raises: any module, with a message that says what was found, where, what was expected, and what to do next.
-Who classifies: the class does, by its `exit_code`; nobody reads the message to decide anything.
-Who catches: only the command, which prints one line and exits with that code. A library user sees the exception itself.
-Who records: what runs a stage, which writes the message into the run's manifest and lets the error travel on.
+Any module raises them, with a message that says what was found, where, what was expected, and what to do next. Only the
+command catches them: it prints one line and exits with the class's `exit_code`. A library user sees the exception. The
+loop that runs the stages writes the message into the run's manifest and raises the error again.
 
-Anything else that is raised (AssertionError, KeyError, ...) is a defect of ours and keeps its traceback. Numbers that a
-function cannot take are a ValueError, as everywhere in Python.
+Any other exception (AssertionError, KeyError, ...) is a defect of ours and keeps its traceback. A function that cannot
+take a number raises ValueError, as everywhere in Python.
 """
 
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+from constitutional.base.text import printable
+
+T = TypeVar("T")
 
 FAILED = 1
 WRONG_USE = 2
@@ -66,4 +70,27 @@ class ModelError(ConstitutionalError):
 def complain(error: ConstitutionalError) -> None:
     """Print a line for the error, and one for each of its notes: further mistakes of the same kind."""
     for message in (str(error), *getattr(error, "__notes__", ())):
-        print(f"constitutional: {' '.join(message.split())}", file=sys.stderr)
+        print(f"constitutional: {printable(' '.join(message.split()))}", file=sys.stderr)
+
+
+def expect(value: object, kind: type | tuple[type, ...], function: str, wanted: str) -> None:
+    """Refuse an argument of another type than a function of the library takes; a text is no list of what it holds.
+
+    Raises:
+        UsageError: says the function, what it takes, and what it was called with.
+    """
+    if not isinstance(value, kind) or (isinstance(value, str) and kind in (Sequence, Iterable)):
+        raise UsageError(f"{function}() takes {wanted}; it was called with a {type(value).__name__}: {value!r:.60}")
+
+
+def expect_all(values: Iterable[T], kind: type[T], function: str) -> Iterator[T]:
+    """The values, as they are asked for, if all are of the kind that a function of the library takes.
+
+    Raises:
+        UsageError: as `expect`.
+    """
+    wanted = f"a list of {kind.__name__}"
+    expect(values, Iterable, function, wanted)
+    for value in values:
+        expect(value, kind, function, wanted)
+        yield value

@@ -6,11 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final, NamedTuple, TypeVar
 
+from constitutional.base.text import printable
+
 T = TypeVar("T")
 
 TERMINAL_EVERY_S: Final = 0.2
-LOG_EVERY_S: Final = 15.0
+LOG_EVERY_S: Final = 10.0
 """How often a line is shown: where it is rewritten, and where it stays."""
+FIRST_AFTER_S: Final = 2.0
+"""When the first line of some work is shown at the latest, so that one sees that it has begun."""
+ENOUGH_ITEMS: Final = 3
+ENOUGH_S: Final = 5.0
+"""From how many items, and from when, what they took says how long the rest takes."""
 
 
 class Progress:
@@ -20,19 +27,20 @@ class Progress:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._rewrites = self._stream.isatty()
-        self._shown_s = clock()
+        self._due_s = clock() + FIRST_AFTER_S
         self._open = False
         self._tracked: _Tracked | None = None
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self._close()
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def track(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while it is said how many of `total` there have been, how fast, and how long the rest takes."""
         started_s = self._clock()
         self._tracked = _Tracked(label, 0, total, started_s)
+        self._due_s = min(self._due_s, started_s + FIRST_AFTER_S)
         try:
             for done, item in enumerate(items, start=1):
                 yield item
@@ -42,7 +50,7 @@ class Progress:
             self._tracked = None
 
     def aside(self, heading: str, text: str) -> None:
-        """Say `text` behind how far what is tracked is, or where nothing is tracked behind `heading`.
+        """Say `text` behind how far the tracked work is, or behind `heading` where nothing is tracked.
 
         For work of which only a part is known, such as one of the calls that an item takes.
         """
@@ -55,11 +63,11 @@ class Progress:
     def _show(self, text: str) -> None:
         """Show a line, unless the last one was shown a moment ago."""
         now_s = self._clock()
-        if now_s - self._shown_s < (TERMINAL_EVERY_S if self._rewrites else LOG_EVERY_S):
+        if now_s < self._due_s:
             return
-        self._shown_s = now_s
+        self._due_s = now_s + (TERMINAL_EVERY_S if self._rewrites else LOG_EVERY_S)
         if self._rewrites:
-            self._stream.write(f"\r\x1b[K{text}")
+            self._stream.write(f"\r\x1b[K{printable(text)}")
             self._stream.flush()
             self._open = True
         else:
@@ -79,12 +87,13 @@ class _Tracked(NamedTuple):
 
 
 def described(label: str, done: int, total: int, seconds: float) -> str:
-    """`  label: 120 of 600 (20%), 12.0/s, 0:40 left`."""
+    """`  label: 120 of 600 (20%), 12.0/s, 0:40 left`; without speed and time left where too little is done to tell."""
     share = f"{100 * done // total}%" if total else "–"
     text = f"  {label}: {done} of {total} ({share})"
-    if done and seconds > 0:
+    if done >= ENOUGH_ITEMS and seconds >= ENOUGH_S:
         rate = done / seconds
-        text += f", {rate:.1f}/s, {clock(max(0, total - done) / rate)} left"
+        speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
+        text += f", {speed}, {clock(max(0, total - done) / rate)} left"
     return text
 
 

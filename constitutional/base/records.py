@@ -13,6 +13,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from constitutional.base.errors import expect
+
 Order = Literal["a_first", "b_first"]
 Split = Literal["train", "held_out"]
 GoldJudge = Literal["traits", "labeler", "reward_model"]
@@ -65,6 +67,7 @@ class Prompt(Record):
     @classmethod
     def of(cls, text: str) -> "Prompt":
         """What a user asks in one message."""
+        expect(text, str, "Prompt.of", "a text")
         return cls(messages=(Message("user", text),))
 
 

@@ -5,6 +5,7 @@ command needs it, so that `--help` and a mistyped argument answer at once.
 """
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from constitutional import __version__
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
 from constitutional.base.progress import percent
+from constitutional.base.text import printable
 from constitutional.cli.run_command import COMPOSED
 
 if TYPE_CHECKING:
@@ -24,13 +26,22 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+LAUNCHERS = (
+    *("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""Variables that tell a process that it is one of several, which torch or accelerate read."""
 UNSURE_BELOW = 0.8
 """A meaning that the model gives less probability than this is pointed out, with the runner-up."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments (by default the process's own) and return its exit code."""
+    """Run the command with these arguments, or the process's own, and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without an encoding for a letter still shows it
+    _forget_launchers()
     try:
         if words and words[0] in COMPOSED:
             return COMPOSED[words[0]](words[1:])
@@ -43,15 +54,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("constitutional: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Who reads us, such as `head`, has had enough. Python would complain once more when it closes the stream.
+        # The reader, such as `head`, has closed the pipe. Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+
+
+def _forget_launchers() -> None:
+    """Remove variables of a launcher that did not start this process, with a warning.
+
+    The command is one process, but torch and accelerate would take `WORLD_SIZE=2`, left in a shell or set by a cluster
+    for something else, for a group, and wait for its other members. torchrun sets TORCHELASTIC_RUN_ID and `accelerate
+    launch` sets ACCELERATE_MIXED_PRECISION; where either is set, their variables are meant and stay.
+    """
+    stale = [name for name in LAUNCHERS if name in os.environ]
+    if stale and not {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys():
+        for name in stale:
+            del os.environ[name]
+        variables = f"{', '.join(stale)} {'is' if len(stale) == 1 else 'are'}"
+        print(f"warning: {variables} set, but no launcher started this command; ignored", file=sys.stderr)
 
 
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
-    # A list of words ends at the next flag; what stands behind the flag belongs to the list all the same.
+    # argparse ends a list of words at the next flag; the words behind the flag belong to the list as well.
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -66,10 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    # Of these three the words are Hydra's, and never get here; they stand here to be listed.
+    # These three are listed here only: `run_command` reads their words.
     commands.add_parser("run", add_help=False, help="run everything: run name=first constitution.file=FILE …")
     commands.add_parser("demo", add_help=False, help="the same on the small test-bed, in minutes on a CPU: runs/demo")
-    commands.add_parser("config", add_help=False, help="print the configuration that `run` would have with these words")
+    commands.add_parser("config", add_help=False, help="print the configuration; --explain [KEY] says what it means")
 
     lint = commands.add_parser("lint", help="check a constitution file", description="Exits with 2 on errors.")
     lint.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
@@ -131,7 +157,7 @@ def _lint(arguments: argparse.Namespace) -> int:
 
     findings = findings_of(arguments.file, sandbox=arguments.sandbox)
     for finding in findings:
-        print(finding)
+        print(printable(str(finding)))
     kinds = Counter(finding.severity for finding in findings)
     notes = f", {counted(kinds['note'], 'note')}" if kinds["note"] else ""
     found = f"{counted(kinds['error'], 'error')}, {counted(kinds['warning'], 'warning')}{notes}"
@@ -145,7 +171,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
     changes = difference(load_constitution(arguments.a), load_constitution(arguments.b))
     for change in changes:
-        print(change)
+        print(printable(str(change)))
     if not changes:
         print("no difference")
 
@@ -156,24 +182,24 @@ def _check(arguments: argparse.Namespace) -> int:
     from constitutional.constitution.file import load_constitution
     from constitutional.data.answers import load_answers
     from constitutional.judging import trial as check
-    from constitutional.runs.compose import compose
+    from constitutional.runs.compose import compose, freeze
     from constitutional.runs.context import RunContext
 
-    config = compose(arguments.overrides)
+    config = freeze(compose(arguments.overrides))
     chosen = config.constitution
     constitution = load_constitution(arguments.file).select(chosen.only, chosen.without, chosen.weights)
-    given = load_answers(arguments.answers) if arguments.answers else None
+    answers = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
     with RunContext(config, constitution, templates, Progress()) as run_context:
         engine = run_context.journal(run_context.given("labeler"))
-        if given:
-            print(check.baselines(given), flush=True)
-            trial = check.by_answers(given, constitution, engine, templates, config.label, seed=config.seed)
+        if answers:
+            print(check.baselines(answers), flush=True)
+            trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)
         else:
             trial = check.by_examples(constitution, engine, templates, config.label)
         print(trial.text)
-        asked = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
-        print(f"{asked}; the answers are kept in {engine.path}, where runs find them too", file=sys.stderr)
+        calls = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
+        print(f"{calls}; the answers are kept in {engine.path}, where runs find them too", file=sys.stderr)
     return int(trial.near_chance)
 
 

@@ -1,40 +1,69 @@
-"""The commands whose words Hydra composes to a configuration: run, demo and config."""
+"""The commands whose words are a configuration: run, demo and config."""
 
 import argparse
+import difflib
 import hashlib
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
+from unicodedata import normalize
 
 from constitutional.base.errors import ConstitutionalError, UsageError, complain
+from constitutional.base.shipped import shipped
+from constitutional.base.text import printable
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from constitutional.runs.settings import RunConfig
 
 LONGEST_NAME: Final = 100
+"""Bytes of the name of a sweep's run, short enough to be read in a table; a longer one ends in a digest."""
+_ABOUT: Final = {
+    "run": "From a constitution to a model that behaves as it says, in the folder runs/NAME.",
+    "demo": "The same on the small test-bed, in the folder runs/demo.",
+    "config": "Print the configuration that `constitutional run` would have with these words.",
+}
+_OPTIONS: Final = ("--multirun", "--cfg", "--resolve", "--explain", "--help")
+_HYDRAS: Final = (
+    *("--hydra-help", "--package", "-p", "--run", "-r", "--info", "-i", "--shell-completion", "-sc"),
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"),
+)
+"""Options of Hydra's own command, which do not apply here."""
 
 
-def run(words: Sequence[str]) -> int:
-    """Run everything, or in a sweep one run after the other; returns the exit code."""
-    failures: list[ConstitutionalError] = []
+def run(words: Sequence[str], command: str = "run") -> int:
+    """Run everything, or in a sweep a run after the other; returns the exit code.
 
-    def task(composed: "DictConfig") -> None:
-        from constitutional.runs.compose import validated
+    All runs of a sweep are composed and checked before the first begins. One that fails does not end the others.
+    """
+    from constitutional.runs.compose import compose, freeze, sweep
+    from constitutional.runs.runner import ready
 
+    arguments = _parsed(command, words)
+    if arguments.cfg:
+        return _print_config(arguments)
+    jobs = sweep(arguments.overrides, multirun=arguments.multirun)
+    configs: list[RunConfig] = []
+    wrong: dict[str, ConstitutionalError] = {}
+    for job in jobs:
         try:
-            config = validated(composed)
-            _run_one(config.model_copy(update={"name": _sweep_name(config.name, words)}))
+            configs.append(freeze(compose(job.overrides)))
+            ready(configs[-1])
         except ConstitutionalError as error:
-            # Hydra would print a traceback and end the sweep; the runs that are left may well succeed.
+            wrong.setdefault(str(error), error)  # most runs of a sweep share a mistake, which is said once
+    for mistake in wrong.values():
+        complain(mistake)
+    if wrong:
+        return next(iter(wrong.values())).exit_code
+    exit_code = 0
+    names = _names([config.name for config in configs], [job.swept for job in jobs])
+    for config, name in zip(configs, names, strict=True):
+        try:
+            _run_one(config.model_copy(update={"name": name}))
+        except ConstitutionalError as error:
             complain(error)
-            failures.append(error)
-
-    _composed("run", words, task)
-    return failures[0].exit_code if failures else 0
+            exit_code = exit_code or error.exit_code
+    return exit_code
 
 
 def _run_one(config: "RunConfig") -> None:
@@ -42,124 +71,141 @@ def _run_one(config: "RunConfig") -> None:
     from constitutional.engines.models import SANDBOX
     from constitutional.judging.lint import findings_of, headlines
     from constitutional.runs.context import selected
-    from constitutional.runs.runner import ready, run
+    from constitutional.runs.runner import run
 
-    ready(config)  # a mistyped path is said at once, before a model is loaded
-    reads = {config.critic.over(config.model).path, config.labeler.over(config.model).path}
+    readers = {config.critic.over(config.model).path, config.labeler.over(config.model).path}
     chosen = [principle.id for principle in selected(config).principles]
-    findings = findings_of(config.constitution.file, sandbox=SANDBOX in reads, chosen=chosen)
+    findings = findings_of(config.constitution.file, sandbox=SANDBOX in readers, chosen=chosen)
     for line in headlines(findings, config.constitution.file):
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
     store = run(config)
     # What an earlier run left behind the last stage of this one says nothing of this one.
     if config.until in (None, "evaluate", "report") and (behaviour := show.behaviour(store)):
         print(f"\nBehaviour on held-out prompts, with 95% intervals\n\n{behaviour}")
     if config.until in (None, "report") and (path := show.report_path(store)):
-        print(f"\nReport: {path}")
+        print(f"\nReport: {printable(str(path))}")
 
 
-def _sweep_name(name: str, words: Sequence[str]) -> str:
-    """The run's name; in a sweep with what makes it differ from the others, so that each has a folder of its own.
+def _names(names: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
+    """The runs' names, in a sweep with what each differs in, such as `x-seed=1`: every run has a folder of its own.
 
-    That is every override of the run that was not typed as it is: of `seed=1,2 until=mix`, `seed=1`.
+    A digest is added where characters that no name may hold had to go, where the name is too long, and where file
+    systems that know no case, or that compose accents, would take two names for one.
     """
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    chosen = HydraConfig.get()
-    if chosen.mode != RunMode.MULTIRUN:
-        return name
-    swept = [word for word in chosen.overrides.task if word not in words]
-    long = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", "-".join([name, *swept]))
-    if len(long) <= LONGEST_NAME:
-        return long
-    digest = hashlib.sha256("-".join(swept).encode()).hexdigest()[:8]  # what is cut off may be what they differ in
-    return f"{long[: LONGEST_NAME - 9]}-{digest}"
+    plain = ["-".join([name, *words]).replace("'", "") for name, words in zip(names, swept, strict=True)]
+    cleaned = [re.sub(r"[^\w.,=+-]+", "_", name) for name in plain]
+    folded = [normalize("NFKC", name).casefold() for name in cleaned]
+    for index, words in enumerate(swept):
+        name = cleaned[index]
+        lossy = name != plain[index] or folded.count(folded[index]) > 1
+        if words and (lossy or len(name.encode()) > LONGEST_NAME):
+            digest = hashlib.sha256("-".join(words).encode()).hexdigest()[:8]
+            cleaned[index] = f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
+    return cleaned
 
 
 def demo(words: Sequence[str]) -> int:
     """Run everything on the small test-bed, in runs/demo; returns the exit code."""
-    return run(["experiment=sandbox", "name=demo", *words])
+    return run(["experiment=sandbox", "name=demo", *words], "demo")
 
 
 def config(words: Sequence[str]) -> int:
-    """Print the configuration that `run` would have; returns the exit code that it would have for it."""
-    failures: list[ConstitutionalError] = []
+    """Print the configuration that `run` would have, or what settings mean; returns the exit code."""
+    arguments = _parsed("config", words)
+    if arguments.explain is None:
+        return _print_config(arguments)
+    from constitutional.cli.explain import explained
 
-    def task(composed: "DictConfig") -> None:
-        import yaml
+    for key in [key for key in (arguments.explain, *arguments.overrides) if key] or [""]:
+        print(explained(key.partition("=")[0]))
+    return 0
 
-        from constitutional.runs.compose import unchecked, validated
-        from constitutional.runs.context import selected
 
+def _print_config(arguments: argparse.Namespace) -> int:
+    import yaml
+
+    from constitutional.runs.compose import sweep, unchecked, validated
+    from constitutional.runs.runner import ready
+
+    exit_code = 0
+    jobs = sweep(arguments.overrides, multirun=arguments.multirun)
+    for number, job in enumerate(jobs):
+        shown = unchecked(job.overrides)
         try:
-            config = validated(composed)
+            config = validated(shown)
             shown = config.model_dump(mode="json")
-            selected(config)
+            ready(config)
         except ConstitutionalError as error:
-            complain(error)
-            failures.append(error)
-            shown = unchecked(composed)  # so that one sees what is still to be given, as ???, and all the rest
-        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
-
-    _composed("config", words, task)
-    return failures[0].exit_code if failures else 0
+            complain(error)  # and what is still to be given is shown as ???, with all the rest
+            exit_code = error.exit_code
+        print("---\n" * bool(number) + yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), end="")
+    return exit_code
 
 
 COMPOSED: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {"run": run, "demo": demo, "config": config}
 """The commands, by name."""
 
 
-def _composed(command: str, words: Sequence[str], task: "Callable[[DictConfig], None]") -> None:
-    """Let Hydra compose a configuration from these words, and hand it to the task (in a sweep, one after the other)."""
-    import tempfile
-
-    import hydra
-
-    from constitutional.base.shipped import shipped
-    from constitutional.runs.compose import hydra_errors, register
-
-    register()
-    overrides, options = _told_apart(command, words)
-    before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise errors, which become lines of ours, instead of printing and exiting
-    try:
-        with hydra_errors(words), tempfile.TemporaryDirectory() as aside:
-            # A sweep leaves a multirun.yaml, which nothing can forbid; each run's config.json says more.
-            sys.argv = [f"constitutional {command}", f"hydra.sweep.dir='{aside}'", *overrides, *options]
-            hydra.main(version_base="1.3", config_path=str(shipped("conf")), config_name="run")(task)()
-    finally:
-        sys.argv = before[0]
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if before[1] is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before[1]
-
-
-def _told_apart(command: str, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides among the words, and Hydra's options with their values.
-
-    Hydra takes options and overrides in one order only, and answers anything else with its usage; people type -m last.
+def _parsed(command: str, words: Sequence[str]) -> argparse.Namespace:
+    """The overrides among the words, and the options, which may stand anywhere.
 
     Raises:
         UsageError: there is no such option, or its value is missing or wrong.
     """
-    from hydra._internal.utils import get_args_parser
-
-    parser = get_args_parser()
-    parser.exit_on_error = False
+    parser = argparse.ArgumentParser(
+        prog=f"constitutional {command}",
+        description=_ABOUT[command],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="a setting, or GROUP=PRESET")
+    parser.add_argument("-m", "--multirun", action="store_true", help="a run for each combination: seed=0,1,2")
+    parser.add_argument("-c", "--cfg", choices=["job"], help="print the configuration, as `config` does")
+    parser.add_argument("--resolve", action="store_true", help="as always, print values for references to them")
+    if command == "config":
+        parser.add_argument("--explain", nargs="?", const="", metavar="KEY", help="say what settings mean, or only KEY")
+    if "-h" in words or "--help" in words:
+        parser.epilog = _presets()
     try:
-        found, rest = parser.parse_known_args(list(words))
+        arguments, rest = parser.parse_known_args([word for word in words if word != "--"])
     except argparse.ArgumentError as error:
         raise UsageError(f"{error}; see `constitutional {command} --help`") from error
-    if unknown := next((word for word in rest if word.startswith("-") and word != "--"), None):
-        from constitutional.runs.config_errors import unknown_option_line
+    if unknown := next((word for word in rest if word.startswith("-")), None):
+        behind = words[list(words).index(unknown) + 1 :]
+        value = behind[0] if behind and not re.search("^-|=", behind[0]) else "VALUE"
+        raise UsageError(_unknown_option(unknown, value, command))
+    arguments.overrides += rest
+    return arguments
 
-        behind = words[words.index(unknown) + 1 :]
-        value = behind[0] if behind and not re.search("^-|=", behind[0]) else ""
-        known = re.findall(r"--[a-z-]+", parser.format_usage())
-        raise UsageError(unknown_option_line(unknown, value, known, command))
-    overrides = [word for word in [*found.overrides, *rest] if word != "--"]
-    options = [word for word in words if word != "--"]
-    for word in overrides:
-        options.remove(word)
-    return overrides, options
+
+def _presets() -> str:
+    """The groups with their presets."""
+    folders = sorted(path for path in shipped("conf").iterdir() if path.is_dir() and path.name != "base")
+    width = max(len(folder.name) for folder in folders)
+    lines = []
+    for folder in folders:
+        presets = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        lines.append(f"  {folder.name:{width}}  {presets}")
+    return "\n".join(
+        [
+            "groups and their presets (those of engine: labeler=qwen3_32b):",
+            *lines,
+            "",
+            "`constitutional config --explain` says what every setting means.",
+        ]
+    )
+
+
+def _unknown_option(word: str, value: str, command: str) -> str:
+    """What to say of an option that there is not, such as `--until label`, which is a setting."""
+    from constitutional.runs.settings import every_key
+
+    option, _, joined = word.partition("=")
+    if option in _HYDRAS:
+        return f"'{option}' belongs to Hydra's own command and does not apply; see `constitutional {command} --help`"
+    if near := difflib.get_close_matches(option, _OPTIONS, n=1, cutoff=0.7):
+        return f"there is no option '{option}'; did you mean {near[0]}?"
+    if setting := difflib.get_close_matches(option.lstrip("-").replace("-", "_"), every_key(), n=1, cutoff=0.7):
+        return f"there is no option '{option}', but a setting: type {setting[0]}={joined or value}"
+    return f"there is no option '{option}'; settings are typed KEY=VALUE; see `constitutional {command} --help`"

@@ -18,6 +18,7 @@ from constitutional.base.records import (
     Revision,
     Sample,
 )
+from constitutional.base.text import printable, table
 from constitutional.judging.scores import Score
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
@@ -30,12 +31,12 @@ R = TypeVar("R", bound=Record)
 
 
 def stages(store: RunStore) -> str:
-    """All stages of a run, those that are not finished or not begun too: state, time, rows, model calls."""
+    """A table of all stages of a run, finished or not: state, time, rows, model calls."""
     rows: list[tuple[str, ...]] = [("stage", "state", "time", "asked", "reused", "made")]
     for line in describe(store, _stages(store)):
         made = ", ".join(name if count is None else f"{count} {name}" for name, count in line.rows.items())
         spent = (clock(line.seconds), str(line.calls.asked), str(line.calls.reused))
-        # What a stage has spent is known once it is done.
+        # The time and the calls of a stage are known once it is done.
         rows.append((line.folder, line.state, *(spent if line.state == "done" else ("", "", "")), line.message or made))
     return table(rows)
 
@@ -48,23 +49,10 @@ def _stages(store: RunStore) -> list[str]:
         return []
 
 
-def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2) -> str:
-    """Columns of text, the first ones flush left, then numbers flush right, the last one flush left if it is text."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if numbers_from <= column < len(row) - 1 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def item(store: RunStore, wanted: str) -> str:
     """One item with everything behind it: preference, comparison, judgements in both orders, drafts and critiques.
 
-    For a prompt that is held out, what each model replied to it.
+    For a prompt that is held out: the reply of every model.
 
     Args:
         store: the run.
@@ -80,31 +68,31 @@ def item(store: RunStore, wanted: str) -> str:
     samples = _rows(store, "samples", Sample)
     prompts = _rows(store, "prompts", Prompt)
     everything: Iterable[Record] = (*preferences, *comparisons, *judgements, *revisions, *samples, *prompts)
-    found = {row.id: row for row in everything if wanted and row.id.startswith(wanted)}
-    if not found:
-        example = next((each.id for each in (*preferences, *comparisons, *prompts)), "")
+    matches = {row.id: row for row in everything if wanted and row.id.startswith(wanted)}
+    if not matches:
+        example = next((row.id for row in (*preferences, *comparisons, *prompts)), "")
         advice = f"; every row of the run's *.jsonl files begins with its id, such as {example}" if example else ""
         raise UsageError(f"{store.folder}: nothing has an id that begins with '{wanted}'{advice}")
-    if len(found) > 1:
-        raise UsageError(f"'{wanted}' begins {len(found)} ids ({', '.join(sorted(found)[:5])}, …); give more of it")
+    if len(matches) > 1:
+        raise UsageError(f"'{wanted}' begins {len(matches)} ids ({', '.join(sorted(matches)[:5])}, …); type more of it")
 
-    (row,) = found.values()
+    (row,) = matches.values()
     about = _comparison_of(row)
-    prompt = _prompt_of(row) or next((each.prompt for each in comparisons if each.id == about), None)
-    behind = [each for each in comparisons if each.id == about or (not about and prompt and each.prompt == prompt)]
-    ids = {about, *(each.id for each in behind)}
-    parts = list(_prompt_lines(prompt)) if prompt else []
-    parts += [line for each in preferences if each.comparison in ids for line in _preference_lines(each)]
+    prompt = _prompt_of(row) or next((pair.prompt for pair in comparisons if pair.id == about), None)
+    behind = [pair for pair in comparisons if pair.id == about or (not about and prompt and pair.prompt == prompt)]
+    ids = {about, *(pair.id for pair in behind)}
+    lines = list(_prompt_lines(prompt)) if prompt else []
+    lines += [line for row in preferences if row.comparison in ids for line in _preference_lines(row)]
     for comparison in behind:
-        parts += _comparison_lines(comparison)
-        parts += [line for each in judgements if each.comparison == comparison.id for line in _judgement_lines(each)]
-    parts += [line for each in revisions if prompt and each.prompt.id == prompt.id for line in _revision_lines(each)]
-    parts += [line for each in samples if prompt and each.prompt.id == prompt.id for line in _sample_lines(each)]
-    return "\n".join(parts)
+        lines += _comparison_lines(comparison)
+        lines += [line for row in judgements if row.comparison == comparison.id for line in _judgement_lines(row)]
+    lines += [line for row in revisions if prompt and row.prompt.id == prompt.id for line in _revision_lines(row)]
+    lines += [line for row in samples if prompt and row.prompt.id == prompt.id for line in _sample_lines(row)]
+    return printable("\n".join(lines))
 
 
 def _rows(store: RunStore, artifact: str, kind: type[R]) -> list[R]:
-    """The rows, or none where the run has not come so far."""
+    """The rows; none where the stage that makes them is not done."""
     made = [entry.artifacts[artifact] for entry in store.manifest.stages.values() if artifact in entry.artifacts]
     return list(read_rows(store.folder / made[0].file, kind)) if made else []
 
@@ -124,63 +112,63 @@ def _prompt_of(row: Record) -> Prompt | None:
 def _prompt_lines(prompt: Prompt) -> Iterator[str]:
     yield f"prompt {prompt.id} ({prompt.split}{f', {prompt.source}' if prompt.source else ''})"
     for message in prompt.messages:
-        yield from _quoted(message.role, message.content)
+        yield from _text_lines(message.role, message.content)
 
 
 def _preference_lines(preference: Preference) -> Iterator[str]:
     by = f" by {', '.join(preference.principles)}" if preference.principles else ""
     what = f"P(chosen is better) = {preference.probability:.3f}, {preference.split}"
     yield f"\npreference {preference.id}: {preference.source}{by}; {what}"
-    yield from _quoted("chosen", preference.chosen)
-    yield from _quoted("rejected", preference.rejected)
+    yield from _text_lines("chosen", preference.chosen)
+    yield from _text_lines("rejected", preference.rejected)
     yield f"  rests on {', '.join(preference.rests_on) or 'nothing that is recorded'}"
 
 
 def _comparison_lines(comparison: Comparison) -> Iterator[str]:
     yield f"\ncomparison {comparison.id}: two responses of the model {comparison.model[:16]}"
-    yield from _quoted("a", comparison.a)
-    yield from _quoted("b", comparison.b)
+    yield from _text_lines("a", comparison.a)
+    yield from _text_lines("b", comparison.b)
 
 
 def _judgement_lines(judgement: Judgement) -> Iterator[str]:
     probability = "unreadable" if judgement.p_a is None else f"P(a is better) = {judgement.p_a:.3f}"
     conflict = "; the orders conflict" if judgement.conflict else ""
     yield f"\njudgement {judgement.id} by '{judgement.principle}': {probability}{conflict}"
-    yield from _quoted("principle", judgement.principle_text)
+    yield from _text_lines("principle", judgement.principle_text)
     for reading in judgement.readings:
-        yield f"  {_heard(reading)}"
+        yield f"  {_reading_line(reading)}"
         if reading.rationale:
-            yield from _quoted("  labeler", reading.rationale)
+            yield from _text_lines("  labeler", reading.rationale)
 
 
-def _heard(reading: Reading) -> str:
+def _reading_line(reading: Reading) -> str:
     order = "a shown first" if reading.order == "a_first" else "b shown first"
     return f"{order}: {reading.problem or (f'{reading.p_a:.3f}' if reading.p_a is not None else '')}"
 
 
 def _revision_lines(revision: Revision) -> Iterator[str]:
     yield f"\nrevision {revision.id}{f': left out, {revision.problem}' if revision.problem else ''}"
-    yield from _quoted("draft", revision.draft)
+    yield from _text_lines("draft", revision.draft)
     unusable = (revision.unusable,) if revision.unusable else ()
     for number, step in enumerate((*revision.steps, *unusable), start=1):
         yield f"  round {number} by '{step.principle}'{', which found nothing' if step.found_nothing else ''}"
-        yield from _quoted("  principle", step.principle_text)
+        yield from _text_lines("  principle", step.principle_text)
         if step.critique is not None:
-            yield from _quoted("  critique", step.critique)
+            yield from _text_lines("  critique", step.critique)
         if step.revision_text is not None:
-            yield from _quoted("  asked to revise by", step.revision_text)
-        yield from _quoted("  revision", step.revision)
+            yield from _text_lines("  asked to revise by", step.revision_text)
+        yield from _text_lines("  revision", step.revision)
 
 
 def _sample_lines(sample: Sample) -> Iterator[str]:
     yield f"\nsample {sample.id}: what the models replied"
     for model, reply in sample.replies.items():
-        yield from _quoted(f"{MODELS.get(model, model)}{' (cut off)' if model in sample.cut_off else ''}", reply)
+        yield from _text_lines(f"{MODELS.get(model, model)}{' (cut off)' if model in sample.cut_off else ''}", reply)
 
 
-def _quoted(name: str, text: str) -> Iterator[str]:
-    """The text under its name, each line of it indented, and nothing cut off."""
-    first, *rest = text.split("\n")
+def _text_lines(name: str, text: str) -> Iterator[str]:
+    """The whole text behind its name, with all lines indented."""
+    first, *rest = printable(text).split("\n")
     yield f"  {name}: {first}"
     yield from (f"  {' ' * len(name)}  {line}" for line in rest)
 
@@ -217,7 +205,8 @@ def _failures(store: RunStore, scores: Sequence[Score]) -> Iterator[str]:
     if formed and formed.high < 0:
         points = f"{-100 * formed.value:.0f} points ({-100 * formed.high:.0f}–{-100 * formed.low:.0f})"
         yield f"got worse: well formed. {MODELS[last]} says what is well formed {points} less often than Base."
-    yield from (f"got worse: {each[0].lower()}{each[1:]}" for each in over_optimised(_rows(store, "gold", GoldPoint)))
+    for finding in over_optimised(_rows(store, "gold", GoldPoint)):
+        yield f"got worse: {finding[0].lower()}{finding[1:]}"
 
 
 def _is_shown(measure: str) -> bool:

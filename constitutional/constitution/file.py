@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from constitutional.base.errors import ConfigurationError, InputError
+from constitutional.base.errors import ConfigurationError, InputError, expect
 from constitutional.base.shipped import shipped
 from constitutional.constitution.constitution import (
     ID,
@@ -27,6 +27,7 @@ from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
 
 def load_constitution(name_or_path: str | Path) -> Constitution:
     """The constitution in a file, or the shipped one of that name."""
+    expect(name_or_path, (str, Path), "load_constitution", "the name or the path of a constitution")
     path = find_constitution(name_or_path)
     read = read_constitution(path)
     if read.constitution is None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from constitutional.base.errors import expect_all
 from constitutional.base.records import Comparison, Judgement
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
@@ -47,7 +48,7 @@ def label(
     """
     settings = settings or LabelSettings()
     labeler = Labeler(engine, templates or load_prompts(), settings, seed)
-    iterator = iter(comparisons)
+    iterator = expect_all(comparisons, Comparison, "label")
     while chunk := list(islice(iterator, TOGETHER)):
         tasks = [task for comparison in chunk for task in _tasks(comparison, constitution, settings, seed)]
         yield from labeler.judge(tasks)

@@ -10,7 +10,7 @@ from constitutional.base.progress import Progress, counted
 from constitutional.base.records import Judgement
 from constitutional.base.stats import wilson
 from constitutional.base.templates import Prompts
-from constitutional.cli.show import table
+from constitutional.base.text import table
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.answers import Accuracy, AnsweredComparisons, accuracy_of, always_first, always_longer
 from constitutional.engines.base import Engine

@@ -1,30 +1,26 @@
 """A run's configuration: composed by Hydra, checked by pydantic, frozen to JSON.
 
-YAML holds choices only: the defaults of each settings model (`run_config.py`) are given to Hydra as the option `schema`
-of its group, and a preset says what it changes. After `freeze` nothing reads YAML again.
+YAML holds choices only. Hydra gets the defaults of the settings models (`settings.py`) as its node `schema`, and a
+preset says what it changes. Hydra reads overrides, chooses presets and merges; pydantic decides which settings exist.
+After `freeze` nothing reads YAML again.
 """
 
+import difflib
+import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from constitutional.base.errors import ConfigurationError, InputError, UsageError
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError, expect
 from constitutional.base.shipped import shipped
-from constitutional.runs.config_errors import (
-    boolean_lines,
-    no_option_line,
-    no_value_line,
-    other_kind_lines,
-    refused_line,
-    unreadable_line,
-    unresolved_line,
-    value_lines,
-)
+from constitutional.engines.models import SANDBOX
+from constitutional.runs.config_errors import problems, truth_values
 from constitutional.runs.folder import versions
 from constitutional.runs.settings import (
     GROUPS,
@@ -37,71 +33,117 @@ from constitutional.runs.settings import (
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from hydra.core.override_parser.types import Override
 
 __all__ = [
     "ConstitutionSettings",
     "DpoSettings",
     "FilePrompts",
+    "Job",
     "PpoSettings",
     "RunConfig",
     "SandboxPrompts",
     "compose",
     "dump",
     "freeze",
-    "hydra_errors",
     "load",
-    "register",
+    "sweep",
     "unchecked",
     "validated",
 ]
 """The settings are part of it, so that whoever composes a configuration finds their names here."""
+
+_ROLES: Final = ("critic", "labeler")
+"""Both choose among the presets of the group `engine`."""
+_NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
+"""Where a file or a model goes that was typed as if it were a preset."""
+_QUOTED: Final = "\"KEY='a {b'\""
+
+
+class Job(NamedTuple):
+    """A run of a sweep."""
+
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+    """The overrides in which it differs from the others; none where there is a single run."""
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that `constitutional run` would have with these overrides, such as `label.method=votes`.
 
     Raises:
-        UsageError: an override names no setting or no option, or cannot be read.
-        ConfigurationError: a value is not allowed.
+        UsageError: an override cannot be read, or names no preset.
+        ConfigurationError: there is no such setting, or a value is not allowed.
     """
+    expect(overrides, Sequence, "compose", 'a list of overrides, such as ["label.method=votes"]')
+    return validated(unchecked(overrides))
+
+
+def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
+    """What Hydra composes of these overrides, in plain values; `???` stands for what has no value.
+
+    Raises:
+        UsageError: an override cannot be read, or names no preset.
+        ConfigurationError: a `${…}` refers to nothing.
+    """
+    with _hydra():
+        return _plain(_composed(overrides))
+
+
+def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
+    """The runs that these overrides ask for: one, or with `multirun` or a sweep's preset a run for each combination.
+
+    Raises:
+        UsageError: an override cannot be read, or names no preset.
+    """
+    from hydra.core.override_parser.types import OverrideType
+
+    with _hydra():
+        parsed = _read(overrides)
+        preset = [word for word in parsed if word.key_or_group == "sweep" and not word.is_sweep_override()]
+        if preset:
+            params = _composed([str(word.input_line) for word in preset], all_of_hydra=True).hydra.sweeper.params
+            typed = {word.key_or_group for word in parsed if word.type == OverrideType.CHANGE}
+            parsed += _read([f"{key}={values}" for key, values in (params or {}).items() if key not in typed])
+        if not (multirun or preset):
+            return [Job(tuple(overrides), ())]
+        choices = [_values(word) for word in parsed]
+        differ = [index for index, values in enumerate(choices) if len(values) > 1]
+        return [Job(job, tuple(job[index] for index in differ)) for job in itertools.product(*choices)]
+
+
+def _values(word: "Override") -> list[str]:
+    """An override for each value that it is swept over."""
+    if not word.is_sweep_override():
+        return [str(word.input_line)]
+    return [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Give Hydra the defaults of all settings and the presets, for as long as something is composed."""
     import hydra
-
-    register()
-    with hydra_errors(overrides), hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-        composed = hydra.compose("run", overrides=list(overrides))
-    return validated(composed)
-
-
-def register() -> None:
-    """Give Hydra the defaults of every settings model, and the user's own `conf/` folder before ours."""
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
 
     store = ConfigStore.instance()
-    store.store(name="schema", node=_open({name: _default(RunConfig, name) for name in TOP}))
-    for group, options in GROUPS.items():
-        for option, model in options.items():
+    whole: dict[str, object] = {name: _default(RunConfig, name) for name in TOP}
+    for group, presets in GROUPS.items():
+        for preset, model in presets.items():
             defaults = {name: _default(model, name) for name in model.model_fields}
-            store.store(group=group, name=option, node=_open(defaults))
+            store.store(group=group, name=preset, node=defaults)
+            if preset == "schema":
+                whole |= dict.fromkeys(_ROLES, defaults) if group == "engine" else {group: defaults}
+    store.store(name="schema", node=whole)
     Plugins.instance().register(_own_conf_plugin())
+    with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        yield
 
 
 def _default(model: type[BaseModel], name: str) -> object:
     field = model.model_fields[name]
     default = field.get_default(call_default_factory=True, validated_data={})
     return "???" if default is PydanticUndefined else to_jsonable_python(default)
-
-
-def _open(defaults: Mapping[str, object]) -> "DictConfig":
-    """The node for these defaults, in which an empty dictionary takes any key: `constitution.weights.calm=2`."""
-    from omegaconf import DictConfig, OmegaConf
-
-    node = OmegaConf.create(dict(defaults))
-    for name, default in defaults.items():
-        if default == {}:
-            node[name] = DictConfig({}, flags={"struct": False})
-    return node
 
 
 def _own_conf_plugin() -> type:
@@ -119,80 +161,182 @@ def _own_conf_plugin() -> type:
     return OwnConf
 
 
-def validated(composed: "DictConfig") -> RunConfig:
-    """What Hydra composed, checked.
+def _composed(overrides: Sequence[str], *, all_of_hydra: bool = False) -> Any:  # noqa: ANN401 - OmegaConf's DictConfig
+    import hydra
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    words = _completed(_read(overrides))
+    try:
+        return hydra.compose("run", overrides=words, return_hydra_config=all_of_hydra)
+    except MissingConfigException as error:
+        raise UsageError(_no_preset_line(str(error.missing_cfg_file), list(error.options or ()))) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        message = str(error).partition("\nConfig search path:")[0].partition("\nTo append")[0]
+        raise UsageError("; ".join(filter(None, map(str.strip, message.splitlines())))) from error
+
+
+def _read(overrides: Sequence[str]) -> "list[Override]":
+    """The overrides, read by Hydra's parser.
 
     Raises:
-        ConfigurationError: says every wrong value with its key and what to type; the second and later ones as notes.
-            Where a `kind` is not the chosen option's, it says only that.
+        UsageError: some cannot be read; says all of them.
     """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed, unreadable = [], []
+    for word in overrides:
+        # Hydra's grammar wants quotes around what is beyond ASCII; people type the name of a file as it is.
+        quoted = re.sub(r"^([\w.@/]+)=([^\[\]{}'\",$\\]+)$", r"\1='\2'", word)
+        for typed in dict.fromkeys((word, quoted)):
+            with suppress(HydraException):
+                parsed.append(parser.parse_override(typed))
+                break
+        else:
+            unreadable.append(f"{word}: cannot be read; type KEY=VALUE, and quote what is no word: {_QUOTED}")
+    _refuse(UsageError, unreadable)
+    return parsed
+
+
+def _completed(overrides: "Sequence[Override]") -> list[str]:
+    """The overrides as Hydra has to be told them: a value may be new to it, and an option that is implied is named.
+
+    Raises:
+        UsageError: one cannot stand here; says all of them.
+    """
+    from hydra.core.override_parser.types import OverrideType
+
+    chosen = {word.key_or_group: str(word.value()) for word in overrides if word.key_or_group in GROUPS}
+    keys = {word.key_or_group for word in overrides}
+    words, refused = [], []
+    for override in overrides:
+        key, line = override.key_or_group, str(override.input_line)
+        group, _, name = key.partition(".")
+        if problem := _refused(override):
+            refused.append(problem)
+        elif key in _ROLES and isinstance(override.value(), str):
+            words.append(f"engine@{key}={override.value()}")
+        elif name == "kind" and group in GROUPS and len(GROUPS[group]) > 1:
+            preset = chosen.setdefault(group, str(override.value()))
+            if re.fullmatch(rf"{re.escape(str(override.value()))}(_.*)?", preset) is None:
+                refused.append(f"{line} contradicts {group}={preset}; leave one of them out")
+            words.append(f"{group}={preset}")
+        elif override.type == OverrideType.CHANGE and override.package is None and not _options(key):
+            words.append(f"++{line}")
+        else:
+            words.append(line)
+    if "prompts.path" in keys and "prompts" not in chosen:
+        words.append("prompts=file")
+    _refuse(UsageError, refused)
+    return list(dict.fromkeys(words))
+
+
+def _refused(override: "Override") -> str | None:
+    """Why an override cannot stand here, and what to type."""
+    line, key = str(override.input_line), override.key_or_group
+    value = None if override.is_delete() or override.is_sweep_override() else override.value()
+    problem = None
+    if not key.strip("."):
+        problem = "names no setting; type KEY=VALUE, such as seed=1"
+    elif re.match(r"hydra\b", key):
+        problem = "Hydra only composes the settings here, so its own cannot be changed; leave it out"
+    elif override.is_sweep_override():
+        problem = "names several values; type -m as well for a run of each, or [a,b] for a list"
+    elif override.is_delete():
+        problem = f"nothing can be taken out; leave it out, or type {key}=VALUE"
+    elif (known := _options(key)) and (known == ["schema"] or not isinstance(value, str | list)):
+        names = [f"{key}.{name}" for model in GROUPS.get(key, {}).values() for name in model.model_fields]
+        presets = [f"{key}={name}" for name in known if not name.startswith("schema")]
+        settings = [f"{name}=VALUE" for name in names if not name.endswith(".kind")]
+        problem = f"'{key}' is a group; type {' or '.join([*presets, *settings[:1]])}"
+    return problem and f"{line}: {problem}"
+
+
+def _options(group: str) -> list[str]:
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    return list(loader.get_group_options(group)) if group in loader.list_groups("") else []
+
+
+def _no_preset_line(missing: str, known: Sequence[str]) -> str:
+    """What to say of `label=nope`: the presets that there are, the nearest, and where a file or a model goes."""
+    group, _, name = missing.partition("/")
+    presets = [preset for preset in known if not preset.startswith("schema")]
+    near = difflib.get_close_matches(name, presets, n=1)
+    advice = f"; did you mean {near[0]}?" if near else ""
+    if group in _NAMED_IN and not near and name:
+        advice = f"; type {_NAMED_IN[group]}={name} for a file or a name"
+    return f"there is no preset '{name}' of '{group}'; the presets are {', '.join(presets)}{advice}"
+
+
+def _plain(composed: Any) -> dict[str, Any]:  # noqa: ANN401 - OmegaConf's DictConfig
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-
-    try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigurationError(no_value_line(str(error.full_key))) from error
-    except OmegaConfBaseException as error:  # ${…} that leads nowhere
-        key, asked = str(error.full_key), unchecked(composed)
-        raise ConfigurationError(unresolved_line(key, str(error.child_node), str(error.msg), asked)) from error
-    assert isinstance(values, dict)
-    return _checked({str(name): value for name, value in values.items()})
-
-
-def unchecked(composed: "DictConfig") -> dict[str, object]:
-    """What Hydra composed, as it is: `???` stands for what has no value yet."""
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(composed)
-    assert isinstance(values, dict)
-    return {name: values[name] for name in RunConfig.model_fields if name in values}
-
-
-def _checked(values: dict[str, Any]) -> RunConfig:
-    if lines := list(other_kind_lines(values)):  # or every setting of the chosen option would be called unknown
-        raise _all_of(lines)
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _all_of(value_lines(error.errors(include_url=False), values)) from error
-    if lines := list(boolean_lines(values, config.model_dump(mode="json"))):
-        raise _all_of(lines)
-    return config
-
-
-def _all_of(lines: Sequence[str]) -> ConfigurationError:
-    """An error that says the first line, and the others as notes."""
-    problem = ConfigurationError(lines[0])
-    for line in lines[1:]:
-        problem.add_note(line)
-    return problem
-
-
-@contextmanager
-def hydra_errors(overrides: Sequence[str]) -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise about overrides and presets into one line of ours."""
-    from hydra.errors import HydraException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        yield
-    except OverrideParseException as error:
-        raise UsageError(unreadable_line(str(error.override))) from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(refused_line(str(error))) from error
-    except ValueError as error:
-        if not str(error).startswith("Config group override"):
-            raise
-        raise UsageError(no_option_line(overrides)) from error
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error.msg).partition("\n    full_key")[0].split())
+        reference = f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason})'
+        raise ConfigurationError(f"{reference}; type a value in its place") from error
+    assert isinstance(values, dict)
+    known = {name: values[name] for name in RunConfig.model_fields if name in values}
+    return known | {str(name): value for name, value in values.items()}
+
+
+def validated(values: dict[str, Any]) -> RunConfig:
+    """The composed values, checked.
+
+    Raises:
+        ConfigurationError: says every wrong value with its key and what to type; the second and later ones as notes.
+    """
+    values = _without_missing(values)
+    try:
+        config = RunConfig.model_validate(values)
+        _refuse(ConfigurationError, problems([*truth_values(values, config.model_dump(mode="json"))], values))
+    except ValidationError as error:
+        _refuse(ConfigurationError, problems(error.errors(include_url=False), values))
+        raise
+    from constitutional.runs.pipeline import stages_of  # the stage table reads these settings, so it comes after them
+
+    names = [stage.name for stage in stages_of(config)]
+    if config.until is not None and config.until not in names:
+        near = next(iter(difflib.get_close_matches(config.until, names, n=1)), "null")
+        expected = f"but should be one of {', '.join(names)}"
+        raise ConfigurationError(f'until is "{config.until}", {expected}; type until={near}')
+    return config
+
+
+def _without_missing(value: Any) -> Any:  # noqa: ANN401 - settings of any shape
+    if isinstance(value, dict):
+        return {name: _without_missing(inner) for name, inner in value.items() if inner != "???"}
+    return value
+
+
+def _refuse(kind: type[ConstitutionalError], lines: Sequence[str]) -> None:
+    """Raise an error that says the first line, and the others as notes; nothing where there is none."""
+    if lines:
+        error = kind(lines[0])
+        for line in lines[1:]:
+            error.add_note(line)
+        raise error
 
 
 def freeze(config: RunConfig) -> RunConfig:
-    """The same with absolute paths, so that it means the same wherever it is read."""
+    """The same with absolute paths, so that it means the same wherever it is read.
+
+    Names that may also be paths (a model, a constitution) become absolute where such a folder or file exists.
+    """
+    expect(config, RunConfig, "run", 'a configuration, such as compose(["name=first"])')
     values = _absolute(config.model_dump())
-    for owner, key in ((values["constitution"], "file"), (values["model"], "path")):
-        if owner[key] and Path(owner[key]).expanduser().exists():  # an empty one is no name of the working folder
-            owner[key] = str(Path(owner[key]).expanduser().resolve())
+    for group, key in (("constitution", "file"), *((role, "path") for role in ("model", *_ROLES))):
+        name = values[group][key]
+        if name and name != SANDBOX and Path(name).expanduser().exists():  # an empty one is not the working folder
+            values[group][key] = str(Path(name).expanduser().resolve())
     return RunConfig.model_validate(values)
 
 
@@ -200,9 +344,9 @@ def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings of any shape
     if isinstance(value, Path):
         return value.expanduser().resolve()
     if isinstance(value, dict):
-        return {name: _absolute(each) for name, each in value.items()}
+        return {name: _absolute(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_absolute(each) for each in value)
+        return type(value)(_absolute(inner) for inner in value)
     return value
 
 

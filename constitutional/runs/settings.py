@@ -4,11 +4,12 @@ Defaults, bounds and documentation stand in the `Settings` beside the code that 
 no stage owns.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.data.comparisons import PAIRS
 from constitutional.engines.models import LocalSettings, ModelSettings
@@ -29,6 +30,18 @@ from constitutional.stages.report import gather
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 Weight = Annotated[float, Field(gt=0)]
+LONGEST_NAME: Final = 200
+"""Bytes of a run's name; file systems allow 255 for a folder, and files beside it have the same name with an ending."""
+
+
+def _a_folders_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.,=+-]*", name):
+        raise ValueError(
+            "it names a folder: letters and digits of any script and _ . , = + - only, and none of . , = + - at first"
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"it is longer than {LONGEST_NAME} bytes")
+    return name
 
 
 class ConstitutionSettings(BaseModel):
@@ -74,18 +87,18 @@ class RunConfig(BaseModel):
 
     model_config = _FROZEN
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$", max_length=120)] = "first"
-    """The run's folder in `folder`; letters, digits and _ . , = + - only."""
+    name: Annotated[str, AfterValidator(_a_folders_name)] = "first"
+    """The run's folder in `folder`: letters and digits of any script, and _ . , = + -"""
     folder: Path = Path("runs")
     """Where run folders are."""
     fresh: bool = False
     """Delete what a run folder of that name holds, and begin anew."""
     until: str | None = None
     """The last stage to run, such as reward; null runs them all. The same command without it goes on from there."""
-    seed: int = 0
-    """All randomness comes from it."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    """All randomness comes from the seed. NumPy, torch and TRL take whole numbers in this range."""
     templates: Path | None = None
-    """A folder of prompt templates that go before the shipped ones of the same name."""
+    """A folder of prompt templates that replace the shipped ones of the same name."""
     constitution: ConstitutionSettings = ConstitutionSettings()
     model: ModelSettings = ModelSettings()
     critic: LocalSettings = LocalSettings()
@@ -107,7 +120,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _people_are_named(self) -> Self:
-        # Now, and not when the stage comes to it, which may be hours later.
+        # This is checked here because the stage that reads the file may begin hours later.
         if self.mix.human_share and self.mix.human is None and self.mix.verdicts is None:
             raise ValueError(f"mix.human has no value yet; type mix.human=FILE, {PAIRS}")
         return self
@@ -120,6 +133,30 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"label.clamp keeps every probability from {low:g} to {high:g}, and mix.margin={margin:g} leaves out "
                 f"what is less than {margin:g} from 0.5: no label could become a preference; type mix.margin=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_journal_is_a_file(self) -> Self:
+        if self.journal_file.is_dir():
+            raise ValueError(f"journal.path={self.journal_file} is a folder; type journal.path=FILE")
+        return self
+
+    @model_validator(mode="after")
+    def _a_step_can_be_filled(self) -> Self:
+        algorithm = self.algorithm
+        if not isinstance(algorithm, grpo.Settings):
+            return self
+        if algorithm.max_tokens >= algorithm.max_length:
+            raise ValueError(
+                f"algorithm.max_tokens={algorithm.max_tokens} leaves no room for a prompt within algorithm.max_length="
+                f"{algorithm.max_length}; type algorithm.max_length={algorithm.max_tokens + 1024}"
+            )
+        step = algorithm.prompts_per_step
+        if isinstance(self.prompts, SandboxPrompts) and round(algorithm.epochs * self.prompts.train) < step:
+            raise ValueError(
+                f"prompts.train={self.prompts.train} is too few: algorithm.epochs={algorithm.epochs:g} passes make no "
+                f"step of {step} prompts; type prompts.train={round(step / algorithm.epochs) + 1}"
             )
         return self
 
@@ -145,7 +182,6 @@ class RunConfig(BaseModel):
         return dict(_flat(self.model_dump(mode="json", exclude={**apart, **parts})))
 
 
-# The order of this table is that of the defaults list in conf/run.yaml.
 GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "constitution": {"schema": ConstitutionSettings},
     "model": {"schema": ModelSettings},
@@ -172,19 +208,23 @@ TOP: Final = ("name", "folder", "fresh", "until", "seed", "templates")
 
 
 def every_key() -> list[str]:
-    """The dotted name of every setting, those of all options included."""
-    keys = list(TOP)
-    for field, info in RunConfig.model_fields.items():
-        for model in models_in(info.annotation):
+    """The dotted name of every setting, the settings of all options included."""
+    keys = list(RunConfig.model_fields)
+    for group, field in RunConfig.model_fields.items():
+        for model in models_in(field.annotation):
             for name, inner in model.model_fields.items():
-                within = [each for part in models_in(inner.annotation) for each in part.model_fields]
-                keys += [f"{field}.{name}", *(f"{field}.{name}.{each}" for each in within)]
+                keys.append(f"{group}.{name}")
+                if get_origin(inner.annotation) is not tuple:
+                    nested = models_in(inner.annotation)
+                    keys += [f"{group}.{name}.{key}" for part in nested for key in part.model_fields]
     return list(dict.fromkeys(keys))
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - whatever a field may be annotated with
-    """The settings models that a field may hold: one, or the members of a union."""
-    return [each for each in (annotation, *get_args(annotation)) if hasattr(each, "model_fields")]
+    """The settings models that a field may hold: one, the members of a union, or those that a list may hold."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from constitutional.base.critiques import FOLLOWS, checked_pattern, concludes
-from constitutional.base.errors import InputError, RunError
+from constitutional.base.errors import InputError, RunError, expect_all
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.seeds import rng_of, seed_of
@@ -77,7 +77,7 @@ def critique_revise(
     Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
     """
     settings = settings or Settings()
-    drafts = draft(prompts, engine, settings, seed)
+    drafts = draft(expect_all(prompts, Prompt, "critique_revise"), engine, settings, seed)
     return revise(drafts, constitution, engine, templates or load_prompts(), settings, seed)
 
 

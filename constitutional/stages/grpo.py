@@ -43,7 +43,7 @@ from constitutional.training.trl import (
     remove_checkpoints,
     trl_arguments,
 )
-from constitutional.training.user_function import source_of
+from constitutional.training.user_function import load_function
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -148,9 +148,9 @@ def asks_labeler(settings: Settings) -> bool:
 
 
 def sources(settings: Settings) -> tuple[Path, ...]:
-    """The files of the user's functions: what they say decides what is trained."""
-    found = [source_of(each.function) for each in settings.rewards if isinstance(each, rewards.PythonSettings)]
-    return tuple(each for each in found if each is not None)
+    """The files of the user's functions and of what they import: what they say decides what is trained."""
+    chosen = [reward.function for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
+    return tuple(dict.fromkeys(path for function in chosen for path in load_function(function).sources))
 
 
 def check(settings: Settings) -> None:

@@ -1,6 +1,9 @@
 import pickle
 from pathlib import Path
 
+import pytest
+
+from constitutional import Comparison, Prompt, critique_revise, label, load_constitution, run
 from constitutional.base.errors import (
     ConfigurationError,
     ConstitutionalError,
@@ -8,7 +11,10 @@ from constitutional.base.errors import (
     ModelError,
     RunError,
     UsageError,
+    complain,
+    expect_all,
 )
+from constitutional.engines.scripted import ScriptedEngine
 
 
 def test_an_input_error_reads_file_line_problem() -> None:
@@ -31,3 +37,29 @@ def test_what_the_user_wrote_wrong_exits_with_2_and_what_failed_with_1() -> None
     assert {UsageError, ConfigurationError, InputError, RunError, ModelError} == set(
         ConstitutionalError.__subclasses__()
     )
+
+
+@pytest.mark.parametrize("values", ["a text", {"prompt": "x"}, ["x"], 3])
+def test_a_text_or_a_mapping_in_the_place_of_records_says_what_is_taken(values: object) -> None:
+    with pytest.raises(UsageError, match=r"label\(\) takes a list of Comparison"):
+        list(expect_all(values, Comparison, "label"))  # type: ignore[arg-type]
+
+
+def test_public_functions_refuse_what_is_no_record_of_theirs() -> None:
+    with pytest.raises(UsageError, match=r"Prompt\.of\(\) takes a text.*int: 3"):
+        Prompt.of(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"load_constitution\(\) takes.*dict"):
+        load_constitution({"name": "x"})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"run\(\) takes a configuration.*dict"):
+        run({"name": "x"})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"label\(\) takes.*str"):
+        list(label("text", load_constitution("sandbox_careful"), ScriptedEngine(lambda _: "")))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"critique_revise\(\) takes.*str"):
+        list(critique_revise(["text"], load_constitution("sandbox_careful"), ScriptedEngine(lambda _: "")))  # type: ignore[list-item]
+
+
+def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    error = InputError("x\x1b[2J.yaml", "no\ntext", 5)
+    error.add_note("more")
+    complain(error)
+    assert capsys.readouterr().err == "constitutional: x\\x1b[2J.yaml:5: no text\nconstitutional: more\n"

@@ -1,6 +1,8 @@
 from collections.abc import Iterator
 from io import StringIO
 
+import pytest
+
 from constitutional.base.progress import Progress, clock, described, percent
 
 
@@ -25,6 +27,20 @@ def test_a_line_says_how_many_how_fast_and_how_long_the_rest_takes() -> None:
     # 120 in 10 s are 12 a second; the other 480 take 40 s.
     assert described("label", 120, 600, 10.0) == "  label: 120 of 600 (20%), 12.0/s, 0:40 left"
     assert described("label", 0, 600, 0.0) == "  label: 0 of 600 (0%)"
+    # 3 in 20 s are 9 a minute; the other 6 take 40 s.
+    assert described("label", 3, 9, 20.0) == "  label: 3 of 9 (33%), 9.0/min, 0:40 left"
+
+
+@pytest.mark.parametrize(("done", "seconds"), [(1, 1311.0), (2, 60.0), (400, 4.9)])
+def test_nothing_is_foretold_from_next_to_nothing(done: int, seconds: float) -> None:
+    assert "left" not in described("label", done, 438, seconds)
+    assert "left" in described("label", 3, 438, 5.0)
+
+
+def test_what_a_model_wrote_cannot_move_the_cursor() -> None:
+    stream = StringIO()
+    Progress(stream).say("run \x1b[2Jgone")
+    assert stream.getvalue() == "run \\x1b[2Jgone\n"
 
 
 def test_times_are_minutes_and_seconds() -> None:
@@ -38,10 +54,10 @@ def test_a_percentage_is_rounded_down() -> None:
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then_and_stays() -> None:
     stream = StringIO()
-    # The clock is asked twice an item, so with 2 s each a line is due every 15 / 4, that is every fourth item.
+    # The clock is asked twice an item, so an item takes 4 s: the first line comes at once, then one every third item.
     assert list(Progress(stream, Clock(2.0)).track(range(9), 9, "label")) == list(range(9))
     lines = stream.getvalue().splitlines()
-    assert [line.split(" (")[0] for line in lines] == ["  label: 4 of 9", "  label: 8 of 9"]
+    assert [line.split(" (")[0] for line in lines] == ["  label: 1 of 9", "  label: 4 of 9", "  label: 7 of 9"]
     assert "\r" not in stream.getvalue()
 
 
@@ -60,8 +76,7 @@ def test_what_an_item_takes_stands_behind_the_items_that_are_done() -> None:
     first, half, aside, whole, after = stream.getvalue().splitlines()
     assert first == "  revise: 0 of 2 (0%); critic: 4 answers"
     assert half.startswith("  revise: 1 of 2 (50%)")
-    assert aside.startswith("  revise: 1 of 2 (50%), ")
-    assert aside.endswith(" left; critic: 8 answers")
+    assert aside == "  revise: 1 of 2 (50%); critic: 8 answers"  # no estimate from a single item
     assert whole.startswith("  revise: 2 of 2 (100%)")
     assert after == "  stage: labeler: 2 answers"
 

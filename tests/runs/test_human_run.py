@@ -139,8 +139,8 @@ def go(config: RunConfig) -> Asked:
         (["mix.human_share=1", "mix.total=2"], 0, 2),
         (["mix.human_share=0.125", "mix.mode=additive"], 7, 1),  # 7 · 0.125 / 0.875 = 1 beside all of the AI's
         (["mix.human_share=0.5", "mix.mode=additive"], 7, 3),  # 7 are wanted, and there are 3
-        (["mix=half_human"], 1, 2),  # of three, 1.5 are rounded up
-        (["mix=all_human"], 0, 3),
+        (["mix=half_human", "mix.margin=0"], 1, 2),  # of three, 1.5 are rounded up
+        (["mix=all_human", "mix.margin=0"], 0, 3),
     ],
 )
 def test_a_run_trains_on_as_many_of_peoples_preferences_as_it_is_told(
