@@ -20,7 +20,7 @@ from constitutional.constitution.constitution import (
     Principle,
     nearest,
 )
-from constitutional.constitution.markdown import Passage, read_markdown
+from constitutional.constitution.markdown import Aside, Passage, read_markdown
 from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, Named, ids_of, read_text, slug
 from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
 
@@ -60,7 +60,9 @@ class ReadConstitution(NamedTuple):
     """None if there are problems."""
     problems: list[Problem]
     lines: dict[str, int]
-    """Where each principle stands, by its id."""
+    """The line of every principle, by its id."""
+    asides: list[Aside]
+    """The blocks of a Markdown file that are no principles."""
 
 
 def read_constitution(path: Path) -> ReadConstitution:
@@ -79,10 +81,15 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
     passages = prose.passages
     if not passages:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
-        return ReadConstitution(None, [Problem(1, problem)], {})
-    given = [None if each.given is None else _as_id(each.given) for each in passages]
-    ids = ids_of([Named(own, each.name, each.text) for own, each in zip(given, passages, strict=True)])
-    problems = _repeated([(own, each.line) for own, each in zip(given, passages, strict=True) if own is not None])
+        return ReadConstitution(None, [Problem(1, problem)], {}, prose.asides)
+    names = [
+        Named(None if passage.given is None else _as_id(passage.given), passage.name, passage.text)
+        for passage in passages
+    ]
+    ids = ids_of(names)
+    problems = _repeated(
+        [(name.given, passage.line) for name, passage in zip(names, passages, strict=True) if name.given is not None]
+    )
     entries = [_passage_entry(name, passage) for name, passage in zip(ids, passages, strict=True)]
     made = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
     constitution = None
@@ -90,12 +97,16 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
         constitution = Constitution.model_validate(made)
     except ValidationError as error:
         # What concerns no place is the repeated ids again; principles that are all bad count as too few as well.
-        found = [details for details in error.errors() if details["loc"] and details["type"] != "too_short"]
-        problems += [_passage_problem(details, ids, passages) for details in found]
+        problems += [
+            _passage_problem(details, ids, passages)
+            for details in error.errors()
+            if details["loc"] and details["type"] != "too_short"
+        ]
     if problems:
         problems.sort(key=lambda problem: problem.line or 0)
-        return ReadConstitution(None, problems, {})
-    return ReadConstitution(constitution, [], dict(zip(ids, (each.line for each in passages), strict=True)))
+        return ReadConstitution(None, problems, {}, prose.asides)
+    lines = dict(zip(ids, (passage.line for passage in passages), strict=True))
+    return ReadConstitution(constitution, [], lines, prose.asides)
 
 
 def _as_id(given: str) -> str:
@@ -127,7 +138,7 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
     if not isinstance(root.value, dict):
         problem = "must be a mapping with 'name:' and 'principles:'"
         problem = problem if content.strip() else f"is empty; {problem}"
-        return ReadConstitution(None, [*problems, Problem(root.line, problem)], {})
+        return ReadConstitution(None, [*problems, Problem(root.line, problem)], {}, [])
     principles = root.value.get("principles")
     nodes = principles.value if principles and isinstance(principles.value, list) else []
     ids, duplicates = _ids(nodes)
@@ -143,12 +154,15 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
         constitution = Constitution.model_validate(made)
     except ValidationError as error:
         # What concerns no place is the duplicates again; a list whose items are all bad counts as too short as well.
-        found = [details for details in error.errors() if details["loc"]]
-        problems += [_problem(details, root) for details in found if not (nodes and details["type"] == "too_short")]
+        problems += [
+            _problem(details, root)
+            for details in error.errors()
+            if details["loc"] and not (nodes and details["type"] == "too_short")
+        ]
     if problems:
         problems.sort(key=lambda problem: problem.line or 0)
-        return ReadConstitution(None, problems, {})
-    return ReadConstitution(constitution, [], dict(zip(ids, (node.line for node in nodes), strict=True)))
+        return ReadConstitution(None, problems, {}, [])
+    return ReadConstitution(constitution, [], dict(zip(ids, (node.line for node in nodes), strict=True)), [])
 
 
 def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:

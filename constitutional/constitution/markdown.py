@@ -4,7 +4,7 @@ CommonMark (with tables) decides what a block is; this module decides which bloc
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, takewhile, zip_longest
 from typing import Literal, NamedTuple
 
@@ -93,6 +93,7 @@ _BLANKED = re.compile(
     re.MULTILINE,
 )
 """Front matter and footnotes, which CommonMark does not know."""
+_ENDS = tuple(".!?:;,。！？：；，")  # noqa: RUF001 - a Chinese heading ends as an English one does
 _BULLET = re.compile(r"^(\s*)•(?=\s)", re.MULTILINE)
 _CHECKBOX = re.compile(r"^(\s*(?:[-*+]|\d{1,9}[.)])[ \t]+)\[[ xX]\][ \t]+", re.MULTILINE)
 
@@ -121,8 +122,7 @@ def read_markdown(content: str) -> Prose:
         if not heading:
             preamble += paragraphs
         elif not items and (end == len(blocks) or blocks[end].level <= heading.level):
-            joint = " " if section.endswith(tuple(".!?:。！？：")) else ": "  # noqa: RUF001
-            passages.append(heading._replace(text=joint.join(filter(None, [section, context]))).passage(section))
+            passages.append(heading._replace(text=_joined([section, context], ": ")).passage(section))
         else:
             asides += [block.aside(section, "context" if items else "nothing") for block in paragraphs]
         passages += [item.passage(section, context if heading else "") for item in items]
@@ -140,12 +140,20 @@ def _blocks(content: str) -> Iterator[_Block]:
     for tokens in _groups(MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable("table").parse(content)):
         kind = _KINDS.get(tokens[0].type)
         parts = [_part(token) for token in tokens]
-        text = " ".join(" ".join(words for words, _ in parts).split())
+        text = _joined(words for words, _ in parts)
         if kind and (text or kind == "heading"):  # the others are thematic breaks, comments and empty items
             given = next((name for _, name in parts if name), None)
             level = int(tokens[0].tag[1:]) if kind == "heading" else 0
             line = tokens[0].map[0] + 1 if tokens[0].map else 1
             yield _Block(kind, level, line, text, given, text if level else _bold(tokens))
+
+
+def _joined(texts: Iterable[str], joint: str = "; ") -> str:
+    """The texts on one line, with the joint behind those that do not end a sentence."""
+    made = ""
+    for text in filter(None, (" ".join(text.split()) for text in texts)):
+        made += f"{'' if not made else ' ' if made.endswith(_ENDS) else joint}{text}"
+    return made
 
 
 def _groups(tokens: Sequence[Token]) -> Iterator[list[Token]]:
