@@ -120,56 +120,53 @@ def doubts(understanding: Understanding) -> list[str]:
     elif words := _against(understanding):
         meaning = f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
         only = "; the model knows no principle that asks for it" if understanding.trait in ONLY_AVOIDED else ""
-        sentences.append(f"the words {', '.join(map(repr, words))} say the opposite of '{meaning}'{only}")
+        sentences.append(f"its words ({', '.join(map(repr, words))}) say the opposite of '{meaning}'{only}")
     return sentences
 
 
 def _against(understanding: Understanding) -> list[str]:
     """Words of the text that say the opposite of what the model read; empty if none do, or if it cannot be told.
 
-    They are phrases that the sandbox's wordings use for the trait alone or for its opposite alone. Where nothing turns
-    the wish round, the text asks for what they name. Where a text begins with `never` or the like and holds no second
-    word that turns it round, it asks to avoid what they name, and only reading it as `seek` is wrong.
+    Phrases tell that the sandbox's wordings use for the trait alone or for its opposite alone. Where nothing turns the
+    wish round, the text asks for what they name. Where one negation turns it round, at its beginning or before what
+    names the trait, and nothing turns it once more, the text asks to avoid that, and `seek` is wrong.
     """
-    found, others = _phrases_in(understanding.text, understanding.trait)
-    if len(set(found.values())) != 1:
-        return []
-    of_trait = next(iter(found.values()))
+    phrases_found, others = _phrases_in(understanding.text, understanding.trait)
+    sides = set(phrases_found.values())
     turning, twice = _turning_words()
-    if turning.isdisjoint(others):
-        wanted = "seek" if of_trait else "avoid"
-        return [] if wanted == understanding.direction else list(found)
+    if len(sides) == 1 and turning.isdisjoint(others):
+        asked = "seek" if True in sides else "avoid"
+        return [] if asked == understanding.direction else list(phrases_found)
     negations = [word for word in others if word in _NEGATIONS]
     begins = _NEGATED.match(_composed(understanding.text).lower())
-    if understanding.direction == "avoid" or not of_trait or not begins or len(negations) > 1 or twice & set(others):
+    if understanding.direction == "avoid" or False in sides or len(negations) != 1 or not twice.isdisjoint(others):
         return []
-    return [begins[1], *found]
+    return [*negations, *phrases_found] if begins or sides else []
 
 
 _NEGATIONS = frozenset(
     "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining don't "
     "doesn't isn't aren't won't can't cannot shouldn't mustn't stop quit dont".split()
 )
-_NEGATED = re.compile(r"(?:please |and )?(never|don't|do not|avoid|no|refrain|stop|without)\b")
+_NEGATED = re.compile(r"(?:please |and )?(?:never|don't|do not|avoid|no|refrain|stop|without)\b")
 
 
 def _phrases_in(text: str, trait: str) -> tuple[dict[str, bool], list[str]]:
-    """The trait's phrases in a text, longest first from the left, and the words outside of them."""
-    known = _phrases(trait)
-    longest = max(len(phrase.split()) for phrase in known)
+    """The trait's phrases in a text, the longest first from the left, and the words outside of them."""
+    sides = _phrases(trait)
+    longest = max(len(phrase.split()) for phrase in sides)
     words: list[str] = _WORD.findall(_composed(text).lower())
-    found: dict[str, bool] = {}
+    inside: dict[str, bool] = {}
     others = []
-    at = 0
-    while at < len(words):
-        candidates = (" ".join(words[at : at + length]) for length in range(min(longest, len(words) - at), 0, -1))
-        phrase = next((candidate for candidate in candidates if candidate in known), None)
-        if phrase:
-            found[phrase] = known[phrase]
+    while words:
+        ends = (end for end in range(min(longest, len(words)), 0, -1) if " ".join(words[:end]) in sides)
+        if end := next(ends, 0):
+            phrase = " ".join(words[:end])
+            inside[phrase] = sides[phrase]
         else:
-            others.append(words[at])
-        at += len(phrase.split()) if phrase else 1
-    return found, others
+            others.append(words[0])
+        words = words[end or 1 :]
+    return inside, others
 
 
 @cache
