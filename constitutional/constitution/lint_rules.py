@@ -1,8 +1,8 @@
 """What will probably not work in a constitution: a table of small rules over its principles.
 
 They are rules of thumb, some over English words: they may be mistaken, and what they find never stops a run. Whether
-principles contradict each other is not asked here but of a model (`judging/understanding.py`). Each rule looks at each
-principle a bounded number of times, so long files are no problem.
+principles contradict each other is asked of a model (`judging/understanding.py`), not here. A rule looks at a principle a
+bounded number of times, so long files are no problem.
 """
 
 import re
@@ -19,7 +19,7 @@ MOST_SENTENCES = 4
 SIMILAR = 0.8
 """Words in common, as a share of the words of both, from which two principles are near-duplicates."""
 MOST_CANDIDATES = 20
-"""Earlier principles with rare words in common that each one is compared with."""
+"""Earlier principles with rare words in common that a principle is compared with."""
 
 Warnings = Iterator[tuple[Principle | None, str]]
 """What a rule finds: the principle (None for all of them together) and the message."""
@@ -63,7 +63,7 @@ _COMMAND = re.compile(
 )
 """A clause that tells what to do, maybe behind a heading or a condition."""
 _CLAUSES = re.compile(r"(?<=[.!?;])[\"')\]]*\s+|\s*\n\s*(?:[-*•]\s+)?|,?\s+(?:but|yet)\s+(?:also\s+)?")
-"""What stands between two clauses of which each may be a wish of its own."""
+"""What stands between two clauses."""
 _TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\$\{.*?\}", re.DOTALL)
 
 
@@ -95,7 +95,7 @@ def _telling(text: str) -> set[str]:
 
 
 def _near(sets: Sequence[AbstractSet[str]], least: float) -> Iterator[list[int]]:
-    """For each set the earlier ones with which its Jaccard index may be `least` or more.
+    """For every set the earlier sets with which its Jaccard index may be `least` or more.
 
     Such a pair shares one of its rarest words (prefix filtering), so only such pairs are looked at.
     """

@@ -22,10 +22,10 @@ class Passage(NamedTuple):
     """A principle in prose."""
 
     line: int
-    given: str | None
-    """The id that the writer gave it, as `{#id}` at the end of a line."""
+    own_id: str | None
+    """The id that stands as `{#id}` at the end of a line."""
     name: str
-    """What its id is made of if the writer gave none: a heading, bold first words, or the text."""
+    """What an id is made of if there is no `own_id`: a heading, bold first words, or the text."""
     text: str
     section: str = ""
     """The heading above it."""
@@ -61,13 +61,13 @@ class _Block(NamedTuple):
     line: int
     text: str
     """Without Markdown's marks, on one line."""
-    given: str | None = None
+    own_id: str | None = None
     name: str = ""
-    """Words for its id, where the text is not it: the bold words that it begins with, or what a heading says."""
+    """The bold words that it begins with, or what a heading says."""
 
     def passage(self, section: str = "", context: str = "") -> Passage:
         """The principle that this block alone is."""
-        return Passage(self.line, self.given, self.name or self.text, self.text, section, context)
+        return Passage(self.line, self.own_id, self.name or self.text, self.text, section, context)
 
     def aside(self, section: str, use: Use) -> Aside:
         """The block as no principle."""
@@ -142,10 +142,10 @@ def _blocks(content: str) -> Iterator[_Block]:
         parts = [_part(token) for token in tokens]
         text = _joined(words for words, _ in parts)
         if kind and (text or kind == "heading"):  # the others are thematic breaks, comments and empty items
-            given = next((name for _, name in parts if name), None)
+            own_id = next((name for _, name in parts if name), None)
             level = int(tokens[0].tag[1:]) if kind == "heading" else 0
             line = tokens[0].map[0] + 1 if tokens[0].map else 1
-            yield _Block(kind, level, line, text, given, text if level else _bold(tokens))
+            yield _Block(kind, level, line, text, own_id, text if level else _bold(tokens))
 
 
 def _joined(texts: Iterable[str], joint: str = "; ") -> str:
@@ -176,7 +176,7 @@ def _part(token: Token) -> tuple[str, str | None]:
     if token.type != "inline":
         return _COMMENT.sub("", token.content) if token.type == "html_block" else token.content, None
     text = ""
-    given: str | None = None
+    own_id: str | None = None
     children = token.children or []
     for child, following in zip_longest(children, children[1:]):
         words = " " if child.type.endswith("break") else child.content
@@ -184,10 +184,10 @@ def _part(token: Token) -> tuple[str, str | None]:
             words = _COMMENT.sub("", words)
         ends_line = following is None or following.type.endswith("break")
         if child.type == "text" and ends_line and (attributes := _ATTRIBUTES.search(words)):
-            given = given or attributes[1]
+            own_id = own_id or attributes[1]
             words = words[: attributes.start()]
         text += words
-    return text, given
+    return text, own_id
 
 
 def _bold(tokens: Sequence[Token]) -> str:

@@ -29,7 +29,7 @@ _ID_LENGTH = 48
 
 class _Line(NamedTuple):
     number: int
-    found: object
+    value: object
     """What should be a principle's text."""
 
 
@@ -93,37 +93,39 @@ def slug(text: str) -> str:
     return made if made[0].isalpha() else f"p_{made}"
 
 
-class Named(NamedTuple):
+class IdSource(NamedTuple):
     """What a principle's id is made of."""
 
-    given: str | None
-    """The id that the file gives it, which stays as it is."""
+    own_id: str | None
+    """The id in the file, which stays as it is; None if the file has none."""
     name: str
-    """Otherwise the words that its id is made of,"""
+    """The words that an id is made of."""
     text: str
-    """and its text, where several have the same words."""
+    """The principle's text, which tells apart several with the same words."""
 
 
-def ids_of(principles: Sequence[Named]) -> list[str]:
-    """An id for each principle: the given one, or its words as a slug.
+def ids_of(sources: Sequence[IdSource]) -> list[str]:
+    """An id for every principle: the file's, or the principle's words as a slug.
 
-    A slug that several have is followed by six digits of the text's digest, so that an id does not depend on how many
-    like it stand before. Only equal texts are numbered.
+    A slug that several principles have is followed by six digits of the text's digest, so that an id does not depend on
+    the principles before it. Only equal texts are numbered.
     """
-    wanted = [slug(each.name) if each.given is None else each.given for each in principles]
+    wanted = [slug(source.name) if source.own_id is None else source.own_id for source in sources]
     uses = Counter(wanted)
     taken = dict.fromkeys(uses, 1)
     return [
-        made if each.given is not None or uses[made] == 1 else _unused(f"{made}_{_text_digest(each.text)[:6]}", taken)
-        for each, made in zip(principles, wanted, strict=True)
+        name
+        if source.own_id is not None or uses[name] == 1
+        else _unused(f"{name}_{_text_digest(source.text)[:6]}", taken)
+        for source, name in zip(sources, wanted, strict=True)
     ]
 
 
 def _unused(name: str, taken: dict[str, int]) -> str:
-    """The name, or with the first suffix `_2`, `_3`, ... that makes it a new one, which is then taken.
+    """The name, or the name with the first suffix `_2`, `_3`, ... that is not taken; it is taken then.
 
-    `taken` maps each name in use to the last suffix tried with it (1 if none was), so that many equal names do not try
-    each other's suffixes again.
+    `taken` maps every name in use to the last suffix that was tried with it (1 if none was), so that many equal names
+    do not try the same suffixes again.
     """
     made = name
     while made in taken:
@@ -134,14 +136,14 @@ def _unused(name: str, taken: dict[str, int]) -> str:
 
 
 def _text_digest(text: str) -> str:
-    """Of the words: where a file breaks its lines makes no difference."""
+    """SHA-256 of the words: where a file breaks its lines makes no difference."""
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _checked(line: _Line, path: Path) -> str:
-    if not isinstance(line.found, str) or not line.found.strip():
+    if not isinstance(line.value, str) or not line.value.strip():
         raise InputError(path, _ITEM, line.number)
-    return line.found.strip()
+    return line.value.strip()
 
 
 def _from_lines(content: str) -> Iterator[_Line]:

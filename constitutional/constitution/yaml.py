@@ -1,7 +1,7 @@
-"""Reads the plain part of YAML, text, numbers, lists and mappings, and remembers the line of each value.
+"""Reads the plain part of YAML, text, numbers, lists and mappings, and remembers the line of every value.
 
 Anchors, aliases and tags are refused, because they make a small file mean something large or something else; so are
-duplicate keys, of which a reader sees only one.
+duplicate keys, because a reader sees only the last value.
 """
 
 from collections.abc import Iterable
@@ -38,7 +38,7 @@ class Node:
     """A value in a YAML file, and where it is."""
 
     line: int
-    """Of its key if it has one, else its own; from 1."""
+    """The line of the key if there is one, else of the value; from 1."""
     value: "str | float | bool | list[Node] | dict[str, Node] | None"
     written: str = ""
     """A single value as it stands in the file: what a version `1.10` is, where the number is 1.1."""
