@@ -1,7 +1,7 @@
 """A constitution: principles in words, which are selected, weighted and drawn. `file.py` reads it from a file.
 
 Bai et al. 2022 (sections 3.1 and 4.1) draw one principle at random at every revision and for every comparison. Here the
-draw is by weight, and every principle has a lot of its own: adding, dropping or reweighting a principle changes only the
+draw is by weight, and every principle has its own lot: adding, dropping or reweighting a principle changes only the
 draws that it wins or loses, so a run over an edited constitution asks again only for what depends on the edit.
 """
 
@@ -152,7 +152,7 @@ class Constitution(_Part):
         return Constitution(**{**fields, "principles": kept})
 
     def draw(self, rng: random.Random, used: Collection[str] = ()) -> Principle:
-        """A principle at random by weight, among those that occur least often in `used`, the ids that were drawn before.
+        """A principle at random by weight, among those that occur least often in `used`, the ids drawn before.
 
         P(p) = w_p / Σ w. Every principle waits for -ln(u) / w_p, where u comes from the generator's next number and the
         principle's id; the shortest wait wins.

@@ -1,8 +1,8 @@
 """What will probably not work in a constitution: a table of small rules over its principles.
 
 They are rules of thumb, some over English words: they may be mistaken, and what they find never stops a run. Whether
-principles contradict each other is asked of a model (`judging/understanding.py`), not here. A rule looks at a principle a
-bounded number of times, so long files are no problem.
+principles contradict each other is asked of a model (`judging/understanding.py`), not here. A rule looks at a
+principle a bounded number of times, so long files are no problem.
 """
 
 import re

@@ -5,7 +5,7 @@ CommonMark (with tables) decides what a block is; this module decides which bloc
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise, takewhile, zip_longest
+from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple
 
 from markdown_it import MarkdownIt
@@ -13,36 +13,29 @@ from markdown_it.token import Token
 
 MOST_LEVELS = 100
 """Levels of lists and quotations within each other that are read."""
-Use = Literal["description", "context", "nothing"]
-"""What a block that is no principle is read as: the constitution's description, the context of the items below its
-heading, or nothing."""
 
 
-class Passage(NamedTuple):
-    """A principle in prose."""
+class Block(NamedTuple):
+    """A block of a document: a principle, or a block that is none."""
 
+    kind: str
+    """`heading`, `item`, `paragraph`, `code block`, …"""
+    level: int
+    """The depth of a heading, 1 to 6; 0 for other blocks."""
     line: int
+    text: str
+    """Without Markdown's marks, on one line."""
     own_id: str | None
     """The id that stands as `{#id}` at the end of a line."""
     name: str
     """What an id is made of if there is no `own_id`: a heading, bold first words, or the text."""
-    text: str
     section: str = ""
     """The heading above it."""
     context: str = ""
     """What the paragraphs below that heading say, where the principle is one of several items."""
-
-
-class Aside(NamedTuple):
-    """A block that is no principle."""
-
-    line: int
-    kind: str
-    """Such as `paragraph` or `code block`."""
-    text: str
-    section: str
-    """The heading above it; empty if there is none."""
-    use: Use
+    use: Literal["description", "context", "nothing"] = "nothing"
+    """What a block that is no principle is read as: the constitution's description, the context of the items below its
+    heading, or nothing."""
 
 
 class Prose(NamedTuple):
@@ -50,28 +43,9 @@ class Prose(NamedTuple):
 
     title: str
     description: str
-    passages: list[Passage]
-    asides: list[Aside]
-
-
-class _Block(NamedTuple):
-    kind: str
-    level: int
-    """The depth of a heading, 1 to 6; 0 for other blocks."""
-    line: int
-    text: str
-    """Without Markdown's marks, on one line."""
-    own_id: str | None = None
-    name: str = ""
-    """The bold words that it begins with, or what a heading says."""
-
-    def passage(self, section: str = "", context: str = "") -> Passage:
-        """The principle that this block alone is."""
-        return Passage(self.line, self.own_id, self.name or self.text, self.text, section, context)
-
-    def aside(self, section: str, use: Use) -> Aside:
-        """The block as no principle."""
-        return Aside(self.line, self.kind, self.text, section, use)
+    principles: list[Block]
+    asides: list[Block]
+    """The blocks that are no principles."""
 
 
 _KINDS = {
@@ -95,6 +69,7 @@ _BLANKED = re.compile(
 """Front matter and footnotes, which CommonMark does not know."""
 _ENDS = tuple(".!?:;,。！？：；，")  # noqa: RUF001 - a Chinese heading ends as an English one does
 _BULLET = re.compile(r"^(\s*)•(?=\s)", re.MULTILINE)
+_BOLD_START = re.compile(r"(?:\*\*|__)(.+?)(?:\*\*|__)", re.DOTALL)
 _CHECKBOX = re.compile(r"^(\s*(?:[-*+]|\d{1,9}[.)])[ \t]+)\[[ xX]\][ \t]+", re.MULTILINE)
 
 
@@ -109,32 +84,33 @@ def read_markdown(content: str) -> Prose:
     headings = [number for number, block in enumerate(blocks) if block.kind == "heading"]
     top = [blocks[number] for number in headings if blocks[number].level == 1]
     title = top[0] if len(top) == 1 and blocks[headings[0]] is top[0] else None
-    passages: list[Passage] = []
-    preamble: list[_Block] = []
-    asides: list[Aside] = []
+    principles: list[Block] = []
+    preamble: list[Block] = []
+    asides: list[Block] = []
     for start, end in pairwise([-1, *headings, len(blocks)]):
         heading = None if start < 0 or blocks[start] is title else blocks[start]
         section = heading.text if heading else ""
-        body = blocks[start + 1 : end]
+        body = [block._replace(section=section) for block in blocks[start + 1 : end]]
         items = [block for block in body if block.kind == "item"]
         paragraphs = [block for block in body if block.kind == "paragraph"]
         context = " ".join(block.text for block in paragraphs)
         if not heading:
             preamble += paragraphs
         elif not items and (end == len(blocks) or blocks[end].level <= heading.level):
-            passages.append(heading._replace(text=_joined([section, context], ": ")).passage(section))
+            principles.append(heading._replace(text=_joined([section, context], ": "), section=section))
         else:
-            asides += [block.aside(section, "context" if items else "nothing") for block in paragraphs]
-        passages += [item.passage(section, context if heading else "") for item in items]
-        asides += [block.aside(section, "nothing") for block in body if block.kind not in ("item", "paragraph")]
-    if not passages:
-        passages, preamble = [block.passage() for block in preamble], []
-    asides = [block.aside("", "description") for block in preamble] + asides
+            asides += [block._replace(use="context" if items else "nothing") for block in paragraphs]
+        principles += [item._replace(context=context if heading else "") for item in items]
+        asides += [block for block in body if block.kind not in ("item", "paragraph")]
+    if not principles:
+        principles, preamble = preamble, []
+    asides = [block._replace(use="description") for block in preamble] + asides
     description = "\n\n".join(block.text for block in preamble)
-    return Prose(top[0].text if top else "", description, [passage for passage in passages if passage.text], asides)
+    principles = [principle for principle in principles if principle.text]
+    return Prose(top[0].text if top else "", description, principles, asides)
 
 
-def _blocks(content: str) -> Iterator[_Block]:
+def _blocks(content: str) -> Iterator[Block]:
     content = _BLANKED.sub(lambda match: "\n" * match[0].count("\n"), re.sub(r"\r\n?", "\n", content))
     content = _CHECKBOX.sub(r"\1", _BULLET.sub(r"\1-", content))
     for tokens in _groups(MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable("table").parse(content)):
@@ -143,9 +119,10 @@ def _blocks(content: str) -> Iterator[_Block]:
         text = _joined(words for words, _ in parts)
         if kind and (text or kind == "heading"):  # the others are thematic breaks, comments and empty items
             own_id = next((name for _, name in parts if name), None)
+            bold = _BOLD_START.match(next((token.content for token in tokens if token.type == "inline"), ""))
             level = int(tokens[0].tag[1:]) if kind == "heading" else 0
             line = tokens[0].map[0] + 1 if tokens[0].map else 1
-            yield _Block(kind, level, line, text, own_id, text if level else _bold(tokens))
+            yield Block(kind, level, line, text, own_id, bold[1] if bold and kind == "item" else text)
 
 
 def _joined(texts: Iterable[str], joint: str = "; ") -> str:
@@ -188,14 +165,3 @@ def _part(token: Token) -> tuple[str, str | None]:
             words = words[: attributes.start()]
         text += words
     return text, own_id
-
-
-def _bold(tokens: Sequence[Token]) -> str:
-    """The bold words at the beginning; empty if it does not begin with any."""
-    first = next((token.children or [] for token in tokens if token.type == "inline"), [])
-    begun = [token for token in first if token.content or token.nesting]
-    if not begun or begun[0].type != "strong_open":
-        return ""
-    return "".join(
-        token.content or " " for token in takewhile(lambda token: token.type != "strong_close", begun)
-    ).strip()

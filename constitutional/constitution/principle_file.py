@@ -47,7 +47,7 @@ def read_principles(path: Path) -> list[str]:
     elif ending in YAML_ENDINGS:
         lines = _from_yaml(content, path)
     elif ending in MARKDOWN_ENDINGS:
-        lines = (_Line(passage.line, passage.text) for passage in read_markdown(content).passages)
+        lines = (_Line(block.line, block.text) for block in read_markdown(content).principles)
     else:
         lines = _from_lines(content)
     try:
