@@ -20,7 +20,7 @@ from constitutional.constitution.constitution import (
     Principle,
     nearest,
 )
-from constitutional.constitution.markdown import Block, read_markdown
+from constitutional.constitution.markdown import ProseBlock, read_markdown
 from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, IdSource, ids_of, read_text, slug
 from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
 
@@ -61,7 +61,7 @@ class ReadConstitution(NamedTuple):
     problems: list[Problem]
     lines: dict[str, int]
     """The line of every principle, by its id."""
-    asides: list[Block]
+    asides: list[ProseBlock]
     """The blocks of a Markdown file that are no principles."""
 
 
@@ -109,7 +109,7 @@ def _as_id(written: str) -> str:
     return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
 
 
-def _passage_entry(name: str, passage: Block) -> dict[str, Any]:
+def _passage_entry(name: str, passage: ProseBlock) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": name, "text": passage.text}
     if passage.context:
         entry["critique"] = f"{passage.text}\n{passage.context}"
@@ -118,7 +118,7 @@ def _passage_entry(name: str, passage: Block) -> dict[str, Any]:
     return entry
 
 
-def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[Block]) -> Problem:
+def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[ProseBlock]) -> Problem:
     match details["loc"]:
         case ("principles", int(number), *field):
             line, where = passages[number].line, f"principle '{ids[number]}':{f' {field[0]!r}' if field else ''}"

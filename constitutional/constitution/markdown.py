@@ -15,7 +15,7 @@ MOST_LEVELS = 100
 """Levels of lists and quotations within each other that are read."""
 
 
-class Block(NamedTuple):
+class ProseBlock(NamedTuple):
     """A block of a document: a principle, or a block that is none."""
 
     kind: str
@@ -43,8 +43,8 @@ class Prose(NamedTuple):
 
     title: str
     description: str
-    principles: list[Block]
-    asides: list[Block]
+    principles: list[ProseBlock]
+    asides: list[ProseBlock]
     """The blocks that are no principles."""
 
 
@@ -84,9 +84,9 @@ def read_markdown(content: str) -> Prose:
     headings = [number for number, block in enumerate(blocks) if block.kind == "heading"]
     top = [blocks[number] for number in headings if blocks[number].level == 1]
     title = top[0] if len(top) == 1 and blocks[headings[0]] is top[0] else None
-    principles: list[Block] = []
-    preamble: list[Block] = []
-    asides: list[Block] = []
+    principles: list[ProseBlock] = []
+    preamble: list[ProseBlock] = []
+    asides: list[ProseBlock] = []
     for start, end in pairwise([-1, *headings, len(blocks)]):
         heading = None if start < 0 or blocks[start] is title else blocks[start]
         section = heading.text if heading else ""
@@ -110,7 +110,7 @@ def read_markdown(content: str) -> Prose:
     return Prose(top[0].text if top else "", description, principles, asides)
 
 
-def _blocks(content: str) -> Iterator[Block]:
+def _blocks(content: str) -> Iterator[ProseBlock]:
     content = _BLANKED.sub(lambda match: "\n" * match[0].count("\n"), re.sub(r"\r\n?", "\n", content))
     content = _CHECKBOX.sub(r"\1", _BULLET.sub(r"\1-", content))
     for tokens in _groups(MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable("table").parse(content)):
@@ -122,7 +122,7 @@ def _blocks(content: str) -> Iterator[Block]:
             bold = _BOLD_START.match(next((token.content for token in tokens if token.type == "inline"), ""))
             level = int(tokens[0].tag[1:]) if kind == "heading" else 0
             line = tokens[0].map[0] + 1 if tokens[0].map else 1
-            yield Block(kind, level, line, text, own_id, bold[1] if bold and kind == "item" else text)
+            yield ProseBlock(kind, level, line, text, own_id, bold[1] if bold and kind == "item" else text)
 
 
 def _joined(texts: Iterable[str], joint: str = "; ") -> str:

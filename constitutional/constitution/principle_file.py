@@ -27,7 +27,7 @@ _ID_WORDS = 6
 _ID_LENGTH = 48
 
 
-class _Line(NamedTuple):
+class _Entry(NamedTuple):
     number: int
     value: object
     """What should be a principle's text."""
@@ -47,7 +47,7 @@ def read_principles(path: Path) -> list[str]:
     elif ending in YAML_ENDINGS:
         lines = _from_yaml(content, path)
     elif ending in MARKDOWN_ENDINGS:
-        lines = (_Line(block.line, block.text) for block in read_markdown(content).principles)
+        lines = (_Entry(block.line, block.text) for block in read_markdown(content).principles)
     else:
         lines = _from_lines(content)
     try:
@@ -140,19 +140,19 @@ def _text_digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _checked(line: _Line, path: Path) -> str:
+def _checked(line: _Entry, path: Path) -> str:
     if not isinstance(line.value, str) or not line.value.strip():
         raise InputError(path, _ITEM, line.number)
     return line.value.strip()
 
 
-def _from_lines(content: str) -> Iterator[_Line]:
+def _from_lines(content: str) -> Iterator[_Entry]:
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield _Line(number, line)
+            yield _Entry(number, line)
 
 
-def _from_json(content: str, path: Path) -> Iterator[_Line]:
+def _from_json(content: str, path: Path) -> Iterator[_Entry]:
     decoder = json.JSONDecoder(parse_int=float)  # Python refuses integers of thousands of digits, floats it does not
     try:
         items = decoder.decode(content)
@@ -167,10 +167,10 @@ def _from_json(content: str, path: Path) -> Iterator[_Line]:
             at += 1
         number = content.count("\n", 0, at) + 1
         item, at = decoder.raw_decode(content, at)
-        yield _Line(number, item.get("text") if isinstance(item, dict) else item)
+        yield _Entry(number, item.get("text") if isinstance(item, dict) else item)
 
 
-def _from_yaml(content: str, path: Path) -> Iterator[_Line]:
+def _from_yaml(content: str, path: Path) -> Iterator[_Entry]:
     root, problems = read_yaml(content, path)
     if problems:
         raise InputError(path, problems[0].text, problems[0].line)
@@ -179,4 +179,4 @@ def _from_yaml(content: str, path: Path) -> Iterator[_Line]:
         raise InputError(path, "must have a list 'principles:'", (principles or root).line)
     for item in principles.value:
         node = item.value.get("text", item) if isinstance(item.value, dict) else item
-        yield _Line(node.line, node.value)
+        yield _Entry(node.line, node.value)

@@ -13,7 +13,7 @@ from constitutional.base.progress import counted
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import find_constitution, read_constitution
 from constitutional.constitution.lint_rules import RULES
-from constitutional.constitution.markdown import Block
+from constitutional.constitution.markdown import ProseBlock
 
 if TYPE_CHECKING:
     from constitutional.judging.understanding import PrincipleMeaning
@@ -118,7 +118,7 @@ def headlines(findings: Sequence[Finding], file: str) -> list[str]:
     return warnings[:MOST_SHOWN] + ([rest] if more > 0 else [])
 
 
-def _not_read(path: Path, aside: Block) -> Finding:
+def _not_read(path: Path, aside: ProseBlock) -> Finding:
     """A block that somebody may have meant as a principle, though it is none."""
     if aside.kind != "paragraph":
         severity: Severity = "warning"
