@@ -113,7 +113,9 @@ def read_markdown(content: str) -> Prose:
 def _blocks(content: str) -> Iterator[ProseBlock]:
     content = _BLANKED.sub(lambda match: "\n" * match[0].count("\n"), re.sub(r"\r\n?", "\n", content))
     content = _CHECKBOX.sub(r"\1", _BULLET.sub(r"\1-", content))
-    for tokens in _groups(MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable("table").parse(content)):
+    parser = MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable("table")
+    parser.disable("text_join")  # so that an escaped `\{#id}` stays apart from text
+    for tokens in _groups(parser.parse(content)):
         kind = _KINDS.get(tokens[0].type)
         parts = [_part(token) for token in tokens]
         text = _joined(words for words, _ in parts)

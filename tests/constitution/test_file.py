@@ -423,8 +423,8 @@ def test_an_id_that_prose_gives_twice_is_refused_with_both_lines(tmp_path: Path)
 
 
 def test_a_template_s_remark_at_the_end_of_an_item_is_text(tmp_path: Path) -> None:
-    read = texts(tmp_path, "- Be brief. {# why? #}\n- Be kind. {#why#}\n")
-    assert list(read.values()) == ["Be brief. {# why? #}", "Be kind. {#why#}"]
+    read = texts(tmp_path, "- Be brief. {# why? #}\n- Be kind. {#why#}\n- Be calm. \\{#why}\n")
+    assert list(read.values()) == ["Be brief. {# why? #}", "Be kind. {#why#}", "Be calm. {#why}"]
 
 
 def test_a_text_in_prose_that_is_too_long_is_refused_with_its_line(tmp_path: Path) -> None:
