@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MOST_LEVELS = 20
 """Of lists and mappings within each other that are read."""
 MOST_SHOWN = 60
-"""Characters of what a file holds that a message repeats."""
+"""Characters of a text that a message repeats."""
 
 
 class Problem(NamedTuple):
@@ -28,9 +28,10 @@ class Problem(NamedTuple):
     text: str
 
 
-def shown(written: str) -> str:
-    """What a file holds, short enough for a message."""
-    return written if len(written) <= MOST_SHOWN else f"{written[:MOST_SHOWN]}…"
+def shown(text: str) -> str:
+    """The beginning of a text that a file or a model wrote, on one line, without what would steer a terminal."""
+    line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
 
 
 @dataclass(slots=True)

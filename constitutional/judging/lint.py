@@ -14,6 +14,7 @@ from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import find_constitution, read_constitution
 from constitutional.constitution.lint_rules import RULES
 from constitutional.constitution.markdown import ProseBlock
+from constitutional.constitution.yaml import shown
 
 if TYPE_CHECKING:
     from constitutional.judging.understanding import PrincipleMeaning
@@ -127,9 +128,8 @@ def _not_read(path: Path, aside: ProseBlock) -> Finding:
         severity, how = "note", "is read as the constitution's description, not as a principle"
     elif aside.use == "context":
         severity = "note"
-        how = f"is shown to the critic with each item under '{aside.section}', and is not a principle"
+        how = f"is shown to the critic with each item under '{shown(aside.section)}', and is not a principle"
     else:
-        severity, how = "warning", f"is not read, because other headings follow '{aside.section}'"
+        severity, how = "warning", f"is not read, because other headings follow '{shown(aside.section)}'"
     advice = "; if it is a principle, begin it with '- '" if aside.kind == "paragraph" else ""
-    text = aside.text if len(aside.text) <= 60 else f"{aside.text[:60]}…"
-    return Finding(path, aside.line, severity, "no-principle", f'the {aside.kind} "{text}" {how}{advice}')
+    return Finding(path, aside.line, severity, "no-principle", f'the {aside.kind} "{shown(aside.text)}" {how}{advice}')

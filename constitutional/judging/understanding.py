@@ -14,13 +14,12 @@ from constitutional.base.progress import percent
 from constitutional.base.records import Message
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.constitution.yaml import shown
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.sandbox import understand
 from constitutional.sandbox.teacher import FAMILIES
 from constitutional.sandbox.understand import TOO_LONG, Understanding, answers, doubts
 
-MOST_QUOTED = 60
-"""Characters of a text that a message quotes."""
 MOST_TOKENS = 64
 """Tokens of a sentence in which a critic restates a principle."""
 
@@ -52,7 +51,7 @@ class PrincipleMeaning(BaseModel):
     @property
     def messages(self) -> list[str]:
         """The warnings with the principle that they are about."""
-        return [f"principle '{self.principle}' ({quoted(self.words)}): {warning}" for warning in self.warnings]
+        return [f"principle '{self.principle}' (\"{shown(self.words)}\"): {warning}" for warning in self.warnings]
 
 
 def lines(meanings: Sequence[PrincipleMeaning]) -> list[str]:
@@ -77,12 +76,6 @@ def _line(meanings: Sequence[PrincipleMeaning]) -> str:
     if len({meaning.meaning for meaning in meanings}) == 1:
         return parts[0]
     return "; ".join(f"{part} in the {meaning.reader}'s words" for part, meaning in zip(parts, meanings, strict=True))
-
-
-def quoted(text: str) -> str:
-    """The beginning of a text, in quotes, on one line."""
-    text = " ".join(text.split())
-    return f'"{text[:MOST_QUOTED]}{"…" if len(text) > MOST_QUOTED else ""}"'
 
 
 class _Reading(NamedTuple):
@@ -123,6 +116,7 @@ def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) 
     for principle, reader, words in readings:
         completion = answered[words]
         sentence = " ".join(completion.text.split()) if completion else ""
+        sentence = "".join(character for character in sentence if character.isprintable())
         cut = "…" if completion and completion.finish == "length" else ""
         warnings = () if sentence else (TOO_LONG if completion is None else "the critic says nothing about it",)
         meanings.append(
@@ -206,7 +200,9 @@ def _other_words_against(
     other = understood[before]
     if other is None or _meaning(other) == _meaning(understanding):
         return []
-    return [f"it is read as '{_meaning(understanding)}', and its other words ({quoted(before)}) as '{_meaning(other)}'"]
+    return [
+        f"it is read as '{_meaning(understanding)}', and its other words (\"{shown(before)}\") as '{_meaning(other)}'"
+    ]
 
 
 def _principles_against(principle: Principle, understanding: Understanding, first: dict[str, str]) -> list[str]:

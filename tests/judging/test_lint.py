@@ -105,6 +105,14 @@ def test_a_block_that_is_no_text_joins_no_principle_and_is_said_not_to_be_read(
     assert "is not read" in warnings[0].message
 
 
+def test_what_a_file_holds_cannot_steer_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "ours.md"
+    path.write_text("# Ours\n\nA \x1b[31mred aside.\n\n- Be brief.\n- Be \x1b[31mred.\n")
+    findings = lint_file(path).findings
+    assert {finding.line for finding in findings} == {3, 6}
+    assert not any("\x1b" in str(finding) for finding in findings)
+
+
 # Warnings
 
 

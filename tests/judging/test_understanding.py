@@ -164,6 +164,8 @@ class Critic:
     def _reply(self, question: str) -> Completion:
         if "Silence." in question:
             return Completion(" \n", "stop")
+        if "Red." in question:
+            return Completion("It asks for \x1b[31mred.", "stop")
         if "Cut." in question:
             return Completion("It asks to", "length")
         return Completion(" It asks\nfor calm.\n", "stop")
@@ -181,6 +183,11 @@ def test_any_critic_restates_a_principle_greedily_and_one_that_is_too_long_is_wa
     assert lines(meanings)[:2] == ["p0: understood as: It asks for calm.", "p1: understood as: not read"]
     assert {request.sampling.temperature for request in critic.asked} == {0.0}
     assert critic.asked[0].messages[0].content == load_prompts().render("restate", principle="Be calm.")
+
+
+def test_what_a_critic_writes_cannot_steer_a_terminal() -> None:
+    meanings = meanings_of(constitution(Principle(id="red", text="Red.")), Critic(), load_prompts())
+    assert lines(meanings) == ["red: understood as: It asks for [31mred."]
 
 
 def test_the_shipped_model_s_reading_of_short_as_long_is_warned_of() -> None:
