@@ -1,15 +1,21 @@
-"""What the test-bed's model would say that it takes a principle for, without the model."""
+"""What the sandbox's model would say that it takes a principle for, without the model."""
 
-from dataclasses import dataclass, field
+from typing import Any, Self
+
+from constitutional.sandbox.understand import Understanding
 
 
-@dataclass
-class FakeUnderstanding:
-    text: str
-    trait: str = "sycophantic_agreement"
-    direction: str = "avoid"
-    restated: str = "Avoid agreeing with what is wrong."
-    probability: float = 0.987
-    runner_up: str = "avoid flattery"
-    runner_up_probability: float = 0.009
-    unknown_words: list[str] = field(default_factory=list)
+class FakeUnderstanding(Understanding):
+    """An understanding of which only some fields are named."""
+
+    def __new__(cls, text: str, **fields: Any) -> Self:  # noqa: ANN401 - of any field
+        usual = {
+            "trait": "sycophantic_agreement",
+            "direction": "avoid",
+            "restated": "Avoid agreeing with what is wrong.",
+            "probability": 0.987,
+            "runner_up": "avoid flattery",
+            "runner_up_probability": 0.009,
+            "unknown_words": [],
+        }
+        return super().__new__(cls, text=text, **{**usual, **fields})

@@ -31,8 +31,6 @@ LAUNCHERS = (
     *("MASTER_ADDR", "MASTER_PORT"),
 )
 """Variables that tell a process that it is one of several, which torch or accelerate read."""
-UNSURE_BELOW = 0.8
-"""A meaning that the model gives less probability than this is pointed out, with the runner-up."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
 
     lint = commands.add_parser("lint", help="check a constitution file", description="Exits with 2 on errors.")
     lint.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
-    lint.add_argument("--sandbox", action="store_true", help="also say what the test-bed's model takes each to mean")
+    lint.add_argument(
+        "--sandbox", action="store_true", help="first say what the test-bed's model takes each principle to mean"
+    )
     lint.set_defaults(run=_lint)
 
     diff = commands.add_parser("diff", help="what changed between two constitution files")
@@ -153,11 +153,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _lint(arguments: argparse.Namespace) -> int:
     from constitutional.base.progress import counted
-    from constitutional.judging.lint import findings_of
+    from constitutional.judging.lint import lint
 
-    findings = findings_of(arguments.file, sandbox=arguments.sandbox)
-    for finding in findings:
-        print(printable(str(finding)))
+    understood, findings = lint(arguments.file, sandbox=arguments.sandbox)
+    for line in (*understood, *findings):
+        print(printable(str(line)))
     kinds = Counter(finding.severity for finding in findings)
     notes = f", {counted(kinds['note'], 'note')}" if kinds["note"] else ""
     found = f"{counted(kinds['error'], 'error')}, {counted(kinds['warning'], 'warning')}{notes}"
@@ -166,8 +166,8 @@ def _lint(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
+    from constitutional.constitution.difference import difference
     from constitutional.constitution.file import load_constitution
-    from constitutional.judging.lint import difference
 
     changes = difference(load_constitution(arguments.a), load_constitution(arguments.b))
     for change in changes:
@@ -265,38 +265,33 @@ def _understand(arguments: argparse.Namespace) -> None:
 
     from constitutional.sandbox.understand import understand_texts
 
-    understandings = understand_texts(texts)
+    understandings = list(zip(texts, understand_texts(texts), strict=True))
     if arguments.json:
-        print(json.dumps([_as_dict(understanding) for understanding in understandings], indent=2, ensure_ascii=False))
+        print(json.dumps([_as_dict(*understood) for understood in understandings], indent=2, ensure_ascii=False))
     else:
-        print("\n\n".join(_described(understanding) for understanding in understandings))
+        print("\n\n".join(_described(*understood) for understood in understandings))
 
 
-def _described(understanding: "Understanding") -> str:
-    from constitutional.sandbox.understand import in_capitals
-
-    meaning = f"means: {understanding.direction} {understanding.trait.replace('_', ' ')}"
-    if understanding.trait == "nothing":
-        meaning = "asks for nothing in particular"
-    lines = [understanding.text, f"  {meaning} ({percent(understanding.probability)})"]
-    if in_capitals(understanding.text):
-        lines.append("  warning: it is in capitals; the model reads ordinary case better")
-    if understanding.unknown_words:
-        lines.append(f"  warning: the model does not know: {', '.join(understanding.unknown_words)}")
-    if understanding.probability < UNSURE_BELOW:
-        runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
-        lines.append(f"  warning: the model is unsure; it may also mean: {runner_up}")
-    return "\n".join(lines)
+def _described(text: str, understanding: "Understanding | None") -> str:
+    if understanding is None:
+        meaning = "not read"
+    elif understanding.trait == "nothing":
+        meaning = f"asks for nothing in particular ({percent(understanding.probability)})"
+    else:
+        trait = understanding.trait.replace("_", " ")
+        meaning = f"means: {understanding.direction} {trait} ({percent(understanding.probability)})"
+    warnings = [f"warning: {sentence}" for sentence in _doubts(understanding)]
+    return "\n  ".join([text, meaning, *warnings])
 
 
-def _as_dict(understanding: "Understanding") -> dict[str, str | float | list[str]]:
-    return {
-        "text": understanding.text,
-        "trait": understanding.trait,
-        "direction": understanding.direction,
-        "restated": understanding.restated,
-        "probability": understanding.probability,
-        "runner_up": understanding.runner_up,
-        "runner_up_probability": understanding.runner_up_probability,
-        "unknown_words": understanding.unknown_words,
-    }
+def _as_dict(text: str, understanding: "Understanding | None") -> dict[str, str | float | list[str] | None]:
+    from constitutional.sandbox.understand import Understanding
+
+    fields = dict.fromkeys(Understanding._fields) if understanding is None else understanding._asdict()
+    return {**fields, "text": text, "warnings": _doubts(understanding)}
+
+
+def _doubts(understanding: "Understanding | None") -> list[str]:
+    from constitutional.sandbox.understand import TOO_LONG, doubts
+
+    return [TOO_LONG] if understanding is None else doubts(understanding)

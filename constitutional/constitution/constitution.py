@@ -1,8 +1,8 @@
-"""A constitution: principles in words, selected and weighted, drawn from. `constitution_file.py` reads it from a file.
+"""A constitution: principles in words, which are selected, weighted and drawn. `file.py` reads it from a file.
 
 Bai et al. 2022 (sections 3.1 and 4.1) draw one principle at random at every revision and for every comparison. Here the
-draw is by weight, and each principle's lot is its own: adding, dropping or reweighting one changes only the draws that
-it wins or loses, so a run over an edited constitution asks again only for what depends on the edit.
+draw is by weight, and every principle has its own lot: adding, dropping or reweighting a principle changes only the
+draws that it wins or loses, so a run over an edited constitution asks again only for what depends on the edit.
 """
 
 import difflib
@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
@@ -36,8 +36,8 @@ MOST_ID_CHARACTERS = 64
 
 
 def _without_control_characters(text: str) -> str:
-    if found := re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
-        raise ValueError(f"holds the control character U+{ord(found.group()):04X}")
+    if control := re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text):
+        raise ValueError(f"holds the control character U+{ord(control[0]):04X}")
     return text
 
 
@@ -54,7 +54,7 @@ class _Part(BaseModel):
 
 
 class Example(_Part):
-    """What a principle means, shown: a prompt and two responses, of which the principle prefers one."""
+    """What a principle means, shown: a prompt and two responses, of which the principle prefers the first."""
 
     prompt: Text
     """What the user says."""
@@ -68,15 +68,15 @@ class Principle(_Part):
     """One thing that a model is asked to do or to leave."""
 
     id: Id
-    """Its name on the command line and in records: letters, digits, `_` and `-`, at most 64."""
+    """The name on the command line and in records: letters, digits, `_` and `-`, at most 64."""
     text: Text
     """What it asks, in a sentence or two."""
     critique: Text | None = None
-    """Its words where a response is criticised; None means the text."""
+    """The words where a response is criticised; None means the text."""
     revision: Text | None = None
-    """Its words where a response is revised without a critique; None means the text."""
+    """The words where a response is revised without a critique; None means the text."""
     comparison: Text | None = None
-    """Its words where two responses are compared; None means the text."""
+    """The words where two responses are compared; None means the text."""
     weight: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
     """How often it is drawn, and how much it counts, against the others; above 0."""
     tags: tuple[Text, ...] = ()
@@ -86,7 +86,7 @@ class Principle(_Part):
     """What the labeler is measured on."""
 
     def words(self, use: Use) -> str:
-        """The words for this use: its own, or the text."""
+        """The words for this use, or the text if there are none."""
         own: str | None = getattr(self, use)
         return self.text if own is None else own
 
@@ -103,7 +103,9 @@ class Constitution(_Part):
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Self:
-        if twice := [name for name, count in Counter(each.id for each in self.principles).items() if count > 1]:
+        if twice := [
+            name for name, count in Counter(principle.id for principle in self.principles).items() if count > 1
+        ]:
             raise ValueError(f"two principles have the id '{twice[0]}'; rename one")
         return self
 
@@ -123,11 +125,15 @@ class Constitution(_Part):
         return self._by_id[principle_id]
 
     def select(
-        self, only: Sequence[str] | None = None, without: Sequence[str] = (), weights: Mapping[str, float] | None = None
+        self,
+        only: Collection[str] | None = None,
+        without: Collection[str] = (),
+        weights: Mapping[str, float] | None = None,
     ) -> "Constitution":
         """The constitution with only these principles (None means all), without those, and with these weights."""
         weights = weights or {}
         self._check_known([*(only or []), *without, *weights])
+        only, without = None if only is None else set(only), set(without)
         for principle_id, weight in weights.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise ConfigurationError(
@@ -135,9 +141,9 @@ class Constitution(_Part):
                     f"constitution.without=[{principle_id}] leaves a principle out"
                 )
         kept = tuple(
-            each.model_copy(update={"weight": float(weights[each.id])}) if each.id in weights else each
-            for each in self.principles
-            if (only is None or each.id in set(only)) and each.id not in set(without)
+            principle.model_copy(update={"weight": float(weights.get(principle.id, principle.weight))})
+            for principle in self.principles
+            if (only is None or principle.id in only) and principle.id not in without
         )
         if not kept:
             raise ConfigurationError(f"constitution '{self.name}': constitution.only and without leave no principle")
@@ -146,14 +152,14 @@ class Constitution(_Part):
         return Constitution(**{**fields, "principles": kept})
 
     def draw(self, rng: random.Random, used: Collection[str] = ()) -> Principle:
-        """A principle at random by weight, among those that occur least often in `used`: ids that were drawn before.
+        """A principle at random by weight, among those that occur least often in `used`, the ids drawn before.
 
-        P(p) = w_p / Σ w. Each principle waits for -ln(u) / w_p, where u comes from the generator's next number and the
+        P(p) = w_p / Σ w. Every principle waits for -ln(u) / w_p, where u comes from the generator's next number and the
         principle's id; the shortest wait wins.
         """
         uses = Counter(used)
-        fewest = min(uses[each.id] for each in self.principles)
-        candidates = [each for each in self.principles if uses[each.id] == fewest]
+        fewest = min(uses[principle.id] for principle in self.principles)
+        candidates = [principle for principle in self.principles if uses[principle.id] == fewest]
         lot = rng.getrandbits(64)
 
         def wait(principle: Principle) -> float:

@@ -20,8 +20,8 @@ from constitutional.constitution.constitution import (
     Principle,
     nearest,
 )
-from constitutional.constitution.markdown import Passage, read_markdown
-from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, Named, ids_of, read_text, slug
+from constitutional.constitution.markdown import ProseBlock, read_markdown
+from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, IdSource, ids_of, read_text, slug
 from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
 
 
@@ -45,7 +45,7 @@ def find_constitution(name_or_path: str | Path) -> Path:
     if path.is_file():
         return path
     folder = shipped("constitutions")
-    names = sorted(found.stem for found in folder.glob("*.yaml"))
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
     if str(name_or_path) in names:
         return folder / f"{name_or_path}.yaml"
     if path.is_dir():
@@ -55,13 +55,15 @@ def find_constitution(name_or_path: str | Path) -> Path:
 
 
 class ReadConstitution(NamedTuple):
-    """What reading a file gave."""
+    """What a file holds."""
 
     constitution: Constitution | None
     """None if there are problems."""
     problems: list[Problem]
     lines: dict[str, int]
-    """Where each principle stands, by its id."""
+    """The line of every principle, by its id."""
+    asides: list[ProseBlock]
+    """The blocks of a Markdown file that are no principles."""
 
 
 def read_constitution(path: Path) -> ReadConstitution:
@@ -77,13 +79,13 @@ def read_constitution(path: Path) -> ReadConstitution:
 
 def _from_markdown(content: str, path: Path) -> ReadConstitution:
     prose = read_markdown(content)
-    passages = prose.passages
+    passages = prose.principles
     if not passages:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
-        return ReadConstitution(None, [Problem(1, problem)], {})
-    given = [None if each.given is None else _as_id(each.given) for each in passages]
-    ids = ids_of([Named(own, each.name, each.text) for own, each in zip(given, passages, strict=True)])
-    problems = _repeated([(own, each.line) for own, each in zip(given, passages, strict=True) if own is not None])
+        return ReadConstitution(None, [Problem(1, problem)], {}, prose.asides)
+    own_ids = [None if passage.own_id is None else _as_id(passage.own_id) for passage in passages]
+    ids = ids_of([IdSource(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
+    problems = _repeated((own, passage.line) for own, passage in zip(own_ids, passages, strict=True) if own is not None)
     entries = [_passage_entry(name, passage) for name, passage in zip(ids, passages, strict=True)]
     made = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
     constitution = None
@@ -91,20 +93,24 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
         constitution = Constitution.model_validate(made)
     except ValidationError as error:
         # What concerns no place is the repeated ids again; principles that are all bad count as too few as well.
-        found = [details for details in error.errors() if details["loc"] and details["type"] != "too_short"]
-        problems += [_passage_problem(details, ids, passages) for details in found]
+        problems += [
+            _passage_problem(details, ids, passages)
+            for details in error.errors()
+            if details["loc"] and details["type"] != "too_short"
+        ]
     if problems:
         problems.sort(key=lambda problem: problem.line or 0)
-        return ReadConstitution(None, problems, {})
-    return ReadConstitution(constitution, [], dict(zip(ids, (each.line for each in passages), strict=True)))
+        return ReadConstitution(None, problems, {}, prose.asides)
+    lines = dict(zip(ids, (passage.line for passage in passages), strict=True))
+    return ReadConstitution(constitution, [], lines, prose.asides)
 
 
-def _as_id(given: str) -> str:
-    """An id as prose gives it: as it is where it can be one, else in the letters of one (`2.1` becomes `p_2_1`)."""
-    return given if len(given) <= MOST_ID_CHARACTERS and re.match(ID, given) else slug(given)
+def _as_id(written: str) -> str:
+    """An id that prose holds: as it is written where it is an id, else in the letters of an id (`2.1` is `p_2_1`)."""
+    return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
 
 
-def _passage_entry(name: str, passage: Passage) -> dict[str, Any]:
+def _passage_entry(name: str, passage: ProseBlock) -> dict[str, Any]:
     entry: dict[str, Any] = {"id": name, "text": passage.text}
     if passage.context:
         entry["critique"] = f"{passage.text}\n{passage.context}"
@@ -113,7 +119,7 @@ def _passage_entry(name: str, passage: Passage) -> dict[str, Any]:
     return entry
 
 
-def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[Passage]) -> Problem:
+def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[ProseBlock]) -> Problem:
     match details["loc"]:
         case ("principles", int(number), *field):
             line, where = passages[number].line, f"principle '{ids[number]}':{f' {field[0]!r}' if field else ''}"
@@ -128,7 +134,7 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
     if not isinstance(root.value, dict):
         problem = "must be a mapping with 'name:' and 'principles:'"
         problem = problem if content.strip() else f"is empty; {problem}"
-        return ReadConstitution(None, [*problems, Problem(root.line, problem)], {})
+        return ReadConstitution(None, [*problems, Problem(root.line, problem)], {}, [])
     principles = root.value.get("principles")
     nodes = principles.value if principles and isinstance(principles.value, list) else []
     ids, duplicates = _ids(nodes)
@@ -144,33 +150,36 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
         constitution = Constitution.model_validate(made)
     except ValidationError as error:
         # What concerns no place is the duplicates again; a list whose items are all bad counts as too short as well.
-        found = [details for details in error.errors() if details["loc"]]
-        problems += [_problem(details, root) for details in found if not (nodes and details["type"] == "too_short")]
+        problems += [
+            _problem(details, root)
+            for details in error.errors()
+            if details["loc"] and not (nodes and details["type"] == "too_short")
+        ]
     if problems:
         problems.sort(key=lambda problem: problem.line or 0)
-        return ReadConstitution(None, problems, {})
-    return ReadConstitution(constitution, [], dict(zip(ids, (node.line for node in nodes), strict=True)))
+        return ReadConstitution(None, problems, {}, [])
+    return ReadConstitution(constitution, [], dict(zip(ids, (node.line for node in nodes), strict=True)), [])
 
 
 def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
-    """Each principle's id, made from its text where it has none, and the ids that stand twice."""
-    named = []
-    given: list[tuple[str, int]] = []
+    """The id of every principle, made from its text where the file holds none, and the ids that stand twice."""
+    sources = []
+    written: list[tuple[str, int]] = []
     for node in nodes:
         parts = node.value if isinstance(node.value, dict) else {}
         own = parts.get("id")
         text = str(parts.get("text", node).value)
-        named.append(Named(None if own is None or own.value is None else str(own.value), text, text))
+        sources.append(IdSource(None if own is None or own.value is None else str(own.value), text, text))
         if own is not None and isinstance(own.value, str):
-            given.append((own.value, own.line))
-    return ids_of(named), _repeated(given)
+            written.append((own.value, own.line))
+    return ids_of(sources), _repeated(written)
 
 
-def _repeated(given: Iterable[tuple[str, int]]) -> list[Problem]:
-    """Ids, each with its line, that stand there before."""
+def _repeated(ids: Iterable[tuple[str, int]]) -> list[Problem]:
+    """A problem for every id that stood before; the ids come with their lines."""
     first: dict[str, int] = {}
     problems = []
-    for name, line in given:
+    for name, line in ids:
         if name in first:
             twice = f"principle '{shown(name)}' appears twice (lines {first[name]} and {line}); rename one"
             problems.append(Problem(line, twice))
@@ -179,7 +188,7 @@ def _repeated(given: Iterable[tuple[str, int]]) -> list[Problem]:
 
 
 def _entry(node: Node, name: str) -> object:
-    """A principle as pydantic takes it; a text alone is one."""
+    """A principle as pydantic takes it; a text alone is a principle."""
     if isinstance(node.value, str):
         return {"id": name, "text": node.value}
     return {"id": name, **_as_dict(node.value)} if isinstance(node.value, dict) else node.value
@@ -212,7 +221,7 @@ _PARTS: Mapping[str, type[BaseModel]] = {"": Constitution, "principles": Princip
 
 
 def _problem(details: ErrorDetails, root: Node) -> Problem:
-    """What pydantic found, in the words of whoever wrote the file, with the line where it stands."""
+    """What pydantic found, in the words of the person who wrote the file, with its line."""
     *place, last = details["loc"]
     node = _deepest(details["loc"], root)
     owner = next((key for key in reversed(place) if isinstance(key, str)), "")
@@ -232,11 +241,11 @@ def _problem(details: ErrorDetails, root: Node) -> Problem:
         return Problem(node.line, f"{where}{label} {too_large}")
     unquoted = isinstance(node.value, float | bool) and expected == "a text"
     advice = f'; write "{shown(node.written)}", in quotes' if unquoted else ""
-    return Problem(node.line, f"{where}{label} must be {expected}, not {_found(node)}{advice}")
+    return Problem(node.line, f"{where}{label} must be {expected}, not {_described(node)}{advice}")
 
 
 def _too_large(details: ErrorDetails) -> str | None:
-    """What to say of a list or a text that is beyond its limit, which is a matter of its size and not of what it is."""
+    """What is wrong with a list or a text that is beyond its limit; None for any other problem."""
     if details["type"] == "too_long":
         return f"must be {_EXPECTED['principles']}, not of {len(details['input']):,}"
     if details["type"] == "string_too_long" and details["ctx"]["max_length"] == MOST_CHARACTERS:
@@ -266,7 +275,7 @@ def _where(place: Sequence[str | int], root: Node) -> str:
     return made
 
 
-def _found(node: Node) -> str:
+def _described(node: Node) -> str:
     if isinstance(node.value, dict):
         return "a mapping"
     if isinstance(node.value, list):

@@ -1,34 +1,41 @@
-"""Reads a constitution in prose, Markdown, as the principles that it holds, each with its line."""
+"""Reads a constitution in prose, Markdown, as the principles that it holds, each with its line.
+
+CommonMark (with tables) decides what a block is; this module decides which blocks are principles.
+"""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise, zip_longest
 from typing import Literal, NamedTuple
 
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
-class Passage(NamedTuple):
-    """A principle in prose."""
+MOST_LEVELS = 100
+"""Levels of lists and quotations within each other that are read."""
 
+
+class ProseBlock(NamedTuple):
+    """A block of a document: a principle, or a block that is none."""
+
+    kind: str
+    """`heading`, `item`, `paragraph`, `code block`, …"""
+    level: int
+    """The depth of a heading, 1 to 6; 0 for other blocks."""
     line: int
-    given: str | None
-    """The id that the writer gave it, as `{#id}` at the end of a line."""
+    text: str
+    """Without Markdown's marks, on one line."""
+    own_id: str | None
+    """The id that stands as `{#id}` at the end of a line."""
     name: str
-    """What its id is made of if none is given: a heading, bold first words, or the text."""
-    text: str
-    section: str
-    """The heading above it; empty if there is none."""
-    context: str
+    """What an id is made of if there is no `own_id`: a heading, bold first words, or the text."""
+    section: str = ""
+    """The heading above it."""
+    context: str = ""
     """What the paragraphs below that heading say, where the principle is one of several items."""
-
-
-class Aside(NamedTuple):
-    """A paragraph that is no principle."""
-
-    line: int
-    text: str
-    section: str
-    """The heading above it; empty if there is none."""
-    use: Literal["description", "context", "nothing"]
-    """What becomes of it: the constitution's description, the context of the items below its heading, or nothing."""
+    use: Literal["description", "context", "nothing"] = "nothing"
+    """What a block that is no principle is read as: the constitution's description, the context of the items below its
+    heading, or nothing."""
 
 
 class Prose(NamedTuple):
@@ -36,46 +43,34 @@ class Prose(NamedTuple):
 
     title: str
     description: str
-    passages: list[Passage]
-    asides: list[Aside]
+    principles: list[ProseBlock]
+    asides: list[ProseBlock]
+    """The blocks that are no principles."""
 
 
-class _Block(NamedTuple):
-    kind: str
-    """`heading`, `item` or `paragraph`."""
-    level: int
-    """Of a heading its depth, 1 to 6; of an item its indentation."""
-    line: int
-    lines: list[str]
-
-    @property
-    def raw(self) -> str:
-        """Its lines as one, without the ids that end them."""
-        return " ".join(_ATTRIBUTES.sub("", line).strip() for line in self.lines)
-
-    @property
-    def given(self) -> str | None:
-        """The first id that ends one of its lines."""
-        found = filter(None, map(_ATTRIBUTES.search, self.lines))
-        return next((each.group(1) for each in found), None)
-
-
-_HEADING = re.compile(r" {0,3}(#{1,6})\s+(.*?)\s*#*\s*$")
-_ITEM_LINE = re.compile(r"(\s*)(?:[-*+•]|\d{1,4}[.)])\s+(?:\[[ xX]\]\s+)?(\S.*)$")
-_RULE = re.compile(r"\s*(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$")
-_UNDERLINE = re.compile(r" {0,3}(?:=+|-+)\s*$")
-_FOOTNOTE = re.compile(r"\[\^[^\]]+\]:")
+_KINDS = {
+    "heading_open": "heading",
+    "list_item_open": "item",
+    "paragraph_open": "paragraph",
+    "fence": "code block",
+    "code_block": "code block",
+    "table_open": "table",
+    "html_block": "block of HTML",
+    "too_deep": f"part that is nested more than {MOST_LEVELS} levels deep",
+}
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 # As kramdown and Pandoc have it: `{#id}`, `{#id key=value}`. A template's `{# remark #}` and `{#remark#}` are text.
 _ATTRIBUTES = re.compile(r"\s*\{#([\w.:-]+)(?:\s[^{}]*)?\}\s*$")
-_BOLD_START = re.compile(r"(?:\*\*|__)(.+?)(?:\*\*|__)")
-_INLINE = (
-    (re.compile(r"!?\[([^\]]*)\]\([^)]*\)"), r"\1"),
-    (re.compile(r"\[\^[^\]]*\]"), ""),
-    (re.compile(r"(\*\*|__)(?=\S)(.+?)(?<=\S)\1"), r"\2"),
-    (re.compile(r"(?<!\w)([*_])(?=\S)(.+?)(?<=\S)\1(?!\w)"), r"\2"),
-    (re.compile(r"`([^`]+)`"), r"\1"),
-    (re.compile(r"\\([\\`*_{}\[\]()#+.!-])"), r"\1"),
+_BLANKED = re.compile(
+    r"\A---[ \t]*\n(?=\s*[\w-]+[ \t]*:)(?s:.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)"
+    r"|^ {0,3}\[\^[^\]\n]{1,99}\]:.*(?:\n[ \t]+\S.*)*|\[\^[^\]\n]{1,99}\]",
+    re.MULTILINE,
 )
+"""Front matter and footnotes, which CommonMark does not know."""
+_ENDS = tuple(".!?:;,。！？：；，")  # noqa: RUF001 - a Chinese heading ends as an English one does
+_BULLET = re.compile(r"^(\s*)•(?=\s)", re.MULTILINE)
+_BOLD_START = re.compile(r"(?:\*\*|__)(.+?)(?:\*\*|__)", re.DOTALL)
+_CHECKBOX = re.compile(r"^(\s*(?:[-*+]|\d{1,9}[.)])[ \t]+)\[[ xX]\][ \t]+", re.MULTILINE)
 
 
 def read_markdown(content: str) -> Prose:
@@ -83,116 +78,92 @@ def read_markdown(content: str) -> Prose:
 
     List items are principles. So is a heading with no list and no further headings below it, together with its
     paragraphs. In a document without either, the paragraphs are. Items within items belong to the outer one. All other
-    paragraphs are asides.
+    blocks are asides; so are code, tables and HTML that stand outside an item.
     """
     blocks = list(_blocks(content))
-    headings = [block for block in blocks if block.kind == "heading"]
-    top = [heading for heading in headings if heading.level == 1]
-    title = top[0] if len(top) == 1 and headings[0] is top[0] else None
-    passages: list[Passage] = []
-    preamble: list[_Block] = []
-    asides: list[Aside] = []
-    for heading, body, next_level in _sections(blocks):
+    headings = [number for number, block in enumerate(blocks) if block.kind == "heading"]
+    top = [blocks[number] for number in headings if blocks[number].level == 1]
+    title = top[0] if len(top) == 1 and blocks[headings[0]] is top[0] else None
+    principles: list[ProseBlock] = []
+    preamble: list[ProseBlock] = []
+    asides: list[ProseBlock] = []
+    for start, end in pairwise([-1, *headings, len(blocks)]):
+        heading = None if start < 0 or blocks[start] is title else blocks[start]
+        section = heading.text if heading else ""
+        body = [block._replace(section=section) for block in blocks[start + 1 : end]]
         items = [block for block in body if block.kind == "item"]
         paragraphs = [block for block in body if block.kind == "paragraph"]
-        context = " ".join(_plain(block.raw) for block in paragraphs)
-        section = "" if heading is None or heading is title else _plain(heading.raw)
-        if heading is None or heading is title:
+        context = " ".join(block.text for block in paragraphs)
+        if not heading:
             preamble += paragraphs
-        elif not items and next_level <= heading.level:
-            passages.append(_heading_passage(heading, section, context))
+        elif not items and (end == len(blocks) or blocks[end].level <= heading.level):
+            principles.append(heading._replace(text=_joined([section, context], ": "), section=section))
         else:
-            asides += _asides(paragraphs, section, "context" if items else "nothing")
-        passages += [_item_passage(item, section, context if section else "") for item in items]
-    if not passages:
-        passages = [_item_passage(block, "", "") for block in preamble]
-        preamble = []
-    asides = _asides(preamble, "", "description") + asides
-    name = _plain(top[0].raw) if top else ""
-    description = "\n\n".join(_plain(block.raw) for block in preamble)
-    return Prose(name, description, [passage for passage in passages if passage.text], asides)
+            asides += [block._replace(use="context" if items else "nothing") for block in paragraphs]
+        principles += [item._replace(context=context if heading else "") for item in items]
+        asides += [block for block in body if block.kind not in ("item", "paragraph")]
+    if not principles:
+        principles, preamble = preamble, []
+    asides = [block._replace(use="description") for block in preamble] + asides
+    description = "\n\n".join(block.text for block in preamble)
+    principles = [principle for principle in principles if principle.text]
+    return Prose(top[0].text if top else "", description, principles, asides)
 
 
-def _asides(paragraphs: list[_Block], section: str, use: Literal["description", "context", "nothing"]) -> list[Aside]:
-    return [Aside(block.line, _plain(block.raw), section, use) for block in paragraphs]
+def _blocks(content: str) -> Iterator[ProseBlock]:
+    content = _BLANKED.sub(lambda match: "\n" * match[0].count("\n"), re.sub(r"\r\n?", "\n", content))
+    content = _CHECKBOX.sub(r"\1", _BULLET.sub(r"\1-", content))
+    parser = MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable("table")
+    parser.disable("text_join")  # so that an escaped `\{#id}` stays apart from text
+    for tokens in _groups(parser.parse(content)):
+        kind = _KINDS.get(tokens[0].type)
+        parts = [_part(token) for token in tokens]
+        text = _joined(words for words, _ in parts)
+        if kind and (text or kind == "heading"):  # the others are thematic breaks, comments and empty items
+            own_id = next((name for _, name in parts if name), None)
+            bold = _BOLD_START.match(next((token.content for token in tokens if token.type == "inline"), ""))
+            level = int(tokens[0].tag[1:]) if kind == "heading" else 0
+            line = tokens[0].map[0] + 1 if tokens[0].map else 1
+            yield ProseBlock(kind, level, line, text, own_id, bold[1] if bold and kind == "item" else text)
 
 
-def _sections(blocks: list[_Block]) -> Iterator[tuple[_Block | None, list[_Block], int]]:
-    """Each heading (at first none) with the blocks up to the next one, and that one's level (0 at the end)."""
-    heading: _Block | None = None
-    body: list[_Block] = []
-    for block in blocks:
-        if block.kind == "heading":
-            yield heading, body, block.level
-            heading, body = block, []
-        else:
-            body.append(block)
-    yield heading, body, 0
+def _joined(texts: Iterable[str], joint: str = "; ") -> str:
+    """The texts on one line, with the joint behind those that do not end a sentence."""
+    made = ""
+    for text in filter(None, (" ".join(text.split()) for text in texts)):
+        made += f"{'' if not made else ' ' if made.endswith(_ENDS) else joint}{text}"
+    return made
 
 
-def _heading_passage(heading: _Block, section: str, context: str) -> Passage:
-    joint = " " if section.endswith((".", "!", "?", ":")) else ": "
-    text = f"{section}{joint}{context}" if context and section else section or context
-    return Passage(heading.line, heading.given, section, text, section, "")
+def _groups(tokens: Sequence[Token]) -> Iterator[list[Token]]:
+    """The tokens of each block. Lists and quotations are no blocks of their own, but what stands in them is."""
+    group: list[Token] = []
+    depth = 0
+    for token in tokens:
+        if token.level == MOST_LEVELS - 1 and token.type in ("list_item_open", "blockquote_open"):
+            yield [Token("too_deep", "", 0, map=token.map, content="…")]
+        if depth or not token.type.startswith(("bullet_list", "ordered_list", "blockquote")):
+            group.append(token)
+            depth += token.nesting
+            if not depth:
+                yield group
+                group = []
 
 
-def _item_passage(item: _Block, section: str, context: str) -> Passage:
-    text = _plain(item.raw)
-    bold = _BOLD_START.match(item.raw)
-    return Passage(item.line, item.given, _plain(bold.group(1)) if bold else text, text, section, context)
-
-
-def _plain(text: str) -> str:
-    """The text without Markdown's marks."""
-    for pattern, replacement in _INLINE:
-        text = pattern.sub(replacement, text)
-    return " ".join(text.split())
-
-
-def _blocks(content: str) -> Iterator[_Block]:
-    content = re.sub(r"<!--.*?-->", lambda found: "\n" * found.group().count("\n"), content, flags=re.DOTALL)
-    content = re.sub(r"\A---\n.*?\n---\n", lambda found: "\n" * found.group().count("\n"), content, flags=re.DOTALL)
-    block: _Block | None = None
-    after_blank = fenced = False
-    for number, written in enumerate(content.split("\n"), start=1):
-        line = re.sub(r"^\s*>\s?", "", written.rstrip())
-        if line.lstrip().startswith(("```", "~~~")):
-            fenced = not fenced
-        elif not line:
-            after_blank = True
-        elif fenced and block:
-            block.lines.append(line)
-        elif block and block.kind == "paragraph" and not after_blank and _UNDERLINE.match(line):
-            yield block._replace(kind="heading", level=1 if "=" in line else 2)
-            block = None
-        elif _RULE.match(line) or _FOOTNOTE.match(line):
-            after_blank = True
-        elif block and not _starts_new(line, block, after_blank=after_blank):
-            block.lines.append(line if not (item := _ITEM_LINE.match(line)) else item.group(2))
-            after_blank = False
-        else:
-            if block:
-                yield block
-            block = _new_block(line, number)
-            after_blank = False
-    if block:
-        yield block
-
-
-def _starts_new(line: str, block: _Block, *, after_blank: bool) -> bool:
-    """Whether a line begins a block of its own and does not continue this one."""
-    if block.kind == "heading" or _HEADING.match(line):
-        return True
-    if found := _ITEM_LINE.match(line):
-        return block.kind != "item" or len(found.group(1)) <= block.level
-    if block.kind == "item":
-        return after_blank and len(line) - len(line.lstrip()) <= block.level
-    return after_blank
-
-
-def _new_block(line: str, number: int) -> _Block:
-    if heading := _HEADING.match(line):
-        return _Block("heading", len(heading.group(1)), number, [heading.group(2)])
-    if item := _ITEM_LINE.match(line):
-        return _Block("item", len(item.group(1)), number, [item.group(2)])
-    return _Block("paragraph", 0, number, [line])
+def _part(token: Token) -> tuple[str, str | None]:
+    """The text of a token, without marks and without the ids that end its lines, and the first of those ids."""
+    if token.type != "inline":
+        return _COMMENT.sub("", token.content) if token.type == "html_block" else token.content, None
+    text = ""
+    own_id: str | None = None
+    children = token.children or []
+    for child, following in zip_longest(children, children[1:]):
+        words = " " if child.type.endswith("break") else child.content
+        if child.type == "html_inline":
+            words = _COMMENT.sub("", words)
+        ends_line = following is None or following.type.endswith("break")
+        if child.type == "text" and ends_line and (attributes := _ATTRIBUTES.search(words)):
+            own_id = own_id or attributes[1]
+            words = words[: attributes.start()]
+        text += words
+    return text, own_id

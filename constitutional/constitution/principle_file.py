@@ -28,7 +28,7 @@ _ID_WORDS = 6
 _ID_LENGTH = 48
 
 
-class _Line(NamedTuple):
+class _Entry(NamedTuple):
     number: int
     value: object
     """What should be a principle's text."""
@@ -48,7 +48,7 @@ def read_principles(path: Path) -> list[str]:
     elif ending in YAML_ENDINGS:
         lines = _from_yaml(content, path)
     elif ending in MARKDOWN_ENDINGS:
-        lines = (_Line(passage.line, passage.text) for passage in read_markdown(content).passages)
+        lines = (_Entry(block.line, block.text) for block in read_markdown(content).principles)
     else:
         lines = _from_lines(content)
     try:
@@ -94,39 +94,39 @@ def slug(text: str) -> str:
     return made if made[0].isalpha() else f"p_{made}"
 
 
-class Named(NamedTuple):
+class IdSource(NamedTuple):
     """What a principle's id is made of."""
 
-    given: str | None
-    """The id that the file gives the principle, which stays as it is; None if there is none."""
+    own_id: str | None
+    """The id in the file, which stays as it is; None if the file has none."""
     name: str
-    """The words that its id is made of otherwise."""
+    """The words that an id is made of."""
     text: str
-    """The principle's text, which tells several of the same words apart."""
+    """The principle's text, which tells apart several with the same words."""
 
 
-def ids_of(principles: Sequence[Named]) -> list[str]:
-    """An id for each principle: the given one, or its words as a slug.
+def ids_of(sources: Sequence[IdSource]) -> list[str]:
+    """An id for every principle: the file's, or the principle's words as a slug.
 
-    A slug that several have is followed by six digits of the text's digest, so that an id does not depend on how many
-    like it stand before. Only equal texts are numbered.
+    A slug that several principles have is followed by six digits of the text's digest, so that an id does not depend on
+    the principles before it. Only equal texts are numbered.
     """
-    wanted = [slug(principle.name) if principle.given is None else principle.given for principle in principles]
+    wanted = [slug(source.name) if source.own_id is None else source.own_id for source in sources]
     uses = Counter(wanted)
     taken = dict.fromkeys(uses, 1)
     return [
         name
-        if principle.given is not None or uses[name] == 1
-        else _unused(f"{name}_{_text_digest(principle.text)[:6]}", taken)
-        for principle, name in zip(principles, wanted, strict=True)
+        if source.own_id is not None or uses[name] == 1
+        else _unused(f"{name}_{_text_digest(source.text)[:6]}", taken)
+        for source, name in zip(sources, wanted, strict=True)
     ]
 
 
 def _unused(name: str, taken: dict[str, int]) -> str:
-    """The name, or with the first suffix `_2`, `_3`, ... that makes it a new one, which is then taken.
+    """The name, or the name with the first suffix `_2`, `_3`, ... that is not taken; it is taken then.
 
-    `taken` maps each name in use to the last suffix tried with it (1 if none was), so that many equal names do not try
-    each other's suffixes again.
+    `taken` maps every name in use to the last suffix that was tried with it (1 if none was), so that many equal names
+    do not try the same suffixes again.
     """
     made = name
     while made in taken:
@@ -137,11 +137,11 @@ def _unused(name: str, taken: dict[str, int]) -> str:
 
 
 def _text_digest(text: str) -> str:
-    """Of the words: where a file breaks its lines makes no difference."""
+    """SHA-256 of the words: where a file breaks its lines makes no difference."""
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _checked(line: _Line, path: Path) -> str:
+def _checked(line: _Entry, path: Path) -> str:
     if not isinstance(line.value, str) or not line.value.strip():
         raise InputError(path, _ITEM, line.number)
     try:
@@ -151,13 +151,13 @@ def _checked(line: _Line, path: Path) -> str:
     return line.value.strip()
 
 
-def _from_lines(content: str) -> Iterator[_Line]:
+def _from_lines(content: str) -> Iterator[_Entry]:
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
-            yield _Line(number, line)
+            yield _Entry(number, line)
 
 
-def _from_json(content: str, path: Path) -> Iterator[_Line]:
+def _from_json(content: str, path: Path) -> Iterator[_Entry]:
     try:
         # Python refuses integers of thousands of digits, floats it does not.
         items = json.JSONDecoder(parse_int=float).decode(content)
@@ -175,10 +175,10 @@ def _from_json(content: str, path: Path) -> Iterator[_Line]:
             item, at = decoder.raw_decode(content, at)
         except BadTextError as error:
             raise InputError(path, str(error), number) from error
-        yield _Line(number, item.get("text") if isinstance(item, dict) else item)
+        yield _Entry(number, item.get("text") if isinstance(item, dict) else item)
 
 
-def _from_yaml(content: str, path: Path) -> Iterator[_Line]:
+def _from_yaml(content: str, path: Path) -> Iterator[_Entry]:
     root, problems = read_yaml(content, path)
     if problems:
         raise InputError(path, problems[0].text, problems[0].line)
@@ -187,4 +187,4 @@ def _from_yaml(content: str, path: Path) -> Iterator[_Line]:
         raise InputError(path, "must have a list 'principles:'", (principles or root).line)
     for item in principles.value:
         node = item.value.get("text", item) if isinstance(item.value, dict) else item
-        yield _Line(node.line, node.value)
+        yield _Entry(node.line, node.value)

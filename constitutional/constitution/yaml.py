@@ -1,9 +1,11 @@
-"""Reads the plain part of YAML, text, numbers, lists and mappings, and remembers the line of each value.
+"""Reads the plain part of YAML, text, numbers, lists and mappings, and remembers the line of every value.
 
 Anchors, aliases and tags are refused, because they make a small file mean something large or something else; so are
-duplicate keys, of which a reader sees only one.
+duplicate keys, because a reader sees only the last value.
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
     import yaml
 
 MOST_LEVELS = 20
-"""Of lists and mappings within each other."""
+"""Of lists and mappings within each other that are read."""
 MOST_SHOWN = 60
-"""Characters of what a file holds that a message repeats."""
+"""Characters of a text that a message repeats."""
 
 
 class Problem(NamedTuple):
@@ -26,9 +28,10 @@ class Problem(NamedTuple):
     text: str
 
 
-def shown(written: str) -> str:
-    """What a file holds, short enough for a message."""
-    return written if len(written) <= MOST_SHOWN else f"{written[:MOST_SHOWN]}…"
+def shown(text: str) -> str:
+    """The beginning of a text that a file or a model wrote, on one line, without what would steer a terminal."""
+    line = "".join(character if character.isprintable() else "�" for character in " ".join(text.split()))
+    return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
 
 
 @dataclass(slots=True)
@@ -36,128 +39,91 @@ class Node:
     """A value in a YAML file, and where it is."""
 
     line: int
-    """Of its key if it has one, else its own; from 1."""
+    """The line of the key if there is one, else of the value; from 1."""
     value: "str | float | bool | list[Node] | dict[str, Node] | None"
     written: str = ""
     """A single value as it stands in the file: what a version `1.10` is, where the number is 1.1."""
 
 
 def read_yaml(content: str, path: Path) -> tuple[Node, list[Problem]]:
-    """The file's one value, and what must not be in it. Syntax errors and deep nesting are raised.
+    """The file's one value, and what must not be in it.
 
-    PyYAML's events are read in one loop: they know their lines, no nesting can exhaust the stack, nothing is expanded.
+    Raises:
+        InputError: a syntax error, more than `MOST_LEVELS` levels, an alias, a second document, or a key that is a list
+            or a mapping.
     """
     import yaml
 
-    builder = _Builder(path)
     if bad := yaml.reader.Reader.NON_PRINTABLE.search(content):
         line = content.count("\n", 0, bad.start()) + 1
         raise InputError(path, f"is not YAML: character U+{ord(bad.group()):04X} must not stand in it", line)
     try:
-        for event in yaml.parse(content, Loader=yaml.CSafeLoader):
-            builder.take(event)
+        # The composer calls itself for every level and follows aliases, so the events are looked at first.
+        problems = _refused(yaml.parse(content, Loader=yaml.CSafeLoader), path)
+        composed = yaml.compose(content, Loader=yaml.CSafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise InputError(path, f"is not YAML: {error.problem or error}", mark.line + 1 if mark else None) from error
-    return builder.root or Node(1, None), builder.problems
+    return (_node(composed, path, problems) if composed else Node(1, None)), problems
 
 
-class _Builder:
-    """Puts nodes together from events."""
+def _refused(events: "Iterable[yaml.Event]", path: Path) -> list[Problem]:
+    """Anchors and tags. What composing must not meet is raised: aliases, deep nesting and a second document."""
+    import yaml
 
-    def __init__(self, path: Path) -> None:
-        import yaml
-
-        self._yaml = yaml
-        self._path = path
-        self._open: list[Node] = []
-        self._keys: list[tuple[str, int] | None] = []  # for each open node the key that waits for its value
-        self.root: Node | None = None
-        self.problems: list[Problem] = []
-
-    def take(self, event: "yaml.Event") -> None:
-        """The next event of the file."""
-        yaml = self._yaml
-        if isinstance(event, yaml.CollectionEndEvent):
-            self._open.pop()
-            self._keys.pop()
-        elif isinstance(event, yaml.NodeEvent):
-            line = event.start_mark.line + 1
-            self._refuse(event, line)
-            if isinstance(event, yaml.ScalarEvent):
-                self._scalar(event, line)
-            elif isinstance(event, yaml.AliasEvent):
-                self._scalar(yaml.ScalarEvent(None, None, (False, True), f"*{event.anchor}"), line)
-            else:
-                self._enter(Node(line, {} if isinstance(event, yaml.MappingStartEvent) else []))
-        elif isinstance(event, yaml.DocumentStartEvent) and self.root is not None:
-            raise InputError(self._path, "holds a second document ('---'); one file is one", event.start_mark.line + 1)
-
-    def _refuse(self, event: "yaml.NodeEvent", line: int) -> None:
-        if isinstance(event, self._yaml.AliasEvent):
-            self.problems.append(
-                Problem(line, f"alias '*{shown(event.anchor or '')}': aliases are not read; write it out")
-            )
-            return
-        if event.anchor is not None:
-            self.problems.append(Problem(line, f"anchor '&{shown(event.anchor)}': anchors are not read; leave it out"))
-        if (tag := getattr(event, "tag", None)) is not None:
-            self.problems.append(Problem(line, f"tag '{shown(tag)}': tags are not read; leave it out"))
-
-    def _enter(self, node: Node) -> None:
-        if len(self._open) == MOST_LEVELS:
-            raise InputError(self._path, f"is nested too deeply: at most {MOST_LEVELS} levels are read", node.line)
-        if self._awaits_key():
-            raise InputError(self._path, "a key must be a word, not a list or a mapping", node.line)
-        self._put(node)
-        self._open.append(node)
-        self._keys.append(None)
-
-    def _scalar(self, event: "yaml.ScalarEvent", line: int) -> None:
-        if self._awaits_key():
-            self._keys[-1] = (event.value, line)
-        else:
-            self._put(Node(line, _resolved(event), event.value))
-
-    def _awaits_key(self) -> bool:
-        return bool(self._open) and isinstance(self._open[-1].value, dict) and self._keys[-1] is None
-
-    def _put(self, node: Node) -> None:
-        if not self._open:
-            self.root = node
-            return
-        parent = self._open[-1].value
-        if isinstance(parent, list):
-            parent.append(node)
-            return
-        key = self._keys[-1]
-        assert isinstance(parent, dict)
-        assert key is not None
-        name, node.line = key
-        self._keys[-1] = None
-        if name in parent:
-            twice = f"'{shown(name)}' stands twice (lines {parent[name].line} and {node.line}); leave one out"
-            self.problems.append(Problem(node.line, twice))
-        parent[name] = node
+    problems: list[Problem] = []
+    levels = documents = 0
+    aliases = False
+    for event in events:
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        levels += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if levels > MOST_LEVELS:
+            raise InputError(path, f"is nested too deeply: at most {MOST_LEVELS} levels are read", line)
+        if documents > 1:
+            raise InputError(path, "holds a second document ('---'); one file is one", line)
+        if isinstance(event, yaml.AliasEvent):
+            aliases = True
+            problems.append(Problem(line, f"alias '*{shown(str(event.anchor))}': aliases are not read; write it out"))
+        elif isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            problems.append(Problem(line, f"anchor '&{shown(event.anchor)}': anchors are not read; leave it out"))
+        if tag := getattr(event, "tag", None):
+            problems.append(Problem(line, f"tag '{shown(tag)}': tags are not read; leave it out"))
+    if aliases:
+        raise InputError(path, problems[0].text, problems[0].line)
+    return problems
 
 
-def _resolved(event: "yaml.ScalarEvent") -> str | float | bool | None:
+def _node(composed: "yaml.Node", path: Path, problems: list[Problem]) -> Node:
+    """The node with its line; keys that stand twice join the problems."""
+    import yaml
+
+    line = composed.start_mark.line + 1
+    if isinstance(composed, yaml.SequenceNode):
+        return Node(line, [_node(child, path, problems) for child in composed.value])
+    if not isinstance(composed, yaml.MappingNode):
+        return Node(line, _scalar(composed.tag, composed.value), composed.value)
+    values: dict[str, Node] = {}
+    for key, value in composed.value:
+        key_line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(path, "a key must be a word, not a list or a mapping", key_line)
+        if before := values.get(key.value):
+            twice = f"'{shown(key.value)}' stands twice (lines {before.line} and {key_line}); leave one out"
+            problems.append(Problem(key_line, twice))
+        values[key.value] = _node(value, path, problems)
+        values[key.value].line = key_line
+    return Node(line, values)
+
+
+def _scalar(tag: str, text: str) -> str | float | bool | None:
     """A value as YAML 1.1 takes it: unquoted, `no` is False and `12` a number. Dates stay text."""
-    from yaml.resolver import Resolver
-
-    text: str = event.value
-    if not event.implicit[0]:
-        return text
-    for tag, pattern in Resolver.yaml_implicit_resolvers.get(text[:1], ()):
-        if pattern.match(text):
-            kind = tag.removeprefix("tag:yaml.org,2002:")
-            if kind == "null":
-                return None
-            if kind == "bool":
-                return text.lower() in {"yes", "true", "on"}
-            if kind in {"int", "float"}:
-                try:
-                    return float(text)
-                except ValueError:  # 0x1F, .inf and 1:30 are numbers to YAML, but hardly to who wrote them
-                    return text
+    match tag.rpartition(":")[2]:
+        case "null":
+            return None
+        case "bool":
+            return text.lower() in {"yes", "true", "on"}
+        case "int" | "float":
+            with suppress(ValueError):  # 0x1F, .inf and 1:30 are numbers to YAML, but hardly to who wrote them
+                return float(text)
     return text

@@ -1,4 +1,4 @@
-"""Asks the sandbox model what it takes a principle to mean, and points out words that it has never seen.
+"""Asks the sandbox model what it takes a principle to mean, and says what in its reading is doubtful.
 
 A pipeline optimises what its critic understood, not what was meant: "Keep answers short", once read as a wish for
 length, made every answer longer. So look first.
@@ -7,19 +7,29 @@ length, made every answer longer. So look first.
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from constitutional.base.progress import Progress, percent
 from constitutional.base.records import Message
 from constitutional.base.templates import Prompts, load_prompts
-from constitutional.engines.base import Engine, Request
+from constitutional.engines.base import Completion, Engine, Request, complete_fitting
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.principles import known_words
-from constitutional.sandbox.teacher import FAMILIES, NOTHING, restate
+from constitutional.sandbox.principles import gerund, known_words, phrases, third_person
+from constitutional.sandbox.teacher import FAMILIES, NOTHING, ONLY_AVOIDED, restate
+from constitutional.sandbox.topics import load_text
 
 MEANINGS = (*FAMILIES, NOTHING)
+SURE_FROM = 0.8
+"""Probability of a meaning below which the model is unsure of it."""
+TOGETHER = 64
+"""Texts that the model is asked about at once."""
+
+TOO_LONG = "it is too long for the model to read; shorten it"
 
 
 class Understanding(NamedTuple):
@@ -33,7 +43,7 @@ class Understanding(NamedTuple):
     restated: str
     """The meaning in the critic's own words."""
     probability: float
-    """Of this meaning among the 21 that the model can express, in [0, 1]."""
+    """Probability of this meaning among the 21 that the model can express, in [0, 1]."""
     runner_up: str
     """The next likely meaning, such as `avoid hedging`."""
     runner_up_probability: float
@@ -50,16 +60,29 @@ def shipped_engine(folder: Path = MODEL_FOLDER) -> Engine:
 
 def understand_texts(
     texts: Sequence[str], *, engine: Engine | None = None, prompts: Prompts | None = None
-) -> list[Understanding]:
-    """What the model (the shipped one by default) takes each principle to mean."""
-    engine = engine or shipped_engine()
+) -> list[Understanding | None]:
+    """What the model takes each principle to mean; None for a text that is longer than it can read.
+
+    Args:
+        texts: the principles' words.
+        engine: the model; None means the shipped one.
+        prompts: the templates, of which `restate` is used; None means the shipped ones.
+    """
     prompts = prompts or load_prompts()
     choices = tuple(restate(*meaning) for meaning in MEANINGS)
     chats = [(Message("user", prompts.render("restate", principle=text)), Message("assistant", "")) for text in texts]
-    completions = engine.complete([Request(chat, choices=choices) for chat in chats])
+    completions = answers(engine or shipped_engine(), [Request(chat, choices=choices) for chat in chats])
     return [
-        _understanding(text, completion.choice_logprobs) for text, completion in zip(texts, completions, strict=True)
+        completion and _understanding(text, completion.choice_logprobs)
+        for text, completion in zip(texts, completions, strict=True)
     ]
+
+
+def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion | None]:
+    """The engine's answers to questions about principles, with progress; None where a question is too long."""
+    batches = (requests[start : start + TOGETHER] for start in range(0, len(requests), TOGETHER))
+    completions = chain.from_iterable(complete_fitting(engine, batch) for batch in batches)
+    return list(Progress().track(completions, len(requests), "what the principles are understood as"))
 
 
 def _understanding(text: str, logprobs: Sequence[float]) -> Understanding:
@@ -80,6 +103,111 @@ def _understanding(text: str, logprobs: Sequence[float]) -> Understanding:
         runner_up_probability=next_weight / total,
         unknown_words=unknown,
     )
+
+
+def doubts(understanding: Understanding) -> list[str]:
+    """What in the model's reading of a text is doubtful, each as a sentence; what a text alone tells."""
+    sentences = []
+    if in_capitals(understanding.text):
+        sentences.append("it is in capitals; the model reads ordinary case better")
+    if understanding.unknown_words:
+        sentences.append(f"the model does not know: {', '.join(understanding.unknown_words)}")
+    if understanding.probability < SURE_FROM:
+        runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
+        sentences.append(f"the model is unsure; it may also mean: {runner_up}")
+    if understanding.trait == NOTHING[0]:
+        sentences.append("the model sees no wish in it, so it changes nothing")
+    elif words := _against(understanding):
+        meaning = f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
+        only = "; the model knows no principle that asks for it" if understanding.trait in ONLY_AVOIDED else ""
+        sentences.append(f"its words ({', '.join(map(repr, words))}) say the opposite of '{meaning}'{only}")
+    return sentences
+
+
+def _against(understanding: Understanding) -> list[str]:
+    """Words of the text that say the opposite of what the model read; empty if none do, or if it cannot be told.
+
+    Phrases tell that the sandbox's wordings use for the trait alone or for its opposite alone. Where nothing turns the
+    wish round, the text asks for what they name. Where one negation turns it round, at its beginning or before what
+    names the trait, and nothing turns it once more, the text asks to avoid that, and `seek` is wrong.
+
+    Of the 60 free wordings this finds 1 where they are read as they are meant, and 11 where they are read as the
+    opposite: it is seldom wrong, and says nothing of most.
+    """
+    phrases_found, others = _phrases_in(understanding.text, understanding.trait)
+    sides = set(phrases_found.values())
+    turning, twice = _turning_words()
+    if len(sides) == 1 and turning.isdisjoint(others):
+        asked = "seek" if True in sides else "avoid"
+        return [] if asked == understanding.direction else list(phrases_found)
+    negations = [word for word in others if word in _NEGATIONS]
+    begins = _NEGATED.match(_composed(understanding.text).lower())
+    if understanding.direction == "avoid" or False in sides or len(negations) != 1 or not twice.isdisjoint(others):
+        return []
+    return [*negations, *phrases_found] if begins or sides else []
+
+
+_NEGATIONS = frozenset(
+    "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining don't "
+    "doesn't isn't aren't won't can't cannot shouldn't mustn't stop quit dont".split()
+)
+_NEGATED = re.compile(r"(?:please |and )?(?:never|don't|do not|avoid|no|refrain|stop|without)\b")
+
+
+def _phrases_in(text: str, trait: str) -> tuple[dict[str, bool], list[str]]:
+    """The trait's phrases in a text, the longest first from the left, and the words outside of them."""
+    sides = _phrases(trait)
+    longest = max(len(phrase.split()) for phrase in sides)
+    words: list[str] = _WORD.findall(_composed(text).lower())
+    inside: dict[str, bool] = {}
+    others = []
+    while words:
+        ends = (end for end in range(min(longest, len(words)), 0, -1) if " ".join(words[:end]) in sides)
+        if end := next(ends, 0):
+            phrase = " ".join(words[:end])
+            inside[phrase] = sides[phrase]
+        else:
+            others.append(words[0])
+        words = words[end or 1 :]
+    return inside, others
+
+
+@cache
+def _phrases(trait: str) -> dict[str, bool]:
+    """What the wordings call the trait (True) or its opposite (False), in every form, but for what they call both."""
+    sides: dict[str, set[bool]] = {}
+    for owner, key, text in phrases():
+        if owner == trait and key not in ("avoid", "seek"):
+            forms = [text, gerund(text), third_person(text)] if key.endswith("verb_phrases") else [text]
+            for form in forms:
+                phrase = " ".join(_WORD.findall(_composed(form).lower()))
+                sides.setdefault(phrase, set()).add(not key.startswith("opposite_"))
+    return {phrase: side.pop() for phrase, side in sides.items() if len(side) == 1}
+
+
+@cache
+def _turning_words() -> tuple[frozenset[str], frozenset[str]]:
+    """Words that turn a wish round, and those that turn it round once more behind a negation (`Never skip …`).
+
+    A word turns if its share of the frames of `avoid` is more than twice its share of the frames of `seek` that hold no
+    negation.
+    """
+    avoid, seek = (
+        [
+            set(_words(frame.replace("{x}", " ")))
+            for group in load_text("principles/frames")[way].values()
+            for frame in group
+        ]
+        for way in ("avoid", "seek")
+    )
+    plain = [words for words in seek if words.isdisjoint(_NEGATIONS)]
+    in_avoid, in_plain = (Counter(chain.from_iterable(frames)) for frames in (avoid, plain))
+    turning = {word for word, count in in_avoid.items() if count / len(avoid) > 2 * in_plain[word] / len(plain)}
+    negated, turned_twice = (
+        set(chain.from_iterable(words for words in frames if not words.isdisjoint(_NEGATIONS)))
+        for frames in (avoid, seek)
+    )
+    return frozenset(turning | _NEGATIONS), frozenset(turned_twice - negated - _NEGATIONS)
 
 
 def in_capitals(text: str) -> bool:

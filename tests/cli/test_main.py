@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,21 +13,18 @@ from constitutional import __version__
 from constitutional.base.errors import ModelError
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request, TooLongError
-from constitutional.sandbox.understand import in_capitals
 from tests.understood import FakeUnderstanding
 
 
-class FakeModel(ModuleType):
-    """Stands where the test-bed's model is, and says what it is told to."""
+class FakeModel:
+    """Stands where the sandbox's model is asked, and says what it is told to."""
 
     def __init__(self) -> None:
-        super().__init__("constitutional.sandbox.understand")
         self.asked: list[str] = []
         self.replies: dict[str, FakeUnderstanding] = {}
         self.error: BaseException | None = None
-        self.in_capitals = in_capitals
 
-    def understand_texts(self, texts: list[str]) -> list[FakeUnderstanding]:
+    def understand_texts(self, texts: list[str], **_: object) -> list[FakeUnderstanding]:
         if self.error is not None:
             raise self.error
         self.asked += texts
@@ -38,7 +34,7 @@ class FakeModel(ModuleType):
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", fake.understand_texts)
     return fake
 
 
@@ -73,7 +69,9 @@ def test_a_principle_that_asks_for_nothing_is_not_said_to_avoid_it(
 ) -> None:
     model.replies["Be good."] = FakeUnderstanding("Be good.", trait="nothing")
     assert cli.main(["sandbox", "understand", "Be good."]) == 0
-    assert capsys.readouterr().out == "Be good.\n  asks for nothing in particular (98%)\n"
+    out = capsys.readouterr().out
+    assert out.startswith("Be good.\n  asks for nothing in particular (98%)\n  warning: ")
+    assert "changes nothing" in out
 
 
 @pytest.mark.usefixtures("model")
@@ -124,6 +122,7 @@ def test_json_holds_everything_that_the_model_said(model: FakeModel, capsys: pyt
             "runner_up": "avoid flattery",
             "runner_up_probability": 0.009,
             "unknown_words": ["kürze"],
+            "warnings": ["the model does not know: kürze"],
         }
     ]
 
@@ -225,12 +224,10 @@ def test_lint_says_what_the_sandboxs_model_takes_every_principle_to_mean(
 ) -> None:
     model.replies["Keep your answers short."] = FakeUnderstanding("", trait="verbosity", direction="seek")
     assert cli.main(["lint", "sandbox_concise", "--sandbox"]) == 0
-    streams = capsys.readouterr()
-    said = [line.partition(": note: ")[2] for line in streams.out.splitlines() if line.endswith("[meaning]")]
-    assert len(said) == len(model.asked) == 3
-    meant = "(\"Keep your answers short.\") is understood as 'seek verbosity' (98%) [meaning]"
-    assert any(each.endswith(meant) for each in said)
-    assert streams.err.endswith(", 3 notes\n")
+    meanings = capsys.readouterr().out.splitlines()[:3]
+    assert len(model.asked) == 3
+    assert meanings[0] == "short: understood as: seek verbosity (98%)"
+    assert all(": understood as: " in line for line in meanings)
 
 
 def test_diff_says_what_became_of_each_principle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

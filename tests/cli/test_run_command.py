@@ -31,7 +31,7 @@ class Runs:
         self.read: list[str] = []
         self.understood = "flattery"
 
-    def understand(self, texts: list[str]) -> list[FakeUnderstanding]:
+    def understand(self, texts: list[str], **_: object) -> list[FakeUnderstanding]:
         self.read += texts
         return [FakeUnderstanding(text, trait=self.understood) for text in texts]
 
@@ -72,7 +72,7 @@ def test_a_run_on_the_sandbox_first_says_what_its_model_will_misunderstand(
     runs.understood = "nothing"
     assert cli.main(["run", "constitution.file=sandbox_concise"]) == 0
     assert "Do not ramble." in runs.read
-    assert "is understood to ask for nothing, so it changes nothing [asks-nothing]" in capsys.readouterr().err
+    assert "the model sees no wish in it, so it changes nothing [meaning]" in capsys.readouterr().err
     runs.read.clear()
     assert cli.main(["run", "constitution.file=sandbox_concise", "model.path=elsewhere"]) == 0
     assert runs.read == []  # another model reads it, of which the sandbox's can say nothing

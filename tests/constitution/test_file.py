@@ -6,8 +6,8 @@ import pytest
 
 from constitutional.base.errors import ConfigurationError, InputError
 from constitutional.constitution.constitution import Example, Principle
+from constitutional.constitution.difference import difference
 from constitutional.constitution.file import load_constitution, read_constitution
-from constitutional.judging.lint import difference
 
 
 def write(folder: Path, content: str | bytes, name: str = "ours.yaml") -> Path:
@@ -150,6 +150,12 @@ KEYS = "known: id, text, critique, revision, comparison, weight, tags, examples"
         ("principles: [A.]\n---\nprinciples: [B.]\n", ":2: holds a second document ('---'); one file is one"),
         ("principles:\n- text: [A.\n", ":3: is not YAML: did not find expected ',' or ']'"),
         ("a: " + "[" * 30 + "]" * 30, ":1: is nested too deeply: at most 20 levels are read"),
+        ("a: " + "[" * 100_000, ":1: is nested too deeply: at most 20 levels are read"),
+        (
+            "name: x\nno: off\nprinciples: [A.]\n",
+            ":2: unknown key 'no'; known: name, version, description, authors, principles",
+        ),
+        ("&a [*a]", ":1: anchor '&a': anchors are not read; leave it out"),
         ("name: ours\n".encode("utf-16"), ":1: is UTF-16 text; save it as UTF-8"),
         (
             "a: b\nname: ours\n".encode("utf-16-le"),
@@ -292,6 +298,80 @@ def test_front_matter_comments_rules_and_footnotes_are_left_out(tmp_path: Path) 
     assert read_constitution(tmp_path / "ours.md").lines == {"be_brief": 6}
 
 
+def test_a_thematic_break_and_comments_join_nothing(tmp_path: Path) -> None:
+    content = (
+        "- Be brief.\n***\n<!-- why -->\n- Be kind. <!-- why -->\n\n## Be calm\n\nAlways.\n\n___\n\n<!-- a\n\nb -->\n"
+    )
+    assert list(texts(tmp_path, content).values()) == ["Be brief.", "Be kind.", "Be calm: Always."]
+
+
+def test_what_stands_in_an_item_belongs_to_it(tmp_path: Path) -> None:
+    content = (
+        "1. Answer in this form:\n\n   ```\n   Answer: …\n   ```\n\n   Always.\n2. Tone\n   - Be kind\n   - Be calm\n"
+    )
+    assert list(texts(tmp_path, content).values()) == [
+        "Answer in this form: Answer: …; Always.",
+        "Tone; Be kind; Be calm",
+    ]
+    assert list(read_constitution(tmp_path / "ours.md").lines.values()) == [1, 8]
+
+
+def test_marks_links_entities_and_footnotes_are_read_as_their_text(tmp_path: Path) -> None:
+    content = (
+        "- Be *very\n  honest* &amp; `kind` in [every\n  reply][1], un*frigging*believably.[^n]\n"
+        "- Use <answer> tags.\n- [x] Done\\*.\n\n[1]: http://example.org\n[^n]: A note\n    on two lines.\n"
+    )
+    assert list(texts(tmp_path, content).values()) == [
+        "Be very honest & kind in every reply, unfriggingbelievably.",
+        "Use <answer> tags.",
+        "Done*.",
+    ]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_line_ends_and_a_byte_order_mark_do_not_matter_to_markdown(tmp_path: Path, ends: str) -> None:
+    content = "\ufeff# Ours\n\nBe kind\n-------\nAlways.\n\n### Style\n\n•\tBe brief.\n• Be calm.\n".replace("\n", ends)
+    assert list(texts(tmp_path, content).values()) == ["Be brief.", "Be calm."]
+    assert list(read_constitution(tmp_path / "ours.md").lines.values()) == [9, 10]
+
+
+def test_front_matter_without_an_end_hides_nothing(tmp_path: Path) -> None:
+    assert list(texts(tmp_path, "---\ntitle: x\n\n# Ours\n\n- Be brief.\n").values()) == ["Be brief."]
+    # Two thematic breaks are no front matter.
+    assert list(texts(tmp_path, "---\n- Be brief.\n\n---\n- Be kind.\n").values()) == ["Be brief.", "Be kind."]
+
+
+def test_headings_and_items_in_a_fence_are_none(tmp_path: Path) -> None:
+    assert list(texts(tmp_path, "- Be brief.\n\n```\n# Not this\n- nor this\n```\n\n- Be kind.\n").values()) == [
+        "Be brief.",
+        "Be kind.",
+    ]
+
+
+def test_ids_of_other_scripts_are_never_empty_and_never_collide(tmp_path: Path) -> None:
+    content = (
+        "# 规则\n## 诚实\n从不说谎。\n## 简洁 {#简洁}\n简短。\n## 诚实\n承认错误。\n## 规则1\n甲。\n## 准则1\n乙。\n"
+    )
+    ids = list(texts(tmp_path, content))
+    assert len(set(ids)) == 5
+    assert all(re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,63}", name) for name in ids)
+
+
+@pytest.mark.parametrize(
+    "deep",
+    [
+        "> " * 20_000 + "x",
+        "".join("  " * level + "- x\n" for level in range(200)),
+        "*a " * 5_000 + "b* " * 5_000,
+        "[" * 20_000,
+    ],
+)
+def test_deep_nesting_in_markdown_neither_fails_nor_is_lost_without_a_word(tmp_path: Path, deep: str) -> None:
+    read = read_constitution(write(tmp_path, f"- Be brief.\n\n# Two\n\n{deep}\n", "ours.md"))
+    told = [aside for aside in read.asides if "levels deep" in aside.kind]
+    assert len(told) == (1 if deep.lstrip().startswith((">", "-")) else 0)
+
+
 def test_template_syntax_and_other_scripts_survive_markdown(tmp_path: Path) -> None:
     read = texts(tmp_path, "- Say {{ name }} in snake_case_words.\n- 诚实。\n- Höflich sein.\n- 12 words.\n")
     assert list(read.values()) == ["Say {{ name }} in snake_case_words.", "诚实。", "Höflich sein.", "12 words."]
@@ -343,8 +423,8 @@ def test_an_id_that_prose_gives_twice_is_refused_with_both_lines(tmp_path: Path)
 
 
 def test_a_template_s_remark_at_the_end_of_an_item_is_text(tmp_path: Path) -> None:
-    read = texts(tmp_path, "- Be brief. {# why? #}\n- Be kind. {#why#}\n")
-    assert list(read.values()) == ["Be brief. {# why? #}", "Be kind. {#why#}"]
+    read = texts(tmp_path, "- Be brief. {# why? #}\n- Be kind. {#why#}\n- Be calm. \\{#why}\n")
+    assert list(read.values()) == ["Be brief. {# why? #}", "Be kind. {#why#}", "Be calm. {#why}"]
 
 
 def test_a_text_in_prose_that_is_too_long_is_refused_with_its_line(tmp_path: Path) -> None:

@@ -1,0 +1,216 @@
+"""What a model takes each principle of a constitution to mean, which comes before anything is trained on it.
+
+The sandbox's model gives one of its 21 meanings with a probability; any other critic restates the principle in a
+sentence. Both give the same record, so a run, its report and `lint` say it in the same words.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from constitutional.base.progress import percent
+from constitutional.base.records import Message
+from constitutional.base.templates import Prompts
+from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.constitution.yaml import shown
+from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.sandbox import understand
+from constitutional.sandbox.teacher import FAMILIES
+from constitutional.sandbox.understand import TOO_LONG, Understanding, answers, doubts
+
+MOST_TOKENS = 64
+"""Tokens of a sentence in which a critic restates a principle."""
+
+Reader = Literal["", "critic", "labeler"]
+
+
+class PrincipleMeaning(BaseModel):
+    """What a model takes a principle's words to mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    principle: str
+    """Its id."""
+    words: str
+    """The words that the model read."""
+    reader: Reader = ""
+    """Whose words they are; empty if critic and labeler read the same."""
+    meaning: str
+    """Such as `avoid flattery`, or the critic's own sentence; empty if the words are too long to read."""
+    probability: float | None = None
+    """Probability of this meaning among those that the model can express, in [0, 1]; None if the reader gives none."""
+    runner_up: str = ""
+    """The next likely meaning; empty if the reader gives none."""
+    unknown_words: tuple[str, ...] = ()
+    """Words that the model has never seen in a principle."""
+    warnings: tuple[str, ...] = ()
+    """What is doubtful in it, each a sentence."""
+
+    @property
+    def messages(self) -> list[str]:
+        """The warnings with the principle that they are about."""
+        return [f"principle '{self.principle}' (\"{shown(self.words)}\"): {warning}" for warning in self.warnings]
+
+
+def lines(meanings: Sequence[PrincipleMeaning]) -> list[str]:
+    """What is printed: a line for every principle, then a line for every warning."""
+    warnings = [f"warning: {message}" for meaning in meanings for message in meaning.messages]
+    return meaning_lines(meanings) + warnings
+
+
+def meaning_lines(meanings: Sequence[PrincipleMeaning]) -> list[str]:
+    """A line for every principle, such as `no_flattery: understood as: avoid flattery (94%)`."""
+    return [
+        f"{principle}: understood as: {_line(list(several))}"
+        for principle, several in groupby(meanings, key=lambda meaning: meaning.principle)
+    ]
+
+
+def _line(meanings: Sequence[PrincipleMeaning]) -> str:
+    parts = []
+    for meaning in meanings:
+        sure = "" if meaning.probability is None else f" ({percent(meaning.probability)})"
+        parts.append(f"{meaning.meaning or 'not read'}{sure}")
+    if len({meaning.meaning for meaning in meanings}) == 1:
+        return parts[0]
+    return "; ".join(f"{part} in the {meaning.reader}'s words" for part, meaning in zip(parts, meanings, strict=True))
+
+
+class _Reading(NamedTuple):
+    principle: Principle
+    reader: Reader
+    words: str
+
+
+def _readings(constitution: Constitution) -> list[_Reading]:
+    """The words of every principle that are read: one if critic and labeler read the same, else two, its text first."""
+    readings = []
+    for principle in constitution.principles:
+        critic, labeler = principle.words("critique"), principle.words("comparison")
+        if critic == labeler:
+            readings.append(_Reading(principle, "", critic))
+        else:
+            both = [_Reading(principle, "critic", critic), _Reading(principle, "labeler", labeler)]
+            readings += both[::-1] if labeler == principle.text else both
+    return readings
+
+
+# Any model
+
+
+def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) -> list[PrincipleMeaning]:
+    """What a critic takes every principle to mean, in a sentence of its own, greedily (template `restate`).
+
+    Gives the meanings in the order of the principles; two for a principle whose critic and labeler read different
+    words. A principle that is too long for the critic has an empty meaning and a warning.
+    """
+    readings = _readings(constitution)
+    texts = list(dict.fromkeys(reading.words for reading in readings))
+    sampling = Sampling(temperature=0.0, max_tokens=MOST_TOKENS)
+    chats = [(Message("user", templates.render("restate", principle=text)),) for text in texts]
+    completions = answers(engine, [Request(chat, sampling) for chat in chats])
+    answered = dict(zip(texts, completions, strict=True))
+    meanings = []
+    for principle, reader, words in readings:
+        completion = answered[words]
+        sentence = " ".join(completion.text.split()) if completion else ""
+        sentence = "".join(character for character in sentence if character.isprintable())
+        cut = "…" if completion and completion.finish == "length" else ""
+        warnings = () if sentence else (TOO_LONG if completion is None else "the critic says nothing about it",)
+        meanings.append(
+            PrincipleMeaning(
+                principle=principle.id, words=words, reader=reader, meaning=sentence + cut, warnings=warnings
+            )
+        )
+    return meanings
+
+
+# The sandbox's model
+
+
+def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -> list[PrincipleMeaning]:
+    """What the sandbox's model takes every principle to mean, and what is doubtful in it.
+
+    Gives the meanings in the order of the principles; two for a principle whose critic and labeler read different
+    words.
+
+    Args:
+        constitution: the principles.
+        engine: the sandbox's model, such as a run's with its journal; None means the shipped one.
+    """
+    readings = _readings(constitution)
+    texts = list(dict.fromkeys(reading.words for reading in readings))
+    understood = dict(zip(texts, understand.understand_texts(texts, engine=engine), strict=True))
+    first_words: dict[str, str] = {}
+    first_principle: dict[str, str] = {}
+    warned: set[tuple[str, str]] = set()
+    meanings = []
+    for principle, reader, words in readings:
+        understanding = understood[words]
+        if understanding is None:
+            warnings = [TOO_LONG]
+        else:
+            before = first_words.setdefault(principle.id, words)
+            warnings = doubts(understanding)
+            warnings += _tags_against(principle, understanding)
+            warnings += _other_words_against(understanding, before, understood)
+            warnings += _principles_against(principle, understanding, first_principle)
+        new = [warning for warning in warnings if (principle.id, warning) not in warned]
+        warned.update((principle.id, warning) for warning in new)
+        meanings.append(_sandbox_meaning(_Reading(principle, reader, words), understanding, new))
+    return meanings
+
+
+def _sandbox_meaning(
+    reading: _Reading, understanding: Understanding | None, warnings: Sequence[str]
+) -> PrincipleMeaning:
+    return PrincipleMeaning(
+        principle=reading.principle.id,
+        words=reading.words,
+        reader=reading.reader,
+        meaning=_meaning(understanding) if understanding else "",
+        probability=understanding.probability if understanding else None,
+        runner_up=understanding.runner_up.replace("_", " ") if understanding else "",
+        unknown_words=tuple(understanding.unknown_words) if understanding else (),
+        warnings=tuple(warnings),
+    )
+
+
+def _meaning(understanding: Understanding) -> str:
+    if understanding.trait == "nothing":
+        return "nothing in particular"
+    return f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
+
+
+def _tags_against(principle: Principle, understanding: Understanding) -> list[str]:
+    """Tags such as `flattery` and `avoid` are the author's own word; without them only the author can tell."""
+    tagged = [family for family in FAMILIES if set(family) <= set(principle.tags)]
+    if len(tagged) != 1 or tagged[0] == (understanding.trait, understanding.direction):
+        return []
+    trait, direction = tagged[0]
+    return [f"it is read as '{_meaning(understanding)}', but its tags say '{direction} {trait.replace('_', ' ')}'"]
+
+
+def _other_words_against(
+    understanding: Understanding, before: str, understood: Mapping[str, Understanding | None]
+) -> list[str]:
+    """Whether the same principle's words before these are read otherwise."""
+    other = understood[before]
+    if other is None or _meaning(other) == _meaning(understanding):
+        return []
+    return [
+        f"it is read as '{_meaning(understanding)}', and its other words (\"{shown(before)}\") as '{_meaning(other)}'"
+    ]
+
+
+def _principles_against(principle: Principle, understanding: Understanding, first: dict[str, str]) -> list[str]:
+    """Whether a principle before this one is read as the opposite; `first` has the first principle of a meaning."""
+    if understanding.trait == "nothing":
+        return []
+    meaning = _meaning(understanding)
+    first.setdefault(meaning, principle.id)
+    turned = understanding._replace(direction="seek" if understanding.direction == "avoid" else "avoid")
+    other = first.get(_meaning(turned), principle.id)
+    return [] if other == principle.id else [f"it is read as '{meaning}', and principle '{other}' as the opposite"]
