@@ -29,7 +29,6 @@ FLOORS = (
 LEFT = {
     "data/prompts.py imports constitutional.sandbox.topics, which is not below it",
     "data/prompts.py imports constitutional.sandbox.world, which is not below it",
-    "engines/models.py imports constitutional.sandbox.MODEL_FOLDER, which is not below it",
     "judging/gold.py imports constitutional.stages.context.StageContext, which is not below it",
     "judging/trial.py imports constitutional.cli.show.table, which is not below it",
     "judging/trial.py imports constitutional.stages.label.NEAR_CHANCE, which is not below it",

@@ -22,10 +22,9 @@ from pydantic import Field, model_validator
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
 from constitutional.base.records import Prompt, Rollout
-from constitutional.engines.chat import Tokenizer
+from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.stages.context import StageContext
 from constitutional.training import rewards
-from constitutional.training.preflight import end_tokens
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.training.saving import save_model
@@ -368,7 +367,7 @@ def run(settings: GrpoSettings | RlooSettings, context: StageContext, judge: Jud
     model, tokenizer = load_policy(context.model("sft_model"), settings)
     seed = stage_seed(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
-    ends = end_tokens(tokenizer, model.config, model.generation_config)
+    ends = set(end_tokens(tokenizer, model.config, model.generation_config))
     penalties = [rewards.cut_off(ends, settings.missing_eos_penalty)]
     checkpoints = context.output("checkpoints")
     recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ConfigurationError, UsageError
-from constitutional.engines.chat import Tokenizer
+from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.engines.local import load_model
 from constitutional.training.ppo.checkpoint import (
     checkpoints,
@@ -55,7 +55,7 @@ from constitutional.training.ppo.rollout import (
     prompt_ids,
 )
 from constitutional.training.ppo.settings import TECHNICAL, PPOConfig
-from constitutional.training.preflight import end_tokens, preflight
+from constitutional.training.preflight import preflight
 from constitutional.training.reward_model import load_reward_model
 from constitutional.training.rows import Row, token_ids
 from constitutional.training.saving import write_model
