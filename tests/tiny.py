@@ -130,6 +130,9 @@ class OneStage:
     def engine(self, role: str) -> Any:  # noqa: ANN401
         raise NotImplementedError(role)
 
+    def release(self) -> None:
+        pass
+
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
         yield from items
 

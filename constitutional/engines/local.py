@@ -76,7 +76,9 @@ def _only_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
     from transformers import GenerationConfig
 
     ends = end_tokens(tokenizer, model.config, model.generation_config)
-    return GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)  # type: ignore[no-untyped-call]
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
 
 
 def _to_come(request: Request) -> int:

@@ -185,6 +185,10 @@ class RunStageContext:
             self._watched[role] = _Watched(journal, role, self._begun.stage, self._run.progress)
         return self._watched[role]
 
+    def release(self) -> None:
+        """Give the memory of every model back."""
+        self._run.release()
+
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while a line on the terminal says how far this is."""
         return self._run.progress.track(items, total, label)

@@ -62,6 +62,10 @@ class StageContext(Protocol):
         """A model that answers, through the journal: the roles `base`, `critic` and `labeler`, or a model artifact."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of the models that answered; they are loaded again when they are asked again."""
+        ...
+
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while a line on the terminal says how far this is."""
         ...

@@ -43,17 +43,17 @@ class Settings(TrainingSettings):
     """How the policy is trained."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the policy is held to the reference; 0.1 by default."""
+    """How strongly the policy is held to the reference."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 1e-4 by default, about 5e-7 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 5e-7 suits billions of weights."""
     epochs: float = Field(default=2, gt=0)
-    """Passes over the preferences; 2 by default."""
+    """Passes over the preferences."""
 
 
 def soft_dpo_trainer(
     model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
 ) -> "DPOTrainer":
-    """TRL's trainer with a soft target and a weight for every pair; `model` as it is given is the reference."""
+    """TRL's trainer with a soft target and a weight for every pair; the reference is `model` before training."""
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
@@ -70,13 +70,13 @@ def soft_dpo_trainer(
             self, model: Callable[..., Any], inputs: dict[str, Any]
         ) -> "tuple[torch.Tensor, ...]":
             known = {key: value for key, value in inputs.items() if key not in SoftTargets.columns}
-            found: tuple[torch.Tensor, ...] = super().compute_ref_log_probs(model, known)  # type: ignore[no-untyped-call]
-            return found
+            logprobs: tuple[torch.Tensor, ...] = super().compute_ref_log_probs(model, known)  # type: ignore[no-untyped-call]
+            return logprobs
 
         def _compute_loss(
             self, model: Callable[..., Any], inputs: dict[str, Any], return_outputs: bool
         ) -> "torch.Tensor":
-            probability, weight = (inputs.pop(each) for each in SoftTargets.columns)
+            probability, weight = (inputs.pop(column) for column in SoftTargets.columns)
             seen: list[Any] = []
 
             def watched(**arguments: object) -> object:
@@ -102,7 +102,7 @@ def soft_dpo_trainer(
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without the bar that TRL shows for the reference's pass, which only this variable turns off."""
+    """Turn off the bar that TRL shows for the reference's pass; only this variable does."""
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -115,16 +115,16 @@ def _no_bars() -> Iterator[None]:
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Train on `preferences`, from `sft_model`, and write `policy`."""
+    """Train `sft_model` on `preferences` and write `policy`."""
     rows, left_out = preference_rows(context.read("preferences", Preference))
     if not rows:
         raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
     model, tokenizer = load_policy(context.model("sft_model"), settings)
-    kept, too_long = fitting(rows, tokenizer, settings.max_length)
+    kept, unfit = fitting(rows, tokenizer, settings.max_length)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = fit(trainer, log=context.output("training_log.jsonl"), label="dpo")
     save_model(trainer, context.output("policy"))
     remove_checkpoints(context.output("checkpoints"))
     context.note("pairs", fitted.rows)
-    context.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
+    context.note("dropped", {**left_out, **unfit, "by_trainer": len(kept) - fitted.rows})
     context.note("steps", fitted.steps)

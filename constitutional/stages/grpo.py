@@ -51,27 +51,25 @@ LOG = "training_log.jsonl"
 
 
 class Settings(OnlineSettings, TrainingSettings):
-    """What both have in common. The defaults suit a model of some million weights on a CPU."""
+    """What GRPO and RLOO have in common. The defaults suit a model of some million weights on a CPU.
+
+    A prompt is too long if it leaves no room for `max_tokens` within `max_length`.
+    """
 
     rewards: tuple[RewardSettings, ...] = (rewards.RewardModelSettings(),)
-    """What a reply is worth: a list of {kind: …, weight: …}; the reward model by default."""
+    """The rewards of a reply: a list of {kind: …, weight: …}."""
     num_generations: int = Field(default=8, ge=2)
-    """Replies to each prompt of a step; 8 by default."""
+    """Replies to each prompt of a step."""
     learning_rate: float = Field(default=1.5e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 1.5e-4 by default, about 1e-6 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 1e-6 suits billions of weights."""
     epochs: float = Field(default=0.5, gt=0)
-    """Passes over the prompts, rounded down to whole steps; 0.5 by default."""
-    batch_size: int = Field(default=16, ge=1)
-    """Replies in one forward and backward pass; with gradient_accumulation they make up a step. 16 by default."""
+    """Passes over the prompts, rounded down to whole steps."""
     gradient_accumulation: int = Field(default=4, ge=1)
-    """Passes in one step of the optimizer; 4 by default."""
-    max_length: int = Field(default=1024, ge=16)
-    """Most tokens in a prompt with its reply; prompts that leave no room for max_tokens are left out and counted. 1024
-    by default."""
+    """Forward passes, of batch_size replies, in one step of the optimizer."""
 
     @property
     def prompts_per_step(self) -> int:
-        """Each with as many replies as `num_generations` says."""
+        """Prompts in a step, each with `num_generations` replies."""
         return self.batch_size * self.gradient_accumulation // self.num_generations
 
     @model_validator(mode="after")
@@ -82,7 +80,7 @@ class Settings(OnlineSettings, TrainingSettings):
                 f"a step has batch_size · gradient_accumulation = {replies} replies, no multiple of num_generations, "
                 f"which is {self.num_generations}; try batch_size={math.lcm(self.batch_size, self.num_generations)}"
             )
-        kinds = [each.kind for each in self.rewards if each.kind != "python"]
+        kinds = [reward.kind for reward in self.rewards if reward.kind != "python"]
         if not self.rewards:
             raise ValueError(
                 'rewards is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"'
@@ -97,9 +95,9 @@ class GrpoSettings(Settings):
 
     kind: Literal["grpo"] = "grpo"
     beta: float = Field(default=0.04, ge=0)
-    """Weight of the KL from the SFT model in each token's loss; 0.04 by default (Shao et al. 2024)."""
+    """Weight of the KL from the SFT model in each token's loss (Shao et al. 2024)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """By which deviation a reply's lead is divided; group by default, none is Liu et al.'s (2025) Dr. GRPO."""
+    """The deviation by which a reply's lead is divided; none is Dr. GRPO (Liu et al. 2025)."""
 
 
 class RlooSettings(Settings):
@@ -107,9 +105,9 @@ class RlooSettings(Settings):
 
     kind: Literal["rloo"] = "rloo"
     beta: float = Field(default=0.05, ge=0)
-    """What a nat of KL from the SFT model costs of a reply's reward; 0.05 by default."""
+    """Penalty for a nat of KL from the SFT model, taken off a reply's reward."""
     normalize_advantages: bool = True
-    """Divide the leads of a step by their deviation, so that the scale of rewards does not matter; on by default."""
+    """Divide the leads of a step by their deviation, so that the scale of rewards does not matter."""
 
 
 def needs(settings: Settings) -> tuple[str, ...]:
@@ -118,18 +116,18 @@ def needs(settings: Settings) -> tuple[str, ...]:
         "reward_model": ("reward_model",),
         "constitution": ("labeler", "labeler_accuracy", "constitution", "score.j2"),
     }
-    return tuple(need for each in settings.rewards for need in of_kind.get(each.kind, ()))
+    return tuple(need for reward in settings.rewards for need in of_kind.get(reward.kind, ()))
 
 
 def asks_labeler(settings: Settings) -> bool:
     """Whether the constitution is one of the rewards."""
-    return any(each.kind == "constitution" for each in settings.rewards)
+    return any(reward.kind == "constitution" for reward in settings.rewards)
 
 
 def sources(settings: Settings) -> tuple[Path, ...]:
-    """The files of the user's functions: what they say decides what is trained."""
-    found = [source_of(each.function) for each in settings.rewards if isinstance(each, rewards.PythonSettings)]
-    return tuple(each for each in found if each is not None)
+    """The files of the user's functions, whose content decides what is trained."""
+    functions = [reward.function for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
+    return tuple(path for path in map(source_of, functions) if path is not None)
 
 
 def check(settings: Settings) -> None:
@@ -139,7 +137,7 @@ def check(settings: Settings) -> None:
         ConstitutionalError: one cannot be found or imported, or two have one name.
     """
     rewards.check_names(
-        [rewards.function(each) for each in settings.rewards if isinstance(each, rewards.PythonSettings)]
+        [rewards.function(reward) for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
     )
 
 
@@ -157,7 +155,7 @@ def prompt_rows(
         RunError: they do not make one step.
     """
     most = settings.max_length - settings.max_tokens
-    fitting = [each for each in prompts if len(token_ids(tokenizer, chat(each.messages), ask=True)) <= most]
+    fitting = [prompt for prompt in prompts if len(token_ids(tokenizer, chat(prompt.messages), ask=True)) <= most]
     wanted = round(settings.epochs * len(fitting))
     count = wanted - wanted % settings.prompts_per_step
     if not count:
@@ -170,7 +168,9 @@ def prompt_rows(
     while len(order) < count:
         drawn = random.Random(f"{seed} order {len(order)}")
         order += drawn.sample(fitting, len(fitting))
-    rows = [{"prompt": plain_messages(tokenizer, chat(each.messages)), "prompt_id": each.id} for each in order[:count]]
+    rows = [
+        {"prompt": plain_messages(tokenizer, chat(prompt.messages)), "prompt_id": prompt.id} for prompt in order[:count]
+    ]
     return rows, len(prompts) - len(fitting)
 
 
@@ -187,17 +187,17 @@ class Judge(NamedTuple):
 def rewards_of(settings: Settings, context: StageContext, judge: Judge | None) -> list[Reward]:
     """The rewards that the settings name, in their order; a constitution's is one for each principle."""
     found: list[Reward] = []
-    for each in settings.rewards:
-        if isinstance(each, rewards.RewardModelSettings):
-            found.append(rewards.reward_model(_members(context.model("reward_model")), each))
-        elif isinstance(each, rewards.ConstitutionSettings):
+    for reward in settings.rewards:
+        if isinstance(reward, rewards.RewardModelSettings):
+            found.append(rewards.reward_model(_members(context.model("reward_model")), reward))
+        elif isinstance(reward, rewards.ConstitutionSettings):
             from constitutional.judging.labeler import Labeler
 
             assert judge is not None
             labeler = Labeler(context.engine("labeler"), context.prompts, judge.labeler, context.seed)
-            found += rewards.by_principle(labeler, judge.constitution.principles, each)
+            found += rewards.by_principle(labeler, judge.constitution.principles, reward)
         else:
-            found.append(rewards.rule(each))
+            found.append(rewards.rule(reward))
     rewards.check_names(found)
     return found
 
@@ -228,11 +228,11 @@ class Recorder:
     @property
     def weights(self) -> list[float]:
         """Of the functions, in their order."""
-        return [each.weight for each in (*self.counted, *self.penalties)]
+        return [reward.weight for reward in (*self.counted, *self.penalties)]
 
     def functions(self) -> list[RewardFunction]:
         """The reward functions, as the trainer is to call them."""
-        return [self._recorded(each) for each in (*self.counted, *self.penalties)]
+        return [self._recorded(reward) for reward in (*self.counted, *self.penalties)]
 
     def _recorded(self, reward: Reward) -> RewardFunction:
         def call(**given: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's columns
@@ -260,7 +260,7 @@ class Recorder:
                 kl=None,
                 phase_kl=None,
                 length=len(given["completion_ids"][index]),
-                truncated=any(self._numbers[each.name][index] for each in self.penalties),
+                truncated=any(self._numbers[penalty.name][index] for penalty in self.penalties),
             )
             for index in chosen
             if (total := self._total(index)) is not None
@@ -271,7 +271,9 @@ class Recorder:
     def _total(self, index: int) -> float | None:
         """A reply's rewards by their weights, before penalties; None where no reward has a number for it."""
         known = [
-            each.weight * number for each in self.counted if (number := self._numbers[each.name][index]) is not None
+            reward.weight * number
+            for reward in self.counted
+            if (number := self._numbers[reward.name][index]) is not None
         ]
         return math.fsum(known) if known else None
 
@@ -335,10 +337,10 @@ def online_trainer(
 
 
 def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float) -> dict[str, Any]:
-    """A line of TRL's log in the words of the project's: as PPO's, so that one can be read beside the other.
+    """A line of TRL's log under the names of PPO's log, so that the two can be compared.
 
-    TRL's divergence is a mean over tokens. Times the mean length it is one over replies, in nats; a line of several
-    steps has the means of both over the steps, so then it is nearly that.
+    TRL's divergence is a mean over tokens. Times the mean length it is a mean over replies, in nats; in a line of
+    several steps, which has the means of both over the steps, nearly so.
     """
     reward, kl, cut = line["reward"], line.get("kl"), line["completions/clipped_ratio"]
     length = line["completions/mean_length"]
@@ -347,7 +349,7 @@ def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float
         "step": line["step"],
         "loss": line["loss"],
         "reward": None if reward is None else reward + penalty * cut,
-        **{f"rewards/{each.name}": line[f"rewards/{each.name}/mean"] for each in rewarded},
+        **{f"rewards/{reward.name}": line[f"rewards/{reward.name}/mean"] for reward in rewarded},
         "score": reward,
         "kl": nats,
         "sqrt_kl": None if nats is None else math.sqrt(max(nats, 0.0)),
@@ -361,8 +363,8 @@ def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float
 
 
 def run(settings: GrpoSettings | RlooSettings, context: StageContext, judge: Judge | None = None) -> None:
-    """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`."""
-    prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
+    """Train `sft_model` on the prompts of the training split, and write `policy` and `rollouts`."""
+    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     counted = rewards_of(settings, context, judge)
     model, tokenizer = load_policy(context.model("sft_model"), settings)
     seed = stage_seed(context.seed, settings.kind)
@@ -375,7 +377,7 @@ def run(settings: GrpoSettings | RlooSettings, context: StageContext, judge: Jud
     checkpoints.mkdir(exist_ok=True)
     fitted = fit(trainer, log=checkpoints / LOG, label=settings.kind)
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
-    log = [log_line(each, counted, settings.missing_eos_penalty) for each in lines]
+    log = [log_line(line, counted, settings.missing_eos_penalty) for line in lines]
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
     context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
     save_model(trainer, context.output("policy"))

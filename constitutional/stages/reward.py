@@ -3,7 +3,7 @@
 It starts from the SFT model, with one number as its output. With d the score of chosen less that of rejected, p the
 soft target and w the weight, the loss is the mean of w·(−p·log σ(d) − (1 − p)·log σ(−d)). Soft targets are not rounded:
 Bai et al. found them better than hard ones (section 4.3). The members of an ensemble (Christiano et al. 2017, section
-2.2) differ by the heads that they start with and the order of their rows; unlike there, every one sees all rows.
+2.2) differ by the heads that they start with and the order of their rows; unlike there, every member sees all rows.
 
 Scores are only defined up to a constant, so their mean and deviation on reference samples (InstructGPT sets the mean to
 0 likewise) are kept beside the model, and everything that uses it sees normalised scores.
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from constitutional.base.errors import ModelError, RunError
+from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
 from constitutional.base.stats import calibration_error, pearson, wilson
-from constitutional.engines.chat import Tokenizer
+from constitutional.engines.chat import Tokenizer, load_tokenizer
+from constitutional.engines.models import free_memory
 from constitutional.stages.context import StageContext
-from constitutional.training.preflight import preflight
+from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
 from constitutional.training.saving import save_model
@@ -50,13 +51,13 @@ class Settings(TrainingSettings):
     """How the reward model is trained."""
 
     members: int = Field(default=1, ge=1, le=16)
-    """Reward models, each with a seed of its own; more than one is an ensemble. 1 by default."""
+    """Number of reward models, with different seeds; more than one is an ensemble."""
     reference_samples: int = Field(default=256, ge=2)
-    """Replies on which the mean and deviation of scores are taken; 256 by default."""
+    """Replies on which the mean and deviation of scores are taken."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 5e-4 by default, about 1e-5 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 1e-5 suits billions of weights."""
     epochs: float = Field(default=5, gt=0)
-    """Passes over the preferences; 5 by default, 1 for billions of weights."""
+    """Passes over the preferences; 1 suits billions of weights."""
 
 
 def soft_reward_trainer(
@@ -82,7 +83,7 @@ def soft_reward_trainer(
             return_outputs: bool = False,
             num_items_in_batch: "torch.Tensor | int | None" = None,
         ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
-            probability, weight = (inputs.pop(each) for each in SoftTargets.columns)
+            probability, weight = (inputs.pop(column) for column in SoftTargets.columns)
             loss, outputs = super().compute_loss(  # type: ignore[no-untyped-call]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
@@ -105,31 +106,31 @@ class Scored(NamedTuple):
 
     preference: Preference
     chosen: float
-    """The score as it is used: the mean over members of each one's normalised score."""
+    """The score as it is used: the mean of the members' normalised scores."""
     rejected: float
     probability: float
-    """That chosen is the better one: the mean over members of σ(d), with d the difference of a member's own scores.
+    """Probability that chosen is better: the mean over members of σ(d), with d the difference of a member's raw scores.
 
-    The loss makes those a probability's logit; normalised ones are in deviations, and say nothing of how sure it is.
+    The loss makes raw differences a logit; normalised scores are in deviations, and do not tell how sure the model is.
     """
 
 
 def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str, object]:
     """How a reward model does on preferences that it was not trained on; JSON values, None where nothing was measured.
 
-    `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. The rest is of
-    the sources in `trained_on` alone: people's preferences that were only measured on must not change what is known of
-    a model trained on the AI's. `calibration`: how sure the model is of the reply that it takes to be the likelier one,
-    from 0.5, against the mean target for that reply, in 10 bins. `length_correlation`: Pearson's, of score and length
-    in words. `scores`: a histogram.
+    `accuracy`: by source and in `all`, the share in which chosen scores higher, with Wilson's interval. All other
+    values use the sources in `trained_on` alone, so that people's preferences, where they are only measured on, do not
+    change them. `calibration`: how sure the model is of the reply that it finds likelier, from 0.5 up, against the mean
+    target for that reply, in 10 bins. `length_correlation`: Pearson's, of score and length in words. `scores`: a
+    histogram.
     """
-    groups = {source: [each for each in held_out if each.preference.source == source] for source in ("ai", "human")}
+    groups = {source: [pair for pair in held_out if pair.preference.source == source] for source in ("ai", "human")}
     groups = {"all": list(held_out)} | {source: group for source, group in groups.items() if group}
-    own = [each for each in held_out if each.preference.source in trained_on]
-    sure = [max(each.probability, 1 - each.probability) for each in own]
-    true = [each.preference.probability if each.probability >= 0.5 else 1 - each.preference.probability for each in own]
-    scores = [score for each in own for score in (each.chosen, each.rejected)]
-    words = [len(text.split()) for each in own for text in (each.preference.chosen, each.preference.rejected)]
+    own = [pair for pair in held_out if pair.preference.source in trained_on]
+    sure = [max(pair.probability, 1 - pair.probability) for pair in own]
+    true = [pair.preference.probability if pair.probability >= 0.5 else 1 - pair.preference.probability for pair in own]
+    scores = [score for pair in own for score in (pair.chosen, pair.rejected)]
+    words = [len(text.split()) for pair in own for text in (pair.preference.chosen, pair.preference.rejected)]
     return {
         "accuracy": {name: _accuracy(group) for name, group in groups.items()},
         "calibration": _bins(sure, true),
@@ -141,7 +142,7 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> dict[str,
 
 
 def _accuracy(group: Sequence[Scored]) -> dict[str, float | int | None]:
-    right = sum(each.chosen > each.rejected for each in group)
+    right = sum(pair.chosen > pair.rejected for pair in group)
     low, high = wilson(right, len(group))
     return {"value": right / len(group) if group else None, "low": low, "high": high, "n": len(group)}
 
@@ -172,7 +173,8 @@ def _histogram(scores: Sequence[float], count: int = 20) -> dict[str, list[float
 
 def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
     """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed."""
-    pairs = [(each, text) for each in preferences if each.split == "train" for text in (each.chosen, each.rejected)]
+    train = [preference for preference in preferences if preference.split == "train"]
+    pairs = [(preference, text) for preference in train for text in (preference.chosen, preference.rejected)]
     drawn = sorted(pairs, key=lambda pair: random.Random(f"{seed} reference {pair[0].id} {pair[1]}").random())
     return [_conversation(preference, text) for preference, text in drawn[:count]]
 
@@ -182,22 +184,13 @@ def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
 
 
 def train_member(number: int, rows: list[Row], settings: Settings, context: StageContext) -> int:
-    """Train and save one member of the ensemble; returns how many of the rows the trainer kept.
-
-    Raises:
-        ModelError: the saved model, loaded again, scores otherwise than the trained one.
-    """
+    """Train and save one member of the ensemble; returns how many of the rows the trainer kept."""
     seed = stage_seed(context.seed, "reward", number)
     model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
     fitted = fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
-    folder = context.output(f"reward_model/{number}")
-    trained = save_model(trainer, folder)
-    probe = [tuple(Message(**message) for message in row["prompt"] + row["chosen"]) for row in rows[:8]]
-    before, after = raw_scores(trained, tokenizer, probe), raw_scores(*load_reward_model(folder), probe)
-    if before != after:
-        raise ModelError(f"{folder}: gives {after[0]} once it is loaded again, and {before[0]} before")
+    save_model(trainer, context.output(f"reward_model/{number}"))
     return fitted.rows
 
 
@@ -207,28 +200,29 @@ def measure(folder: Path, preferences: Sequence[Preference], settings: Settings,
     `mean` and `deviation` are those of the first member's scores on the reference samples.
     """
     reference = reference_conversations(preferences, settings.reference_samples, seed)
-    held_out = [each for each in preferences if each.split == "held_out" and each.chosen != each.rejected]
-    replies = [_conversation(each, text) for each in held_out for text in (each.chosen, each.rejected)]
+    held_out = [pair for pair in preferences if pair.split == "held_out" and pair.chosen != pair.rejected]
+    replies = [_conversation(pair, text) for pair in held_out for text in (pair.chosen, pair.rejected)]
     members: list[dict[str, float]] = []
     columns = []
     for number in range(settings.members):
         scores = raw_scores(*load_reward_model(folder / str(number)), [*reference, *replies])
         members.append({"mean": fmean(scores[: len(reference)]), "deviation": pstdev(scores[: len(reference)])})
         columns.append(scores[len(reference) :])
+        free_memory()
     normalisation = {"members": members, "samples": len(reference)}
     atomic_write(folder / NORMALISATION, json.dumps(normalisation, indent=2).encode())
-    trained_on = {each.source for each in preferences if each.split == "train"}
+    trained_on = {pair.source for pair in preferences if pair.split == "train"}
     return quality(list(_scored(held_out, columns, members)), trained_on) | members[0]
 
 
 def _scored(
     held_out: Sequence[Preference], columns: Sequence[Sequence[float]], members: Sequence[Mapping[str, float]]
 ) -> Iterator[Scored]:
-    """From a column for each member: its own scores of the chosen and the rejected replies by turns."""
+    """From the members' raw scores, one column a member: the chosen reply's, the rejected one's, and so on by turns."""
     for index, preference in enumerate(held_out):
         pairs = [(column[2 * index], column[2 * index + 1]) for column in columns]
-        # A member that scored every reference sample alike stays as it is: nothing can be trained on it anyway.
-        scales = [(each["mean"], each["deviation"] or 1.0) for each in members]
+        # A member that scored every reference sample alike is not scaled: nothing can be trained on it anyway.
+        scales = [(member["mean"], member["deviation"] or 1.0) for member in members]
         normalised = [
             [(score - mean) / deviation for score in pair]
             for pair, (mean, deviation) in zip(pairs, scales, strict=True)
@@ -242,28 +236,29 @@ def _scored(
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Train on `preferences`, from `sft_model`, and write `reward_model` with a folder for each member."""
+    """Train on `preferences` from `sft_model`, and write `reward_model` with a folder for each member."""
     preferences = context.read("preferences", Preference)
     rows, left_out = preference_rows(preferences)
     if not rows:
         raise RunError(f"No preference is left to train on ({left_out}); look at how `mix` counted them")
-    model, tokenizer = load_reward_model(context.model("sft_model"))
-    preflight(tokenizer, model)
-    kept, too_long = fitting(rows, tokenizer, settings.max_length)
+    preflight_folder(context.model("sft_model"))
+    kept, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
     folder = context.output("reward_model")
     missing = [number for number in range(settings.members) if not (folder / str(number)).exists()]
-    counts = [train_member(number, kept, settings, context) for number in missing]
+    counts = []
+    for number in missing:
+        counts.append(train_member(number, kept, settings, context))
+        free_memory()  # one model at a time
     context.note("quality", measure(folder, preferences, settings, context.seed))
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
-    pairs = counts[0] if counts else _kept_by_trainer(model, tokenizer, kept, settings, context)
+    pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
     remove_checkpoints(context.output("checkpoints"))
     context.note("pairs", pairs)
-    context.note("dropped", {**left_out, "too_long": too_long, "by_trainer": len(kept) - pairs})
+    context.note("dropped", {**left_out, **unfit, "by_trainer": len(kept) - pairs})
 
 
-def _kept_by_trainer(
-    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, context: StageContext
-) -> int:
+def _kept_by_trainer(rows: list[Row], settings: Settings, context: StageContext) -> int:
+    model, tokenizer = load_reward_model(context.model("sft_model"))
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
     kept: Any = trainer.train_dataset
     return len(kept)

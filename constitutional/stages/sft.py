@@ -1,13 +1,13 @@
 """Supervised fine-tuning on the revisions: SL-CAI (Bai et al. 2022, section 3.1 and 3.3), by TRL's SFTTrainer.
 
 The paper trains a pre-trained model for one epoch on the revisions of all rounds, mixed with samples of a helpful
-model. What differs: for a stated share of all examples, the helpful samples come from a file, or are drafts of the
-model that is trained in which no critique found anything wrong, and the revisions of the last round alone are the
-default. The loss is on the replies only, up to and with the token that ends them. What is too long is left out and
-counted; nothing is cut.
+model. Two things differ. The helpful samples are a stated share of all examples, and come from a file, or are drafts of
+the trained model in which no critique found anything wrong. The revisions of the last round alone are the default. The
+loss is on the replies only, with the token that ends them. Examples that are too long are left out and counted, never
+cut.
 
-Where critics left every draft as it was, and no file of helpful samples is given, nothing is trained, and the SFT model
-is the base: a model that learns its own drafts learns their chances, not the constitution.
+If the critics left every draft as it was, and there is no file of helpful samples, nothing is trained, and the SFT
+model is the base: from its own drafts a model does not learn the constitution.
 """
 
 import json
@@ -44,17 +44,17 @@ class Settings(TrainingSettings):
     """What is trained on, and how."""
 
     rounds: Literal["last", "all"] = "last"
-    """Train on the revisions of every round, as the paper does, or of the last one only; last by default."""
+    """Train on the revisions of every round, as the paper does, or of the last one only."""
     helpful_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of all examples that are helpful samples, which keep the model from forgetting what it could do; 0 to below
-    1, 0.1 by default. It is lower if there are too few, and higher if more drafts stay as they are."""
+    1. It is lower if there are too few samples, and higher if more drafts stay as they are."""
     helpful: Path | None = None
     """A file of helpful samples, JSON lines {"prompt": "…", "response": "…"}; null takes drafts in which no critique
     found anything wrong."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 5e-4 by default, about 1e-5 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 1e-5 suits billions of weights."""
     epochs: float = Field(default=3, gt=0)
-    """Passes over the examples; 3 by default."""
+    """Passes over the examples."""
 
 
 class Example(NamedTuple):
@@ -66,52 +66,53 @@ class Example(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What is trained on, and what was left out, by reason."""
+    """The examples to train on, and how many were left out, by reason."""
 
     examples: list[Example]
     left_out: dict[str, int]
     """`problem`: the item could not be revised; `held_out`; `empty`: the reply says nothing; `repeated`."""
     helpful_missing: int
-    """Helpful samples that the share asks for and that there are not."""
+    """Helpful samples that the share asks for beyond those that there are."""
     nothing_revised: bool = False
-    """Whether they are nothing but the model's own drafts, all of which critics left as they were."""
+    """Whether all examples are the model's own drafts, which critics left as they were."""
 
 
 def examples(
     revisions: Iterable[Revision], settings: Settings, seed: int, helpful: Sequence[Example] | None = None
 ) -> Examples:
-    """The revisions as examples, each text once for a prompt, and the share of helpful samples that is asked for.
+    """The revisions as examples, no text twice for a prompt, and the share of helpful samples that is asked for.
 
-    These are drawn from `helpful`, or else from the drafts that every critique passed, in an order that the seed and
-    each one's content fix. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
+    These are drawn from `helpful`, or else from the drafts that every critique passed, in an order that depends on the
+    seed and their content. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
     """
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
-    found: dict[tuple[tuple[Message, ...], str], Example] = {}
-    offered = [(_order(f"{seed} sft {each.prompt.id} {each.reply}"), each) for each in helpful or ()]
+    kept: dict[tuple[tuple[Message, ...], str], Example] = {}
+    offered = [(_order(f"{seed} sft {sample.prompt.id} {sample.reply}"), sample) for sample in helpful or ()]
     new = helpful is not None
-    for each in revisions:
-        if each.problem or each.prompt.split == "held_out":
-            left_out["problem" if each.problem else "held_out"] += 1
+    for revision in revisions:
+        prompt, draft = revision.prompt, revision.draft
+        if revision.problem or prompt.split == "held_out":
+            left_out["problem" if revision.problem else "held_out"] += 1
             continue
-        passed = helpful is None and bool(each.steps) and all(step.found_nothing for step in each.steps)
-        if passed and each.draft.strip():
-            offered.append((_order(f"{seed} sft {each.id}"), Example(each.prompt, each.draft, "helpful")))
-        steps = [step.revision for step in each.steps] if settings.rounds == "all" else []
-        for text in steps or [each.final]:
-            key = (each.prompt.messages, text)
-            if not text.strip() or key in found:
+        passed = helpful is None and bool(revision.steps) and all(step.found_nothing for step in revision.steps)
+        if passed and draft.strip():
+            offered.append((_order(f"{seed} sft {revision.id}"), Example(prompt, draft, "helpful")))
+        steps = [step.revision for step in revision.steps] if settings.rounds == "all" else []
+        for text in steps or [revision.final]:
+            key = (prompt.messages, text)
+            if not text.strip() or key in kept:
                 left_out["repeated" if text.strip() else "empty"] += 1
             else:
-                found[key] = Example(each.prompt, text, "helpful" if passed and text == each.draft else "revision")
-                new = new or text != each.draft or not each.steps
-    revised = sum(example.kind == "revision" for example in found.values())
-    missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(found) - revised)
+                kept[key] = Example(prompt, text, "helpful" if passed and text == draft else "revision")
+                new = new or text != draft or not revision.steps
+    revised = sum(example.kind == "revision" for example in kept.values())
+    missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(kept) - revised)
     for _, example in sorted(offered, key=lambda pair: pair[0]):
         key = (example.prompt.messages, example.reply)
-        if missing > 0 and key not in found:
-            found[key] = example
+        if missing > 0 and key not in kept:
+            kept[key] = example
             missing -= 1
-    return Examples([*found.values()], dict(left_out), max(missing, 0), nothing_revised=bool(found) and not new)
+    return Examples([*kept.values()], dict(left_out), max(missing, 0), nothing_revised=bool(kept) and not new)
 
 
 def _order(what: str) -> float:
@@ -122,14 +123,14 @@ def read_helpful(path: Path) -> list[Example]:
     """The helpful samples of a file.
 
     Raises:
-        InputError: a line is none; says the line and what was expected.
+        InputError: a line holds no sample; the message names the line and what was expected.
     """
     expected = 'expected {"prompt": "…", "response": "…"}, two texts that are not empty'
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(path, f"cannot be read as UTF-8 text: {error}") from error
-    found = []
+    samples = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -142,10 +143,10 @@ def read_helpful(path: Path) -> list[Example]:
             raise InputError(path, f"is no helpful sample; {expected}", number) from error
         if not is_sample:
             raise InputError(path, f"is no helpful sample; {expected}", number)
-        found.append(Example(Prompt(messages=(Message("user", prompt),), source=path.name), response, "helpful"))
-    if not found:
+        samples.append(Example(Prompt(messages=(Message("user", prompt),), source=path.name), response, "helpful"))
+    if not samples:
         raise InputError(path, f"holds no helpful sample; {expected}")
-    return found
+    return samples
 
 
 def rows(found: Examples) -> list[Row]:
@@ -157,8 +158,8 @@ def rows(found: Examples) -> list[Row]:
     if not found.examples:
         raise RunError(f"No revision is left to train on ({found.left_out}); look at the problems in revisions.jsonl")
     return [
-        {"prompt": chat(each.prompt.messages), "completion": [{"role": "assistant", "content": each.reply}]}
-        for each in found.examples
+        {"prompt": chat(example.prompt.messages), "completion": [{"role": "assistant", "content": example.reply}]}
+        for example in found.examples
     ]
 
 
@@ -179,7 +180,7 @@ def sft_trainer(
 
 
 def examples_of(settings: Settings, context: StageContext) -> tuple[Examples, int]:
-    """Those of the run, and how many helpful samples of a file were left out as their prompts are held out."""
+    """The run's examples, and how many helpful samples of a file were left out because their prompts are held out."""
     helpful, on_evaluation_prompts = None, 0
     if settings.helpful is not None:
         prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "held_out"]
@@ -191,7 +192,7 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[Examples, in
 
 
 def learned(settings: Settings, context: StageContext) -> list[Row]:
-    """What SFT learned, for an algorithm that goes on learning it.
+    """The rows that SFT learned, for an algorithm that goes on learning them.
 
     Raises:
         RunError: it learned nothing.
@@ -203,7 +204,7 @@ def learned(settings: Settings, context: StageContext) -> list[Row]:
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Train on `revisions`, from `base`, and write `sft_model`; without any, the base as it is."""
+    """Train `base` on `revisions` and write `sft_model`; if nothing was revised, the base as it is."""
     found, on_evaluation_prompts = examples_of(settings, context)
     base = context.settings("base")
     model, tokenizer = load_policy(context.model("base"), settings, pad_token=base.pad_token, template=base.template)
@@ -213,7 +214,7 @@ def run(settings: Settings, context: StageContext) -> None:
         context.note("examples", {"revision": 0, "helpful": 0, "helpful_missing": 0, "trained_on": 0})
         context.note("dropped", {**found.left_out, "nothing_revised": len(found.examples)})
         return
-    kept, too_long = fitting(rows(found), tokenizer, settings.max_length)
+    kept, unfit = fitting(rows(found), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = fit(trainer, log=context.output("training_log.jsonl"), label="sft")
     save_model(trainer, context.output("sft_model"))
@@ -223,5 +224,5 @@ def run(settings: Settings, context: StageContext) -> None:
     context.note("examples", {**counts, "trained_on": fitted.rows})
     if settings.helpful is not None:
         context.note("helpful_on_evaluation_prompts", on_evaluation_prompts)
-    context.note("dropped", {**found.left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows})
+    context.note("dropped", {**found.left_out, **unfit, "by_trainer": len(kept) - fitted.rows})
     context.note("steps", fitted.steps)

@@ -54,7 +54,7 @@ _SAMPLES = (
 
 
 def _problems(tokenizer: Tokenizer, rows: int, ends: Iterable[int]) -> Iterator[str]:
-    """What is wrong with a tokenizer and its template, for a model with `rows` embeddings that ends replies at `ends`."""
+    """What is wrong with tokenizer and template, for a model with `rows` embeddings that ends replies at `ends`."""
     from jinja2 import TemplateError
 
     pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id

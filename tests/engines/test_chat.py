@@ -90,11 +90,11 @@ def test_a_template_is_told_the_same_date_on_every_day(tmp_path: Path, monkeypat
     from transformers.utils import chat_template_utils
 
     class Midnight(dt.datetime):
-        today = 1
+        shown = 1
 
         @classmethod
         def now(cls, tz: dt.tzinfo | None = None) -> Any:  # noqa: ANN401
-            return cls(2026, 2, cls.today, tzinfo=tz)
+            return cls(2026, 2, cls.shown, tzinfo=tz)
 
     monkeypatch.setattr(chat_template_utils, "datetime", Midnight)
     tokenizer = tiny_tokenizer("llama")
@@ -106,7 +106,7 @@ def test_a_template_is_told_the_same_date_on_every_day(tmp_path: Path, monkeypat
     loaded = load_tokenizer(tmp_path)
     hello = [{"role": "user", "content": "Hi"}]
     for day in (1, 2):
-        monkeypatch.setattr(Midnight, "today", day)
+        monkeypatch.setattr(Midnight, "shown", day)
         text = loaded.apply_chat_template(hello, tokenize=False)
         assert text == "Friday 26 July 2024, 100%26 Jul 24 00:00Hi"
     loaded.save_pretrained(tmp_path / "trained")

@@ -138,7 +138,13 @@ def test_a_models_own_generation_settings_do_not_change_what_is_drawn(
 ) -> None:
     requests = [Request(QUESTION, GREEDY), Request(QUESTION, Sampling(max_tokens=12), 1)]
     before = engine.complete(requests)
-    leftovers = {"repetition_penalty": 5.0, "temperature": 0.1, "top_k": 1, "do_sample": True, "num_beams": 2}
+    leftovers: dict[str, Any] = {
+        "repetition_penalty": 5.0,
+        "temperature": 0.1,
+        "top_k": 1,
+        "do_sample": True,
+        "num_beams": 2,
+    }
     leftovers |= {"no_repeat_ngram_size": 1, "min_new_tokens": 9, "exponential_decay_length_penalty": (1, 9.0)}
     leftovers |= {"stop_strings": ["e"], "suppress_tokens": list(range(40, 400)), "penalty_alpha": 0.6}
     for name, value in leftovers.items():
@@ -155,7 +161,9 @@ def test_a_folders_generation_settings_are_not_loaded_but_for_the_ends(tmp_path:
     (folder / "generation_config.json").write_text(json.dumps(leftovers))
     model, tokenizer = load_model(folder, device="cpu")
     assert LocalEngine(model, tokenizer).complete([Request(QUESTION, GREEDY)]) == want
-    assert model.generation_config.to_diff_dict().keys() <= {"eos_token_id", "pad_token_id", "transformers_version"}
+    assert model.generation_config.to_diff_dict().keys() <= {
+        *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+    }
     # TRL's trainers read the ends there: the folder's, and the template's end of a turn.
     assert set(model.generation_config.eos_token_id) == {7, tokenizer.convert_tokens_to_ids("<|eot_id|>")}
 

@@ -90,7 +90,7 @@ def test_training_prefers_chosen_and_the_same_seed_gives_the_same_files(models: 
     assert log[-1]["rewards/accuracies"] == 1.0
     assert first.notes == {
         "pairs": 16,
-        "dropped": {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 0},
+        "dropped": {"held_out": 0, "equal_texts": 0, "too_long": 0, "rewritten": 0, "by_trainer": 0},
         "steps": 16,
     }
 

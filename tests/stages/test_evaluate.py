@@ -422,6 +422,9 @@ class FakeWork:
     def settings(self, role: str) -> ModelSettings:
         return ModelSettings(path=str(self.folders[role]))
 
+    def release(self) -> None:
+        pass
+
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         assert label
         shown = list(items)

@@ -572,6 +572,9 @@ class FakeWork:
         self.prompts: Prompts = TEMPLATES
         self.seed = 1
 
+    def release(self) -> None:
+        pass
+
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         assert all(isinstance(row, kind) for row in self.rows[artifact])
         return self.rows[artifact]

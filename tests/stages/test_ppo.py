@@ -146,7 +146,7 @@ def test_with_ptx_coef_the_examples_of_sft_are_learned_as_well(models: dict[str,
     stage = OneStage(tmp_path, models, {"prompts": [*PROMPTS, HELD_OUT], "revisions": revisions})
     train_ppo(Ppo(algorithm=algorithm, sft=sft.Settings()), stage)
     assert stage.notes["examples"] == 1
-    assert stage.notes["dropped"] == {"too_long": 0, "examples_too_long": 1}
+    assert stage.notes["dropped"] == {"too_long": 0, "examples_too_long": 1, "examples_rewritten": 0}
     (line,) = (json.loads(each) for each in (tmp_path / "training_log.jsonl").read_text().splitlines())
     model, tokenizer = load_model(models["sft_model"], dtype="float32")
     asked = token_ids(tokenizer, chat(PROMPTS[0].messages), ask=True)

@@ -243,7 +243,9 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
     assert log[-1]["loss"] < log[0]["loss"] - 1
     assert first.notes == {
         "examples": {"revision": 16, "helpful": 4, "helpful_missing": 0, "trained_on": 20},
-        "dropped": {"problem": 0, "held_out": 0, "empty": 0, "repeated": 0, "too_long": 0, "by_trainer": 0},
+        "dropped": dict.fromkeys(
+            ("problem", "held_out", "empty", "repeated", "too_long", "rewritten", "by_trainer"), 0
+        ),
         "steps": 20,
     }
     assert sorted(path.name for path in first.folder.iterdir()) == ["sft_model", "training_log.jsonl"]

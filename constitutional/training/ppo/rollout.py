@@ -5,6 +5,7 @@ the token's index, as in the local engine, so that neither batches nor processes
 the log-probabilities that it drew by: those of the trainer may differ where another program samples.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -332,7 +333,8 @@ def make_rollout(
     if rewards.models:
         of_models = ppo_math.ensemble(torch.tensor([each.members for each in episodes]).T, args.ensemble_k)
         numbers = torch.cat([of_models[None], numbers])
-    shaping = ppo_math.Shaping(args.reward_clip, args.missing_eos_penalty, args.length_penalty)
+    clip = math.inf if args.reward_clip is None else args.reward_clip
+    shaping = ppo_math.Shaping(clip, args.missing_eos_penalty, args.length_penalty)
     scores = ppo_math.shaped(rewards.total(numbers), mask, ended, shaping)
     per_token = ppo_math.token_rewards(scores, logprobs, ref_logprobs, mask, kl_coefficient)
     if args.whiten_rewards:

@@ -22,7 +22,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +57,7 @@ from constitutional.training.ppo.settings import TECHNICAL, PPOConfig
 from constitutional.training.preflight import preflight
 from constitutional.training.reward_model import load_reward_model
 from constitutional.training.rows import Row, token_ids
-from constitutional.training.saving import write_model
+from constitutional.training.saving import bit_sums, check_finite, check_moved, write_model
 from constitutional.training.trl import quiet_libraries, stage_seed
 
 if TYPE_CHECKING:
@@ -158,6 +157,12 @@ class PPOTrainer:
         self.learner = Learner(self.networks, self.accelerator, self.args, self.pad, self.supervised)
         self.batch_size = self.learner.mini_batch_size * self.args.num_mini_batches
         self.phases = math.ceil(self.args.total_episodes / self.batch_size)
+        if self.args.critic_warmup_steps >= self.phases:
+            raise ConfigurationError(
+                f"PPOTrainer: the first {self.args.critic_warmup_steps} of {self.phases} phases train the critic alone, "
+                "so the policy would stay as it is; lower critic_warmup, or raise the number of episodes"
+            )
+        self._untrained = bit_sums(self.networks.policy_weights.values())
         self.kl = AdaptiveKL(self.args.kl_coef, self.args.kl_target, self.args.kl_horizon)
         self.callbacks = list(callbacks)
         self.history: list[dict[str, Any]] = []
@@ -197,7 +202,7 @@ class PPOTrainer:
 
         Raises:
             ConfigurationError: a checkpoint is of another training, or there is one that nobody asked to go on from.
-            ModelError: a gradient is no number.
+            ModelError: a gradient or a weight is no number, or the policy has not moved.
         """
         for phase in range(self.begin(resume_from_checkpoint), self.phases):
             self.train_phase(phase)
@@ -210,6 +215,10 @@ class PPOTrainer:
         line: dict[str, Any] = {"step": phase + 1, "episodes": (phase + 1) * self.batch_size}
         line |= describe(rollout, self.rewards) | {"kl_coefficient": self.kl.coefficient, "learning_rate": rate}
         line |= self.learner.update(rollout, phase, rate)
+        for weights in (self.networks.policy_weights, self.networks.critic_weights):
+            check_finite(weights.values(), "PPO", phase + 1)
+        if phase + 1 == self.phases:
+            check_moved(self._untrained, self.networks.policy_weights.values(), "PPO", self.phases)
         self.kl.update(line["kl"], self.batch_size)
         self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
         if phase % self.args.sample_steps == 0 and self.accelerator.is_main_process:
@@ -345,7 +354,7 @@ class PPOTrainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a training must have in common with the one whose checkpoint it goes on from."""
-        settings = {name: value for name, value in asdict(self.args).items() if name not in TECHNICAL}
+        settings = {name: value for name, value in self.args.model_dump().items() if name not in TECHNICAL}
         others = {
             "mini_batch_size": self.learner.mini_batch_size,
             "rewards": self.rewards.names,
