@@ -82,12 +82,16 @@ def write_model(model: "PreTrainedModel", tokenizer: Tokenizer, folder: Path) ->
     """Write a model, whole or not at all, and return it.
 
     Raises:
-        ModelError: what is read differs from what was written.
+        ModelError: the model computes no numbers, or what is read differs from what was written.
     """
     import torch
 
     plain: Any = model
     plain = plain.to(plain.dtype).eval()  # one type for all weights: a reward head is trained in another
+    ids = torch.tensor([tokenizer("Yes?", add_special_tokens=False)["input_ids"]], device=plain.device)
+    with torch.inference_mode():  # weights may be numbers that are too large to compute with
+        if not bool(plain(input_ids=ids).logits.isfinite().all()):
+            raise ModelError(f"{folder}: what the model computes is nan, and so is its loss; lower learning_rate")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     plain.save_pretrained(partial)

@@ -34,13 +34,25 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
         check_finite(weights, "dpo", 3)
 
 
-def test_weights_that_are_no_numbers_are_saved_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), 3e38])  # of which two are more than 32 bits hold
+def test_a_model_that_computes_no_numbers_is_not_saved(tmp_path: Path, value: float) -> None:
     import torch
 
     model, tokenizer = load_model(tiny_model(tmp_path), device="cpu")
     with torch.no_grad():
-        next(model.parameters())[0, 0] = float("nan")
-    write_model(model, tokenizer, tmp_path / "saved")  # and are not said to differ from themselves
+        model.get_output_embeddings().weight.fill_(value)
+    with pytest.raises(ModelError, match=r"nan.*lower learning_rate"):
+        write_model(model, tokenizer, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_number_that_is_none_and_decides_nothing_does_not_differ_from_itself(tmp_path: Path) -> None:
+    import torch
+
+    model, tokenizer = load_model(tiny_model(tmp_path), device="cpu")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-1] = float("nan")  # a token that is never read
+    write_model(model, tokenizer, tmp_path / "saved")
 
 
 def test_a_model_takes_the_place_of_another_only_if_it_reads_back_as_it_was(

@@ -159,7 +159,7 @@ class PPOTrainer:
         self.phases = math.ceil(self.args.total_episodes / self.batch_size)
         if self.args.critic_warmup_steps >= self.phases:
             raise ConfigurationError(
-                f"PPOTrainer: the first {self.args.critic_warmup_steps} of {self.phases} phases train the critic alone, "
+                f"PPOTrainer: {self.args.critic_warmup_steps} of {self.phases} phases train the critic alone, "
                 "so the policy would stay as it is; lower critic_warmup, or raise the number of episodes"
             )
         self._untrained = bit_sums(self.networks.policy_weights.values())

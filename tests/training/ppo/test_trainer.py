@@ -402,12 +402,34 @@ def test_adapters_train_policy_and_critic_on_one_backbone_which_stays_the_refere
 def test_the_critic_warms_up_alone(model: Path, tmp_path: Path) -> None:
     import torch
 
-    trainer = trained(model, tmp_path, changes={"critic_warmup_steps": 1})
+    args = config(tmp_path, critic_warmup_steps=1, total_episodes=16)
+    trainer = PPOTrainer(str(model), args=args, train_dataset=ROWS, reward_funcs=[even])
+    trainer.begin(None)
+    trainer.train_phase(0)
     start, _ = load_model(model, dtype="float32")
     policy, critic = trainer.networks.policy_weights, trainer.networks.critic_weights
     assert all(torch.equal(each, policy[name]) for name, each in start.named_parameters())
     assert bool(critic["score.weight"].any())  # it starts as 0
     assert trainer.history[0]["value_loss"] > 0
+    trainer.train_phase(1)
+    assert not all(torch.equal(weight, policy[name]) for name, weight in start.named_parameters())
+
+
+def test_a_training_that_moves_nothing_is_an_error(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no weight moved.*raise learning_rate"):
+        trained(model, tmp_path, changes={"learning_rate": 1e-30})
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("rate", [1e30, 3e38])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_weights_that_are_no_numbers_end_the_training(model: Path, tmp_path: Path, adapted: bool, rate: float) -> None:
+    changes = {"learning_rate": rate, "num_ppo_epochs": 1}
+    with pytest.raises(ModelError, match=r"nan.*lower learning_rate"):  # after the only step there is
+        trained(model, tmp_path, changes=changes, peft_config=adapters() if adapted else None).save_model(
+            tmp_path / "policy"
+        )
+    assert not (tmp_path / "policy").exists()
 
 
 def test_the_supervised_loss_keeps_up_what_the_replies_of_others_teach(model: Path, tmp_path: Path) -> None:
@@ -430,8 +452,10 @@ def test_what_cannot_be_trained_is_refused_by_name(model: Path, tmp_path: Path) 
         trained(model, tmp_path, changes={"max_prompt_length": 1})
     with pytest.raises(UsageError, match=r"ptx_coef is 1\.0, and ptx_dataset has 0 rows"):
         trained(model, tmp_path, changes={"ptx_coef": 1.0})
-    with pytest.raises(ConfigurationError, match="temperature is 0, and must be more than 0"):
+    with pytest.raises(ConfigurationError, match=r"temperature is 0: .*greater than 0"):
         config(tmp_path, temperature=0)
+    with pytest.raises(ConfigurationError, match="total_epochs"):
+        config(tmp_path, total_epochs=1)
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(ModelError, match=r"its pad token .* also ends a turn"):
         PPOTrainer(policy, args=config(tmp_path), train_dataset=ROWS, processing_class=tokenizer, reward_funcs=[even])
