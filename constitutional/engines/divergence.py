@@ -15,7 +15,7 @@ TOKENS_TOGETHER: Final = 4096
 """Most tokens, padding included, in one forward pass."""
 
 
-class Answered(NamedTuple):
+class Reply(NamedTuple):
     """A conversation and the reply that a model gave."""
 
     messages: tuple[Message, ...]
@@ -35,7 +35,7 @@ class TokenDivergence(NamedTuple):
 
 
 def divergences(
-    replies: Sequence[Answered],
+    replies: Sequence[Reply],
     model: "PreTrainedModel",
     reference: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -62,7 +62,7 @@ class _Row(NamedTuple):
     ended: bool
 
 
-def _tokens(reply: Answered, tokenizer: "PreTrainedTokenizerBase") -> _Row:
+def _tokens(reply: Reply, tokenizer: "PreTrainedTokenizerBase") -> _Row:
     prompt = ChatTokens(tokenizer).ids(reply.messages)
     ids: list[int] = tokenizer(plain(tokenizer, reply.text), add_special_tokens=False)["input_ids"]
     return _Row(prompt + ids, len(ids), reply.ended)

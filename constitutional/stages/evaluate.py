@@ -20,7 +20,7 @@ from constitutional.base.records import Comparison, Judgement, Message, Prompt, 
 from constitutional.base.stats import Interval, distinct_ngrams, weighted_mean, win_rate
 from constitutional.data.prompts import SANDBOX, sandbox_prompt
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
-from constitutional.engines.divergence import Answered, divergences
+from constitutional.engines.divergence import Reply, divergences
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
@@ -291,7 +291,7 @@ def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, conte
     model, tokenizer = load_model(context.model(name))
     given = context.settings("base")  # what was trained from it has kept to that
     reference, _ = load_model(context.model(opponent), pad_token=given.pad_token, template=given.template)
-    its = [Answered(each.prompt.messages, each.replies[name], name not in each.cut_off) for each in samples]
+    its = [Reply(each.prompt.messages, each.replies[name], name not in each.cut_off) for each in samples]
     by_reply = divergences(its, model, reference, tokenizer)
     clusters = [index for index, tokens in enumerate(by_reply) for _ in tokens]
     kls = [token.kl for tokens in by_reply for token in tokens]

@@ -57,7 +57,7 @@ class Settings(TrainingSettings):
     """Passes over the examples."""
 
 
-class Example(NamedTuple):
+class Demonstration(NamedTuple):
     """A reply to be learned."""
 
     prompt: Prompt
@@ -68,7 +68,7 @@ class Example(NamedTuple):
 class Examples(NamedTuple):
     """The examples to train on, and how many were left out, by reason."""
 
-    examples: list[Example]
+    examples: list[Demonstration]
     left_out: dict[str, int]
     """`problem`: the item could not be revised; `held_out`; `empty`: the reply says nothing; `repeated`."""
     helpful_missing: int
@@ -78,7 +78,7 @@ class Examples(NamedTuple):
 
 
 def examples(
-    revisions: Iterable[Revision], settings: Settings, seed: int, helpful: Sequence[Example] | None = None
+    revisions: Iterable[Revision], settings: Settings, seed: int, helpful: Sequence[Demonstration] | None = None
 ) -> Examples:
     """The revisions as examples, no text twice for a prompt, and the share of helpful samples that is asked for.
 
@@ -86,7 +86,7 @@ def examples(
     seed and their content. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
     """
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
-    kept: dict[tuple[tuple[Message, ...], str], Example] = {}
+    kept: dict[tuple[tuple[Message, ...], str], Demonstration] = {}
     offered = [(_order(f"{seed} sft {sample.prompt.id} {sample.reply}"), sample) for sample in helpful or ()]
     new = helpful is not None
     for revision in revisions:
@@ -96,14 +96,14 @@ def examples(
             continue
         passed = helpful is None and bool(revision.steps) and all(step.found_nothing for step in revision.steps)
         if passed and draft.strip():
-            offered.append((_order(f"{seed} sft {revision.id}"), Example(prompt, draft, "helpful")))
+            offered.append((_order(f"{seed} sft {revision.id}"), Demonstration(prompt, draft, "helpful")))
         steps = [step.revision for step in revision.steps] if settings.rounds == "all" else []
         for text in steps or [revision.final]:
             key = (prompt.messages, text)
             if not text.strip() or key in kept:
                 left_out["repeated" if text.strip() else "empty"] += 1
             else:
-                kept[key] = Example(prompt, text, "helpful" if passed and text == draft else "revision")
+                kept[key] = Demonstration(prompt, text, "helpful" if passed and text == draft else "revision")
                 new = new or text != draft or not revision.steps
     revised = sum(example.kind == "revision" for example in kept.values())
     missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(kept) - revised)
@@ -119,7 +119,7 @@ def _order(what: str) -> float:
     return random.Random(what).random()
 
 
-def read_helpful(path: Path) -> list[Example]:
+def read_helpful(path: Path) -> list[Demonstration]:
     """The helpful samples of a file.
 
     Raises:
@@ -143,7 +143,9 @@ def read_helpful(path: Path) -> list[Example]:
             raise InputError(path, f"is no helpful sample; {expected}", number) from error
         if not is_sample:
             raise InputError(path, f"is no helpful sample; {expected}", number)
-        samples.append(Example(Prompt(messages=(Message("user", prompt),), source=path.name), response, "helpful"))
+        samples.append(
+            Demonstration(Prompt(messages=(Message("user", prompt),), source=path.name), response, "helpful")
+        )
     if not samples:
         raise InputError(path, f"holds no helpful sample; {expected}")
     return samples

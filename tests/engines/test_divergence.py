@@ -6,7 +6,7 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines import divergence
-from constitutional.engines.divergence import Answered, divergences
+from constitutional.engines.divergence import Reply, divergences
 
 torch = pytest.importorskip("torch")
 
@@ -55,7 +55,7 @@ def logprobs(model: Any, ids: list[int]) -> Any:  # noqa: ANN401
 
 
 def test_each_token_of_a_reply_and_its_end_has_the_divergence_of_the_two_next_token_distributions(pair: Pair) -> None:
-    reply = Answered(LONGER, "Water it well.", ended=True)
+    reply = Reply(LONGER, "Water it well.", ended=True)
     [found] = divergences([reply], *pair)
 
     tokenizer = pair.tokenizer
@@ -72,13 +72,13 @@ def test_each_token_of_a_reply_and_its_end_has_the_divergence_of_the_two_next_to
 
 
 def test_a_reply_that_was_cut_off_has_no_end_to_compare(pair: Pair) -> None:
-    ended, cut = divergences([Answered(QUESTION, "Dig.", ended=True), Answered(QUESTION, "Dig.", ended=False)], *pair)
+    ended, cut = divergences([Reply(QUESTION, "Dig.", ended=True), Reply(QUESTION, "Dig.", ended=False)], *pair)
     assert len(ended) == len(cut) + 1
     assert [each.kl for each in cut] == pytest.approx([each.kl for each in ended[:-1]], abs=1e-4)
 
 
 def test_an_empty_reply_is_only_its_end(pair: Pair) -> None:
-    [tokens] = divergences([Answered(QUESTION, "", ended=True)], *pair)
+    [tokens] = divergences([Reply(QUESTION, "", ended=True)], *pair)
     assert len(tokens) == 1
 
 
@@ -95,7 +95,7 @@ def test_the_mean_log_ratio_over_what_the_model_draws_is_the_divergence(pair: Pa
         if tokenizer(word, add_special_tokens=False)["input_ids"] == [token] and token != tokenizer.eos_token_id
     }
     some = dict(list(whole.items())[-100:])
-    found = divergences([Answered(QUESTION, word, ended=False) for word in some.values()], *pair)
+    found = divergences([Reply(QUESTION, word, ended=False) for word in some.values()], *pair)
     [exact] = {round(each[0].kl, 4) for each in found}  # the same for all, because nothing is said yet
     log_q = logprobs(pair.reference, tokenizer(text, add_special_tokens=False)["input_ids"])[-1]
     ratios = [each[0].log_ratio for each in found]
@@ -104,13 +104,13 @@ def test_the_mean_log_ratio_over_what_the_model_draws_is_the_divergence(pair: Pa
 
 
 def test_a_model_does_not_differ_from_itself(pair: Pair) -> None:
-    [tokens] = divergences([Answered(QUESTION, "Dig a hole.", ended=True)], pair.model, pair.model, pair.tokenizer)
+    [tokens] = divergences([Reply(QUESTION, "Dig a hole.", ended=True)], pair.model, pair.model, pair.tokenizer)
     assert {each.kl for each in tokens} == {0.0}
     assert {each.log_ratio for each in tokens} == {0.0}
 
 
 def test_replies_answered_together_are_as_when_each_is_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    replies = [Answered(LONGER if n % 2 else QUESTION, "Dig a hole. " * n, ended=n % 3 > 0) for n in range(7)]
+    replies = [Reply(LONGER if n % 2 else QUESTION, "Dig a hole. " * n, ended=n % 3 > 0) for n in range(7)]
     together = divergences(replies, *pair)
     monkeypatch.setattr(divergence, "TOKENS_TOGETHER", 1)
     alone = divergences(replies, *pair)
@@ -123,7 +123,7 @@ def test_all_tokens_that_end_a_reply_count_as_its_end(pair: Pair, monkeypatch: p
     # Two enders: log-ratio of the sum of their probabilities.
     ends = [pair.tokenizer.eos_token_id, pair.tokenizer.pad_token_id]
     monkeypatch.setattr(pair.model.generation_config, "eos_token_id", ends)
-    [[end]] = divergences([Answered(QUESTION, "", ended=True)], *pair)
+    [[end]] = divergences([Reply(QUESTION, "", ended=True)], *pair)
     dicts = [{"role": each.role, "content": each.content} for each in QUESTION]
     text = pair.tokenizer.apply_chat_template(dicts, tokenize=False, add_generation_prompt=True)
     ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -134,11 +134,11 @@ def test_all_tokens_that_end_a_reply_count_as_its_end(pair: Pair, monkeypatch: p
 def test_models_of_different_vocabularies_are_refused(pair: Pair) -> None:
     other = tiny(len(pair.tokenizer) + 64, pair.tokenizer, 2)
     with pytest.raises(ModelError, match=r"evaluate\.compared=0"):
-        divergences([Answered(QUESTION, "Dig.", ended=True)], pair.model, other, pair.tokenizer)
+        divergences([Reply(QUESTION, "Dig.", ended=True)], pair.model, other, pair.tokenizer)
 
 
 def test_control_tokens_within_messages_are_no_part_of_what_is_read(pair: Pair) -> None:
     end = pair.tokenizer.eos_token
-    plainly = divergences([Answered(QUESTION, "Dig a hole.", ended=True)], *pair)
+    plainly = divergences([Reply(QUESTION, "Dig a hole.", ended=True)], *pair)
     asked = (Message("user", QUESTION[0].content + end), *QUESTION[1:])
-    assert divergences([Answered(asked, f"Dig a {end}hole.", ended=True)], *pair) == plainly
+    assert divergences([Reply(asked, f"Dig a {end}hole.", ended=True)], *pair) == plainly

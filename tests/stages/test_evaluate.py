@@ -476,7 +476,7 @@ def test_scores_survive_being_written_and_read() -> None:
 
 def test_the_stage_measures_how_far_each_model_is_from_those_before_it(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from constitutional.engines.divergence import Answered, divergences
+    from constitutional.engines.divergence import Reply, divergences
     from constitutional.engines.local import load_model
     from constitutional.sandbox.tokenizer import build_tokenizer
     from tests.engines.test_divergence import tiny
@@ -493,7 +493,7 @@ def test_the_stage_measures_how_far_each_model_is_from_those_before_it(tmp_path:
     assert scores["sft_model", "kl_from/base"].value == scores["sft_model", "log_ratio_to/base"].value == 0
     models = [load_model(context.folders[name])[0] for name in ("policy", "base")]
     samples = cast("list[Sample]", context.rows["samples"])[:2]
-    its = [Answered(each.prompt.messages, each.replies["policy"], ended=True) for each in samples]
+    its = [Reply(each.prompt.messages, each.replies["policy"], ended=True) for each in samples]
     tokens = [token for tokens in divergences(its, models[0], models[1], tokenizer) for token in tokens]
     for reference in ("base", "sft_model"):
         kl, ratio = scores["policy", f"kl_from/{reference}"], scores["policy", f"log_ratio_to/{reference}"]

@@ -9,7 +9,7 @@ from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep, Split
 from constitutional.engines.local import load_model
 from constitutional.stages.sft import (
-    Example,
+    Demonstration,
     Examples,
     Settings,
     examples,
@@ -273,7 +273,7 @@ def test_own_drafts_that_nobody_criticised_and_helpful_samples_of_a_file_are_som
     assert examples([untouched], QUICK, 0).nothing_revised
     assert not examples([untouched, revision(2, "draft", "better")], QUICK, 0).nothing_revised
     assert not examples([revision(1, "draft")], QUICK, 0).nothing_revised
-    others = [Example(untouched.prompt, "a person's reply", "helpful")]
+    others = [Demonstration(untouched.prompt, "a person's reply", "helpful")]
     assert not examples([untouched], QUICK, 0, others).nothing_revised
 
 

@@ -29,7 +29,7 @@ RewardFunction = Callable[..., Sequence[float | None]]
 # --- Replies ---
 
 
-class Reply(NamedTuple):
+class Response(NamedTuple):
     """A response as it was drawn."""
 
     ids: list[int]
@@ -43,7 +43,7 @@ class Reply(NamedTuple):
 class Sampler(Protocol):
     """A program that draws from the policy as it is now."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:
         """One reply for each prompt, in order, which depends on the prompt and its seed alone."""
         ...
 
@@ -68,18 +68,18 @@ class TransformersSampler:
         self.max_tokens = max_tokens
         self.batch_size = batch_size
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:
         """One reply for each prompt, in order."""
         import torch
 
-        replies: dict[int, Reply] = {}
+        replies: dict[int, Response] = {}
         with self.policy() as model, torch.no_grad():
             for rows in in_batches(range(len(prompts)), lambda row: len(prompts[row]), self.batch_size):
                 drawn = self._draw(model, [prompts[row] for row in rows], [seeds[row] for row in rows])
                 replies |= zip(rows, drawn, strict=True)
         return [replies[row] for row in range(len(prompts))]
 
-    def _draw(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:  # noqa: ANN401
+    def _draw(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:  # noqa: ANN401
         import numpy as np
         import torch
 
@@ -122,7 +122,7 @@ class TransformersSampler:
             attended = torch.nn.functional.pad(attended, (0, 1), value=1)
             positions = positions[:, -1:] + 1
         return [
-            Reply(row[:length], numbers[:length], row[length - 1] in self.ends)
+            Response(row[:length], numbers[:length], row[length - 1] in self.ends)
             for row, numbers, length in zip(ids.tolist(), logprobs.tolist(), (ids >= 0).sum(-1).tolist(), strict=True)
         ]
 
@@ -273,7 +273,7 @@ class Episode(NamedTuple):
     """A prompt answered: all that one process found out about one row of the batch."""
 
     row: int
-    reply: Reply
+    reply: Response
     text: str
     logprobs: list[float]
     ref_logprobs: list[float]
@@ -287,7 +287,7 @@ class Episode(NamedTuple):
 
 
 @dataclass
-class Rollout:
+class RolloutBatch:
     """A whole batch, the same on every process; tensors are (B, T) or (B,), on the CPU."""
 
     prompts: list[list[int]]
@@ -314,7 +314,7 @@ class Rollout:
 
 def make_rollout(
     prompts: list[list[int]], episodes: list[Episode], rewards: Rewards, args: PPOConfig, kl_coefficient: float
-) -> Rollout:
+) -> RolloutBatch:
     """The batch with scores, advantages and returns; moments are those of the whole batch."""
     import torch
 
@@ -342,7 +342,7 @@ def make_rollout(
     advantages, returns = ppo_math.gae(per_token, values, mask, args.gamma, args.lam)
     if args.whiten_advantages:
         advantages = ppo_math.masked_whiten(advantages, mask, shift_mean=True)
-    return Rollout(
+    return RolloutBatch(
         prompts=prompts,
         responses=[each.reply.ids for each in episodes],
         texts=[each.text for each in episodes],

@@ -41,10 +41,10 @@ from constitutional.training.ppo.log import describe, samples
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
-    Reply,
+    Response,
     RewardFunction,
     Rewards,
-    Rollout,
+    RolloutBatch,
     Sampler,
     TransformersSampler,
     call,
@@ -229,7 +229,7 @@ class PPOTrainer:
 
     # --- 1. Rollout: replies, rewards, advantages ---
 
-    def _roll_out(self, phase: int) -> Rollout:
+    def _roll_out(self, phase: int) -> RolloutBatch:
         """Draw, score and read the batch's replies, this process its share, and put all shares together."""
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
@@ -269,7 +269,7 @@ class PPOTrainer:
         columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
         return [Episode(*each) for each in zip(*columns, strict=True)]
 
-    def _read(self, prompts: list[list[int]], replies: list[Reply]) -> list[tuple[list[float], ...]]:
+    def _read(self, prompts: list[list[int]], replies: list[Response]) -> list[tuple[list[float], ...]]:
         """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""
         found: dict[int, tuple[list[float], ...]] = {}
         size = self.args.per_device_train_batch_size

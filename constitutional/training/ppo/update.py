@@ -15,7 +15,7 @@ from torch import Tensor
 from constitutional.base.errors import ModelError
 from constitutional.training.ppo import math as ppo_math
 from constitutional.training.ppo.networks import Networks, Sequences, side_by_side
-from constitutional.training.ppo.rollout import Rollout, in_batches
+from constitutional.training.ppo.rollout import RolloutBatch, in_batches
 from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.trl import stage_seed
 
@@ -64,7 +64,7 @@ class Learner:
         self.mini_batch_size = micro_batch * args.gradient_accumulation_steps
         self._sums = torch.zeros(len(_Sums._fields))
 
-    def update(self, rollout: Rollout, phase: int, rate: float) -> dict[str, float]:
+    def update(self, rollout: RolloutBatch, phase: int, rate: float) -> dict[str, float]:
         """Move both networks, at this learning rate, and say what came of it.
 
         Losses are means over the mini-batches; the clip fraction and the KL from the policy that drew are means over
@@ -93,7 +93,7 @@ class Learner:
         tokens = max(float(sums.tokens), 1.0)
         return line | {"clip_fraction": float(sums.clipped) / tokens, "approx_kl": float(sums.approx_kl) / tokens}
 
-    def _step(self, rollout: Rollout, rows: list[int], phase: int, ptx_seed: int) -> None:
+    def _step(self, rollout: RolloutBatch, rows: list[int], phase: int, ptx_seed: int) -> None:
         """One step of both optimizers on a mini-batch.
 
         The policy first, then the critic: only one of them holds gradients at a time.
@@ -115,7 +115,7 @@ class Learner:
             self._value_backward(self._pad(rollout, batch), batch, rollout, denominator)
         self._move(of_critic, list(self.networks.critic_weights.values()), phase)
 
-    def _pad(self, rollout: Rollout, batch: list[int]) -> Sequences:
+    def _pad(self, rollout: RolloutBatch, batch: list[int]) -> Sequences:
         prompts, responses = ([each[row] for row in batch] for each in (rollout.prompts, rollout.responses))
         return side_by_side(prompts, responses, self.pad, self.accelerator.device)
 
@@ -124,7 +124,7 @@ class Learner:
         numbers = [torch.as_tensor(each, dtype=torch.float64, device=self._sums.device) for each in sums]
         self._sums += torch.stack(numbers).detach()
 
-    def _policy_backward(self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float) -> None:
+    def _policy_backward(self, padded: Sequences, batch: list[int], rollout: RolloutBatch, denominator: float) -> None:
         args, mask = self.args, padded.mask
         old, sampled, reference, advantages = (
             each[batch, : padded.width].to(self.accelerator.device)
@@ -149,7 +149,7 @@ class Learner:
         clipped, approx_kl = found.clip_fraction * tokens, found.approx_kl * tokens
         self._add(_Sums(policy=policy_loss, tokens=tokens, clipped=clipped, approx_kl=approx_kl))
 
-    def _value_backward(self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float) -> None:
+    def _value_backward(self, padded: Sequences, batch: list[int], rollout: RolloutBatch, denominator: float) -> None:
         args, mask = self.args, padded.mask
         old, returns = (
             each[batch, : padded.width].to(self.accelerator.device) for each in (rollout.values, rollout.returns)

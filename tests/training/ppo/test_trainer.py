@@ -12,7 +12,7 @@ from constitutional.engines.local import load_model
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
-    Reply,
+    Response,
     Rewards,
     TransformersSampler,
     load_reward_models,
@@ -273,7 +273,7 @@ def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path,
 
 def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Episode:
     zeros = [0.0] * tokens
-    return Episode(row, Reply([5] * tokens, zeros, ended), "", zeros, zeros, zeros, zeros, members, [], None)
+    return Episode(row, Response([5] * tokens, zeros, ended), "", zeros, zeros, zeros, zeros, members, [], None)
 
 
 def test_ensembles_and_penalties_reach_the_score_and_the_score_the_last_token(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_reply_depends_on_its_own_seed_and_not_on_who_is_drawn_with_it(model: 
     prompts = [[1, 5, 9], [1, 5], [1, 8, 8, 8, 8], [1], [1, 7, 3]]
     ends = frozenset(range(0, len(tokenizer), 3))  # a third of all tokens, so that replies end at different times
 
-    def draw(size: int) -> list[Reply]:
+    def draw(size: int) -> list[Response]:
         sampler = TransformersSampler(
             lambda: nullcontext(policy), ends, tokenizer.pad_token_id, temperature=0.5, max_tokens=8, batch_size=size
         )
