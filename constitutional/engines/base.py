@@ -13,10 +13,10 @@ from constitutional.base.records import Message
 
 
 class Sampling(NamedTuple):
-    """How a reply is drawn."""
+    """How a reply is sampled."""
 
     temperature: float = 1.0
-    """0 is greedy."""
+    """Temperature at which the reply is sampled; 0 means greedy decoding."""
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ class Request(NamedTuple):
 
 
 def request_seed(*parts: object) -> int:
-    """A seed for what `parts` name (the run's seed, the stage, the item), so that other items may come and go."""
+    """A seed for the item that `parts` name (the run's seed, the stage, the item); other items do not change it."""
     text = " ".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6])
 
@@ -45,9 +45,9 @@ class Completion(NamedTuple):
     """A reply."""
 
     text: str
-    """Empty where choices were asked about."""
+    """Empty if choices were asked about."""
     finish: Literal["stop", "length", "choices"]
-    """Why it ended: by itself, at `max_tokens`, or because nothing was generated."""
+    """Why it ended: the model ended it, it reached `max_tokens`, or nothing was generated."""
     choice_logprobs: tuple[float, ...] = ()
     """For each choice, the natural log-probability of its tokens."""
 

@@ -154,10 +154,10 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
 
 def end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "GenerationConfig | None") -> list[int]:
     """The tokens that end a reply: where the chat template ends a turn, and where tokenizer or model say so."""
-    found = {end_of_turn(tokenizer) if tokenizer.chat_template else None, tokenizer.eos_token_id}
+    tokens = {end_of_turn(tokenizer) if tokenizer.chat_template else None, tokenizer.eos_token_id}
     for ends in (config.get_text_config().eos_token_id, getattr(generation, "eos_token_id", None)):
-        found |= set(ends if isinstance(ends, list) else [ends])
-    return sorted(found - {None})
+        tokens |= set(ends if isinstance(ends, list) else [ends])
+    return sorted(tokens - {None})
 
 
 # --- Conversations ---

@@ -77,14 +77,14 @@ def soft_dpo_trainer(
             self, model: Callable[..., Any], inputs: dict[str, Any], return_outputs: bool
         ) -> "torch.Tensor":
             probability, weight = (inputs.pop(column) for column in SoftTargets.columns)
-            seen: list[Any] = []
+            outputs: list[Any] = []
 
             def watched(**arguments: object) -> object:
-                seen.append(model(**arguments))
-                return seen[-1]
+                outputs.append(model(**arguments))
+                return outputs[-1]
 
             loss: torch.Tensor = super()._compute_loss(watched, inputs, return_outputs)  # type: ignore[no-untyped-call]
-            chosen, rejected = seen[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
+            chosen, rejected = outputs[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
             delta = chosen - inputs["ref_chosen_logps"] - rejected + inputs["ref_rejected_logps"]
             return loss + soft_correction(self.beta * delta, probability, weight)
 

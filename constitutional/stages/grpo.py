@@ -186,20 +186,20 @@ class Judge(NamedTuple):
 
 def rewards_of(settings: Settings, context: StageContext, judge: Judge | None) -> list[Reward]:
     """The rewards that the settings name, in their order; a constitution's is one for each principle."""
-    found: list[Reward] = []
+    functions: list[Reward] = []
     for reward in settings.rewards:
         if isinstance(reward, rewards.RewardModelSettings):
-            found.append(rewards.reward_model(_members(context.model("reward_model")), reward))
+            functions.append(rewards.reward_model(_members(context.model("reward_model")), reward))
         elif isinstance(reward, rewards.ConstitutionSettings):
             from constitutional.judging.labeler import Labeler
 
             assert judge is not None
             labeler = Labeler(context.engine("labeler"), context.prompts, judge.labeler, context.seed)
-            found += rewards.by_principle(labeler, judge.constitution.principles, reward)
+            functions += rewards.by_principle(labeler, judge.constitution.principles, reward)
         else:
-            found.append(rewards.rule(reward))
-    rewards.check_names(found)
-    return found
+            functions.append(rewards.rule(reward))
+    rewards.check_names(functions)
+    return functions
 
 
 def _members(folder: Path) -> Sequence[rewards.Scorer]:
@@ -211,7 +211,7 @@ def _members(folder: Path) -> Sequence[rewards.Scorer]:
 
 
 class Recorder:
-    """Keeps some replies of every step, with what the rewards say of them: in a file for each step.
+    """Keeps some replies of every step, with their rewards, in one file a step.
 
     A step that is made again after a kill writes its file again, with the same replies.
     """
@@ -223,7 +223,7 @@ class Recorder:
         self.folder = checkpoints / "rollouts"
         self.keep = keep
         self._numbers: dict[str, Sequence[float | None]] = {}
-        """By reward, those of the step's replies so far: the trainer calls one function after the other."""
+        """By reward, the numbers of the step's replies so far: the trainer calls one function after the other."""
 
     @property
     def weights(self) -> list[float]:
@@ -235,31 +235,31 @@ class Recorder:
         return [self._recorded(reward) for reward in (*self.counted, *self.penalties)]
 
     def _recorded(self, reward: Reward) -> RewardFunction:
-        def call(**given: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's columns
-            self._numbers[reward.name] = reward.function(**given)
+        def call(**columns: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's
+            self._numbers[reward.name] = reward.function(**columns)
             numbers = self._numbers[reward.name]
             if len(self._numbers) == len(self.counted) + len(self.penalties):
-                if given["trainer_state"].is_world_process_zero:
-                    self._write(given)
+                if columns["trainer_state"].is_world_process_zero:
+                    self._write(columns)
                 self._numbers = {}
             return numbers
 
         call.__name__ = reward.name  # TRL logs by it
         return call
 
-    def _write(self, given: Mapping[str, Any]) -> None:
-        phase, count = given["trainer_state"].global_step + 1, len(given["completions"])
+    def _write(self, columns: Mapping[str, Any]) -> None:
+        phase, count = columns["trainer_state"].global_step + 1, len(columns["completions"])
         every = max(1, count // self.keep)
         chosen = range(0, count, every)[: self.keep]  # spread over the prompts, whose replies stand together
         rows = [
             Rollout(
                 phase=phase,
-                prompt=given["prompt_id"][index],
-                reply=rewards.reply_text(given["completions"][index]),
+                prompt=columns["prompt_id"][index],
+                reply=rewards.reply_text(columns["completions"][index]),
                 reward=total,
                 kl=None,
                 phase_kl=None,
-                length=len(given["completion_ids"][index]),
+                length=len(columns["completion_ids"][index]),
                 truncated=any(self._numbers[penalty.name][index] for penalty in self.penalties),
             )
             for index in chosen
@@ -282,8 +282,8 @@ def kept_rollouts(folder: Path, steps: int, log: Sequence[Mapping[str, Any]]) ->
     """The replies that were kept, step by step; a line of `log` tells the divergence of the steps since the last."""
     for step in range(1, steps + 1):
         kl = next((line["kl"] for line in log if line["step"] >= step), None)
-        for each in read_rows(folder / f"{step:08d}.jsonl", Rollout):
-            yield each.model_copy(update={"phase_kl": kl})
+        for rollout in read_rows(folder / f"{step:08d}.jsonl", Rollout):
+            yield rollout.model_copy(update={"phase_kl": kl})
 
 
 # --- Training ---
@@ -297,12 +297,12 @@ def online_trainer(
     recorder: Recorder,
     seed: int,
 ) -> "GRPOTrainer | RLOOTrainer":
-    """TRL's trainer over the rows in their order; `model` as it is given is the reference."""
+    """TRL's trainer over the rows in their order; the reference is `model` before training."""
     one_pass = settings.model_copy(update={"epochs": 1.0})  # the rows hold as many as there are to be
 
     def arguments(kind: Callable[..., Any], **own: object) -> Any:  # noqa: ANN401 - TRL's, of either kind
-        def without_length(*, max_length: int, **given: object) -> Any:  # noqa: ANN401, ARG001
-            return kind(**given)  # the prompts were measured beforehand; TRL has no such argument here
+        def without_length(*, max_length: int, **others: object) -> Any:  # noqa: ANN401, ARG001
+            return kind(**others)  # the prompts were measured beforehand; TRL has no such argument here
 
         return trl_arguments(
             without_length,
@@ -318,7 +318,7 @@ def online_trainer(
             **own,
         )
 
-    given: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "reward_funcs": recorder.functions(),
         "train_dataset": dataset(rows),
         "processing_class": tokenizer,
@@ -328,12 +328,12 @@ def online_trainer(
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
 
-        return GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **given)
+        return GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **shared)
     from trl.trainer.rloo_config import RLOOConfig
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
-    return RLOOTrainer(model, args=normalised, **given)
+    return RLOOTrainer(model, args=normalised, **shared)
 
 
 def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float) -> dict[str, Any]:

@@ -435,6 +435,16 @@ class FakeWork:
         self.notes[name] = value
 
 
+def test_models_that_answered_are_released_before_others_are_loaded_to_be_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context, steps = FakeWork([asked(str(n)) for n in range(3)]), list[str]()
+    monkeypatch.setattr(context, "release", lambda: steps.append("released"))
+    monkeypatch.setattr(evaluate, "divergence_scores", lambda *_: steps.append("compared") or [])
+    run(Settings(prompts=3, judged=0, critiqued=0, compared=2), cast("StageContext", context))
+    assert steps == ["released", "compared", "compared", "compared"][: 1 + len(evaluate.CONTESTS)]
+
+
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
     context = FakeWork([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
     settings = Settings(prompts=5, judged=4, critiqued=3, compared=0)

@@ -30,21 +30,21 @@ RewardFunction = Callable[..., Sequence[float | None]]
 
 
 class Response(NamedTuple):
-    """A response as it was drawn."""
+    """A reply as it was drawn."""
 
     ids: list[int]
     """At least one; the last is an end token if there is one."""
     logprobs: list[float]
-    """Of each, at the sampling temperature."""
+    """Log-probability of each token at the sampling temperature."""
     ended: bool
-    """False where it was cut off at the most tokens allowed."""
+    """False if it was cut off at the most tokens allowed."""
 
 
 class Sampler(Protocol):
-    """A program that draws from the policy as it is now."""
+    """A program that draws from the present policy."""
 
     def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:
-        """One reply for each prompt, in order, which depends on the prompt and its seed alone."""
+        """One reply for each prompt, in order; a reply depends on its prompt and seed alone."""
         ...
 
 
@@ -85,8 +85,8 @@ class TransformersSampler:
 
         device = model.device
         width = max(map(len, prompts))
-        inputs = torch.tensor([[self.pad] * (width - len(each)) + list(each) for each in prompts], device=device)
-        attended = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
+        inputs = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         uniform = np.stack([np.random.default_rng(seed).random(self.max_tokens) for seed in seeds])
         uniforms = torch.from_numpy(uniform).to(device)  # (B, max_tokens), in [0, 1)
         ends = torch.tensor(sorted(self.ends), device=device)
@@ -180,8 +180,8 @@ def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device"
         members = [RewardModel(source, tokenizer)]
     elif (Path(source) / NORMALISATION).exists():
         members = [
-            RewardModel(*load_reward_model(Path(source) / str(number)), *each)
-            for number, each in enumerate(moments(Path(source)))
+            RewardModel(*load_reward_model(Path(source) / str(number)), *scale)
+            for number, scale in enumerate(moments(Path(source)))
         ]
     else:
         members = [RewardModel(*load_reward_model(Path(source)))]
@@ -196,14 +196,14 @@ def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device"
 
 
 class Rewards:
-    """What a reply is worth: an ensemble of reward models, functions, or both, added up by weights."""
+    """The reward of a reply: a weighted sum of an ensemble of reward models, functions, or both."""
 
     def __init__(
         self, models: Sequence[RewardModel], functions: Sequence[RewardFunction], weights: Sequence[float] | None
     ) -> None:
         self.models = models
         self.functions = functions
-        self.names = ["reward_model"] * bool(models) + [_name(each) for each in functions]
+        self.names = ["reward_model"] * bool(models) + [_name(function) for function in functions]
         self.weights = list(weights) if weights is not None else [1.0] * len(self.names)
         if not self.names:
             raise UsageError("PPOTrainer: nothing rewards a reply; give reward_model=… or reward_funcs=…")
@@ -220,7 +220,7 @@ class Rewards:
     def members(self, rows: Sequence[Row], texts: Sequence[str]) -> list[list[float]]:
         """For each row, every reward model's normalised score of its reply."""
         conversations = [
-            (*(Message(each["role"], each["content"]) for each in row["prompt"]), Message("assistant", text))
+            (*(Message(turn["role"], turn["content"]) for turn in row["prompt"]), Message("assistant", text))
             for row, text in zip(rows, texts, strict=True)
         ]
         columns = [model.scores(conversations) for model in self.models]
@@ -228,11 +228,11 @@ class Rewards:
 
     def by_function(self, rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """For each row, every function's number; NaN where it has none."""
-        columns = [call(each, rows, texts, ids) for each in self.functions]
+        columns = [call(function, rows, texts, ids) for function in self.functions]
         return [list(numbers) for numbers in zip(*columns, strict=True)] if columns else [[] for _ in rows]
 
     def total(self, rewards: "torch.Tensor") -> "torch.Tensor":
-        """Of rewards (R, B) in the order of `names`, the weighted sum (B,) of those that are there."""
+        """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none."""
         import torch
 
         if bool(rewards.isnan().all(0).any()):
@@ -251,7 +251,7 @@ def call(
     numbers = function(
         prompts=[row["prompt"] for row in rows],
         completions=[[{"role": "assistant", "content": text}] for text in texts],
-        completion_ids=[list(each) for each in ids],
+        completion_ids=[list(row_ids) for row_ids in ids],
         **columns,
     )
     if len(numbers) != len(rows):
@@ -259,7 +259,7 @@ def call(
             f"PPOTrainer: {_name(function)} gave {len(numbers)} rewards for {len(rows)} completions; "
             "return one for each"
         )
-    return [float("nan") if each is None else float(each) for each in numbers]
+    return [float("nan") if number is None else float(number) for number in numbers]
 
 
 def _name(function: RewardFunction) -> str:
@@ -270,7 +270,7 @@ def _name(function: RewardFunction) -> str:
 
 
 class Episode(NamedTuple):
-    """A prompt answered: all that one process found out about one row of the batch."""
+    """A prompt answered, with all that one process measured of this row of the batch."""
 
     row: int
     reply: Response
@@ -288,7 +288,7 @@ class Episode(NamedTuple):
 
 @dataclass
 class RolloutBatch:
-    """A whole batch, the same on every process; tensors are (B, T) or (B,), on the CPU."""
+    """A whole batch of replies, the same on every process; tensors are (B, T) or (B,), on the CPU."""
 
     prompts: list[list[int]]
     responses: list[list[int]]
@@ -320,18 +320,21 @@ def make_rollout(
 
     from constitutional.training.ppo import math as ppo_math
 
-    width = max(len(each.reply.ids) for each in episodes)
+    width = max(len(episode.reply.ids) for episode in episodes)
 
     def stack(numbers: Iterable[Sequence[float]]) -> torch.Tensor:
-        return torch.tensor([[*each, *[0.0] * (width - len(each))] for each in numbers])
+        return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in numbers])
 
-    mask = stack([1.0] * len(each.reply.ids) for each in episodes).bool()
-    ended = torch.tensor([each.reply.ended for each in episodes])
-    logprobs, ref_logprobs = stack(each.logprobs for each in episodes), stack(each.ref_logprobs for each in episodes)
-    values = stack(each.values for each in episodes)
-    numbers = torch.tensor([each.rewards for each in episodes]).T  # (functions, B)
+    mask = stack([1.0] * len(episode.reply.ids) for episode in episodes).bool()
+    ended = torch.tensor([episode.reply.ended for episode in episodes])
+    logprobs, ref_logprobs = (
+        stack(episode.logprobs for episode in episodes),
+        stack(episode.ref_logprobs for episode in episodes),
+    )
+    values = stack(episode.values for episode in episodes)
+    numbers = torch.tensor([episode.rewards for episode in episodes]).T  # (functions, B)
     if rewards.models:
-        of_models = ppo_math.ensemble(torch.tensor([each.members for each in episodes]).T, args.ensemble_k)
+        of_models = ppo_math.ensemble(torch.tensor([episode.members for episode in episodes]).T, args.ensemble_k)
         numbers = torch.cat([of_models[None], numbers])
     clip = math.inf if args.reward_clip is None else args.reward_clip
     shaping = ppo_math.Shaping(clip, args.missing_eos_penalty, args.length_penalty)
@@ -344,17 +347,17 @@ def make_rollout(
         advantages = ppo_math.masked_whiten(advantages, mask, shift_mean=True)
     return RolloutBatch(
         prompts=prompts,
-        responses=[each.reply.ids for each in episodes],
-        texts=[each.text for each in episodes],
+        responses=[episode.reply.ids for episode in episodes],
+        texts=[episode.text for episode in episodes],
         mask=mask,
         ended=ended,
-        sampler_logprobs=stack(each.reply.logprobs for each in episodes),
+        sampler_logprobs=stack(episode.reply.logprobs for episode in episodes),
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
         values=values,
-        entropies=stack(each.entropies for each in episodes),
+        entropies=stack(episode.entropies for episode in episodes),
         rewards=numbers,
-        gold=[each.gold for each in episodes if each.gold is not None],
+        gold=[episode.gold for episode in episodes if episode.gold is not None],
         scores=scores,
         advantages=advantages,
         returns=returns,
