@@ -17,6 +17,7 @@ from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.scores import Score
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
+from constitutional.stages import evaluate
 from constitutional.stages.context import StageContext
 from constitutional.stages.evaluate import (
     Sample,
