@@ -441,9 +441,15 @@ def test_models_that_answered_are_released_before_others_are_loaded_to_be_compar
 ) -> None:
     context, steps = FakeWork([asked(str(n)) for n in range(3)]), list[str]()
     monkeypatch.setattr(context, "release", lambda: steps.append("released"))
-    monkeypatch.setattr(evaluate, "divergence_scores", lambda *_: steps.append("compared") or [])
+
+    def compare(*_: object) -> list[Score]:
+        steps.append("compared")
+        return []
+
+    monkeypatch.setattr(evaluate, "divergence_scores", compare)
     run(Settings(prompts=3, judged=0, critiqued=0, compared=2), cast("StageContext", context))
-    assert steps == ["released", "compared", "compared", "compared"][: 1 + len(evaluate.CONTESTS)]
+    assert steps[0] == "released"
+    assert set(steps[1:]) == {"compared"}
 
 
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
