@@ -9,11 +9,12 @@ that the training could not see, which shows whether it over-optimised its rewar
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
@@ -65,6 +66,16 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
     """First phases, in which only the critic is trained; fewer than all."""
     checkpoint_every: int = Field(default=4, ge=1, serialization_alias="save_steps")
     """Phases from one checkpoint to the next."""
+
+    @model_validator(mode="after")
+    def _policy_is_trained(self) -> Self:
+        phases = math.ceil(self.episodes / (self.batch_size * self.gradient_accumulation * self.mini_batches))
+        if self.critic_warmup >= phases:
+            raise ValueError(
+                f"critic_warmup is {self.critic_warmup}, and {self.episodes} episodes make {phases} phases, so the "
+                f"policy would stay as it is; set critic_warmup to at most {phases - 1}, or raise episodes"
+            )
+        return self
 
 
 def needs(settings: Settings) -> tuple[str, ...]:

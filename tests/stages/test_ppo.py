@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from pydantic import ValidationError
 
 from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import digest_of
@@ -203,6 +204,9 @@ def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[s
 def test_a_critic_that_warms_up_to_the_end_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"4 of 4 phases train the critic alone.*critic_warmup"):
         run(QUICK.model_copy(update={"critic_warmup": 4}), work(tmp_path, models))
+    with pytest.raises(ValidationError, match=r"critic_warmup is 6, .* 6 phases"):  # 768 replies, 128 in a phase
+        Settings(critic_warmup=6)
+    assert Settings(critic_warmup=5).critic_warmup == 5
 
 
 def test_replies_with_any_character_are_read_back(tmp_path: Path) -> None:
