@@ -112,7 +112,7 @@ def _control_tokens(tokenizer: Tokenizer) -> set[str]:
     """
     added = tokenizer.added_tokens_decoder.values()
     tokens = sorted((token.content for token in added), key=len, reverse=True)
-    markers = {token for token in tokens if token in str(tokenizer.chat_template)}
+    markers = {token for token in tokens if len(token) > 2 and token in str(tokenizer.chat_template)}
     for number, text in _around_messages(tokenizer):
         markers |= {token for token in tokens if token in text}
         for part in re.split("|".join(map(re.escape, tokens)) or "(?!)", text):

@@ -57,10 +57,6 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
     """Replies that are drawn at once."""
     max_prompt_tokens: int = Field(default=1024, ge=1, serialization_alias="max_prompt_length")
     """Longer prompts are left out and counted."""
-    max_tokens: int = Field(default=160, ge=1, serialization_alias="response_length")
-    """Length in tokens at which a reply is cut off."""
-    rollouts: int = Field(default=128, ge=1, serialization_alias="sample_size")
-    """Most replies of each phase that are kept to be scored and read."""
     learning_rate: float = Field(default=3e-4, gt=0)
     critic_warmup: int = Field(default=0, ge=0, serialization_alias="critic_warmup_steps")
     """First phases, in which only the critic is trained; fewer than all."""
@@ -98,8 +94,10 @@ def make_trainer(
         use_cpu=not gpu,
         bf16=gpu,
         logging_steps=0,
+        response_length=settings.max_tokens,
         sample_steps=1,
-        **settings.model_dump(by_alias=True, exclude={"kind", "lora"}),
+        sample_size=settings.rollouts,
+        **settings.model_dump(by_alias=True, exclude={"kind", "lora", "max_tokens", "rollouts"}),
     )
     return PPOTrainer(
         context.model("sft_model"),
