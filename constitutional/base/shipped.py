@@ -1,9 +1,12 @@
 """Where the folders that ship with the package are, in a checkout or in an installed wheel."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from constitutional.base.errors import ConfigurationError
+
+MODEL_FOLDER: Final = Path(__file__).resolve().parent.parent / "sandbox" / "model"
+"""The sandbox's model."""
 
 Folder = Literal["conf", "constitutions", "prompts"]
 

@@ -12,10 +12,10 @@ from constitutional.base.records import Message
 
 
 class Sampling(NamedTuple):
-    """How a reply is drawn."""
+    """How a reply is sampled."""
 
     temperature: float = 1.0
-    """0 is greedy."""
+    """Temperature at which the reply is sampled; 0 means greedy decoding."""
     top_p: float = 1.0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
@@ -38,9 +38,9 @@ class Completion(NamedTuple):
     """A reply."""
 
     text: str
-    """Empty where choices were asked about."""
+    """Empty if choices were asked about."""
     finish: Literal["stop", "length", "choices"]
-    """Why it ended: by itself, at `max_tokens`, or because nothing was generated."""
+    """Why it ended: the model ended it, it reached `max_tokens`, or nothing was generated."""
     choice_logprobs: tuple[float, ...] = ()
     """For each choice, the natural log-probability of its tokens."""
 

@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import TemplateError
 
@@ -14,21 +15,27 @@ from constitutional.base.records import Message
 from constitutional.engines.base import TooLongError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 Tokenizer = Any
 """Transformers' type of it declares too little for mypy."""
 Arguments = Mapping[str, bool | int | float | str]
-"""Of a chat template, by name."""
+"""Arguments of a chat template, by name."""
+
+NOW: Final = datetime(2024, 7, 26, tzinfo=UTC)
+"""What `strftime_now` tells a chat template: a conversation reads the same on every day. It is Llama's own date."""
+_ADDED: Final = "{# the template itself #}"
+"""Stands in a chat template behind what this module puts before it."""
 
 
 def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template: Arguments | None = None) -> Tokenizer:
     """A model's tokenizer, with a token for padding in place of its own, and arguments for its chat template.
 
-    They become part of the template, so that whoever renders it, trains with it or saves it keeps to them.
+    The arguments become part of the template, so that everything that renders, trains with or saves it keeps to them.
+    The template's clock is set to `NOW` in the same way.
 
     Raises:
-        ModelError: it cannot be loaded, or has no such token.
+        ModelError: the tokenizer cannot be loaded, has no such token, or its template reads no such argument.
     """
     from transformers import AutoTokenizer
 
@@ -36,7 +43,7 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
-    # What is too long is left out and counted, or refused; a library's warning of it would only stand in between.
+    # Rows that are too long are left out and counted, or refused; a library's warning would only repeat it.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if pad_token is not None:
         if pad_token not in tokenizer.get_vocab():
@@ -45,14 +52,39 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
                 f"{folder}: its tokenizer has no token {json.dumps(pad_token)} for padding; it has {special}"
             )
         tokenizer.pad_token = pad_token
-    if template and isinstance(tokenizer.chat_template, str):
-        # JSON's texts and numbers are Jinja's too, and so are true and false.
-        said = "".join(
-            f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in template.items()
-        )
-        if not tokenizer.chat_template.startswith(said):  # as that of a model that was trained from this one does
-            tokenizer.chat_template = f"{said}\n{tokenizer.chat_template}"  # Jinja takes a line's end after a tag away
+    if isinstance(tokenizer.chat_template, dict):  # named templates, of which transformers takes this one without tools
+        if "default" not in tokenizer.chat_template:
+            names = ", ".join(sorted(tokenizer.chat_template))
+            raise ModelError(f"{folder}: its chat templates are {names}, and none is named 'default'; add one")
+        default = _with_arguments(folder, tokenizer.chat_template["default"], template or {})
+        tokenizer.chat_template = {**tokenizer.chat_template, "default": default}
+    elif tokenizer.chat_template or template:
+        tokenizer.chat_template = _with_arguments(folder, tokenizer.chat_template or "", template or {})
     return tokenizer
+
+
+def _with_arguments(folder: Path | str, text: str, arguments: Arguments) -> str:
+    """The template with its clock stopped and its arguments set; unchanged where that was done before."""
+    added, mark, own = text.rpartition(_ADDED)
+    if unread := [name for name in arguments if not re.search(rf"\b{name}\b", own)]:
+        raise ModelError(
+            f"{folder}: its chat template reads no argument {', '.join(unread)}; correct the name in model.template, "
+            "or take it out"
+        )
+    if "strftime_now" in own and not mark:
+        directives = [f"%{letter}" for letter in "aAbBcdDeFHIjmMpSTuwxXyYzZ"] + ["%-d", "%-m", "%-H", "%-I", "%%"]
+        told = "".join(f" | replace({json.dumps(name)}, {json.dumps(NOW.strftime(name))})" for name in directives)
+        added += f"{{% macro strftime_now(format) %}}{{{{ format{told} }}}}{{% endmacro %}}"
+    # JSON's texts and numbers are Jinja's too, and so are true and false.
+    assignments = "".join(
+        f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in arguments.items()
+    )
+    if not added.endswith(assignments):  # as those of a model that was trained from this one do
+        added += assignments
+    return f"{added}{_ADDED}{own}" if added else own
+
+
+# --- Tokens that only the template writes ---
 
 
 def plain(tokenizer: Tokenizer, text: str) -> str:
@@ -60,39 +92,93 @@ def plain(tokenizer: Tokenizer, text: str) -> str:
 
     Wherever a message is put to a model, to be answered or to be trained on, it goes through here.
     """
-    control = _control(tokenizer)
+    control = _control(tokenizer, str(tokenizer.chat_template))
     while (shorter := control.sub("", text)) != text:  # what is left on both sides may make up another
         text = shorter
     return text
 
 
 @lru_cache(maxsize=8)
-def _control(tokenizer: Tokenizer) -> re.Pattern[str]:
+def _control(tokenizer: Tokenizer, template: str) -> re.Pattern[str]:  # noqa: ARG001 - the tokens are the template's too
     tokens = sorted(_control_tokens(tokenizer), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
 
-def _control_tokens(tokenizer: Tokenizer) -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+def _control_tokens(tokenizer: Tokenizer) -> set[str]:
+    """The special tokens, and the markers that the chat template writes around messages, special or not.
+
+    A marker is a token that was added to the vocabulary, a word in brackets such as <|user|> or [INST], or a whole line
+    between two messages that is not made of letters alone, such as "### Response:" or "USER:".
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    tokens = sorted((token.content for token in added), key=len, reverse=True)
+    markers = {token for token in tokens if len(token) > 2 and token in str(tokenizer.chat_template)}
+    for number, text in _around_messages(tokenizer):
+        markers |= {token for token in tokens if token in text}
+        for part in re.split("|".join(map(re.escape, tokens)) or "(?!)", text):
+            brackets = re.findall(r"<{1,2}[^<>\s]+>{1,2}|\[[^\[\]\s]+\]", part)
+            # Before the first message stands prose, such as a system prompt by default.
+            markers.update(brackets or (line.strip() for line in part.splitlines() if number))
+    ordinary = re.compile(r"[\w\s]*|</?think>")  # thoughts are part of a reply
+    return {token.content for token in added if token.special} | {
+        marker for marker in markers if not ordinary.fullmatch(marker)
+    }
+
+
+def _around_messages(tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
+    """What the chat template writes before and between messages, with the number of messages before it.
+
+    Not what it writes behind the last message: there a reply begins, which may hold such marks as <think>.
+    """
+    contents = ["Qavo", "Wexu", "Zupi", "Jyro"]
+    for roles in (("user", "assistant", "user"), ("system", "user", "assistant", "user")):
+        messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False)
+        except (TemplateError, TypeError, ValueError):  # preflight says which conversations a template refuses
+            continue
+        pieces = re.split("|".join(contents), text)
+        yield from enumerate(pieces[:-1])
+
+
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The token that the chat template puts behind a reply; None where it writes no token of its own there."""
+    turn = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Yes."}]
+    try:
+        rest = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("Yes.")[2].strip()
+    except (TemplateError, TypeError, ValueError):
+        return None
+    ids: list[int] = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "GenerationConfig | None") -> list[int]:
+    """The tokens that end a reply: where the chat template ends a turn, and where tokenizer or model say so."""
+    tokens = {end_of_turn(tokenizer) if tokenizer.chat_template else None, tokenizer.eos_token_id}
+    for ends in (config.get_text_config().eos_token_id, getattr(generation, "eos_token_id", None)):
+        tokens |= set(ends if isinstance(ends, list) else [ends])
+    return sorted(tokens - {None})
+
+
+# --- Conversations ---
 
 
 class ChatTokens:
-    """How a conversation is put to a model: its chat template's words, and none of the control tokens from within."""
+    """How a conversation is put to a model: in its chat template, with no control tokens from within a message."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self.tokenizer: Any = tokenizer
 
     def ids(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
-        goes_on = messages[-1].role == "assistant"
-        said = [{"role": each.role, "content": plain(self.tokenizer, each.content)} for each in messages]
-        # What the assistant has begun stands behind the generation prompt exactly as it is; many templates, and
-        # transformers' own way to continue a message, would strip spaces from it.
-        begun = said.pop()["content"] if goes_on else ""
+        turns = [{"role": turn.role, "content": plain(self.tokenizer, turn.content)} for turn in messages]
+        # The assistant's first words stand behind the generation prompt exactly as they are; many templates, and
+        # transformers' own way to continue a message, would strip spaces from them.
+        begun = turns.pop()["content"] if messages[-1].role == "assistant" else ""
         try:
-            text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
-            roles = ", ".join(each["role"] for each in said)
+            roles = ", ".join(turn["role"] for turn in turns)
             raise ModelError(
                 f"{self.tokenizer.name_or_path}: its chat template refuses a conversation of the roles {roles}: "
                 f"{error}. Put the conversation that begins {beginning(messages)} otherwise, or take another model"
@@ -104,9 +190,10 @@ class ChatTokens:
 def room_to_reply(
     folder: Path, max_tokens: int, *, pad_token: str | None = None, template: Arguments | None = None
 ) -> Callable[[Sequence[Message]], None]:
-    """A check that a conversation leaves the model in a folder room to reply. Its weights are not loaded.
+    """A check that a model takes a conversation and has room for a reply of `max_tokens`. No weights are loaded.
 
-    The check raises TooLongError where there is none, and ModelError where the chat template refuses the conversation.
+    The check raises TooLongError where there is no room, and ModelError where the chat template refuses the
+    conversation. With `max_tokens` 0 it serves for conversations that end with a reply, such as people's comparisons.
     """
     limit = context_length(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     tokens = ChatTokens(load_tokenizer(folder, pad_token=pad_token, template=template))
@@ -119,14 +206,14 @@ def room_to_reply(
 
 def context_length(config: Mapping[str, Any]) -> int | None:
     """The longest row of tokens that a model was made for, in its configuration; None where it does not say."""
-    found = {**config.get("text_config", {}), **config}.get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    length = {**config.get("text_config", {}), **config}.get("max_position_embeddings")
+    return length if isinstance(length, int) else None
 
 
 def check_length(messages: Sequence[Message], tokens: int, to_come: int, limit: int | None) -> None:
-    """Refuse a conversation of so many tokens that leaves no room for those to come.
+    """Refuse a conversation of `tokens` tokens that leaves no room for `to_come` more within the limit.
 
-    Beyond the positions that it was made for a model writes nonsense, or none at all.
+    Beyond the positions that it was made for, a model writes nonsense or nothing.
 
     Raises:
         TooLongError: there is no room; without a limit there always is.
@@ -140,6 +227,6 @@ def check_length(messages: Sequence[Message], tokens: int, to_come: int, limit: 
 
 
 def beginning(messages: Sequence[Message]) -> str:
-    """How the user's first words go, shortened, in quotes."""
-    text = " ".join(next((each.content for each in messages if each.role == "user"), messages[0].content).split())
+    """The user's first words, shortened, in quotes."""
+    text = " ".join(next((turn.content for turn in messages if turn.role == "user"), messages[0].content).split())
     return json.dumps(text if len(text) <= 60 else f"{text[:60]}…", ensure_ascii=False)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.chat import ChatTokens, plain
+from constitutional.engines.chat import ChatTokens, end_tokens, plain
 
 if TYPE_CHECKING:
     import torch
@@ -16,13 +16,13 @@ TOKENS_TOGETHER: Final = 4096
 
 
 class Reply(NamedTuple):
-    """What a model answered."""
+    """A conversation and the reply that a model gave."""
 
     messages: tuple[Message, ...]
-    """The conversation that it answered."""
     text: str
+    """The reply."""
     ended: bool
-    """By itself; False if it was cut off."""
+    """Whether the model ended the reply; False if it was cut off."""
 
 
 class TokenDivergence(NamedTuple):
@@ -57,15 +57,15 @@ def divergences(
 
 class _Row(NamedTuple):
     ids: list[int]
-    said: int
+    length: int
     """How many tokens at the end are the reply's."""
     ended: bool
 
 
 def _tokens(reply: Reply, tokenizer: "PreTrainedTokenizerBase") -> _Row:
-    asked = ChatTokens(tokenizer).ids(reply.messages)
-    said: list[int] = tokenizer(plain(tokenizer, reply.text), add_special_tokens=False)["input_ids"]
-    return _Row(asked + said, len(said), reply.ended)
+    prompt = ChatTokens(tokenizer).ids(reply.messages)
+    ids: list[int] = tokenizer(plain(tokenizer, reply.text), add_special_tokens=False)["input_ids"]
+    return _Row(prompt + ids, len(ids), reply.ended)
 
 
 def _batches(rows: Sequence[_Row]) -> Iterator[list[int]]:
@@ -85,14 +85,13 @@ def _of_batch(
     reference: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[list[TokenDivergence]]:
-    keep = max(row.said for row in rows) + 1  # and the position before the reply, which predicts its first token
-    p_logits_B, q_logits_B = (_logits(rows, each, tokenizer, keep) for each in (model, reference))  # noqa: N806
+    keep = max(row.length for row in rows) + 1  # and the position before the reply, which predicts its first token
+    p_logits_B, q_logits_B = (_logits(rows, network, tokenizer, keep) for network in (model, reference))  # noqa: N806
     if p_logits_B.shape != q_logits_B.shape:
         sizes = f"{p_logits_B.shape[-1]} and {q_logits_B.shape[-1]}"
         raise ModelError(f"models with vocabularies of {sizes} tokens cannot be compared; set evaluate.compared=0")
-    ends = model.generation_config.eos_token_id
-    enders = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
-    return [_of_row(row, p, q, enders) for row, p, q in zip(rows, p_logits_B, q_logits_B, strict=True)]
+    ends = end_tokens(tokenizer, model.config, model.generation_config)
+    return [_of_row(row, p, q, ends) for row, p, q in zip(rows, p_logits_B, q_logits_B, strict=True)]
 
 
 def _logits(
@@ -112,17 +111,17 @@ def _logits(
     return logits
 
 
-def _of_row(row: _Row, p_logits: "torch.Tensor", q_logits: "torch.Tensor", enders: list[int]) -> list[TokenDivergence]:
+def _of_row(row: _Row, p_logits: "torch.Tensor", q_logits: "torch.Tensor", ends: list[int]) -> list[TokenDivergence]:
     """From logits (keep, V), row by row because the distributions in float32 are larger than the logits."""
     import torch
 
     keep = len(p_logits)
-    predict = slice(keep - 1 - row.said, keep if row.ended else keep - 1)  # the last position predicts the end
+    predict = slice(keep - 1 - row.length, keep if row.ended else keep - 1)  # the last position predicts the end
     log_p, log_q = (logits[predict].float().log_softmax(-1) for logits in (p_logits, q_logits))
     kl = (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)  # rounding may leave it a little below
-    drawn = torch.tensor(row.ids[len(row.ids) - row.said :], dtype=torch.long, device=log_p.device)
-    at = torch.arange(row.said, device=log_p.device)
+    drawn = torch.tensor(row.ids[len(row.ids) - row.length :], dtype=torch.long, device=log_p.device)
+    at = torch.arange(row.length, device=log_p.device)
     ratios = (log_p[at, drawn] - log_q[at, drawn]).tolist()
     if row.ended:  # by whichever of the tokens that end a reply
-        ratios.append(float(log_p[-1, enders].logsumexp(-1) - log_q[-1, enders].logsumexp(-1)))
+        ratios.append(float(log_p[-1, ends].logsumexp(-1) - log_q[-1, ends].logsumexp(-1)))
     return [TokenDivergence(*pair) for pair in zip(kl.tolist(), ratios, strict=True)]

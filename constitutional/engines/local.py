@@ -16,11 +16,19 @@ import numpy as np
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.chat import Arguments, ChatTokens, check_length, context_length, load_tokenizer
+from constitutional.engines.chat import (
+    Arguments,
+    ChatTokens,
+    check_length,
+    context_length,
+    end_of_turn,
+    end_tokens,
+    load_tokenizer,
+)
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_model(
@@ -32,6 +40,8 @@ def load_model(
     template: Arguments | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """A causal language model and its tokenizer; on a GPU if there is one and `device` names no other.
+
+    Of the model's own generation settings only the end tokens are kept: how replies are sampled, the caller decides.
 
     Raises:
         ModelError: the model cannot be loaded, or lacks what the project needs of it.
@@ -56,8 +66,19 @@ def load_model(
             f"{folder}: its tokenizer has no pad token; name one of its tokens that occurs in no text with "
             "model.pad_token=TOKEN"
         )
+    model.generation_config = _only_ends(model, tokenizer)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers
+
+
+def _only_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> "GenerationConfig":
+    """Generation settings that say where a reply ends and nothing else."""
+    from transformers import GenerationConfig
+
+    ends = end_tokens(tokenizer, model.config, model.generation_config)
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
 
 
 def _to_come(request: Request) -> int:
@@ -106,15 +127,15 @@ class LocalEngine:
             TooLongError: a request does not fit into the model's context; nothing was asked.
             ModelError: its chat template refuses a request; nothing was asked.
         """
-        rows = [self._options(each) if each.choices else [self._chat(each.messages)] for each in requests]
+        rows = [self._options(request) if request.choices else [self._chat(request.messages)] for request in requests]
         for request, options in zip(requests, rows, strict=True):
             check_length(request.messages, max(map(len, options)), _to_come(request), self._limit)
         answers: dict[int, Completion] = {}
-        for batch in self._batches([index for index, each in enumerate(requests) if each.choices], requests):
+        for batch in self._batches([index for index, request in enumerate(requests) if request.choices], requests):
             answers |= zip(batch, self._score([rows[index] for index in batch]), strict=True)
-        for batch in self._batches([index for index, each in enumerate(requests) if not each.choices], requests):
-            asked = [rows[index][0] for index in batch]
-            answers |= zip(batch, self._generate([requests[index] for index in batch], asked), strict=True)
+        for batch in self._batches([index for index, request in enumerate(requests) if not request.choices], requests):
+            prompts = [rows[index][0] for index in batch]
+            answers |= zip(batch, self._generate([requests[index] for index in batch], prompts), strict=True)
         return [answers[index] for index in range(len(requests))]
 
     def _batches(self, chosen: list[int], requests: Sequence[Request]) -> Iterator[list[int]]:
@@ -147,32 +168,32 @@ class LocalEngine:
         ids, mask = self._pad(rows)
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
-            uniform = np.stack([np.random.default_rng(each.seed).random(sampling.max_tokens) for each in requests])
+            uniform = np.stack([np.random.default_rng(item.seed).random(sampling.max_tokens) for item in requests])
             draw = _Draw(torch.from_numpy(uniform).to(ids.device), ids.shape[1], sampling.temperature, sampling.top_p)
             processors.append(draw)
         stopping = StoppingCriteriaList()
         if sampling.stop:
             stopping.append(StopStringCriteria(self.tokenizer, list(sampling.stop)))
-        with torch.inference_mode():
-            made = self.model.generate(  # type: ignore[operator]  # transformers' own annotation hides the method
-                input_ids=ids,
-                attention_mask=mask,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                repetition_penalty=1.0,  # some models' own settings change it, also where tokens are not sampled
-                max_new_tokens=sampling.max_tokens,
-                logits_processor=processors,
-                stopping_criteria=stopping,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        return [self._completion(row, sampling.stop) for row in made[:, ids.shape[1] :].tolist()]
+        own = self.model.generation_config
+        # What `generate` is not told, it takes from the model's own settings, whatever is handed to it.
+        self.model.generation_config = settings = _only_ends(self.model, self.tokenizer)
+        settings.max_new_tokens = sampling.max_tokens
+        try:
+            with torch.inference_mode():
+                rows_BT = self.model.generate(  # type: ignore[operator]  # noqa: N806
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=settings,
+                    logits_processor=processors,
+                    stopping_criteria=stopping,
+                )
+        finally:
+            self.model.generation_config = own
+        ends = set(settings.eos_token_id)
+        return [self._completion(row, ends, sampling.stop) for row in rows_BT[:, ids.shape[1] :].tolist()]
 
-    def _completion(self, row: list[int], stops: Sequence[str]) -> Completion:
-        ends = self.model.generation_config.eos_token_id
-        enders = set(ends if isinstance(ends, list) else [ends])
-        length = next((index for index, token in enumerate(row) if token in enders), None)
+    def _completion(self, row: list[int], ends: set[int], stops: Sequence[str]) -> Completion:
+        length = next((index for index, token in enumerate(row) if token in ends), None)
         ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         cut = min((text.index(stop) for stop in stops if stop in text), default=None)
@@ -181,7 +202,7 @@ class LocalEngine:
     def _score(self, requests: Sequence[list[list[int]]]) -> list[Completion]:
         """Log-probabilities of each request's options: of the tokens by which they differ, given what they share.
 
-        What a request's options share is read once; behind it only what each of them has of its own.
+        The tokens that a request's options share are read once, and then the remaining tokens of each option.
         """
         import torch
 
@@ -237,17 +258,11 @@ class LocalEngine:
         options = [self._chat(request.messages, choice) for choice in request.choices]
         in_order = sorted(options)  # a list that begins others comes right before one of them
         if any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(in_order)):
-            options = [[*option, self._end_of_turn()] for option in options]
+            end = end_of_turn(self.tokenizer) or self.tokenizer.eos_token_id
+            options = [[*option, end] for option in options]
         if len(set(map(tuple, options))) < len(options):
             raise ModelError(f"choices {request.choices} cannot be told apart: two of them are the same tokens")
         return options
-
-    def _end_of_turn(self) -> int:
-        """The token that the chat template puts behind what the assistant says."""
-        turn = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Yes."}]
-        rest = self.tokenizer.apply_chat_template(turn, tokenize=False).rpartition("Yes.")[2]
-        ids = self.tokenizer(rest.strip(), add_special_tokens=False)["input_ids"]
-        return int(ids[0] if ids else self.tokenizer.eos_token_id)
 
 
 def _shared_beginning(options: Sequence[Sequence[int]]) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.shipped import MODEL_FOLDER
 from constitutional.engines.base import Completion, Engine, Request
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ SANDBOX: Final = "sandbox"
 """The name of the test-bed's model, which ships with the package."""
 
 LOADED: Final = 2
-"""How many models are held in memory at once; the one that was asked least recently goes first."""
+"""Most models in memory at once: one that answers and one that judges. Another takes the place of the one that was
+asked least recently."""
 
 DECIDES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 """Endings of the files in a model's folder that decide what it answers: weights, settings, vocabulary, template."""
@@ -43,25 +45,27 @@ class ModelSettings(BaseModel):
     path: str = SANDBOX
     """`sandbox`, a folder with a transformers causal model and a chat template, or a name on the Hugging Face hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights while the model answers; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Number format of the weights while the model answers; `auto` is bfloat16 on a GPU and float32 on a CPU. Training
+    keeps weights that it changes in float32."""
     device: str = ""
-    """Where the model answers, such as `cuda:0` or `cpu`; empty takes a GPU if there is one. For answers only: what
-    trains a model, or measures how far it has moved, takes the GPUs that CUDA_VISIBLE_DEVICES leaves, or the CPU."""
+    """Where the model answers, such as `cuda:0` or `cpu`; empty takes a GPU if there is one. Training, and the
+    measurement of how far a model has moved, take the GPUs that CUDA_VISIBLE_DEVICES leaves, or else the CPU."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Requests answered at the same time, always as many, with copies of one where there are fewer; smaller needs less
-    memory."""
+    """Most requests that are answered at the same time. A lower number needs less memory. It does not apply to
+    training, which has batch sizes of its own."""
     pad_token: str | None = None
     """One of the tokenizer's tokens, to pad with, for a tokenizer that names none; it must occur in no text."""
     template: dict[ArgumentName, bool | int | float | str] = Field(default_factory=dict)
-    """Arguments of the chat template, such as {enable_thinking: false}."""
+    """Arguments of the chat template, such as {enable_thinking: false}. A template that writes today's date is told
+    26 July 2024; give it another through the argument that it reads, such as {date_string: "1 May 2026"}."""
 
     def __hash__(self) -> int:
-        """Of all settings; a mapping has no hash of its own."""
+        """A hash of all settings; a mapping has none of its own."""
         return hash(self.model_dump_json())
 
 
 class LocalSettings(BaseModel):
-    """A transformers model in this process; whatever is null is as for the model that is trained."""
+    """A transformers model in this process; a setting that is null is that of the model that is trained."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -75,16 +79,16 @@ class LocalSettings(BaseModel):
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """As `model.batch_size`."""
     pad_token: str | None = None
-    """As `model.pad_token`, whose own is not for a model of another path."""
+    """As `model.pad_token`, which does not apply to a model of another path."""
     template: dict[ArgumentName, bool | int | float | str] | None = None
-    """As `model.template`, whose own is not for a model of another path."""
+    """As `model.template`, which does not apply to a model of another path."""
 
     def over(self, model: ModelSettings) -> ModelSettings:
-        """The model's settings with what these say instead."""
-        said = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
+        """The model's settings, with those of this role in their place."""
+        own = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
         if self.path not in (None, model.path):
             model = model.model_copy(update={"pad_token": None, "template": {}})
-        return model.model_copy(update=said)
+        return model.model_copy(update=own)
 
 
 def model_folder(path: str) -> Path:
@@ -95,8 +99,6 @@ def model_folder(path: str) -> Path:
         ModelError: the model cannot be downloaded, or is not whole there.
     """
     if path == SANDBOX:
-        from constitutional.sandbox import MODEL_FOLDER
-
         if not (MODEL_FOLDER / "config.json").is_file():
             raise ModelError(f"{MODEL_FOLDER}: the sandbox's model is not there; make it with scripts/build_sandbox.py")
         return MODEL_FOLDER
@@ -165,7 +167,7 @@ class Models:
 
             while len(self._loaded) >= LOADED:
                 self._loaded.popitem(last=False)
-                _collect()
+                free_memory()
             options = settings.model_dump(include={"dtype", "device", "pad_token", "template"})
             model, tokenizer = load_model(Path(settings.path), **options)
             self._loaded[settings] = LocalEngine(model, tokenizer, batch_size=settings.batch_size)
@@ -176,10 +178,11 @@ class Models:
         """Give the memory of every model back, before training needs it."""
         if self._loaded:
             self._loaded.clear()
-            _collect()
+            free_memory()
 
 
-def _collect() -> None:
+def free_memory() -> None:
+    """Give back what models that nothing refers to any more hold, on the GPU too."""
     import gc
 
     import torch
@@ -202,8 +205,8 @@ class LazyEngine:
     def identity(self) -> str:
         """SHA-256 of the model's files, the number format that they are loaded in, and the kind of device.
 
-        As they turn out here: a CPU and a GPU round otherwise, and their answers must not be taken for each other's.
-        And of what the settings add to the tokenizer, where they do.
+        Format and device are those of this machine: a CPU and a GPU round differently, so their answers must not be
+        exchanged. What the settings add to the tokenizer is part of it too.
         """
         if not self._identity:
             from constitutional.engines.local import placed

@@ -8,5 +8,6 @@ model, `detect` and `evaluate` measure it, `understand` asks it what a principle
 
 from pathlib import Path
 
-MODEL_FOLDER = Path(__file__).parent / "model"
+from constitutional.base.shipped import MODEL_FOLDER as MODEL_FOLDER
+
 TEXT_FOLDER = Path(__file__).parent / "text"

@@ -43,11 +43,11 @@ class Settings(TrainingSettings):
     """How the policy is trained."""
 
     beta: float = Field(default=0.1, gt=0)
-    """How strongly the policy is held to the reference; 0.1 by default."""
+    """How strongly the policy is held to the reference."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 1e-4 by default, about 5e-7 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 5e-7 suits billions of weights."""
     epochs: float = Field(default=2, gt=0)
-    """Passes over the preferences; 2 by default."""
+    """Passes over the preferences."""
 
 
 def soft_dpo_trainer(
@@ -70,21 +70,21 @@ def soft_dpo_trainer(
             self, model: Callable[..., Any], inputs: dict[str, Any]
         ) -> "tuple[torch.Tensor, ...]":
             known = {key: value for key, value in inputs.items() if key not in SoftTargets.columns}
-            found: tuple[torch.Tensor, ...] = super().compute_ref_log_probs(model, known)  # type: ignore[no-untyped-call]
-            return found
+            logprobs: tuple[torch.Tensor, ...] = super().compute_ref_log_probs(model, known)  # type: ignore[no-untyped-call]
+            return logprobs
 
         def _compute_loss(
             self, model: Callable[..., Any], inputs: dict[str, Any], return_outputs: bool
         ) -> "torch.Tensor":
             probability = inputs.pop("probability")
-            seen: list[Any] = []
+            outputs: list[Any] = []
 
             def watched(**arguments: object) -> object:
-                seen.append(model(**arguments))
-                return seen[-1]
+                outputs.append(model(**arguments))
+                return outputs[-1]
 
             loss: torch.Tensor = super()._compute_loss(watched, inputs, return_outputs)  # type: ignore[no-untyped-call]
-            chosen, rejected = seen[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
+            chosen, rejected = outputs[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
             delta = chosen - inputs["ref_chosen_logps"] - rejected + inputs["ref_rejected_logps"]
             return loss + soft_correction(self.beta * delta, probability)
 
@@ -102,7 +102,7 @@ def soft_dpo_trainer(
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Without the bar that TRL shows for the reference's pass, which only this variable turns off."""
+    """Turn off the bar that TRL shows for the reference's pass; only this variable does."""
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:
@@ -123,10 +123,10 @@ def run(settings: Settings, context: StageContext) -> None:
         context.summarise(DpoSummary(pairs=0, steps=0, dropped=left_out))
         return
     model, tokenizer = load_policy(context.model("sft_model"), settings)
-    kept, too_long = fitting(rows, tokenizer, settings.max_length)
+    kept, unfit = fitting(rows, tokenizer, settings.max_length)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = fit(trainer, log=context.output("training_log.jsonl"), label="dpo")
     save_model(trainer, context.output("policy"))
     remove_checkpoints(context.output("checkpoints"))
-    dropped = {**left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows}
+    dropped = {**left_out, **unfit, "by_trainer": len(kept) - fitted.rows}
     context.summarise(DpoSummary(pairs=fitted.rows, steps=fitted.steps, dropped=dropped))

@@ -329,6 +329,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
             scores += measured.scores
             problems |= measured.problems
         if settings.compared:
+            context.release()  # two more models are loaded to be compared
             some = samples[: settings.compared]
             for name, opponent in context.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
                 scores += divergence_scores(some, name, opponent, context)

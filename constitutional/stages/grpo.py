@@ -22,7 +22,7 @@ from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
 from constitutional.base.records import Prompt, Rollout
 from constitutional.base.seeds import rng_of, seed_of
-from constitutional.engines.chat import Tokenizer
+from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
 from constitutional.judging.as_reward import by_principle
 from constitutional.judging.labeler import Labeler, LabelerSettings
@@ -30,7 +30,6 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.online import nothing_learned
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training import rewards
-from constitutional.training.preflight import end_tokens
 from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
@@ -54,27 +53,25 @@ LOG = "training_log.jsonl"
 
 
 class Settings(OnlineSettings, TrainingSettings):
-    """What both have in common. The defaults suit a model of some million weights on a CPU."""
+    """What GRPO and RLOO have in common. The defaults suit a model of some million weights on a CPU.
+
+    A prompt is too long if it leaves no room for `max_tokens` within `max_length`.
+    """
 
     rewards: tuple[RewardSettings, ...] = (rewards.RewardModelSettings(),)
-    """What a reply is worth: a list of {kind: …, weight: …}; the reward model by default."""
+    """The rewards of a reply: a list of {kind: …, weight: …}."""
     num_generations: int = Field(default=8, ge=2)
-    """Replies to each prompt of a step; 8 by default."""
+    """Replies to each prompt of a step."""
     learning_rate: float = Field(default=1.5e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 1.5e-4 by default, about 1e-6 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 1e-6 suits billions of weights."""
     epochs: float = Field(default=0.5, gt=0)
-    """Passes over the prompts, rounded down to whole steps; 0.5 by default."""
-    batch_size: int = Field(default=16, ge=1)
-    """Replies in one forward and backward pass; with gradient_accumulation they make up a step. 16 by default."""
+    """Passes over the prompts, rounded down to whole steps."""
     gradient_accumulation: int = Field(default=4, ge=1)
-    """Passes in one step of the optimizer; 4 by default."""
-    max_length: int = Field(default=1024, ge=16)
-    """Most tokens in a prompt with its reply; prompts that leave no room for max_tokens are left out and counted. 1024
-    by default."""
+    """Forward passes, of batch_size replies, in one step of the optimizer."""
 
     @property
     def prompts_per_step(self) -> int:
-        """Each with as many replies as `num_generations` says."""
+        """Prompts in a step, each with `num_generations` replies."""
         return self.batch_size * self.gradient_accumulation // self.num_generations
 
     @model_validator(mode="after")
@@ -85,7 +82,7 @@ class Settings(OnlineSettings, TrainingSettings):
                 f"a step has batch_size · gradient_accumulation = {replies} replies, no multiple of num_generations, "
                 f"which is {self.num_generations}; try batch_size={math.lcm(self.batch_size, self.num_generations)}"
             )
-        kinds = [each.kind for each in self.rewards if each.kind != "python"]
+        kinds = [reward.kind for reward in self.rewards if reward.kind != "python"]
         if not self.rewards:
             raise ValueError(
                 'rewards is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"'
@@ -100,9 +97,9 @@ class GrpoSettings(Settings):
 
     kind: Literal["grpo"] = "grpo"
     beta: float = Field(default=0.04, ge=0)
-    """Weight of the KL from the SFT model in each token's loss; 0.04 by default (Shao et al. 2024)."""
+    """Weight of the KL from the SFT model in each token's loss (Shao et al. 2024)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """By which deviation a reply's lead is divided; group by default, none is Liu et al.'s (2025) Dr. GRPO."""
+    """The deviation by which a reply's lead is divided; none is Dr. GRPO (Liu et al. 2025)."""
 
 
 class RlooSettings(Settings):
@@ -110,9 +107,9 @@ class RlooSettings(Settings):
 
     kind: Literal["rloo"] = "rloo"
     beta: float = Field(default=0.05, ge=0)
-    """What a nat of KL from the SFT model costs of a reply's reward; 0.05 by default."""
+    """Penalty for a nat of KL from the SFT model, taken off a reply's reward."""
     normalize_advantages: bool = True
-    """Divide the leads of a step by their deviation, so that the scale of rewards does not matter; on by default."""
+    """Divide the leads of a step by their deviation, so that the scale of rewards does not matter."""
 
 
 def needs(settings: Settings) -> tuple[str, ...]:
@@ -144,7 +141,7 @@ class Inputs(BaseModel):
 
 def asks_labeler(settings: Settings) -> bool:
     """Whether the constitution is one of the rewards."""
-    return any(each.kind == "constitution" for each in settings.rewards)
+    return any(reward.kind == "constitution" for reward in settings.rewards)
 
 
 def sources(settings: Settings) -> tuple[Path, ...]:
@@ -160,7 +157,7 @@ def check(settings: Settings) -> None:
         ConstitutionalError: one cannot be found or imported, or two have one name.
     """
     rewards.check_names(
-        [rewards.function(each) for each in settings.rewards if isinstance(each, rewards.PythonSettings)]
+        [rewards.function(reward) for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
     )
 
 
@@ -178,7 +175,7 @@ def prompt_rows(
         RunError: they do not make one step.
     """
     most = settings.max_length - settings.max_tokens
-    fitting = [each for each in prompts if len(token_ids(tokenizer, chat(each.messages), ask=True)) <= most]
+    fitting = [prompt for prompt in prompts if len(token_ids(tokenizer, chat(prompt.messages), ask=True)) <= most]
     wanted = round(settings.epochs * len(fitting))
     count = wanted - wanted % settings.prompts_per_step
     if not count:
@@ -191,7 +188,9 @@ def prompt_rows(
     while len(order) < count:
         drawn = rng_of(seed, "order", len(order))
         order += drawn.sample(fitting, len(fitting))
-    rows = [{"prompt": plain_messages(tokenizer, chat(each.messages)), "prompt_id": each.id} for each in order[:count]]
+    rows = [
+        {"prompt": plain_messages(tokenizer, chat(prompt.messages)), "prompt_id": prompt.id} for prompt in order[:count]
+    ]
     return rows, len(prompts) - len(fitting)
 
 
@@ -200,19 +199,19 @@ def prompt_rows(
 
 def rewards_of(settings: Settings, context: StageContext, labeler: LabelerSettings | None) -> list[Reward]:
     """The rewards that the settings name, in their order; a constitution's is one for each principle."""
-    found: list[Reward] = []
-    for each in settings.rewards:
-        if isinstance(each, rewards.RewardModelSettings):
-            found.append(rewards.reward_model(_members(context.model("reward_model")), each))
-        elif isinstance(each, rewards.ConstitutionSettings):
+    functions: list[Reward] = []
+    for reward in settings.rewards:
+        if isinstance(reward, rewards.RewardModelSettings):
+            functions.append(rewards.reward_model(_members(context.model("reward_model")), reward))
+        elif isinstance(reward, rewards.ConstitutionSettings):
             assert labeler is not None
             judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
             accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
-            found += by_principle(judge, trusted_principles(context.constitution, accuracies).principles, each)
+            functions += by_principle(judge, trusted_principles(context.constitution, accuracies).principles, reward)
         else:
-            found.append(rewards.rule(each))
-    rewards.check_names(found)
-    return found
+            functions.append(rewards.rule(reward))
+    rewards.check_names(functions)
+    return functions
 
 
 def _members(folder: Path) -> Sequence[rewards.Scorer]:
@@ -224,7 +223,7 @@ def _members(folder: Path) -> Sequence[rewards.Scorer]:
 
 
 class Recorder:
-    """Keeps some replies of every step, with what the rewards say of them: in a file for each step.
+    """Keeps some replies of every step, with their rewards, in one file a step.
 
     A step that is made again after a kill writes its file again, with the same replies.
     """
@@ -236,44 +235,44 @@ class Recorder:
         self.folder = checkpoints / "rollouts"
         self.keep = keep
         self._numbers: dict[str, Sequence[float | None]] = {}
-        """By reward, those of the step's replies so far: the trainer calls one function after the other."""
+        """By reward, the numbers of the step's replies so far: the trainer calls one function after the other."""
 
     @property
     def weights(self) -> list[float]:
         """Of the functions, in their order."""
-        return [each.weight for each in (*self.counted, *self.penalties)]
+        return [reward.weight for reward in (*self.counted, *self.penalties)]
 
     def functions(self) -> list[RewardFunction]:
         """The reward functions, as the trainer is to call them."""
-        return [self._recorded(each) for each in (*self.counted, *self.penalties)]
+        return [self._recorded(reward) for reward in (*self.counted, *self.penalties)]
 
     def _recorded(self, reward: Reward) -> RewardFunction:
-        def call(**given: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's columns
-            self._numbers[reward.name] = reward.function(**given)
+        def call(**columns: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's
+            self._numbers[reward.name] = reward.function(**columns)
             numbers = self._numbers[reward.name]
             if len(self._numbers) == len(self.counted) + len(self.penalties):
-                if given["trainer_state"].is_world_process_zero:
-                    self._write(given)
+                if columns["trainer_state"].is_world_process_zero:
+                    self._write(columns)
                 self._numbers = {}
             return numbers
 
         call.__name__ = reward.name  # TRL logs by it
         return call
 
-    def _write(self, given: Mapping[str, Any]) -> None:
-        phase, count = given["trainer_state"].global_step + 1, len(given["completions"])
+    def _write(self, columns: Mapping[str, Any]) -> None:
+        phase, count = columns["trainer_state"].global_step + 1, len(columns["completions"])
         every = max(1, count // self.keep)
         chosen = range(0, count, every)[: self.keep]  # spread over the prompts, whose replies stand together
         rows = [
             Rollout(
                 phase=phase,
-                prompt=given["prompt_id"][index],
-                reply=rewards.reply_text(given["completions"][index]),
+                prompt=columns["prompt_id"][index],
+                reply=rewards.reply_text(columns["completions"][index]),
                 reward=total,
                 kl=None,
                 phase_kl=None,
-                length=len(given["completion_ids"][index]),
-                truncated=any(self._numbers[each.name][index] for each in self.penalties),
+                length=len(columns["completion_ids"][index]),
+                truncated=any(self._numbers[penalty.name][index] for penalty in self.penalties),
             )
             for index in chosen
             if (total := self._total(index)) is not None
@@ -284,7 +283,9 @@ class Recorder:
     def _total(self, index: int) -> float | None:
         """A reply's rewards by their weights, before penalties; None where no reward has a number for it."""
         known = [
-            each.weight * number for each in self.counted if (number := self._numbers[each.name][index]) is not None
+            reward.weight * number
+            for reward in self.counted
+            if (number := self._numbers[reward.name][index]) is not None
         ]
         return math.fsum(known) if known else None
 
@@ -293,8 +294,8 @@ def kept_rollouts(folder: Path, steps: int, log: Sequence[Mapping[str, Any]]) ->
     """The replies that were kept, step by step; a line of `log` tells the divergence of the steps since the last."""
     for step in range(1, steps + 1):
         kl = next((line["kl"] for line in log if line["step"] >= step), None)
-        for each in read_rows(folder / f"{step:08d}.jsonl", Rollout):
-            yield each.model_copy(update={"phase_kl": kl})
+        for rollout in read_rows(folder / f"{step:08d}.jsonl", Rollout):
+            yield rollout.model_copy(update={"phase_kl": kl})
 
 
 # --- Training ---
@@ -308,12 +309,12 @@ def online_trainer(
     recorder: Recorder,
     seed: int,
 ) -> "GRPOTrainer | RLOOTrainer":
-    """TRL's trainer over the rows in their order; `model` as it is given is the reference."""
+    """TRL's trainer over the rows in their order; the reference is `model` before training."""
     one_pass = settings.model_copy(update={"epochs": 1.0})  # the rows hold as many as there are to be
 
     def arguments(kind: Callable[..., Any], **own: object) -> Any:  # noqa: ANN401 - TRL's, of either kind
-        def without_length(*, max_length: int, **given: object) -> Any:  # noqa: ANN401, ARG001
-            return kind(**given)  # the prompts were measured beforehand; TRL has no such argument here
+        def without_length(*, max_length: int, **others: object) -> Any:  # noqa: ANN401, ARG001
+            return kind(**others)  # the prompts were measured beforehand; TRL has no such argument here
 
         return trl_arguments(
             without_length,
@@ -329,7 +330,7 @@ def online_trainer(
             **own,
         )
 
-    given: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "reward_funcs": recorder.functions(),
         "train_dataset": dataset(rows),
         "processing_class": tokenizer,
@@ -339,19 +340,19 @@ def online_trainer(
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
 
-        return GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **given)
+        return GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **shared)
     from trl.trainer.rloo_config import RLOOConfig
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
-    return RLOOTrainer(model, args=normalised, **given)
+    return RLOOTrainer(model, args=normalised, **shared)
 
 
 def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float) -> dict[str, Any]:
-    """A line of TRL's log in the words of the project's: as PPO's, so that one can be read beside the other.
+    """A line of TRL's log under the names of PPO's log, so that the two can be compared.
 
-    TRL's divergence is a mean over tokens. Times the mean length it is one over replies, in nats; a line of several
-    steps has the means of both over the steps, so then it is nearly that.
+    TRL's divergence is a mean over tokens. Times the mean length it is a mean over replies, in nats; in a line of
+    several steps, which has the means of both over the steps, nearly so.
     """
     reward, kl, cut = line["reward"], line.get("kl"), line["completions/clipped_ratio"]
     length = line["completions/mean_length"]
@@ -360,7 +361,7 @@ def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float
         "step": line["step"],
         "loss": line["loss"],
         "reward": None if reward is None else reward + penalty * cut,
-        **{f"rewards/{each.name}": line[f"rewards/{each.name}/mean"] for each in rewarded},
+        **{f"rewards/{reward.name}": line[f"rewards/{reward.name}/mean"] for reward in rewarded},
         "score": reward,
         "kl": nats,
         "sqrt_kl": None if nats is None else math.sqrt(max(nats, 0.0)),
@@ -388,7 +389,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
     model, tokenizer = load_policy(context.model("sft_model"), settings)
     seed = seed_of(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
-    ends = end_tokens(tokenizer, model.config, model.generation_config)
+    ends = set(end_tokens(tokenizer, model.config, model.generation_config))
     penalties = [rewards.cut_off(ends, settings.missing_eos_penalty)]
     checkpoints = context.output("checkpoints")
     recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)

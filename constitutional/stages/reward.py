@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
-from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.stats import FEWEST, calibration_error, pearson
 from constitutional.base.text import words
 from constitutional.data.prompts import conversation_of
-from constitutional.engines.chat import Tokenizer
+from constitutional.engines.chat import Tokenizer, load_tokenizer
+from constitutional.engines.models import free_memory
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, RewardSummary, Share
-from constitutional.training.preflight import preflight
+from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
 from constitutional.training.saving import save_model
@@ -52,13 +52,13 @@ class Settings(TrainingSettings):
     """How the reward model is trained."""
 
     members: int = Field(default=1, ge=1, le=16)
-    """Reward models, each with a seed of its own; more than one is an ensemble. 1 by default."""
+    """Number of reward models, with different seeds; more than one is an ensemble."""
     reference_samples: int = Field(default=256, ge=2)
-    """Replies on which the mean and deviation of scores are taken; 256 by default."""
+    """Replies on which the mean and deviation of scores are taken."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 5e-4 by default, about 1e-5 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 1e-5 suits billions of weights."""
     epochs: float = Field(default=5, gt=0)
-    """Passes over the preferences; 5 by default, 1 for billions of weights."""
+    """Passes over the preferences; 1 suits billions of weights."""
 
 
 def soft_reward_trainer(
@@ -107,12 +107,12 @@ class Scored(NamedTuple):
 
     preference: Preference
     chosen: float
-    """The score as it is used: the mean over members of each one's normalised score."""
+    """The score as it is used: the mean of the members' normalised scores."""
     rejected: float
     probability: float
-    """That chosen is the better one: the mean over members of σ(d), with d the difference of a member's own scores.
+    """Probability that chosen is better: the mean over members of σ(d), with d the difference of a member's raw scores.
 
-    The loss makes those a probability's logit; normalised ones are in deviations, and say nothing of how sure it is.
+    The loss makes raw differences a logit; normalised scores are in deviations, and do not tell how sure the model is.
     """
 
 
@@ -171,7 +171,8 @@ def _histogram(scores: Sequence[float], count: int = 20) -> Histogram | None:
 
 def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
     """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed."""
-    pairs = [(each, text) for each in preferences if each.split == "train" for text in (each.chosen, each.rejected)]
+    train = [preference for preference in preferences if preference.split == "train"]
+    pairs = [(preference, text) for preference in train for text in (preference.chosen, preference.rejected)]
     drawn = sorted(pairs, key=lambda pair: rng_of(seed, "reference", pair[0].id, pair[1]).random())
     return [_conversation(preference, text) for preference, text in drawn[:count]]
 
@@ -181,22 +182,13 @@ def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
 
 
 def train_member(number: int, rows: list[Row], settings: Settings, context: StageContext) -> int:
-    """Train and save one member of the ensemble; returns how many of the rows the trainer kept.
-
-    Raises:
-        ModelError: the saved model, loaded again, scores otherwise than the trained one.
-    """
+    """Train and save one member of the ensemble; returns how many of the rows the trainer kept."""
     seed = seed_of(context.seed, "reward", number)
     model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
     fitted = fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
-    folder = context.output(f"reward_model/{number}")
-    trained = save_model(trainer, folder)
-    probe = [tuple(Message(**message) for message in row["prompt"] + row["chosen"]) for row in rows[:8]]
-    before, after = raw_scores(trained, tokenizer, probe), raw_scores(*load_reward_model(folder), probe)
-    if before != after:
-        raise ModelError(f"{folder}: gives {after[0]} once it is loaded again, and {before[0]} before")
+    save_model(trainer, context.output(f"reward_model/{number}"))
     return fitted.rows
 
 
@@ -206,16 +198,17 @@ def measure(folder: Path, preferences: Sequence[Preference], settings: Settings,
     `mean` and `deviation` are those of the first member's scores on the reference samples.
     """
     reference = reference_conversations(preferences, settings.reference_samples, seed)
-    held_out = [each for each in preferences if each.split == "held_out" and each.chosen != each.rejected]
-    replies = [_conversation(each, text) for each in held_out for text in (each.chosen, each.rejected)]
+    held_out = [pair for pair in preferences if pair.split == "held_out" and pair.chosen != pair.rejected]
+    replies = [_conversation(pair, text) for pair in held_out for text in (pair.chosen, pair.rejected)]
     members: list[dict[str, float]] = []
     columns = []
     for number in range(settings.members):
         scores = raw_scores(*load_reward_model(folder / str(number)), [*reference, *replies])
         members.append({"mean": fmean(scores[: len(reference)]), "deviation": pstdev(scores[: len(reference)])})
         columns.append(scores[len(reference) :])
+        free_memory()
     write_normalisation(folder, members, len(reference))
-    trained_on = {each.source for each in preferences if each.split == "train"}
+    trained_on = {pair.source for pair in preferences if pair.split == "train"}
     return quality(list(_scored(held_out, columns, members)), trained_on).model_copy(update=members[0])
 
 
@@ -229,11 +222,11 @@ def write_normalisation(folder: Path, members: Sequence[Mapping[str, float]], sa
 def _scored(
     held_out: Sequence[Preference], columns: Sequence[Sequence[float]], members: Sequence[Mapping[str, float]]
 ) -> Iterator[Scored]:
-    """From a column for each member: its own scores of the chosen and the rejected replies by turns."""
+    """From the members' raw scores, one column a member: the chosen reply's, the rejected one's, and so on by turns."""
     for index, preference in enumerate(held_out):
         pairs = [(column[2 * index], column[2 * index + 1]) for column in columns]
-        # A member that scored every reference sample alike stays as it is: nothing can be trained on it anyway.
-        scales = [(each["mean"], each["deviation"] or 1.0) for each in members]
+        # A member that scored every reference sample alike is not scaled: nothing can be trained on it anyway.
+        scales = [(member["mean"], member["deviation"] or 1.0) for member in members]
         normalised = [
             [(score - mean) / deviation for score in pair]
             for pair, (mean, deviation) in zip(pairs, scales, strict=True)
@@ -258,23 +251,24 @@ def run(settings: Settings, context: StageContext) -> None:
         write_normalisation(context.output("reward_model"), [], 0)
         context.summarise(RewardSummary(pairs=0, dropped=left_out, quality=None))
         return
-    model, tokenizer = load_reward_model(context.model("sft_model"))
-    preflight(tokenizer, model)
-    kept, too_long = fitting(rows, tokenizer, settings.max_length)
+    preflight_folder(context.model("sft_model"))
+    kept, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
     folder = context.output("reward_model")
     missing = [number for number in range(settings.members) if not (folder / str(number)).exists()]
-    counts = [train_member(number, kept, settings, context) for number in missing]
+    counts = []
+    for number in missing:
+        counts.append(train_member(number, kept, settings, context))
+        free_memory()  # one model at a time
     measured = measure(folder, preferences, settings, context.seed)
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
-    pairs = counts[0] if counts else _kept_by_trainer(model, tokenizer, kept, settings, context)
+    pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
     remove_checkpoints(context.output("checkpoints"))
-    dropped = {**left_out, "too_long": too_long, "by_trainer": len(kept) - pairs}
+    dropped = {**left_out, **unfit, "by_trainer": len(kept) - pairs}
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 
 
-def _kept_by_trainer(
-    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, context: StageContext
-) -> int:
+def _kept_by_trainer(rows: list[Row], settings: Settings, context: StageContext) -> int:
+    model, tokenizer = load_reward_model(context.model("sft_model"))
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
     kept: Any = trainer.train_dataset
     return len(kept)

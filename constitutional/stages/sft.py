@@ -1,13 +1,13 @@
 """Supervised fine-tuning on the revisions: SL-CAI (Bai et al. 2022, section 3.1 and 3.3), by TRL's SFTTrainer.
 
 The paper trains a pre-trained model for one epoch on the revisions of all rounds, mixed with samples of a helpful
-model. What differs: for a stated share of all examples, the helpful samples come from a file, or are drafts of the
-model that is trained in which no critique found anything wrong, and the revisions of the last round alone are the
-default. The loss is on the replies only, up to and with the token that ends them. What is too long is left out and
-counted; nothing is cut.
+model. Two things differ. The helpful samples are a stated share of all examples, and come from a file, or are drafts of
+the trained model in which no critique found anything wrong. The revisions of the last round alone are the default. The
+loss is on the replies only, with the token that ends them. Examples that are too long are left out and counted, never
+cut.
 
-Where critics left every draft as it was, and no file of helpful samples is given, nothing is trained, and the SFT model
-is the base: a model that learns its own drafts learns their chances, not the constitution.
+If the critics left every draft as it was, and there is no file of helpful samples, nothing is trained, and the SFT
+model is the base: from its own drafts a model does not learn the constitution.
 """
 
 from collections import Counter
@@ -46,29 +46,29 @@ class Settings(TrainingSettings):
     """What is trained on, and how."""
 
     rounds: Literal["last", "all"] = "last"
-    """Train on the revisions of every round, as the paper does, or of the last one only; last by default."""
+    """Train on the revisions of every round, as the paper does, or of the last one only."""
     helpful_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of all examples that are helpful samples, which keep the model from forgetting what it could do; 0 to below
-    1, 0.1 by default. It is lower if there are too few, and higher if more drafts stay as they are."""
+    1. It is lower if there are too few samples, and higher if more drafts stay as they are."""
     helpful: Path | None = None
     """A file of helpful samples, JSON lines {"prompt": "…", "response": "…"}; null takes drafts in which no critique
     found anything wrong."""
     learning_rate: float = Field(default=5e-4, gt=0)
-    """Highest learning rate, after the warm-up (AdamW); 5e-4 by default, about 1e-5 for billions of weights."""
+    """Highest learning rate, after the warm-up (AdamW); about 1e-5 suits billions of weights."""
     epochs: float = Field(default=3, gt=0)
-    """Passes over the examples; 3 by default."""
+    """Passes over the examples."""
 
 
 class SftExamples(NamedTuple):
-    """What is trained on, and what was left out, by reason."""
+    """The examples to train on, and how many were left out, by reason."""
 
     examples: list[SftExample]
     left_out: dict[str, int]
     """`problem`: the item could not be revised; `held_out`; `empty`: the reply says nothing; `repeated`."""
     helpful_missing: int
-    """Helpful samples that the share asks for and that there are not."""
+    """Helpful samples that the share asks for beyond those that there are."""
     nothing_revised: bool = False
-    """Whether they are nothing but the model's own drafts, all of which critics left as they were."""
+    """Whether all examples are the model's own drafts, which critics left as they were."""
 
 
 def examples(
@@ -76,39 +76,39 @@ def examples(
 ) -> SftExamples:
     """The revisions as examples, each text once for a prompt, and the share of helpful samples that is asked for.
 
-    These are drawn from `helpful`, or else from the drafts that every critique passed, in an order that the seed and
-    each one's content fix. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
+    These are drawn from `helpful`, or else from the drafts that every critique passed, in an order that depends on the
+    seed and their content. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
     """
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
-    found: dict[tuple[tuple[Message, ...], str], SftExample] = {}
+    kept: dict[tuple[tuple[Message, ...], str], SftExample] = {}
     offered = [(rng_of(seed, "sft", sample.prompt.id, sample.reply).random(), sample) for sample in helpful or ()]
     new = helpful is not None
-    for each in revisions:
-        if each.problem or each.prompt.split == "held_out":
-            left_out["problem" if each.problem else "held_out"] += 1
+    for revision in revisions:
+        prompt, draft = revision.prompt, revision.draft
+        if revision.problem or prompt.split == "held_out":
+            left_out["problem" if revision.problem else "held_out"] += 1
             continue
-        passed = helpful is None and bool(each.steps) and all(step.found_nothing for step in each.steps)
-        if passed and each.draft.strip():
-            own_draft = SftExample(prompt=each.prompt, reply=each.draft, kind="helpful")
-            offered.append((rng_of(seed, "sft", each.id).random(), own_draft))
-        steps = [step.revision for step in each.steps] if settings.rounds == "all" else []
-        for text in steps or [each.final]:
-            key = (each.prompt.messages, text)
-            if not text.strip() or key in found:
+        passed = helpful is None and bool(revision.steps) and all(step.found_nothing for step in revision.steps)
+        if passed and draft.strip():
+            own_draft = SftExample(prompt=prompt, reply=draft, kind="helpful")
+            offered.append((rng_of(seed, "sft", revision.id).random(), own_draft))
+        steps = [step.revision for step in revision.steps] if settings.rounds == "all" else []
+        for text in steps or [revision.final]:
+            key = (prompt.messages, text)
+            if not text.strip() or key in kept:
                 left_out["repeated" if text.strip() else "empty"] += 1
             else:
-                found[key] = SftExample(
-                    prompt=each.prompt, reply=text, kind="helpful" if passed and text == each.draft else "revision"
-                )
-                new = new or text != each.draft or not each.steps
-    revised = sum(example.kind == "revision" for example in found.values())
-    missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(found) - revised)
+                helps = passed and text == draft
+                kept[key] = SftExample(prompt=prompt, reply=text, kind="helpful" if helps else "revision")
+                new = new or text != draft or not revision.steps
+    revised = sum(example.kind == "revision" for example in kept.values())
+    missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(kept) - revised)
     for _, example in sorted(offered, key=lambda pair: pair[0]):
         key = (example.prompt.messages, example.reply)
-        if missing > 0 and key not in found:
-            found[key] = example
+        if missing > 0 and key not in kept:
+            kept[key] = example
             missing -= 1
-    return SftExamples([*found.values()], dict(left_out), max(missing, 0), nothing_revised=bool(found) and not new)
+    return SftExamples([*kept.values()], dict(left_out), max(missing, 0), nothing_revised=bool(kept) and not new)
 
 
 def read_helpful(path: Path) -> list[SftExample]:
@@ -148,7 +148,7 @@ def sft_trainer(
 
 
 def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples, int]:
-    """Those of the run, and how many helpful samples of a file were left out as their prompts are held out."""
+    """The run's examples, and how many helpful samples of a file were left out because their prompts are held out."""
     helpful, on_evaluation_prompts = None, 0
     if settings.helpful is not None:
         prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "held_out"]
@@ -183,7 +183,7 @@ def run(settings: Settings, context: StageContext) -> None:
             )
         )
         return
-    kept, too_long = fitting(supervised_rows(found.examples), tokenizer, settings.max_length)
+    kept, unfit = fitting(supervised_rows(found.examples), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = fit(trainer, log=context.output("training_log.jsonl"), label="sft")
     save_model(trainer, context.output("sft_model"))
@@ -198,6 +198,6 @@ def run(settings: Settings, context: StageContext) -> None:
             helpful_on_evaluation_prompts=on_evaluation_prompts,
             trained_on=fitted.rows,
             steps=fitted.steps,
-            dropped={**found.left_out, "too_long": too_long, "by_trainer": len(kept) - fitted.rows},
+            dropped={**found.left_out, **unfit, "by_trainer": len(kept) - fitted.rows},
         )
     )

@@ -233,7 +233,7 @@ class OnlineSummary(Summary):
     dropped: dict[str, int]
     examples: int = 0
     """Supervised examples that PPO-ptx goes on learning."""
-    examples_too_long: int = 0
+    examples_left_out: int = 0
     """Supervised examples that PPO-ptx leaves out, because they are longer than a prompt and a reply may be."""
     critic_share: float | None = None
     """Share of the reward model's weights that the critic's adapters hold; None where they hold all of it."""

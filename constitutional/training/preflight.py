@@ -5,45 +5,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError
-from constitutional.engines.chat import Arguments, Tokenizer, load_tokenizer
+from constitutional.engines.chat import Arguments, Tokenizer, end_tokens, load_tokenizer
 from constitutional.training.rows import render
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 def preflight(tokenizer: Tokenizer, model: "PreTrainedModel") -> None:
-    """Check what users of these trainers most often lose a training to, before anything is trained.
+    """Check the causes that most often ruin a training, before anything is trained.
 
     Raises:
         ModelError: names every problem found.
     """
     embeddings: Any = model.get_input_embeddings()
-    ends = end_tokens(tokenizer, model.config, getattr(model, "generation_config", None))
+    ends = end_tokens(tokenizer, model.config, model.generation_config)
     _refuse(str(model.config.name_or_path), _problems(tokenizer, embeddings.weight.shape[0], ends))
 
 
 def preflight_folder(folder: Path, *, pad_token: str | None = None, template: Arguments | None = None) -> None:
-    """The same of a model whose weights are not loaded yet: before anything is asked of it, as answers cost time too.
+    """The same checks for a model whose weights are not loaded, before anything is asked of it: answers cost time too.
 
     Raises:
         ModelError: names every problem found, or why the folder cannot be read.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
 
     tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
-    vocabulary = config.get_text_config().vocab_size
-    _refuse(str(folder), _problems(tokenizer, vocabulary, end_tokens(tokenizer, config, None)))
+    file = folder / "generation_config.json"
+    generation = GenerationConfig.from_pretrained(folder) if file.exists() else None
+    ends = end_tokens(tokenizer, config, generation)
+    _refuse(str(folder), _problems(tokenizer, config.get_text_config().vocab_size, ends))
 
 
 def _refuse(model: str, problems: Iterable[str]) -> None:
-    found = list(dict.fromkeys(problems))
-    if found:
-        raise ModelError(f"{model}: cannot be trained as it is: {'; '.join(found)}")
+    if named := list(dict.fromkeys(problems)):
+        raise ModelError(f"{model}: cannot be trained as it is: {'; '.join(named)}")
 
 
 _SAMPLES = (
@@ -52,8 +53,8 @@ _SAMPLES = (
 )
 
 
-def _problems(tokenizer: Tokenizer, rows: int, ends: set[int]) -> Iterator[str]:
-    """What is wrong with a tokenizer and its template; a model has so many embeddings, and ends replies at `ends`."""
+def _problems(tokenizer: Tokenizer, rows: int, ends: Iterable[int]) -> Iterator[str]:
+    """What is wrong with tokenizer and template, for a model with `rows` embeddings that ends replies at `ends`."""
     from jinja2 import TemplateError
 
     pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
@@ -73,7 +74,7 @@ def _problems(tokenizer: Tokenizer, rows: int, ends: set[int]) -> Iterator[str]:
             continue
         if whole[: len(asked)] != asked:
             yield "its chat template is not prefix-preserving: the prompt reads otherwise once a reply follows it"
-        elif not ends & set(whole[len(asked) :]):
+        elif not set(ends) & set(whole[len(asked) :]):
             yield "its chat template puts no end token after a reply, so the model would not learn to stop"
         if pad is not None and (pad == tokenizer.eos_token_id or pad in whole):
             yield (
@@ -82,16 +83,3 @@ def _problems(tokenizer: Tokenizer, rows: int, ends: set[int]) -> Iterator[str]:
             )
         if bos is not None and whole[:2] == [bos, bos]:
             yield f"its chat template begins with two {tokenizer.bos_token!r}; remove one"
-
-
-def end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "GenerationConfig | None") -> set[int]:
-    """The tokens at which the tokenizer, the model or its way of generating end a reply."""
-    from transformers import GenerationConfig
-
-    folder = Path(config.name_or_path or "")
-    if generation is None and (folder / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(folder)  # no weights are loaded, or a reward head was put on them
-    found = {tokenizer.eos_token_id}
-    for ends in (config.get_text_config().eos_token_id, getattr(generation, "eos_token_id", None)):
-        found |= set(ends if isinstance(ends, list) else [ends])
-    return found - {None}

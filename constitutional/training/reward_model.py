@@ -4,11 +4,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.chat import Tokenizer
+from constitutional.engines.chat import Tokenizer, load_tokenizer
 from constitutional.training.rows import chat, token_ids
 from constitutional.training.trl import quiet_libraries
 
@@ -19,7 +19,7 @@ NORMALISATION = "normalisation.json"
 
 
 class Moments(NamedTuple):
-    """Of a reward model's scores on reference samples."""
+    """Mean and deviation of a reward model's scores on reference samples."""
 
     mean: float
     deviation: float
@@ -27,27 +27,27 @@ class Moments(NamedTuple):
 
 
 class RewardScore(NamedTuple):
-    """What a reward model, or several, gives to a conversation, in deviations from the mean of reference samples."""
+    """A conversation's score by one or several reward models, in deviations from the mean of reference samples."""
 
     mean: float
     deviation: float
-    """Of the members about their mean (Christiano et al. 2017, section 2.2.4); 0 if there is one."""
+    """Deviation of the members' scores about their mean (Christiano et al. 2017, section 2.2.4); 0 if there is one."""
 
 
 def moments(folder: Path) -> list[Moments]:
-    """For each reward model in a folder that a run made, what its scores are normalised by.
+    """The moments by which the scores of each reward model in a run's folder are normalised.
 
     Raises:
-        ModelError: one gave every reference sample the same score: there is nothing in it to learn from.
+        ModelError: one gave every reference sample the same score, so nothing can be learned from it.
     """
     members = json.loads((folder / NORMALISATION).read_text())["members"]
-    found = [Moments(each["mean"], each["deviation"]) for each in members]
-    if flat := [number for number, each in enumerate(found) if not each.deviation > 0]:
+    scales = [Moments(member["mean"], member["deviation"]) for member in members]
+    if flat := [number for number, scale in enumerate(scales) if not scale.deviation > 0]:
         raise ModelError(
             f"{folder / str(flat[0])}: gave every reference sample the same score, so nothing can be learned from it; "
             "look at the preferences that it was trained on, and train it again"
         )
-    return found
+    return scales
 
 
 def has_members(folder: Path) -> bool:
@@ -57,12 +57,12 @@ def has_members(folder: Path) -> bool:
 
 
 def score(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[RewardScore]:
-    """Score conversations by the reward model in a folder, each member's scores normalised before they are averaged."""
+    """Score conversations by the reward models in a folder: the mean of the members' normalised scores."""
     columns = []
     for number, reference in enumerate(moments(folder)):
         model, tokenizer = load_reward_model(folder / str(number))
         raw = raw_scores(model, tokenizer, conversations)
-        columns.append([(each - reference.mean) / reference.deviation for each in raw])
+        columns.append([(number - reference.mean) / reference.deviation for number in raw])
     scores = []
     for values in zip(*columns, strict=True):
         mean = sum(values) / len(values)
@@ -73,16 +73,16 @@ def score(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[Rewa
 def load_reward_model(folder: Path, *, seed: int = 0, dtype: str = "float32") -> "tuple[PreTrainedModel, Tokenizer]":
     """A model with one number as its output, and its tokenizer; a language model gets a head, drawn by the seed.
 
-    All random generators of the process are seeded by it, whether a head is drawn or not.
+    The seed is set for all random generators of the process, whether a head is drawn or not.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     quiet_libraries()
     set_seed(seed)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         with suppress_seqcls_warning():
             model = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True
@@ -92,8 +92,8 @@ def load_reward_model(folder: Path, *, seed: int = 0, dtype: str = "float32") ->
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token
     if torch.cuda.is_available():
         return model.to("cuda").eval(), tokenizer
-    # Weights that are read lie where the file's header ends, and a CPU rounds otherwise at another alignment: without
-    # the copy a model may score otherwise, in the last digit, than the same weights read from another file.
+    # Weights that are read lie where the file's header ends, and a CPU rounds differently at another alignment. Without
+    # the copy a score may differ in the last digit from that of the same weights in another file.
     for weights in model.parameters():
         weights.data = weights.data.clone()
     return model.eval(), tokenizer
@@ -114,8 +114,9 @@ def raw_scores(
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         width = len(rows[batch[-1]])
-        ids = torch.tensor([rows[each] + [tokenizer.pad_token_id] * (width - len(rows[each])) for each in batch])
-        mask = torch.tensor([[1] * len(rows[each]) + [0] * (width - len(rows[each])) for each in batch])
+        padding = [width - len(rows[index]) for index in batch]
+        ids = torch.tensor([rows[i] + [tokenizer.pad_token_id] * n for i, n in zip(batch, padding, strict=True)])
+        mask = torch.tensor([[1] * (width - n) + [0] * n for n in padding])
         with torch.inference_mode():
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
         for index, value in zip(batch, logits[:, 0].float().tolist(), strict=True):

@@ -32,54 +32,65 @@ def supervised_rows(examples: Sequence[SftExample]) -> list[Row]:
 
 def preference_rows(preferences: Sequence[Preference]) -> tuple[list[Row], dict[str, int]]:
     """Training rows of the preferences whose prompts may be trained on, and how many were left out and why."""
-    used = [each for each in preferences if each.split == "train" and each.prompt.split == "train"]
-    unequal = [each for each in used if each.chosen != each.rejected]
+    used = [pair for pair in preferences if pair.split == "train" and pair.prompt.split == "train"]
+    unequal = [pair for pair in used if pair.chosen != pair.rejected]
     rows = [
         {
-            "prompt": chat(each.prompt.messages),
-            "chosen": [{"role": "assistant", "content": each.chosen}],
-            "rejected": [{"role": "assistant", "content": each.rejected}],
-            "probability": each.probability,
+            "prompt": chat(pair.prompt.messages),
+            "chosen": [{"role": "assistant", "content": pair.chosen}],
+            "rejected": [{"role": "assistant", "content": pair.rejected}],
+            "probability": pair.probability,
         }
-        for each in unequal
+        for pair in unequal
     ]
     return rows, {"held_out": len(preferences) - len(used), "equal_texts": len(used) - len(unequal)}
 
 
 def plain_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The messages without control tokens in them, as the engine puts them to a model."""
-    return [{**each, "content": plain(tokenizer, each["content"])} for each in messages]
+    return [{**message, "content": plain(tokenizer, message["content"])} for message in messages]
 
 
-def fitting(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tuple[list[Row], int]:
-    """The rows whose conversations have at most `max_length` tokens, and how many have more.
+def fitting(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tuple[list[Row], dict[str, int]]:
+    """The rows that can be trained on as they are, without control tokens, and how many were left out and why.
 
-    They are without control tokens, so that the trainers, which render them by themselves, train on what is sampled.
-    The trainers would cut a longer reply (SFT, DPO), and so teach to stop nowhere, or drop the pair in silence
-    (reward).
+    `too_long`: a conversation has more than `max_length` tokens; the trainers would cut a longer reply (SFT, DPO), and
+    so teach to stop nowhere, or drop the pair in silence (reward). `rewritten`: the chat template changes a reply, as
+    some templates do where it holds </think>, so that other words would be trained on than were sampled.
 
     Raises:
         RunError: nothing is left to train on.
         ModelError: the chat template refuses a row.
     """
-    said = ("prompt", *COMPLETIONS)
-    kept = [
-        row
-        for row in (
-            {key: plain_messages(tokenizer, each) if key in said else each for key, each in row.items()} for row in rows
-        )
-        if all(len(token_ids(tokenizer, row["prompt"] + row[key])) <= max_length for key in COMPLETIONS if key in row)
-    ]
+    kept: list[Row] = []
+    left_out = {"too_long": 0, "rewritten": 0}
+    for original in rows:
+        columns = [key for key in COMPLETIONS if key in original]
+        row = original | {key: plain_messages(tokenizer, original[key]) for key in ("prompt", *columns)}
+        if any(len(token_ids(tokenizer, row["prompt"] + row[key])) > max_length for key in columns):
+            left_out["too_long"] += 1
+        elif not all(_word_for_word(tokenizer, row["prompt"], row[key]) for key in columns):
+            left_out["rewritten"] += 1
+        else:
+            kept.append(row)
     if not kept:
         raise RunError(
-            f"Nothing to train on: {len(rows)} rows, all of them longer than max_length={max_length} tokens; "
-            "give more prompts, or raise max_length"
+            f"Nothing to train on: of {len(rows)} rows {left_out['too_long']} are longer than max_length={max_length} "
+            f"tokens, and the chat template rewrites the replies of {left_out['rewritten']}; give more prompts, or "
+            "raise max_length"
         )
-    return kept, len(rows) - len(kept)
+    return kept, left_out
+
+
+def _word_for_word(tokenizer: Tokenizer, prompt: list[dict[str, str]], reply: list[dict[str, str]]) -> bool:
+    """Whether the chat template renders a reply as it is; spaces around it do not count, which many templates strip."""
+    opening = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(prompt + reply, tokenize=False)
+    return reply[-1]["content"].strip() in whole.removeprefix(opening)
 
 
 def token_ids(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = False) -> list[int]:
-    """Token ids as TRL makes them, of the messages without control tokens; `ask` ends with the assistant's opening.
+    """Token ids of the messages without control tokens, as TRL makes them; `ask` ends with the assistant's opening.
 
     Raises:
         ModelError: the chat template refuses the conversation.
@@ -89,12 +100,11 @@ def token_ids(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool
     try:
         return render(tokenizer, plain_messages(tokenizer, messages), ask=ask)
     except TemplateError as error:
-        roles = ", ".join(each["role"] for each in messages)
-        said = [Message("user", each["content"]) for each in messages if each["role"] == "user"] or [
-            Message("user", "")
-        ]
+        roles = ", ".join(message["role"] for message in messages)
+        users = [Message("user", message["content"]) for message in messages if message["role"] == "user"]
+        start = beginning(users or [Message("user", "")])
         raise ModelError(
-            f"{tokenizer.name_or_path}: its chat template refuses the row that begins {beginning(said)}, a "
+            f"{tokenizer.name_or_path}: its chat template refuses the row that begins {start}, a "
             f"conversation of the roles {roles}: {error}. Leave the row out, or take another model"
         ) from error
 

@@ -1,7 +1,11 @@
-"""Saving what was trained: whole or not at all, and compared with what was trained once it is read again."""
+"""What a training came to: whether its weights moved and are numbers, and how they are saved.
+
+A model is saved whole or not at all, and read again to compare, bit for bit.
+"""
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +13,61 @@ from constitutional.base.errors import ModelError
 from constitutional.engines.chat import Tokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, Trainer
 
 
+def bit_sums(weights: "Iterable[Tensor]") -> list[int]:
+    """For each tensor the sum of its numbers' bits, which changes if they do; much cheaper than a copy."""
+    import torch
+
+    return [int(_bits(weight).sum(dtype=torch.int64)) for weight in weights]
+
+
+def _bits(tensor: "Tensor") -> "Tensor":
+    import torch
+
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(whole[tensor.element_size()])
+
+
+def check_finite(weights: "Iterable[Tensor]", label: str, step: int) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        ModelError: one is NaN or infinite.
+    """
+    import torch
+
+    # A sum in 64 bits is finite if all of its numbers are; it needs no memory for a mask.
+    if not all(bool(torch.isfinite(weight.detach().sum(dtype=torch.float64))) for weight in weights):
+        raise ModelError(
+            f"{label}: the loss is nan after step {step}, as weights have become infinite or no numbers; "
+            "lower learning_rate"
+        )
+
+
+def check_moved(before: list[int], weights: "Iterable[Tensor]", label: str, steps: int) -> None:
+    """Refuse a training that changed nothing.
+
+    Args:
+        before: `bit_sums` of the weights before the training.
+        weights: the same weights after it.
+        label: begins the message.
+        steps: how many steps it had.
+
+    Raises:
+        ModelError: not one weight moved.
+    """
+    if bit_sums(weights) == before:
+        raise ModelError(
+            f"{label}: no weight moved in {steps} steps, so the model is still the one that it began with; raise "
+            "learning_rate, or give more rows, or rows of which one is better than another"
+        )
+
+
 def save_model(trainer: "Trainer", folder: Path) -> "PreTrainedModel":
-    """Write what was trained, whole or not at all, adapters merged, and read it again to compare; returns the model.
+    """Write the trained model with its adapters merged, as `write_model` does, and return it.
 
     Raises:
         ModelError: what is read differs from what was trained.
@@ -25,22 +79,28 @@ def save_model(trainer: "Trainer", folder: Path) -> "PreTrainedModel":
 
 
 def write_model(model: "PreTrainedModel", tokenizer: Tokenizer, folder: Path) -> "PreTrainedModel":
-    """Write a model, whole or not at all, and read it again to compare; returns it.
+    """Write a model, whole or not at all, and return it.
 
     Raises:
-        ModelError: what is read differs from what was written.
+        ModelError: the model computes no numbers, or what is read differs from what was written.
     """
     import torch
 
     plain: Any = model
     plain = plain.to(plain.dtype).eval()  # one type for all weights: a reward head is trained in another
+    ids = torch.tensor([tokenizer("Yes?", add_special_tokens=False)["input_ids"]], device=plain.device)
+    with torch.inference_mode():  # weights may be numbers that are too large to compute with
+        if not bool(plain(input_ids=ids).logits.isfinite().all()):
+            raise ModelError(f"{folder}: what the model computes is nan, and so is its loss; lower learning_rate")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     plain.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     read = type(plain).from_pretrained(partial, dtype=plain.dtype).state_dict()
     written = {name: tensor.cpu() for name, tensor in plain.state_dict().items()}
-    same = written.keys() == read.keys() and all(torch.equal(written[name], read[name]) for name in written)
+    same = written.keys() == read.keys() and all(
+        torch.equal(_bits(written[name]), _bits(read[name])) for name in written
+    )
     if not same:
         raise ModelError(f"{partial}: differs from the trained model once it is read again; run the stage again")
     sync(partial)

@@ -1,8 +1,8 @@
 """What the training stages share: settings, the model to start from, soft labels, TRL's arguments, resuming.
 
 On a CPU the same seed gives the same weights, byte for byte, and a training that goes on from a checkpoint ends with
-the weights and the log of one that was never interrupted. What is trained on is in `training_rows.py`, whether a model
-can be trained in `preflight.py`, and how it is kept in `saving.py`.
+the weights and the log of one that was never interrupted. Rows are made in `rows.py`, models are checked in
+`preflight.py` and saved in `saving.py`.
 """
 
 import json
@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,7 +21,7 @@ from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training.preflight import preflight
 from constitutional.training.rows import Row
-from constitutional.training.saving import sync
+from constitutional.training.saving import bit_sums, check_finite, check_moved, sync
 
 if TYPE_CHECKING:
     import torch
@@ -40,51 +40,47 @@ class LoraSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, ge=1)
-    """Rank of the adapters; 16 by default."""
+    """Rank of the adapters."""
     alpha: float = Field(default=32.0, gt=0)
-    """The adapters' output is scaled by alpha / rank; 32 by default."""
+    """The adapters' output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapters' inputs that is dropped while training; 0 by default."""
+    """Share of the adapters' inputs that is dropped while training."""
 
 
-class Adapted(Protocol):
-    """Settings of a training that may be one of adapters."""
-
-    @property
-    def lora(self) -> LoraSettings | None:
-        """None where all weights are trained."""
-        ...
-
-
-class TrainingSettings(BaseModel):
-    """What the three trainings have in common. The defaults suit a model of some million weights on a CPU."""
+class NetworkSettings(BaseModel):
+    """What all trainings have in common."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    lora: LoraSettings | None = None
+    """Low-rank adapters instead of all weights. They are merged into the weights that are saved."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a fifth slower."""
+
+
+class TrainingSettings(NetworkSettings):
+    """What the trainings by TRL have in common. The defaults suit a model of some million weights on a CPU."""
 
     learning_rate: float = Field(gt=0)
     """Highest learning rate, after the warm-up (AdamW)."""
     epochs: float = Field(gt=0)
     """Passes over the training rows."""
     batch_size: int = Field(default=16, ge=1)
-    """Rows in one forward pass; 16 by default."""
+    """Rows in one forward pass."""
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Forward passes in one step of the optimizer; 1 by default."""
+    """Forward passes in one step of the optimizer."""
     max_length: int = Field(default=1024, ge=16)
-    """Most tokens in a conversation with its reply; longer rows are left out and counted. 1024 by default."""
+    """Most tokens in a conversation with its reply; longer rows are left out and counted."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises from zero; 0.05 by default."""
+    """Share of the steps over which the learning rate rises from zero; at least one step comes after them."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    """How the learning rate falls after the warm-up; linear by default."""
+    """How the learning rate falls after the warm-up."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's decay of the weights; 0 by default."""
-    lora: LoraSettings | None = None
-    """Low-rank adapters instead of all weights; none by default. They are merged into the weights that are saved."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a fifth slower; off by default."""
+    """AdamW's decay of the weights."""
     log_every: int = Field(default=5, ge=1)
-    """Steps from one line of the training log to the next; 5 by default."""
+    """Steps from one line of the training log to the next."""
     checkpoint_every: int = Field(default=50, ge=1)
-    """Steps from one checkpoint to the next, a multiple of log_every; 50 by default."""
+    """Steps from one checkpoint to the next, a multiple of log_every."""
 
     @model_validator(mode="after")
     def _log_at_checkpoints(self) -> Self:
@@ -105,7 +101,7 @@ def load_policy(
 ) -> "tuple[PreTrainedModel, Tokenizer]":
     """The causal language model to start from, checked, and its tokenizer.
 
-    What `pad_token` and `template` say is saved with what is trained, so it is said of the model that is given only.
+    `pad_token` and `template` are saved with the trained model, so only the model that a run is given needs them.
 
     Weights that are trained are kept in 32 bits (a step is often too small to show in bfloat16); under LoRA on a GPU
     the frozen ones are in bfloat16.
@@ -120,7 +116,7 @@ def load_policy(
 
 
 def quiet_libraries() -> None:
-    """No bars, which would hide our progress lines, and no telemetry: a training tells nobody that it runs."""
+    """Turn off libraries' bars, which would hide our progress lines, and their telemetry."""
     import datasets  # type: ignore[import-untyped]
     import transformers
     from huggingface_hub import constants
@@ -163,7 +159,7 @@ class SoftTargets:
 # --- Training ---
 
 
-def lora_config(settings: Adapted, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
+def lora_config(settings: NetworkSettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> "LoraConfig | None":
     """PEFT's settings. Without the task SEQ_CLS the head of a reward model would stay as it was drawn: random."""
     if settings.lora is None:
         return None
@@ -186,7 +182,7 @@ def trl_arguments(
     seed: int,
     **own: object,
 ) -> A:
-    """The arguments of an SFT, reward or DPO training; `own` are those that only one of them has."""
+    """The arguments of a training by one of TRL's trainers; `own` are those that only this trainer has."""
     import torch
 
     gpu = torch.cuda.is_available()
@@ -207,7 +203,7 @@ def trl_arguments(
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
         logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,  # a loss that is no number must be seen
+        logging_nan_inf_filter=False,  # a loss that is no number ends the training
         save_steps=settings.checkpoint_every,
         save_total_limit=2,  # if writing the newest is cut off, the one before is still there
         report_to="none",
@@ -217,48 +213,74 @@ def trl_arguments(
 
 
 class Fitted(NamedTuple):
-    """What a training came to."""
+    """How much a training did."""
 
     steps: int
-    """Of the optimizer, those before a checkpoint included."""
+    """Steps of the optimizer, with those before a checkpoint."""
     rows: int
-    """That the trainer kept of what it was given."""
+    """Rows that the trainer kept."""
 
 
 def fit(trainer: "Trainer", *, log: Path, label: str) -> Fitted:
     """Train, going on from the latest complete checkpoint in the trainer's folder if there is one.
 
     Args:
-        trainer: one of TRL's; a run folder keeps no checkpoints of anything but the same training.
+        trainer: one of TRL's; a run folder keeps only checkpoints of the same training.
         log: JSON lines of step, loss and so on, one every `log_every` steps; no times in it.
         label: begins the progress lines.
+
+    Raises:
+        ModelError: the loss or a weight is no number, or no weight moved.
     """
     from transformers import PrinterCallback
 
     checkpoint = _latest_checkpoint(Path(trainer.args.output_dir or ""))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_log_callback(log, label))
+    _leave_a_step_after_warmup(trainer)
+    before = bit_sums(_trained(trainer.model))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    check_finite(_trained(trainer.model), label, trainer.state.global_step)
+    check_moved(before, _trained(trainer.model), label, trainer.state.global_step)
     rows: Any = trainer.train_dataset
     return Fitted(trainer.state.global_step, len(rows))
+
+
+def _trained(model: Any) -> "list[torch.Tensor]":  # noqa: ANN401
+    return [weight for weight in model.parameters() if weight.requires_grad]
+
+
+def _leave_a_step_after_warmup(trainer: "Trainer") -> None:
+    """Make the warm-up shorter than the training.
+
+    Transformers rounds a share of the steps up, and the first step of a warm-up has rate 0: one step would do nothing.
+    """
+    create_scheduler: Any = trainer.create_scheduler
+
+    def shortened(num_training_steps: int, optimizer: Any = None) -> Any:  # noqa: ANN401
+        steps = trainer.args.get_warmup_steps(num_training_steps)
+        trainer.args.warmup_steps = min(steps, num_training_steps - 1)
+        return create_scheduler(num_training_steps, optimizer)
+
+    vars(trainer)["create_scheduler"] = shortened
 
 
 def _latest_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint that was written to its end; all others are removed.
 
-    Of an older one, a kill may have cut off the removal: its mark may be there still, and other files not.
+    A kill may have cut off the removal of an older one, whose mark may be left without its other files.
     """
-    found = list(folder.glob("checkpoint-*"))
-    complete = [path for path in found if (path / COMPLETE).exists()]
+    folders = list(folder.glob("checkpoint-*"))
+    complete = [path for path in folders if (path / COMPLETE).exists()]
     latest = max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-    for path in found:
+    for path in folders:
         if path != latest:
             shutil.rmtree(path)
     return latest
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove a finished training's checkpoints, their marks first: what a kill leaves of one must not look complete."""
+    """Remove a finished training's checkpoints, marks first: what a kill leaves of one must not look complete."""
     for mark in list(folder.rglob(COMPLETE)):
         mark.unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -277,7 +299,7 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             control: TrainerControl,  # noqa: ARG002
             **_: object,
         ) -> None:
-            """Take back the lines after the checkpoint from which training goes on: their steps are made again."""
+            """Remove the lines after the checkpoint from which training goes on: their steps are made again."""
             lines = log.read_text().splitlines() if log.exists() else []
             # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
             whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
@@ -291,12 +313,12 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             logs: Mapping[str, float] | None = None,
             **_: object,
         ) -> None:
-            """One line; without the summary at the end and num_tokens, which begin anew when training goes on."""
+            """Write a line, without num_tokens, which begins anew when training goes on; the summary is no line."""
             if logs is None or "train_runtime" in logs:
                 return
             reward = logs.get("reward")  # of a training online, whose loss says little
-            said = f"loss {logs['loss']:.4f}" if reward is None else f"reward {reward:.3f}"
-            print(f"{label}: step {state.global_step} of {state.max_steps}, {said}", file=sys.stderr)
+            result = f"loss {logs['loss']:.4f}" if reward is None else f"reward {reward:.3f}"
+            print(f"{label}: step {state.global_step} of {state.max_steps}, {result}", file=sys.stderr)
             if not math.isfinite(logs["loss"]):
                 raise ModelError(
                     f"{label}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"
@@ -310,9 +332,11 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             args: TrainingArguments,
             state: TrainerState,
             control: TrainerControl,  # noqa: ARG002
+            model: Any = None,  # noqa: ANN401
             **_: object,
         ) -> None:
-            """Called once everything in the checkpoint is written."""
+            """Mark a checkpoint, all of which is written, as complete; weights that are no numbers end the training."""
+            check_finite(_trained(model), label, state.global_step)
             checkpoint = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
             sync(checkpoint)
             (checkpoint / COMPLETE).touch()

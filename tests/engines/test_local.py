@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines.base import Request, Sampling
 from constitutional.engines.local import LocalEngine, load_model
+from constitutional.sandbox import MODEL_FOLDER
 from constitutional.training.reward_model import load_reward_model
 from tests.tiny import tiny_model, without_padding
 
@@ -135,9 +138,46 @@ def test_a_models_own_generation_settings_do_not_change_what_is_drawn(
 ) -> None:
     requests = [Request(QUESTION, GREEDY), Request(QUESTION, Sampling(max_tokens=12), 1)]
     before = engine.complete(requests)
-    for name, value in {"repetition_penalty": 5.0, "temperature": 0.1, "top_k": 1, "do_sample": True}.items():
+    leftovers: dict[str, Any] = {
+        "repetition_penalty": 5.0,
+        "temperature": 0.1,
+        "top_k": 1,
+        "do_sample": True,
+        "num_beams": 2,
+    }
+    leftovers |= {"no_repeat_ngram_size": 1, "min_new_tokens": 9, "exponential_decay_length_penalty": (1, 9.0)}
+    leftovers |= {"stop_strings": ["e"], "suppress_tokens": list(range(40, 400)), "penalty_alpha": 0.6}
+    for name, value in leftovers.items():
         monkeypatch.setattr(engine.model.generation_config, name, value)
     assert engine.complete(requests) == before
+    assert engine.model.generation_config.num_beams == 2  # a model in memory stays as it was
+
+
+def test_a_folders_generation_settings_are_not_loaded_but_for_the_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(tmp_path, "llama"), folder)
+    want = LocalEngine(*load_model(folder, device="cpu")).complete([Request(QUESTION, GREEDY)])
+    leftovers = {"num_beams": 2, "stop_strings": ["e"], "temperature": 0.1, "min_new_tokens": 9, "eos_token_id": 7}
+    (folder / "generation_config.json").write_text(json.dumps(leftovers))
+    model, tokenizer = load_model(folder, device="cpu")
+    assert LocalEngine(model, tokenizer).complete([Request(QUESTION, GREEDY)]) == want
+    assert model.generation_config.to_diff_dict().keys() <= {
+        *("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version")
+    }
+    # TRL's trainers read the ends there: the folder's, and the template's end of a turn.
+    assert set(model.generation_config.eos_token_id) == {7, tokenizer.convert_tokens_to_ids("<|eot_id|>")}
+
+
+def test_a_reply_ends_at_the_templates_end_of_turn_whatever_the_model_declares(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, folder)
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | {"eos_token_id": 3}))  # <|system|>, which ends no reply
+    request = [Request((Message("user", "How do I bake bread?"),), Sampling(temperature=0.0, max_tokens=120))]
+    (right,) = LocalEngine(*load_model(MODEL_FOLDER, device="cpu")).complete(request)
+    assert right.finish == "stop"
+    assert LocalEngine(*load_model(folder, device="cpu")).complete(request) == [right]
 
 
 def test_a_reply_ends_before_the_first_stop_text(engine: LocalEngine) -> None:

@@ -86,7 +86,7 @@ def test_training_prefers_chosen_and_the_same_seed_gives_the_same_files(models: 
     log = [json.loads(line) for line in first.output("training_log.jsonl").read_text().splitlines()]
     assert log[0]["loss"] > log[-1]["loss"]
     assert log[-1]["rewards/accuracies"] == 1.0
-    dropped = {"held_out": 0, "equal_texts": 0, "too_long": 0, "by_trainer": 0}
+    dropped = {"held_out": 0, "equal_texts": 0, "too_long": 0, "rewritten": 0, "by_trainer": 0}
     assert first.said == DpoSummary(pairs=16, steps=16, dropped=dropped)
 
 

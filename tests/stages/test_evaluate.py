@@ -427,6 +427,22 @@ def inputs(settings: Settings) -> Inputs:
     return Inputs(evaluate=settings, label=LabelSettings(principles="all"))
 
 
+def test_models_that_answered_are_released_before_others_are_loaded_to_be_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context, steps = work([asked(str(n)) for n in range(3)]), list[str]()
+    monkeypatch.setattr(context, "release", lambda: steps.append("released"))
+
+    def compare(*_: object) -> list[Score]:
+        steps.append("compared")
+        return []
+
+    monkeypatch.setattr("constitutional.stages.evaluate.divergence_scores", compare)
+    run(inputs(Settings(prompts=3, judged=0, critiqued=0, compared=2)), context)
+    assert steps[0] == "released"
+    assert set(steps[1:]) == {"compared"}
+
+
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
     context = work([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
     run(inputs(Settings(prompts=5, judged=4, critiqued=3, compared=0)), context)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,27 @@ def test_a_function_that_is_not_there_is_said_before_anything_is_asked(tmp_path:
         ConfigurationError, match=r"^algorithm\.rewards\.0 is .*\"x\".*kind should be one of 'reward_model'"
     ):
         compose(["algorithm=grpo", "algorithm.rewards=[{kind: x}]"])
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_replies_are_sampled_by_the_runs_settings_alone_and_end_where_the_template_says(
+    models: Path, tmp_path: Path, kind: str
+) -> None:
+    from constitutional.training.rewards import Reward
+    from constitutional.training.trl import load_policy
+
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model(models, "llama"), folder)
+    leftovers = {"num_beams": 2, "stop_strings": ["e"], "min_new_tokens": 9, "suppress_tokens": [5], "eos_token_id": 7}
+    (folder / "generation_config.json").write_text(json.dumps(leftovers))
+    settings = getattr(grpo, f"{kind.title()}Settings")(**QUICK)
+    model, tokenizer = load_policy(folder, settings)
+    recorder = grpo.Recorder([Reward("none", 1.0, lambda **_: [0.0])], [], tmp_path / "c", 1)
+    row = {"prompt": [{"role": "user", "content": "Why?"}], "prompt_id": "p"}
+    trainer = grpo.online_trainer(model, tokenizer, [row] * 4, settings, recorder, 0)
+    # What generate() is not told, it takes from the model.
+    trained: Any = trainer.model
+    used, _ = trained._prepare_generation_config(trainer.generation_config)
+    assert set(used.eos_token_id) == {7, tokenizer.eos_token_id}
+    assert (used.num_beams, used.do_sample, used.temperature) == (1, True, 1.0)
+    assert not any((used.stop_strings, used.min_new_tokens, used.suppress_tokens))

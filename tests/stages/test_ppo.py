@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from pydantic import ValidationError
 
-from constitutional.base.errors import ModelError, RunError
+from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Prompt, Rollout, SftExample
 from constitutional.runs.compose import compose
@@ -145,7 +146,7 @@ def test_with_ptx_coef_the_examples_of_sft_are_learned_as_well(models: dict[str,
     run(QUICK.model_copy(update=still), stage)
     summary = stage.summarised(OnlineSummary)
     assert summary.examples == 1
-    assert summary.dropped == {"too_long": 0, "examples_too_long": 1}
+    assert summary.dropped == {"too_long": 0, "examples_left_out": 1}
     (line,) = (json.loads(each) for each in (tmp_path / "training_log.jsonl").read_text().splitlines())
     model, tokenizer = load_model(models["sft_model"], dtype="float32")
     asked = token_ids(tokenizer, chat(PROMPTS[0].messages), ask=True)
@@ -204,7 +205,7 @@ def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[s
         gradient_accumulation=2,
         mini_batches=4,
         epochs=5,
-        critic_warmup=7,
+        critic_warmup=4,
         max_tokens=9,
         max_prompt_tokens=77,
         temperature=0.5,
@@ -219,10 +220,19 @@ def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[s
     args = trainer.args
     assert (trainer.batch_size, trainer.phases) == (24, 5)  # 100 episodes in phases of 3·2·4
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_mini_batches) == (3, 2, 4)
-    assert (args.num_ppo_epochs, args.critic_warmup_steps, args.response_length) == (5, 7, 9)
+    assert (args.num_ppo_epochs, args.critic_warmup_steps, args.response_length) == (5, 4, 9)
     assert (args.max_prompt_length, args.temperature, args.lam, args.kl_coef, args.kl_target) == (77, 0.5, 0.8, 0.25, 6)
     assert (args.ensemble_k, args.missing_eos_penalty, args.save_steps) == (1.5, 0.5, 3)
-    assert args.reward_clip == float("inf")
+    assert args.reward_clip is None
+    assert (args.sample_size, args.learning_rate) == (128, 3e-4)
+
+
+def test_a_critic_that_warms_up_to_the_end_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"4 of 4 phases train the critic alone.*critic_warmup"):
+        run(QUICK.model_copy(update={"critic_warmup": 4}), work(tmp_path, models))
+    with pytest.raises(ValidationError, match=r"critic_warmup is 6, .* 6 phases"):  # 768 replies, 128 in a phase
+        Settings(critic_warmup=6)
+    assert Settings(critic_warmup=5).critic_warmup == 5
 
 
 def test_replies_with_any_character_are_read_back(tmp_path: Path) -> None:

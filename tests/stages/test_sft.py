@@ -249,7 +249,15 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
         helpful_on_evaluation_prompts=0,
         trained_on=20,
         steps=20,
-        dropped={"problem": 0, "held_out": 0, "empty": 0, "repeated": 0, "too_long": 0, "by_trainer": 0},
+        dropped={
+            "problem": 0,
+            "held_out": 0,
+            "empty": 0,
+            "repeated": 0,
+            "too_long": 0,
+            "rewritten": 0,
+            "by_trainer": 0,
+        },
     )
     assert first.rows["sft_examples"] == examples(MANY, Settings(helpful_share=0.2), seed=0).examples
     assert first.warnings == []

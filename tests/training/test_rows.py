@@ -40,9 +40,8 @@ def test_held_out_preferences_and_equal_texts_are_counted_and_not_trained_on() -
 def test_a_pair_is_left_out_if_either_reply_is_too_long(models: Path) -> None:
     _, tokenizer = load_model(tiny_model(models))
     rows, _ = preference_rows([preference("yes", "no"), preference("no " * 50, "yes"), preference("yes", "no " * 50)])
-    kept, too_long = fitting(rows, tokenizer, max_length=40)
-    assert (kept, too_long) == (rows[:1], 2)
-    with pytest.raises(RunError, match=r"3 rows, all of them longer than max_length=16 tokens.*raise max_length"):
+    assert fitting(rows, tokenizer, max_length=40) == (rows[:1], {"too_long": 2, "rewritten": 0})
+    with pytest.raises(RunError, match=r"of 3 rows 3 are longer than max_length=16"):
         fitting([{**row, "prompt": row["prompt"] * 20} for row in rows], tokenizer, max_length=16)
 
 
@@ -59,10 +58,38 @@ def test_control_tokens_within_messages_are_not_trained_on(models: Path) -> None
 
     # What is left on both sides of one may make up another.
     spoilt = row(f"Why{end}?", f"Be<|eot{end}_id|>cause.")
-    assert fitting([spoilt], tokenizer, 100) == ([row("Why?", "Because.")], 0)
+    assert fitting([spoilt], tokenizer, 100)[0] == [row("Why?", "Because.")]
     assert token_ids(tokenizer, spoilt["prompt"], ask=True) == ChatTokens(tokenizer).ids(
         [Message("user", f"Why{end}?")]
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "reply", "kept"),
+    [
+        ("qwen3", "Close it with </think> and go on.", False),
+        ("qwen3", "First </think> then </think> again.", False),
+        ("qwen3", "No tag here.", True),
+        ("qwen3", "<think>\nA tag.\n</think>\n\nIt is this.", True),  # as a model that thinks writes it
+        ("llama", " Spaces around it.\n", True),  # which the template strips
+        ("llama", "Close it with </think> and go on.", True),
+    ],
+)
+def test_a_reply_that_the_template_rewrites_is_left_out_and_counted(
+    models: Path, family: str, reply: str, kept: bool
+) -> None:
+    _, tokenizer = load_model(tiny_model(models, family))
+
+    def row(text: str) -> dict[str, Any]:
+        prompt = [{"role": "user", "content": f"Which tag? Say: {reply}"}]  # the reply stands in the prompt too
+        return {"prompt": prompt, "completion": [{"role": "assistant", "content": text}]}
+
+    rows, left_out = fitting([row("Yes."), row(reply)], tokenizer, 256)
+    assert [each["completion"][0]["content"] for each in rows] == ["Yes.", reply][: 1 + kept]
+    assert left_out == {"too_long": 0, "rewritten": 1 - kept}
+    if not kept:
+        with pytest.raises(RunError, match=r"rewrites the replies of 1"):
+            fitting([row(reply)], tokenizer, 256)
 
 
 def test_a_row_that_the_template_refuses_is_named(models: Path) -> None:

@@ -1,16 +1,29 @@
 from math import log
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from constitutional.base.errors import ModelError
+from constitutional.stages import dpo, grpo, reward, sft
+from constitutional.training import rewards
+from constitutional.training.reward_model import load_reward_model
 from constitutional.training.trl import (
     COMPLETE,
+    LoraSettings,
     TrainingSettings,
     _latest_checkpoint,
     _log_callback,
+    fit,
+    load_policy,
     soft_correction,
 )
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.mark.parametrize(
@@ -64,3 +77,87 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ModelError, match=r"dpo: the loss is nan at step 7; lower learning_rate"):
         callback.on_log(arguments, TrainerState(global_step=7), TrainerControl(), logs={"loss": float("nan")})
+
+
+def turn(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def trainer(kind: str, model: Path, folder: Path, count: int, **settings: Any) -> Any:  # noqa: ANN401
+    """A training of `count` rows, four of them in a step."""
+    common: dict[str, Any] = {"batch_size": 4, "epochs": 1, "learning_rate": 0.01} | settings
+    prompts: list[dict[str, Any]] = [{"prompt": turn("user", f"Question {number}?")} for number in range(count)]
+    if kind in {"grpo", "rloo"}:
+        common |= {"max_tokens": 4, "num_generations": 4, "beta": 0.0, "rewards": (rewards.LengthSettings(limit=0),)}
+        policy, tokenizer = load_policy(model, (chosen := getattr(grpo, f"{kind.title()}Settings")(**common)))
+
+        def chance(completions: list[Any], **_: Any) -> list[float]:  # noqa: ANN401
+            return [number % 3 + len(completion) for number, completion in enumerate(completions)]
+
+        recorder = grpo.Recorder([rewards.Reward("chance", 1.0, chance)], [], folder, 1)
+        rows = [row | {"prompt_id": "p"} for row in prompts]
+        return grpo.online_trainer(policy, tokenizer, rows, chosen, recorder, 0)
+    if kind == "sft":
+        policy, tokenizer = load_policy(model, sft.Settings(**common))
+        rows = [row | {"completion": turn("assistant", "word " * 5)} for row in prompts]
+        return sft.sft_trainer(policy, tokenizer, rows, sft.Settings(**common), folder, 0)
+    pair = {"chosen": turn("assistant", "good good"), "rejected": turn("assistant", "bad")}
+    rows = [row | pair | {"probability": 0.9, "weight": 1.0} for row in prompts]
+    if kind == "dpo":
+        policy, tokenizer = load_policy(model, dpo.Settings(**common))
+        return dpo.soft_dpo_trainer(policy, tokenizer, rows, dpo.Settings(**common), folder, 0)
+    policy, tokenizer = load_reward_model(model)
+    return reward.soft_reward_trainer(policy, tokenizer, rows, reward.Settings(**common), folder, 0)
+
+
+KINDS = ("sft", "reward", "dpo", "grpo", "rloo")
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_of_one_step_moves_the_weights(
+    models: Path, tmp_path: Path, kind: str, lora: LoraSettings | None
+) -> None:
+    import torch
+
+    made = trainer(kind, models, tmp_path / "c", 4, lora=lora)
+    before = [weight.detach().clone() for weight in made.model.parameters() if weight.requires_grad]
+    assert fit(made, log=tmp_path / "log", label=kind).steps == 1
+    after = [weight for weight in made.model.parameters() if weight.requires_grad]
+    assert not all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize(("warmup", "count", "rates"), [(0.99, 8, [0.0, 0.01]), (0.99, 4, [0.01]), (0.5, 8, [0, 0.01])])
+def test_a_step_comes_after_the_warm_up(
+    models: Path, tmp_path: Path, warmup: float, count: int, rates: list[float]
+) -> None:
+    made = trainer("sft", models, tmp_path / "c", count, warmup=warmup, log_every=1, checkpoint_every=1)
+    fit(made, log=tmp_path / "log", label="sft")
+    assert [line["learning_rate"] for line in made.state.log_history if "loss" in line] == rates
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_that_moved_nothing_is_an_error(models: Path, tmp_path: Path, kind: str) -> None:
+    made = trainer(kind, models, tmp_path / "c", 4, learning_rate=1e-30)
+    with pytest.raises(ModelError, match=f"{kind}: no weight moved .* raise learning_rate"):
+        fit(made, log=tmp_path / "log", label=kind)
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e4])
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+@pytest.mark.parametrize("kind", ["sft", "reward", "dpo"])
+def test_weights_that_are_no_numbers_end_the_training_also_between_two_lines_of_the_log(
+    models: Path, tmp_path: Path, kind: str, lora: LoraSettings | None, rate: float
+) -> None:
+    import torch
+
+    made = trainer(kind, models, tmp_path / "c", 8, epochs=2, learning_rate=rate, warmup=0, lora=lora)
+    try:
+        fit(made, log=tmp_path / "log", label=kind)  # 4 steps, and the log has a line every 5
+    except ModelError as error:
+        assert "loss is nan" in str(error)  # noqa: PT017 - either is right, as weights may stay numbers
+        assert "lower learning_rate" in str(error)  # noqa: PT017
+    else:
+        assert all(bool(weight.isfinite().all()) for weight in made.model.parameters())
+        assert rate < 1e30
+    assert not list((tmp_path / "c").glob("*/complete")) or torch.isfinite(next(made.model.parameters())).all()

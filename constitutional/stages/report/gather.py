@@ -198,7 +198,7 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
                 what = "examples"
             case RewardSummary(pairs=used, dropped=dropped) | DpoSummary(pairs=used, dropped=dropped):
                 what = "preferences"
-            case OnlineSummary(prompts=used, dropped=dropped, examples=learnt, examples_too_long=too_long):
+            case OnlineSummary(prompts=used, dropped=dropped, examples=learnt, examples_left_out=too_long):
                 what = "prompts"
                 if too_long:
                     reasons = {"too long": too_long}

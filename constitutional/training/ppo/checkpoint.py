@@ -36,7 +36,7 @@ def write_checkpoint(
     (partial / STATE).write_text(json.dumps(dict(state), indent=2))
     for name, weights in (("policy", networks.policy_weights), ("critic", networks.critic_weights)):
         torch.save({key: weight.detach() for key, weight in weights.items()}, partial / f"{name}.pt")
-    torch.save([each.state_dict() for each in optimizers], partial / "optimizers.pt")
+    torch.save([optimizer.state_dict() for optimizer in optimizers], partial / "optimizers.pt")
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - reward functions of others may draw from it
     version, numbers, gauss = random.getstate()
     states = {
@@ -79,8 +79,8 @@ def read_checkpoint(
         ) from error
     now = json.loads(json.dumps(dict(training)))  # as it looks once it has been written
     if other := [name for name in now if now[name] != state["training"].get(name)]:
-        found = "; ".join(f"{name} was {state['training'].get(name)!r}, now {now[name]!r}" for name in other)
-        raise ConfigurationError(f"{folder}: is a checkpoint of another training: {found}; give another output_dir")
+        changes = "; ".join(f"{name} was {state['training'].get(name)!r}, now {now[name]!r}" for name in other)
+        raise ConfigurationError(f"{folder}: is a checkpoint of another training: {changes}; give another output_dir")
     with torch.no_grad():
         for weights, saved in ((networks.policy_weights, policy), (networks.critic_weights, critic)):
             for name, weight in weights.items():

@@ -1,8 +1,8 @@
-"""PPO's critic: what it starts from, and what it is once it is saved.
+"""PPO's critic: where it starts, and how it is saved.
 
-A critic says of every position of a reply what the reward will come to. It is a model for sequence classification with
+A critic estimates at every position of a reply what the reward will be. It is a model for sequence classification with
 one label, of which every position is read; under LoRA an adapter on the policy's backbone, and a head. It starts best
-from the reward model, whose score of a whole reply is what is to be foreseen.
+from the reward model, whose score of a whole reply it has to foresee.
 """
 
 import copy
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     from constitutional.training.ppo.rollout import RewardModel
 
 ADAPTER = "critic"
-"""Of the critic, beside that of the policy."""
+"""The name of the critic's adapter, beside the policy's."""
 OFFSET = "value_offset"
-"""In a saved critic's configuration: what a value is above the model's own number."""
+"""The entry in a saved critic's configuration that is added to the model's number to give a value."""
 
 
 class Critic(NamedTuple):
-    """A model with a `score` head, and what a value is above what that says."""
+    """A model with a `score` head, and the offset that is added to its output."""
 
     model: Any
     offset: float
 
 
 def of_reward_model(reward: "RewardModel") -> Critic:
-    """The reward model, so that what it says of a whole reply is the normalised score."""
+    """The reward model, scaled so that its output for a whole reply is the normalised score."""
     model = copy.deepcopy(reward.model).float()
     model.score.weight.data /= reward.deviation
     return Critic(model, -reward.mean / reward.deviation)
 
 
 def of_policy(policy: Any) -> Any:  # noqa: ANN401
-    """The policy's backbone with a head that says 0."""
+    """The policy's backbone with a head whose output is 0."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -54,8 +54,8 @@ def merged(policy: Any, head: "torch.nn.Linear") -> Critic:  # noqa: ANN401
     import torch
 
     # Tensors that stand in the memo are not copied again, so that the device needs no memory for a second model.
-    weights = {id(each): torch.nn.Parameter(_on_cpu(each), requires_grad=False) for each in policy.parameters()}
-    buffers = {id(each): _on_cpu(each) for each in policy.buffers()}
+    weights = {id(weight): torch.nn.Parameter(_on_cpu(weight), requires_grad=False) for weight in policy.parameters()}
+    buffers = {id(buffer): _on_cpu(buffer) for buffer in policy.buffers()}
     copied = copy.deepcopy(policy, {**weights, **buffers})
     copied.set_adapter(ADAPTER)
     critic = of_policy(copied.merge_and_unload())
@@ -86,28 +86,30 @@ def lead_to(reward: "RewardModel", policy: Any, head: "torch.nn.Linear") -> floa
     from peft.tuners.lora import Linear
 
     backbone = policy.get_base_model().base_model
-    ours = {name.replace(".base_layer", ""): each for name, each in backbone.named_parameters() if "lora_" not in name}
-    theirs = dict(reward.model.base_model.named_parameters())
-    if {name: each.shape for name, each in ours.items()} != {name: each.shape for name, each in theirs.items()}:
+    ours = {name.replace(".base_layer", ""): w for name, w in backbone.named_parameters() if "lora_" not in name}
+    rewards = dict(reward.model.base_model.named_parameters())
+    if {name: w.shape for name, w in ours.items()} != {name: w.shape for name, w in rewards.items()}:
         return None
     adapters: dict[str, Any] = {
-        f"{name}.weight": each
-        for name, each in backbone.named_modules()
+        f"{name}.weight": module
+        for name, module in backbone.named_modules()
         # Neither maps that are written the other way round, as GPT-2's, nor DoRA, which also scales them.
-        if isinstance(each, Linear) and isinstance(each.get_base_layer(), torch.nn.Linear) and not each.lora_variant
+        if isinstance(module, Linear)
+        and isinstance(module.get_base_layer(), torch.nn.Linear)
+        and not module.lora_variant
     }
     kept, differs = 0.0, 0.0
     with torch.no_grad():
         for name, weight in ours.items():
-            difference = theirs[name].to(weight.device).float() - weight.float()
+            difference = rewards[name].to(weight.device).float() - weight.float()
             squared = float(difference.square().sum(dtype=torch.float64))
             if squared and name in adapters:
-                down, up = (each[ADAPTER].weight for each in (adapters[name].lora_A, adapters[name].lora_B))
+                down, up = (maps[ADAPTER].weight for maps in (adapters[name].lora_A, adapters[name].lora_B))
                 rank, scaling = len(down), adapters[name].scaling[ADAPTER]
                 # A few directions more than are wanted, and some passes, make it as good as the whole decomposition.
                 left, values, right = torch.svd_lowrank(difference, q=min(rank + 8, *difference.shape), niter=8)
                 held = values[:rank]
-                # The lengths go into the map that is 0 by default: a direction of length 0 is still one to learn.
+                # The lengths go into the map that starts at 0: a direction of length 0 is still one to learn.
                 up[:, : len(held)] = left[:, :rank] * held / scaling
                 down[: len(held)] = right[:, :rank].T
                 kept += float(held.square().sum(dtype=torch.float64))

@@ -4,13 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from constitutional.training.ppo.rollout import Rewards, Rollout
+from constitutional.training.ppo.rollout import Rewards, RolloutBatch
 
 if TYPE_CHECKING:
     import torch
 
 
-def describe(rollout: Rollout, rewards: Rewards) -> dict[str, Any]:
+def describe(rollout: RolloutBatch, rewards: Rewards) -> dict[str, Any]:
     """The batch as it was drawn: means over replies, and over tokens for entropy and the sampler's mismatch."""
     from constitutional.training.ppo import math as ppo_math
 
@@ -31,7 +31,7 @@ def describe(rollout: Rollout, rewards: Rewards) -> dict[str, Any]:
     return line | ({"gold": math.fsum(rollout.gold) / len(rollout.gold)} if rollout.gold else {})
 
 
-def samples(rollout: Rollout, rewards: Rewards, prompts: Sequence[Any]) -> list[dict[str, Any]]:
+def samples(rollout: RolloutBatch, rewards: Rewards, prompts: Sequence[Any]) -> list[dict[str, Any]]:
     """The replies to the batch's first prompts, which are given, so that one can see what the numbers are about."""
     kls, totals = _kls(rollout), rewards.total(rollout.rewards)
     return [
@@ -48,7 +48,7 @@ def samples(rollout: Rollout, rewards: Rewards, prompts: Sequence[Any]) -> list[
     ]
 
 
-def _kls(rollout: Rollout) -> "torch.Tensor":
+def _kls(rollout: RolloutBatch) -> "torch.Tensor":
     """From the reference, by k1, summed over each reply's tokens: (B)."""
     from constitutional.training.ppo import math as ppo_math
 

@@ -45,8 +45,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0, *, 
     Who reads the logits after that pass reads their gradient; a graph that needs them again, or a second backward pass,
     is refused by autograd.
     """
-    found: tuple[Tensor, Tensor | None] = _TokenLogprobs.apply(logits, tokens, temperature, entropy)  # type: ignore[no-untyped-call]
-    return TokenLogprobs(*found)
+    columns: tuple[Tensor, Tensor | None] = _TokenLogprobs.apply(logits, tokens, temperature, entropy)  # type: ignore[no-untyped-call]
+    return TokenLogprobs(*columns)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -98,7 +98,7 @@ def _chunks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Cuts sequences and tokens. A flat view would be simpler, but of a slice of the logits it would be a copy."""
     sequences, tokens, vocabulary = logits.shape
     most = GPU_CHUNK if logits.is_cuda else CHUNK
-    by_sequence, by_token = (max(1, most // max(1, each)) for each in (tokens * vocabulary, vocabulary))
+    by_sequence, by_token = (max(1, most // max(1, size)) for size in (tokens * vocabulary, vocabulary))
     for start in range(0, sequences, by_sequence):
         for first in range(0, tokens, by_token):
             yield slice(start, start + by_sequence), slice(first, first + by_token)
@@ -241,8 +241,8 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool) -> Tensor:
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float | None:
     """1 − Var(returns − values) / Var(returns): 1 is a perfect critic, 0 a constant; None if returns do not vary."""
 
-    def variance(each: Tensor) -> Tensor:
-        return masked_mean((each - masked_mean(each, mask)) ** 2, mask)
+    def variance(numbers: Tensor) -> Tensor:
+        return masked_mean((numbers - masked_mean(numbers, mask)) ** 2, mask)
 
     of_returns = float(variance(returns))
     return 1 - float(variance(returns - values)) / of_returns if of_returns > 0 else None
@@ -320,7 +320,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
     """
     held = old_values + (values - old_values).clamp(-clip, clip)
     # Masked before they are squared: the gradient of a square is NaN where the number is, even times 0.
-    free_error, held_error = (torch.where(mask, each - returns, 0.0) for each in (values, held))
+    free_error, held_error = (torch.where(mask, value - returns, 0.0) for value in (values, held))
     return torch.maximum(free_error**2, held_error**2) / 2
 
 

@@ -59,10 +59,10 @@ def side_by_side(
     texts = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
     longest = max(map(len, texts))
     ids = torch.tensor([text + [pad] * (longest - len(text)) for text in texts])
-    lengths = torch.tensor([len(each) for each in responses])
+    lengths = torch.tensor([len(response) for response in responses])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     rows, places = mask.nonzero(as_tuple=True)
-    columns = torch.tensor([len(each) for each in prompts])[rows] + places - 1
+    columns = torch.tensor([len(prompt) for prompt in prompts])[rows] + places - 1
     return Sequences(ids.to(device), mask.to(device), (rows.to(device), columns.to(device)))
 
 
@@ -135,9 +135,9 @@ class Networks:
 
         with self.acting(role) as model, _head_sees(model, batch.before):
             logits = model(input_ids=batch.ids, use_cache=False).logits  # (1, N, V)
-        found = ppo_math.token_logprobs(logits, batch.tokens[None], temperature, entropy=entropy)
-        entropies = None if found.entropy is None else batch.spread(found.entropy[0])
-        return ppo_math.TokenLogprobs(batch.spread(found.logprobs[0]), entropies)
+        tokens = ppo_math.token_logprobs(logits, batch.tokens[None], temperature, entropy=entropy)
+        entropies = None if tokens.entropy is None else batch.spread(tokens.entropy[0])
+        return ppo_math.TokenLogprobs(batch.spread(tokens.logprobs[0]), entropies)
 
     def values(self, batch: Sequences) -> "torch.Tensor":
         """What the critic expects of each response before each of its tokens, (B, T)."""

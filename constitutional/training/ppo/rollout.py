@@ -5,6 +5,7 @@ the token's index, as in the local engine, so that neither batches nor processes
 the log-probabilities that it drew by: those of the trainer may differ where another program samples.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,22 +29,22 @@ RewardFunction = Callable[..., Sequence[float | None]]
 # --- Replies ---
 
 
-class Reply(NamedTuple):
-    """A response as it was drawn."""
+class Response(NamedTuple):
+    """A reply as it was drawn."""
 
     ids: list[int]
     """At least one; the last is an end token if there is one."""
     logprobs: list[float]
-    """Of each, at the sampling temperature."""
+    """Log-probability of each token at the sampling temperature."""
     ended: bool
-    """False where it was cut off at the most tokens allowed."""
+    """False if it was cut off at the most tokens allowed."""
 
 
 class Sampler(Protocol):
-    """A program that draws from the policy as it is now."""
+    """A program that draws from the present policy."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:
-        """One reply for each prompt, in order, which depends on the prompt and its seed alone."""
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:
+        """One reply for each prompt, in order; a reply depends on its prompt and seed alone."""
         ...
 
 
@@ -67,25 +68,25 @@ class TransformersSampler:
         self.max_tokens = max_tokens
         self.batch_size = batch_size
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:
         """One reply for each prompt, in order."""
         import torch
 
-        replies: dict[int, Reply] = {}
+        replies: dict[int, Response] = {}
         with self.policy() as model, torch.no_grad():
             for rows in in_batches(range(len(prompts)), lambda row: len(prompts[row]), self.batch_size):
                 drawn = self._draw(model, [prompts[row] for row in rows], [seeds[row] for row in rows])
                 replies |= zip(rows, drawn, strict=True)
         return [replies[row] for row in range(len(prompts))]
 
-    def _draw(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Reply]:  # noqa: ANN401
+    def _draw(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:  # noqa: ANN401
         import numpy as np
         import torch
 
         device = model.device
         width = max(map(len, prompts))
-        inputs = torch.tensor([[self.pad] * (width - len(each)) + list(each) for each in prompts], device=device)
-        attended = torch.tensor([[0] * (width - len(each)) + [1] * len(each) for each in prompts], device=device)
+        inputs = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         uniform = np.stack([np.random.default_rng(seed).random(self.max_tokens) for seed in seeds])
         uniforms = torch.from_numpy(uniform).to(device)  # (B, max_tokens), in [0, 1)
         ends = torch.tensor(sorted(self.ends), device=device)
@@ -121,7 +122,7 @@ class TransformersSampler:
             attended = torch.nn.functional.pad(attended, (0, 1), value=1)
             positions = positions[:, -1:] + 1
         return [
-            Reply(row[:length], numbers[:length], row[length - 1] in self.ends)
+            Response(row[:length], numbers[:length], row[length - 1] in self.ends)
             for row, numbers, length in zip(ids.tolist(), logprobs.tolist(), (ids >= 0).sum(-1).tolist(), strict=True)
         ]
 
@@ -179,8 +180,8 @@ def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device"
         members = [RewardModel(source, tokenizer)]
     elif (Path(source) / NORMALISATION).exists():
         members = [
-            RewardModel(*load_reward_model(Path(source) / str(number)), *each)
-            for number, each in enumerate(moments(Path(source)))
+            RewardModel(*load_reward_model(Path(source) / str(number)), *scale)
+            for number, scale in enumerate(moments(Path(source)))
         ]
     else:
         members = [RewardModel(*load_reward_model(Path(source)))]
@@ -195,14 +196,14 @@ def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device"
 
 
 class Rewards:
-    """What a reply is worth: an ensemble of reward models, functions, or both, added up by weights."""
+    """The reward of a reply: a weighted sum of an ensemble of reward models, functions, or both."""
 
     def __init__(
         self, models: Sequence[RewardModel], functions: Sequence[RewardFunction], weights: Sequence[float] | None
     ) -> None:
         self.models = models
         self.functions = functions
-        self.names = ["reward_model"] * bool(models) + [_name(each) for each in functions]
+        self.names = ["reward_model"] * bool(models) + [_name(function) for function in functions]
         self.weights = list(weights) if weights is not None else [1.0] * len(self.names)
         if not self.names:
             raise UsageError("PPOTrainer: nothing rewards a reply; give reward_model=… or reward_funcs=…")
@@ -219,7 +220,7 @@ class Rewards:
     def members(self, rows: Sequence[Row], texts: Sequence[str]) -> list[list[float]]:
         """For each row, every reward model's normalised score of its reply."""
         conversations = [
-            (*(Message(each["role"], each["content"]) for each in row["prompt"]), Message("assistant", text))
+            (*(Message(turn["role"], turn["content"]) for turn in row["prompt"]), Message("assistant", text))
             for row, text in zip(rows, texts, strict=True)
         ]
         columns = [model.scores(conversations) for model in self.models]
@@ -227,11 +228,11 @@ class Rewards:
 
     def by_function(self, rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """For each row, every function's number; NaN where it has none."""
-        columns = [call(each, rows, texts, ids) for each in self.functions]
+        columns = [call(function, rows, texts, ids) for function in self.functions]
         return [list(numbers) for numbers in zip(*columns, strict=True)] if columns else [[] for _ in rows]
 
     def total(self, rewards: "torch.Tensor") -> "torch.Tensor":
-        """Of rewards (R, B) in the order of `names`, the weighted sum (B,) of those that are there."""
+        """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none."""
         import torch
 
         if bool(rewards.isnan().all(0).any()):
@@ -250,7 +251,7 @@ def call(
     numbers = function(
         prompts=[row["prompt"] for row in rows],
         completions=[[{"role": "assistant", "content": text}] for text in texts],
-        completion_ids=[list(each) for each in ids],
+        completion_ids=[list(row_ids) for row_ids in ids],
         **columns,
     )
     if len(numbers) != len(rows):
@@ -258,7 +259,7 @@ def call(
             f"PPOTrainer: {_name(function)} gave {len(numbers)} rewards for {len(rows)} completions; "
             "return one for each"
         )
-    return [float("nan") if each is None else float(each) for each in numbers]
+    return [float("nan") if number is None else float(number) for number in numbers]
 
 
 def _name(function: RewardFunction) -> str:
@@ -269,10 +270,10 @@ def _name(function: RewardFunction) -> str:
 
 
 class Episode(NamedTuple):
-    """A prompt answered: all that one process found out about one row of the batch."""
+    """A prompt answered, with all that one process measured of this row of the batch."""
 
     row: int
-    reply: Reply
+    reply: Response
     text: str
     logprobs: list[float]
     ref_logprobs: list[float]
@@ -286,8 +287,8 @@ class Episode(NamedTuple):
 
 
 @dataclass
-class Rollout:
-    """A whole batch, the same on every process; tensors are (B, T) or (B,), on the CPU."""
+class RolloutBatch:
+    """A whole batch of replies, the same on every process; tensors are (B, T) or (B,), on the CPU."""
 
     prompts: list[list[int]]
     responses: list[list[int]]
@@ -313,26 +314,30 @@ class Rollout:
 
 def make_rollout(
     prompts: list[list[int]], episodes: list[Episode], rewards: Rewards, args: PPOConfig, kl_coefficient: float
-) -> Rollout:
+) -> RolloutBatch:
     """The batch with scores, advantages and returns; moments are those of the whole batch."""
     import torch
 
     from constitutional.training.ppo import math as ppo_math
 
-    width = max(len(each.reply.ids) for each in episodes)
+    width = max(len(episode.reply.ids) for episode in episodes)
 
     def stack(numbers: Iterable[Sequence[float]]) -> torch.Tensor:
-        return torch.tensor([[*each, *[0.0] * (width - len(each))] for each in numbers])
+        return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in numbers])
 
-    mask = stack([1.0] * len(each.reply.ids) for each in episodes).bool()
-    ended = torch.tensor([each.reply.ended for each in episodes])
-    logprobs, ref_logprobs = stack(each.logprobs for each in episodes), stack(each.ref_logprobs for each in episodes)
-    values = stack(each.values for each in episodes)
-    numbers = torch.tensor([each.rewards for each in episodes]).T  # (functions, B)
+    mask = stack([1.0] * len(episode.reply.ids) for episode in episodes).bool()
+    ended = torch.tensor([episode.reply.ended for episode in episodes])
+    logprobs, ref_logprobs = (
+        stack(episode.logprobs for episode in episodes),
+        stack(episode.ref_logprobs for episode in episodes),
+    )
+    values = stack(episode.values for episode in episodes)
+    numbers = torch.tensor([episode.rewards for episode in episodes]).T  # (functions, B)
     if rewards.models:
-        of_models = ppo_math.ensemble(torch.tensor([each.members for each in episodes]).T, args.ensemble_k)
+        of_models = ppo_math.ensemble(torch.tensor([episode.members for episode in episodes]).T, args.ensemble_k)
         numbers = torch.cat([of_models[None], numbers])
-    shaping = ppo_math.Shaping(args.reward_clip, args.missing_eos_penalty, args.length_penalty)
+    clip = math.inf if args.reward_clip is None else args.reward_clip
+    shaping = ppo_math.Shaping(clip, args.missing_eos_penalty, args.length_penalty)
     scores = ppo_math.shaped(rewards.total(numbers), mask, ended, shaping)
     per_token = ppo_math.token_rewards(scores, logprobs, ref_logprobs, mask, kl_coefficient)
     if args.whiten_rewards:
@@ -340,19 +345,19 @@ def make_rollout(
     advantages, returns = ppo_math.gae(per_token, values, mask, args.gamma, args.lam)
     if args.whiten_advantages:
         advantages = ppo_math.masked_whiten(advantages, mask, shift_mean=True)
-    return Rollout(
+    return RolloutBatch(
         prompts=prompts,
-        responses=[each.reply.ids for each in episodes],
-        texts=[each.text for each in episodes],
+        responses=[episode.reply.ids for episode in episodes],
+        texts=[episode.text for episode in episodes],
         mask=mask,
         ended=ended,
-        sampler_logprobs=stack(each.reply.logprobs for each in episodes),
+        sampler_logprobs=stack(episode.reply.logprobs for episode in episodes),
         logprobs=logprobs,
         ref_logprobs=ref_logprobs,
         values=values,
-        entropies=stack(each.entropies for each in episodes),
+        entropies=stack(episode.entropies for episode in episodes),
         rewards=numbers,
-        gold=[each.gold for each in episodes if each.gold is not None],
+        gold=[episode.gold for episode in episodes if episode.gold is not None],
         scores=scores,
         advantages=advantages,
         returns=returns,

@@ -1,16 +1,65 @@
-"""How PPO trains: settings by the names that TRL's had, where it had them."""
+"""How PPO trains. A run's settings and the trainer's own are one algorithm's, declared once in `PPOSettings`."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from constitutional.base.errors import ConfigurationError
 
 
-@dataclass(kw_only=True)
-class PPOConfig:
-    """How PPO trains. Names are TRL's where TRL had them."""
+class PPOSettings(BaseModel):
+    """The algorithm: the penalty for leaving the reference, advantages, losses."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    learning_rate: float = Field(gt=0)
+    """The policy's learning rate at first; it falls to 0. About 1e-6 suits billions of weights."""
+    critic_learning_rate_factor: float = Field(default=10.0, gt=0)
+    """The critic's learning rate, as a multiple of the policy's."""
+    kl_coef: float = Field(default=0.05, ge=0)
+    """Penalty for a nat of KL from the reference, in units of the reward."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """KL of a reply, in nats, towards which the coefficient is adapted; null leaves the coefficient fixed."""
+    kl_horizon: float = Field(default=10_000, gt=0)
+    """Episodes over which the coefficient adapts."""
+    ensemble_k: float = Field(default=0.0, ge=0)
+    """How many deviations among several reward models are taken off their mean."""
+    reward_clip: float | None = Field(default=None, gt=0)
+    """Rewards are clipped to ± this number; null clips nothing."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """Penalty for each token of a reply, in units of the reward."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount of a reward for each token until it comes."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """λ of the generalised advantage estimates (Schulman et al. 2016)."""
+    cliprange: float = Field(default=0.2, gt=0)
+    """The ratio of new to old probability is clipped at 1 ± this number."""
+    cliprange_high: float | None = Field(default=None, gt=0)
+    """The upper clip of the ratio, if it differs from the lower one."""
+    cliprange_value: float = Field(default=0.2, gt=0)
+    """A new value is clipped at the old value ± this number."""
+    vf_coef: float = Field(default=0.1, gt=0)
+    """Weight of the critic's loss."""
+    entropy_coef: float = Field(default=0.0, ge=0)
+    """Weight of a bonus for entropy."""
+    ptx_coef: float = Field(default=0.0, ge=0)
+    """Weight of the loss on supervised examples, beside that of the replies (PPO-ptx, Ouyang et al. 2022, equation 2).
+    In a run they are the SFT model's own, so that what it learned is kept."""
+    whiten_rewards: bool = False
+    """Divide the rewards of a phase by their deviation."""
+    whiten_advantages: bool = True
+    """Bring the advantages of a phase to mean 0 and deviation 1."""
+    loss_aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"] = "token_mean"
+    """How the losses of tokens are put together."""
+
+
+class PPOConfig(PPOSettings):
+    """How `PPOTrainer` trains. Names are TRL's where TRL had them.
+
+    Raises:
+        ConfigurationError: a setting is out of its range or unknown.
+    """
 
     output_dir: str
     """Checkpoints, training_log.jsonl and samples.jsonl go here."""
@@ -20,90 +69,59 @@ class PPOConfig:
     """Compute in bfloat16; weights that are trained stay in 32 bits."""
     gradient_checkpointing: bool = False
     # What is drawn.
-    total_episodes: int = 10_000
-    """Replies in all, rounded up to whole phases."""
-    per_device_train_batch_size: int = 8
+    total_episodes: int = Field(default=10_000, ge=1)
+    """Number of replies in all, rounded up to whole phases."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
     """Replies in one forward and backward pass. It changes memory and speed, never the result."""
-    gradient_accumulation_steps: int = 1
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Passes in one mini-batch, which is one step of the optimizers."""
-    num_mini_batches: int = 1
+    num_mini_batches: int = Field(default=1, ge=1)
     """Mini-batches in a phase."""
-    num_ppo_epochs: int = 4
-    """Times that a phase's replies are trained on."""
-    local_rollout_forward_batch_size: int = 64
+    num_ppo_epochs: int = Field(default=4, ge=1)
+    """Passes over a phase's replies."""
+    local_rollout_forward_batch_size: int = Field(default=64, ge=1)
     """Replies that a process draws at once."""
-    max_prompt_length: int = 1024
+    max_prompt_length: int = Field(default=1024, ge=1)
     """Longer prompts, in tokens, are left out and counted."""
-    response_length: int = 128
+    response_length: int = Field(default=128, ge=1)
     """Most tokens in a reply."""
-    temperature: float = 1.0
-    """Of sampling, and of all log-probabilities: the policy that is trained is the one that acts."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature of sampling and of all log-probabilities, so that the policy that is trained is the one that acts."""
     # How a reply is scored.
     reward_weights: Sequence[float] | None = None
-    """For the reward model, if any, and each reward function; all 1 by default."""
-    ensemble_k: float = 0.0
-    """Deviations among several reward models that are taken off their mean."""
-    reward_clip: float = math.inf
+    """Weights of the reward model, if any, and each reward function; None weighs them alike."""
     missing_eos_penalty: float = 0.0
-    """Taken from a reply that was cut off."""
-    length_penalty: float = 0.0
-    """Taken for each token of a reply."""
-    # The KL from the reference.
-    kl_coef: float = 0.05
-    kl_target: float | None = None
-    """KL in nats for each reply, to which the coefficient is led; None leaves it fixed."""
-    kl_horizon: float = 10_000
-    kl_loss_coef: float = 0.0
-    """Of a KL term in the loss, beside the one in the reward."""
+    """Penalty for a reply that was cut off."""
     # The losses.
-    learning_rate: float = 3e-6
-    critic_learning_rate_factor: float = 10.0
-    critic_warmup_steps: int = 0
-    """First phases, in which only the critic is trained."""
-    max_grad_norm: float = 1.0
-    gamma: float = 1.0
-    lam: float = 0.95
-    cliprange: float = 0.2
-    cliprange_high: float | None = None
-    """Upper clip of the ratio if it differs from the lower one, `cliprange`."""
+    learning_rate: float = Field(default=3e-6, gt=0)
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First phases, in which only the critic is trained; fewer than all."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    kl_loss_coef: float = 0.0
+    """Weight of a KL term in the loss, beside the penalty in the reward."""
     dual_clip: float | None = None
-    cliprange_value: float = 0.2
-    vf_coef: float = 0.1
-    entropy_coef: float = 0.0
-    ptx_coef: float = 0.0
-    """Of the supervised loss on ptx_dataset (PPO-ptx)."""
-    whiten_rewards: bool = False
-    whiten_advantages: bool = True
     importance_bound: float = 2.0
     """Most that a token counts for, where the trainer gives it a larger probability than the sampler did."""
-    loss_aggregation: Literal["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"] = "token_mean"
     # What is written.
-    logging_steps: int = 1
+    logging_steps: int = Field(default=1, ge=0)
     """Phases from one printed line to the next, 0 to print none; the log has a line for each."""
-    sample_steps: int = 10
+    sample_steps: int = Field(default=10, ge=1)
     """Phases from one table of replies to the next."""
-    sample_size: int = 4
+    sample_size: int = Field(default=4, ge=1)
     """Replies in such a table, at most the phase's."""
-    save_steps: int = 10
+    save_steps: int = Field(default=10, ge=1)
     """Phases from one checkpoint to the next; the last phase always has one."""
-    save_total_limit: int = 2
+    save_total_limit: int = Field(default=2, ge=1)
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        at_least_one = (
-            *("total_episodes", "per_device_train_batch_size", "gradient_accumulation_steps", "num_mini_batches"),
-            *("num_ppo_epochs", "local_rollout_forward_batch_size", "response_length", "save_steps", "sample_steps"),
-            *("sample_size", "save_total_limit"),
-        )
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"PPOConfig: {name} is {getattr(self, name)}, and must be at least 1")
-        for name in ("temperature", "learning_rate", "reward_clip", "cliprange", "cliprange_value", "kl_horizon"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"PPOConfig: {name} is {getattr(self, name)}, and must be more than 0")
-        for name in ("gamma", "lam"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"PPOConfig: {name} is {getattr(self, name)}, and must be between 0 and 1")
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
+                for problem in error.errors()
+            ]
+            raise ConfigurationError(f"PPOConfig: {'; '.join(problems)}") from error
 
 
 TECHNICAL = {

@@ -2,8 +2,8 @@
 
 As InstructGPT did it (Ouyang et al. 2022, section 3.5): a bandit, in which a reply is rewarded at its last token, and a
 penalty for leaving the reference at every token. One phase is one batch of replies: draw them, score them, compute
-log-probabilities and values (`ppo_rollout.py`), then some epochs of mini-batches (`ppo_update.py`). The mathematics
-stands in `ppo_math.py`.
+log-probabilities and values (`rollout.py`), then some epochs of mini-batches (`update.py`). The mathematics is in
+`math.py`.
 
 Every process draws and scores its share of a batch and then gets the others', so that advantages, whitening,
 mini-batches and denominators are those of the whole batch, however many processes there are; gradients are added up.
@@ -21,14 +21,13 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.seeds import rng_of, seed_of
-from constitutional.engines.chat import Tokenizer
+from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.engines.local import load_model
 from constitutional.training.ppo.checkpoint import (
     checkpoints,
@@ -42,10 +41,10 @@ from constitutional.training.ppo.log import describe, samples
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
-    Reply,
+    Response,
     RewardFunction,
     Rewards,
-    Rollout,
+    RolloutBatch,
     Sampler,
     TransformersSampler,
     call,
@@ -55,10 +54,10 @@ from constitutional.training.ppo.rollout import (
     prompt_ids,
 )
 from constitutional.training.ppo.settings import TECHNICAL, PPOConfig
-from constitutional.training.preflight import end_tokens, preflight
+from constitutional.training.preflight import preflight
 from constitutional.training.reward_model import load_reward_model
 from constitutional.training.rows import Row, token_ids
-from constitutional.training.saving import write_model
+from constitutional.training.saving import bit_sums, check_finite, check_moved, write_model
 from constitutional.training.trl import quiet_libraries
 
 if TYPE_CHECKING:
@@ -77,21 +76,21 @@ class PPOTrainer:
 
     Args:
         model: the language model to start from, or its folder.
-        ref_model: what it is held to; by default the model as it is given.
+        ref_model: the model that it is held to; if none is given, the model before training.
         reward_model: a model for sequence classification with one label, a folder of one or of an ensemble, a reward
             function, or a list of these. Models are an ensemble, one reward; each function is another.
-        value_model: the critic, such as one that was saved; by default a reward model that reads the same tokens, or
-            the model with a head of 0.
+        value_model: the critic, such as one that was saved; if none is given, a reward model that reads the same
+            tokens, or the model with a head of 0.
         args: how to train.
         train_dataset: rows with a conversational `prompt`; other columns go to the reward functions.
-        processing_class: the model's tokenizer; by default that of its folder.
+        processing_class: the model's tokenizer, if it is not the one in its folder.
         peft_config: train adapters on one backbone, which serves policy, reference and critic.
-        reward_processing_class: the tokenizer of reward models that are given in memory; by default the model's.
+        reward_processing_class: the tokenizer of reward models in memory, if it is not the model's.
         reward_funcs: reward functions, with TRL's signature.
-        gold_fn: one that is only logged, so that a proxy that is over-optimised can be seen.
+        gold_fn: a reward function that is only logged, to show whether the reward is over-optimised.
         ptx_dataset: rows with `prompt` and `completion`, for `ptx_coef`.
-        callbacks: called with every line of the log, which for them alone also has `tokens_per_s`.
-        sampler: what draws the replies; by default the model itself.
+        callbacks: called with every line of the log and its `tokens_per_s`, which the log does not hold.
+        sampler: draws the replies, in place of the model itself.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - as TRL's trainers are called
@@ -137,7 +136,9 @@ class PPOTrainer:
         self.rewards = Rewards(models, functions, self.args.reward_weights)
         self.gold_fn = gold_fn
         ours = self.processing_class.get_vocab()
-        readers = (each for each in models if each.tokenizer.get_vocab() == ours and hasattr(each.model, "score"))
+        readers = (
+            member for member in models if member.tokenizer.get_vocab() == ours and hasattr(member.model, "score")
+        )
         reference = _policy(ref_model, self.processing_class, policy.device)[0] if ref_model is not None else None
         critic = load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model
         set_seed(self.args.seed)  # again, as loading a reward model seeds by 0, for what is drawn from here on
@@ -158,6 +159,12 @@ class PPOTrainer:
         self.learner = Learner(self.networks, self.accelerator, self.args, self.pad, self.supervised)
         self.batch_size = self.learner.mini_batch_size * self.args.num_mini_batches
         self.phases = math.ceil(self.args.total_episodes / self.batch_size)
+        if self.args.critic_warmup_steps >= self.phases:
+            raise ConfigurationError(
+                f"PPOTrainer: {self.args.critic_warmup_steps} of {self.phases} phases train the critic alone, "
+                "so the policy would stay as it is; lower critic_warmup, or raise the number of episodes"
+            )
+        self._untrained = bit_sums(self.networks.policy_weights.values())
         self.kl = AdaptiveKL(self.args.kl_coef, self.args.kl_target, self.args.kl_horizon)
         self.callbacks = list(callbacks)
         self.history: list[dict[str, Any]] = []
@@ -166,7 +173,7 @@ class PPOTrainer:
     def _read_data(self, train_dataset: Iterable[Mapping[str, Any]], ptx_dataset: Iterable[Mapping[str, Any]]) -> None:
         rows = [dict(row) for row in train_dataset]
         ids = [prompt_ids(self.processing_class, row) for row in rows]
-        kept = [number for number, each in enumerate(ids) if len(each) <= self.args.max_prompt_length]
+        kept = [number for number, prompt in enumerate(ids) if len(prompt) <= self.args.max_prompt_length]
         if not kept:
             raise UsageError(
                 f"PPOTrainer: of {len(rows)} prompts in train_dataset none has at most max_prompt_length="
@@ -197,43 +204,47 @@ class PPOTrainer:
 
         Raises:
             ConfigurationError: a checkpoint is of another training, or there is one that nobody asked to go on from.
-            ModelError: a gradient is no number.
+            ModelError: a gradient or a weight is no number, or the policy has not moved.
         """
         for phase in range(self.begin(resume_from_checkpoint), self.phases):
             self.train_phase(phase)
 
     def train_phase(self, phase: int) -> None:
-        """One phase, for whoever wants to stand between them: those from `begin()` to `phases`, in order."""
+        """One phase; call it for the phases from `begin()` to `phases`, in order."""
         started = time.monotonic()
         rollout = self._roll_out(phase)
         rate: float = self.args.learning_rate * (1 - phase / self.phases)
         line: dict[str, Any] = {"step": phase + 1, "episodes": (phase + 1) * self.batch_size}
         line |= describe(rollout, self.rewards) | {"kl_coefficient": self.kl.coefficient, "learning_rate": rate}
         line |= self.learner.update(rollout, phase, rate)
+        for weights in (self.networks.policy_weights, self.networks.critic_weights):
+            check_finite(weights.values(), "PPO", phase + 1)
+        if phase + 1 == self.phases:
+            check_moved(self._untrained, self.networks.policy_weights.values(), "PPO", self.phases)
         self.kl.update(line["kl"], self.batch_size)
         self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
         if phase % self.args.sample_steps == 0 and self.accelerator.is_main_process:
             prompts = [self.rows[row]["prompt"] for row in self._rows(phase)[: self.args.sample_size]]
-            self._append(SAMPLES, [{"step": phase + 1, **each} for each in samples(rollout, self.rewards, prompts)])
+            self._append(SAMPLES, [{"step": phase + 1, **sample} for sample in samples(rollout, self.rewards, prompts)])
         if (phase + 1) % self.args.save_steps == 0 or phase + 1 == self.phases:
             self._save(phase + 1)
 
     # --- 1. Rollout: replies, rewards, advantages ---
 
-    def _roll_out(self, phase: int) -> Rollout:
+    def _roll_out(self, phase: int) -> RolloutBatch:
         """Draw, score and read the batch's replies, this process its share, and put all shares together."""
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
         rows = self._rows(phase)
         order = sorted(range(self.batch_size), key=lambda row: len(self.prompts[rows[row]]))
         own = sorted(order[self.accelerator.process_index :: self.accelerator.num_processes])
-        found = self._episodes(phase, own, [rows[row] for row in own])
-        episodes: list[Episode] = sorted(gather_object(found), key=lambda each: each.row)
+        share = self._episodes(phase, own, [rows[row] for row in own])
+        episodes: list[Episode] = sorted(gather_object(share), key=lambda episode: episode.row)
         prompts = [self.prompts[row] for row in rows]
         return make_rollout(prompts, episodes, self.rewards, self.args, self.kl.coefficient)
 
     def _rows(self, phase: int) -> list[int]:
-        """The batch's rows of the data, which is gone through again and again, in another order each time."""
+        """The batch's rows of the data, which is passed over again and again, in a new order every time."""
 
         def orders() -> Iterable[int]:
             for epoch in range(first // len(self.rows), (first + self.batch_size - 1) // len(self.rows) + 1):
@@ -252,16 +263,16 @@ class PPOTrainer:
             replies = self.sampler.sample(prompts, seeds)
             read = self._read(prompts, replies)
             ids = [reply.ids for reply in replies]
-            texts = [str(self.processing_class.decode(each, skip_special_tokens=True)) for each in ids]
+            texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
             members = self.rewards.members(data, texts)
         rewards = self.rewards.by_function(data, texts, ids)
         gold = call(self.gold_fn, data, texts, ids) if self.gold_fn else [None] * len(own)
         columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
-        return [Episode(*each) for each in zip(*columns, strict=True)]
+        return [Episode(*values) for values in zip(*columns, strict=True)]
 
-    def _read(self, prompts: list[list[int]], replies: list[Reply]) -> list[tuple[list[float], ...]]:
+    def _read(self, prompts: list[list[int]], replies: list[Response]) -> list[tuple[list[float], ...]]:
         """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""
-        found: dict[int, tuple[list[float], ...]] = {}
+        measured: dict[int, tuple[list[float], ...]] = {}
         size = self.args.per_device_train_batch_size
         lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
         for batch in in_batches(range(len(prompts)), lengths.__getitem__, size):
@@ -271,9 +282,9 @@ class PPOTrainer:
             assert policy.entropy is not None
             reference = self.networks.logprobs(padded, self.args.temperature, "reference").logprobs
             columns = (policy.logprobs, reference, self.networks.values(padded), policy.entropy)
-            for row, *numbers in zip(batch, *(each.tolist() for each in columns), strict=True):
-                found[row] = tuple(each[: len(replies[row].ids)] for each in numbers)
-        return [found[row] for row in range(len(prompts))]
+            for row, *numbers in zip(batch, *(column.tolist() for column in columns), strict=True):
+                measured[row] = tuple(column[: len(replies[row].ids)] for column in numbers)
+        return [measured[row] for row in range(len(prompts))]
 
     # --- 2. What is written ---
 
@@ -287,8 +298,10 @@ class PPOTrainer:
             callback(line | {"tokens_per_s": speed})
         every = self.args.logging_steps
         if every and (phase % every == 0 or phase + 1 == self.phases):
-            said = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
-            print(f"ppo: phase {phase + 1} of {self.phases}, {said}, {speed:.0f} tokens/s", file=sys.stderr, flush=True)
+            summary = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
+            print(
+                f"ppo: phase {phase + 1} of {self.phases}, {summary}, {speed:.0f} tokens/s", file=sys.stderr, flush=True
+            )
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (Path(self.args.output_dir) / name).open("a", encoding="utf-8") as file:
@@ -344,11 +357,11 @@ class PPOTrainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a training must have in common with the one whose checkpoint it goes on from."""
-        settings = {name: value for name, value in asdict(self.args).items() if name not in TECHNICAL}
+        settings = {name: value for name, value in self.args.model_dump().items() if name not in TECHNICAL}
         others = {
             "mini_batch_size": self.learner.mini_batch_size,
             "rewards": self.rewards.names,
-            "reward_models": [[each.mean, each.deviation] for each in self.rewards.models],
+            "reward_models": [[model.mean, model.deviation] for model in self.rewards.models],
             "lora": self.networks.shared,
             "value_model given": self.value_model_given,
             "value_offset": self.networks.offset,

@@ -16,7 +16,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.training.ppo import math as ppo_math
 from constitutional.training.ppo.networks import Networks, Sequences, side_by_side
-from constitutional.training.ppo.rollout import Rollout, in_batches
+from constitutional.training.ppo.rollout import RolloutBatch, in_batches
 from constitutional.training.ppo.settings import PPOConfig
 
 SupervisedRow = tuple[list[int], list[int]]
@@ -64,8 +64,8 @@ class Learner:
         self.mini_batch_size = micro_batch * args.gradient_accumulation_steps
         self._sums = torch.zeros(len(_Sums._fields))
 
-    def update(self, rollout: Rollout, phase: int, rate: float) -> dict[str, float]:
-        """Move both networks, at this learning rate, and say what came of it.
+    def update(self, rollout: RolloutBatch, phase: int, rate: float) -> dict[str, float]:
+        """Move both networks at this learning rate, and return the numbers to log.
 
         Losses are means over the mini-batches; the clip fraction and the KL from the policy that drew are means over
         all tokens of all epochs.
@@ -93,7 +93,7 @@ class Learner:
         tokens = max(float(sums.tokens), 1.0)
         return line | {"clip_fraction": float(sums.clipped) / tokens, "approx_kl": float(sums.approx_kl) / tokens}
 
-    def _step(self, rollout: Rollout, rows: list[int], phase: int, ptx_seed: int) -> None:
+    def _step(self, rollout: RolloutBatch, rows: list[int], phase: int, ptx_seed: int) -> None:
         """One step of both optimizers on a mini-batch.
 
         The policy first, then the critic: only one of them holds gradients at a time.
@@ -115,28 +115,28 @@ class Learner:
             self._value_backward(self._pad(rollout, batch), batch, rollout, denominator)
         self._move(of_critic, list(self.networks.critic_weights.values()), phase)
 
-    def _pad(self, rollout: Rollout, batch: list[int]) -> Sequences:
-        prompts, responses = ([each[row] for row in batch] for each in (rollout.prompts, rollout.responses))
+    def _pad(self, rollout: RolloutBatch, batch: list[int]) -> Sequences:
+        prompts, responses = ([texts[row] for row in batch] for texts in (rollout.prompts, rollout.responses))
         return side_by_side(prompts, responses, self.pad, self.accelerator.device)
 
     def _add(self, sums: _Sums) -> None:
         """Add a micro-batch's share, without waiting for the device."""
-        numbers = [torch.as_tensor(each, dtype=torch.float64, device=self._sums.device) for each in sums]
+        numbers = [torch.as_tensor(number, dtype=torch.float64, device=self._sums.device) for number in sums]
         self._sums += torch.stack(numbers).detach()
 
-    def _policy_backward(self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float) -> None:
+    def _policy_backward(self, padded: Sequences, batch: list[int], rollout: RolloutBatch, denominator: float) -> None:
         args, mask = self.args, padded.mask
         old, sampled, reference, advantages = (
-            each[batch, : padded.width].to(self.accelerator.device)
-            for each in (rollout.logprobs, rollout.sampler_logprobs, rollout.ref_logprobs, rollout.advantages)
+            numbers[batch, : padded.width].to(self.accelerator.device)
+            for numbers in (rollout.logprobs, rollout.sampler_logprobs, rollout.ref_logprobs, rollout.advantages)
         )
         with self.accelerator.autocast():
             now = self.networks.logprobs(padded, args.temperature, entropy=args.entropy_coef != 0)
         high = args.cliprange if args.cliprange_high is None else args.cliprange_high
         clip = ppo_math.Clip(args.cliprange, high, args.dual_clip)
         weights = ppo_math.importance_weights(old, sampled, args.importance_bound)
-        found = ppo_math.policy_loss(now.logprobs, old, advantages, mask, clip, weights)
-        policy_loss = ppo_math.aggregate(found.per_token, mask, args.loss_aggregation, denominator)
+        result = ppo_math.policy_loss(now.logprobs, old, advantages, mask, clip, weights)
+        policy_loss = ppo_math.aggregate(result.per_token, mask, args.loss_aggregation, denominator)
         loss = policy_loss
         if args.kl_loss_coef:
             penalty = ppo_math.kl_loss(now.logprobs, reference)
@@ -146,13 +146,13 @@ class Learner:
             loss = loss - args.entropy_coef * bonus
         self.accelerator.backward(loss)
         tokens = mask.sum()
-        clipped, approx_kl = found.clip_fraction * tokens, found.approx_kl * tokens
+        clipped, approx_kl = result.clip_fraction * tokens, result.approx_kl * tokens
         self._add(_Sums(policy=policy_loss, tokens=tokens, clipped=clipped, approx_kl=approx_kl))
 
-    def _value_backward(self, padded: Sequences, batch: list[int], rollout: Rollout, denominator: float) -> None:
+    def _value_backward(self, padded: Sequences, batch: list[int], rollout: RolloutBatch, denominator: float) -> None:
         args, mask = self.args, padded.mask
         old, returns = (
-            each[batch, : padded.width].to(self.accelerator.device) for each in (rollout.values, rollout.returns)
+            numbers[batch, : padded.width].to(self.accelerator.device) for numbers in (rollout.values, rollout.returns)
         )
         with self.accelerator.autocast():
             values = self.networks.values(padded)

@@ -86,6 +86,9 @@ class RunFolder:
     def engine(self, role: str) -> Engine:
         raise NotImplementedError(role)
 
+    def release(self) -> None:
+        pass
+
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
         return iter(items)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from constitutional.training.ppo import math as ppo_math
-from constitutional.training.ppo.rollout import Reply
+from constitutional.training.ppo.rollout import Response
 from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.ppo.trainer import PPOTrainer
 from scripts import golden_trl
@@ -96,9 +96,9 @@ class Given:
         self.replies = replies
         self.logprobs = logprobs
 
-    def sample(self, prompts: Any, seeds: Any) -> list[Reply]:  # noqa: ANN401, ARG002
+    def sample(self, prompts: Any, seeds: Any) -> list[Response]:  # noqa: ANN401, ARG002
         rows = zip(self.replies, self.logprobs, strict=True)
-        return [Reply(ids, logprobs, ended=False) for ids, logprobs in rows]
+        return [Response(ids, logprobs, ended=False) for ids, logprobs in rows]
 
 
 def test_a_phase_of_the_trainer_moves_all_weights_as_trls_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

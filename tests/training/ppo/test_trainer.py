@@ -12,7 +12,7 @@ from constitutional.engines.local import load_model
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
-    Reply,
+    Response,
     Rewards,
     TransformersSampler,
     load_reward_models,
@@ -273,7 +273,7 @@ def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path,
 
 def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Episode:
     zeros = [0.0] * tokens
-    return Episode(row, Reply([5] * tokens, zeros, ended), "", zeros, zeros, zeros, zeros, members, [], None)
+    return Episode(row, Response([5] * tokens, zeros, ended), "", zeros, zeros, zeros, zeros, members, [], None)
 
 
 def test_ensembles_and_penalties_reach_the_score_and_the_score_the_last_token(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_a_reply_depends_on_its_own_seed_and_not_on_who_is_drawn_with_it(model: 
     prompts = [[1, 5, 9], [1, 5], [1, 8, 8, 8, 8], [1], [1, 7, 3]]
     ends = frozenset(range(0, len(tokenizer), 3))  # a third of all tokens, so that replies end at different times
 
-    def draw(size: int) -> list[Reply]:
+    def draw(size: int) -> list[Response]:
         sampler = TransformersSampler(
             lambda: nullcontext(policy), ends, tokenizer.pad_token_id, temperature=0.5, max_tokens=8, batch_size=size
         )
@@ -402,12 +402,34 @@ def test_adapters_train_policy_and_critic_on_one_backbone_which_stays_the_refere
 def test_the_critic_warms_up_alone(model: Path, tmp_path: Path) -> None:
     import torch
 
-    trainer = trained(model, tmp_path, changes={"critic_warmup_steps": 1})
+    args = config(tmp_path, critic_warmup_steps=1, total_episodes=16)
+    trainer = PPOTrainer(str(model), args=args, train_dataset=ROWS, reward_funcs=[even])
+    trainer.begin(None)
+    trainer.train_phase(0)
     start, _ = load_model(model, dtype="float32")
     policy, critic = trainer.networks.policy_weights, trainer.networks.critic_weights
     assert all(torch.equal(each, policy[name]) for name, each in start.named_parameters())
     assert bool(critic["score.weight"].any())  # it starts as 0
     assert trainer.history[0]["value_loss"] > 0
+    trainer.train_phase(1)
+    assert not all(torch.equal(weight, policy[name]) for name, weight in start.named_parameters())
+
+
+def test_a_training_that_moves_nothing_is_an_error(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no weight moved.*raise learning_rate"):
+        trained(model, tmp_path, changes={"learning_rate": 1e-30})
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("rate", [1e30, 3e38])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_weights_that_are_no_numbers_end_the_training(model: Path, tmp_path: Path, adapted: bool, rate: float) -> None:
+    changes = {"learning_rate": rate, "num_ppo_epochs": 1}
+    with pytest.raises(ModelError, match=r"nan.*lower learning_rate"):  # after the only step there is
+        trained(model, tmp_path, changes=changes, peft_config=adapters() if adapted else None).save_model(
+            tmp_path / "policy"
+        )
+    assert not (tmp_path / "policy").exists()
 
 
 def test_the_supervised_loss_keeps_up_what_the_replies_of_others_teach(model: Path, tmp_path: Path) -> None:
@@ -430,8 +452,10 @@ def test_what_cannot_be_trained_is_refused_by_name(model: Path, tmp_path: Path) 
         trained(model, tmp_path, changes={"max_prompt_length": 1})
     with pytest.raises(UsageError, match=r"ptx_coef is 1\.0, and ptx_dataset has 0 rows"):
         trained(model, tmp_path, changes={"ptx_coef": 1.0})
-    with pytest.raises(ConfigurationError, match="temperature is 0, and must be more than 0"):
+    with pytest.raises(ConfigurationError, match=r"temperature is 0: .*greater than 0"):
         config(tmp_path, temperature=0)
+    with pytest.raises(ConfigurationError, match="total_epochs"):
+        config(tmp_path, total_epochs=1)
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(ModelError, match=r"its pad token .* also ends a turn"):
         PPOTrainer(policy, args=config(tmp_path), train_dataset=ROWS, processing_class=tokenizer, reward_funcs=[even])
