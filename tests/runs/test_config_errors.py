@@ -33,8 +33,8 @@ WRONG = {
     "prompts.train=0": "prompts.train is 0, but should be at least 1; type prompts.train=300",
     "journal.path=[3]": "journal.path is [3], but should be a path; type journal.path=FILE",
     "critique_revise.rounds=9": "critique_revise.rounds is 9, but should be at most 8; type critique_revise.rounds=2",
-    "sft.epochs=many": 'sft.epochs is "many", but should be a number; type sft.epochs=3',
     "sft.lora=8": 'sft.lora is 8, but should be settings by name; type "sft.lora={rank: 16}", in quotes',
+    "sft.epochs=many": 'sft.epochs is "many", but should be a number; type sft.epochs=3',
     "label.clamp=[0.4]": "label.clamp is [0.4], which is too short; type label.clamp=[0.4,VALUE]",
     "algorithm.beta=low": 'algorithm.beta is "low", but should be a number; type algorithm.beta=0.1',
 }
