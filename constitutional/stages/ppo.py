@@ -62,6 +62,7 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
     max_prompt_tokens: int = Field(default=1024, ge=1, serialization_alias="max_prompt_length")
     """Longer prompts are left out and counted."""
     learning_rate: float = Field(default=3e-4, gt=0)
+    """The policy's learning rate at first; it falls to 0. About 1e-6 suits billions of weights."""
     critic_warmup: int = Field(default=0, ge=0, serialization_alias="critic_warmup_steps")
     """First phases, in which only the critic is trained; fewer than all."""
     checkpoint_every: int = Field(default=4, ge=1, serialization_alias="save_steps")

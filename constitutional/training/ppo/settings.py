@@ -13,8 +13,6 @@ class PPOSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    learning_rate: float = Field(gt=0)
-    """The policy's learning rate at first; it falls to 0. About 1e-6 suits billions of weights."""
     critic_learning_rate_factor: float = Field(default=10.0, gt=0)
     """The critic's learning rate, as a multiple of the policy's."""
     kl_coef: float = Field(default=0.05, ge=0)
@@ -94,6 +92,7 @@ class PPOConfig(PPOSettings):
     """Penalty for a reply that was cut off."""
     # The losses.
     learning_rate: float = Field(default=3e-6, gt=0)
+    """The policy's learning rate at first; it falls to 0."""
     critic_warmup_steps: int = Field(default=0, ge=0)
     """First phases, in which only the critic is trained; fewer than all."""
     max_grad_norm: float = Field(default=1.0, gt=0)
