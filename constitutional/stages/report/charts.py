@@ -1,8 +1,8 @@
 """The report's figures: SVG written by hand, so that the page needs no library, no script and no network.
 
-Horizontal places are percentages of the figure's width and vertical ones are pixels. So a figure is as wide as the
-page lets it be, and its text and marks keep their size, on a phone as on paper. Colours and strokes are the style
-sheet's, by class, so that they follow a light or dark page.
+Horizontal places are percentages of the figure's width, vertical places are pixels. So a figure is as wide as the page,
+while text and marks keep their size, on a phone as on paper. The style sheet sets colours and strokes by class, so that
+they follow a light or dark page.
 """
 
 import math
@@ -22,7 +22,7 @@ SHAPES = (
     Markup('<rect class="dot" x="-4" y="-4" width="8" height="8"/>'),
     Markup('<path class="dot" d="M0-5.5 5.5 0 0 5.5-5.5 0z"/>'),
 )
-"""Circle, square, diamond: a series is known by its mark's shape as well as by its colour."""
+"""Circle, square, diamond: the shape of a mark says which series it is of, as the colour does."""
 
 
 class Axis(NamedTuple):
@@ -32,10 +32,10 @@ class Axis(NamedTuple):
     high: float
     ticks: tuple[float, ...]
     percent: bool = False
-    """The values are shares, to be written as percentages."""
+    """Whether the values are shares, which are written as percentages."""
 
     def labels(self) -> list[str]:
-        """The ticks as text, with as many digits as it takes to tell them apart."""
+        """The ticks as text, with enough digits to tell them apart."""
         for digits in range(3, 17):
             texts = [number(tick, percent=self.percent, digits=digits) for tick in self.ticks]
             if len(set(texts)) == len(texts):
@@ -51,12 +51,12 @@ class Mark(NamedTuple):
     """A value with its interval."""
 
     series: int
-    """Which of the figure's series it belongs to; decides shape and colour."""
+    """Index of the figure's series; decides shape and colour."""
     value: float
     low: float
     high: float
     title: str
-    """The same in words, shown when pointed at."""
+    """The value in words, shown when pointed at."""
 
 
 class Line(NamedTuple):
@@ -65,6 +65,8 @@ class Line(NamedTuple):
     series: int
     points: tuple[tuple[float, float], ...]
     title: str
+    value: str = ""
+    """What stands beside the dot of a line that has one point."""
 
 
 class Point(NamedTuple):
@@ -96,10 +98,7 @@ def axis_for(values: Sequence[float], ticks: int = 4) -> Axis:
 
 
 def number(value: float, *, percent: bool = False, digits: int = 3) -> str:
-    """A number as the page writes it: three significant digits, shares as percentages, a real minus sign.
-
-    `digits` is for numbers that are no shares and lie closer together than three digits can tell.
-    """
+    """A number as the page writes it: `digits` significant digits, shares as percentages, a real minus sign."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "unknown"
     shown = value * 100 if percent else value
@@ -147,15 +146,20 @@ def axis_row(axis: Axis) -> Markup:
 def curve(
     x: Axis, y: Axis, lines: Sequence[Line], x_title: str, points: Sequence[Point] = (), reference: float | None = None
 ) -> Markup:
-    """Lines over a common axis, such as a loss over training steps.
+    """Lines over a common axis, such as a loss over training steps; a line of one point is a dot with its value.
 
-    Where intervals matter, `points` on the lines have them; `reference` is a place across that a vertical line marks.
+    `points` are marks with intervals. A vertical line marks the place `reference`. Values that are not finite are left
+    out.
     """
     parts = [_frame(x, y)]
     if reference is not None:
         parts.append(_line("reference", x.at(reference), 0, x.at(reference), PLOT_HEIGHT))
     for line in lines:
-        path = " ".join(f"{x.at(a):.2f},{100 - y.at(b):.2f}" for a, b in line.points)
+        finite = [point for point in line.points if all(map(math.isfinite, point))]
+        if len(finite) == 1:
+            parts.append(_dot_with_value(line, x.at(finite[0][0]), PLOT_HEIGHT * (1 - y.at(finite[0][1]) / 100)))
+            continue
+        path = " ".join(f"{x.at(a):.2f},{100 - y.at(b):.2f}" for a, b in finite)
         # A drawing of 100 by 100 stretched over the plot; the style sheet keeps the stroke's width as it is.
         parts.append(
             Markup(
@@ -172,6 +176,14 @@ def curve(
             )
         )
     return _plot("; ".join(line.title for line in lines), parts, x_title)
+
+
+def _dot_with_value(line: Line, across: float, up: float) -> Markup:
+    # On the right half of the plot the value stands left of the dot, so that it stays inside.
+    anchor, shift = ("end", -9) if across > 50 else ("start", 9)
+    return Markup(
+        '<g class="s{}"><title>{}</title>{}<text x="{:g}%" y="{:g}" dx="{}" text-anchor="{}">{}</text></g>'
+    ).format(line.series, line.title, _shape(line.series, across, up), across, up + 4, shift, anchor, line.value)
 
 
 def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
