@@ -14,9 +14,7 @@ from constitutional.stages.summaries import (
     EvaluateSummary,
     MixSummary,
     OnlineSummary,
-    RewardSummary,
     SftSummary,
-    Summary,
 )
 
 Outcome = Literal["improved", "worse", "changed", "no clear change", "too few to tell"]
@@ -240,17 +238,13 @@ def untrained(run: RunReport) -> Iterator[str]:
     sft, mixed = run.summary(SftSummary), run.summary(MixSummary)
     if sft and sft.nothing_revised:
         yield "No draft was revised: supervised learning had nothing to learn, and the SL model is the base model."
+    dpo, online = run.summary(DpoSummary), run.summary(OnlineSummary)
+    idle = (dpo is not None and not dpo.pairs) or (online is not None and not online.prompts)
     if mixed and not mixed.train:
-        yield "No preference was decided: nothing was left to train on, and the RL model is the SL model."
-    elif any(_learnt_nothing(summary) for summary in run.summaries.values()):
+        end = ", and the RL model is the SL model" if idle else ""
+        yield f"No preference was decided: no reward model could be trained{end}."
+    elif idle:
         yield "Reinforcement learning had nothing to train on: the RL model is the SL model."
-
-
-def _learnt_nothing(summary: Summary) -> bool:
-    match summary:
-        case DpoSummary(pairs=rows) | RewardSummary(pairs=rows) | OnlineSummary(prompts=rows):
-            return not rows
-    return False
 
 
 def _missing(run: RunReport, last: str) -> Iterator[str]:

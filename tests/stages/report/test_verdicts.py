@@ -1,10 +1,11 @@
 import pytest
 
 from constitutional.judging.scores import Score
-from constitutional.stages.report.data import Direction
+from constitutional.stages.report.data import RunReport
 from constitutional.stages.report.gather import Settings, wanted_directions
-from constitutional.stages.report.verdicts import Outcome, fall, outcome, over_optimised, verdicts, words
-from tests.stages.report.made_up import PEAKED, change, changed, empty_run, full_run, gold, score
+from constitutional.stages.report.verdicts import Outcome, fall, outcome, over_optimised, untrained, verdicts, words
+from constitutional.stages.summaries import Direction
+from tests.stages.report.made_up import PEAKED, change, changed, empty_run, full_run, gold, said, score, summary_of
 
 
 @pytest.mark.parametrize(
@@ -118,15 +119,17 @@ def test_a_measure_of_one_model_only_is_not_missed_in_the_others() -> None:
 
 
 def test_the_critic_that_counts_violations_is_itself_not_measured() -> None:
-    said = "The critic, on whose judgement the violations rest: how often it is right"
+    def missed(run: RunReport) -> bool:
+        return any("Accuracy of the critic" in sentence for sentence in verdicts(run).not_measured)
+
     run = full_run()
-    others = tuple(each for each in run.scores if not each.measure.startswith("violation_rate"))
-    assert said in verdicts(run).not_measured
-    assert said not in verdicts(run.model_copy(update={"scores": others})).not_measured
+    others = tuple(row for row in run.scores if not row.measure.startswith("violation_rate"))
+    assert missed(run)
+    assert not missed(run.model_copy(update={"scores": others}))
 
 
 @pytest.mark.parametrize(
-    ("switched_off", "said"),
+    ("switched_off", "sentence"),
     [
         ("win_rate", "Win rates: the labeler compared no replies"),
         ("violation_rate", "Violations: the critic judged no reply"),
@@ -134,12 +137,12 @@ def test_the_critic_that_counts_violations_is_itself_not_measured() -> None:
         ("length", "Length of replies"),
     ],
 )
-def test_a_kind_of_measure_that_was_switched_off_is_not_measured(switched_off: str, said: str) -> None:
+def test_a_kind_of_measure_that_was_switched_off_is_not_measured(switched_off: str, sentence: str) -> None:
     run = full_run()
     left = tuple(each for each in run.scores if not each.measure.startswith(switched_off))
     wanted = {name: way for name, way in run.wanted.items() if not name.startswith(switched_off)}
-    assert said not in verdicts(run).not_measured
-    assert said in verdicts(run.model_copy(update={"scores": left, "wanted": wanted})).not_measured
+    assert sentence not in verdicts(run).not_measured
+    assert sentence in verdicts(run.model_copy(update={"scores": left, "wanted": wanted})).not_measured
 
 
 def test_an_empty_kind_is_named_once() -> None:
@@ -154,7 +157,7 @@ def test_traits_are_missed_on_the_sandbox_only() -> None:
     run = full_run()
     left = tuple(each for each in run.scores if not each.measure.startswith("trait_rate"))
     elsewhere = run.model_copy(update={"scores": left, "wanted": {}})
-    on_the_sandbox = elsewhere.model_copy(update={"notes": {"evaluate": {"wanted": {}}}})
+    on_the_sandbox = elsewhere.model_copy(update={"summaries": {"evaluate": summary_of("evaluate", wanted={})}})
     assert "Traits of the sandbox" not in verdicts(elsewhere).not_measured
     assert "Traits of the sandbox" in verdicts(on_the_sandbox).not_measured
 
@@ -167,7 +170,7 @@ def test_traits_are_missed_on_the_sandbox_only() -> None:
         ("win_rate/sft_model", "Win rate against SL"),
         ("kl_from/base", "KL from Base"),
         ("well_formed", "Well formed"),
-        ("over_refusal", "Over-refusal of all other requests"),
+        ("over_refusal", "Over-refusal"),
         ("rewards/margins", "Implicit reward margins"),
     ],
 )
@@ -187,16 +190,16 @@ def test_a_fall_of_the_gold_score_is_clear_beyond_an_interval_that_knows_the_pea
 
 def test_over_optimisation_is_a_sentence_if_it_is_clear_and_silence_if_it_is_not() -> None:
     run = empty_run().model_copy(update={"gold": PEAKED})
-    (said,) = over_optimised(run.gold)
-    assert said == (
-        "The gold score (what the constitution’s tags ask for, found exactly) peaked at phases 3 to 4, KL 4 nats, and "
-        "fell by 40.0 points since (31.4 to 48.6): the reward was over-optimised."
-    )
+    (sentence,) = over_optimised(run.gold)
+    assert "peaked at phases 3 to 4, KL 4 nats" in sentence
+    assert "40.0 points since (31.4 to 48.6)" in sentence
+    few = tuple(point.model_copy(update={"n": 9}) for point in PEAKED)
+    assert list(over_optimised(few)) == []
     unclear = (gold(1, 0.5), gold(3, 0.52), gold(5, 0.45))  # 0.07 ± 1.14 · 0.07
     assert list(over_optimised(unclear)) == []
     unknown = (gold(1, 0.9, kl=None), gold(3, 0.1, kl=None))
-    (said,) = over_optimised(unknown)
-    assert "peaked at phases 1 to 2, and fell by 80.0 points" in said
+    (sentence,) = over_optimised(unknown)
+    assert "peaked at phases 1 to 2, and fell by 80.0 points" in sentence
 
 
 def test_over_refusal_that_rose_is_a_failure_whatever_the_constitution_asks() -> None:
@@ -209,3 +212,28 @@ def test_over_refusal_that_rose_is_a_failure_whatever_the_constitution_asks() ->
 
     assert found(0.01, 0.18) == ["over_refusal"]
     assert found(-0.01, 0.2) == []
+
+
+@pytest.mark.parametrize(("n", "few"), [(9, ["bad"]), (10, [])])
+def test_a_change_from_fewer_than_ten_observations_is_too_few_to_tell(n: int, few: list[str]) -> None:
+    base = score("base", "bad", 0.9, n=n)
+    policy = changed(score("policy", "bad", 0.1, n=n), base=change(-0.8, -0.9, -0.5, n))
+    win = score("policy", "win_rate/base", 0.9, n=n)
+    run = empty_run().model_copy(update={"scores": (base, policy, win), "wanted": {"bad": "lower"}})
+    strip = verdicts(run)
+    assert [verdict.measure for verdict in strip.few] == few + ["win_rate/base"] * bool(few)
+    assert [verdict.measure for verdict in strip.improved] == ([] if few else ["bad"])
+    assert [verdict.measure for verdict in strip.changed] == ([] if few else ["win_rate/base"])
+    assert strip.unclear == []
+
+
+def test_a_training_that_had_nothing_to_learn_is_named() -> None:
+    assert list(untrained(said(summary_of("sft"), summary_of("mix"), summary_of("dpo"), summary_of("ppo")))) == []
+    (sft,) = untrained(said(summary_of("sft", nothing_revised=True)))
+    assert "SL model is the base model" in sft
+    (undecided,) = untrained(said(summary_of("mix", train=0), summary_of("dpo", pairs=0)))
+    assert "No preference was decided" in undecided
+    assert "RL model is the SL model" in undecided
+    for summary in (summary_of("dpo", pairs=0), summary_of("ppo", prompts=0)):
+        (nothing,) = untrained(said(summary))
+        assert "RL model is the SL model" in nothing
