@@ -1,6 +1,5 @@
-from constitutional.base.records import Preference, Prompt, Rollout
+from constitutional.base.records import Preference, Prompt, Rollout, Sample
 from constitutional.stages.report.examples import (
-    Sample,
     example_choices,
     reply_examples,
     revision_examples,
