@@ -24,7 +24,7 @@ from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.status import describe
-from constitutional.stages.report.charts import number
+from constitutional.stages.report import charts
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW
 from constitutional.stages.report.verdicts import final_model, over_optimised
 
@@ -263,4 +263,4 @@ def _interval(score: Score | None) -> str:
         return "–"
     if score.unit == "share":
         return f"{100 * score.value:.0f}% ({100 * score.low:.0f}–{100 * score.high:.0f})"
-    return f"{number(score.value)} ({number(score.low)}–{number(score.high)})"
+    return f"{charts.number(score.value)} ({charts.number(score.low)}–{charts.number(score.high)})"

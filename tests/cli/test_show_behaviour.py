@@ -1,7 +1,6 @@
 """The table of behaviour on the terminal: as wide as a terminal, and honest about small numbers."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,18 +22,25 @@ def table_of(folder: Path, scores: list[Score]) -> list[str]:
     return show.behaviour(RunStore.load(folder)).splitlines()
 
 
-def of_all(measure: str, n: int = 300, **fields: Any) -> list[Score]:
-    numbers = {"value": 1.0, "low": 0.9, "high": 1.0, "unit": "share", **fields}
+def of_all(
+    measure: str, n: int = 300, unit: str = "share", ends: tuple[float, float, float] = (0.9, 1.0, 1.0)
+) -> list[Score]:
+    low, value, high = ends
     return [
-        Score.model_validate({"model": model, "measure": measure, "n": n, **numbers})
+        Score(model=model, measure=measure, value=value, low=low, high=high, n=n, unit=unit)
         for model in ("base", "sft_model", "policy")
     ]
 
 
 def test_the_table_fits_a_terminal_of_80_columns_and_cuts_nothing_off(tmp_path: Path) -> None:
-    words: dict[str, Any] = {"unit": "words", "value": 1234.5, "low": 1187.6, "high": 1278.9}
     measures = ("trait_rate/sycophantic_agreement", f"violation_rate/{LONG}", "violation_rate/no_false_agreement")
-    lines = table_of(tmp_path, [*(score for name in measures for score in of_all(name, 4)), *of_all("length", **words)])
+    lines = table_of(
+        tmp_path,
+        [
+            *(score for name in measures for score in of_all(name, 4)),
+            *of_all("length", 300, "words", (1187.6, 1234.5, 1278.9)),
+        ],
+    )
     assert max(map(len, lines)) <= 80
     labels = "".join(line.split("  ")[0] for line in lines)
     assert LONG in labels.replace(" ", "")

@@ -87,7 +87,7 @@ def _training_actions(run: RunReport) -> Iterator[str]:
         yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
     mixed = run.summary(MixSummary)
     if mixed and 2 * mixed.decided < mixed.comparisons:
-        held_out = f"; n = {mixed.held_out} are held out" if mixed.held_out < FEW else ""
+        held_out = f", and {mixed.held_out} are held out" if mixed.held_out < FEW else ""
         yield (
             f"Give more prompts (prompts.train) or samples (sample_pairs.samples): {mixed.decided} of "
             f"{mixed.comparisons} comparisons gave a preference{held_out}. A lower mix.margin also decides more."

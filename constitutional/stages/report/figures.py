@@ -205,7 +205,9 @@ def labeler(run: RunReport) -> Iterator[Figure]:
             for series, (name, share) in enumerate(zip(LABELER_SHARES, _labeler_shares(row), strict=True))
             if share
         ]
-        rows.append(_row(row.principle, row.text, charts.SHARES, marks, 0.5))
+        few = min((share.n for share in _labeler_shares(row) if share), default=FEW)
+        hint = f"{row.text} (n = {few}: {TOO_FEW})" if few < FEW else row.text
+        rows.append(_row(row.principle, hint, charts.SHARES, marks, 0.5))
     head = (
         "Principle",
         "Weight",
@@ -319,7 +321,9 @@ def _over_optimisation(by: Judge, points: Sequence[GoldPoint]) -> Figure:
     for series, name, values in ((0, "proxy", proxies), (2, "gold", golds)):
         heights = tuple((place, _standing(value, values)) for place, value in zip(places, values, strict=True))
         numbers = f"{number(values[0])} at first, {number(values[-1])} at last, {number(max(values))} at most"
-        lines.append(Line(series, heights, f"{name}: {numbers}", f"{name} {number(values[-1])}"))
+        lines.append(Line(series, heights, f"{name}: {numbers}"))
+    if len(points) == 1:  # both stand at 0
+        lines[-1] = lines[-1]._replace(value=f"gold {number(golds[0])}, proxy {number(proxies[0])}")
     for place, point in zip(places, points, strict=True):
         up, low, high = (_standing(value, golds) for value in (point.gold, point.low, point.high))
         title = f"{phases(point)}: gold {_with_ends(point)}"
@@ -349,6 +353,8 @@ def _over_optimisation(by: Judge, points: Sequence[GoldPoint]) -> Figure:
 
 
 def _since(points: Sequence[GoldPoint]) -> str:
+    if len(points) == 1:
+        return "the training has one stretch alone"
     drop = fall(points)
     if drop is None:
         return "it has not fallen since"

@@ -443,7 +443,7 @@ def test_charts_of_few_or_equal_values_are_drawn(count: int, value: float) -> No
     )
     html = page_of(run)
     assert not re.search(r'"(nan|inf)|\bnan[%,"]', html)
-    # A dot for each mark of calibration, gold and behaviour; the lines of loss, proxy and gold are dots if of one point.
+    # A dot for each mark of calibration, gold and behaviour; of loss, proxy and gold, a line of one point is a dot.
     dots = html.split("</style>")[1].count('class="dot"') - html.count('class="mark')
     assert dots == {0: 0, 1: 1 + 1 + 1 + 3, 2: 2 + 2 + 2}[count]
 
