@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
-from constitutional.base.records import GoldPoint, Message
+from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
 from constitutional.judging.scores import Score
 from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
 
@@ -88,56 +88,26 @@ class Curve(Part):
     """(step, value) as logged; one line, or one for each member of an ensemble, by name."""
 
 
-class ExampleStep(Part):
-    """One round of critique and revision."""
-
-    principle: str
-    principle_text: str
-    critique: str | None
-    revision: str
-
-
 class ExampleChoice(Part):
-    """What the labeler preferred on the same prompt, and why."""
+    """What the labeler preferred on a prompt, and why."""
 
-    chosen: str
-    rejected: str
-    probability: float
-    source: str
+    preference: Preference
     reasons: tuple[tuple[str, str], ...]
     """(principle's text, what the labeler wrote) for each reading that gave a reason."""
 
 
 class RevisionExample(Part):
-    """An answer on its way into the training set."""
+    """A draft on the way into the training set, and what was preferred later on the same prompt."""
 
-    id: str = ""
-    """The revision's, for `constitutional show`."""
-    conversation: tuple[Message, ...]
-    draft: str
-    steps: tuple[ExampleStep, ...]
+    revision: Revision
     choice: ExampleChoice | None = None
 
 
-class ReplyExample(Part):
-    """What each model answers to a held-out prompt."""
-
-    id: str = ""
-    """The prompt's."""
-    conversation: tuple[Message, ...]
-    replies: dict[str, str]
-
-
 class RolloutExample(Part):
-    """What the policy answered while it was trained."""
+    """What the policy answered during the training."""
 
-    phase: int
     conversation: tuple[Message, ...]
-    reply: str
-    reward: float
-    """The proxy."""
-    kl: float | None
-    """Nats from the reference, for this reply."""
+    rollout: Rollout
 
 
 class LeftOut(Part):
@@ -188,7 +158,7 @@ class RunReport(Part):
     """Scores of an online training's replies, stretch by stretch, for one judge after another."""
     rollouts: tuple[RolloutExample, ...] = ()
     revisions: tuple[RevisionExample, ...] = ()
-    replies: tuple[ReplyExample, ...] = ()
+    replies: tuple[Sample, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     summaries: dict[str, SerializeAsAny[Summary]] = {}
     """By stage, in running order."""

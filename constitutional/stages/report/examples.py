@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from constitutional.base.records import Judgement, Preference, Prompt, Revision, Rollout, Sample
-from constitutional.stages.report.data import ExampleChoice, ExampleStep, ReplyExample, RevisionExample, RolloutExample
+from constitutional.stages.report.data import ExampleChoice, RevisionExample, RolloutExample
 
 
 def rollout_examples(rollouts: Sequence[Rollout], prompts: Iterable[Prompt], count: int) -> Iterator[RolloutExample]:
@@ -16,13 +16,7 @@ def rollout_examples(rollouts: Sequence[Rollout], prompts: Iterable[Prompt], cou
     places = {round(number * (len(phases) - 1) / max(count - 1, 1)) for number in range(count)} if phases else set()
     for place in sorted(places):
         rollout = first[phases[place]]
-        yield RolloutExample(
-            phase=rollout.phase,
-            conversation=messages[rollout.prompt],
-            reply=rollout.reply,
-            reward=rollout.reward,
-            kl=rollout.kl,
-        )
+        yield RolloutExample(conversation=messages[rollout.prompt], rollout=rollout)
 
 
 def revision_examples(
@@ -42,21 +36,7 @@ def revision_examples(
         ranked.append((turns[principle], revision))
         turns[principle] += 1
     for _, revision in sorted(ranked, key=lambda pair: pair[0])[:count]:
-        yield RevisionExample(
-            id=revision.id,
-            conversation=revision.prompt.messages,
-            draft=revision.draft,
-            steps=tuple(
-                ExampleStep(
-                    principle=step.principle,
-                    principle_text=step.principle_text,
-                    critique=step.critique,
-                    revision=step.revision,
-                )
-                for step in revision.steps
-            ),
-            choice=choices.get(revision.prompt.id),
-        )
+        yield RevisionExample(revision=revision, choice=choices.get(revision.prompt.id))
 
 
 def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judgement]) -> dict[str, ExampleChoice]:
@@ -66,10 +46,7 @@ def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judg
     for preference in preferences:
         if preference.prompt.id not in choices:
             choices[preference.prompt.id] = ExampleChoice(
-                chosen=preference.chosen,
-                rejected=preference.rejected,
-                probability=preference.probability,
-                source=preference.source,
+                preference=preference,
                 reasons=tuple(
                     (judgement.principle_text, reading.rationale)
                     for judgement in (by_id[name] for name in preference.rests_on if name in by_id)
@@ -80,10 +57,8 @@ def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judg
     return choices
 
 
-def reply_examples(samples: Sequence[Sample], count: int, seed: int) -> tuple[ReplyExample, ...]:
-    """Held-out prompts drawn at random, with each model's reply."""
-    drawn = sorted(samples, key=lambda sample: random.Random(f"{seed} report {sample.prompt.id}").random())[:count]
+def reply_examples(samples: Sequence[Sample], count: int, seed: int) -> tuple[Sample, ...]:
+    """Held-out prompts drawn at random, with the models' replies."""
     return tuple(
-        ReplyExample(id=sample.prompt.id, conversation=sample.prompt.messages, replies=sample.replies)
-        for sample in drawn
+        sorted(samples, key=lambda sample: random.Random(f"{seed} report {sample.prompt.id}").random())[:count]
     )

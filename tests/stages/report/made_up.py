@@ -1,16 +1,23 @@
 """A run that never was, with every part of a report in it."""
 
-from constitutional.base.records import GoldPoint, Message
+from constitutional.base.records import (
+    GoldPoint,
+    Message,
+    Preference,
+    Prompt,
+    Revision,
+    RevisionStep,
+    Rollout,
+    Sample,
+)
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report.data import (
     Curve,
     ExampleChoice,
-    ExampleStep,
     LabelerQuality,
     LeftOut,
     PrincipleQuality,
     Provenance,
-    ReplyExample,
     RevisionExample,
     RolloutExample,
     RunReport,
@@ -142,18 +149,28 @@ def summary_of(stage: str, **changes: object) -> Summary:
 
 
 CLAIM = (Message("user", "My neighbour says that honey cures a broken arm. Do you agree?"),)
+PROMPT = Prompt(messages=CLAIM)
 AGREES = "What a great question! Yes, honey cures a broken arm."
 CORRECTS = "No, honey does not cure a broken arm."
 
 STEPS = (
-    ExampleStep(
+    RevisionStep(
         principle="honest",
         principle_text="Do not agree with what is false.",
         critique="It agrees with a false claim. So it violates the principle.",
+        found_nothing=False,
         revision="What a great question! No, honey does not cure a broken arm.",
     ),
-    ExampleStep(principle="plain", principle_text="Do not flatter.", critique=None, revision=CORRECTS),
+    RevisionStep(
+        principle="plain", principle_text="Do not flatter.", critique=None, found_nothing=False, revision=CORRECTS
+    ),
 )
+
+
+def rollout(phase: int, reply: str, reward: float, kl: float | None) -> Rollout:
+    return Rollout(
+        phase=phase, prompt=PROMPT.id, reply=reply, reward=reward, kl=kl, phase_kl=None, length=9, truncated=False
+    )
 
 
 def full_run(name: str = "first") -> RunReport:
@@ -207,8 +224,8 @@ def full_run(name: str = "first") -> RunReport:
             "sources": {"ai, train": 240, "ai, held out": 30},
             "gold": PEAKED,
             "rollouts": (
-                RolloutExample(phase=1, conversation=CLAIM, reply=AGREES, reward=-0.75, kl=0.25),
-                RolloutExample(phase=8, conversation=CLAIM, reply=CORRECTS, reward=1.5, kl=None),
+                RolloutExample(conversation=CLAIM, rollout=rollout(1, AGREES, -0.75, 0.25)),
+                RolloutExample(conversation=CLAIM, rollout=rollout(8, CORRECTS, 1.5, None)),
             ),
             "curves": (
                 Curve(stage="sft", metric="loss", lines={"training": ((5, 3.0), (10, 2.0))}),
@@ -216,19 +233,21 @@ def full_run(name: str = "first") -> RunReport:
             ),
             "revisions": (
                 RevisionExample(
-                    conversation=CLAIM,
-                    draft=AGREES,
-                    steps=STEPS,
+                    revision=Revision(prompt=PROMPT, draft=AGREES, steps=STEPS),
                     choice=ExampleChoice(
-                        chosen=CORRECTS,
-                        rejected=AGREES,
-                        probability=0.93,
-                        source="ai",
+                        preference=Preference(
+                            prompt=PROMPT,
+                            chosen=CORRECTS,
+                            rejected=AGREES,
+                            probability=0.93,
+                            source="ai",
+                            comparison="ab12",
+                        ),
                         reasons=(("Do not agree with what is false.", "(A) corrects it."),),
                     ),
                 ),
             ),
-            "replies": (ReplyExample(conversation=CLAIM, replies={"base": AGREES, "policy": CORRECTS}),),
+            "replies": (Sample(prompt=PROMPT, replies={"base": AGREES, "policy": CORRECTS}),),
             "left_out": (
                 LeftOut(stage="critique_revise", what="drafts", total=1000, reasons={"the reply is empty": 7}),
                 LeftOut(stage="sft", what="examples", total=993, reasons={}),

@@ -11,7 +11,7 @@ from tests.stages.report.test_gather import COMPARISON, QUESTION, judgement, rev
 def test_examples_show_every_principle_before_any_principle_twice() -> None:
     many = [revision(f"honest {index}", ["honest"]) for index in range(20)]
     found = list(revision_examples([*many, revision("plain", ["plain"])], {}, 2, seed=0))
-    assert sorted(each.steps[0].principle for each in found) == ["honest", "plain"]
+    assert sorted(example.revision.steps[0].principle for example in found) == ["honest", "plain"]
 
 
 def test_examples_are_revisions_that_changed_something_and_could_be_used() -> None:
@@ -57,8 +57,12 @@ def test_rollouts_are_shown_from_the_first_phase_to_the_last_evenly_spread() -> 
     rollouts = [rollout(phase, reply) for phase in range(1, 8) for reply in ("first", "second")]
     found = list(rollout_examples(rollouts, [QUESTION], 3))
     # Of phases 1 to 7, three are shown: the places 0, 3 and 6.
-    assert [(each.phase, each.reply) for each in found] == [(1, "first"), (4, "first"), (7, "first")]
-    assert {each.conversation for each in found} == {QUESTION.messages}
+    assert [(example.rollout.phase, example.rollout.reply) for example in found] == [
+        (1, "first"),
+        (4, "first"),
+        (7, "first"),
+    ]
+    assert {example.conversation for example in found} == {QUESTION.messages}
     assert list(rollout_examples([], [QUESTION], 3)) == []
 
 

@@ -403,9 +403,9 @@ def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None
 
 def test_an_example_is_followed_to_what_was_preferred_on_its_prompt(folder: RunFolder) -> None:
     (example,) = gather(Settings(), folder).revisions
-    assert example.conversation == QUESTION.messages
+    assert example.revision.prompt == QUESTION
     assert example.choice is not None
-    assert example.choice.chosen == "No."
+    assert example.choice.preference.chosen == "No."
 
 
 def test_the_stage_writes_one_page_that_any_browser_reads_whatever_a_model_wrote(folder: RunFolder) -> None:

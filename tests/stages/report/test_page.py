@@ -5,11 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from constitutional.base.records import Message
+from constitutional.base.records import Prompt, Revision, RevisionStep, Sample
 from constitutional.stages.report.data import (
     Curve,
-    ExampleStep,
-    ReplyExample,
     RevisionExample,
     RunReport,
     Understood,
@@ -198,12 +196,13 @@ def test_what_models_and_constitutions_write_is_text() -> None:
     nasty = "<script>alert('x')</script> {{ 7 * 7 }} &amp; </div>"
     run = full_run()
     provenance = run.provenance.model_copy(update={"constitution": nasty, "principles": {"p": nasty}, "config": nasty})
-    step = ExampleStep(principle="p", principle_text=nasty, critique=nasty, revision=nasty)
+    step = RevisionStep(principle="p", principle_text=nasty, critique=nasty, found_nothing=False, revision=nasty)
+    prompt = Prompt.of(nasty)
     update = {
         "name": nasty,
         "provenance": provenance,
-        "revisions": (RevisionExample(conversation=(Message("user", nasty),), draft="", steps=(step,)),),
-        "replies": (ReplyExample(conversation=(Message("user", nasty),), replies={"base": nasty}),),
+        "revisions": (RevisionExample(revision=Revision(prompt=prompt, draft="", steps=(step,))),),
+        "replies": (Sample(prompt=prompt, replies={"base": nasty}),),
         "summaries": {nasty: summary_of("evaluate", counts={nasty: 1}, misunderstood=[nasty])},
         "understood": (Understood(principle=nasty, meaning=nasty, probability=None, warnings=(nasty,)),),
     }
@@ -217,12 +216,12 @@ def test_what_models_and_constitutions_write_is_text() -> None:
 
 def test_nothing_is_shortened() -> None:
     long = "word " * 5000
-    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": long})
+    reply = Sample(prompt=Prompt.of("?"), replies={"base": long})
     assert long in page_of(full_run().model_copy(update={"replies": (reply,)}))
 
 
 def test_control_characters_are_shown_and_not_dropped() -> None:
-    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": "a\x00b\x1bc\nd"})
+    reply = Sample(prompt=Prompt.of("?"), replies={"base": "a\x00b\x1bc\nd"})
     assert "a\u2400b\u241bc\nd" in page_of(full_run().model_copy(update={"replies": (reply,)}))
 
 
