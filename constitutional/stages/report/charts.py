@@ -167,14 +167,7 @@ def curve(
                 '<polyline class="line s{}" points="{}"><title>{}</title></polyline></svg>'
             ).format(PLOT_HEIGHT, line.series, path, line.title)
         )
-    for point in points:
-        across, *ups = x.at(point.x), *(PLOT_HEIGHT * (1 - y.at(up) / 100) for up in (point.y, point.low, point.high))
-        whisker = _line("whisker", across, ups[1], across, ups[2])
-        parts.append(
-            Markup('<g class="s{}"><title>{}</title>{}{}</g>').format(
-                point.series, point.title, whisker, _shape(point.series, across, ups[0])
-            )
-        )
+    parts += [_point(x, y, point) for point in points]
     return _plot("; ".join(line.title for line in lines), parts, x_title)
 
 
@@ -187,17 +180,14 @@ def _dot_with_value(line: Line, across: float, up: float) -> Markup:
 
 
 def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
-    """What was predicted (across) and the mean target (up, with its interval): (predicted, value, low, high), 0 to 1.
+    """What was predicted (across) and the mean target (up, with an interval): (predicted, value, low, high), 0 to 1.
 
     Points on the dashed diagonal are perfectly calibrated.
     """
     parts = [_frame(SHARES, SHARES), _line("reference", 0, PLOT_HEIGHT, 100, 0)]
     for predicted, value, low, high in bins:
-        across, up = SHARES.at(predicted), PLOT_HEIGHT * (1 - SHARES.at(value) / 100)
-        ends = [PLOT_HEIGHT * (1 - SHARES.at(end) / 100) for end in (low, high)]
         title = f"predicted {number(predicted, percent=True)}, mean target {number(value, percent=True)}"
-        whisker = _line("whisker", across, ends[0], across, ends[1])
-        parts.append(Markup('<g class="s2"><title>{}</title>{}{}</g>').format(title, whisker, _shape(0, across, up)))
+        parts.append(_point(SHARES, SHARES, Point(2, predicted, value, low, high, title)))
     return _plot("Mean target by predicted probability", parts, "predicted probability")
 
 
@@ -220,6 +210,16 @@ def shape(series: int) -> Markup:
     """A series' mark by itself, for a legend."""
     return Markup('<svg class="mark s{}" width="12" height="12" aria-hidden="true">{}</svg>').format(
         series, _shape(series, 50, 6)
+    )
+
+
+def _point(x: Axis, y: Axis, point: Point) -> Markup:
+    across, *ups = x.at(point.x), *(PLOT_HEIGHT * (1 - y.at(up) / 100) for up in (point.y, point.low, point.high))
+    return Markup('<g class="s{}"><title>{}</title>{}{}</g>').format(
+        point.series,
+        point.title,
+        _line("whisker", across, ups[1], across, ups[2]),
+        _shape(point.series, across, ups[0]),
     )
 
 

@@ -18,7 +18,7 @@ from constitutional.stages.report import figures
 from constitutional.stages.report.cautions import actions, cautions, measured
 from constitutional.stages.report.charts import number
 from constitutional.stages.report.data import FEW, MODELS, RunReport
-from constitutional.stages.report.figures import Figure, Table, change_text, few_mark, interval
+from constitutional.stages.report.figures import Table, change_text, few_mark, interval
 from constitutional.stages.report.verdicts import (
     Outcome,
     Verdicts,
@@ -60,13 +60,7 @@ class View(NamedTuple):
     verdicts: Verdicts
     actions: tuple[str, ...]
     cautions: tuple[str, ...]
-    behaviour: tuple[Figure, ...]
-    labeler: tuple[Figure, ...]
-    reward: tuple[Figure, ...]
-    gold: tuple[Figure, ...]
     over_optimised: tuple[str, ...]
-    curves: tuple[Figure, ...]
-    preferences: tuple[Figure, ...]
 
 
 def render(runs: Sequence[RunReport]) -> str:
@@ -74,13 +68,11 @@ def render(runs: Sequence[RunReport]) -> str:
     style = Markup((ASSETS / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
     views = [view(run, f"run{index}-") for index, run in enumerate(runs, 1)]
     title = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
-    about: dict[str, list[str]] = {}
+    constitutions: dict[str, list[RunReport]] = {}
     for run in runs:
-        origin = run.provenance
-        text = f"{origin.constitution} {origin.version}, {len(origin.principles)} principles"
-        about.setdefault(text, []).append(run.name)
+        constitutions.setdefault(run.provenance.digest, []).append(run)
     page = _template().render(
-        title=title, about=about, style=style, views=views, comparison=comparison(runs), models=MODELS
+        title=title, constitutions=constitutions, style=style, views=views, comparison=comparison(runs)
     )
     return page.lstrip()  # the empty lines between the macros
 
@@ -98,12 +90,12 @@ def _template() -> Template:
     environment.filters |= {"words": words, "kind": kind, "difference": difference, "facts": facts}
     environment.filters |= {"score": interval, "change": change_text, "number": number, "few_mark": few_mark}
     environment.filters |= {"measured": measured}
-    environment.globals["few"] = FEW
+    environment.globals |= {"few": FEW, "figures": figures, "models": MODELS}
     return environment.get_template("page.j2")
 
 
 def view(run: RunReport, key: str) -> View:
-    """A run with its figures drawn."""
+    """A run with the verdicts on it."""
     strip = verdicts(run)
     todo = tuple(actions(run, strip))
     return View(
@@ -114,13 +106,7 @@ def view(run: RunReport, key: str) -> View:
         verdicts=strip,
         actions=todo[:ACTIONS],
         cautions=(*todo[ACTIONS:], *cautions(run)),
-        behaviour=tuple(figures.behaviour(run)),
-        labeler=tuple(figures.labeler(run)),
-        reward=tuple(figures.reward(run)),
-        gold=tuple(figures.gold(run)),
         over_optimised=tuple(over_optimised(run.gold)),
-        curves=tuple(figures.curves(run)),
-        preferences=tuple(figures.preferences(run)),
     )
 
 

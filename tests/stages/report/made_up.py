@@ -88,7 +88,7 @@ def empty_run(name: str = "first") -> RunReport:
     return RunReport(name=name, scores=(), wanted={}, provenance=provenance)
 
 
-def said(*summaries: Summary, **update: object) -> RunReport:
+def run_with(*summaries: Summary, **update: object) -> RunReport:
     """An empty run whose stages left these summaries; an online one is PPO's."""
     by_stage = {summary.stages[0]: summary for summary in summaries}
     return empty_run().model_copy(update={"summaries": by_stage, **update})

@@ -13,7 +13,7 @@ from tests.stages.report.made_up import (
     changed,
     empty_run,
     full_run,
-    said,
+    run_with,
     score,
     summary_of,
 )
@@ -45,7 +45,7 @@ def test_a_run_in_which_nothing_is_amiss_asks_for_nothing() -> None:
 
 
 def test_a_principle_that_is_taken_for_another_is_the_first_thing_to_mend() -> None:
-    run = said(
+    run = run_with(
         summary_of("evaluate", misunderstood=["brief: It asks for long replies. Its tags say: verbosity, avoid."]),
         summary_of("mix", decided=9, comparisons=120),
     )
@@ -57,7 +57,7 @@ def test_a_principle_that_is_taken_for_another_is_the_first_thing_to_mend() -> N
 
 
 def test_a_doubtful_meaning_is_named_with_its_probability_and_once() -> None:
-    run = said(summary_of("evaluate", misunderstood=["brief: It asks for long replies."])).model_copy(
+    run = run_with(summary_of("evaluate", misunderstood=["brief: It asks for long replies."])).model_copy(
         update={
             "understood": (
                 Understood(principle="brief", meaning="seek verbosity", probability=0.94, warnings=("Tags differ.",)),
@@ -89,7 +89,7 @@ def test_a_doubtful_meaning_is_named_with_its_probability_and_once() -> None:
 def test_what_is_amiss_is_an_action_that_names_the_setting_or_file(
     stage: str, changes: dict[str, object], setting: str, numbers: str
 ) -> None:
-    (action,) = todo(said(summary_of(stage, **changes)))
+    (action,) = todo(run_with(summary_of(stage, **changes)))
     assert setting in action
     assert numbers in action
 
@@ -106,7 +106,7 @@ def test_what_is_amiss_is_an_action_that_names_the_setting_or_file(
     ],
 )
 def test_what_is_not_amiss_is_no_action(stage: str, changes: dict[str, object]) -> None:
-    assert todo(said(summary_of(stage, **changes))) == []
+    assert todo(run_with(summary_of(stage, **changes))) == []
 
 
 def test_examples_are_asked_for_where_fewer_than_ten_could_be_read() -> None:
@@ -118,9 +118,9 @@ def test_examples_are_asked_for_where_fewer_than_ten_could_be_read() -> None:
 
 @pytest.mark.parametrize(("right", "n", "near"), [(5, 10, True), (6, 10, False), (0, 9, False), (2, 4, False)])
 def test_a_labeler_near_chance_is_named_from_ten_examples_on(right: int, n: int, near: bool) -> None:
-    found = [action for action in todo(labelled(judged("p", Share.of(right, n)))) if "near chance" in action]
-    assert len(found) == near
-    assert all(f"{right} of {n}" in action for action in found)
+    listed = [action for action in todo(labelled(judged("p", Share.of(right, n)))) if "near chance" in action]
+    assert len(listed) == near
+    assert all(f"{right} of {n}" in action for action in listed)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_orders_in_conflict_ask_for_another_labeler_and_ties_are_told_apart(
         judged("p", good, judged=60, conflicts=Share.of(conflicts[0], 55), ties=ties[0]),
         judged("q", good, judged=50, conflicts=Share.of(conflicts[1], 45), ties=ties[1]),
     )
-    found = todo(run)
-    assert len(found) == (why is not None)
-    assert all(f"{sum(conflicts)} of 100" in action and str(why) in action for action in found)
+    listed = todo(run)
+    assert len(listed) == (why is not None)
+    assert all(f"{sum(conflicts)} of 100" in action and str(why) in action for action in listed)
     few = labelled(judged("p", good, judged=9, conflicts=Share.of(9, 9)))
     assert todo(few) == []
 
@@ -153,7 +153,7 @@ def test_over_optimisation_over_refusal_and_nonsense_name_what_to_change() -> No
     refusing = empty_run().model_copy(update={"scores": (base, worse), "wanted": {"over_refusal": "lower"}})
     (action,) = todo(refusing)
     assert "over-refusal" in action
-    online = said(summary_of("ppo"), gold=PEAKED)
+    online = run_with(summary_of("ppo"), gold=PEAKED)
     assert "algorithm.kl_coef" in todo(online)[0]
     assert "algorithm.beta" in todo(empty_run().model_copy(update={"gold": PEAKED}))[0]
 
@@ -172,16 +172,16 @@ def test_the_labeler_that_judges_what_it_taught_is_a_reason_for_doubt() -> None:
 
 def test_too_few_helpful_samples_are_a_reason_for_doubt() -> None:
     # 6 are missing and 4 are there, of 10.
-    (caution,) = cautions(said(summary_of("sft", helpful_missing=6)))
+    (caution,) = cautions(run_with(summary_of("sft", helpful_missing=6)))
     assert "4 of the 10" in caution
-    assert list(cautions(said(summary_of("sft")))) == []
+    assert list(cautions(run_with(summary_of("sft")))) == []
 
 
 @pytest.mark.parametrize(("weak", "doubted"), [(100, False), (101, True)])  # of 200 and of 201
 def test_targets_near_a_half_are_a_reason_for_doubt_if_most_are(weak: int, doubted: bool) -> None:
     targets = Histogram(edges=(0.5, 0.55, 0.6, 1.0), counts=(weak, 90, 10))
-    found = list(cautions(empty_run().model_copy(update={"targets": targets})))
-    assert [f"{weak} of {weak + 100}" in caution for caution in found] == [True] * doubted
+    listed = list(cautions(empty_run().model_copy(update={"targets": targets})))
+    assert [f"{weak} of {weak + 100}" in caution for caution in listed] == [True] * doubted
 
 
 def test_a_labeler_that_favours_a_position_or_cannot_be_read_is_a_reason_for_doubt() -> None:
@@ -232,6 +232,6 @@ def test_a_bad_calibration_and_a_score_that_follows_length_are_findings_from_ten
     error: float | None, length: float | None, n: int, words: list[str]
 ) -> None:
     bins = (CalibrationBin(predicted=0.6, observed=0.9, n=n), CalibrationBin(predicted=0.9, observed=1, n=5))
-    found = rewarded(RewardQuality(accuracy={}, calibration=bins, calibration_error=error, length_correlation=length))
-    assert len(found) == bool(words)
-    assert all(word in caution for caution in found for word in words)
+    listed = rewarded(RewardQuality(accuracy={}, calibration=bins, calibration_error=error, length_correlation=length))
+    assert len(listed) == bool(words)
+    assert all(word in caution for caution in listed for word in words)

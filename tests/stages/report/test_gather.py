@@ -215,10 +215,10 @@ def test_readings_and_pairs_of_one_prompt_are_not_taken_for_independent() -> Non
 
 
 def test_a_histogram_counts_the_upper_edge_in_the_last_bin() -> None:
-    found = histogram([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
-    assert found is not None
+    report = histogram([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
+    assert report is not None
     # 0.3 / 0.1 is 2.9999999999999996 in floating point, and belongs to the bin that begins at 0.3
-    assert found.counts == (1, 0, 0, 2, 0, 0, 0, 0, 0, 1)
+    assert report.counts == (1, 0, 0, 2, 0, 0, 0, 0, 0, 1)
     assert histogram([], 0, 1) is None
 
 
@@ -248,8 +248,8 @@ def test_curves_hold_what_each_log_says_of_each_quantity() -> None:
         "member 0": [{"step": 5, "loss": 0.7, "accuracy": 0.5, "learning_rate": 1}],
         "member 1": [{"step": 5, "loss": 0.6}],
     }
-    found = {curve.metric: curve.lines for curve in curves_of("reward", logs)}
-    assert found == {
+    report = {curve.metric: curve.lines for curve in curves_of("reward", logs)}
+    assert report == {
         "loss": {"member 0": ((5, 0.7),), "member 1": ((5, 0.6),)},
         "accuracy": {"member 0": ((5, 0.5),)},
     }
@@ -294,8 +294,8 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason(tmp_path: P
         judgement("honest", None, 0.6, "cut off"),
         judgement("honest", 0.9, 0.1),  # (0.9 + 0.1) / 2: the orders cancel out
     ]
-    found = [(row.stage, row.what, row.total, row.reasons) for row in left_out(folder, revisions, judgements)]
-    assert found == [
+    report = [(row.stage, row.what, row.total, row.reasons) for row in left_out(folder, revisions, judgements)]
+    assert report == [
         ("critique_revise", "drafts", 2, {"the reply is empty": 1}),
         ("sample_pairs", "prompts", 50, {"no two different responses": 4}),
         ("sample_pairs", "responses", None, {"cut off": 7, "repeated": 5}),
@@ -378,27 +378,27 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None:
-    found = gather(Settings(), folder)
-    assert found.name == "first"
-    assert found.wanted == {"violation_rate/honest": "lower"}
-    assert found.labeler is not None
-    accuracy = found.labeler.principles[0].accuracy
+    report = gather(Settings(), folder)
+    assert report.name == "first"
+    assert report.wanted == {"violation_rate/honest": "lower"}
+    assert report.labeler is not None
+    accuracy = report.labeler.principles[0].accuracy
     assert accuracy is not None
     assert (accuracy.right, accuracy.n) == (7, 8)  # of the ten examples, two could not be read
-    assert (found.labeler.canaries, found.labeler.canaries_failed) == (40, 2)
-    assert found.sources == {"ai, train": 1, "human, held out": 1}
-    assert found.targets is not None
+    assert (report.labeler.canaries, report.labeler.canaries_failed) == (40, 2)
+    assert report.sources == {"ai, train": 1, "human, held out": 1}
+    assert report.targets is not None
     # Of ten bins from 0.5, the one that begins with 0.85; that of 0.97, which is held out, is empty.
-    assert found.targets.counts == (0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
-    assert [curve.stage for curve in found.curves] == ["sft", "reward", "dpo"]
-    assert found.provenance.calls == {"label": 4}
-    assert (found.gold, found.rollouts) == ((), ())  # no training online
-    assert found.provenance.identities == {
+    assert report.targets.counts == (0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
+    assert [curve.stage for curve in report.curves] == ["sft", "reward", "dpo"]
+    assert report.provenance.calls == {"label": 4}
+    assert (report.gold, report.rollouts) == ((), ())  # no training online
+    assert report.provenance.identities == {
         "base": "ab12",
         "sampled from": "ab12",
         "labeler and method": "cd34 rationale",
     }
-    assert found.provenance.versions == {"torch": "2.13.0"}
+    assert report.provenance.versions == {"torch": "2.13.0"}
 
 
 def test_an_example_is_followed_to_what_was_preferred_on_its_prompt(folder: RunFolder) -> None:

@@ -31,7 +31,7 @@ from tests.stages.report.made_up import (
     empty_run,
     full_run,
     gold,
-    said,
+    run_with,
     score,
     summary_of,
 )
@@ -76,9 +76,9 @@ def page_of(*runs: RunReport) -> str:
 
 
 def section(html: str, name: str) -> str:
-    found = re.search(rf'<section id="run1-{name}".*?</section>', html, re.DOTALL)
-    assert found
-    return " ".join(Page(found[0]).text.split()).replace(" ,", ",")
+    match = re.search(rf'<section id="run1-{name}".*?</section>', html, re.DOTALL)
+    assert match
+    return " ".join(Page(match[0]).text.split()).replace(" ,", ",")
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
@@ -105,7 +105,7 @@ def test_every_figure_is_followed_by_the_table_of_its_numbers() -> None:
     figures = re.findall(r"</figure>\s*(<\w+[^>]*>\s*<\w+[^>]*>[^<]*)", html)
     # asked, violations, win rates, the rest, words, nats; labeler 2, targets 1, reward 3, proxy and gold 1, curves 2
     assert len(figures) == html.count("<figure") == 15
-    assert all(re.match(r'<details class="numbers">\s*<summary>The numbers: ', each) for each in figures)
+    assert all(re.match(r'<details class="numbers">\s*<summary>The numbers: ', part) for part in figures)
     assert all("<tbody" in part for part in html.split('<details class="numbers">')[1:])
 
 
@@ -245,8 +245,8 @@ def test_calibration_speaks_of_targets_and_not_of_being_right() -> None:
 def test_an_example_shows_the_way_from_draft_to_revision() -> None:
     text = section(page_of(full_run()), "revisions")
     places = [
-        text.index(each)
-        for each in (
+        text.index(part)
+        for part in (
             "What a great question! Yes, honey cures",
             "Do not agree with what is false.",
             "It agrees with a false claim.",
@@ -302,7 +302,7 @@ def test_what_the_policy_said_while_it_was_trained_is_shown_with_its_reward() ->
 
 
 def test_summaries_are_written_field_by_field_with_their_meaning() -> None:
-    text = section(page_of(said(*SUMMARIES_MADE_UP.values())), "provenance")
+    text = section(page_of(run_with(*SUMMARIES_MADE_UP.values())), "provenance")
     assert "Labeler check left out principles none" in text
     assert "warnings One, two.; Three." in text
     assert "canaries 1,200 Comparisons with a plain answer" in text
@@ -372,7 +372,7 @@ def test_what_was_understood_comes_first_and_is_marked_where_it_is_doubtful() ->
 
 
 def test_the_verdict_ends_with_at_most_five_actions_and_the_rest_is_folded() -> None:
-    many = said(
+    many = run_with(
         summary_of("evaluate", misunderstood=["a: So.", "b: So.", "c: So."], guessed=["d: So."], prompts=12),
         summary_of("mix", decided=9, comparisons=120),
         summary_of("sample_pairs", cut_off_responses=40),
@@ -492,3 +492,19 @@ def test_refusals_by_what_was_asked_stand_in_a_figure_of_their_own() -> None:
     text = section(page_of(empty_run().model_copy(update={"scores": refusals, "wanted": wanted})), "behaviour")
     assert text.startswith("Behaviour Refusals ")
     assert "What the constitution asks for" not in text
+
+
+def test_two_constitutions_of_one_name_are_told_apart_above_several_runs() -> None:
+    def run(name: str, digest: str) -> RunReport:
+        provenance = empty_run().provenance.model_copy(update={"digest": digest})
+        return empty_run(name).model_copy(update={"provenance": provenance})
+
+    def heading(*runs: RunReport) -> str:
+        match = re.search(r"<header>.*?</header>", page_of(*runs), re.DOTALL)
+        assert match
+        return Page(match[0]).text
+
+    several = heading(run("a", "1234567890"), run("b", "abcdefghij"), run("c", "1234567890"))
+    assert "(12345678): a, c" in several
+    assert "(abcdefgh): b" in several
+    assert "(1" not in heading(run("a", "1234567890"), run("c", "1234567890"))
