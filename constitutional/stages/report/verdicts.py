@@ -239,12 +239,9 @@ def untrained(run: RunReport) -> Iterator[str]:
     if sft and sft.nothing_revised:
         yield "No draft was revised: supervised learning had nothing to learn, and the SL model is the base model."
     dpo, online = run.summary(DpoSummary), run.summary(OnlineSummary)
-    idle = (dpo is not None and not dpo.pairs) or (online is not None and not online.prompts)
-    if mixed and not mixed.train:
-        end = ", and the RL model is the SL model" if idle else ""
-        yield f"No preference was decided: no reward model could be trained{end}."
-    elif idle:
-        yield "Reinforcement learning had nothing to train on: the RL model is the SL model."
+    if (dpo and not dpo.pairs) or (online and not online.prompts):
+        why = "Reinforcement learning had nothing to train on" if mixed and mixed.train else "No preference was decided"
+        yield f"{why}: the RL model is the SL model."
 
 
 def _missing(run: RunReport, last: str) -> Iterator[str]:

@@ -234,6 +234,8 @@ def test_a_training_that_had_nothing_to_learn_is_named() -> None:
     (undecided,) = untrained(run_with(summary_of("mix", train=0), summary_of("dpo", pairs=0)))
     assert "No preference was decided" in undecided
     assert "RL model is the SL model" in undecided
+    # Rewards such as the labeler's score need no preferences.
+    assert list(untrained(run_with(summary_of("mix", train=0), summary_of("ppo")))) == []
     for summary in (summary_of("dpo", pairs=0), summary_of("ppo", prompts=0)):
-        (nothing,) = untrained(run_with(summary))
+        (nothing,) = untrained(run_with(summary_of("mix"), summary))
         assert "RL model is the SL model" in nothing
