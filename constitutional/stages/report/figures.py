@@ -264,7 +264,8 @@ def reward(run: RunReport) -> Iterator[Figure]:
         rows, body = [], []
         for source, share in run.reward.accuracy.items():
             mark = Mark(2, share.value, share.low, share.high, f"{share_text(share)}, n = {share.n}")
-            rows.append(_row(words(source), f"n = {share.n:,}", charts.SHARES, [mark], 0.5))
+            hint = f"n = {share.n:,}" + (f": {TOO_FEW}" if share.n < FEW else "")
+            rows.append(_row(words(source), hint, charts.SHARES, [mark], 0.5))
             body.append((words(source), share_text(share), f"{share.right:,}", f"{share.n:,}"))
         note = (
             "Share of held-out preferences whose chosen response scores higher, by source, whether the model was "
