@@ -273,7 +273,7 @@ def _missing(run: RunReport, last: str) -> Iterator[str]:
 def _missing_kinds(run: RunReport) -> Iterator[str]:
     # Where scores are there but empty, the measures have been named already.
     kinds = {kind(score.measure) for score in run.scores}
-    yield from (sentence for kind_of, sentence in COMPLETE.items() if kind_of not in kinds)
+    yield from (sentence for measured, sentence in COMPLETE.items() if measured not in kinds)
     evaluated = run.summary(EvaluateSummary)
     if evaluated and evaluated.wanted is not None and "trait_rate" not in kinds:
         yield "Traits of the sandbox"
