@@ -20,7 +20,6 @@ FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
 REFUSALS: Final = ("due_refusal", "over_refusal")
 """Refusals by what was asked; their wanted directions need no constitution."""
 
-
 ASKED: Final = ("What the constitution asks for", "Share of held-out replies that show each trait, with 95% intervals.")
 VIOLATIONS: Final = (
     "Violations",
@@ -167,8 +166,8 @@ def _models(
         ]
         wanted = run.wanted.get(name)
         fewest = min(score.n for score in scores.values())
-        hints = [f"wanted {wanted} {'↑' if wanted == 'higher' else '↓'}"] if wanted else []
-        hint = ", ".join([*hints, *([f"n = {fewest}: {TOO_FEW}"] if fewest < FEW else [])])
+        hint = f"wanted {wanted} {'↑' if wanted == 'higher' else '↓'}" if wanted else ""
+        hint = (hint + few_mark(fewest)).removeprefix(", ")
         rows.append(_row(words(name), hint, axis, marks, reference))
         counts = ", ".join(dict.fromkeys(f"{score.n:,}" for model in present if (score := scores.get(model))))
         cells = (_cell(name, model, scores.get(model)) for model in present)
