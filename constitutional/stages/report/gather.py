@@ -249,7 +249,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         name=view.name,
         scores=scores,
         wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
-        understood=(),  # of each principle, once a stage writes what a model takes it for
+        understood=(),  # no stage writes what a model takes the principles for
         labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons, trial),
         reward=rewarded.quality if rewarded else None,
         targets=histogram([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
