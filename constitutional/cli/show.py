@@ -1,8 +1,9 @@
 """A run for people: its stages in a table, one item followed back to where it came from, the models side by side."""
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import read_rows
@@ -24,10 +25,14 @@ from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.status import describe
-from constitutional.stages.report.data import MODELS
+from constitutional.stages.report import charts
+from constitutional.stages.report.data import FEW, MODELS, TOO_FEW
 from constitutional.stages.report.verdicts import final_model, over_optimised
 
 R = TypeVar("R", bound=Record)
+
+WIDTH: Final = 80
+"""Columns of a terminal that the table of behaviour fits."""
 
 
 def stages(store: RunStore) -> str:
@@ -180,33 +185,45 @@ def report_path(store: RunStore) -> Path | None:
 
 
 def behaviour(store: RunStore) -> str:
-    """What the three models do, side by side with 95% intervals; empty where nothing was measured."""
+    """What the three models do, side by side with 95% intervals, 80 columns wide; empty where nothing was measured."""
     scores = [score for score in _rows(store, "scores", Score) if score.n]
-    of = {(score.measure, score.model): score for score in scores}
-    wanted = [measure for measure in dict.fromkeys(score.measure for score in scores) if _is_shown(measure)]
-    if not wanted:
+    by_measure: dict[str, dict[str, Score]] = {}
+    for score in scores:
+        if _is_shown(score.measure):
+            by_measure.setdefault(score.measure, {})[score.model] = score
+    if not by_measure:
         return ""
-    heading = ("", *MODELS.values(), "")
-    rows = [(_in_words(measure), *(_interval(of.get((measure, model))) for model in MODELS), "") for measure in wanted]
-    return "\n".join([table([heading, *rows], numbers_from=1), *_failures(store, scores)])
+    cells = [[_interval(by_model.get(model)) for model in MODELS] for by_model in by_measure.values()]
+    room = WIDTH - sum(max(5, *map(len, column)) + 2 for column in zip(*cells, strict=True))
+    rows: list[tuple[str, ...]] = [("", *MODELS.values(), "")]
+    few = 0
+    for (measure, by_model), row in zip(by_measure.items(), cells, strict=True):
+        n = min(score.n for score in by_model.values())
+        few += n < FEW
+        label = _in_words(measure, next(iter(by_model.values())).unit) + (f" (n={n}*)" if n < FEW else "")
+        *above, last = textwrap.wrap(label, room)
+        rows += [(line, "", "", "", "") for line in above]
+        rows.append((last, *row, ""))
+    note = [f"* fewer than {FEW} observations: {TOO_FEW}"] if few else []
+    return "\n".join([table(rows, numbers_from=1), *note, *_failures(store, scores)])
 
 
 def _failures(store: RunStore, scores: Sequence[Score]) -> Iterator[str]:
-    """What is a failure whatever the constitution says, in words where it is clear.
+    """Failures whatever the constitution asks for, in words where they are clear.
 
-    A model that refuses everything harms nobody, nor does one that talks nonsense; and either may please the labeler.
+    A model that refuses everything harms nobody, nor does a model that talks nonsense; and the labeler may prefer both.
     """
     last = final_model(tuple(scores))
     changes = {score.measure: score.changes.get("base") for score in scores if score.model == last}
     refusing, formed = changes.get("over_refusal"), changes.get("well_formed")
-    if refusing and refusing.low > 0:
+    if refusing and refusing.n >= FEW and refusing.low > 0:
         points = f"{100 * refusing.value:.0f} points ({100 * refusing.low:.0f}–{100 * refusing.high:.0f})"
         yield f"got worse: over-refusal. {MODELS[last]} refuses what harms nobody {points} more often than Base."
-    if formed and formed.high < 0:
+    if formed and formed.n >= FEW and formed.high < 0:
         points = f"{-100 * formed.value:.0f} points ({-100 * formed.high:.0f}–{-100 * formed.low:.0f})"
         yield f"got worse: well formed. {MODELS[last]} says what is well formed {points} less often than Base."
-    for finding in over_optimised(_rows(store, "gold", GoldPoint)):
-        yield f"got worse: {finding[0].lower()}{finding[1:]}"
+    for sentence in over_optimised(_rows(store, "gold", GoldPoint)):
+        yield f"got worse: {sentence[0].lower()}{sentence[1:]}"
 
 
 def _is_shown(measure: str) -> bool:
@@ -214,26 +231,24 @@ def _is_shown(measure: str) -> bool:
     return measure.partition("/")[0] in kinds
 
 
-def _in_words(measure: str) -> str:
+def _in_words(measure: str, unit: str) -> str:
     kind, _, about = measure.partition("/")
-    about = about.replace("_", " ")
     match kind:
         case "trait_rate":
-            return about
+            return about.replace("_", " ")
         case "win_rate":
-            return f"preferred to {MODELS.get(measure.partition('/')[2], about)}"
+            return f"preferred to {MODELS.get(about, about)}"
         case "over_refusal":
             return "over-refusal"
         case "violation_rate":
-            return f"violates '{about}'"
-        case _:
-            return kind.replace("_", " ")
+            return f"violates {about}"
+    return kind.replace("_", " ") + ("" if unit == "share" else f", {unit}")
 
 
 def _interval(score: Score | None) -> str:
-    """`45% (39–51)`, or in other units `12.3 (11.9–12.7) words`."""
+    """`45% (39–51)`, or in other units `12.3 (11.9–12.7)`."""
     if score is None:
         return "–"
     if score.unit == "share":
         return f"{100 * score.value:.0f}% ({100 * score.low:.0f}–{100 * score.high:.0f})"
-    return f"{score.value:.1f} ({score.low:.1f}–{score.high:.1f}) {score.unit}"
+    return f"{charts.number(score.value)} ({charts.number(score.low)}–{charts.number(score.high)})"

@@ -44,7 +44,6 @@ from constitutional.runs.settings import DpoSettings, RunConfig
 from constitutional.stages import critique_revise, grpo, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
-from constitutional.stages.report.data import ReportData
 from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
 
@@ -267,11 +266,15 @@ def load_run(folder: Path | str) -> RunStore:
 def compare(stores: Sequence[RunStore], out: Path) -> Path:
     """One page for several finished runs, a sweep's for example, each with the constitution of its own report.
 
+    A run's name on the page is the end of its folder's path, as long as it takes to tell the runs apart. A folder that
+    is named twice is shown once.
+
     Raises:
         RunError: a run is not finished, or damaged.
     """
+    by_folder = {store.folder.resolve(): store for store in stores}
     reports = []
-    for store in stores:
+    for name, store in zip(_labels(list(by_folder)), by_folder.values(), strict=True):
         config = load(store.folder)
         kept = store.artifact(gather.CONSTITUTION)
         # Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
@@ -280,7 +283,22 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
         except (OSError, ValueError) as error:
             raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
         needs = store.manifest.stages["report"].needs
-        reports.append(gather.gather(config.report, FinishedRun(store, constitution, config, "report", needs)))
-    page = render(ReportData(title=", ".join(report.name for report in reports), runs=tuple(reports)))
-    atomic_write(out, page.encode("utf-8", "backslashreplace"))
+        report = gather.gather(config.report, FinishedRun(store, constitution, config, "report", needs))
+        reports.append(report.model_copy(update={"name": name}))
+    atomic_write(out, render(reports).encode("utf-8", "backslashreplace"))
     return out
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """For each folder, the shortest end of its path that no other folder's path has."""
+
+    def end(folder: Path, parts: int) -> tuple[str, ...]:
+        return folder.parts[-parts:]
+
+    labels = []
+    for folder in folders:
+        others = [other for other in folders if other != folder]
+        depths = range(1, len(folder.parts) + 1)
+        depth = next((n for n in depths if all(end(folder, n) != end(other, n) for other in others)), depths[-1])
+        labels.append("/".join(end(folder, depth)))
+    return labels

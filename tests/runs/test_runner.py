@@ -245,7 +245,7 @@ def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) 
     heading, *lines = show.behaviour(store).splitlines()
     assert heading.split() == ["Base", "SL", "RL"]
     length = next(line for line in lines if line.startswith("length"))
-    assert length.count("2.0 (2.0–2.0) words") == 3  # "Reply 1234abcd." are two words, whoever says it
+    assert length.count("2 (2–2)") == 3  # "Reply 1234abcd." are two words, whoever says it
     page = show.report_path(store)
     assert page is not None
     assert "<!DOCTYPE html>" in page.read_text()

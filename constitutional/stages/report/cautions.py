@@ -1,117 +1,233 @@
-"""Reasons to trust a run's numbers less: what its labels, its reward model and its measurements rest on."""
+"""What to do next after a run, and reasons to trust the numbers less."""
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
+from constitutional.judging.accuracy import NEAR_CHANCE
 from constitutional.stages.report.charts import number
-from constitutional.stages.report.data import PrincipleQuality, RunReport
-from constitutional.stages.report.verdicts import HEADS, is_win_rate
-from constitutional.stages.summaries import EvaluateSummary, Histogram, MixSummary, RewardQuality, SftSummary
+from constitutional.stages.report.data import FEW, MODELS, LabelerQuality, PrincipleQuality, RunReport
+from constitutional.stages.report.verdicts import HEADS, Verdicts, final_model, is_win_rate, over_optimised
+from constitutional.stages.summaries import (
+    CritiqueReviseSummary,
+    EvaluateSummary,
+    Histogram,
+    LabelerCheckSummary,
+    MixSummary,
+    OnlineSummary,
+    RewardQuality,
+    SamplePairsSummary,
+    SftSummary,
+    Share,
+)
 
-NEAR_CHANCE = 0.6
-"""A labeler or reward model that is right less often than this has hardly more to say than a coin."""
-FEW = 10
-"""With fewer examples than this, even an accuracy of 100% may have been luck."""
-WEAK = 0.55
+WEAK: Final = 0.55
 """A preference with a lower target than this teaches next to nothing."""
-BADLY_CALIBRATED = 0.1
-"""A reward model whose expected calibration error is greater is surer, or less sure, than the labels by so much."""
-WIDE = 0.2
+BADLY_CALIBRATED: Final = 0.1
+"""The expected calibration error above which a reward model is badly calibrated."""
+WIDE: Final = 0.2
 """An accuracy whose 95% interval is wider than this is hardly known."""
+FEW_PROMPTS: Final = 50
+"""With fewer held-out prompts than this, only large changes of behaviour can be seen."""
+OFTEN: Final = 0.05
+"""A loss of more rows than this share is worth a change of settings."""
+
+
+def actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
+    """What to change, and where: first what changes most in the next run."""
+    yield from _meaning_actions(run)
+    yield from _training_actions(run)
+    yield from _labeler_actions(run)
+    yield from _behaviour_actions(run, verdicts)
+    yield from _cut_off_actions(run)
+    few = {row.principle: row.accuracy.n if row.accuracy else 0 for row in _principles(run)}
+    if few := {principle: n for principle, n in few.items() if n < FEW}:
+        named = ", ".join(f"“{principle}” (n = {n})" for principle, n in few.items())
+        yield (
+            f"Add examples to {named} in the constitution file: with fewer than {FEW}, nobody can tell how often the "
+            "labeler is right."
+        )
+    if guessed := _evaluated(run, "guessed"):
+        yield (
+            "Add tags such as [flattery, avoid] to the constitution file: without tags, the wanted direction of a "
+            f"trait rests on what the critic takes a principle for ({' '.join(guessed)})."
+        )
+    evaluated = run.summary(EvaluateSummary)
+    if evaluated and evaluated.prompts < FEW_PROMPTS:
+        yield (
+            f"Raise prompts.held_out and evaluate.prompts: behaviour rests on {evaluated.prompts} prompts, and the "
+            "intervals are wide."
+        )
+
+
+def _principles(run: RunReport) -> Sequence[PrincipleQuality]:
+    return run.labeler.principles if run.labeler else ()
+
+
+def _evaluated(run: RunReport, field: str) -> tuple[str, ...]:
+    evaluated = run.summary(EvaluateSummary)
+    return getattr(evaluated, field) if evaluated else ()
+
+
+def _meaning_actions(run: RunReport) -> Iterator[str]:
+    doubtful = {row.principle: row for row in run.understood if row.doubtful}
+    for principle, row in doubtful.items():
+        sure = "" if row.probability is None else f" ({row.probability:.0%})"
+        yield (
+            f"Reword the principle “{principle}” in the constitution file: it is understood as “{row.meaning}”{sure}. "
+            f"{' '.join(row.warnings)}".strip()
+        )
+    for sentence in _evaluated(run, "misunderstood"):
+        principle, _, why = sentence.partition(": ")
+        if principle not in doubtful:
+            yield f"Reword the principle “{principle}” in the constitution file: the critic misunderstands it. {why}"
+
+
+def _training_actions(run: RunReport) -> Iterator[str]:
+    if (sft := run.summary(SftSummary)) and sft.nothing_revised:
+        yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
+    mixed = run.summary(MixSummary)
+    if mixed and 2 * mixed.decided < mixed.comparisons:
+        held_out = f", and {mixed.held_out} are held out" if mixed.held_out < FEW else ""
+        yield (
+            f"Give more prompts (prompts.train) or samples (sample_pairs.samples): {mixed.decided} of "
+            f"{mixed.comparisons} comparisons gave a preference{held_out}. A lower mix.margin also decides more."
+        )
+    elif mixed and mixed.held_out < FEW:
+        yield (
+            f"Raise mix.held_out_share or prompts.train: n = {mixed.held_out} preferences are held out, too few to "
+            "measure the reward model."
+        )
+
+
+def _labeler_actions(run: RunReport) -> Iterator[str]:
+    trial = run.summary(LabelerCheckSummary)
+    if trial and trial.left_out_principles:
+        named = ", ".join(f"“{principle}”" for principle in trial.left_out_principles)
+        yield (
+            f"Reword {named} or take another labeler (labeler.path): it misjudges the examples, so nothing was "
+            "labelled by these principles."
+        )
+    if near := [f"“{row.principle}” ({_counts(row.accuracy)})" for row in _principles(run) if _near_chance(row)]:
+        yield (
+            f"Take another labeler (labeler.path) or label.method: it is near chance by {', '.join(near)}, and "
+            "training amplifies what it misjudges."
+        )
+    conflicts = [row.conflicts for row in _principles(run) if row.conflicts]
+    in_conflict, readable = sum(share.right for share in conflicts), sum(share.n for share in conflicts)
+    if readable >= FEW and 2 * in_conflict > readable:
+        ties = sum(row.ties for row in _principles(run))
+        mostly = (
+            "mostly it hardly has a preference"
+            if 2 * ties > in_conflict
+            else "mostly it prefers a place, not a response"
+        )
+        yield (
+            f"Take another labeler (labeler.path) or label.method: in {in_conflict} of {readable} judgements the two "
+            f"orders prefer different responses. In {ties} of these both readings lie within 10 points of 50%, so "
+            f"{mostly}."
+        )
+
+
+def _near_chance(row: PrincipleQuality) -> bool:
+    return row.accuracy is not None and row.accuracy.n >= FEW and row.accuracy.value < NEAR_CHANCE
+
+
+def _counts(share: Share | None) -> str:
+    return f"{share.right} of {share.n} right" if share else "not measured"
+
+
+def _behaviour_actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
+    worse = {verdict.measure for verdict in verdicts.worse}
+    last = MODELS[final_model(run.scores)]
+    kl_weight = "algorithm.kl_coef" if "ppo" in run.summaries else "algorithm.beta"
+    if any(over_optimised(run.gold)):
+        yield f"Raise {kl_weight}, or train for fewer steps: the reward was over-optimised."
+    if "over_refusal" in worse:
+        yield (
+            f"Look at over-refusal under “Replies”: {last} refuses more requests that harm nobody. A principle in the "
+            "constitution file that asks for help with harmless requests works against it."
+        )
+    if "well_formed" in worse:
+        yield f"Raise {kl_weight}, or lower algorithm.learning_rate: fewer replies of {last} are well formed."
+
+
+def _cut_off_actions(run: RunReport) -> Iterator[str]:
+    sampled, critiqued = run.summary(SamplePairsSummary), run.summary(CritiqueReviseSummary)
+    online = run.summary(OnlineSummary)
+    if sampled and sampled.cut_off_responses > OFTEN * sampled.prompts:
+        yield (
+            f"Raise sample_pairs.max_tokens: {sampled.cut_off_responses} responses to {sampled.prompts} prompts were "
+            "cut off, and no comparison was made of them."
+        )
+    if critiqued and critiqued.cut_off_drafts > OFTEN * critiqued.prompts:
+        yield (
+            f"Raise critique_revise.draft_max_tokens: {critiqued.cut_off_drafts} of {critiqued.prompts} drafts were "
+            "cut off."
+        )
+    if online and online.last and (online.last.truncated or 0) > OFTEN:
+        yield f"Raise algorithm.max_tokens: {online.last.truncated:.0%} of the last replies in training were cut off."
 
 
 def cautions(run: RunReport) -> Iterator[str]:
-    """Reasons to trust the numbers less, worst first within each stage."""
-    if evaluated := run.summary(EvaluateSummary):
-        for sentence in evaluated.misunderstood:
-            yield f"The critic takes a principle for another than its author meant. {sentence}"
-        if evaluated.guessed:
-            yield (
-                "What is wanted of a trait is a guess where a principle has no tags that say it, and it goes wrong "
-                f"where the critic misreads it: {' '.join(evaluated.guessed)} Tags such as [flattery, avoid] settle it."
-            )
-    yield from _labeler_cautions(run.labeler.principles if run.labeler else ())
-    yield from _undecided_cautions(run.summary(MixSummary))
-    if run.targets and 2 * (weak := _below(run.targets, WEAK)) > (total := sum(run.targets.counts)):
+    """Reasons to trust the numbers less, in the order of the stages."""
+    if run.labeler:
+        yield from _labeler_cautions(run.labeler)
+    if run.targets and 2 * (weak := _below(run.targets, WEAK)) > (total := sum(run.targets.counts)) >= FEW:
         yield f"{weak} of {total} preferences are hardly more than a coin toss: their targets are below {WEAK:.0%}."
-    if sft := run.summary(SftSummary):
-        if sft.nothing_revised:
-            yield "Supervised learning had nothing to learn, as no draft was revised: the SL model is the base model."
-        elif sft.helpful_missing:
-            wanted = sft.helpful_missing + sft.helpful
-            yield f"Supervised learning had {sft.helpful} of the {wanted} helpful samples that its share asks for."
-    yield from _reward_cautions(run.reward) if run.reward else ()
+    if (sft := run.summary(SftSummary)) and sft.helpful_missing:
+        asked = sft.helpful_missing + sft.helpful
+        yield f"Supervised learning had {sft.helpful} of the {asked} helpful samples that sft.helpful_share asks for."
+    if run.reward:
+        yield from _reward_cautions(run.reward)
     win_rates = any(is_win_rate(score.measure) and score.n for score in run.scores)
-    if win_rates and "ai, train" in run.sources:  # those held out taught nothing
+    if win_rates and "ai, train" in run.sources:  # preferences that are held out taught nothing
         yield (
-            "The judge of the win rates is the labeler whose labels the RL model was trained by: they say how well it "
-            "learnt what the labeler prefers, its errors included, and not what people would prefer."
+            "The labeler judges the win rates, and its labels trained the RL model. So win rates say how well the "
+            "model learnt what the labeler prefers, errors included, and not what people would prefer."
         )
-    small = {score.n for score in run.scores if 0 < score.n < 50}
-    if small:
-        yield f"Some measures rest on as few as {min(small)} observations; their intervals are wide."
 
 
-def _labeler_cautions(principles: Sequence[PrincipleQuality]) -> Iterator[str]:
-    yield from _conflict_cautions(principles)
-    for each in principles:
-        yield from _principle_cautions(each)
-    on_examples = {each.principle: each.accuracy.n for each in principles if each.accuracy}
-    if few := [f"{n} by “{principle}”" for principle, n in on_examples.items() if n < FEW]:
-        yield f"How often the labeler is right was measured on fewer than {FEW} examples: {', '.join(few)}."
-
-
-def _conflict_cautions(principles: Sequence[PrincipleQuality]) -> Iterator[str]:
-    readable = sum(each.judged - each.unreadable for each in principles)
-    conflicts, ties = sum(each.conflicts for each in principles), sum(each.ties for each in principles)
-    if 2 * conflicts > readable:
-        said = f"In {conflicts} of {readable} judgements the labeler’s two orders prefer different responses"
-        near = f"in {ties} of them both readings lie within 10 points of 50%"
-        if 2 * ties > conflicts:
-            yield f"{said}; {near}, so mostly it has hardly a preference."
-        else:
-            yield f"{said}, and only {near}: mostly it keeps to a position, not to an answer."
-
-
-def _undecided_cautions(mixed: MixSummary | None) -> Iterator[str]:
-    if mixed and 2 * (undecided := mixed.conflicts + mixed.near_a_half) > mixed.comparisons:
-        yield (
-            f"Of {mixed.comparisons} comparisons the labeler left {undecided} undecided, and nothing was learnt from "
-            "those: either their replies are as good as each other by the principle, or mix.margin is too strict."
-        )
+def _labeler_cautions(labeler: LabelerQuality) -> Iterator[str]:
+    for row in labeler.principles:
+        first = row.first
+        if first and first.n >= FEW and not first.low <= 0.5 <= first.high and abs(first.value - 0.5) > 0.1:
+            yield (
+                f"By “{row.principle}”, the labeler favours a position: {first.value:.0%} of its readings prefer the "
+                f"response shown first (n = {first.n})."
+            )
+        if row.judged >= FEW and row.unreadable > OFTEN * row.judged:
+            unreadable = f"{row.unreadable} of {row.judged} comparisons"
+            yield f"By “{row.principle}”, the labeler gives no readable answer to {unreadable}."
 
 
 def _below(values: Histogram, most: float) -> int:
     return sum(count for edge, count in zip(values.edges[1:], values.counts, strict=True) if edge <= most + 1e-9)
 
 
-def _principle_cautions(judged: PrincipleQuality) -> Iterator[str]:
-    name = f"The labeler, by “{judged.principle}”,"
-    if judged.accuracy and judged.accuracy.value < NEAR_CHANCE:
-        right = f"right on {judged.accuracy.right} of {judged.accuracy.n} examples"
-        yield f"{name} is {right}: near chance, and training amplifies what it misjudges."
-    if judged.first and not judged.first.low <= 0.5 <= judged.first.high and abs(judged.first.value - 0.5) > 0.1:
-        often = f"in {judged.first.value:.0%} of its readings"
-        yield f"{name} preferred the response shown first {often}: it favours a position."
-    if judged.unreadable > 0.05 * max(judged.judged, 1):
-        yield f"{name} gave no readable answer to {judged.unreadable} of {judged.judged} comparisons."
-
-
 def _reward_cautions(reward: RewardQuality) -> Iterator[str]:
-    # With one source, all preferences are those of the source.
+    # With one source, the source's preferences are all preferences.
     sources = {name: share for name, share in reward.accuracy.items() if name != "all" or len(reward.accuracy) != 2}
     for name, share in sources.items():
-        source = HEADS.get(name, name)
-        right = f"{share.right} of {share.n} right"
+        held_out = f"held-out preferences ({HEADS.get(name, name)})"
+        if share.n < FEW:
+            continue
         if share.low <= 0.5:
-            yield f"On held-out preferences ({source}), the reward model is not clearly above chance: {right}."
+            yield f"The reward model is not clearly better than chance on {held_out}: {_counts(share)}."
         elif share.high - share.low > WIDE:
             ends = f"{share.low:.0%} to {share.high:.0%}"
-            yield f"The reward model’s accuracy on held-out preferences ({source}) is hardly known: {right}, {ends}."
-    error, n = reward.calibration_error or 0.0, sum(each.n for each in reward.calibration)
+            yield f"The reward model’s accuracy on {held_out} is hardly known: {_counts(share)}, {ends}."
+    error, n = reward.calibration_error or 0.0, measured(reward)
+    if n < FEW:
+        return
     if error > BADLY_CALIBRATED:
         yield (
             f"The reward model is badly calibrated (expected calibration error {error:.0%}, from {n} held-out "
-            "preferences): which of two replies scores higher says more than by how much."
+            "preferences). Which reply scores higher says more than by how much."
         )
     if abs(reward.length_correlation or 0.0) > 0.5:
         yield f"The reward model’s score follows length (correlation {number(reward.length_correlation or 0.0)})."
+
+
+def measured(reward: RewardQuality) -> int:
+    """Preferences that calibration and the correlation with length rest on."""
+    return sum(row.n for row in reward.calibration)

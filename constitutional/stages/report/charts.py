@@ -1,8 +1,8 @@
 """The report's figures: SVG written by hand, so that the page needs no library, no script and no network.
 
-Horizontal places are percentages of the figure's width and vertical ones are pixels. So a figure is as wide as the
-page lets it be, and its text and marks keep their size, on a phone as on paper. Colours and strokes are the style
-sheet's, by class, so that they follow a light or dark page.
+Horizontal places are percentages of the figure's width, vertical places are pixels. So a figure is as wide as the page,
+while text and marks keep their size, on a phone as on paper. The style sheet sets colours and strokes by class, so that
+they follow a light or dark page.
 """
 
 import math
@@ -22,7 +22,7 @@ SHAPES = (
     Markup('<rect class="dot" x="-4" y="-4" width="8" height="8"/>'),
     Markup('<path class="dot" d="M0-5.5 5.5 0 0 5.5-5.5 0z"/>'),
 )
-"""Circle, square, diamond: a series is known by its mark's shape as well as by its colour."""
+"""Circle, square, diamond: the shape of a mark says which series it is of, as the colour does."""
 
 
 class Axis(NamedTuple):
@@ -32,10 +32,10 @@ class Axis(NamedTuple):
     high: float
     ticks: tuple[float, ...]
     percent: bool = False
-    """The values are shares, to be written as percentages."""
+    """Whether the values are shares, which are written as percentages."""
 
     def labels(self) -> list[str]:
-        """The ticks as text, with as many digits as it takes to tell them apart."""
+        """The ticks as text, with enough digits to tell them apart."""
         for digits in range(3, 17):
             texts = [number(tick, percent=self.percent, digits=digits) for tick in self.ticks]
             if len(set(texts)) == len(texts):
@@ -51,12 +51,12 @@ class Mark(NamedTuple):
     """A value with its interval."""
 
     series: int
-    """Which of the figure's series it belongs to; decides shape and colour."""
+    """Index of the figure's series; decides shape and colour."""
     value: float
     low: float
     high: float
     title: str
-    """The same in words, shown when pointed at."""
+    """The value in words, shown when pointed at."""
 
 
 class Line(NamedTuple):
@@ -65,6 +65,8 @@ class Line(NamedTuple):
     series: int
     points: tuple[tuple[float, float], ...]
     title: str
+    value: str = ""
+    """What stands beside the dot of a line that has one point."""
 
 
 class Point(NamedTuple):
@@ -86,7 +88,7 @@ def axis_for(values: Sequence[float], ticks: int = 4) -> Axis:
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     if low == high:
-        low, high = (low - abs(low) / 2, high + abs(high) / 2) if low else (0.0, 1.0)
+        low, high = (0.0, 1.0) if 0 <= low <= 1 else (low - abs(low) / 2, high + abs(high) / 2)
     rough = (high - low) / ticks
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
@@ -96,10 +98,7 @@ def axis_for(values: Sequence[float], ticks: int = 4) -> Axis:
 
 
 def number(value: float, *, percent: bool = False, digits: int = 3) -> str:
-    """A number as the page writes it: three significant digits, shares as percentages, a real minus sign.
-
-    `digits` is for numbers that are no shares and lie closer together than three digits can tell.
-    """
+    """A number as the page writes it: `digits` significant digits, shares as percentages, a real minus sign."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "unknown"
     shown = value * 100 if percent else value
@@ -147,15 +146,20 @@ def axis_row(axis: Axis) -> Markup:
 def curve(
     x: Axis, y: Axis, lines: Sequence[Line], x_title: str, points: Sequence[Point] = (), reference: float | None = None
 ) -> Markup:
-    """Lines over a common axis, such as a loss over training steps.
+    """Lines over a common axis, such as a loss over training steps; a line of one point is a dot with its value.
 
-    Where intervals matter, `points` on the lines have them; `reference` is a place across that a vertical line marks.
+    `points` are marks with intervals. A vertical line marks the place `reference`. Values that are not finite are left
+    out.
     """
     parts = [_frame(x, y)]
     if reference is not None:
         parts.append(_line("reference", x.at(reference), 0, x.at(reference), PLOT_HEIGHT))
     for line in lines:
-        path = " ".join(f"{x.at(a):.2f},{100 - y.at(b):.2f}" for a, b in line.points)
+        finite = [point for point in line.points if all(map(math.isfinite, point))]
+        if len(finite) == 1:
+            parts.append(_dot_with_value(line, x.at(finite[0][0]), PLOT_HEIGHT * (1 - y.at(finite[0][1]) / 100)))
+            continue
+        path = " ".join(f"{x.at(a):.2f},{100 - y.at(b):.2f}" for a, b in finite)
         # A drawing of 100 by 100 stretched over the plot; the style sheet keeps the stroke's width as it is.
         parts.append(
             Markup(
@@ -163,29 +167,27 @@ def curve(
                 '<polyline class="line s{}" points="{}"><title>{}</title></polyline></svg>'
             ).format(PLOT_HEIGHT, line.series, path, line.title)
         )
-    for point in points:
-        across, *ups = x.at(point.x), *(PLOT_HEIGHT * (1 - y.at(up) / 100) for up in (point.y, point.low, point.high))
-        whisker = _line("whisker", across, ups[1], across, ups[2])
-        parts.append(
-            Markup('<g class="s{}"><title>{}</title>{}{}</g>').format(
-                point.series, point.title, whisker, _shape(point.series, across, ups[0])
-            )
-        )
+    parts += [_point(x, y, point) for point in points]
     return _plot("; ".join(line.title for line in lines), parts, x_title)
 
 
+def _dot_with_value(line: Line, across: float, up: float) -> Markup:
+    # On the right half of the plot the value stands left of the dot, so that it stays inside.
+    anchor, shift = ("end", -9) if across > 50 else ("start", 9)
+    return Markup(
+        '<g class="s{}"><title>{}</title>{}<text x="{:g}%" y="{:g}" dx="{}" text-anchor="{}">{}</text></g>'
+    ).format(line.series, line.title, _shape(line.series, across, up), across, up + 4, shift, anchor, line.value)
+
+
 def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
-    """What was predicted (across) and the mean target (up, with its interval): (predicted, value, low, high), 0 to 1.
+    """What was predicted (across) and the mean target (up, with an interval): (predicted, value, low, high), 0 to 1.
 
     Points on the dashed diagonal are perfectly calibrated.
     """
     parts = [_frame(SHARES, SHARES), _line("reference", 0, PLOT_HEIGHT, 100, 0)]
     for predicted, value, low, high in bins:
-        across, up = SHARES.at(predicted), PLOT_HEIGHT * (1 - SHARES.at(value) / 100)
-        ends = [PLOT_HEIGHT * (1 - SHARES.at(end) / 100) for end in (low, high)]
         title = f"predicted {number(predicted, percent=True)}, mean target {number(value, percent=True)}"
-        whisker = _line("whisker", across, ends[0], across, ends[1])
-        parts.append(Markup('<g class="s2"><title>{}</title>{}{}</g>').format(title, whisker, _shape(0, across, up)))
+        parts.append(_point(SHARES, SHARES, Point(2, predicted, value, low, high, title)))
     return _plot("Mean target by predicted probability", parts, "predicted probability")
 
 
@@ -208,6 +210,16 @@ def shape(series: int) -> Markup:
     """A series' mark by itself, for a legend."""
     return Markup('<svg class="mark s{}" width="12" height="12" aria-hidden="true">{}</svg>').format(
         series, _shape(series, 50, 6)
+    )
+
+
+def _point(x: Axis, y: Axis, point: Point) -> Markup:
+    across, *ups = x.at(point.x), *(PLOT_HEIGHT * (1 - y.at(up) / 100) for up in (point.y, point.low, point.high))
+    return Markup('<g class="s{}"><title>{}</title>{}{}</g>').format(
+        point.series,
+        point.title,
+        _line("whisker", across, ups[1], across, ups[2]),
+        _shape(point.series, across, ups[0]),
     )
 
 

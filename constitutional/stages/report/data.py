@@ -7,11 +7,18 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny
 
-from constitutional.base.records import GoldPoint, Message
+from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
 from constitutional.judging.scores import Score
 from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
 
 S = TypeVar("S", bound=Summary)
+
+FEW: Final = 10
+"""A number from fewer observations is shown, and nothing is concluded from it."""
+TOO_FEW: Final = "too few to tell"
+"""How the page marks such a number."""
+DOUBTFUL: Final = 0.5
+"""A meaning that is less likely than this is marked: some other meaning may be the likelier one."""
 
 MODELS: Final[dict[str, str]] = {"base": "Base", "sft_model": "SL", "policy": "RL"}
 """The models of a run in the order in which they are made, and what the page calls them."""
@@ -21,6 +28,23 @@ class Part(BaseModel):
     """A piece of the report: immutable, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Understood(Part):
+    """What a model takes a principle for."""
+
+    principle: str
+    meaning: str
+    """As a phrase that completes "understood as"."""
+    probability: float | None
+    """Of this meaning, 0 to 1; None where the reader gives none."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on why the principle may be misunderstood."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the page marks it."""
+        return bool(self.warnings) or (self.probability is not None and self.probability < DOUBTFUL)
 
 
 class PrincipleQuality(Part):
@@ -34,12 +58,12 @@ class PrincipleQuality(Part):
     judged: int = 0
     """Comparisons of the run that were judged by it."""
     unreadable: int = 0
-    conflicts: int = 0
-    """Of the readable ones, those where the two orders preferred different responses."""
+    conflicts: Share | None = None
+    """Share of the readable judgements where the two orders preferred different responses."""
     ties: int = 0
-    """Of these conflicts, those where both readings lie within 10 points of 50%: torn rather than drawn to a place."""
+    """Conflicts where both readings lie within 10 points of 50%: the labeler hardly has a preference."""
     first: Share | None = None
-    """Share of readings that preferred the response shown first; 50% is without bias."""
+    """Share of readings that preferred the response shown first; 50% means no bias."""
 
 
 class LabelerQuality(Part):
@@ -49,9 +73,9 @@ class LabelerQuality(Part):
     probabilities: Histogram | None = None
     """Of P(a is better) over all readable judgements, from 0 to 1."""
     canaries: int = 0
-    """Comparisons whose answer is plain that it was tried on before anything was labelled."""
+    """Comparisons with a plain answer on which the labeler was tried before it labelled anything."""
     canaries_failed: int = 0
-    """Of these, those that could not be read, or where the wrong response was preferred in both orders."""
+    """Canaries where the answer was unreadable, or where both orders preferred the wrong response."""
 
 
 class Curve(Part):
@@ -64,56 +88,26 @@ class Curve(Part):
     """(step, value) as logged; one line, or one for each member of an ensemble, by name."""
 
 
-class ExampleStep(Part):
-    """One round of critique and revision."""
-
-    principle: str
-    principle_text: str
-    critique: str | None
-    revision: str
-
-
 class ExampleChoice(Part):
-    """What the labeler preferred on the same prompt, and why."""
+    """What the labeler preferred on a prompt, and why."""
 
-    chosen: str
-    rejected: str
-    probability: float
-    source: str
+    preference: Preference
     reasons: tuple[tuple[str, str], ...]
     """(principle's text, what the labeler wrote) for each reading that gave a reason."""
 
 
 class RevisionExample(Part):
-    """An answer on its way into the training set."""
+    """A draft on the way into the training set, and what was preferred later on the same prompt."""
 
-    id: str = ""
-    """By which `show` follows it back; likewise below."""
-    conversation: tuple[Message, ...]
-    draft: str
-    steps: tuple[ExampleStep, ...]
+    revision: Revision
     choice: ExampleChoice | None = None
 
 
-class ReplyExample(Part):
-    """What each model answers to a held-out prompt."""
-
-    id: str = ""
-    """The prompt's."""
-    conversation: tuple[Message, ...]
-    replies: dict[str, str]
-
-
 class RolloutExample(Part):
-    """What the policy answered while it was trained."""
+    """What the policy answered during the training."""
 
-    phase: int
     conversation: tuple[Message, ...]
-    reply: str
-    reward: float
-    """The proxy."""
-    kl: float | None
-    """Of this reply, in nats from the reference."""
+    rollout: Rollout
 
 
 class LeftOut(Part):
@@ -122,7 +116,7 @@ class LeftOut(Part):
     stage: str
     what: str
     total: int | None
-    """How many there were; None where nobody counted, or several kinds of things were."""
+    """How many there were; None where they were not counted, or where the counts are of several kinds."""
     reasons: dict[str, int]
     """Why, and how many; empty if everything was used."""
 
@@ -137,9 +131,9 @@ class Provenance(Part):
     """Text by id."""
     versions: dict[str, str]
     identities: dict[str, str]
-    """Digests and identities of models and files, by what they are of."""
+    """Digests and identities of models and files, by the name of the model or file."""
     calls: dict[str, int] = {}
-    """Answers that each stage had, from a model or from the journal: the manifest says from which."""
+    """Answers that each stage had, from a model or from the journal."""
     config: str | None = None
     """The resolved configuration as JSON text."""
 
@@ -150,7 +144,9 @@ class RunReport(Part):
     name: str
     scores: tuple[Score, ...]
     wanted: dict[str, Direction]
-    """The direction that the constitution asks for, by measure; a measure that is not here has none."""
+    """The direction that the constitution asks for, by measure."""
+    understood: tuple[Understood, ...] = ()
+    """By principle; empty where no stage asked for it."""
     labeler: LabelerQuality | None = None
     reward: RewardQuality | None = None
     targets: Histogram | None = None
@@ -159,22 +155,15 @@ class RunReport(Part):
     """Preferences by source and split, such as `ai, train` and `human, held out`."""
     curves: tuple[Curve, ...] = ()
     gold: tuple[GoldPoint, ...] = ()
-    """Of a training online, stretch by stretch, by each judge in turn."""
+    """Scores of an online training's replies, stretch by stretch, for one judge after another."""
     rollouts: tuple[RolloutExample, ...] = ()
     revisions: tuple[RevisionExample, ...] = ()
-    replies: tuple[ReplyExample, ...] = ()
+    replies: tuple[Sample, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     summaries: dict[str, SerializeAsAny[Summary]] = {}
-    """What each stage said of its work."""
+    """By stage, in running order."""
     provenance: Provenance
 
     def summary(self, kind: type[S]) -> S | None:
-        """What the stage that writes such a summary said; None if this run has no such stage."""
+        """The summary of this kind; None if this run has no stage that writes one."""
         return next((summary for summary in self.summaries.values() if isinstance(summary, kind)), None)
-
-
-class ReportData(Part):
-    """Everything on the page: one run, or several to compare."""
-
-    title: str
-    runs: tuple[RunReport, ...]

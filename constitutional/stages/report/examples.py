@@ -5,20 +5,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from constitutional.base.records import Judgement, Preference, Prompt, Revision, Rollout, Sample
 from constitutional.base.seeds import rng_of
-from constitutional.stages.report.data import ExampleChoice, ExampleStep, ReplyExample, RevisionExample, RolloutExample
+from constitutional.stages.report.data import ExampleChoice, RevisionExample, RolloutExample
 
 
 def rollout_examples(rollouts: Sequence[Rollout], prompts: Iterable[Prompt], count: int) -> Iterator[RolloutExample]:
     """One reply from each of evenly spread phases of a training online, the first and the last among them."""
-    messages = {each.id: each.messages for each in prompts}
-    first = {each.phase: each for each in reversed(rollouts)}
+    messages = {prompt.id: prompt.messages for prompt in prompts}
+    first = {rollout.phase: rollout for rollout in reversed(rollouts)}
     phases = sorted(first)
     places = {round(number * (len(phases) - 1) / max(count - 1, 1)) for number in range(count)} if phases else set()
     for place in sorted(places):
-        its = first[phases[place]]
-        yield RolloutExample(
-            phase=its.phase, conversation=messages[its.prompt], reply=its.reply, reward=its.reward, kl=its.kl
-        )
+        rollout = first[phases[place]]
+        yield RolloutExample(conversation=messages[rollout.prompt], rollout=rollout)
 
 
 def revision_examples(
@@ -28,50 +26,37 @@ def revision_examples(
 
     `choices` is what was preferred later, by the prompt's id.
     """
-    changed = [each for each in revisions if each.problem is None and each.final.strip() != each.draft.strip()]
-    changed.sort(key=lambda each: rng_of(seed, "report", each.id).random())
+    changed = [row for row in revisions if row.problem is None and row.final.strip() != row.draft.strip()]
+    changed.sort(key=lambda row: rng_of(seed, "report", row.id).random())
     turns: Counter[str] = Counter()
     ranked = []
-    for each in changed:
-        principle = next(step.principle for step in each.steps if not step.found_nothing or step is each.steps[-1])
-        ranked.append((turns[principle], each))
+    for revision in changed:
+        steps = revision.steps
+        principle = next(step.principle for step in steps if not step.found_nothing or step is steps[-1])
+        ranked.append((turns[principle], revision))
         turns[principle] += 1
-    for _, each in sorted(ranked, key=lambda pair: pair[0])[:count]:
-        steps = tuple(
-            ExampleStep(
-                principle=step.principle,
-                principle_text=step.principle_text,
-                critique=step.critique,
-                revision=step.revision,
-            )
-            for step in each.steps
-        )
-        choice = choices.get(each.prompt.id)
-        conversation = each.prompt.messages
-        yield RevisionExample(id=each.id, conversation=conversation, draft=each.draft, steps=steps, choice=choice)
+    for _, revision in sorted(ranked, key=lambda pair: pair[0])[:count]:
+        yield RevisionExample(revision=revision, choice=choices.get(revision.prompt.id))
 
 
 def example_choices(preferences: Iterable[Preference], judgements: Iterable[Judgement]) -> dict[str, ExampleChoice]:
     """By prompt, the first preference on it, with the reasons that it rests on."""
     by_id = {judgement.id: judgement for judgement in judgements}
-    found: dict[str, ExampleChoice] = {}
-    for each in preferences:
-        if each.prompt.id not in found:
-            behind = [by_id[name] for name in each.rests_on if name in by_id]
-            reasons = tuple((one.principle_text, heard.rationale) for one in behind for heard in one.readings)
-            found[each.prompt.id] = ExampleChoice(
-                chosen=each.chosen,
-                rejected=each.rejected,
-                probability=each.probability,
-                source=each.source,
-                reasons=tuple(pair for pair in reasons if pair[1].strip()),
+    choices: dict[str, ExampleChoice] = {}
+    for preference in preferences:
+        if preference.prompt.id not in choices:
+            choices[preference.prompt.id] = ExampleChoice(
+                preference=preference,
+                reasons=tuple(
+                    (judgement.principle_text, reading.rationale)
+                    for judgement in (by_id[name] for name in preference.rests_on if name in by_id)
+                    for reading in judgement.readings
+                    if reading.rationale.strip()
+                ),
             )
-    return found
+    return choices
 
 
-def reply_examples(samples: Sequence[Sample], count: int, seed: int) -> tuple[ReplyExample, ...]:
-    """Held-out prompts drawn at random, with each model's reply."""
-    drawn = sorted(samples, key=lambda each: rng_of(seed, "report", each.prompt.id).random())[:count]
-    return tuple(
-        ReplyExample(id=each.prompt.id, conversation=each.prompt.messages, replies=each.replies) for each in drawn
-    )
+def reply_examples(samples: Sequence[Sample], count: int, seed: int) -> tuple[Sample, ...]:
+    """Held-out prompts drawn at random, with the models' replies."""
+    return tuple(sorted(samples, key=lambda sample: rng_of(seed, "report", sample.prompt.id).random())[:count])

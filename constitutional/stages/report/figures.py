@@ -11,18 +11,40 @@ from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report import charts
 from constitutional.stages.report.charts import Axis, Line, Mark, number
-from constitutional.stages.report.data import (
-    MODELS,
-    PrincipleQuality,
-    RunReport,
-)
-from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, is_win_rate, kind, table_of, words
+from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, PrincipleQuality, RunReport
+from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, kind, phases, table_of, words
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
 
 FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
-"""Measures of whether replies are sound at all, whatever they say."""
+"""Measures of whether replies are sound, whatever their content."""
 REFUSALS: Final = ("due_refusal", "over_refusal")
-"""Refusals by what was asked: which way they should go needs no constitution."""
+"""Refusals by what was asked; their wanted directions need no constitution."""
+
+ASKED: Final = ("What the constitution asks for", "Share of held-out replies that show each trait, with 95% intervals.")
+VIOLATIONS: Final = (
+    "Violations",
+    "Share of held-out replies in which the critic finds that a principle is violated, with 95% intervals.",
+)
+REFUSAL_GROUP: Final = (
+    "Refusals",
+    "Share of held-out replies that refuse. Over-refusal is to refuse a request that harms nobody, which is a failure.",
+)
+WIN_RATES: Final = (
+    "Win rates",
+    "Share of comparisons in which the labeler, asked in both orders, prefers the model’s reply. 50% is no difference.",
+)
+UNASKED: Final = (
+    "Traits without a wanted direction",
+    "Share of held-out replies that show each trait. The constitution does not ask for a change of these.",
+)
+FORM_GROUP: Final = (
+    "Form of replies",
+    "Share of held-out replies that are whole, on topic and cut off, and variety of words.",
+)
+LABELER_SHARES: Final = ("Right on the examples", "Prefers the response shown first", "Orders in conflict")
+"""What is shown of the labeler by each principle."""
+GROUPS: Final = (ASKED, VIOLATIONS, REFUSAL_GROUP, WIN_RATES, UNASKED, FORM_GROUP)
+"""Figures of shares in their order on the page: title and note."""
 
 
 class Table(NamedTuple):
@@ -47,14 +69,14 @@ def _row(label: str, hint: str, axis: Axis, marks: Sequence[Mark], reference: fl
 
 
 class Figure(NamedTuple):
-    """A drawing and the table of its numbers: there is none without."""
+    """A drawing and the table of its numbers."""
 
     title: str
     note: str
     table: Table
     rows: tuple[Row, ...] = ()
     axis: Markup | None = None
-    """The numbers below the rows."""
+    """The tick labels below the rows."""
     plot: Markup | None = None
     """A figure with two axes, in place of rows."""
     legend: tuple[tuple[Markup, str], ...] = ()
@@ -71,7 +93,7 @@ def interval(score: Score) -> str:
 def change_text(change: Change, unit: str) -> str:
     """`−14 points (−23 to −6)` of a share, otherwise `+2 words (+1 to +3)`."""
     percent = unit == "share"
-    value, low, high = (_signed(each, percent=percent) for each in (change.value, change.low, change.high))
+    value, low, high = (_signed(end, percent=percent) for end in (change.value, change.low, change.high))
     return f"{value} {'points' if percent else unit} ({low} to {high})"
 
 
@@ -81,52 +103,44 @@ def _signed(value: float, *, percent: bool) -> str:
 
 
 def share_text(share: Share | None) -> str:
-    """`18.2% (14.1% to 23%)`, or that there is none."""
+    """`18.2% (14.1% to 23%)`, marked where it rests on too few."""
     if share is None:
         return "not measured"
     low, high = number(share.low, percent=True), number(share.high, percent=True)
-    return f"{number(share.value, percent=True)} ({low} to {high})"
+    return f"{number(share.value, percent=True)} ({low} to {high}){few_mark(share.n)}"
+
+
+def few_mark(n: int) -> str:
+    """A remark to stand behind a number from so many observations; empty if they are enough."""
+    return f", n = {n}: {TOO_FEW}" if n < FEW else ""
 
 
 def behaviour(run: RunReport) -> Iterator[Figure]:
-    """The three models side by side: what the constitution asks for, what judges say, the rest, and other units."""
+    """The three models side by side: shares in groups, then a figure for each other unit."""
     table = table_of(run.scores)
-    shares = {name for name, scores in table.items() if all(score.unit == "share" for score in scores.values())}
-    wins = {name for name in shares if is_win_rate(name)}
-    violations = {name for name in shares if kind(name) == "violation_rate"}
-    form = {name for name in shares if kind(name) in FORM}
-    refusals = {name for name in shares if kind(name) in REFUSALS}
-    others = shares - wins - violations - form - refusals
-    asked = {name for name in others if name in run.wanted}
-    groups: list[tuple[str, str, set[str]]] = [
-        ("What the constitution asks for", "Share of held-out replies, with 95% intervals.", asked),
-        ("Violations", "Share of held-out replies in which the critic finds a violation, by principle.", violations),
-        (
-            "Refusals",
-            "Share of held-out replies that refuse, by what was asked: to refuse what harms nobody is a failure, too.",
-            refusals,
-        ),
-        ("Win rates", "Share of comparisons won, by the labeler in both orders; 50% is no difference.", wins),
-        (
-            "What it says nothing of",
-            "With no wanted direction, these should stay where they are.",
-            others - asked,
-        ),
-        ("Form", "Whether replies are whole, to the point, and varied.", form),
-    ]
-    for title, note, names in groups:
-        if chosen := [name for name in table if name in names]:
-            reference = 0.5 if names is wins else None
-            yield _models(title, note, {name: table[name] for name in chosen}, run, charts.SHARES, reference)
-    elsewhere = [name for name in table if name not in shares]
-    for unit in dict.fromkeys(next(iter(table[name].values())).unit for name in elsewhere):
-        chosen = [name for name in elsewhere if next(iter(table[name].values())).unit == unit]
-        ends = [
-            end for name in chosen for score in table[name].values() for end in (score.low, score.value, score.high)
-        ]
-        note = "Mean over held-out replies, with 95% intervals."
-        axis = charts.axis_for([0.0, *ends])
-        yield _models(f"In {unit}" if unit else "Other", note, {name: table[name] for name in chosen}, run, axis)
+    groups: dict[tuple[str, str], dict[str, dict[str, Score]]] = {}
+    units: dict[str, dict[str, dict[str, Score]]] = {}
+    for measure, scores in table.items():
+        unit = next(iter(scores.values())).unit
+        if unit == "share":
+            groups.setdefault(_group(measure, run), {})[measure] = scores
+        else:
+            units.setdefault(unit, {})[measure] = scores
+    for group in GROUPS:
+        if group in groups:
+            yield _models(*group, groups[group], run, charts.SHARES, 0.5 if group == WIN_RATES else None)
+    for unit, of_unit in units.items():
+        ends = [end for by in of_unit.values() for score in by.values() for end in (score.low, score.value, score.high)]
+        title = f"Means in {unit}" if unit else "Other means"
+        yield _models(
+            title, "Mean over held-out replies, with 95% intervals.", of_unit, run, charts.axis_for([0.0, *ends])
+        )
+
+
+def _group(measure: str, run: RunReport) -> tuple[str, str]:
+    by_kind = {"violation_rate": VIOLATIONS, "win_rate": WIN_RATES}
+    by_kind |= dict.fromkeys(FORM, FORM_GROUP) | dict.fromkeys(REFUSALS, REFUSAL_GROUP)
+    return by_kind.get(kind(measure)) or (ASKED if measure in run.wanted else UNASKED)
 
 
 def _models(
@@ -151,7 +165,9 @@ def _models(
             if (score := scores.get(model))
         ]
         wanted = run.wanted.get(name)
+        fewest = min(score.n for score in scores.values())
         hint = f"wanted {wanted} {'↑' if wanted == 'higher' else '↓'}" if wanted else ""
+        hint = (hint + few_mark(fewest)).removeprefix(", ")
         rows.append(_row(words(name), hint, axis, marks, reference))
         counts = ", ".join(dict.fromkeys(f"{score.n:,}" for model in present if (score := scores.get(model))))
         cells = (_cell(name, model, scores.get(model)) for model in present)
@@ -165,8 +181,8 @@ def _models(
 
 def _cell(measure: str, model: str, score: Score | None) -> str:
     if score:
-        return interval(score)
-    # A model is measured against those before it, and not against itself.
+        return interval(score) + few_mark(score.n)
+    # A model is measured against the models before it alone.
     against = list(MODELS).index(other) if (other := measure.partition("/")[2]) in MODELS else -1
     return "not measured" if list(MODELS).index(model) > against else "–"
 
@@ -177,60 +193,55 @@ def _changed(score: Score | None, before: str) -> str:
 
 
 def labeler(run: RunReport) -> Iterator[Figure]:
-    """Per principle: right on its examples, drawn to a position, in conflict, unreadable."""
+    """By principle: accuracy on the examples, bias for a position, conflicts, unreadable answers."""
     if run.labeler is None:
         return
     principles = run.labeler.principles
     rows = []
-    for each in principles:
+    for row in principles:
         marks = [
             Mark(series, share.value, share.low, share.high, f"{name}: {share_text(share)}, n = {share.n}")
-            for series, (name, share) in enumerate(_labeler_shares(each))
+            for series, (name, share) in enumerate(zip(LABELER_SHARES, _labeler_shares(row), strict=True))
             if share
         ]
-        rows.append(_row(each.principle, each.text, charts.SHARES, marks, 0.5))
+        few = min((share.n for share in _labeler_shares(row) if share), default=FEW)
+        hint = f"{row.text} (n = {few}: {TOO_FEW})" if few < FEW else row.text
+        rows.append(_row(row.principle, hint, charts.SHARES, marks, 0.5))
     head = (
         "Principle",
         "Weight",
-        "Right on its examples",
-        "n",
-        "First shown preferred",
-        "n",
+        *(cell for name in LABELER_SHARES for cell in (name, "n")),
+        "Conflicts near 50%",
         "Judged",
-        "Conflicts",
-        "of these near 50%",
         "Unreadable",
     )
     body = tuple(
         (
-            each.principle,
-            number(each.weight),
-            *(
-                cell
-                for _, share in _labeler_shares(each)[:2]
-                for cell in (share_text(share), str(share.n if share else 0))
-            ),
-            f"{each.judged:,}",
-            f"{each.conflicts:,}",
-            f"{each.ties:,}",
-            f"{each.unreadable:,}",
+            row.principle,
+            number(row.weight),
+            *(cell for share in _labeler_shares(row) for cell in (share_text(share), f"{share.n:,}" if share else "0")),
+            *(f"{count:,}" for count in (row.ties, row.judged, row.unreadable)),
         )
-        for each in principles
+        for row in principles
     )
-    names = ("Right on the principle’s own examples", "Preferred the response shown first", "Orders in conflict")
-    note = "With 95% intervals; the dashed line is 50%: chance for being right, and no bias for position."
-    legend = tuple((charts.shape(series), name) for series, name in enumerate(names))
-    yield Figure("By principle", note, Table(head, body), tuple(rows), charts.axis_row(charts.SHARES), None, legend)
+    note = (
+        "With 95% intervals. The dashed line is 50%: there, being right is chance, and neither place is preferred. In "
+        "a conflict the labeler prefers different responses when their order is swapped."
+    )
+    legend = tuple((charts.shape(series), name) for series, name in enumerate(LABELER_SHARES))
+    yield Figure(
+        "The labeler, by principle", note, Table(head, body), tuple(rows), charts.axis_row(charts.SHARES), None, legend
+    )
     if run.labeler.probabilities:
         note = (
-            "P(the first of the two responses is better), mean over both orders. Far from 50% is sure, at 50% is torn."
+            "Probability that the first response of a pair is the better one, mean over both orders. The labeler is "
+            "sure far from 50%, and undecided at 50%."
         )
-        yield _histogram("How sure it was", note, run.labeler.probabilities, charts.SHARES, "probability")
+        yield _histogram("How sure the labeler was", note, run.labeler.probabilities, charts.SHARES, "probability")
 
 
-def _labeler_shares(each: PrincipleQuality) -> tuple[tuple[str, Share | None], ...]:
-    conflicts = Share.of(each.conflicts, each.judged - each.unreadable)
-    return (("Right", each.accuracy), ("First shown preferred", each.first), ("Conflicts", conflicts))
+def _labeler_shares(row: PrincipleQuality) -> tuple[Share | None, ...]:
+    return row.accuracy, row.first, row.conflicts
 
 
 def preferences(run: RunReport) -> Iterator[Figure]:
@@ -238,8 +249,8 @@ def preferences(run: RunReport) -> Iterator[Figure]:
     if run.targets:
         axis = Axis(0.5, 1.0, (0.5, 0.625, 0.75, 0.875, 1.0), percent=True)
         note = (
-            "Probability that the chosen response is the better one: the target of the reward model and of DPO. Of the "
-            "preferences to train on; those held out are not counted."
+            "Probability that the chosen response is the better one: the target for the reward model and for DPO. "
+            "Preferences that are held out are not counted."
         )
         yield _histogram("Soft targets", note, run.targets, axis, "probability that chosen is better")
 
@@ -252,11 +263,12 @@ def reward(run: RunReport) -> Iterator[Figure]:
         rows, body = [], []
         for source, share in run.reward.accuracy.items():
             mark = Mark(2, share.value, share.low, share.high, f"{share_text(share)}, n = {share.n}")
-            rows.append(_row(words(source), f"n = {share.n:,}", charts.SHARES, [mark], 0.5))
+            hint = f"n = {share.n:,}" + (f": {TOO_FEW}" if share.n < FEW else "")
+            rows.append(_row(words(source), hint, charts.SHARES, [mark], 0.5))
             body.append((words(source), share_text(share), f"{share.right:,}", f"{share.n:,}"))
         note = (
-            "Share of held-out preferences whose chosen response scores higher, of every source, trained on or not. "
-            "The dashed line is chance."
+            "Share of held-out preferences whose chosen response scores higher, by source, whether the model was "
+            "trained on that source or not. The dashed line is chance."
         )
         table = Table(("Source", "Accuracy", "Right", "n"), tuple(body))
         yield Figure("Held-out accuracy", note, table, tuple(rows), charts.axis_row(charts.SHARES))
@@ -265,39 +277,31 @@ def reward(run: RunReport) -> Iterator[Figure]:
     if run.reward.scores:
         axis = charts.axis_for(run.reward.scores.edges)
         note = (
-            "Scores of held-out responses, in deviations from the mean of the reference samples; of an ensemble, the "
-            "mean of the members’."
+            "Scores of held-out responses, in standard deviations from the mean of the reference samples. An "
+            "ensemble’s score is the mean over the members."
         )
         yield _histogram("Scores", note, run.reward.scores, axis, "score")
 
 
 def _calibration(quality: RewardQuality) -> Figure:
     points, body = [], []
-    for each in quality.calibration:
-        share = Share.of(round(each.observed * each.n), each.n)
-        if share:
-            points.append((each.predicted, each.observed, share.low, share.high))
-            predicted, observed = number(each.predicted, percent=True), number(each.observed, percent=True)
-            body.append(
-                (
-                    predicted,
-                    f"{observed} ({number(share.low, percent=True)} to {number(share.high, percent=True)})",
-                    str(each.n),
-                )
-            )
-    error = quality.calibration_error
+    for row in quality.calibration:
+        # The interval of a share, since soft targets vary less than outcomes of 0 and 1 do.
+        if share := Share.of(round(row.observed * row.n), row.n):
+            points.append((row.predicted, row.observed, share.low, share.high))
+            ends = f"{number(share.low, percent=True)} to {number(share.high, percent=True)}"
+            observed = f"{number(row.observed, percent=True)} ({ends})"
+            body.append((number(row.predicted, percent=True), observed, f"{row.n:,}"))
+    n, error = sum(row.n for row in quality.calibration), quality.calibration_error
+    expected = "" if error is None else f" Expected calibration error {number(error, percent=True)}{few_mark(n)}."
     note = (
-        "How sure the reward model is of the response that it takes to be better (σ of the difference of its scores"
-        " before normalisation; of an ensemble, the members’ mean), against the mean soft target of the same"
+        "Across: how sure the reward model is that the response it prefers is the better one (σ of the difference of "
+        "the scores before normalisation; an ensemble’s is the mean over the members). Up: the mean soft target for "
+        "that response. On the dashed diagonal the model is as sure as the labels. The intervals are those of a "
+        f"share, which are rather too wide.{expected}"
     )
-    note += (
-        " responses: on the dashed diagonal it is as sure as the labels are. The intervals are those of a share, and so"
-    )
-    note += " rather too wide."
-    note += "" if error is None else f" Expected calibration error {number(error, percent=True)}."
-    return Figure(
-        "Calibration", note, Table(("Predicted", "Mean target", "n"), tuple(body)), plot=charts.calibration(points)
-    )
+    table = Table(("Predicted", "Mean target", "n"), tuple(body))
+    return Figure("Calibration of the reward model", note, table, plot=charts.calibration(points))
 
 
 def gold(run: RunReport) -> Iterator[Figure]:
@@ -307,47 +311,40 @@ def gold(run: RunReport) -> Iterator[Figure]:
 
 
 def _over_optimisation(by: GoldJudge, points: Sequence[GoldPoint]) -> Figure:
-    known = all(each.sqrt_kl is not None for each in points)
-    places = [each.sqrt_kl if known and each.sqrt_kl is not None else float(each.last_phase) for each in points]
+    roots = [point.sqrt_kl for point in points if point.sqrt_kl is not None]
+    known = len(roots) == len(points)
+    places = roots if known else [float(point.last_phase) for point in points]
     across = "√KL from the SL model (√nats)" if known else "phase"
-    peak = max(range(len(points)), key=lambda number: points[number].gold)
-    proxies, golds = [each.proxy for each in points], [each.gold for each in points]
+    proxies, golds = [point.proxy for point in points], [point.gold for point in points]
+    peak = golds.index(max(golds))
     lines, marks = [], []
     for series, name, values in ((0, "proxy", proxies), (2, "gold", golds)):
-        lines.append(
-            Line(
-                series,
-                tuple((place, _standing(value, values)) for place, value in zip(places, values, strict=True)),
-                f"{name}: {number(values[0])} at first, {number(values[-1])} at last, {number(max(values))} at most",
-            )
-        )
-    for place, each in zip(places, points, strict=True):
-        up, low, high = (_standing(value, golds) for value in (each.gold, each.low, each.high))
-        title = f"phases {each.first_phase} to {each.last_phase}: gold {_with_ends(each)}"
+        heights = tuple((place, _standing(value, values)) for place, value in zip(places, values, strict=True))
+        numbers = f"{number(values[0])} at first, {number(values[-1])} at last, {number(max(values))} at most"
+        lines.append(Line(series, heights, f"{name}: {numbers}"))
+    if len(points) == 1:  # both stand at 0
+        lines[-1] = lines[-1]._replace(value=f"gold {number(golds[0])}, proxy {number(proxies[0])}")
+    for place, point in zip(places, points, strict=True):
+        up, low, high = (_standing(value, golds) for value in (point.gold, point.low, point.high))
+        title = f"{phases(point)}: gold {_with_ends(point)}"
         marks.append(charts.Point(2, place, up, low, high, title))
     ups = [up for line in lines for _, up in line.points] + [end for mark in marks for end in (mark.low, mark.high)]
     x, y = charts.axis_for([0.0, *places]), charts.axis_for(ups)
-    found = fall(points)
     body = tuple(
         (
-            f"{each.first_phase} to {each.last_phase}" + (" (peak)" if place == peak else ""),
-            *("not known" if value is None else number(value) for value in (each.kl, each.sqrt_kl)),
-            number(each.proxy),
-            _with_ends(each),
-            f"{each.n:,}",
+            f"{point.first_phase} to {point.last_phase}" + (" (peak)" if index == peak else ""),
+            *("not known" if value is None else number(value) for value in (point.kl, point.sqrt_kl)),
+            number(point.proxy),
+            _with_ends(point),
+            f"{point.n:,}",
         )
-        for place, each in enumerate(points)
+        for index, point in enumerate(points)
     )
-    since = "it has not fallen since"
-    if found:
-        ends = f"{number(found.low)} to {number(found.high)}"
-        clear = "clearly" if found.low > 0 else "but not clearly"
-        since = f"it fell by {number(found.value)} since ({ends}), {clear}"
     note = (
-        f"Gold is {JUDGES[by]}, on replies that were kept during training, with 95% intervals; proxy is the reward "
-        "trained for. Both are in deviations from their own mean over the training, so that they can be laid one over "
-        f"the other: the table has them as they are. The dashed line is the gold score’s peak; {since}. Where the "
-        "proxy rises and gold falls, the proxy is over-optimised."
+        f"Gold is {JUDGES[by]}, for replies that were kept during training, with 95% intervals. Proxy is the reward "
+        "that the training raised. To be comparable, both are drawn in standard deviations from their own mean over "
+        f"the training; the table has the numbers. The dashed line marks the highest gold score; {_since(points)}. "
+        "Where the proxy rises and gold falls, the proxy is over-optimised."
     )
     head = ("Phases", "KL (nats)", "√KL", "Proxy", "Gold (95% interval)", "n")
     legend = ((charts.shape(0), "proxy"), (charts.shape(2), "gold"))
@@ -355,36 +352,51 @@ def _over_optimisation(by: GoldJudge, points: Sequence[GoldPoint]) -> Figure:
     return Figure("Proxy and gold", note, Table(head, body), plot=plot, legend=legend)
 
 
+def _since(points: Sequence[GoldPoint]) -> str:
+    if len(points) == 1:
+        return "the training has one stretch alone"
+    drop = fall(points)
+    if drop is None:
+        return "it has not fallen since"
+    fewest = min(drop.peak.n, drop.last.n)
+    clear = "clearly" if drop.clear else "but not clearly" if fewest >= FEW else f"n = {fewest}, {TOO_FEW}"
+    return f"it fell by {number(drop.value)} since ({number(drop.low)} to {number(drop.high)}), {clear}"
+
+
 def _standing(value: float, values: Sequence[float]) -> float:
-    """In deviations from the mean of all; 0 where they do not vary."""
+    """In standard deviations from the mean; 0 where the values do not vary."""
     return (value - fmean(values)) / (pstdev(values) or 1.0)
 
 
 def _with_ends(point: GoldPoint) -> str:
     percent = point.by == "traits"
-    value, low, high = (number(each, percent=percent) for each in (point.gold, point.low, point.high))
+    value, low, high = (number(end, percent=percent) for end in (point.gold, point.low, point.high))
     return f"{value} ({low} to {high})"
 
 
 def curves(run: RunReport) -> Iterator[Figure]:
     """What the trainings logged: a figure for each stage and quantity, a line for each member of an ensemble."""
-    for each in run.curves:
-        points = [point for line in each.lines.values() for point in line]
+    for logged in run.curves:
+        points = [point for line in logged.lines.values() for point in line]
         x = charts.axis_for([0.0, *(step for step, _ in points)])
         y = charts.axis_for([value for _, value in points])
         lines = [
-            Line(
-                2 - index % 3,
-                line,
-                f"{name}: {number(line[0][1])} at step {line[0][0]:g}, {number(line[-1][1])} at {line[-1][0]:g}",
-            )
-            for index, (name, line) in enumerate(each.lines.items())
+            Line(2 - index % 3, line, _course(name, line), number(line[-1][1]))
+            for index, (name, line) in enumerate(logged.lines.items())
         ]
-        body = tuple((f"{step:g}", name, number(value)) for name, line in each.lines.items() for step, value in line)
-        title = f"{words(each.stage)}, {words(each.metric).lower()}"
+        body = tuple((f"{step:g}", name, number(value)) for name, line in logged.lines.items() for step, value in line)
+        title = f"{words(logged.stage)}, {words(logged.metric).lower()}"
         note = "; ".join(line.title for line in lines) + "."
-        table = Table(("Step", "Of", words(each.metric)), body)
+        if len(lines) > 3:
+            last = [line.points[-1][1] for line in lines]
+            note = f"{len(lines)} members, {number(min(last))} to {number(max(last))} at the last step."
+        table = Table(("Step", "Log", words(logged.metric)), body)
         yield Figure(title, note, table, plot=charts.curve(x, y, lines, "step"))
+
+
+def _course(name: str, line: Sequence[tuple[float, float]]) -> str:
+    first, last = (f"{number(value)} at step {step:g}" for step, value in (line[0], line[-1]))
+    return f"{name}: {first}" + (f", {last}" if len(line) > 1 else ", the only step that was logged")
 
 
 def _histogram(title: str, note: str, values: Histogram, axis: Axis, x_title: str) -> Figure:

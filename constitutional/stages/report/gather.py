@@ -1,8 +1,9 @@
-"""Gathers what a run found into one page that opens anywhere, offline.
+"""The stage `report`: gathers a run's artifacts and summaries into one page that opens anywhere, offline.
 
-Shown are what papers show (Bai et al. 2022, arXiv 2212.08073, figures 2 to 8; Lee et al. 2023, arXiv 2309.00267, tables
-1 to 4): behaviour by model, the labeler's and the reward model's accuracy and calibration. What differs: intervals on
-everything, what got worse as prominent as what improved, and what was left out or not measured said as such.
+The page shows what papers show (Bai et al. 2022, arXiv 2212.08073, figures 2 to 8; Lee et al. 2023, arXiv 2309.00267,
+tables 1 to 4): behaviour by model, accuracy and calibration of the labeler and the reward model. Beyond the papers,
+every number has an interval, what got worse is as prominent as what improved, and the page names what was left out or
+not measured.
 """
 
 import json
@@ -23,6 +24,7 @@ from constitutional.base.records import (
     Rollout,
     Sample,
 )
+from constitutional.base.stats import wilson
 from constitutional.constitution.constitution import Constitution
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
@@ -33,7 +35,6 @@ from constitutional.stages.report.data import (
     LeftOut,
     PrincipleQuality,
     Provenance,
-    ReportData,
     RolloutExample,
     RunReport,
 )
@@ -61,90 +62,111 @@ from constitutional.stages.summaries import (
 )
 
 METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
-"""What is drawn of a training log; not the learning rate and the like, which say nothing of what was learnt."""
+"""Quantities of a training log that are drawn; the learning rate and the like say nothing of what was learnt."""
 
 ONLINE = ("reward", "kl", "length", "entropy", "truncated", "clip_fraction", "explained_variance")
-"""The same of a training online, with each of its rewards if there are several."""
+"""The same for an online training; where it has several rewards, they are drawn too."""
 
 CONSTITUTION = "constitution_used"
 """The artifact that holds the principles and weights that the run had."""
 
 KEPT = ("available", "used", "preferences held out", "preferences in", "overridden", "rated more than once")
-"""Words of the stage mix's counts that are not about what it left out."""
+"""Words in those counts of the stage `mix` that are not about rows left out."""
 
 
 class Settings(BaseModel):
-    """What the report shows of what there is too much of."""
+    """How many examples the report shows, and directions of measures."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     revision_examples: int = Field(default=6, ge=0, le=200)
-    """Drafts shown with their critiques and revisions, principle by principle; 6 by default."""
+    """Drafts shown with their critiques and revisions, principle by principle."""
     reply_examples: int = Field(default=8, ge=0, le=200)
-    """Held-out prompts shown with the reply of each model; 8 by default."""
+    """Held-out prompts shown with the reply of each model."""
     rollout_examples: int = Field(default=8, ge=0, le=200)
-    """Replies shown of a training online, each of another phase; 8 by default."""
+    """Replies of an online training that are shown, each from another phase."""
     wanted: dict[str, Direction] = Field(default_factory=dict)
-    """The direction in which a measure should go, `higher` or `lower`, by measure; goes before evaluation's."""
+    """The direction in which a measure should go, `higher` or `lower`, by measure; it overrides evaluation's."""
 
 
 def wanted_directions(
-    scores: Sequence[Score], noted: Mapping[str, Direction], settings: Settings
+    scores: Sequence[Score], evaluated: Mapping[str, Direction], settings: Settings
 ) -> dict[str, Direction]:
-    """The direction in which each measure should go: the user's word, then evaluation's, then what always holds."""
+    """The direction in which each measure should go: from the settings, from evaluation, or the same in every run."""
     always = {
         score.measure: ALWAYS_WANTED[kind(score.measure)] for score in scores if kind(score.measure) in ALWAYS_WANTED
     }
-    return {**always, **noted, **settings.wanted}
+    return {**always, **evaluated, **settings.wanted}
 
 
 def labeler_quality(
     constitution: Constitution,
     accuracies: Iterable[PrincipleAccuracy],
     judgements: Sequence[Judgement],
+    comparisons: Iterable[Comparison],
     trial: LabelerCheckSummary,
 ) -> LabelerQuality:
-    """What the labeler did by each principle, on its own examples and on the run's comparisons."""
-    on_examples = {each.principle: Share.of(each.right, each.n - each.unreadable) for each in accuracies}
+    """How the labeler did by each principle, on the principle's own examples and on the run's comparisons."""
+    on_examples = {row.principle: Share.of(row.right, row.n - row.unreadable) for row in accuracies}
+    prompts = {comparison.id: comparison.prompt.id for comparison in comparisons}
     judged: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         judged[judgement.principle].append(judgement)
     return LabelerQuality(
         principles=tuple(
             PrincipleQuality(
-                principle=each.id,
-                text=each.text,
-                weight=each.weight,
-                accuracy=on_examples.get(each.id),
-                judged=len(judged[each.id]),
-                unreadable=sum(judgement.p_a is None for judgement in judged[each.id]),
-                conflicts=sum(judgement.conflict for judgement in judged[each.id]),
-                ties=sum(judgement.conflict and _torn(judgement.readings) for judgement in judged[each.id]),
-                first=_first(reading for judgement in judged[each.id] for reading in _in_both_orders(judgement)),
+                principle=principle.id,
+                text=principle.text,
+                weight=principle.weight,
+                accuracy=on_examples.get(principle.id),
+                judged=len(judged[principle.id]),
+                unreadable=sum(judgement.p_a is None for judgement in judged[principle.id]),
+                conflicts=_conflicts(judged[principle.id], prompts),
+                ties=sum(judgement.conflict and _torn(judgement.readings) for judgement in judged[principle.id]),
+                first=_first_shown(judged[principle.id], prompts),
             )
-            for each in constitution.principles
+            for principle in constitution.principles
         ),
-        probabilities=histogram([each.p_a for each in judgements if each.p_a is not None], 0.0, 1.0),
+        probabilities=histogram([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
         canaries=trial.canaries,
         canaries_failed=trial.canaries_failed,
     )
 
 
 def _torn(readings: Iterable[Reading]) -> bool:
-    return all(each.p_a is not None and abs(each.p_a - 0.5) < 0.1 for each in readings)
+    return all(reading.p_a is not None and abs(reading.p_a - 0.5) < 0.1 for reading in readings)
 
 
-def _in_both_orders(judgement: Judgement) -> tuple[Reading, ...]:
-    # A single reading is a score given to each response by itself: nothing was shown first.
-    return judgement.readings if len(judgement.readings) > 1 else ()
+def _conflicts(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
+    readable = [judgement for judgement in judgements if judgement.p_a is not None]
+    return _share([(judgement.conflict, prompts[judgement.comparison]) for judgement in readable])
 
 
-def _first(readings: Iterable[Reading]) -> Share | None:
-    # A reading prefers what it was shown first if it prefers a and saw a first, or prefers b and saw b first.
-    shown_first = [
-        (each.p_a > 0.5) == (each.order == "a_first") for each in readings if each.p_a is not None and each.p_a != 0.5
-    ]
-    return Share.of(sum(shown_first), len(shown_first))
+def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
+    """Share of readings that prefer the response shown first, of the readings that prefer one."""
+    return _share(
+        [
+            # Preferred is what was shown first if a is preferred and was first, or b is preferred and was first.
+            ((reading.p_a > 0.5) == (reading.order == "a_first"), prompts[judgement.comparison])
+            for judgement in judgements
+            if len(judgement.readings) > 1  # a single reading is a score that a response got alone: none came first
+            for reading in judgement.readings
+            if reading.p_a is not None and reading.p_a != 0.5
+        ]
+    )
+
+
+def _share(outcomes: Sequence[tuple[bool, str]]) -> Share | None:
+    """The share of outcomes that are true, with a 95% interval; None if there are none.
+
+    The outcomes of one prompt depend on each other. So the interval takes a prompt for one observation, which is too
+    wide where they do not.
+    """
+    if not outcomes:
+        return None
+    right, n, prompts = sum(right for right, _ in outcomes), len(outcomes), len({prompt for _, prompt in outcomes})
+    low, high = wilson(right / n * prompts, prompts)
+    return Share(right=right, n=n, value=right / n, low=low, high=high)
 
 
 def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) -> Histogram | None:
@@ -157,21 +179,21 @@ def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) 
 
 
 def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
-    """What a training's logs say, a curve for each quantity with a line for each log, by name."""
-    names = {name for rows in logs.values() for row in rows for name in row}
-    online = {"reward", "kl"} <= names
-    parts = sorted(name for name in names if name.startswith("rewards/"))
+    """A curve for each quantity of a training's logs, with a line for each log, by name."""
+    logged = {metric for rows in logs.values() for row in rows for metric in row}
+    online = {"reward", "kl"} <= logged
+    parts = sorted(metric for metric in logged if metric.startswith("rewards/"))
     for metric in (*ONLINE, *(parts if len(parts) > 1 else ())) if online else METRICS:
         lines = {
             name: tuple((row["step"], row[metric]) for row in rows if row.get(metric) is not None)
             for name, rows in logs.items()
         }
-        if found := {name: line for name, line in lines.items() if line}:
-            yield Curve(stage=stage, metric=metric, lines=found)
+        if any(lines.values()):
+            yield Curve(stage=stage, metric=metric, lines={name: line for name, line in lines.items() if line})
 
 
 def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[Judgement]) -> Iterator[LeftOut]:
-    """What could not be used, stage by stage, and why."""
+    """Rows that could not be used, by stage, and why."""
     problems = Counter(revision.problem for revision in revisions if revision.problem)
     yield LeftOut(stage="critique_revise", what="drafts", total=len(revisions), reasons=dict(problems))
     if sampled := view.summary(SamplePairsSummary):
@@ -216,10 +238,10 @@ def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
 
 
 def gather(settings: Settings, view: RunView) -> RunReport:
-    """Everything that a run's artifacts and summaries say."""
+    """All that the report shows of a run, from the artifacts and summaries."""
     revisions, judgements = view.read("revisions", Revision), view.read("judgements", Judgement)
     preferences, scores = view.read("preferences", Preference), tuple(view.read("scores", Score))
-    choices = example_choices(preferences, judgements)
+    comparisons, choices = view.read("comparisons", Comparison), example_choices(preferences, judgements)
     online = view.has("rollouts")
     records = view.records()
     evaluated, rewarded = view.summary(EvaluateSummary), view.summary(RewardSummary)
@@ -230,7 +252,8 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         name=view.name,
         scores=scores,
         wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
-        labeler=labeler_quality(view.constitution, accuracies, judgements, trial),
+        understood=(),  # no stage writes what a model takes the principles for
+        labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons, trial),
         reward=rewarded.quality if rewarded else None,
         targets=histogram([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
@@ -241,7 +264,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         replies=reply_examples(view.read("samples", Sample), settings.reply_examples, view.seed),
         left_out=tuple(left_out(view, revisions, judgements)),
         summaries={stage: record.summary for stage, record in records.items()},
-        provenance=_provenance(view, view.read("comparisons", Comparison), judgements),
+        provenance=_provenance(view, comparisons, judgements),
     )
 
 
@@ -262,7 +285,7 @@ def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Se
         principles={principle.id: principle.text for principle in constitution.principles},
         versions=_versions([record.versions for record in records.values()]),
         identities={
-            # The constitution's stands there as it was when the run was last begun, which may be after this report.
+            # The digests hold the constitution as it was when the run was last begun, maybe after this report.
             **{name: digest for name, digest in view.digests().items() if "constitution" not in name},
             **{name: ", ".join(sorted(values)) for name, values in asked.items() if values},
         },
@@ -272,16 +295,15 @@ def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Se
 
 
 def _versions(by_stage: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Those that the stages ran on: after an upgrade in between, more than one of a package."""
+    """Versions that the stages ran on, by package: more than one after an upgrade in between."""
     names = dict.fromkeys(name for versions in by_stage for name in versions)
     return {name: ", ".join(sorted({versions[name] for versions in by_stage if name in versions})) for name in names}
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Read what all stages left, and write `report.html`."""
-    report = gather(settings, context)
-    page = render(ReportData(title=f"{report.name}: {report.provenance.constitution}", runs=(report,)))
-    # For a page of several runs: what this one was made by, whatever becomes of the file.
+    """Write `report.html` and the constitution that the run had."""
+    page = render((gather(settings, context),))
+    # A page of several runs reads this, whatever becomes of the constitution's file.
     atomic_write(context.output(f"{CONSTITUTION}.json"), context.constitution.model_dump_json(indent=2).encode())
     # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
     atomic_write(context.output("report.html"), page.encode("utf-8", "backslashreplace"))

@@ -5,32 +5,44 @@ Everything that a model or a constitution wrote is escaped by Jinja, and nothing
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
+from pydantic import BaseModel
 
 from constitutional.stages.report import figures
-from constitutional.stages.report.cautions import cautions
+from constitutional.stages.report.cautions import actions, cautions, measured
 from constitutional.stages.report.charts import number
-from constitutional.stages.report.data import MODELS, ReportData, RunReport
-from constitutional.stages.report.figures import Figure, Table, change_text, interval
+from constitutional.stages.report.data import FEW, MODELS, RunReport
+from constitutional.stages.report.figures import Table, change_text, few_mark, interval
 from constitutional.stages.report.verdicts import (
     Outcome,
     Verdicts,
     final_model,
     kind,
     over_optimised,
+    untrained,
     verdicts,
     words,
 )
+from constitutional.stages.summaries import RewardQuality
 
 ASSETS = Path(__file__).parent
 
-SIGNS: Final[dict[Outcome, str]] = {"improved": "▲", "worse": "▼", "changed": "◆", "no clear change": "·"}
+ACTIONS: Final = 5
+"""The most actions that a verdict names; others stand among the reasons for care."""
+
+SIGNS: Final[dict[Outcome, str]] = {
+    "improved": "▲",
+    "worse": "▼",
+    "changed": "◆",
+    "no clear change": "·",
+    "too few to tell": "?",
+}
 
 CONTROL: Final = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
 """Control characters become their pictures, since a browser would drop them silently."""
@@ -41,25 +53,27 @@ class View(NamedTuple):
 
     run: RunReport
     key: str
-    """Begins the run's anchors."""
+    """With this the run's anchors begin."""
     last: str
-    """The model that the verdicts are about, as the page calls it."""
+    """The name of the model that the verdicts are about."""
+    untrained: tuple[str, ...]
     verdicts: Verdicts
+    actions: tuple[str, ...]
     cautions: tuple[str, ...]
-    behaviour: tuple[Figure, ...]
-    labeler: tuple[Figure, ...]
-    reward: tuple[Figure, ...]
-    gold: tuple[Figure, ...]
     over_optimised: tuple[str, ...]
-    curves: tuple[Figure, ...]
-    preferences: tuple[Figure, ...]
 
 
-def render(report: ReportData) -> str:
-    """The whole page, as one HTML text that needs nothing else."""
+def render(runs: Sequence[RunReport]) -> str:
+    """The whole page, for one run or several to compare, as one HTML text that needs nothing else."""
     style = Markup((ASSETS / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
-    views = [view(run, f"run{index}-") for index, run in enumerate(report.runs, 1)]
-    page = _template().render(report=report, style=style, views=views, comparison=comparison(report), models=MODELS)
+    views = [view(run, f"run{index}-") for index, run in enumerate(runs, 1)]
+    title = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
+    constitutions: dict[str, list[RunReport]] = {}
+    for run in runs:
+        constitutions.setdefault(run.provenance.digest, []).append(run)
+    page = _template().render(
+        title=title, constitutions=constitutions, style=style, views=views, comparison=comparison(runs)
+    )
     return page.lstrip()  # the empty lines between the macros
 
 
@@ -73,45 +87,45 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {"words": words, "kind": kind, "difference": difference}
-    environment.filters |= {"plain": plain, "note_name": note_name}
-    environment.tests["lines"] = _is_lines
-    environment.filters |= {"score": interval, "change": change_text, "number": number}
+    environment.filters |= {"words": words, "kind": kind, "difference": difference, "facts": facts}
+    environment.filters |= {"score": interval, "change": change_text, "number": number, "few_mark": few_mark}
+    environment.filters |= {"measured": measured}
+    environment.globals |= {"few": FEW, "figures": figures, "models": MODELS}
     return environment.get_template("page.j2")
 
 
 def view(run: RunReport, key: str) -> View:
-    """A run with its figures drawn."""
-    last = MODELS[final_model(run.scores)]
+    """A run with the verdicts on it."""
+    strip = verdicts(run)
+    todo = tuple(actions(run, strip))
     return View(
         run,
         key,
-        last,
-        verdicts(run),
-        tuple(cautions(run)),
-        behaviour=tuple(figures.behaviour(run)),
-        labeler=tuple(figures.labeler(run)),
-        reward=tuple(figures.reward(run)),
-        gold=tuple(figures.gold(run)),
+        last=MODELS[final_model(run.scores)],
+        untrained=tuple(untrained(run)),
+        verdicts=strip,
+        actions=todo[:ACTIONS],
+        cautions=(*todo[ACTIONS:], *cautions(run)),
         over_optimised=tuple(over_optimised(run.gold)),
-        curves=tuple(figures.curves(run)),
-        preferences=tuple(figures.preferences(run)),
     )
 
 
-def comparison(report: ReportData) -> Table | None:
-    """Several runs' last models, measure by measure, each with what became of it against its own base."""
-    if len(report.runs) < 2:
+def comparison(runs: Sequence[RunReport]) -> Table | None:
+    """The runs' last models, measure by measure, with what became of each measure against the run's own base.
+
+    None for a single run.
+    """
+    if len(runs) < 2:
         return None
     columns = []
-    for run in report.runs:
-        found = verdicts(run)
-        every = [*found.improved, *found.worse, *found.changed, *found.unclear, *found.against_sl]
-        columns.append({each.measure: f"{interval(each.after)} {SIGNS[each.outcome]} {each.outcome}" for each in every})
-    named = dict.fromkeys(score.measure for run in report.runs for score in run.scores)
+    for run in runs:
+        strip = verdicts(run)
+        every = [*strip.improved, *strip.worse, *strip.changed, *strip.unclear, *strip.few, *strip.against_sl]
+        columns.append({row.measure: f"{interval(row.after)} {SIGNS[row.outcome]} {row.outcome}" for row in every})
+    named = dict.fromkeys(score.measure for run in runs for score in run.scores)
     measures = [measure for measure in named if any(measure in column for column in columns)]
     body = tuple((words(measure), *(column.get(measure, "not measured") for column in columns)) for measure in measures)
-    return Table(("Measure", *(run.name for run in report.runs)), body)
+    return Table(("Measure", *(run.name for run in runs)), body)
 
 
 def difference(before: str, after: str, keep: str) -> Iterator[tuple[str, str]]:
@@ -125,27 +139,35 @@ def difference(before: str, after: str, keep: str) -> Iterator[tuple[str, str]]:
             yield ("same" if tag == "equal" else "only"), "".join(side[start:end])
 
 
-def plain(value: object) -> str:
-    """A value that a stage noted, on one line: `yes`, `1,200`, `0.532`, `a; b`, `n: 40; failed: 2`."""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{note_name(str(name))}: {plain(each)}" for name, each in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return "; ".join(plain(each) for each in value) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace("-", "−")
-    return number(value) if isinstance(value, float) else "none" if value is None else str(value)
+def facts(summary: BaseModel) -> Iterator[tuple[str, str, str]]:
+    """The fields of a stage's summary: name, value and docstring, as text; parts of a summary follow field by field."""
+    for name, field in type(summary).model_fields.items():
+        value, label = getattr(summary, name), name.replace("_", " ")
+        if isinstance(value, RewardQuality):
+            continue  # it has a section of the page
+        if isinstance(value, BaseModel):
+            yield from ((f"{label}: {part}", text, meaning) for part, text, meaning in facts(value))
+        else:
+            yield label, _text(value), field.description or ""
 
 
-def note_name(name: str) -> str:
-    """A note's name: a measure as the page calls it, any other without underscores."""
-    return words(name) if re.fullmatch(r"\w+/[\w.-]+", name) else name.replace("_", " ")
-
-
-def _is_lines(value: object) -> bool:
-    """Whether a note is a list whose entries need a line each."""
-    return isinstance(value, list | tuple) and any(isinstance(each, Mapping | str) for each in value) and len(value) > 1
+def _text(value: object) -> str:
+    """`yes`, `1,200`, `0.532`, `one; another`, `too long: 4; empty: 0`."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}".replace("-", "−")
+        case float():
+            return number(value)
+        case Mapping():
+            named = (
+                f"{words(key) if '/' in key else key.replace('_', ' ')}: {_text(part)}" for key, part in value.items()
+            )
+            return "; ".join(named) or "none"
+        case tuple():
+            return "; ".join(map(_text, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _visible(value: object) -> object:

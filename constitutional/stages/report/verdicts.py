@@ -1,4 +1,4 @@
-"""What a reader should take from the numbers: what improved, what got worse, what was not measured."""
+"""What the numbers say: what improved, what got worse, what was not measured."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,10 +7,17 @@ from typing import Final, Literal, NamedTuple
 
 from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
-from constitutional.stages.report.data import MODELS, RunReport
-from constitutional.stages.summaries import Direction, EvaluateSummary
+from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, RunReport
+from constitutional.stages.summaries import (
+    Direction,
+    DpoSummary,
+    EvaluateSummary,
+    MixSummary,
+    OnlineSummary,
+    SftSummary,
+)
 
-Outcome = Literal["improved", "worse", "changed", "no clear change"]
+Outcome = Literal["improved", "worse", "changed", "no clear change", "too few to tell"]
 
 HEADS: Final[Mapping[str, str]] = {
     "win_rate": "win rate against",
@@ -18,7 +25,7 @@ HEADS: Final[Mapping[str, str]] = {
     "kl_from": "KL from",
     "log_ratio_to": "log-ratio to",
     "due_refusal": "refusal of harmful or private requests",
-    "over_refusal": "over-refusal of all other requests",
+    "over_refusal": "over-refusal",
     "rewards": "implicit reward",
     "sft": "SFT",
     "dpo": "DPO",
@@ -28,7 +35,7 @@ HEADS: Final[Mapping[str, str]] = {
     "kl": "KL",
     "ai": "AI",
 }
-"""How the page words a name, or what stands before its `/`, where the name itself would read badly."""
+"""How the page writes a name, or the part before the `/`, where replacing underscores is not enough."""
 
 JUDGES: Final[Mapping[GoldJudge, str]] = {
     "traits": "what the constitution’s tags ask for, found exactly",
@@ -56,7 +63,7 @@ COMPLETE: Final[Mapping[str, str]] = {
     "kl_from": "KL from the models before: no reply was compared",
     "length": "Length of replies",
 }
-"""Kinds of measures that a complete evaluation has, and what to say where one was switched off."""
+"""Kinds of measures that a complete evaluation has, and a sentence for an evaluation without them."""
 
 
 class Verdict(NamedTuple):
@@ -66,10 +73,17 @@ class Verdict(NamedTuple):
     outcome: Outcome
     wanted: Direction | None
     before: Score | None
-    """None for a win rate, which holds its comparison in itself."""
+    """None for a win rate, which is a comparison already."""
     after: Score
     change: Change | None
     """Over the same prompts; None where a number is not made prompt by prompt."""
+
+    @property
+    def n(self) -> int:
+        """Observations that the verdict rests on."""
+        if self.change:
+            return self.change.n
+        return min(score.n for score in (self.before, self.after) if score)
 
 
 class Fall(NamedTuple):
@@ -79,26 +93,31 @@ class Fall(NamedTuple):
     last: GoldPoint
     value: float
     low: float
-    """Lower end of the 95% interval; the fall is clear if it is above 0."""
+    """Lower end of the 95% interval."""
     high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether more than luck explains the fall."""
+        return self.low > 0 and min(self.peak.n, self.last.n) >= FEW
 
 
 class Verdicts(NamedTuple):
-    """The verdict strip: each measure stands in exactly one of the first four, or is not measured.
-
-    They are about the last model against the base.
-    """
+    """What became of every measure from the base to the last model; a measure stands in one of the first five lists."""
 
     improved: list[Verdict]
     worse: list[Verdict]
     changed: list[Verdict]
+    """Measures without a wanted direction that clearly moved."""
     unclear: list[Verdict]
+    few: list[Verdict]
+    """Measures with fewer than `FEW` observations."""
     not_measured: list[str]
     undone: list[Verdict]
     """Measures that the RL stage made clearly worse than the SL model left them, whatever they are against the base."""
     against_sl: list[Verdict]
-    """The win rate against the SL model, if there is one: it says nothing of the base, and stands in no other list, or
-    in the one before where it is lost."""
+    """The win rate against the SL model, if there is one. It says nothing of the base, so it stands in no other list
+    but `undone`."""
 
 
 def outcome(low: float, high: float, reference: tuple[float, float], wanted: Direction | None) -> Outcome:
@@ -114,15 +133,16 @@ def outcome(low: float, high: float, reference: tuple[float, float], wanted: Dir
 def _verdict(before: Score | None, after: Score, wanted: Direction | None) -> Verdict:
     """By the change over the same prompts, which is the sharpest; without one, by the two models' intervals.
 
-    A model's own interval says how it would do on other prompts. Two of these may overlap where it is clear which model
-    does better on the same ones.
+    A model's own interval says how it would do on other prompts. Two such intervals may overlap where it is clear which
+    model does better on the same prompts.
     """
     change = after.changes.get(before.model) if before else None
     if change:
-        found = outcome(change.low, change.high, (0.0, 0.0), wanted)
+        result = outcome(change.low, change.high, (0.0, 0.0), wanted)
     else:
-        found = outcome(after.low, after.high, (before.low, before.high) if before else (0.5, 0.5), wanted)
-    return Verdict(after.measure, found, wanted, before, after, change)
+        result = outcome(after.low, after.high, (before.low, before.high) if before else (0.5, 0.5), wanted)
+    verdict = Verdict(after.measure, result, wanted, before, after, change)
+    return verdict if verdict.n >= FEW else verdict._replace(outcome=TOO_FEW)
 
 
 def fall(points: Sequence[GoldPoint]) -> Fall | None:
@@ -131,12 +151,12 @@ def fall(points: Sequence[GoldPoint]) -> Fall | None:
     The peak was chosen for its height, so a fall from it is due to luck more often than one in twenty. The interval is
     therefore wide enough for the falls from all points together (Bonferroni).
     """
-    if not points or (peak := max(points, key=lambda each: each.gold)) == points[-1]:
+    if not points or (peak := max(points, key=lambda point: point.gold)) == points[-1]:
         return None
     last = points[-1]
     normal = NormalDist()
     wider = normal.inv_cdf(1 - 0.025 / (len(points) - 1)) / normal.inv_cdf(0.975)
-    half = wider * math.hypot(*((each.high - each.low) / 2 for each in (peak, last)))
+    half = wider * math.hypot(*((point.high - point.low) / 2 for point in (peak, last)))
     value = peak.gold - last.gold
     return Fall(peak, last, value, value - half, value + half)
 
@@ -144,24 +164,26 @@ def fall(points: Sequence[GoldPoint]) -> Fall | None:
 def over_optimised(gold: Sequence[GoldPoint]) -> Iterator[str]:
     """A sentence for each judge by whom the proxy was clearly over-optimised."""
     for by, points in by_judge(gold).items():
-        found = fall(points)
-        if found and found.low > 0:
-            numbers = (found.value, found.low, found.high)
-            fell, low, high = (f"{100 * each:.1f}" if by == "traits" else f"{each:.2f}" for each in numbers)
+        drop = fall(points)
+        if drop and drop.clear:
+            values = (drop.value, drop.low, drop.high)
+            fell, low, high = (f"{100 * value:.1f}" if by == "traits" else f"{value:.2f}" for value in values)
             unit = " points" if by == "traits" else ""
-            kl = "" if found.peak.kl is None else f", KL {found.peak.kl:.2g} nats"
+            kl = "" if drop.peak.kl is None else f", KL {drop.peak.kl:.2g} nats"
             yield (
-                f"The gold score ({JUDGES[by]}) peaked at {_phases(found.peak)}{kl}, and fell by {fell}{unit} since "
+                f"The gold score ({JUDGES[by]}) peaked at {phases(drop.peak)}{kl}, and fell by {fell}{unit} since "
                 f"({low} to {high}): the reward was over-optimised."
             )
 
 
 def by_judge(points: Sequence[GoldPoint]) -> dict[GoldJudge, list[GoldPoint]]:
     """Each judge's points, in order."""
-    return {by: [each for each in points if each.by == by] for by in dict.fromkeys(each.by for each in points)}
+    judges = dict.fromkeys(point.by for point in points)
+    return {by: [point for point in points if point.by == by] for by in judges}
 
 
-def _phases(point: GoldPoint) -> str:
+def phases(point: GoldPoint) -> str:
+    """`phase 3`, or `phases 3 to 4`."""
     first, last = point.first_phase, point.last_phase
     return f"phase {first}" if first == last else f"phases {first} to {last}"
 
@@ -177,12 +199,12 @@ def kind(measure: str) -> str:
 
 
 def table_of(scores: tuple[Score, ...]) -> dict[str, dict[str, Score]]:
-    """By measure, then by model; only what rests on observations."""
-    found: dict[str, dict[str, Score]] = {}
+    """By measure, then by model; scores without observations are left out."""
+    table: dict[str, dict[str, Score]] = {}
     for score in scores:
         if score.n:
-            found.setdefault(score.measure, {})[score.model] = score
-    return found
+            table.setdefault(score.measure, {})[score.model] = score
+    return table
 
 
 def final_model(scores: tuple[Score, ...]) -> str:
@@ -192,8 +214,8 @@ def final_model(scores: tuple[Score, ...]) -> str:
 
 def verdicts(run: RunReport) -> Verdicts:
     """Each measure's verdict: the run's last model against the base, a win rate against 50%."""
-    found = Verdicts([], [], [], [], [], [], [])
-    places = {"improved": found.improved, "worse": found.worse, "changed": found.changed}
+    strip = Verdicts([], [], [], [], [], [], [], [])
+    places = {"improved": strip.improved, "worse": strip.worse, "changed": strip.changed, TOO_FEW: strip.few}
     last = final_model(run.scores)
     for measure, by_model in table_of(run.scores).items():
         wanted = run.wanted.get(measure)
@@ -202,19 +224,30 @@ def verdicts(run: RunReport) -> Verdicts:
             continue
         verdict = _verdict(None if is_win_rate(measure) else base, after, wanted)
         if measure == AGAINST_SL:
-            found.against_sl.append(verdict)
-            found.undone.extend([verdict] if verdict.outcome == "worse" else [])
+            strip.against_sl.append(verdict)
+            strip.undone.extend([verdict] if verdict.outcome == "worse" else [])
             continue
-        places.get(verdict.outcome, found.unclear).append(verdict)
+        places.get(verdict.outcome, strip.unclear).append(verdict)
         if sft and last == "policy" and not is_win_rate(measure):
             lost = _verdict(sft, after, wanted)
-            found.undone.extend([lost] if lost.outcome == "worse" else [])
-    found.not_measured.extend(_missing(run, last))
-    return found
+            strip.undone.extend([lost] if lost.outcome == "worse" else [])
+    strip.not_measured.extend(_missing(run, last))
+    return strip
+
+
+def untrained(run: RunReport) -> Iterator[str]:
+    """A sentence for each training that had nothing to learn from."""
+    sft, mixed = run.summary(SftSummary), run.summary(MixSummary)
+    if sft and sft.nothing_revised:
+        yield "No draft was revised: supervised learning had nothing to learn, and the SL model is the base model."
+    dpo, online = run.summary(DpoSummary), run.summary(OnlineSummary)
+    if (dpo and not dpo.pairs) or (online and not online.prompts):
+        why = "Reinforcement learning had nothing to train on" if mixed and mixed.train else "No preference was decided"
+        yield f"{why}: the RL model is the SL model."
 
 
 def _missing(run: RunReport, last: str) -> Iterator[str]:
-    """What a complete run has and this one lacks, in words."""
+    """In words, what a complete run measures and this one does not."""
     table = table_of(run.scores)
     if not table:
         yield "Behaviour: no model was evaluated"
@@ -223,16 +256,16 @@ def _missing(run: RunReport, last: str) -> Iterator[str]:
     for measure in dict.fromkeys([*(score.measure for score in run.scores), *run.wanted]):
         needed = {last} if is_win_rate(measure) else {"base", last}
         empty = {score.model for score in run.scores if score.measure == measure and not score.n}
-        # Some measures are of one model only (the distance from the base, say); only an empty one, or one that the
-        # constitution asks about, is missed.
+        # Some measures concern one model alone, such as the distance from the base. So a measure is missed only where
+        # it is empty, or where the constitution asks for it.
         missed = empty | (needed - table.get(measure, {}).keys() if measure in run.wanted else set())
         if table and missed:
             yield f"{words(measure)}: nothing was counted for {' and '.join(MODELS.get(m, m) for m in sorted(missed))}"
     yield from _missing_kinds(run) if table else ()
-    if run.labeler is None or not any(each.judged for each in run.labeler.principles):
+    if run.labeler is None or not any(principle.judged for principle in run.labeler.principles):
         yield "Labels: no comparison was judged"
-    elif unchecked := [each.principle for each in run.labeler.principles if each.accuracy is None]:
-        yield f"Labeler's accuracy, for want of examples in the constitution, by {', '.join(unchecked)}"
+    elif unchecked := [row.principle for row in run.labeler.principles if row.accuracy is None]:
+        yield f"Accuracy of the labeler: the constitution has no examples of {', '.join(unchecked)}"
     if run.reward is None:
         yield "Reward model"
     if not run.curves:
@@ -240,14 +273,14 @@ def _missing(run: RunReport, last: str) -> Iterator[str]:
 
 
 def _missing_kinds(run: RunReport) -> Iterator[str]:
-    # A kind whose scores are there but empty has been named by its measures.
+    # Where scores are there but empty, the measures have been named already.
     kinds = {kind(score.measure) for score in run.scores}
-    yield from (sentence for each, sentence in COMPLETE.items() if each not in kinds)
+    yield from (sentence for measured, sentence in COMPLETE.items() if measured not in kinds)
     evaluated = run.summary(EvaluateSummary)
     if evaluated and evaluated.wanted is not None and "trait_rate" not in kinds:
         yield "Traits of the sandbox"
     if "violation_rate" in kinds:
-        yield "The critic, on whose judgement the violations rest: how often it is right"
+        yield "Accuracy of the critic, which finds the violations"
 
 
 def words(name: str) -> str:

@@ -1,22 +1,48 @@
 """A run that never was, with every part of a report in it."""
 
-from constitutional.base.records import GoldPoint, Message
+from constitutional.base.records import (
+    GoldPoint,
+    Message,
+    Preference,
+    Prompt,
+    Revision,
+    RevisionStep,
+    Rollout,
+    Sample,
+)
 from constitutional.judging.scores import Change, Score
-from constitutional.runs.manifest import Calls
 from constitutional.stages.report.data import (
     Curve,
     ExampleChoice,
-    ExampleStep,
     LabelerQuality,
     LeftOut,
     PrincipleQuality,
     Provenance,
-    ReplyExample,
     RevisionExample,
     RolloutExample,
     RunReport,
 )
-from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, Share
+from constitutional.stages.summaries import (
+    SUMMARIES,
+    CalibrationBin,
+    CritiqueReviseSummary,
+    DpoSummary,
+    EvaluateSummary,
+    Histogram,
+    LabelerCheckSummary,
+    LabelSummary,
+    LastPhase,
+    MixSummary,
+    OnlineSummary,
+    PromptsSummary,
+    ReportSummary,
+    RewardQuality,
+    RewardSummary,
+    SamplePairsSummary,
+    SftSummary,
+    Share,
+    Summary,
+)
 
 
 def score(model: str, measure: str, value: float, half: float = 0.05, *, n: int = 240, unit: str = "share") -> Score:
@@ -62,19 +88,89 @@ def empty_run(name: str = "first") -> RunReport:
     return RunReport(name=name, scores=(), wanted={}, provenance=provenance)
 
 
+def run_with(*summaries: Summary, **update: object) -> RunReport:
+    """An empty run whose stages left these summaries; an online one is PPO's."""
+    by_stage = {summary.stages[0]: summary for summary in summaries}
+    return empty_run().model_copy(update={"summaries": by_stage, **update})
+
+
+SUMMARIES_MADE_UP: dict[str, Summary] = {
+    "prompts": PromptsSummary(train=40, held_out=20, repeated=0),
+    "labeler_check": LabelerCheckSummary(
+        left_out_principles=(), warnings=("One, two.", "Three."), canaries=1200, canaries_failed=2
+    ),
+    "critique_revise": CritiqueReviseSummary(
+        prompts=40, left_out=0, cut_off_drafts=0, steps=160, found_nothing=12, changed=28
+    ),
+    "sft": SftSummary(
+        nothing_revised=False,
+        revision=90,
+        helpful=4,
+        helpful_missing=0,
+        helpful_on_evaluation_prompts=0,
+        trained_on=94,
+        steps=9,
+        dropped={"too_long": 10, "by_trainer": 0},
+    ),
+    "sample_pairs": SamplePairsSummary(
+        prompts=50,
+        comparisons=46,
+        prompts_without_pair=4,
+        empty_responses=0,
+        cut_off_responses=0,
+        repeated_responses=5,
+    ),
+    "label": LabelSummary(
+        comparisons=900, judgements=900, unreadable=0, too_long=0, conflicts=0, ties=3, position_bias=0.5
+    ),
+    "mix": MixSummary(
+        comparisons=900, decided=900, conflicts=0, near_a_half=0, train=800, held_out=100, counts={"rows": 4}
+    ),
+    "reward": RewardSummary(pairs=800, dropped={"held_out": 4}, quality=None),
+    "dpo": DpoSummary(pairs=800, steps=50, dropped={"held_out": 4}),
+    "evaluate": EvaluateSummary(prompts=60, counts={}, wanted={"trait_rate/flattery": "lower"}),
+    "ppo": OnlineSummary(
+        prompts=40,
+        replies=128,
+        steps=4,
+        dropped={"too_long": 0},
+        examples=90,
+        critic_share=0.03125,
+        last=LastPhase(reward=0.5, kl=None, length=47.5, truncated=0.0),
+    ),
+    "report": ReportSummary(),
+}
+"""A summary of each kind, of a run in which nothing is amiss."""
+
+
+def summary_of(stage: str, **changes: object) -> Summary:
+    """The made-up summary of a stage, with some fields changed."""
+    return SUMMARIES[stage].model_validate({**SUMMARIES_MADE_UP[stage].model_dump(), **changes})
+
+
 CLAIM = (Message("user", "My neighbour says that honey cures a broken arm. Do you agree?"),)
+PROMPT = Prompt(messages=CLAIM)
 AGREES = "What a great question! Yes, honey cures a broken arm."
 CORRECTS = "No, honey does not cure a broken arm."
 
 STEPS = (
-    ExampleStep(
+    RevisionStep(
         principle="honest",
         principle_text="Do not agree with what is false.",
         critique="It agrees with a false claim. So it violates the principle.",
+        found_nothing=False,
         revision="What a great question! No, honey does not cure a broken arm.",
     ),
-    ExampleStep(principle="plain", principle_text="Do not flatter.", critique=None, revision=CORRECTS),
+    RevisionStep(
+        principle="plain", principle_text="Do not flatter.", critique=None, found_nothing=False, revision=CORRECTS
+    ),
 )
+
+
+def rollout(phase: int, reply: str, reward: float, kl: float | None) -> Rollout:
+    return Rollout(
+        phase=phase, prompt=PROMPT.id, reply=reply, reward=reward, kl=kl, phase_kl=None, length=9, truncated=False
+    )
 
 
 def full_run(name: str = "first") -> RunReport:
@@ -100,7 +196,7 @@ def full_run(name: str = "first") -> RunReport:
         accuracy=Share.of(11, 20),
         judged=300,
         unreadable=22,
-        conflicts=90,
+        conflicts=Share.of(90, 278),
         first=Share.of(400, 556),
     )
     return empty_run(name).model_copy(
@@ -128,8 +224,8 @@ def full_run(name: str = "first") -> RunReport:
             "sources": {"ai, train": 240, "ai, held out": 30},
             "gold": PEAKED,
             "rollouts": (
-                RolloutExample(phase=1, conversation=CLAIM, reply=AGREES, reward=-0.75, kl=0.25),
-                RolloutExample(phase=8, conversation=CLAIM, reply=CORRECTS, reward=1.5, kl=None),
+                RolloutExample(conversation=CLAIM, rollout=rollout(1, AGREES, -0.75, 0.25)),
+                RolloutExample(conversation=CLAIM, rollout=rollout(8, CORRECTS, 1.5, None)),
             ),
             "curves": (
                 Curve(stage="sft", metric="loss", lines={"training": ((5, 3.0), (10, 2.0))}),
@@ -137,24 +233,26 @@ def full_run(name: str = "first") -> RunReport:
             ),
             "revisions": (
                 RevisionExample(
-                    conversation=CLAIM,
-                    draft=AGREES,
-                    steps=STEPS,
+                    revision=Revision(prompt=PROMPT, draft=AGREES, steps=STEPS),
                     choice=ExampleChoice(
-                        chosen=CORRECTS,
-                        rejected=AGREES,
-                        probability=0.93,
-                        source="ai",
+                        preference=Preference(
+                            prompt=PROMPT,
+                            chosen=CORRECTS,
+                            rejected=AGREES,
+                            probability=0.93,
+                            source="ai",
+                            comparison="ab12",
+                        ),
                         reasons=(("Do not agree with what is false.", "(A) corrects it."),),
                     ),
                 ),
             ),
-            "replies": (ReplyExample(conversation=CLAIM, replies={"base": AGREES, "policy": CORRECTS}),),
+            "replies": (Sample(prompt=PROMPT, replies={"base": AGREES, "policy": CORRECTS}),),
             "left_out": (
                 LeftOut(stage="critique_revise", what="drafts", total=1000, reasons={"the reply is empty": 7}),
                 LeftOut(stage="sft", what="examples", total=993, reasons={}),
             ),
-            "notes": {"label": {"ties": 3}},
+            "summaries": {"label": SUMMARIES_MADE_UP["label"]},
             "provenance": Provenance(
                 constitution="Careful",
                 version="1.10",
@@ -162,7 +260,7 @@ def full_run(name: str = "first") -> RunReport:
                 principles={"honest": "Do not agree with what is false.", "plain": "Do not flatter."},
                 versions={"torch": "2.13.0"},
                 identities={"base": "ab12"},
-                calls=(Calls(stage="label", answers=620),),
+                calls={"label": 620},
                 config='{"seed": 0}',
             ),
         }

@@ -63,6 +63,7 @@ def test_an_interval_without_ends_reaches_from_edge_to_edge() -> None:
         ([0, 1200], (0, 500, 1000, 1500)),  # 300, so steps of 500
         ([7, 7], (2, 4, 6, 8, 10, 12)),  # one value: half of it on either side, 3.5 to 10.5, 7 / 4 = 1.75
         ([0, 0], (0, 0.5, 1)),  # 0 to 1, 0.25, so steps of 0.5
+        ([0.894], (0, 0.5, 1)),  # one share: an axis that ends at 1
         ([nan, inf], (0, 0.5, 1)),
     ],
 )

@@ -1,12 +1,17 @@
 from constitutional.base.records import Preference, Prompt, Rollout, Sample
-from constitutional.stages.report.examples import example_choices, reply_examples, revision_examples, rollout_examples
+from constitutional.stages.report.examples import (
+    example_choices,
+    reply_examples,
+    revision_examples,
+    rollout_examples,
+)
 from tests.stages.report.test_gather import COMPARISON, QUESTION, judgement, revision
 
 
 def test_examples_show_every_principle_before_any_principle_twice() -> None:
     many = [revision(f"honest {index}", ["honest"]) for index in range(20)]
-    found = list(revision_examples([*many, revision("plain", ["plain"])], {}, 2, seed=0))
-    assert sorted(each.steps[0].principle for each in found) == ["honest", "plain"]
+    drawn = list(revision_examples([*many, revision("plain", ["plain"])], {}, 2, seed=0))
+    assert sorted(example.revision.steps[0].principle for example in drawn) == ["honest", "plain"]
 
 
 def test_examples_are_revisions_that_changed_something_and_could_be_used() -> None:
@@ -32,8 +37,8 @@ def test_a_choice_carries_the_reasons_it_rests_on_and_no_others() -> None:
         rests_on=(behind.id,),
         comparison=COMPARISON.id,
     )
-    found = example_choices([preference], [other, behind])[QUESTION.id]
-    assert found.reasons == (("Be honest.", "(A) is so."),)  # the reading without a reason is left out
+    drawn = example_choices([preference], [other, behind])[QUESTION.id]
+    assert drawn.reasons == (("Be honest.", "(A) is so."),)  # the reading without a reason is left out
 
 
 def test_rollouts_are_shown_from_the_first_phase_to_the_last_evenly_spread() -> None:
@@ -50,16 +55,20 @@ def test_rollouts_are_shown_from_the_first_phase_to_the_last_evenly_spread() -> 
         )
 
     rollouts = [rollout(phase, reply) for phase in range(1, 8) for reply in ("first", "second")]
-    found = list(rollout_examples(rollouts, [QUESTION], 3))
+    drawn = list(rollout_examples(rollouts, [QUESTION], 3))
     # Of phases 1 to 7, three are shown: the places 0, 3 and 6.
-    assert [(each.phase, each.reply) for each in found] == [(1, "first"), (4, "first"), (7, "first")]
-    assert {each.conversation for each in found} == {QUESTION.messages}
+    assert [(example.rollout.phase, example.rollout.reply) for example in drawn] == [
+        (1, "first"),
+        (4, "first"),
+        (7, "first"),
+    ]
+    assert {example.conversation for example in drawn} == {QUESTION.messages}
     assert list(rollout_examples([], [QUESTION], 3)) == []
 
 
 def test_replies_are_drawn_by_the_seed_whatever_their_order() -> None:
     samples = [Sample(prompt=Prompt.of(str(n)), replies={"base": str(n)}, cut_off=()) for n in range(20)]
     drawn = reply_examples(samples, 5, 1)
-    assert len({each.id for each in drawn}) == 5
+    assert len({sample.id for sample in drawn}) == 5
     assert reply_examples(samples[::-1], 5, 1) == drawn
     assert reply_examples(samples, 5, 2) != drawn

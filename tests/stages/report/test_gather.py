@@ -1,9 +1,8 @@
-"""From a run's artifacts and notes to its report, over a run folder written by hand."""
+"""From a run's artifacts and summaries to its report, over a run folder written by hand."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pytest
 
@@ -18,13 +17,16 @@ from constitutional.base.records import (
     Record,
     Revision,
     RevisionStep,
+    Sample,
 )
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Engine
 from constitutional.engines.models import ModelSettings
+from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
-from constitutional.stages import evaluate, label
+from constitutional.stages.context import StageRecord
+from constitutional.stages.report.data import PrincipleQuality
 from constitutional.stages.report.gather import (
     Settings,
     curves_of,
@@ -32,12 +34,14 @@ from constitutional.stages.report.gather import (
     histogram,
     labeler_quality,
     left_out,
-    reward_quality,
     run,
     wanted_directions,
 )
+from constitutional.stages.summaries import Direction, LabelerCheckSummary, Summary
+from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
 
 CONSTITUTION = Constitution(
@@ -50,15 +54,18 @@ HELD_OUT = Prompt(messages=(Message("user", "And now?"),), split="held_out")
 COMPARISON = Comparison(prompt=QUESTION, a="No.", b="Yes!", model="ab12")
 
 
-STAGE_OF = {"sft_model": "03_sft", "reward_model": "07_reward", "policy": "08_dpo"}
+def recorded(summary: Summary, calls: int = 0, **versions: str) -> StageRecord:
+    return StageRecord(summary, {}, calls, versions)
 
 
 class RunFolder:
     """`StageContext` over a folder: what the stages before the report left, and what the report leaves."""
 
-    def __init__(self, folder: Path, notes: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.notes = notes
+        self.stages = {"labeler_check": recorded(SUMMARIES_MADE_UP["labeler_check"])}
+        self.said: Summary | None = None
+        self.name = "first"
         self.constitution = CONSTITUTION
         self.seed = 7
 
@@ -66,14 +73,33 @@ class RunFolder:
     def prompts(self) -> Prompts:
         raise NotImplementedError
 
+    def has(self, artifact: str) -> bool:
+        return (self.folder / f"{artifact}.jsonl").exists()
+
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         return list(read_rows(self.folder / f"{artifact}.jsonl", kind))
+
+    def summary(self, kind: type[S]) -> S | None:
+        summaries = (record.summary for record in self.stages.values())
+        return next((summary for summary in summaries if isinstance(summary, kind)), None)
+
+    def records(self) -> Mapping[str, StageRecord]:
+        return self.stages
+
+    def configuration(self) -> dict[str, Any]:
+        return {"seed": 7}
+
+    def digests(self) -> dict[str, str]:
+        return {"base": "ab12", "constitution": "9f1c"}
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         return write_rows(self.folder / f"{artifact}.jsonl", rows)
 
+    def summarise(self, summary: Summary) -> None:
+        self.said = summary
+
     def model(self, artifact: str) -> Path:
-        return self.folder / STAGE_OF[artifact] / artifact
+        raise NotImplementedError(artifact)
 
     def settings(self, role: str) -> ModelSettings:
         raise NotImplementedError(role)
@@ -87,16 +113,13 @@ class RunFolder:
         raise NotImplementedError(role)
 
     def release(self) -> None:
-        pass
+        raise NotImplementedError
+
+    def warn(self, message: str) -> None:
+        raise NotImplementedError(message)
 
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
         return iter(items)
-
-    def note(self, name: str, value: object) -> None:
-        raise NotImplementedError(name, value)
-
-    def read_notes(self, stage: str) -> Mapping[str, Any]:
-        return self.notes.get(stage, {})
 
 
 def reading(order: str, p_a: float | None, problem: str | None = None, rationale: str = "") -> Reading:
@@ -131,16 +154,24 @@ def revision(text: str, principles: Iterable[str], final: str = "No.", problem: 
 # The labeler.
 
 
+def qualities(
+    *judgements: Judgement, comparisons: Iterable[Comparison] = (COMPARISON,)
+) -> tuple[PrincipleQuality, ...]:
+    trial = LabelerCheckSummary(left_out_principles=(), warnings=(), canaries=0, canaries_failed=0)
+    return labeler_quality(CONSTITUTION, [], judgements, comparisons, trial).principles
+
+
 def test_the_labeler_is_counted_by_principle() -> None:
-    judgements = [
+    honest, plain = qualities(
         judgement("honest", 0.9, 0.8),  # a is better whatever the order: first shown, then second
         judgement("honest", 0.9, 0.2),  # what is shown first, twice: a conflict
         judgement("honest", 0.5, 0.6),  # a tie when a was first; then a, which was shown second
         judgement("honest", None, 0.6, "cut off"),
         judgement("plain", 0.1, 0.1),
-    ]
-    honest, plain = labeler_quality(CONSTITUTION, [], judgements, {}).principles
-    assert (honest.judged, honest.unreadable, honest.conflicts, honest.ties) == (4, 1, 1, 0)
+    )
+    assert (honest.judged, honest.unreadable, honest.ties) == (4, 1, 0)
+    assert honest.conflicts is not None
+    assert (honest.conflicts.right, honest.conflicts.n) == (1, 3)
     assert honest.first is not None
     # Preferring the first: 0.9; 0.9 and 0.2. Preferring the second: 0.8; 0.6; 0.6. The tie prefers neither.
     assert (honest.first.right, honest.first.n) == (3, 6)
@@ -149,25 +180,46 @@ def test_the_labeler_is_counted_by_principle() -> None:
 
 
 def test_a_conflict_of_two_readings_near_a_half_is_a_tie() -> None:
-    judgements = [
+    honest, plain = qualities(
         judgement("honest", 0.48, 0.59),  # both less than 10 points from 50%
         judgement("honest", 0.48, 0.61),
         judgement("honest", 0.51, 0.52),  # near, but of one mind
-    ]
-    honest = labeler_quality(CONSTITUTION, [], judgements, {}).principles[0]
-    assert (honest.conflicts, honest.ties) == (2, 1)
+    )
+    assert honest.conflicts is not None
+    assert (honest.conflicts.right, honest.ties) == (2, 1)
+    assert plain.conflicts is None
 
 
 def test_a_score_given_to_each_response_by_itself_has_no_position() -> None:
     alone = judgement("honest", 0.9, 0.8).model_copy(update={"readings": (reading("a_first", 0.9),)})
-    assert labeler_quality(CONSTITUTION, [], [alone], {}).principles[0].first is None
+    assert qualities(alone)[0].first is None
+
+
+def test_readings_and_pairs_of_one_prompt_are_not_taken_for_independent() -> None:
+    # 10 prompts with 4 pairs each; the labeler prefers what is shown first, always.
+    pairs = [
+        Comparison(prompt=Prompt(messages=(Message("user", f"{prompt}?"),)), a=f"a{pair}", b="b", model="ab12")
+        for prompt in range(10)
+        for pair in range(4)
+    ]
+    judgements = [
+        judgement("honest", 0.9, 0.2).model_copy(update={"comparison": comparison.id}) for comparison in pairs
+    ]
+    honest = qualities(*judgements, comparisons=pairs)[0]
+    assert honest.first is not None
+    assert honest.conflicts is not None
+    # Wilson's interval of all of 10 begins at 1 / (1 + 1.96² / 10) = 72.2%, and that of all of 80 at 95.4%.
+    assert (honest.first.right, honest.first.n) == (80, 80)
+    assert 0.6 < honest.first.low < 0.723
+    assert honest.conflicts.n == 40
+    assert 0.6 < honest.conflicts.low < 0.723
 
 
 def test_a_histogram_counts_the_upper_edge_in_the_last_bin() -> None:
-    found = histogram([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
-    assert found is not None
+    report = histogram([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
+    assert report is not None
     # 0.3 / 0.1 is 2.9999999999999996 in floating point, and belongs to the bin that begins at 0.3
-    assert found.counts == (1, 0, 0, 2, 0, 0, 0, 0, 0, 1)
+    assert report.counts == (1, 0, 0, 2, 0, 0, 0, 0, 0, 1)
     assert histogram([], 0, 1) is None
 
 
@@ -181,8 +233,8 @@ def test_directions_come_from_the_user_then_from_evaluation_then_from_what_alway
     )
     scores = [Score(model="base", measure=name, value=0, low=0, high=0, n=1, unit="share") for name in names]
     settings = Settings(wanted={"trait_rate/hedging": "higher"})
-    noted = {"trait_rate/flattery": "lower", "trait_rate/hedging": "lower"}
-    assert wanted_directions(scores, cast("Any", noted), settings) == {
+    evaluated: dict[str, Direction] = {"trait_rate/flattery": "lower", "trait_rate/hedging": "lower"}
+    assert wanted_directions(scores, evaluated, settings) == {
         "win_rate/base": "higher",
         "violation_rate/honest": "lower",
         "trait_rate/flattery": "lower",
@@ -192,75 +244,59 @@ def test_directions_come_from_the_user_then_from_evaluation_then_from_what_alway
     }
 
 
-def test_a_reward_model_that_was_not_measured_on_a_source_has_no_accuracy_for_it() -> None:
-    noted = {
-        "accuracy": {"ai": {"value": 0.75, "low": 0.3, "high": 0.95, "n": 4}, "human": {"value": None, "n": 0}},
-        "calibration": [{"predicted": 0.7, "observed": 0.75, "n": 4}],
-        "calibration_error": 0.05,
-        "length_correlation": None,
-        "scores": None,
-        "mean": 0.1,
-        "deviation": 1.0,
-    }
-    found = reward_quality(noted)
-    assert found is not None
-    assert {source: (share.right, share.n) for source, share in found.accuracy.items()} == {"ai": (3, 4)}
-    assert found.scores is None
-    assert reward_quality({}) is None
-
-
 def test_curves_hold_what_each_log_says_of_each_quantity() -> None:
     logs = {
         "member 0": [{"step": 5, "loss": 0.7, "accuracy": 0.5, "learning_rate": 1}],
         "member 1": [{"step": 5, "loss": 0.6}],
     }
-    found = {curve.metric: curve.lines for curve in curves_of("reward", logs)}
-    assert found == {
+    report = {curve.metric: curve.lines for curve in curves_of("reward", logs)}
+    assert report == {
         "loss": {"member 0": ((5, 0.7),), "member 1": ((5, 0.6),)},
         "accuracy": {"member 0": ((5, 0.5),)},
     }
 
 
-def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
-    notes: dict[str, dict[str, Any]] = {
-        "sample_pairs": {
-            "prompts": 50,
-            "prompts_without_pair": 4,
-            "empty_responses": 0,
-            "cut_off_responses": 7,
-            "repeated_responses": 5,
-        },
-        "label": {"left_out_principles": ["plain"], "ties": 1},
-        "sft": {"examples": {"trained_on": 90}, "dropped": {"too_long": 10, "by_trainer": 0}},
-        "mix": {
-            "counts": {
-                "comparisons undecided": 3,
-                "AI preferences used": 40,
-                "AI preferences beyond the share or the total": 9,
-                "AI preferences held out": 500,
-                "held-out AI preferences beyond 500": 2,
-                "preferences in train": 36,
-            }
-        },
-        "reward": {"pairs": 35, "dropped": {"held_out": 4, "equal_texts": 0, "too_long": 0, "by_trainer": 1}},
-        "dpo": {"pairs": 36, "dropped": {"held_out": 4, "equal_texts": 0, "too_long": 0}},
-        "evaluate": {
-            "counts": {
-                "held-out prompts": 60,
-                "critiques": 300,
-                "unreadable critiques": 2,
-                "equal replies, sft_model against base": 8,
-            }
-        },
+def test_members_of_an_ensemble_keep_their_order() -> None:
+    logs = {f"member {number}": [{"step": 5, "loss": number / 10}] for number in range(12)}
+    (curve,) = curves_of("reward", logs)
+    assert list(curve.lines) == [f"member {number}" for number in range(12)]
+
+
+def test_what_was_left_out_is_counted_at_every_stage_with_its_reason(tmp_path: Path) -> None:
+    counts = {
+        "comparisons undecided": 3,
+        "AI preferences used": 40,
+        "AI preferences beyond the share or the total": 9,
+        "AI preferences held out": 500,
+        "held-out AI preferences beyond 500": 2,
+        "preferences in train": 36,
     }
+    evaluated = {
+        "held-out prompts": 60,
+        "critiques": 300,
+        "unreadable critiques": 2,
+        "equal replies, sft_model against base": 8,
+    }
+    folder = RunFolder(tmp_path)
+    summaries = {
+        "sample_pairs": summary_of("sample_pairs", cut_off_responses=7),
+        "labeler_check": summary_of("labeler_check", left_out_principles=["plain"]),
+        "sft": summary_of("sft", trained_on=90),
+        "mix": summary_of("mix", counts=counts),
+        "reward": summary_of("reward", pairs=35, dropped={"held_out": 4, "too_long": 0, "by_trainer": 1}),
+        "dpo": summary_of("dpo", pairs=36),
+        "ppo": summary_of("ppo", prompts=38, dropped={"too_long": 2}),
+        "evaluate": summary_of("evaluate", counts=evaluated),
+    }
+    folder.stages = {stage: recorded(summary) for stage, summary in summaries.items()}
     revisions = [revision("a", ["honest"]), revision("b", ["honest"], problem="the reply is empty")]
     judgements = [
         judgement("honest", 0.9, 0.9),
         judgement("honest", None, 0.6, "cut off"),
         judgement("honest", 0.9, 0.1),  # (0.9 + 0.1) / 2: the orders cancel out
     ]
-    found = [(each.stage, each.what, each.total, each.reasons) for each in left_out(revisions, judgements, notes)]
-    assert found == [
+    report = [(row.stage, row.what, row.total, row.reasons) for row in left_out(folder, revisions, judgements)]
+    assert report == [
         ("critique_revise", "drafts", 2, {"the reply is empty": 1}),
         ("sample_pairs", "prompts", 50, {"no two different responses": 4}),
         ("sample_pairs", "responses", None, {"cut off": 7, "repeated": 5}),
@@ -277,6 +313,7 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
         ("sft", "examples", 100, {"too long": 10}),
         ("reward", "preferences", 40, {"held out": 4, "by trainer": 1}),
         ("dpo", "preferences", 40, {"held out": 4}),
+        ("ppo", "prompts", 40, {"too long": 2}),
         (
             *("evaluate", "comparisons and critiques", None),
             {"unreadable critiques": 2, "equal replies, sft model against base": 8},
@@ -289,20 +326,23 @@ def test_what_was_left_out_is_counted_at_every_stage_with_its_reason() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    canaries = {"n": 40, "failed": 2}
-    notes: dict[str, dict[str, Any]] = {
-        "labeler_check": {"canaries": canaries},
-        "label": {"warnings": ["half a pair: \ud800"]},
+    context = RunFolder(tmp_path / "first")
+    context.folder.mkdir()
+    trained = {"training": [{"step": 5, "loss": 0.5}]}
+    context.stages = {
+        "labeler_check": recorded(summary_of("labeler_check", canaries=40, warnings=["half a pair: \ud800"])),
+        "sft": recorded(SUMMARIES_MADE_UP["sft"])._replace(logs=trained),
+        "label": recorded(SUMMARIES_MADE_UP["label"], 4, torch="2.13.0"),
+        "reward": recorded(SUMMARIES_MADE_UP["reward"])._replace(logs=trained),
+        "dpo": recorded(SUMMARIES_MADE_UP["dpo"])._replace(logs=trained),
+        "evaluate": recorded(summary_of("evaluate", wanted={})),
     }
-    context = RunFolder(tmp_path / "first", notes)
-    for stage in ("01_labeler_check", "05_label"):
-        (context.folder / stage).mkdir(parents=True)
     judged = judgement("honest", 0.9, 0.8)
     context.write("revisions", [revision("Is it so?", ["honest"])])
     context.write("comparisons", [COMPARISON])
     context.write("judgements", [judged])
-    examples = label.PrincipleAccuracy(principle="honest", n=10, right=7, unreadable=2, conflicts=1, mean_p_correct=0.7)
-    context.write("labeler_accuracy", [examples])
+    examples = {"n": 10, "right": 7, "unreadable": 2, "conflicts": 1, "mean_p_correct": 0.7, "trusted": True}
+    context.write("labeler_accuracy", [PrincipleAccuracy.model_validate({"principle": "honest", **examples})])
     context.write(
         "preferences",
         [
@@ -334,45 +374,39 @@ def folder(tmp_path: Path) -> RunFolder:
             for model, low, high in write
         ],
     )
-    context.write("samples", [evaluate.Sample(prompt=HELD_OUT, replies={"base": "Yes!", "policy": "No."})])
-    for model in ("sft_model", "reward_model", "policy"):
-        context.model(model).mkdir(parents=True)
-        (context.model(model).parent / "training_log.jsonl").write_text('{"step": 5, "loss": 0.5}\n')
-    config = {"config": {"seed": 7}, "digests": {"base": "ab12"}, "versions": {"torch": "2.13.0"}}
-    (context.folder / "config.json").write_text(json.dumps(config))
-    stages = {"mix": {"calls": {"asked": 0, "reused": 0}}, "label": {"calls": {"asked": 3, "reused": 1}}}
-    (context.folder / "manifest.json").write_text(json.dumps({"stages": stages}))
+    context.write("samples", [Sample(prompt=HELD_OUT, replies={"base": "Yes!", "policy": "No."})])
     return context
 
 
 def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None:
-    found = gather(Settings(), folder)
-    assert found.name == "first"
-    assert found.wanted == {"violation_rate/honest": "lower"}
-    assert found.labeler is not None
-    accuracy = found.labeler.principles[0].accuracy
+    report = gather(Settings(), folder)
+    assert report.name == "first"
+    assert report.wanted == {"violation_rate/honest": "lower"}
+    assert report.labeler is not None
+    accuracy = report.labeler.principles[0].accuracy
     assert accuracy is not None
     assert (accuracy.right, accuracy.n) == (7, 8)  # of the ten examples, two could not be read
-    assert (found.labeler.canaries, found.labeler.canaries_failed) == (40, 2)
-    assert found.sources == {"ai, train": 1, "human, held out": 1}
-    assert found.targets is not None
+    assert (report.labeler.canaries, report.labeler.canaries_failed) == (40, 2)
+    assert report.sources == {"ai, train": 1, "human, held out": 1}
+    assert report.targets is not None
     # Of ten bins from 0.5, the one that begins with 0.85; that of 0.97, which is held out, is empty.
-    assert found.targets.counts == (0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
-    assert [curve.stage for curve in found.curves] == ["sft", "reward", "dpo"]
-    assert [(each.stage, each.answers) for each in found.provenance.calls] == [("label", 4)]  # 3 asked, 1 reused
-    assert found.provenance.identities == {
+    assert report.targets.counts == (0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
+    assert [curve.stage for curve in report.curves] == ["sft", "reward", "dpo"]
+    assert report.provenance.calls == {"label": 4}
+    assert (report.gold, report.rollouts) == ((), ())  # no training online
+    assert report.provenance.identities == {
         "base": "ab12",
         "sampled from": "ab12",
         "labeler and method": "cd34 rationale",
     }
-    assert found.provenance.versions == {"torch": "2.13.0"}
+    assert report.provenance.versions == {"torch": "2.13.0"}
 
 
 def test_an_example_is_followed_to_what_was_preferred_on_its_prompt(folder: RunFolder) -> None:
     (example,) = gather(Settings(), folder).revisions
-    assert example.conversation == QUESTION.messages
+    assert example.revision.prompt == QUESTION
     assert example.choice is not None
-    assert example.choice.chosen == "No."
+    assert example.choice.preference.chosen == "No."
 
 
 def test_the_stage_writes_one_page_that_any_browser_reads_whatever_a_model_wrote(folder: RunFolder) -> None:
@@ -393,20 +427,7 @@ def test_the_same_run_gives_the_same_page(folder: RunFolder) -> None:
     assert folder.output("report.html").read_bytes() == first
 
 
-def test_the_page_is_the_same_whatever_an_interruption_made_the_journal_answer(folder: RunFolder) -> None:
-    run(Settings(), folder)
-    unbroken = folder.output("report.html").read_bytes()
-    stages = {"mix": {"calls": {"asked": 0, "reused": 0}}, "label": {"calls": {"asked": 1, "reused": 3}}}
-    (folder.folder / "manifest.json").write_text(json.dumps({"stages": stages}))
-    run(Settings(), folder)
-    assert folder.output("report.html").read_bytes() == unbroken
-
-
 def test_versions_are_those_that_each_stage_ran_on(folder: RunFolder) -> None:
-    calls = {"asked": 0, "reused": 0}
-    stages = {
-        "sft": {"calls": calls, "versions": {"torch": "2.12.0", "trl": "1.0"}},
-        "dpo": {"calls": calls, "versions": {"torch": "2.13.0", "trl": "1.0"}},
-    }
-    (folder.folder / "manifest.json").write_text(json.dumps({"stages": stages}))
+    folder.stages["sft"] = recorded(SUMMARIES_MADE_UP["sft"], torch="2.12.0", trl="1.0")
+    folder.stages["dpo"] = recorded(SUMMARIES_MADE_UP["dpo"], torch="2.13.0", trl="1.0")
     assert gather(Settings(), folder).provenance.versions == {"torch": "2.12.0, 2.13.0", "trl": "1.0"}

@@ -5,18 +5,36 @@ from html.parser import HTMLParser
 
 import pytest
 
-from constitutional.base.records import Message
+from constitutional.base.records import Prompt, Revision, RevisionStep, Sample
 from constitutional.stages.report.data import (
-    Direction,
-    ExampleStep,
-    ReplyExample,
-    ReportData,
+    Curve,
     RevisionExample,
     RunReport,
+    Understood,
 )
 from constitutional.stages.report.figures import change_text
 from constitutional.stages.report.page import comparison, difference, render
-from tests.stages.report.made_up import AGREES, CORRECTS, change, empty_run, full_run, score
+from constitutional.stages.summaries import (
+    SUMMARIES,
+    CalibrationBin,
+    Direction,
+    Histogram,
+    RewardQuality,
+    Share,
+    Summary,
+)
+from tests.stages.report.made_up import (
+    AGREES,
+    CORRECTS,
+    SUMMARIES_MADE_UP,
+    change,
+    empty_run,
+    full_run,
+    gold,
+    run_with,
+    score,
+    summary_of,
+)
 
 VOID = {"meta", "br"}
 APART = {"code", "dd", "div", "dt", "h3", "h4", "li", "p", "span", "summary", "td", "th"}
@@ -54,13 +72,13 @@ class Page(HTMLParser):
 
 
 def page_of(*runs: RunReport) -> str:
-    return render(ReportData(title="first: Careful", runs=runs))
+    return render(runs)
 
 
 def section(html: str, name: str) -> str:
-    found = re.search(rf'<section id="run1-{name}".*?</section>', html, re.DOTALL)
-    assert found
-    return " ".join(Page(found[0]).text.split()).replace(" ,", ",")
+    match = re.search(rf'<section id="run1-{name}".*?</section>', html, re.DOTALL)
+    assert match
+    return " ".join(Page(match[0]).text.split()).replace(" ,", ",")
 
 
 def test_the_page_is_well_formed_and_needs_nothing_else() -> None:
@@ -87,7 +105,7 @@ def test_every_figure_is_followed_by_the_table_of_its_numbers() -> None:
     figures = re.findall(r"</figure>\s*(<\w+[^>]*>\s*<\w+[^>]*>[^<]*)", html)
     # asked, violations, win rates, the rest, words, nats; labeler 2, targets 1, reward 3, proxy and gold 1, curves 2
     assert len(figures) == html.count("<figure") == 15
-    assert all(re.match(r'<details class="numbers">\s*<summary>The numbers: ', each) for each in figures)
+    assert all(re.match(r'<details class="numbers">\s*<summary>The numbers: ', part) for part in figures)
     assert all("<tbody" in part for part in html.split('<details class="numbers">')[1:])
 
 
@@ -101,11 +119,11 @@ def test_the_tables_hold_what_the_figures_draw() -> None:
 
 def test_a_model_that_cannot_be_compared_with_itself_was_not_forgotten() -> None:
     kl = [
-        score("policy", "kl_from/base", 0.4, n=9, unit="nats a token"),
-        score("policy", "kl_from/sft_model", 0.2, n=9, unit="nats a token"),
+        score("policy", "kl_from/base", 0.4, n=90, unit="nats a token"),
+        score("policy", "kl_from/sft_model", 0.2, n=90, unit="nats a token"),
         score("base", "length", 38, unit="words"),
         score("policy", "length", 37, unit="words"),
-        score("sft_model", "log_ratio_to/base", 0.1, n=9, unit="nats a token"),
+        score("sft_model", "log_ratio_to/base", 0.1, n=90, unit="nats a token"),
     ]
     text = section(page_of(empty_run().model_copy(update={"scores": tuple(kl)})), "behaviour")
     # Of the SL model, the divergence from the base is missing; from itself there is none. The base is before all.
@@ -124,20 +142,15 @@ def test_changes_are_written_with_their_sign(unit: str, text: str) -> None:
 def test_the_verdict_names_what_improved_and_what_got_worse_with_numbers() -> None:
     text = section(page_of(full_run()), "verdict")
     # Flattery, violations and the win rate have a wanted direction; refusal and length have none.
-    assert (
-        "the RL model is better on 2 and worse on 1 of the 3 measures that have a wanted direction, and 1 that the"
-        in text
-    )
-    assert "that the constitution says nothing of moved." in text
+    assert "the RL model is better on 2 and worse on 1 of 3 measures" in text
     assert (
         "Improved 2 Flattery wanted lower Base 62% (57% to 67%) → to RL 12% (7% to 17%), n = 240 −50 points (" in text
     )
     assert "Win rate against Base wanted higher RL 81% (76% to 86%) against 50%, n = 400" in text
     assert "Got worse 1 Violations of honest wanted lower Base 20% (15% to 25%) → to RL 45% (40% to 50%)" in text
-    assert "Moved, unasked 1 Refusal Base 10% (5% to 15%) → to RL 40% (35% to 45%)" in text
-    assert "Not measured 2 The critic, on whose judgement" in text
-    assert "is right Labeler's accuracy, for want of examples in the constitution, by plain" in text
-    assert "The RL stage undid 1 Violations of honest wanted lower SL 8%" in text
+    assert "1 Refusal Base 10% (5% to 15%) → to RL 40% (35% to 45%)" in text
+    assert "Not measured: 2 Accuracy of the critic" in text
+    assert "Made worse by RL 1 Violations of honest wanted lower SL 8%" in text
 
 
 def test_a_win_rate_against_the_sl_model_is_not_counted_against_the_base() -> None:
@@ -145,9 +158,8 @@ def test_a_win_rate_against_the_sl_model_is_not_counted_against_the_base() -> No
     more = (*run.scores, score("policy", "win_rate/sft_model", 0.7, n=80))
     wanted = {**run.wanted, "win_rate/sft_model": "higher"}
     text = section(page_of(run.model_copy(update={"scores": more, "wanted": wanted})), "verdict")
-    assert "is better on 2 and worse on 1 of the 3 measures" in text  # as without it
-    said = "the labeler prefers the RL model’s replies in 70% (65% to 75%) of n = 80 comparisons"
-    assert f"Against the SL model, and so not counted above: {said}" in text
+    assert "is better on 2 and worse on 1 of 3 measures" in text  # as without it
+    assert "replies in 70% (65% to 75%) of n = 80 comparisons" in text
 
 
 @pytest.mark.parametrize(
@@ -170,9 +182,8 @@ def test_a_missing_part_is_said_where_it_would_stand(name: str, what: str) -> No
 
 
 def test_the_page_says_where_the_wanted_directions_of_traits_come_from() -> None:
-    said = "is what the principles’ tags say; for a principle without such tags, what the critic understands it to ask"
-    assert said in section(page_of(full_run()), "verdict")
-    assert said not in section(page_of(empty_run()), "verdict")
+    assert "otherwise from the principles’ tags" in section(page_of(full_run()), "verdict")
+    assert "otherwise from the principles’ tags" not in section(page_of(empty_run()), "verdict")
 
 
 def test_a_run_that_measured_nothing_claims_nothing() -> None:
@@ -185,30 +196,32 @@ def test_what_models_and_constitutions_write_is_text() -> None:
     nasty = "<script>alert('x')</script> {{ 7 * 7 }} &amp; </div>"
     run = full_run()
     provenance = run.provenance.model_copy(update={"constitution": nasty, "principles": {"p": nasty}, "config": nasty})
-    step = ExampleStep(principle="p", principle_text=nasty, critique=nasty, revision=nasty)
+    step = RevisionStep(principle="p", principle_text=nasty, critique=nasty, found_nothing=False, revision=nasty)
+    prompt = Prompt.of(nasty)
     update = {
         "name": nasty,
         "provenance": provenance,
-        "revisions": (RevisionExample(conversation=(Message("user", nasty),), draft="", steps=(step,)),),
-        "replies": (ReplyExample(conversation=(Message("user", nasty),), replies={"base": nasty}),),
-        "notes": {"label": {nasty: nasty}},
+        "revisions": (RevisionExample(revision=Revision(prompt=prompt, draft="", steps=(step,))),),
+        "replies": (Sample(prompt=prompt, replies={"base": nasty}),),
+        "summaries": {nasty: summary_of("evaluate", counts={nasty: 1}, misunderstood=[nasty])},
+        "understood": (Understood(principle=nasty, meaning=nasty, probability=None, warnings=(nasty,)),),
     }
     html = page_of(run.model_copy(update=update))
     page = Page(html)  # also: every tag is closed
     assert not any(tag == "script" for tag, _ in page.starts)
-    # header, prompt twice, principle twice, critique, revision, reply, configuration, note's name and value,
-    # constitution's name in the provenance, the run's name
-    assert page.text.count(nasty) == 13
+    # the run's name as title, heading and h2; prompt twice, principle twice, critique, revision, reply, configuration,
+    # the constitution's name in the header and the provenance, 5 in the summary of a stage of that name and its actions
+    assert page.text.count(nasty) >= 18
 
 
 def test_nothing_is_shortened() -> None:
     long = "word " * 5000
-    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": long})
+    reply = Sample(prompt=Prompt.of("?"), replies={"base": long})
     assert long in page_of(full_run().model_copy(update={"replies": (reply,)}))
 
 
 def test_control_characters_are_shown_and_not_dropped() -> None:
-    reply = ReplyExample(conversation=(Message("user", "?"),), replies={"base": "a\x00b\x1bc\nd"})
+    reply = Sample(prompt=Prompt.of("?"), replies={"base": "a\x00b\x1bc\nd"})
     assert "a\u2400b\u241bc\nd" in page_of(full_run().model_copy(update={"replies": (reply,)}))
 
 
@@ -225,15 +238,15 @@ def test_the_difference_of_two_texts_is_both_texts() -> None:
 
 def test_calibration_speaks_of_targets_and_not_of_being_right() -> None:
     text = section(page_of(full_run()), "reward")
-    assert "against the mean soft target of the same responses" in text
+    assert "mean soft target" in text
     assert "Predicted Mean target n 70% 75%" in text
 
 
 def test_an_example_shows_the_way_from_draft_to_revision() -> None:
     text = section(page_of(full_run()), "revisions")
     places = [
-        text.index(each)
-        for each in (
+        text.index(part)
+        for part in (
             "What a great question! Yes, honey cures",
             "Do not agree with what is false.",
             "It agrees with a false claim.",
@@ -249,18 +262,18 @@ def test_an_example_shows_the_way_from_draft_to_revision() -> None:
 
 def test_several_runs_are_compared_first() -> None:
     better = full_run("b").model_copy(update={"scores": full_run().scores[:3]})
-    data = ReportData(title="sweep", runs=(full_run("a"), better))
-    table = comparison(data)
+    runs = (full_run("a"), better)
+    table = comparison(runs)
     assert table is not None
     assert table.head == ("Measure", "a", "b")
     assert table.body[0] == ("Flattery", "12% (7% to 17%) ▲ improved", "12% (7% to 17%) ▲ improved")
     assert ("Refusal", "40% (35% to 45%) ◆ changed", "not measured") in table.body
-    html = render(data)
+    html = render(runs)
     assert html.index('id="comparison"') < html.index('id="run1-verdict"') < html.index('id="run2-verdict"')
 
 
 def test_one_run_has_no_table_of_runs() -> None:
-    assert comparison(ReportData(title="one", runs=(full_run(),))) is None
+    assert comparison((full_run(),)) is None
 
 
 def test_proxy_and_gold_are_drawn_against_the_root_of_kl_with_the_peak_marked() -> None:
@@ -271,7 +284,7 @@ def test_proxy_and_gold_are_drawn_against_the_root_of_kl_with_the_peak_marked() 
     assert 'class="line s2" points="0.00,65.81 50.00,18.38 75.00,34.19 100.00,81.62"' in training
     assert '<line class="reference" x1="50%" y1="0" x2="50%" y2="200"/>' in training
     assert "√KL from the SL model" in training
-    assert "it fell by 0.4 since (0.314 to 0.486), clearly" in training
+    assert "0.4 since (0.314 to 0.486), clearly" in training
     row = '<th scope="row">3 to 4 (peak)</th><td>4</td><td>2</td><td>1</td><td>80% (75% to 85%)</td><td>32</td>'
     assert row in training
     assert training.count("(peak)") == 1
@@ -285,20 +298,182 @@ def test_what_the_policy_said_while_it_was_trained_is_shown_with_its_reward() ->
     training = page_of(full_run())
     assert f'<td class="prose">{AGREES}</td><td>−0.75</td><td>0.25</td>' in training
     assert f'<td class="prose">{CORRECTS}</td><td>1.5</td><td>not known</td>' in training
-    assert "while it was trained" not in section(page_of(empty_run()), "training")
+    assert "during the training" not in section(page_of(empty_run()), "training")
 
 
-def test_what_a_stage_noted_is_written_for_people() -> None:
-    notes: dict[str, dict[str, object]] = {
-        "labeler_check": {"warnings": ["One, two.", "Three."], "left_out_principles": [], "canaries": {"n": 1200}},
-        "evaluate": {"wanted": {"trait_rate/flattery": "lower"}, "nothing_revised": True},
-        "reward": {"quality": {"calibration": [{"n": 5}, {"n": 3, "observed": 0.23456}], "length_correlation": None}},
+def test_summaries_are_written_field_by_field_with_their_meaning() -> None:
+    text = section(page_of(run_with(*SUMMARIES_MADE_UP.values())), "provenance")
+    assert "Labeler check left out principles none" in text
+    assert "warnings One, two.; Three." in text
+    assert "canaries 1,200 Comparisons with a plain answer" in text
+    assert "nothing revised no Critics" in text
+    assert "wanted Flattery: lower" in text
+    assert "dropped too long: 10; by trainer: 0" in text
+    assert "critic share 0.0312" in text
+    assert "last: kl none Nats a reply" in text
+    table = text.split("Summaries of the stages")[1].split("Configuration")[0]
+    assert not re.search(r"[{}\[\]]|True|None\b(?! )", table)
+
+
+BARE: dict[str, dict[str, object]] = {
+    "evaluate": {"prompts": 0, "wanted": None},
+    "ppo": {"prompts": 0, "replies": 0, "steps": 0, "dropped": {}, "last": None, "critic_share": None},
+    "label": {"comparisons": 0, "judgements": 0, "position_bias": None, "ties": 0},
+    "reward": {"pairs": 0, "dropped": {}, "quality": None},
+    "sft": {"nothing_revised": True, "trained_on": 0, "dropped": {}, "revision": 0, "helpful": 0, "steps": 0},
+    "mix": {"comparisons": 0, "decided": 0, "train": 0, "held_out": 0, "counts": {}},
+    "sample_pairs": {"prompts": 0, "comparisons": 0},
+    "critique_revise": {"prompts": 0, "steps": 0, "found_nothing": 0, "changed": 0},
+    "dpo": {"pairs": 0, "steps": 0, "dropped": {}},
+    "labeler_check": {"warnings": [], "canaries": 0, "canaries_failed": 0},
+    "prompts": {"train": 0, "held_out": 0},
+    "report": {},
+}
+"""What the summaries hold where there was nothing to do."""
+
+
+@pytest.mark.parametrize("stage", SUMMARIES)
+def test_the_page_shows_every_summary_whatever_it_holds(stage: str) -> None:
+    made_up = SUMMARIES_MADE_UP.get(stage, SUMMARIES_MADE_UP["ppo"])
+    quality: dict[str, object] = {
+        "accuracy": {},
+        "calibration": [],
+        "calibration_error": None,
+        "length_correlation": None,
     }
-    text = section(page_of(full_run().model_copy(update={"notes": notes})), "provenance")
-    assert "Labeler check warnings One, two. Three. left out principles: none canaries n: 1,200" in text
-    assert "Evaluate wanted Flattery: lower nothing revised: yes" in text
-    assert "Reward quality calibration n: 5 n: 3; observed: 0.235 length correlation: none" in text
-    assert not re.search(r"[{}\[\]]|True|None|_", text.split("What each stage noted")[1].split("Configuration")[0])
+    bare = SUMMARIES[stage].model_validate({**made_up.model_dump(), **BARE.get(stage, BARE["ppo"])})
+    variants: list[Summary] = [made_up, bare]
+    if stage == "reward":
+        variants += [summary_of("reward", quality=quality)]
+    for summary in variants:
+        html = page_of(empty_run().model_copy(update={"summaries": {stage: summary}}))
+        rows = [name for name in SUMMARIES[stage].model_fields if name not in ("quality", "last")]
+        text = section(html, "provenance")
+        assert all(name.replace("_", " ") in text for name in rows)
+
+
+def test_the_made_up_summaries_are_of_every_kind() -> None:
+    assert {type(summary) for summary in SUMMARIES_MADE_UP.values()} == set(SUMMARIES.values())
+
+
+def test_what_was_understood_comes_first_and_is_marked_where_it_is_doubtful() -> None:
+    understood = (
+        Understood(principle="calm", meaning="avoid anger", probability=0.94),
+        Understood(principle="brief", meaning="seek verbosity", probability=0.9, warnings=("Its tags differ.",)),
+        Understood(principle="kind", meaning="seek kindness", probability=None),
+        Understood(principle="plain", meaning="avoid hedging", probability=0.49),
+    )
+    html = page_of(full_run().model_copy(update={"understood": understood}))
+    assert section(html, "verdict").startswith("Verdict calm: understood as: avoid anger (94%) ! brief:")
+    marked = [" ".join(Page(item).text.split()) for item in re.findall(r'<li class="doubtful">.*?</li>', html)]
+    assert [text.split(":")[0] for text in marked] == ["! brief", "! plain"]
+    assert "Its tags differ." in marked[0]
+    assert "kind: understood as: seek kindness ! plain" in section(html, "verdict")
+
+
+def test_the_verdict_ends_with_at_most_five_actions_and_the_rest_is_folded() -> None:
+    many = run_with(
+        summary_of("evaluate", misunderstood=["a: So.", "b: So.", "c: So."], guessed=["d: So."], prompts=12),
+        summary_of("mix", decided=9, comparisons=120),
+        summary_of("sample_pairs", cut_off_responses=40),
+    )
+    html = page_of(many)
+    (ordered,) = re.findall(r"<ol>.*?</ol>", html, re.DOTALL)
+    listed = re.findall(r"<li>(.*?)</li>", ordered)
+    assert [
+        name
+        for name, action in zip(("“a”", "“b”", "“c”", "9 of 120", "sample_pairs.max_tokens"), listed, strict=True)
+        if name in action
+    ] == ["“a”", "“b”", "“c”", "9 of 120", "sample_pairs.max_tokens"]
+    text = section(html, "verdict")
+    assert "More reasons for care: 2" in text
+    assert text.index("More reasons for care") < text.index("d: So.") < text.index("12 prompts")
+    assert "Next" not in section(page_of(empty_run()), "verdict")
+
+
+def test_a_run_that_learnt_nothing_says_so_first_in_place_of_a_table() -> None:
+    run = full_run()
+    nothing = [summary_of("sft", nothing_revised=True), summary_of("mix", train=0), summary_of("dpo", pairs=0)]
+    update = {"summaries": {summary.stages[0]: summary for summary in nothing}}
+    text = section(page_of(run.model_copy(update=update)), "verdict")
+    assert text.startswith("Verdict No draft was revised")
+    assert "No preference was decided" in text
+    assert "better on" not in text
+    assert "Got worse" not in text
+    only_one = {"summaries": {"sft": nothing[0]}}
+    assert "better on 2" in section(page_of(run.model_copy(update=only_one)), "verdict")
+
+
+def test_numbers_from_fewer_than_ten_are_shown_with_their_n_and_called_too_few() -> None:
+    reward = RewardQuality(
+        accuracy={"ai": Share(right=2, n=2, value=1, low=0.34, high=1)},
+        calibration=(CalibrationBin(predicted=0.6, observed=1, n=2),),
+        calibration_error=0.36,
+        length_correlation=-0.898,
+    )
+    scores = (score("base", "trait_rate/flattery", 0.9, n=4), score("policy", "trait_rate/flattery", 0.1, n=4))
+    html = page_of(
+        empty_run().model_copy(update={"reward": reward, "scores": scores, "wanted": {"trait_rate/flattery": "lower"}})
+    )
+    assert "−0.898, n = 2: too few to tell" in section(html, "reward")
+    assert "0.36, n = 2: too few to tell" in section(html, "reward")
+    assert "100% (34% to 100%), n = 2: too few to tell" in section(html, "reward")
+    assert "n = 4: too few to tell" in section(html, "behaviour")
+    verdict = section(html, "verdict")
+    assert "Too few to tell: 1 Flattery wanted lower Base 90%" in verdict
+    assert "better on" not in verdict
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_charts_of_few_or_equal_values_are_drawn(count: int, value: float) -> None:
+    line = tuple((float(step), value) for step in range(5, 5 + 5 * count, 5))
+    run = empty_run().model_copy(
+        update={
+            "curves": (Curve(stage="sft", metric="loss", lines={"training": line}),) if count else (),
+            "gold": tuple(gold(phase, value, half=0, proxy=value, kl=0.0) for phase in range(count)),
+            "reward": RewardQuality(
+                accuracy={},
+                calibration=tuple(CalibrationBin(predicted=value, observed=value, n=3) for _ in range(count)),
+                scores=Histogram(edges=(value, value + 1), counts=(count,)),
+            ),
+            "scores": tuple(score(model, "length", value, 0) for model in ("base", "policy")[:count]),
+        }
+    )
+    html = page_of(run)
+    assert not re.search(r'"(nan|inf)|\bnan[%,"]', html)
+    # A dot for each mark of calibration, gold and behaviour; of loss, proxy and gold, a line of one point is a dot.
+    dots = html.split("</style>")[1].count('class="dot"') - html.count('class="mark')
+    assert dots == {0: 0, 1: 1 + 1 + 1 + 3, 2: 2 + 2 + 2}[count]
+
+
+def test_a_single_logged_step_is_a_dot_with_its_value() -> None:
+    run = empty_run().model_copy(
+        update={"curves": (Curve(stage="dpo", metric="loss", lines={"training": ((2.0, 0.693),)}),)}
+    )
+    html = page_of(run)
+    assert re.search(r'<circle class="dot"|<path class="dot"|<rect class="dot"', html)
+    assert ">0.693</text>" in html
+    assert "<polyline" not in html
+
+
+def test_twelve_members_stand_in_order() -> None:
+    lines: dict[str, tuple[tuple[float, float], ...]] = {
+        f"member {number}": ((5.0, number / 10), (10.0, number / 20)) for number in range(12)
+    }
+    html = page_of(empty_run().model_copy(update={"curves": (Curve(stage="reward", metric="loss", lines=lines),)}))
+    assert re.findall(r"<title>(member \d+):", html) == list(lines)
+    assert list(dict.fromkeys(re.findall(r"<td>(member \d+)</td>", html))) == list(lines)
+    assert "12 members, 0 to 0.55 at the last step" in html
+
+
+def test_the_terms_of_the_field_are_explained_once_before_the_verdict() -> None:
+    html = page_of(full_run("one"), full_run("two"))
+    terms = html.index('class="terms"')
+    assert html.count('class="terms"') == 1
+    assert terms < html.index('id="run1-verdict"')
+    for term in ("SL", "RL", "KL", "Reward model", "Win rate", "Violation", "Over-refusal", "Gold score"):
+        assert f"<dt>{term}</dt>" in html
 
 
 def test_the_labelers_canaries_are_explained_and_counted() -> None:
@@ -306,8 +481,8 @@ def test_the_labelers_canaries_are_explained_and_counted() -> None:
     assert run.labeler is not None
     tried = run.labeler.model_copy(update={"canaries": 40, "canaries_failed": 2})
     text = section(page_of(run.model_copy(update={"labeler": tried})), "labeler")
-    assert "Canaries are comparisons whose answer is plain" in text
-    assert "The labeler failed at 2 of 40." in text
+    assert "Canaries are" in text
+    assert "failed at 2 of 40" in text
     assert "Canaries" not in section(page_of(run), "labeler")
 
 
@@ -315,5 +490,21 @@ def test_refusals_by_what_was_asked_stand_in_a_figure_of_their_own() -> None:
     refusals = (score("base", "over_refusal", 0.01, n=69), score("policy", "over_refusal", 0.11, n=69))
     wanted: dict[str, Direction] = {"over_refusal": "lower"}
     text = section(page_of(empty_run().model_copy(update={"scores": refusals, "wanted": wanted})), "behaviour")
-    assert text.startswith("Behaviour Refusals Share of held-out replies that refuse, by what was asked")
+    assert text.startswith("Behaviour Refusals ")
     assert "What the constitution asks for" not in text
+
+
+def test_two_constitutions_of_one_name_are_told_apart_above_several_runs() -> None:
+    def run(name: str, digest: str) -> RunReport:
+        provenance = empty_run().provenance.model_copy(update={"digest": digest})
+        return empty_run(name).model_copy(update={"provenance": provenance})
+
+    def heading(*runs: RunReport) -> str:
+        match = re.search(r"<header>.*?</header>", page_of(*runs), re.DOTALL)
+        assert match
+        return Page(match[0]).text
+
+    several = heading(run("a", "1234567890"), run("b", "abcdefghij"), run("c", "1234567890"))
+    assert "(12345678): a, c" in several
+    assert "(abcdefgh): b" in several
+    assert "(1" not in heading(run("a", "1234567890"), run("c", "1234567890"))
