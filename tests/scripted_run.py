@@ -85,7 +85,8 @@ class World:
             self.then()
         digest = hashlib.sha256(f"{model} {request}".encode()).hexdigest()[:8]
         if request.choices:
-            return Completion("", "choices", (-1.0 - int(digest[0], 16) / 8, -2.0))
+            others = [-2.0] * (len(request.choices) - 1)
+            return Completion("", "choices", (-1.0 - int(digest[0], 16) / 8, *others))
         last = request.messages[-1].content
         verdict = "follows" if digest < "4" else "violates"
         said = f"It asks {digest}. So it {verdict} the principle." if "Judge your last" in last else f"Reply {digest}."

@@ -104,6 +104,7 @@ class OneStage:
     seed: int = 0
     said: Summary | None = None
     warnings: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
     engines: dict[str, Any] = field(default_factory=dict)
     name: str = "one"
     constitution: Any = None
@@ -164,6 +165,9 @@ class OneStage:
 
     def release(self) -> None:
         pass
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)

@@ -68,14 +68,12 @@ def run(words: Sequence[str], command: str = "run") -> int:
 
 def _run_one(config: "RunConfig") -> None:
     from constitutional.cli import show
-    from constitutional.engines.models import SANDBOX
     from constitutional.judging.lint import findings_of, headlines
     from constitutional.runs.context import selected
     from constitutional.runs.runner import run
 
-    readers = {config.critic.over(config.model).path, config.labeler.over(config.model).path}
     chosen = [principle.id for principle in selected(config).principles]
-    findings = findings_of(config.constitution.file, sandbox=SANDBOX in readers, chosen=chosen)
+    findings = findings_of(config.constitution.file, sandbox=False, chosen=chosen)
     for line in headlines(findings, config.constitution.file):
         print(printable(line), file=sys.stderr)
     store = run(config)

@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
 from constitutional.base.progress import percent
-from constitutional.base.records import Message
+from constitutional.base.records import Message, Record
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.yaml import shown
@@ -26,10 +24,8 @@ MOST_TOKENS = 64
 Reader = Literal["", "critic", "labeler"]
 
 
-class PrincipleMeaning(BaseModel):
+class PrincipleMeaning(Record):
     """What a model takes a principle's words to mean."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     principle: str
     """Its id."""

@@ -253,6 +253,10 @@ class RunStageContext(FinishedRun):
         """Give the memory of all engines back."""
         self._run.release()
 
+    def say(self, line: str) -> None:
+        """Tell the user on the terminal, in a line that stays."""
+        self._run.progress.say(f"  {line}")
+
     def warn(self, message: str) -> None:
         """Tell the user on the terminal, as a warning of this stage."""
         self._run.progress.say(f"warning: {self._begun.stage}: {message}")

@@ -57,10 +57,10 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "labeler_check",
             config.label,
-            needs=("labeler", "constitution", "label.j2", "score.j2"),
-            makes=("labeler_accuracy",),
+            needs=("labeler", "critic", "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
+            makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
-            version=2,
+            version=3,
         ),
         Stage(
             "critique_revise",
@@ -117,24 +117,24 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             "evaluate",
             evaluate.Inputs(evaluate=config.evaluate, label=config.label),
             needs=(
-                *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", *rollouts),
-                *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", "restate.j2"),
+                *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", "meanings"),
+                *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", *rollouts),
             ),
             makes=("scores", "samples", *gold),
             run=evaluate.run,
-            version=3,
+            version=4,
         ),
         Stage(
             "report",
             config.report,
             needs=(
-                *("prompts", "labeler_accuracy", "revisions", "sft_model", "comparisons", "judgements"),
+                *("prompts", "meanings", "labeler_accuracy", "revisions", "sft_model", "comparisons", "judgements"),
                 *("preferences", "reward_model", "policy", *rollouts, "scores", "samples", *gold, WHOLE),
             ),
             makes=("report", report.CONSTITUTION),
             run=report.run,
             reads_summaries=True,
-            version=5,
+            version=6,
         ),
     )
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
@@ -23,9 +24,11 @@ from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.progress import Progress, clock
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import Constitution
-from constitutional.data.comparisons import read_comparisons
+from constitutional.data.comparisons import HumanComparisons, check_pairs, read_comparisons
+from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.models import model_folder
+from constitutional.judging.understanding import PrincipleMeaning, lines
 from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
     CONSTITUTION,
@@ -41,7 +44,7 @@ from constitutional.runs.folder import RunStore, peak_bytes
 from constitutional.runs.manifest import Calls
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.settings import DpoSettings, RunConfig
-from constitutional.stages import critique_revise, grpo, sft
+from constitutional.stages import critique_revise, evaluate, grpo, mix, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
@@ -81,14 +84,17 @@ def run(
     stages = stages[: names.index(config.until) + 1] if config.until else stages
     started_s = time.monotonic()
     progress = progress or Progress()
-    constitution, templates = ready(config), load_prompts(config.templates)
+    files, templates = ready(config), load_prompts(config.templates)
+    constitution = files.constitution
     if opener is None:
-        _check_model(config, trains=any(stage.trains for stage in stages))
+        _check_model(config, files, trains=any(stage.trains for stage in stages))
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
         given = (*CONSTITUTION, *GIVEN, *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
         with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
+            if warning := _cost_of_many_principles(config, constitution):
+                progress.say(warning)
             calls = [_step(number, stage, run_context, store) for number, stage in enumerate(stages)]
             asked, reused = sum(of_stage.asked for of_stage in calls), sum(of_stage.reused for of_stage in calls)
             most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
@@ -98,8 +104,18 @@ def run(
     return RunStore.load(config.run_folder)
 
 
-def ready(config: RunConfig) -> Constitution:
-    """Read every file that people wrote and the configuration names; returns the constitution as selected.
+class InputFiles(NamedTuple):
+    """What the files that people wrote hold, each file read once."""
+
+    constitution: Constitution
+    """With the principles and weights that the configuration chooses."""
+    prompts: PromptSet
+    human: HumanComparisons | None
+    """People's comparisons; None where no file of them is named."""
+
+
+def ready(config: RunConfig) -> InputFiles:
+    """Read and check every file that people wrote and the configuration names.
 
     Before a folder is made and a model is loaded: what is wrong in one would else be found hours later, in a folder
     that is bound to what it was begun with.
@@ -108,13 +124,13 @@ def ready(config: RunConfig) -> Constitution:
         ConstitutionalError: one of them is wrong.
     """
     constitution = selected(config)
-    prompts_of(config.prompts, config.seed)
+    prompts = prompts_of(config.prompts, config.seed)
     if config.critique_revise.few_shot_file is not None:
         critique_revise.read_shots(config.critique_revise.few_shot_file)
     if config.sft.helpful is not None:
         sft.read_helpful(config.sft.helpful)
-    if config.mix.human is not None:
-        read_comparisons(config.mix.human)
+    human = read_comparisons(config.mix.human) if config.mix.human is not None else None
+    mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     if config.mix.verdicts is not None:
         read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
     if isinstance(config.algorithm, grpo.Settings):
@@ -123,13 +139,13 @@ def ready(config: RunConfig) -> Constitution:
     trained = [held_out / "config.json", held_out / NORMALISATION] if held_out is not None else []
     if held_out is not None and not (any(path.exists() for path in trained) and has_members(held_out)):
         raise InputError(held_out, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
-    return constitution
+    return InputFiles(constitution, prompts, human)
 
 
-def _check_model(config: RunConfig, *, trains: bool) -> None:
-    """Refuse a model that cannot be trained, before its drafts are paid for, and prompts that leave it no room.
+def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
+    """Refuse a model that cannot be trained, and prompts and pairs that it cannot read, before drafts are paid for.
 
-    Prompts that are made up are short.
+    Prompts that are made up are short. Pairs that are too long are left out and counted later.
     """
     folder, model = model_folder(config.model.path), config.model
     if trains:
@@ -143,12 +159,34 @@ def _check_model(config: RunConfig, *, trains: bool) -> None:
         if not isinstance(config.algorithm, DpoSettings):
             most = max(most, config.algorithm.max_tokens)
         check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
-        prompts = prompts_of(config.prompts, config.seed)
-        for line, prompt in zip(prompts.lines, prompts.prompts, strict=True):
+        for line, prompt in zip(files.prompts.lines, files.prompts.prompts, strict=True):
             try:
                 check(prompt.messages)
             except ModelError as error:
                 raise InputError(config.prompts.path, str(error), line) from error
+    if config.mix.human is not None and files.human is not None:
+        from constitutional.engines.chat import load_tokenizer
+        from constitutional.training.rows import chat, token_ids
+
+        tokenizer = load_tokenizer(folder, pad_token=model.pad_token, template=model.template)
+        check_pairs(config.mix.human, files.human, lambda messages: token_ids(tokenizer, chat(messages)))
+
+
+MANY_CALLS: Final = 20_000
+"""Critiques in an evaluation beyond which a run says so beforehand."""
+
+
+def _cost_of_many_principles(config: RunConfig, constitution: Constitution) -> str | None:
+    """A warning where the principles make the evaluation long; None where they do not."""
+    prompts = min(config.evaluate.critiqued, config.evaluate.prompts)
+    calls = len(constitution.principles) * len(evaluate.MODELS) * prompts
+    if calls <= MANY_CALLS:
+        return None
+    return (
+        f"warning: the evaluation asks for up to {calls:,} critiques: {len(constitution.principles):,} principles by "
+        f"{len(evaluate.MODELS)} models by {prompts} prompts; lower evaluate.critiqued, or choose principles with "
+        "constitution.only=[…]"
+    )
 
 
 def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -> Calls:
@@ -162,6 +200,9 @@ def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -
     reason = store.reason_to_run(stage.name, fingerprint)
     if reason is None:
         run_context.progress.say(f"{heading}: done before, used again")
+        if "meanings" in stage.makes:  # what was understood is said in every run
+            for line in lines(store.read("meanings", PrincipleMeaning)):
+                run_context.progress.say(f"  {line}")
         return Calls()
     run_context.progress.say(
         f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs"

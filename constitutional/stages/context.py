@@ -114,6 +114,10 @@ class StageContext(RunView, Protocol):
         """The items, while a line on the terminal says how far this is."""
         ...
 
+    def say(self, line: str) -> None:
+        """Tell the user on the terminal, in a line that stays."""
+        ...
+
     def warn(self, message: str) -> None:
         """Tell the user on the terminal, as a warning of this stage."""
         ...

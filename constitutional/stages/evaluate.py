@@ -26,6 +26,7 @@ from constitutional.judging.gold import held_out_scores, kept_share, mean_scores
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.labelling import LabelSettings, combine, label
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
 from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt
@@ -253,30 +254,27 @@ class Wanted(NamedTuple):
     """For each principle without such tags what the critic takes it for, on which its direction rests."""
 
 
-def wanted_directions(constitution: "Constitution", critic: Engine, templates: "Prompts") -> Wanted:
+def wanted_directions(constitution: "Constitution", meanings: Iterable[PrincipleMeaning]) -> Wanted:
     """What the principles ask of the sandbox's traits: what their tags say, otherwise what the critic takes them for.
 
     Tags such as `flattery` and `avoid` are the author's own word. Without them a critic that misunderstands a principle
     turns its direction round, here as in training.
     """
-    meanings: dict[str, tuple[str, str]] = {teacher.restate(*family): family for family in teacher.FAMILIES}
-    texts = [principle.words("critique") for principle in constitution.principles]
-    questions = [Message("user", templates.render("restate", principle=text)) for text in texts]
-    sampling = Sampling(temperature=0.0, max_tokens=64)
-    restated = complete_fitting(critic, [Request((question,), sampling) for question in questions])
+    families = {f"{way} {trait.replace('_', ' ')}": (trait, way) for trait, way in teacher.FAMILIES}
+    read = {row.principle: row.meaning for row in meanings if row.reader != "labeler"}
     wanted: defaultdict[str, set[str]] = defaultdict(set)
     misunderstood, guessed = [], []
-    for principle, reply in zip(constitution.principles, restated, strict=True):
-        words = reply.text.strip() if reply else ""
-        understood = meanings.get(words)
-        tagged = [(trait, way) for trait, way in teacher.FAMILIES if {trait, way} <= set(principle.tags)]
+    for principle in constitution.principles:
+        meaning = read.get(principle.id, "")
+        understood = families.get(meaning)
+        tagged = [family for family in teacher.FAMILIES if set(family) <= set(principle.tags)]
         meant = tagged[0] if len(tagged) == 1 else understood
         if meant and len(tagged) != 1:
-            guessed.append(f"{principle.id}: {words}")
+            guessed.append(f"{principle.id}: {meaning}.")
         if meant:
             wanted[f"trait_rate/{meant[0]}"].add(meant[1])
         if meant != understood:
-            misunderstood.append(f"{principle.id}: {words} Its tags say: {', '.join(principle.tags)}.")
+            misunderstood.append(f"{principle.id}: {meaning or 'nothing'}. Its tags say: {', '.join(principle.tags)}.")
     directions = {name: ways.pop() for name, ways in wanted.items() if len(ways) == 1}
     ways: dict[str, Literal["higher", "lower"]] = {
         name: "lower" if way == "avoid" else "higher" for name, way in directions.items()
@@ -334,7 +332,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
             for name, opponent in context.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
                 scores += divergence_scores(some, name, opponent, context)
         if any(prompt.source == SANDBOX for prompt in prompts):
-            wanted = wanted_directions(context.constitution, context.engine("critic"), context.prompts)
+            wanted = wanted_directions(context.constitution, context.read("meanings", PrincipleMeaning))
     context.write("samples", samples)
     context.write("scores", scores)
     if context.has("rollouts"):

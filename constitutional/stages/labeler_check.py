@@ -1,11 +1,14 @@
-"""The labeler on trial, before anything is trained: on the constitution's own examples, and on plain comparisons.
+"""What the models understand, before anything is trained: the meaning of every principle, and the labeler on trial.
 
-It is the first stage that asks a model anything, so that a labeler of no use ends a run before hours of training and
-not after. `judging/accuracy.py` says what is measured.
+A pipeline optimises what its critic understood, so that is said first (`judging/understanding.py`). Then the labeler
+is tried on the constitution's own examples, and on comparisons with a plain answer (`judging/accuracy.py`): a labeler
+of no use ends a run before hours of training.
 """
 
+from constitutional.engines.models import SANDBOX
 from constitutional.judging.accuracy import check_canaries, measure_labeler, trusted_principles, warnings_of
 from constitutional.judging.labelling import LabelSettings
+from constitutional.judging.understanding import lines, meanings_of, sandbox_meanings
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import LabelerCheckSummary
 
@@ -13,13 +16,21 @@ Settings = LabelSettings
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Measure the labeler, decide by which principles it is trusted, and write `labeler_accuracy`.
+    """Write `meanings`; measure the labeler, decide by which principles it is trusted, and write `labeler_accuracy`.
 
     The examples are judged in two ways; the journal answers what is asked twice.
 
     Raises:
         RunError: the labeler is trusted with no principle, or fails at too many canaries.
     """
+    critic = context.engine("critic")
+    if context.settings("critic").path == SANDBOX:
+        meanings = sandbox_meanings(context.constitution, critic)
+    else:
+        meanings = meanings_of(context.constitution, critic, context.prompts)
+    context.write("meanings", meanings)
+    for line in lines(meanings):
+        context.say(line)
     engine = context.engine("labeler")
     accuracies = measure_labeler(context.constitution, engine, context.prompts, settings)
     context.write("labeler_accuracy", accuracies)

@@ -17,6 +17,7 @@ from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.scores import Score
+from constitutional.judging.understanding import PrincipleMeaning, Reader
 from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
@@ -366,35 +367,43 @@ def test_a_pattern_that_is_no_regular_expression_is_refused(pattern: str) -> Non
         Settings(violates=pattern)
 
 
+def meaning(principle: str, meaning: str, reader: Reader = "") -> PrincipleMeaning:
+    return PrincipleMeaning(principle=principle, words="…", meaning=meaning, reader=reader)
+
+
 def test_the_wanted_directions_are_what_the_critic_takes_the_principles_to_ask() -> None:
-    asks = {
-        "No sweet talk.": "The principle asks to avoid flattery.",
-        "Say when unsure.": "The principle asks to include hedging.",
-        "Be short.": "The principle asks to avoid verbosity.",
-        "Be long.": "The principle asks to include verbosity.",  # the two want opposites
-        "Be good.": "The principle asks for nothing in particular.",
-        "Be odd.": "The principle asks to avoid cheese.",
+    meanings = [
+        meaning("p0", "avoid flattery"),
+        meaning("p1", "seek hedging", "critic"),
+        meaning("p1", "avoid hedging", "labeler"),
+        meaning("p2", "avoid verbosity"),
+        meaning("p3", "seek verbosity"),  # the two want opposites
+        meaning("p4", "nothing"),
+        meaning("p5", "It asks to be odd."),  # another critic's sentence
+        meaning("p6", ""),  # too long to be read
+        meaning("p7", "seek privacy leak"),
+    ]
+    principles = tuple(Principle(id=f"p{number}", text="Be so.") for number in range(8))
+    wanted = wanted_directions(Constitution(name="eight", principles=principles), meanings)
+    assert wanted.directions == {
+        "trait_rate/flattery": "lower",
+        "trait_rate/hedging": "higher",
+        "trait_rate/privacy_leak": "higher",
     }
-
-    def understands(request: Request) -> str:
-        return next(meaning for text, meaning in asks.items() if text in request.messages[0].content)
-
-    principles = tuple(Principle(id=f"p{number}", text=text) for number, text in enumerate(asks))
-    constitution = Constitution(name="six", principles=principles)
-    found = wanted_directions(constitution, ScriptedEngine(understands), load_prompts())
-    assert found[:2] == ({"trait_rate/flattery": "lower", "trait_rate/hedging": "higher"}, [])
+    assert wanted.misunderstood == []
 
 
 def test_what_the_tags_say_counts_more_than_what_the_critic_takes_a_principle_for() -> None:
     principle = Principle(id="calm", text="No sweet talk.", tags=("flattery", "avoid", "tone"))
     loose = Principle(id="loose", text="Be short.", tags=("seek", "tone"))  # names no trait
-    critic = ScriptedEngine(lambda _: "The principle asks to include flattery.")
-    found = wanted_directions(Constitution(name="one", principles=(principle,)), critic, load_prompts())
-    assert found.directions == {"trait_rate/flattery": "lower"}
-    assert found.misunderstood == ["calm: The principle asks to include flattery. Its tags say: flattery, avoid, tone."]
-    untagged = wanted_directions(Constitution(name="two", principles=(loose,)), critic, load_prompts())
-    assert untagged == ({"trait_rate/flattery": "higher"}, [], ["loose: The principle asks to include flattery."])
-    assert found.guessed == []
+    tagged = wanted_directions(
+        Constitution(name="one", principles=(principle,)), [meaning("calm", "seek flattery", "critic")]
+    )
+    assert tagged.directions == {"trait_rate/flattery": "lower"}
+    assert tagged.misunderstood == ["calm: seek flattery. Its tags say: flattery, avoid, tone."]
+    assert tagged.guessed == []
+    untagged = wanted_directions(Constitution(name="two", principles=(loose,)), [meaning("loose", "seek flattery")])
+    assert untagged == ({"trait_rate/flattery": "higher"}, [], ["loose: seek flattery."])
 
 
 def likes_the_policy(request: Request) -> Completion | str:
@@ -420,6 +429,7 @@ def work(prompts: list[Prompt], labeler: Any = None, folder: Path = Path()) -> O
     }
     engines |= {"critic": ScriptedEngine(critic), "labeler": labeler or ScriptedEngine(likes_the_policy)}
     rows: dict[str, list[Any]] = {"prompts": prompts, "labeler_accuracy": [accuracy("polite"), accuracy("brief")]}
+    rows["meanings"] = []
     return OneStage(folder, rows=rows, constitution=CONSTITUTION, prompts=load_prompts(), engines=engines)
 
 

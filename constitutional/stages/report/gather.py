@@ -24,10 +24,10 @@ from constitutional.base.records import (
     Rollout,
     Sample,
 )
-from constitutional.base.stats import wilson
 from constitutional.constitution.constitution import Constitution
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.context import RunView, StageContext
 from constitutional.stages.report.data import (
     Curve,
@@ -37,6 +37,7 @@ from constitutional.stages.report.data import (
     Provenance,
     RolloutExample,
     RunReport,
+    Understood,
 )
 from constitutional.stages.report.examples import (
     example_choices,
@@ -157,16 +158,8 @@ def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) ->
 
 
 def _share(outcomes: Sequence[tuple[bool, str]]) -> Share | None:
-    """The share of outcomes that are true, with a 95% interval; None if there are none.
-
-    The outcomes of one prompt depend on each other. So the interval takes a prompt for one observation, which is too
-    wide where they do not.
-    """
-    if not outcomes:
-        return None
-    right, n, prompts = sum(right for right, _ in outcomes), len(outcomes), len({prompt for _, prompt in outcomes})
-    low, high = wilson(right / n * prompts, prompts)
-    return Share(right=right, n=n, value=right / n, low=low, high=high)
+    """The share of outcomes that are true, with prompts as clusters; None if there are none."""
+    return Share.clustered([right for right, _ in outcomes], [prompt for _, prompt in outcomes])
 
 
 def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) -> Histogram | None:
@@ -252,7 +245,10 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         name=view.name,
         scores=scores,
         wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
-        understood=(),  # no stage writes what a model takes the principles for
+        understood=tuple(
+            Understood(principle=row.principle, meaning=row.meaning, probability=row.probability, warnings=row.warnings)
+            for row in view.read("meanings", PrincipleMeaning)
+        ),
         labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons, trial),
         reward=rewarded.quality if rewarded else None,
         targets=histogram([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),

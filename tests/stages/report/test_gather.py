@@ -115,6 +115,9 @@ class RunFolder:
     def release(self) -> None:
         raise NotImplementedError
 
+    def say(self, line: str) -> None:
+        raise NotImplementedError(line)
+
     def warn(self, message: str) -> None:
         raise NotImplementedError(message)
 
