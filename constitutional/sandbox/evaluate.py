@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from constitutional.base.critiques import FOLLOWS, VIOLATES
 from constitutional.base.records import Message
 from constitutional.base.stats import Interval, bootstrap_mean, wilson
 from constitutional.base.templates import Prompts
@@ -18,7 +17,7 @@ from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.sandbox import principles, teacher
 from constitutional.sandbox.corpus import Family, draw_pair
 from constitutional.sandbox.detect import detect
-from constitutional.sandbox.teacher import FAMILIES
+from constitutional.sandbox.teacher import FAMILIES, FOLLOWS, VIOLATES
 from constitutional.sandbox.world import (
     TRAITS,
     Prompt,

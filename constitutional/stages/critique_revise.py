@@ -13,7 +13,6 @@ from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from constitutional.base.critiques import FOLLOWS, checked_pattern, concludes
 from constitutional.base.errors import InputError, RunError, expect_all
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
@@ -22,6 +21,7 @@ from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import message_of
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
+from constitutional.judging.critiques import FOLLOWS_PATTERN, checked_pattern, concludes
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CritiqueReviseSummary
 
@@ -42,7 +42,7 @@ class Settings(BaseModel):
     """Criticise before revising; without, the response is rewritten by the principle at once."""
     when_nothing_found: Literal["revise", "keep", "stop"] = "keep"
     """Where the critique finds nothing: revise all the same, keep the response for this round, or end the item."""
-    finds_nothing: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS
+    finds_nothing: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS_PATTERN
     """Regular expression that the critique's last sentence matches, in any case, if the critique objects to nothing."""
     few_shot: int = Field(default=0, ge=0, le=16)
     """How many of the principle's own examples go before the conversation, criticised and revised."""

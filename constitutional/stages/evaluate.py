@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from constitutional.base.critiques import FOLLOWS, VIOLATES, checked_pattern, concludes
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import words
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, checked_pattern, concludes
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.labelling import LabelSettings, combine, label
@@ -61,9 +61,9 @@ class Settings(BaseModel):
     """Most prompts on which the critic judges each reply by every principle; 0 measures no violations."""
     critique_max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which a critique is cut off."""
-    violates: Annotated[str, AfterValidator(checked_pattern)] = VIOLATES
+    violates: Annotated[str, AfterValidator(checked_pattern)] = VIOLATES_PATTERN
     """Regular expression that a critique's last sentence matches, in any case, if the critique finds a violation."""
-    follows: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS
+    follows: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS_PATTERN
     """The same if the critique finds none. A critique that matches neither, or both, is unreadable."""
     compared: int = Field(default=100, ge=0)
     """Most prompts on which a model's divergence from those before it is measured; 0 measures none."""

@@ -66,20 +66,6 @@ def test_run_takes_overrides_and_leaves_no_trace_of_hydra(runs: Runs, tmp_path: 
     assert "HYDRA_FULL_ERROR" not in os.environ
 
 
-def test_a_run_on_the_sandbox_first_says_what_its_model_will_misunderstand(
-    runs: Runs, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs.understood = "nothing"
-    assert cli.main(["run", "constitution.file=sandbox_concise"]) == 0
-    assert "Do not ramble." in runs.read
-    assert "the model sees no wish in it, so it changes nothing [meaning]" in capsys.readouterr().err
-    runs.read.clear()
-    assert cli.main(["run", "constitution.file=sandbox_concise", "model.path=elsewhere"]) == 0
-    assert runs.read == []  # another model reads it, of which the sandbox's can say nothing
-    assert cli.main(["run", "constitution.file=sandbox_concise", "constitution.only=[short]"]) == 0
-    assert runs.read == ["Keep your answers short."]
-
-
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -106,7 +106,8 @@ def go(config: RunConfig) -> Asked:
     def rule(request: Request) -> Completion | str:
         digest = hashlib.sha256(repr(request).encode()).hexdigest()[:8]
         if request.choices:
-            return Completion("", "choices", (-1.0 - int(digest, 16) / 2**32, -2.5))
+            others = [-2.5] * (len(request.choices) - 1)
+            return Completion("", "choices", (-1.0 - int(digest, 16) / 2**32, *others))
         return f"Reply {digest}."
 
     def sft(_settings: object, context: StageContext) -> None:
@@ -197,8 +198,9 @@ def test_other_shares_in_one_folder_ask_no_model_again_and_hold_out_the_same(fol
         go(configured(folder, f"name=share{share}", f"mix.human_share={share}", "mix.held_out_share=0.5"))
         for share in (0, 0.5, 1)
     ]
-    # A draft, a critique and a revision of eight prompts; two responses to each; each pair in both orders.
-    assert [each.answered for each in found] == [8 * 3 + 8 * 2 + 8 * 2, 0, 0]
+    # The principle; a draft, a critique and a revision of eight prompts; two responses to a prompt; their pair
+    # in both orders.
+    assert [each.answered for each in found] == [1 + 8 * 3 + 8 * 2 + 8 * 2, 0, 0]
     held_out = [[each for each in one.preferences if each.split == "held_out"] for one in found]
     assert held_out[0] == held_out[1] == held_out[2]
     assert Counter(each.source for each in held_out[0]) == Counter(ai=3, human=3)  # Questions 0, 4 and 6
@@ -211,7 +213,7 @@ def test_a_run_ends_with_the_stage_that_it_is_told_and_goes_on_from_there(folder
     until_sft, until_mix = (names[: names.index(last) + 1] for last in ("sft", "mix"))
     first = go(configured(folder, "until=sft"))
     assert list(first.store.manifest.stages) == until_sft
-    assert first.said.splitlines()[-1] == "run first is done until sft: 24 model calls asked, 0 reused from the journal"
+    assert first.said.splitlines()[-1] == "run first is done until sft: 25 model calls asked, 0 reused from the journal"
     second = go(configured(folder))
     assert list(second.store.manifest.stages) == until_mix
     assert second.said.count("done before, used again") == len(until_sft)

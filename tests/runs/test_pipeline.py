@@ -46,7 +46,8 @@ def test_the_labeler_is_measured_before_anything_is_trained(tmp_path: Path) -> N
     world = World()
     with pytest.raises(RunError, match="fails at 2 of 2 comparisons whose answer is plain"):
         go(configured(tmp_path, "label.method=rationale"), world)  # of which these models know nothing
-    assert all("Compare the responses" in request.messages[0].content for request in world.asked)
+    first_words = {request.messages[0].content.partition(" ")[0] for request in world.asked}
+    assert first_words == {"Say", "Here"}  # what this principle asks; a conversation and two responses to compare
     assert list(load_run(tmp_path / "runs" / "first").manifest.stages) == ["prompts"]
 
 
@@ -70,7 +71,7 @@ class LikesLonger(World):
 
     def answer(self, request: Request, model: str) -> Completion:
         answered = super().answer(request, model)
-        if not request.choices:
+        if len(request.choices) != 2:
             return answered
         a, _, b = request.messages[0].content.partition("(A) ")[2].partition("\n\nCompare")[0].partition("\n\n(B) ")
         return Completion("", "choices", (-0.1, -3.0) if (len(a), a) > (len(b), b) else (-3.0, -0.1))
@@ -80,7 +81,7 @@ def test_what_the_labeler_misjudges_it_neither_labels_nor_evaluates_by(tmp_path:
     (tmp_path / "ours.yaml").write_text(TWO)
     world = LikesLonger()
     store, _ = go(configured(tmp_path, "label.min_accuracy=0.7", "label.principles=all"), world)
-    asked = [each.messages[0].content for each in world.asked if each.choices]
+    asked = [each.messages[0].content for each in world.asked if len(each.choices) == 2]
     # Its one example in both orders; a judgement by it of any comparison, or of two models' replies, would be more.
     assert sum("Prefer the shorter." in each for each in asked) == 2
     assert sum("Prefer the longer." in each for each in asked) > 2
@@ -98,6 +99,12 @@ def test_edited_tags_are_evaluated_and_reported_anew_and_train_nothing(tmp_path:
     (tmp_path / "ours.yaml").write_text(TWO.replace("[verbosity, avoid]", "[verbosity, seek]"))
     world = LikesLonger()
     store, said = go(configured(tmp_path), world)
-    assert [line.split(":")[0] for line in said if ": runs;" in line] == ["09 evaluate", "10 report"]
+    assert [line.split(":")[0] for line in said if ": runs;" in line] == [
+        "01 labeler_check",
+        "09 evaluate",
+        "10 report",
+    ]
     assert world.asked == []
-    assert store.summary("evaluate", EvaluateSummary).wanted == {"trait_rate/verbosity": "higher"}
+    wanted = store.summary("evaluate", EvaluateSummary).wanted
+    assert wanted is not None
+    assert wanted["trait_rate/verbosity"] == "higher"

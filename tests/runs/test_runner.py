@@ -32,7 +32,19 @@ from constitutional.stages.summaries import (
     OnlineSummary,
     RewardSummary,
 )
-from tests.scripted_run import BATCH, STAGES, SUMMARIES_OF, World, configured, constitution, go, rows, stages, trained
+from tests.scripted_run import (
+    BATCH,
+    PRINCIPLES,
+    STAGES,
+    SUMMARIES_OF,
+    World,
+    configured,
+    constitution,
+    go,
+    rows,
+    stages,
+    trained,
+)
 
 
 def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_nothing(tmp_path: Path) -> None:
@@ -143,7 +155,7 @@ def test_who_stops_a_run_is_told_the_command_that_goes_on(tmp_path: Path, fresh:
     stream = StringIO()
     config = configured(tmp_path, f"fresh={str(fresh).lower()}")
     with pytest.raises(KeyboardInterrupt):
-        run(config, stages=stages(config), opener=World(1, stop).open, progress=Progress(stream))
+        run(config, stages=stages(config), opener=World(len(PRINCIPLES) + 1, stop).open, progress=Progress(stream))
     told = f"02 critique_revise: stopped; the same command{command} goes on from here"
     assert stream.getvalue().splitlines()[-1] == told
 
@@ -183,7 +195,7 @@ def test_a_failure_is_kept_in_the_manifest_and_the_next_start_forgets_it(tmp_pat
         raise RunError("the model fell over")
 
     with pytest.raises(RunError, match="fell over"):
-        go(configured(tmp_path), World(3, fail))
+        go(configured(tmp_path), World(len(PRINCIPLES) + 3, fail))
     store = load_run(tmp_path / "runs" / "first")
     assert store.manifest.failures["critique_revise"].message == "the model fell over"
     assert "the model fell over" in show.stages(store)
@@ -358,14 +370,17 @@ def test_a_stage_reads_what_the_stages_before_it_say_and_nothing_of_an_earlier_r
 def test_what_every_stage_says_of_its_work_stands_in_the_report(tmp_path: Path) -> None:
     constitution(tmp_path)
     store, _ = go(configured(tmp_path), World())
-    said = page(store).partition("What each stage says of its work")[2].partition("</details>")[0]
-    entries = dict(re.findall(r"<dt>([^<]*)</dt><dd>(.*?)</dd>", said, re.DOTALL))
-    assert len(entries) == len(STAGES) - 1  # all but the report, which has nothing to say
-    mixed = store.summary("mix", MixSummary)
-    assert f"<li>comparisons: {mixed.comparisons}</li>" in entries["Mix"]
-    assert f"<li>decided: {mixed.decided}</li>" in entries["Mix"]
-    labelled = store.summary("label", LabelSummary)
-    assert f"<li>conflicts: {labelled.conflicts}</li>" in entries["Label"]
+    cells = r'<th scope="row">([^<]*)</th><td>([^<]*)</td><td class="prose">([^<]*)</td>'
+    rows = re.findall(cells, page(store).partition("Summaries of the stages")[2].partition("</details>")[0])
+    values, stage = dict[tuple[str, str], str](), ""
+    for name, field, value in rows:
+        stage = name or stage
+        values[stage, field] = value
+    assert len({name for name, _ in values}) == len(STAGES) - 1  # all but the report, which has nothing to say
+    mixed, labelled = store.summary("mix", MixSummary), store.summary("label", LabelSummary)
+    assert values["Mix", "comparisons"] == str(mixed.comparisons)
+    assert values["Mix", "decided"] == str(mixed.decided)
+    assert values["Label", "conflicts"] == str(labelled.conflicts)
 
 
 def test_a_page_of_a_run_whose_summaries_another_version_wrote_is_refused_in_a_line(

@@ -188,7 +188,8 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
     store, _ = go(config("until=label"), World(), learns=False)
     direct, resting, advice = outdated(store).split("; ")
     assert direct == (
-        "06_mix (judgements), 09_evaluate (constitution), 10_report (revisions, judgements, constitution as written, "
+        "06_mix (judgements), 09_evaluate (meanings, constitution), 10_report (meanings, revisions, judgements, "
+        "constitution as written, "
         "critique_revise summary, label summary): made from what has changed since"
     )
     assert resting == "07_reward, 08_dpo: made from what those made"
@@ -205,6 +206,7 @@ def test_an_edited_constitution_makes_what_reads_it_out_of_date_before_anything_
 
     path.write_text(text.replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
     assert show_stale(store) == {
+        "01_labeler_check": "constitution tags",
         "09_evaluate": "constitution tags",
         "10_report": "constitution as written",
     }
@@ -236,9 +238,9 @@ def test_an_edited_template_makes_what_is_asked_by_it_out_of_date_before_anythin
     assert show_stale(store) == {}
     template = tmp_path / "words" / "restate.j2"
     template.write_text(f"{template.read_text()} Be exact.")
-    assert show_stale(store) == {"09_evaluate": "restate.j2"}
+    assert show_stale(store) == {"01_labeler_check": "restate.j2"}
     constitution(tmp_path, kind="Be warm.")
-    assert show_stale(store)["09_evaluate"] == "constitution, restate.j2"
+    assert show_stale(store)["01_labeler_check"] == "constitution, restate.j2"
     template.write_text("{{ principle")
     assert show_stale(store) == {}
 

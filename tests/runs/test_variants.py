@@ -81,8 +81,7 @@ class Labelled(World):
     def answer(self, request: Request, model: str) -> Completion:
         answered = super().answer(request, model)
         if request.choices:
-            first, second = answered.choice_logprobs  # of which the first differs from request to request
-            return Completion("", "choices", (first, *[second] * (len(request.choices) - 1)))
+            return answered
         question = request.messages[-1].content
         if question.startswith("Rate your last response"):
             return Completion("It does. Score: 7", "stop")
@@ -281,7 +280,8 @@ def test_a_run_in_which_nothing_is_decided_ends_with_its_sft_model_and_a_report(
         assert any(line.startswith(f"warning: {name}: ") for line in said.splitlines())
     mixed = store.summary("mix", MixSummary)
     assert (mixed.decided, mixed.train, mixed.held_out) == (0, 0, 0)
-    assert f"Of {mixed.comparisons} comparisons the labeler left {mixed.comparisons} undecided" in page
+    assert "No preference was decided: the RL model is the SL model." in page
+    assert f"0 of {mixed.comparisons} comparisons gave a preference" in page
     assert not has_members(store.artifact("reward_model"))
     assert store.summary("reward", RewardSummary) == RewardSummary(
         pairs=0, dropped={"held_out": 0, "equal_texts": 0}, quality=None

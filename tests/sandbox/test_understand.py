@@ -171,6 +171,7 @@ def test_many_texts_are_asked_in_batches_with_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("constitutional.base.progress.LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("constitutional.base.progress.FIRST_AFTER_S", 0.0)
     engine = Narrow()
     assert len(understand_texts(["Be kind."] * 150, engine=engine)) == 150
     assert engine.sizes == [64, 64, 22]

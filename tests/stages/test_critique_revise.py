@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from constitutional.base.critiques import last_sentence
 from constitutional.base.errors import InputError, RunError
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.engines.scripted import Rule, ScriptedEngine
+from constitutional.judging.critiques import last_sentence
 from constitutional.stages import critique_revise as stage
 from constitutional.stages.critique_revise import Settings, critique_revise, draft, revise, run
 from constitutional.stages.summaries import CritiqueReviseSummary

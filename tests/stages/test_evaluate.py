@@ -381,14 +381,14 @@ def test_the_wanted_directions_are_what_the_critic_takes_the_principles_to_ask()
         meaning("p4", "nothing"),
         meaning("p5", "It asks to be odd."),  # another critic's sentence
         meaning("p6", ""),  # too long to be read
-        meaning("p7", "seek privacy leak"),
+        meaning("p7", "avoid privacy leak"),
     ]
     principles = tuple(Principle(id=f"p{number}", text="Be so.") for number in range(8))
     wanted = wanted_directions(Constitution(name="eight", principles=principles), meanings)
     assert wanted.directions == {
         "trait_rate/flattery": "lower",
         "trait_rate/hedging": "higher",
-        "trait_rate/privacy_leak": "higher",
+        "trait_rate/privacy_leak": "lower",
     }
     assert wanted.misunderstood == []
 
@@ -494,7 +494,7 @@ def test_the_labeler_compares_by_the_principles_that_it_is_trusted_with_and_the_
 def test_in_the_sandbox_the_summary_says_where_the_traits_are_to_go() -> None:
     prompts = [prompt for prompt in sandbox_prompt_set(1, 4, 0) if prompt.split == "held_out"]
     context = work(prompts)
-    context.engines["critic"] = ScriptedEngine(lambda _: "The principle asks to include flattery.")
+    context.rows["meanings"] = [meaning("calm", "seek flattery"), meaning("loose", "seek flattery")]
     context.constitution = Constitution(
         name="two",
         principles=(

@@ -24,9 +24,14 @@ from tests.tiny import OneStage
 
 
 def stage(rule: Rule, *principles: Principle, **rows: list[Any]) -> OneStage:
-    engines = {"labeler": ScriptedEngine(rule)}
     return OneStage(
-        Path(), rows=rows, seed=1, constitution=constitution(*principles), prompts=TEMPLATES, engines=engines
+        Path(),
+        models={"critic": Path("a critic")},
+        rows=rows,
+        seed=1,
+        constitution=constitution(*principles),
+        prompts=TEMPLATES,
+        engines={"labeler": ScriptedEngine(rule), "critic": ScriptedEngine(lambda _: "It asks to be so.")},
     )
 
 
@@ -38,6 +43,15 @@ def test_the_labeler_is_measured_in_a_stage_of_its_own() -> None:
     assert summary.left_out_principles == ("shorter",)
     assert (summary.canaries, summary.canaries_failed) == (6, 0)
     assert list(summary.warnings) == context.warnings
+    # What was understood comes first, before the labeler is tried.
+    assert context.lines[:2] == [
+        "longer: understood as: It asks to be so.",
+        "shorter: understood as: It asks to be so.",
+    ]
+    assert [(row.principle, row.meaning) for row in context.rows["meanings"]] == [
+        ("longer", "It asks to be so."),
+        ("shorter", "It asks to be so."),
+    ]
     assert "principle 'shorter' is left out" in context.warnings[0]
 
 

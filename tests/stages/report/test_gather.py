@@ -25,6 +25,7 @@ from constitutional.engines.base import Engine
 from constitutional.engines.models import ModelSettings
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.context import StageRecord
 from constitutional.stages.report.data import PrincipleQuality
 from constitutional.stages.report.gather import (
@@ -345,6 +346,7 @@ def folder(tmp_path: Path) -> RunFolder:
     context.write("comparisons", [COMPARISON])
     context.write("judgements", [judged])
     examples = {"n": 10, "right": 7, "unreadable": 2, "conflicts": 1, "mean_p_correct": 0.7, "trusted": True}
+    context.write("meanings", [PrincipleMeaning(principle="honest", words="Be honest.", meaning="seek hedging")])
     context.write("labeler_accuracy", [PrincipleAccuracy.model_validate({"principle": "honest", **examples})])
     context.write(
         "preferences",

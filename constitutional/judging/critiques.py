@@ -18,10 +18,10 @@ _SURELY: Final = (
 )
 _PRINCIPLE: Final = r"[\W_]+(?:the|this|that)[\W_]+principle(?:[^\w?？]|_)*$"
 
-FOLLOWS: Final = rf"{_SUBJECT}{_SURELY}(?:follows?|does not violate|doesn['’]t violate){_PRINCIPLE}"
+FOLLOWS_PATTERN: Final = rf"{_SUBJECT}{_SURELY}(?:follows?|does not violate|doesn['’]t violate){_PRINCIPLE}"
 """Regular expression for a last sentence which says that the response follows the principle: "So it follows the
 principle." It reads over bold marks and quotes."""
-VIOLATES: Final = rf"{_SUBJECT}{_SURELY}(?:violates?|does not follow|doesn['’]t follow){_PRINCIPLE}"
+VIOLATES_PATTERN: Final = rf"{_SUBJECT}{_SURELY}(?:violates?|does not follow|doesn['’]t follow){_PRINCIPLE}"
 """The same for a response that violates the principle."""
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"'”’)*_]*\s+|(?<=[。！？])|\n+")

@@ -1,6 +1,6 @@
 import pytest
 
-from constitutional.base.critiques import FOLLOWS, VIOLATES, concludes, last_sentence
+from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, concludes, last_sentence
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ from constitutional.base.critiques import FOLLOWS, VIOLATES, concludes, last_sen
     ],
 )
 def test_a_last_sentence_that_says_so_plainly_finds_nothing_wrong(critique: str) -> None:
-    assert concludes(critique, FOLLOWS)
-    assert not concludes(critique, VIOLATES)
+    assert concludes(critique, FOLLOWS_PATTERN)
+    assert not concludes(critique, VIOLATES_PATTERN)
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ def test_a_last_sentence_that_says_so_plainly_finds_nothing_wrong(critique: str)
     ],
 )
 def test_a_last_sentence_that_says_so_plainly_finds_a_violation(critique: str) -> None:
-    assert concludes(critique, VIOLATES)
-    assert not concludes(critique, FOLLOWS)
+    assert concludes(critique, VIOLATES_PATTERN)
+    assert not concludes(critique, FOLLOWS_PATTERN)
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_last_sentence_that_says_so_plainly_finds_a_violation(critique: str) -
     ],
 )
 def test_a_verdict_inside_its_denial_or_in_doubt_is_no_verdict(critique: str) -> None:
-    assert not concludes(critique, FOLLOWS)
-    assert not concludes(critique, VIOLATES)
+    assert not concludes(critique, FOLLOWS_PATTERN)
+    assert not concludes(critique, VIOLATES_PATTERN)
 
 
 def test_the_last_sentence_is_found_in_any_script() -> None:
