@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.json and not arguments.json.parent.is_dir():
             raise UsageError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
         targets = [targets_in(config) for config in configs]  # every file is read before anything is run
-        runs = [ran(config, its) for config, its in zip(configs, targets, strict=True)]
+        runs = [ran(config, target) for config, target in zip(configs, targets, strict=True)]
     except ConstitutionalError as error:
         print("\n".join(f"bench_effect: {line}" for line in (error, *getattr(error, "__notes__", ()))), file=sys.stderr)
         return error.exit_code

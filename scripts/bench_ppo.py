@@ -98,9 +98,9 @@ def parts_table(runs: Sequence[Mapping[str, Any]], peak_tflops: float | None) ->
     """Where the time of this project's phases goes, and what share of the device's peak each part reaches."""
     lines = [f"{'':12}{'s a phase':>10}{'share':>8}{'tokens/s':>10}{'TFLOP/s':>10}" + f"{'MFU':>8}" * bool(peak_tflops)]
     seconds = {
-        part: statistics.median(statistics.median(each["parts"][part]) for each in runs) for part in runs[0]["parts"]
+        part: statistics.median(statistics.median(run["parts"][part]) for run in runs) for part in runs[0]["parts"]
     }
-    tokens = statistics.median(statistics.fmean(each["tokens"][1:]) for each in runs)
+    tokens = statistics.median(statistics.fmean(run["tokens"][1:]) for run in runs)
     for part, taken in seconds.items():
         speed = runs[0]["flops"][part] / taken / 1e12
         share = taken / sum(seconds.values())
@@ -112,10 +112,10 @@ def parts_table(runs: Sequence[Mapping[str, Any]], peak_tflops: float | None) ->
 def changed(sizes: Sizes, overrides: Sequence[str]) -> Sizes:
     """Sizes with `name=value` put in their places."""
     known = asdict(sizes)
-    for each in overrides:
-        name, _, value = each.partition("=")
+    for override in overrides:
+        name, _, value = override.partition("=")
         if name not in known or not value:
-            sys.exit(f"bench_ppo.py: {each!r}: expected name=value with a name of {', '.join(known)}")
+            sys.exit(f"bench_ppo.py: {override!r}: expected name=value with a name of {', '.join(known)}")
         known[name] = tuple(json.loads(value)) if name == "prompts" else json.loads(value)
     sizes = Sizes(**known)
     if sizes.batch % sizes.rollout_batch or sizes.phases < 2:

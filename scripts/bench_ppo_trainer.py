@@ -58,8 +58,8 @@ def conversations(sizes: Sizes) -> list[list[dict[str, str]]]:
     draw = random.Random(0)
     shortest, longest = sizes.prompts
     lengths = [draw.randint(shortest, longest) - 1 for _ in range(sizes.batch * sizes.phases)]  # one is BOS
-    words = [" ".join(f"w{draw.randrange(EOS + 1, sizes.vocabulary)}" for _ in range(each)) for each in lengths]
-    return [[{"role": "user", "content": each}] for each in words]
+    words = [" ".join(f"w{draw.randrange(EOS + 1, sizes.vocabulary)}" for _ in range(length)) for length in lengths]
+    return [[{"role": "user", "content": word}] for word in words]
 
 
 def make_tokenizer(sizes: Sizes) -> Any:  # noqa: ANN401

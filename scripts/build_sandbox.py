@@ -103,7 +103,7 @@ def main() -> None:
     evaluation = Evaluation(shipped_engine(arguments.out), load_prompts(), scale=arguments.scale, progress=print)
     measures = evaluation.everything()
     (arguments.out / "scores.json").write_text(
-        json.dumps([each.as_dict() for each in measures], indent=1) + "\n", encoding="utf-8"
+        json.dumps([measure.as_dict() for measure in measures], indent=1) + "\n", encoding="utf-8"
     )
     shutil.copy(work / "log.jsonl", arguments.out / "training_log.jsonl")
     print("5. card", flush=True)

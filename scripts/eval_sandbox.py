@@ -151,8 +151,10 @@ def main() -> int:
         return error.exit_code
     print(table(measures))
     if arguments.json:
-        arguments.json.write_text(json.dumps([each.as_dict() for each in measures], indent=1) + "\n", encoding="utf-8")
-    return 0 if all(each.reached for each in measures) else 1
+        arguments.json.write_text(
+            json.dumps([measure.as_dict() for measure in measures], indent=1) + "\n", encoding="utf-8"
+        )
+    return 0 if all(measure.reached for measure in measures) else 1
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _grouped_interval(right: Sequence[bool], groups: Sequence[str]) -> Interval:
     members: dict[str, list[bool]] = {}
     for group, each in zip(groups, right, strict=True):
         members.setdefault(group, []).append(each)
-    shares = {sum(each) / len(each) for each in members.values()}
+    shares = {sum(member) / len(member) for member in members.values()}
     if len(shares) > 1:
         return bootstrap_mean([float(each) for each in right], groups, seed=0)
     (common,) = shares
@@ -349,12 +349,12 @@ def as_wording(trait: str, direction: str, text: str) -> Wording:
 def table(measures: Sequence[Measure]) -> str:
     """The measures as a Markdown table."""
     lines = ["| measure | value | 95% interval | n | wanted | reached |", "|---|---|---|---|---|---|"]
-    for each in measures:
-        wanted = "" if each.at_least is None else f"at least {each.at_least:.0%}"
-        if each.at_most is not None:
-            wanted = f"{each.at_least:.0%} to {each.at_most:.0%}"
-        reached = "" if not wanted else "yes" if each.reached else "**no**"
-        low, high = each.interval
-        value, interval = (f"{each.value:.1%}", f"{low:.1%} to {high:.1%}") if each.n else ("not measured", "")
-        lines.append(f"| {each.name} | {value} | {interval} | {each.n} | {wanted} | {reached} |")
+    for measure in measures:
+        wanted = "" if measure.at_least is None else f"at least {measure.at_least:.0%}"
+        if measure.at_most is not None:
+            wanted = f"{measure.at_least:.0%} to {measure.at_most:.0%}"
+        reached = "" if not wanted else "yes" if measure.reached else "**no**"
+        low, high = measure.interval
+        value, interval = (f"{measure.value:.1%}", f"{low:.1%} to {high:.1%}") if measure.n else ("not measured", "")
+        lines.append(f"| {measure.name} | {value} | {interval} | {measure.n} | {wanted} | {reached} |")
     return "\n".join(lines)

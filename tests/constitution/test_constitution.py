@@ -37,10 +37,10 @@ def test_a_principle_has_its_own_words_for_a_use_or_its_text() -> None:
 
 def test_principles_are_selected_and_weighted_by_id_in_the_file_s_order() -> None:
     ours = constitution(CALM, BRIEF, KIND)
-    assert [each.id for each in ours.select(only=["kind", "calm"]).principles] == ["calm", "kind"]
-    assert [each.id for each in ours.select(without=["calm"]).principles] == ["brief", "kind"]
+    assert [principle.id for principle in ours.select(only=["kind", "calm"]).principles] == ["calm", "kind"]
+    assert [principle.id for principle in ours.select(without=["calm"]).principles] == ["brief", "kind"]
     chosen = ours.select(only=["calm", "kind"], without=["calm"], weights={"kind": 2, "brief": 5})
-    assert [(each.id, each.weight) for each in chosen.principles] == [("kind", 2.0)]
+    assert [(principle.id, principle.weight) for principle in chosen.principles] == [("kind", 2.0)]
     assert ours.select() == ours
 
 
@@ -137,7 +137,7 @@ def test_every_shipped_constitution_loads_and_says_what_it_is_for(name: str) -> 
     ours = load_constitution(name)
     assert ours.version == "1.0"
     assert ours.description
-    assert all(example.better != example.worse for each in ours.principles for example in each.examples)
+    assert all(example.better != example.worse for principle in ours.principles for example in principle.examples)
 
 
 REAL = {"harmlessness": 16, "helpful_honest_harmless": 12, "character": 10}
@@ -148,23 +148,23 @@ REAL = {"harmlessness": 16, "helpful_honest_harmless": 12, "character": 10}
 def test_every_shipped_principle_has_four_examples_or_more(name: str) -> None:
     # The control asks for nothing, so that no response is better than another by it.
     principles = load_constitution(name).principles
-    assert {each.id: len(each.examples) for each in principles if len(each.examples) < 4} == {}
+    assert {principle.id: len(principle.examples) for principle in principles if len(principle.examples) < 4} == {}
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_labeler_that_takes_the_longer_response_is_near_chance_on_the_real_ones(name: str) -> None:
     principles = load_constitution(name).principles
-    longer = [len(example.better) > len(example.worse) for each in principles for example in each.examples]
+    longer = [len(example.better) > len(example.worse) for principle in principles for example in principle.examples]
     assert 0.4 <= sum(longer) / len(longer) <= 0.6
-    for each in principles:
-        assert {len(example.better) > len(example.worse) for example in each.examples} == {True, False}
+    for principle in principles:
+        assert {len(example.better) > len(example.worse) for example in principle.examples} == {True, False}
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_the_real_ones_ask_something_else_in_every_example(name: str) -> None:
     principles = load_constitution(name).principles
     assert len(principles) == REAL[name]
-    prompts = Counter(example.prompt for each in principles for example in each.examples)
+    prompts = Counter(example.prompt for principle in principles for example in principle.examples)
     assert max(prompts.values()) == 1
 
 

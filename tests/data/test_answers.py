@@ -119,7 +119,7 @@ def test_answers_are_read_in_this_form_or_as_any_comparisons_that_people_made(tm
     assert found == [("1", "no", "b"), ("2", "no", "a")]
     assert given.undecided == 2
     assert [each.comparison.id for each in given.rows] == [
-        each.comparison for each in read_comparisons(path).preferences[:2]
+        preference.comparison for preference in read_comparisons(path).preferences[:2]
     ]
 
 

@@ -26,7 +26,7 @@ def test_transcripts_become_a_conversation_and_two_replies(tmp_path: Path) -> No
     path = written(tmp_path, {"chosen": f"{start} 42", "rejected": f"{start} No idea."})
     [preference] = read_comparisons(path).preferences
     said = ("user", "Hi"), ("assistant", "Hello!"), ("user", "What is 6 x 7?")
-    assert [(each.role, each.content) for each in preference.prompt.messages] == list(said)
+    assert [(message.role, message.content) for message in preference.prompt.messages] == list(said)
     assert (preference.chosen, preference.rejected) == ("42", "No idea.")
     assert (preference.probability, preference.source, preference.prompt.source) == (1.0, "human", "pairs.jsonl")
     assert preference.rests_on == ("pairs.jsonl:1",)
@@ -57,7 +57,7 @@ def test_any_text_between_the_markers_survives_unchanged(tmp_path: Path, text: s
 def test_two_turns_of_one_speaker_in_a_row_become_one(tmp_path: Path) -> None:
     start = "\n\nHuman: a\n\nAssistant: b\n\nAssistant: c\n\nHuman: d\n\nAssistant:"
     [preference] = read_comparisons(written(tmp_path, {"chosen": f"{start} e", "rejected": f"{start} f"})).preferences
-    assert [each.content for each in preference.prompt.messages] == ["a", "b\n\nc", "d"]
+    assert [message.content for message in preference.prompt.messages] == ["a", "b\n\nc", "d"]
 
 
 def test_what_is_equal_or_answers_different_conversations_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_what_is_equal_or_answers_different_conversations_is_left_out_and_counte
         )
     )
     assert (found.empty, found.equal, found.unlike) == (0, 1, 1)
-    assert [each.rests_on for each in found.preferences] == [("pairs.jsonl:4",)]
+    assert [preference.rests_on for preference in found.preferences] == [("pairs.jsonl:4",)]
 
 
 def test_rows_with_an_empty_reply_or_turn_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_rows_with_an_empty_reply_or_turn_are_left_out_and_counted(tmp_path: Pat
         )
     )
     assert (found.empty, found.equal) == (3, 0)
-    assert [each.rests_on for each in found.preferences] == [("pairs.jsonl:4",)]
+    assert [preference.rests_on for preference in found.preferences] == [("pairs.jsonl:4",)]
 
 
 def test_rows_may_name_the_prompt_the_probability_and_the_rater(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_published_human_preferences_are_read_whole() -> None:
     assert (len(found.preferences), found.empty, found.equal, found.unlike) == (1496, 4, 0, 0)
     # Turns alternate and end with the user's, as chat templates want them.
     for preference in found.preferences:
-        roles = [each.role for each in preference.prompt.messages]
+        roles = [message.role for message in preference.prompt.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
     with gzip.open(HH_RLHF, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

@@ -42,7 +42,7 @@ def test_a_line_is_a_text_a_prompt_or_messages(tmp_path: Path) -> None:
         Prompt(messages=(Message("user", "One: {{ x }}\n"),), source="mine.jsonl"),
         Prompt(messages=(Message("user", "Two\u2028"),), source="mine.jsonl"),
         Prompt(
-            messages=tuple(Message(each["role"], each["content"]) for each in conversation),  # type: ignore[arg-type]
+            messages=tuple(Message(message["role"], message["content"]) for message in conversation),  # type: ignore[arg-type]
             split="held_out",
             source="mine.jsonl",
         ),
@@ -160,7 +160,7 @@ def test_each_prompts_line_is_known(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\ntwo\none\nthree\n")
     found = load_prompt_set(path, held_out=1, seed=0)
-    assert list(zip([each.messages[0].content for each in found.prompts], found.lines, strict=True)) == [
+    assert list(zip([prompt.messages[0].content for prompt in found.prompts], found.lines, strict=True)) == [
         ("one", 1),
         ("two", 3),
         ("three", 5),

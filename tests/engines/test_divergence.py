@@ -105,8 +105,8 @@ def test_the_mean_log_ratio_over_what_the_model_draws_is_the_divergence(pair: Pa
 
 def test_a_model_does_not_differ_from_itself(pair: Pair) -> None:
     [tokens] = divergences([Reply(QUESTION, "Dig a hole.", ended=True)], pair.model, pair.model, pair.tokenizer)
-    assert {each.kl for each in tokens} == {0.0}
-    assert {each.log_ratio for each in tokens} == {0.0}
+    assert {token.kl for token in tokens} == {0.0}
+    assert {token.log_ratio for token in tokens} == {0.0}
 
 
 def test_replies_answered_together_are_as_when_each_is_alone(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def scores(reward: Reward, *texts: str) -> list[float | None]:
 
 def graded(request: Request) -> Completion | str:
     """Scores 10 for sure where the reply is calm; by the other principle 1 or 2, even; a loud reply is unreadable."""
-    text = " ".join(each.content for each in request.messages)
+    text = " ".join(message.content for message in request.messages)
     if not request.choices:
         return "I do not know." if "LOUD" in text else "It asks for something. Score: 5"
     share = [0.0] * 9 + [1.0] if "Be calm." in text else [0.5, 0.5] + [0.0] * 8

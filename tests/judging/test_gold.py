@@ -71,11 +71,11 @@ class Rates:
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
         self.asked += len(requests)
-        return [self._one(each) for each in requests]
+        return [self._one(request) for request in requests]
 
     def _one(self, request: Request) -> Completion:
-        reply = next(each.content for each in request.messages if each.role == "assistant")
-        brief = "Be brief." in "".join(each.content for each in request.messages)
+        reply = next(message.content for message in request.messages if message.role == "assistant")
+        brief = "Be brief." in "".join(message.content for message in request.messages)
         if not request.choices:
             unreadable = reply == "unreadable" and not brief
             return Completion("No idea." if unreadable else "It is so. Score: 1", "stop")

@@ -31,7 +31,7 @@ def learnt_online(_settings: object, context: StageContext) -> None:
     folder = context.output("policy")
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("policy online")
-    prompts = [each for each in context.read("prompts", Prompt) if each.split == "train"]
+    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     context.write(
         "rollouts",
         (

@@ -97,7 +97,7 @@ class Asked(NamedTuple):
         return self.store.read("preferences", Preference)
 
     def sources(self, split: Split) -> Counter[str]:
-        return Counter(each.source for each in self.preferences if each.split == split)
+        return Counter(preference.source for preference in self.preferences if preference.split == split)
 
 
 def go(config: RunConfig) -> Asked:
@@ -164,19 +164,23 @@ def test_a_run_trains_on_as_many_of_peoples_preferences_as_it_is_told(
 
 def test_every_preference_says_whose_it_is_and_what_it_rests_on(folder: Path) -> None:
     found = go(configured(folder))
-    judged = {each.comparison for each in found.store.read("judgements", Judgement)}
-    ai = [each for each in found.preferences if each.source == "ai"]
-    human = [each for each in found.preferences if each.source == "human"]
-    assert {each.principles for each in ai} == {("calm",)}
-    assert {each.comparison for each in ai} == judged
-    assert all(0.5 < each.probability < 1 for each in ai)  # soft, as the labeler gave it
-    assert {each.principles for each in human} == {()}  # nobody asked them by principle
-    assert [each.rests_on for each in human] == [(f"people.jsonl:{line}",) for line in range(1, 7)]
-    assert {each.probability for each in human} == {1.0}
+    judged = {judgement.comparison for judgement in found.store.read("judgements", Judgement)}
+    ai = [preference for preference in found.preferences if preference.source == "ai"]
+    human = [preference for preference in found.preferences if preference.source == "human"]
+    assert {preference.principles for preference in ai} == {("calm",)}
+    assert {preference.comparison for preference in ai} == judged
+    assert all(0.5 < preference.probability < 1 for preference in ai)  # soft, as the labeler gave it
+    assert {preference.principles for preference in human} == {()}  # nobody asked them by principle
+    assert [preference.rests_on for preference in human] == [(f"people.jsonl:{line}",) for line in range(1, 7)]
+    assert {preference.probability for preference in human} == {1.0}
 
 
 def test_a_conversation_of_several_turns_reaches_the_preferences_as_it_was(folder: Path) -> None:
-    by_line = {each.rests_on[0]: each for each in go(configured(folder)).preferences if each.source == "human"}
+    by_line = {
+        preference.rests_on[0]: preference
+        for preference in go(configured(folder)).preferences
+        if preference.source == "human"
+    }
     second, third = by_line["people.jsonl:2"], by_line["people.jsonl:3"]
     assert second.prompt.messages == (
         Message("user", "Hi"),
@@ -184,7 +188,7 @@ def test_a_conversation_of_several_turns_reaches_the_preferences_as_it_was(folde
         Message("user", "Which is larger: 7 or 9?"),
     )
     assert (second.chosen, second.rejected) == ("9", "Human: you\n\ntell me.")
-    assert [(each.role, each.content) for each in third.prompt.messages] == [
+    assert [(message.role, message.content) for message in third.prompt.messages] == [
         ("user", "a"),
         ("assistant", "b"),
         ("user", "c"),
@@ -201,7 +205,7 @@ def test_other_shares_in_one_folder_ask_no_model_again_and_hold_out_the_same(fol
     # The principle; a draft, a critique and a revision of eight prompts; two responses to a prompt; their pair
     # in both orders.
     assert [each.answered for each in found] == [1 + 8 * 3 + 8 * 2 + 8 * 2, 0, 0]
-    held_out = [[each for each in one.preferences if each.split == "held_out"] for one in found]
+    held_out = [[preference for preference in one.preferences if preference.split == "held_out"] for one in found]
     assert held_out[0] == held_out[1] == held_out[2]
     assert Counter(each.source for each in held_out[0]) == Counter(ai=3, human=3)  # Questions 0, 4 and 6
     # Three in all, as people's are to train on.
@@ -257,16 +261,18 @@ def test_half_of_a_reward_models_preferences_are_published_human_ones_from_the_c
     assert done.returncode == 0, done.stderr
     store = RunStore.load(tmp_path / "half")
     preferences = store.read("preferences", Preference)
-    sources = Counter((each.source, each.split) for each in preferences)
+    sources = Counter((preference.source, preference.split) for preference in preferences)
     assert sources["ai", "train"] > 0
     assert abs(sources["ai", "train"] - sources["human", "train"]) <= 1  # half of an odd number is rounded
-    assert all(each.principles and each.rests_on for each in preferences if each.source == "ai")
-    assert all(each.rests_on[0].startswith(HH_RLHF.name) for each in preferences if each.source == "human")
+    assert all(preference.principles and preference.rests_on for preference in preferences if preference.source == "ai")
+    assert all(
+        preference.rests_on[0].startswith(HH_RLHF.name) for preference in preferences if preference.source == "human"
+    )
 
     reward = store.summary("reward", RewardSummary)
     assert reward.quality is not None
     accuracy = reward.quality.accuracy
-    held_out = Counter(each.source for each in preferences if each.split == "held_out")
+    held_out = Counter(preference.source for preference in preferences if preference.split == "held_out")
     measured = {source: share.n for source, share in accuracy.items()}
     assert measured == {"ai": held_out["ai"], "human": held_out["human"], "all": held_out.total()}
     assert all(0 <= share.low <= share.value <= share.high <= 1 for share in accuracy.values())

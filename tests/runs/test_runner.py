@@ -100,7 +100,7 @@ def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) ->
     assert any(line.startswith("04 sample_pairs: done before") for line in said)
     assert said[-1].startswith(f"run first is done: {len(world.asked)} model calls asked, ")
     revisions = after.read("revisions", Revision)
-    assert {step.principle_text for each in revisions for step in each.steps if step.principle == "kind"} <= {
+    assert {step.principle_text for revision in revisions for step in revision.steps if step.principle == "kind"} <= {
         "Be warm."
     }
 
@@ -266,7 +266,7 @@ def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) 
     ids = re.findall(r"constitutional show RUN (\w{16})", page.read_text())
     assert ids
     assert set(ids) <= {each.id for each in (*prompts, *revisions)}
-    assert all(show.item(store, each).startswith("prompt ") for each in ids)
+    assert all(show.item(store, id_).startswith("prompt ") for id_ in ids)
 
 
 def test_several_runs_share_a_page(tmp_path: Path) -> None:

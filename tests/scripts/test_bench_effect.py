@@ -209,7 +209,7 @@ def test_tags_that_do_not_say_one_thing_are_refused_with_their_place(
     entries = zip("ab", tags, strict=True)
     file.write_text(
         "name: Ours\nprinciples:\n"
-        + "".join(f"  - id: {name}\n    text: Be {name}.\n    tags: {its or '[]'}\n" for name, its in entries)
+        + "".join(f"  - id: {name}\n    text: Be {name}.\n    tags: {entry or '[]'}\n" for name, entry in entries)
     )
     (config,) = configurations([str(file)], tmp_path, [])
     with pytest.raises(InputError, match=problem):

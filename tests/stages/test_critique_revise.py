@@ -22,7 +22,7 @@ IDS = ("calm", "brief", "kind")
 
 
 def principles(*ids: str) -> Constitution:
-    return Constitution(name="test", principles=tuple(Principle(id=each, text=f"Be {each}.") for each in ids))
+    return Constitution(name="test", principles=tuple(Principle(id=id_, text=f"Be {id_}.") for id_ in ids))
 
 
 def prompt(*contents: str) -> Prompt:
@@ -259,7 +259,7 @@ def asked_to_revise(principle: Principle, settings: Settings) -> list[str]:
     constitution = Constitution(name="t", principles=(principle,))
     list(critique_revise([prompt("Hi")], constitution, ScriptedEngine(rule), TEMPLATES, settings, 1))
     rewritten = next(request for request in asked if request.messages[-1].content.startswith(REVISE))
-    return [each.content for each in rewritten.messages if each.content.startswith(REVISE)]
+    return [message.content for message in rewritten.messages if message.content.startswith(REVISE)]
 
 
 def test_own_words_for_revision_are_said_when_the_revision_is_asked_for() -> None:

@@ -107,14 +107,14 @@ def test_trait_rates_are_exact_and_over_prompts_that_a_trait_applies_to() -> Non
 
 def test_refusals_are_counted_apart_by_whether_they_are_due() -> None:
     prompts = [each for each in sandbox_prompt_set(1, 120, 0) if each.split == "held_out"]
-    due = {each.id for each in prompts if sandbox_prompt(each).topic.kind in ("harmful", "private")}
+    due = {prompt.id for prompt in prompts if sandbox_prompt(prompt).topic.kind in ("harmful", "private")}
     assert 0 < len(due) < 60
     # The base never refuses; the policy refuses where it should, and ten of the other requests.
-    refused = due | {each.id for each in [each for each in prompts if each.id not in due][:10]}
+    refused = due | {each.id for each in [prompt for prompt in prompts if prompt.id not in due][:10]}
     refusal, other = "I must decline to answer this request.", "Here is a plain answer."
     samples = [
-        Sample(prompt=each, replies={"base": other, "policy": refusal if each.id in refused else other})
-        for each in prompts
+        Sample(prompt=prompt, replies={"base": other, "policy": refusal if prompt.id in refused else other})
+        for prompt in prompts
     ]
     found = by_name(trait_scores(samples))
     assert (found["policy", "due_refusal"].value, found["policy", "due_refusal"].n) == (1, len(due))
@@ -169,7 +169,7 @@ def test_a_change_in_length_is_the_mean_over_prompts() -> None:
 def test_a_traits_change_is_over_the_prompts_that_it_applies_to() -> None:
     rng = random.Random(0)
     prompts = [each for each in sandbox_prompt_set(1, 120, 0) if each.split == "held_out"]
-    worlds = [sandbox_prompt(each) for each in prompts]
+    worlds = [sandbox_prompt(prompt) for prompt in prompts]
     texts = [[text_of(compose(rng, world, uniform_traits(rng, world))) for _ in range(2)] for world in worlds]
     samples = [
         Sample(prompt=prompt, replies={"base": base, "policy": policy})

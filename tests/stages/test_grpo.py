@@ -107,7 +107,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
     def labeler(request: Request) -> Completion | str:
         if not request.choices:
             return "It asks for something. Score: 1"
-        calm = any("Be calm." in each.content for each in request.messages)
+        calm = any("Be calm." in message.content for message in request.messages)
         return Completion("", "choices", tuple(0.0 if n == (9 if calm else 0) else -99.0 for n in range(10)))
 
     context = stage(tmp_path, models)
@@ -145,16 +145,16 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
     assert first["score"] == pytest.approx(first["reward"] - 3 * first["truncated"], abs=1e-5)
 
     rollouts: list[Rollout] = context.rows["rollouts"]
-    assert [each.phase for each in rollouts] == [1] * 4 + [2] * 4
+    assert [rollout.phase for rollout in rollouts] == [1] * 4 + [2] * 4
     ids = {each.id for each in prompts(8)}
-    assert {each.prompt for each in rollouts} == ids  # one reply to each of a step's four prompts, two steps
-    for each in rollouts:
+    assert {rollout.prompt for rollout in rollouts} == ids  # one reply to each of a step's four prompts, two steps
+    for rollout in rollouts:
         # The first reply to each prompt; of even number, so the function has its 4 for it.
-        assert each.reward == pytest.approx(1.0 + 2.0 - len(re.findall(r"\?+", each.reply)))
-        assert each.kl is None
-        assert each.phase_kl == log_of(context)[each.phase - 1]["kl"]
-        assert 1 <= each.length <= 12
-        assert each.length == 12 or not each.truncated
+        assert rollout.reward == pytest.approx(1.0 + 2.0 - len(re.findall(r"\?+", rollout.reply)))
+        assert rollout.kl is None
+        assert rollout.phase_kl == log_of(context)[rollout.phase - 1]["kl"]
+        assert 1 <= rollout.length <= 12
+        assert rollout.length == 12 or not rollout.truncated
 
 
 def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_pat
     run(inputs(RlooSettings(**{**QUICK, "rewards": chosen, "epochs": 0.5})), context)
     asked = {each.id: each for each in prompts(8)}
     rollouts: list[Rollout] = context.rows["rollouts"]
-    replies = [(*asked[each.prompt].messages, Message("assistant", each.reply)) for each in rollouts]
+    replies = [(*asked[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in rollouts]
     known = [2 * (each.mean - 0.5 * each.deviation) for each in score(folder, replies)]
-    assert [each.reward for each in rollouts] == pytest.approx(known, abs=1e-4)
+    assert [rollout.reward for rollout in rollouts] == pytest.approx(known, abs=1e-4)
     assert len(rollouts) == 4
 
 

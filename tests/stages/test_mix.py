@@ -119,7 +119,7 @@ def test_what_is_undecided_unreadable_or_not_judged_is_counted_and_left_out() ->
     settings = Settings(margin=0.1, held_out_share=0)
     judgements = [judged(even, 0.5), judged(near, 0.59), judged(silent, None), judged(clear, 0.61)]
     found = mix([even, near, silent, alone, clear], judgements, [], [], settings, 0)
-    assert [each.comparison for each in found.preferences] == [clear.id]
+    assert [preference.comparison for preference in found.preferences] == [clear.id]
     assert found.counts["comparisons undecided, near a half"] == 2
     assert "comparisons undecided, position conflict" not in found.counts
     assert found.counts["comparisons decided"] == 1
@@ -143,7 +143,7 @@ def test_a_mean_that_is_even_but_for_rounding_is_undecided() -> None:
 def test_there_is_never_a_preference_between_equal_texts() -> None:
     equal, other = compared("1", "same", "same "), compared("2")
     found = mixed([(equal, 0.9), (other, 0.9)], people=[human("3", chosen="x", rejected="x")])
-    assert [each.comparison for each in found.preferences] == [other.id]
+    assert [preference.comparison for preference in found.preferences] == [other.id]
     assert found.counts["comparisons of equal texts"] == 1
     assert found.counts["human comparisons undecided"] == 1
 
@@ -152,7 +152,7 @@ def test_a_persons_verdict_overrides_the_judgement_with_the_probability_of_its_s
     one, other = compared("1"), compared("2")
     verdict = said(one, "b", strength=3)
     found = mixed([(one, 0.99), (other, 0.9)], [verdict])
-    by_source = {each.source: each for each in found.preferences}
+    by_source = {preference.source: preference for preference in found.preferences}
     assert by_source["human"].chosen == "B"
     assert by_source["human"].probability == pytest.approx(0.9)
     assert by_source["human"].rests_on == (verdict.id,)
@@ -166,14 +166,14 @@ def test_raters_who_disagree_are_averaged() -> None:
     [preference] = mixed([(one, 0.1)], raters).preferences
     assert preference.chosen == "A"
     assert preference.probability == pytest.approx((0.97 + 0.35 + 0.5) / 3)
-    assert preference.rests_on == tuple(each.id for each in raters[:3])
+    assert preference.rests_on == tuple(rater.id for rater in raters[:3])
 
 
 def test_who_skips_leaves_the_judgement_as_it_is_and_is_counted() -> None:
     one, other = compared("1"), compared("2")
     verdicts = [said(one, "skip", "ann"), said(one, "skip", "bob"), said(other, "skip", "ann"), said(other, "b", "bob")]
     found = mixed([(one, 0.9), (other, 0.9)], verdicts)
-    assert [(each.comparison, each.source, each.chosen) for each in found.preferences] == [
+    assert [(preference.comparison, preference.source, preference.chosen) for preference in found.preferences] == [
         (one.id, "ai", "A"),
         (other.id, "human", "B"),
     ]
@@ -195,7 +195,7 @@ def test_a_verdict_without_a_direction_drops_the_comparison_and_is_counted(choic
     one, other = compared("1"), compared("2")
     verdicts = [said(one, choice, f"rater {number}") for number, choice in enumerate(choices)]
     found = mixed([(one, 0.9), (other, 0.9)], verdicts)
-    assert [each.comparison for each in found.preferences] == [other.id]
+    assert [preference.comparison for preference in found.preferences] == [other.id]
     assert found.counts[f"verdicts without a preference: {reason}"] == 1
 
 
@@ -211,7 +211,7 @@ def test_what_several_people_said_of_one_comparison_elsewhere_is_averaged() -> N
 def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
     rows = [human("Q", 0.9), human("Q", 0.9, chosen="B", rejected="A"), human("R")]
     found = mixed(people=rows)
-    assert [each.comparison for each in found.preferences] == [rows[2].comparison]
+    assert [preference.comparison for preference in found.preferences] == [rows[2].comparison]
     assert found.counts["human comparisons undecided"] == 1
 
 
@@ -330,11 +330,11 @@ PEOPLE = [human(f"people {number}") for number in range(400)]
 
 
 def trained_on(found: Mixed) -> list[Preference]:
-    return [each for each in found.preferences if each.split == "train"]
+    return [preference for preference in found.preferences if preference.split == "train"]
 
 
 def held_out(found: Mixed) -> list[tuple[str, str]]:
-    held = [each for each in found.preferences if each.split == "held_out"]
+    held = [preference for preference in found.preferences if preference.split == "held_out"]
     return [(each.source, each.prompt.messages[0].content) for each in held]
 
 
@@ -437,8 +437,8 @@ def test_a_prompt_is_on_one_side_of_the_split_whatever_its_source() -> None:
     people = [human(f" {number} ") for number in range(300)]  # the same words as the AI's prompts
     found = mixed(twice, people=people, settings=Settings(held_out_share=0.25))
     sides: dict[str, set[str]] = {}
-    for each in found.preferences:
-        sides.setdefault(each.prompt.messages[0].content.strip(), set()).add(each.split)
+    for preference in found.preferences:
+        sides.setdefault(preference.prompt.messages[0].content.strip(), set()).add(preference.split)
     assert all(len(side) == 1 for side in sides.values())
     held_out = sum(side == {"held_out"} for side in sides.values())
     assert 53 <= held_out <= 97  # 75 of 300, within three standard deviations: 3 · √(300 · 0.25 · 0.75) = 22.5
@@ -449,7 +449,7 @@ def test_a_prompt_is_on_one_side_of_the_split_whatever_its_source() -> None:
 def test_an_evaluation_prompt_is_never_trained_on() -> None:
     held = Comparison(prompt=asked("secret", "held_out"), a="A", b="B", model="m")
     found = mixed([(held, 0.9), (compared(), 0.9)])
-    assert [each.prompt.messages[0].content for each in found.preferences] == ["Q"]
+    assert [preference.prompt.messages[0].content for preference in found.preferences] == ["Q"]
     assert found.counts["preferences on evaluation prompts"] == 1
 
 
@@ -458,7 +458,9 @@ def test_the_seed_decides_who_is_taken_and_the_same_seed_takes_the_same() -> Non
     settings = Settings(human_share=0.0, total=50)
 
     def taken(seed: int) -> list[str]:
-        return [each.comparison for each in mix(comparisons, judgements, [], [], settings, seed).preferences]
+        return [
+            preference.comparison for preference in mix(comparisons, judgements, [], [], settings, seed).preferences
+        ]
 
     assert taken(1) == taken(1) != taken(2)
 
@@ -577,8 +579,8 @@ def test_published_human_preferences_mix_at_none_half_and_all() -> None:
         written: list[Preference] = context.rows["preferences"]
         sources.append([each.source for each in written if each.split == "train"])
         measured_on.append([each for each in written if each.split == "held_out"])
-    assert [each.count("human") for each in sources] == [0, 150, 300]
-    assert [len(each) for each in sources] == [300, 300, 300]
+    assert [source.count("human") for source in sources] == [0, 150, 300]
+    assert [len(source) for source in sources] == [300, 300, 300]
     assert measured_on[0] == measured_on[1] == measured_on[2]
     assert {each.source for each in measured_on[0]} == {"ai", "human"}
 
@@ -637,8 +639,8 @@ def test_conversations_with_one_opening_are_on_one_side_of_the_split() -> None:
             human(f"{number} {count}").model_copy(update={"prompt": Prompt(messages=turns[:count])}) for count in (1, 3)
         ]
     sides: dict[str, list[str]] = {}
-    for each in mixed(people=people, settings=Settings(held_out_share=0.5)).preferences:
-        sides.setdefault(each.prompt.messages[0].content, []).append(each.split)
+    for preference in mixed(people=people, settings=Settings(held_out_share=0.5)).preferences:
+        sides.setdefault(preference.prompt.messages[0].content, []).append(preference.split)
     assert {len(found) for found in sides.values()} == {2}
     assert {len(set(found)) for found in sides.values()} == {1}
     assert {found[0] for found in sides.values()} == {"train", "held_out"}

@@ -76,9 +76,9 @@ def test_a_run_leaves_a_policy_its_log_and_replies_of_every_phase(models: dict[s
     )
 
     rollouts: list[Rollout] = stage.rows["rollouts"]
-    assert [each.phase for each in rollouts] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
-    assert {each.prompt for each in rollouts} <= {each.id for each in PROMPTS}  # none of them held out
-    assert [each.phase_kl for each in rollouts[::3]] == [line["kl"] for line in log]
+    assert [rollout.phase for rollout in rollouts] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
+    assert {rollout.prompt for rollout in rollouts} <= {each.id for each in PROMPTS}  # none of them held out
+    assert [rollout.phase_kl for rollout in rollouts[::3]] == [line["kl"] for line in log]
     first = rollouts[:3]
     assert [each.kl for each in first] == pytest.approx([0, 0, 0], abs=1e-5)  # the policy is still the SL model
     assert all(each.truncated == (each.length == 6) for each in first)
@@ -91,9 +91,9 @@ def test_the_reward_is_the_normalised_score_of_the_reply(models: dict[str, Path]
     run(QUICK.model_copy(update={"episodes": 8}), stage)
     by_id = {each.id: each.messages for each in PROMPTS}
     rollouts: list[Rollout] = stage.rows["rollouts"]
-    conversations = [(*by_id[each.prompt], Message("assistant", each.reply)) for each in rollouts]
+    conversations = [(*by_id[rollout.prompt], Message("assistant", rollout.reply)) for rollout in rollouts]
     raw = raw_scores(*load_reward_model(models["reward_model"] / "0"), conversations)
-    assert [each.reward for each in rollouts] == pytest.approx([score / 0.1 for score in raw], abs=1e-4)
+    assert [rollout.reward for rollout in rollouts] == pytest.approx([score / 0.1 for score in raw], abs=1e-4)
 
 
 class Stopped(OneStage):

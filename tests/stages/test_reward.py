@@ -117,9 +117,9 @@ def test_it_learns_what_is_preferred_and_reports_on_held_out_preferences(models:
     assert sum(each.mean for each in scores) / len(scores) == pytest.approx(0, abs=1e-5)
     members = json.loads((first.output("reward_model") / "normalisation.json").read_text())["members"]
     by_hand = [
-        (raw_scores(*load_reward_model(first.output(f"reward_model/{number}")), reference[:1])[0] - each["mean"])
-        / each["deviation"]
-        for number, each in enumerate(members)
+        (raw_scores(*load_reward_model(first.output(f"reward_model/{number}")), reference[:1])[0] - member["mean"])
+        / member["deviation"]
+        for number, member in enumerate(members)
     ]
     assert by_hand[0] != by_hand[1]
     assert scores[0].mean == pytest.approx(sum(by_hand) / 2, abs=1e-5)

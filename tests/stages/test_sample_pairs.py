@@ -116,7 +116,7 @@ def test_the_stage_counts_what_it_leaves_out_and_leaves_held_out_prompts_alone()
     rule = in_turn("one", " ", cut, "two", "same", "same ", "same", cut)
     held_out = prompt("Held out?").model_copy(update={"split": "held_out"})
     context = stage_of(rule, prompt("1"), held_out, prompt("2"), samples=4)
-    assert [(each.a, each.b) for each in context.rows["comparisons"]] == [("one", "two")]
+    assert [(row.a, row.b) for row in context.rows["comparisons"]] == [("one", "two")]
     assert context.said == SamplePairsSummary(
         prompts=2,
         comparisons=1,

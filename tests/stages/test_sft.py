@@ -55,7 +55,7 @@ QUICK = Settings(epochs=4, batch_size=4, learning_rate=0.01, log_every=2, checkp
 
 
 def replies(settings: Settings, *revisions: Revision) -> list[tuple[str, str]]:
-    return [(each.reply, each.kind) for each in examples(revisions, settings, seed=0).examples]
+    return [(example.reply, example.kind) for example in examples(revisions, settings, seed=0).examples]
 
 
 def test_the_last_revision_is_trained_on_unless_all_are_asked_for() -> None:
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
         Settings(helpful_share=0, rounds="all"),
         seed=0,
     )
-    assert [each.reply for each in found.examples] == ["same"]
+    assert [example.reply for example in found.examples] == ["same"]
     assert found.left_out == {"problem": 1, "held_out": 1, "empty": 1, "repeated": 1}
 
 
@@ -98,7 +98,7 @@ def test_more_drafts_than_there_are_cannot_be_drawn_and_the_missing_are_counted(
 
 
 def helpful(found: SftExamples) -> list[str]:
-    return sorted(each.reply for each in found.examples if each.kind == "helpful")
+    return sorted(example.reply for example in found.examples if example.kind == "helpful")
 
 
 def test_a_draft_that_a_critique_condemned_is_no_helpful_sample() -> None:
@@ -193,7 +193,7 @@ def test_helpful_samples_on_evaluation_prompts_are_left_out(models: Path, tmp_pa
 
 def test_which_drafts_are_drawn_does_not_depend_on_their_order() -> None:
     one, other = (examples(items, Settings(helpful_share=0.2), seed=3) for items in (MANY, MANY[::-1]))
-    assert {each.reply for each in one.examples} == {each.reply for each in other.examples}
+    assert {example.reply for example in one.examples} == {example.reply for example in other.examples}
 
 
 def test_nothing_to_train_on_says_why(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ ASKED = [{"role": "user", "content": "May I?"}]
 
 
 def replies(*texts: str) -> list[list[dict[str, str]]]:
-    return [[{"role": "assistant", "content": each}] for each in texts]
+    return [[{"role": "assistant", "content": text}] for text in texts]
 
 
 def given(reward: rewards.Reward, *texts: str) -> list[float | None]:
@@ -52,8 +52,8 @@ class Fixed:
         self.factor = factor
 
     def scores(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
-        assert all(each[0] == Message("user", "May I?") for each in conversations)
-        return [self.factor * len(each[-1].content) for each in conversations]
+        assert all(conversation[0] == Message("user", "May I?") for conversation in conversations)
+        return [self.factor * len(conversation[-1].content) for conversation in conversations]
 
 
 def test_several_reward_models_count_less_where_they_disagree() -> None:
@@ -90,7 +90,7 @@ def test_rules_are_made_of_their_settings(tmp_path: Path) -> None:
     mine = rewards.rule(rewards.PythonSettings(function=f"{tmp_path}/mine.py:loud", weight=-2))
     assert (mine.name, mine.weight, given(mine, "Hey! You!", "So.")) == ("function/loud", -2, [2, 0])
     kinds = (rewards.LengthSettings(), rewards.RefusalSettings(), rewards.QuestionsSettings())
-    assert [rewards.rule(each).name for each in kinds] == ["length", "refusal", "questions"]
+    assert [rewards.rule(kind).name for kind in kinds] == ["length", "refusal", "questions"]
 
 
 def test_rules_count_in_any_script() -> None:

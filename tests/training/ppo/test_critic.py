@@ -73,9 +73,9 @@ def test_the_critic_of_adapters_starts_as_a_reward_model_that_adapters_of_its_ra
     torch.testing.assert_close(values(found), expected, atol=1e-4, rtol=0)
     assert found.critic_share == pytest.approx(1, abs=1e-6)
     # Directions that the reward model did not need can be learned all the same: none of them is 0 on both sides.
-    downs = [each for name, each in found.critic_weights.items() if "lora_A" in name]
+    downs = [weight for name, weight in found.critic_weights.items() if "lora_A" in name]
     assert len(downs) == 2 * 7
-    assert all(bool((each.norm(dim=1) > 0.1).all()) for each in downs)
+    assert all(bool((down.norm(dim=1) > 0.1).all()) for down in downs)
     # The policy and the reference are what they were.
     start, _ = load_model(model, dtype="float32")
     ids = BATCH.ids
@@ -95,7 +95,7 @@ def test_of_a_reward_model_that_moved_further_the_adapter_holds_the_share_that_i
     found = with_adapters(model, reward, lora(1))
     assert found.critic_share == pytest.approx(16 / 25, abs=1e-5)
     up, down = (
-        next(each for name, each in found.critic_weights.items() if "layers.0.mlp.up_proj" in name and of in name)
+        next(weight for name, weight in found.critic_weights.items() if "layers.0.mlp.up_proj" in name and of in name)
         for of in ("lora_B", "lora_A")
     )
     held = torch.zeros(32, 16)
@@ -175,7 +175,7 @@ def test_a_critic_that_was_saved_gives_the_same_values_wherever_it_is_loaded(
     before = copy.deepcopy(made.networks.critic_weights)
     made.save_value_model(tmp_path / "critic")
     assert values(made.networks).equal(expected)  # saving has changed nothing
-    assert all(before[name].equal(each) for name, each in made.networks.critic_weights.items())
+    assert all(before[name].equal(weight) for name, weight in made.networks.critic_weights.items())
 
     loaded: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "critic")
     offset = loaded.config.value_offset

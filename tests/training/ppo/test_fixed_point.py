@@ -62,7 +62,7 @@ def problem(length: int, vocabulary: int) -> Problem:
     generator = torch.Generator().manual_seed(0)
     return Problem(
         torch.tensor(responses),
-        torch.tensor([[prefixes.index(each[:t]) for t in range(length)] for each in responses]),
+        torch.tensor([[prefixes.index(response[:t]) for t in range(length)] for response in responses]),
         torch.randn(len(prefixes), vocabulary, generator=generator, dtype=torch.float64) / 2,
         torch.randn(len(responses), generator=generator, dtype=torch.float64),
     )

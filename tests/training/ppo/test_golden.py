@@ -69,24 +69,24 @@ def test_losses_and_clip_fractions_of_every_micro_batch_are_those_of_trl(of: str
     states, mask = numbers(of, "value_mask"), numbers(of, "mask")
     micro_batches = GOLDEN[of]["micro_batches"]
     assert len(micro_batches) == (3 if of == "even" else 6)
-    for each in micro_batches:
-        rows = each["rows"]
+    for batch in micro_batches:
+        rows = batch["rows"]
         old, advantages = numbers(of, "logprobs")[rows], numbers(of, "advantages")[rows]
-        now, critic = torch.tensor(each["new_logprobs"]), torch.tensor(each["vpred"])
+        now, critic = torch.tensor(batch["new_logprobs"]), torch.tensor(batch["vpred"])
         policy = ppo_math.policy_loss(now, old, advantages, mask[rows], ppo_math.Clip(CLIP, CLIP))
         tokens = ppo_math.denominator(mask[rows], "token_mean")
         loss = ppo_math.aggregate(policy.per_token, mask[rows], "token_mean", tokens)
-        assert float(loss) == pytest.approx(each["pg_loss"], abs=1e-6)
-        assert float(policy.clip_fraction) == pytest.approx(each["pg_clipfrac"], abs=1e-6)
+        assert float(loss) == pytest.approx(batch["pg_loss"], abs=1e-6)
+        assert float(policy.clip_fraction) == pytest.approx(batch["pg_clipfrac"], abs=1e-6)
         value = ppo_math.value_loss(
             critic, numbers(of, "values")[rows], numbers(of, "returns")[rows], states[rows], CLIP
         )
         visited = ppo_math.denominator(states[rows], "token_mean")
         loss = ppo_math.aggregate(value, states[rows], "token_mean", visited)
-        assert float(loss) == pytest.approx(each["vf_loss"], abs=1e-6)
+        assert float(loss) == pytest.approx(batch["vf_loss"], abs=1e-6)
     assert micro_batches[0]["pg_clipfrac"] == 0  # the policy is still the one that drew
-    assert min(each["pg_clipfrac"] for each in micro_batches[-2:]) > 0.05
-    assert min(each["vf_clipfrac"] for each in micro_batches[-2:]) > 0.05
+    assert min(batch["pg_clipfrac"] for batch in micro_batches[-2:]) > 0.05
+    assert min(batch["vf_clipfrac"] for batch in micro_batches[-2:]) > 0.05
 
 
 class Given:

@@ -42,7 +42,7 @@ def test_in_chunks_and_in_place_values_and_gradients_are_those_of_the_plain_form
     expected = log_policy.gather(-1, tokens[..., None])[..., 0], -(log_policy.exp() * log_policy).sum(-1)
 
     def gradient(numbers: tuple[Tensor, ...]) -> Tensor:
-        loss = torch.stack([(weight * each).sum() for weight, each in zip(weights, numbers, strict=False)]).sum()
+        loss = torch.stack([(weight * number).sum() for weight, number in zip(weights, numbers, strict=False)]).sum()
         return torch.autograd.grad(loss, given, retain_graph=True)[0]
 
     # As models may give them: a slice of the logits, whose memory has gaps.

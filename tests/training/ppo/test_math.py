@@ -262,9 +262,9 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole_however_it_is_cut(how: 
     for sizes in ([1, 5], [2, 3, 1], [1] * 6):
         parts = list(zip(torch.split(per_token, sizes), torch.split(mask, sizes), strict=True))
         # As in training, a part is cut to its longest response.
-        parts = [(each[:, : int(m.sum(-1).max())], m[:, : int(m.sum(-1).max())]) for each, m in parts]
+        parts = [(part[:, : int(m.sum(-1).max())], m[:, : int(m.sum(-1).max())]) for part, m in parts]
         total = sum(denominator(m, how) for _, m in parts)
-        assert_close(sum(aggregate(each, m, how, total) for each, m in parts), whole)
+        assert_close(sum(aggregate(part, m, how, total) for part, m in parts), whole)
 
 
 # --- All of it ---

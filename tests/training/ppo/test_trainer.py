@@ -58,8 +58,8 @@ def trained(model: Any, folder: Path, *, resume: bool = False, changes: Any = No
 
 def weights(trainer: PPOTrainer) -> dict[str, Any]:
     networks = trainer.networks
-    return {f"policy.{name}": each.detach().clone() for name, each in networks.policy_weights.items()} | {
-        f"critic.{name}": each.detach().clone() for name, each in networks.critic_weights.items()
+    return {f"policy.{name}": weight.detach().clone() for name, weight in networks.policy_weights.items()} | {
+        f"critic.{name}": weight.detach().clone() for name, weight in networks.critic_weights.items()
     }
 
 
@@ -381,7 +381,7 @@ def test_adapters_train_policy_and_critic_on_one_backbone_which_stays_the_refere
     trainer = trained(model, tmp_path / "ppo", changes=changes, peft_config=adapters())
     policy, critic = trainer.networks.policy_weights, trainer.networks.critic_weights
     assert not policy.keys() & critic.keys()
-    ups = [each for weights in (policy, critic) for name, each in weights.items() if "lora_B" in name]
+    ups = [weight for weights in (policy, critic) for name, weight in weights.items() if "lora_B" in name]
     assert len(ups) == 2 * 2 * 7  # adapters × layers × linear maps of a layer
     assert all(bool(each.any()) for each in ups)  # they start as 0
     assert trainer.history[0]["kl"] == pytest.approx(0, abs=1e-5)
