@@ -21,10 +21,10 @@ from typing import Any
 
 from constitutional.base.templates import load_prompts
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.corpus import template_texts
-from constitutional.sandbox.evaluate import Evaluation, table
-from constitutional.sandbox.tokenizer import build_tokenizer
 from constitutional.sandbox.understand import shipped_engine
+from scripts.sandbox_training.corpus import template_texts
+from scripts.sandbox_training.evaluate import Evaluation, table
+from scripts.sandbox_training.tokenizer import build_tokenizer
 
 FROM_NOTHING = "Made by one run of the recipe from nothing."
 CARD = Path(__file__).with_name("sandbox_card.md")
@@ -43,7 +43,7 @@ def train_in_processes(recipe: dict[str, Any], tokenizer: Path, work: Path, star
     memory = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     threads = {} if ranks == 1 else {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
-    command += ["-m", "constitutional.sandbox.train", "--tokenizer", str(tokenizer), "--work", str(work)]
+    command += ["-m", "scripts.sandbox_training.train", "--tokenizer", str(tokenizer), "--work", str(work)]
     command += ["--recipe", json.dumps(recipe), *(["--begin-with", str(start)] if start else [])]
     checkpoint = work / "checkpoint.pt"
     done = torch.load(checkpoint, map_location="cpu", weights_only=True)["step"] if checkpoint.exists() else 0
@@ -80,8 +80,8 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="of the evaluation; 0.1 asks a tenth as much")
     arguments = parser.parse_args()
 
-    from constitutional.sandbox.network import Recipe, export
-    from constitutional.sandbox.train import load_checkpoint
+    from scripts.sandbox_training.network import Recipe, export
+    from scripts.sandbox_training.train import load_checkpoint
 
     recipe = replace(Recipe(), **json.loads(arguments.recipe))
     work: Path = arguments.work

@@ -18,10 +18,10 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.templates import load_prompts
 from constitutional.engines.models import model_folder
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.evaluate import Evaluation, Measure, Wording, as_wording, table
 from constitutional.sandbox.teacher import FAMILIES
 from constitutional.sandbox.understand import shipped_engine
 from constitutional.sandbox.world import TRAITS
+from scripts.sandbox_training.evaluate import Evaluation, Measure, Wording, as_wording, table
 
 KEYS = ("trait", "direction", "text")
 EXPECTED = f'expected {{"trait": …, "direction": …, "text": …}} with one of these traits: {", ".join(TRAITS)}'

@@ -145,7 +145,7 @@ def test_each_rule_finds_its_violation(tmp_path: Path, file: str, line: str, com
         ("stages/label.py", "from constitutional.stages.summaries import LabelSummary"),
         ("stages/ppo.py", "from constitutional.stages.online import nothing_learned"),
         ("runs/compose.py", "import hydra"),
-        ("sandbox/corpus.py", "from constitutional import __version__"),
+        ("sandbox/world.py", "from constitutional import __version__"),
     ],
 )
 def test_what_the_rules_allow_is_no_violation(tmp_path: Path, file: str, line: str) -> None:

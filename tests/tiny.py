@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from constitutional.base.records import Record
 from constitutional.engines.models import ModelSettings
-from constitutional.sandbox.tokenizer import build_tokenizer
 from constitutional.stages.summaries import Summary
+from scripts.sandbox_training.tokenizer import build_tokenizer
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Summary)

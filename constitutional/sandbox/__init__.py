@@ -1,9 +1,9 @@
 """The CPU test-bed: a synthetic world whose truth is known, and a small model that plays every part in it.
 
 The files in the order in which the data flows: `topics` are what prompts are about, `world` composes prompts and
-responses, `principles` words what is asked of them, `teacher` writes what a perfect critic, reviser and labeler would
-say, `corpus` turns that into training documents and `packing` into rows, `tokenizer`, `network` and `train` make the
-model, `detect` and `evaluate` measure it, `understand` asks it what a principle means. `model/` holds the shipped one.
+responses, `prompts` draws a run's prompts, `principles` words what is asked of them, `teacher` writes what a perfect
+critic, reviser and labeler would say, `detect` measures replies, `understand` asks the model what a principle means.
+`model/` holds the shipped model; `scripts/sandbox_training` trains it.
 """
 
 from pathlib import Path

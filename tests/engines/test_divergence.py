@@ -42,7 +42,7 @@ def tiny(size: int, tokenizer: Any, seed: int) -> Any:  # noqa: ANN401
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    from constitutional.sandbox.tokenizer import build_tokenizer
+    from scripts.sandbox_training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer([], count=20)
     size = len(tokenizer)

@@ -32,7 +32,7 @@ GREEDY = Sampling(temperature=0, max_tokens=12)
 def engine() -> LocalEngine:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from constitutional.sandbox.tokenizer import build_tokenizer
+    from scripts.sandbox_training.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer([], count=20)
     with torch.random.fork_rng():

@@ -151,8 +151,8 @@ def test_speaking_of_something_else_is_off_topic(text: str) -> None:
 
 
 def test_nothing_that_trains_or_labels_sees_the_detectors() -> None:
-    # Evaluation alone may: the sandbox's own, the stage of that name, and the gold score beside it.
-    allowed = {PACKAGE / name for name in ("sandbox/evaluate.py", "stages/evaluate.py", "judging/gold.py")}
+    # Evaluation alone may: the stage of that name, and the gold score beside it.
+    allowed = {PACKAGE / name for name in ("stages/evaluate.py", "judging/gold.py")}
     users = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

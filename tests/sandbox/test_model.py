@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from constitutional.base.stats import Interval
 from constitutional.base.templates import load_prompts
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.evaluate import Evaluation, Measure, table
 from constitutional.sandbox.understand import shipped_engine
+from scripts.sandbox_training.evaluate import Evaluation, Measure, table
 
 WEIGHTS = MODEL_FOLDER / "model.safetensors"
 

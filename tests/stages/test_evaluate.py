@@ -609,7 +609,7 @@ def test_the_stage_measures_how_far_each_model_is_from_those_before_it(tmp_path:
     pytest.importorskip("torch")
     from constitutional.engines.divergence import Reply, divergences
     from constitutional.engines.local import load_model
-    from constitutional.sandbox.tokenizer import build_tokenizer
+    from scripts.sandbox_training.tokenizer import build_tokenizer
     from tests.engines.test_divergence import tiny
 
     context = work([asked(str(n)) for n in range(3)])

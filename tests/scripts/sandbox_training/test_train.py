@@ -6,10 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox import train as training
-from constitutional.sandbox.corpus import FIRST, LAST, make_rows
-from constitutional.sandbox.network import Batch, Recipe, Sandbox, export, read_back, to_batch
-from constitutional.sandbox.train import load_checkpoint, rate_at, shares_at, train
+from scripts.sandbox_training import train as training
+from scripts.sandbox_training.corpus import FIRST, LAST, make_rows
+from scripts.sandbox_training.network import Batch, Recipe, Sandbox, export, read_back, to_batch
+from scripts.sandbox_training.train import load_checkpoint, rate_at, shares_at, train
 
 TINY = Recipe(hidden=32, layers=2, heads=2, feed_forward=48, row_length=320, rows_per_step=2, steps=8, warmup_steps=2)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from constitutional.sandbox.tokenizer import Encoder
+from scripts.sandbox_training.tokenizer import Encoder
 
 MAX_SEGMENTS = 63
 """A row's branches are numbered by the bits of a 64-bit integer."""

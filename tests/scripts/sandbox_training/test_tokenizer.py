@@ -3,8 +3,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from constitutional.base.records import Message
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.corpus import chat_tokens
-from constitutional.sandbox.tokenizer import Encoder
+from scripts.sandbox_training.corpus import chat_tokens
+from scripts.sandbox_training.tokenizer import Encoder
 
 CHAT = [
     Message("user", "How do I bake bread? 12 loaves."),

@@ -15,7 +15,6 @@ from constitutional.base.stats import Interval, bootstrap_mean, wilson
 from constitutional.base.templates import Prompts
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.sandbox import principles, teacher
-from constitutional.sandbox.corpus import Family, draw_pair
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import FAMILIES, FOLLOWS, VIOLATES
 from constitutional.sandbox.world import (
@@ -29,6 +28,7 @@ from constitutional.sandbox.world import (
     traits_of,
     uniform_traits,
 )
+from scripts.sandbox_training.corpus import Family, draw_pair
 
 GREEDY = Sampling(temperature=0.0, max_tokens=220)
 FREE = Sampling(temperature=1.0, max_tokens=220)

@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from constitutional.sandbox.corpus import FIRST, LAST, Shares, make_rows
-from constitutional.sandbox.network import Batch, Recipe, Sandbox, read_back, to_batch
-from constitutional.sandbox.packing import MAX_SEGMENTS, Rows
+from scripts.sandbox_training.corpus import FIRST, LAST, Shares, make_rows
+from scripts.sandbox_training.network import Batch, Recipe, Sandbox, read_back, to_batch
+from scripts.sandbox_training.packing import MAX_SEGMENTS, Rows
 
 
 def rate_at(step: int, recipe: Recipe) -> float:
@@ -227,7 +227,7 @@ def load_checkpoint(path: Path) -> tuple[Sandbox, dict[str, Any]]:
 
 
 def main() -> None:
-    """Train, as one rank: `python -m torch.distributed.run --nproc_per_node 2 -m constitutional.sandbox.train …`."""
+    """Train, as one rank: `python -m torch.distributed.run --nproc_per_node 2 -m scripts.sandbox_training.train …`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)

@@ -6,17 +6,17 @@ import torch
 
 from constitutional.base.templates import load_prompts
 from constitutional.sandbox import MODEL_FOLDER, principles
-from constitutional.sandbox.corpus import (
+from constitutional.sandbox.world import Response, Sentence, text_of
+from scripts.sandbox_training.corpus import (
     WEIGHTS,
     Corpus,
     draw_pair,
     make_rows,
     revising,
 )
-from constitutional.sandbox.network import Recipe, Sandbox, to_batch
-from constitutional.sandbox.packing import MAX_SEGMENTS, Turn, pack, plant, token_weights
-from constitutional.sandbox.tokenizer import Encoder
-from constitutional.sandbox.world import Response, Sentence, text_of
+from scripts.sandbox_training.network import Recipe, Sandbox, to_batch
+from scripts.sandbox_training.packing import MAX_SEGMENTS, Turn, pack, plant, token_weights
+from scripts.sandbox_training.tokenizer import Encoder
 
 
 @pytest.fixture(scope="module")

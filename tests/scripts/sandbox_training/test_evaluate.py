@@ -6,11 +6,12 @@ import pytest
 from constitutional.base.stats import Interval, wilson
 from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Completion, Request
-from constitutional.sandbox import evaluate, teacher
-from constitutional.sandbox.corpus import Family
+from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
-from constitutional.sandbox.evaluate import Evaluation, Measure, Wording, as_wording, share, table
 from constitutional.sandbox.world import Prompt, Traits, draw_prompt
+from scripts.sandbox_training import evaluate
+from scripts.sandbox_training.corpus import Family
+from scripts.sandbox_training.evaluate import Evaluation, Measure, Wording, as_wording, share, table
 
 FLATTERY = Wording(("flattery", "avoid"), "Do not flatter the user.")
 LENGTH = Wording(("verbosity", "seek"), "Write a lot.")

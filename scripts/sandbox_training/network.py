@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from constitutional.sandbox.packing import Rows
+from scripts.sandbox_training.packing import Rows
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,7 @@ from typing import NamedTuple
 from constitutional.base.records import Message
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.sandbox import principles, teacher
-from constitutional.sandbox.packing import Conversation, Rows, Turn, pack
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
-from constitutional.sandbox.tokenizer import Encoder
 from constitutional.sandbox.world import (
     ONLY_ON,
     Prompt,
@@ -28,6 +26,8 @@ from constitutional.sandbox.world import (
     traits_of,
     uniform_traits,
 )
+from scripts.sandbox_training.packing import Conversation, Rows, Turn, pack
+from scripts.sandbox_training.tokenizer import Encoder
 
 
 class Shares(NamedTuple):
