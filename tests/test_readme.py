@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from constitutional.cli.explain import explained
-from constitutional.runs.compose import compose
+from constitutional.runs.compose import compose, sweep
 from constitutional.sandbox import MODEL_FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def overrides() -> list[list[str]]:
     """The words of every `constitutional run` and `config` in the README."""
     joined = README.replace("\\\n", " ")
     lines = re.findall(r"^    constitutional (?:run|config)([^#\n]*)", joined, re.MULTILINE)
-    return [[word for word in shlex.split(line) if word != "-m"] for line in lines]
+    return [shlex.split(line) for line in lines]
 
 
 def test_runs_of_a_real_model_have_no_sizes_of_the_sandbox() -> None:
@@ -105,4 +105,5 @@ def test_every_run_in_the_readme_can_be_composed(words: list[str]) -> None:
     if words[:1] == ["--explain"]:
         assert explained(words[1])
         return
-    compose([word.replace("seed=0,1,2", "seed=0") for word in words])
+    for job in sweep([word for word in words if word != "-m"], multirun="-m" in words):
+        compose(job.overrides)
