@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from constitutional.base.errors import ModelError
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Order, Reading
 from constitutional.base.seeds import seed_of
 from constitutional.base.templates import Prompts
@@ -39,10 +40,8 @@ TOO_LONG = "the question is longer than the labeler can read"
 """The problem of a reading that could not be asked for."""
 
 
-class LabelerSettings(BaseModel):
+class LabelerSettings(Frozen):
     """How a labeler is asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     method: Literal["logprobs", "rationale", "score", "votes"] = "rationale"
     """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts."""

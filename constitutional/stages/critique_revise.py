@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from constitutional.base.errors import InputError, RunError, expect_all
+from constitutional.base.frozen import Frozen
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.seeds import rng_of, seed_of
@@ -31,10 +32,8 @@ TOGETHER = 256
 """Items that go through the rounds side by side, so that the engine can batch them."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How drafts are made and revised."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     rounds: int = Field(default=2, ge=0, le=8)
     """Critiques and revisions of one draft; 0 keeps the draft."""

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import words
@@ -43,10 +44,8 @@ Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]
 """The labeler, as this run has it: every judgement that it makes of the comparisons, the unreadable ones included."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """What is measured, and on how much."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     prompts: int = Field(default=300, ge=2)
     """Most held-out prompts; every model answers a prompt once."""
@@ -76,10 +75,8 @@ class Settings(BaseModel):
     """A reply with one of these among its first 40 words counts as a refusal, whatever its case: a rough count."""
 
 
-class Inputs(BaseModel):
+class Inputs(Frozen):
     """The settings that this stage depends on: its own, and how the labeler compares the models' replies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     evaluate: Settings
     label: LabelSettings

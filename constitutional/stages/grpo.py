@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Prompt, Rollout
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer, end_tokens
@@ -121,10 +122,8 @@ def needs(settings: Settings) -> tuple[str, ...]:
     return tuple(need for reward in settings.rewards for need in of_kind.get(reward.kind, ()))
 
 
-class Inputs(BaseModel):
+class Inputs(Frozen):
     """The settings that this stage depends on: its own, the labeler's where the constitution rewards, users' files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     algorithm: Annotated[GrpoSettings | RlooSettings, Field(discriminator="kind")]
     labeler: LabelerSettings | None

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from constitutional.base.errors import ConfigurationError
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
@@ -37,10 +38,8 @@ FEW: Final = 30
 """Fewer preferences than these teach a model next to nothing."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How preferences are put together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     margin: float = Field(default=0.0, ge=0, lt=0.5)
     """An AI judgement less than this far from 0.5 is undecided and left out; exactly 0.5 always is."""

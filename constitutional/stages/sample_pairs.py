@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations, islice
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Prompt
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.base import Engine, Request, Sampling
@@ -21,10 +22,8 @@ TOGETHER = 256
 """Prompts that are answered side by side, so that the engine can batch them."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How responses are drawn and paired."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     samples: int = Field(default=2, ge=2, le=64)
     """Responses drawn for each prompt."""

@@ -6,19 +6,14 @@
 from collections.abc import Hashable, Sequence
 from typing import ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from constitutional.base.frozen import Frozen
 from constitutional.base.stats import clustered_share, wilson
 
 Direction = Literal["higher", "lower"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Summary(_Part):
-    """What a stage says about its own work."""
+class Summary(Frozen, allow_inf_nan=True):
+    """What a stage says about its own work; a number may be missing (NaN), which the written summary says by null."""
 
     stages: ClassVar[tuple[str, ...]]
     """The stages that write this record."""
@@ -128,7 +123,7 @@ class MixSummary(Summary):
     counts: dict[str, int]
 
 
-class Share(_Part):
+class Share(Frozen):
     """A proportion and the counts behind it."""
 
     right: int
@@ -152,7 +147,7 @@ class Share(_Part):
         return cls(right=sum(right), n=len(right), value=sum(right) / len(right), low=low, high=high)
 
 
-class Histogram(_Part):
+class Histogram(Frozen):
     """Counts between neighbouring edges."""
 
     edges: tuple[float, ...]
@@ -160,7 +155,7 @@ class Histogram(_Part):
     counts: tuple[int, ...]
 
 
-class CalibrationBin(_Part):
+class CalibrationBin(Frozen):
     """Held-out preferences for which about the same was predicted."""
 
     predicted: float
@@ -170,7 +165,7 @@ class CalibrationBin(_Part):
     n: int
 
 
-class RewardQuality(_Part):
+class RewardQuality(Frozen):
     """How a reward model does on preferences that it was not trained on."""
 
     accuracy: dict[str, Share]
@@ -208,7 +203,7 @@ class DpoSummary(Summary):
     dropped: dict[str, int]
 
 
-class LastPhase(_Part):
+class LastPhase(Frozen):
     """The last logged step or phase of an online training; None where the trainer gives no number."""
 
     reward: float | None

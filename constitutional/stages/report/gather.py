@@ -10,9 +10,10 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from constitutional.base.files import atomic_write
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import (
     Comparison,
     GoldPoint,
@@ -75,10 +76,8 @@ KEPT = ("available", "used", "preferences held out", "preferences in", "overridd
 """Words in those counts of the stage `mix` that are not about rows left out."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How many examples the report shows, and directions of measures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     revision_examples: int = Field(default=6, ge=0, le=200)
     """Drafts shown with their critiques and revisions, principle by principle."""
