@@ -53,11 +53,6 @@ class LintResult(NamedTuple):
 Understand = Callable[[Constitution], list["PrincipleMeaning"]]
 
 
-def findings_of(file: str, *, sandbox: bool, chosen: Collection[str] | None = None) -> list[Finding]:
-    """The findings of `lint`, whose arguments these are."""
-    return lint(file, sandbox=sandbox, chosen=chosen).findings
-
-
 def lint(file: str, *, sandbox: bool, chosen: Collection[str] | None = None) -> LintResult:
     """What `lint_file` says of a file, or of the shipped constitution of that name.
 

@@ -18,6 +18,9 @@ from constitutional.sandbox import understand
 from constitutional.sandbox.teacher import FAMILIES
 from constitutional.sandbox.understand import TOO_LONG, Understanding, answers, doubts
 
+DOUBTFUL = 0.5
+"""A meaning that is less likely than this is doubtful: some other meaning may be the likelier one."""
+
 MOST_TOKENS = 64
 """Tokens of a sentence in which a critic restates a principle."""
 
@@ -43,6 +46,11 @@ class PrincipleMeaning(Record):
     """Words that the model has never seen in a principle."""
     warnings: tuple[str, ...] = ()
     """What is doubtful in it, each a sentence."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the principle may be misunderstood."""
+        return bool(self.warnings) or (self.probability is not None and self.probability < DOUBTFUL)
 
     @property
     def messages(self) -> list[str]:

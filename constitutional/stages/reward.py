@@ -136,7 +136,7 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> RewardQua
         # Twice 10 bins, as confidences fill only the upper half.
         calibration_error=calibration_error(sure, true, bins=20),
         length_correlation=pearson(scores, lengths) if len(own) >= FEWEST else None,
-        scores=_histogram(scores),
+        scores=Histogram.of(scores, min(scores), max(scores), 20) if len(set(scores)) > 1 else None,
     )
 
 
@@ -156,17 +156,6 @@ def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> Iter
         bins.setdefault(min(int((pair[0] - 0.5) * 2 * count + 1e-9), count - 1), []).append(pair)
     for _, pairs in sorted(bins.items()):
         yield CalibrationBin(predicted=fmean(p for p, _ in pairs), observed=fmean(y for _, y in pairs), n=len(pairs))
-
-
-def _histogram(scores: Sequence[float], count: int = 20) -> Histogram | None:
-    if len(set(scores)) < 2:
-        return None
-    low, high = min(scores), max(scores)
-    counts = [0] * count
-    for score in scores:
-        counts[min(int((score - low) / (high - low) * count), count - 1)] += 1
-    edges = tuple(low + (high - low) * index / count for index in range(count + 1))
-    return Histogram(edges=edges, counts=tuple(counts))
 
 
 def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:

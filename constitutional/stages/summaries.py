@@ -154,6 +154,19 @@ class Histogram(Frozen):
     """In rising order, one more than there are counts."""
     counts: tuple[int, ...]
 
+    @classmethod
+    def of(cls, values: Sequence[float], low: float, high: float, bins: int = 10) -> "Histogram | None":
+        """How many values, all from low to high, fall into each of equal bins; the last bin holds its upper edge.
+
+        None without values.
+        """
+        if not values:
+            return None
+        counts = [0] * bins
+        for value in values:
+            counts[min(int((value - low) / (high - low) * bins + 1e-9), bins - 1)] += 1
+        return cls(edges=tuple(low + (high - low) * index / bins for index in range(bins + 1)), counts=tuple(counts))
+
 
 class CalibrationBin(Frozen):
     """Held-out preferences for which about the same was predicted."""
@@ -257,21 +270,6 @@ class ReportSummary(Summary):
 
 
 SUMMARIES: Final[dict[str, type[Summary]]] = {
-    stage: summary
-    for summary in (
-        PromptsSummary,
-        LabelerCheckSummary,
-        CritiqueReviseSummary,
-        SftSummary,
-        SamplePairsSummary,
-        LabelSummary,
-        MixSummary,
-        RewardSummary,
-        DpoSummary,
-        OnlineSummary,
-        EvaluateSummary,
-        ReportSummary,
-    )
-    for stage in summary.stages
+    stage: summary for summary in Summary.__subclasses__() for stage in summary.stages
 }
 """The record that each stage writes."""

@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
 from constitutional.judging.scores import Score
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
 
 S = TypeVar("S", bound=Summary)
@@ -18,28 +19,9 @@ FEW: Final = 10
 """A number from fewer observations is shown, and nothing is concluded from it."""
 TOO_FEW: Final = "too few to tell"
 """How the page marks such a number."""
-DOUBTFUL: Final = 0.5
-"""A meaning that is less likely than this is marked: some other meaning may be the likelier one."""
 
 MODELS: Final[dict[str, str]] = {"base": "Base", "sft_model": "SL", "policy": "RL"}
 """The models of a run in the order in which they are made, and what the page calls them."""
-
-
-class Understood(Frozen):
-    """What a model takes a principle for."""
-
-    principle: str
-    meaning: str
-    """As a phrase that completes "understood as"."""
-    probability: float | None
-    """Of this meaning, 0 to 1; None where the reader gives none."""
-    warnings: tuple[str, ...] = ()
-    """Sentences on why the principle may be misunderstood."""
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether the page marks it."""
-        return bool(self.warnings) or (self.probability is not None and self.probability < DOUBTFUL)
 
 
 class PrincipleQuality(Frozen):
@@ -140,7 +122,7 @@ class RunReport(Frozen):
     scores: tuple[Score, ...]
     wanted: dict[str, Direction]
     """The direction that the constitution asks for, by measure."""
-    understood: tuple[Understood, ...] = ()
+    understood: tuple[PrincipleMeaning, ...] = ()
     """By principle; empty where no stage asked for it."""
     labeler: LabelerQuality | None = None
     reward: RewardQuality | None = None

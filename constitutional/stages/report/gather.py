@@ -36,9 +36,7 @@ from constitutional.stages.report.data import (
     LeftOut,
     PrincipleQuality,
     Provenance,
-    RolloutExample,
     RunReport,
-    Understood,
 )
 from constitutional.stages.report.examples import (
     example_choices,
@@ -127,7 +125,7 @@ def labeler_quality(
             )
             for principle in constitution.principles
         ),
-        probabilities=histogram([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
+        probabilities=Histogram.of([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
         canaries=trial.canaries,
         canaries_failed=trial.canaries_failed,
     )
@@ -159,15 +157,6 @@ def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) ->
 def _share(outcomes: Sequence[tuple[bool, str]]) -> Share | None:
     """The share of outcomes that are true, with prompts as clusters; None if there are none."""
     return Share.clustered([right for right, _ in outcomes], [prompt for _, prompt in outcomes])
-
-
-def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) -> Histogram | None:
-    """How many values fall into each of equal bins; the last one holds its upper edge. None without values."""
-    if not values:
-        return None
-    counts = Counter(min(int((value - low) / (high - low) * bins + 1e-9), bins - 1) for value in values)
-    edges = tuple(low + (high - low) * index / bins for index in range(bins + 1))
-    return Histogram(edges=edges, counts=tuple(counts[index] for index in range(bins)))
 
 
 def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
@@ -235,6 +224,8 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     preferences, scores = view.read("preferences", Preference), tuple(view.read("scores", Score))
     comparisons, choices = view.read("comparisons", Comparison), example_choices(preferences, judgements)
     online = view.has("rollouts")
+    kept = view.read("rollouts", Rollout) if online else []
+    rollouts = rollout_examples(kept, view.read("prompts", Prompt), settings.rollout_examples) if online else ()
     records = view.records()
     evaluated, rewarded = view.summary(EvaluateSummary), view.summary(RewardSummary)
     trial = view.summary(LabelerCheckSummary)
@@ -244,27 +235,20 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         name=view.name,
         scores=scores,
         wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
-        understood=tuple(
-            Understood(principle=row.principle, meaning=row.meaning, probability=row.probability, warnings=row.warnings)
-            for row in view.read("meanings", PrincipleMeaning)
-        ),
+        understood=tuple(view.read("meanings", PrincipleMeaning)),
         labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons, trial),
         reward=rewarded.quality if rewarded else None,
-        targets=histogram([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
+        targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
         curves=tuple(curve for stage, record in records.items() for curve in curves_of(stage, record.logs)),
         gold=tuple(view.read("gold", GoldPoint)) if online else (),
-        rollouts=tuple(_rollout_examples(view, settings.rollout_examples)) if online else (),
+        rollouts=tuple(rollouts),
         revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, view.seed)),
         replies=reply_examples(view.read("samples", Sample), settings.reply_examples, view.seed),
         left_out=tuple(left_out(view, revisions, judgements)),
         summaries={stage: record.summary for stage, record in records.items()},
         provenance=_provenance(view, comparisons, judgements),
     )
-
-
-def _rollout_examples(view: RunView, count: int) -> Iterator[RolloutExample]:
-    return rollout_examples(view.read("rollouts", Rollout), view.read("prompts", Prompt), count)
 
 
 def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> Provenance:

@@ -32,13 +32,12 @@ from constitutional.stages.report.gather import (
     Settings,
     curves_of,
     gather,
-    histogram,
     labeler_quality,
     left_out,
     run,
     wanted_directions,
 )
-from constitutional.stages.summaries import Direction, LabelerCheckSummary, Summary
+from constitutional.stages.summaries import Direction, Histogram, LabelerCheckSummary, Summary
 from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -220,11 +219,11 @@ def test_readings_and_pairs_of_one_prompt_are_not_taken_for_independent() -> Non
 
 
 def test_a_histogram_counts_the_upper_edge_in_the_last_bin() -> None:
-    report = histogram([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
+    report = Histogram.of([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
     assert report is not None
     # 0.3 / 0.1 is 2.9999999999999996 in floating point, and belongs to the bin that begins at 0.3
     assert report.counts == (1, 0, 0, 2, 0, 0, 0, 0, 0, 1)
-    assert histogram([], 0, 1) is None
+    assert Histogram.of([], 0, 1) is None
 
 
 # The other parts.
