@@ -1,13 +1,11 @@
 """The labeler on trial, outside any run: on a constitution's own examples, or against answers that people gave."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from constitutional.base.errors import ModelError
 from constitutional.base.progress import Progress, counted
-from constitutional.base.records import Judgement
 from constitutional.base.stats import wilson
 from constitutional.base.templates import Prompts
 from constitutional.base.text import table
@@ -16,7 +14,7 @@ from constitutional.data.answers import Accuracy, AnsweredComparisons, accuracy_
 from constitutional.engines.base import Engine
 from constitutional.judging.accuracy import NEAR_CHANCE, TOO_FEW, PrincipleAccuracy, accuracy_against, measure_labeler
 from constitutional.judging.labeler import TOO_LONG
-from constitutional.judging.labelling import LabelSettings, combine, label
+from constitutional.judging.labelling import LabelSettings, label, probabilities_of
 
 
 class Trial(NamedTuple):
@@ -89,10 +87,7 @@ def by_answers(
     rows = [row for row in answered.rows if row.comparison.id not in too_long]
     if not rows:
         raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
-    by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        by_comparison[judgement.comparison].append(judgement)
-    found = accuracy_of(rows, {name: combine(group) for name, group in by_comparison.items()})
+    found = accuracy_of(rows, probabilities_of(judgements))
     also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
     rest: Sequence[tuple[str, str]] = (
         ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),

@@ -10,6 +10,7 @@ and so has its change from the models before, over the same prompts.
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principle
 from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, checked_pattern, concludes
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler
-from constitutional.judging.labelling import LabelSettings, combine, label
+from constitutional.judging.labelling import LabelSettings, label, probabilities_of
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.sandbox import teacher, world
@@ -176,36 +177,25 @@ def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     Replies of the same words are no comparison, and one that cannot be read is neither won nor lost. Win rates leave
     both out, and they are counted for each contest.
     """
-    asked: list[tuple[str, str, Comparison]] = []
-    equal = {f"{model} against {opponent}": 0 for model, opponent in CONTESTS}
-    unreadable = dict(equal)
+    comparisons: list[Comparison] = []
+    problems: dict[str, int] = {}
     for model, opponent in CONTESTS:
-        for sample in samples:
-            a, b = sample.replies[model], sample.replies[opponent]
-            if a.strip() == b.strip():
-                equal[f"{model} against {opponent}"] += 1
-            else:
-                contest = f"{model} against {opponent}"
-                asked.append((model, opponent, Comparison(prompt=sample.prompt, a=a, b=b, model=contest)))
-    judgements: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judge([comparison for _, _, comparison in asked]):
-        judgements[judgement.comparison].append(judgement)
-    outcomes: dict[tuple[str, str], list[float]] = {contest: [] for contest in CONTESTS}
-    for model, opponent, comparison in asked:
-        p_a = combine(judgements[comparison.id])
-        if p_a is None:
-            unreadable[comparison.model] += 1
-        else:
-            outcomes[model, opponent].append(p_a)
+        contest = f"{model} against {opponent}"
+        pairs = [(sample.prompt, sample.replies[model], sample.replies[opponent]) for sample in samples]
+        unequal = [
+            Comparison(prompt=prompt, a=a, b=b, model=contest) for prompt, a, b in pairs if a.strip() != b.strip()
+        ]
+        problems[f"equal replies, {contest}"] = len(pairs) - len(unequal)
+        comparisons += unequal
+    p_a = probabilities_of(judge(comparisons))
     scores = []
-    for (model, opponent), probabilities in outcomes.items():
-        if probabilities:
-            rate = win_rate(probabilities)
-            scores.append(score(model, f"win_rate/{opponent}", rate.value, rate.interval, len(probabilities), "share"))
-        else:
-            scores.append(score(model, f"win_rate/{opponent}", 0.5, Interval(0.0, 1.0), 0, "share"))
-    problems = {f"equal replies, {contest}": count for contest, count in equal.items()}
-    problems |= {f"unreadable comparisons, {contest}": count for contest, count in unreadable.items()}
+    for model, opponent in CONTESTS:
+        contest = f"{model} against {opponent}"
+        outcomes = [p_a.get(comparison.id) for comparison in comparisons if comparison.model == contest]
+        problems[f"unreadable comparisons, {contest}"] = outcomes.count(None)
+        readable = [p for p in outcomes if p is not None]
+        rate, interval = win_rate(readable)[:2] if readable else (0.5, Interval(0.0, 1.0))
+        scores.append(score(model, f"win_rate/{opponent}", rate, interval, len(readable), "share"))
     return Measured(scores, problems)
 
 
@@ -213,25 +203,28 @@ def violation_scores(
     samples: Sequence[Sample], constitution: "Constitution", critic: Engine, templates: "Prompts", settings: Settings
 ) -> Measured:
     """How often the critic finds that a reply violates each principle, greedily; what it leaves open is counted."""
-    requests, about = [], []
+    requests: list[Request] = []
     sampling = Sampling(temperature=0.0, max_tokens=settings.critique_max_tokens)
+    models = _models(samples)
     for principle in constitution.principles:
         question = Message("user", templates.render("critique", principle=principle.words("critique")))
-        for model in _models(samples):
-            for sample in samples:
-                reply = Message("assistant", sample.replies[model])
-                requests.append(Request((*sample.prompt.messages, reply, question), sampling))
-                about.append((principle.id, model))
-    verdicts: defaultdict[str, defaultdict[str, list[bool | None]]] = defaultdict(lambda: defaultdict(list))
+        requests += [
+            Request((*sample.prompt.messages, Message("assistant", sample.replies[model]), question), sampling)
+            for model in models
+            for sample in samples
+        ]
     critiques = complete_fitting(critic, requests)
-    for (principle_id, model), critique in zip(about, critiques, strict=True):
-        verdicts[principle_id][model].append(_violates(critique.text, settings) if critique else None)
-    scores = [rate for name, by_model in verdicts.items() for rate in rates(f"violation_rate/{name}", by_model)]
+    verdicts = [_violates(critique.text, settings) if critique else None for critique in critiques]
     too_long = critiques.count(None)
-    unasked = {"unreadable critiques, too long to ask for": too_long} if too_long else {}
-    every = [verdict for by_model in verdicts.values() for of_model in by_model.values() for verdict in of_model]
-    unreadable = every.count(None) - too_long
-    return Measured(scores, {"critiques": len(requests), "unreadable critiques": unreadable} | unasked)
+    problems = {"critiques": len(requests), "unreadable critiques": verdicts.count(None) - too_long}
+    if too_long:
+        problems["unreadable critiques, too long to ask for"] = too_long
+    scores: list[Score] = []
+    remaining = iter(verdicts)
+    for principle in constitution.principles:
+        by_model = {model: list(islice(remaining, len(samples))) for model in models}
+        scores += rates(f"violation_rate/{principle.id}", by_model)
+    return Measured(scores, problems)
 
 
 def _violates(critique: str, settings: Settings) -> bool | None:
