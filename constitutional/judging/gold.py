@@ -16,6 +16,7 @@ from constitutional.base.records import GoldJudge, GoldPoint, Message, Prompt, R
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import bootstrap_mean
 from constitutional.judging.labeler import Labeler
+from constitutional.judging.understanding import tagged
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.prompts import sandbox_prompt
@@ -34,11 +35,7 @@ def kept_share(constitution: "Constitution", prompt: Prompt, reply: str) -> floa
 
     None where no principle has such tags. What cannot apply to a prompt is kept.
     """
-    asked = [
-        (principle.weight, *tagged[0])
-        for principle in constitution.principles
-        if len(tagged := [family for family in teacher.FAMILIES if set(family) <= set(principle.tags)]) == 1
-    ]
+    asked = [(principle.weight, *family) for principle in constitution.principles if (family := tagged(principle))]
     if not asked:
         return None
     question = sandbox_prompt(prompt)

@@ -18,6 +18,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Order, Reading
 from constitutional.base.seeds import seed_of
+from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
@@ -185,12 +186,13 @@ class Labeler:
     def _by_votes(self, questions: Sequence[_Question]) -> list[_Answer]:
         count = self.settings.votes
         sampling = Sampling(self.settings.vote_temperature, max_tokens=self.settings.max_tokens)
-        replies = self._complete(
+        replies = complete_fitting(
+            self.engine,
             [
                 Request(question.messages, sampling, self._digest(question.task, question.order, vote))
                 for question in questions
                 for vote in range(count)
-            ]
+            ],
         )
         return [_counted(replies[at : at + count]) for at in range(0, len(replies), count)]
 
@@ -228,7 +230,7 @@ class Labeler:
         return Reading(
             order="a_first",
             rationale=f"a ({score_a:.2f} of 10): {a.rationale}\n\nb ({score_b:.2f} of 10): {b.rationale}",
-            p_a=self._clamped(_sigmoid((score_a - score_b) / self.settings.score_temperature)),
+            p_a=self._clamped(sigmoid((score_a - score_b) / self.settings.score_temperature)),
         )
 
     # What the methods share.
@@ -238,8 +240,8 @@ class Labeler:
     ) -> list[_Answer]:
         """The reasoning before a verdict, without it; or a problem."""
         sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
-        replies = self._complete(
-            [Request(messages, sampling, seed) for messages, seed in zip(questions, seeds, strict=True)]
+        replies = complete_fitting(
+            self.engine, [Request(messages, sampling, seed) for messages, seed in zip(questions, seeds, strict=True)]
         )
         answers = []
         for reply in replies:
@@ -277,7 +279,7 @@ class Labeler:
     def _choose(self, asked: Sequence[tuple[Message, ...]], choices: tuple[str, ...]) -> list[list[float] | str]:
         """The choices' probabilities, renormalised over them; or why there are none."""
         shares: list[list[float] | str] = []
-        for completion in self._complete([Request(messages, choices=choices) for messages in asked]):
+        for completion in complete_fitting(self.engine, [Request(messages, choices=choices) for messages in asked]):
             if completion is None:
                 shares.append(TOO_LONG)
                 continue
@@ -294,9 +296,6 @@ class Labeler:
             weights = [math.exp(logprob - top) for logprob in logprobs]
             shares.append([weight / math.fsum(weights) for weight in weights])
         return shares
-
-    def _complete(self, requests: Sequence[Request]) -> list[Completion | None]:
-        return complete_fitting(self.engine, requests)
 
     def _seed(self, task: JudgementTask, which: str) -> int:
         # A greedy reply needs no seed, and without one it is found again by runs with other seeds.
@@ -323,7 +322,3 @@ def _counted(asked: Sequence[Completion | None]) -> _Answer:
 def expected_score(shares: Sequence[float]) -> float:
     """Σ i·P(i) over the scores from 1 (Lee et al. 2023, direct RLAIF)."""
     return math.fsum(score * share for score, share in enumerate(shares, start=1))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

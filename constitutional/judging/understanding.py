@@ -188,12 +188,18 @@ def _meaning(understanding: Understanding) -> str:
     return f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
 
 
+def tagged(principle: Principle) -> tuple[str, Literal["seek", "avoid"]] | None:
+    """The trait that the principle's tags name and whether they say to seek or to avoid it; None if they do not."""
+    families = [family for family in FAMILIES if set(family) <= set(principle.tags)]
+    return families[0] if len(families) == 1 else None
+
+
 def _tags_against(principle: Principle, understanding: Understanding) -> list[str]:
     """Tags such as `flattery` and `avoid` are the author's own word; without them only the author can tell."""
-    tagged = [family for family in FAMILIES if set(family) <= set(principle.tags)]
-    if len(tagged) != 1 or tagged[0] == (understanding.trait, understanding.direction):
+    family = tagged(principle)
+    if family is None or family == (understanding.trait, understanding.direction):
         return []
-    trait, direction = tagged[0]
+    trait, direction = family
     return [f"it is read as '{_meaning(understanding)}', but its tags say '{direction} {trait.replace('_', ' ')}'"]
 
 

@@ -58,13 +58,7 @@ def soft_dpo_trainer(
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
     class SoftDPOTrainer(DPOTrainer):
-        """Adds the soft targets to the batch, and what they change to the loss."""
-
-        _signature_columns: Any
-
-        def _set_signature_columns_if_needed(self) -> None:
-            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *SoftTargets.columns]))
+        """Adds to the loss what the soft targets change."""
 
         def compute_ref_log_probs(
             self, model: Callable[..., Any], inputs: dict[str, Any]
@@ -88,7 +82,8 @@ def soft_dpo_trainer(
             delta = chosen - inputs["ref_chosen_logps"] - rejected + inputs["ref_rejected_logps"]
             return loss + soft_correction(self.beta * delta, probability)
 
-    arguments = trl_arguments(DPOConfig, settings, checkpoints, seed, beta=settings.beta, precompute_ref_log_probs=True)
+    only_for_dpo = {"beta": settings.beta, "precompute_ref_log_probs": True, "remove_unused_columns": False}
+    arguments = trl_arguments(DPOConfig, settings, checkpoints, seed, **only_for_dpo)
     with _no_bars():
         return SoftDPOTrainer(
             model,

@@ -28,7 +28,7 @@ from constitutional.judging.gold import held_out_scores, kept_share, mean_scores
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
-from constitutional.judging.understanding import PrincipleMeaning
+from constitutional.judging.understanding import PrincipleMeaning, tagged
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
 from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt
@@ -257,9 +257,8 @@ def wanted_directions(constitution: "Constitution", meanings: Iterable[Principle
     for principle in constitution.principles:
         meaning = read.get(principle.id, "")
         understood = families.get(meaning)
-        tagged = [family for family in teacher.FAMILIES if set(family) <= set(principle.tags)]
-        meant = tagged[0] if len(tagged) == 1 else understood
-        if meant and len(tagged) != 1:
+        meant = tagged(principle) or understood
+        if meant and not tagged(principle):
             guessed.append(f"{principle.id}: {meaning}.")
         if meant:
             wanted[f"trait_rate/{meant[0]}"].add(meant[1])

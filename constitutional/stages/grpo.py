@@ -143,10 +143,14 @@ def asks_labeler(settings: Settings) -> bool:
     return any(reward.kind == "constitution" for reward in settings.rewards)
 
 
+def _python_rewards(settings: Settings) -> list[rewards.PythonSettings]:
+    return [reward for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
+
+
 def sources(settings: Settings) -> tuple[Path, ...]:
     """The files of the user's functions and of what they import: what they say decides what is trained."""
-    chosen = [reward.function for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
-    return tuple(dict.fromkeys(path for function in chosen for path in load_function(function).sources))
+    functions = [load_function(reward.function) for reward in _python_rewards(settings)]
+    return tuple(dict.fromkeys(path for function in functions for path in function.sources))
 
 
 def check(settings: Settings) -> None:
@@ -155,9 +159,7 @@ def check(settings: Settings) -> None:
     Raises:
         ConstitutionalError: one cannot be found or imported, or two have one name.
     """
-    rewards.check_names(
-        [rewards.function(reward) for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
-    )
+    rewards.check_names(list(map(rewards.function, _python_rewards(settings))))
 
 
 # --- Prompts ---
@@ -230,26 +232,22 @@ class Recorder:
     def __init__(self, counted: Sequence[Reward], penalties: Sequence[Reward], checkpoints: Path, keep: int) -> None:
         self.counted = counted
         self.penalties = penalties
+        self.rewards = (*counted, *penalties)
         self.checkpoints = checkpoints
         self.folder = checkpoints / "rollouts"
         self.keep = keep
         self._numbers: dict[str, Sequence[float | None]] = {}
         """By reward, the numbers of the step's replies so far: the trainer calls one function after the other."""
 
-    @property
-    def weights(self) -> list[float]:
-        """Of the functions, in their order."""
-        return [reward.weight for reward in (*self.counted, *self.penalties)]
-
     def functions(self) -> list[RewardFunction]:
         """The reward functions, as the trainer is to call them."""
-        return [self._recorded(reward) for reward in (*self.counted, *self.penalties)]
+        return [self._recorded(reward) for reward in self.rewards]
 
     def _recorded(self, reward: Reward) -> RewardFunction:
         def call(**columns: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's
             self._numbers[reward.name] = reward.function(**columns)
             numbers = self._numbers[reward.name]
-            if len(self._numbers) == len(self.counted) + len(self.penalties):
+            if len(self._numbers) == len(self.rewards):
                 if columns["trainer_state"].is_world_process_zero:
                     self._write(columns)
                 self._numbers = {}
@@ -281,11 +279,8 @@ class Recorder:
 
     def _total(self, index: int) -> float | None:
         """A reply's rewards by their weights, before penalties; None where no reward has a number for it."""
-        known = [
-            reward.weight * number
-            for reward in self.counted
-            if (number := self._numbers[reward.name][index]) is not None
-        ]
+        numbers = [(reward.weight, self._numbers[reward.name][index]) for reward in self.counted]
+        known = [weight * number for weight, number in numbers if number is not None]
         return math.fsum(known) if known else None
 
 
@@ -324,7 +319,7 @@ def online_trainer(
             temperature=settings.temperature,
             max_completion_length=settings.max_tokens,
             beta=settings.beta,
-            reward_weights=recorder.weights,
+            reward_weights=[reward.weight for reward in recorder.rewards],
             shuffle_dataset=False,
             **own,
         )

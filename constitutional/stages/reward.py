@@ -10,7 +10,6 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 """
 
 import json
-import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -21,7 +20,7 @@ from pydantic import Field
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
 from constitutional.base.seeds import rng_of, seed_of
-from constitutional.base.stats import FEWEST, calibration_error, pearson
+from constitutional.base.stats import FEWEST, calibration_error, pearson, sigmoid
 from constitutional.base.text import words
 from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer, load_tokenizer
@@ -69,13 +68,7 @@ def soft_reward_trainer(
     from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
     class SoftRewardTrainer(RewardTrainer):
-        """Adds the soft targets to the batch, and what they change to the loss."""
-
-        _signature_columns: Any
-
-        def _set_signature_columns_if_needed(self) -> None:
-            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *SoftTargets.columns]))
+        """Adds to the loss what the soft targets change."""
 
         def compute_loss(
             self,
@@ -94,7 +87,7 @@ def soft_reward_trainer(
 
     return SoftRewardTrainer(
         model,
-        trl_arguments(RewardConfig, settings, checkpoints, seed),
+        trl_arguments(RewardConfig, settings, checkpoints, seed, remove_unused_columns=False),
         data_collator=SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id)),
         train_dataset=dataset(rows),
         processing_class=tokenizer,
@@ -142,12 +135,9 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> RewardQua
 
 def _accuracy(group: Sequence[Scored]) -> Share | None:
     # Several pairs of one prompt depend on each other.
-    prompts = [conversation_of(pair.preference.prompt.messages) for pair in group]
-    return Share.clustered([pair.chosen > pair.rejected for pair in group], prompts)
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+    return Share.clustered(
+        [(pair.chosen > pair.rejected, conversation_of(pair.preference.prompt.messages)) for pair in group]
+    )
 
 
 def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> Iterator[CalibrationBin]:
@@ -224,7 +214,7 @@ def _scored(
             preference,
             chosen=fmean(pair[0] for pair in normalised),
             rejected=fmean(pair[1] for pair in normalised),
-            probability=fmean(_sigmoid(chosen - rejected) for chosen, rejected in pairs),
+            probability=fmean(sigmoid(chosen - rejected) for chosen, rejected in pairs),
         )
 
 

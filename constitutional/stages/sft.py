@@ -173,12 +173,7 @@ def run(settings: Settings, context: StageContext) -> None:
         context.summarise(
             SftSummary(
                 nothing_revised=True,
-                revision=0,
-                helpful=0,
-                helpful_missing=0,
                 helpful_on_evaluation_prompts=on_evaluation_prompts,
-                trained_on=0,
-                steps=0,
                 dropped={**found.left_out, "nothing_revised": len(found.examples)},
             )
         )

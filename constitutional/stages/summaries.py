@@ -65,16 +65,16 @@ class SftSummary(Summary):
     stages = ("sft",)
     nothing_revised: bool
     """Critics left every draft as it was, so nothing was trained: the SFT model is the base model."""
-    revision: int
+    revision: int = 0
     """Examples that are revisions."""
-    helpful: int
+    helpful: int = 0
     """Examples that are helpful samples."""
-    helpful_missing: int
+    helpful_missing: int = 0
     """Helpful samples that `sft.helpful_share` asks for beyond those that there are."""
     helpful_on_evaluation_prompts: int
     """Helpful samples of a file that were left out, because their prompts are held out."""
-    trained_on: int
-    steps: int
+    trained_on: int = 0
+    steps: int = 0
     dropped: dict[str, int]
 
 
@@ -139,12 +139,13 @@ class Share(Frozen):
         return cls(right=right, n=n, value=right / n, **wilson(right, n)._asdict()) if n else None
 
     @classmethod
-    def clustered(cls, right: Sequence[bool], clusters: Sequence[Hashable]) -> "Share | None":
-        """The share with an interval for rows that depend on each other within a cluster, such as a prompt."""
-        if not right:
+    def clustered(cls, outcomes: Sequence[tuple[bool, Hashable]]) -> "Share | None":
+        """The share of outcomes that are true, where those of one cluster, such as a prompt, depend on each other."""
+        if not outcomes:
             return None
-        low, high = clustered_share([float(row) for row in right], clusters)
-        return cls(right=sum(right), n=len(right), value=sum(right) / len(right), low=low, high=high)
+        right = sum(outcome for outcome, _ in outcomes)
+        low, high = clustered_share([float(outcome) for outcome, _ in outcomes], [cluster for _, cluster in outcomes])
+        return cls(right=right, n=len(outcomes), value=right / len(outcomes), low=low, high=high)
 
 
 class Histogram(Frozen):
@@ -193,6 +194,11 @@ class RewardQuality(Frozen):
     """Mean score of the reference samples, by the first member."""
     deviation: float | None = None
     scores: Histogram | None = None
+
+    @property
+    def measured(self) -> int:
+        """Preferences that calibration and the correlation with length rest on."""
+        return sum(row.n for row in self.calibration)
 
 
 class RewardSummary(Summary):

@@ -216,7 +216,7 @@ def _reward_cautions(reward: RewardQuality) -> Iterator[str]:
         elif share.high - share.low > WIDE:
             ends = f"{share.low:.0%} to {share.high:.0%}"
             yield f"The reward model’s accuracy on {held_out} is hardly known: {_counts(share)}, {ends}."
-    error, n = reward.calibration_error or 0.0, measured(reward)
+    error, n = reward.calibration_error or 0.0, reward.measured
     if n < FEW:
         return
     if error > BADLY_CALIBRATED:
@@ -226,8 +226,3 @@ def _reward_cautions(reward: RewardQuality) -> Iterator[str]:
         )
     if abs(reward.length_correlation or 0.0) > 0.5:
         yield f"The reward model’s score follows length (correlation {number(reward.length_correlation or 0.0)})."
-
-
-def measured(reward: RewardQuality) -> int:
-    """Preferences that calibration and the correlation with length rest on."""
-    return sum(row.n for row in reward.calibration)

@@ -137,12 +137,12 @@ def _torn(readings: Iterable[Reading]) -> bool:
 
 def _conflicts(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
     readable = [judgement for judgement in judgements if judgement.p_a is not None]
-    return _share([(judgement.conflict, prompts[judgement.comparison]) for judgement in readable])
+    return Share.clustered([(judgement.conflict, prompts[judgement.comparison]) for judgement in readable])
 
 
 def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
     """Share of readings that prefer the response shown first, of the readings that prefer one."""
-    return _share(
+    return Share.clustered(
         [
             # Preferred is what was shown first if a is preferred and was first, or b is preferred and was first.
             ((reading.p_a > 0.5) == (reading.order == "a_first"), prompts[judgement.comparison])
@@ -152,11 +152,6 @@ def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) ->
             if reading.p_a is not None and reading.p_a != 0.5
         ]
     )
-
-
-def _share(outcomes: Sequence[tuple[bool, str]]) -> Share | None:
-    """The share of outcomes that are true, with prompts as clusters; None if there are none."""
-    return Share.clustered([right for right, _ in outcomes], [prompt for _, prompt in outcomes])
 
 
 def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
