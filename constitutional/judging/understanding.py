@@ -163,23 +163,19 @@ def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -
             warnings += _principles_against(principle, understanding, first_principle)
         new = [warning for warning in warnings if (principle.id, warning) not in warned]
         warned.update((principle.id, warning) for warning in new)
-        meanings.append(_sandbox_meaning(_Reading(principle, reader, words), understanding, new))
+        meanings.append(
+            PrincipleMeaning(
+                principle=principle.id,
+                words=words,
+                reader=reader,
+                meaning=_meaning(understanding) if understanding else "",
+                probability=understanding.probability if understanding else None,
+                runner_up=understanding.runner_up.replace("_", " ") if understanding else "",
+                unknown_words=tuple(understanding.unknown_words) if understanding else (),
+                warnings=tuple(new),
+            )
+        )
     return meanings
-
-
-def _sandbox_meaning(
-    reading: _Reading, understanding: Understanding | None, warnings: Sequence[str]
-) -> PrincipleMeaning:
-    return PrincipleMeaning(
-        principle=reading.principle.id,
-        words=reading.words,
-        reader=reading.reader,
-        meaning=_meaning(understanding) if understanding else "",
-        probability=understanding.probability if understanding else None,
-        runner_up=understanding.runner_up.replace("_", " ") if understanding else "",
-        unknown_words=tuple(understanding.unknown_words) if understanding else (),
-        warnings=tuple(warnings),
-    )
 
 
 def _meaning(understanding: Understanding) -> str:

@@ -108,13 +108,14 @@ def replies(prompts: Sequence[Prompt], engine: Engine, settings: Settings, seed:
 
 def side_by_side(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[Completion]]) -> list[Sample]:
     """One sample for each prompt, from each model's completions in the order of the prompts."""
-    made = []
-    for index, prompt in enumerate(prompts):
-        of_prompt = {model: replies[index] for model, replies in completions.items()}
-        texts = {model: completion.text for model, completion in of_prompt.items()}
-        cut_off = tuple(model for model, completion in of_prompt.items() if completion.finish == "length")
-        made.append(Sample(prompt=prompt, replies=texts, cut_off=cut_off))
-    return made
+    return [
+        Sample(
+            prompt=prompt,
+            replies={model: replies[index].text for model, replies in completions.items()},
+            cut_off=tuple(model for model, replies in completions.items() if replies[index].finish == "length"),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 Shows = Callable[[world.Prompt, Detection], bool | None]

@@ -12,6 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Final, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -20,7 +21,6 @@ from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
 from constitutional.base.seeds import rng_of
-from constitutional.base.stats import weighted_mean
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
@@ -32,7 +32,6 @@ from constitutional.stages.summaries import MixSummary
 MOST_HELD_OUT: Final = 500
 """Preferences of each source that are held out at most. An accuracy is then known to 4.4 points or better (Wilson's
 95% interval), while to score a tenth of a large file may take longer than the training."""
-
 
 FEW: Final = 30
 """Fewer preferences than these teach a model next to nothing."""
@@ -118,9 +117,8 @@ def mix(
             reviewed += _by_people(comparison, verdicts_by_comparison[comparison.id], settings, counts)
         else:
             ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
-    human = _for_training(reviewed + _brought_together(human_preferences, counts), counts)
-    human = [_placed(preference, settings.held_out_share, seed) for preference in human]
-    ai = [_placed(preference, settings.held_out_share, seed) for preference in _for_training(ai, counts)]
+    human = _for_training(reviewed + _brought_together(human_preferences, counts), counts, settings, seed)
+    ai = _for_training(ai, counts, settings, seed)
 
     amounts = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
     preferences: list[Preference] = []
@@ -142,20 +140,19 @@ def _by_ai(
     comparison: Comparison, judgements: Sequence[Judgement], settings: Settings, counts: Counter[str]
 ) -> list[Preference]:
     """The soft preference of the labeler: the mean over what can be read, by weight."""
-    counts["judgements unreadable"] += sum(judgement.p_a is None for judgement in judgements)
-    p_a = combine(judgements)
+    usable, p_a = readable(judgements), combine(judgements)
+    unreadable = sum(judgement.p_a is None for judgement in judgements)
+    counts["judgements unreadable"] += unreadable
     if p_a is None:
-        unreadable = any(judgement.p_a is None for judgement in judgements)
         counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
         return []
     if _even(p_a) or within_margin(p_a, settings.margin):
-        conflict = any(judgement.conflict for judgement in readable(judgements))
+        conflict = any(judgement.conflict for judgement in usable)
         counts[f"comparisons undecided, {'position conflict' if conflict else 'near a half'}"] += 1
         return []
     counts["comparisons decided"] += 1
-    behind = readable(judgements)
-    principles = tuple(dict.fromkeys(judgement.principle for judgement in behind))
-    return [_directed(comparison, p_a, "ai", principles, tuple(judgement.id for judgement in behind))]
+    principles = [judgement.principle for judgement in usable]
+    return [_directed(comparison, p_a, "ai", principles, [judgement.id for judgement in usable])]
 
 
 def _by_people(
@@ -166,15 +163,15 @@ def _by_people(
     Who finds both bad says nothing about which is better.
     """
     opinions = [verdict for verdict in verdicts if verdict.choice in ("a", "b", "tie")]
-    p_a = weighted_mean([_p_a(opinion, settings) for opinion in opinions], [1.0] * len(opinions))
-    if p_a is None or _even(p_a):
+    p_a = fmean([_p_a(opinion, settings) for opinion in opinions]) if opinions else 0.5
+    if _even(p_a):
         choices = {verdict.choice for verdict in verdicts}
         why = choices.pop() if len(choices) == 1 else "conflict"
         counts[f"verdicts without a preference: {why}"] += 1
         return []
     counts["comparisons decided"] += 1
-    principles = tuple(dict.fromkeys(opinion.principle for opinion in opinions if opinion.principle))
-    return [_directed(comparison, p_a, "human", principles, tuple(opinion.id for opinion in opinions))]
+    principles = [opinion.principle for opinion in opinions if opinion.principle]
+    return [_directed(comparison, p_a, "human", principles, [opinion.id for opinion in opinions])]
 
 
 def _p_a(verdict: Verdict, settings: Settings) -> float:
@@ -188,32 +185,26 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str]) -
     for preference in preferences:
         groups[preference.comparison].append(preference)
     made = []
-    for group in groups.values():
+    for comparison_id, group in groups.items():
         first = group[0]
-        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
-        opinions = [
+        p_first = fmean(
             preference.probability if same_text(preference.chosen, first.chosen) else 1 - preference.probability
             for preference in group
-        ]
-        p_a = weighted_mean(opinions, [1.0] * len(opinions))
-        assert p_a is not None
+        )
         counts["human comparisons rated more than once"] += len(group) > 1
-        if _even(p_a) or same_text(first.chosen, first.rejected):
+        if _even(p_first) or same_text(first.chosen, first.rejected):
             counts["human comparisons undecided"] += 1
             continue
-        principles = tuple(dict.fromkeys(name for preference in group for name in preference.principles))
-        rests_on = tuple(place for preference in group for place in preference.rests_on)
-        directed = _directed(comparison, p_a, "human", principles, rests_on)
-        made.append(directed.model_copy(update={"comparison": first.comparison}))
+        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
+        principles = [name for preference in group for name in preference.principles]
+        rests_on = [place for preference in group for place in preference.rests_on]
+        directed = _directed(comparison, p_first, "human", principles, rests_on)
+        made.append(directed.model_copy(update={"comparison": comparison_id}))
     return made
 
 
 def _directed(
-    comparison: Comparison,
-    p_a: float,
-    source: Literal["ai", "human"],
-    principles: tuple[str, ...],
-    rests_on: tuple[str, ...],
+    comparison: Comparison, p_a: float, source: Literal["ai", "human"], principles: list[str], rests_on: list[str]
 ) -> Preference:
     """The comparison with the likelier of its texts as chosen."""
     chosen, rejected = (comparison.a, comparison.b) if p_a > 0.5 else (comparison.b, comparison.a)
@@ -223,8 +214,8 @@ def _directed(
         rejected=rejected,
         probability=min(1.0, max(p_a, 1 - p_a)),
         source=source,
-        principles=principles,
-        rests_on=rests_on,
+        principles=tuple(dict.fromkeys(principles)),
+        rests_on=tuple(rests_on),
         comparison=comparison.id,
     )
 
@@ -239,10 +230,21 @@ def within_margin(p: float, margin: float) -> bool:
     return abs(p - 0.5) < margin - 1e-9  # 0.6 - 0.5 is 0.09999999999999998
 
 
-def _for_training(preferences: Sequence[Preference], counts: Counter[str]) -> list[Preference]:
+def _for_training(
+    preferences: Sequence[Preference], counts: Counter[str], settings: Settings, seed: int
+) -> list[Preference]:
+    """Those that are not on evaluation prompts, each on its prompt's side of the split.
+
+    The words up to the user's first message decide, so that no conversation goes on from one on the other side.
+    """
     kept = [preference for preference in preferences if preference.prompt.split == "train"]
     counts["preferences on evaluation prompts"] += len(preferences) - len(kept)
-    return kept
+    placed = []
+    for preference in kept:
+        opening = next(prompts_within(conversation_of(preference.prompt.messages)))
+        held_out = rng_of(seed, "mix split", opening).random() < settings.held_out_share
+        placed.append(preference.model_copy(update={"split": "held_out" if held_out else "train"}))
+    return placed
 
 
 class Amounts(NamedTuple):
@@ -303,16 +305,6 @@ def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed
     return [preferences[index] for index in sorted(taken)]
 
 
-def _placed(preference: Preference, held_out_share: float, seed: int) -> Preference:
-    """The preference on its prompt's side of the split.
-
-    The words up to the user's first message decide, so that no conversation goes on from one on the other side.
-    """
-    opening = next(prompts_within(conversation_of(preference.prompt.messages)))
-    draw = rng_of(seed, "mix split", opening).random()
-    return preference.model_copy(update={"split": "held_out" if draw < held_out_share else "train"})
-
-
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
     """Those whose conversation neither is a prompt that is held out for evaluation nor goes on from one."""
     held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
@@ -335,8 +327,8 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
     if settings.verdicts is not None or not share:
         return
     counts: Counter[str] = Counter()
-    usable = _for_training(_brought_together(without_evaluation_prompts(pairs, prompts), counts), counts)
-    human = _count([_placed(preference, settings.held_out_share, seed) for preference in usable], "train")
+    people = _brought_together(without_evaluation_prompts(pairs, prompts), counts)
+    human = _count(_for_training(people, counts, settings, seed), "train")
     if human == 0:
         amounts_of(0, 0, settings)
     if settings.total is not None and _rounded(settings.total * share) > human:
@@ -349,17 +341,16 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
 def run(settings: Settings, context: StageContext) -> None:
     """Read comparisons, judgements and people's files; write `preferences`."""
     comparisons = context.read("comparisons", Comparison)
-    notes: Mapping[str, int] = {}
+    notes: dict[str, int] = {}
     human: list[Preference] = []
     if settings.human is not None:
         file = read_comparisons(settings.human)
         human = without_evaluation_prompts(file.preferences, context.read("prompts", Prompt))
-        left_out = len(file.preferences) - len(human)
         notes = {
             "human rows with an empty message": file.empty,
             "human rows with equal texts": file.equal,
             "human rows whose transcripts differ before the last reply": file.unlike,
-            "human rows on evaluation prompts": left_out,
+            "human rows on evaluation prompts": len(file.preferences) - len(human),
         }
     own = {comparison.id for comparison in comparisons}
     verdicts = read_verdicts(settings.verdicts, own) if settings.verdicts else []
