@@ -130,13 +130,6 @@ def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
     return warnings
 
 
-class CanaryResult(NamedTuple):
-    """How many canaries the labeler failed at."""
-
-    n: int
-    failed: int
-
-
 def canaries(constitution: Constitution) -> list[JudgementTask]:
     """Comparisons whose answer is plain: a, by the task's principle.
 
@@ -152,8 +145,8 @@ def canaries(constitution: Constitution) -> list[JudgementTask]:
 
 def check_canaries(
     constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
-) -> CanaryResult:
-    """Judge the canaries; without examples there are none.
+) -> tuple[int, int]:
+    """Judge the canaries: how many there are, and at how many the labeler fails; without examples there are none.
 
     A canary fails if it cannot be read or if the wrong response is preferred whatever the order. To waver between the
     orders is no failure: such a judgement is near a half and moves little.
@@ -170,7 +163,7 @@ def check_canaries(
             f"principles {principles}; such labels would train the opposite of what is asked. Look at `constitutional "
             "check`, take another labeler or method, or raise label.max_canary_failures"
         )
-    return CanaryResult(len(judgements), len(failed))
+    return len(judgements), len(failed)
 
 
 class LabelerAccuracy(NamedTuple):

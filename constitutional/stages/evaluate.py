@@ -83,11 +83,8 @@ class Inputs(Frozen):
     label: LabelSettings
 
 
-class Measured(NamedTuple):
-    """Scores, and what could not be counted in them."""
-
-    scores: list[Score]
-    problems: dict[str, int]
+Measured = tuple[list[Score], dict[str, int]]
+"""Scores, and how many of what could not be counted in them."""
 
 
 def held_out(prompts: Iterable[Prompt], at_most: int, seed: int) -> list[Prompt]:
@@ -197,7 +194,7 @@ def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
         readable = [p for p in outcomes if p is not None]
         rate, interval = win_rate(readable)[:2] if readable else (0.5, Interval(0.0, 1.0))
         scores.append(score(model, f"win_rate/{opponent}", rate, interval, len(readable), "share"))
-    return Measured(scores, problems)
+    return scores, problems
 
 
 def violation_scores(
@@ -225,7 +222,7 @@ def violation_scores(
     for principle in constitution.principles:
         by_model = {model: list(islice(remaining, len(samples))) for model in models}
         scores += rates(f"violation_rate/{principle.id}", by_model)
-    return Measured(scores, problems)
+    return scores, problems
 
 
 def _violates(critique: str, settings: Settings) -> bool | None:
@@ -313,9 +310,9 @@ def run(inputs: Inputs, context: StageContext) -> None:
         completions = {name: replies(prompts, context.engine(name), settings, context.seed) for name in names}
         samples = side_by_side(prompts, completions)
         scores += [*trait_scores(samples), *text_scores(samples, settings, context.seed)]
-        for measured in _judged(samples, inputs, trusted, context):
-            scores += measured.scores
-            problems |= measured.problems
+        for judged, left_out in _judged(samples, inputs, trusted, context):
+            scores += judged
+            problems |= left_out
         if settings.compared:
             context.release()  # two more models are loaded to be compared
             some = samples[: settings.compared]
@@ -344,12 +341,8 @@ def _judged(
     """What needs a model's judgement, and is asked for."""
     settings = inputs.evaluate
     if settings.judged:
-
-        def judge(comparisons: Sequence[Comparison]) -> Iterator[Judgement]:
-            labeler = context.engine("labeler")
-            return label(comparisons, trusted, labeler, context.prompts, inputs.label, context.seed)
-
-        yield win_scores(samples[: settings.judged], judge)
+        asked = (trusted, context.engine("labeler"), context.prompts, inputs.label, context.seed)
+        yield win_scores(samples[: settings.judged], lambda comparisons: label(comparisons, *asked))
     if settings.critiqued:
         some = samples[: settings.critiqued]
         yield violation_scores(some, context.constitution, context.engine("critic"), context.prompts, settings)

@@ -29,6 +29,7 @@ from constitutional.constitution.constitution import Constitution
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
 from constitutional.judging.understanding import PrincipleMeaning
+from constitutional.stages import summaries
 from constitutional.stages.context import RunView, StageContext
 from constitutional.stages.report.data import (
     Curve,
@@ -46,20 +47,7 @@ from constitutional.stages.report.examples import (
 )
 from constitutional.stages.report.page import render
 from constitutional.stages.report.verdicts import ALWAYS_WANTED, kind
-from constitutional.stages.summaries import (
-    Direction,
-    DpoSummary,
-    EvaluateSummary,
-    Histogram,
-    LabelerCheckSummary,
-    MixSummary,
-    OnlineSummary,
-    ReportSummary,
-    RewardSummary,
-    SamplePairsSummary,
-    SftSummary,
-    Share,
-)
+from constitutional.stages.summaries import Direction, Histogram, Share
 
 METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
 """Quantities of a training log that are drawn; the learning rate and the like say nothing of what was learnt."""
@@ -102,7 +90,7 @@ def labeler_quality(
     accuracies: Iterable[PrincipleAccuracy],
     judgements: Sequence[Judgement],
     comparisons: Iterable[Comparison],
-    trial: LabelerCheckSummary,
+    trial: summaries.LabelerCheckSummary,
 ) -> LabelerQuality:
     """How the labeler did by each principle, on the principle's own examples and on the run's comparisons."""
     on_examples = {row.principle: Share.of(row.right, row.n - row.unreadable) for row in accuracies}
@@ -172,7 +160,7 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
     """Rows that could not be used, by stage, and why."""
     problems = Counter(revision.problem for revision in revisions if revision.problem)
     yield LeftOut(stage="critique_revise", what="drafts", total=len(revisions), reasons=dict(problems))
-    if sampled := view.summary(SamplePairsSummary):
+    if sampled := view.summary(summaries.SamplePairsSummary):
         without = {"no two different responses": sampled.prompts_without_pair}
         yield LeftOut(stage="sample_pairs", what="prompts", total=sampled.prompts, reasons=_counted(without))
         unpaired = {
@@ -181,22 +169,24 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
             "repeated": sampled.repeated_responses,
         }
         yield LeftOut(stage="sample_pairs", what="responses", total=None, reasons=_counted(unpaired))
-    if (trial := view.summary(LabelerCheckSummary)) and trial.left_out_principles:
+    if (trial := view.summary(summaries.LabelerCheckSummary)) and trial.left_out_principles:
         why = {f"“{principle}”: the labeler misjudges its examples": 1 for principle in trial.left_out_principles}
         yield LeftOut(stage="label", what="principles", total=None, reasons=why)
     undirected = Counter(judgement.problem for judgement in judgements if judgement.problem)
     undirected["tie, neither response is preferred"] = sum(judgement.p_a == 0.5 for judgement in judgements)
     yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=_counted(undirected))
-    if mixed := view.summary(MixSummary):
+    if mixed := view.summary(summaries.MixSummary):
         reasons = {why: count for why, count in mixed.counts.items() if not any(word in why for word in KEPT)}
         yield LeftOut(stage="mix", what="comparisons, judgements and rows", total=None, reasons=_counted(reasons))
     for stage, record in view.records().items():
         match record.summary:
-            case SftSummary(trained_on=used, dropped=dropped):
+            case summaries.SftSummary(trained_on=used, dropped=dropped):
                 what = "examples"
-            case RewardSummary(pairs=used, dropped=dropped) | DpoSummary(pairs=used, dropped=dropped):
+            case (
+                summaries.RewardSummary(pairs=used, dropped=dropped) | summaries.DpoSummary(pairs=used, dropped=dropped)
+            ):
                 what = "preferences"
-            case OnlineSummary(prompts=used, dropped=dropped, examples=learnt, examples_left_out=too_long):
+            case summaries.OnlineSummary(prompts=used, dropped=dropped, examples=learnt, examples_left_out=too_long):
                 what = "prompts"
                 if too_long:
                     reasons = {"too long": too_long}
@@ -204,7 +194,7 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
             case _:
                 continue
         yield LeftOut(stage=stage, what=what, total=used + sum(dropped.values()), reasons=_counted(dropped))
-    if evaluated := view.summary(EvaluateSummary):
+    if evaluated := view.summary(summaries.EvaluateSummary):
         reasons = {why: count for why, count in evaluated.counts.items() if why.startswith(("equal", "unreadable"))}
         yield LeftOut(stage="evaluate", what="comparisons and critiques", total=None, reasons=_counted(reasons))
 
@@ -222,8 +212,8 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     kept = view.read("rollouts", Rollout) if online else []
     rollouts = rollout_examples(kept, view.read("prompts", Prompt), settings.rollout_examples) if online else ()
     records = view.records()
-    evaluated, rewarded = view.summary(EvaluateSummary), view.summary(RewardSummary)
-    trial = view.summary(LabelerCheckSummary)
+    evaluated, rewarded = view.summary(summaries.EvaluateSummary), view.summary(summaries.RewardSummary)
+    trial = view.summary(summaries.LabelerCheckSummary)
     assert evaluated is not None and trial is not None, "the report comes after both"  # noqa: PT018
     accuracies = view.read("labeler_accuracy", PrincipleAccuracy)
     return RunReport(
@@ -281,4 +271,4 @@ def run(settings: Settings, context: StageContext) -> None:
     atomic_write(context.output(f"{CONSTITUTION}.json"), context.constitution.model_dump_json(indent=2).encode())
     # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
     atomic_write(context.output("report.html"), page.encode("utf-8", "backslashreplace"))
-    context.summarise(ReportSummary())
+    context.summarise(summaries.ReportSummary())

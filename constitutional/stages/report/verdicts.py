@@ -7,15 +7,9 @@ from typing import Final, Literal, NamedTuple
 
 from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
+from constitutional.stages import summaries
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, RunReport
-from constitutional.stages.summaries import (
-    Direction,
-    DpoSummary,
-    EvaluateSummary,
-    MixSummary,
-    OnlineSummary,
-    SftSummary,
-)
+from constitutional.stages.summaries import Direction
 
 Outcome = Literal["improved", "worse", "changed", "no clear change", "too few to tell"]
 
@@ -237,10 +231,10 @@ def verdicts(run: RunReport) -> Verdicts:
 
 def untrained(run: RunReport) -> Iterator[str]:
     """A sentence for each training that had nothing to learn from."""
-    sft, mixed = run.summary(SftSummary), run.summary(MixSummary)
+    sft, mixed = run.summary(summaries.SftSummary), run.summary(summaries.MixSummary)
     if sft and sft.nothing_revised:
         yield "No draft was revised: supervised learning had nothing to learn, and the SL model is the base model."
-    dpo, online = run.summary(DpoSummary), run.summary(OnlineSummary)
+    dpo, online = run.summary(summaries.DpoSummary), run.summary(summaries.OnlineSummary)
     if (dpo and not dpo.pairs) or (online and not online.prompts):
         why = "Reinforcement learning had nothing to train on" if mixed and mixed.train else "No preference was decided"
         yield f"{why}: the RL model is the SL model."
@@ -276,7 +270,7 @@ def _missing_kinds(run: RunReport) -> Iterator[str]:
     # Where scores are there but empty, the measures have been named already.
     kinds = {kind(score.measure) for score in run.scores}
     yield from (sentence for measured, sentence in COMPLETE.items() if measured not in kinds)
-    evaluated = run.summary(EvaluateSummary)
+    evaluated = run.summary(summaries.EvaluateSummary)
     if evaluated and evaluated.wanted is not None and "trait_rate" not in kinds:
         yield "Traits of the sandbox"
     if "violation_rate" in kinds:
