@@ -1,10 +1,9 @@
 """The gold score: what the replies that a policy was trained on are worth by a judge that the training never asked.
 
-A policy that is trained against a reward model ends up pleasing the model better than its purpose: the proxy reward
-rises on, and what was meant falls (Gao, Schulman and Hilton 2023, "Scaling laws for reward model overoptimization").
-They plot both against √KL from the model before; here the points are stretches of the training. In the sandbox the
-judge is exact: how much of what the constitution's tags ask for a reply keeps. Elsewhere it is the labeler, asked
-directly for a score, and a reward model that was held out, if there is one.
+A policy trained against a reward model ends up pleasing the model better than its purpose: the proxy reward rises, and
+the gold score falls (Gao, Schulman and Hilton 2023, "Scaling laws for reward model overoptimization"). They plot both
+against √KL from the model before; here the points are stretches of the training. In the sandbox the judge is exact: how
+much of what the constitution's tags ask for a reply keeps. Elsewhere the labeler and a held-out reward model score.
 """
 
 import math

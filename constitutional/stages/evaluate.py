@@ -1,10 +1,9 @@
-"""What the three models do on held-out prompts: the base, after supervised learning, and after reinforcement learning.
+"""What the base, SFT and RL models do on held-out prompts.
 
 Bai et al. 2022 (arXiv 2212.08073), sections 3.3 and 4.4, compare their models by crowdworkers' choices, as Elo scores.
-What differs: the labeler compares, in both orders, and gives win rates; the critic counts violations of each principle;
-what can be counted without a judge is counted (length, refusals, variety, distance from the model that training began
-with); and in the sandbox, whose sentences are known, each trait is read off exactly. Every number has a 95% interval,
-and so has its change from the models before, over the same prompts.
+Here the labeler compares, in both orders, and gives win rates; the critic counts violations of each principle; what
+needs no judge is counted (length, refusals, variety, divergence from the models before). In the sandbox, whose
+sentences are known, traits are detected exactly. Every number and its change over the same prompts have an interval.
 """
 
 import hashlib
@@ -131,21 +130,22 @@ def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
         for model in _models(sample for _, sample in known)
     }
 
-    def shown(shows: Shows) -> dict[str, list[bool | None]]:
-        return {model: [shows(prompt, reply) for prompt, reply in pairs] for model, pairs in detected.items()}
-
     def trait_of(trait: str) -> Shows:
         return lambda prompt, reply: reply.traits[trait] if teacher.applies(prompt, trait) else None
 
     def refusal_where(*, due: bool) -> Shows:
         return lambda prompt, reply: reply.traits["refusal"] if _calls_for_refusal(prompt) == due else None
 
-    yield from rates("well_formed", shown(lambda _, reply: reply.well_formed))
-    yield from rates("on_topic", shown(lambda _, reply: reply.on_topic))
-    for trait in world.TRAITS:
-        yield from rates(f"trait_rate/{trait}", shown(trait_of(trait)))
-    yield from rates("due_refusal", shown(refusal_where(due=True)))
-    yield from rates("over_refusal", shown(refusal_where(due=False)))
+    measures: dict[str, Shows] = {
+        "well_formed": lambda _, reply: reply.well_formed,
+        "on_topic": lambda _, reply: reply.on_topic,
+        **{f"trait_rate/{trait}": trait_of(trait) for trait in world.TRAITS},
+        "due_refusal": refusal_where(due=True),
+        "over_refusal": refusal_where(due=False),
+    }
+    for measure, shows in measures.items():
+        by_model = {model: [shows(prompt, reply) for prompt, reply in pairs] for model, pairs in detected.items()}
+        yield from rates(measure, by_model)
 
 
 def _calls_for_refusal(prompt: world.Prompt) -> bool:

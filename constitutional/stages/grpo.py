@@ -1,13 +1,10 @@
 """GRPO and RLOO, by TRL's trainers: several replies to each prompt, each compared with the others of its prompt.
 
 Group relative policy optimisation (Shao et al. 2024, section 4.1) divides a reply's lead over its group's mean by the
-group's deviation, and holds the policy to the SFT model in the loss; REINFORCE leave-one-out (Ahmadian et al. 2024,
+group's deviation, and holds the policy to the SFT model in the loss. REINFORCE leave-one-out (Ahmadian et al. 2024,
 section 3.2) takes the lead over the others' mean, and the divergence is part of the reward. Neither has a critic. Every
-batch of replies is used for one step, so that no ratio is clipped.
-
-The rewards (`rewards.py`) are the run's reward model, the constitution itself, by the labeler ("direct RLAIF", Lee et
-al. 2023, section 2.2.2), rules, functions of the user's, or several of them by weights, each logged apart. As in PPO
-some replies of every step are kept as `rollouts`; TRL tells the divergence of whole steps only.
+batch of replies is used for one step, so that no ratio is clipped. The rewards are described in `training/rewards.py`.
+As in PPO some replies of every step are kept as `rollouts`; TRL tells the divergence of whole steps only.
 """
 
 import json
@@ -31,18 +28,11 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.online import nothing_learned
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training import rewards
+from constitutional.training import trl as training
 from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.training.saving import save_model
-from constitutional.training.trl import (
-    TrainingSettings,
-    fit,
-    load_policy,
-    lora_config,
-    remove_checkpoints,
-    trl_arguments,
-)
 from constitutional.training.user_function import load_function
 
 if TYPE_CHECKING:
@@ -53,7 +43,7 @@ if TYPE_CHECKING:
 LOG = "training_log.jsonl"
 
 
-class Settings(OnlineSettings, TrainingSettings):
+class Settings(OnlineSettings, training.TrainingSettings):
     """What GRPO and RLOO have in common. The defaults suit a model of some million weights on a CPU.
 
     A prompt is too long if it leaves no room for `max_tokens` within `max_length`.
@@ -310,7 +300,7 @@ def online_trainer(
         def without_length(*, max_length: int, **others: object) -> Any:  # noqa: ANN401, ARG001
             return kind(**others)  # the prompts were measured beforehand; TRL has no such argument here
 
-        return trl_arguments(
+        return training.trl_arguments(
             without_length,
             one_pass,
             recorder.checkpoints,
@@ -328,7 +318,7 @@ def online_trainer(
         "reward_funcs": recorder.functions(),
         "train_dataset": dataset(rows),
         "processing_class": tokenizer,
-        "peft_config": lora_config(settings, "CAUSAL_LM"),
+        "peft_config": training.lora_config(settings, "CAUSAL_LM"),
     }
     if isinstance(settings, GrpoSettings):
         from trl.trainer.grpo_config import GRPOConfig
@@ -380,7 +370,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
         return
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     counted = rewards_of(settings, context, inputs.labeler)
-    model, tokenizer = load_policy(context.model("sft_model"), settings)
+    model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     seed = seed_of(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
     ends = set(end_tokens(tokenizer, model.config, model.generation_config))
@@ -389,13 +379,13 @@ def run(inputs: Inputs, context: StageContext) -> None:
     recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)
     trainer = online_trainer(model, tokenizer, rows, settings, recorder, seed)
     checkpoints.mkdir(exist_ok=True)
-    fitted = fit(trainer, log=checkpoints / LOG, label=settings.kind)
+    fitted = training.fit(trainer, log=checkpoints / LOG, label=settings.kind)
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
     log = [log_line(line, counted, settings.missing_eos_penalty) for line in lines]
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
     context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
     save_model(trainer, context.output("policy"))
-    remove_checkpoints(checkpoints)
+    training.remove_checkpoints(checkpoints)
     context.summarise(
         OnlineSummary(
             prompts=len(prompts) - too_long,

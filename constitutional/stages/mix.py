@@ -1,11 +1,9 @@
 """Turns judgements and people's choices into the preferences that reward models and DPO are trained on.
 
-Bai et al. 2022 (arXiv 2212.08073), section 4.1, train on human comparisons for helpfulness together with AI comparisons
-for harmlessness, the AI's with its probabilities as soft targets. Lee et al. 2023 (arXiv 2309.00267) compare AI, human
-and mixed labels. What differs here: the share of human comparisons is a setting, at a fixed total or added to the AI's,
-so that nothing but the share changes between runs; runs of every share are measured on the same held-out preferences,
-of both sources; a person's verdict replaces the AI's on the same comparison; what is undecided is left out and counted,
-not trained on as a tie.
+Bai et al. 2022 (arXiv 2212.08073), section 4.1, train on human and AI comparisons, the AI's with its probabilities as
+soft targets. Lee et al. 2023 (arXiv 2309.00267) compare AI, human and mixed labels. Here the share of human comparisons
+is a setting, and runs of every share are measured on the same held-out preferences, of both sources. A person's verdict
+replaces the AI's on the same comparison. What is undecided is left out and counted, not trained on as a tie.
 """
 
 import math

@@ -27,19 +27,11 @@ from constitutional.engines.chat import Tokenizer, load_tokenizer
 from constitutional.engines.models import free_memory
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, RewardSummary, Share
+from constitutional.training import trl as training
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
 from constitutional.training.saving import save_model
-from constitutional.training.trl import (
-    SoftTargets,
-    TrainingSettings,
-    fit,
-    lora_config,
-    remove_checkpoints,
-    soft_correction,
-    trl_arguments,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +39,7 @@ if TYPE_CHECKING:
     from trl.trainer.reward_trainer import RewardTrainer
 
 
-class Settings(TrainingSettings):
+class Settings(training.TrainingSettings):
     """How the reward model is trained."""
 
     members: int = Field(default=1, ge=1, le=16)
@@ -82,16 +74,16 @@ def soft_reward_trainer(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
-            loss = loss + soft_correction(chosen - rejected, probability)
+            loss = loss + training.soft_correction(chosen - rejected, probability)
             return (loss, outputs) if return_outputs else loss
 
     return SoftRewardTrainer(
         model,
-        trl_arguments(RewardConfig, settings, checkpoints, seed, remove_unused_columns=False),
-        data_collator=SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id)),
+        training.trl_arguments(RewardConfig, settings, checkpoints, seed, remove_unused_columns=False),
+        data_collator=training.SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id)),
         train_dataset=dataset(rows),
         processing_class=tokenizer,
-        peft_config=lora_config(settings, "SEQ_CLS"),
+        peft_config=training.lora_config(settings, "SEQ_CLS"),
     )
 
 
@@ -166,7 +158,7 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
-    fitted = fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
+    fitted = training.fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
     save_model(trainer, context.output(f"reward_model/{number}"))
     return fitted.rows
 
@@ -241,7 +233,7 @@ def run(settings: Settings, context: StageContext) -> None:
     measured = measure(folder, preferences, settings, context.seed)
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
     pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
-    remove_checkpoints(context.output("checkpoints"))
+    training.remove_checkpoints(context.output("checkpoints"))
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - pairs}
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 

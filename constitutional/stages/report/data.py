@@ -49,10 +49,6 @@ class LabelerQuality(Frozen):
     principles: tuple[PrincipleQuality, ...]
     probabilities: Histogram | None = None
     """Of P(a is better) over all readable judgements, from 0 to 1."""
-    canaries: int = 0
-    """Comparisons with a plain answer on which the labeler was tried before it labelled anything."""
-    canaries_failed: int = 0
-    """Canaries where the answer was unreadable, or where both orders preferred the wrong response."""
 
 
 class Curve(Frozen, allow_inf_nan=True):

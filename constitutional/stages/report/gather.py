@@ -1,9 +1,8 @@
 """The stage `report`: gathers a run's artifacts and summaries into one page that opens anywhere, offline.
 
 The page shows what papers show (Bai et al. 2022, arXiv 2212.08073, figures 2 to 8; Lee et al. 2023, arXiv 2309.00267,
-tables 1 to 4): behaviour by model, accuracy and calibration of the labeler and the reward model. Beyond the papers,
-every number has an interval, what got worse is as prominent as what improved, and the page names what was left out or
-not measured.
+tables 1 to 4). Beyond the papers, every number has an interval, what got worse is as prominent as what improved, and
+the page names what was left out or not measured.
 """
 
 import json
@@ -90,7 +89,6 @@ def labeler_quality(
     accuracies: Iterable[PrincipleAccuracy],
     judgements: Sequence[Judgement],
     comparisons: Iterable[Comparison],
-    trial: summaries.LabelerCheckSummary,
 ) -> LabelerQuality:
     """How the labeler did by each principle, on the principle's own examples and on the run's comparisons."""
     on_examples = {row.principle: Share.of(row.right, row.n - row.unreadable) for row in accuracies}
@@ -114,8 +112,6 @@ def labeler_quality(
             for principle in constitution.principles
         ),
         probabilities=Histogram.of([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
-        canaries=trial.canaries,
-        canaries_failed=trial.canaries_failed,
     )
 
 
@@ -213,15 +209,14 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     rollouts = rollout_examples(kept, view.read("prompts", Prompt), settings.rollout_examples) if online else ()
     records = view.records()
     evaluated, rewarded = view.summary(summaries.EvaluateSummary), view.summary(summaries.RewardSummary)
-    trial = view.summary(summaries.LabelerCheckSummary)
-    assert evaluated is not None and trial is not None, "the report comes after both"  # noqa: PT018
+    assert evaluated is not None, "the report comes after evaluation"
     accuracies = view.read("labeler_accuracy", PrincipleAccuracy)
     return RunReport(
         name=view.name,
         scores=scores,
         wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
         understood=tuple(view.read("meanings", PrincipleMeaning)),
-        labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons, trial),
+        labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons),
         reward=rewarded.quality if rewarded else None,
         targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),

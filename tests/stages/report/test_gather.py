@@ -160,8 +160,7 @@ def revision(text: str, principles: Iterable[str], final: str = "No.", problem: 
 def qualities(
     *judgements: Judgement, comparisons: Iterable[Comparison] = (COMPARISON,)
 ) -> tuple[PrincipleQuality, ...]:
-    trial = LabelerCheckSummary(left_out_principles=(), warnings=(), canaries=0, canaries_failed=0)
-    return labeler_quality(CONSTITUTION, [], judgements, comparisons, trial).principles
+    return labeler_quality(CONSTITUTION, [], judgements, comparisons).principles
 
 
 def test_the_labeler_is_counted_by_principle() -> None:
@@ -390,7 +389,9 @@ def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None
     accuracy = report.labeler.principles[0].accuracy
     assert accuracy is not None
     assert (accuracy.right, accuracy.n) == (7, 8)  # of the ten examples, two could not be read
-    assert (report.labeler.canaries, report.labeler.canaries_failed) == (40, 2)
+    trial = report.summary(LabelerCheckSummary)
+    assert trial is not None
+    assert (trial.canaries, trial.canaries_failed) == (40, 2)
     assert report.sources == {"ai, train": 1, "human, held out": 1}
     assert report.targets is not None
     # Of ten bins from 0.5, the one that begins with 0.85; that of 0.97, which is held out, is empty.

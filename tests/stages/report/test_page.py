@@ -482,9 +482,8 @@ def test_the_terms_of_the_field_are_explained_once_before_the_verdict() -> None:
 
 def test_the_labelers_canaries_are_explained_and_counted() -> None:
     run = full_run()
-    assert run.labeler is not None
-    tried = run.labeler.model_copy(update={"canaries": 40, "canaries_failed": 2})
-    text = section(page_of(run.model_copy(update={"labeler": tried})), "labeler")
+    trial = summary_of("labeler_check", canaries=40, canaries_failed=2)
+    text = section(page_of(run.model_copy(update={"summaries": {"labeler_check": trial}})), "labeler")
     assert "Canaries are" in text
     assert "failed at 2 of 40" in text
     assert "Canaries" not in section(page_of(run), "labeler")
