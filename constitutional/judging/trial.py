@@ -1,7 +1,6 @@
 """The labeler on trial, outside any run: on a constitution's own examples, or against answers that people gave."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from constitutional.base.errors import ModelError
@@ -58,9 +57,12 @@ def _remark(n: int, *, near_chance: bool) -> str:
 
 def baselines(answered: AnsweredComparisons) -> str:
     """What a score on these comparisons is worth: two ways of choosing that read nothing."""
-    lines = [_score_line("always the first", always_first(answered.rows))]
-    lines.append(_score_line("always the longer", always_longer(answered.rows)))
-    return table([("", "right", "of", "accuracy", "95% interval", ""), *lines], numbers_from=1)
+    lines = [
+        ("", "right", "of", "accuracy", "95% interval", ""),
+        _score_line("always the first", always_first(answered.rows)),
+        _score_line("always the longer", always_longer(answered.rows)),
+    ]
+    return table(lines, numbers_from=1)
 
 
 def by_answers(
@@ -89,14 +91,13 @@ def by_answers(
         raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
     found = accuracy_of(rows, probabilities_of(judgements))
     also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
-    rest: Sequence[tuple[str, str]] = (
+    error = "–" if also.calibration_error is None else f"{also.calibration_error:.2f}"
+    bias = "–" if also.position_bias is None else f"{also.position_bias:.0%} for the first; 50% is none"
+    rest = (
         ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),
         ("left out", f"{answered.undecided}, of which people do not agree which is better"),
-        ("calibration error", "–" if also.calibration_error is None else f"{also.calibration_error:.2f}"),
-        (
-            "position bias",
-            "–" if also.position_bias is None else f"{also.position_bias:.0%} for the first; 50% is none",
-        ),
+        ("calibration error", error),
+        ("position bias", bias),
     )
     near_chance = found.share < NEAR_CHANCE
     line = (*_score_line("the labeler", found)[:-1], _remark(found.n, near_chance=near_chance))
@@ -108,7 +109,7 @@ def by_answers(
     return Trial(text, near_chance)
 
 
-def _score_line(name: str, its: Accuracy) -> tuple[str, ...]:
-    low, high = its.interval
+def _score_line(name: str, accuracy: Accuracy) -> tuple[str, ...]:
+    low, high = accuracy.interval
     interval = f"{low:.1%}–{high:.1%}" if math.isfinite(high) else "–"  # one prompt alone says nothing
-    return (name, str(its.right), str(its.n), f"{its.share:.2%}", interval, "")
+    return (name, str(accuracy.right), str(accuracy.n), f"{accuracy.share:.2%}", interval, "")

@@ -6,7 +6,7 @@ sentence. Both give the same record, so a run, its report and `lint` say it in t
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from constitutional.base.progress import percent
 from constitutional.base.records import Message, Record
@@ -82,21 +82,15 @@ def _line(meanings: Sequence[PrincipleMeaning]) -> str:
     return "; ".join(f"{part} in the {meaning.reader}'s words" for part, meaning in zip(parts, meanings, strict=True))
 
 
-class _Reading(NamedTuple):
-    principle: Principle
-    reader: Reader
-    words: str
-
-
-def _readings(constitution: Constitution) -> list[_Reading]:
+def _readings(constitution: Constitution) -> list[tuple[Principle, Reader, str]]:
     """The words of every principle that are read: one if critic and labeler read the same, else two, its text first."""
-    readings = []
+    readings: list[tuple[Principle, Reader, str]] = []
     for principle in constitution.principles:
         critic, labeler = principle.words("critique"), principle.words("comparison")
         if critic == labeler:
-            readings.append(_Reading(principle, "", critic))
+            readings.append((principle, "", critic))
         else:
-            both = [_Reading(principle, "critic", critic), _Reading(principle, "labeler", labeler)]
+            both: list[tuple[Principle, Reader, str]] = [(principle, "critic", critic), (principle, "labeler", labeler)]
             readings += both[::-1] if labeler == principle.text else both
     return readings
 
@@ -111,7 +105,7 @@ def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) 
     words. A principle that is too long for the critic has an empty meaning and a warning.
     """
     readings = _readings(constitution)
-    texts = list(dict.fromkeys(reading.words for reading in readings))
+    texts = list(dict.fromkeys(words for _, _, words in readings))
     sampling = Sampling(temperature=0.0, max_tokens=MOST_TOKENS)
     chats = [(Message("user", templates.render("restate", principle=text)),) for text in texts]
     completions = answers(engine, [Request(chat, sampling) for chat in chats])
@@ -137,15 +131,11 @@ def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) 
 def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -> list[PrincipleMeaning]:
     """What the sandbox's model takes every principle to mean, and what is doubtful in it.
 
-    Gives the meanings in the order of the principles; two for a principle whose critic and labeler read different
-    words.
-
-    Args:
-        constitution: the principles.
-        engine: the sandbox's model, such as a run's with its journal; None means the shipped one.
+    In the order of `meanings_of`. `engine` is the sandbox's model, such as a run's with its journal; None means the
+    shipped one.
     """
     readings = _readings(constitution)
-    texts = list(dict.fromkeys(reading.words for reading in readings))
+    texts = list(dict.fromkeys(words for _, _, words in readings))
     understood = dict(zip(texts, understand.understand_texts(texts, engine=engine), strict=True))
     first_words: dict[str, str] = {}
     first_principle: dict[str, str] = {}

@@ -312,11 +312,7 @@ def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Itera
 def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settings: Settings, seed: int) -> None:
     """Refuse a share or a total that people's pairs cannot meet, whatever the AI's preferences come to be.
 
-    Args:
-        pairs: those of the file; none where there is no file.
-        prompts: the run's.
-        settings: where they name a file of verdicts, how many preferences people make is known only later.
-        seed: the run's.
+    Where the settings name a file of verdicts, how many preferences people make is known only later.
 
     Raises:
         ConfigurationError: says how many there are and how many are asked for.

@@ -51,12 +51,6 @@ class Samples(NamedTuple):
     """Responses that were left out because another one says the same."""
 
 
-def sample_pairs(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Comparison]:
-    """Pairs of different responses to each prompt; a prompt whose responses are all alike gives none."""
-    for samples in sample(prompts, engine, settings, seed):
-        yield from pairs(samples, engine.identity, settings, seed)
-
-
 def sample(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Samples]:
     """The responses to each prompt, without those that cannot be compared."""
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)

@@ -217,14 +217,14 @@ def verdicts(run: RunReport) -> Verdicts:
         if after is None or last == "base" or (base is None and not is_win_rate(measure)):
             continue
         verdict = _verdict(None if is_win_rate(measure) else base, after, wanted)
+        lost = _verdict(sft, after, wanted) if sft and last == "policy" and not is_win_rate(measure) else None
         if measure == AGAINST_SL:
             strip.against_sl.append(verdict)
-            strip.undone.extend([verdict] if verdict.outcome == "worse" else [])
-            continue
-        places.get(verdict.outcome, strip.unclear).append(verdict)
-        if sft and last == "policy" and not is_win_rate(measure):
-            lost = _verdict(sft, after, wanted)
-            strip.undone.extend([lost] if lost.outcome == "worse" else [])
+            lost = verdict
+        else:
+            places.get(verdict.outcome, strip.unclear).append(verdict)
+        if lost and lost.outcome == "worse":
+            strip.undone.append(lost)
     strip.not_measured.extend(_missing(run, last))
     return strip
 
