@@ -99,10 +99,7 @@ def points(
 
 
 def some_of_each_phase(rollouts: Sequence[Rollout], at_most: int, seed: int) -> list[Rollout]:
-    """At most so many, as many of each phase as of any other; of a longer training than that, of evenly spread phases.
-
-    More of them hold all of fewer only within a phase.
-    """
+    """At most so many, as many of each phase as of any other; of a longer training, of evenly spread phases."""
     phases = sorted({rollout.phase for rollout in rollouts})
     if len(phases) > at_most:
         phases = [phases[number * len(phases) // at_most] for number in range(at_most)]

@@ -101,8 +101,8 @@ def _readings(constitution: Constitution) -> list[tuple[Principle, Reader, str]]
 def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) -> list[PrincipleMeaning]:
     """What a critic takes every principle to mean, in a sentence of its own, greedily (template `restate`).
 
-    Gives the meanings in the order of the principles; two for a principle whose critic and labeler read different
-    words. A principle that is too long for the critic has an empty meaning and a warning.
+    In the order of the principles; two for a principle whose critic and labeler read different words. A principle that
+    is too long for the critic has an empty meaning and a warning.
     """
     readings = _readings(constitution)
     texts = list(dict.fromkeys(words for _, _, words in readings))

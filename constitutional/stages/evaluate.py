@@ -172,8 +172,7 @@ def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Ite
 def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     """How often the labeler prefers one model's reply to another's: 0.5 is even.
 
-    Replies of the same words are no comparison, and one that cannot be read is neither won nor lost. Win rates leave
-    both out, and they are counted for each contest.
+    Equal replies and comparisons that cannot be read are left out of the win rates, and counted for each contest.
     """
     comparisons: list[Comparison] = []
     problems: dict[str, int] = {}

@@ -156,10 +156,7 @@ def _by_ai(
 def _by_people(
     comparison: Comparison, verdicts: Sequence[Verdict], settings: Settings, counts: Counter[str]
 ) -> list[Preference]:
-    """People's preference: the mean over raters who saw a difference or a tie; none if that is even or there is nobody.
-
-    Who finds both bad says nothing about which is better.
-    """
+    """People's preference: the mean over raters who preferred one or saw a tie; none if that is even, or without any."""
     opinions = [verdict for verdict in verdicts if verdict.choice in ("a", "b", "tie")]
     p_a = fmean([_p_a(opinion, settings) for opinion in opinions]) if opinions else 0.5
     if _even(p_a):

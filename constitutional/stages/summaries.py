@@ -157,10 +157,7 @@ class Histogram(Frozen):
 
     @classmethod
     def of(cls, values: Sequence[float], low: float, high: float, bins: int = 10) -> "Histogram | None":
-        """How many values, all from low to high, fall into each of equal bins; the last bin holds its upper edge.
-
-        None without values.
-        """
+        """Counts of values from low to high in equal bins, the last with its upper edge; None without values."""
         if not values:
             return None
         counts = [0] * bins

@@ -94,10 +94,7 @@ def _view(run: RunReport, key: str) -> dict[str, object]:
 
 
 def comparison(runs: Sequence[RunReport]) -> Table | None:
-    """The runs' last models, measure by measure, with what became of each measure against the run's own base.
-
-    None for a single run.
-    """
+    """The runs' last models, measure by measure, each against the run's own base; None for a single run."""
     if len(runs) < 2:
         return None
     columns = []

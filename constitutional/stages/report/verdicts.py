@@ -125,11 +125,7 @@ def outcome(low: float, high: float, reference: tuple[float, float], wanted: Dir
 
 
 def _verdict(before: Score | None, after: Score, wanted: Direction | None) -> Verdict:
-    """By the change over the same prompts, which is the sharpest; without one, by the two models' intervals.
-
-    A model's own interval says how it would do on other prompts. Two such intervals may overlap where it is clear which
-    model does better on the same prompts.
-    """
+    """By the change over the same prompts, which is the sharpest; without one, by the two models' intervals."""
     change = after.changes.get(before.model) if before else None
     if change:
         result = outcome(change.low, change.high, (0.0, 0.0), wanted)
