@@ -89,23 +89,23 @@ def by_answers(
     rows = [row for row in answered.rows if row.comparison.id not in too_long]
     if not rows:
         raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
-    found = accuracy_of(rows, probabilities_of(judgements))
-    also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
-    error = "–" if also.calibration_error is None else f"{also.calibration_error:.2f}"
-    bias = "–" if also.position_bias is None else f"{also.position_bias:.0%} for the first; 50% is none"
+    accuracy = accuracy_of(rows, probabilities_of(judgements))
+    details = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
+    error = "–" if details.calibration_error is None else f"{details.calibration_error:.2f}"
+    bias = "–" if details.position_bias is None else f"{details.position_bias:.0%} for the first; 50% is none"
     rest = (
-        ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),
+        ("unreadable", f"{details.unreadable} of {details.n}, which count as not right"),
         ("left out", f"{answered.undecided}, of which people do not agree which is better"),
         ("calibration error", error),
         ("position bias", bias),
     )
-    near_chance = found.share < NEAR_CHANCE
-    line = (*_score_line("the labeler", found)[:-1], _remark(found.n, near_chance=near_chance))
+    near_chance = accuracy.share < NEAR_CHANCE
+    line = (*_score_line("the labeler", accuracy)[:-1], _remark(accuracy.n, near_chance=near_chance))
     heading = ("", "right", "of", "accuracy", "95% interval", "")
     text = f"{table([heading, line], numbers_from=1)}\n\n{table(rest)}"
     if too_long:
         longer = f"{counted(len(too_long), 'row')} {'is' if len(too_long) == 1 else 'are'} longer than the labeler"
-        text += f"\n{longer} can read, and not among the {found.n:,} that it was asked about"
+        text += f"\n{longer} can read, and not among the {accuracy.n:,} that it was asked about"
     return Trial(text, near_chance)
 
 

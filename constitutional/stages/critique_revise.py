@@ -105,8 +105,7 @@ def revise(
         yield from _side_by_side([reviser.rounds(draft) for draft in chunk], engine)
 
 
-T_co = TypeVar("T_co", covariant=True)
-Asking = Generator[Request | None, Completion | None, T_co]
+Asking = Generator[Request | None, Completion | None, T]
 """What gives requests, is sent the replies, and returns a result; a turn without a request gives and is sent None."""
 
 

@@ -118,9 +118,9 @@ def mix(
     human = _for_training(reviewed + _brought_together(human_preferences, counts), counts, settings, seed)
     ai = _for_training(ai, counts, settings, seed)
 
-    amounts = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
+    from_ai, from_people = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
     preferences: list[Preference] = []
-    for source, there, used in (("AI", ai, amounts.ai), ("human", human, amounts.human)):
+    for source, there, used in (("AI", ai, from_ai), ("human", human, from_people)):
         held_out = _count(there, "held_out")
         kept = min(held_out, MOST_HELD_OUT)
         preferences += _drawn(there, {"train": used, "held_out": kept}, seed)
@@ -156,7 +156,7 @@ def _by_ai(
 def _by_people(
     comparison: Comparison, verdicts: Sequence[Verdict], settings: Settings, counts: Counter[str]
 ) -> list[Preference]:
-    """People's preference: the mean over raters who preferred one or saw a tie; none if that is even, or without any."""
+    """People's preference: the mean over raters who preferred one or saw a tie; none if it is even or nobody did."""
     opinions = [verdict for verdict in verdicts if verdict.choice in ("a", "b", "tie")]
     p_a = fmean([_p_a(opinion, settings) for opinion in opinions]) if opinions else 0.5
     if _even(p_a):
@@ -242,28 +242,21 @@ def _for_training(
     return placed
 
 
-class Amounts(NamedTuple):
-    """How many preferences of each source are trained on."""
-
-    ai: int
-    human: int
-
-
-def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
-    """How many to take of those that there are on the train side.
+def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
+    """How many of the AI's and of people's to take, of those that there are on the train side.
 
     Raises:
         ConfigurationError: the share or the total asks for more than there is.
     """
     share = settings.human_share
     if share is None:
-        return Amounts(ai, human)
+        return ai, human
     if share > 0 and human == 0:
         advice = "name a file of them with mix.human=FILE, or leave mix.human_share out"
         none = "there are none to train on (those held out do not count)"
         raise ConfigurationError(f"mix.human_share={share} asks for people's preferences, and {none}; {advice}")
     if settings.mode == "additive":
-        return Amounts(ai, min(human, _rounded(ai * share / (1 - share))))
+        return ai, min(human, _rounded(ai * share / (1 - share)))
     largest = _largest_total(ai, human, share)
     # The scarcer source's number is the most that every share allows: from run to run only the share changes.
     total = (min(ai, human) or largest) if settings.total is None else settings.total
@@ -271,7 +264,7 @@ def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
         there = f"{ai} preferences of the AI's and {human} of people's that are not held out allow {largest}"
         advice = "give at most that, or leave mix.total out"
         raise ConfigurationError(f"mix.total={total}, but with mix.human_share={share}, {there}; {advice}")
-    return Amounts(total - _rounded(total * share), _rounded(total * share))
+    return total - _rounded(total * share), _rounded(total * share)
 
 
 def _largest_total(ai: int, human: int, share: float) -> int:

@@ -154,40 +154,40 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples,
 
 def run(settings: Settings, context: StageContext) -> None:
     """Train on `revisions`, from `base`, and write `sft_model` and `sft_examples`; without any, the base as it is."""
-    found, on_evaluation_prompts = examples_of(settings, context)
-    if not found.examples:
-        raise RunError(f"No revision is left to train on ({found.left_out}); look at the problems in revisions.jsonl")
-    context.write("sft_examples", () if found.nothing_revised else found.examples)
+    chosen, on_evaluation_prompts = examples_of(settings, context)
+    if not chosen.examples:
+        raise RunError(f"No revision is left to train on ({chosen.left_out}); look at the problems in revisions.jsonl")
+    context.write("sft_examples", () if chosen.nothing_revised else chosen.examples)
     base = context.settings("base")
     model, tokenizer = training.load_policy(
         context.model("base"), settings, pad_token=base.pad_token, template=base.template
     )
-    if found.nothing_revised:
+    if chosen.nothing_revised:
         write_model(model, tokenizer, context.output("sft_model"))
         context.warn("no draft was revised, so there is nothing to learn: the SFT model is the base model")
         context.summarise(
             SftSummary(
                 nothing_revised=True,
                 helpful_on_evaluation_prompts=on_evaluation_prompts,
-                dropped={**found.left_out, "nothing_revised": len(found.examples)},
+                dropped={**chosen.left_out, "nothing_revised": len(chosen.examples)},
             )
         )
         return
-    kept, unfit = fitting(supervised_rows(found.examples), tokenizer, settings.max_length)
+    kept, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="sft")
     save_model(trainer, context.output("sft_model"))
     training.remove_checkpoints(context.output("checkpoints"))
-    kinds = Counter(example.kind for example in found.examples)
+    kinds = Counter(example.kind for example in chosen.examples)
     context.summarise(
         SftSummary(
             nothing_revised=False,
             revision=kinds["revision"],
             helpful=kinds["helpful"],
-            helpful_missing=found.helpful_missing,
+            helpful_missing=chosen.helpful_missing,
             helpful_on_evaluation_prompts=on_evaluation_prompts,
             trained_on=fitted.rows,
             steps=fitted.steps,
-            dropped={**found.left_out, **unfit, "by_trainer": len(kept) - fitted.rows},
+            dropped={**chosen.left_out, **unfit, "by_trainer": len(kept) - fitted.rows},
         )
     )
