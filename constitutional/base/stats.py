@@ -144,6 +144,11 @@ def paired_interval(gained: int, lost: int, n: int, level: float = 0.95) -> Inte
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
 
 
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^−x), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float | None:
     """Σ w·x / Σ w; None where nothing has a weight."""
     total = math.fsum(weights)

@@ -68,12 +68,12 @@ def run(words: Sequence[str], command: str = "run") -> int:
 
 def _run_one(config: "RunConfig") -> None:
     from constitutional.cli import show
-    from constitutional.judging.lint import findings_of, headlines
+    from constitutional.judging.lint import headlines, lint
     from constitutional.runs.context import selected
     from constitutional.runs.runner import run
 
     chosen = [principle.id for principle in selected(config).principles]
-    findings = findings_of(config.constitution.file, sandbox=False, chosen=chosen)
+    findings = lint(config.constitution.file, sandbox=False, chosen=chosen).findings
     for line in headlines(findings, config.constitution.file):
         print(printable(line), file=sys.stderr)
     store = run(config)

@@ -17,7 +17,7 @@ from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
 from constitutional.judging.labeler import ORDERS, JudgementTask, Labeler
-from constitutional.judging.labelling import LabelSettings, combine
+from constitutional.judging.labelling import LabelSettings, probabilities_of
 
 NEAR_CHANCE = 0.6
 """By a principle where the labeler is right less often than this, its labels are little but noise."""
@@ -65,7 +65,7 @@ def measure_labeler(
 ) -> list[PrincipleAccuracy]:
     """Judge each principle's own examples by that principle, whose better responses are known."""
     tasks = [
-        JudgementTask(_example(example.prompt, example.better, example.worse), principle, 1.0)
+        JudgementTask(_example(example.prompt, example.better, example.worse), principle)
         for principle in constitution.principles
         for example in _telling(principle)
     ]
@@ -130,24 +130,13 @@ def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
     return warnings
 
 
-class Canary(NamedTuple):
-    """A comparison whose answer is plain: a, by this principle."""
+def canaries(constitution: Constitution) -> list[JudgementTask]:
+    """Comparisons whose answer is plain: a, by the task's principle.
 
-    comparison: Comparison
-    principle: Principle
-
-
-class CanaryResult(NamedTuple):
-    """How many canaries the labeler failed at."""
-
-    n: int
-    failed: int
-
-
-def canaries(constitution: Constitution) -> list[Canary]:
-    """Each example of a principle twice: its better response against the worse one, and against an empty phrase."""
+    Each example of a principle stands twice: its better response against the worse one, and against an empty phrase.
+    """
     return [
-        Canary(_example(example.prompt, example.better, worse), principle)
+        JudgementTask(_example(example.prompt, example.better, worse), principle)
         for principle in constitution.principles
         for index, example in enumerate(_telling(principle))
         for worse in (example.worse, NULL_ANSWERS[index % len(NULL_ANSWERS)])
@@ -156,8 +145,8 @@ def canaries(constitution: Constitution) -> list[Canary]:
 
 def check_canaries(
     constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
-) -> CanaryResult:
-    """Judge the canaries; without examples there are none.
+) -> tuple[int, int]:
+    """Judge the canaries: how many there are, and at how many the labeler fails; without examples there are none.
 
     A canary fails if it cannot be read or if the wrong response is preferred whatever the order. To waver between the
     orders is no failure: such a judgement is near a half and moves little.
@@ -165,8 +154,7 @@ def check_canaries(
     Raises:
         RunError: more of them fail than `max_canary_failures` allows.
     """
-    tasks = [JudgementTask(canary.comparison, canary.principle, 1.0) for canary in canaries(constitution)]
-    judgements = Labeler(engine, templates, settings, seed=0).judge(tasks)
+    judgements = Labeler(engine, templates, settings, seed=0).judge(canaries(constitution))
     failed = [row.principle for row in judgements if row.p_a is None or (row.p_a < 0.5 and not row.conflict)]
     if len(failed) > settings.max_canary_failures * len(judgements):
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
@@ -175,7 +163,7 @@ def check_canaries(
             f"principles {principles}; such labels would train the opposite of what is asked. Look at `constitutional "
             "check`, take another labeler or method, or raise label.max_canary_failures"
         )
-    return CanaryResult(len(judgements), len(failed))
+    return len(judgements), len(failed)
 
 
 class LabelerAccuracy(NamedTuple):
@@ -196,33 +184,21 @@ class LabelerAccuracy(NamedTuple):
 
 def accuracy_against(judgements: Iterable[Judgement], answers: Mapping[str, Literal["a", "b"]]) -> LabelerAccuracy:
     """How often the labeler finds the answer, by comparison id; over all principles of a comparison."""
-    judged: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        judged[judgement.comparison].append(judgement)
-    p_correct = []
-    for comparison, answer in answers.items():
-        p_a = combine(judged[comparison])
-        if p_a is not None:
-            p_correct.append(p_a if answer == "a" else 1 - p_a)
+    judged = [judgement for judgement in judgements if judgement.comparison in answers]
+    p_a = {comparison: p for comparison, p in probabilities_of(judged).items() if p is not None}
+    p_correct = [p if answers[comparison] == "a" else 1 - p for comparison, p in p_a.items()]
     n, right = len(answers), sum(p > 0.5 for p in p_correct)
-    asked = [judgement for comparison in answers for judgement in judged[comparison]]
+    # Which response is called a is arbitrary, so the calibration is that of the preferred response's probability. At a
+    # half neither is preferred, and either is right half the time.
+    outcomes = [0.5 if p == 0.5 else float(p > 0.5) for p in p_correct]
     return LabelerAccuracy(
         n=n,
         right=right,
         unreadable=n - len(p_correct),
         accuracy=right / n if n else math.nan,
-        calibration_error=_calibration_error(p_correct),
-        position_bias=position_bias(asked),
+        calibration_error=calibration_error([max(p, 1 - p) for p in p_correct], outcomes),
+        position_bias=position_bias(judged),
     )
-
-
-def _calibration_error(p_correct: Sequence[float]) -> float | None:
-    """Of the preferred response's probability, because which response is called a is arbitrary.
-
-    At a half neither is preferred, and either is right half the time.
-    """
-    right = [0.5 if p == 0.5 else float(p > 0.5) for p in p_correct]
-    return calibration_error([max(p, 1 - p) for p in p_correct], right)
 
 
 def position_bias(judgements: Iterable[Judgement]) -> float | None:

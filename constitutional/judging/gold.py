@@ -1,10 +1,9 @@
 """The gold score: what the replies that a policy was trained on are worth by a judge that the training never asked.
 
-A policy that is trained against a reward model ends up pleasing the model better than its purpose: the proxy reward
-rises on, and what was meant falls (Gao, Schulman and Hilton 2023, "Scaling laws for reward model overoptimization").
-They plot both against √KL from the model before; here the points are stretches of the training. In the sandbox the
-judge is exact: how much of what the constitution's tags ask for a reply keeps. Elsewhere it is the labeler, asked
-directly for a score, and a reward model that was held out, if there is one.
+A policy trained against a reward model ends up pleasing the model better than its purpose: the proxy reward rises, and
+the gold score falls (Gao, Schulman and Hilton 2023, "Scaling laws for reward model overoptimization"). They plot both
+against √KL from the model before; here the points are stretches of the training. In the sandbox the judge is exact: how
+much of what the constitution's tags ask for a reply keeps. Elsewhere the labeler and a held-out reward model score.
 """
 
 import math
@@ -16,6 +15,7 @@ from constitutional.base.records import GoldJudge, GoldPoint, Message, Prompt, R
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import bootstrap_mean
 from constitutional.judging.labeler import Labeler
+from constitutional.judging.understanding import tagged
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.prompts import sandbox_prompt
@@ -34,11 +34,7 @@ def kept_share(constitution: "Constitution", prompt: Prompt, reply: str) -> floa
 
     None where no principle has such tags. What cannot apply to a prompt is kept.
     """
-    asked = [
-        (principle.weight, *tagged[0])
-        for principle in constitution.principles
-        if len(tagged := [family for family in teacher.FAMILIES if set(family) <= set(principle.tags)]) == 1
-    ]
+    asked = [(principle.weight, *family) for principle in constitution.principles if (family := tagged(principle))]
     if not asked:
         return None
     question = sandbox_prompt(prompt)
@@ -103,10 +99,7 @@ def points(
 
 
 def some_of_each_phase(rollouts: Sequence[Rollout], at_most: int, seed: int) -> list[Rollout]:
-    """At most so many, as many of each phase as of any other; of a longer training than that, of evenly spread phases.
-
-    More of them hold all of fewer only within a phase.
-    """
+    """At most so many, as many of each phase as of any other; of a longer training, of evenly spread phases."""
     phases = sorted({rollout.phase for rollout in rollouts})
     if len(phases) > at_most:
         phases = [phases[number * len(phases) // at_most] for number in range(at_most)]

@@ -12,11 +12,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from constitutional.base.errors import ModelError
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Order, Reading
 from constitutional.base.seeds import seed_of
+from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
@@ -39,10 +41,8 @@ TOO_LONG = "the question is longer than the labeler can read"
 """The problem of a reading that could not be asked for."""
 
 
-class LabelerSettings(BaseModel):
+class LabelerSettings(Frozen):
     """How a labeler is asked."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     method: Literal["logprobs", "rationale", "score", "votes"] = "rationale"
     """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts."""
@@ -76,12 +76,8 @@ class JudgementTask(NamedTuple):
     """The principle's among those that the comparison is judged by."""
 
 
-class _Question(NamedTuple):
-    """A comparison by one principle in one order."""
-
-    task: JudgementTask
-    order: Order
-    messages: tuple[Message, ...]
+_Asked = Sequence[tuple[JudgementTask, Order]]
+_Questions = Sequence[tuple[Message, ...]]
 
 
 class _Answer(NamedTuple):
@@ -140,13 +136,13 @@ class Labeler:
     # Both responses side by side, in both orders.
 
     def _compared(self, tasks: Sequence[JudgementTask]) -> list[tuple[Reading, ...]]:
-        questions = [self._question(task, order) for task in tasks for order in ORDERS]
+        asked = [(task, order) for task in tasks for order in ORDERS]
         ways = {"logprobs": self._at_once, "rationale": self._after_reasoning, "votes": self._by_votes}
-        answers = ways[self.settings.method](questions)
-        readings = [self._reading(question.order, answer) for question, answer in zip(questions, answers, strict=True)]
+        answers = ways[self.settings.method](asked, [self._question(task, order) for task, order in asked])
+        readings = [self._reading(order, answer) for (_, order), answer in zip(asked, answers, strict=True)]
         return [tuple(readings[at : at + len(ORDERS)]) for at in range(0, len(readings), len(ORDERS))]
 
-    def _question(self, task: JudgementTask, order: Order) -> _Question:
+    def _question(self, task: JudgementTask, order: Order) -> tuple[Message, ...]:
         a, b = (self.templates.quoted("label", text) for text in (task.comparison.a, task.comparison.b))
         shown_first, shown_second = (a, b) if order == "a_first" else (b, a)
         turns = [(turn.role, self.templates.quoted("label", turn.content)) for turn in task.comparison.prompt.messages]
@@ -157,7 +153,7 @@ class Labeler:
             b=shown_second,
             principle=task.principle.words("comparison"),
         )
-        return _Question(task, order, (Message("user", text),))
+        return (Message("user", text),)
 
     def _reading(self, order: Order, answer: _Answer) -> Reading:
         if answer.p_first is None:
@@ -169,30 +165,27 @@ class Labeler:
         low, high = self.settings.clamp or (0.0, 1.0)
         return min(max(p_a, low), high)
 
-    def _at_once(self, questions: Sequence[_Question]) -> list[_Answer]:
-        begun = Message("assistant", "Better:")
-        shares = self._choose([(*question.messages, begun) for question in questions], CHOICES)
+    def _at_once(self, _: _Asked, questions: _Questions) -> list[_Answer]:
+        shares = self._choose([(*question, Message("assistant", "Better:")) for question in questions], CHOICES)
         return [_Answer("", None, share) if isinstance(share, str) else _Answer("", share[0]) for share in shares]
 
-    def _after_reasoning(self, questions: Sequence[_Question]) -> list[_Answer]:
-        seeds = [self._seed(question.task, question.order) for question in questions]
-        messages = [question.messages for question in questions]
-        reasoned = self._reason(messages, seeds, BETTER, '"Better: A" or "Better: B"')
+    def _after_reasoning(self, asked: _Asked, questions: _Questions) -> list[_Answer]:
+        seeds = [self._seed(task, order) for task, order in asked]
+        reasoned = self._reason(questions, seeds, BETTER, '"Better: A" or "Better: B"')
         return [
             answer if share is None else _Answer(answer.rationale, share[0])
-            for answer, share in self._continued(messages, reasoned, "Better:", CHOICES)
+            for answer, share in self._continued(questions, reasoned, "Better:", CHOICES)
         ]
 
-    def _by_votes(self, questions: Sequence[_Question]) -> list[_Answer]:
+    def _by_votes(self, asked: _Asked, questions: _Questions) -> list[_Answer]:
         count = self.settings.votes
         sampling = Sampling(self.settings.vote_temperature, max_tokens=self.settings.max_tokens)
-        replies = self._complete(
-            [
-                Request(question.messages, sampling, self._digest(question.task, question.order, vote))
-                for question in questions
-                for vote in range(count)
-            ]
-        )
+        requests = [
+            Request(question, sampling, self._digest(task, order, vote))
+            for (task, order), question in zip(asked, questions, strict=True)
+            for vote in range(count)
+        ]
+        replies = complete_fitting(self.engine, requests)
         return [_counted(replies[at : at + count]) for at in range(0, len(replies), count)]
 
     # Each response by itself.
@@ -229,21 +222,19 @@ class Labeler:
         return Reading(
             order="a_first",
             rationale=f"a ({score_a:.2f} of 10): {a.rationale}\n\nb ({score_b:.2f} of 10): {b.rationale}",
-            p_a=self._clamped(_sigmoid((score_a - score_b) / self.settings.score_temperature)),
+            p_a=self._clamped(sigmoid((score_a - score_b) / self.settings.score_temperature)),
         )
 
     # What the methods share.
 
     def _reason(
-        self, questions: Sequence[tuple[Message, ...]], seeds: Sequence[int], ending: re.Pattern[str], expected: str
+        self, questions: _Questions, seeds: Sequence[int], ending: re.Pattern[str], expected: str
     ) -> list[_Answer]:
         """The reasoning before a verdict, without it; or a problem."""
         sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
-        replies = self._complete(
-            [Request(messages, sampling, seed) for messages, seed in zip(questions, seeds, strict=True)]
-        )
+        requests = [Request(question, sampling, seed) for question, seed in zip(questions, seeds, strict=True)]
         answers = []
-        for reply in replies:
+        for reply in complete_fitting(self.engine, requests):
             if reply is None:
                 answers.append(_Answer("", None, TOO_LONG))
                 continue
@@ -259,7 +250,7 @@ class Labeler:
 
     def _continued(
         self,
-        questions: Sequence[tuple[Message, ...]],
+        questions: _Questions,
         reasoned: Sequence[_Answer],
         word: str,
         choices: tuple[str, ...],
@@ -278,7 +269,7 @@ class Labeler:
     def _choose(self, asked: Sequence[tuple[Message, ...]], choices: tuple[str, ...]) -> list[list[float] | str]:
         """The choices' probabilities, renormalised over them; or why there are none."""
         shares: list[list[float] | str] = []
-        for completion in self._complete([Request(messages, choices=choices) for messages in asked]):
+        for completion in complete_fitting(self.engine, [Request(messages, choices=choices) for messages in asked]):
             if completion is None:
                 shares.append(TOO_LONG)
                 continue
@@ -295,9 +286,6 @@ class Labeler:
             weights = [math.exp(logprob - top) for logprob in logprobs]
             shares.append([weight / math.fsum(weights) for weight in weights])
         return shares
-
-    def _complete(self, requests: Sequence[Request]) -> list[Completion | None]:
-        return complete_fitting(self.engine, requests)
 
     def _seed(self, task: JudgementTask, which: str) -> int:
         # A greedy reply needs no seed, and without one it is found again by runs with other seeds.
@@ -324,7 +312,3 @@ def _counted(asked: Sequence[Completion | None]) -> _Answer:
 def expected_score(shares: Sequence[float]) -> float:
     """Σ i·P(i) over the scores from 1 (Lee et al. 2023, direct RLAIF)."""
     return math.fsum(score * share for score, share in enumerate(shares, start=1))
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

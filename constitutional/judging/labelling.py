@@ -4,6 +4,7 @@ A comparison is judged by one principle, drawn for it (Bai et al.), or by all of
 how a model is asked. The stage `label`, the evaluation and `constitutional check` all label by this.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Literal
@@ -66,6 +67,14 @@ def combine(judgements: Iterable[Judgement]) -> float | None:
     """
     pairs = [(judgement.p_a, judgement.weight) for judgement in readable(judgements) if judgement.p_a is not None]
     return weighted_mean([p_a for p_a, _ in pairs], [weight for _, weight in pairs])
+
+
+def probabilities_of(judgements: Iterable[Judgement]) -> dict[str, float | None]:
+    """By comparison, what `combine` makes of its judgements."""
+    groups: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for judgement in judgements:
+        groups[judgement.comparison].append(judgement)
+    return {comparison: combine(group) for comparison, group in groups.items()}
 
 
 def _tasks(

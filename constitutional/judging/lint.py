@@ -53,19 +53,8 @@ class LintResult(NamedTuple):
 Understand = Callable[[Constitution], list["PrincipleMeaning"]]
 
 
-def findings_of(file: str, *, sandbox: bool, chosen: Collection[str] | None = None) -> list[Finding]:
-    """The findings of `lint`, whose arguments these are."""
-    return lint(file, sandbox=sandbox, chosen=chosen).findings
-
-
 def lint(file: str, *, sandbox: bool, chosen: Collection[str] | None = None) -> LintResult:
-    """What `lint_file` says of a file, or of the shipped constitution of that name.
-
-    Args:
-        file: its path or name.
-        sandbox: whether the sandbox's model says what it takes the principles to mean.
-        chosen: the ids of the principles that a run uses.
-    """
+    """What `lint_file` says of a file or shipped constitution; with `sandbox`, the sandbox's model understands it."""
     understand: Understand | None = None
     if sandbox:
         from constitutional.judging.understanding import sandbox_meanings

@@ -1,13 +1,10 @@
 """The labeler on trial, outside any run: on a constitution's own examples, or against answers that people gave."""
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from constitutional.base.errors import ModelError
 from constitutional.base.progress import Progress, counted
-from constitutional.base.records import Judgement
 from constitutional.base.stats import wilson
 from constitutional.base.templates import Prompts
 from constitutional.base.text import table
@@ -16,7 +13,7 @@ from constitutional.data.answers import Accuracy, AnsweredComparisons, accuracy_
 from constitutional.engines.base import Engine
 from constitutional.judging.accuracy import NEAR_CHANCE, TOO_FEW, PrincipleAccuracy, accuracy_against, measure_labeler
 from constitutional.judging.labeler import TOO_LONG
-from constitutional.judging.labelling import LabelSettings, combine, label
+from constitutional.judging.labelling import LabelSettings, label, probabilities_of
 
 
 class Trial(NamedTuple):
@@ -60,9 +57,12 @@ def _remark(n: int, *, near_chance: bool) -> str:
 
 def baselines(answered: AnsweredComparisons) -> str:
     """What a score on these comparisons is worth: two ways of choosing that read nothing."""
-    lines = [_score_line("always the first", always_first(answered.rows))]
-    lines.append(_score_line("always the longer", always_longer(answered.rows)))
-    return table([("", "right", "of", "accuracy", "95% interval", ""), *lines], numbers_from=1)
+    lines = [
+        ("", "right", "of", "accuracy", "95% interval", ""),
+        _score_line("always the first", always_first(answered.rows)),
+        _score_line("always the longer", always_longer(answered.rows)),
+    ]
+    return table(lines, numbers_from=1)
 
 
 def by_answers(
@@ -89,31 +89,27 @@ def by_answers(
     rows = [row for row in answered.rows if row.comparison.id not in too_long]
     if not rows:
         raise ModelError(f"every row ({len(too_long):,}) is longer than the labeler can read; take another labeler")
-    by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        by_comparison[judgement.comparison].append(judgement)
-    found = accuracy_of(rows, {name: combine(group) for name, group in by_comparison.items()})
-    also = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
-    rest: Sequence[tuple[str, str]] = (
-        ("unreadable", f"{also.unreadable} of {also.n}, which count as not right"),
+    accuracy = accuracy_of(rows, probabilities_of(judgements))
+    details = accuracy_against(judgements, {row.comparison.id: row.answer for row in rows})
+    error = "–" if details.calibration_error is None else f"{details.calibration_error:.2f}"
+    bias = "–" if details.position_bias is None else f"{details.position_bias:.0%} for the first; 50% is none"
+    rest = (
+        ("unreadable", f"{details.unreadable} of {details.n}, which count as not right"),
         ("left out", f"{answered.undecided}, of which people do not agree which is better"),
-        ("calibration error", "–" if also.calibration_error is None else f"{also.calibration_error:.2f}"),
-        (
-            "position bias",
-            "–" if also.position_bias is None else f"{also.position_bias:.0%} for the first; 50% is none",
-        ),
+        ("calibration error", error),
+        ("position bias", bias),
     )
-    near_chance = found.share < NEAR_CHANCE
-    line = (*_score_line("the labeler", found)[:-1], _remark(found.n, near_chance=near_chance))
+    near_chance = accuracy.share < NEAR_CHANCE
+    line = (*_score_line("the labeler", accuracy)[:-1], _remark(accuracy.n, near_chance=near_chance))
     heading = ("", "right", "of", "accuracy", "95% interval", "")
     text = f"{table([heading, line], numbers_from=1)}\n\n{table(rest)}"
     if too_long:
         longer = f"{counted(len(too_long), 'row')} {'is' if len(too_long) == 1 else 'are'} longer than the labeler"
-        text += f"\n{longer} can read, and not among the {found.n:,} that it was asked about"
+        text += f"\n{longer} can read, and not among the {accuracy.n:,} that it was asked about"
     return Trial(text, near_chance)
 
 
-def _score_line(name: str, its: Accuracy) -> tuple[str, ...]:
-    low, high = its.interval
+def _score_line(name: str, accuracy: Accuracy) -> tuple[str, ...]:
+    low, high = accuracy.interval
     interval = f"{low:.1%}–{high:.1%}" if math.isfinite(high) else "–"  # one prompt alone says nothing
-    return (name, str(its.right), str(its.n), f"{its.share:.2%}", interval, "")
+    return (name, str(accuracy.right), str(accuracy.n), f"{accuracy.share:.2%}", interval, "")

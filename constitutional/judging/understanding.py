@@ -6,7 +6,7 @@ sentence. Both give the same record, so a run, its report and `lint` say it in t
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from constitutional.base.progress import percent
 from constitutional.base.records import Message, Record
@@ -17,6 +17,9 @@ from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.sandbox import understand
 from constitutional.sandbox.teacher import FAMILIES
 from constitutional.sandbox.understand import TOO_LONG, Understanding, answers, doubts
+
+DOUBTFUL = 0.5
+"""A meaning that is less likely than this is doubtful: some other meaning may be the likelier one."""
 
 MOST_TOKENS = 64
 """Tokens of a sentence in which a critic restates a principle."""
@@ -43,6 +46,11 @@ class PrincipleMeaning(Record):
     """Words that the model has never seen in a principle."""
     warnings: tuple[str, ...] = ()
     """What is doubtful in it, each a sentence."""
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the principle may be misunderstood."""
+        return bool(self.warnings) or (self.probability is not None and self.probability < DOUBTFUL)
 
     @property
     def messages(self) -> list[str]:
@@ -74,21 +82,15 @@ def _line(meanings: Sequence[PrincipleMeaning]) -> str:
     return "; ".join(f"{part} in the {meaning.reader}'s words" for part, meaning in zip(parts, meanings, strict=True))
 
 
-class _Reading(NamedTuple):
-    principle: Principle
-    reader: Reader
-    words: str
-
-
-def _readings(constitution: Constitution) -> list[_Reading]:
+def _readings(constitution: Constitution) -> list[tuple[Principle, Reader, str]]:
     """The words of every principle that are read: one if critic and labeler read the same, else two, its text first."""
-    readings = []
+    readings: list[tuple[Principle, Reader, str]] = []
     for principle in constitution.principles:
         critic, labeler = principle.words("critique"), principle.words("comparison")
         if critic == labeler:
-            readings.append(_Reading(principle, "", critic))
+            readings.append((principle, "", critic))
         else:
-            both = [_Reading(principle, "critic", critic), _Reading(principle, "labeler", labeler)]
+            both: list[tuple[Principle, Reader, str]] = [(principle, "critic", critic), (principle, "labeler", labeler)]
             readings += both[::-1] if labeler == principle.text else both
     return readings
 
@@ -99,11 +101,11 @@ def _readings(constitution: Constitution) -> list[_Reading]:
 def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) -> list[PrincipleMeaning]:
     """What a critic takes every principle to mean, in a sentence of its own, greedily (template `restate`).
 
-    Gives the meanings in the order of the principles; two for a principle whose critic and labeler read different
-    words. A principle that is too long for the critic has an empty meaning and a warning.
+    In the order of the principles; two for a principle whose critic and labeler read different words. A principle that
+    is too long for the critic has an empty meaning and a warning.
     """
     readings = _readings(constitution)
-    texts = list(dict.fromkeys(reading.words for reading in readings))
+    texts = list(dict.fromkeys(words for _, _, words in readings))
     sampling = Sampling(temperature=0.0, max_tokens=MOST_TOKENS)
     chats = [(Message("user", templates.render("restate", principle=text)),) for text in texts]
     completions = answers(engine, [Request(chat, sampling) for chat in chats])
@@ -129,15 +131,11 @@ def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) 
 def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -> list[PrincipleMeaning]:
     """What the sandbox's model takes every principle to mean, and what is doubtful in it.
 
-    Gives the meanings in the order of the principles; two for a principle whose critic and labeler read different
-    words.
-
-    Args:
-        constitution: the principles.
-        engine: the sandbox's model, such as a run's with its journal; None means the shipped one.
+    In the order of `meanings_of`. `engine` is the sandbox's model, such as a run's with its journal; None means the
+    shipped one.
     """
     readings = _readings(constitution)
-    texts = list(dict.fromkeys(reading.words for reading in readings))
+    texts = list(dict.fromkeys(words for _, _, words in readings))
     understood = dict(zip(texts, understand.understand_texts(texts, engine=engine), strict=True))
     first_words: dict[str, str] = {}
     first_principle: dict[str, str] = {}
@@ -155,23 +153,19 @@ def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -
             warnings += _principles_against(principle, understanding, first_principle)
         new = [warning for warning in warnings if (principle.id, warning) not in warned]
         warned.update((principle.id, warning) for warning in new)
-        meanings.append(_sandbox_meaning(_Reading(principle, reader, words), understanding, new))
+        meanings.append(
+            PrincipleMeaning(
+                principle=principle.id,
+                words=words,
+                reader=reader,
+                meaning=_meaning(understanding) if understanding else "",
+                probability=understanding.probability if understanding else None,
+                runner_up=understanding.runner_up.replace("_", " ") if understanding else "",
+                unknown_words=tuple(understanding.unknown_words) if understanding else (),
+                warnings=tuple(new),
+            )
+        )
     return meanings
-
-
-def _sandbox_meaning(
-    reading: _Reading, understanding: Understanding | None, warnings: Sequence[str]
-) -> PrincipleMeaning:
-    return PrincipleMeaning(
-        principle=reading.principle.id,
-        words=reading.words,
-        reader=reading.reader,
-        meaning=_meaning(understanding) if understanding else "",
-        probability=understanding.probability if understanding else None,
-        runner_up=understanding.runner_up.replace("_", " ") if understanding else "",
-        unknown_words=tuple(understanding.unknown_words) if understanding else (),
-        warnings=tuple(warnings),
-    )
 
 
 def _meaning(understanding: Understanding) -> str:
@@ -180,12 +174,18 @@ def _meaning(understanding: Understanding) -> str:
     return f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
 
 
+def tagged(principle: Principle) -> tuple[str, Literal["seek", "avoid"]] | None:
+    """The trait that the principle's tags name and whether they say to seek or to avoid it; None if they do not."""
+    families = [family for family in FAMILIES if set(family) <= set(principle.tags)]
+    return families[0] if len(families) == 1 else None
+
+
 def _tags_against(principle: Principle, understanding: Understanding) -> list[str]:
     """Tags such as `flattery` and `avoid` are the author's own word; without them only the author can tell."""
-    tagged = [family for family in FAMILIES if set(family) <= set(principle.tags)]
-    if len(tagged) != 1 or tagged[0] == (understanding.trait, understanding.direction):
+    family = tagged(principle)
+    if family is None or family == (understanding.trait, understanding.direction):
         return []
-    trait, direction = tagged[0]
+    trait, direction = family
     return [f"it is read as '{_meaning(understanding)}', but its tags say '{direction} {trait.replace('_', ' ')}'"]
 
 

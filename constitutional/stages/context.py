@@ -37,41 +37,32 @@ class RunView(Protocol):
     @property
     def name(self) -> str:
         """The run's name."""
-        ...
 
     @property
     def constitution(self) -> "Constitution":
         """As selected and weighted for this run."""
-        ...
 
     @property
     def seed(self) -> int:
         """The run's seed; a stage derives its own from it."""
-        ...
 
     def has(self, artifact: str) -> bool:
         """Whether this stage needs the artifact: `rollouts` and `gold` are there after an online training alone."""
-        ...
 
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows of an artifact that an earlier stage wrote, such as `revisions`."""
-        ...
 
     def summary(self, kind: type[S]) -> S | None:
         """What the earlier stage that writes such a summary said; None if this run has no such stage."""
-        ...
 
     def records(self) -> Mapping[str, StageRecord]:
         """The finished stages before this one by name, in running order."""
-        ...
 
     def configuration(self) -> Mapping[str, Any]:
         """The resolved configuration as JSON values."""
-        ...
 
     def digests(self) -> Mapping[str, str]:
         """Digests of what the run is given, by name: models by role, the constitution, templates by file."""
-        ...
 
 
 class StageContext(RunView, Protocol):
@@ -80,44 +71,33 @@ class StageContext(RunView, Protocol):
     @property
     def prompts(self) -> "Prompts":
         """The prompt templates."""
-        ...
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
-        ...
 
     def summarise(self, summary: Summary) -> None:
         """Keep the stage's summary; every stage calls this once."""
-        ...
 
     def model(self, artifact: str) -> Path:
         """The folder of a model: `base`, or one that an earlier stage made (`sft_model`, `reward_model`, `policy`)."""
-        ...
 
     def settings(self, role: str) -> "ModelSettings":
         """What the run says of a model that it is given (`base`, `critic`, `labeler`), its tokenizer for one."""
-        ...
 
     def output(self, name: str) -> Path:
         """A path of that name in this stage's own folder, for a model or any other file; its parent exists."""
-        ...
 
     def engine(self, role: str) -> "Engine":
         """A model that answers, through the journal: the roles `base`, `critic` and `labeler`, or a model artifact."""
-        ...
 
     def release(self) -> None:
         """Give the memory of all engines back; an engine that is asked again is loaded again."""
-        ...
 
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while a line on the terminal says how far this is."""
-        ...
 
     def say(self, line: str) -> None:
         """Tell the user on the terminal, in a line that stays."""
-        ...
 
     def warn(self, message: str) -> None:
         """Tell the user on the terminal, as a warning of this stage."""
-        ...

@@ -6,14 +6,15 @@ there are unused ones; principles have weights; and a response in which the crit
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from constitutional.base.errors import InputError, RunError, expect_all
+from constitutional.base.frozen import Frozen
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.seeds import rng_of, seed_of
@@ -31,10 +32,8 @@ TOGETHER = 256
 """Items that go through the rounds side by side, so that the engine can batch them."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How drafts are made and revised."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     rounds: int = Field(default=2, ge=0, le=8)
     """Critiques and revisions of one draft; 0 keeps the draft."""
@@ -101,133 +100,86 @@ def revise(
 ) -> Iterator[Revision]:
     """Take each draft through the rounds; an item whose reply cannot be used keeps what it has until then."""
     shots = read_shots(settings.few_shot_file) if settings.few_shot_file else ()
-    asker = _Asker(constitution, engine, templates, settings, seed, shots)
+    reviser = _Reviser(constitution, templates, settings, seed, shots)
     for chunk in _chunks(drafts):
-        items = [_Item(draft, running=draft.problem is None) for draft in chunk]
-        for number in range(1, settings.rounds + 1):
-            items = asker.round(items, number)
-        yield from (item.revision for item in items)
+        yield from _side_by_side([reviser.rounds(draft) for draft in chunk], engine)
 
 
-class _Item(NamedTuple):
-    """An item on its way through the rounds."""
-
-    revision: Revision
-    running: bool
-
-    def failed(self, problem: str, step: RevisionStep | None) -> "_Item":
-        return _Item(self.revision.model_copy(update={"problem": problem, "unusable": step}), running=False)
-
-    def after(self, step: RevisionStep, *, running: bool = True) -> "_Item":
-        return _Item(self.revision.model_copy(update={"steps": (*self.revision.steps, step)}), running)
+Asking = Generator[Request | None, Completion | None, T]
+"""What gives requests, is sent the replies, and returns a result; a turn without a request gives and is sent None."""
 
 
-class _Turn(NamedTuple):
-    """One item's part in a round."""
+def _side_by_side(items: Sequence[Asking[Revision]], engine: Engine) -> list[Revision]:
+    """Run all items to their ends, turn by turn, so that the engine can batch the requests of a turn."""
+    done: dict[int, Revision] = {}
+    replies: dict[int, Completion | None] = dict.fromkeys(range(len(items)))
+    while replies:
+        requests: dict[int, Request | None] = {}
+        for index, reply in replies.items():
+            try:
+                requests[index] = items[index].send(reply)
+            except StopIteration as end:
+                done[index] = end.value
+        asked = {index: request for index, request in requests.items() if request}
+        answers = complete_fitting(engine, list(asked.values()))
+        replies = {**dict.fromkeys(requests), **dict(zip(asked, answers, strict=True))}
+    return [done[index] for index in range(len(items))]
 
-    at: int
-    """The item's place."""
-    principle: Principle
-    messages: tuple[Message, ...]
-    """What the revision is asked with."""
-    critique: str | None = None
-    found_nothing: bool = False
 
+class _Reviser(NamedTuple):
+    """Takes an item through the rounds."""
 
-class _Asker:
-    """Puts the requests of a round together."""
+    constitution: Constitution
+    templates: Prompts
+    settings: Settings
+    seed: int
+    shots: tuple[Message, ...]
 
-    def __init__(
-        self,
-        constitution: Constitution,
-        engine: Engine,
-        templates: Prompts,
-        settings: Settings,
-        seed: int,
-        shots: tuple[Message, ...],
-    ) -> None:
-        self.constitution = constitution
-        self.engine = engine
-        self.templates = templates
-        self.settings = settings
-        self.seed = seed
-        self.shots = shots
-
-    def round(self, items: Sequence[_Item], number: int) -> list[_Item]:
-        """All items after one more critique and revision."""
-        done = list(items)
-        drawn = [(index, self._draw(item.revision, number)) for index, item in enumerate(items) if item.running]
-        turns = self._criticise(done, drawn, number) if self.settings.critique else self._directly(done, drawn)
-
-        asked = []
-        for turn in turns:
-            if turn.found_nothing and self.settings.when_nothing_found != "revise":
-                step = _step(turn, done[turn.at].revision.final, asked=False)
-                done[turn.at] = done[turn.at].after(step, running=self.settings.when_nothing_found == "keep")
+    def rounds(self, item: Revision) -> Asking[Revision]:
+        """All rounds of a draft that can be used; a round takes two turns, for the critique and for the revision."""
+        for number in range(1, self.settings.rounds + 1) if item.problem is None else ():
+            rng = rng_of(self.seed, "critique_revise", item.prompt.id, number)
+            principle = self.constitution.draw(rng, [step.principle for step in item.steps])
+            messages = self._conversation(item, principle)
+            critique, found_nothing = None, False
+            if self.settings.critique:
+                messages += (Message("user", self._render_critique(principle)),)
+                critique, problem = yield from self._ask(item, principle, number, "critique", messages)
+                if problem:
+                    step = None if critique is None else _step(principle, critique, item.final, asked=False)
+                    return item.model_copy(update={"problem": problem, "unusable": step})
+                found_nothing = concludes(critique or "", self.settings.finds_nothing)
+            if found_nothing and self.settings.when_nothing_found != "revise":
+                item = _after(item, _step(principle, critique, item.final, found_nothing=True, asked=False))
+                if self.settings.when_nothing_found == "stop":
+                    return item
+                yield None  # while other items are revised
+                continue
+            if critique is None:
+                messages += (Message("user", self._render_directly(principle)),)
             else:
-                asked.append(turn)
-        limit = self.settings.revision_max_tokens
-        for turn, reply in self._ask(done, [(turn, turn.messages) for turn in asked], number, "revision", limit):
-            done[turn.at] = done[turn.at].after(_step(turn, reply.text))
-        return done
-
-    def _draw(self, item: Revision, number: int) -> Principle:
-        rng = rng_of(self.seed, "critique_revise", item.prompt.id, number)
-        return self.constitution.draw(rng, [step.principle for step in item.steps])
-
-    def _directly(self, items: Sequence[_Item], drawn: Sequence[tuple[int, Principle]]) -> list[_Turn]:
-        turns = []
-        for index, principle in drawn:
-            request = Message("user", self._render_directly(principle))
-            turns.append(_Turn(index, principle, (*self._conversation(items[index].revision, principle), request)))
-        return turns
-
-    def _criticise(self, items: list[_Item], drawn: Sequence[tuple[int, Principle]], number: int) -> list[_Turn]:
-        """The turns with their critiques; an item whose critique cannot be used is marked in `items`."""
-        asks = []
-        for index, principle in drawn:
-            request = Message("user", self._render_critique(principle))
-            messages = (*self._conversation(items[index].revision, principle), request)
-            asks.append((_Turn(index, principle, messages), messages))
-        turns = []
-        for turn, reply in self._ask(items, asks, number, "critique", self.settings.critique_max_tokens):
-            revise_it = Message("user", self._render_revise(turn.principle))
-            turns.append(
-                turn._replace(
-                    messages=(*turn.messages, Message("assistant", reply.text), revise_it),
-                    critique=reply.text,
-                    found_nothing=concludes(reply.text, self.settings.finds_nothing),
-                )
-            )
-        return turns
+                messages += (Message("assistant", critique), Message("user", self._render_revise(principle)))
+            revision, problem = yield from self._ask(item, principle, number, "revision", messages)
+            step = None if revision is None else _step(principle, critique, revision, found_nothing=found_nothing)
+            if problem or step is None:
+                return item.model_copy(update={"problem": problem, "unusable": step})
+            item = _after(item, step)
+        return item
 
     def _ask(
         self,
-        items: list[_Item],
-        asks: Sequence[tuple[_Turn, tuple[Message, ...]]],
+        item: Revision,
+        principle: Principle,
         number: int,
         what: Literal["critique", "revision"],
-        limit: int,
-    ) -> list[tuple[_Turn, Completion]]:
-        """The usable replies; an item whose reply is none is marked in `items`."""
-        sampling = self.settings.sampling(limit)
-        requests = [
-            Request(messages, sampling, _seed(self.settings, self.seed, items[turn.at].revision.prompt, number, what))
-            for turn, messages in asks
-        ]
-        usable = []
-        for (turn, _), reply in zip(asks, complete_fitting(self.engine, requests), strict=True):
-            problem = _problem(f"round {number}, principle '{turn.principle.id}': the {what}", reply, limit)
-            if reply is None:
-                items[turn.at] = items[turn.at].failed(problem or "", None)
-            elif problem and what == "critique":
-                step = _step(turn._replace(critique=reply.text), items[turn.at].revision.final, asked=False)
-                items[turn.at] = items[turn.at].failed(problem, step)
-            elif problem:
-                items[turn.at] = items[turn.at].failed(problem, _step(turn, reply.text))
-            else:
-                usable.append((turn, reply))
-        return usable
+        messages: tuple[Message, ...],
+    ) -> Asking[tuple[str | None, str | None]]:
+        """The reply, None if it cannot be asked for; and why it cannot be used, None if it can."""
+        limit = self.settings.critique_max_tokens if what == "critique" else self.settings.revision_max_tokens
+        own_seed = _seed(self.settings, self.seed, item.prompt, number, what)
+        reply = yield Request(messages, self.settings.sampling(limit), own_seed)
+        problem = _problem(f"round {number}, principle '{principle.id}': the {what}", reply, limit)
+        return (None if reply is None else reply.text), problem
 
     def _conversation(self, item: Revision, principle: Principle) -> tuple[Message, ...]:
         """The examples, the conversation and the response as it stands; a system message stays in front."""
@@ -261,15 +213,21 @@ class _Asker:
         return self.templates.render("revise_directly", principle=principle.words("revision"))
 
 
-def _step(turn: _Turn, revision: str, *, asked: bool = True) -> RevisionStep:
+def _after(item: Revision, step: RevisionStep) -> Revision:
+    return item.model_copy(update={"steps": (*item.steps, step)})
+
+
+def _step(
+    principle: Principle, critique: str | None, revision: str, *, found_nothing: bool = False, asked: bool = True
+) -> RevisionStep:
     """The round as it is kept; `asked` says whether a revision was asked for."""
     return RevisionStep(
-        principle=turn.principle.id,
-        principle_text=turn.principle.words("revision" if turn.critique is None else "critique"),
+        principle=principle.id,
+        principle_text=principle.words("revision" if critique is None else "critique"),
         # Without a critique they are the text that stands above.
-        revision_text=turn.principle.revision if asked and turn.critique is not None else None,
-        critique=turn.critique,
-        found_nothing=turn.found_nothing,
+        revision_text=principle.revision if asked and critique is not None else None,
+        critique=critique,
+        found_nothing=found_nothing,
         revision=revision,
     )
 
@@ -328,7 +286,7 @@ def run(settings: Settings, context: StageContext) -> None:
     summary = CritiqueReviseSummary(
         prompts=len(prompts),
         left_out=sum(revision.problem is not None for revision in revisions),
-        cut_off_drafts=sum(_draft_was_cut_off(revision) for revision in revisions),
+        cut_off_drafts=sum((revision.problem or "").startswith("the draft was cut off") for revision in revisions),
         steps=len(steps),
         found_nothing=sum(step.found_nothing for step in steps),
         changed=sum(revision.final != revision.draft for revision in revisions),
@@ -338,14 +296,9 @@ def run(settings: Settings, context: StageContext) -> None:
     remedy = f"raise critique_revise.draft_max_tokens, which is {limit}"
     if revisions and summary.cut_off_drafts == len(revisions):
         raise RunError(f"All {len(revisions)} drafts were cut off at {limit} tokens, so none can be revised; {remedy}")
-    if summary.left_out == len(revisions) and revisions:
-        problems = Counter(revision.problem for revision in revisions)
-        worst, count = problems.most_common(1)[0]
+    if revisions and summary.left_out == len(revisions):
+        ((worst, count),) = Counter(revision.problem for revision in revisions).most_common(1)
         where = context.output("revisions.jsonl")
         raise RunError(f"None of {len(revisions)} drafts can be used; for {count} of them {worst}. Look at {where}")
     if 2 * summary.cut_off_drafts > len(revisions):
         context.warn(f"{summary.cut_off_drafts} of {len(revisions)} drafts were cut off at {limit} tokens; {remedy}")
-
-
-def _draft_was_cut_off(revision: Revision) -> bool:
-    return bool(revision.problem) and str(revision.problem).startswith("the draft was cut off")

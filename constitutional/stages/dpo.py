@@ -20,18 +20,9 @@ from constitutional.base.records import Preference
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import DpoSummary
+from constitutional.training import trl as training
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
 from constitutional.training.saving import copy_model, save_model
-from constitutional.training.trl import (
-    SoftTargets,
-    TrainingSettings,
-    fit,
-    load_policy,
-    lora_config,
-    remove_checkpoints,
-    soft_correction,
-    trl_arguments,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +30,7 @@ if TYPE_CHECKING:
     from trl.trainer.dpo_trainer import DPOTrainer
 
 
-class Settings(TrainingSettings):
+class Settings(training.TrainingSettings):
     """How the policy is trained."""
 
     beta: float = Field(default=0.1, gt=0)
@@ -58,18 +49,12 @@ def soft_dpo_trainer(
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
     class SoftDPOTrainer(DPOTrainer):
-        """Adds the soft targets to the batch, and what they change to the loss."""
-
-        _signature_columns: Any
-
-        def _set_signature_columns_if_needed(self) -> None:
-            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *SoftTargets.columns]))
+        """Adds to the loss what the soft targets change."""
 
         def compute_ref_log_probs(
             self, model: Callable[..., Any], inputs: dict[str, Any]
         ) -> "tuple[torch.Tensor, ...]":
-            known = {key: value for key, value in inputs.items() if key not in SoftTargets.columns}
+            known = {key: value for key, value in inputs.items() if key not in training.SoftTargets.columns}
             logprobs: tuple[torch.Tensor, ...] = super().compute_ref_log_probs(model, known)  # type: ignore[no-untyped-call]
             return logprobs
 
@@ -86,17 +71,18 @@ def soft_dpo_trainer(
             loss: torch.Tensor = super()._compute_loss(watched, inputs, return_outputs)  # type: ignore[no-untyped-call]
             chosen, rejected = outputs[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
             delta = chosen - inputs["ref_chosen_logps"] - rejected + inputs["ref_rejected_logps"]
-            return loss + soft_correction(self.beta * delta, probability)
+            return loss + training.soft_correction(self.beta * delta, probability)
 
-    arguments = trl_arguments(DPOConfig, settings, checkpoints, seed, beta=settings.beta, precompute_ref_log_probs=True)
+    only_for_dpo = {"beta": settings.beta, "precompute_ref_log_probs": True, "remove_unused_columns": False}
+    arguments = training.trl_arguments(DPOConfig, settings, checkpoints, seed, **only_for_dpo)
     with _no_bars():
         return SoftDPOTrainer(
             model,
             args=arguments,
-            data_collator=SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id, settings.max_length)),
+            data_collator=training.SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id, settings.max_length)),
             train_dataset=dataset(rows),
             processing_class=tokenizer,
-            peft_config=lora_config(settings, "CAUSAL_LM"),
+            peft_config=training.lora_config(settings, "CAUSAL_LM"),
         )
 
 
@@ -122,11 +108,11 @@ def run(settings: Settings, context: StageContext) -> None:
         copy_model(context.model("sft_model"), context.output("policy"))
         context.summarise(DpoSummary(pairs=0, steps=0, dropped=left_out))
         return
-    model, tokenizer = load_policy(context.model("sft_model"), settings)
+    model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     kept, unfit = fitting(rows, tokenizer, settings.max_length)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
-    fitted = fit(trainer, log=context.output("training_log.jsonl"), label="dpo")
+    fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="dpo")
     save_model(trainer, context.output("policy"))
-    remove_checkpoints(context.output("checkpoints"))
+    training.remove_checkpoints(context.output("checkpoints"))
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - fitted.rows}
     context.summarise(DpoSummary(pairs=fitted.rows, steps=fitted.steps, dropped=dropped))

@@ -1,20 +1,21 @@
-"""What the three models do on held-out prompts: the base, after supervised learning, and after reinforcement learning.
+"""What the base, SFT and RL models do on held-out prompts.
 
 Bai et al. 2022 (arXiv 2212.08073), sections 3.3 and 4.4, compare their models by crowdworkers' choices, as Elo scores.
-What differs: the labeler compares, in both orders, and gives win rates; the critic counts violations of each principle;
-what can be counted without a judge is counted (length, refusals, variety, distance from the model that training began
-with); and in the sandbox, whose sentences are known, each trait is read off exactly. Every number has a 95% interval,
-and so has its change from the models before, over the same prompts.
+Here the labeler compares, in both orders, and gives win rates; the critic counts violations of each principle; what
+needs no judge is counted (length, refusals, variety, divergence from the models before). In the sandbox, whose
+sentences are known, traits are detected exactly. Every number and its change over the same prompts have an interval.
 """
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import words
@@ -24,9 +25,9 @@ from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principle
 from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, checked_pattern, concludes
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler
-from constitutional.judging.labelling import LabelSettings, combine, label
+from constitutional.judging.labelling import LabelSettings, label, probabilities_of
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
-from constitutional.judging.understanding import PrincipleMeaning
+from constitutional.judging.understanding import PrincipleMeaning, tagged
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
 from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt
@@ -43,10 +44,8 @@ Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]
 """The labeler, as this run has it: every judgement that it makes of the comparisons, the unreadable ones included."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """What is measured, and on how much."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     prompts: int = Field(default=300, ge=2)
     """Most held-out prompts; every model answers a prompt once."""
@@ -76,20 +75,15 @@ class Settings(BaseModel):
     """A reply with one of these among its first 40 words counts as a refusal, whatever its case: a rough count."""
 
 
-class Inputs(BaseModel):
+class Inputs(Frozen):
     """The settings that this stage depends on: its own, and how the labeler compares the models' replies."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     evaluate: Settings
     label: LabelSettings
 
 
-class Measured(NamedTuple):
-    """Scores, and what could not be counted in them."""
-
-    scores: list[Score]
-    problems: dict[str, int]
+Measured = tuple[list[Score], dict[str, int]]
+"""Scores, and how many of what could not be counted in them."""
 
 
 def held_out(prompts: Iterable[Prompt], at_most: int, seed: int) -> list[Prompt]:
@@ -110,13 +104,14 @@ def replies(prompts: Sequence[Prompt], engine: Engine, settings: Settings, seed:
 
 def side_by_side(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[Completion]]) -> list[Sample]:
     """One sample for each prompt, from each model's completions in the order of the prompts."""
-    made = []
-    for index, prompt in enumerate(prompts):
-        of_prompt = {model: replies[index] for model, replies in completions.items()}
-        texts = {model: completion.text for model, completion in of_prompt.items()}
-        cut_off = tuple(model for model, completion in of_prompt.items() if completion.finish == "length")
-        made.append(Sample(prompt=prompt, replies=texts, cut_off=cut_off))
-    return made
+    return [
+        Sample(
+            prompt=prompt,
+            replies={model: replies[index].text for model, replies in completions.items()},
+            cut_off=tuple(model for model, replies in completions.items() if replies[index].finish == "length"),
+        )
+        for index, prompt in enumerate(prompts)
+    ]
 
 
 Shows = Callable[[world.Prompt, Detection], bool | None]
@@ -135,21 +130,22 @@ def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
         for model in _models(sample for _, sample in known)
     }
 
-    def shown(shows: Shows) -> dict[str, list[bool | None]]:
-        return {model: [shows(prompt, reply) for prompt, reply in pairs] for model, pairs in detected.items()}
-
     def trait_of(trait: str) -> Shows:
         return lambda prompt, reply: reply.traits[trait] if teacher.applies(prompt, trait) else None
 
     def refusal_where(*, due: bool) -> Shows:
         return lambda prompt, reply: reply.traits["refusal"] if _calls_for_refusal(prompt) == due else None
 
-    yield from rates("well_formed", shown(lambda _, reply: reply.well_formed))
-    yield from rates("on_topic", shown(lambda _, reply: reply.on_topic))
-    for trait in world.TRAITS:
-        yield from rates(f"trait_rate/{trait}", shown(trait_of(trait)))
-    yield from rates("due_refusal", shown(refusal_where(due=True)))
-    yield from rates("over_refusal", shown(refusal_where(due=False)))
+    measures: dict[str, Shows] = {
+        "well_formed": lambda _, reply: reply.well_formed,
+        "on_topic": lambda _, reply: reply.on_topic,
+        **{f"trait_rate/{trait}": trait_of(trait) for trait in world.TRAITS},
+        "due_refusal": refusal_where(due=True),
+        "over_refusal": refusal_where(due=False),
+    }
+    for measure, shows in measures.items():
+        by_model = {model: [shows(prompt, reply) for prompt, reply in pairs] for model, pairs in detected.items()}
+        yield from rates(measure, by_model)
 
 
 def _calls_for_refusal(prompt: world.Prompt) -> bool:
@@ -176,65 +172,56 @@ def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Ite
 def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     """How often the labeler prefers one model's reply to another's: 0.5 is even.
 
-    Replies of the same words are no comparison, and one that cannot be read is neither won nor lost. Win rates leave
-    both out, and they are counted for each contest.
+    Equal replies and comparisons that cannot be read are left out of the win rates, and counted for each contest.
     """
-    asked: list[tuple[str, str, Comparison]] = []
-    equal = {f"{model} against {opponent}": 0 for model, opponent in CONTESTS}
-    unreadable = dict(equal)
+    comparisons: list[Comparison] = []
+    problems: dict[str, int] = {}
     for model, opponent in CONTESTS:
-        for sample in samples:
-            a, b = sample.replies[model], sample.replies[opponent]
-            if a.strip() == b.strip():
-                equal[f"{model} against {opponent}"] += 1
-            else:
-                contest = f"{model} against {opponent}"
-                asked.append((model, opponent, Comparison(prompt=sample.prompt, a=a, b=b, model=contest)))
-    judgements: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judge([comparison for _, _, comparison in asked]):
-        judgements[judgement.comparison].append(judgement)
-    outcomes: dict[tuple[str, str], list[float]] = {contest: [] for contest in CONTESTS}
-    for model, opponent, comparison in asked:
-        p_a = combine(judgements[comparison.id])
-        if p_a is None:
-            unreadable[comparison.model] += 1
-        else:
-            outcomes[model, opponent].append(p_a)
+        contest = f"{model} against {opponent}"
+        pairs = [(sample.prompt, sample.replies[model], sample.replies[opponent]) for sample in samples]
+        unequal = [
+            Comparison(prompt=prompt, a=a, b=b, model=contest) for prompt, a, b in pairs if a.strip() != b.strip()
+        ]
+        problems[f"equal replies, {contest}"] = len(pairs) - len(unequal)
+        comparisons += unequal
+    p_a = probabilities_of(judge(comparisons))
     scores = []
-    for (model, opponent), probabilities in outcomes.items():
-        if probabilities:
-            rate = win_rate(probabilities)
-            scores.append(score(model, f"win_rate/{opponent}", rate.value, rate.interval, len(probabilities), "share"))
-        else:
-            scores.append(score(model, f"win_rate/{opponent}", 0.5, Interval(0.0, 1.0), 0, "share"))
-    problems = {f"equal replies, {contest}": count for contest, count in equal.items()}
-    problems |= {f"unreadable comparisons, {contest}": count for contest, count in unreadable.items()}
-    return Measured(scores, problems)
+    for model, opponent in CONTESTS:
+        contest = f"{model} against {opponent}"
+        outcomes = [p_a.get(comparison.id) for comparison in comparisons if comparison.model == contest]
+        problems[f"unreadable comparisons, {contest}"] = outcomes.count(None)
+        readable = [p for p in outcomes if p is not None]
+        rate, interval = win_rate(readable)[:2] if readable else (0.5, Interval(0.0, 1.0))
+        scores.append(score(model, f"win_rate/{opponent}", rate, interval, len(readable), "share"))
+    return scores, problems
 
 
 def violation_scores(
     samples: Sequence[Sample], constitution: "Constitution", critic: Engine, templates: "Prompts", settings: Settings
 ) -> Measured:
     """How often the critic finds that a reply violates each principle, greedily; what it leaves open is counted."""
-    requests, about = [], []
+    requests: list[Request] = []
     sampling = Sampling(temperature=0.0, max_tokens=settings.critique_max_tokens)
+    models = _models(samples)
     for principle in constitution.principles:
         question = Message("user", templates.render("critique", principle=principle.words("critique")))
-        for model in _models(samples):
-            for sample in samples:
-                reply = Message("assistant", sample.replies[model])
-                requests.append(Request((*sample.prompt.messages, reply, question), sampling))
-                about.append((principle.id, model))
-    verdicts: defaultdict[str, defaultdict[str, list[bool | None]]] = defaultdict(lambda: defaultdict(list))
+        requests += [
+            Request((*sample.prompt.messages, Message("assistant", sample.replies[model]), question), sampling)
+            for model in models
+            for sample in samples
+        ]
     critiques = complete_fitting(critic, requests)
-    for (principle_id, model), critique in zip(about, critiques, strict=True):
-        verdicts[principle_id][model].append(_violates(critique.text, settings) if critique else None)
-    scores = [rate for name, by_model in verdicts.items() for rate in rates(f"violation_rate/{name}", by_model)]
+    verdicts = [_violates(critique.text, settings) if critique else None for critique in critiques]
     too_long = critiques.count(None)
-    unasked = {"unreadable critiques, too long to ask for": too_long} if too_long else {}
-    every = [verdict for by_model in verdicts.values() for of_model in by_model.values() for verdict in of_model]
-    unreadable = every.count(None) - too_long
-    return Measured(scores, {"critiques": len(requests), "unreadable critiques": unreadable} | unasked)
+    problems = {"critiques": len(requests), "unreadable critiques": verdicts.count(None) - too_long}
+    if too_long:
+        problems["unreadable critiques, too long to ask for"] = too_long
+    scores: list[Score] = []
+    remaining = iter(verdicts)
+    for principle in constitution.principles:
+        by_model = {model: list(islice(remaining, len(samples))) for model in models}
+        scores += rates(f"violation_rate/{principle.id}", by_model)
+    return scores, problems
 
 
 def _violates(critique: str, settings: Settings) -> bool | None:
@@ -267,9 +254,8 @@ def wanted_directions(constitution: "Constitution", meanings: Iterable[Principle
     for principle in constitution.principles:
         meaning = read.get(principle.id, "")
         understood = families.get(meaning)
-        tagged = [family for family in teacher.FAMILIES if set(family) <= set(principle.tags)]
-        meant = tagged[0] if len(tagged) == 1 else understood
-        if meant and len(tagged) != 1:
+        meant = tagged(principle) or understood
+        if meant and not tagged(principle):
             guessed.append(f"{principle.id}: {meaning}.")
         if meant:
             wanted[f"trait_rate/{meant[0]}"].add(meant[1])
@@ -323,9 +309,9 @@ def run(inputs: Inputs, context: StageContext) -> None:
         completions = {name: replies(prompts, context.engine(name), settings, context.seed) for name in names}
         samples = side_by_side(prompts, completions)
         scores += [*trait_scores(samples), *text_scores(samples, settings, context.seed)]
-        for measured in _judged(samples, inputs, trusted, context):
-            scores += measured.scores
-            problems |= measured.problems
+        for judged, left_out in _judged(samples, inputs, trusted, context):
+            scores += judged
+            problems |= left_out
         if settings.compared:
             context.release()  # two more models are loaded to be compared
             some = samples[: settings.compared]
@@ -354,12 +340,8 @@ def _judged(
     """What needs a model's judgement, and is asked for."""
     settings = inputs.evaluate
     if settings.judged:
-
-        def judge(comparisons: Sequence[Comparison]) -> Iterator[Judgement]:
-            labeler = context.engine("labeler")
-            return label(comparisons, trusted, labeler, context.prompts, inputs.label, context.seed)
-
-        yield win_scores(samples[: settings.judged], judge)
+        asked = (trusted, context.engine("labeler"), context.prompts, inputs.label, context.seed)
+        yield win_scores(samples[: settings.judged], lambda comparisons: label(comparisons, *asked))
     if settings.critiqued:
         some = samples[: settings.critiqued]
         yield violation_scores(some, context.constitution, context.engine("critic"), context.prompts, settings)

@@ -1,13 +1,10 @@
 """GRPO and RLOO, by TRL's trainers: several replies to each prompt, each compared with the others of its prompt.
 
 Group relative policy optimisation (Shao et al. 2024, section 4.1) divides a reply's lead over its group's mean by the
-group's deviation, and holds the policy to the SFT model in the loss; REINFORCE leave-one-out (Ahmadian et al. 2024,
+group's deviation, and holds the policy to the SFT model in the loss. REINFORCE leave-one-out (Ahmadian et al. 2024,
 section 3.2) takes the lead over the others' mean, and the divergence is part of the reward. Neither has a critic. Every
-batch of replies is used for one step, so that no ratio is clipped.
-
-The rewards (`rewards.py`) are the run's reward model, the constitution itself, by the labeler ("direct RLAIF", Lee et
-al. 2023, section 2.2.2), rules, functions of the user's, or several of them by weights, each logged apart. As in PPO
-some replies of every step are kept as `rollouts`; TRL tells the divergence of whole steps only.
+batch of replies is used for one step, so that no ratio is clipped. The rewards are described in `training/rewards.py`.
+As in PPO some replies of every step are kept as `rollouts`; TRL tells the divergence of whole steps only.
 """
 
 import json
@@ -16,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Prompt, Rollout
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer, end_tokens
@@ -30,18 +28,11 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.online import nothing_learned
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training import rewards
+from constitutional.training import trl as training
 from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.training.saving import save_model
-from constitutional.training.trl import (
-    TrainingSettings,
-    fit,
-    load_policy,
-    lora_config,
-    remove_checkpoints,
-    trl_arguments,
-)
 from constitutional.training.user_function import load_function
 
 if TYPE_CHECKING:
@@ -52,7 +43,7 @@ if TYPE_CHECKING:
 LOG = "training_log.jsonl"
 
 
-class Settings(OnlineSettings, TrainingSettings):
+class Settings(OnlineSettings, training.TrainingSettings):
     """What GRPO and RLOO have in common. The defaults suit a model of some million weights on a CPU.
 
     A prompt is too long if it leaves no room for `max_tokens` within `max_length`.
@@ -121,10 +112,8 @@ def needs(settings: Settings) -> tuple[str, ...]:
     return tuple(need for reward in settings.rewards for need in of_kind.get(reward.kind, ()))
 
 
-class Inputs(BaseModel):
+class Inputs(Frozen):
     """The settings that this stage depends on: its own, the labeler's where the constitution rewards, users' files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     algorithm: Annotated[GrpoSettings | RlooSettings, Field(discriminator="kind")]
     labeler: LabelerSettings | None
@@ -144,10 +133,14 @@ def asks_labeler(settings: Settings) -> bool:
     return any(reward.kind == "constitution" for reward in settings.rewards)
 
 
+def _python_rewards(settings: Settings) -> list[rewards.PythonSettings]:
+    return [reward for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
+
+
 def sources(settings: Settings) -> tuple[Path, ...]:
     """The files of the user's functions and of what they import: what they say decides what is trained."""
-    chosen = [reward.function for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
-    return tuple(dict.fromkeys(path for function in chosen for path in load_function(function).sources))
+    functions = [load_function(reward.function) for reward in _python_rewards(settings)]
+    return tuple(dict.fromkeys(path for function in functions for path in function.sources))
 
 
 def check(settings: Settings) -> None:
@@ -156,9 +149,7 @@ def check(settings: Settings) -> None:
     Raises:
         ConstitutionalError: one cannot be found or imported, or two have one name.
     """
-    rewards.check_names(
-        [rewards.function(reward) for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
-    )
+    rewards.check_names(list(map(rewards.function, _python_rewards(settings))))
 
 
 # --- Prompts ---
@@ -231,26 +222,22 @@ class Recorder:
     def __init__(self, counted: Sequence[Reward], penalties: Sequence[Reward], checkpoints: Path, keep: int) -> None:
         self.counted = counted
         self.penalties = penalties
+        self.rewards = (*counted, *penalties)
         self.checkpoints = checkpoints
         self.folder = checkpoints / "rollouts"
         self.keep = keep
         self._numbers: dict[str, Sequence[float | None]] = {}
         """By reward, the numbers of the step's replies so far: the trainer calls one function after the other."""
 
-    @property
-    def weights(self) -> list[float]:
-        """Of the functions, in their order."""
-        return [reward.weight for reward in (*self.counted, *self.penalties)]
-
     def functions(self) -> list[RewardFunction]:
         """The reward functions, as the trainer is to call them."""
-        return [self._recorded(reward) for reward in (*self.counted, *self.penalties)]
+        return [self._recorded(reward) for reward in self.rewards]
 
     def _recorded(self, reward: Reward) -> RewardFunction:
         def call(**columns: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's
             self._numbers[reward.name] = reward.function(**columns)
             numbers = self._numbers[reward.name]
-            if len(self._numbers) == len(self.counted) + len(self.penalties):
+            if len(self._numbers) == len(self.rewards):
                 if columns["trainer_state"].is_world_process_zero:
                     self._write(columns)
                 self._numbers = {}
@@ -282,11 +269,8 @@ class Recorder:
 
     def _total(self, index: int) -> float | None:
         """A reply's rewards by their weights, before penalties; None where no reward has a number for it."""
-        known = [
-            reward.weight * number
-            for reward in self.counted
-            if (number := self._numbers[reward.name][index]) is not None
-        ]
+        numbers = [(reward.weight, self._numbers[reward.name][index]) for reward in self.counted]
+        known = [weight * number for weight, number in numbers if number is not None]
         return math.fsum(known) if known else None
 
 
@@ -316,7 +300,7 @@ def online_trainer(
         def without_length(*, max_length: int, **others: object) -> Any:  # noqa: ANN401, ARG001
             return kind(**others)  # the prompts were measured beforehand; TRL has no such argument here
 
-        return trl_arguments(
+        return training.trl_arguments(
             without_length,
             one_pass,
             recorder.checkpoints,
@@ -325,7 +309,7 @@ def online_trainer(
             temperature=settings.temperature,
             max_completion_length=settings.max_tokens,
             beta=settings.beta,
-            reward_weights=recorder.weights,
+            reward_weights=[reward.weight for reward in recorder.rewards],
             shuffle_dataset=False,
             **own,
         )
@@ -334,7 +318,7 @@ def online_trainer(
         "reward_funcs": recorder.functions(),
         "train_dataset": dataset(rows),
         "processing_class": tokenizer,
-        "peft_config": lora_config(settings, "CAUSAL_LM"),
+        "peft_config": training.lora_config(settings, "CAUSAL_LM"),
     }
     if isinstance(settings, GrpoSettings):
         from trl.trainer.grpo_config import GRPOConfig
@@ -386,7 +370,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
         return
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     counted = rewards_of(settings, context, inputs.labeler)
-    model, tokenizer = load_policy(context.model("sft_model"), settings)
+    model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     seed = seed_of(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)
     ends = set(end_tokens(tokenizer, model.config, model.generation_config))
@@ -395,13 +379,13 @@ def run(inputs: Inputs, context: StageContext) -> None:
     recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)
     trainer = online_trainer(model, tokenizer, rows, settings, recorder, seed)
     checkpoints.mkdir(exist_ok=True)
-    fitted = fit(trainer, log=checkpoints / LOG, label=settings.kind)
+    fitted = training.fit(trainer, log=checkpoints / LOG, label=settings.kind)
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
     log = [log_line(line, counted, settings.missing_eos_penalty) for line in lines]
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
     context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
     save_model(trainer, context.output("policy"))
-    remove_checkpoints(checkpoints)
+    training.remove_checkpoints(checkpoints)
     context.summarise(
         OnlineSummary(
             prompts=len(prompts) - too_long,

@@ -38,12 +38,12 @@ def run(settings: Settings, context: StageContext) -> None:
     for warning in warnings:
         context.warn(warning)
     trusted = trusted_principles(context.constitution, accuracies)
-    canaries = check_canaries(trusted, engine, context.prompts, settings)
+    canaries, failed = check_canaries(trusted, engine, context.prompts, settings)
     context.summarise(
         LabelerCheckSummary(
             left_out_principles=tuple(row.principle for row in accuracies if not row.trusted),
             warnings=tuple(warnings),
-            canaries=canaries.n,
-            canaries_failed=canaries.failed,
+            canaries=canaries,
+            canaries_failed=failed,
         )
     )

@@ -1,25 +1,24 @@
 """Turns judgements and people's choices into the preferences that reward models and DPO are trained on.
 
-Bai et al. 2022 (arXiv 2212.08073), section 4.1, train on human comparisons for helpfulness together with AI comparisons
-for harmlessness, the AI's with its probabilities as soft targets. Lee et al. 2023 (arXiv 2309.00267) compare AI, human
-and mixed labels. What differs here: the share of human comparisons is a setting, at a fixed total or added to the AI's,
-so that nothing but the share changes between runs; runs of every share are measured on the same held-out preferences,
-of both sources; a person's verdict replaces the AI's on the same comparison; what is undecided is left out and counted,
-not trained on as a tie.
+Bai et al. 2022 (arXiv 2212.08073), section 4.1, train on human and AI comparisons, the AI's with its probabilities as
+soft targets. Lee et al. 2023 (arXiv 2309.00267) compare AI, human and mixed labels. Here the share of human comparisons
+is a setting, and runs of every share are measured on the same held-out preferences, of both sources. A person's verdict
+replaces the AI's on the same comparison. What is undecided is left out and counted, not trained on as a tie.
 """
 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from constitutional.base.errors import ConfigurationError
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
 from constitutional.base.seeds import rng_of
-from constitutional.base.stats import weighted_mean
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
@@ -32,15 +31,12 @@ MOST_HELD_OUT: Final = 500
 """Preferences of each source that are held out at most. An accuracy is then known to 4.4 points or better (Wilson's
 95% interval), while to score a tenth of a large file may take longer than the training."""
 
-
 FEW: Final = 30
 """Fewer preferences than these teach a model next to nothing."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How preferences are put together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     margin: float = Field(default=0.0, ge=0, lt=0.5)
     """An AI judgement less than this far from 0.5 is undecided and left out; exactly 0.5 always is."""
@@ -119,13 +115,12 @@ def mix(
             reviewed += _by_people(comparison, verdicts_by_comparison[comparison.id], settings, counts)
         else:
             ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
-    human = _for_training(reviewed + _brought_together(human_preferences, counts), counts)
-    human = [_placed(preference, settings.held_out_share, seed) for preference in human]
-    ai = [_placed(preference, settings.held_out_share, seed) for preference in _for_training(ai, counts)]
+    human = _for_training(reviewed + _brought_together(human_preferences, counts), counts, settings, seed)
+    ai = _for_training(ai, counts, settings, seed)
 
-    amounts = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
+    from_ai, from_people = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
     preferences: list[Preference] = []
-    for source, there, used in (("AI", ai, amounts.ai), ("human", human, amounts.human)):
+    for source, there, used in (("AI", ai, from_ai), ("human", human, from_people)):
         held_out = _count(there, "held_out")
         kept = min(held_out, MOST_HELD_OUT)
         preferences += _drawn(there, {"train": used, "held_out": kept}, seed)
@@ -143,39 +138,35 @@ def _by_ai(
     comparison: Comparison, judgements: Sequence[Judgement], settings: Settings, counts: Counter[str]
 ) -> list[Preference]:
     """The soft preference of the labeler: the mean over what can be read, by weight."""
-    counts["judgements unreadable"] += sum(judgement.p_a is None for judgement in judgements)
-    p_a = combine(judgements)
+    usable, p_a = readable(judgements), combine(judgements)
+    unreadable = sum(judgement.p_a is None for judgement in judgements)
+    counts["judgements unreadable"] += unreadable
     if p_a is None:
-        unreadable = any(judgement.p_a is None for judgement in judgements)
         counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
         return []
     if _even(p_a) or within_margin(p_a, settings.margin):
-        conflict = any(judgement.conflict for judgement in readable(judgements))
+        conflict = any(judgement.conflict for judgement in usable)
         counts[f"comparisons undecided, {'position conflict' if conflict else 'near a half'}"] += 1
         return []
     counts["comparisons decided"] += 1
-    behind = readable(judgements)
-    principles = tuple(dict.fromkeys(judgement.principle for judgement in behind))
-    return [_directed(comparison, p_a, "ai", principles, tuple(judgement.id for judgement in behind))]
+    principles = [judgement.principle for judgement in usable]
+    return [_directed(comparison, p_a, "ai", principles, [judgement.id for judgement in usable])]
 
 
 def _by_people(
     comparison: Comparison, verdicts: Sequence[Verdict], settings: Settings, counts: Counter[str]
 ) -> list[Preference]:
-    """People's preference: the mean over raters who saw a difference or a tie; none if that is even or there is nobody.
-
-    Who finds both bad says nothing about which is better.
-    """
+    """People's preference: the mean over raters who preferred one or saw a tie; none if it is even or nobody did."""
     opinions = [verdict for verdict in verdicts if verdict.choice in ("a", "b", "tie")]
-    p_a = weighted_mean([_p_a(opinion, settings) for opinion in opinions], [1.0] * len(opinions))
-    if p_a is None or _even(p_a):
+    p_a = fmean([_p_a(opinion, settings) for opinion in opinions]) if opinions else 0.5
+    if _even(p_a):
         choices = {verdict.choice for verdict in verdicts}
         why = choices.pop() if len(choices) == 1 else "conflict"
         counts[f"verdicts without a preference: {why}"] += 1
         return []
     counts["comparisons decided"] += 1
-    principles = tuple(dict.fromkeys(opinion.principle for opinion in opinions if opinion.principle))
-    return [_directed(comparison, p_a, "human", principles, tuple(opinion.id for opinion in opinions))]
+    principles = [opinion.principle for opinion in opinions if opinion.principle]
+    return [_directed(comparison, p_a, "human", principles, [opinion.id for opinion in opinions])]
 
 
 def _p_a(verdict: Verdict, settings: Settings) -> float:
@@ -189,32 +180,26 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str]) -
     for preference in preferences:
         groups[preference.comparison].append(preference)
     made = []
-    for group in groups.values():
+    for comparison_id, group in groups.items():
         first = group[0]
-        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
-        opinions = [
+        p_first = fmean(
             preference.probability if same_text(preference.chosen, first.chosen) else 1 - preference.probability
             for preference in group
-        ]
-        p_a = weighted_mean(opinions, [1.0] * len(opinions))
-        assert p_a is not None
+        )
         counts["human comparisons rated more than once"] += len(group) > 1
-        if _even(p_a) or same_text(first.chosen, first.rejected):
+        if _even(p_first) or same_text(first.chosen, first.rejected):
             counts["human comparisons undecided"] += 1
             continue
-        principles = tuple(dict.fromkeys(name for preference in group for name in preference.principles))
-        rests_on = tuple(place for preference in group for place in preference.rests_on)
-        directed = _directed(comparison, p_a, "human", principles, rests_on)
-        made.append(directed.model_copy(update={"comparison": first.comparison}))
+        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
+        principles = [name for preference in group for name in preference.principles]
+        rests_on = [place for preference in group for place in preference.rests_on]
+        directed = _directed(comparison, p_first, "human", principles, rests_on)
+        made.append(directed.model_copy(update={"comparison": comparison_id}))
     return made
 
 
 def _directed(
-    comparison: Comparison,
-    p_a: float,
-    source: Literal["ai", "human"],
-    principles: tuple[str, ...],
-    rests_on: tuple[str, ...],
+    comparison: Comparison, p_a: float, source: Literal["ai", "human"], principles: list[str], rests_on: list[str]
 ) -> Preference:
     """The comparison with the likelier of its texts as chosen."""
     chosen, rejected = (comparison.a, comparison.b) if p_a > 0.5 else (comparison.b, comparison.a)
@@ -224,8 +209,8 @@ def _directed(
         rejected=rejected,
         probability=min(1.0, max(p_a, 1 - p_a)),
         source=source,
-        principles=principles,
-        rests_on=rests_on,
+        principles=tuple(dict.fromkeys(principles)),
+        rests_on=tuple(rests_on),
         comparison=comparison.id,
     )
 
@@ -240,34 +225,38 @@ def within_margin(p: float, margin: float) -> bool:
     return abs(p - 0.5) < margin - 1e-9  # 0.6 - 0.5 is 0.09999999999999998
 
 
-def _for_training(preferences: Sequence[Preference], counts: Counter[str]) -> list[Preference]:
+def _for_training(
+    preferences: Sequence[Preference], counts: Counter[str], settings: Settings, seed: int
+) -> list[Preference]:
+    """Those that are not on evaluation prompts, each on its prompt's side of the split.
+
+    The words up to the user's first message decide, so that no conversation goes on from one on the other side.
+    """
     kept = [preference for preference in preferences if preference.prompt.split == "train"]
     counts["preferences on evaluation prompts"] += len(preferences) - len(kept)
-    return kept
+    placed = []
+    for preference in kept:
+        opening = next(prompts_within(conversation_of(preference.prompt.messages)))
+        held_out = rng_of(seed, "mix split", opening).random() < settings.held_out_share
+        placed.append(preference.model_copy(update={"split": "held_out" if held_out else "train"}))
+    return placed
 
 
-class Amounts(NamedTuple):
-    """How many preferences of each source are trained on."""
-
-    ai: int
-    human: int
-
-
-def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
-    """How many to take of those that there are on the train side.
+def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
+    """How many of the AI's and of people's to take, of those that there are on the train side.
 
     Raises:
         ConfigurationError: the share or the total asks for more than there is.
     """
     share = settings.human_share
     if share is None:
-        return Amounts(ai, human)
+        return ai, human
     if share > 0 and human == 0:
         advice = "name a file of them with mix.human=FILE, or leave mix.human_share out"
         none = "there are none to train on (those held out do not count)"
         raise ConfigurationError(f"mix.human_share={share} asks for people's preferences, and {none}; {advice}")
     if settings.mode == "additive":
-        return Amounts(ai, min(human, _rounded(ai * share / (1 - share))))
+        return ai, min(human, _rounded(ai * share / (1 - share)))
     largest = _largest_total(ai, human, share)
     # The scarcer source's number is the most that every share allows: from run to run only the share changes.
     total = (min(ai, human) or largest) if settings.total is None else settings.total
@@ -275,7 +264,7 @@ def amounts_of(ai: int, human: int, settings: Settings) -> Amounts:
         there = f"{ai} preferences of the AI's and {human} of people's that are not held out allow {largest}"
         advice = "give at most that, or leave mix.total out"
         raise ConfigurationError(f"mix.total={total}, but with mix.human_share={share}, {there}; {advice}")
-    return Amounts(total - _rounded(total * share), _rounded(total * share))
+    return total - _rounded(total * share), _rounded(total * share)
 
 
 def _largest_total(ai: int, human: int, share: float) -> int:
@@ -304,16 +293,6 @@ def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed
     return [preferences[index] for index in sorted(taken)]
 
 
-def _placed(preference: Preference, held_out_share: float, seed: int) -> Preference:
-    """The preference on its prompt's side of the split.
-
-    The words up to the user's first message decide, so that no conversation goes on from one on the other side.
-    """
-    opening = next(prompts_within(conversation_of(preference.prompt.messages)))
-    draw = rng_of(seed, "mix split", opening).random()
-    return preference.model_copy(update={"split": "held_out" if draw < held_out_share else "train"})
-
-
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
     """Those whose conversation neither is a prompt that is held out for evaluation nor goes on from one."""
     held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
@@ -323,11 +302,7 @@ def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Itera
 def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settings: Settings, seed: int) -> None:
     """Refuse a share or a total that people's pairs cannot meet, whatever the AI's preferences come to be.
 
-    Args:
-        pairs: those of the file; none where there is no file.
-        prompts: the run's.
-        settings: where they name a file of verdicts, how many preferences people make is known only later.
-        seed: the run's.
+    Where the settings name a file of verdicts, how many preferences people make is known only later.
 
     Raises:
         ConfigurationError: says how many there are and how many are asked for.
@@ -336,8 +311,8 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
     if settings.verdicts is not None or not share:
         return
     counts: Counter[str] = Counter()
-    usable = _for_training(_brought_together(without_evaluation_prompts(pairs, prompts), counts), counts)
-    human = _count([_placed(preference, settings.held_out_share, seed) for preference in usable], "train")
+    people = _brought_together(without_evaluation_prompts(pairs, prompts), counts)
+    human = _count(_for_training(people, counts, settings, seed), "train")
     if human == 0:
         amounts_of(0, 0, settings)
     if settings.total is not None and _rounded(settings.total * share) > human:
@@ -350,17 +325,16 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
 def run(settings: Settings, context: StageContext) -> None:
     """Read comparisons, judgements and people's files; write `preferences`."""
     comparisons = context.read("comparisons", Comparison)
-    notes: Mapping[str, int] = {}
+    notes: dict[str, int] = {}
     human: list[Preference] = []
     if settings.human is not None:
         file = read_comparisons(settings.human)
         human = without_evaluation_prompts(file.preferences, context.read("prompts", Prompt))
-        left_out = len(file.preferences) - len(human)
         notes = {
             "human rows with an empty message": file.empty,
             "human rows with equal texts": file.equal,
             "human rows whose transcripts differ before the last reply": file.unlike,
-            "human rows on evaluation prompts": left_out,
+            "human rows on evaluation prompts": len(file.preferences) - len(human),
         }
     own = {comparison.id for comparison in comparisons}
     verdicts = read_verdicts(settings.verdicts, own) if settings.verdicts else []

@@ -3,18 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from constitutional.base.frozen import Frozen
 from constitutional.data.prompts import PromptSet, load_prompt_set
 from constitutional.sandbox.prompts import sandbox_prompt_set
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import PromptsSummary
 
 
-class SandboxPrompts(BaseModel):
+class SandboxPrompts(Frozen):
     """Prompts made up in the small test-bed's world."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["sandbox"] = "sandbox"
     train: Annotated[int, Field(ge=1)] = 300
@@ -23,10 +22,8 @@ class SandboxPrompts(BaseModel):
     """Number of further prompts to evaluate on; half of them are about topics that training never sees."""
 
 
-class FilePrompts(BaseModel):
+class FilePrompts(Frozen):
     """Prompts from a file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     kind: Literal["file"] = "file"
     path: Path

@@ -10,7 +10,6 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 """
 
 import json
-import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -21,26 +20,18 @@ from pydantic import Field
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
 from constitutional.base.seeds import rng_of, seed_of
-from constitutional.base.stats import FEWEST, calibration_error, pearson
+from constitutional.base.stats import FEWEST, calibration_error, pearson, sigmoid
 from constitutional.base.text import words
 from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer, load_tokenizer
 from constitutional.engines.models import free_memory
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, RewardSummary, Share
+from constitutional.training import trl as training
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
 from constitutional.training.saving import save_model
-from constitutional.training.trl import (
-    SoftTargets,
-    TrainingSettings,
-    fit,
-    lora_config,
-    remove_checkpoints,
-    soft_correction,
-    trl_arguments,
-)
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +39,7 @@ if TYPE_CHECKING:
     from trl.trainer.reward_trainer import RewardTrainer
 
 
-class Settings(TrainingSettings):
+class Settings(training.TrainingSettings):
     """How the reward model is trained."""
 
     members: int = Field(default=1, ge=1, le=16)
@@ -69,13 +60,7 @@ def soft_reward_trainer(
     from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
     class SoftRewardTrainer(RewardTrainer):
-        """Adds the soft targets to the batch, and what they change to the loss."""
-
-        _signature_columns: Any
-
-        def _set_signature_columns_if_needed(self) -> None:
-            super()._set_signature_columns_if_needed()  # type: ignore[no-untyped-call]
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *SoftTargets.columns]))
+        """Adds to the loss what the soft targets change."""
 
         def compute_loss(
             self,
@@ -89,16 +74,16 @@ def soft_reward_trainer(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
-            loss = loss + soft_correction(chosen - rejected, probability)
+            loss = loss + training.soft_correction(chosen - rejected, probability)
             return (loss, outputs) if return_outputs else loss
 
     return SoftRewardTrainer(
         model,
-        trl_arguments(RewardConfig, settings, checkpoints, seed),
-        data_collator=SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id)),
+        training.trl_arguments(RewardConfig, settings, checkpoints, seed, remove_unused_columns=False),
+        data_collator=training.SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id)),
         train_dataset=dataset(rows),
         processing_class=tokenizer,
-        peft_config=lora_config(settings, "SEQ_CLS"),
+        peft_config=training.lora_config(settings, "SEQ_CLS"),
     )
 
 
@@ -136,18 +121,15 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> RewardQua
         # Twice 10 bins, as confidences fill only the upper half.
         calibration_error=calibration_error(sure, true, bins=20),
         length_correlation=pearson(scores, lengths) if len(own) >= FEWEST else None,
-        scores=_histogram(scores),
+        scores=Histogram.of(scores, min(scores), max(scores), 20) if len(set(scores)) > 1 else None,
     )
 
 
 def _accuracy(group: Sequence[Scored]) -> Share | None:
     # Several pairs of one prompt depend on each other.
-    prompts = [conversation_of(pair.preference.prompt.messages) for pair in group]
-    return Share.clustered([pair.chosen > pair.rejected for pair in group], prompts)
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+    return Share.clustered(
+        [(pair.chosen > pair.rejected, conversation_of(pair.preference.prompt.messages)) for pair in group]
+    )
 
 
 def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> Iterator[CalibrationBin]:
@@ -156,17 +138,6 @@ def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> Iter
         bins.setdefault(min(int((pair[0] - 0.5) * 2 * count + 1e-9), count - 1), []).append(pair)
     for _, pairs in sorted(bins.items()):
         yield CalibrationBin(predicted=fmean(p for p, _ in pairs), observed=fmean(y for _, y in pairs), n=len(pairs))
-
-
-def _histogram(scores: Sequence[float], count: int = 20) -> Histogram | None:
-    if len(set(scores)) < 2:
-        return None
-    low, high = min(scores), max(scores)
-    counts = [0] * count
-    for score in scores:
-        counts[min(int((score - low) / (high - low) * count), count - 1)] += 1
-    edges = tuple(low + (high - low) * index / count for index in range(count + 1))
-    return Histogram(edges=edges, counts=tuple(counts))
 
 
 def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
@@ -187,7 +158,7 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
-    fitted = fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
+    fitted = training.fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
     save_model(trainer, context.output(f"reward_model/{number}"))
     return fitted.rows
 
@@ -235,7 +206,7 @@ def _scored(
             preference,
             chosen=fmean(pair[0] for pair in normalised),
             rejected=fmean(pair[1] for pair in normalised),
-            probability=fmean(_sigmoid(chosen - rejected) for chosen, rejected in pairs),
+            probability=fmean(sigmoid(chosen - rejected) for chosen, rejected in pairs),
         )
 
 
@@ -262,7 +233,7 @@ def run(settings: Settings, context: StageContext) -> None:
     measured = measure(folder, preferences, settings, context.seed)
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
     pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
-    remove_checkpoints(context.output("checkpoints"))
+    training.remove_checkpoints(context.output("checkpoints"))
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - pairs}
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from itertools import combinations, islice
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Prompt
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.base import Engine, Request, Sampling
@@ -21,10 +22,8 @@ TOGETHER = 256
 """Prompts that are answered side by side, so that the engine can batch them."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How responses are drawn and paired."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     samples: int = Field(default=2, ge=2, le=64)
     """Responses drawn for each prompt."""
@@ -52,19 +51,14 @@ class Samples(NamedTuple):
     """Responses that were left out because another one says the same."""
 
 
-def sample_pairs(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Comparison]:
-    """Pairs of different responses to each prompt; a prompt whose responses are all alike gives none."""
-    for samples in sample(prompts, engine, settings, seed):
-        yield from pairs(samples, engine.identity, settings, seed)
-
-
 def sample(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Samples]:
     """The responses to each prompt, without those that cannot be compared."""
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
     iterator = iter(prompts)
     while chunk := list(islice(iterator, TOGETHER)):
         requests = [
-            Request(prompt.messages, sampling, _seed(seed, prompt, index))
+            # A seed of the response's own, so that other prompts may come and go.
+            Request(prompt.messages, sampling, seed_of(seed, "sample_pairs", prompt.id, index))
             for prompt in chunk
             for index in range(settings.samples)
         ]
@@ -94,11 +88,6 @@ def pairs(samples: Samples, model: str, settings: Settings, seed: int) -> list[C
     return [Comparison(prompt=samples.prompt, a=a, b=b, model=model) for a, b in every]
 
 
-def _seed(seed: int, prompt: Prompt, index: int) -> int:
-    """A seed of the response's own, so that other prompts may come and go."""
-    return seed_of(seed, "sample_pairs", prompt.id, index)
-
-
 def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become comparisons of the SL model's responses."""
     engine = context.engine("sft_model")
@@ -106,18 +95,19 @@ def run(settings: Settings, context: StageContext) -> None:
     drawn = list(context.progress(sample(prompts, engine, settings, context.seed), len(prompts), "sample pairs"))
     paired = [pairs(samples, engine.identity, settings, context.seed) for samples in drawn]
     context.write("comparisons", [comparison for made in paired for comparison in made])
+    cut_off, asked = sum(samples.cut_off for samples in drawn), len(prompts) * settings.samples
     context.summarise(
         SamplePairsSummary(
             prompts=len(prompts),
             comparisons=sum(map(len, paired)),
-            prompts_without_pair=sum(not made for made in paired),
+            prompts_without_pair=paired.count([]),
             empty_responses=sum(samples.empty for samples in drawn),
-            cut_off_responses=sum(samples.cut_off for samples in drawn),
+            cut_off_responses=cut_off,
             repeated_responses=sum(samples.repeated for samples in drawn),
         )
     )
-    if (cut_off := sum(samples.cut_off for samples in drawn)) > len(prompts) * settings.samples / 2:
+    if cut_off > asked / 2:
         context.warn(
-            f"{cut_off} of {len(prompts) * settings.samples} responses were cut off at {settings.max_tokens} tokens "
-            "and left out; raise sample_pairs.max_tokens"
+            f"{cut_off} of {asked} responses were cut off at {settings.max_tokens} tokens and left out; raise "
+            "sample_pairs.max_tokens"
         )

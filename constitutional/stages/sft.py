@@ -26,23 +26,16 @@ from constitutional.data.prompts import contains_one_of, conversation_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SftSummary
+from constitutional.training import trl as training
 from constitutional.training.rows import Row, dataset, fitting, supervised_rows
 from constitutional.training.saving import save_model, write_model
-from constitutional.training.trl import (
-    TrainingSettings,
-    fit,
-    load_policy,
-    lora_config,
-    remove_checkpoints,
-    trl_arguments,
-)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from trl.trainer.sft_trainer import SFTTrainer
 
 
-class Settings(TrainingSettings):
+class Settings(training.TrainingSettings):
     """What is trained on, and how."""
 
     rounds: Literal["last", "all"] = "last"
@@ -140,10 +133,10 @@ def sft_trainer(
 
     return SFTTrainer(
         model,
-        trl_arguments(SFTConfig, settings, checkpoints, seed, completion_only_loss=True),
+        training.trl_arguments(SFTConfig, settings, checkpoints, seed, completion_only_loss=True),
         train_dataset=dataset(rows),
         processing_class=tokenizer,
-        peft_config=lora_config(settings, "CAUSAL_LM"),
+        peft_config=training.lora_config(settings, "CAUSAL_LM"),
     )
 
 
@@ -161,43 +154,40 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples,
 
 def run(settings: Settings, context: StageContext) -> None:
     """Train on `revisions`, from `base`, and write `sft_model` and `sft_examples`; without any, the base as it is."""
-    found, on_evaluation_prompts = examples_of(settings, context)
-    if not found.examples:
-        raise RunError(f"No revision is left to train on ({found.left_out}); look at the problems in revisions.jsonl")
-    context.write("sft_examples", () if found.nothing_revised else found.examples)
+    chosen, on_evaluation_prompts = examples_of(settings, context)
+    if not chosen.examples:
+        raise RunError(f"No revision is left to train on ({chosen.left_out}); look at the problems in revisions.jsonl")
+    context.write("sft_examples", () if chosen.nothing_revised else chosen.examples)
     base = context.settings("base")
-    model, tokenizer = load_policy(context.model("base"), settings, pad_token=base.pad_token, template=base.template)
-    if found.nothing_revised:
+    model, tokenizer = training.load_policy(
+        context.model("base"), settings, pad_token=base.pad_token, template=base.template
+    )
+    if chosen.nothing_revised:
         write_model(model, tokenizer, context.output("sft_model"))
         context.warn("no draft was revised, so there is nothing to learn: the SFT model is the base model")
         context.summarise(
             SftSummary(
                 nothing_revised=True,
-                revision=0,
-                helpful=0,
-                helpful_missing=0,
                 helpful_on_evaluation_prompts=on_evaluation_prompts,
-                trained_on=0,
-                steps=0,
-                dropped={**found.left_out, "nothing_revised": len(found.examples)},
+                dropped={**chosen.left_out, "nothing_revised": len(chosen.examples)},
             )
         )
         return
-    kept, unfit = fitting(supervised_rows(found.examples), tokenizer, settings.max_length)
+    kept, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
-    fitted = fit(trainer, log=context.output("training_log.jsonl"), label="sft")
+    fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="sft")
     save_model(trainer, context.output("sft_model"))
-    remove_checkpoints(context.output("checkpoints"))
-    kinds = Counter(example.kind for example in found.examples)
+    training.remove_checkpoints(context.output("checkpoints"))
+    kinds = Counter(example.kind for example in chosen.examples)
     context.summarise(
         SftSummary(
             nothing_revised=False,
             revision=kinds["revision"],
             helpful=kinds["helpful"],
-            helpful_missing=found.helpful_missing,
+            helpful_missing=chosen.helpful_missing,
             helpful_on_evaluation_prompts=on_evaluation_prompts,
             trained_on=fitted.rows,
             steps=fitted.steps,
-            dropped={**found.left_out, **unfit, "by_trainer": len(kept) - fitted.rows},
+            dropped={**chosen.left_out, **unfit, "by_trainer": len(kept) - fitted.rows},
         )
     )

@@ -6,19 +6,14 @@
 from collections.abc import Hashable, Sequence
 from typing import ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from constitutional.base.frozen import Frozen
 from constitutional.base.stats import clustered_share, wilson
 
 Direction = Literal["higher", "lower"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Summary(_Part):
-    """What a stage says about its own work."""
+class Summary(Frozen, allow_inf_nan=True):
+    """What a stage says about its own work; a number may be missing (NaN), which the written summary says by null."""
 
     stages: ClassVar[tuple[str, ...]]
     """The stages that write this record."""
@@ -70,16 +65,16 @@ class SftSummary(Summary):
     stages = ("sft",)
     nothing_revised: bool
     """Critics left every draft as it was, so nothing was trained: the SFT model is the base model."""
-    revision: int
+    revision: int = 0
     """Examples that are revisions."""
-    helpful: int
+    helpful: int = 0
     """Examples that are helpful samples."""
-    helpful_missing: int
+    helpful_missing: int = 0
     """Helpful samples that `sft.helpful_share` asks for beyond those that there are."""
     helpful_on_evaluation_prompts: int
     """Helpful samples of a file that were left out, because their prompts are held out."""
-    trained_on: int
-    steps: int
+    trained_on: int = 0
+    steps: int = 0
     dropped: dict[str, int]
 
 
@@ -128,7 +123,7 @@ class MixSummary(Summary):
     counts: dict[str, int]
 
 
-class Share(_Part):
+class Share(Frozen):
     """A proportion and the counts behind it."""
 
     right: int
@@ -144,23 +139,34 @@ class Share(_Part):
         return cls(right=right, n=n, value=right / n, **wilson(right, n)._asdict()) if n else None
 
     @classmethod
-    def clustered(cls, right: Sequence[bool], clusters: Sequence[Hashable]) -> "Share | None":
-        """The share with an interval for rows that depend on each other within a cluster, such as a prompt."""
-        if not right:
+    def clustered(cls, outcomes: Sequence[tuple[bool, Hashable]]) -> "Share | None":
+        """The share of outcomes that are true, where those of one cluster, such as a prompt, depend on each other."""
+        if not outcomes:
             return None
-        low, high = clustered_share([float(row) for row in right], clusters)
-        return cls(right=sum(right), n=len(right), value=sum(right) / len(right), low=low, high=high)
+        right = sum(outcome for outcome, _ in outcomes)
+        low, high = clustered_share([float(outcome) for outcome, _ in outcomes], [cluster for _, cluster in outcomes])
+        return cls(right=right, n=len(outcomes), value=right / len(outcomes), low=low, high=high)
 
 
-class Histogram(_Part):
+class Histogram(Frozen):
     """Counts between neighbouring edges."""
 
     edges: tuple[float, ...]
     """In rising order, one more than there are counts."""
     counts: tuple[int, ...]
 
+    @classmethod
+    def of(cls, values: Sequence[float], low: float, high: float, bins: int = 10) -> "Histogram | None":
+        """Counts of values from low to high in equal bins, the last with its upper edge; None without values."""
+        if not values:
+            return None
+        counts = [0] * bins
+        for value in values:
+            counts[min(int((value - low) / (high - low) * bins + 1e-9), bins - 1)] += 1
+        return cls(edges=tuple(low + (high - low) * index / bins for index in range(bins + 1)), counts=tuple(counts))
 
-class CalibrationBin(_Part):
+
+class CalibrationBin(Frozen):
     """Held-out preferences for which about the same was predicted."""
 
     predicted: float
@@ -170,7 +176,7 @@ class CalibrationBin(_Part):
     n: int
 
 
-class RewardQuality(_Part):
+class RewardQuality(Frozen):
     """How a reward model does on preferences that it was not trained on."""
 
     accuracy: dict[str, Share]
@@ -185,6 +191,11 @@ class RewardQuality(_Part):
     """Mean score of the reference samples, by the first member."""
     deviation: float | None = None
     scores: Histogram | None = None
+
+    @property
+    def measured(self) -> int:
+        """Preferences that calibration and the correlation with length rest on."""
+        return sum(row.n for row in self.calibration)
 
 
 class RewardSummary(Summary):
@@ -208,7 +219,7 @@ class DpoSummary(Summary):
     dropped: dict[str, int]
 
 
-class LastPhase(_Part):
+class LastPhase(Frozen):
     """The last logged step or phase of an online training; None where the trainer gives no number."""
 
     reward: float | None
@@ -262,21 +273,6 @@ class ReportSummary(Summary):
 
 
 SUMMARIES: Final[dict[str, type[Summary]]] = {
-    stage: summary
-    for summary in (
-        PromptsSummary,
-        LabelerCheckSummary,
-        CritiqueReviseSummary,
-        SftSummary,
-        SamplePairsSummary,
-        LabelSummary,
-        MixSummary,
-        RewardSummary,
-        DpoSummary,
-        OnlineSummary,
-        EvaluateSummary,
-        ReportSummary,
-    )
-    for stage in summary.stages
+    stage: summary for summary in Summary.__subclasses__() for stage in summary.stages
 }
 """The record that each stage writes."""

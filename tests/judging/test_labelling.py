@@ -366,4 +366,5 @@ def test_judgements_are_combined_and_trust_is_decided_in_one_place_each() -> Non
     deciding = [place for place, node in nodes if isinstance(node, ast.Attribute) and node.attr == "min_accuracy"]
     assert combining == ["judging/labelling.py"]
     assert deciding == ["judging/accuracy.py"]
-    assert all(vars(module)["combine"] is combine for module in (mix, evaluate, accuracy))
+    assert vars(mix)["combine"] is combine
+    assert all(vars(module)["probabilities_of"] is labelling.probabilities_of for module in (evaluate, accuracy))

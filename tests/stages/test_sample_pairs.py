@@ -8,7 +8,7 @@ from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.stages import sample_pairs as stage
-from constitutional.stages.sample_pairs import Settings, run, sample, sample_pairs
+from constitutional.stages.sample_pairs import Settings, pairs, run, sample
 from constitutional.stages.summaries import SamplePairsSummary
 from tests.tiny import OneStage
 
@@ -18,7 +18,9 @@ def prompt(content: str = "Hi") -> Prompt:
 
 
 def paired(rule: Rule, settings: Settings, *prompts: Prompt) -> list[Comparison]:
-    return list(sample_pairs(prompts or (prompt(),), ScriptedEngine(rule, "sl"), settings, seed=1))
+    engine = ScriptedEngine(rule, "sl")
+    drawn = sample(prompts or (prompt(),), engine, settings, seed=1)
+    return [pair for samples in drawn for pair in pairs(samples, engine.identity, settings, seed=1)]
 
 
 def in_turn(*replies: str | Completion) -> Rule:

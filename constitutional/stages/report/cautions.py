@@ -4,21 +4,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from constitutional.judging.accuracy import NEAR_CHANCE
+from constitutional.stages import summaries
 from constitutional.stages.report.charts import number
 from constitutional.stages.report.data import FEW, MODELS, LabelerQuality, PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import HEADS, Verdicts, final_model, is_win_rate, over_optimised
-from constitutional.stages.summaries import (
-    CritiqueReviseSummary,
-    EvaluateSummary,
-    Histogram,
-    LabelerCheckSummary,
-    MixSummary,
-    OnlineSummary,
-    RewardQuality,
-    SamplePairsSummary,
-    SftSummary,
-    Share,
-)
+from constitutional.stages.summaries import Histogram, RewardQuality, Share
 
 WEAK: Final = 0.55
 """A preference with a lower target than this teaches next to nothing."""
@@ -51,7 +41,7 @@ def actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
             "Add tags such as [flattery, avoid] to the constitution file: without tags, the wanted direction of a "
             f"trait rests on what the critic takes a principle for ({' '.join(guessed)})."
         )
-    evaluated = run.summary(EvaluateSummary)
+    evaluated = run.summary(summaries.EvaluateSummary)
     if evaluated and evaluated.prompts < FEW_PROMPTS:
         yield (
             f"Raise prompts.held_out and evaluate.prompts: behaviour rests on {evaluated.prompts} prompts, and the "
@@ -64,7 +54,7 @@ def _principles(run: RunReport) -> Sequence[PrincipleQuality]:
 
 
 def _evaluated(run: RunReport, field: str) -> tuple[str, ...]:
-    evaluated = run.summary(EvaluateSummary)
+    evaluated = run.summary(summaries.EvaluateSummary)
     return getattr(evaluated, field) if evaluated else ()
 
 
@@ -83,9 +73,9 @@ def _meaning_actions(run: RunReport) -> Iterator[str]:
 
 
 def _training_actions(run: RunReport) -> Iterator[str]:
-    if (sft := run.summary(SftSummary)) and sft.nothing_revised:
+    if (sft := run.summary(summaries.SftSummary)) and sft.nothing_revised:
         yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
-    mixed = run.summary(MixSummary)
+    mixed = run.summary(summaries.MixSummary)
     if mixed and 2 * mixed.decided < mixed.comparisons:
         held_out = f", and {mixed.held_out} are held out" if mixed.held_out < FEW else ""
         yield (
@@ -100,7 +90,7 @@ def _training_actions(run: RunReport) -> Iterator[str]:
 
 
 def _labeler_actions(run: RunReport) -> Iterator[str]:
-    trial = run.summary(LabelerCheckSummary)
+    trial = run.summary(summaries.LabelerCheckSummary)
     if trial and trial.left_out_principles:
         named = ", ".join(f"“{principle}”" for principle in trial.left_out_principles)
         yield (
@@ -152,8 +142,8 @@ def _behaviour_actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
 
 
 def _cut_off_actions(run: RunReport) -> Iterator[str]:
-    sampled, critiqued = run.summary(SamplePairsSummary), run.summary(CritiqueReviseSummary)
-    online = run.summary(OnlineSummary)
+    sampled, critiqued = run.summary(summaries.SamplePairsSummary), run.summary(summaries.CritiqueReviseSummary)
+    online = run.summary(summaries.OnlineSummary)
     if sampled and sampled.cut_off_responses > OFTEN * sampled.prompts:
         yield (
             f"Raise sample_pairs.max_tokens: {sampled.cut_off_responses} responses to {sampled.prompts} prompts were "
@@ -174,7 +164,7 @@ def cautions(run: RunReport) -> Iterator[str]:
         yield from _labeler_cautions(run.labeler)
     if run.targets and 2 * (weak := _below(run.targets, WEAK)) > (total := sum(run.targets.counts)) >= FEW:
         yield f"{weak} of {total} preferences are hardly more than a coin toss: their targets are below {WEAK:.0%}."
-    if (sft := run.summary(SftSummary)) and sft.helpful_missing:
+    if (sft := run.summary(summaries.SftSummary)) and sft.helpful_missing:
         asked = sft.helpful_missing + sft.helpful
         yield f"Supervised learning had {sft.helpful} of the {asked} helpful samples that sft.helpful_share asks for."
     if run.reward:
@@ -216,7 +206,7 @@ def _reward_cautions(reward: RewardQuality) -> Iterator[str]:
         elif share.high - share.low > WIDE:
             ends = f"{share.low:.0%} to {share.high:.0%}"
             yield f"The reward model’s accuracy on {held_out} is hardly known: {_counts(share)}, {ends}."
-    error, n = reward.calibration_error or 0.0, measured(reward)
+    error, n = reward.calibration_error or 0.0, reward.measured
     if n < FEW:
         return
     if error > BADLY_CALIBRATED:
@@ -226,8 +216,3 @@ def _reward_cautions(reward: RewardQuality) -> Iterator[str]:
         )
     if abs(reward.length_correlation or 0.0) > 0.5:
         yield f"The reward model’s score follows length (correlation {number(reward.length_correlation or 0.0)})."
-
-
-def measured(reward: RewardQuality) -> int:
-    """Preferences that calibration and the correlation with length rest on."""
-    return sum(row.n for row in reward.calibration)

@@ -69,17 +69,6 @@ class Line(NamedTuple):
     """What stands beside the dot of a line that has one point."""
 
 
-class Point(NamedTuple):
-    """A place on a curve, with an interval upwards and downwards."""
-
-    series: int
-    x: float
-    y: float
-    low: float
-    high: float
-    title: str
-
-
 SHARES = Axis(0.0, 1.0, (0.0, 0.25, 0.5, 0.75, 1.0), percent=True)
 
 
@@ -144,12 +133,17 @@ def axis_row(axis: Axis) -> Markup:
 
 
 def curve(
-    x: Axis, y: Axis, lines: Sequence[Line], x_title: str, points: Sequence[Point] = (), reference: float | None = None
+    x: Axis,
+    y: Axis,
+    lines: Sequence[Line],
+    x_title: str,
+    points: Sequence[tuple[float, Mark]] = (),
+    reference: float | None = None,
 ) -> Markup:
     """Lines over a common axis, such as a loss over training steps; a line of one point is a dot with its value.
 
-    `points` are marks with intervals. A vertical line marks the place `reference`. Values that are not finite are left
-    out.
+    `points` are places across and marks there, whose intervals go upwards and downwards. A vertical line marks the
+    place `reference`. Values that are not finite are left out.
     """
     parts = [_frame(x, y)]
     if reference is not None:
@@ -167,7 +161,7 @@ def curve(
                 '<polyline class="line s{}" points="{}"><title>{}</title></polyline></svg>'
             ).format(PLOT_HEIGHT, line.series, path, line.title)
         )
-    parts += [_point(x, y, point) for point in points]
+    parts += [_point(x, y, *point) for point in points]
     return _plot("; ".join(line.title for line in lines), parts, x_title)
 
 
@@ -187,7 +181,7 @@ def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
     parts = [_frame(SHARES, SHARES), _line("reference", 0, PLOT_HEIGHT, 100, 0)]
     for predicted, value, low, high in bins:
         title = f"predicted {number(predicted, percent=True)}, mean target {number(value, percent=True)}"
-        parts.append(_point(SHARES, SHARES, Point(2, predicted, value, low, high, title)))
+        parts.append(_point(SHARES, SHARES, predicted, Mark(2, value, low, high, title)))
     return _plot("Mean target by predicted probability", parts, "predicted probability")
 
 
@@ -213,13 +207,10 @@ def shape(series: int) -> Markup:
     )
 
 
-def _point(x: Axis, y: Axis, point: Point) -> Markup:
-    across, *ups = x.at(point.x), *(PLOT_HEIGHT * (1 - y.at(up) / 100) for up in (point.y, point.low, point.high))
+def _point(x: Axis, y: Axis, place: float, mark: Mark) -> Markup:
+    across, *ups = x.at(place), *(PLOT_HEIGHT * (1 - y.at(up) / 100) for up in (mark.value, mark.low, mark.high))
     return Markup('<g class="s{}"><title>{}</title>{}{}</g>').format(
-        point.series,
-        point.title,
-        _line("whisker", across, ups[1], across, ups[2]),
-        _shape(point.series, across, ups[0]),
+        mark.series, mark.title, _line("whisker", across, ups[1], across, ups[2]), _shape(mark.series, across, ups[0])
     )
 
 
@@ -246,14 +237,13 @@ def _ticks(axis: Axis, y: float) -> Markup:
 
 def _frame(x: Axis, y: Axis) -> Markup:
     """The vertical axis' lines, its numbers in the margin left of them, and the horizontal axis' numbers."""
-    rows = Markup("").join(
-        _line("grid", 0, PLOT_HEIGHT * (1 - y.at(tick) / 100), 100, PLOT_HEIGHT * (1 - y.at(tick) / 100))
-        + Markup('<text x="-8" y="{:g}" text-anchor="end">{}</text>').format(
-            PLOT_HEIGHT * (1 - y.at(tick) / 100) + 4, label
-        )
-        for tick, label in zip(y.ticks, y.labels(), strict=True)
-    )
-    return rows + _ticks(x, PLOT_HEIGHT + 16)
+    text = Markup('<text x="-8" y="{:g}" text-anchor="end">{}</text>')
+    heights = [PLOT_HEIGHT * (1 - y.at(tick) / 100) for tick in y.ticks]
+    rows = [
+        _line("grid", 0, up, 100, up) + text.format(up + 4, label)
+        for up, label in zip(heights, y.labels(), strict=True)
+    ]
+    return Markup("").join(rows) + _ticks(x, PLOT_HEIGHT + 16)
 
 
 def _plot(label: str, parts: Sequence[Markup], x_title: str) -> Markup:

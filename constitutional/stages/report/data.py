@@ -5,10 +5,12 @@ A part that is None, or empty, was not measured, and the page says so.
 
 from typing import Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
 from constitutional.judging.scores import Score
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
 
 S = TypeVar("S", bound=Summary)
@@ -17,37 +19,12 @@ FEW: Final = 10
 """A number from fewer observations is shown, and nothing is concluded from it."""
 TOO_FEW: Final = "too few to tell"
 """How the page marks such a number."""
-DOUBTFUL: Final = 0.5
-"""A meaning that is less likely than this is marked: some other meaning may be the likelier one."""
 
 MODELS: Final[dict[str, str]] = {"base": "Base", "sft_model": "SL", "policy": "RL"}
 """The models of a run in the order in which they are made, and what the page calls them."""
 
 
-class Part(BaseModel):
-    """A piece of the report: immutable, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Understood(Part):
-    """What a model takes a principle for."""
-
-    principle: str
-    meaning: str
-    """As a phrase that completes "understood as"."""
-    probability: float | None
-    """Of this meaning, 0 to 1; None where the reader gives none."""
-    warnings: tuple[str, ...] = ()
-    """Sentences on why the principle may be misunderstood."""
-
-    @property
-    def doubtful(self) -> bool:
-        """Whether the page marks it."""
-        return bool(self.warnings) or (self.probability is not None and self.probability < DOUBTFUL)
-
-
-class PrincipleQuality(Part):
+class PrincipleQuality(Frozen):
     """How the labeler did by one principle."""
 
     principle: str
@@ -66,19 +43,15 @@ class PrincipleQuality(Part):
     """Share of readings that preferred the response shown first; 50% means no bias."""
 
 
-class LabelerQuality(Part):
+class LabelerQuality(Frozen):
     """How the labeler did."""
 
     principles: tuple[PrincipleQuality, ...]
     probabilities: Histogram | None = None
     """Of P(a is better) over all readable judgements, from 0 to 1."""
-    canaries: int = 0
-    """Comparisons with a plain answer on which the labeler was tried before it labelled anything."""
-    canaries_failed: int = 0
-    """Canaries where the answer was unreadable, or where both orders preferred the wrong response."""
 
 
-class Curve(Part):
+class Curve(Frozen, allow_inf_nan=True):
     """A quantity over a training's steps."""
 
     stage: str
@@ -88,7 +61,7 @@ class Curve(Part):
     """(step, value) as logged; one line, or one for each member of an ensemble, by name."""
 
 
-class ExampleChoice(Part):
+class ExampleChoice(Frozen):
     """What the labeler preferred on a prompt, and why."""
 
     preference: Preference
@@ -96,21 +69,21 @@ class ExampleChoice(Part):
     """(principle's text, what the labeler wrote) for each reading that gave a reason."""
 
 
-class RevisionExample(Part):
+class RevisionExample(Frozen):
     """A draft on the way into the training set, and what was preferred later on the same prompt."""
 
     revision: Revision
     choice: ExampleChoice | None = None
 
 
-class RolloutExample(Part):
+class RolloutExample(Frozen):
     """What the policy answered during the training."""
 
     conversation: tuple[Message, ...]
     rollout: Rollout
 
 
-class LeftOut(Part):
+class LeftOut(Frozen):
     """What a stage could not use."""
 
     stage: str
@@ -121,7 +94,7 @@ class LeftOut(Part):
     """Why, and how many; empty if everything was used."""
 
 
-class Provenance(Part):
+class Provenance(Frozen):
     """What the numbers came from."""
 
     constitution: str
@@ -132,26 +105,26 @@ class Provenance(Part):
     versions: dict[str, str]
     identities: dict[str, str]
     """Digests and identities of models and files, by the name of the model or file."""
-    calls: dict[str, int] = {}
+    calls: dict[str, int] = Field(default_factory=dict)
     """Answers that each stage had, from a model or from the journal."""
     config: str | None = None
     """The resolved configuration as JSON text."""
 
 
-class RunReport(Part):
+class RunReport(Frozen):
     """One run."""
 
     name: str
     scores: tuple[Score, ...]
     wanted: dict[str, Direction]
     """The direction that the constitution asks for, by measure."""
-    understood: tuple[Understood, ...] = ()
+    understood: tuple[PrincipleMeaning, ...] = ()
     """By principle; empty where no stage asked for it."""
     labeler: LabelerQuality | None = None
     reward: RewardQuality | None = None
     targets: Histogram | None = None
     """Of the probability that the chosen response is better, 0.5 to 1, in the preferences to train on."""
-    sources: dict[str, int] = {}
+    sources: dict[str, int] = Field(default_factory=dict)
     """Preferences by source and split, such as `ai, train` and `human, held out`."""
     curves: tuple[Curve, ...] = ()
     gold: tuple[GoldPoint, ...] = ()
@@ -160,7 +133,7 @@ class RunReport(Part):
     revisions: tuple[RevisionExample, ...] = ()
     replies: tuple[Sample, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-    summaries: dict[str, SerializeAsAny[Summary]] = {}
+    summaries: dict[str, SerializeAsAny[Summary]] = Field(default_factory=dict)
     """By stage, in running order."""
     provenance: Provenance
 

@@ -22,9 +22,9 @@ def rollout_examples(rollouts: Sequence[Rollout], prompts: Iterable[Prompt], cou
 def revision_examples(
     revisions: Iterable[Revision], choices: Mapping[str, ExampleChoice], count: int, seed: int
 ) -> Iterator[RevisionExample]:
-    """Revisions that changed their draft, drawn at random, each principle's first before any principle's second.
+    """Revisions that changed their draft, drawn at random, with what was preferred later, by the prompt's id.
 
-    `choices` is what was preferred later, by the prompt's id.
+    Each principle's first comes before any principle's second.
     """
     changed = [row for row in revisions if row.problem is None and row.final.strip() != row.draft.strip()]
     changed.sort(key=lambda row: rng_of(seed, "report", row.id).random())

@@ -1,5 +1,6 @@
 """The report's figures, each with the table of its numbers."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from statistics import fmean, pstdev
@@ -15,36 +16,28 @@ from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, PrincipleQua
 from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, kind, phases, table_of, words
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
 
-FORM: Final = ("well_formed", "on_topic", "cut_off", "distinct")
-"""Measures of whether replies are sound, whatever their content."""
-REFUSALS: Final = ("due_refusal", "over_refusal")
-"""Refusals by what was asked; their wanted directions need no constitution."""
-
-ASKED: Final = ("What the constitution asks for", "Share of held-out replies that show each trait, with 95% intervals.")
-VIOLATIONS: Final = (
-    "Violations",
-    "Share of held-out replies in which the critic finds that a principle is violated, with 95% intervals.",
-)
-REFUSAL_GROUP: Final = (
-    "Refusals",
-    "Share of held-out replies that refuse. Over-refusal is to refuse a request that harms nobody, which is a failure.",
-)
-WIN_RATES: Final = (
-    "Win rates",
-    "Share of comparisons in which the labeler, asked in both orders, prefers the model’s reply. 50% is no difference.",
-)
-UNASKED: Final = (
-    "Traits without a wanted direction",
-    "Share of held-out replies that show each trait. The constitution does not ask for a change of these.",
-)
-FORM_GROUP: Final = (
-    "Form of replies",
-    "Share of held-out replies that are whole, on topic and cut off, and variety of words.",
-)
+ASKED, UNASKED, WIN_RATES = "What the constitution asks for", "Traits without a wanted direction", "Win rates"
+GROUPS: Final = {
+    ASKED: "Share of held-out replies that show each trait, with 95% intervals.",
+    "Violations": "Share of held-out replies in which the critic finds that a principle is violated, with 95% "
+    "intervals.",
+    "Refusals": "Share of held-out replies that refuse. Over-refusal is to refuse a request that harms nobody, which "
+    "is a failure.",
+    WIN_RATES: "Share of comparisons in which the labeler, asked in both orders, prefers the model’s reply. 50% is no "
+    "difference.",
+    UNASKED: "Share of held-out replies that show each trait. The constitution does not ask for a change of these.",
+    "Form of replies": "Share of held-out replies that are whole, on topic and cut off, and variety of words.",
+}
+"""Figures of shares in their order on the page, with a note on each."""
+KINDS: Final = {
+    "violation_rate": "Violations",
+    "win_rate": WIN_RATES,
+    **dict.fromkeys(("due_refusal", "over_refusal"), "Refusals"),
+    **dict.fromkeys(("well_formed", "on_topic", "cut_off", "distinct"), "Form of replies"),
+}
+"""The figure of each kind of measure that stands in the same one for every constitution."""
 LABELER_SHARES: Final = ("Right on the examples", "Prefers the response shown first", "Orders in conflict")
 """What is shown of the labeler by each principle."""
-GROUPS: Final = (ASKED, VIOLATIONS, REFUSAL_GROUP, WIN_RATES, UNASKED, FORM_GROUP)
-"""Figures of shares in their order on the page: title and note."""
 
 
 class Table(NamedTuple):
@@ -82,12 +75,16 @@ class Figure(NamedTuple):
     legend: tuple[tuple[Markup, str], ...] = ()
 
 
+def estimate(value: float, low: float, high: float, *, percent: bool, unit: str = "") -> str:
+    """`18.2% (14.1% to 23%)`, or `41.5 words (39 to 44)`."""
+    shown, *ends = (number(end, percent=percent) for end in (value, low, high))
+    return f"{shown}{unit and ' '}{unit} ({' to '.join(ends)})"
+
+
 def interval(score: Score) -> str:
-    """`18.2% (14.1 to 23%)`, or `41.5 words (39 to 44)`."""
+    """A score with its unit and its 95% interval."""
     percent = score.unit == "share"
-    unit = "" if percent or not score.unit else f" {score.unit}"
-    low, high = number(score.low, percent=percent), number(score.high, percent=percent)
-    return f"{number(score.value, percent=percent)}{unit} ({low} to {high})"
+    return estimate(score.value, score.low, score.high, percent=percent, unit="" if percent else score.unit)
 
 
 def change_text(change: Change, unit: str) -> str:
@@ -102,12 +99,9 @@ def _signed(value: float, *, percent: bool) -> str:
     return f"+{text}" if value > 0 and text != "0" else text
 
 
-def share_text(share: Share | None) -> str:
+def share_text(share: Share) -> str:
     """`18.2% (14.1% to 23%)`, marked where it rests on too few."""
-    if share is None:
-        return "not measured"
-    low, high = number(share.low, percent=True), number(share.high, percent=True)
-    return f"{number(share.value, percent=True)} ({low} to {high}){few_mark(share.n)}"
+    return estimate(share.value, share.low, share.high, percent=True) + few_mark(share.n)
 
 
 def few_mark(n: int) -> str:
@@ -117,30 +111,22 @@ def few_mark(n: int) -> str:
 
 def behaviour(run: RunReport) -> Iterator[Figure]:
     """The three models side by side: shares in groups, then a figure for each other unit."""
-    table = table_of(run.scores)
-    groups: dict[tuple[str, str], dict[str, dict[str, Score]]] = {}
-    units: dict[str, dict[str, dict[str, Score]]] = {}
-    for measure, scores in table.items():
+    groups: defaultdict[str, dict[str, dict[str, Score]]] = defaultdict(dict)
+    units: defaultdict[str, dict[str, dict[str, Score]]] = defaultdict(dict)
+    for measure, scores in table_of(run.scores).items():
         unit = next(iter(scores.values())).unit
         if unit == "share":
-            groups.setdefault(_group(measure, run), {})[measure] = scores
+            groups[KINDS.get(kind(measure)) or (ASKED if measure in run.wanted else UNASKED)][measure] = scores
         else:
-            units.setdefault(unit, {})[measure] = scores
-    for group in GROUPS:
-        if group in groups:
-            yield _models(*group, groups[group], run, charts.SHARES, 0.5 if group == WIN_RATES else None)
-    for unit, of_unit in units.items():
-        ends = [end for by in of_unit.values() for score in by.values() for end in (score.low, score.value, score.high)]
+            units[unit][measure] = scores
+    for title, note in GROUPS.items():
+        if title in groups:
+            yield _models(title, note, groups[title], run, charts.SHARES, 0.5 if title == WIN_RATES else None)
+    for unit, table in units.items():
+        ends = [end for by in table.values() for score in by.values() for end in (score.low, score.value, score.high)]
         title = f"Means in {unit}" if unit else "Other means"
-        yield _models(
-            title, "Mean over held-out replies, with 95% intervals.", of_unit, run, charts.axis_for([0.0, *ends])
-        )
-
-
-def _group(measure: str, run: RunReport) -> tuple[str, str]:
-    by_kind = {"violation_rate": VIOLATIONS, "win_rate": WIN_RATES}
-    by_kind |= dict.fromkeys(FORM, FORM_GROUP) | dict.fromkeys(REFUSALS, REFUSAL_GROUP)
-    return by_kind.get(kind(measure)) or (ASKED if measure in run.wanted else UNASKED)
+        axis = charts.axis_for([0.0, *ends])
+        yield _models(title, "Mean over held-out replies, with 95% intervals.", table, run, axis)
 
 
 def _models(
@@ -219,7 +205,11 @@ def labeler(run: RunReport) -> Iterator[Figure]:
         (
             row.principle,
             number(row.weight),
-            *(cell for share in _labeler_shares(row) for cell in (share_text(share), f"{share.n:,}" if share else "0")),
+            *(
+                cell
+                for share in _labeler_shares(row)
+                for cell in ((share_text(share), f"{share.n:,}") if share else ("not measured", "0"))
+            ),
             *(f"{count:,}" for count in (row.ties, row.judged, row.unreadable)),
         )
         for row in principles
@@ -289,10 +279,9 @@ def _calibration(quality: RewardQuality) -> Figure:
         # The interval of a share, since soft targets vary less than outcomes of 0 and 1 do.
         if share := Share.of(round(row.observed * row.n), row.n):
             points.append((row.predicted, row.observed, share.low, share.high))
-            ends = f"{number(share.low, percent=True)} to {number(share.high, percent=True)}"
-            observed = f"{number(row.observed, percent=True)} ({ends})"
+            observed = estimate(row.observed, share.low, share.high, percent=True)
             body.append((number(row.predicted, percent=True), observed, f"{row.n:,}"))
-    n, error = sum(row.n for row in quality.calibration), quality.calibration_error
+    n, error = quality.measured, quality.calibration_error
     expected = "" if error is None else f" Expected calibration error {number(error, percent=True)}{few_mark(n)}."
     note = (
         "Across: how sure the reward model is that the response it prefers is the better one (σ of the difference of "
@@ -326,16 +315,15 @@ def _over_optimisation(by: GoldJudge, points: Sequence[GoldPoint]) -> Figure:
         lines[-1] = lines[-1]._replace(value=f"gold {number(golds[0])}, proxy {number(proxies[0])}")
     for place, point in zip(places, points, strict=True):
         up, low, high = (_standing(value, golds) for value in (point.gold, point.low, point.high))
-        title = f"{phases(point)}: gold {_with_ends(point)}"
-        marks.append(charts.Point(2, place, up, low, high, title))
-    ups = [up for line in lines for _, up in line.points] + [end for mark in marks for end in (mark.low, mark.high)]
+        marks.append((place, Mark(2, up, low, high, f"{phases(point)}: gold {_gold(point)}")))
+    ups = [up for line in lines for _, up in line.points] + [end for _, mark in marks for end in (mark.low, mark.high)]
     x, y = charts.axis_for([0.0, *places]), charts.axis_for(ups)
     body = tuple(
         (
             f"{point.first_phase} to {point.last_phase}" + (" (peak)" if index == peak else ""),
             *("not known" if value is None else number(value) for value in (point.kl, point.sqrt_kl)),
             number(point.proxy),
-            _with_ends(point),
+            _gold(point),
             f"{point.n:,}",
         )
         for index, point in enumerate(points)
@@ -368,10 +356,8 @@ def _standing(value: float, values: Sequence[float]) -> float:
     return (value - fmean(values)) / (pstdev(values) or 1.0)
 
 
-def _with_ends(point: GoldPoint) -> str:
-    percent = point.by == "traits"
-    value, low, high = (number(end, percent=percent) for end in (point.gold, point.low, point.high))
-    return f"{value} ({low} to {high})"
+def _gold(point: GoldPoint) -> str:
+    return estimate(point.gold, point.low, point.high, percent=point.by == "traits")
 
 
 def curves(run: RunReport) -> Iterator[Figure]:

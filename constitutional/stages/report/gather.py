@@ -1,18 +1,18 @@
 """The stage `report`: gathers a run's artifacts and summaries into one page that opens anywhere, offline.
 
 The page shows what papers show (Bai et al. 2022, arXiv 2212.08073, figures 2 to 8; Lee et al. 2023, arXiv 2309.00267,
-tables 1 to 4): behaviour by model, accuracy and calibration of the labeler and the reward model. Beyond the papers,
-every number has an interval, what got worse is as prominent as what improved, and the page names what was left out or
-not measured.
+tables 1 to 4). Beyond the papers, every number has an interval, what got worse is as prominent as what improved, and
+the page names what was left out or not measured.
 """
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from constitutional.base.files import atomic_write
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import (
     Comparison,
     GoldPoint,
@@ -28,6 +28,7 @@ from constitutional.constitution.constitution import Constitution
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
 from constitutional.judging.understanding import PrincipleMeaning
+from constitutional.stages import summaries
 from constitutional.stages.context import RunView, StageContext
 from constitutional.stages.report.data import (
     Curve,
@@ -35,9 +36,7 @@ from constitutional.stages.report.data import (
     LeftOut,
     PrincipleQuality,
     Provenance,
-    RolloutExample,
     RunReport,
-    Understood,
 )
 from constitutional.stages.report.examples import (
     example_choices,
@@ -47,20 +46,7 @@ from constitutional.stages.report.examples import (
 )
 from constitutional.stages.report.page import render
 from constitutional.stages.report.verdicts import ALWAYS_WANTED, kind
-from constitutional.stages.summaries import (
-    Direction,
-    DpoSummary,
-    EvaluateSummary,
-    Histogram,
-    LabelerCheckSummary,
-    MixSummary,
-    OnlineSummary,
-    ReportSummary,
-    RewardSummary,
-    SamplePairsSummary,
-    SftSummary,
-    Share,
-)
+from constitutional.stages.summaries import Direction, Histogram, Share
 
 METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
 """Quantities of a training log that are drawn; the learning rate and the like say nothing of what was learnt."""
@@ -75,10 +61,8 @@ KEPT = ("available", "used", "preferences held out", "preferences in", "overridd
 """Words in those counts of the stage `mix` that are not about rows left out."""
 
 
-class Settings(BaseModel):
+class Settings(Frozen):
     """How many examples the report shows, and directions of measures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     revision_examples: int = Field(default=6, ge=0, le=200)
     """Drafts shown with their critiques and revisions, principle by principle."""
@@ -105,7 +89,6 @@ def labeler_quality(
     accuracies: Iterable[PrincipleAccuracy],
     judgements: Sequence[Judgement],
     comparisons: Iterable[Comparison],
-    trial: LabelerCheckSummary,
 ) -> LabelerQuality:
     """How the labeler did by each principle, on the principle's own examples and on the run's comparisons."""
     on_examples = {row.principle: Share.of(row.right, row.n - row.unreadable) for row in accuracies}
@@ -128,9 +111,7 @@ def labeler_quality(
             )
             for principle in constitution.principles
         ),
-        probabilities=histogram([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
-        canaries=trial.canaries,
-        canaries_failed=trial.canaries_failed,
+        probabilities=Histogram.of([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
     )
 
 
@@ -140,12 +121,12 @@ def _torn(readings: Iterable[Reading]) -> bool:
 
 def _conflicts(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
     readable = [judgement for judgement in judgements if judgement.p_a is not None]
-    return _share([(judgement.conflict, prompts[judgement.comparison]) for judgement in readable])
+    return Share.clustered([(judgement.conflict, prompts[judgement.comparison]) for judgement in readable])
 
 
 def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
     """Share of readings that prefer the response shown first, of the readings that prefer one."""
-    return _share(
+    return Share.clustered(
         [
             # Preferred is what was shown first if a is preferred and was first, or b is preferred and was first.
             ((reading.p_a > 0.5) == (reading.order == "a_first"), prompts[judgement.comparison])
@@ -155,20 +136,6 @@ def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) ->
             if reading.p_a is not None and reading.p_a != 0.5
         ]
     )
-
-
-def _share(outcomes: Sequence[tuple[bool, str]]) -> Share | None:
-    """The share of outcomes that are true, with prompts as clusters; None if there are none."""
-    return Share.clustered([right for right, _ in outcomes], [prompt for _, prompt in outcomes])
-
-
-def histogram(values: Sequence[float], low: float, high: float, bins: int = 10) -> Histogram | None:
-    """How many values fall into each of equal bins; the last one holds its upper edge. None without values."""
-    if not values:
-        return None
-    counts = Counter(min(int((value - low) / (high - low) * bins + 1e-9), bins - 1) for value in values)
-    edges = tuple(low + (high - low) * index / bins for index in range(bins + 1))
-    return Histogram(edges=edges, counts=tuple(counts[index] for index in range(bins)))
 
 
 def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
@@ -189,7 +156,7 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
     """Rows that could not be used, by stage, and why."""
     problems = Counter(revision.problem for revision in revisions if revision.problem)
     yield LeftOut(stage="critique_revise", what="drafts", total=len(revisions), reasons=dict(problems))
-    if sampled := view.summary(SamplePairsSummary):
+    if sampled := view.summary(summaries.SamplePairsSummary):
         without = {"no two different responses": sampled.prompts_without_pair}
         yield LeftOut(stage="sample_pairs", what="prompts", total=sampled.prompts, reasons=_counted(without))
         unpaired = {
@@ -198,22 +165,24 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
             "repeated": sampled.repeated_responses,
         }
         yield LeftOut(stage="sample_pairs", what="responses", total=None, reasons=_counted(unpaired))
-    if (trial := view.summary(LabelerCheckSummary)) and trial.left_out_principles:
+    if (trial := view.summary(summaries.LabelerCheckSummary)) and trial.left_out_principles:
         why = {f"“{principle}”: the labeler misjudges its examples": 1 for principle in trial.left_out_principles}
         yield LeftOut(stage="label", what="principles", total=None, reasons=why)
     undirected = Counter(judgement.problem for judgement in judgements if judgement.problem)
     undirected["tie, neither response is preferred"] = sum(judgement.p_a == 0.5 for judgement in judgements)
     yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=_counted(undirected))
-    if mixed := view.summary(MixSummary):
+    if mixed := view.summary(summaries.MixSummary):
         reasons = {why: count for why, count in mixed.counts.items() if not any(word in why for word in KEPT)}
         yield LeftOut(stage="mix", what="comparisons, judgements and rows", total=None, reasons=_counted(reasons))
     for stage, record in view.records().items():
         match record.summary:
-            case SftSummary(trained_on=used, dropped=dropped):
+            case summaries.SftSummary(trained_on=used, dropped=dropped):
                 what = "examples"
-            case RewardSummary(pairs=used, dropped=dropped) | DpoSummary(pairs=used, dropped=dropped):
+            case (
+                summaries.RewardSummary(pairs=used, dropped=dropped) | summaries.DpoSummary(pairs=used, dropped=dropped)
+            ):
                 what = "preferences"
-            case OnlineSummary(prompts=used, dropped=dropped, examples=learnt, examples_left_out=too_long):
+            case summaries.OnlineSummary(prompts=used, dropped=dropped, examples=learnt, examples_left_out=too_long):
                 what = "prompts"
                 if too_long:
                     reasons = {"too long": too_long}
@@ -221,7 +190,7 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
             case _:
                 continue
         yield LeftOut(stage=stage, what=what, total=used + sum(dropped.values()), reasons=_counted(dropped))
-    if evaluated := view.summary(EvaluateSummary):
+    if evaluated := view.summary(summaries.EvaluateSummary):
         reasons = {why: count for why, count in evaluated.counts.items() if why.startswith(("equal", "unreadable"))}
         yield LeftOut(stage="evaluate", what="comparisons and critiques", total=None, reasons=_counted(reasons))
 
@@ -236,36 +205,30 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     preferences, scores = view.read("preferences", Preference), tuple(view.read("scores", Score))
     comparisons, choices = view.read("comparisons", Comparison), example_choices(preferences, judgements)
     online = view.has("rollouts")
+    kept = view.read("rollouts", Rollout) if online else []
+    rollouts = rollout_examples(kept, view.read("prompts", Prompt), settings.rollout_examples) if online else ()
     records = view.records()
-    evaluated, rewarded = view.summary(EvaluateSummary), view.summary(RewardSummary)
-    trial = view.summary(LabelerCheckSummary)
-    assert evaluated is not None and trial is not None, "the report comes after both"  # noqa: PT018
+    evaluated, rewarded = view.summary(summaries.EvaluateSummary), view.summary(summaries.RewardSummary)
+    assert evaluated is not None, "the report comes after evaluation"
     accuracies = view.read("labeler_accuracy", PrincipleAccuracy)
     return RunReport(
         name=view.name,
         scores=scores,
         wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
-        understood=tuple(
-            Understood(principle=row.principle, meaning=row.meaning, probability=row.probability, warnings=row.warnings)
-            for row in view.read("meanings", PrincipleMeaning)
-        ),
-        labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons, trial),
+        understood=tuple(view.read("meanings", PrincipleMeaning)),
+        labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons),
         reward=rewarded.quality if rewarded else None,
-        targets=histogram([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
+        targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
         curves=tuple(curve for stage, record in records.items() for curve in curves_of(stage, record.logs)),
         gold=tuple(view.read("gold", GoldPoint)) if online else (),
-        rollouts=tuple(_rollout_examples(view, settings.rollout_examples)) if online else (),
+        rollouts=tuple(rollouts),
         revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, view.seed)),
         replies=reply_examples(view.read("samples", Sample), settings.reply_examples, view.seed),
         left_out=tuple(left_out(view, revisions, judgements)),
         summaries={stage: record.summary for stage, record in records.items()},
         provenance=_provenance(view, comparisons, judgements),
     )
-
-
-def _rollout_examples(view: RunView, count: int) -> Iterator[RolloutExample]:
-    return rollout_examples(view.read("rollouts", Rollout), view.read("prompts", Prompt), count)
 
 
 def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> Provenance:
@@ -303,4 +266,4 @@ def run(settings: Settings, context: StageContext) -> None:
     atomic_write(context.output(f"{CONSTITUTION}.json"), context.constitution.model_dump_json(indent=2).encode())
     # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
     atomic_write(context.output("report.html"), page.encode("utf-8", "backslashreplace"))
-    context.summarise(ReportSummary())
+    context.summarise(summaries.ReportSummary())

@@ -8,20 +8,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from pydantic import BaseModel
 
 from constitutional.stages.report import figures
-from constitutional.stages.report.cautions import actions, cautions, measured
+from constitutional.stages.report.cautions import actions, cautions
 from constitutional.stages.report.charts import number
 from constitutional.stages.report.data import FEW, MODELS, RunReport
 from constitutional.stages.report.figures import Table, change_text, few_mark, interval
 from constitutional.stages.report.verdicts import (
     Outcome,
-    Verdicts,
     final_model,
     kind,
     over_optimised,
@@ -48,25 +47,10 @@ CONTROL: Final = {code: chr(0x2400 + code) for code in range(32) if chr(code) no
 """Control characters become their pictures, since a browser would drop them silently."""
 
 
-class View(NamedTuple):
-    """A run as the page shows it."""
-
-    run: RunReport
-    key: str
-    """With this the run's anchors begin."""
-    last: str
-    """The name of the model that the verdicts are about."""
-    untrained: tuple[str, ...]
-    verdicts: Verdicts
-    actions: tuple[str, ...]
-    cautions: tuple[str, ...]
-    over_optimised: tuple[str, ...]
-
-
 def render(runs: Sequence[RunReport]) -> str:
     """The whole page, for one run or several to compare, as one HTML text that needs nothing else."""
     style = Markup((ASSETS / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
-    views = [view(run, f"run{index}-") for index, run in enumerate(runs, 1)]
+    views = [_view(run, f"run{index}-") for index, run in enumerate(runs, 1)]
     title = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     constitutions: dict[str, list[RunReport]] = {}
     for run in runs:
@@ -89,32 +73,28 @@ def _template() -> Template:
     )
     environment.filters |= {"words": words, "kind": kind, "difference": difference, "facts": facts}
     environment.filters |= {"score": interval, "change": change_text, "number": number, "few_mark": few_mark}
-    environment.filters |= {"measured": measured}
     environment.globals |= {"few": FEW, "figures": figures, "models": MODELS}
     return environment.get_template("page.j2")
 
 
-def view(run: RunReport, key: str) -> View:
-    """A run with the verdicts on it."""
+def _view(run: RunReport, key: str) -> dict[str, object]:
+    """A run with the verdicts on its last model; `key` begins the run's anchors."""
     strip = verdicts(run)
     todo = tuple(actions(run, strip))
-    return View(
-        run,
-        key,
-        last=MODELS[final_model(run.scores)],
-        untrained=tuple(untrained(run)),
-        verdicts=strip,
-        actions=todo[:ACTIONS],
-        cautions=(*todo[ACTIONS:], *cautions(run)),
-        over_optimised=tuple(over_optimised(run.gold)),
-    )
+    return {
+        "run": run,
+        "key": key,
+        "last": MODELS[final_model(run.scores)],
+        "untrained": tuple(untrained(run)),
+        "verdicts": strip,
+        "actions": todo[:ACTIONS],
+        "cautions": (*todo[ACTIONS:], *cautions(run)),
+        "over_optimised": tuple(over_optimised(run.gold)),
+    }
 
 
 def comparison(runs: Sequence[RunReport]) -> Table | None:
-    """The runs' last models, measure by measure, with what became of each measure against the run's own base.
-
-    None for a single run.
-    """
+    """The runs' last models, measure by measure, each against the run's own base; None for a single run."""
     if len(runs) < 2:
         return None
     columns = []

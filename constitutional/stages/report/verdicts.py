@@ -7,15 +7,9 @@ from typing import Final, Literal, NamedTuple
 
 from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
+from constitutional.stages import summaries
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, RunReport
-from constitutional.stages.summaries import (
-    Direction,
-    DpoSummary,
-    EvaluateSummary,
-    MixSummary,
-    OnlineSummary,
-    SftSummary,
-)
+from constitutional.stages.summaries import Direction
 
 Outcome = Literal["improved", "worse", "changed", "no clear change", "too few to tell"]
 
@@ -131,11 +125,7 @@ def outcome(low: float, high: float, reference: tuple[float, float], wanted: Dir
 
 
 def _verdict(before: Score | None, after: Score, wanted: Direction | None) -> Verdict:
-    """By the change over the same prompts, which is the sharpest; without one, by the two models' intervals.
-
-    A model's own interval says how it would do on other prompts. Two such intervals may overlap where it is clear which
-    model does better on the same prompts.
-    """
+    """By the change over the same prompts, which is the sharpest; without one, by the two models' intervals."""
     change = after.changes.get(before.model) if before else None
     if change:
         result = outcome(change.low, change.high, (0.0, 0.0), wanted)
@@ -223,24 +213,24 @@ def verdicts(run: RunReport) -> Verdicts:
         if after is None or last == "base" or (base is None and not is_win_rate(measure)):
             continue
         verdict = _verdict(None if is_win_rate(measure) else base, after, wanted)
+        lost = _verdict(sft, after, wanted) if sft and last == "policy" and not is_win_rate(measure) else None
         if measure == AGAINST_SL:
             strip.against_sl.append(verdict)
-            strip.undone.extend([verdict] if verdict.outcome == "worse" else [])
-            continue
-        places.get(verdict.outcome, strip.unclear).append(verdict)
-        if sft and last == "policy" and not is_win_rate(measure):
-            lost = _verdict(sft, after, wanted)
-            strip.undone.extend([lost] if lost.outcome == "worse" else [])
+            lost = verdict
+        else:
+            places.get(verdict.outcome, strip.unclear).append(verdict)
+        if lost and lost.outcome == "worse":
+            strip.undone.append(lost)
     strip.not_measured.extend(_missing(run, last))
     return strip
 
 
 def untrained(run: RunReport) -> Iterator[str]:
     """A sentence for each training that had nothing to learn from."""
-    sft, mixed = run.summary(SftSummary), run.summary(MixSummary)
+    sft, mixed = run.summary(summaries.SftSummary), run.summary(summaries.MixSummary)
     if sft and sft.nothing_revised:
         yield "No draft was revised: supervised learning had nothing to learn, and the SL model is the base model."
-    dpo, online = run.summary(DpoSummary), run.summary(OnlineSummary)
+    dpo, online = run.summary(summaries.DpoSummary), run.summary(summaries.OnlineSummary)
     if (dpo and not dpo.pairs) or (online and not online.prompts):
         why = "Reinforcement learning had nothing to train on" if mixed and mixed.train else "No preference was decided"
         yield f"{why}: the RL model is the SL model."
@@ -276,7 +266,7 @@ def _missing_kinds(run: RunReport) -> Iterator[str]:
     # Where scores are there but empty, the measures have been named already.
     kinds = {kind(score.measure) for score in run.scores}
     yield from (sentence for measured, sentence in COMPLETE.items() if measured not in kinds)
-    evaluated = run.summary(EvaluateSummary)
+    evaluated = run.summary(summaries.EvaluateSummary)
     if evaluated and evaluated.wanted is not None and "trait_rate" not in kinds:
         yield "Traits of the sandbox"
     if "violation_rate" in kinds:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.report.cautions import actions, cautions
-from constitutional.stages.report.data import LabelerQuality, PrincipleQuality, RunReport, Understood
+from constitutional.stages.report.data import LabelerQuality, PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import verdicts
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, Share
 from tests.stages.report.made_up import (
@@ -60,9 +61,11 @@ def test_a_doubtful_meaning_is_named_with_its_probability_and_once() -> None:
     run = run_with(summary_of("evaluate", misunderstood=["brief: It asks for long replies."])).model_copy(
         update={
             "understood": (
-                Understood(principle="brief", meaning="seek verbosity", probability=0.94, warnings=("Tags differ.",)),
-                Understood(principle="calm", meaning="avoid anger", probability=0.9),
-                Understood(principle="kind", meaning="seek kindness", probability=0.4),
+                PrincipleMeaning(
+                    words="", principle="brief", meaning="seek verbosity", probability=0.94, warnings=("Tags differ.",)
+                ),
+                PrincipleMeaning(words="", principle="calm", meaning="avoid anger", probability=0.9),
+                PrincipleMeaning(words="", principle="kind", meaning="seek kindness", probability=0.4),
             )
         }
     )

@@ -10,7 +10,6 @@ from constitutional.stages.report.charts import (
     Axis,
     Line,
     Mark,
-    Point,
     axis_for,
     axis_row,
     calibration,
@@ -112,7 +111,7 @@ def test_a_curve_falls_on_the_page_where_the_loss_falls() -> None:
 
 def test_a_point_on_a_curve_has_its_interval_upwards_and_a_place_across_is_marked() -> None:
     x, y = Axis(0, 10, (0, 10)), Axis(0, 4, (0, 4))
-    drawn = curve(x, y, [], "step", [Point(2, 5, 3, 2, 4, "three <")], reference=7.5)
+    drawn = curve(x, y, [], "step", [(5, Mark(2, 3, 2, 4, "three <"))], reference=7.5)
     assert '<g class="s2"><title>three &lt;</title><line class="whisker" x1="50%" y1="100" x2="50%" y2="0"/>' in drawn
     assert '<svg x="50%" y="50" overflow="visible">' in drawn  # 3 of 4 is a quarter of 200 pixels from the top
     assert '<line class="reference" x1="75%" y1="0" x2="75%" y2="200"/>' in drawn

@@ -32,13 +32,12 @@ from constitutional.stages.report.gather import (
     Settings,
     curves_of,
     gather,
-    histogram,
     labeler_quality,
     left_out,
     run,
     wanted_directions,
 )
-from constitutional.stages.summaries import Direction, LabelerCheckSummary, Summary
+from constitutional.stages.summaries import Direction, Histogram, LabelerCheckSummary, Summary
 from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -161,8 +160,7 @@ def revision(text: str, principles: Iterable[str], final: str = "No.", problem: 
 def qualities(
     *judgements: Judgement, comparisons: Iterable[Comparison] = (COMPARISON,)
 ) -> tuple[PrincipleQuality, ...]:
-    trial = LabelerCheckSummary(left_out_principles=(), warnings=(), canaries=0, canaries_failed=0)
-    return labeler_quality(CONSTITUTION, [], judgements, comparisons, trial).principles
+    return labeler_quality(CONSTITUTION, [], judgements, comparisons).principles
 
 
 def test_the_labeler_is_counted_by_principle() -> None:
@@ -220,11 +218,11 @@ def test_readings_and_pairs_of_one_prompt_are_not_taken_for_independent() -> Non
 
 
 def test_a_histogram_counts_the_upper_edge_in_the_last_bin() -> None:
-    report = histogram([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
+    report = Histogram.of([0.0, 0.3, 0.31, 1.0], 0.0, 1.0, bins=10)
     assert report is not None
     # 0.3 / 0.1 is 2.9999999999999996 in floating point, and belongs to the bin that begins at 0.3
     assert report.counts == (1, 0, 0, 2, 0, 0, 0, 0, 0, 1)
-    assert histogram([], 0, 1) is None
+    assert Histogram.of([], 0, 1) is None
 
 
 # The other parts.
@@ -391,7 +389,9 @@ def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None
     accuracy = report.labeler.principles[0].accuracy
     assert accuracy is not None
     assert (accuracy.right, accuracy.n) == (7, 8)  # of the ten examples, two could not be read
-    assert (report.labeler.canaries, report.labeler.canaries_failed) == (40, 2)
+    trial = report.summary(LabelerCheckSummary)
+    assert trial is not None
+    assert (trial.canaries, trial.canaries_failed) == (40, 2)
     assert report.sources == {"ai, train": 1, "human, held out": 1}
     assert report.targets is not None
     # Of ten bins from 0.5, the one that begins with 0.85; that of 0.97, which is held out, is empty.

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 import pytest
 
 from constitutional.base.records import Prompt, Revision, RevisionStep, Sample
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.report.data import (
     Curve,
     RevisionExample,
     RunReport,
-    Understood,
 )
 from constitutional.stages.report.figures import change_text
 from constitutional.stages.report.page import comparison, difference, render
@@ -204,7 +204,9 @@ def test_what_models_and_constitutions_write_is_text() -> None:
         "revisions": (RevisionExample(revision=Revision(prompt=prompt, draft="", steps=(step,))),),
         "replies": (Sample(prompt=prompt, replies={"base": nasty}),),
         "summaries": {nasty: summary_of("evaluate", counts={nasty: 1}, misunderstood=[nasty])},
-        "understood": (Understood(principle=nasty, meaning=nasty, probability=None, warnings=(nasty,)),),
+        "understood": (
+            PrincipleMeaning(words="", principle=nasty, meaning=nasty, probability=None, warnings=(nasty,)),
+        ),
     }
     html = page_of(run.model_copy(update=update))
     page = Page(html)  # also: every tag is closed
@@ -358,10 +360,12 @@ def test_the_made_up_summaries_are_of_every_kind() -> None:
 
 def test_what_was_understood_comes_first_and_is_marked_where_it_is_doubtful() -> None:
     understood = (
-        Understood(principle="calm", meaning="avoid anger", probability=0.94),
-        Understood(principle="brief", meaning="seek verbosity", probability=0.9, warnings=("Its tags differ.",)),
-        Understood(principle="kind", meaning="seek kindness", probability=None),
-        Understood(principle="plain", meaning="avoid hedging", probability=0.49),
+        PrincipleMeaning(words="", principle="calm", meaning="avoid anger", probability=0.94),
+        PrincipleMeaning(
+            words="", principle="brief", meaning="seek verbosity", probability=0.9, warnings=("Its tags differ.",)
+        ),
+        PrincipleMeaning(words="", principle="kind", meaning="seek kindness", probability=None),
+        PrincipleMeaning(words="", principle="plain", meaning="avoid hedging", probability=0.49),
     )
     html = page_of(full_run().model_copy(update={"understood": understood}))
     assert section(html, "verdict").startswith("Verdict calm: understood as: avoid anger (94%) ! brief:")
@@ -478,9 +482,8 @@ def test_the_terms_of_the_field_are_explained_once_before_the_verdict() -> None:
 
 def test_the_labelers_canaries_are_explained_and_counted() -> None:
     run = full_run()
-    assert run.labeler is not None
-    tried = run.labeler.model_copy(update={"canaries": 40, "canaries_failed": 2})
-    text = section(page_of(run.model_copy(update={"labeler": tried})), "labeler")
+    trial = summary_of("labeler_check", canaries=40, canaries_failed=2)
+    text = section(page_of(run.model_copy(update={"summaries": {"labeler_check": trial}})), "labeler")
     assert "Canaries are" in text
     assert "failed at 2 of 40" in text
     assert "Canaries" not in section(page_of(run), "labeler")
