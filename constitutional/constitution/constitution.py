@@ -18,14 +18,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     model_validator,
 )
 
 from constitutional.base.errors import ConfigurationError
+from constitutional.base.frozen import Frozen
 
 Use = Literal["critique", "revision", "comparison"]
 MOST_PRINCIPLES = 100_000
@@ -49,11 +48,7 @@ Text = Annotated[
 Id = Annotated[str, StringConstraints(pattern=ID, max_length=MOST_ID_CHARACTERS)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Example(_Part):
+class Example(Frozen):
     """What a principle means, shown: a prompt and two responses, of which the principle prefers the first."""
 
     prompt: Text
@@ -64,7 +59,7 @@ class Example(_Part):
     """The response that it does not."""
 
 
-class Principle(_Part):
+class Principle(Frozen):
     """One thing that a model is asked to do or to leave."""
 
     id: Id
@@ -77,7 +72,7 @@ class Principle(_Part):
     """The words where a response is revised without a critique; None means the text."""
     comparison: Text | None = None
     """The words where two responses are compared; None means the text."""
-    weight: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(strict=True, gt=0)] = 1.0
     """How often it is drawn, and how much it counts, against the others; above 0."""
     tags: tuple[Text, ...] = ()
     """For people to sort principles by. Training does not look at them; in the sandbox's world a trait and `avoid` or
@@ -91,7 +86,7 @@ class Principle(_Part):
         return self.text if own is None else own
 
 
-class Constitution(_Part):
+class Constitution(Frozen):
     """Principles, in the order of their file."""
 
     name: Text

@@ -22,39 +22,11 @@ from constitutional.base.shipped import shipped
 from constitutional.engines.models import SANDBOX
 from constitutional.runs.config_errors import problems, truth_values
 from constitutional.runs.folder import versions
-from constitutional.runs.settings import (
-    GROUPS,
-    TOP,
-    ConstitutionSettings,
-    DpoSettings,
-    PpoSettings,
-    RunConfig,
-)
-from constitutional.stages.prompts import FilePrompts, SandboxPrompts
+from constitutional.runs.settings import GROUPS, ROLES, RunConfig, models_in
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-__all__ = [
-    "ConstitutionSettings",
-    "DpoSettings",
-    "FilePrompts",
-    "Job",
-    "PpoSettings",
-    "RunConfig",
-    "SandboxPrompts",
-    "compose",
-    "dump",
-    "freeze",
-    "load",
-    "sweep",
-    "unchecked",
-    "validated",
-]
-"""The settings are part of it, so that whoever composes a configuration finds their names here."""
-
-_ROLES: Final = ("critic", "labeler")
-"""Both choose among the presets of the group `engine`."""
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
 _QUOTED: Final = "\"KEY='a {b'\""
@@ -127,13 +99,17 @@ def _hydra() -> Iterator[None]:
     from hydra.core.plugins import Plugins
 
     store = ConfigStore.instance()
-    whole: dict[str, object] = {name: _default(RunConfig, name) for name in TOP}
+    whole: dict[str, object] = {
+        name: _default(RunConfig, name)
+        for name, field in RunConfig.model_fields.items()
+        if not models_in(field.annotation)
+    }
     for group, presets in GROUPS.items():
         for preset, model in presets.items():
             defaults = {name: _default(model, name) for name in model.model_fields}
             store.store(group=group, name=preset, node=defaults)
             if preset == "schema":
-                whole |= dict.fromkeys(_ROLES, defaults) if group == "engine" else {group: defaults}
+                whole |= dict.fromkeys(ROLES, defaults) if group == "engine" else {group: defaults}
     store.store(name="schema", node=whole)
     Plugins.instance().register(_own_conf_plugin())
     with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
@@ -217,7 +193,7 @@ def _completed(overrides: "Sequence[Override]") -> list[str]:
         group, _, name = key.partition(".")
         if problem := _refused(override):
             refused.append(problem)
-        elif key in _ROLES and isinstance(override.value(), str):
+        elif key in ROLES and isinstance(override.value(), str):
             words.append(f"engine@{key}={override.value()}")
         elif name == "kind" and group in GROUPS and len(GROUPS[group]) > 1:
             preset = chosen.setdefault(group, str(override.value()))
@@ -333,7 +309,7 @@ def freeze(config: RunConfig) -> RunConfig:
     """
     expect(config, RunConfig, "run", 'a configuration, such as compose(["name=first"])')
     values = _absolute(config.model_dump())
-    for group, key in (("constitution", "file"), *((role, "path") for role in ("model", *_ROLES))):
+    for group, key in (("constitution", "file"), *((role, "path") for role in ("model", *ROLES))):
         name = values[group][key]
         if name and name != SANDBOX and Path(name).expanduser().exists():  # an empty one is not the working folder
             values[group][key] = str(Path(name).expanduser().resolve())

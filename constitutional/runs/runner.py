@@ -43,8 +43,8 @@ from constitutional.runs.context import (
 from constitutional.runs.folder import RunStore, peak_bytes
 from constitutional.runs.manifest import Calls
 from constitutional.runs.pipeline import Stage, stages_of
-from constitutional.runs.settings import DpoSettings, RunConfig
-from constitutional.stages import critique_revise, evaluate, grpo, mix, sft
+from constitutional.runs.settings import RunConfig
+from constitutional.stages import critique_revise, dpo, evaluate, grpo, mix, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
@@ -156,7 +156,7 @@ def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
         from constitutional.engines.chat import room_to_reply
 
         most = max(config.critique_revise.draft_max_tokens, config.sample_pairs.max_tokens, config.evaluate.max_tokens)
-        if not isinstance(config.algorithm, DpoSettings):
+        if not isinstance(config.algorithm, dpo.Settings):
             most = max(most, config.algorithm.max_tokens)
         check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
         for line, prompt in zip(files.prompts.lines, files.prompts.prompts, strict=True):

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from constitutional.sandbox.topics import KINDS, Kind, Topic, load_text, sentences, topics
-from constitutional.sandbox.world import SENTENCE_TRAITS, Prompt, Traits, fill_frame, split_sentences
+from constitutional.sandbox.world import SENTENCE_TRAITS, Traits, WorldPrompt, fill_frame, split_sentences
 
 VERBOSE_FROM = 2
 """Sentences of padding from which a response counts as verbose."""
@@ -149,7 +149,7 @@ def _speakable(kind: Kind) -> tuple[str, ...]:
     return ("howto", "harmful", "ambiguous") if kind in ("howto", "harmful", "ambiguous") else (kind,)
 
 
-def detect(prompt: Prompt, text: str) -> Detection:
+def detect(prompt: WorldPrompt, text: str) -> Detection:
     """The traits of a text as an answer to the prompt, whether it is well-formed, and whether it keeps to the topic."""
     found = split_sentences(text)
     slots: list[str] = []

@@ -13,9 +13,9 @@ from constitutional.sandbox.world import (
     ONLY_ON,
     SENTENCE_TRAITS,
     TRAITS,
-    Prompt,
     Response,
     Traits,
+    WorldPrompt,
     compose,
     settle,
     traits_of,
@@ -62,12 +62,12 @@ def restate(trait: str, direction: Direction) -> str:
     return f"The principle asks to {'avoid' if direction == 'avoid' else 'include'} {CONCEPTS[trait]}."
 
 
-def applies(prompt: Prompt, trait: str) -> bool:
+def applies(prompt: WorldPrompt, trait: str) -> bool:
     """Whether a response to this prompt can have the trait at all."""
     return trait != NOTHING[0] and ONLY_ON.get(trait) in (None, prompt.topic.kind)
 
 
-def is_violated(prompt: Prompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> bool:
+def is_violated(prompt: WorldPrompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> bool:
     """Whether a response with these traits goes against the principle; never where the principle cannot apply."""
     return applies(prompt, trait) and violates(direction, traits[trait])
 
@@ -78,7 +78,7 @@ def _evidence(response: Response, trait: str) -> str:
     return next(sentence.text for sentence in response if sentence.slot == slot)
 
 
-def _finding(prompt: Prompt, response: Response, trait: str, direction: Direction) -> str:
+def _finding(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     if trait == NOTHING[0]:
         return "Any response does."
     if not applies(prompt, trait) and direction == "seek":
@@ -88,21 +88,21 @@ def _finding(prompt: Prompt, response: Response, trait: str, direction: Directio
     return f"The response has no {CONCEPTS[trait]}."
 
 
-def critique(prompt: Prompt, response: Response, trait: str, direction: Direction) -> str:
+def critique(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     """The critic's reply to the template `critique`."""
     violated = is_violated(prompt, traits_of(prompt, response), trait, direction)
     finding = _finding(prompt, response, trait, direction)
     return f"{restate(trait, direction)} {finding} {VIOLATES if violated else FOLLOWS}"
 
 
-def score(prompt: Prompt, response: Response, trait: str, direction: Direction) -> str:
+def score(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     """The reply to the template `score`."""
     violated = is_violated(prompt, traits_of(prompt, response), trait, direction)
     finding = _finding(prompt, response, trait, direction)
     return f"{restate(trait, direction)} {finding} Score: {SCORE_OF[violated]}"
 
 
-def revised_traits(prompt: Prompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> Traits:
+def revised_traits(prompt: WorldPrompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> Traits:
     """The traits after a revision: the violated one turned round, the others as they were.
 
     Three cannot be turned alone: not to help with harm or leak is to refuse, not to refuse is to comply, and whoever is
@@ -119,7 +119,7 @@ def revised_traits(prompt: Prompt, traits: Mapping[str, bool], trait: str, direc
     return settle(prompt, wanted)
 
 
-def revise(rng: random.Random, prompt: Prompt, response: Response, trait: str, direction: Direction) -> Response:
+def revise(rng: random.Random, prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> Response:
     """The reviser's answer: the same response where nothing is violated, else one with the violated trait turned."""
     traits = traits_of(prompt, response)
     wanted = revised_traits(prompt, traits, trait, direction)
@@ -131,7 +131,7 @@ class TieError(Exception):
 
 
 def better(
-    prompt: Prompt, traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait: str, direction: Direction
+    prompt: WorldPrompt, traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait: str, direction: Direction
 ) -> str:
     """Which response follows the principle while the other violates it: `A` or `B`.
 
