@@ -122,7 +122,7 @@ def bootstrap_mean(
     return Interval(float(low), float(high))
 
 
-def paired_interval(gained: int, lost: int, n: int) -> Interval:
+def paired_interval(gained: int, lost: int, n: int, level: float = 0.95) -> Interval:
     """The interval of a rate's change over the same n items, of which so many gained and lost what is counted.
 
     Agresti and Min (2005), "Simple improved confidence intervals for comparing matched proportions": half an item is
@@ -131,7 +131,7 @@ def paired_interval(gained: int, lost: int, n: int) -> Interval:
     """
     total, difference, moved = n + 2, gained - lost, gained + lost + 1
     middle = difference / total
-    half = _Z * math.sqrt(moved - difference**2 / total) / total
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(moved - difference**2 / total) / total
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
 
 

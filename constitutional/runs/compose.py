@@ -22,6 +22,7 @@ from constitutional.base.shipped import shipped
 from constitutional.engines.models import SANDBOX
 from constitutional.runs.config_errors import problems, truth_values
 from constitutional.runs.folder import versions
+from constitutional.runs.pipeline import stages_of, up_to
 from constitutional.runs.settings import GROUPS, ROLES, RunConfig, models_in
 
 if TYPE_CHECKING:
@@ -277,13 +278,7 @@ def validated(values: dict[str, Any]) -> RunConfig:
     except ValidationError as error:
         _refuse(ConfigurationError, problems(error.errors(include_url=False), values))
         raise
-    from constitutional.runs.pipeline import stages_of  # the stage table reads these settings, so it comes after them
-
-    names = [stage.name for stage in stages_of(config)]
-    if config.until is not None and config.until not in names:
-        near = next(iter(difflib.get_close_matches(config.until, names, n=1)), "null")
-        expected = f"but should be one of {', '.join(names)}"
-        raise ConfigurationError(f'until is "{config.until}", {expected}; type until={near}')
+    up_to(config.until, stages_of(config))
     return config
 
 
