@@ -16,12 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
@@ -98,10 +93,9 @@ class Constitution(Frozen):
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Self:
-        if twice := [
-            name for name, count in Counter(principle.id for principle in self.principles).items() if count > 1
-        ]:
-            raise ValueError(f"two principles have the id '{twice[0]}'; rename one")
+        name, count = Counter(principle.id for principle in self.principles).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"two principles have the id '{name}'; rename one")
         return self
 
     @cached_property
@@ -128,17 +122,15 @@ class Constitution(Frozen):
         """The constitution with only these principles (None means all), without those, and with these weights."""
         weights = weights or {}
         self._check_known([*(only or []), *without, *weights])
-        only, without = None if only is None else set(only), set(without)
+        chosen = set(self._by_id if only is None else only) - set(without)
         for principle_id, weight in weights.items():
-            if not (math.isfinite(weight) and weight > 0):
-                raise ConfigurationError(
-                    f"constitution.weights.{principle_id} is {weight}; a weight is a positive number, and "
-                    f"constitution.without=[{principle_id}] leaves a principle out"
-                )
+            if not 0 < weight < math.inf:
+                advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
+                raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
         kept = tuple(
             principle.model_copy(update={"weight": float(weights.get(principle.id, principle.weight))})
             for principle in self.principles
-            if (only is None or principle.id in only) and principle.id not in without
+            if principle.id in chosen
         )
         if not kept:
             raise ConfigurationError(f"constitution '{self.name}': constitution.only and without leave no principle")

@@ -151,12 +151,8 @@ def always_longer(rows: Sequence[Answered]) -> Accuracy:
 
     Where both are equally long it chooses neither, and is not right.
     """
-    return _accuracy(rows, [_longer(row.comparison) for row in rows])
-
-
-def _longer(comparison: Comparison) -> Side | None:
-    a, b = len(comparison.a), len(comparison.b)
-    return None if a == b else "a" if a > b else "b"
+    longer = [len(row.comparison.a) - len(row.comparison.b) for row in rows]
+    return _accuracy(rows, ["a" if more > 0 else "b" if more < 0 else None for more in longer])
 
 
 def _accuracy(rows: Sequence[Answered], choices: Sequence[Side | None]) -> Accuracy:
