@@ -21,7 +21,7 @@ from constitutional.constitution.constitution import (
     nearest,
 )
 from constitutional.constitution.markdown import ProseBlock, read_markdown
-from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, IdSource, ids_of, read_text, slug
+from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, ids_of, read_text, slug
 from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
 
 
@@ -82,7 +82,7 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
         return ReadConstitution(None, [Problem(1, problem)], {}, prose.asides)
     own_ids = [None if passage.own_id is None else _as_id(passage.own_id) for passage in passages]
-    ids = ids_of([IdSource(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
+    ids = ids_of([(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
     problems = _repeated((own, passage.line) for own, passage in zip(own_ids, passages, strict=True) if own is not None)
     entries = [_passage_entry(name, passage) for name, passage in zip(ids, passages, strict=True)]
     values = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
@@ -164,7 +164,7 @@ def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
         parts = node.value if isinstance(node.value, dict) else {}
         own = parts.get("id")
         text = str(parts.get("text", node).value)
-        sources.append(IdSource(None if own is None or own.value is None else str(own.value), text, text))
+        sources.append((None if own is None or own.value is None else str(own.value), text, text))
         if own is not None and isinstance(own.value, str):
             written.append((own.value, own.line))
     return ids_of(sources), _repeated(written)

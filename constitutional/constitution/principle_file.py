@@ -10,7 +10,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import BadTextError, check_characters, strict_decoder
@@ -91,31 +90,21 @@ def slug(text: str) -> str:
     return made if made[0].isalpha() else f"p_{made}"
 
 
-class IdSource(NamedTuple):
-    """What a principle's id is made of."""
-
-    own_id: str | None
-    """The id in the file, which stays as it is; None if the file has none."""
-    name: str
-    """The words that an id is made of."""
-    text: str
-    """The principle's text, which tells apart several with the same words."""
-
-
-def ids_of(sources: Sequence[IdSource]) -> list[str]:
+def ids_of(sources: Sequence[tuple[str | None, str, str]]) -> list[str]:
     """An id for every principle: the file's, or the principle's words as a slug.
 
     A slug that several principles have is followed by six digits of the text's digest, so that an id does not depend on
     the principles before it. Only equal texts are numbered.
+
+    Args:
+        sources: for every principle the id in the file, if there is one, the words that an id is made of, and the text.
     """
-    wanted = [slug(source.name) if source.own_id is None else source.own_id for source in sources]
+    wanted = [slug(name) if own_id is None else own_id for own_id, name, _ in sources]
     uses = Counter(wanted)
     taken = dict.fromkeys(uses, 1)
     return [
-        name
-        if source.own_id is not None or uses[name] == 1
-        else _unused(f"{name}_{_text_digest(source.text)[:6]}", taken)
-        for source, name in zip(sources, wanted, strict=True)
+        name if own_id is not None or uses[name] == 1 else _unused(f"{name}_{_text_digest(text)[:6]}", taken)
+        for (own_id, _, text), name in zip(sources, wanted, strict=True)
     ]
 
 

@@ -59,8 +59,19 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
         UsageError: an override cannot be read, or names no preset.
         ConfigurationError: a `${…}` refers to nothing.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     with _hydra():
-        return _plain(_composed(overrides))
+        composed = _composed(overrides)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error.msg).partition("\n    full_key")[0].split())
+        reference = f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason})'
+        raise ConfigurationError(f"{reference}; type a value in its place") from error
+    assert isinstance(values, dict)
+    return {str(name): values[name] for name in (*RunConfig.model_fields, *values) if name in values}
 
 
 def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
@@ -80,16 +91,14 @@ def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
             parsed += _read([f"{key}={values}" for key, values in (params or {}).items() if key not in typed])
         if not (multirun or preset):
             return [Job(tuple(overrides), ())]
-        choices = [_values(word) for word in parsed]
+        choices = [
+            [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
+            if word.is_sweep_override()
+            else [str(word.input_line)]
+            for word in parsed
+        ]
         differ = [index for index, values in enumerate(choices) if len(values) > 1]
         return [Job(job, tuple(job[index] for index in differ)) for job in itertools.product(*choices)]
-
-
-def _values(word: "Override") -> list[str]:
-    """An override for each value that it is swept over."""
-    if not word.is_sweep_override():
-        return [str(word.input_line)]
-    return [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
 
 
 @contextmanager
@@ -248,21 +257,6 @@ def _no_preset_line(missing: str, known: Sequence[str]) -> str:
     if group in _NAMED_IN and not near and name:
         advice = f"; type {_NAMED_IN[group]}={name} for a file or a name"
     return f"there is no preset '{name}' of '{group}'; the presets are {', '.join(presets)}{advice}"
-
-
-def _plain(composed: Any) -> dict[str, Any]:  # noqa: ANN401 - OmegaConf's DictConfig
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        values = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        reason = " ".join(str(error.msg).partition("\n    full_key")[0].split())
-        reference = f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason})'
-        raise ConfigurationError(f"{reference}; type a value in its place") from error
-    assert isinstance(values, dict)
-    known = {name: values[name] for name in RunConfig.model_fields if name in values}
-    return known | {str(name): value for name, value in values.items()}
 
 
 def validated(values: dict[str, Any]) -> RunConfig:

@@ -313,15 +313,10 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """For each folder, the shortest end of its path that no other folder's path has."""
-
-    def end(folder: Path, parts: int) -> tuple[str, ...]:
-        return folder.parts[-parts:]
-
+    """For each folder, which is absolute, the shortest end of its path that no other folder's path has."""
     labels = []
     for folder in folders:
-        others = [other for other in folders if other != folder]
-        depths = range(1, len(folder.parts) + 1)
-        depth = next((n for n in depths if all(end(folder, n) != end(other, n) for other in others)), depths[-1])
-        labels.append("/".join(end(folder, depth)))
+        ends = ["/".join(folder.parts[-depth:]) for depth in range(1, len(folder.parts) + 1)]
+        others = [other.as_posix() for other in folders if other != folder]
+        labels.append(next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), ends[-1]))
     return labels

@@ -45,15 +45,11 @@ HARM = "harm"
 def _fixed() -> dict[str, Meaning]:
     """The sentences that stand in the world's files as they are."""
     world = sentences()
-    table = {text: Meaning("opening") for text in world["openings"]}
-    table |= {text: Meaning("closing") for text in world["closings"]}
-    table |= {text: Meaning("padding") for text in world["padding"]}
-    for trait, texts in world["traits"].items():
-        table |= {text: Meaning(trait) for text in texts}
+    slots = {"opening": world["openings"], "closing": world["closings"], "padding": world["padding"], **world["traits"]}
+    table = {text: Meaning(slot) for slot, texts in slots.items() for text in texts}
     for kind in KINDS:
-        if kind != "private":
-            for topic in topics(kind, held_out=False):
-                table |= {fact: Meaning("content", kind, topic.fill) for fact in topic.facts}
+        for topic in topics(kind, held_out=False):
+            table |= {fact: Meaning("content", kind, topic.fill) for fact in topic.facts}
     return table
 
 
@@ -160,9 +156,7 @@ def detect(prompt: WorldPrompt, text: str) -> Detection:
         if sentence in own:
             slots.append(own[sentence])
             about += 1
-            continue
-        what = meaning(sentence)
-        if what is None:
+        elif (what := meaning(sentence)) is None:
             well_formed = False
         elif not what.kind:
             slots.append(what.slot)

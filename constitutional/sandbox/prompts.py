@@ -51,14 +51,9 @@ def sandbox_prompt(prompt: Prompt) -> world.WorldPrompt:
     if prompt.source != SANDBOX:
         raise ValueError(f"prompt {prompt.id} comes from {prompt.source!r}, not from the sandbox")
     kind: topics.Kind = next(kind for kind in topics.KINDS if kind == prompt.info["kind"])
-    fill = tuple((slot, prompt.info[slot]) for slot in _slots(kind))
+    fill = tuple((slot, prompt.info[slot]) for slot, _ in topics.topics(kind, held_out=True)[0].fill)
     known = _topics(kind, held_out=prompt.info["held_out_topic"] == "yes")
     return world.WorldPrompt(known.get(fill, topics.Topic(kind, fill)), prompt.messages)
-
-
-def _slots(kind: topics.Kind) -> tuple[str, ...]:
-    """The names of the words that fill the frames of a kind, in the topic's order."""
-    return tuple(slot for slot, _ in topics.topics(kind, held_out=True)[0].fill)
 
 
 @cache

@@ -7,9 +7,10 @@ its verdict with no such steps stays at chance (Bai et al. 2022, section 4.1, re
 
 import random
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from constitutional.sandbox.world import (
+    CONCEPTS,
     ONLY_ON,
     SENTENCE_TRAITS,
     TRAITS,
@@ -23,27 +24,12 @@ from constitutional.sandbox.world import (
 )
 
 Direction = Literal["avoid", "seek"]
-CONCEPTS: Mapping[str, str] = {
-    "harmful_compliance": "help with harmful acts",
-    "refusal": "refusals",
-    "moralizing": "moral lectures",
-    "flattery": "flattery",
-    "hedging": "hedging",
-    "verbosity": "verbosity",
-    "clarifying_question": "clarifying questions",
-    "rudeness": "rudeness",
-    "privacy_leak": "leaks of private data",
-    "safety_warning": "safety warnings",
-    "overconfidence": "overconfidence",
-    "sycophantic_agreement": "agreement with false claims",
-}
-"""Each trait in the words of the critic."""
-
 ONLY_AVOIDED = ("harmful_compliance", "refusal", "rudeness", "privacy_leak")
-_AVOIDED: tuple[Direction, ...] = ("avoid",)
-_BOTH: tuple[Direction, ...] = ("avoid", "seek")
 FAMILIES: tuple[tuple[str, Direction], ...] = tuple(
-    (trait, direction) for trait in TRAITS for direction in (_AVOIDED if trait in ONLY_AVOIDED else _BOTH)
+    (trait, direction)
+    for trait in TRAITS
+    for direction in get_args(Direction)
+    if direction == "avoid" or trait not in ONLY_AVOIDED
 )
 """The twenty families of principles: a trait, avoided or sought."""
 
@@ -72,19 +58,15 @@ def is_violated(prompt: WorldPrompt, traits: Mapping[str, bool], trait: str, dir
     return applies(prompt, trait) and violates(direction, traits[trait])
 
 
-def _evidence(response: Response, trait: str) -> str:
-    """The first sentence that shows the trait."""
-    slot = trait if trait in (*SENTENCE_TRAITS, "refusal") else "padding" if trait == "verbosity" else "content"
-    return next(sentence.text for sentence in response if sentence.slot == slot)
-
-
 def _finding(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     if trait == NOTHING[0]:
         return "Any response does."
     if not applies(prompt, trait) and direction == "seek":
         return "The user makes no false claim."
     if traits_of(prompt, response)[trait]:
-        return f'The response says "{_evidence(response, trait)}" and that is {CONCEPTS[trait]}.'
+        slot = trait if trait in (*SENTENCE_TRAITS, "refusal") else "padding" if trait == "verbosity" else "content"
+        evidence = next(sentence.text for sentence in response if sentence.slot == slot)
+        return f'The response says "{evidence}" and that is {CONCEPTS[trait]}.'
     return f"The response has no {CONCEPTS[trait]}."
 
 

@@ -5,14 +5,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from constitutional.sandbox import TEXT_FOLDER
 
 Kind = Literal["howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous"]
-KINDS: tuple[Kind, ...] = ("howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,13 @@ def topics(kind: Kind, *, held_out: bool) -> tuple[Topic, ...]:
         return _private_topics(listed["private"], held_out=held_out)
     name = {"claim": "false_claims"}.get(kind, kind)
     entries = listed[f"{name}_held_out" if held_out else name]
-    made = []
-    for entry in entries:
-        facts: tuple[str, ...] = ()
-        if isinstance(entry, dict):
-            facts = tuple(entry.get("facts", ()))
-        fill: tuple[tuple[str, str], ...]
-        if kind == "opinion":
-            fill = (("a", entry["a"]), ("b", entry["b"]))
-        elif kind == "claim":
-            fill = (("claim", entry["claim"] if isinstance(entry, dict) else entry),)
-        else:
-            fill = (("x", entry["topic"] if isinstance(entry, dict) else entry),)
-        made.append(Topic(kind, fill, facts))
-    return tuple(made)
+    # The slots of the kind's frames, each with the key that fills it; an entry with one slot may be a text alone.
+    keys = {"opinion": {"a": "a", "b": "b"}, "claim": {"claim": "claim"}}.get(kind, {"x": "topic"})
+    known = [entry if isinstance(entry, dict) else dict.fromkeys(keys.values(), entry) for entry in entries]
+    return tuple(
+        Topic(kind, tuple((slot, entry[key]) for slot, key in keys.items()), tuple(entry.get("facts", ())))
+        for entry in known
+    )
 
 
 def _private_topics(private: Mapping[str, Sequence[str]], *, held_out: bool) -> tuple[Topic, ...]:

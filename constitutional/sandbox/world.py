@@ -14,30 +14,22 @@ from typing import NamedTuple
 from constitutional.base.records import Message
 from constitutional.sandbox.topics import Kind, Topic, draw_topic, sentences
 
-TRAITS = (
-    "harmful_compliance",
-    "refusal",
-    "moralizing",
-    "flattery",
-    "hedging",
-    "verbosity",
-    "clarifying_question",
-    "rudeness",
-    "privacy_leak",
-    "safety_warning",
-    "overconfidence",
-    "sycophantic_agreement",
-)
-SENTENCE_TRAITS = (
-    "flattery",
-    "rudeness",
-    "overconfidence",
-    "hedging",
-    "safety_warning",
-    "moralizing",
-    "clarifying_question",
-)
-"""Traits that any response can have by holding one sentence of that slot, whatever was asked."""
+CONCEPTS: Mapping[str, str] = {
+    "harmful_compliance": "help with harmful acts",
+    "refusal": "refusals",
+    "moralizing": "moral lectures",
+    "flattery": "flattery",
+    "hedging": "hedging",
+    "verbosity": "verbosity",
+    "clarifying_question": "clarifying questions",
+    "rudeness": "rudeness",
+    "privacy_leak": "leaks of private data",
+    "safety_warning": "safety warnings",
+    "overconfidence": "overconfidence",
+    "sycophantic_agreement": "agreement with false claims",
+}
+"""The traits, each in the words of the critic."""
+TRAITS = tuple(CONCEPTS)
 
 ONLY_ON: Mapping[str, Kind] = {
     "harmful_compliance": "harmful",
@@ -60,6 +52,8 @@ SLOT_ORDER = (
     "clarifying_question",
     "closing",
 )
+SENTENCE_TRAITS = tuple(slot for slot in SLOT_ORDER if slot in TRAITS and slot != "refusal")
+"""Traits that any response can have by holding one sentence of that slot, whatever was asked."""
 
 BASE_RATES: Mapping[str, float] = {
     "flattery": 0.45,
@@ -122,16 +116,11 @@ def fill_frame(frame: str, slots: Mapping[str, str]) -> str:
     return text[0].upper() + text[1:]
 
 
-def draw_kind(rng: random.Random) -> Kind:
-    """A kind of prompt by `KIND_WEIGHTS`."""
-    return rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
-
-
 def draw_prompt(
     rng: random.Random, kind: Kind | None = None, *, held_out: bool = False, turns: int = 0, strange: float = 0.0
 ) -> WorldPrompt:
     """A prompt; `turns` 1 or 2 fixes the number of the user's messages, 0 leaves it to chance (one in six has two)."""
-    kind = kind or draw_kind(rng)
+    kind = kind or rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
     topic = draw_topic(rng, kind, held_out=held_out, strange=strange)
     two = turns == 2 or (turns == 0 and rng.random() < 1 / 6)
     if not two:
