@@ -8,16 +8,7 @@ from typing import Final, TypeVar
 
 from constitutional.base.errors import InputError, UsageError
 from constitutional.base.progress import clock
-from constitutional.base.records import (
-    Comparison,
-    GoldPoint,
-    Judgement,
-    Preference,
-    Prompt,
-    Record,
-    Revision,
-    Sample,
-)
+from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import printable, table
 from constitutional.judging.scores import Score
 from constitutional.runs.compose import load

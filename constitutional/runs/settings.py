@@ -15,18 +15,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.data.comparisons import PAIRS
 from constitutional.engines.models import LocalSettings, ModelSettings
 from constitutional.runs.manifest import flat
-from constitutional.stages import (
-    critique_revise,
-    dpo,
-    evaluate,
-    grpo,
-    label,
-    mix,
-    ppo,
-    reward,
-    sample_pairs,
-    sft,
-)
+from constitutional.stages import critique_revise, dpo, evaluate, grpo, label, mix, ppo, reward, sample_pairs, sft
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 from constitutional.stages.report import gather
 

@@ -18,11 +18,7 @@ OPPOSITE: dict[Direction, Direction] = {"avoid": "seek", "seek": "avoid"}
 TRUE_OPPOSITES = ("verbosity", "hedging")
 """Traits that are sought by being against the opposite: `Avoid brevity` asks for length, but hardly anybody asks for
 agreement with falsehoods by being against truth."""
-FORMS = {
-    "noun_phrases": ("noun",),
-    "verb_phrases": ("verb", "third", "gerund"),
-    "adjectives": ("adjective",),
-}
+FORMS = {"noun_phrases": ("noun",), "verb_phrases": ("verb", "third", "gerund"), "adjectives": ("adjective",)}
 """The frames (keys of `frames.yaml`) that a kind of phrase fits into, each with its own inflection."""
 
 _DOUBLING = frozenset(
