@@ -96,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     lint = commands.add_parser("lint", help="check a constitution file", description="Exits with 2 on errors.")
     lint.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
-    lint.add_argument(
-        "--sandbox", action="store_true", help="first say what the test-bed's model takes each principle to mean"
-    )
+    lint.add_argument("--sandbox", action="store_true", help="first say how the test-bed's model reads each principle")
     lint.set_defaults(run=_lint)
 
     diff = commands.add_parser("diff", help="what changed between two constitution files")
@@ -135,11 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Say what the test-bed's model takes each principle to mean, and how sure it is.",
     )
     understand.add_argument("texts", nargs="*", metavar="TEXT", help="a principle, in your own words")
-    understand.add_argument(
-        "--file",
-        type=Path,
-        help="read principles from here: one a line, a JSON list (.json), or YAML with 'principles:' (.yaml)",
-    )
+    forms = "one a line, a JSON list (.json), or YAML with 'principles:' (.yaml)"
+    understand.add_argument("--file", type=Path, help=f"read principles from here: {forms}")
     understand.add_argument("--json", action="store_true", help="print a JSON list instead of text")
     understand.set_defaults(run=_understand)
     return parser

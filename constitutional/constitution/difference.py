@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 from constitutional.constitution.constitution import Constitution, Principle
 
 Kind = Literal["added", "removed", "renamed", "reworded", "reweighted", "tags", "examples", "moved"]
-_SIGNS: Mapping[Kind, str] = {"added": "+", "removed": "-"}
 
 
 class PrincipleChange(NamedTuple):
@@ -25,8 +24,8 @@ class PrincipleChange(NamedTuple):
 
     def __str__(self) -> str:
         """One line, or three where words changed."""
-        if self.kind in _SIGNS:
-            return f"{_SIGNS[self.kind]} {self.id}: {self.before or self.after}"
+        if self.kind in ("added", "removed"):
+            return f"{'+' if self.kind == 'added' else '-'} {self.id}: {self.before or self.after}"
         if self.kind == "reworded":
             return f"~ {self.id}: {self.field} reworded\n    - {self.before}\n    + {self.after}"
         return f"~ {self.id}: {self.kind}, {self.before} → {self.after}"

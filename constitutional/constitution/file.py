@@ -84,7 +84,15 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
     own_ids = [None if passage.own_id is None else _as_id(passage.own_id) for passage in passages]
     ids = ids_of([(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
     problems = _repeated((own, passage.line) for own, passage in zip(own_ids, passages, strict=True) if own is not None)
-    entries = [_passage_entry(name, passage) for name, passage in zip(ids, passages, strict=True)]
+    entries = [
+        {
+            "id": name,
+            "text": passage.text,
+            "critique": f"{passage.text}\n{passage.context}" if passage.context else None,
+            "tags": [passage.section] if passage.section else [],
+        }
+        for name, passage in zip(ids, passages, strict=True)
+    ]
     values = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
     lines = dict(zip(ids, (passage.line for passage in passages), strict=True))
     return _checked(values, problems, lambda details: _passage_problem(details, ids, passages), lines, prose.asides)
@@ -115,15 +123,6 @@ def _checked(
 def _as_id(written: str) -> str:
     """An id that prose holds: as it is written where it is an id, else in the letters of an id (`2.1` is `p_2_1`)."""
     return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
-
-
-def _passage_entry(name: str, passage: ProseBlock) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": name, "text": passage.text}
-    if passage.context:
-        entry["critique"] = f"{passage.text}\n{passage.context}"
-    if passage.section:
-        entry["tags"] = [passage.section]
-    return entry
 
 
 def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[ProseBlock]) -> Problem:

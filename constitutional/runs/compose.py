@@ -23,7 +23,7 @@ from constitutional.engines.models import SANDBOX
 from constitutional.runs.config_errors import problems, truth_values
 from constitutional.runs.folder import versions
 from constitutional.runs.pipeline import stages_of, up_to
-from constitutional.runs.settings import GROUPS, ROLES, RunConfig, models_in
+from constitutional.runs.settings import GROUPS, ROLES, RunConfig
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -109,14 +109,10 @@ def _hydra() -> Iterator[None]:
     from hydra.core.plugins import Plugins
 
     store = ConfigStore.instance()
-    whole: dict[str, object] = {
-        name: _default(RunConfig, name)
-        for name, field in RunConfig.model_fields.items()
-        if not models_in(field.annotation)
-    }
+    whole = {name: value for name, value in _defaults(RunConfig).items() if name not in {*GROUPS, *ROLES}}
     for group, presets in GROUPS.items():
         for preset, model in presets.items():
-            defaults = {name: _default(model, name) for name in model.model_fields}
+            defaults = _defaults(model)
             store.store(group=group, name=preset, node=defaults)
             if preset == "schema":
                 whole |= dict.fromkeys(ROLES, defaults) if group == "engine" else {group: defaults}
@@ -126,10 +122,12 @@ def _hydra() -> Iterator[None]:
         yield
 
 
-def _default(model: type[BaseModel], name: str) -> object:
-    field = model.model_fields[name]
-    default = field.get_default(call_default_factory=True, validated_data={})
-    return "???" if default is PydanticUndefined else to_jsonable_python(default)
+def _defaults(model: type[BaseModel]) -> dict[str, object]:
+    values = {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in model.model_fields.items()
+    }
+    return {name: "???" if value is PydanticUndefined else to_jsonable_python(value) for name, value in values.items()}
 
 
 def _own_conf_plugin() -> type:

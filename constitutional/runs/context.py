@@ -94,8 +94,8 @@ class RunContext:
     def journal(self, settings: ModelSettings) -> JournalEngine:
         """The model through the journal."""
         if settings not in self._journals:
-            chosen = self.config.journal
-            engine = JournalEngine(self.opened(settings), self.config.journal_file, batch_size=chosen.batch_size)
+            batch_size = self.config.journal.batch_size
+            engine = JournalEngine(self.opened(settings), self.config.journal_file, batch_size=batch_size)
             self._journals[settings] = self._closing.enter_context(engine)
         return self._journals[settings]
 

@@ -86,9 +86,7 @@ class Manifest(Frozen):
 def read_manifest(folder: Path) -> Manifest:
     """A run's manifest, checked against its own checksum."""
     path = folder / MANIFEST
-    remedy = (
-        f"delete it (rm {path}) and start the run again: its stages run anew, with the answers that the journal keeps"
-    )
+    remedy = f"delete it (rm {path}) and start the run again: stages run anew, with the answers of the journal"
     try:
         body = json.loads(path.read_bytes())
         checksum = body.pop("checksum")

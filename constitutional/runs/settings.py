@@ -26,9 +26,7 @@ LONGEST_NAME: Final = 200
 
 def _a_folders_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.,=+-]*", name):
-        raise ValueError(
-            "it names a folder: letters and digits of any script and _ . , = + - only, and none of . , = + - at first"
-        )
+        raise ValueError("it names a folder: letters and digits of any script, _ and, but not at first, . , = + - only")
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"it is longer than {LONGEST_NAME} bytes")
     return name

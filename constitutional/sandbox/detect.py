@@ -70,17 +70,10 @@ def _frames() -> list[tuple[re.Pattern[str], str, str]]:
     made = []
     for group, slot, kind in _frame_groups():
         for frame in sentences()["content"][group]:
-            parts = re.split(r"\{(\w+)\}", frame)
-            seen: set[str] = set()
-            pattern = ""
-            for index, part in enumerate(parts):
-                if index % 2 == 0:
-                    pattern += re.escape(part)
-                elif part in seen:
-                    pattern += f"(?P={part})"
-                else:
-                    seen.add(part)
-                    pattern += f"(?P<{part}>.+)"
+            pattern = re.escape(frame)
+            for name in re.findall(r"\\{(\w+)\\}", pattern):
+                part = f"(?P={name})" if f"(?P<{name}>" in pattern else f"(?P<{name}>.+)"
+                pattern = pattern.replace(rf"\{{{name}\}}", part, 1)
             made.append((re.compile(pattern), slot, kind))
     return made
 
