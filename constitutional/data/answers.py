@@ -37,11 +37,6 @@ class Answered(NamedTuple):
     """a is the option (A)."""
     answer: Side
 
-    @property
-    def context(self) -> str:
-        """What comparisons about the same conversation have in common."""
-        return self.comparison.prompt.id
-
 
 class AnsweredComparisons(NamedTuple):
     """The comparisons of a file, each once."""
@@ -159,5 +154,5 @@ def _accuracy(rows: Sequence[Answered], choices: Sequence[Side | None]) -> Accur
     if not rows:
         raise ValueError("There is no comparison to be right about")
     right = [choice == row.answer for row, choice in zip(rows, choices, strict=True)]
-    interval = clustered_share(list(map(float, right)), [row.context for row in rows])
+    interval = clustered_share(list(map(float, right)), [row.comparison.prompt.id for row in rows])
     return Accuracy(sum(right), len(rows), sum(right) / len(rows), interval)

@@ -123,10 +123,8 @@ def _hydra() -> Iterator[None]:
 
 
 def _defaults(model: type[BaseModel]) -> dict[str, object]:
-    values = {
-        name: field.get_default(call_default_factory=True, validated_data={})
-        for name, field in model.model_fields.items()
-    }
+    fields = model.model_fields.items()
+    values = {name: field.get_default(call_default_factory=True, validated_data={}) for name, field in fields}
     return {name: "???" if value is PydanticUndefined else to_jsonable_python(value) for name, value in values.items()}
 
 

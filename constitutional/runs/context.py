@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -249,16 +250,16 @@ class RunStageContext(FinishedRun):
         return made
 
 
+@dataclass
 class _Watched:
     """An engine that says how far it is, and counts what one stage asks of it."""
 
-    def __init__(self, journal: JournalEngine, role: str, stage: str, progress: Progress) -> None:
-        self._journal = journal
-        self._role = role
-        self._stage = stage
-        self._progress = progress
-        self.asked = 0
-        self.reused = 0
+    _journal: JournalEngine
+    _role: str
+    _stage: str
+    _progress: Progress
+    asked: int = 0
+    reused: int = 0
 
     @property
     def identity(self) -> str:

@@ -91,14 +91,10 @@ class RunConfig(Frozen):
     report: gather.Settings
 
     @model_validator(mode="after")
-    def _people_are_named(self) -> Self:
+    def _settings_go_together(self) -> Self:
         # This is checked here because the stage that reads the file may begin hours later.
         if self.mix.human_share and self.mix.human is None and self.mix.verdicts is None:
             raise ValueError(f"mix.human has no value yet; type mix.human=FILE, {PAIRS}")
-        return self
-
-    @model_validator(mode="after")
-    def _a_judgement_can_decide(self) -> Self:
         clamp, margin = self.label.clamp, self.mix.margin
         if clamp and all(mix.within_margin(end, margin) for end in clamp) and self.mix.human_share != 1:
             low, high = clamp
@@ -106,10 +102,6 @@ class RunConfig(Frozen):
                 f"label.clamp keeps every probability from {low:g} to {high:g}, and mix.margin={margin:g} leaves out "
                 f"what is less than {margin:g} from 0.5: no label could become a preference; type mix.margin=0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _the_journal_is_a_file(self) -> Self:
         if self.journal_file.is_dir():
             raise ValueError(f"journal.path={self.journal_file} is a folder; type journal.path=FILE")
         return self

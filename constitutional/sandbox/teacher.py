@@ -58,30 +58,32 @@ def is_violated(prompt: WorldPrompt, traits: Mapping[str, bool], trait: str, dir
     return applies(prompt, trait) and violates(direction, traits[trait])
 
 
-def _finding(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
+def _reasoned(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> tuple[str, bool]:
+    """The principle restated and what the response shows of it; and whether it violates the principle."""
+    traits = traits_of(prompt, response)
     if trait == NOTHING[0]:
-        return "Any response does."
-    if not applies(prompt, trait) and direction == "seek":
-        return "The user makes no false claim."
-    if traits_of(prompt, response)[trait]:
+        finding = "Any response does."
+    elif not applies(prompt, trait) and direction == "seek":
+        finding = "The user makes no false claim."
+    elif traits[trait]:
         slot = trait if trait in (*SENTENCE_TRAITS, "refusal") else "padding" if trait == "verbosity" else "content"
         evidence = next(sentence.text for sentence in response if sentence.slot == slot)
-        return f'The response says "{evidence}" and that is {CONCEPTS[trait]}.'
-    return f"The response has no {CONCEPTS[trait]}."
+        finding = f'The response says "{evidence}" and that is {CONCEPTS[trait]}.'
+    else:
+        finding = f"The response has no {CONCEPTS[trait]}."
+    return f"{restate(trait, direction)} {finding}", is_violated(prompt, traits, trait, direction)
 
 
 def critique(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     """The critic's reply to the template `critique`."""
-    violated = is_violated(prompt, traits_of(prompt, response), trait, direction)
-    finding = _finding(prompt, response, trait, direction)
-    return f"{restate(trait, direction)} {finding} {VIOLATES if violated else FOLLOWS}"
+    reasoning, violated = _reasoned(prompt, response, trait, direction)
+    return f"{reasoning} {VIOLATES if violated else FOLLOWS}"
 
 
 def score(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     """The reply to the template `score`."""
-    violated = is_violated(prompt, traits_of(prompt, response), trait, direction)
-    finding = _finding(prompt, response, trait, direction)
-    return f"{restate(trait, direction)} {finding} Score: {SCORE_OF[violated]}"
+    reasoning, violated = _reasoned(prompt, response, trait, direction)
+    return f"{reasoning} Score: {SCORE_OF[violated]}"
 
 
 def revised_traits(prompt: WorldPrompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> Traits:

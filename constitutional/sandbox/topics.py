@@ -13,6 +13,8 @@ from constitutional.sandbox import TEXT_FOLDER
 
 Kind = Literal["howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+COMPOSED = 0.4
+"""The share of topics for training that are put together at random instead of drawn from the listed ones."""
 
 
 @dataclass(frozen=True)
@@ -200,20 +202,12 @@ def _corpus_word(rng: random.Random) -> str:
     return rng.choice(_words_below("world" if rng.random() < 0.6 else "principles"))
 
 
-def draw_topic(
-    rng: random.Random, kind: Kind, *, held_out: bool = False, composed: float = 0.4, strange: float = 0.0
-) -> Topic:
-    """A topic of a kind.
-
-    With probability `composed` it is put together at random instead of a listed one, with probability `strange` it is
-    of words that nobody has seen.
-    """
+def draw_topic(rng: random.Random, kind: Kind, *, held_out: bool = False, strange: float = 0.0) -> Topic:
+    """A topic of a kind; with probability `strange` it is of words that nobody has seen."""
     if strange and rng.random() < strange:
         return strange_topic(kind, rng)
-    if not held_out and rng.random() < composed:
-        made = compose_topic(kind, rng)
-        if made is not None:
-            return made
+    if not held_out and rng.random() < COMPOSED and (composed := compose_topic(kind, rng)):
+        return composed
     return rng.choice(topics(kind, held_out=held_out))
 
 
