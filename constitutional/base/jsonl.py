@@ -62,17 +62,15 @@ def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
                 number += 1
                 if text := _text(line, first=number == 1):
                     yield number, text
-    except FileNotFoundError as error:
-        raise InputError(path, f"there is no such file; expected {expected}") from error
-    except IsADirectoryError as error:
-        raise InputError(path, f"is a folder; expected {expected}") from error
     except BadTextError as error:
         raise InputError(path, f"{error}; expected {expected}", number) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         problem = f"is a damaged gzip file: {str(error).lower()}; fetch or compress it again"
         raise InputError(path, problem, number + 1) from error
     except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}; expected {expected}") from error
+        reason = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder"}.get(type(error))
+        problem = reason or f"cannot be read: {error.strerror}"
+        raise InputError(path, f"{problem}; expected {expected}") from error
 
 
 def _text(line: bytes, *, first: bool) -> str:

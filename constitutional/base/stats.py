@@ -149,9 +149,6 @@ class WinRate(NamedTuple):
     value: float
     """(wins + ties / 2) / (wins + ties + losses), in [0, 1]; 0.5 is even."""
     interval: Interval
-    wins: int
-    ties: int
-    losses: int
 
 
 def win_rate(probabilities: Sequence[float]) -> WinRate:
@@ -163,11 +160,8 @@ def win_rate(probabilities: Sequence[float]) -> WinRate:
         raise ValueError("There is no comparison; a win rate needs one")
     if not all(0 <= p <= 1 for p in probabilities):
         raise ValueError("A probability is missing or outside of 0 to 1; leave out what cannot be read, and count it")
-    wins = sum(p > 0.5 for p in probabilities)
-    losses = sum(p < 0.5 for p in probabilities)
-    ties = len(probabilities) - wins - losses
-    won = wins + ties / 2
-    return WinRate(won / len(probabilities), wilson(won, len(probabilities)), wins, ties, losses)
+    won = sum((p > 0.5) + (p == 0.5) / 2 for p in probabilities)
+    return WinRate(won / len(probabilities), wilson(won, len(probabilities)))
 
 
 def calibration_error(probabilities: Sequence[float], outcomes: Sequence[float], bins: int = 10) -> float | None:

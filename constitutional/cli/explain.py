@@ -44,8 +44,10 @@ def _entries(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
         if name == "kind":
             continue  # the heading says it
         if not inner or prefix:
-            value = "" if field.is_required() else f"={_shown(schemas[name].get('default', {}))}"
-            yield key, _paragraph(f"{key}{value}", _type(schemas[name]), meaning)
+            default = schemas[name].get("default", {})
+            shown = default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
+            heading = key if field.is_required() else f"{key}={shown}"
+            yield key, _paragraph(heading, _type(schemas[name]), meaning)
         kinds = [part.model_fields["kind"].default for part in inner if "kind" in part.model_fields]
         if len(kinds) > 1:
             yield f"{key}.kind", _paragraph(f"{key}.kind", _type({"enum": kinds}), "")
@@ -56,10 +58,6 @@ def _entries(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
             elif not prefix:
                 yield key, _paragraph(f"[{key}]", "", meaning or part.__doc__ or "")
             yield from _entries(f"{key}.", part)
-
-
-def _shown(default: object) -> str:
-    return default if isinstance(default, str) and default else json.dumps(default, ensure_ascii=False)
 
 
 def _paragraph(heading: str, kind: str, meaning: str) -> str:
