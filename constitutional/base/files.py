@@ -61,19 +61,27 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses, on a full disk say, into an error that tells what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = "make room or give access, and start again: what is finished is kept"
+        raise RunError(f"{path}: cannot be written: {error.strerror}; {advice}") from error
+
+
+@contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     # One name, which the next attempt overwrites, and so leaves nothing behind; the lock keeps others from it.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        advice = "make room or give access, and start again: what is finished is kept"
-        raise RunError(f"{path}: cannot be written: {error.strerror}; {advice}") from error
+        with writing(path):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
     finally:
         # What goes wrong here must not hide what went wrong before: on a read-only disk nothing can be removed either.
         with suppress(OSError):

@@ -33,7 +33,7 @@ from typing import IO, Any, Final, NamedTuple, Self, TypeVar
 from pydantic import ValidationError
 
 from constitutional.base.errors import RunError, UsageError
-from constitutional.base.files import atomic_write, digest_of, read_rows, row_count
+from constitutional.base.files import atomic_write, digest_of, read_rows, row_count, writing
 from constitutional.base.records import Record
 from constitutional.runs.manifest import (
     MANIFEST,
@@ -103,7 +103,8 @@ class RunStore:
         lock = _take_lock(folder)
         try:
             if fresh:
-                _remove_run(folder)
+                with writing(folder):
+                    _remove_run(folder)
             wanted: dict[str, Any] = json.loads(json_text(dict(identity or {})))  # as it comes back from the file
             if (folder / MANIFEST).exists():
                 manifest = read_manifest(folder)
@@ -184,9 +185,10 @@ class RunStore:
             mark.unlink(missing_ok=True)  # it was finished and yet must run: nothing that is left here can be trusted
         if stage in self.manifest.stages or stage in self.manifest.failures:
             self._save(self._without(stage))  # now, so that no entry ever speaks of files that are being replaced
-        if folder.exists() and not (mark.is_file() and mark.read_bytes() == fingerprint.encode()):
-            shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            if folder.exists() and not (mark.is_file() and mark.read_bytes() == fingerprint.encode()):
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
         atomic_write(mark, fingerprint.encode())
         return Begun(stage, fingerprint, needs or {}, folder, _now(), time.monotonic(), files or {})
 

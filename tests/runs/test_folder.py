@@ -353,3 +353,10 @@ def test_a_disk_that_is_full_when_the_lock_is_taken_is_an_error_that_says_so(fol
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with RunStore.open(folder, "{}"):
         assert (folder / ".lock").read_text().startswith("process")
+
+
+def test_a_stage_whose_folder_cannot_be_made_is_an_error_that_says_so(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        (folder / "01_draft").write_text("a file where the folder goes")
+        with pytest.raises(RunError, match="01_draft: cannot be written"):
+            store.begin(1, "draft", "f1")
