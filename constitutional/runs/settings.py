@@ -86,7 +86,7 @@ class RunConfig(Frozen):
     algorithm: Annotated[
         dpo.Settings | ppo.Settings | grpo.GrpoSettings | grpo.RlooSettings, Field(discriminator="kind")
     ]
-    """What makes the policy; `pipeline.ALGORITHMS` has a stage for each kind."""
+    """What makes the policy; `pipeline.py` has a stage for each kind."""
     evaluate: evaluate.Settings
     report: gather.Settings
 
