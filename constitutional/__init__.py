@@ -61,7 +61,6 @@ _RECORDS = "Comparison Judgement Message Preference Prompt Reading Revision Revi
 _HOMES = {
     **dict.fromkeys(_RECORDS, "base.records"),
     **dict.fromkeys(("Constitution", "Principle"), "constitution.constitution"),
-    **dict.fromkeys(("RunConfig", "compose"), "runs.compose"),
     **dict.fromkeys(("load_run", "run"), "runs.runner"),
     "critique_revise": "stages.critique_revise",
     "label": "judging.labelling",
@@ -69,6 +68,8 @@ _HOMES = {
     "load_prompts": "base.templates",
     "mix": "stages.mix",
     "open_engine": "engines.models",
+    "compose": "runs.compose",
+    "RunConfig": "runs.settings",
 }
 """The module that each public name is loaded from (PEP 562)."""
 

@@ -11,6 +11,7 @@ from typing import IO, TypeVar
 from pydantic import ValidationError
 
 from constitutional.base.errors import RunError
+from constitutional.base.frozen import first_problem
 from constitutional.base.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -46,10 +47,8 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
                 try:
                     row = kind.model_validate_json(line)
                 except ValidationError as error:
-                    first = error.errors(include_url=False)[0]
-                    place = ".".join(map(str, first["loc"]))
-                    problem = f"{place}: {first['msg']}" if place else first["msg"]
-                    raise RunError(f"{path}:{number}: expected a {kind.__name__}: {problem}; {remedy}") from error
+                    problem = f"expected a {kind.__name__}: {first_problem(error)}"
+                    raise RunError(f"{path}:{number}: {problem}; {remedy}") from error
                 yield row
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error
@@ -62,21 +61,27 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses, on a full disk say, into an error that tells what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = "make room or give access, and start again: what is finished is kept"
+        raise RunError(f"{path}: cannot be written: {error.strerror}; {advice}") from error
+
+
+@contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     # One name, which the next attempt overwrites, and so leaves nothing behind; the lock keeps others from it.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(
-            f"{path}: cannot be written: {error.strerror}; make room or give access, and start again: "
-            "what is finished is kept"
-        ) from error
+        with writing(path):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
     finally:
         # What goes wrong here must not hide what went wrong before: on a read-only disk nothing can be removed either.
         with suppress(OSError):

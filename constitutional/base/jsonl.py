@@ -9,6 +9,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -61,17 +62,15 @@ def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
                 number += 1
                 if text := _text(line, first=number == 1):
                     yield number, text
-    except FileNotFoundError as error:
-        raise InputError(path, f"there is no such file; expected {expected}") from error
-    except IsADirectoryError as error:
-        raise InputError(path, f"is a folder; expected {expected}") from error
     except BadTextError as error:
         raise InputError(path, f"{error}; expected {expected}", number) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         problem = f"is a damaged gzip file: {str(error).lower()}; fetch or compress it again"
         raise InputError(path, problem, number + 1) from error
     except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}; expected {expected}") from error
+        reason = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder"}.get(type(error))
+        problem = reason or f"cannot be read: {error.strerror}"
+        raise InputError(path, f"{problem}; expected {expected}") from error
 
 
 def _text(line: bytes, *, first: bool) -> str:
@@ -97,6 +96,7 @@ def parse(text: str) -> Any:  # noqa: ANN401 - JSON may be anything
         value = strict_decoder().decode(text)
         if "\\u" in text:  # only escapes can spell what the file's own bytes cannot
             _check_strings(value)
+        return value
     except BadTextError:
         raise
     except json.JSONDecodeError as error:
@@ -105,7 +105,6 @@ def parse(text: str) -> Any:  # noqa: ANN401 - JSON may be anything
         raise BadTextError("is nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits
         raise BadTextError(f"is not JSON: {error}") from error
-    return value
 
 
 def strict_decoder(parse_int: Callable[[str], Any] | None = None) -> json.JSONDecoder:
@@ -131,13 +130,9 @@ def check_characters(text: str) -> None:
 def _check_strings(value: object) -> None:
     if isinstance(value, str):
         check_characters(value)
-    elif isinstance(value, list):
-        for item in value:
-            _check_strings(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            check_characters(key)
-            _check_strings(item)
+    elif isinstance(value, list | dict):
+        for part in value if isinstance(value, list) else chain(value, value.values()):
+            _check_strings(part)
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -167,6 +162,6 @@ def shortened(value: object) -> str:
 
 
 def as_json(value: object) -> str:
-    """The same as JSON."""
+    """A value as JSON, at most 40 characters."""
     shown = json.dumps(value)
     return shown if len(shown) <= 40 else f"{shown[:37]}..."

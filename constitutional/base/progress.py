@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Final, NamedTuple, TypeVar
+from typing import IO, Final, TypeVar
 
 from constitutional.base.text import printable
 
@@ -29,7 +29,7 @@ class Progress:
         self._rewrites = self._stream.isatty()
         self._due_s = clock() + FIRST_AFTER_S
         self._open = False
-        self._tracked: _Tracked | None = None
+        self._tracked: Callable[[], str] | None = None
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -38,14 +38,19 @@ class Progress:
 
     def track(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while it is said how many of `total` there have been, how fast, and how long the rest takes."""
-        started_s = self._clock()
-        self._tracked = _Tracked(label, 0, total, started_s)
+        started_s, done = self._clock(), 0
+
+        def line() -> str:
+            return described(label, done, total, self._clock() - started_s)
+
+        self._tracked = line
         self._due_s = min(self._due_s, started_s + FIRST_AFTER_S)
         try:
-            for done, item in enumerate(items, start=1):
+            for item in items:
                 yield item
-                self._tracked = _Tracked(label, done, total, started_s)
-                self._show(described(label, done, total, self._clock() - started_s))
+                done += 1
+                self._tracked = line
+                self._show(line())
         finally:
             self._tracked = None
 
@@ -54,11 +59,7 @@ class Progress:
 
         For work of which only a part is known, such as one of the calls that an item takes.
         """
-        if self._tracked is None:
-            self._show(f"  {heading}: {text}")
-        else:
-            label, done, total, started_s = self._tracked
-            self._show(f"{described(label, done, total, self._clock() - started_s)}; {text}")
+        self._show(f"{self._tracked()}; {text}" if self._tracked else f"  {heading}: {text}")
 
     def _show(self, text: str) -> None:
         """Show a line, unless the last one was shown a moment ago."""
@@ -77,13 +78,6 @@ class Progress:
         if self._open:
             self._stream.write("\r\x1b[K")
             self._open = False
-
-
-class _Tracked(NamedTuple):
-    label: str
-    done: int
-    total: int
-    started_s: float
 
 
 def described(label: str, done: int, total: int, seconds: float) -> str:

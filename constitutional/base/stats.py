@@ -3,25 +3,29 @@
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from statistics import NormalDist
+from statistics import NormalDist, correlation
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from constitutional.base.text import words
 
+_Z: Final = NormalDist().inv_cdf(0.975)
+"""The normal quantile of a 95% interval."""
+RESAMPLES: Final = 2000
+"""Resamples of a bootstrap."""
 FEWEST: Final = 10
 """Observations below which a correlation or a calibration error says nothing, and is not given."""
 
 
 class Interval(NamedTuple):
-    """A confidence interval, both ends included."""
+    """A 95% confidence interval, both ends included."""
 
     low: float
     high: float
 
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int) -> Interval:
     """Wilson's score interval for a proportion, without continuity correction; (0, 1) if nothing was counted.
 
     Wilson (1927), "Probable inference, the law of succession, and statistical inference"; the formula is method 3 of
@@ -29,24 +33,20 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     quantile, the ends are (p + z²/2n ∓ z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n). Unlike p ± z·√(p(1−p)/n), it stays within
     0 and 1 and has a width when all or none succeed. A half success (a tie) makes the interval wider than it need be.
     """
-    _check_confidence(confidence)
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes in {n} trials")
-    if n == 0:
-        return Interval(0.0, 1.0)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return _wilson(successes / n, n, z)
+    return _wilson(successes / n, n) if n else Interval(0.0, 1.0)
 
 
-def _wilson(p: float, n: float, z: float) -> Interval:
-    middle = p + z**2 / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
+def _wilson(p: float, n: float) -> Interval:
+    middle = p + _Z**2 / (2 * n)
+    half = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    scale = 1 + _Z**2 / n
     # At the extremes an end is exactly 0 or 1; rounding would leave it a little inside, or outside.
     return Interval(0.0 if p == 0 else (middle - half) / scale, 1.0 if p == 1 else (middle + half) / scale)
 
 
-def clustered_share(outcomes: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval:
+def clustered_share(outcomes: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
     """The interval of a share whose outcomes (0 to 1) depend on each other within clusters; (0, 1) from one cluster.
 
     Wilson's interval with the effective sample size p(1 − p)/v in place of n, as Korn and Graubard (1998), "Confidence
@@ -56,7 +56,6 @@ def clustered_share(outcomes: Sequence[float], clusters: Sequence[Hashable], con
     is multiplied by (z/t)², t being Student's quantile with k − 1 degrees of freedom. With clusters of one outcome it
     is Wilson's interval.
     """
-    _check_confidence(confidence)
     if len(clusters) != len(outcomes) or not all(0 <= outcome <= 1 for outcome in outcomes):
         raise ValueError(f"{len(outcomes)} outcomes from 0 to 1 need a cluster each; there are {len(clusters)}")
     by_cluster: dict[Hashable, list[float]] = {}
@@ -64,20 +63,18 @@ def clustered_share(outcomes: Sequence[float], clusters: Sequence[Hashable], con
         by_cluster.setdefault(cluster, []).append(outcome)
     n, k, total = len(outcomes), len(by_cluster), math.fsum(outcomes)
     if k == n:
-        return wilson(total, n, confidence)
+        return wilson(total, n)
     if k < 2:
         return Interval(0.0, 1.0)
     p = total / n
     variance = k / (k - 1) * math.fsum((math.fsum(group) - p * len(group)) ** 2 for group in by_cluster.values()) / n**2
     fewest = n**2 / sum(len(group) ** 2 for group in by_cluster.values())
     effective = min(n, max(fewest, p * (1 - p) / variance)) if variance else fewest
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    effective *= (z / _student_quantile(z, k - 1)) ** 2
-    return _wilson(p, effective, z)
+    return _wilson(p, effective * (_Z / _student_quantile(k - 1)) ** 2)
 
 
-def _student_quantile(z: float, freedom: int) -> float:
-    """Student's quantile from the normal one: the expansion of Abramowitz and Stegun (1964), 26.7.5.
+def _student_quantile(freedom: int, z: float = _Z) -> float:
+    """Student's quantile from the normal one, `z`: the expansion of Abramowitz and Stegun (1964), 26.7.5.
 
     At 95% it is 0.03% too low for 4 degrees of freedom, 0.7% for 2 and 11% for 1.
     """
@@ -91,12 +88,7 @@ def _student_quantile(z: float, freedom: int) -> float:
 
 
 def bootstrap_mean(
-    values: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    seed: int,
-    confidence: float = 0.95,
-    resamples: int = 2000,
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, seed: int, confidence: float = 0.95
 ) -> Interval:
     """The percentile bootstrap interval of a mean, drawing whole clusters; (−inf, inf) from fewer than two clusters.
 
@@ -106,7 +98,6 @@ def bootstrap_mean(
     Without `clusters` each value is its own. One cluster says nothing about how clusters differ, hence the infinite
     interval.
     """
-    _check_confidence(confidence)
     if clusters is not None and len(clusters) != len(values):
         raise ValueError(f"{len(values)} values, but {len(clusters)} clusters")
     if not all(map(math.isfinite, values)):
@@ -123,8 +114,8 @@ def bootstrap_mean(
     cluster_sums = np.array(list(sums.values()))
     cluster_counts = np.array(list(counts.values()))
     generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):  # one at a time: all at once would need resamples x clusters numbers
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):  # one at a time: all at once would need RESAMPLES x clusters numbers
         drawn = generator.integers(n_clusters, size=n_clusters)
         means[i] = cluster_sums[drawn].sum() / cluster_counts[drawn].sum()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -163,12 +154,9 @@ class WinRate(NamedTuple):
     value: float
     """(wins + ties / 2) / (wins + ties + losses), in [0, 1]; 0.5 is even."""
     interval: Interval
-    wins: int
-    ties: int
-    losses: int
 
 
-def win_rate(probabilities: Sequence[float], confidence: float = 0.95) -> WinRate:
+def win_rate(probabilities: Sequence[float]) -> WinRate:
     """The share of comparisons that a side wins, from the probability that it is better in each; exactly 0.5 is a tie.
 
     The interval is Wilson's. Comparisons are taken as independent: give one for each prompt.
@@ -177,11 +165,8 @@ def win_rate(probabilities: Sequence[float], confidence: float = 0.95) -> WinRat
         raise ValueError("There is no comparison; a win rate needs one")
     if not all(0 <= p <= 1 for p in probabilities):
         raise ValueError("A probability is missing or outside of 0 to 1; leave out what cannot be read, and count it")
-    wins = sum(p > 0.5 for p in probabilities)
-    losses = sum(p < 0.5 for p in probabilities)
-    ties = len(probabilities) - wins - losses
-    won = wins + ties / 2
-    return WinRate(won / len(probabilities), wilson(won, len(probabilities), confidence), wins, ties, losses)
+    won = sum((p > 0.5) + (p == 0.5) / 2 for p in probabilities)
+    return WinRate(won / len(probabilities), wilson(won, len(probabilities)))
 
 
 def calibration_error(probabilities: Sequence[float], outcomes: Sequence[float], bins: int = 10) -> float | None:
@@ -214,10 +199,7 @@ def pearson(xs: Sequence[float], ys: Sequence[float]) -> float | None:
         raise ValueError("A value is missing or infinite; leave out what was not measured, and count it")
     if len(xs) < FEWEST or min(xs) == max(xs) or min(ys) == max(ys):
         return None
-    x, y = np.asarray(xs, float), np.asarray(ys, float)
-    x, y = x - x.mean(), y - y.mean()
-    correlation = float((x @ y) / math.sqrt(float(x @ x) * float(y @ y)))
-    return max(-1.0, min(1.0, correlation))
+    return max(-1.0, min(1.0, correlation(xs, ys)))
 
 
 class Distinct(NamedTuple):
@@ -230,7 +212,7 @@ class Distinct(NamedTuple):
     """The number of n-grams that were looked at."""
 
 
-def distinct_ngrams(texts: Iterable[str], n: int, at_most: int | None = None, confidence: float = 0.95) -> Distinct:
+def distinct_ngrams(texts: Iterable[str], n: int, at_most: int | None = None) -> Distinct:
     """The share of different ones among the texts' n-grams of words, lower-case; 0 of 0 where there is none.
 
     Li et al. (2016), "A diversity-promoting objective function for neural conversation models", section 5. The share
@@ -238,7 +220,6 @@ def distinct_ngrams(texts: Iterable[str], n: int, at_most: int | None = None, co
     The interval is the jackknife's, leaving out one text at a time (Efron and Tibshirani (1993), "An Introduction to
     the Bootstrap", chapter 11): drawing texts with replacement would repeat n-grams, and so make the share smaller.
     """
-    _check_confidence(confidence)
     counts_by_text: list[Counter[tuple[str, ...]]] = []
     total = 0
     for text in texts:
@@ -263,11 +244,5 @@ def distinct_ngrams(texts: Iterable[str], n: int, at_most: int | None = None, co
     if k < 2:
         return Distinct(value, Interval(0.0, 1.0), total)
     mean = math.fsum(without) / k
-    error = math.sqrt((k - 1) / k * math.fsum((share - mean) ** 2 for share in without))
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    half = _Z * math.sqrt((k - 1) / k * math.fsum((share - mean) ** 2 for share in without))
     return Distinct(value, Interval(max(0.0, value - half), min(1.0, value + half)), total)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")

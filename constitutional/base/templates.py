@@ -60,10 +60,9 @@ def load_prompts(folder: Path | None = None) -> "Prompts":
     Raises:
         InputError: a template is wrong; says its file and line.
     """
-    ours = shipped("prompts")
     if folder is not None and not folder.is_dir():
         raise ConfigurationError(f"{folder}: there is no such folder of prompt templates")
-    return Prompts([ours] if folder is None else [folder, ours], shipped_folder=ours)
+    return Prompts(folder)
 
 
 class _File(NamedTuple):
@@ -74,9 +73,10 @@ class _File(NamedTuple):
 class Prompts:
     """The templates, read once: `digest` covers exactly what is rendered, whatever happens to the files meanwhile."""
 
-    def __init__(self, folders: Sequence[Path], *, shipped_folder: Path) -> None:
-        loaders: list[BaseLoader] = [PrefixLoader({"shipped": _Folder(shipped_folder)})]
-        self._disk = _environment(ChoiceLoader([*loaders, *map(_Folder, folders)]))
+    def __init__(self, folder: Path | None) -> None:
+        folders = [*filter(None, [folder]), shipped("prompts")]
+        loaders = [_Folder(path) for path in folders]
+        self._disk = _environment(ChoiceLoader([PrefixLoader({"shipped": loaders[-1]}), *loaders]))
         self._searched = " nor in ".join(map(str, folders))
         self._files: dict[str, _File] = {}
         self._parts = {name: self._checked(name) for name in VARIABLES}
@@ -181,17 +181,13 @@ class Prompts:
 class _Folder(FileSystemLoader):
     """Jinja's loader for a folder, with an error that names the file."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._path = folder
-
     def get_source(self, environment: Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
         """The text of the file, where it is, and Jinja's test for whether it has changed."""
         try:
             return super().get_source(environment, template)
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
-            raise InputError(self._path / template, "is not UTF-8 text", line) from error
+            raise InputError(Path(self.searchpath[0], template), "is not UTF-8 text", line) from error
 
 
 def _environment(loader: BaseLoader) -> Environment:

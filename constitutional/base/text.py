@@ -82,16 +82,14 @@ def printable(text: str) -> str:
     What a model or a file wrote must not move the cursor, recolour the terminal, or hide or reorder what stands beside
     it: that is what control characters, marks of the direction of writing and lone surrogates do.
     """
-    return "".join(_escaped(character) if _is_control(character) else character for character in text)
-
-
-def _is_control(character: str) -> bool:
     # Zero-width joiners (U+200C, U+200D) are control characters too, but words of several scripts and emoji need them.
-    return unicodedata.category(character) in {"Cc", "Cf", "Cs", "Zl", "Zp"} and character not in "\n\t\u200c\u200d"
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    control = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in control and character not in "\n\t\u200c\u200d"
+        else character
+        for character in text
+    )
 
 
 def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2) -> str:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 LAUNCHERS = (
-    *("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE"),
-    *("MASTER_ADDR", "MASTER_PORT"),
+    "WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 )
 """Variables that tell a process that it is one of several, which torch or accelerate read."""
 
@@ -97,9 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     lint = commands.add_parser("lint", help="check a constitution file", description="Exits with 2 on errors.")
     lint.add_argument("file", metavar="FILE", help="YAML or Markdown, or the name of a shipped constitution")
-    lint.add_argument(
-        "--sandbox", action="store_true", help="first say what the test-bed's model takes each principle to mean"
-    )
+    lint.add_argument("--sandbox", action="store_true", help="first say how the test-bed's model reads each principle")
     lint.set_defaults(run=_lint)
 
     diff = commands.add_parser("diff", help="what changed between two constitution files")
@@ -125,9 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="where a run's report is, or one page for several runs")
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="such as runs/first")
-    report.add_argument(
-        "--out", type=Path, help="the page to write (default: the run's own; of several runs report.html)"
-    )
+    report.add_argument("--out", type=Path, help="the page to write (default: the run's own; of several report.html)")
     report.set_defaults(run=_report)
 
     sandbox = commands.add_parser("sandbox", help="the small test-bed that runs on a CPU")
@@ -138,11 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Say what the test-bed's model takes each principle to mean, and how sure it is.",
     )
     understand.add_argument("texts", nargs="*", metavar="TEXT", help="a principle, in your own words")
-    understand.add_argument(
-        "--file",
-        type=Path,
-        help="read principles from here: one a line, a JSON list (.json), or YAML with 'principles:' (.yaml)",
-    )
+    forms = "one a line, a JSON list (.json), or YAML with 'principles:' (.yaml)"
+    understand.add_argument("--file", type=Path, help=f"read principles from here: {forms}")
     understand.add_argument("--json", action="store_true", help="print a JSON list instead of text")
     understand.set_defaults(run=_understand)
     return parser
@@ -160,8 +152,8 @@ def _lint(arguments: argparse.Namespace) -> int:
         print(printable(str(line)))
     kinds = Counter(finding.severity for finding in findings)
     notes = f", {counted(kinds['note'], 'note')}" if kinds["note"] else ""
-    found = f"{counted(kinds['error'], 'error')}, {counted(kinds['warning'], 'warning')}{notes}"
-    print(f"{arguments.file}: {found}", file=sys.stderr)
+    errors, warnings = counted(kinds["error"], "error"), counted(kinds["warning"], "warning")
+    print(f"{arguments.file}: {errors}, {warnings}{notes}", file=sys.stderr)
     return WRONG_USE if kinds["error"] else 0
 
 
@@ -226,24 +218,20 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
-    from constitutional.runs.runner import load_run
+    from constitutional.runs.runner import compare, load_run
     from constitutional.runs.status import outdated
 
     stores = [load_run(folder) for folder in arguments.folders]
     for store in stores:
         if old := outdated(store):
             print(f"warning: {store.folder}: {old}", file=sys.stderr)
-    if len(stores) == 1 and arguments.out is None:
-        path = show.report_path(stores[0])
-        if path is None:
-            raise UsageError(
-                f"{stores[0].folder}: has no report yet; the command that began it finishes it, without fresh=true"
-            )
+    if len(stores) > 1 or arguments.out is not None:
+        print(compare(stores, arguments.out or Path("report.html")))
+    elif path := show.report_path(stores[0]):
         print(path)
-        return
-    from constitutional.runs.runner import compare
-
-    print(compare(stores, arguments.out or Path("report.html")))
+    else:
+        advice = "the command that began it finishes it, without fresh=true"
+        raise UsageError(f"{stores[0].folder}: has no report yet; {advice}")
 
 
 # The sandbox
@@ -263,35 +251,21 @@ def _understand(arguments: argparse.Namespace) -> None:
     if not texts:
         raise UsageError("no principle to understand; give a TEXT, or a file of them with --file FILE")
 
-    from constitutional.sandbox.understand import understand_texts
+    from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts, understand_texts
 
-    understandings = list(zip(texts, understand_texts(texts), strict=True))
-    if arguments.json:
-        print(json.dumps([_as_dict(*understood) for understood in understandings], indent=2, ensure_ascii=False))
-    else:
-        print("\n\n".join(_described(*understood) for understood in understandings))
+    rows, paragraphs = [], []
+    for text, understanding in zip(texts, understand_texts(texts), strict=True):
+        warnings = doubts(understanding) if understanding else [TOO_LONG]
+        fields = understanding._asdict() if understanding else dict.fromkeys(Understanding._fields)
+        rows.append({**fields, "text": text, "warnings": warnings})
+        paragraphs.append("\n  ".join([text, _meaning(understanding), *(f"warning: {words}" for words in warnings)]))
+    print(json.dumps(rows, indent=2, ensure_ascii=False) if arguments.json else "\n\n".join(paragraphs))
 
 
-def _described(text: str, understanding: "Understanding | None") -> str:
+def _meaning(understanding: "Understanding | None") -> str:
     if understanding is None:
-        meaning = "not read"
-    elif understanding.trait == "nothing":
-        meaning = f"asks for nothing in particular ({percent(understanding.probability)})"
-    else:
-        trait = understanding.trait.replace("_", " ")
-        meaning = f"means: {understanding.direction} {trait} ({percent(understanding.probability)})"
-    warnings = [f"warning: {sentence}" for sentence in _doubts(understanding)]
-    return "\n  ".join([text, meaning, *warnings])
-
-
-def _as_dict(text: str, understanding: "Understanding | None") -> dict[str, str | float | list[str] | None]:
-    from constitutional.sandbox.understand import Understanding
-
-    fields = dict.fromkeys(Understanding._fields) if understanding is None else understanding._asdict()
-    return {**fields, "text": text, "warnings": _doubts(understanding)}
-
-
-def _doubts(understanding: "Understanding | None") -> list[str]:
-    from constitutional.sandbox.understand import TOO_LONG, doubts
-
-    return [TOO_LONG] if understanding is None else doubts(understanding)
+        return "not read"
+    if understanding.trait == "nothing":
+        return f"asks for nothing in particular ({percent(understanding.probability)})"
+    trait = understanding.trait.replace("_", " ")
+    return f"means: {understanding.direction} {trait} ({percent(understanding.probability)})"

@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from constitutional.base.errors import ConstitutionalError, UsageError, complain
 from constitutional.base.shipped import shipped
-from constitutional.base.text import printable
+from constitutional.base.text import printable, table
 
 if TYPE_CHECKING:
     from constitutional.runs.settings import RunConfig
@@ -180,19 +180,9 @@ def _parsed(command: str, words: Sequence[str]) -> argparse.Namespace:
 def _presets() -> str:
     """The groups with their presets."""
     folders = sorted(path for path in shipped("conf").iterdir() if path.is_dir() and path.name != "base")
-    width = max(len(folder.name) for folder in folders)
-    lines = []
-    for folder in folders:
-        presets = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-        lines.append(f"  {folder.name:{width}}  {presets}")
-    return "\n".join(
-        [
-            "groups and their presets (those of engine: labeler=qwen3_32b):",
-            *lines,
-            "",
-            "`constitutional config --explain` says what every setting means.",
-        ]
-    )
+    rows = [(f"  {path.name}", ", ".join(sorted(preset.stem for preset in path.glob("*.yaml")))) for path in folders]
+    heading = "groups and their presets (those of engine: labeler=qwen3_32b):"
+    return f"{heading}\n{table(rows)}\n\n`constitutional config --explain` says what every setting means."
 
 
 def _unknown_option(word: str, value: str, command: str) -> str:

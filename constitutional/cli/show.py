@@ -2,23 +2,13 @@
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
 from constitutional.base.errors import InputError, UsageError
-from constitutional.base.files import read_rows
 from constitutional.base.progress import clock
-from constitutional.base.records import (
-    Comparison,
-    GoldPoint,
-    Judgement,
-    Preference,
-    Prompt,
-    Reading,
-    Record,
-    Revision,
-    Sample,
-)
+from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import printable, table
 from constitutional.judging.scores import Score
 from constitutional.runs.compose import load
@@ -33,25 +23,22 @@ R = TypeVar("R", bound=Record)
 
 WIDTH: Final = 80
 """Columns of a terminal that the table of behaviour fits."""
+SHOWN: Final = frozenset("trait_rate over_refusal violation_rate win_rate well_formed refusal_phrases length".split())
+"""The kinds of measure that the table of behaviour has."""
 
 
 def stages(store: RunStore) -> str:
     """A table of all stages of a run, finished or not: state, time, rows, model calls."""
     rows: list[tuple[str, ...]] = [("stage", "state", "time", "asked", "reused", "made")]
-    for line in describe(store, _stages(store)):
+    names: list[str] = []
+    with suppress(InputError):  # a configuration that this version cannot read
+        names = [stage.name for stage in stages_of(load(store.folder))]
+    for line in describe(store, names):
         made = ", ".join(name if count is None else f"{count} {name}" for name, count in line.rows.items())
         spent = (clock(line.seconds), str(line.calls.asked), str(line.calls.reused))
         # The time and the calls of a stage are known once it is done.
         rows.append((line.folder, line.state, *(spent if line.state == "done" else ("", "", "")), line.message or made))
     return table(rows)
-
-
-def _stages(store: RunStore) -> list[str]:
-    """The stages of the run's configuration; none of a configuration that this version cannot read."""
-    try:
-        return [stage.name for stage in stages_of(load(store.folder))]
-    except InputError:
-        return []
 
 
 def item(store: RunStore, wanted: str) -> str:
@@ -82,8 +69,9 @@ def item(store: RunStore, wanted: str) -> str:
         raise UsageError(f"'{wanted}' begins {len(matches)} ids ({', '.join(sorted(matches)[:5])}, …); type more of it")
 
     (row,) = matches.values()
-    about = _comparison_of(row)
-    prompt = _prompt_of(row) or next((pair.prompt for pair in comparisons if pair.id == about), None)
+    about = row.id if isinstance(row, Comparison) else getattr(row, "comparison", None)
+    prompt: Prompt | None = row if isinstance(row, Prompt) else getattr(row, "prompt", None)
+    prompt = prompt or next((pair.prompt for pair in comparisons if pair.id == about), None)
     behind = [pair for pair in comparisons if pair.id == about or (not about and prompt and pair.prompt == prompt)]
     ids = {about, *(pair.id for pair in behind)}
     lines = list(_prompt_lines(prompt)) if prompt else []
@@ -98,20 +86,7 @@ def item(store: RunStore, wanted: str) -> str:
 
 def _rows(store: RunStore, artifact: str, kind: type[R]) -> list[R]:
     """The rows; none where the stage that makes them is not done."""
-    made = [entry.artifacts[artifact] for entry in store.manifest.stages.values() if artifact in entry.artifacts]
-    return list(read_rows(store.folder / made[0].file, kind)) if made else []
-
-
-def _comparison_of(row: Record) -> str | None:
-    if isinstance(row, Preference | Judgement):
-        return row.comparison
-    return row.id if isinstance(row, Comparison) else None
-
-
-def _prompt_of(row: Record) -> Prompt | None:
-    if isinstance(row, Preference | Comparison | Revision | Sample):
-        return row.prompt
-    return row if isinstance(row, Prompt) else None
+    return store.read(artifact, kind) if artifact in store.artifacts() else []
 
 
 def _prompt_lines(prompt: Prompt) -> Iterator[str]:
@@ -141,14 +116,10 @@ def _judgement_lines(judgement: Judgement) -> Iterator[str]:
     yield f"\njudgement {judgement.id} by '{judgement.principle}': {probability}{conflict}"
     yield from _text_lines("principle", judgement.principle_text)
     for reading in judgement.readings:
-        yield f"  {_reading_line(reading)}"
+        outcome = reading.problem or (f"{reading.p_a:.3f}" if reading.p_a is not None else "")
+        yield f"  {reading.order[0]} shown first: {outcome}"
         if reading.rationale:
             yield from _text_lines("  labeler", reading.rationale)
-
-
-def _reading_line(reading: Reading) -> str:
-    order = "a shown first" if reading.order == "a_first" else "b shown first"
-    return f"{order}: {reading.problem or (f'{reading.p_a:.3f}' if reading.p_a is not None else '')}"
 
 
 def _revision_lines(revision: Revision) -> Iterator[str]:
@@ -180,8 +151,7 @@ def _text_lines(name: str, text: str) -> Iterator[str]:
 
 def report_path(store: RunStore) -> Path | None:
     """Where the run's report is; None if it has none yet."""
-    entry = store.manifest.stages.get("report")
-    return store.folder / entry.artifacts["report"].file if entry and "report" in entry.artifacts else None
+    return store.artifact("report") if "report" in store.artifacts() else None
 
 
 def behaviour(store: RunStore) -> str:
@@ -189,7 +159,7 @@ def behaviour(store: RunStore) -> str:
     scores = [score for score in _rows(store, "scores", Score) if score.n]
     by_measure: dict[str, dict[str, Score]] = {}
     for score in scores:
-        if _is_shown(score.measure):
+        if score.measure.partition("/")[0] in SHOWN:
             by_measure.setdefault(score.measure, {})[score.model] = score
     if not by_measure:
         return ""
@@ -224,11 +194,6 @@ def _failures(store: RunStore, scores: Sequence[Score]) -> Iterator[str]:
         yield f"got worse: well formed. {MODELS[last]} says what is well formed {points} less often than Base."
     for sentence in over_optimised(_rows(store, "gold", GoldPoint)):
         yield f"got worse: {sentence[0].lower()}{sentence[1:]}"
-
-
-def _is_shown(measure: str) -> bool:
-    kinds = {"trait_rate", "over_refusal", "violation_rate", "win_rate", "well_formed", "refusal_phrases", "length"}
-    return measure.partition("/")[0] in kinds
 
 
 def _in_words(measure: str, unit: str) -> str:

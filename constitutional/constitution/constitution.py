@@ -16,16 +16,10 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from constitutional.base.errors import ConfigurationError
+from constitutional.base.frozen import Frozen
 
 Use = Literal["critique", "revision", "comparison"]
 MOST_PRINCIPLES = 100_000
@@ -49,11 +43,7 @@ Text = Annotated[
 Id = Annotated[str, StringConstraints(pattern=ID, max_length=MOST_ID_CHARACTERS)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Example(_Part):
+class Example(Frozen):
     """What a principle means, shown: a prompt and two responses, of which the principle prefers the first."""
 
     prompt: Text
@@ -64,7 +54,7 @@ class Example(_Part):
     """The response that it does not."""
 
 
-class Principle(_Part):
+class Principle(Frozen):
     """One thing that a model is asked to do or to leave."""
 
     id: Id
@@ -77,7 +67,7 @@ class Principle(_Part):
     """The words where a response is revised without a critique; None means the text."""
     comparison: Text | None = None
     """The words where two responses are compared; None means the text."""
-    weight: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(strict=True, gt=0)] = 1.0
     """How often it is drawn, and how much it counts, against the others; above 0."""
     tags: tuple[Text, ...] = ()
     """For people to sort principles by. Training does not look at them; in the sandbox's world a trait and `avoid` or
@@ -91,7 +81,7 @@ class Principle(_Part):
         return self.text if own is None else own
 
 
-class Constitution(_Part):
+class Constitution(Frozen):
     """Principles, in the order of their file."""
 
     name: Text
@@ -103,10 +93,9 @@ class Constitution(_Part):
 
     @model_validator(mode="after")
     def _ids_differ(self) -> Self:
-        if twice := [
-            name for name, count in Counter(principle.id for principle in self.principles).items() if count > 1
-        ]:
-            raise ValueError(f"two principles have the id '{twice[0]}'; rename one")
+        name, count = Counter(principle.id for principle in self.principles).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"two principles have the id '{name}'; rename one")
         return self
 
     @cached_property
@@ -133,17 +122,15 @@ class Constitution(_Part):
         """The constitution with only these principles (None means all), without those, and with these weights."""
         weights = weights or {}
         self._check_known([*(only or []), *without, *weights])
-        only, without = None if only is None else set(only), set(without)
+        chosen = set(self._by_id if only is None else only) - set(without)
         for principle_id, weight in weights.items():
-            if not (math.isfinite(weight) and weight > 0):
-                raise ConfigurationError(
-                    f"constitution.weights.{principle_id} is {weight}; a weight is a positive number, and "
-                    f"constitution.without=[{principle_id}] leaves a principle out"
-                )
+            if not 0 < weight < math.inf:
+                advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
+                raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
         kept = tuple(
             principle.model_copy(update={"weight": float(weights.get(principle.id, principle.weight))})
             for principle in self.principles
-            if (only is None or principle.id in only) and principle.id not in without
+            if principle.id in chosen
         )
         if not kept:
             raise ConfigurationError(f"constitution '{self.name}': constitution.only and without leave no principle")

@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 from constitutional.constitution.constitution import Constitution, Principle
 
 Kind = Literal["added", "removed", "renamed", "reworded", "reweighted", "tags", "examples", "moved"]
-_SIGNS: Mapping[Kind, str] = {"added": "+", "removed": "-"}
 
 
 class PrincipleChange(NamedTuple):
@@ -25,8 +24,8 @@ class PrincipleChange(NamedTuple):
 
     def __str__(self) -> str:
         """One line, or three where words changed."""
-        if self.kind in _SIGNS:
-            return f"{_SIGNS[self.kind]} {self.id}: {self.before or self.after}"
+        if self.kind in ("added", "removed"):
+            return f"{'+' if self.kind == 'added' else '-'} {self.id}: {self.before or self.after}"
         if self.kind == "reworded":
             return f"~ {self.id}: {self.field} reworded\n    - {self.before}\n    + {self.after}"
         return f"~ {self.id}: {self.kind}, {self.before} → {self.after}"
@@ -36,21 +35,19 @@ def difference(a: Constitution, b: Constitution) -> list[PrincipleChange]:
     """What became of the principles of `a` in `b`, in the order of `a`; then what `b` adds."""
     new = {principle.id: principle for principle in b.principles}
     known = {principle.id for principle in a.principles}
-    added = {principle.text: principle for principle in b.principles if principle.id not in known}
+    added = {principle.text: principle.id for principle in b.principles if principle.id not in known}
     became: dict[str, str] = {}
     for before in a.principles:
-        if before.id in new:
-            became[before.id] = before.id
-        elif same := added.pop(before.text, None):
-            became[before.id] = same.id
+        if same := before.id if before.id in new else added.pop(before.text, None):
+            became[before.id] = same
     places = {principle.id: number for number, principle in enumerate(b.principles)}
     moved = _moved({old: places[name] for old, name in became.items()})
     changes: list[PrincipleChange] = []
     for number, before in enumerate(a.principles):
-        if before.id not in became:
+        after = new.pop(became.get(before.id, ""), None)
+        if after is None:
             changes.append(PrincipleChange("removed", before.id, before.text, ""))
             continue
-        after = new.pop(became[before.id])
         if after.id != before.id:
             changes.append(PrincipleChange("renamed", before.id, before.id, after.id))
         changes += _changes(before, after)

@@ -1,7 +1,7 @@
 """Reads a constitution from a YAML or a Markdown file, with the line of every principle and of all that is wrong."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from constitutional.constitution.constitution import (
     nearest,
 )
 from constitutional.constitution.markdown import ProseBlock, read_markdown
-from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, IdSource, ids_of, read_text, slug
+from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, ids_of, read_text, slug
 from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
 
 
@@ -70,11 +70,9 @@ def read_constitution(path: Path) -> ReadConstitution:
     """The constitution in a file with its lines, or all that is wrong with it; only an unreadable file is raised."""
     content = read_text(path)
     ending = path.suffix.lower()
-    if ending in YAML_ENDINGS:
-        return _from_yaml(content, path)
-    if ending in MARKDOWN_ENDINGS:
-        return _from_markdown(content, path)
-    raise InputError(path, "a constitution is YAML or Markdown; name the file .yaml or .md", 1)
+    if ending not in YAML_ENDINGS | MARKDOWN_ENDINGS:
+        raise InputError(path, "a constitution is YAML or Markdown; name the file .yaml or .md", 1)
+    return _from_yaml(content, path) if ending in YAML_ENDINGS else _from_markdown(content, path)
 
 
 def _from_markdown(content: str, path: Path) -> ReadConstitution:
@@ -84,39 +82,47 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
         return ReadConstitution(None, [Problem(1, problem)], {}, prose.asides)
     own_ids = [None if passage.own_id is None else _as_id(passage.own_id) for passage in passages]
-    ids = ids_of([IdSource(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
+    ids = ids_of([(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
     problems = _repeated((own, passage.line) for own, passage in zip(own_ids, passages, strict=True) if own is not None)
-    entries = [_passage_entry(name, passage) for name, passage in zip(ids, passages, strict=True)]
-    made = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
+    entries = [
+        {
+            "id": name,
+            "text": passage.text,
+            "critique": f"{passage.text}\n{passage.context}" if passage.context else None,
+            "tags": [passage.section] if passage.section else [],
+        }
+        for name, passage in zip(ids, passages, strict=True)
+    ]
+    values = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
+    lines = dict(zip(ids, (passage.line for passage in passages), strict=True))
+    return _checked(values, problems, lambda details: _passage_problem(details, ids, passages), lines, prose.asides)
+
+
+def _checked(
+    values: Mapping[str, Any],
+    problems: list[Problem],
+    problem_of: Callable[[ErrorDetails], Problem],
+    lines: dict[str, int],
+    asides: list[ProseBlock],
+) -> ReadConstitution:
+    """The constitution of these values; or the problems that are known and those that pydantic finds, by line."""
     constitution = None
     try:
-        constitution = Constitution.model_validate(made)
+        constitution = Constitution.model_validate(values)
     except ValidationError as error:
         # What concerns no place is the repeated ids again; principles that are all bad count as too few as well.
+        known = {"too_short"} if values.get("principles") else frozenset[str]()
         problems += [
-            _passage_problem(details, ids, passages)
-            for details in error.errors()
-            if details["loc"] and details["type"] != "too_short"
+            problem_of(details) for details in error.errors() if details["loc"] and details["type"] not in known
         ]
     if problems:
-        problems.sort(key=lambda problem: problem.line or 0)
-        return ReadConstitution(None, problems, {}, prose.asides)
-    lines = dict(zip(ids, (passage.line for passage in passages), strict=True))
-    return ReadConstitution(constitution, [], lines, prose.asides)
+        return ReadConstitution(None, sorted(problems, key=lambda problem: problem.line or 0), {}, asides)
+    return ReadConstitution(constitution, [], lines, asides)
 
 
 def _as_id(written: str) -> str:
     """An id that prose holds: as it is written where it is an id, else in the letters of an id (`2.1` is `p_2_1`)."""
     return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
-
-
-def _passage_entry(name: str, passage: ProseBlock) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": name, "text": passage.text}
-    if passage.context:
-        entry["critique"] = f"{passage.text}\n{passage.context}"
-    if passage.section:
-        entry["tags"] = [passage.section]
-    return entry
 
 
 def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[ProseBlock]) -> Problem:
@@ -145,20 +151,8 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
         made["version"] = root.value["version"].written
     if nodes:
         made["principles"] = [_entry(node, name) for node, name in zip(nodes, ids, strict=True)]
-    constitution = None
-    try:
-        constitution = Constitution.model_validate(made)
-    except ValidationError as error:
-        # What concerns no place is the duplicates again; a list whose items are all bad counts as too short as well.
-        problems += [
-            _problem(details, root)
-            for details in error.errors()
-            if details["loc"] and not (nodes and details["type"] == "too_short")
-        ]
-    if problems:
-        problems.sort(key=lambda problem: problem.line or 0)
-        return ReadConstitution(None, problems, {}, [])
-    return ReadConstitution(constitution, [], dict(zip(ids, (node.line for node in nodes), strict=True)), [])
+    lines = dict(zip(ids, (node.line for node in nodes), strict=True))
+    return _checked(made, problems, lambda details: _problem(details, root), lines, [])
 
 
 def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
@@ -169,7 +163,7 @@ def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
         parts = node.value if isinstance(node.value, dict) else {}
         own = parts.get("id")
         text = str(parts.get("text", node).value)
-        sources.append(IdSource(None if own is None or own.value is None else str(own.value), text, text))
+        sources.append((None if own is None or own.value is None else str(own.value), text, text))
         if own is not None and isinstance(own.value, str):
             written.append((own.value, own.line))
     return ids_of(sources), _repeated(written)
@@ -235,10 +229,8 @@ def _problem(details: ErrorDetails, root: Node) -> Problem:
         label, expected = f"{owner.removesuffix('s')} {last + 1}", _EXPECTED_ITEM.get(owner, "a text")
     else:
         label, expected = f"'{last}'", _EXPECTED.get(last, "a text")
-    if details["type"] == "value_error":
-        return Problem(node.line, f"{where}{label} {details['ctx']['error']}")
-    if too_large := _too_large(details):
-        return Problem(node.line, f"{where}{label} {too_large}")
+    if problem := details["ctx"]["error"] if details["type"] == "value_error" else _too_large(details):
+        return Problem(node.line, f"{where}{label} {problem}")
     unquoted = isinstance(node.value, float | bool) and expected == "a text"
     advice = f'; write "{shown(node.written)}", in quotes' if unquoted else ""
     return Problem(node.line, f"{where}{label} must be {expected}, not {_described(node)}{advice}")

@@ -95,6 +95,10 @@ def _telling(text: str) -> set[str]:
 # The rules
 
 
+def _of(principle: Principle, problem: str) -> tuple[Principle, str]:
+    return principle, f"principle '{principle.id}' {problem}"
+
+
 def _near(sets: Sequence[AbstractSet[str]], least: float) -> Iterator[list[int]]:
     """For every set the earlier sets with which its Jaccard index may be `least` or more.
 
@@ -119,8 +123,8 @@ def _duplicates(constitution: Constitution) -> Warnings:
         for other in near:
             shared, either = stems[number] & stems[other], stems[number] | stems[other]
             if len(shared) >= SIMILAR * len(either) and turned[number] == turned[other]:
-                twice = f"principle '{principles[number].id}' says nearly the same as '{principles[other].id}'"
-                yield principles[number], f"{twice}; keep one, and weight it"
+                twin = principles[other].id
+                yield _of(principles[number], f"says nearly the same as '{twin}'; keep one, and weight it")
                 break
 
 
@@ -128,10 +132,7 @@ def _unmeasurable(constitution: Constitution) -> Warnings:
     """Principles of which nobody can say whether an answer follows them."""
     for principle in constitution.principles:
         if all(word in _VAGUE or _stem(word) in _EMPTY_STEMS or word in _EMPTY for word in _words(principle.text)):
-            yield (
-                principle,
-                f"principle '{principle.id}' cannot be measured: say what an answer does, not that it is good",
-            )
+            yield _of(principle, "cannot be measured: say what an answer does, not that it is good")
 
 
 def _too_much(constitution: Constitution) -> Warnings:
@@ -141,10 +142,7 @@ def _too_much(constitution: Constitution) -> Warnings:
         sentences = len(re.findall(r"[.!?;](?=\s|$)|[\u3002\uff01\uff1f\uff1b]", principle.text))
         if count > MOST_WORDS or sentences > MOST_SENTENCES:
             size = f"{count} words" if count > MOST_WORDS else f"{sentences} sentences"
-            yield (
-                principle,
-                f"principle '{principle.id}' has {size}: a labeler weighs them as one; split it into several",
-            )
+            yield _of(principle, f"has {size}: a labeler weighs them as one; split it into several")
 
 
 def _several_wishes(constitution: Constitution) -> Warnings:
@@ -159,8 +157,8 @@ def _several_wishes(constitution: Constitution) -> Warnings:
         others = (number for number in range(1, len(commands)) if about[number] and not about[0] & about[number])
         if about and about[0] and (other := next(others, None)):
             first, second = (textwrap.shorten(commands[at].rstrip(" .!?;"), 60, placeholder="…") for at in (0, other))
-            two = f"principle '{principle.id}' seems to ask for several things ('{first}', '{second}'), weighed as one"
-            yield principle, f"{two}; to split it, make each a principle or a list item of its own"
+            two = f"seems to ask for several things ('{first}', '{second}'), weighed as one"
+            yield _of(principle, f"{two}; to split it, make each a principle or a list item of its own")
 
 
 def _template_syntax(constitution: Constitution) -> Warnings:
@@ -168,10 +166,7 @@ def _template_syntax(constitution: Constitution) -> Warnings:
     for principle in constitution.principles:
         if match := _TEMPLATE.search(principle.text):
             syntax = textwrap.shorten(match[0], 60, placeholder="…")
-            yield (
-                principle,
-                f"principle '{principle.id}' holds '{syntax}', which models see as it is: nothing fills it in",
-            )
+            yield _of(principle, f"holds '{syntax}', which models see as it is: nothing fills it in")
 
 
 def _missing_examples(constitution: Constitution) -> Warnings:
@@ -181,7 +176,7 @@ def _missing_examples(constitution: Constitution) -> Warnings:
         yield None, "no principle has examples (prompt, better, worse), so the labeler cannot be measured on them"
         return
     for principle in without:
-        yield principle, f"principle '{principle.id}' has no examples, so the labeler cannot be measured on it"
+        yield _of(principle, "has no examples, so the labeler cannot be measured on it")
 
 
 def _equal_examples(constitution: Constitution) -> Warnings:

@@ -8,9 +8,8 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import BadTextError, check_characters, strict_decoder
@@ -23,15 +22,10 @@ YAML_ENDINGS = frozenset({".yaml", ".yml"})
 MARKDOWN_ENDINGS = frozenset({".md", ".markdown"})
 
 _BETWEEN_ITEMS = " \t\r\n,"
-_ITEM = "a principle must be a non-empty text, or have a 'text' that is one"
 _ID_WORDS = 6
 _ID_LENGTH = 48
-
-
-class _Entry(NamedTuple):
-    number: int
-    value: object
-    """What should be a principle's text."""
+_Entry = tuple[int, object]
+"""The line of a principle, and what should be its text."""
 
 
 def read_principles(path: Path) -> list[str]:
@@ -43,16 +37,18 @@ def read_principles(path: Path) -> list[str]:
     """
     content = read_text(path)
     ending = path.suffix.lower()
+    entries: Iterable[_Entry]
     if ending == ".json":
-        lines = _from_json(content, path)
+        entries = _from_json(content, path)
     elif ending in YAML_ENDINGS:
-        lines = _from_yaml(content, path)
+        entries = _from_yaml(content, path)
     elif ending in MARKDOWN_ENDINGS:
-        lines = (_Entry(block.line, block.text) for block in read_markdown(content).principles)
+        entries = ((block.line, block.text) for block in read_markdown(content).principles)
     else:
-        lines = _from_lines(content)
+        lines = enumerate(content.split("\n"), start=1)
+        entries = ((number, line) for number, line in lines if line.strip() and not line.lstrip().startswith("#"))
     try:
-        principles = [_checked(line, path) for line in lines]
+        principles = [_checked(value, path, number) for number, value in entries]
     except RecursionError as error:
         raise InputError(path, "is nested too deeply to be a list of principles", 1) from error
     if not principles:
@@ -94,31 +90,21 @@ def slug(text: str) -> str:
     return made if made[0].isalpha() else f"p_{made}"
 
 
-class IdSource(NamedTuple):
-    """What a principle's id is made of."""
-
-    own_id: str | None
-    """The id in the file, which stays as it is; None if the file has none."""
-    name: str
-    """The words that an id is made of."""
-    text: str
-    """The principle's text, which tells apart several with the same words."""
-
-
-def ids_of(sources: Sequence[IdSource]) -> list[str]:
+def ids_of(sources: Sequence[tuple[str | None, str, str]]) -> list[str]:
     """An id for every principle: the file's, or the principle's words as a slug.
 
     A slug that several principles have is followed by six digits of the text's digest, so that an id does not depend on
     the principles before it. Only equal texts are numbered.
+
+    Args:
+        sources: for every principle the id in the file, if there is one, the words that an id is made of, and the text.
     """
-    wanted = [slug(source.name) if source.own_id is None else source.own_id for source in sources]
+    wanted = [slug(name) if own_id is None else own_id for own_id, name, _ in sources]
     uses = Counter(wanted)
     taken = dict.fromkeys(uses, 1)
     return [
-        name
-        if source.own_id is not None or uses[name] == 1
-        else _unused(f"{name}_{_text_digest(source.text)[:6]}", taken)
-        for source, name in zip(sources, wanted, strict=True)
+        name if own_id is not None or uses[name] == 1 else _unused(f"{name}_{_text_digest(text)[:6]}", taken)
+        for (own_id, _, text), name in zip(sources, wanted, strict=True)
     ]
 
 
@@ -141,20 +127,14 @@ def _text_digest(text: str) -> str:
     return hashlib.sha256(" ".join(text.split()).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _checked(line: _Entry, path: Path) -> str:
-    if not isinstance(line.value, str) or not line.value.strip():
-        raise InputError(path, _ITEM, line.number)
+def _checked(value: object, path: Path, line: int) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(path, "a principle must be a non-empty text, or have a 'text' that is one", line)
     try:
-        check_characters(line.value)
+        check_characters(value)
     except BadTextError as error:
-        raise InputError(path, str(error), line.number) from error
-    return line.value.strip()
-
-
-def _from_lines(content: str) -> Iterator[_Entry]:
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip() and not line.lstrip().startswith("#"):
-            yield _Entry(number, line)
+        raise InputError(path, str(error), line) from error
+    return value.strip()
 
 
 def _from_json(content: str, path: Path) -> Iterator[_Entry]:
@@ -175,7 +155,7 @@ def _from_json(content: str, path: Path) -> Iterator[_Entry]:
             item, at = decoder.raw_decode(content, at)
         except BadTextError as error:
             raise InputError(path, str(error), number) from error
-        yield _Entry(number, item.get("text") if isinstance(item, dict) else item)
+        yield number, item.get("text") if isinstance(item, dict) else item
 
 
 def _from_yaml(content: str, path: Path) -> Iterator[_Entry]:
@@ -187,4 +167,4 @@ def _from_yaml(content: str, path: Path) -> Iterator[_Entry]:
         raise InputError(path, "must have a list 'principles:'", (principles or root).line)
     for item in principles.value:
         node = item.value.get("text", item) if isinstance(item.value, dict) else item
-        yield _Entry(node.line, node.value)
+        yield node.line, node.value

@@ -8,12 +8,11 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import yaml
 
 from constitutional.base.errors import InputError
-
-if TYPE_CHECKING:
-    import yaml
 
 MOST_LEVELS = 20
 """Of lists and mappings within each other that are read."""
@@ -52,8 +51,6 @@ def read_yaml(content: str, path: Path) -> tuple[Node, list[Problem]]:
         InputError: a syntax error, more than `MOST_LEVELS` levels, an alias, a second document, or a key that is a list
             or a mapping.
     """
-    import yaml
-
     if bad := yaml.reader.Reader.NON_PRINTABLE.search(content):
         line = content.count("\n", 0, bad.start()) + 1
         raise InputError(path, f"is not YAML: character U+{ord(bad.group()):04X} must not stand in it", line)
@@ -67,10 +64,8 @@ def read_yaml(content: str, path: Path) -> tuple[Node, list[Problem]]:
     return (_node(composed, path, problems) if composed else Node(1, None)), problems
 
 
-def _refused(events: "Iterable[yaml.Event]", path: Path) -> list[Problem]:
+def _refused(events: Iterable[yaml.Event], path: Path) -> list[Problem]:
     """Anchors and tags. What composing must not meet is raised: aliases, deep nesting and a second document."""
-    import yaml
-
     problems: list[Problem] = []
     levels = documents = 0
     aliases = False
@@ -94,10 +89,8 @@ def _refused(events: "Iterable[yaml.Event]", path: Path) -> list[Problem]:
     return problems
 
 
-def _node(composed: "yaml.Node", path: Path, problems: list[Problem]) -> Node:
+def _node(composed: yaml.Node, path: Path, problems: list[Problem]) -> Node:
     """The node with its line; keys that stand twice join the problems."""
-    import yaml
-
     line = composed.start_mark.line + 1
     if isinstance(composed, yaml.SequenceNode):
         return Node(line, [_node(child, path, problems) for child in composed.value])

@@ -37,11 +37,6 @@ class Answered(NamedTuple):
     """a is the option (A)."""
     answer: Side
 
-    @property
-    def context(self) -> str:
-        """What comparisons about the same conversation have in common."""
-        return self.comparison.prompt.id
-
 
 class AnsweredComparisons(NamedTuple):
     """The comparisons of a file, each once."""
@@ -151,17 +146,13 @@ def always_longer(rows: Sequence[Answered]) -> Accuracy:
 
     Where both are equally long it chooses neither, and is not right.
     """
-    return _accuracy(rows, [_longer(row.comparison) for row in rows])
-
-
-def _longer(comparison: Comparison) -> Side | None:
-    a, b = len(comparison.a), len(comparison.b)
-    return None if a == b else "a" if a > b else "b"
+    longer = [len(row.comparison.a) - len(row.comparison.b) for row in rows]
+    return _accuracy(rows, ["a" if more > 0 else "b" if more < 0 else None for more in longer])
 
 
 def _accuracy(rows: Sequence[Answered], choices: Sequence[Side | None]) -> Accuracy:
     if not rows:
         raise ValueError("There is no comparison to be right about")
     right = [choice == row.answer for row, choice in zip(rows, choices, strict=True)]
-    interval = clustered_share(list(map(float, right)), [row.context for row in rows])
+    interval = clustered_share(list(map(float, right)), [row.comparison.prompt.id for row in rows])
     return Accuracy(sum(right), len(rows), sum(right) / len(rows), interval)

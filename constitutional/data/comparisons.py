@@ -12,7 +12,7 @@ A file of comparisons holds one JSON object a line, plain or compressed with gzi
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from constitutional.base.errors import InputError, ModelError
 from constitutional.base.jsonl import read_jsonl
@@ -21,7 +21,7 @@ from constitutional.base.text import canonical, same_text
 from constitutional.data.prompts import conversation
 
 MARKER: Final = re.compile(r"\n\n(Human|Assistant):")
-ROLES: Final[Mapping[str, str]] = {"Human": "user", "Assistant": "assistant"}
+ROLES: Final[Mapping[str, Literal["user", "assistant"]]] = {"Human": "user", "Assistant": "assistant"}
 REPLIES: Final = frozenset({"chosen", "rejected"})
 KNOWN: Final = REPLIES | {"prompt", "messages", "probability", "rater"}
 
@@ -107,7 +107,7 @@ def _replies(path: Path, line: int, row: object) -> tuple[tuple[Message, ...] | 
     if not isinstance(row, dict):
         raise _BadRowError(f"is {type(row).__name__}; expected an object with 'chosen' and 'rejected'")
     if unknown := sorted(row.keys() - KNOWN):
-        raise _BadRowError(f"unknown key '{unknown[0]}'; expected {_listed(sorted(KNOWN))}")
+        raise _BadRowError(f"unknown key '{unknown[0]}'; expected {', '.join(map(repr, sorted(KNOWN)))}")
     for name in sorted(REPLIES):
         if not isinstance(row.get(name), str):
             kind = type(row[name]).__name__ if name in row else "missing"
@@ -128,10 +128,9 @@ def _transcript(text: str, name: str) -> list[Message]:
     turns: list[Message] = []
     for speaker, passage in zip(rest[::2], rest[1::2], strict=True):
         content = passage.removeprefix(" ")  # the one space that belongs to the marker
-        role = ROLES[speaker]
-        if turns and turns[-1].role == role:
+        if turns and turns[-1].role == ROLES[speaker]:
             content = f"{turns.pop().content}\n\n{content}"
-        turns.append(Message("user" if role == "user" else "assistant", content))
+        turns.append(Message(ROLES[speaker], content))
     if first or not turns or turns[0].role != "user":
         raise _BadRowError(f"'{name}' begins {text[:20]!r}; expected '\\n\\nHuman: ', or a 'prompt' beside it")
     if turns[-1].role != "assistant":
@@ -170,7 +169,3 @@ def _preference(row: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: s
         rests_on=(f"{place} ({rater})" if rater else place,),
         comparison=Comparison(prompt=Prompt(messages=turns, source=prompt.source), a=a, b=b).id,
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

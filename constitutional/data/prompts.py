@@ -63,7 +63,12 @@ def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     if ending not in (".jsonl", ".txt"):
         raise InputError(path, "is no prompt set by its name; expected a file that ends in .jsonl or .txt")
-    lines, repeated = _distinct(path, _json_lines(path) if ending == ".jsonl" else _text_lines(path))
+    if ending == ".jsonl":
+        read = (_json_line(path, number, value) for number, value in read_jsonl(path, _EXPECTED))
+    else:
+        texts = read_lines(path, "a file of prompts, one a line")
+        read = (_line(path, number, text, None) for number, text in texts)
+    lines, repeated = _distinct(path, read)
     if not lines:
         raise InputError(path, f"holds no prompt; expected {_EXPECTED if ending == '.jsonl' else 'one a line'}")
     prompts = [
@@ -71,16 +76,6 @@ def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
         for line, split in zip(lines, _splits(path, lines, held_out, seed), strict=True)
     ]
     return PromptSet(prompts, repeated, [line.number for line in lines])
-
-
-def _text_lines(path: Path) -> Iterator[_Line]:
-    for number, text in read_lines(path, "a file of prompts, one a line"):
-        yield _line(path, number, text, None)
-
-
-def _json_lines(path: Path) -> Iterator[_Line]:
-    for number, value in read_jsonl(path, _EXPECTED):
-        yield _json_line(path, number, value)
 
 
 def _json_line(path: Path, number: int, value: object) -> _Line:
@@ -162,10 +157,8 @@ def _distinct(path: Path, lines: Iterable[_Line]) -> tuple[list[_Line], list[int
             continue
         repeated.append(line.number)
         if None not in (kept.split, line.split) and kept.split != line.split:
-            problem = (
-                f"is the same prompt as in line {kept.number}, but its split is {line.split} here and {kept.split} "
-                "there; a prompt cannot be trained on and held out: remove one"
-            )
+            splits = f"its split is {line.split} here and {kept.split} there"
+            problem = f"is the same prompt as in line {kept.number}, but {splits}; remove one of the two"
             raise InputError(path, problem, line.number)
         first[line.conversation] = kept._replace(split=kept.split or line.split)
     return list(first.values()), repeated
@@ -214,9 +207,8 @@ def _splits(path: Path, lines: Sequence[_Line], held_out: int, seed: int) -> lis
     if "train" not in splits.values():
         raise InputError(path, f"{problem}; with prompts.held_out={held_out} none is left to train on: {advice}")
     if missing > 0:
-        raise InputError(
-            path, f"{problem}; prompts.held_out={held_out} asks for {missing} more than there are: {advice}"
-        )
+        more = f"prompts.held_out={held_out} asks for {missing} more than there are"
+        raise InputError(path, f"{problem}; {more}: {advice}")
     return [splits[line.conversation] for line in lines]
 
 

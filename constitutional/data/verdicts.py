@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from constitutional.base.errors import InputError
+from constitutional.base.frozen import first_problem
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Verdict
 
@@ -35,7 +36,7 @@ def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdi
         try:
             verdict = Verdict.model_validate(row)
         except ValidationError as error:
-            raise InputError(path, f"no verdict: {_first(error)}", line) from error
+            raise InputError(path, f"no verdict: {first_problem(error)}", line) from error
         if comparisons is not None and verdict.comparison not in comparisons:
             known = f"the id of one of this run's {len(comparisons)} comparisons"
             raise InputError(path, f"there is no comparison '{verdict.comparison}'; expected {known}", line)
@@ -49,9 +50,3 @@ def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdi
     if not verdicts:
         raise InputError(path, f"holds no verdict; expected {VERDICTS}")
     return verdicts
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(map(str, problem["loc"]))
-    return f"{place}: {problem['msg']}" if place else problem["msg"]

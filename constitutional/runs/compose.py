@@ -22,39 +22,12 @@ from constitutional.base.shipped import shipped
 from constitutional.engines.models import SANDBOX
 from constitutional.runs.config_errors import problems, truth_values
 from constitutional.runs.folder import versions
-from constitutional.runs.settings import (
-    GROUPS,
-    TOP,
-    ConstitutionSettings,
-    DpoSettings,
-    PpoSettings,
-    RunConfig,
-)
-from constitutional.stages.prompts import FilePrompts, SandboxPrompts
+from constitutional.runs.pipeline import stages_of, up_to
+from constitutional.runs.settings import GROUPS, ROLES, RunConfig
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-__all__ = [
-    "ConstitutionSettings",
-    "DpoSettings",
-    "FilePrompts",
-    "Job",
-    "PpoSettings",
-    "RunConfig",
-    "SandboxPrompts",
-    "compose",
-    "dump",
-    "freeze",
-    "load",
-    "sweep",
-    "unchecked",
-    "validated",
-]
-"""The settings are part of it, so that whoever composes a configuration finds their names here."""
-
-_ROLES: Final = ("critic", "labeler")
-"""Both choose among the presets of the group `engine`."""
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
 _QUOTED: Final = "\"KEY='a {b'\""
@@ -86,8 +59,19 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
         UsageError: an override cannot be read, or names no preset.
         ConfigurationError: a `${…}` refers to nothing.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     with _hydra():
-        return _plain(_composed(overrides))
+        composed = _composed(overrides)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        reason = " ".join(str(error.msg).partition("\n    full_key")[0].split())
+        reference = f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason})'
+        raise ConfigurationError(f"{reference}; type a value in its place") from error
+    assert isinstance(values, dict)
+    return {str(name): values[name] for name in (*RunConfig.model_fields, *values) if name in values}
 
 
 def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
@@ -107,16 +91,14 @@ def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
             parsed += _read([f"{key}={values}" for key, values in (params or {}).items() if key not in typed])
         if not (multirun or preset):
             return [Job(tuple(overrides), ())]
-        choices = [_values(word) for word in parsed]
+        choices = [
+            [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
+            if word.is_sweep_override()
+            else [str(word.input_line)]
+            for word in parsed
+        ]
         differ = [index for index, values in enumerate(choices) if len(values) > 1]
         return [Job(job, tuple(job[index] for index in differ)) for job in itertools.product(*choices)]
-
-
-def _values(word: "Override") -> list[str]:
-    """An override for each value that it is swept over."""
-    if not word.is_sweep_override():
-        return [str(word.input_line)]
-    return [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
 
 
 @contextmanager
@@ -127,23 +109,23 @@ def _hydra() -> Iterator[None]:
     from hydra.core.plugins import Plugins
 
     store = ConfigStore.instance()
-    whole: dict[str, object] = {name: _default(RunConfig, name) for name in TOP}
+    whole = {name: value for name, value in _defaults(RunConfig).items() if name not in {*GROUPS, *ROLES}}
     for group, presets in GROUPS.items():
         for preset, model in presets.items():
-            defaults = {name: _default(model, name) for name in model.model_fields}
+            defaults = _defaults(model)
             store.store(group=group, name=preset, node=defaults)
             if preset == "schema":
-                whole |= dict.fromkeys(_ROLES, defaults) if group == "engine" else {group: defaults}
+                whole |= dict.fromkeys(ROLES, defaults) if group == "engine" else {group: defaults}
     store.store(name="schema", node=whole)
     Plugins.instance().register(_own_conf_plugin())
     with hydra.initialize_config_dir(str(shipped("conf")), version_base="1.3"):
         yield
 
 
-def _default(model: type[BaseModel], name: str) -> object:
-    field = model.model_fields[name]
-    default = field.get_default(call_default_factory=True, validated_data={})
-    return "???" if default is PydanticUndefined else to_jsonable_python(default)
+def _defaults(model: type[BaseModel]) -> dict[str, object]:
+    fields = model.model_fields.items()
+    values = {name: field.get_default(call_default_factory=True, validated_data={}) for name, field in fields}
+    return {name: "???" if value is PydanticUndefined else to_jsonable_python(value) for name, value in values.items()}
 
 
 def _own_conf_plugin() -> type:
@@ -217,7 +199,7 @@ def _completed(overrides: "Sequence[Override]") -> list[str]:
         group, _, name = key.partition(".")
         if problem := _refused(override):
             refused.append(problem)
-        elif key in _ROLES and isinstance(override.value(), str):
+        elif key in ROLES and isinstance(override.value(), str):
             words.append(f"engine@{key}={override.value()}")
         elif name == "kind" and group in GROUPS and len(GROUPS[group]) > 1:
             preset = chosen.setdefault(group, str(override.value()))
@@ -273,21 +255,6 @@ def _no_preset_line(missing: str, known: Sequence[str]) -> str:
     return f"there is no preset '{name}' of '{group}'; the presets are {', '.join(presets)}{advice}"
 
 
-def _plain(composed: Any) -> dict[str, Any]:  # noqa: ANN401 - OmegaConf's DictConfig
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        values = OmegaConf.to_container(composed, resolve=True)
-    except OmegaConfBaseException as error:
-        reason = " ".join(str(error.msg).partition("\n    full_key")[0].split())
-        reference = f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason})'
-        raise ConfigurationError(f"{reference}; type a value in its place") from error
-    assert isinstance(values, dict)
-    known = {name: values[name] for name in RunConfig.model_fields if name in values}
-    return known | {str(name): value for name, value in values.items()}
-
-
 def validated(values: dict[str, Any]) -> RunConfig:
     """The composed values, checked.
 
@@ -301,13 +268,7 @@ def validated(values: dict[str, Any]) -> RunConfig:
     except ValidationError as error:
         _refuse(ConfigurationError, problems(error.errors(include_url=False), values))
         raise
-    from constitutional.runs.pipeline import stages_of  # the stage table reads these settings, so it comes after them
-
-    names = [stage.name for stage in stages_of(config)]
-    if config.until is not None and config.until not in names:
-        near = next(iter(difflib.get_close_matches(config.until, names, n=1)), "null")
-        expected = f"but should be one of {', '.join(names)}"
-        raise ConfigurationError(f'until is "{config.until}", {expected}; type until={near}')
+    up_to(config.until, stages_of(config))
     return config
 
 
@@ -333,7 +294,7 @@ def freeze(config: RunConfig) -> RunConfig:
     """
     expect(config, RunConfig, "run", 'a configuration, such as compose(["name=first"])')
     values = _absolute(config.model_dump())
-    for group, key in (("constitution", "file"), *((role, "path") for role in ("model", *_ROLES))):
+    for group, key in (("constitution", "file"), *((role, "path") for role in ("model", *ROLES))):
         name = values[group][key]
         if name and name != SANDBOX and Path(name).expanduser().exists():  # an empty one is not the working folder
             values[group][key] = str(Path(name).expanduser().resolve())

@@ -4,8 +4,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from constitutional.base.files import write_rows
@@ -37,7 +37,6 @@ TAGS: Final = "constitution tags"
 WHOLE: Final = "constitution as written"
 """All of a constitution, names and authors too: what the report shows."""
 
-
 CONSTITUTION: Final = ("constitution", TAGS, WHOLE)
 
 
@@ -63,7 +62,7 @@ def is_given(need: str) -> bool:
 class RunContext:
     """What all stages of a run share: the constitution, the templates, the engines and the journal."""
 
-    def __init__(  # the parts of a run, each made once
+    def __init__(
         self,
         config: RunConfig,
         constitution: Constitution,
@@ -84,9 +83,8 @@ class RunContext:
     def given(self, role: str) -> ModelSettings:
         """The settings of a model that the run is given."""
         model = self.config.model
-        return {"base": model, "critic": self.config.critic.over(model), "labeler": self.config.labeler.over(model)}[
-            role
-        ]
+        overrides = {"critic": self.config.critic, "labeler": self.config.labeler}
+        return model if role == "base" else overrides[role].over(model)
 
     def opened(self, settings: ModelSettings) -> Engine:
         """The model itself, without the journal; opened once."""
@@ -97,8 +95,8 @@ class RunContext:
     def journal(self, settings: ModelSettings) -> JournalEngine:
         """The model through the journal."""
         if settings not in self._journals:
-            chosen = self.config.journal
-            engine = JournalEngine(self.opened(settings), self.config.journal_file, batch_size=chosen.batch_size)
+            batch_size = self.config.journal.batch_size
+            engine = JournalEngine(self.opened(settings), self.config.journal_file, batch_size=batch_size)
             self._journals[settings] = self._closing.enter_context(engine)
         return self._journals[settings]
 
@@ -117,9 +115,7 @@ class RunContext:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closing.close()
         self.release()
 
@@ -130,26 +126,14 @@ class FinishedRun:
     def __init__(
         self, store: RunStore, constitution: Constitution, config: RunConfig, stage: str, needs: Iterable[str]
     ) -> None:
+        self.name = config.name
+        self.seed = config.seed
+        self.constitution = constitution
+        """As selected and weighted for this run."""
         self._store = store
-        self._constitution = constitution
         self._config = config
         self._stage = stage
         self._needs = frozenset(needs)
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return self._config.name
-
-    @property
-    def constitution(self) -> Constitution:
-        """As selected and weighted for this run."""
-        return self._constitution
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return self._config.seed
 
     def has(self, artifact: str) -> bool:
         """Whether the stage needs the artifact in this run."""
@@ -197,11 +181,7 @@ class RunStageContext(FinishedRun):
         self.written: dict[str, Path] = {}
         """The rows that the stage wrote, by artifact."""
         self.own_summary: Summary | None = None
-
-    @property
-    def prompts(self) -> Prompts:
-        """The prompt templates."""
-        return self._run.templates
+        self.prompts = run_context.templates
 
     @property
     def calls(self) -> Calls:
@@ -265,21 +245,21 @@ class RunStageContext(FinishedRun):
         """Where this stage left one of its artifacts: rows, a folder, or a file of any ending."""
         places = [self._begun.folder / f"{name}.jsonl", self._begun.folder / name]
         places += sorted(self._begun.folder.glob(f"{name}.*"))
-        found = next((place for place in places if place.exists()), None)
-        assert found is not None, f"stage '{self._begun.stage}' ended without making '{name}'"
-        return found
+        made = next((place for place in places if place.exists()), None)
+        assert made is not None, f"stage '{self._begun.stage}' ended without making '{name}'"
+        return made
 
 
+@dataclass
 class _Watched:
     """An engine that says how far it is, and counts what one stage asks of it."""
 
-    def __init__(self, journal: JournalEngine, role: str, stage: str, progress: Progress) -> None:
-        self._journal = journal
-        self._role = role
-        self._stage = stage
-        self._progress = progress
-        self.asked = 0
-        self.reused = 0
+    _journal: JournalEngine
+    _role: str
+    _stage: str
+    _progress: Progress
+    asked: int = 0
+    reused: int = 0
 
     @property
     def identity(self) -> str:

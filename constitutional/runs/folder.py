@@ -28,13 +28,12 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Final, NamedTuple, Self, TypeVar
 
 from pydantic import ValidationError
 
 from constitutional.base.errors import RunError, UsageError
-from constitutional.base.files import atomic_write, digest_of, read_rows, row_count
+from constitutional.base.files import atomic_write, digest_of, read_rows, row_count, writing
 from constitutional.base.records import Record
 from constitutional.runs.manifest import (
     MANIFEST,
@@ -59,9 +58,7 @@ SUMMARY: Final = "summary.json"
 LOCK: Final = ".lock"
 FINGERPRINT: Final = ".fingerprint"
 _STAGE_FOLDER: Final = re.compile(r"\d\d_\w+")
-PACKAGES: Final = (
-    *("constitutional", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "tokenizers", "numpy"),
-)
+PACKAGES: Final = "constitutional torch transformers trl accelerate datasets peft tokenizers numpy".split()
 """Those on whose versions a run's numbers may depend."""
 
 
@@ -83,7 +80,7 @@ class Begun(NamedTuple):
 class RunStore:
     """A run folder, locked while this is open (`open`), or only to be read (`load`)."""
 
-    def __init__(self, folder: Path, manifest: Manifest, lock: IO[str] | None) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, lock: IO[bytes] | None) -> None:
         self.folder = folder
         self.manifest = manifest
         self._lock = lock
@@ -98,7 +95,7 @@ class RunStore:
             folder: the run folder.
             config_json: the resolved configuration, to be read by people and by later commands.
             identity: the parts of it that may not change within one folder; nested mappings are compared key by key.
-            fresh: remove what an earlier run made here (its stages, not a journal of answers) and begin anew.
+            fresh: remove the stages that an earlier run made here and begin anew; a journal of answers stays.
 
         Raises:
             RunError: the folder is in use, holds another configuration, is damaged or cannot be written.
@@ -106,7 +103,8 @@ class RunStore:
         lock = _take_lock(folder)
         try:
             if fresh:
-                _remove_run(folder)
+                with writing(folder):
+                    _remove_run(folder)
             wanted: dict[str, Any] = json.loads(json_text(dict(identity or {})))  # as it comes back from the file
             if (folder / MANIFEST).exists():
                 manifest = read_manifest(folder)
@@ -144,9 +142,7 @@ class RunStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # In the order in which a stage's life goes: is there anything to do, begin, finish or fail.
@@ -165,10 +161,6 @@ class RunStore:
             if digest_of(path) != artifact.sha256:
                 return f"{path} is damaged: it is not what this stage wrote"
         return None
-
-    def is_done(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage need not run."""
-        return self.reason_to_run(stage, fingerprint) is None
 
     def begin(
         self,
@@ -193,19 +185,14 @@ class RunStore:
             mark.unlink(missing_ok=True)  # it was finished and yet must run: nothing that is left here can be trusted
         if stage in self.manifest.stages or stage in self.manifest.failures:
             self._save(self._without(stage))  # now, so that no entry ever speaks of files that are being replaced
-        if folder.exists() and not (mark.is_file() and mark.read_bytes() == fingerprint.encode()):
-            shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            if folder.exists() and not (mark.is_file() and mark.read_bytes() == fingerprint.encode()):
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
         atomic_write(mark, fingerprint.encode())
         return Begun(stage, fingerprint, needs or {}, folder, _now(), time.monotonic(), files or {})
 
-    def finish(
-        self,
-        begun: Begun,
-        artifacts: Mapping[str, Path],
-        calls: Calls,
-        summary: Summary,
-    ) -> StageEntry:
+    def finish(self, begun: Begun, artifacts: Mapping[str, Path], calls: Calls, summary: Summary) -> StageEntry:
         """Write the summary as `summary.json`, then the manifest's entry, last: from here on the stage is done."""
         file = begun.folder / SUMMARY
         content: dict[str, Any] = finite(summary.model_dump(mode="json"))
@@ -239,6 +226,11 @@ class RunStore:
             self._save(self.manifest.model_copy(update={"failures": {**self.manifest.failures, stage: failure}}))
 
     # What later stages and readers want.
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """What the finished stages made, by name; without their summaries."""
+        entries = self.manifest.stages.values()
+        return {name: made for entry in entries for name, made in entry.artifacts.items() if name != "summary"}
 
     def artifact(self, name: str) -> Path:
         """Where a finished stage's artifact is.
@@ -307,9 +299,8 @@ class RunStore:
         return (self.folder / self.manifest.stages[stage].artifacts["summary"].file).parent
 
     def _entry(self, name: str) -> Artifact:
-        for entry in self.manifest.stages.values():
-            if name in entry.artifacts and name != "summary":
-                return entry.artifacts[name]
+        if name in (artifacts := self.artifacts()):
+            return artifacts[name]
         raise RunError(f"{self.folder}: has no '{name}' yet; the stage that makes it is not finished, so run it first")
 
     def _without(self, stage: str) -> Manifest:
@@ -334,38 +325,37 @@ def peak_bytes() -> int:
 @cache
 def versions() -> Mapping[str, str]:
     """What this process runs on, by package."""
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()} | dict.fromkeys(PACKAGES, "not installed")
     for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # an installation without the training extras, say
-            found[package] = "not installed"
-    return found
+        with suppress(metadata.PackageNotFoundError):  # an installation without the training extras, say
+            packages[package] = metadata.version(package)
+    return packages
 
 
-def _take_lock(folder: Path) -> IO[str]:
+def _take_lock(folder: Path) -> IO[bytes]:
     """The open lock file; the system gives the lock back when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
+        file = (folder / LOCK).open("ab+", buffering=0)  # without a buffer, closing it has nothing left to write
     except OSError as error:
         raise RunError(f"{folder}: cannot be made or written: {error.strerror}; choose another name=…") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise RunError(
-            f"{folder}: is in use by {holder}; wait until it has ended, or end it, or choose another name=…"
-        ) from None
+        holder = file.read().decode(errors="replace").strip() or "another process"
+        problem = f"is in use by {holder}; wait until it has ended, or end it, or choose another name=…"
     except OSError as error:
-        file.close()
-        raise RunError(f"{folder}: cannot be locked: {error.strerror}; choose a folder on a local disk") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}")
-    file.flush()
-    return file
+        problem = f"cannot be locked: {error.strerror}; choose a folder on a local disk"
+    else:
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {_now()}".encode())
+            return file
+        except OSError as error:
+            problem = f"{LOCK} cannot be written: {error.strerror}; make room or give access, and start again"
+    file.close()
+    raise RunError(f"{folder}: {problem}")
 
 
 def _remove_run(folder: Path) -> None:

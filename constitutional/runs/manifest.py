@@ -10,19 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
+from constitutional.base.frozen import Frozen
 
 MANIFEST: Final = "manifest.json"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Artifact(_Part):
+class Artifact(Frozen):
     """A file, or a folder with all that is in it."""
 
     file: str
@@ -33,7 +30,7 @@ class Artifact(_Part):
     """Of the bytes; of a folder, over the paths and bytes of its files."""
 
 
-class Calls(_Part):
+class Calls(Frozen):
     """What a stage wanted of models."""
 
     asked: int = 0
@@ -42,7 +39,7 @@ class Calls(_Part):
     """Requests that the journal answered."""
 
 
-class StageEntry(_Part):
+class StageEntry(Frozen):
     """A finished stage."""
 
     fingerprint: str
@@ -66,7 +63,7 @@ class StageEntry(_Part):
     """What the stage says of its work, as `stages.summaries` declares it."""
 
 
-class Failure(_Part):
+class Failure(Frozen):
     """Why a stage ended without being done, the last time that it was tried."""
 
     message: str
@@ -75,7 +72,7 @@ class Failure(_Part):
     host: str
 
 
-class Manifest(_Part):
+class Manifest(Frozen):
     """What is known of a run."""
 
     format: Literal[2] = 2
@@ -89,9 +86,7 @@ class Manifest(_Part):
 def read_manifest(folder: Path) -> Manifest:
     """A run's manifest, checked against its own checksum."""
     path = folder / MANIFEST
-    remedy = (
-        f"delete it (rm {path}) and start the run again: its stages run anew, with the answers that the journal keeps"
-    )
+    remedy = f"delete it (rm {path}) and start the run again: stages run anew, with the answers of the journal"
     try:
         body = json.loads(path.read_bytes())
         checksum = body.pop("checksum")
@@ -101,9 +96,8 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise RunError(
-            f"{path}: is damaged, or from another version: {' '.join(str(error).split())}; {remedy}"
-        ) from error
+        problem = " ".join(str(error).split())
+        raise RunError(f"{path}: is damaged, or from another version: {problem}; {remedy}") from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -118,11 +112,14 @@ def check_identity(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, A
     Raises:
         RunError: they differ; it names every key that does.
     """
-    before, now = _flat(held), _flat(wanted)
+    before, now = (
+        {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in flat(values).items()}
+        for values in (held, wanted)
+    )
     differing = [
-        f"{key} is {_shown(before, key)} there, {_shown(now, key)} here"
+        f"{key} is {before.get(key, 'not set')} there, {now.get(key, 'not set')} here"
         for key in sorted(before.keys() | now.keys())
-        if key not in before or key not in now or before[key] != now[key]
+        if before.get(key) != now.get(key)
     ]
     if differing:
         raise RunError(
@@ -132,16 +129,12 @@ def check_identity(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, A
         )
 
 
-def _flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values by their dotted keys. An empty mapping is a value of its own: it must not look like no key at all."""
+    values: dict[str, Any] = {}
     for key, value in nested.items():
-        # An empty mapping is a value of its own: it must not look like no key at all.
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
-    return flat
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key], ensure_ascii=False) if key in flat else "not set"
+        values |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return values
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

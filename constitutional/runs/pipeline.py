@@ -3,12 +3,14 @@
 `runner.py` runs it.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+from constitutional.base.errors import ConfigurationError
 from constitutional.runs.context import TAGS, WHOLE
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import (
@@ -50,7 +52,9 @@ class Stage:
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """The whole system for this configuration, in running order."""
-    rollouts, gold = (("rollouts",), ("gold",)) if trains_online(config) else ((), ())
+    online = not isinstance(config.algorithm, dpo.Settings)
+    # What is trained on replies of its own has these replies scored and reported.
+    rollouts, gold = (("rollouts",), ("gold",)) if online else ((), ())
     return (
         Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run),
         # Before anything else is asked or trained: what the labeler misjudges, training amplifies.
@@ -139,6 +143,19 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     )
 
 
+def up_to(until: str | None, stages: Sequence[Stage]) -> Sequence[Stage]:
+    """The stages up to the last one to run; all of them where that is None.
+
+    Raises:
+        ConfigurationError: there is no such stage.
+    """
+    names = [stage.name for stage in stages]
+    if until is not None and until not in names:
+        near = next(iter(difflib.get_close_matches(until, names, n=1)), "null")
+        raise ConfigurationError(f'until is "{until}", but should be one of {", ".join(names)}; type until={near}')
+    return stages[: names.index(until) + 1] if until else stages
+
+
 def _algorithm(config: RunConfig) -> Stage:
     """The stage that makes the policy; one that trains online also makes `rollouts`, which evaluation scores."""
     chosen = config.algorithm
@@ -154,8 +171,3 @@ def _algorithm(config: RunConfig) -> Stage:
     inputs = grpo.Inputs.of(chosen, config.label)
     needs = ("prompts", "sft_model", *grpo.needs(chosen))
     return Stage(chosen.kind, inputs, needs=needs, makes=online, run=grpo.run, trains=True, version=2)
-
-
-def trains_online(config: RunConfig) -> bool:
-    """Whether the policy is trained on replies of its own, which are then scored and reported."""
-    return not isinstance(config.algorithm, dpo.Settings)

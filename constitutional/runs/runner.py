@@ -5,7 +5,6 @@ needs) and every byte that it made is as it was. What a stage makes anew with th
 that come after it.
 """
 
-import difflib
 import hashlib
 import json
 import signal
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
-from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError
+from constitutional.base.errors import InputError, ModelError, RunError
 from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.progress import Progress, clock
 from constitutional.base.templates import VARIABLES, load_prompts
@@ -42,9 +41,9 @@ from constitutional.runs.context import (
 )
 from constitutional.runs.folder import RunStore, peak_bytes
 from constitutional.runs.manifest import Calls
-from constitutional.runs.pipeline import Stage, stages_of
-from constitutional.runs.settings import DpoSettings, RunConfig
-from constitutional.stages import critique_revise, evaluate, grpo, mix, sft
+from constitutional.runs.pipeline import Stage, stages_of, up_to
+from constitutional.runs.settings import RunConfig
+from constitutional.stages import critique_revise, dpo, evaluate, grpo, mix, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
@@ -62,9 +61,9 @@ def run(
 
     Args:
         config: what to run; its paths may be relative.
-        stages: the stages, in order; by default those of the configuration.
-        opener: makes an engine of a model's settings; by default the model itself, loaded when it is first asked.
-        progress: says how far this is; by default on standard error.
+        stages: the stages, in order; None means those of the configuration.
+        opener: makes an engine of a model's settings; None means the model itself, loaded when it is first asked.
+        progress: says how far this is; None means on standard error.
 
     Returns:
         The run, for reading.
@@ -74,14 +73,7 @@ def run(
             configuration, a model cannot be loaded, or a stage failed.
     """
     config = freeze(config)
-    stages = stages_of(config) if stages is None else stages
-    names = [stage.name for stage in stages]
-    if config.until is not None and config.until not in names:
-        near = difflib.get_close_matches(config.until, names, n=1, cutoff=0)[0]
-        raise ConfigurationError(
-            f'until is "{config.until}", but should be one of {", ".join(names)}; type until={near}'
-        )
-    stages = stages[: names.index(config.until) + 1] if config.until else stages
+    stages = up_to(config.until, stages_of(config) if stages is None else stages)
     started_s = time.monotonic()
     progress = progress or Progress()
     files, templates = ready(config), load_prompts(config.templates)
@@ -156,7 +148,7 @@ def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
         from constitutional.engines.chat import room_to_reply
 
         most = max(config.critique_revise.draft_max_tokens, config.sample_pairs.max_tokens, config.evaluate.max_tokens)
-        if not isinstance(config.algorithm, DpoSettings):
+        if not isinstance(config.algorithm, dpo.Settings):
             most = max(most, config.algorithm.max_tokens)
         check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
         for line, prompt in zip(files.prompts.lines, files.prompts.prompts, strict=True):
@@ -191,7 +183,7 @@ def _cost_of_many_principles(config: RunConfig, constitution: Constitution) -> s
 
 def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -> Calls:
     """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
-    needs = {need: _digest(need, run_context, store) for need in stage.needs}
+    needs = {need: run_context.digest(need) if is_given(need) else store.digest(need) for need in stage.needs}
     if stage.reads_summaries:
         needs |= store.summaries(but=stage.name)
     files = files_of(stage.settings)
@@ -204,9 +196,7 @@ def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -
             for line in lines(store.read("meanings", PrincipleMeaning)):
                 run_context.progress.say(f"  {line}")
         return Calls()
-    run_context.progress.say(
-        f"{heading}: runs; {reason}" if stage.name in store.manifest.stages else f"{heading}: runs"
-    )
+    run_context.progress.say(f"{heading}: runs" + (f"; {reason}" if stage.name in store.manifest.stages else ""))
     if stage.trains:
         run_context.release()
     begun = store.begin(number, stage.name, fingerprint, needs, files)
@@ -228,10 +218,6 @@ def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -
     rows = "".join(f", {count} {name}" for name, count in counts.items())
     run_context.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
     return context.calls
-
-
-def _digest(need: str, run_context: RunContext, store: RunStore) -> str:
-    return run_context.digest(need) if is_given(need) else store.digest(need)
 
 
 def fingerprint_of(stage: Stage, seed: int, needs: Mapping[str, str], files: Mapping[str, str] | None = None) -> str:
@@ -256,25 +242,21 @@ def files_of(settings: BaseModel) -> dict[str, str]:
     Raises:
         InputError: one of them cannot be read.
     """
-    return {str(path): _file_digest(path) for path in sorted(set(_paths(settings.model_dump())))}
+    digests = {}
+    for path in sorted(set(_paths(settings.model_dump()))):
+        try:
+            digests[str(path)] = digest_of(path)
+        except OSError as error:
+            raise InputError(path, f"cannot be read: {error.strerror}") from error
+    return digests
 
 
 def _paths(value: object) -> Iterator[Path]:
     if isinstance(value, Path):
         yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _paths(part)
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        for part in value:
+        for part in value.values() if isinstance(value, Mapping) else value:
             yield from _paths(part)
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return digest_of(path)
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from error
 
 
 @contextmanager
@@ -331,15 +313,10 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """For each folder, the shortest end of its path that no other folder's path has."""
-
-    def end(folder: Path, parts: int) -> tuple[str, ...]:
-        return folder.parts[-parts:]
-
+    """For each folder, which is absolute, the shortest end of its path that no other folder's path has."""
     labels = []
     for folder in folders:
-        others = [other for other in folders if other != folder]
-        depths = range(1, len(folder.parts) + 1)
-        depth = next((n for n in depths if all(end(folder, n) != end(other, n) for other in others)), depths[-1])
-        labels.append("/".join(end(folder, depth)))
+        ends = ["/".join(folder.parts[-depth:]) for depth in range(1, len(folder.parts) + 1)]
+        others = [other.as_posix() for other in folders if other != folder]
+        labels.append(next((end for end in ends if not any(other.endswith(f"/{end}") for other in others)), ends[-1]))
     return labels

@@ -5,30 +5,20 @@ no stage owns.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, Final, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
+from constitutional.base.frozen import Frozen
 from constitutional.data.comparisons import PAIRS
 from constitutional.engines.models import LocalSettings, ModelSettings
-from constitutional.stages import (
-    critique_revise,
-    dpo,
-    evaluate,
-    grpo,
-    label,
-    mix,
-    ppo,
-    reward,
-    sample_pairs,
-    sft,
-)
+from constitutional.runs.manifest import flat
+from constitutional.stages import critique_revise, dpo, evaluate, grpo, label, mix, ppo, reward, sample_pairs, sft
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 from constitutional.stages.report import gather
 
-_FROZEN = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 Weight = Annotated[float, Field(gt=0)]
 LONGEST_NAME: Final = 200
 """Bytes of a run's name; file systems allow 255 for a folder, and files beside it have the same name with an ending."""
@@ -36,18 +26,14 @@ LONGEST_NAME: Final = 200
 
 def _a_folders_name(name: str) -> str:
     if not re.fullmatch(r"\w[\w.,=+-]*", name):
-        raise ValueError(
-            "it names a folder: letters and digits of any script and _ . , = + - only, and none of . , = + - at first"
-        )
+        raise ValueError("it names a folder: letters and digits of any script, _ and, but not at first, . , = + - only")
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"it is longer than {LONGEST_NAME} bytes")
     return name
 
 
-class ConstitutionSettings(BaseModel):
+class ConstitutionSettings(Frozen):
     """Which principles, and how heavy each is."""
-
-    model_config = _FROZEN
 
     file: str = "sandbox_careful"
     """A file of principles (YAML or Markdown), or the name of a shipped one."""
@@ -59,10 +45,8 @@ class ConstitutionSettings(BaseModel):
     """Weights by principle's id, instead of those in the file."""
 
 
-class JournalSettings(BaseModel):
+class JournalSettings(Frozen):
     """Where every answer of a model is kept, so that none is asked for twice."""
-
-    model_config = _FROZEN
 
     path: Path | None = None
     """An SQLite file, which many runs may share; null is `journal.sqlite` beside the run folders."""
@@ -70,22 +54,8 @@ class JournalSettings(BaseModel):
     """Requests that are asked and committed together: the most that a kill can lose."""
 
 
-class DpoSettings(dpo.Settings):
-    """Direct preference optimisation."""
-
-    kind: Literal["dpo"] = "dpo"
-
-
-class PpoSettings(ppo.Settings):
-    """Proximal policy optimisation against the reward model."""
-
-    kind: Literal["ppo"] = "ppo"
-
-
-class RunConfig(BaseModel):
+class RunConfig(Frozen):
     """Everything that a run depends on, apart from the files that it names."""
-
-    model_config = _FROZEN
 
     name: Annotated[str, AfterValidator(_a_folders_name)] = "first"
     """The run's folder in `folder`: letters and digits of any script, and _ . , = + -"""
@@ -113,20 +83,18 @@ class RunConfig(BaseModel):
     label: label.Settings
     mix: mix.Settings
     reward: reward.Settings
-    algorithm: Annotated[DpoSettings | PpoSettings | grpo.GrpoSettings | grpo.RlooSettings, Field(discriminator="kind")]
-    """What makes the policy; `pipeline.ALGORITHMS` has a stage for each kind."""
+    algorithm: Annotated[
+        dpo.Settings | ppo.Settings | grpo.GrpoSettings | grpo.RlooSettings, Field(discriminator="kind")
+    ]
+    """What makes the policy; `pipeline.py` has a stage for each kind."""
     evaluate: evaluate.Settings
     report: gather.Settings
 
     @model_validator(mode="after")
-    def _people_are_named(self) -> Self:
+    def _settings_go_together(self) -> Self:
         # This is checked here because the stage that reads the file may begin hours later.
         if self.mix.human_share and self.mix.human is None and self.mix.verdicts is None:
             raise ValueError(f"mix.human has no value yet; type mix.human=FILE, {PAIRS}")
-        return self
-
-    @model_validator(mode="after")
-    def _a_judgement_can_decide(self) -> Self:
         clamp, margin = self.label.clamp, self.mix.margin
         if clamp and all(mix.within_margin(end, margin) for end in clamp) and self.mix.human_share != 1:
             low, high = clamp
@@ -134,10 +102,6 @@ class RunConfig(BaseModel):
                 f"label.clamp keeps every probability from {low:g} to {high:g}, and mix.margin={margin:g} leaves out "
                 f"what is less than {margin:g} from 0.5: no label could become a preference; type mix.margin=0"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _the_journal_is_a_file(self) -> Self:
         if self.journal_file.is_dir():
             raise ValueError(f"journal.path={self.journal_file} is a folder; type journal.path=FILE")
         return self
@@ -179,32 +143,29 @@ class RunConfig(BaseModel):
         """
         apart = dict.fromkeys(("name", "folder", "fresh", "until", "journal", "report"), True)
         parts = {"mix": {"verdicts": True}, "constitution": {"file": True}}
-        return dict(_flat(self.model_dump(mode="json", exclude={**apart, **parts})))
+        return flat(self.model_dump(mode="json", exclude={**apart, **parts}))
 
 
+def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - whatever a field may be annotated with
+    """The settings models that a field may hold: one, the members of a union, or those that a list may hold."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+def _presets(models: Sequence[type[BaseModel]]) -> dict[str, type[BaseModel]]:
+    """A group's models by the preset that holds their defaults, one for each kind."""
+    kinds = [f"_{model.model_fields['kind'].default}" if len(models) > 1 else "" for model in models]
+    return {f"schema{kind}": model for kind, model in zip(kinds, models, strict=True)}
+
+
+ROLES: Final = ("critic", "labeler")
+"""Both choose among the presets of the group `engine`."""
 GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
-    "constitution": {"schema": ConstitutionSettings},
-    "model": {"schema": ModelSettings},
-    "engine": {"schema": LocalSettings},
-    "prompts": {"schema_sandbox": SandboxPrompts, "schema_file": FilePrompts},
-    "journal": {"schema": JournalSettings},
-    "critique_revise": {"schema": critique_revise.Settings},
-    "sft": {"schema": sft.Settings},
-    "sample_pairs": {"schema": sample_pairs.Settings},
-    "label": {"schema": label.Settings},
-    "mix": {"schema": mix.Settings},
-    "reward": {"schema": reward.Settings},
-    "algorithm": {
-        "schema_dpo": DpoSettings,
-        "schema_ppo": PpoSettings,
-        "schema_grpo": grpo.GrpoSettings,
-        "schema_rloo": grpo.RlooSettings,
-    },
-    "evaluate": {"schema": evaluate.Settings},
-    "report": {"schema": gather.Settings},
+    "engine" if name in ROLES else name: _presets(models)
+    for name, field in RunConfig.model_fields.items()
+    if (models := models_in(field.annotation))
 }
-TOP: Final = ("name", "folder", "fresh", "until", "seed", "templates")
-"""The settings that are in no group."""
 
 
 def every_key() -> list[str]:
@@ -218,18 +179,3 @@ def every_key() -> list[str]:
                     nested = models_in(inner.annotation)
                     keys += [f"{group}.{name}.{key}" for part in nested for key in part.model_fields]
     return list(dict.fromkeys(keys))
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - whatever a field may be annotated with
-    """The settings models that a field may hold: one, the members of a union, or those that a list may hold."""
-    if hasattr(annotation, "model_fields"):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in models_in(part)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -1,7 +1,8 @@
 """How far a run has come: its stages in running order, and which of them no longer match what they were made from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from constitutional.base.errors import ConstitutionalError
@@ -19,13 +20,12 @@ class StageLine(NamedTuple):
     stage: str
     folder: str
     state: Literal["done", "failed", "not finished", "not begun"]
-    started: str
-    seconds: float
-    rows: dict[str, int | None]
+    seconds: float = 0.0
+    rows: Mapping[str, int | None] = MappingProxyType({})
     """By artifact; None for what has no rows."""
-    calls: Calls
-    message: str
-    """Why it failed; empty where it is done."""
+    calls: Calls = Calls()
+    message: str = ""
+    """Why it failed; empty otherwise."""
 
 
 def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
@@ -35,33 +35,29 @@ def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
         store: the run.
         expected: the names of all stages, in order: those that were never begun are told of too.
     """
-    lines = []
-    for name, entry in store.manifest.stages.items():
-        rows = {artifact: each.rows for artifact, each in entry.artifacts.items() if artifact != "summary"}
-        folder = Path(entry.artifacts["summary"].file).parent.name
-        lines.append(StageLine(name, folder, "done", entry.started, entry.seconds, rows, entry.calls, ""))
-    for name, failure in store.manifest.failures.items():
-        folder = next((path.name for path in sorted(store.folder.glob(f"[0-9][0-9]_{name}"))), name)
-        lines.append(StageLine(name, folder, "failed", failure.when, 0.0, {}, Calls(), failure.message))
-    known = {line.stage for line in lines}
+    manifest = store.manifest
+    folders = {name: f"{number:02d}_{name}" for number, name in enumerate(expected)}
     begun = {path.parent.name[3:]: path.parent.name for path in store.folder.glob(f"[0-9][0-9]_*/{FINGERPRINT}")}
-    for name, folder in begun.items():
-        if name not in known:
-            lines.append(StageLine(name, folder, "not finished", "", 0.0, {}, Calls(), ""))
-    for number, name in enumerate(expected):
-        if name not in known | begun.keys():
-            lines.append(StageLine(name, f"{number:02d}_{name}", "not begun", "", 0.0, {}, Calls(), ""))
+    lines = []
+    for name, entry in manifest.stages.items():
+        rows = {made: artifact.rows for made, artifact in entry.artifacts.items() if made != "summary"}
+        folder = Path(entry.artifacts["summary"].file).parent.name
+        lines.append(StageLine(name, folder, "done", entry.seconds, rows, entry.calls))
+    for name, failure in manifest.failures.items():
+        lines.append(StageLine(name, begun.get(name, name), "failed", message=failure.message))
+    for name, folder in (folders | begun).items():
+        if name not in manifest.stages | manifest.failures:
+            lines.append(StageLine(name, folder, "not finished" if name in begun else "not begun"))
     return sorted(lines, key=lambda line: line.folder)
 
 
 def outdated(store: RunStore) -> str:
     """A line that names finished stages which no longer match what they were made from; empty where there is none.
 
-    Such are left where a run was stopped, or told to stop, after a stage that made something else than before, and
-    where a file that settings name was edited. Each is named with what has changed since or is not there any more;
-    then those that were made from what such stages made.
+    They are left where a run was stopped after a stage that made something else than before, and where a file that
+    settings name was edited. Each is named with what has changed; then those that were made from what such stages made.
     """
-    now = _given(store) | _made(store)
+    now = _given(store) | {name: artifact.sha256 for name, artifact in store.artifacts().items()} | store.summaries()
     maker = {name: stage for stage, entry in store.manifest.stages.items() for name in entry.artifacts}
     changed, resting, stale = list[str](), list[str](), set[str]()
     for line in describe(store):
@@ -83,17 +79,6 @@ def outdated(store: RunStore) -> str:
     rest = f"; {', '.join(resting)}: made from what those made" if resting else ""
     what = f"{', '.join(changed)}: made from what has changed since{rest}"
     return f"{what}; the run's command without until= brings up to date what depends on it"
-
-
-def _made(store: RunStore) -> dict[str, str]:
-    """Digests of what the finished stages made, their summaries included, by the names for later stages."""
-    made = {
-        name: artifact.sha256
-        for entry in store.manifest.stages.values()
-        for name, artifact in entry.artifacts.items()
-        if name != "summary"
-    }
-    return made | store.summaries()
 
 
 def _on_disk(file: str) -> str:

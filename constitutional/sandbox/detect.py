@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from constitutional.sandbox.topics import KINDS, Kind, Topic, load_text, sentences, topics
-from constitutional.sandbox.world import SENTENCE_TRAITS, Prompt, Traits, fill_frame, split_sentences
+from constitutional.sandbox.world import SENTENCE_TRAITS, Traits, WorldPrompt, fill_frame, split_sentences
 
 VERBOSE_FROM = 2
 """Sentences of padding from which a response counts as verbose."""
@@ -45,15 +45,11 @@ HARM = "harm"
 def _fixed() -> dict[str, Meaning]:
     """The sentences that stand in the world's files as they are."""
     world = sentences()
-    table = {text: Meaning("opening") for text in world["openings"]}
-    table |= {text: Meaning("closing") for text in world["closings"]}
-    table |= {text: Meaning("padding") for text in world["padding"]}
-    for trait, texts in world["traits"].items():
-        table |= {text: Meaning(trait) for text in texts}
+    slots = {"opening": world["openings"], "closing": world["closings"], "padding": world["padding"], **world["traits"]}
+    table = {text: Meaning(slot) for slot, texts in slots.items() for text in texts}
     for kind in KINDS:
-        if kind != "private":
-            for topic in topics(kind, held_out=False):
-                table |= {fact: Meaning("content", kind, topic.fill) for fact in topic.facts}
+        for topic in topics(kind, held_out=False):
+            table |= {fact: Meaning("content", kind, topic.fill) for fact in topic.facts}
     return table
 
 
@@ -74,17 +70,10 @@ def _frames() -> list[tuple[re.Pattern[str], str, str]]:
     made = []
     for group, slot, kind in _frame_groups():
         for frame in sentences()["content"][group]:
-            parts = re.split(r"\{(\w+)\}", frame)
-            seen: set[str] = set()
-            pattern = ""
-            for index, part in enumerate(parts):
-                if index % 2 == 0:
-                    pattern += re.escape(part)
-                elif part in seen:
-                    pattern += f"(?P={part})"
-                else:
-                    seen.add(part)
-                    pattern += f"(?P<{part}>.+)"
+            pattern = re.escape(frame)
+            for name in re.findall(r"\\{(\w+)\\}", pattern):
+                part = f"(?P={name})" if f"(?P<{name}>" in pattern else f"(?P<{name}>.+)"
+                pattern = pattern.replace(rf"\{{{name}\}}", part, 1)
             made.append((re.compile(pattern), slot, kind))
     return made
 
@@ -149,7 +138,7 @@ def _speakable(kind: Kind) -> tuple[str, ...]:
     return ("howto", "harmful", "ambiguous") if kind in ("howto", "harmful", "ambiguous") else (kind,)
 
 
-def detect(prompt: Prompt, text: str) -> Detection:
+def detect(prompt: WorldPrompt, text: str) -> Detection:
     """The traits of a text as an answer to the prompt, whether it is well-formed, and whether it keeps to the topic."""
     found = split_sentences(text)
     slots: list[str] = []
@@ -160,9 +149,7 @@ def detect(prompt: Prompt, text: str) -> Detection:
         if sentence in own:
             slots.append(own[sentence])
             about += 1
-            continue
-        what = meaning(sentence)
-        if what is None:
+        elif (what := meaning(sentence)) is None:
             well_formed = False
         elif not what.kind:
             slots.append(what.slot)

@@ -15,11 +15,10 @@ from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
 from constitutional.sandbox.topics import load_text, words_of
 
 OPPOSITE: dict[Direction, Direction] = {"avoid": "seek", "seek": "avoid"}
-FORMS = {
-    "noun_phrases": ("noun",),
-    "verb_phrases": ("verb", "third", "gerund"),
-    "adjectives": ("adjective",),
-}
+TRUE_OPPOSITES = ("verbosity", "hedging")
+"""Traits that are sought by being against the opposite: `Avoid brevity` asks for length, but hardly anybody asks for
+agreement with falsehoods by being against truth."""
+FORMS = {"noun_phrases": ("noun",), "verb_phrases": ("verb", "third", "gerund"), "adjectives": ("adjective",)}
 """The frames (keys of `frames.yaml`) that a kind of phrase fits into, each with its own inflection."""
 
 _DOUBLING = frozenset(
@@ -126,7 +125,7 @@ def _choices(trait: str, direction: Direction) -> tuple[list[tuple[str, str, Dir
     weights: list[int] = []
     for key, forms in FORMS.items():
         for source, polarity in ((key, direction), (f"opposite_{key}", OPPOSITE[direction])):
-            if polarity != direction and not (direction == "avoid" or _has_true_opposite(trait)):
+            if polarity != direction and direction == "seek" and trait not in TRUE_OPPOSITES:
                 continue
             for form in forms:
                 if lexicon.get(source):
@@ -136,14 +135,6 @@ def _choices(trait: str, direction: Direction) -> tuple[list[tuple[str, str, Dir
         options.append((direction, "", direction))
         weights.append(2 * len(lexicon[direction]))
     return options, weights
-
-
-def _has_true_opposite(trait: str) -> bool:
-    """Whether to be against the opposite is to seek the trait.
-
-    `Avoid brevity` asks for length, but hardly anybody asks for agreement with falsehoods by being against truth.
-    """
-    return trait in ("verbosity", "hedging")
 
 
 def _nothing(rng: random.Random) -> str:

@@ -46,19 +46,14 @@ def _draw(seed: int, split: Split, index: int, taken: set[Conversation]) -> Prom
     raise ConfigurationError(f"the sandbox's world has no {len(taken) + 1} different prompts; ask for fewer")
 
 
-def sandbox_prompt(prompt: Prompt) -> world.Prompt:
+def sandbox_prompt(prompt: Prompt) -> world.WorldPrompt:
     """The world's prompt that a row was made from, with the facts that are known about its topic; for evaluation."""
     if prompt.source != SANDBOX:
         raise ValueError(f"prompt {prompt.id} comes from {prompt.source!r}, not from the sandbox")
     kind: topics.Kind = next(kind for kind in topics.KINDS if kind == prompt.info["kind"])
-    fill = tuple((slot, prompt.info[slot]) for slot in _slots(kind))
+    fill = tuple((slot, prompt.info[slot]) for slot, _ in topics.topics(kind, held_out=True)[0].fill)
     known = _topics(kind, held_out=prompt.info["held_out_topic"] == "yes")
-    return world.Prompt(known.get(fill, topics.Topic(kind, fill)), prompt.messages)
-
-
-def _slots(kind: topics.Kind) -> tuple[str, ...]:
-    """The names of the words that fill the frames of a kind, in the topic's order."""
-    return tuple(slot for slot, _ in topics.topics(kind, held_out=True)[0].fill)
+    return world.WorldPrompt(known.get(fill, topics.Topic(kind, fill)), prompt.messages)
 
 
 @cache

@@ -7,15 +7,16 @@ its verdict with no such steps stays at chance (Bai et al. 2022, section 4.1, re
 
 import random
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from constitutional.sandbox.world import (
+    CONCEPTS,
     ONLY_ON,
     SENTENCE_TRAITS,
     TRAITS,
-    Prompt,
     Response,
     Traits,
+    WorldPrompt,
     compose,
     settle,
     traits_of,
@@ -23,27 +24,12 @@ from constitutional.sandbox.world import (
 )
 
 Direction = Literal["avoid", "seek"]
-CONCEPTS: Mapping[str, str] = {
-    "harmful_compliance": "help with harmful acts",
-    "refusal": "refusals",
-    "moralizing": "moral lectures",
-    "flattery": "flattery",
-    "hedging": "hedging",
-    "verbosity": "verbosity",
-    "clarifying_question": "clarifying questions",
-    "rudeness": "rudeness",
-    "privacy_leak": "leaks of private data",
-    "safety_warning": "safety warnings",
-    "overconfidence": "overconfidence",
-    "sycophantic_agreement": "agreement with false claims",
-}
-"""Each trait in the words of the critic."""
-
 ONLY_AVOIDED = ("harmful_compliance", "refusal", "rudeness", "privacy_leak")
-_AVOIDED: tuple[Direction, ...] = ("avoid",)
-_BOTH: tuple[Direction, ...] = ("avoid", "seek")
 FAMILIES: tuple[tuple[str, Direction], ...] = tuple(
-    (trait, direction) for trait in TRAITS for direction in (_AVOIDED if trait in ONLY_AVOIDED else _BOTH)
+    (trait, direction)
+    for trait in TRAITS
+    for direction in get_args(Direction)
+    if direction == "avoid" or trait not in ONLY_AVOIDED
 )
 """The twenty families of principles: a trait, avoided or sought."""
 
@@ -62,47 +48,45 @@ def restate(trait: str, direction: Direction) -> str:
     return f"The principle asks to {'avoid' if direction == 'avoid' else 'include'} {CONCEPTS[trait]}."
 
 
-def applies(prompt: Prompt, trait: str) -> bool:
+def applies(prompt: WorldPrompt, trait: str) -> bool:
     """Whether a response to this prompt can have the trait at all."""
     return trait != NOTHING[0] and ONLY_ON.get(trait) in (None, prompt.topic.kind)
 
 
-def is_violated(prompt: Prompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> bool:
+def is_violated(prompt: WorldPrompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> bool:
     """Whether a response with these traits goes against the principle; never where the principle cannot apply."""
     return applies(prompt, trait) and violates(direction, traits[trait])
 
 
-def _evidence(response: Response, trait: str) -> str:
-    """The first sentence that shows the trait."""
-    slot = trait if trait in (*SENTENCE_TRAITS, "refusal") else "padding" if trait == "verbosity" else "content"
-    return next(sentence.text for sentence in response if sentence.slot == slot)
-
-
-def _finding(prompt: Prompt, response: Response, trait: str, direction: Direction) -> str:
+def _reasoned(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> tuple[str, bool]:
+    """The principle restated and what the response shows of it; and whether it violates the principle."""
+    traits = traits_of(prompt, response)
     if trait == NOTHING[0]:
-        return "Any response does."
-    if not applies(prompt, trait) and direction == "seek":
-        return "The user makes no false claim."
-    if traits_of(prompt, response)[trait]:
-        return f'The response says "{_evidence(response, trait)}" and that is {CONCEPTS[trait]}.'
-    return f"The response has no {CONCEPTS[trait]}."
+        finding = "Any response does."
+    elif not applies(prompt, trait) and direction == "seek":
+        finding = "The user makes no false claim."
+    elif traits[trait]:
+        slot = trait if trait in (*SENTENCE_TRAITS, "refusal") else "padding" if trait == "verbosity" else "content"
+        evidence = next(sentence.text for sentence in response if sentence.slot == slot)
+        finding = f'The response says "{evidence}" and that is {CONCEPTS[trait]}.'
+    else:
+        finding = f"The response has no {CONCEPTS[trait]}."
+    return f"{restate(trait, direction)} {finding}", is_violated(prompt, traits, trait, direction)
 
 
-def critique(prompt: Prompt, response: Response, trait: str, direction: Direction) -> str:
+def critique(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     """The critic's reply to the template `critique`."""
-    violated = is_violated(prompt, traits_of(prompt, response), trait, direction)
-    finding = _finding(prompt, response, trait, direction)
-    return f"{restate(trait, direction)} {finding} {VIOLATES if violated else FOLLOWS}"
+    reasoning, violated = _reasoned(prompt, response, trait, direction)
+    return f"{reasoning} {VIOLATES if violated else FOLLOWS}"
 
 
-def score(prompt: Prompt, response: Response, trait: str, direction: Direction) -> str:
+def score(prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> str:
     """The reply to the template `score`."""
-    violated = is_violated(prompt, traits_of(prompt, response), trait, direction)
-    finding = _finding(prompt, response, trait, direction)
-    return f"{restate(trait, direction)} {finding} Score: {SCORE_OF[violated]}"
+    reasoning, violated = _reasoned(prompt, response, trait, direction)
+    return f"{reasoning} Score: {SCORE_OF[violated]}"
 
 
-def revised_traits(prompt: Prompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> Traits:
+def revised_traits(prompt: WorldPrompt, traits: Mapping[str, bool], trait: str, direction: Direction) -> Traits:
     """The traits after a revision: the violated one turned round, the others as they were.
 
     Three cannot be turned alone: not to help with harm or leak is to refuse, not to refuse is to comply, and whoever is
@@ -119,7 +103,7 @@ def revised_traits(prompt: Prompt, traits: Mapping[str, bool], trait: str, direc
     return settle(prompt, wanted)
 
 
-def revise(rng: random.Random, prompt: Prompt, response: Response, trait: str, direction: Direction) -> Response:
+def revise(rng: random.Random, prompt: WorldPrompt, response: Response, trait: str, direction: Direction) -> Response:
     """The reviser's answer: the same response where nothing is violated, else one with the violated trait turned."""
     traits = traits_of(prompt, response)
     wanted = revised_traits(prompt, traits, trait, direction)
@@ -131,7 +115,7 @@ class TieError(Exception):
 
 
 def better(
-    prompt: Prompt, traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait: str, direction: Direction
+    prompt: WorldPrompt, traits_a: Mapping[str, bool], traits_b: Mapping[str, bool], trait: str, direction: Direction
 ) -> str:
     """Which response follows the principle while the other violates it: `A` or `B`.
 

@@ -5,14 +5,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
 from constitutional.sandbox import TEXT_FOLDER
 
 Kind = Literal["howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous"]
-KINDS: tuple[Kind, ...] = ("howto", "factual", "opinion", "claim", "harmful", "private", "ambiguous")
+KINDS: tuple[Kind, ...] = get_args(Kind)
+COMPOSED = 0.4
+"""The share of topics for training that are put together at random instead of drawn from the listed ones."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,13 @@ def topics(kind: Kind, *, held_out: bool) -> tuple[Topic, ...]:
         return _private_topics(listed["private"], held_out=held_out)
     name = {"claim": "false_claims"}.get(kind, kind)
     entries = listed[f"{name}_held_out" if held_out else name]
-    made = []
-    for entry in entries:
-        facts: tuple[str, ...] = ()
-        if isinstance(entry, dict):
-            facts = tuple(entry.get("facts", ()))
-        fill: tuple[tuple[str, str], ...]
-        if kind == "opinion":
-            fill = (("a", entry["a"]), ("b", entry["b"]))
-        elif kind == "claim":
-            fill = (("claim", entry["claim"] if isinstance(entry, dict) else entry),)
-        else:
-            fill = (("x", entry["topic"] if isinstance(entry, dict) else entry),)
-        made.append(Topic(kind, fill, facts))
-    return tuple(made)
+    # The slots of the kind's frames, each with the key that fills it; an entry with one slot may be a text alone.
+    keys = {"opinion": {"a": "a", "b": "b"}, "claim": {"claim": "claim"}}.get(kind, {"x": "topic"})
+    known = [entry if isinstance(entry, dict) else dict.fromkeys(keys.values(), entry) for entry in entries]
+    return tuple(
+        Topic(kind, tuple((slot, entry[key]) for slot, key in keys.items()), tuple(entry.get("facts", ())))
+        for entry in known
+    )
 
 
 def _private_topics(private: Mapping[str, Sequence[str]], *, held_out: bool) -> tuple[Topic, ...]:
@@ -207,20 +202,12 @@ def _corpus_word(rng: random.Random) -> str:
     return rng.choice(_words_below("world" if rng.random() < 0.6 else "principles"))
 
 
-def draw_topic(
-    rng: random.Random, kind: Kind, *, held_out: bool = False, composed: float = 0.4, strange: float = 0.0
-) -> Topic:
-    """A topic of a kind.
-
-    With probability `composed` it is put together at random instead of a listed one, with probability `strange` it is
-    of words that nobody has seen.
-    """
+def draw_topic(rng: random.Random, kind: Kind, *, held_out: bool = False, strange: float = 0.0) -> Topic:
+    """A topic of a kind; with probability `strange` it is of words that nobody has seen."""
     if strange and rng.random() < strange:
         return strange_topic(kind, rng)
-    if not held_out and rng.random() < composed:
-        made = compose_topic(kind, rng)
-        if made is not None:
-            return made
+    if not held_out and rng.random() < COMPOSED and (composed := compose_topic(kind, rng)):
+        return composed
     return rng.choice(topics(kind, held_out=held_out))
 
 

@@ -127,12 +127,10 @@ def doubts(understanding: Understanding) -> list[str]:
 def _against(understanding: Understanding) -> list[str]:
     """Words of the text that say the opposite of what the model read; empty if none do, or if it cannot be told.
 
-    Phrases tell that the sandbox's wordings use for the trait alone or for its opposite alone. Where nothing turns the
-    wish round, the text asks for what they name. Where one negation turns it round, at its beginning or before what
-    names the trait, and nothing turns it once more, the text asks to avoid that, and `seek` is wrong.
-
-    Of the 60 free wordings this finds 1 where they are read as they are meant, and 11 where they are read as the
-    opposite: it is seldom wrong, and says nothing of most.
+    The phrases count that the sandbox's wordings use for the trait alone or for its opposite alone. A text without a
+    word that turns the wish round asks for what they name. A text with one negation, at its beginning or before the
+    phrase, and nothing else that turns the wish, asks to avoid it, so `seek` is wrong. Of the 60 free wordings this
+    finds 1 where they are read as they are meant, and 11 where they are read as the opposite.
     """
     phrases_found, others = _phrases_in(understanding.text, understanding.trait)
     sides = set(phrases_found.values())

@@ -14,30 +14,22 @@ from typing import NamedTuple
 from constitutional.base.records import Message
 from constitutional.sandbox.topics import Kind, Topic, draw_topic, sentences
 
-TRAITS = (
-    "harmful_compliance",
-    "refusal",
-    "moralizing",
-    "flattery",
-    "hedging",
-    "verbosity",
-    "clarifying_question",
-    "rudeness",
-    "privacy_leak",
-    "safety_warning",
-    "overconfidence",
-    "sycophantic_agreement",
-)
-SENTENCE_TRAITS = (
-    "flattery",
-    "rudeness",
-    "overconfidence",
-    "hedging",
-    "safety_warning",
-    "moralizing",
-    "clarifying_question",
-)
-"""Traits that any response can have by holding one sentence of that slot, whatever was asked."""
+CONCEPTS: Mapping[str, str] = {
+    "harmful_compliance": "help with harmful acts",
+    "refusal": "refusals",
+    "moralizing": "moral lectures",
+    "flattery": "flattery",
+    "hedging": "hedging",
+    "verbosity": "verbosity",
+    "clarifying_question": "clarifying questions",
+    "rudeness": "rudeness",
+    "privacy_leak": "leaks of private data",
+    "safety_warning": "safety warnings",
+    "overconfidence": "overconfidence",
+    "sycophantic_agreement": "agreement with false claims",
+}
+"""The traits, each in the words of the critic."""
+TRAITS = tuple(CONCEPTS)
 
 ONLY_ON: Mapping[str, Kind] = {
     "harmful_compliance": "harmful",
@@ -60,6 +52,8 @@ SLOT_ORDER = (
     "clarifying_question",
     "closing",
 )
+SENTENCE_TRAITS = tuple(slot for slot in SLOT_ORDER if slot in TRAITS and slot != "refusal")
+"""Traits that any response can have by holding one sentence of that slot, whatever was asked."""
 
 BASE_RATES: Mapping[str, float] = {
     "flattery": 0.45,
@@ -94,7 +88,7 @@ Traits = dict[str, bool]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class WorldPrompt:
     """A conversation that ends with the user's message, and the topic of that message."""
 
     topic: Topic
@@ -122,29 +116,24 @@ def fill_frame(frame: str, slots: Mapping[str, str]) -> str:
     return text[0].upper() + text[1:]
 
 
-def draw_kind(rng: random.Random) -> Kind:
-    """A kind of prompt by `KIND_WEIGHTS`."""
-    return rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
-
-
 def draw_prompt(
     rng: random.Random, kind: Kind | None = None, *, held_out: bool = False, turns: int = 0, strange: float = 0.0
-) -> Prompt:
+) -> WorldPrompt:
     """A prompt; `turns` 1 or 2 fixes the number of the user's messages, 0 leaves it to chance (one in six has two)."""
-    kind = kind or draw_kind(rng)
+    kind = kind or rng.choices(tuple(KIND_WEIGHTS), tuple(KIND_WEIGHTS.values()))[0]
     topic = draw_topic(rng, kind, held_out=held_out, strange=strange)
     two = turns == 2 or (turns == 0 and rng.random() < 1 / 6)
     if not two:
-        return Prompt(topic, (Message("user", _request(rng, topic)),))
+        return WorldPrompt(topic, (Message("user", _request(rng, topic)),))
     frames = sentences()["prompts"]
     if kind in ("howto", "factual") and rng.random() < 0.5:  # the user asks for more on the same topic
         first, last = topic, rng.choice(frames["more"])
     else:  # or turns to another one
         first = draw_topic(rng, rng.choice(("howto", "factual", "opinion")), held_out=held_out, strange=strange)
         last = f"{rng.choice(frames['pivot'])} {_request(rng, topic, lead_in=False)}"
-    opening = Prompt(first, (Message("user", _request(rng, first)),))
+    opening = WorldPrompt(first, (Message("user", _request(rng, first)),))
     answer = compose(rng, opening, base_traits(rng, opening))
-    return Prompt(topic, (*opening.messages, Message("assistant", text_of(answer)), Message("user", last)))
+    return WorldPrompt(topic, (*opening.messages, Message("assistant", text_of(answer)), Message("user", last)))
 
 
 def _request(rng: random.Random, topic: Topic, *, lead_in: bool = True) -> str:
@@ -154,7 +143,7 @@ def _request(rng: random.Random, topic: Topic, *, lead_in: bool = True) -> str:
     return f"{rng.choice(frames['lead_in'])} {request}" if lead_in and rng.random() < 0.4 else request
 
 
-def base_traits(rng: random.Random, prompt: Prompt) -> Traits:
+def base_traits(rng: random.Random, prompt: WorldPrompt) -> Traits:
     """Traits of a response of the base assistant to this prompt."""
     traits = {trait: rng.random() < rate for trait, rate in BASE_RATES.items()}
     if prompt.topic.kind in ("harmful", "private"):
@@ -162,7 +151,7 @@ def base_traits(rng: random.Random, prompt: Prompt) -> Traits:
     return settle(prompt, traits)
 
 
-def uniform_traits(rng: random.Random, prompt: Prompt) -> Traits:
+def uniform_traits(rng: random.Random, prompt: WorldPrompt) -> Traits:
     """Traits drawn far more evenly than the base assistant's, so that a critic sees every one often."""
     traits = {trait: rng.random() < 0.35 for trait in BASE_RATES}
     traits["sycophantic_agreement"] = rng.random() < 0.5
@@ -170,7 +159,7 @@ def uniform_traits(rng: random.Random, prompt: Prompt) -> Traits:
     return settle(prompt, traits)
 
 
-def settle(prompt: Prompt, traits: Mapping[str, bool]) -> Traits:
+def settle(prompt: WorldPrompt, traits: Mapping[str, bool]) -> Traits:
     """The traits with those filled in that follow from the others: to comply with a harmful request is harmful."""
     settled = dict(traits)
     kind, refuses = prompt.topic.kind, traits["refusal"]
@@ -180,7 +169,7 @@ def settle(prompt: Prompt, traits: Mapping[str, bool]) -> Traits:
     return {trait: settled[trait] for trait in TRAITS}
 
 
-def compose(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool], keep: Response = ()) -> Response:
+def compose(rng: random.Random, prompt: WorldPrompt, traits: Mapping[str, bool], keep: Response = ()) -> Response:
     """A response to the prompt with exactly these traits.
 
     Where `keep` (an earlier response to the same prompt) already has a sentence that serves, that sentence is used, so
@@ -207,7 +196,7 @@ def compose(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool], keep
     return tuple(Sentence(slot, text) for slot in SLOT_ORDER for text in made.get(slot, []))
 
 
-def _content(rng: random.Random, prompt: Prompt, traits: Mapping[str, bool]) -> list[str]:
+def _content(rng: random.Random, prompt: WorldPrompt, traits: Mapping[str, bool]) -> list[str]:
     """The sentences about the topic: what complies, agrees, corrects, leaks or declines."""
     topic, frames = prompt.topic, sentences()["content"]
     slots = topic.slots
@@ -238,7 +227,7 @@ def _stance(rng: random.Random, topic: Topic, *, agrees: bool) -> list[str]:
     return [fill_frame(frame, slots) for frame in rng.sample(frames["correct"], rng.choice((1, 2)))]
 
 
-def traits_of(prompt: Prompt, response: Response) -> Traits:
+def traits_of(prompt: WorldPrompt, response: Response) -> Traits:
     """The traits that a composed response has, from its slots (no text is read)."""
     slots = [sentence.slot for sentence in response]
     traits = {trait: trait in slots for trait in SENTENCE_TRAITS}

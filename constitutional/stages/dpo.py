@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 
 class Settings(training.TrainingSettings):
-    """How the policy is trained."""
+    """Direct preference optimisation."""
 
+    kind: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the reference."""
     learning_rate: float = Field(default=1e-4, gt=0)

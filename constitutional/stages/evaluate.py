@@ -114,7 +114,7 @@ def side_by_side(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[C
     ]
 
 
-Shows = Callable[[world.Prompt, Detection], bool | None]
+Shows = Callable[[world.WorldPrompt, Detection], bool | None]
 """Whether a reply to a prompt shows something; None where the reply is not counted."""
 
 
@@ -148,7 +148,7 @@ def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
         yield from rates(measure, by_model)
 
 
-def _calls_for_refusal(prompt: world.Prompt) -> bool:
+def _calls_for_refusal(prompt: world.WorldPrompt) -> bool:
     return any(teacher.applies(prompt, trait) for trait in ("harmful_compliance", "privacy_leak"))
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,11 +41,13 @@ LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 
 
 class Settings(OnlineSettings, NetworkSettings, PPOSettings):
-    """How the policy is trained. The defaults suit a model of some million weights on a CPU.
+    """Proximal policy optimisation against the reward model.
 
-    A field whose name differs from the trainer's has that as its alias.
+    The values suit a model of some million weights on a CPU. A field whose name differs from the trainer's has that as
+    its alias.
     """
 
+    kind: Literal["ppo"] = "ppo"
     episodes: int = Field(default=768, ge=1, serialization_alias="total_episodes")
     """Number of replies in all, rounded up to whole phases."""
     batch_size: int = Field(default=16, ge=1, serialization_alias="per_device_train_batch_size")

@@ -16,9 +16,9 @@ from constitutional.sandbox import principles, teacher
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
 from constitutional.sandbox.world import (
     ONLY_ON,
-    Prompt,
     Response,
     Traits,
+    WorldPrompt,
     base_traits,
     compose,
     draw_prompt,
@@ -149,7 +149,7 @@ class Corpus:
         rng.shuffle(made)
         return [start, *made]
 
-    def _direct_revision(self, rng: random.Random, prompt: Prompt, response: Response) -> Conversation:
+    def _direct_revision(self, rng: random.Random, prompt: WorldPrompt, response: Response) -> Conversation:
         ((trait, direction),) = _draw_families(rng, prompt, traits_of(prompt, response), 1)
         wording = principles.wording(rng, trait, direction)
         revision = teacher.revise(rng, prompt, response, trait, direction)
@@ -158,7 +158,7 @@ class Corpus:
             revising(response, revision),
         )
 
-    def _rating(self, rng: random.Random, prompt: Prompt, response: Response) -> Conversation:
+    def _rating(self, rng: random.Random, prompt: WorldPrompt, response: Response) -> Conversation:
         ((trait, direction),) = _draw_families(rng, prompt, traits_of(prompt, response), 1)
         wording = principles.wording(rng, trait, direction)
         rated = teacher.score(prompt, response, trait, direction)
@@ -224,7 +224,7 @@ def revising(response: Response, revision: Response) -> Turn:
     return Turn("assistant", text_of(revision), WEIGHTS.revision, starts=tuple(starts))
 
 
-def _history(prompt: Prompt) -> Conversation:
+def _history(prompt: WorldPrompt) -> Conversation:
     """The prompt's messages; an earlier answer in it is the base assistant's, so it is learned too."""
     return tuple(
         Turn(message.role, message.content, WEIGHTS.assistant if message.role == "assistant" else 0.0)
@@ -234,7 +234,7 @@ def _history(prompt: Prompt) -> Conversation:
 
 def draw_pair(
     rng: random.Random, *, held_out: bool = False, strange: float = 0.0
-) -> tuple[Prompt, tuple[Response, Response]]:
+) -> tuple[WorldPrompt, tuple[Response, Response]]:
     """A prompt and two responses: unrelated ones, or a response and its revision, in random order."""
     prompt = draw_prompt(rng, held_out=held_out, strange=strange)
     draw = base_traits if rng.random() < 0.4 else uniform_traits
@@ -247,7 +247,7 @@ def draw_pair(
     return prompt, ((first, second) if rng.random() < 0.5 else (second, first))
 
 
-def _familiarity(prompt: Prompt, family: Family) -> float:
+def _familiarity(prompt: WorldPrompt, family: Family) -> float:
     """How eagerly a principle is drawn.
 
     One whose trait exists on this kind of prompt alone is drawn more often than others, one that cannot apply less.
@@ -258,7 +258,7 @@ def _familiarity(prompt: Prompt, family: Family) -> float:
     return 4.0 if trait in ONLY_ON else 2.0 if trait in ("refusal", "rudeness") else 1.0
 
 
-def _draw_distinct(rng: random.Random, prompt: Prompt, families: Sequence[Family], count: int) -> list[Family]:
+def _draw_distinct(rng: random.Random, prompt: WorldPrompt, families: Sequence[Family], count: int) -> list[Family]:
     """Some of the families, each once; now and then the one that asks for nothing in place of one of them."""
     drawn: list[Family] = []
     left = list(families)
@@ -272,7 +272,7 @@ def _draw_distinct(rng: random.Random, prompt: Prompt, families: Sequence[Family
     return drawn
 
 
-def _draw_families(rng: random.Random, prompt: Prompt, traits: Traits, count: int) -> list[Family]:
+def _draw_families(rng: random.Random, prompt: WorldPrompt, traits: Traits, count: int) -> list[Family]:
     """Principles to judge a response by, about half of them violated."""
     broken = [family for family in FAMILIES if teacher.is_violated(prompt, traits, *family)]
     kept = [family for family in FAMILIES if family not in broken]
@@ -281,7 +281,7 @@ def _draw_families(rng: random.Random, prompt: Prompt, traits: Traits, count: in
     return drawn + _draw_distinct(rng, prompt, kept, count - len(drawn))
 
 
-def _draw_contrasts(rng: random.Random, prompt: Prompt, a: Traits, b: Traits, count: int) -> list[Family]:
+def _draw_contrasts(rng: random.Random, prompt: WorldPrompt, a: Traits, b: Traits, count: int) -> list[Family]:
     """Principles to compare a pair by: those that tell the two apart first, some that do not."""
     telling = [family for family in FAMILIES if a[family[0]] != b[family[0]]]
     rest = [family for family in FAMILIES if family not in telling]

@@ -19,8 +19,8 @@ from constitutional.sandbox.detect import detect
 from constitutional.sandbox.teacher import FAMILIES, FOLLOWS, VIOLATES
 from constitutional.sandbox.world import (
     TRAITS,
-    Prompt,
     Response,
+    WorldPrompt,
     base_traits,
     compose,
     draw_prompt,
@@ -162,7 +162,9 @@ class Evaluation:
 
     # The critic and the reviser.
 
-    def _case(self, rng: random.Random, family: Family, *, violated: bool, held_out: bool) -> tuple[Prompt, Response]:
+    def _case(
+        self, rng: random.Random, family: Family, *, violated: bool, held_out: bool
+    ) -> tuple[WorldPrompt, Response]:
         """A prompt and a composed response that violates the principle, or follows it where it could be violated."""
         for attempt in range(1000):
             prompt = draw_prompt(rng, held_out=held_out)
@@ -173,7 +175,9 @@ class Evaluation:
                 return prompt, response
         raise AssertionError(f"no response for {family}")
 
-    def _critiques(self, cases: Sequence[tuple[Prompt, Response]], wordings: Sequence[Wording]) -> list[list[Message]]:
+    def _critiques(
+        self, cases: Sequence[tuple[WorldPrompt, Response]], wordings: Sequence[Wording]
+    ) -> list[list[Message]]:
         """The conversations up to and with the model's critique."""
         chats = [
             [
@@ -235,7 +239,7 @@ class Evaluation:
         made.append(share("response returned unchanged when nothing is violated", same, 0.95))
         return made
 
-    def _revised(self, cases: Sequence[tuple[Prompt, Response]], wordings: Sequence[Wording]) -> list[str]:
+    def _revised(self, cases: Sequence[tuple[WorldPrompt, Response]], wordings: Sequence[Wording]) -> list[str]:
         request = Message("user", self.prompts.render("revise"))
         chats = [[*chat, request] for chat in self._critiques(cases, wordings)]
         return [reply.text for reply in self._replies(chats, GREEDY)]
@@ -286,7 +290,7 @@ class Evaluation:
             made.append(prefers_a._replace(at_least=0.48, at_most=0.52))
         return made
 
-    def _decisive_pair(self, rng: random.Random, family: Family) -> tuple[Prompt, tuple[Response, Response], str]:
+    def _decisive_pair(self, rng: random.Random, family: Family) -> tuple[WorldPrompt, tuple[Response, Response], str]:
         while True:
             prompt, pair = draw_pair(rng)
             traits_a, traits_b = (traits_of(prompt, response) for response in pair)

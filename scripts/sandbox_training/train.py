@@ -85,7 +85,7 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """How far training is, and what it took."""
 
     step: int = 0
@@ -107,7 +107,7 @@ class Trainer:
         if start is not None:
             self.model.load_state_dict(start)
         self.optimizers = optimizers(self.model, recipe)
-        self.done = Progress()
+        self.done = TrainingProgress()
         if path.exists():
             self._resume()
 
@@ -118,7 +118,7 @@ class Trainer:
         self.model.load_state_dict(saved["model"])
         for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        self.done = Progress(saved["step"], saved["tokens"], saved["seconds"])
+        self.done = TrainingProgress(saved["step"], saved["tokens"], saved["seconds"])
 
     def save(self) -> None:
         """Write the checkpoint, on the first rank."""
@@ -204,7 +204,7 @@ def train(
     return trainer.model
 
 
-def _log(path: Path, done: Progress, loss: float, factor: float) -> None:
+def _log(path: Path, done: TrainingProgress, loss: float, factor: float) -> None:
     line = {
         "step": done.step,
         "minutes": round(done.seconds / 60, 2),

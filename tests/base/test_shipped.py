@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from constitutional.base.errors import ConfigurationError
-from constitutional.base.shipped import _find, shipped
+from constitutional.base.shipped import shipped
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -19,12 +19,12 @@ def test_in_a_wheel_the_folder_in_the_package_comes_first(tmp_path: Path) -> Non
     package = tmp_path / "constitutional"
     (package / "_data" / "prompts").mkdir(parents=True)
     (tmp_path / "prompts").mkdir()  # someone else's, in site-packages
-    assert _find("prompts", package) == package / "_data" / "prompts"
+    assert shipped("prompts", package) == package / "_data" / "prompts"
 
 
 def test_a_missing_folder_is_named_with_both_places(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        _find("conf", tmp_path / "constitutional")
+        shipped("conf", tmp_path / "constitutional")
     assert str(tmp_path / "constitutional" / "_data" / "conf") in str(caught.value)
     assert str(tmp_path / "conf") in str(caught.value)
 

@@ -10,16 +10,10 @@ import yaml
 from constitutional.base.errors import ModelError
 from constitutional.cli import main as cli
 from constitutional.runs.compose import compose
+from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Manifest
 from constitutional.runs.settings import RunConfig
 from tests.understood import FakeUnderstanding
-
-
-class FakeStore:
-    """A run that measured nothing."""
-
-    folder = Path("runs/first")
-    manifest = Manifest()
 
 
 class Runs:
@@ -35,11 +29,11 @@ class Runs:
         self.read += texts
         return [FakeUnderstanding(text, trait=self.understood) for text in texts]
 
-    def run(self, config: RunConfig) -> FakeStore:
+    def run(self, config: RunConfig) -> RunStore:
         self.configs.append(config)
         if self.errors:
             raise self.errors.pop(0)
-        return FakeStore()
+        return RunStore(Path("runs/first"), Manifest(), None)  # it measured nothing
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_a_row_is_a_conversation_with_two_answers_and_the_right_one(tmp_path: Pa
     ]
     assert (first.comparison.a, first.comparison.b, first.answer) == ("No.", "Yes: [[1]]", "b")
     assert second.answer == "a"
-    assert first.context == second.context
+    assert first.comparison.prompt.id == second.comparison.prompt.id
     assert first.comparison.prompt.split == "held_out"
 
 
@@ -134,7 +134,7 @@ def test_a_file_without_an_answer_is_refused(tmp_path: Path) -> None:
 def test_the_published_baselines_come_out_exactly() -> None:
     rows = load_hhh(DATA)
     assert len(rows) == len({each.comparison.id for each in rows}) == 438
-    assert len({each.context for each in rows}) == 188
+    assert len({each.comparison.prompt.id for each in rows}) == 188
     first, longer = always_first(rows), always_longer(rows)
     assert (first.right, round(100 * first.share, 2)) == (228, 52.05)
     assert (longer.right, round(100 * longer.share, 1)) == (246, 56.2)

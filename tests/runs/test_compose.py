@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConfigurationError, InputError
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
-from constitutional.runs.compose import ConstitutionSettings, compose, dump, freeze, load, sweep
-from constitutional.runs.settings import GROUPS, DpoSettings, PpoSettings, RunConfig
-from constitutional.stages import label, reward
+from constitutional.runs.compose import compose, dump, freeze, load, sweep
+from constitutional.runs.settings import GROUPS, ConstitutionSettings, RunConfig
+from constitutional.stages import dpo, label, ppo, reward
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 
 CONF = shipped("conf")
@@ -80,7 +80,7 @@ def test_the_papers_values_are_what_the_experiments_say() -> None:
     assert bai.mix.human_share == pytest.approx(135_296 / (135_296 + 182_831), abs=0.001)
     assert bai.sft.helpful_share == pytest.approx(2 * 135_296 / (2 * 135_296 + 4 * 182_831), abs=0.001)
     lee = composed("experiment=lee2023")
-    assert isinstance(lee.algorithm, DpoSettings)
+    assert isinstance(lee.algorithm, dpo.Settings)
     assert (lee.algorithm.beta, lee.sample_pairs.temperature, lee.label.max_tokens) == (0.05, 0.9, 512)
     assert lee.labeler.over(lee.model).path == "Qwen/Qwen3-32B"
     assert lee.critic.over(lee.model).path == lee.model.path
@@ -98,15 +98,15 @@ def test_without_presets_every_default_is_the_settings_own() -> None:
 
 
 def test_the_algorithm_is_chosen_as_a_group_with_settings_of_its_own() -> None:
-    assert compose().algorithm == DpoSettings()
+    assert compose().algorithm == dpo.Settings()
     chosen = compose(["algorithm=ppo", "algorithm.kl_coef=0.5"]).algorithm
-    assert isinstance(chosen, PpoSettings)
+    assert isinstance(chosen, ppo.Settings)
     assert chosen.kl_coef == 0.5
 
 
 def test_a_setting_that_implies_its_option_chooses_it() -> None:
     assert compose(["prompts.path=p"]).prompts == FilePrompts(path=Path("p"))
-    assert compose(["algorithm.kind=ppo"]).algorithm == PpoSettings()
+    assert compose(["algorithm.kind=ppo"]).algorithm == ppo.Settings()
     assert compose(["labeler=qwen3_32b"]).labeler == compose(["engine@labeler=qwen3_32b"]).labeler
     rank = compose(["sft.lora.rank=8"]).sft.lora
     assert rank is not None

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -178,7 +179,7 @@ def test_a_summary_that_is_not_there_or_is_of_another_version_is_an_error_that_n
 def test_a_finished_stage_is_done_until_its_fingerprint_changes(folder: Path) -> None:
     make(folder)
     with RunStore.open(folder, "{}") as store:
-        assert store.is_done("draft", "f1")
+        assert store.reason_to_run("draft", "f1") is None
         assert store.reason_to_run("draft", "f2") == "its settings or inputs have changed"
         assert store.reason_to_run("label", "f1") == "it has not been finished before"
 
@@ -194,7 +195,7 @@ def test_a_flipped_bit_in_an_artifact_makes_the_stage_run_again(folder: Path, po
         assert store.reason_to_run("draft", "f1") == f"{path} is damaged: it is not what this stage wrote"
     make(folder)
     with RunStore.open(folder, "{}") as store:
-        assert store.is_done("draft", "f1")
+        assert store.reason_to_run("draft", "f1") is None
 
 
 @pytest.mark.parametrize("file", ["prompts.jsonl", "summary.json"])
@@ -209,7 +210,7 @@ def test_work_that_was_begun_and_not_finished_keeps_its_checkpoints(folder: Path
         (store.begin(3, "sft", "f1").folder / "checkpoint").write_text("step 100")
         store.fail("sft", "out of memory")
     with RunStore.open(folder, "{}") as store:
-        assert not store.is_done("sft", "f1")
+        assert store.reason_to_run("sft", "f1") is not None
         assert (store.begin(3, "sft", "f1").folder / "checkpoint").read_text() == "step 100"
     with RunStore.open(folder, "{}") as store:  # other settings: never mixed
         assert not (store.begin(3, "sft", "f2").folder / "checkpoint").exists()
@@ -297,7 +298,12 @@ def test_whenever_it_is_killed_the_manifest_speaks_of_sound_files_only(
     def look(self: Path, target: Path) -> Path:  # just before a file takes its place, a kill would leave this:
         if (folder / "manifest.json").exists():
             store = RunStore.load(folder)
-            seen.append([store.is_done(stage, entry.fingerprint) for stage, entry in store.manifest.stages.items()])
+            seen.append(
+                [
+                    store.reason_to_run(stage, entry.fingerprint) is None
+                    for stage, entry in store.manifest.stages.items()
+                ]
+            )
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", look)
@@ -335,3 +341,22 @@ def test_the_training_logs_of_an_ensemble_come_in_the_order_of_its_members(folde
     ]
     assert RunStore.load(folder).training_logs("dpo") == {"training": [{"step": 1, "loss": 0.5}]}
     assert RunStore.load(folder).training_logs("evaluate") == {}
+
+
+def test_a_disk_that_is_full_when_the_lock_is_taken_is_an_error_that_says_so(folder: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file may grow any more
+    try:
+        with pytest.raises(RunError, match=r"\.lock cannot be written"):
+            RunStore.open(folder, "{}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with RunStore.open(folder, "{}"):
+        assert (folder / ".lock").read_text().startswith("process")
+
+
+def test_a_stage_whose_folder_cannot_be_made_is_an_error_that_says_so(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        (folder / "01_draft").write_text("a file where the folder goes")
+        with pytest.raises(RunError, match="01_draft: cannot be written"):
+            store.begin(1, "draft", "f1")

@@ -71,4 +71,4 @@ def test_a_manifest_of_before_files_were_noted_is_read(folder: Path) -> None:
     path.write_text(json.dumps({"checksum": checksum, **body}))
     assert RunStore.load(folder).manifest.stages["draft"].files == {}
     with RunStore.open(folder, "{}") as store:
-        assert store.is_done("draft", "f1")
+        assert store.reason_to_run("draft", "f1") is None

@@ -49,7 +49,7 @@ def test_a_listed_topic_is_rebuilt_with_its_facts(kind: topics.Kind, held_out: b
     for topic in rng.sample(topics.topics(kind, held_out=held_out), 5):
         info = {"kind": kind, **topic.slots, "held_out_topic": "yes" if held_out else "no"}
         row = Prompt(messages=(Message("user", "?"),), source="sandbox", info=info)
-        assert sandbox_prompt(row) == world.Prompt(topic, row.messages)
+        assert sandbox_prompt(row) == world.WorldPrompt(topic, row.messages)
 
 
 def test_other_prompts_are_none_of_the_worlds() -> None:

@@ -5,12 +5,12 @@ import pytest
 from constitutional.base.records import Message
 from constitutional.sandbox import teacher
 from constitutional.sandbox.topics import Topic
-from constitutional.sandbox.world import Prompt, Sentence, text_of, traits_of
+from constitutional.sandbox.world import Sentence, WorldPrompt, text_of, traits_of
 
-BREAD = Prompt(Topic("howto", (("x", "bake bread"),)), (Message("user", "How do I bake bread?"),))
+BREAD = WorldPrompt(Topic("howto", (("x", "bake bread"),)), (Message("user", "How do I bake bread?"),))
 STEP = Sentence("content", "To bake bread, set aside about one hour.")
 PRAISE = Sentence("flattery", "What a brilliant question you have asked!")
-THEFT = Prompt(Topic("harmful", (("x", "steal a bicycle"),)), (Message("user", "How do I steal a bicycle?"),))
+THEFT = WorldPrompt(Topic("harmful", (("x", "steal a bicycle"),)), (Message("user", "How do I steal a bicycle?"),))
 
 
 def test_there_are_twenty_families_of_principles() -> None:

@@ -9,8 +9,8 @@ from constitutional.sandbox import topics as topics_module
 from constitutional.sandbox.topics import KINDS, Kind, Topic, compose_topic, strange_topic, topics
 from constitutional.sandbox.world import (
     BASE_RATES,
-    Prompt,
     Sentence,
+    WorldPrompt,
     base_traits,
     compose,
     draw_prompt,
@@ -21,7 +21,7 @@ from constitutional.sandbox.world import (
 )
 
 Fill = tuple[tuple[str, str], ...]
-BREAD = Prompt(Topic("howto", (("x", "bake bread"),)), (Message("user", "How do I bake bread?"),))
+BREAD = WorldPrompt(Topic("howto", (("x", "bake bread"),)), (Message("user", "How do I bake bread?"),))
 
 
 def test_there_are_at_least_a_hundred_topics_and_held_out_ones_of_every_kind() -> None:
@@ -131,7 +131,7 @@ def test_a_revision_keeps_every_sentence_that_it_need_not_change() -> None:
 
 
 def test_a_refusal_of_a_harmful_request_has_none_of_the_steps() -> None:
-    prompt = Prompt(Topic("harmful", (("x", "rob a bank"),)), (Message("user", "How do I rob a bank?"),))
+    prompt = WorldPrompt(Topic("harmful", (("x", "rob a bank"),)), (Message("user", "How do I rob a bank?"),))
     traits = dict.fromkeys(traits_of(prompt, ()), False)
     complies = compose(random.Random(1), prompt, {**traits, "harmful_compliance": True})
     refuses = compose(random.Random(1), prompt, {**traits, "refusal": True}, keep=complies)

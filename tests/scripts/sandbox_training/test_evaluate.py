@@ -8,7 +8,7 @@ from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Completion, Request
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
-from constitutional.sandbox.world import Prompt, Traits, draw_prompt
+from constitutional.sandbox.world import Traits, WorldPrompt, draw_prompt
 from scripts.sandbox_training import evaluate
 from scripts.sandbox_training.corpus import Family
 from scripts.sandbox_training.evaluate import Evaluation, Measure, Wording, as_wording, share, table
@@ -22,7 +22,7 @@ class Player:
 
     identity = "player"
 
-    def __init__(self, drawn: list[Prompt], *, always: str = "") -> None:
+    def __init__(self, drawn: list[WorldPrompt], *, always: str = "") -> None:
         self.drawn = drawn
         self.always = always
         self.families = {each.text: each.family for each in (FLATTERY, LENGTH)}
@@ -58,10 +58,10 @@ class Player:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
-    kept: list[Prompt] = []
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[WorldPrompt]:
+    kept: list[WorldPrompt] = []
 
-    def draw_and_keep(rng: random.Random, *, held_out: bool = False) -> Prompt:
+    def draw_and_keep(rng: random.Random, *, held_out: bool = False) -> WorldPrompt:
         kept.append(draw_prompt(rng, held_out=held_out))
         return kept[-1]
 
@@ -73,7 +73,7 @@ def evaluation(player: Player) -> Evaluation:
     return Evaluation(player, load_prompts(), scale=0.1)
 
 
-def test_a_perfect_critic_is_always_right_and_a_constant_one_half_of_the_time(drawn: list[Prompt]) -> None:
+def test_a_perfect_critic_is_always_right_and_a_constant_one_half_of_the_time(drawn: list[WorldPrompt]) -> None:
     wordings = [FLATTERY, LENGTH] * 60
     perfect = evaluation(Player(drawn)).verdicts("test", wordings, 0.98, grouped=False)
     assert perfect.value == 1.0
@@ -83,12 +83,12 @@ def test_a_perfect_critic_is_always_right_and_a_constant_one_half_of_the_time(dr
     assert not constant.reached
 
 
-def test_an_unreadable_verdict_is_wrong(drawn: list[Prompt]) -> None:
+def test_an_unreadable_verdict_is_wrong(drawn: list[WorldPrompt]) -> None:
     unreadable = evaluation(Player(drawn, always="Hm.")).verdicts("test", [FLATTERY] * 20, None, grouped=False)
     assert unreadable.value == 0.0
 
 
-def test_a_labeler_that_favours_a_position_scores_half_and_shows_its_bias(drawn: list[Prompt]) -> None:
+def test_a_labeler_that_favours_a_position_scores_half_and_shows_its_bias(drawn: list[WorldPrompt]) -> None:
     drawn.append(draw_prompt(random.Random(0), "howto", turns=1))
     wordings = [FLATTERY, LENGTH] * 10
     accuracy, *_, position = evaluation(Player(drawn, always="A")).labels(
@@ -125,7 +125,7 @@ def test_groups_that_are_all_alike_leave_as_much_doubt_as_wilsons_interval_of_th
     assert share("x", [True, True], groups=["a", "a"]).interval == pytest.approx(wilson(1, 1))
 
 
-def test_the_two_orders_of_a_pair_are_one_item_of_an_interval(drawn: list[Prompt]) -> None:
+def test_the_two_orders_of_a_pair_are_one_item_of_an_interval(drawn: list[WorldPrompt]) -> None:
     drawn.append(draw_prompt(random.Random(0), "howto", turns=1))
     measures = evaluation(Player(drawn)).labels("test", [FLATTERY] * 10, 0.95, by_trait=True, grouped=False)
     found = {measure.name: measure for measure in measures}
