@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if pad_token is not None:
         if pad_token not in tokenizer.get_vocab():
-            special = ", ".join(map(json.dumps, sorted(_control_tokens(tokenizer))[:20]))
+            special = ", ".join(map(json.dumps, sorted(_control_tokens(tokenizer)[0])[:20]))
             raise ModelError(
                 f"{folder}: its tokenizer has no token {json.dumps(pad_token)} for padding; it has {special}"
             )
@@ -86,43 +86,65 @@ def _with_arguments(folder: Path | str, text: str, arguments: Arguments) -> str:
 
 # --- Tokens that only the template writes ---
 
+REMOVED: Final = "[removed]"
+"""Stands in a message for a control token. It is ASCII, because a small vocabulary may lack any other character."""
+_LINE_ENDS: Final = r"\n\r\v\f\x85\u2028\u2029"
+
 
 def plain(tokenizer: Tokenizer, text: str) -> str:
-    """The text without control tokens: nobody ends a turn, or begins another's, from within a message.
+    """The text with a placeholder for its control tokens: no message ends its turn, or begins another's.
 
-    Wherever a message is put to a model, to be answered or to be trained on, it goes through here.
+    Wherever a message is put to a model, to be answered or to be trained on, it goes through here. Without the
+    placeholder, what follows a token could become the beginning of a line, or another token. Tokens at the text's end
+    have nothing behind them and are deleted.
     """
+    end = len(text.rstrip())
     control = _control(tokenizer, str(tokenizer.chat_template))
-    while (shorter := control.sub("", text)) != text:  # what is left on both sides may make up another
-        text = shorter
-    return text
+    return control.sub(lambda match: REMOVED if match.end() < end else "", text)
 
 
 @lru_cache(maxsize=8)
 def _control(tokenizer: Tokenizer, template: str) -> re.Pattern[str]:  # noqa: ARG001 - the tokens are the template's too
-    tokens = sorted(_control_tokens(tokenizer), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
+    tokens, words, lines = _control_tokens(tokenizer)
+
+    def any_of(texts: set[str]) -> str:
+        return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
+
+    return re.compile(
+        rf"(?:{any_of(tokens)})(?:\s*+(?:{any_of(tokens)}))*|(?<!\w)(?:{any_of(words)})"
+        rf"|(?<![^{_LINE_ENDS}])[^\S{_LINE_ENDS}]*+(?:{any_of(lines)})"
+    )
 
 
-def _control_tokens(tokenizer: Tokenizer) -> set[str]:
+def _control_tokens(tokenizer: Tokenizer) -> tuple[set[str], set[str], set[str]]:
     """The special tokens, and the markers that the chat template writes around messages, special or not.
 
     A marker is a token that was added to the vocabulary, a word in brackets such as <|user|> or [INST], or a whole line
-    between two messages that is not made of letters alone, such as "### Response:" or "USER:".
+    between two messages that is not made of letters alone, such as "### Response:" or "USER:". A text may hold any of
+    them anywhere, except that a whole line marks a turn only where it begins a line.
+
+    Returns:
+        tokens and words in brackets; what the template writes on a message's own last line; what it begins a line with.
     """
     added = tokenizer.added_tokens_decoder.values()
     tokens = sorted((token.content for token in added), key=len, reverse=True)
     markers = {token for token in tokens if len(token) > 2 and token in str(tokenizer.chat_template)}
+    words: set[str] = set()
+    lines: set[str] = set()
     for number, text in _around_messages(tokenizer):
         markers |= {token for token in tokens if token in text}
         for part in re.split("|".join(map(re.escape, tokens)) or "(?!)", text):
-            brackets = re.findall(r"<{1,2}[^<>\s]+>{1,2}|\[[^\[\]\s]+\]", part)
-            # Before the first message stands prose, such as a system prompt by default.
-            markers.update(brackets or (line.strip() for line in part.splitlines() if number))
+            if brackets := re.findall(r"<{1,2}[^<>\s]+>{1,2}|\[[^\[\]\s]+\]", part):
+                markers.update(brackets)
+            elif number:  # before the first message stands prose, such as a system prompt by default
+                first, *others = (line.strip() for line in part.splitlines() or [""])
+                words.add(first)
+                lines.update(others)
     ordinary = re.compile(r"[\w\s]*|</?think>")  # thoughts are part of a reply
-    return {token.content for token in added if token.special} | {
-        marker for marker in markers if not ordinary.fullmatch(marker)
-    }
+    markers, words, lines = (
+        {text for text in texts if not ordinary.fullmatch(text)} for texts in (markers, words, lines)
+    )
+    return markers | {token.content for token in added if token.special}, words, lines
 
 
 def _around_messages(tokenizer: Tokenizer) -> Iterator[tuple[int, str]]:
