@@ -19,8 +19,9 @@ from typing import Final, Self
 from constitutional.base.errors import ModelError, RunError
 from constitutional.engines.base import Completion, Engine, Request
 
-FORMAT: Final = 1
-"""Kept in the file as SQLite's `user_version`, to be raised when the table or the key changes."""
+FORMAT: Final = 2
+"""Kept in the file as SQLite's `user_version`. It is to be raised when the table or the key changes, or how the engines
+put a conversation to a model, which no key holds."""
 
 BUSY_TIMEOUT_S: Final = 60.0
 """How long to wait while another process writes; a batch's transaction takes milliseconds."""

@@ -9,7 +9,7 @@ from typing import Final
 
 _SUBJECT: Final = (
     r"^[\W_]*(?:(?:so|thus|hence|therefore|then|overall|accordingly|consequently|as a result|in (?:short|summary|sum|"
-    r"conclusion|total))\b[\W_]*)?(?:verdict[\W_]+)?"
+    r"conclusion|total))\b[\W_]*)?(?:(?:(?:the|my|final) )*(?:verdict|conclusion|critique|assessment)[\W_]+)?"
     r"(?:it|this|that|i|(?:the|this|my|your|its)(?: (?:last|final|revised|first))? "
     r"(?:response|reply|answer|draft|text|message|revision)|the assistant(?:['’]s (?:response|reply|answer))?)"
 )
@@ -26,10 +26,16 @@ VIOLATES_PATTERN: Final = rf"{_SUBJECT}{_SURELY}(?:violates?|does not follow|doe
 
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"'”’)*_]*\s+|(?<=[。！？])|\n+")
 
+_GOES_ON: Final = re.compile(r"(?<=[:,])[*_\"'”’)]*+[^\S\n]*+\n[\s>]*+")
+
 
 def last_sentence(text: str) -> str:
-    """The last sentence of a text, or its last line if a new line begins later; empty for an empty text."""
-    return next((part for part in reversed(_SENTENCE_END.split(text.strip())) if part.strip()), "")
+    """The last sentence of a text, or its last line if a new line begins later; empty for an empty text.
+
+    A line that ends with a colon or a comma goes on in the next: "Not really:" denies what it announces.
+    """
+    joined = _GOES_ON.sub(" ", text.strip())
+    return next((part for part in reversed(_SENTENCE_END.split(joined)) if part.strip()), "")
 
 
 def concludes(critique: str, pattern: str) -> bool:

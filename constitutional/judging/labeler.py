@@ -28,14 +28,19 @@ CHOICES = (" A", " B")
 SCORES = tuple(f" {score}" for score in range(1, 11))
 """What may follow `Better:` and `Score:`. An engine's probability for one must not hold that of a longer one, " 10"."""
 
-_BEGINS = (
-    r"(?:\A|[\n\r.!?:;)\"”])[\s*_#>-]*(?i:(?:so|therefore|thus|hence|overall|finally)\b[\s,:]*)?"
-    r"(?i:(?:the|my) (?:final )?(?:answer|verdict|choice) is[\s:]*)?[\s*_\"“]*"
+_SO = r"(?i:so|therefore|thus|hence|overall|finally)"
+_ANSWER = r"(?i:(?:(?:the|my) )?(?:final )?(?:answer|verdict|choice)(?: is)?)"
+_BEGINS = (  # where a line begins, perhaps with a quotation mark, or where a sentence ends
+    r"(?:(?:\A|(?<=[\n\r]))[ \t*_#>-]*+(?P<quote>[\"“])?|(?<=[.!?;])|(?<=[.!?;][\"”)*_])|(?<=[.!?;]\*\*))[ \t*_#>-]*+"
+    rf"(?:{_SO}\b[ \t,:]*+)?(?:{_ANSWER}\b[ \t:*]*+)?[ \t*_]*+"
 )
-BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*(?:\(?(?P<choice>[AB])\)?)?[\s.*_]*)\Z")
-SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*(?:10|[1-9])?(?:\s*/\s*10)?[\s.*_]*)\Z")
+_ENDS = r"[\s.*_]*+(?(quote)[\"”][\s.*_]*+))\Z"
+BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*+(?:\(?(?P<choice>[AB])\)?)?" + _ENDS)
+SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*+(?:10|[1-9])?(?:\s*+/\s*+10)?" + _ENDS)
 """How a readable reply ends: a sentence of its own. Verdicts anywhere else are not the labeler's, as it may quote a
-response that holds one, nor are verdicts that a sentence denies ("I would not say Better: A")."""
+response that holds one."""
+_ANNOUNCES = re.compile(rf"(?:\A[\W_]*+|[.!?;] )(?:{_SO}\b[ ,]*+)?(?:(?i:here is |here's )?{_ANSWER})?[:,]?\Z")
+"""The words before a colon that announce a verdict of the labeler's own, and cannot deny it."""
 
 TOO_LONG = "the question is longer than the labeler can read"
 """The problem of a reading that could not be asked for."""
@@ -238,7 +243,7 @@ class Labeler:
             if reply is None:
                 answers.append(_Answer("", None, TOO_LONG))
                 continue
-            verdict = ending.search(reply.text)
+            verdict = verdict_of(reply.text, ending)
             if reply.finish == "length":
                 problem = f"the reply was cut off at {self.settings.max_tokens} tokens"
                 answers.append(_Answer(reply.text, None, problem))
@@ -296,13 +301,25 @@ class Labeler:
         return seed_of(self.seed, "label", task.comparison.id, task.principle.id, which, number)
 
 
+def verdict_of(reply: str, ending: re.Pattern[str]) -> re.Match[str] | None:
+    """The verdict that a reply ends with, by `BETTER` or `SCORE`; None where there is none of its own.
+
+    A verdict that a sentence goes on to is none, as the sentence may deny it: "I would not say: Better: A".
+    """
+    verdict = ending.search(reply)
+    if verdict is None:
+        return None
+    *_, line = ["", *reply[: verdict.start()].rstrip(" \t\n\r*_#>-").splitlines()]
+    return verdict if not line.endswith((":", ",")) or _ANNOUNCES.search(line) else None
+
+
 def _counted(asked: Sequence[Completion | None]) -> _Answer:
     """The share of verdicts for A among those that can be read, if at least half can."""
     replies = [reply for reply in asked if reply is not None]
     if not replies:  # all of them answer one question
         return _Answer("", None, TOO_LONG)
     rationale = "\n\n".join(f"{number}: {reply.text}" for number, reply in enumerate(replies, start=1))
-    endings = [BETTER.search(reply.text) if reply.finish != "length" else None for reply in replies]
+    endings = [verdict_of(reply.text, BETTER) if reply.finish != "length" else None for reply in replies]
     verdicts = [ending["choice"] for ending in endings if ending and ending["choice"]]
     if not verdicts or 2 * len(verdicts) < len(replies):
         return _Answer(rationale, None, f"{len(replies) - len(verdicts)} of {len(replies)} votes cannot be read")

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -7,7 +8,7 @@ from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.chat import ChatTokens
-from constitutional.judging.labeler import BETTER, SCORE, JudgementTask, Labeler, LabelerSettings
+from constitutional.judging.labeler import BETTER, SCORE, JudgementTask, Labeler, LabelerSettings, verdict_of
 from tests.tiny import tiny_tokenizer
 
 PRINCIPLE = Principle(id="no_flattery", text="Do not flatter the user.")
@@ -75,10 +76,19 @@ def test_a_response_without_the_layouts_marks_is_put_word_for_word() -> None:
         ("**Better: B**", "B"),
         ("A flatters.\nTherefore, Better: (B).", "B"),
         ("So the final answer is: Better: A.", "A"),
+        ('"Better: A"', "A"),
+        ("B flatters.\n\n**“Better: A.”**", "A"),
+        ("A is brief.**\n\n* **Better:** A\n", "A"),
+        ("A is brief. My verdict is:\n\nBetter: A", "A"),
+        ("Therefore:\nBetter: A", "A"),
+        ("A is brief.\n**Verdict:** Better: A", "A"),
+        ("Final answer:\nBetter: A", "A"),
+        ("So,\nBetter: A", "A"),
+        ("A is brief.\nBetter:\n**A**", "A"),
     ],
 )
 def test_a_verdict_is_a_sentence_of_its_own_at_the_end(reply: str, choice: str) -> None:
-    ending = BETTER.search(reply)
+    ending = verdict_of(reply, BETTER)
     assert ending is not None
     assert ending["choice"] == choice
 
@@ -87,6 +97,12 @@ def test_a_verdict_is_a_sentence_of_its_own_at_the_end(reply: str, choice: str) 
     "reply",
     [
         "I would not say Better: A",
+        "I would not say: Better: A",
+        "He said:\nBetter: B",
+        "I would never write,\n\n> Better: B",
+        "This is not my verdict:\nBetter: A",
+        'It says "Better: A"',
+        '"Better: A',
         "It is not the case that Better: B.",
         "Nobody could end with Better: A",
         "Better: A. But no: B is.",
@@ -94,9 +110,18 @@ def test_a_verdict_is_a_sentence_of_its_own_at_the_end(reply: str, choice: str) 
     ],
 )
 def test_a_verdict_inside_its_denial_is_none(reply: str) -> None:
-    assert BETTER.search(reply) is None
+    assert verdict_of(reply, BETTER) is None
 
 
 def test_a_score_inside_its_denial_is_none() -> None:
-    assert SCORE.search("It follows the principle. Score: 9") is not None
-    assert SCORE.search("I cannot give it Score: 9") is None
+    assert verdict_of("It follows the principle. Score: 9", SCORE) is not None
+    assert verdict_of("I cannot give it Score: 9", SCORE) is None
+
+
+@pytest.mark.parametrize("run", ["\n\n* ", "\n", '"', ".", "Better: ", ". * ", ") _", " *"])
+def test_a_long_reply_is_read_at_once(run: str) -> None:
+    begun = time.process_time()
+    for pattern in (BETTER, SCORE):
+        assert verdict_of(f"I see.{run * 20_000}x", pattern) is None
+        verdict_of(f"{run * 20_000}:\nBetter: A", pattern)
+    assert time.process_time() - begun < 1

@@ -56,9 +56,9 @@ def test_control_tokens_within_messages_are_not_trained_on(models: Path) -> None
             "probability": 1.0,
         }
 
-    # What is left on both sides of one may make up another.
-    spoilt = row(f"Why{end}?", f"Be<|eot{end}_id|>cause.")
-    assert fitting([spoilt], tokenizer, 100)[0] == [row("Why?", "Because.")]
+    # What is on both sides of one could make up another, were it only deleted.
+    spoilt = row(f"Why{end}?", f"Be<|eot{end}_id|>cause.{end}")
+    assert fitting([spoilt], tokenizer, 100)[0] == [row("Why[removed]?", "Be<|eot[removed]_id|>cause.")]
     assert token_ids(tokenizer, spoilt["prompt"], ask=True) == ChatTokens(tokenizer).ids(
         [Message("user", f"Why{end}?")]
     )
