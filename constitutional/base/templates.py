@@ -11,6 +11,7 @@ other files of either folder.
 
 import hashlib
 import json
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from constitutional.base.errors import ConfigurationError, InputError, UsageError
 from constitutional.base.shipped import shipped
+from constitutional.base.text import canonical
 
 Value = str | Sequence[Mapping[str, str]]
 """What a variable may hold: text, or a conversation, whose messages have a `role` and a `content`."""
@@ -84,6 +86,7 @@ class Prompts:
         self._templates = {name: environment.get_template(f"{name}.j2") for name in VARIABLES}
         dry = {name: self._rendered(name, _holes(name)) for name in VARIABLES}
         self._marks = {name: _line_beginnings(text) for name, text in dry.items()}
+        self._check_responses_apart()
 
     def render(self, name: str, /, **values: Value) -> str:
         """The prompt: the template of that name with these values, one for each variable but the optional ones."""
@@ -103,7 +106,7 @@ class Prompts:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def quoted(self, name: str, text: str) -> str:
-        """The text with "> " before every line that begins as a line of the template itself does.
+        """The text with "> " before every line that begins, or seems to begin, as a line of the template itself does.
 
         So no response says where it ends and the next one begins: a text cannot pass for the template's own layout, and
         different values never give the same prompt. Lines that begin with ">" are quoted too, which keeps texts apart.
@@ -111,7 +114,25 @@ class Prompts:
         self._check_name(name)
         marks = (">", *self._marks[name])
         lines = text.splitlines(keepends=True)
-        return "".join(f"> {line}" if line.lstrip().casefold().startswith(marks) else line for line in lines)
+        return "".join(f"> {line}" if canonical(line).casefold().startswith(marks) else line for line in lines)
+
+    def _check_responses_apart(self) -> None:
+        """A line that the template begins stands between a response and any other text that somebody else wrote.
+
+        Raises:
+            InputError: one does.
+        """
+        a, b = (chr(ord(_HOLE) + number) for number in (1, 2))
+        dry = self._rendered("label", {**_holes("label"), "a": a, "b": b, "principle": ""})
+        pieces = re.split(f"([{_HOLE}{a}{b}])", dry)
+        for before, between, after in zip(pieces[1::2], pieces[2::2], pieces[3::2], strict=False):
+            if {before, after} & {a, b} and not re.search(r"[\r\n]\s*\S", between):
+                raise InputError(
+                    self._files["label.j2"].path,
+                    "a response could pass for the text beside it, because no line between them begins with words of "
+                    'the template; begin the lines of both with words of your own, such as "(A) {{ a }}" and '
+                    '"(B) {{ b }}"',
+                )
 
     def _read_again(self, part: str) -> tuple[str, str, None]:
         return self._files[part].text, str(self._files[part].path), None
@@ -215,7 +236,7 @@ def _holes(name: str) -> dict[str, Value]:
 
 def _line_beginnings(dry: str) -> tuple[str, ...]:
     """What the lines of a template begin with, in lower case: up to a value, at most 20 characters."""
-    beginnings = (line.partition(_HOLE)[0].strip()[:20].casefold() for line in dry.splitlines())
+    beginnings = (canonical(line.partition(_HOLE)[0])[:20].casefold() for line in dry.splitlines())
     return tuple(dict.fromkeys(filter(None, beginnings)))
 
 

@@ -25,6 +25,9 @@ NEAR_CHANCE = 0.6
 TOO_FEW = 3
 """Of so few readable examples, or fewer, nobody can tell whether the labeler is near chance."""
 
+ROUNDING = 1e-9
+"""What a product of a share and a count may be off by: 0.28 × 25 is 7.000000000000001."""
+
 NULL_ANSWERS = (":", "Thought process:", ".")
 """Answers that say nothing but take some labelers in (Zhao et al. 2025, "One token to fool LLM-as-a-judge")."""
 
@@ -95,7 +98,7 @@ def _accuracy(principle: str, judgements: Sequence[Judgement], settings: LabelSe
         unreadable=len(judgements) - len(p_correct),
         conflicts=sum(judgement.conflict for judgement in judgements),
         mean_p_correct=math.fsum(p_correct) / len(p_correct) if p_correct else None,
-        trusted=not judgements or right >= settings.min_accuracy * max(len(p_correct), 1),
+        trusted=not judgements or right >= settings.min_accuracy * max(len(p_correct), 1) - ROUNDING,
     )
 
 
@@ -156,7 +159,7 @@ def check_canaries(
     """
     judgements = Labeler(engine, templates, settings, seed=0).judge(canaries(constitution))
     failed = [row.principle for row in judgements if row.p_a is None or (row.p_a < 0.5 and not row.conflict)]
-    if len(failed) > settings.max_canary_failures * len(judgements):
+    if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
         raise RunError(
             f"The labeler fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by the "

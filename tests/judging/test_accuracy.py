@@ -99,6 +99,20 @@ def test_a_principle_is_trusted_from_the_minimum_accuracy_on(min_accuracy: float
     assert row.accuracy == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize(("right", "of", "share"), [(7, 25, 0.28), (14, 25, 0.56), (7, 50, 0.14)])
+def test_a_share_that_is_exactly_met_is_met_whatever_the_rounding(right: int, of: int, share: float) -> None:
+    examples = tuple(
+        Example(prompt=f"Question {number}?", better="A long and full answer.", worse="Hm.") for number in range(of)
+    )
+    many = LONGER.model_copy(update={"examples": examples})
+    rule = right_for(*[example.prompt for example in examples[:right]])
+    (row,) = measured(rule, many, min_accuracy=share)
+    assert (row.right, row.trusted) == (right, True)
+    # As many fail: those whose prompts are the others.
+    fails = right_for(*[example.prompt for example in examples[right:]])
+    assert check(fails, LabelSettings(max_canary_failures=share), many) == (2 * of, 2 * right)
+
+
 def test_a_principle_by_which_nothing_can_be_read_is_trusted_only_where_no_accuracy_is_asked_for() -> None:
     for min_accuracy, trusted in ((0.0, True), (0.01, False)):
         (row,) = measured(lambda _: "Hm.", LONGER, min_accuracy=min_accuracy)
