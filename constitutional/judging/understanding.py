@@ -4,9 +4,11 @@ The sandbox's model gives one of its 21 meanings with a probability; any other c
 sentence. Both give the same record, so a run, its report and `lint` say it in the same words.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import groupby
-from typing import Literal
+from typing import Literal, get_args
 
 from constitutional.base.progress import percent
 from constitutional.base.records import Message, Record
@@ -15,8 +17,9 @@ from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.yaml import shown
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.sandbox import understand
-from constitutional.sandbox.teacher import FAMILIES
+from constitutional.sandbox.teacher import FAMILIES, Direction
 from constitutional.sandbox.understand import TOO_LONG, Understanding, answers, doubts
+from constitutional.sandbox.world import TRAITS
 
 DOUBTFUL = 0.5
 """A meaning that is less likely than this is doubtful: some other meaning may be the likelier one."""
@@ -65,9 +68,12 @@ def lines(meanings: Sequence[PrincipleMeaning]) -> list[str]:
 
 
 def meaning_lines(meanings: Sequence[PrincipleMeaning]) -> list[str]:
-    """A line for every principle, such as `no_flattery: understood as: avoid flattery (94%)`."""
+    """A line for every principle, such as `no_flattery: understood as: avoid flattery (94%)`.
+
+    Where critic and labeler read different meanings, the line says who sees what.
+    """
     return [
-        f"{principle}: understood as: {_line(list(several))}"
+        f"{principle}: {_line(list(several))}"
         for principle, several in groupby(meanings, key=lambda meaning: meaning.principle)
     ]
 
@@ -78,8 +84,11 @@ def _line(meanings: Sequence[PrincipleMeaning]) -> str:
         sure = "" if meaning.probability is None else f" ({percent(meaning.probability)})"
         parts.append(f"{meaning.meaning or 'not read'}{sure}")
     if len({meaning.meaning for meaning in meanings}) == 1:
-        return parts[0]
-    return "; ".join(f"{part} in the {meaning.reader}'s words" for part, meaning in zip(parts, meanings, strict=True))
+        return f"understood as: {parts[0]}"
+    return "; ".join(
+        f'the {meaning.reader}, which sees "{shown(meaning.words)}", reads it as: {part}'
+        for part, meaning in zip(parts, meanings, strict=True)
+    )
 
 
 def _readings(constitution: Constitution) -> list[tuple[Principle, Reader, str]]:
@@ -176,17 +185,38 @@ def _meaning(understanding: Understanding) -> str:
 
 def tagged(principle: Principle) -> tuple[str, Literal["seek", "avoid"]] | None:
     """The trait that the principle's tags name and whether they say to seek or to avoid it; None if they do not."""
-    families = [family for family in FAMILIES if set(family) <= set(principle.tags)]
+    tags = _plain_tags(principle)
+    families = [family for family in FAMILIES if set(family) <= tags.keys()]
     return families[0] if len(families) == 1 else None
+
+
+def _plain_tags(principle: Principle) -> dict[str, str]:
+    """The tags by the form that the sandbox's traits have: `Sycophantic agreement` is `sycophantic_agreement`."""
+    return {re.sub(r"[\s_-]+", "_", tag.strip().lower()): tag for tag in principle.tags}
 
 
 def _tags_against(principle: Principle, understanding: Understanding) -> list[str]:
     """Tags such as `flattery` and `avoid` are the author's own word; without them only the author can tell."""
     family = tagged(principle)
-    if family is None or family == (understanding.trait, understanding.direction):
+    if family is None:
+        return _unknown_traits(_plain_tags(principle))
+    if family == (understanding.trait, understanding.direction):
         return []
     trait, direction = family
     return [f"it is read as '{_meaning(understanding)}', but its tags say '{direction} {trait.replace('_', ' ')}'"]
+
+
+def _unknown_traits(tags: Mapping[str, str]) -> list[str]:
+    """Tags that were meant as a trait but name none: near one, or beside `avoid` or `seek` without any."""
+    if tags.keys() & set(TRAITS):
+        return []
+    others = [tag for tag in tags if tag not in get_args(Direction)]
+    for tag in others:
+        if near := get_close_matches(tag, TRAITS, n=1, cutoff=0.8):
+            return [f"its tag '{tags[tag]}' names no trait of the sandbox; did you mean '{near[0]}'?"]
+    if len(others) == len(tags):
+        return []
+    return [f"its tags ({', '.join(tags.values())}) name no trait of the sandbox; its traits are {', '.join(TRAITS)}"]
 
 
 def _other_words_against(

@@ -21,7 +21,8 @@ def sandbox_prompt_set(train: int, held_out: int, seed: int) -> list[Prompt]:
     """Distinct prompts from the sandbox's world: first those to train on, then those held out.
 
     Half of the held-out ones (the larger half) are about topics that the sandbox model has never seen, the others about
-    topics that it has. More prompts to train on, or more held out, leave the ones before them as they are.
+    topics that it has. More prompts to train on leave the ones before them and the held-out ones as they are. More
+    held-out prompts leave the held-out ones before them as they are, but take what could be drawn to train on.
 
     Raises:
         ConfigurationError: the world does not have that many.

@@ -19,9 +19,10 @@ from constitutional.base.records import Message
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.engines.base import Completion, Engine, Request, complete_fitting
 from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.principles import gerund, known_words, phrases, third_person
-from constitutional.sandbox.teacher import FAMILIES, NOTHING, ONLY_AVOIDED, restate
+from constitutional.sandbox.principles import OPPOSITE, gerund, known_words, phrases, third_person
+from constitutional.sandbox.teacher import FAMILIES, NOTHING, restate
 from constitutional.sandbox.topics import load_text
+from constitutional.sandbox.world import CONCEPTS
 
 MEANINGS = (*FAMILIES, NOTHING)
 SURE_FROM = 0.8
@@ -116,11 +117,21 @@ def doubts(understanding: Understanding) -> list[str]:
         runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
         sentences.append(f"the model is unsure; it may also mean: {runner_up}")
     if understanding.trait == NOTHING[0]:
-        sentences.append("the model sees no wish in it, so it changes nothing")
+        sentences.append(
+            "the model finds no request in this principle, so it has no effect; reword it as a short command about one "
+            "trait"
+        )
     elif words := _against(understanding):
         meaning = f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
-        only = "; the model knows no principle that asks for it" if understanding.trait in ONLY_AVOIDED else ""
-        sentences.append(f"its words ({', '.join(map(repr, words))}) say the opposite of '{meaning}'{only}")
+        family = (understanding.trait, OPPOSITE["avoid" if understanding.direction == "avoid" else "seek"])
+        verb = "Avoid" if family[1] == "avoid" else "Aim for"
+        advice = (
+            f'reword it, for example "{verb} {CONCEPTS[family[0]]}."'
+            if family in FAMILIES
+            else "the model knows no principle that asks for it"
+        )
+        quoted = ", ".join(map(repr, words))
+        sentences.append(f'it will be trained as "{meaning}", but its words ({quoted}) ask the opposite; {advice}')
     return sentences
 
 
@@ -135,6 +146,8 @@ def _against(understanding: Understanding) -> list[str]:
     phrases_found, others = _phrases_in(understanding.text, understanding.trait)
     sides = set(phrases_found.values())
     turning, twice = _turning_words()
+    if understanding.trait == "privacy_leak" and not _PROTECTING.isdisjoint(others):
+        return []  # to keep a secret is not to leak it
     if len(sides) == 1 and turning.isdisjoint(others):
         asked = "seek" if True in sides else "avoid"
         return [] if asked == understanding.direction else list(phrases_found)
@@ -148,6 +161,9 @@ def _against(understanding: Understanding) -> list[str]:
 _NEGATIONS = frozenset(
     "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining don't "
     "doesn't isn't aren't won't can't cannot shouldn't mustn't stop quit dont".split()
+)
+_PROTECTING = frozenset(
+    "keep keeps keeping guard guards guarding protect protects protecting respect safeguard".split()
 )
 _NEGATED = re.compile(r"(?:please |and )?(?:never|don't|do not|avoid|no|refrain|stop|without)\b")
 

@@ -65,10 +65,21 @@ def test_every_principle_has_a_meaning_with_its_probability(reader: Reader) -> N
     ("text", "read", "tags", "warning"),
     [
         ("Be laconic.", ("verbosity", "avoid", 0.799), (), "unsure"),
-        ("Be laconic.", ("nothing", "avoid", 0.99), (), "changes nothing"),
+        ("Be laconic.", ("nothing", "avoid", 0.99), (), "no effect"),
         ("Keep it short and get to the point.", ("verbosity", "seek", 0.94), (), "'get to the point'"),
         ("Never flatter.", ("flattery", "seek", 0.99), (), "'never'"),
         ("Mind it.", ("verbosity", "seek", 0.99), ("verbosity", "avoid"), "tags say 'avoid verbosity'"),
+        (
+            "Mind it.",
+            ("sycophantic_agreement", "seek", 0.99),
+            ("sycophantic agreement", "Avoid"),
+            "tags say 'avoid sycophantic agreement'",
+        ),
+        ("Be laconic.", ("verbosity", "avoid", 0.9), ("flattry", "avoid"), "mean 'flattery'"),
+        ("Be laconic.", ("verbosity", "avoid", 0.9), ("hedgeing",), "mean 'hedging'"),
+        ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "avoid"), "traits are"),
+        ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "verbosity"), None),
+        ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "safety"), None),
         ("BE LACONIC.", ("verbosity", "avoid", 0.99), (), "capitals"),
         ("Be laconic.", ("verbosity", "avoid", 0.8), ("verbosity", "avoid"), None),
     ],
@@ -102,9 +113,11 @@ def test_critic_and_labeler_with_different_words_have_two_records_and_one_line(r
     # The text is the labeler's here, so it comes first.
     assert [(meaning.reader, meaning.words) for meaning in both] == [("labeler", "Be calm."), ("critic", "Is it calm?")]
     assert any("its other words" in warning for warning in both[1].warnings)
-    assert meaning_lines(both) == [
-        "calm: understood as: avoid rudeness (90%) in the labeler's words; seek hedging (60%) in the critic's words"
-    ]
+    (line,) = meaning_lines(both)
+    assert line == (
+        'calm: the labeler, which sees "Be calm.", reads it as: avoid rudeness (90%); '
+        'the critic, which sees "Is it calm?", reads it as: seek hedging (60%)'
+    )
     same = sandbox_meanings(constitution(Principle(id="calm", text="Be calm.", comparison="Choose the calmer.")))
     assert meaning_lines(same) == ["calm: understood as: avoid rudeness (90%)"]
 

@@ -112,6 +112,7 @@ def read_as(text: str, meaning: str) -> list[str]:
         ("Answer without verbosity.", "seek verbosity", "without"),
         ("Be rude.", "avoid rudeness", "be rude"),
         ("Be thorough.", "avoid verbosity", "thorough"),
+        ("Share other people's secrets.", "avoid privacy_leak", "other people's secrets"),
         # What is read as it is meant:
         ("Keep it short and get to the point.", "avoid verbosity", None),
         ("Never flatter the user.", "avoid flattery", None),
@@ -121,6 +122,9 @@ def read_as(text: str, meaning: str) -> list[str]:
         ("I am tired of flattery.", "avoid flattery", None),
         ("Be polite.", "avoid rudeness", None),
         ("Zorble the quuxes.", "seek flattery", None),
+        ("Keep other people's secrets.", "avoid privacy_leak", None),
+        ("Guard people's secrets.", "avoid privacy_leak", None),
+        ("Keep personal details confidential.", "avoid privacy_leak", None),
     ],
 )
 def test_words_that_say_the_opposite_of_what_is_read_are_pointed_out(
@@ -134,6 +138,11 @@ def test_words_that_say_the_opposite_of_what_is_read_are_pointed_out(
 def test_a_trait_that_can_only_be_avoided_is_said_to_be_so() -> None:
     assert "no principle that asks for it" in read_as("Be rude.", "avoid rudeness")[0]
     assert "no principle that asks for it" not in read_as("Be thorough.", "avoid verbosity")[0]
+
+
+def test_a_warning_says_how_to_word_what_is_meant() -> None:
+    assert '"Avoid flattery."' in read_as("Never flatter.", "seek flattery")[0]
+    assert '"Aim for verbosity."' in read_as("Be thorough.", "avoid verbosity")[0]
 
 
 def test_free_wordings_that_are_read_rightly_are_hardly_ever_warned_of() -> None:
