@@ -2,8 +2,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from constitutional.base.shipped import shipped
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Completion, Request, TooLongError
 from constitutional.judging.understanding import (
     PrincipleMeaning,
@@ -12,6 +14,7 @@ from constitutional.judging.understanding import (
     meanings_of,
     sandbox_meanings,
 )
+from constitutional.sandbox.understand import shipped_engine
 from tests.understood import FakeUnderstanding
 
 
@@ -34,7 +37,7 @@ class Reader:
         return [None if text in self.too_long else self._understanding(text) for text in texts]
 
     def _understanding(self, text: str) -> FakeUnderstanding:
-        trait, direction, probability = self.read[text]
+        trait, direction, probability = self.read.get(text, ("nothing", "avoid", 0.9))
         unknown = self.unknown.get(text, [])
         return FakeUnderstanding(text, trait=trait, direction=direction, probability=probability, unknown_words=unknown)
 
@@ -210,3 +213,32 @@ def test_the_shipped_model_s_reading_of_short_as_long_is_warned_of() -> None:
     assert meaning.probability is not None
     assert meaning.probability > 0.8
     assert "'keep it short'" in meaning.warnings[0]
+
+
+def test_two_wishes_in_one_principle_are_warned_of() -> None:
+    texts = (
+        "Be friendly and brief.",
+        "Don’t lecture people and admit when you aren't sure.",
+        "Please be concise, but warn people about dangers.",
+        # One wish each:
+        "Be kind and polite.",
+        "Do not flatter or praise the user.",
+        "Keep it short and get to the point.",
+        "Be honest and do not flatter.",
+        "Just answer, and don't come back at me with questions.",
+    )
+    meanings = sandbox_meanings(constitution(*[Principle(id=f"p{n}", text=text) for n, text in enumerate(texts)]))
+    warned = [any("two requests" in warning for warning in meaning.warnings) for meaning in meanings]
+    assert warned == [True] * 3 + [False] * 5
+    (warning,) = [warning for warning in meanings[0].warnings if "two requests" in warning]
+    assert '"Be friendly"' in warning
+    assert '"Be brief"' in warning
+
+
+def test_no_shipped_principle_is_said_to_hold_two_wishes() -> None:
+    names = sorted(path.stem for path in shipped("constitutions").iterdir() if path.suffix in {".yaml", ".md"})
+    assert names
+    engine = shipped_engine()
+    for name in names:
+        for meaning in sandbox_meanings(load_constitution(name), engine):
+            assert not any("two requests" in warning for warning in meaning.warnings)
