@@ -139,6 +139,6 @@ def test_models_of_different_vocabularies_are_refused(pair: Pair) -> None:
 
 def test_control_tokens_within_messages_are_no_part_of_what_is_read(pair: Pair) -> None:
     end = pair.tokenizer.eos_token
-    plainly = divergences([Reply(QUESTION, "Dig a hole.", ended=True)], *pair)
+    plainly = divergences([Reply(QUESTION, "Dig a [removed]hole.", ended=True)], *pair)
     asked = (Message("user", QUESTION[0].content + end), *QUESTION[1:])
-    assert divergences([Reply(asked, f"Dig a {end}hole.", ended=True)], *pair) == plainly
+    assert divergences([Reply(asked, f"Dig a {end}hole.{end}", ended=True)], *pair) == plainly
