@@ -17,7 +17,7 @@ from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.yaml import shown
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.sandbox import understand
-from constitutional.sandbox.teacher import FAMILIES, Direction
+from constitutional.sandbox.teacher import FAMILIES, ONLY_AVOIDED, Direction
 from constitutional.sandbox.understand import TOO_LONG, Understanding, answers, doubts, two_commands
 from constitutional.sandbox.world import TRAITS
 
@@ -227,6 +227,8 @@ def _tags_against(principle: Principle, understanding: Understanding) -> list[st
 
 def _unknown_traits(tags: Mapping[str, str]) -> list[str]:
     """Tags that were meant as a trait but name none: near one, or beside `avoid` or `seek` without any."""
+    if only := [tag for tag in tags if tag in ONLY_AVOIDED and "seek" in tags]:
+        return [f"its tags say to seek '{only[0]}', but the sandbox's model knows no principle that asks for it"]
     if tags.keys() & set(TRAITS):
         return []
     others = [tag for tag in tags if tag not in get_args(Direction)]

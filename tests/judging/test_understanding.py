@@ -81,6 +81,7 @@ def test_every_principle_has_a_meaning_with_its_probability(reader: Reader) -> N
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("flattry", "avoid"), "mean 'flattery'"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("hedgeing",), "mean 'hedging'"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "avoid"), "traits are"),
+        ("Mind it.", ("rudeness", "avoid", 0.9), ("rudeness", "seek"), "seek 'rudeness'"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "verbosity"), None),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "safety"), None),
         ("BE LACONIC.", ("verbosity", "avoid", 0.99), (), "capitals"),
