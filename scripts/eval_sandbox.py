@@ -2,7 +2,7 @@
 
     python scripts/eval_sandbox.py --json scores.json
     python scripts/eval_sandbox.py --principles mine.json        verdicts, understanding and labels on your own
-    python scripts/eval_sandbox.py --model runs/first/09_dpo/policy
+    python scripts/eval_sandbox.py --model runs/first/08_dpo/policy
 
 Exits 1 if a measure falls short of what is wanted of the shipped model.
 """
@@ -79,7 +79,7 @@ def _check_model(folder: Path) -> Path:
     # A name on the hub has no place here: nothing but a run, or the build, makes a model that plays these parts.
     if not folder.is_dir():
         raise ConfigurationError(
-            f"--model {folder}: there is no such folder; name one that holds a model, such as runs/first/09_dpo/policy"
+            f"--model {folder}: there is no such folder; name one that holds a model, such as runs/first/08_dpo/policy"
         )
     return model_folder(str(folder))
 

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -99,6 +100,18 @@ def test_there_are_at_most_twelve_rooms_on_nine_floors_and_each_has_a_place() ->
     assert rooms == set().union(*FLOORS)
     assert len(rooms) <= 12
     assert len(FLOORS) <= 9
+
+
+def test_no_class_name_stands_twice_with_two_meanings() -> None:
+    names: defaultdict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names[node.name].add(path.relative_to(PACKAGE).as_posix())
+    doubled = {name: files for name, files in names.items() if len(files) > 1}
+    # What a stage is set to, and what it is told of the stages before, has the same name in each stage.
+    assert doubled.keys() <= {"Settings", "Inputs"}
+    assert all(file.startswith("stages/") for files in doubled.values() for file in files)
 
 
 @pytest.mark.parametrize(

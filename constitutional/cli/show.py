@@ -13,7 +13,7 @@ from constitutional.base.text import printable, table
 from constitutional.judging.scores import Score
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
-from constitutional.runs.pipeline import stages_of
+from constitutional.runs.pipeline import outline
 from constitutional.runs.status import describe
 from constitutional.stages.report import charts
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW
@@ -32,7 +32,7 @@ def stages(store: RunStore) -> str:
     rows: list[tuple[str, ...]] = [("stage", "state", "time", "asked", "reused", "made")]
     names: list[str] = []
     with suppress(InputError):  # a configuration that this version cannot read
-        names = [stage.name for stage in stages_of(load(store.folder))]
+        names = [stage.name for stage in outline(load(store.folder))]
     for line in describe(store, names):
         made = ", ".join(name if count is None else f"{count} {name}" for name, count in line.rows.items())
         spent = (clock(line.seconds), str(line.calls.asked), str(line.calls.reused))

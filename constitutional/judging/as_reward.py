@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from constitutional.constitution.constitution import Principle
 from constitutional.judging.labeler import Labeler
-from constitutional.training.rewards import ConstitutionSettings, Reward, RewardFunction, Turns, conversation_with
+from constitutional.training.rewards import PrinciplesSettings, Reward, RewardFunction, Turns, conversation_with
 
 
-def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: ConstitutionSettings) -> list[Reward]:
+def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: PrinciplesSettings) -> list[Reward]:
     """For each principle, the labeler's expected score of a reply, Σ i·P(i) over 1 to 10, brought to [−1, 1].
 
     Together they are a mean over the principles by weight. None where the labeler cannot be read.

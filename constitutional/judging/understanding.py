@@ -30,6 +30,9 @@ SURE_OF_HALF = 0.9
 MOST_TOKENS = 64
 """Tokens of a sentence in which a critic restates a principle."""
 
+NOTHING_ASKED = "nothing in particular"
+"""The meaning of a principle in which the sandbox's model finds no request."""
+
 Reader = Literal["", "critic", "labeler"]
 
 
@@ -185,7 +188,7 @@ def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -
 
 def _meaning(understanding: Understanding) -> str:
     if understanding.trait == "nothing":
-        return "nothing in particular"
+        return NOTHING_ASKED
     return f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
 
 

@@ -22,7 +22,7 @@ from constitutional.base.shipped import shipped
 from constitutional.engines.models import SANDBOX
 from constitutional.runs.config_errors import problems, truth_values
 from constitutional.runs.folder import versions
-from constitutional.runs.pipeline import stages_of, up_to
+from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.settings import GROUPS, ROLES, RunConfig
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def validated(values: dict[str, Any]) -> RunConfig:
     except ValidationError as error:
         _refuse(ConfigurationError, problems(error.errors(include_url=False), values))
         raise
-    up_to(config.until, stages_of(config))
+    up_to(config.until, outline(config))
     return config
 
 

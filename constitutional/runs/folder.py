@@ -359,10 +359,11 @@ def _take_lock(folder: Path) -> IO[bytes]:
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove what a run has made, and nothing that may be somebody else's; the manifest first."""
-    if not (folder / MANIFEST).exists():
-        return
-    (folder / MANIFEST).unlink()
+    """Remove what a run has made, and nothing that may be somebody else's; the manifest first.
+
+    Where an earlier removal was cut off, the manifest is gone and stage folders are left.
+    """
+    (folder / MANIFEST).unlink(missing_ok=True)
     for path in folder.iterdir():
         if _STAGE_FOLDER.fullmatch(path.name) and (path / FINGERPRINT).is_file():
             shutil.rmtree(path)

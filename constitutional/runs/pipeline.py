@@ -28,6 +28,7 @@ from constitutional.stages import (
     sft,
 )
 from constitutional.stages.report import gather as report
+from constitutional.training.rewards import RewardModelSettings
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,14 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             version=6,
         ),
     )
+
+
+def outline(config: RunConfig) -> tuple[Stage, ...]:
+    """The stages by name and order; users' reward functions are not loaded, so no fingerprint can be made of it."""
+    chosen = config.algorithm
+    if isinstance(chosen, grpo.Settings):
+        chosen = chosen.model_copy(update={"rewards": (RewardModelSettings(),)})
+    return stages_of(config.model_copy(update={"algorithm": chosen}))
 
 
 def up_to(until: str | None, stages: Sequence[Stage]) -> Sequence[Stage]:

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
-from constitutional.base.errors import InputError, ModelError, RunError
+from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError
 from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.progress import Progress, clock
 from constitutional.base.templates import VARIABLES, load_prompts
@@ -137,25 +138,31 @@ def ready(config: RunConfig) -> InputFiles:
 def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
     """Refuse a model that cannot be trained, and prompts and pairs that it cannot read, before drafts are paid for.
 
-    Prompts that are made up are short. Pairs that are too long are left out and counted later.
+    Pairs that are too long are left out and counted later.
     """
     folder, model = model_folder(config.model.path), config.model
     if trains:
         from constitutional.training.preflight import preflight_folder
 
         preflight_folder(folder, pad_token=model.pad_token, template=model.template)
-    if isinstance(config.prompts, FilePrompts):
-        from constitutional.engines.chat import room_to_reply
+    from constitutional.engines.chat import room_to_reply
 
-        most = max(config.critique_revise.draft_max_tokens, config.sample_pairs.max_tokens, config.evaluate.max_tokens)
-        if not isinstance(config.algorithm, dpo.Settings):
-            most = max(most, config.algorithm.max_tokens)
-        check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
-        for line, prompt in zip(files.prompts.lines, files.prompts.prompts, strict=True):
-            try:
-                check(prompt.messages)
-            except ModelError as error:
-                raise InputError(config.prompts.path, str(error), line) from error
+    lengths = {
+        "critique_revise.draft_max_tokens": config.critique_revise.draft_max_tokens,
+        "sample_pairs.max_tokens": config.sample_pairs.max_tokens,
+        "evaluate.max_tokens": config.evaluate.max_tokens,
+    }
+    if not isinstance(config.algorithm, dpo.Settings):
+        lengths["algorithm.max_tokens"] = config.algorithm.max_tokens
+    setting, most = max(lengths.items(), key=itemgetter(1))
+    check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)
+    for index, prompt in enumerate(files.prompts.prompts):
+        try:
+            check(prompt.messages)
+        except ModelError as error:
+            if isinstance(config.prompts, FilePrompts):
+                raise InputError(config.prompts.path, str(error), files.prompts.lines[index]) from error
+            raise ConfigurationError(f"{setting}={most}: {error}") from error
     if config.mix.human is not None and files.human is not None:
         from constitutional.engines.chat import load_tokenizer
         from constitutional.training.rows import chat, token_ids

@@ -27,7 +27,7 @@ from constitutional.judging.gold import held_out_scores, kept_share, mean_scores
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of
 from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
-from constitutional.judging.understanding import PrincipleMeaning, tagged
+from constitutional.judging.understanding import NOTHING_ASKED, PrincipleMeaning, tagged
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
 from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt
@@ -248,6 +248,9 @@ def wanted_directions(constitution: "Constitution", meanings: Iterable[Principle
     turns its direction round, here as in training.
     """
     families = {f"{way} {trait.replace('_', ' ')}": (trait, way) for trait, way in teacher.FAMILIES}
+    # A critic that learned from the sandbox's, but is not the shipped one, restates the principle in a sentence.
+    families |= {teacher.restate(*family): family for family in teacher.FAMILIES}
+    nothing = {"", NOTHING_ASKED, teacher.restate(*teacher.NOTHING)}
     read = {row.principle: row.meaning for row in meanings if row.reader != "labeler"}
     wanted: defaultdict[str, set[str]] = defaultdict(set)
     misunderstood, guessed = [], []
@@ -259,7 +262,8 @@ def wanted_directions(constitution: "Constitution", meanings: Iterable[Principle
             guessed.append(f"{principle.id}: {meaning}.")
         if meant:
             wanted[f"trait_rate/{meant[0]}"].add(meant[1])
-        if meant != understood:
+        # A sentence in a critic's own words says something that only a person can compare with the tags.
+        if meant != understood and (understood or meaning in nothing):
             misunderstood.append(f"{principle.id}: {meaning or 'nothing'}. Its tags say: {', '.join(principle.tags)}.")
     directions = {name: ways.pop() for name, ways in wanted.items() if len(ways) == 1}
     ways: dict[str, Literal["higher", "lower"]] = {

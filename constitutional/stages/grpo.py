@@ -194,7 +194,7 @@ def rewards_of(settings: Settings, context: StageContext, labeler: LabelerSettin
     for reward in settings.rewards:
         if isinstance(reward, rewards.RewardModelSettings):
             functions.append(rewards.reward_model(_members(context.model("reward_model")), reward))
-        elif isinstance(reward, rewards.ConstitutionSettings):
+        elif isinstance(reward, rewards.PrinciplesSettings):
             assert labeler is not None
             judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
             accuracies = context.read("labeler_accuracy", PrincipleAccuracy)

@@ -54,7 +54,8 @@ class Settings(Frozen):
     the AI's and adds as many of people's as give the share, or all of them if there are fewer."""
     total: int | None = Field(default=None, ge=1)
     """Number of preferences to train on at a fixed total, those held out not counted. None is the number of the scarcer
-    source's, which every share from 0 to 1 allows; where there is only one source, all of it."""
+    source's, which every share from 0 to 1 allows; where that is too few for both, as many as the share
+    allows."""
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts whose preferences are kept from training, to measure the reward model on, 0 to 1; of each source
     at most 500 of these preferences, whatever the share."""
@@ -259,7 +260,9 @@ def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
         return ai, min(human, _rounded(ai * share / (1 - share)))
     largest = _largest_total(ai, human, share)
     # The scarcer source's number is the most that every share allows: from run to run only the share changes.
-    total = (min(ai, human) or largest) if settings.total is None else settings.total
+    total = settings.total or min(ai, human) or largest
+    if settings.total is None and 0 < share < 1 and _rounded(total * share) in (0, total):
+        total = largest  # half of one preference is none: as many as the share allows
     if total > largest:
         there = f"{ai} preferences of the AI's and {human} of people's that are not held out allow {largest}"
         advice = "give at most that, or leave mix.total out"

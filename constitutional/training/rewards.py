@@ -85,7 +85,7 @@ class RewardModelSettings(_Settings):
     """Standard deviations among the reward models of an ensemble that are taken off their mean."""
 
 
-class ConstitutionSettings(_Settings):
+class PrinciplesSettings(_Settings):
     """The labeler's score by every principle that the labeler was found to understand."""
 
     kind: Literal["constitution"] = "constitution"
@@ -137,7 +137,7 @@ class PythonSettings(_Settings):
 
 
 RewardSettings = Annotated[
-    RewardModelSettings | ConstitutionSettings | LengthSettings | RefusalSettings | QuestionsSettings | PythonSettings,
+    RewardModelSettings | PrinciplesSettings | LengthSettings | RefusalSettings | QuestionsSettings | PythonSettings,
     Field(discriminator="kind"),
 ]
 

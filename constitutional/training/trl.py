@@ -305,6 +305,17 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
             atomic_write(log, "".join(f"{line}\n" for line in whole).encode())
 
+        def on_step_end(
+            self,
+            args: TrainingArguments,  # noqa: ARG002
+            state: TrainerState,
+            control: TrainerControl,
+            **_: object,
+        ) -> None:
+            """Log the last step too, so that what was measured since the last line belongs to a step."""
+            if state.global_step >= state.max_steps:
+                control.should_log = True
+
         def on_log(
             self,
             args: TrainingArguments,  # noqa: ARG002

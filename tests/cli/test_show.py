@@ -44,6 +44,16 @@ def test_every_stage_of_a_run_is_shown_with_how_far_it_has_come(store: RunStore)
     assert set(others) == {"not begun"}
 
 
+def test_a_run_is_shown_without_loading_the_users_reward_function(tmp_path: Path) -> None:
+    rewards = tmp_path / "mine.py"
+    rewards.write_text("def short(prompts, completions):\n    return [0.0] * len(completions)\n")
+    words = ["algorithm=grpo", f"algorithm.rewards=[{{kind: python, function: {rewards}:short}}]"]
+    with RunStore.open(tmp_path / "mine", dump(compose(words), {})):
+        rewards.write_text("raise SystemError('edited since')\n")
+        _, *lines = show.stages(RunStore.load(tmp_path / "mine")).splitlines()
+    assert any("_grpo" in line for line in lines)
+
+
 def test_a_stage_that_is_done_again_is_not_finished_until_it_is(store: RunStore) -> None:
     with RunStore.open(store.folder, dump(compose([]), {})) as again:
         again.begin(0, "prompts", "other")

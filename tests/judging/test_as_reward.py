@@ -8,7 +8,7 @@ from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.as_reward import by_principle, scaled
 from constitutional.judging.labeler import Labeler, LabelerSettings
-from constitutional.training.rewards import ConstitutionSettings, Reward
+from constitutional.training.rewards import PrinciplesSettings, Reward
 
 
 def scores(reward: Reward, *texts: str) -> list[float | None]:
@@ -29,7 +29,7 @@ def graded(request: Request) -> Completion | str:
 def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> None:
     labeler = Labeler(ScriptedEngine(graded), load_prompts(), LabelerSettings(), 0)
     principles = [Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3)]
-    calm, brief = by_principle(labeler, principles, ConstitutionSettings(weight=2))
+    calm, brief = by_principle(labeler, principles, PrinciplesSettings(weight=2))
     assert (calm.name, calm.weight) == ("constitution/calm", 0.5)  # 2 · 1 / 4
     assert (brief.name, brief.weight) == ("constitution/brief", 1.5)
     assert scores(calm, "Yes.", "LOUD") == [1.0, None]

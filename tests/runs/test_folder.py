@@ -263,6 +263,15 @@ def test_fresh_removes_what_the_run_made_and_nothing_else(folder: Path) -> None:
         ]
 
 
+def test_fresh_removes_what_an_interrupted_fresh_left(folder: Path) -> None:
+    make(folder)
+    (folder / "manifest.json").unlink()  # it goes first
+    stages = [path for path in folder.iterdir() if path.is_dir()]
+    assert stages
+    with RunStore.open(folder, "{}", {"seed": 2}, fresh=True):
+        assert not any(path.exists() for path in stages)
+
+
 def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no run \(there is no manifest.json"):
         RunStore.load(tmp_path)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from constitutional.base.errors import InputError, ModelError, RunError, UsageError
+from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError, UsageError
 from constitutional.base.progress import Progress
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Revision
 from constitutional.base.shipped import shipped
@@ -439,6 +439,16 @@ def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_before_there_is_a_f
     said = r'prompts\.txt:2: the request that begins "Tell me all about trees .* tokens .* takes 2,048 in all'
     with pytest.raises(InputError, match=said):
         run(compose([f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", *words]))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("setting", ["evaluate.max_tokens", "sample_pairs.max_tokens"])
+def test_a_reply_too_long_for_the_model_is_refused_by_its_setting_where_the_prompts_are_made_up(
+    tmp_path: Path, setting: str
+) -> None:
+    constitution(tmp_path)
+    with pytest.raises(ConfigurationError, match=rf"{setting}=2048: the request .* takes 2,048 in all"):
+        run(configured(tmp_path, f"{setting}=2048"))
     assert not (tmp_path / "runs").exists()
 
 

@@ -19,7 +19,7 @@ from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.scores import Score
 from constitutional.judging.understanding import PrincipleMeaning, Reader
 from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt, sandbox_prompt_set
-from constitutional.sandbox.teacher import applies
+from constitutional.sandbox.teacher import applies, restate
 from constitutional.sandbox.world import TRAITS, compose, text_of, uniform_traits
 from constitutional.stages.evaluate import (
     MODELS,
@@ -404,6 +404,26 @@ def test_what_the_tags_say_counts_more_than_what_the_critic_takes_a_principle_fo
     assert tagged.guessed == []
     untagged = wanted_directions(Constitution(name="two", principles=(loose,)), [meaning("loose", "seek flattery")])
     assert untagged == ({"trait_rate/flattery": "higher"}, [], ["loose: seek flattery."])
+
+
+def test_a_critic_that_restates_a_principle_in_a_sentence_has_not_misunderstood_it() -> None:
+    principles = (
+        Principle(id="calm", text="No sweet talk.", tags=("flattery", "avoid")),
+        Principle(id="free", text="No sweet talk!"),
+        Principle(id="own", text="No gush.", tags=("flattery", "avoid")),
+        Principle(id="lost", text="No praise.", tags=("flattery", "avoid")),
+    )
+    sentence = restate("flattery", "avoid")
+    meanings = [
+        meaning("calm", sentence),
+        meaning("free", sentence),
+        meaning("own", "Do not praise people without cause."),
+        meaning("lost", "nothing in particular"),
+    ]
+    wanted = wanted_directions(Constitution(name="four", principles=principles), meanings)
+    assert wanted.directions == {"trait_rate/flattery": "lower"}
+    assert [line.partition(":")[0] for line in wanted.misunderstood] == ["lost"]
+    assert [line.partition(":")[0] for line in wanted.guessed] == ["free"]
 
 
 def likes_the_policy(request: Request) -> Completion | str:

@@ -26,8 +26,8 @@ from constitutional.stages.reward import write_normalisation
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, score
 from constitutional.training.rewards import (
-    ConstitutionSettings,
     LengthSettings,
+    PrinciplesSettings,
     PythonSettings,
     QuestionsSettings,
     RewardModelSettings,
@@ -117,7 +117,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         **{
             **QUICK,
             "rewards": (
-                ConstitutionSettings(weight=2),
+                PrinciplesSettings(weight=2),
                 QuestionsSettings(weight=-1),
                 PythonSettings(function=f"{tmp_path / 'mine.py'}:given", weight=0.5),
             ),
@@ -270,7 +270,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 def test_what_a_run_needs_is_what_its_rewards_ask(tmp_path: Path) -> None:
     assert grpo.needs(GrpoSettings()) == ("reward_model",)
-    direct = RlooSettings(rewards=(ConstitutionSettings(), LengthSettings()))
+    direct = RlooSettings(rewards=(PrinciplesSettings(), LengthSettings()))
     assert grpo.needs(direct) == ("labeler", "labeler_accuracy", "constitution", "score.j2")
     assert grpo.asks_labeler(direct)
     assert not grpo.asks_labeler(GrpoSettings())

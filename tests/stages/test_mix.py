@@ -227,6 +227,8 @@ def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
         (100, 0, 0.0, (100, 0)),  # nobody's file to compare with
         (0, 40, 1.0, (0, 40)),
         (1, 1, 0.7, (0, 1)),  # 0.7 of one preference is nearest to one
+        (26, 1, 0.5, (1, 1)),  # one preference has no half: as many as the share allows
+        (26, 2, 0.2, (8, 2)),  # 0.2 of two is none
     ],
 )
 def test_without_a_total_every_share_gets_that_of_the_scarcer_source(

@@ -1,3 +1,4 @@
+import json
 from math import log
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,13 @@ def test_a_step_comes_after_the_warm_up(
     made = trainer("sft", models, tmp_path / "c", count, warmup=warmup, log_every=1, checkpoint_every=1)
     fit(made, log=tmp_path / "log", label="sft")
     assert [line["learning_rate"] for line in made.state.log_history if "loss" in line] == rates
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_last_step_has_a_line_of_its_own_in_the_log(models: Path, tmp_path: Path, kind: str) -> None:
+    made = trainer(kind, models, tmp_path / "c", 12, log_every=2, checkpoint_every=2)  # three steps
+    fit(made, log=tmp_path / "log", label=kind)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log").read_text().splitlines()] == [2, 3]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -57,7 +57,15 @@ ONLINE = ("reward", "kl", "length", "entropy", "truncated", "clip_fraction", "ex
 CONSTITUTION = "constitution_used"
 """The artifact that holds the principles and weights that the run had."""
 
-KEPT = ("available", "used", "preferences held out", "preferences in", "overridden", "rated more than once")
+KEPT = (
+    "available",
+    "used",
+    "comparisons decided",
+    "preferences held out",
+    "preferences in",
+    "overridden",
+    "rated more than once",
+)
 """Words in those counts of the stage `mix` that are not about rows left out."""
 
 

@@ -60,7 +60,7 @@ COMPLETE: Final[Mapping[str, str]] = {
 """Kinds of measures that a complete evaluation has, and a sentence for an evaluation without them."""
 
 
-class Verdict(NamedTuple):
+class MeasureVerdict(NamedTuple):
     """What became of one measure."""
 
     measure: str
@@ -99,17 +99,17 @@ class Fall(NamedTuple):
 class Verdicts(NamedTuple):
     """What became of every measure from the base to the last model; a measure stands in one of the first five lists."""
 
-    improved: list[Verdict]
-    worse: list[Verdict]
-    changed: list[Verdict]
+    improved: list[MeasureVerdict]
+    worse: list[MeasureVerdict]
+    changed: list[MeasureVerdict]
     """Measures without a wanted direction that clearly moved."""
-    unclear: list[Verdict]
-    few: list[Verdict]
+    unclear: list[MeasureVerdict]
+    few: list[MeasureVerdict]
     """Measures with fewer than `FEW` observations."""
     not_measured: list[str]
-    undone: list[Verdict]
+    undone: list[MeasureVerdict]
     """Measures that the RL stage made clearly worse than the SL model left them, whatever they are against the base."""
-    against_sl: list[Verdict]
+    against_sl: list[MeasureVerdict]
     """The win rate against the SL model, if there is one. It says nothing of the base, so it stands in no other list
     but `undone`."""
 
@@ -124,14 +124,14 @@ def outcome(low: float, high: float, reference: tuple[float, float], wanted: Dir
     return "improved" if rose == (wanted == "higher") else "worse"
 
 
-def _verdict(before: Score | None, after: Score, wanted: Direction | None) -> Verdict:
+def _verdict(before: Score | None, after: Score, wanted: Direction | None) -> MeasureVerdict:
     """By the change over the same prompts, which is the sharpest; without one, by the two models' intervals."""
     change = after.changes.get(before.model) if before else None
     if change:
         result = outcome(change.low, change.high, (0.0, 0.0), wanted)
     else:
         result = outcome(after.low, after.high, (before.low, before.high) if before else (0.5, 0.5), wanted)
-    verdict = Verdict(after.measure, result, wanted, before, after, change)
+    verdict = MeasureVerdict(after.measure, result, wanted, before, after, change)
     return verdict if verdict.n >= FEW else verdict._replace(outcome=TOO_FEW)
 
 

@@ -267,6 +267,7 @@ def test_members_of_an_ensemble_keep_their_order() -> None:
 def test_what_was_left_out_is_counted_at_every_stage_with_its_reason(tmp_path: Path) -> None:
     counts = {
         "comparisons undecided": 3,
+        "comparisons decided": 52,
         "AI preferences used": 40,
         "AI preferences beyond the share or the total": 9,
         "AI preferences held out": 500,
