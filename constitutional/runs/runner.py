@@ -203,7 +203,7 @@ def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -
             for line in lines(store.read("meanings", PrincipleMeaning)):
                 run_context.progress.say(f"  {line}")
         return Calls()
-    run_context.progress.say(f"{heading}: runs" + (f"; {reason}" if stage.name in store.manifest.stages else ""))
+    run_context.progress.say(f"{heading}: running" + (f"; {reason}" if stage.name in store.manifest.stages else ""))
     if stage.trains:
         run_context.release()
     begun = store.begin(number, stage.name, fingerprint, needs, files)

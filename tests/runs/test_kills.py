@@ -314,7 +314,7 @@ def test_ctrl_c_and_sigterm_end_a_run_and_the_same_command_goes_on(unbroken: Unb
             stage = next(each for each in STAGES if each.name == name)
             heading = run.stage_folder(stage).name.replace("_", " ", 1)
             with watched.start("until=sft") as process:
-                process.until_said(f"{heading}: runs")
+                process.until_said(f"{heading}: running")
                 held = unbroken.answers_before(stage)
                 process.until(lambda: run.steps(stage) > 0 or run.answers > held)  # noqa: B023 # waited for here
                 assert process.send(number) == 130, process.said
@@ -335,7 +335,7 @@ def test_ctrl_c_and_sigterm_end_a_run_and_the_same_command_goes_on(unbroken: Unb
 def test_a_second_process_on_a_folder_is_refused_with_a_line_that_names_it(tmp_path: Path) -> None:
     run = Run(tmp_path / "ours")
     with run.start("until=labeler_check") as first:
-        first.until_said("01 labeler_check: runs")
+        first.until_said("01 labeler_check: running")
         first.popen.send_signal(signal.SIGSTOP)  # so that it has the folder for as long as the other one takes
         with run.start("until=labeler_check") as second:
             assert second.end() == 1

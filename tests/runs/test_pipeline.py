@@ -99,7 +99,7 @@ def test_edited_tags_are_evaluated_and_reported_anew_and_train_nothing(tmp_path:
     (tmp_path / "ours.yaml").write_text(TWO.replace("[verbosity, avoid]", "[verbosity, seek]"))
     world = LikesLonger()
     store, said = go(configured(tmp_path), world)
-    assert [line.split(":")[0] for line in said if ": runs;" in line] == [
+    assert [line.split(":")[0] for line in said if ": running;" in line] == [
         "01 labeler_check",
         "09 evaluate",
         "10 report",

@@ -53,7 +53,7 @@ def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_
     store, said = go(configured(tmp_path), first)
     folders = sorted(path.name for path in store.folder.iterdir() if path.is_dir())
     assert folders == [f"{number:02d}_{stage.name}" for number, stage in enumerate(STAGES)]
-    assert [line.split(":")[0] for line in said if line.endswith(": runs")] == folders_as_said(folders)
+    assert [line.split(":")[0] for line in said if line.endswith(": running")] == folders_as_said(folders)
     asked = sum(entry.calls.asked for entry in store.manifest.stages.values())
     assert asked == len(first.asked) > 0
     assert len(store.read("prompts", Prompt)) == 12  # 8 to train on, 4 held out
@@ -96,7 +96,7 @@ def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) ->
     label = after.manifest.stages["label"].calls
     assert label.asked == 2 * len(comparisons)  # one principle of four, in both orders
     assert label.reused == 3 * label.asked
-    assert any(line.startswith("02 critique_revise: runs; its settings or inputs have changed") for line in said)
+    assert any(line.startswith("02 critique_revise: running; its settings or inputs have changed") for line in said)
     assert any(line.startswith("04 sample_pairs: done before") for line in said)
     assert said[-1].startswith(f"run first is done: {len(world.asked)} model calls asked, ")
     revisions = after.read("revisions", Revision)
@@ -135,12 +135,12 @@ def test_a_run_goes_on_with_an_edited_copy_of_its_constitution(tmp_path: Path) -
 
     copy.write_text(text)
     _, said = go(configured(tmp_path, *overrides, f"constitution.file={copy}"), World())
-    assert not any(": runs" in line for line in said)  # the same principles, wherever they stand
+    assert not any(": running" in line for line in said)  # the same principles, wherever they stand
 
     copy.write_text(text.replace("Be kind.", "Be warm."))
     world = World()
     _, said = go(configured(tmp_path, *overrides, f"constitution.file={copy}"), world)
-    assert any(line.startswith("02 critique_revise: runs; its settings or inputs have changed") for line in said)
+    assert any(line.startswith("02 critique_revise: running; its settings or inputs have changed") for line in said)
     assert world.asked
     assert all(any("Be warm." in message.content for message in request.messages) for request in world.asked)
 
@@ -229,7 +229,7 @@ def test_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     world = World()
     store, said = go(configured(tmp_path), world)
-    assert any(line.startswith("05 label: runs;") and "is damaged" in line for line in said)
+    assert any(line.startswith("05 label: running;") and "is damaged" in line for line in said)
     assert world.asked == []  # the journal has it all
     assert rows(store.folder) == expected
 
@@ -317,7 +317,7 @@ def test_a_report_is_made_anew_where_only_a_summary_or_the_constitutions_name_is
     def said(missing: int) -> list[str]:
         stream = StringIO()
         run(config, stages=noting(missing), opener=world.open, progress=Progress(stream))
-        return [line for line in stream.getvalue().splitlines() if ": runs" in line]
+        return [line for line in stream.getvalue().splitlines() if ": running" in line]
 
     said(3)
     assert [line.split(":")[0] for line in said(4)] == ["03 sft", "10 report"]

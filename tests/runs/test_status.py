@@ -181,7 +181,7 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
     path = store.artifact("judgements")
     path.write_bytes(path.read_bytes()[:-40])
     store, said = go(config("until=label"), World(), learns=False)
-    assert any(line.startswith("05 label: runs;") and "is damaged" in line for line in said)
+    assert any(line.startswith("05 label: running;") and "is damaged" in line for line in said)
     assert outdated(store) == ""  # the journal had it all, so the judgements are the same bytes
 
     constitution(tmp_path, kind="Be warm.")
@@ -295,5 +295,5 @@ def test_a_run_says_which_stages_were_made_from_peoples_comparisons_as_they_were
         file.write(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."}) + "\n")
     assert outdated(store).startswith(f"06_mix ({people}): made from what has changed since; 07_reward, 08_dpo, ")
     store, said = go(config, World(), learns=False)
-    assert any(line.startswith("06 mix: runs; its settings or inputs have changed") for line in said)
+    assert any(line.startswith("06 mix: running; its settings or inputs have changed") for line in said)
     assert outdated(store) == ""

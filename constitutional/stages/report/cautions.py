@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from constitutional.base.progress import percent
 from constitutional.judging.accuracy import NEAR_CHANCE
 from constitutional.stages import summaries
 from constitutional.stages.report.charts import number
@@ -38,15 +39,14 @@ def actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
         )
     if guessed := _evaluated(run, "guessed"):
         yield (
-            "Add tags such as [flattery, avoid] to the constitution file: without tags, the wanted direction of a "
+            "Write tags under the principles, such as tags: [flattery, avoid]: without tags, the wanted direction of a "
             f"trait rests on what the critic takes a principle for ({' '.join(guessed)})."
         )
     evaluated = run.summary(summaries.EvaluateSummary)
+    prompts = run.summary(summaries.PromptsSummary)
     if evaluated and evaluated.prompts < FEW_PROMPTS:
-        yield (
-            f"Raise prompts.held_out and evaluate.prompts: behaviour rests on {evaluated.prompts} prompts, and the "
-            "intervals are wide."
-        )
+        limits = "evaluate.prompts" if prompts and prompts.held_out > evaluated.prompts else "prompts.held_out"
+        yield (f"Raise {limits}: behaviour rests on {evaluated.prompts} prompts, and the intervals are wide.")
 
 
 def _principles(run: RunReport) -> Sequence[PrincipleQuality]:
@@ -59,12 +59,15 @@ def _evaluated(run: RunReport, field: str) -> tuple[str, ...]:
 
 
 def _meaning_actions(run: RunReport) -> Iterator[str]:
-    doubtful = {row.principle: row for row in run.understood if row.doubtful}
-    for principle, row in doubtful.items():
-        sure = "" if row.probability is None else f" ({row.probability:.0%})"
+    doubtful = {row.principle: row for row in reversed(run.understood) if row.doubtful}
+    for principle, row in reversed(doubtful.items()):
+        sure = "" if row.probability is None else f" ({percent(row.probability)})"
+        by = f" by the {row.reader}" if row.reader else ""
+        reasons = " ".join(f"{warning[0].upper()}{warning[1:].rstrip('.')}." for warning in row.warnings)
         yield (
-            f"Reword the principle “{principle}” in the constitution file: it is understood as “{row.meaning}”{sure}. "
-            f"{' '.join(row.warnings)}".strip()
+            f"Reword the principle “{principle}” in the constitution file: it is understood{by} as "
+            f"“{row.meaning}”{sure}. "
+            f"{reasons}".strip()
         )
     for sentence in _evaluated(run, "misunderstood"):
         principle, _, why = sentence.partition(": ")
@@ -77,7 +80,7 @@ def _training_actions(run: RunReport) -> Iterator[str]:
         yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
     mixed = run.summary(summaries.MixSummary)
     if mixed and 2 * mixed.decided < mixed.comparisons:
-        held_out = f", and {mixed.held_out} are held out" if mixed.held_out < FEW else ""
+        held_out = f", and {mixed.held_out} are held out to test the reward model" if mixed.held_out < FEW else ""
         yield (
             f"Give more prompts (prompts.train) or samples (sample_pairs.samples): {mixed.decided} of "
             f"{mixed.comparisons} comparisons gave a preference{held_out}. A lower mix.margin also decides more."

@@ -25,7 +25,8 @@ GROUPS: Final = {
     "is a failure.",
     WIN_RATES: "Share of comparisons in which the labeler, asked in both orders, prefers the model’s reply. 50% is no "
     "difference.",
-    UNASKED: "Share of held-out replies that show each trait. The constitution does not ask for a change of these.",
+    UNASKED: "Share of held-out replies that show each trait. The constitution asks for no change of these, or its "
+    "principles ask for opposites.",
     "Form of replies": "Share of held-out replies that are whole, on topic and cut off, and variety of words.",
 }
 """Figures of shares in their order on the page, with a note on each."""

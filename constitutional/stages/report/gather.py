@@ -83,11 +83,21 @@ class Settings(Frozen):
 
 
 def wanted_directions(
-    scores: Sequence[Score], evaluated: Mapping[str, Direction], settings: Settings
+    scores: Sequence[Score],
+    evaluated: Mapping[str, Direction],
+    understood: Iterable[PrincipleMeaning],
+    settings: Settings,
 ) -> dict[str, Direction]:
-    """The direction in which each measure should go: from the settings, from evaluation, or the same in every run."""
+    """The direction in which each measure should go: from the settings, from evaluation, or the same in every run.
+
+    Violations of a principle whose reading is doubtful have none: a critic that reads it the wrong way round finds
+    violations in the very replies that follow it.
+    """
+    doubtful = {f"violation_rate/{row.principle}" for row in understood if row.doubtful}
     always = {
-        score.measure: ALWAYS_WANTED[kind(score.measure)] for score in scores if kind(score.measure) in ALWAYS_WANTED
+        score.measure: ALWAYS_WANTED[kind(score.measure)]
+        for score in scores
+        if kind(score.measure) in ALWAYS_WANTED and score.measure not in doubtful
     }
     return {**always, **evaluated, **settings.wanted}
 
@@ -212,6 +222,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     revisions, judgements = view.read("revisions", Revision), view.read("judgements", Judgement)
     preferences, scores = view.read("preferences", Preference), tuple(view.read("scores", Score))
     comparisons, choices = view.read("comparisons", Comparison), example_choices(preferences, judgements)
+    understood = tuple(view.read("meanings", PrincipleMeaning))
     online = view.has("rollouts")
     kept = view.read("rollouts", Rollout) if online else []
     rollouts = rollout_examples(kept, view.read("prompts", Prompt), settings.rollout_examples) if online else ()
@@ -222,8 +233,8 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     return RunReport(
         name=view.name,
         scores=scores,
-        wanted=wanted_directions(scores, evaluated.wanted or {}, settings),
-        understood=tuple(view.read("meanings", PrincipleMeaning)),
+        wanted=wanted_directions(scores, evaluated.wanted or {}, understood, settings),
+        understood=understood,
         labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons),
         reward=rewarded.quality if rewarded else None,
         targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from pydantic import BaseModel
 
+from constitutional.base.progress import percent
 from constitutional.stages.report import figures
 from constitutional.stages.report.cautions import actions, cautions
 from constitutional.stages.report.charts import number
@@ -72,7 +73,13 @@ def _template() -> Template:
         finalize=_visible,
     )
     environment.filters |= {"words": words, "kind": kind, "difference": difference, "facts": facts}
-    environment.filters |= {"score": interval, "change": change_text, "number": number, "few_mark": few_mark}
+    environment.filters |= {
+        "score": interval,
+        "change": change_text,
+        "number": number,
+        "few_mark": few_mark,
+        "percent": percent,
+    }
     environment.globals |= {"few": FEW, "figures": figures, "models": MODELS}
     return environment.get_template("page.j2")
 

@@ -236,7 +236,7 @@ def test_directions_come_from_the_user_then_from_evaluation_then_from_what_alway
     scores = [Score(model="base", measure=name, value=0, low=0, high=0, n=1, unit="share") for name in names]
     settings = Settings(wanted={"trait_rate/hedging": "higher"})
     evaluated: dict[str, Direction] = {"trait_rate/flattery": "lower", "trait_rate/hedging": "lower"}
-    assert wanted_directions(scores, evaluated, settings) == {
+    assert wanted_directions(scores, evaluated, (), settings) == {
         "win_rate/base": "higher",
         "violation_rate/honest": "lower",
         "trait_rate/flattery": "lower",
@@ -262,6 +262,16 @@ def test_members_of_an_ensemble_keep_their_order() -> None:
     logs = {f"member {number}": [{"step": 5, "loss": number / 10}] for number in range(12)}
     (curve,) = curves_of("reward", logs)
     assert list(curve.lines) == [f"member {number}" for number in range(12)]
+
+
+def test_violations_of_a_principle_that_is_read_the_wrong_way_round_have_no_wanted_direction() -> None:
+    names = ("violation_rate/plain", "violation_rate/brief")
+    scores = [Score(model="base", measure=name, value=0, low=0, high=0, n=1, unit="share") for name in names]
+    meanings = [
+        PrincipleMeaning(principle="plain", words="…", meaning="seek flattery", warnings=("the opposite",)),
+        PrincipleMeaning(principle="brief", words="…", meaning="avoid verbosity"),
+    ]
+    assert wanted_directions(scores, {}, meanings, Settings()) == {"violation_rate/brief": "lower"}
 
 
 def test_what_was_left_out_is_counted_at_every_stage_with_its_reason(tmp_path: Path) -> None:

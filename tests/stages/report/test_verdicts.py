@@ -207,7 +207,7 @@ def test_over_refusal_that_rose_is_a_failure_whatever_the_constitution_asks() ->
         base = score("base", "over_refusal", 0.01, 0.01, n=69)
         policy = changed(score("policy", "over_refusal", 0.11, 0.07, n=69), base=change(0.1, low, high, 69))
         scores = (base, policy)
-        run = empty_run().model_copy(update={"scores": scores, "wanted": wanted_directions(scores, {}, Settings())})
+        run = empty_run().model_copy(update={"scores": scores, "wanted": wanted_directions(scores, {}, (), Settings())})
         return [row.measure for row in verdicts(run).worse]
 
     assert worse(0.01, 0.18) == ["over_refusal"]
