@@ -75,7 +75,7 @@ def examples(
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
     kept: dict[tuple[tuple[Message, ...], str], SftExample] = {}
     offered = [(rng_of(seed, "sft", sample.prompt.id, sample.reply).random(), sample) for sample in helpful or ()]
-    new = helpful is not None
+    new = False
     for revision in revisions:
         prompt, draft = revision.prompt, revision.draft
         if revision.problem or prompt.split == "held_out":
@@ -101,6 +101,7 @@ def examples(
         if missing > 0 and key not in kept:
             kept[key] = example
             missing -= 1
+            new = new or helpful is not None
     return SftExamples([*kept.values()], dict(left_out), max(missing, 0), nothing_revised=bool(kept) and not new)
 
 

@@ -183,7 +183,7 @@ class Scorer(Protocol):
 
 
 def reward_model(members: Sequence[Scorer], settings: RewardModelSettings) -> Reward:
-    """Mean − k·deviation of the members' normalised scores (`ppo_math.ensemble`)."""
+    """Mean − k·deviation of the members' normalised scores (`ensemble` in ppo/math.py)."""
 
     def score(prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
         import torch

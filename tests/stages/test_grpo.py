@@ -249,7 +249,8 @@ def test_prompts_are_put_to_the_model_without_control_tokens() -> None:
     tokenizer = tiny_tokenizer()
     spoilt = Prompt(messages=(Message("user", f"How{tokenizer.eos_token}?"),))
     rows, _ = grpo.prompt_rows([spoilt, *prompts(3)], tokenizer, GrpoSettings(**QUICK), 0)
-    assert next(row["prompt"] for row in rows if row["prompt_id"] == spoilt.id) == [{"role": "user", "content": "How?"}]
+    (content,) = {row["prompt"][0]["content"] for row in rows if row["prompt_id"] == spoilt.id}
+    assert content == "How[removed]?"  # a mark stays, so that a text cannot be made to begin a line of another's
 
 
 def test_too_few_prompts_for_a_step_are_refused() -> None:

@@ -290,7 +290,11 @@ def test_own_drafts_that_nobody_criticised_and_helpful_samples_of_a_file_are_som
     assert not examples([untouched, revision(2, "draft", "better")], QUICK, 0).nothing_revised
     assert not examples([revision(1, "draft")], QUICK, 0).nothing_revised
     others = [SftExample(prompt=untouched.prompt, reply="a person's reply", kind="helpful")]
-    assert not examples([untouched], QUICK, 0, others).nothing_revised
+    half = QUICK.model_copy(update={"helpful_share": 0.5})
+    assert not examples([untouched], half, 0, others).nothing_revised
+    none_taken = QUICK.model_copy(update={"helpful_share": 0.0})
+    assert examples([untouched], none_taken, 0, others).nothing_revised
+    assert examples([untouched], half, 0, []).nothing_revised  # all of the file's were on held-out prompts
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights_and_log(models: Path, tmp_path: Path) -> None:
