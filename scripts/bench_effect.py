@@ -230,7 +230,7 @@ def configurations(files: Sequence[str], folder: Path, overrides: Sequence[str])
 def ran(config: RunConfig, targets: Mapping[str, Direction]) -> Run:
     """The run of one constitution, and what its models do. Under a control the labeler may decide nothing."""
     store = run(config)
-    seconds = sum(stage.seconds for stage in store.manifest.stages.values())
+    seconds = sum(stage.seconds for stage in store.stages.values())
     undecided = store.summary("mix", MixSummary).train == 0
     return Run(config.name, targets, observed(store.read("samples", Sample)), seconds, undecided)
 

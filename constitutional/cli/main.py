@@ -183,7 +183,7 @@ def _check(arguments: argparse.Namespace) -> int:
     answers = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
     with RunContext(config, constitution, templates, Progress()) as run_context:
-        engine = run_context.journal(run_context.given("labeler"))
+        engine = run_context.journalled(run_context.given("labeler"))
         if answers:
             print(check.baselines(answers), flush=True)
             trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)
@@ -191,7 +191,7 @@ def _check(arguments: argparse.Namespace) -> int:
             trial = check.by_examples(constitution, engine, templates, config.label)
         print(trial.text)
         calls = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
-        print(f"{calls}; the answers are kept in {engine.path}, where runs find them too", file=sys.stderr)
+        print(f"{calls}; the answers are kept in {engine.journal.path}, where runs find them too", file=sys.stderr)
     return int(trial.near_chance)
 
 

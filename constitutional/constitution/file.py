@@ -37,6 +37,14 @@ def load_constitution(name_or_path: str | Path) -> Constitution:
     return read.constitution
 
 
+def as_yaml(constitution: Constitution) -> str:
+    """A constitution as a file that `load_constitution` reads."""
+    import yaml
+
+    written = constitution.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=100)
+
+
 def find_constitution(name_or_path: str | Path) -> Path:
     """Where the file is: the path if there is one, else the shipped constitution of that name."""
     if not str(name_or_path):  # which a path would take for the folder it is typed in

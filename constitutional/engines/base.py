@@ -4,11 +4,16 @@ A completion depends on its request alone (the seed is part of it), never on wha
 that it can be kept and used again.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
+
+Finish = Literal["stop", "length", "choices", "refusal", "too_long", "error"]
+FAILED: Final = ("refusal", "too_long", "error")
+"""Ends of a completion that has nothing to read."""
 
 
 class Sampling(NamedTuple):
@@ -35,45 +40,103 @@ class Request(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """A reply."""
+    """A reply, or why there is none."""
 
     text: str
-    """Empty if choices were asked about."""
-    finish: Literal["stop", "length", "choices"]
-    """Why it ended: the model ended it, it reached `max_tokens`, or nothing was generated."""
+    """Empty if choices were asked about, and if there is no reply."""
+    finish: Finish
+    """Why it ended: the model ended it, it reached `max_tokens`, or choices were asked about; or the model's provider
+    refused to answer, the request is longer than the model can read, or it cannot be answered for another reason."""
     choice_logprobs: tuple[float, ...] = ()
     """For each choice, the natural log-probability of its tokens."""
+    reason: str = ""
+    """Why there is no reply, in words; empty where there is one."""
+    prompt_tokens: int = 0
+    """Tokens that the model read; 0 where the engine does not count."""
+    completion_tokens: int = 0
+    """Tokens that the model wrote, its end included; of choices, the tokens of all of them."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is nothing to read."""
+        return self.finish in FAILED
 
 
 class TooLongError(ModelError):
-    """A request is longer than the model can read. Nothing of the list that it stood in was asked."""
+    """A conversation is longer than the model can read."""
 
 
-class Engine(Protocol):
-    """A model that answers."""
+class Abilities(NamedTuple):
+    """What an engine can do, which a run checks before it asks for anything."""
+
+    choices: bool = True
+    """It gives log-probabilities of choices."""
+    prefill: bool = True
+    """It goes on from an assistant's first words."""
+    seeds: bool = True
+    """The same request with the same seed gets the same reply."""
+    usage: bool = True
+    """Its completions say how many tokens were read and written."""
+
+
+Ticket = tuple[int, ...]
+"""Tells the requests of a session apart. It also says which are earlier: engines may answer those first."""
+
+
+class Session(Protocol):
+    """One caller's requests to an engine, and their answers as they finish. It belongs to one thread."""
+
+    def submit(self, ticket: Ticket, request: Request) -> None:
+        """Take a request; the engine may begin with it at once."""
+
+    def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+        """What has finished since the last call, in any order; empty where no request is outstanding.
+
+        Args:
+            timeout_s: how long to wait for a first answer; None waits until there is one. At 0 no work begins: only
+                what has finished already is there. An engine that computes in this thread computes its next batch at
+                any other number.
+
+        Raises:
+            ConstitutionalError: the engine cannot go on. It has no answer left that it could have given instead.
+        """
+
+    def close(self) -> None:
+        """Give up what is outstanding."""
+
+
+class Engine(ABC):
+    """A model that answers; any number of threads may have sessions with it at the same time."""
+
+    abilities: Abilities = Abilities()
 
     @property
+    @abstractmethod
+    def weights(self) -> str:
+        """A digest of the model itself, on which trainings depend: the same on every machine."""
+
+    @property
+    @abstractmethod
     def identity(self) -> str:
-        """A digest of everything on the model's side that a completion depends on: weights, tokenizer, template."""
-        ...
+        """A digest of everything on the model's side that a completion depends on.
+
+        Beside the weights these are the number format, the kind of device, the engine and its version, the tokenizer,
+        and the chat template with all that it reads.
+        """
+
+    @abstractmethod
+    def session(self) -> Session:
+        """A new session."""
 
     def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order."""
-        ...
-
-
-def complete_fitting(engine: Engine, requests: Sequence[Request]) -> list[Completion | None]:
-    """One completion for each request, in order; None for one that is longer than the model can read.
-
-    Nothing tells which of a list is too long, so the list is halved until it stands alone. Where it is halved depends
-    on the requests alone, so that a run that was killed and goes on asks with the same neighbours.
-    """
-    if not requests:
-        return []
-    try:
-        return list(engine.complete(requests))
-    except TooLongError:
-        if len(requests) == 1:
-            return [None]
-    middle = len(requests) // 2
-    return [*complete_fitting(engine, requests[:middle]), *complete_fitting(engine, requests[middle:])]
+        """One completion for each request, in order; waits for all of them."""
+        session = self.session()
+        try:
+            for number, request in enumerate(requests):
+                session.submit((number,), request)
+            answers: dict[Ticket, Completion] = {}
+            while len(answers) < len(requests):
+                answers |= session.collect()
+        finally:
+            session.close()
+        return [answers[number,] for number in range(len(requests))]

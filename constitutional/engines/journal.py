@@ -1,105 +1,77 @@
 """Every answer is kept on disk before it is handed on, and never asked for twice.
 
 The journal is one SQLite file, keyed by the digest of everything that a completion depends on: the model's identity,
-the messages, the sampling, the seed and the choices. A list of requests is answered in consecutive batches, each
-committed in one transaction. So a run that is killed and started again loses the batch that was in flight and nothing
-else; and since where a batch begins depends on the list alone, that batch is asked again with the same neighbours and
-gives the same bytes, even where a model's rounding errors depend on what it computes at the same time.
+the messages, the sampling, the seed and the choices. What an engine has finished is committed in one transaction the
+moment that it is there: a run that is killed, or whose engine fails, loses nothing that was answered.
+
+Every row carries a checksum, which is verified when the row is read, so that a large journal opens at once.
 """
 
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from constitutional.base.errors import ModelError, RunError
-from constitutional.engines.base import Completion, Engine, Request
+from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Kept in the file as SQLite's `user_version`. It is to be raised when the table or the key changes, or how the engines
 put a conversation to a model, which no key holds."""
 
 BUSY_TIMEOUT_S: Final = 60.0
-"""How long to wait while another process writes; a batch's transaction takes milliseconds."""
+"""How long to wait while another process writes; a transaction takes milliseconds."""
 
 
-class JournalEngine:
-    """Answers from the journal what it holds, and asks the engine for the rest.
+class Journal:
+    """The file. Any number of engines, threads and processes may share it.
 
     Args:
-        engine: the model that answers what is not in the journal.
-        path: the journal's file, made if it is not there. Any number of engines and processes may share one.
-        batch_size: how many requests are asked and committed together, which is the most that a kill can lose.
+        path: the file, made if it is not there.
 
     Raises:
-        RunError: the file is damaged, is no journal, or cannot be written.
+        RunError: the file is no journal, or cannot be written.
     """
 
-    def __init__(self, engine: Engine, path: Path, *, batch_size: int = 256) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.engine = engine
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.batch_size = batch_size
-        self.asked = 0
-        """How many requests the engine was asked."""
-        self.reused = 0
-        """How many were answered from the journal, or by an equal request of the same list."""
         self._connection = _open(path)
+        self._lock = threading.Lock()
 
-    @property
-    def identity(self) -> str:
-        """The engine's own: whether an answer was kept makes no difference to it."""
-        return self.engine.identity
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order, each of them on disk.
+    def look_up(self, keys: Sequence[str]) -> dict[str, Completion]:
+        """The answers that are kept, by key.
 
         Raises:
-            RunError: the journal is damaged or cannot be written.
-            ModelError: the engine does not answer what it was asked.
+            RunError: one of them is damaged.
         """
-        completions: list[Completion] = []
-        for start in range(0, len(requests), self.batch_size):
-            completions += self._complete_batch(requests[start : start + self.batch_size])
-        return completions
-
-    def _complete_batch(self, batch: Sequence[Request]) -> list[Completion]:
-        identity = self.identity
-        keys = [key_of(identity, request) for request in batch]
-        known = self._look_up(keys)
-        # A dictionary, so that equal requests are asked once and the order is that of the list.
-        missing = {key: request for key, request in zip(keys, batch, strict=True) if key not in known}
-        if missing:
-            answers = self.engine.complete(list(missing.values()))
-            _check(answers, list(missing.values()))
-            self._commit(dict(zip(missing, answers, strict=True)))
-            # Read back, because another process may have been first, and only one answer must ever be used.
-            known |= self._look_up(list(missing))
-        self.asked += len(missing)
-        self.reused += len(batch) - len(missing)
-        return [known[key] for key in keys]
-
-    def _look_up(self, keys: Sequence[str]) -> dict[str, Completion]:
         query = "SELECT key, completion, checksum FROM completions WHERE key IN (SELECT value FROM json_each(?))"
-        with _readable_errors(self.path):
+        with self._lock, _readable_errors(self.path):
             rows = self._connection.execute(query, (json.dumps(keys),)).fetchall()
         return {key: _completion(self.path, key, text, checksum) for key, text, checksum in rows}
 
-    def _commit(self, answers: Mapping[str, Completion]) -> None:
+    def keep(self, answers: Mapping[str, Completion]) -> dict[str, Completion]:
+        """Write answers down, by key, and return those that count: another process's, where it was first.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
         rows = []
         for key, answer in answers.items():
             text = json.dumps(answer)  # ASCII, so that any text a model writes can be stored
             rows.append((key, text, _checksum(key, text)))
-        with _readable_errors(self.path), _transaction(self._connection):
+        with self._lock, _readable_errors(self.path), _transaction(self._connection):
+            before = self._connection.total_changes
             self._connection.executemany("INSERT OR IGNORE INTO completions VALUES (?, ?, ?)", rows)
+            first = self._connection.total_changes - before == len(rows)
+        return dict(answers) if first else self.look_up(list(answers))
 
     def close(self) -> None:
-        """Close the file; the engine is left as it is."""
+        """Close the file."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -111,21 +83,136 @@ class JournalEngine:
         self.close()
 
 
-def key_of(identity: str, request: Request) -> str:
-    """SHA-256 of the canonical JSON of the model's identity and the whole request, 64 hexadecimal digits."""
-    sampling = request.sampling
-    depends_on = {
-        "model": identity,
-        "messages": [[message.role, message.content] for message in request.messages],
-        # float(), because 1 and 1.0 sample alike but are written differently.
-        "temperature": float(sampling.temperature),
-        "top_p": float(sampling.top_p),
-        "max_tokens": sampling.max_tokens,
-        "stop": sampling.stop,
-        "seed": request.seed,
-        "choices": request.choices,
-    }
-    return hashlib.sha256(json.dumps(depends_on, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+class JournalEngine(Engine):
+    """Answers from a journal what it holds, asks the engine for the rest, and keeps every answer as it comes.
+
+    Args:
+        engine: the model that answers what is not in the journal.
+        journal: the journal.
+        watch: called whenever answers have come, to say how far things are.
+    """
+
+    def __init__(self, engine: Engine, journal: Journal, watch: Callable[[], None] | None = None) -> None:
+        self.engine = engine
+        self.journal = journal
+        self.abilities = engine.abilities
+        self.watch = watch or (lambda: None)
+        self.asked = 0
+        """How many requests the engine has answered."""
+        self.reused = 0
+        """How many were answered from the journal, or by an equal request that was asked at the same time."""
+
+    @property
+    def weights(self) -> str:
+        """The engine's own."""
+        return self.engine.weights
+
+    @property
+    def identity(self) -> str:
+        """The engine's own: whether an answer was kept makes no difference to it."""
+        return self.engine.identity
+
+    def session(self) -> "JournalSession":
+        """A new session."""
+        return JournalSession(self)
+
+
+class JournalSession:
+    """What one caller has asked through the journal."""
+
+    def __init__(self, through: JournalEngine) -> None:
+        self._through = through
+        self._keys = Keys(through.identity)
+        self._session: Session | None = None
+        self._new: list[tuple[Ticket, Request]] = []
+        self._asked: dict[Ticket, tuple[str, Request]] = {}
+        """What the engine is answering, by the ticket that it has."""
+        self._tickets: dict[str, list[Ticket]] = {}
+        """By key, all that wait for its answer."""
+
+    def submit(self, ticket: Ticket, request: Request) -> None:
+        """Take a request."""
+        self._new.append((ticket, request))
+
+    def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+        """What the journal has; where it has nothing, what the engine has finished, all of it on disk.
+
+        Raises:
+            RunError: the journal is damaged or cannot be written.
+            ModelError: the engine does not answer what it was asked.
+        """
+        answers = self._from_journal()
+        if not answers and self._asked and self._session:
+            finished = self._session.collect(timeout_s)
+            answers = self._from_engine(finished)
+        if answers:
+            self._through.watch()
+        return answers
+
+    def _from_journal(self) -> list[tuple[Ticket, Completion]]:
+        new, self._new = self._new, []
+        keys = [self._keys.of(request) for _, request in new]
+        known = self._through.journal.look_up(list(dict.fromkeys(keys))) if keys else {}
+        answers = []
+        for (ticket, request), key in zip(new, keys, strict=True):
+            if key in known:
+                answers.append((ticket, known[key]))
+            elif key in self._tickets:
+                self._tickets[key].append(ticket)
+            else:
+                self._tickets[key] = [ticket]
+                self._asked[ticket] = (key, request)
+                self._session = self._session or self._through.engine.session()
+                self._session.submit(ticket, request)
+        self._through.reused += len(answers)
+        return answers
+
+    def _from_engine(self, finished: Sequence[tuple[Ticket, Completion]]) -> list[tuple[Ticket, Completion]]:
+        by_key: dict[str, Completion] = {}
+        for ticket, completion in finished:
+            key, request = self._asked.pop(ticket)
+            _check(completion, request)
+            by_key[key] = completion
+        # What cannot be asked for may be possible later, with another limit or server, so it is not kept.
+        kept = {key: answer for key, answer in by_key.items() if answer.finish not in ("too_long", "error")}
+        if kept:
+            by_key |= self._through.journal.keep(kept)
+        answers = []
+        for key, completion in by_key.items():
+            tickets = self._tickets.pop(key)
+            answers += [(ticket, completion) for ticket in tickets]
+            self._through.asked += key in kept
+            self._through.reused += len(tickets) - 1 if key in kept else 0
+        return answers
+
+    def close(self) -> None:
+        """Give up what is outstanding."""
+        if self._session:
+            self._session.close()
+
+
+class Keys:
+    """The keys of one engine's requests."""
+
+    def __init__(self, identity: str) -> None:
+        self._identity = hashlib.sha256(identity.encode())
+
+    def of(self, request: Request) -> str:
+        """SHA-256 of the model's identity and the canonical JSON of the whole request, 64 hexadecimal digits."""
+        sampling = request.sampling
+        depends_on = (
+            [(message.role, message.content) for message in request.messages],
+            # float(), because 1 and 1.0 sample alike but are written differently.
+            (float(sampling.temperature), float(sampling.top_p), sampling.max_tokens, sampling.stop),
+            request.seed,
+            request.choices,
+        )
+        digest = self._identity.copy()
+        digest.update(_encode(depends_on).encode())
+        return digest.hexdigest()
+
+
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -135,13 +222,12 @@ def _open(path: Path) -> sqlite3.Connection:
     except OSError as error:
         raise RunError(f"{path}: its folder cannot be made: {error.strerror}; choose another journal.path") from error
     with _readable_errors(path):
-        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     # All that is stored is ASCII; whatever damage has put there must come as far as the checksum.
     connection.text_factory = lambda raw: raw.decode("ascii", "backslashreplace")
     try:
         with _readable_errors(path):
             _set_up(connection, path)
-            _verify(connection, path)
     except BaseException:
         connection.close()
         raise
@@ -168,21 +254,11 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
 
 
-def _verify(connection: sqlite3.Connection, path: Path) -> None:
-    """Check the file's structure and every row once: a damaged key would otherwise only look like a new request."""
-    report = [line for (line,) in connection.execute("PRAGMA quick_check")]
-    if report != ["ok"]:
-        raise _damaged(path, report[0])
-    for key, text, checksum in connection.execute("SELECT key, completion, checksum FROM completions"):
-        if _checksum(key, text) != checksum:
-            raise _damaged(path, f"the answer kept under {key} does not match its checksum")
-
-
 def _completion(path: Path, key: str, text: str, checksum: str) -> Completion:
     if _checksum(key, text) != checksum:
         raise _damaged(path, f"the answer kept under {key} does not match its checksum")
-    reply, finish, choice_logprobs = json.loads(text)
-    return Completion(reply, finish, tuple(choice_logprobs))
+    reply, finish, choice_logprobs, *rest = json.loads(text)
+    return Completion(reply, finish, tuple(choice_logprobs), *rest)
 
 
 def _checksum(key: str, text: str) -> str:
@@ -190,16 +266,13 @@ def _checksum(key: str, text: str) -> str:
     return hashlib.sha256(repr((key, text)).encode()).hexdigest()
 
 
-def _check(answers: Sequence[Completion], requests: Sequence[Request]) -> None:
+def _check(answer: Completion, request: Request) -> None:
     """What is written down must answer what was asked."""
-    if len(answers) != len(requests):
-        raise ModelError(f"the engine gave {len(answers)} completions for {len(requests)} requests; nothing was kept")
-    for answer, request in zip(answers, requests, strict=True):
-        if len(answer.choice_logprobs) != len(request.choices):
-            raise ModelError(
-                f"the engine gave {len(answer.choice_logprobs)} log-probabilities for the choices {request.choices}; "
-                "nothing was kept"
-            )
+    if not answer.failed and len(answer.choice_logprobs) != len(request.choices):
+        raise ModelError(
+            f"the engine gave {len(answer.choice_logprobs)} log-probabilities for the choices {request.choices}; "
+            "nothing was kept"
+        )
 
 
 @contextmanager
@@ -222,7 +295,7 @@ def _readable_errors(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         raise RunError(
             f"{path}: the journal cannot be used: {error}. Check the disk's space and the file's permissions, and "
-            "start again: every finished batch is kept"
+            "start again: every answer is kept"
         ) from error
     except sqlite3.DatabaseError as error:
         raise _damaged(path, str(error)) from error

@@ -1,22 +1,28 @@
 """A transformers model in this process.
 
-Requests are sorted by length and answered in batches. A token is drawn by inverting the cumulative distribution at one
+Requests of about one length are answered in batches. A token is drawn by inverting the cumulative distribution at one
 uniform number that comes from the request's own seed and the token's index, so neither the order nor the size of
-batches decides what is drawn. (The logits themselves move by rounding errors between batches of different shapes.)
+batches decides what is drawn. The logits themselves move by rounding errors between batches of different shapes, so
+which requests make a batch depends on nothing but what is waiting: a run that was killed computes the same batches.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from constitutional.base.cores import share_cores
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.base import Completion, Request
+from constitutional.engines.base import Completion, Engine, Finish, Request, Sampling, Ticket, TooLongError
 from constitutional.engines.chat import (
+    NOW,
     Arguments,
     ChatTokens,
     check_length,
@@ -85,6 +91,24 @@ def _to_come(request: Request) -> int:
     return 0 if request.choices else request.sampling.max_tokens
 
 
+@cache
+def _versions() -> str:
+    from importlib.metadata import version
+
+    return " ".join(f"{package} {version(package)}" for package in ("transformers", "torch"))
+
+
+def answers_identity(weights: str, dtype: str, device: str) -> str:
+    """SHA-256 over all that a completion of this engine depends on beside its request.
+
+    Args:
+        weights: the digest of the model, its tokenizer and its chat template.
+        dtype: the number format, such as `float32`.
+        device: the kind of device, such as `cuda`: a CPU and a GPU round differently.
+    """
+    return hashlib.sha256(f"local {_versions()} {weights} {dtype} {device} {NOW:%Y-%m-%d}".encode()).hexdigest()
+
+
 def placed(device: str, dtype: str) -> tuple[str, str]:
     """Where a model goes and in which number format, where an empty device and `auto` leave that to the machine."""
     if not device:
@@ -96,56 +120,63 @@ def placed(device: str, dtype: str) -> tuple[str, str]:
     return device, dtype
 
 
-class LocalEngine:
-    """Answers with a model that is already in memory."""
+class LocalEngine(Engine):
+    """Answers with a model that is already in memory. Sessions of several threads take turns, batch by batch."""
 
     def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int = 64) -> None:
         self.model = model
         self.tokenizer: Any = tokenizer
         self.batch_size = batch_size
-        self._identity = ""
+        self._weights = ""
         self._tokens = ChatTokens(tokenizer)
         self._limit = context_length(self.model.config.to_dict())
+        self._lock = threading.Lock()
 
     @property
-    def identity(self) -> str:
+    def weights(self) -> str:
         """SHA-256 over the weights, the vocabulary and the chat template."""
-        if not self._identity:
+        if not self._weights:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.model.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().cpu().float().numpy().tobytes())
             digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
             digest.update(str(self.tokenizer.chat_template).encode())
-            self._identity = digest.hexdigest()
-        return self._identity
+            self._weights = digest.hexdigest()
+        return self._weights
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order.
+    @property
+    def identity(self) -> str:
+        """SHA-256 over the weights and how they answer here."""
+        return answers_identity(self.weights, str(self.model.dtype).removeprefix("torch."), self.model.device.type)
+
+    def session(self) -> "LocalSession":
+        """A new session."""
+        return LocalSession(self)
+
+    def rows(self, request: Request) -> list[list[int]]:
+        """The request's token ids: one row for a reply, or a row for each choice.
 
         Raises:
-            TooLongError: a request does not fit into the model's context; nothing was asked.
-            ModelError: its chat template refuses a request; nothing was asked.
+            TooLongError: they do not fit into the model's context.
+            ModelError: the chat template refuses the conversation, or two choices are the same tokens.
         """
-        rows = [self._options(request) if request.choices else [self._chat(request.messages)] for request in requests]
-        for request, options in zip(requests, rows, strict=True):
-            check_length(request.messages, max(map(len, options)), _to_come(request), self._limit)
-        answers: dict[int, Completion] = {}
-        for batch in self._batches([index for index, request in enumerate(requests) if request.choices], requests):
-            answers |= zip(batch, self._score([rows[index] for index in batch]), strict=True)
-        for batch in self._batches([index for index, request in enumerate(requests) if not request.choices], requests):
-            prompts = [rows[index][0] for index in batch]
-            answers |= zip(batch, self._generate([requests[index] for index in batch], prompts), strict=True)
-        return [answers[index] for index in range(len(requests))]
+        rows = self._options(request) if request.choices else [self._chat(request.messages)]
+        check_length(request.messages, max(map(len, rows)), _to_come(request), self._limit)
+        return rows
 
-    def _batches(self, chosen: list[int], requests: Sequence[Request]) -> Iterator[list[int]]:
-        """Requests of about one length and one way of sampling together, so that little is padded."""
-        chosen.sort(key=lambda index: (requests[index].sampling, sum(len(m.content) for m in requests[index].messages)))
-        while chosen:
-            sampling = requests[chosen[0]].sampling
-            batch = [index for index in chosen[: self.batch_size] if requests[index].sampling == sampling]
-            del chosen[: len(batch)]
-            yield batch
+    def answer(self, requests: Sequence[Request], rows: Sequence[list[list[int]]]) -> list[Completion]:
+        """One completion for each request, in order, from a single batch: all with one sampling, or all with choices.
+
+        Args:
+            requests: the requests.
+            rows: what `rows` made of each.
+        """
+        with self._lock:
+            share_cores()
+            if requests[0].choices:
+                return self._score(rows)
+            return self._generate(requests, [row for (row,) in rows])
 
     def _chat(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
         return self._tokens.ids(messages, suffix)
@@ -190,14 +221,20 @@ class LocalEngine:
         finally:
             self.model.generation_config = own
         ends = set(settings.eos_token_id)
-        return [self._completion(row, ends, sampling.stop) for row in rows_BT[:, ids.shape[1] :].tolist()]
+        replies = rows_BT[:, ids.shape[1] :].tolist()
+        return [
+            self._completion(reply, ends, sampling.stop)._replace(prompt_tokens=len(row))
+            for row, reply in zip(rows, replies, strict=True)
+        ]
 
     def _completion(self, row: list[int], ends: set[int], stops: Sequence[str]) -> Completion:
         length = next((index for index, token in enumerate(row) if token in ends), None)
+        written = len(row) if length is None else length + 1
         ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         cut = min((text.index(stop) for stop in stops if stop in text), default=None)
-        return Completion(text[:cut], "length" if length is None and cut is None else "stop")
+        finish: Finish = "length" if length is None and cut is None else "stop"
+        return Completion(text[:cut], finish, completion_tokens=written)
 
     def _score(self, requests: Sequence[list[list[int]]]) -> list[Completion]:
         """Log-probabilities of each request's options: of the tokens by which they differ, given what they share.
@@ -223,8 +260,10 @@ class LocalEngine:
                 for at, more in zip(longer, rest, strict=True):
                     sums[at] += more
         answers = []
-        for options in requests:
-            answers.append(Completion("", "choices", tuple(sums[: len(options)])))
+        for options, common in zip(requests, shared, strict=True):
+            logprobs = tuple(sums[: len(options)])
+            tokens = sum(len(option) - common for option in options)
+            answers.append(Completion("", "choices", logprobs, prompt_tokens=common, completion_tokens=tokens))
             del sums[: len(options)]
         return answers
 
@@ -263,6 +302,53 @@ class LocalEngine:
         if len(set(map(tuple, options))) < len(options):
             raise ModelError(f"choices {request.choices} cannot be told apart: two of them are the same tokens")
         return options
+
+
+class LocalSession:
+    """What one caller has asked of a local engine."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+        self._waiting: dict[Ticket, tuple[Request, list[list[int]]]] = {}
+        self._failed: list[tuple[Ticket, Completion]] = []
+
+    def submit(self, ticket: Ticket, request: Request) -> None:
+        """Take a request; one that cannot be asked for has failed at once, and no other does because of it."""
+        try:
+            self._waiting[ticket] = (request, self._engine.rows(request))
+        except TooLongError as error:
+            self._failed.append((ticket, Completion("", "too_long", reason=str(error))))
+        except ModelError as error:
+            self._failed.append((ticket, Completion("", "error", reason=str(error))))
+
+    def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+        """What could not be asked for; and, unless the time is 0, the answers of the next batch."""
+        answers, self._failed = self._failed, []
+        if self._waiting and not answers and timeout_s != 0:
+            batch = self._batch()
+            requests, rows = zip(*(self._waiting[ticket] for ticket in batch), strict=True)
+            answers = list(zip(batch, self._engine.answer(requests, rows), strict=True))
+            for ticket in batch:
+                del self._waiting[ticket]
+        return answers
+
+    def _batch(self) -> list[Ticket]:
+        """The next batch: requests of about one length and one way of sampling, so that little is padded.
+
+        Of the way of sampling that most requests wait for, so that batches are full; and with the earliest of them.
+        """
+        groups: defaultdict[tuple[bool, Sampling | None], list[Ticket]] = defaultdict(list)
+        for ticket, (request, _) in self._waiting.items():
+            groups[bool(request.choices), None if request.choices else request.sampling].append(ticket)
+        group = max(groups.values(), key=lambda tickets: (len(tickets), [-number for number in min(tickets)]))
+        group.sort(key=lambda ticket: (max(map(len, self._waiting[ticket][1])), ticket))
+        size = self._engine.batch_size
+        start = max(0, min(group.index(min(group)) // size * size, len(group) - size))
+        return group[start : start + size]
+
+    def close(self) -> None:
+        """Forget what is waiting."""
+        self._waiting.clear()
 
 
 def _shared_beginning(options: Sequence[Sequence[int]]) -> int:

@@ -1,24 +1,29 @@
 """From settings to an engine: where a model's files are, their digest, and a model that is loaded when first asked.
 
-The identity of a model is a digest of its files, which is known without loading it: a run whose answers are all in the
-journal never loads a model.
+A model's weights are known by a digest of its files, without loading it: a run whose answers are all in the journal
+never loads a model.
 """
 
 import hashlib
 import json
+import re
+import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.frozen import TECHNICAL, Frozen
 from constitutional.base.shipped import MODEL_FOLDER
-from constitutional.engines.base import Completion, Engine, Request
+from constitutional.base.user_function import load_function, resolved
+from constitutional.engines.base import Abilities, Completion, Engine, Request
+from constitutional.engines.scripted import ScriptedEngine
 
 if TYPE_CHECKING:
-    from constitutional.engines.local import LocalEngine
+    from constitutional.engines.local import LocalEngine, LocalSession
 
 SANDBOX: Final = "sandbox"
 """The name of the test-bed's model, which ships with the package."""
@@ -27,11 +32,15 @@ LOADED: Final = 2
 """Most models in memory at once: one that answers and one that judges. Another takes the place of the one that was
 asked least recently."""
 
-DECIDES = (".safetensors", ".json", ".jinja", ".model", ".txt")
-"""Endings of the files in a model's folder that decide what it answers: weights, settings, vocabulary, template."""
-
-MEASURED: Final = "scores.json"
-"""What was measured of the sandbox's model lies beside it; measuring it again makes no other model of it."""
+READ: Final = re.compile(
+    r"(generation_)?config\.json|(special_tokens_map|added_tokens|tekken)\.json|(tokenizer|vocab|merges|chat_template).*"
+    r"|.*\.(model|tiktoken)|additional_chat_templates/.*\.jinja"
+)
+"""Files that transformers reads beside the weights: settings, vocabulary, chat template."""
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+"""The weights, or the list of the files that they are divided into."""
+DOWNLOADED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 
 
 ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -44,13 +53,15 @@ class ModelSettings(BaseModel):
 
     path: str = SANDBOX
     """`sandbox`, a folder with a transformers causal model and a chat template, or a name on the Hugging Face hub."""
+    revision: str | None = None
+    """A branch, a tag or a commit of a model on the hub; null takes its main branch as it is. A commit pins it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the weights while the model answers; `auto` is bfloat16 on a GPU and float32 on a CPU. Training
     keeps weights that it changes in float32."""
-    device: str = ""
+    device: Annotated[str, TECHNICAL] = ""
     """Where the model answers, such as `cuda:0` or `cpu`; empty takes a GPU if there is one. Training, and the
     measurement of how far a model has moved, take the GPUs that CUDA_VISIBLE_DEVICES leaves, or else the CPU."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1), TECHNICAL] = 64
     """Most requests that are answered at the same time. A lower number needs less memory. It does not apply to
     training, which has batch sizes of its own."""
     pad_token: str | None = None
@@ -72,11 +83,13 @@ class LocalSettings(BaseModel):
     kind: Literal["local"] = "local"
     path: str | None = None
     """As `model.path`."""
+    revision: str | None = None
+    """As `model.revision`, which does not apply to a model of another path."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     """As `model.dtype`."""
-    device: str | None = None
+    device: Annotated[str | None, TECHNICAL] = None
     """As `model.device`."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int | None, Field(ge=1), TECHNICAL] = None
     """As `model.batch_size`."""
     pad_token: str | None = None
     """As `model.pad_token`, which does not apply to a model of another path."""
@@ -87,12 +100,43 @@ class LocalSettings(BaseModel):
         """The model's settings, with those of this role in their place."""
         own = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
         if self.path not in (None, model.path):
-            model = model.model_copy(update={"pad_token": None, "template": {}})
+            model = model.model_copy(update={"pad_token": None, "template": {}, "revision": None})
         return model.model_copy(update=own)
 
 
-def model_folder(path: str) -> Path:
+class ScriptedSettings(Frozen):
+    """A Python function that answers in place of a model."""
+
+    kind: Literal["scripted"] = "scripted"
+    function: str
+    """"file.py:function" or "package.module:function". It is called with a `Request`, and returns the text of a reply
+    or a `Completion`, both from `constitutional.engines.base`."""
+    choices: bool = False
+    """Whether the function gives log-probabilities where a request has choices."""
+
+    @field_validator("function")
+    @classmethod
+    def _found_from_anywhere(cls, function: str) -> str:
+        return resolved(function)
+
+
+RoleSettings = Annotated[LocalSettings | ScriptedSettings, Field(discriminator="kind")]
+"""What a run is told of a model that plays a role."""
+EngineSettings = ModelSettings | ScriptedSettings
+"""What an engine is made of."""
+
+
+def role_settings(role: RoleSettings, model: ModelSettings) -> EngineSettings:
+    """A role's engine; what a local one does not say is as the model that is trained has it."""
+    return role.over(model) if isinstance(role, LocalSettings) else role
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
     """Where the model's files are; a name on the hub is downloaded, or found in the hub's cache.
+
+    Args:
+        path: `sandbox`, a folder, or a name on the hub.
+        revision: a branch, a tag or a commit on the hub; nothing else has any.
 
     Raises:
         ConfigurationError: there is no such folder and no such name.
@@ -114,7 +158,7 @@ def model_folder(path: str) -> Path:
             f"model path '{path}' is neither 'sandbox', nor a folder, nor a name on the Hugging Face hub such as "
             "Qwen/Qwen3-4B-Instruct-2507"
         )
-    return _whole(_downloaded(path))
+    return _whole(_downloaded(path, revision))
 
 
 def _whole(folder: Path) -> Path:
@@ -124,33 +168,55 @@ def _whole(folder: Path) -> Path:
             f"{folder}: holds an adapter, whose base model is elsewhere; merge it (PEFT's merge_and_unload), save the "
             "model with its tokenizer, and name that folder"
         )
-    if not any(folder.glob("*.safetensors")):
+    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
         raise ModelError(
-            f"{folder}: has no weights that end in .safetensors; load the model with transformers and write it with "
+            f"{folder}: has no weights in {WEIGHTS} or {INDEX}; load the model with transformers and write it with "
             "save_pretrained"
         )
     return folder
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[f"*{ending}" for ending in DECIDES]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"'{name}' is no folder here and cannot be downloaded from the hub: {problem}") from error
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The files that decide what a model answers, in order: those that transformers reads, whatever lies beside them.
+
+    Raises:
+        ModelError: the list of the weights' files cannot be read.
+    """
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = [folder / name for name in names if READ.fullmatch(name)]
+    weights = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file():
+        try:
+            parts = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"{folder / INDEX}: is no list of a model's weights: {error}; download it again"
+            ) from error
+        weights = [INDEX, *parts]
+    return sorted([*files, *(folder / name for name in weights)])
+
+
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the names and contents of the files that decide what the model answers."""
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in DECIDES and path.name != MEASURED:
-            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+    for path in model_files(folder):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+        try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror}; download the model again") from error
     return digest.hexdigest()
 
 
@@ -159,20 +225,22 @@ class Models:
 
     def __init__(self) -> None:
         self._loaded: OrderedDict[ModelSettings, LocalEngine] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, settings: ModelSettings) -> "LocalEngine":
         """The model of these settings, whose path is a folder."""
-        if settings not in self._loaded:
-            from constitutional.engines.local import LocalEngine, load_model
+        with self._lock:
+            if settings not in self._loaded:
+                from constitutional.engines.local import LocalEngine, load_model
 
-            while len(self._loaded) >= LOADED:
-                self._loaded.popitem(last=False)
-                free_memory()
-            options = settings.model_dump(include={"dtype", "device", "pad_token", "template"})
-            model, tokenizer = load_model(Path(settings.path), **options)
-            self._loaded[settings] = LocalEngine(model, tokenizer, batch_size=settings.batch_size)
-        self._loaded.move_to_end(settings)
-        return self._loaded[settings]
+                while len(self._loaded) >= LOADED:
+                    self._loaded.popitem(last=False)
+                    free_memory()
+                options = settings.model_dump(include={"dtype", "device", "pad_token", "template"})
+                model, tokenizer = load_model(Path(settings.path), **options)
+                self._loaded[settings] = LocalEngine(model, tokenizer, batch_size=settings.batch_size)
+            self._loaded.move_to_end(settings)
+            return self._loaded[settings]
 
     def release(self) -> None:
         """Give the memory of every model back, before training needs it."""
@@ -192,36 +260,59 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-class LazyEngine:
-    """An engine whose identity is known at once and whose model is loaded when it is first asked."""
+class LazyEngine(Engine):
+    """An engine that is known at once, and whose model is loaded when it is first asked."""
 
     def __init__(self, settings: ModelSettings, models: Models) -> None:
-        self.folder = model_folder(settings.path)
-        self._settings = settings.model_copy(update={"path": str(self.folder)})
+        self.folder = model_folder(settings.path, settings.revision)
+        self._settings = settings.model_copy(update={"path": str(self.folder), "revision": None})
         self._models = models
-        self._identity = ""
+        self._weights = ""
 
     @property
-    def identity(self) -> str:
-        """SHA-256 of the model's files, the number format that they are loaded in, and the kind of device.
-
-        Format and device are those of this machine: a CPU and a GPU round differently, so their answers must not be
-        exchanged. What the settings add to the tokenizer is part of it too.
-        """
-        if not self._identity:
-            from constitutional.engines.local import placed
-
-            device, dtype = placed(self._settings.device, self._settings.dtype)
-            text = f"{folder_digest(self.folder)} {dtype} {device.partition(':')[0]}"
+    def weights(self) -> str:
+        """SHA-256 of the model's files, and of what the settings add to the tokenizer."""
+        if not self._weights:
+            text = folder_digest(self.folder)
             added = self._settings.model_dump(include={"pad_token", "template"})
             if any(added.values()):
                 text += f" {json.dumps(added, sort_keys=True)}"
-            self._identity = hashlib.sha256(text.encode()).hexdigest()
-        return self._identity
+            self._weights = hashlib.sha256(text.encode()).hexdigest()
+        return self._weights
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order."""
-        return self._models.get(self._settings).complete(requests)
+    @property
+    def identity(self) -> str:
+        """SHA-256 of the weights and how they answer on this machine, which decides number format and device."""
+        from constitutional.engines.local import answers_identity, placed
+
+        device, dtype = placed(self._settings.device, self._settings.dtype)
+        return answers_identity(self.weights, dtype, device.partition(":")[0])
+
+    def session(self) -> "LocalSession":
+        """A new session, for which the model is loaded."""
+        return self._models.get(self._settings).session()
+
+
+def user_engine(settings: ScriptedSettings) -> Engine:
+    """The engine of a function that a user wrote.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    loaded = load_function(settings.function)
+    digest = hashlib.sha256(loaded.name.encode())
+    for path in loaded.sources:
+        digest.update(path.read_bytes())
+
+    def rule(request: Request) -> Completion | str:
+        answer = loaded.function(request)
+        if isinstance(answer, Completion) or (isinstance(answer, str) and not request.choices):
+            return answer
+        expected = "a Completion with a log-probability for each choice" if request.choices else "a text"
+        raise loaded.wrong(f"the function '{loaded.name}' returned {answer!r:.60}, and should return {expected}")
+
+    abilities = Abilities(choices=settings.choices, usage=False)
+    return ScriptedEngine(rule, f"{loaded.name} {digest.hexdigest()}", abilities)
 
 
 def open_engine(  # noqa: PLR0913 - each is a setting of the model
@@ -249,6 +340,6 @@ def open_engine(  # noqa: PLR0913 - each is a setting of the model
     engine = LazyEngine(settings, Models())
     if journal is None:
         return engine
-    from constitutional.engines.journal import JournalEngine
+    from constitutional.engines.journal import Journal, JournalEngine
 
-    return JournalEngine(engine, journal)
+    return JournalEngine(engine, Journal(journal))

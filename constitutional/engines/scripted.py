@@ -1,39 +1,77 @@
 """Replies by a rule, for tests and for trying things out without a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from constitutional.engines.base import Completion, Request
+from constitutional.engines.base import Abilities, Completion, Engine, Request, Ticket
 
 Rule = Callable[[Request], Completion | str]
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Answers each request with what `rule` makes of it.
 
     Args:
         rule: returns the whole completion, or only the text of a reply. It should depend on nothing but the request.
         name: tells scripted engines with different rules apart: it is all that their identity is made of.
+        abilities: what the rule can answer.
     """
 
-    def __init__(self, rule: Rule, name: str = "scripted") -> None:
+    def __init__(self, rule: Rule, name: str = "scripted", abilities: Abilities | None = None) -> None:
         self.rule = rule
         self.name = name
+        self.abilities = abilities or Abilities()
         self.count = 0
         """How many requests it has answered."""
 
     @property
-    def identity(self) -> str:
+    def weights(self) -> str:
         """`scripted:` and the name."""
         return f"scripted:{self.name}"
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order; a text ends at the request's first stop text, like a model's."""
-        answers = []
-        for request in requests:
-            answer = self.rule(request)
-            self.count += 1
-            answers.append(_reply(answer, request) if isinstance(answer, str) else answer)
+    @property
+    def identity(self) -> str:
+        """The same: a rule knows of no machine."""
+        return self.weights
+
+    def session(self) -> "ScriptedSession":
+        """A new session."""
+        return ScriptedSession(self)
+
+    def answer(self, request: Request) -> Completion:
+        """The completion; a text ends at the request's first stop text, like a model's."""
+        answer = self.rule(request)
+        self.count += 1
+        return _reply(answer, request) if isinstance(answer, str) else answer
+
+
+class ScriptedSession:
+    """Answers all that is waiting, in its order."""
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self._engine = engine
+        self._waiting: dict[Ticket, Request] = {}
+
+    def submit(self, ticket: Ticket, request: Request) -> None:
+        """Take a request."""
+        self._waiting[ticket] = request
+
+    def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+        """The answers to all that is waiting; where the rule fails, those before it, and the failure the next time."""
+        answers: list[tuple[Ticket, Completion]] = []
+        for ticket in sorted(self._waiting) if timeout_s != 0 else ():
+            try:
+                completion = self._engine.answer(self._waiting[ticket])
+            except Exception:
+                if answers:
+                    break
+                raise
+            del self._waiting[ticket]
+            answers.append((ticket, completion))
         return answers
+
+    def close(self) -> None:
+        """Forget what is waiting."""
+        self._waiting.clear()
 
 
 def _reply(text: str, request: Request) -> Completion:

@@ -16,6 +16,7 @@ from constitutional.base.stats import calibration_error
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
+from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import ORDERS, JudgementTask, Labeler
 from constitutional.judging.labelling import LabelSettings, probabilities_of
 
@@ -73,7 +74,7 @@ def measure_labeler(
         for example in _telling(principle)
     ]
     judged: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in Labeler(engine, templates, settings, seed=0).judge(tasks):
+    for judgement in side_by_side(map(Labeler(engine, templates, settings, seed=0).judge, tasks)):
         judged[judgement.principle].append(judgement)
     return [_accuracy(principle.id, judged[principle.id], settings) for principle in constitution.principles]
 
@@ -157,7 +158,8 @@ def check_canaries(
     Raises:
         RunError: more of them fail than `max_canary_failures` allows.
     """
-    judgements = Labeler(engine, templates, settings, seed=0).judge(canaries(constitution))
+    labeler = Labeler(engine, templates, settings, seed=0)
+    judgements = list(side_by_side(map(labeler.judge, canaries(constitution))))
     failed = [row.principle for row in judgements if row.p_a is None or (row.p_a < 0.5 and not row.conflict)]
     if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))

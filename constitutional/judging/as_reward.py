@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from constitutional.constitution.constitution import Principle
+from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import Labeler
 from constitutional.training.rewards import PrinciplesSettings, Reward, RewardFunction, Turns, conversation_with
 
@@ -22,8 +23,9 @@ def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: Pr
 
 def _score_by(labeler: Labeler, principle: Principle) -> RewardFunction:
     def score(prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
-        scores = labeler.score(list(map(conversation_with, prompts, completions)), [principle])
-        return [None if score is None else scaled(score) for (score,) in scores]
+        conversations = map(conversation_with, prompts, completions)
+        scores = side_by_side(labeler.score(conversation, principle) for conversation in conversations)
+        return [None if score is None else scaled(score) for score in scores]
 
     return score
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from constitutional.base.records import GoldJudge, GoldPoint, Message, Prompt, Rollout
 from constitutional.base.seeds import rng_of
-from constitutional.base.stats import bootstrap_mean
+from constitutional.base.stats import bootstrap_mean, weighted_mean
+from constitutional.engines.stories import side_by_side, together
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.understanding import tagged
 from constitutional.sandbox import teacher
@@ -47,18 +48,19 @@ def kept_share(constitution: "Constitution", prompt: Prompt, reply: str) -> floa
 
 def mean_scores(
     constitution: "Constitution", conversations: Sequence[Sequence[Message]], labeler: Labeler
-) -> list[float | None]:
+) -> Iterator[float | None]:
     """For each conversation that ends with a reply, the labeler's score from 1 to 10, a mean over principles by weight.
 
     None where a score cannot be read: a mean over the others would be of other principles than the other replies'.
     """
-    weights = [principle.weight for principle in constitution.principles]
-    return [
-        math.fsum(weight * score for weight, score in zip(weights, readable, strict=True)) / math.fsum(weights)
-        if (readable := [score for score in scores if score is not None]) and len(readable) == len(scores)
-        else None
-        for scores in labeler.score(conversations, constitution.principles)
-    ]
+
+    async def mean_score(conversation: Sequence[Message]) -> float | None:
+        principles = constitution.principles
+        scores = await together(labeler.score(conversation, principle) for principle in principles)
+        readable = [score for score in scores if score is not None]
+        return weighted_mean(readable, [row.weight for row in principles]) if len(readable) == len(scores) else None
+
+    return side_by_side(map(mean_score, conversations))
 
 
 def held_out_scores(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[float]:

@@ -9,7 +9,7 @@ log-probabilities). A reply that cannot be read gives a judgement without a prob
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator
@@ -21,7 +21,8 @@ from constitutional.base.seeds import seed_of
 from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
+from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.stories import ask, ask_all, together
 
 ORDERS: tuple[Order, ...] = get_args(Order)
 CHOICES = (" A", " B")
@@ -81,10 +82,6 @@ class JudgementTask(NamedTuple):
     """The principle's among those that the comparison is judged by."""
 
 
-_Asked = Sequence[tuple[JudgementTask, Order]]
-_Questions = Sequence[tuple[Message, ...]]
-
-
 class _Answer(NamedTuple):
     """What came back: a probability that the response shown first is the better one, or a problem."""
 
@@ -102,50 +99,55 @@ class Labeler:
         self.settings = settings
         self.seed = seed
 
-    def judge(self, tasks: Sequence[JudgementTask]) -> list[Judgement]:
-        """A judgement for each, in order. Equal responses are not asked about: there is nothing to prefer."""
-        alike = {index for index, task in enumerate(tasks) if task.comparison.a.strip() == task.comparison.b.strip()}
-        asked = [task for index, task in enumerate(tasks) if index not in alike]
-        readings = iter(self._scored(asked) if self.settings.method == "score" else self._compared(asked))
-        same = tuple(Reading(order=order, rationale="", problem="both responses are the same") for order in ORDERS)
-        return [self._judgement(task, same if index in alike else next(readings)) for index, task in enumerate(tasks)]
+    async def judge(self, task: JudgementTask) -> Judgement:
+        """The judgement. Equal responses are not asked about: there is nothing to prefer."""
+        if task.comparison.a.strip() == task.comparison.b.strip():
+            same = [Reading(order=order, rationale="", problem="both responses are the same") for order in ORDERS]
+            return self._judgement(task, same)
+        if self.settings.method == "score":
+            return self._judgement(task, [await self._scored(task)])
+        return self._judgement(task, await together(self._compared(task, order) for order in ORDERS))
 
-    def _judgement(self, task: JudgementTask, readings: tuple[Reading, ...]) -> Judgement:
+    def _judgement(self, task: JudgementTask, readings: Sequence[Reading]) -> Judgement:
         sides = [reading.p_a for reading in readings if reading.p_a is not None]
         readable = len(sides) == len(readings)
         return Judgement(
             comparison=task.comparison.id,
             principle=task.principle.id,
             principle_text=task.principle.words("comparison"),
-            labeler=f"{self.engine.identity} {self.settings.method}",
-            readings=readings,
+            labeler=f"{self.engine.weights} {self.settings.method}",
+            readings=tuple(readings),
             p_a=sum(sides) / len(sides) if readable else None,
             conflict=readable and min(sides) < 0.5 < max(sides),
             weight=task.weight,
         )
 
-    def score(
-        self, conversations: Sequence[Sequence[Message]], principles: Sequence[Principle]
-    ) -> list[list[float | None]]:
-        """What each conversation's last message is worth by each principle, from 1 to 10; None where it cannot be read.
+    async def score(self, conversation: Sequence[Message], principle: Principle) -> float | None:
+        """What a conversation's last message is worth by a principle, from 1 to 10; None where it cannot be read.
 
         Lee et al. (2023), direct RLAIF. The method of the settings does not matter.
         """
-        pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
+        conversation = tuple(conversation)
         greedy = self.settings.temperature == 0
-        seeds = [0 if greedy else seed_of(self.seed, "score", principle.id, reply) for reply, principle in pairs]
-        answers = self._rated(pairs, seeds)
-        scores = [None if share is None else expected_score(share) for _, share in answers]
-        return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
+        seed = 0 if greedy else seed_of(self.seed, "score", principle.id, conversation)
+        _, shares = await self._rated(conversation, principle, seed)
+        return None if shares is None else expected_score(shares)
 
-    # Both responses side by side, in both orders.
+    # Both responses side by side, in one of the orders.
 
-    def _compared(self, tasks: Sequence[JudgementTask]) -> list[tuple[Reading, ...]]:
-        asked = [(task, order) for task in tasks for order in ORDERS]
-        ways = {"logprobs": self._at_once, "rationale": self._after_reasoning, "votes": self._by_votes}
-        answers = ways[self.settings.method](asked, [self._question(task, order) for task, order in asked])
-        readings = [self._reading(order, answer) for (_, order), answer in zip(asked, answers, strict=True)]
-        return [tuple(readings[at : at + len(ORDERS)]) for at in range(0, len(readings), len(ORDERS))]
+    async def _compared(self, task: JudgementTask, order: Order) -> Reading:
+        question = self._question(task, order)
+        if self.settings.method == "votes":
+            answer = await self._by_votes(task, order, question)
+        else:
+            reasoned = _Answer("", None)
+            if self.settings.method == "rationale":
+                expected = '"Better: A" or "Better: B"'
+                reasoned = await self._reason(question, self._seed(task, order), BETTER, expected)
+            answer, shares = await self._continued(question, reasoned, "Better:", CHOICES)
+            if shares is not None:
+                answer = answer._replace(p_first=shares[0])
+        return self._reading(order, answer)
 
     def _question(self, task: JudgementTask, order: Order) -> tuple[Message, ...]:
         a, b = (self.templates.quoted("label", text) for text in (task.comparison.a, task.comparison.b))
@@ -170,50 +172,32 @@ class Labeler:
         low, high = self.settings.clamp or (0.0, 1.0)
         return min(max(p_a, low), high)
 
-    def _at_once(self, _: _Asked, questions: _Questions) -> list[_Answer]:
-        shares = self._choose([(*question, Message("assistant", "Better:")) for question in questions], CHOICES)
-        return [_Answer("", None, share) if isinstance(share, str) else _Answer("", share[0]) for share in shares]
-
-    def _after_reasoning(self, asked: _Asked, questions: _Questions) -> list[_Answer]:
-        seeds = [self._seed(task, order) for task, order in asked]
-        reasoned = self._reason(questions, seeds, BETTER, '"Better: A" or "Better: B"')
-        return [
-            answer if share is None else _Answer(answer.rationale, share[0])
-            for answer, share in self._continued(questions, reasoned, "Better:", CHOICES)
-        ]
-
-    def _by_votes(self, asked: _Asked, questions: _Questions) -> list[_Answer]:
-        count = self.settings.votes
+    async def _by_votes(self, task: JudgementTask, order: Order, question: tuple[Message, ...]) -> _Answer:
         sampling = Sampling(self.settings.vote_temperature, max_tokens=self.settings.max_tokens)
-        requests = [
-            Request(question, sampling, self._digest(task, order, vote))
-            for (task, order), question in zip(asked, questions, strict=True)
-            for vote in range(count)
-        ]
-        replies = complete_fitting(self.engine, requests)
-        return [_counted(replies[at : at + count]) for at in range(0, len(replies), count)]
+        seeds = [self._digest(task, order, vote) for vote in range(self.settings.votes)]
+        return _counted(await ask_all(self.engine, [Request(question, sampling, seed) for seed in seeds]))
 
     # Each response by itself.
 
-    def _scored(self, tasks: Sequence[JudgementTask]) -> list[tuple[Reading, ...]]:
-        """One reading each: a score knows of no order. Its rationale holds both scores and the reasons for them."""
-        sides = [(task, name, getattr(task.comparison, name)) for task in tasks for name in ("a", "b")]
-        replies = [
-            ((*task.comparison.prompt.messages, Message("assistant", text)), task.principle) for task, _, text in sides
-        ]
-        answers = self._rated(replies, [self._seed(task, name) for task, name, _ in sides])
-        return [(self._difference(*answers[at], *answers[at + 1]),) for at in range(0, len(answers), 2)]
+    async def _scored(self, task: JudgementTask) -> Reading:
+        """One reading: a score knows of no order. Its rationale holds both scores and the reasons for them."""
+        answers = await together(
+            self._rated((*task.comparison.prompt.messages, Message("assistant", text)), task.principle, seed)
+            for text, seed in (
+                (task.comparison.a, self._seed(task, "a")),
+                (task.comparison.b, self._seed(task, "b")),
+            )
+        )
+        return self._difference(*answers[0], *answers[1])
 
-    def _rated(
-        self, replies: Sequence[tuple[tuple[Message, ...], Principle]], seeds: Sequence[int]
-    ) -> list[tuple[_Answer, Sequence[float] | None]]:
-        """For each conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
-        questions = [
-            (*conversation, Message("user", self.templates.render("score", principle=principle.words("comparison"))))
-            for conversation, principle in replies
-        ]
-        reasoned = self._reason(questions, seeds, SCORE, '"Score: " and a number from 1 to 10')
-        return list(self._continued(questions, reasoned, "Score:", SCORES))
+    async def _rated(
+        self, conversation: tuple[Message, ...], principle: Principle, seed: int
+    ) -> tuple[_Answer, Sequence[float] | None]:
+        """Of a conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
+        asked = self.templates.render("score", principle=principle.words("comparison"))
+        question = (*conversation, Message("user", asked))
+        reasoned = await self._reason(question, seed, SCORE, '"Score: " and a number from 1 to 10')
+        return await self._continued(question, reasoned, "Score:", SCORES)
 
     def _difference(
         self, a: _Answer, share_a: Sequence[float] | None, b: _Answer, share_b: Sequence[float] | None
@@ -232,65 +216,46 @@ class Labeler:
 
     # What the methods share.
 
-    def _reason(
-        self, questions: _Questions, seeds: Sequence[int], ending: re.Pattern[str], expected: str
-    ) -> list[_Answer]:
+    async def _reason(
+        self, question: tuple[Message, ...], seed: int, ending: re.Pattern[str], expected: str
+    ) -> _Answer:
         """The reasoning before a verdict, without it; or a problem."""
         sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
-        requests = [Request(question, sampling, seed) for question, seed in zip(questions, seeds, strict=True)]
-        answers = []
-        for reply in complete_fitting(self.engine, requests):
-            if reply is None:
-                answers.append(_Answer("", None, TOO_LONG))
-                continue
-            verdict = verdict_of(reply.text, ending)
-            if reply.finish == "length":
-                problem = f"the reply was cut off at {self.settings.max_tokens} tokens"
-                answers.append(_Answer(reply.text, None, problem))
-            elif verdict is None:
-                answers.append(_Answer(reply.text, None, f"the reply does not end with {expected}"))
-            else:
-                answers.append(_Answer(reply.text[: verdict.start("verdict")], None))
-        return answers
+        reply = await ask(self.engine, Request(question, sampling, seed))
+        if reply.failed:
+            return _Answer("", None, _unanswered(reply))
+        if reply.finish == "length":
+            return _Answer(reply.text, None, f"the reply was cut off at {self.settings.max_tokens} tokens")
+        verdict = verdict_of(reply.text, ending)
+        if verdict is None:
+            return _Answer(reply.text, None, f"the reply does not end with {expected}")
+        return _Answer(reply.text[: verdict.start("verdict")], None)
 
-    def _continued(
-        self,
-        questions: _Questions,
-        reasoned: Sequence[_Answer],
-        word: str,
-        choices: tuple[str, ...],
-    ) -> Iterator[tuple[_Answer, Sequence[float] | None]]:
-        """Each reasoning with the probabilities of what follows it and the word; None where it cannot be read."""
-        asked = [
-            (*messages, Message("assistant", answer.rationale + word))
-            for messages, answer in zip(questions, reasoned, strict=True)
-            if answer.problem is None
-        ]
-        shares = iter(self._choose(asked, choices))
-        for answer in reasoned:
-            share = answer.problem or next(shares)
-            yield (answer._replace(problem=share), None) if isinstance(share, str) else (answer, share)
+    async def _continued(
+        self, question: tuple[Message, ...], reasoned: _Answer, word: str, choices: tuple[str, ...]
+    ) -> tuple[_Answer, Sequence[float] | None]:
+        """The reasoning with the choices' probabilities behind it and the word; None where they cannot be read."""
+        if reasoned.problem is not None:
+            return reasoned, None
+        begun = (*question, Message("assistant", reasoned.rationale + word))
+        completion = await ask(self.engine, Request(begun, choices=choices))
+        if completion.failed:
+            return reasoned._replace(problem=_unanswered(completion)), None
+        shares = self._shares(completion.choice_logprobs, len(choices))
+        return (reasoned, shares) if shares else (reasoned._replace(problem="the choices have no probabilities"), None)
 
-    def _choose(self, asked: Sequence[tuple[Message, ...]], choices: tuple[str, ...]) -> list[list[float] | str]:
-        """The choices' probabilities, renormalised over them; or why there are none."""
-        shares: list[list[float] | str] = []
-        for completion in complete_fitting(self.engine, [Request(messages, choices=choices) for messages in asked]):
-            if completion is None:
-                shares.append(TOO_LONG)
-                continue
-            logprobs = completion.choice_logprobs
-            if len(logprobs) != len(choices):
-                raise ModelError(
-                    f"{self.engine.identity}: {len(logprobs)} log-probabilities came back for {len(choices)} choices; "
-                    "with an engine that cannot give them, set label.method=votes"
-                )
-            top = max(logprobs)
-            if any(map(math.isnan, logprobs)) or math.isinf(top):
-                shares.append("the choices have no probabilities")
-                continue
-            weights = [math.exp(logprob - top) for logprob in logprobs]
-            shares.append([weight / math.fsum(weights) for weight in weights])
-        return shares
+    def _shares(self, logprobs: Sequence[float], choices: int) -> list[float]:
+        """The choices' probabilities, renormalised over them; none where they are no numbers."""
+        if len(logprobs) != choices:
+            raise ModelError(
+                f"{self.engine.weights}: {len(logprobs)} log-probabilities came back for {choices} choices; "
+                "with an engine that cannot give them, set label.method=votes"
+            )
+        top = max(logprobs)
+        if any(map(math.isnan, logprobs)) or math.isinf(top):
+            return []
+        weights = [math.exp(logprob - top) for logprob in logprobs]
+        return [weight / math.fsum(weights) for weight in weights]
 
     def _seed(self, task: JudgementTask, which: str) -> int:
         # A greedy reply needs no seed, and without one it is found again by runs with other seeds.
@@ -299,6 +264,11 @@ class Labeler:
     def _digest(self, task: JudgementTask, which: str, number: int) -> int:
         """A seed of the question's own, so that others may come and go."""
         return seed_of(self.seed, "label", task.comparison.id, task.principle.id, which, number)
+
+
+def _unanswered(completion: Completion) -> str:
+    """Why a question has no answer, for a reading."""
+    return TOO_LONG if completion.finish == "too_long" else f"the question has no answer: {completion.reason}"
 
 
 def verdict_of(reply: str, ending: re.Pattern[str]) -> re.Match[str] | None:
@@ -313,11 +283,11 @@ def verdict_of(reply: str, ending: re.Pattern[str]) -> re.Match[str] | None:
     return verdict if not line.endswith((":", ",")) or _ANNOUNCES.search(line) else None
 
 
-def _counted(asked: Sequence[Completion | None]) -> _Answer:
+def _counted(completions: Sequence[Completion]) -> _Answer:
     """The share of verdicts for A among those that can be read, if at least half can."""
-    replies = [reply for reply in asked if reply is not None]
+    replies = [reply for reply in completions if not reply.failed]
     if not replies:  # all of them answer one question
-        return _Answer("", None, TOO_LONG)
+        return _Answer("", None, _unanswered(completions[0]))
     rationale = "\n\n".join(f"{number}: {reply.text}" for number, reply in enumerate(replies, start=1))
     endings = [verdict_of(reply.text, BETTER) if reply.finish != "length" else None for reply in replies]
     verdicts = [ending["choice"] for ending in endings if ending and ending["choice"]]

@@ -6,7 +6,6 @@ how a model is asked. The stage `label`, the evaluation and `constitutional chec
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from typing import Literal
 
 from pydantic import Field
@@ -18,10 +17,8 @@ from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.engines.base import Engine
+from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings
-
-TOGETHER = 256
-"""Comparisons that the labeler judges side by side, so that the engine can batch them."""
 
 
 class LabelSettings(LabelerSettings):
@@ -33,6 +30,11 @@ class LabelSettings(LabelerSettings):
     """Principles by which the labeler is right less often than this, on the principle's own examples, are left out."""
     max_canary_failures: float = Field(default=0.5, ge=0, le=1)
     """Labelling stops where the labeler fails at more than this share of comparisons whose answer is plain."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether anything is drawn, so that labels depend on a seed."""
+        return self.principles == "one" or self.method == "votes" or self.temperature > 0
 
 
 def label(
@@ -49,10 +51,9 @@ def label(
     """
     settings = settings or LabelSettings()
     labeler = Labeler(engine, templates or load_prompts(), settings, seed)
-    iterator = expect_all(comparisons, Comparison, "label")
-    while chunk := list(islice(iterator, TOGETHER)):
-        tasks = [task for comparison in chunk for task in _tasks(comparison, constitution, settings, seed)]
-        yield from labeler.judge(tasks)
+    expected = expect_all(comparisons, Comparison, "label")
+    tasks = (task for comparison in expected for task in _tasks(comparison, constitution, settings, seed))
+    return side_by_side(map(labeler.judge, tasks))
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:

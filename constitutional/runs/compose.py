@@ -21,8 +21,8 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.shipped import shipped
 from constitutional.engines.models import SANDBOX
 from constitutional.runs.config_errors import problems, truth_values
-from constitutional.runs.folder import versions
 from constitutional.runs.pipeline import outline, up_to
+from constitutional.runs.process import versions
 from constitutional.runs.settings import GROUPS, ROLES, RunConfig
 
 if TYPE_CHECKING:

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -14,11 +12,21 @@ from constitutional.base.records import Record
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import load_constitution
-from constitutional.engines.base import Completion, Engine, Request
-from constitutional.engines.journal import JournalEngine
-from constitutional.engines.models import LazyEngine, Models, ModelSettings, model_folder
-from constitutional.runs.folder import Begun, RunStore
+from constitutional.engines.base import Engine
+from constitutional.engines.journal import Journal, JournalEngine
+from constitutional.engines.models import (
+    EngineSettings,
+    LazyEngine,
+    Models,
+    ModelSettings,
+    ScriptedSettings,
+    model_folder,
+    role_settings,
+    user_engine,
+)
+from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
+from constitutional.runs.outputs import Begun
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
@@ -26,7 +34,7 @@ from constitutional.stages.summaries import SUMMARIES, Summary
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
-Opener = Callable[[ModelSettings], Engine]
+Opener = Callable[[EngineSettings], Engine]
 
 GIVEN: Final = ("base", "critic", "labeler")
 """The models that a run is given; all others are artifacts of its stages."""
@@ -75,30 +83,31 @@ class RunContext:
         self.templates = templates
         self.progress = progress
         self._models = Models()
-        self._opener = opener or (lambda settings: LazyEngine(settings, self._models))
-        self._opened: dict[ModelSettings, Engine] = {}
-        self._journals: dict[ModelSettings, JournalEngine] = {}
-        self._closing = ExitStack()
+        self._opener = opener or self._open
+        self._opened: dict[EngineSettings, Engine] = {}
+        self._journal: Journal | None = None
 
-    def given(self, role: str) -> ModelSettings:
+    def _open(self, settings: EngineSettings) -> Engine:
+        if isinstance(settings, ScriptedSettings):
+            return user_engine(settings)
+        return LazyEngine(settings, self._models)
+
+    def given(self, role: str) -> EngineSettings:
         """The settings of a model that the run is given."""
-        model = self.config.model
-        overrides = {"critic": self.config.critic, "labeler": self.config.labeler}
-        return model if role == "base" else overrides[role].over(model)
+        roles = {"critic": self.config.critic, "labeler": self.config.labeler}
+        return self.config.model if role == "base" else role_settings(roles[role], self.config.model)
 
-    def opened(self, settings: ModelSettings) -> Engine:
+    def opened(self, settings: EngineSettings) -> Engine:
         """The model itself, without the journal; opened once."""
         if settings not in self._opened:
             self._opened[settings] = self._opener(settings)
         return self._opened[settings]
 
-    def journal(self, settings: ModelSettings) -> JournalEngine:
-        """The model through the journal."""
-        if settings not in self._journals:
-            batch_size = self.config.journal.batch_size
-            engine = JournalEngine(self.opened(settings), self.config.journal_file, batch_size=batch_size)
-            self._journals[settings] = self._closing.enter_context(engine)
-        return self._journals[settings]
+    def journalled(self, settings: EngineSettings, watch: Callable[[], None] | None = None) -> JournalEngine:
+        """The model through the journal, with counts of its own."""
+        if self._journal is None:
+            self._journal = Journal(self.config.journal_file)
+        return JournalEngine(self.opened(settings), self._journal, watch)
 
     def digest(self, need: str) -> str:
         """The digest of something that the run is given: `base`, `constitution`, `critique.j2`."""
@@ -106,7 +115,10 @@ class RunContext:
             return constitution_digests(self.constitution)[need]
         if need.endswith(".j2"):
             return self.templates.digest(need.removesuffix(".j2"))
-        return self.opened(self.given(need)).identity
+        settings = self.given(need)
+        dtype = settings.dtype if isinstance(settings, ModelSettings) and settings.dtype != "auto" else ""
+        # Not what differs from machine to machine: what was finished with a GPU is finished without one.
+        return f"{self.opened(settings).weights}{dtype and f' {dtype}'}"
 
     def release(self) -> None:
         """Give the memory of every model back."""
@@ -116,7 +128,8 @@ class RunContext:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closing.close()
+        if self._journal is not None:
+            self._journal.close()
         self.release()
 
 
@@ -151,7 +164,7 @@ class FinishedRun:
         """The finished stages before this one by name, in running order."""
         records = {}
         for name in self._earlier():
-            entry = self._store.manifest.stages[name]
+            entry = self._store.stages[name]
             summary = self._store.summary(name, SUMMARIES[name])
             calls = entry.calls.asked + entry.calls.reused
             records[name] = StageRecord(summary, self._store.training_logs(name), calls, entry.versions)
@@ -166,7 +179,7 @@ class FinishedRun:
         return self._store.given_digests()
 
     def _earlier(self) -> list[str]:
-        names = self._store.in_running_order()
+        names = list(self._store.stages)
         return names[: names.index(self._stage)] if self._stage in names else names
 
 
@@ -177,7 +190,7 @@ class RunStageContext(FinishedRun):
         super().__init__(store, run_context.constitution, run_context.config, begun.stage, begun.needs)
         self._run = run_context
         self._begun = begun
-        self._watched: dict[str, _Watched] = {}
+        self._engines: dict[str, JournalEngine] = {}
         self.written: dict[str, Path] = {}
         """The rows that the stage wrote, by artifact."""
         self.own_summary: Summary | None = None
@@ -186,8 +199,8 @@ class RunStageContext(FinishedRun):
     @property
     def calls(self) -> Calls:
         """What this stage has asked of models so far."""
-        watched = self._watched.values()
-        return Calls(asked=sum(engine.asked for engine in watched), reused=sum(engine.reused for engine in watched))
+        engines = self._engines.values()
+        return Calls(asked=sum(engine.asked for engine in engines), reused=sum(engine.reused for engine in engines))
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
@@ -196,11 +209,16 @@ class RunStageContext(FinishedRun):
 
     def model(self, artifact: str) -> Path:
         """The folder of a model: one that the run is given, or one that an earlier stage made."""
-        if artifact in GIVEN:
-            return model_folder(self._run.given(artifact).path)
+        if artifact == "base":
+            return model_folder(self.base.path, self.base.revision)
         return self._store.artifact(artifact)
 
-    def settings(self, role: str) -> ModelSettings:
+    @property
+    def base(self) -> ModelSettings:
+        """What the run says of the model that is trained."""
+        return self._run.config.model
+
+    def settings(self, role: str) -> EngineSettings:
         """What the run says of a model that it is given."""
         return self._run.given(role)
 
@@ -212,14 +230,20 @@ class RunStageContext(FinishedRun):
 
     def engine(self, role: str) -> Engine:
         """A model that answers, through the journal."""
-        if role not in self._watched:
-            if role in GIVEN:
-                settings = self._run.given(role)
-            else:
-                settings = self._run.config.model.model_copy(update={"path": str(self._store.artifact(role))})
-            journal = self._run.journal(settings)
-            self._watched[role] = _Watched(journal, role, self._begun.stage, self._run.progress)
-        return self._watched[role]
+        if role not in self._engines:
+            settings = self._run.given(role) if role in GIVEN else self._made(role)
+            self._engines[role] = self._run.journalled(settings, lambda: self._watch(role))
+        return self._engines[role]
+
+    def _made(self, artifact: str) -> ModelSettings:
+        """The settings of a model that an earlier stage made, whose tokenizer and template are its own."""
+        inherited: dict[str, object] = {"revision": None, "pad_token": None, "template": {}}
+        return self.base.model_copy(update={"path": str(self._store.artifact(artifact)), **inherited})
+
+    def _watch(self, role: str) -> None:
+        # How many there will be in all the stage alone knows: a call is often one of several that an item takes.
+        engine = self._engines[role]
+        self._run.progress.aside(self._begun.stage, f"{role}: {engine.asked + engine.reused} answers")
 
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while a line on the terminal says how far this is."""
@@ -248,32 +272,3 @@ class RunStageContext(FinishedRun):
         made = next((place for place in places if place.exists()), None)
         assert made is not None, f"stage '{self._begun.stage}' ended without making '{name}'"
         return made
-
-
-@dataclass
-class _Watched:
-    """An engine that says how far it is, and counts what one stage asks of it."""
-
-    _journal: JournalEngine
-    _role: str
-    _stage: str
-    _progress: Progress
-    asked: int = 0
-    reused: int = 0
-
-    @property
-    def identity(self) -> str:
-        """The model's own."""
-        return self._journal.identity
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        """One completion for each request, in order. In the journal's own batches, so that nothing changes by it."""
-        completions: list[Completion] = []
-        for start in range(0, len(requests), self._journal.batch_size):
-            before = (self._journal.asked, self._journal.reused)
-            completions += self._journal.complete(requests[start : start + self._journal.batch_size])
-            self.asked += self._journal.asked - before[0]
-            self.reused += self._journal.reused - before[1]
-            # How many there will be in all the stage alone knows: a call is often one of several that an item takes.
-            self._progress.aside(self._stage, f"{self._role}: {self.asked + self.reused} answers")
-        return completions

@@ -1,6 +1,6 @@
-"""What is known of a run: its manifest, which stages are finished, what each was made from and made, and when.
+"""What is known of a stage and of a run: what a stage was made from and made, and which stages a run consists of.
 
-The file carries a checksum over itself, so that a manifest that was cut off or edited is found before it is believed.
+The files carry a checksum over themselves, so that one that was cut off or edited is found before it is believed.
 """
 
 import hashlib
@@ -8,26 +8,42 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import Frozen
 
+M = TypeVar("M", bound=BaseModel)
+
 MANIFEST: Final = "manifest.json"
+"""What a run consists of, in the run's folder."""
+ENTRY: Final = "stage.json"
+"""What a finished stage was made from and made, in the stage's folder."""
+
+
+class Part(Frozen):
+    """A file, as it was when its stage was finished."""
+
+    sha256: str
+    bytes: int
+    mtime_ns: int
+    """When it was written; where size and time are as they were, the bytes are not read again."""
 
 
 class Artifact(Frozen):
-    """A file, or a folder with all that is in it."""
+    """A file that a stage made, or a folder with all that was in it."""
 
     file: str
-    """Its path in the run folder."""
+    """Its path in the stage's folder."""
     rows: int | None
     """Lines of a JSONL file; None for anything else."""
     sha256: str
-    """Of the bytes; of a folder, over the paths and bytes of its files."""
+    """Of the bytes; of a folder, over the paths and digests of its files."""
+    parts: dict[str, Part]
+    """The files of a folder, by their path in it; of a file, itself, by an empty path."""
 
 
 class Calls(Frozen):
@@ -42,12 +58,14 @@ class Calls(Frozen):
 class StageEntry(Frozen):
     """A finished stage."""
 
+    format: Literal[3] = 3
+    stage: str
     fingerprint: str
     """A digest of everything that the stage's artifacts depend on."""
     needs: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of what it was given and of what earlier stages had made, by name, as it was when the stage began."""
     files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of the files and folders that its settings name, by path; runs of older versions have none of them."""
+    """SHA-256 of the files and folders that its settings name, by path."""
     started: str
     """UTC, ISO 8601."""
     seconds: float
@@ -72,27 +90,42 @@ class Failure(Frozen):
     host: str
 
 
-class Manifest(Frozen):
-    """What is known of a run."""
+class StageLink(Frozen):
+    """A stage of a run."""
 
-    format: Literal[2] = 2
-    identity: dict[str, Any] = Field(default_factory=dict)
-    """The parts of the configuration that may not change within one folder."""
-    stages: dict[str, StageEntry] = Field(default_factory=dict)
-    """The finished stages by name."""
+    number: int
+    """Its place in the running order."""
+    output: str
+    """The name of the folder, shared by all runs that need the same, in which it was made."""
+    finished: bool
+    """Whether it was finished when the run had come so far."""
+
+    def folder(self, stage: str) -> str:
+        """What the stage's folder is called in the run's own."""
+        return f"{self.number:02d}_{stage}"
+
+
+class Manifest(Frozen):
+    """What a run consists of."""
+
+    format: Literal[3] = 3
+    stages: dict[str, StageLink] = Field(default_factory=dict)
+    """By name."""
     failures: dict[str, Failure] = Field(default_factory=dict)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """A run's manifest, checked against its own checksum."""
-    path = folder / MANIFEST
-    remedy = f"delete it (rm {path}) and start the run again: stages run anew, with the answers of the journal"
+def read_checked(path: Path, kind: type[M], remedy: str) -> M:
+    """What `write_checked` wrote.
+
+    Raises:
+        RunError: the file cannot be read, was edited, is cut off or is of another version; `remedy` says what to do.
+    """
     try:
         body = json.loads(path.read_bytes())
         checksum = body.pop("checksum")
         if checksum != _checksum(body):
             raise RunError(f"{path}: is damaged or was edited: it does not match its checksum; {remedy}")
-        return Manifest.model_validate(body)
+        return kind.model_validate(body)
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -100,41 +133,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunError(f"{path}: is damaged, or from another version: {problem}; {remedy}") from error
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace a run's manifest, with its checksum."""
-    body = finite(manifest.model_dump(mode="json"))
-    atomic_write(folder / MANIFEST, (json_text({"checksum": _checksum(body), **body}, indent=2) + "\n").encode())
-
-
-def check_identity(folder: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Compare what a run folder is bound to with a configuration; nested mappings key by key.
-
-    Raises:
-        RunError: they differ; it names every key that does.
-    """
-    before, now = (
-        {key: json.dumps(value, ensure_ascii=False, sort_keys=True) for key, value in flat(values).items()}
-        for values in (held, wanted)
-    )
-    differing = [
-        f"{key} is {before.get(key, 'not set')} there, {now.get(key, 'not set')} here"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if differing:
-        raise RunError(
-            f"{folder}: holds a run with another configuration: {'; '.join(differing)}. Choose another name=…, which "
-            "asks for nothing again that the journal has an answer to, or say fresh=true to replace what is in the "
-            f"folder, or delete it (rm -r {folder})"
-        )
-
-
-def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """The values by their dotted keys. An empty mapping is a value of its own: it must not look like no key at all."""
-    values: dict[str, Any] = {}
-    for key, value in nested.items():
-        values |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
-    return values
+def write_checked(path: Path, content: BaseModel) -> None:
+    """Replace a file by the JSON of a model, with a checksum."""
+    body = finite(content.model_dump(mode="json"))
+    atomic_write(path, (json_text({"checksum": _checksum(body), **body}, indent=2) + "\n").encode())
 
 
 def _checksum(body: Mapping[str, Any]) -> str:

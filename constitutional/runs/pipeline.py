@@ -45,8 +45,10 @@ class Stage:
     """Called with the settings and the stage's context."""
     trains: bool = False
     """Whether the engines give their memory back before it runs."""
+    seeded: bool = True
+    """Whether what it makes depends on the run's seed."""
     reads_summaries: bool = False
-    """Whether it needs the summaries of all stages before it, beside their artifacts."""
+    """Whether it needs the summaries of all stages before it, beside their artifacts, and the run's configuration."""
     version: int = 1
     """Raised when the stage makes something else of the same inputs."""
 
@@ -65,7 +67,8 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=("labeler", "critic", "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
-            version=3,
+            seeded=False,
+            version=4,
         ),
         Stage(
             "critique_revise",
@@ -73,7 +76,8 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=("prompts", "base", "critic", "constitution", "critique.j2", "revise.j2", "revise_directly.j2"),
             makes=("revisions",),
             run=critique_revise.run,
-            version=3,
+            seeded=bool(config.critique_revise.rounds or config.critique_revise.temperature),
+            version=4,
         ),
         Stage(
             "sft",
@@ -90,7 +94,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=("prompts", "sft_model"),
             makes=("comparisons",),
             run=sample_pairs.run,
-            version=2,
+            version=3,
         ),
         Stage(
             "label",
@@ -98,7 +102,8 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
             makes=("judgements",),
             run=label.run,
-            version=2,
+            seeded=config.label.draws,
+            version=3,
         ),
         Stage(
             "mix",
@@ -127,7 +132,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", *gold),
             run=evaluate.run,
-            version=4,
+            version=5,
         ),
         Stage(
             "report",
@@ -139,7 +144,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("report", report.CONSTITUTION),
             run=report.run,
             reads_summaries=True,
-            version=6,
+            version=7,
         ),
     )
 

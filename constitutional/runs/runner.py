@@ -1,8 +1,8 @@
 """The loop that runs the stages of `pipeline.py`, what it checks before it begins, and finished runs for reading.
 
-A stage is done if it was finished with the same fingerprint (its settings, the seed, and the digests of all that it
-needs) and every byte that it made is as it was. What a stage makes anew with the same bytes changes nothing for those
-that come after it.
+A stage is done if some run finished it with the same fingerprint (the settings that decide its results, the seed where
+it draws, and the digests of all that it needs) and what it made is as it was. What a stage makes anew with the same
+bytes changes nothing for those that come after it.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -21,9 +21,11 @@ from pydantic import BaseModel
 
 from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError
 from constitutional.base.files import atomic_write, digest_of
+from constitutional.base.frozen import decisive
 from constitutional.base.progress import Progress, clock
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import Constitution
+from constitutional.constitution.file import as_yaml
 from constitutional.data.comparisons import HumanComparisons, check_pairs, read_comparisons
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
@@ -40,9 +42,11 @@ from constitutional.runs.context import (
     is_given,
     selected,
 )
-from constitutional.runs.folder import RunStore, peak_bytes
-from constitutional.runs.manifest import Calls
+from constitutional.runs.folder import USED, RunStore
+from constitutional.runs.manifest import Calls, StageEntry
+from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
+from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import critique_revise, dpo, evaluate, grpo, mix, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
@@ -70,31 +74,64 @@ def run(
         The run, for reading.
 
     Raises:
-        ConstitutionalError: a file that the configuration names is wrong, the folder is in use or holds another
-            configuration, a model cannot be loaded, or a stage failed.
+        ConstitutionalError: a file that the configuration names is wrong, the folder is in use, a model cannot be
+            loaded or cannot do what is asked of it, or a stage failed.
     """
     config = freeze(config)
-    stages = up_to(config.until, stages_of(config) if stages is None else stages)
+    every = stages_of(config) if stages is None else stages
+    stages = up_to(config.until, every)
     started_s = time.monotonic()
     progress = progress or Progress()
     files, templates = ready(config), load_prompts(config.templates)
     constitution = files.constitution
-    if opener is None:
-        _check_model(config, files, trains=any(stage.trains for stage in stages))
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
+        check_engines(run_context)
         given = (*CONSTITUTION, *GIVEN, *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
-        with RunStore.open(config.run_folder, dump(config, digests), config.identity(), fresh=config.fresh) as store:
+        with RunStore.open(config.run_folder, dump(config, digests)) as store:
+            store.keep_only({stage.name: number for number, stage in enumerate(every)})
+            atomic_write(store.folder / USED, as_yaml(constitution).encode())
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
             if warning := _cost_of_many_principles(config, constitution):
                 progress.say(warning)
-            calls = [_step(number, stage, run_context, store) for number, stage in enumerate(stages)]
+
+            def prepare() -> None:
+                if opener is None:
+                    _check_model(config, files, trains=any(stage.trains for stage in stages))
+
+            runner = _Runner(run_context, store, Outputs(config.outputs_folder), prepare)
+            calls = [runner.step(number, stage) for number, stage in enumerate(stages)]
             asked, reused = sum(of_stage.asked for of_stage in calls), sum(of_stage.reused for of_stage in calls)
             most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
             progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
             done = f"done until {config.until}" if config.until else "done"
             progress.say(f"run {config.name} is {done}: {asked} model calls asked, {reused} reused from the journal")
     return RunStore.load(config.run_folder)
+
+
+def check_engines(run_context: RunContext) -> None:
+    """Refuse a method that an engine cannot serve, before anything is asked.
+
+    Raises:
+        ConfigurationError: says what the engine lacks, and what to type.
+    """
+    config = run_context.config
+    label, algorithm = config.label, config.algorithm
+    rewards = isinstance(algorithm, grpo.Settings) and grpo.asks_labeler(algorithm)
+    if label.method == "votes" and not rewards:
+        return
+    settings = run_context.given("labeler")
+    if run_context.opened(settings).abilities.choices:
+        return
+    kind = getattr(settings, "kind", "local")
+    lacks = f"the labeler's engine ({kind}) gives no log-probabilities of choices"
+    if label.method != "votes":
+        raise ConfigurationError(
+            f"label.method={label.method} needs them, and {lacks}; type label.method=votes, or another labeler"
+        )
+    raise ConfigurationError(
+        f"the reward 'constitution' scores replies by them, and {lacks}; type algorithm=grpo, or another labeler"
+    )
 
 
 class InputFiles(NamedTuple):
@@ -140,7 +177,7 @@ def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
 
     Pairs that are too long are left out and counted later.
     """
-    folder, model = model_folder(config.model.path), config.model
+    folder, model = model_folder(config.model.path, config.model.revision), config.model
     if trains:
         from constitutional.training.preflight import preflight_folder
 
@@ -188,59 +225,105 @@ def _cost_of_many_principles(config: RunConfig, constitution: Constitution) -> s
     )
 
 
-def _step(number: int, stage: Stage, run_context: RunContext, store: RunStore) -> Calls:
-    """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
-    needs = {need: run_context.digest(need) if is_given(need) else store.digest(need) for need in stage.needs}
-    if stage.reads_summaries:
-        needs |= store.summaries(but=stage.name)
-    files = files_of(stage.settings)
-    fingerprint = fingerprint_of(stage, run_context.config.seed, needs, files)
-    heading = f"{number:02d} {stage.name}"
-    reason = store.reason_to_run(stage.name, fingerprint)
-    if reason is None:
-        run_context.progress.say(f"{heading}: done before, used again")
+class _Runner:
+    """Runs a stage after the other, each only where its output is not there yet."""
+
+    def __init__(self, run_context: RunContext, store: RunStore, outputs: Outputs, prepare: Callable[[], None]) -> None:
+        self.run_context = run_context
+        self.store = store
+        self.outputs = outputs
+        self.prepare = prepare
+        """Called once, before the first stage that runs."""
+        self.prepared = False
+        self.say = run_context.progress.say
+
+    def step(self, number: int, stage: Stage) -> Calls:
+        """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
+        needs = {
+            need: self.run_context.digest(need) if is_given(need) else self.store.digest(need) for need in stage.needs
+        }
+        if stage.reads_summaries:
+            needs |= self.store.summaries(but=stage.name) | {"configuration": digest_of_config(self.run_context.config)}
+        files = files_of(stage.settings)
+        fingerprint = fingerprint_of(stage, self.run_context.config.seed, needs, files)
+        place = self.outputs.place(stage.name, fingerprint)
+        heading = f"{number:02d} {stage.name}"
+        if self._use_again(number, stage, place, heading):
+            return Calls()
+        if not self.prepared:
+            self.prepare()
+        self.prepared = True
+        with self.outputs.claimed(place, lambda text: self.say(f"{heading}: {text}")):
+            if self._use_again(number, stage, place, heading):  # another process was making it
+                return Calls()
+            return self._run(number, stage, self.outputs.begin(stage.name, fingerprint, needs, files), heading)
+
+    def _use_again(self, number: int, stage: Stage, place: Path, heading: str) -> bool:
+        entry = self.outputs.finished(place)
+        if entry is None:
+            return False
+        if problem := damage(place, entry):
+            aside = self.outputs.put_aside(place)
+            self.say(f"{heading}: {problem}; what is left of it is now {aside}, and the stage runs anew")
+            return False
+        drop_checkpoints(place)  # a kill may have come between the two
+        self.store.finish(number, stage.name, place, entry)
+        self.say(f"{heading}: done before, used again")
         if "meanings" in stage.makes:  # what was understood is said in every run
-            for line in lines(store.read("meanings", PrincipleMeaning)):
-                run_context.progress.say(f"  {line}")
-        return Calls()
-    run_context.progress.say(f"{heading}: running" + (f"; {reason}" if stage.name in store.manifest.stages else ""))
-    if stage.trains:
-        run_context.release()
-    begun = store.begin(number, stage.name, fingerprint, needs, files)
-    context = RunStageContext(run_context, store, begun)
-    try:
-        stage.run(stage.settings, context)
-    except KeyboardInterrupt:
-        command = "the same command without fresh=true" if run_context.config.fresh else "the same command"
-        run_context.progress.say(f"{heading}: stopped; {command} goes on from here")
-        raise
-    except Exception as error:
-        store.fail(stage.name, str(error) or type(error).__name__)
-        raise
-    artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}
-    assert context.own_summary is not None, f"stage '{stage.name}' ended without a summary"
-    entry = store.finish(begun, artifacts, context.calls, context.own_summary)
-    calls = f", {context.calls.asked} calls asked, {context.calls.reused} reused" if context.calls != Calls() else ""
+            for line in lines(self.store.read("meanings", PrincipleMeaning)):
+                self.say(f"  {line}")
+        return True
+
+    def _run(self, number: int, stage: Stage, begun: Begun, heading: str) -> Calls:
+        self.say(f"{heading}: running")
+        if stage.trains:
+            self.run_context.release()
+        place = begun.folder
+        begun = begun._replace(folder=self.store.begin(number, stage.name, place))
+        context = RunStageContext(self.run_context, self.store, begun)
+        try:
+            stage.run(stage.settings, context)
+        except KeyboardInterrupt:
+            self.say(f"{heading}: stopped; the same command goes on from here")
+            raise
+        except Exception as error:
+            self.store.fail(stage.name, str(error) or type(error).__name__)
+            raise
+        artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}
+        assert context.own_summary is not None, f"stage '{stage.name}' ended without a summary"
+        entry = self.outputs.finish(begun, artifacts, context.calls, context.own_summary)
+        self.store.finish(number, stage.name, place, entry)
+        self.say(f"{heading}: done in {clock(entry.seconds)}{_made(entry)}")
+        return context.calls
+
+
+def _made(entry: StageEntry) -> str:
+    """What a stage made and asked, behind a comma each."""
     counts = {name: artifact.rows for name, artifact in entry.artifacts.items() if artifact.rows is not None}
     rows = "".join(f", {count} {name}" for name, count in counts.items())
-    run_context.progress.say(f"{heading}: done in {clock(entry.seconds)}{rows}{calls}")
-    return context.calls
+    return rows + (f", {entry.calls.asked} calls asked, {entry.calls.reused} reused" if entry.calls != Calls() else "")
 
 
 def fingerprint_of(stage: Stage, seed: int, needs: Mapping[str, str], files: Mapping[str, str] | None = None) -> str:
     """SHA-256 of everything that decides what a stage makes, the contents of files that its settings name included.
 
-    Those are read, unless `files` says what `files_of` found in them.
+    Those are read, unless `files` says what `files_of` found in them. Settings that change no result, and settings at
+    their defaults, are not in it.
     """
+    files = files_of(stage.settings) if files is None else files
     depends_on = {
         "stage": stage.name,
         "version": stage.version,
-        "settings": stage.settings.model_dump(mode="json"),
-        "files": dict(files_of(stage.settings) if files is None else files),
-        "seed": seed,
+        "settings": decisive(stage.settings, lambda path: files[str(path)]),
+        "seed": seed if stage.seeded else None,
         "needs": dict(needs),
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_config(config: RunConfig) -> str:
+    """SHA-256 of the whole configuration, of which a report tells."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
 
 def files_of(settings: BaseModel) -> dict[str, str]:
@@ -312,7 +395,7 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
             constitution = Constitution.model_validate_json(kept.read_bytes())
         except (OSError, ValueError) as error:
             raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
-        needs = store.manifest.stages["report"].needs
+        needs = store.stages["report"].needs
         report = gather.gather(config.report, FinishedRun(store, constitution, config, "report", needs))
         reports.append(report.model_copy(update={"name": name}))
     atomic_write(out, render(reports).encode("utf-8", "backslashreplace"))

@@ -13,8 +13,8 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.data.comparisons import PAIRS
-from constitutional.engines.models import LocalSettings, ModelSettings
-from constitutional.runs.manifest import flat
+from constitutional.engines.models import LocalSettings, ModelSettings, RoleSettings
+from constitutional.runs.outputs import SHARED
 from constitutional.stages import critique_revise, dpo, evaluate, grpo, label, mix, ppo, reward, sample_pairs, sft
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 from constitutional.stages.report import gather
@@ -50,8 +50,6 @@ class JournalSettings(Frozen):
 
     path: Path | None = None
     """An SQLite file, which many runs may share; null is `journal.sqlite` beside the run folders."""
-    batch_size: Annotated[int, Field(ge=1)] = 256
-    """Requests that are asked and committed together: the most that a kill can lose."""
 
 
 class RunConfig(Frozen):
@@ -61,8 +59,6 @@ class RunConfig(Frozen):
     """The run's folder in `folder`: letters and digits of any script, and _ . , = + -"""
     folder: Path = Path("runs")
     """Where run folders are."""
-    fresh: bool = False
-    """Delete what a run folder of that name holds, and begin anew."""
     until: str | None = None
     """The last stage to run, such as reward; null runs them all. The same command without it goes on from there."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
@@ -71,9 +67,9 @@ class RunConfig(Frozen):
     """A folder of prompt templates that replace the shipped ones of the same name."""
     constitution: ConstitutionSettings = ConstitutionSettings()
     model: ModelSettings = ModelSettings()
-    critic: LocalSettings = LocalSettings()
+    critic: RoleSettings = LocalSettings()
     """The model that critiques and revises."""
-    labeler: LocalSettings = LocalSettings()
+    labeler: RoleSettings = LocalSettings()
     """The model that compares responses."""
     prompts: Annotated[SandboxPrompts | FilePrompts, Field(discriminator="kind")] = SandboxPrompts()
     journal: JournalSettings = JournalSettings()
@@ -134,16 +130,10 @@ class RunConfig(Frozen):
         """The journal, shared by the runs of a folder unless it says otherwise."""
         return self.journal.path or self.folder / "journal.sqlite"
 
-    def identity(self) -> dict[str, object]:
-        """What a run folder is bound to: every setting that its results depend on, by its dotted name.
-
-        Without people's verdicts: they are on the run's own comparisons, so they can only come later. And without the
-        constitution's file: what it says is in the fingerprint of every stage that reads it, so a run goes on with an
-        edited copy as it does with the edited file.
-        """
-        apart = dict.fromkeys(("name", "folder", "fresh", "until", "journal", "report"), True)
-        parts = {"mix": {"verdicts": True}, "constitution": {"file": True}}
-        return flat(self.model_dump(mode="json", exclude={**apart, **parts}))
+    @property
+    def outputs_folder(self) -> Path:
+        """Where what stages made is kept, shared by the runs of a folder."""
+        return self.folder / SHARED
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - whatever a field may be annotated with

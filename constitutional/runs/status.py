@@ -10,7 +10,7 @@ from constitutional.base.files import digest_of
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.runs.compose import load
 from constitutional.runs.context import constitution_digests, is_given, selected
-from constitutional.runs.folder import FINGERPRINT, RunStore
+from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
 
 
@@ -35,19 +35,20 @@ def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
         store: the run.
         expected: the names of all stages, in order: those that were never begun are told of too.
     """
-    manifest = store.manifest
-    folders = {name: f"{number:02d}_{name}" for number, name in enumerate(expected)}
-    begun = {path.parent.name[3:]: path.parent.name for path in store.folder.glob(f"[0-9][0-9]_*/{FINGERPRINT}")}
+    links = store.manifest.stages
     lines = []
-    for name, entry in manifest.stages.items():
-        rows = {made: artifact.rows for made, artifact in entry.artifacts.items() if made != "summary"}
-        folder = Path(entry.artifacts["summary"].file).parent.name
-        lines.append(StageLine(name, folder, "done", entry.seconds, rows, entry.calls))
-    for name, failure in manifest.failures.items():
-        lines.append(StageLine(name, begun.get(name, name), "failed", message=failure.message))
-    for name, folder in (folders | begun).items():
-        if name not in manifest.stages | manifest.failures:
-            lines.append(StageLine(name, folder, "not finished" if name in begun else "not begun"))
+    for number, name in enumerate(expected):
+        if name not in links:
+            lines.append(StageLine(name, f"{number:02d}_{name}", "not begun"))
+    for name, link in links.items():
+        folder = link.folder(name)
+        if name in store.manifest.failures:
+            lines.append(StageLine(name, folder, "failed", message=store.manifest.failures[name].message))
+        elif (entry := store.stages.get(name)) is None:
+            lines.append(StageLine(name, folder, "not finished"))
+        else:
+            rows = {made: artifact.rows for made, artifact in entry.artifacts.items() if made != "summary"}
+            lines.append(StageLine(name, folder, "done", entry.seconds, rows, entry.calls))
     return sorted(lines, key=lambda line: line.folder)
 
 
@@ -58,12 +59,12 @@ def outdated(store: RunStore) -> str:
     settings name was edited. Each is named with what has changed; then those that were made from what such stages made.
     """
     now = _given(store) | {name: artifact.sha256 for name, artifact in store.artifacts().items()} | store.summaries()
-    maker = {name: stage for stage, entry in store.manifest.stages.items() for name in entry.artifacts}
+    maker = {name: stage for stage, entry in store.stages.items() for name in entry.artifacts}
     changed, resting, stale = list[str](), list[str](), set[str]()
     for line in describe(store):
         if line.state != "done":
             continue
-        entry = store.manifest.stages[line.stage]
+        entry = store.stages[line.stage]
         needs = entry.needs
         others = [need for need, digest in needs.items() if digest != now.get(need, digest if is_given(need) else "")]
         others += [file for file, digest in entry.files.items() if digest != _on_disk(file)]

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from constitutional.base.progress import Progress, percent
 from constitutional.base.records import Message
 from constitutional.base.templates import Prompts, load_prompts
-from constitutional.engines.base import Completion, Engine, Request, complete_fitting
+from constitutional.engines.base import Completion, Engine, Request
+from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.principles import OPPOSITE, gerund, known_words, phrases, third_person
 from constitutional.sandbox.teacher import FAMILIES, NOTHING, restate
@@ -27,8 +28,6 @@ from constitutional.sandbox.world import CONCEPTS
 MEANINGS = (*FAMILIES, NOTHING)
 SURE_FROM = 0.8
 """Probability of a meaning below which the model is unsure of it."""
-TOGETHER = 64
-"""Texts that the model is asked about at once."""
 
 TOO_LONG = "it is too long for the model to read; shorten it"
 
@@ -80,10 +79,10 @@ def understand_texts(
 
 
 def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion | None]:
-    """The engine's answers to questions about principles, with progress; None where a question is too long."""
-    batches = (requests[start : start + TOGETHER] for start in range(0, len(requests), TOGETHER))
-    completions = chain.from_iterable(complete_fitting(engine, batch) for batch in batches)
-    return list(Progress().track(completions, len(requests), "what the principles are understood as"))
+    """The engine's answers to questions about principles, with progress; None where there is none."""
+    asked = side_by_side(ask(engine, request) for request in requests)
+    completions = Progress().track(asked, len(requests), "what the principles are understood as")
+    return [None if completion.failed else completion for completion in completions]
 
 
 def _understanding(text: str, logprobs: Sequence[float]) -> Understanding:

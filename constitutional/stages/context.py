@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
-    from constitutional.engines.models import ModelSettings
+    from constitutional.engines.models import EngineSettings, ModelSettings
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Summary)
@@ -81,8 +81,12 @@ class StageContext(RunView, Protocol):
     def model(self, artifact: str) -> Path:
         """The folder of a model: `base`, or one that an earlier stage made (`sft_model`, `reward_model`, `policy`)."""
 
-    def settings(self, role: str) -> "ModelSettings":
-        """What the run says of a model that it is given (`base`, `critic`, `labeler`), its tokenizer for one."""
+    @property
+    def base(self) -> "ModelSettings":
+        """What the run says of the model that is trained, its tokenizer for one."""
+
+    def settings(self, role: str) -> "EngineSettings":
+        """What the run says of a model that it is given: `base`, `critic` or `labeler`."""
 
     def output(self, name: str) -> Path:
         """A path of that name in this stage's own folder, for a model or any other file; its parent exists."""
@@ -91,7 +95,7 @@ class StageContext(RunView, Protocol):
         """A model that answers, through the journal: the roles `base`, `critic` and `labeler`, or a model artifact."""
 
     def release(self) -> None:
-        """Give the memory of all engines back; an engine that is asked again is loaded again."""
+        """Give the memory of all models back; one that is asked again is loaded again."""
 
     def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
         """The items, while a line on the terminal says how far this is."""

@@ -6,10 +6,9 @@ there are unused ones; principles have weights; and a response in which the crit
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -21,15 +20,11 @@ from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import message_of
-from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
+from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging.critiques import FOLLOWS_PATTERN, checked_pattern, concludes
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CritiqueReviseSummary
-
-T = TypeVar("T")
-
-TOGETHER = 256
-"""Items that go through the rounds side by side, so that the engine can batch them."""
 
 
 class Settings(Frozen):
@@ -75,111 +70,95 @@ def critique_revise(
 
     Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
     """
-    settings = settings or Settings()
-    drafts = draft(expect_all(prompts, Prompt, "critique_revise"), engine, settings, seed)
-    return revise(drafts, constitution, engine, templates or load_prompts(), settings, seed)
+    reviser = Reviser(constitution, engine, engine, templates or load_prompts(), settings or Settings(), seed)
+    return side_by_side(map(reviser.item, expect_all(prompts, Prompt, "critique_revise")))
 
 
-def draft(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Revision]:
-    """A first answer to each prompt, as a revision of no steps."""
-    for chunk in _chunks(prompts):
-        sampling = settings.sampling(settings.draft_max_tokens)
-        requests = [Request(prompt.messages, sampling, _seed(settings, seed, prompt, "draft")) for prompt in chunk]
-        for prompt, reply in zip(chunk, complete_fitting(engine, requests), strict=True):
-            problem = _problem("the draft", reply, sampling.max_tokens)
-            yield Revision(prompt=prompt, draft=reply.text if reply else "", steps=(), problem=problem)
+class Reviser:
+    """Takes a prompt through all that happens to it: a draft, and then rounds of critique and revision.
 
+    Args:
+        constitution: the principles that are drawn.
+        drafter: the model that answers.
+        critic: the model that criticises and revises.
+        templates: the words in which the critic is asked.
+        settings: how.
+        seed: of the draws; every prompt has draws of its own, so that others may come and go.
+    """
 
-def revise(
-    drafts: Iterable[Revision],
-    constitution: Constitution,
-    engine: Engine,
-    templates: Prompts,
-    settings: Settings,
-    seed: int,
-) -> Iterator[Revision]:
-    """Take each draft through the rounds; an item whose reply cannot be used keeps what it has until then."""
-    shots = read_shots(settings.few_shot_file) if settings.few_shot_file else ()
-    reviser = _Reviser(constitution, templates, settings, seed, shots)
-    for chunk in _chunks(drafts):
-        yield from _side_by_side([reviser.rounds(draft) for draft in chunk], engine)
+    def __init__(
+        self,
+        constitution: Constitution,
+        drafter: Engine,
+        critic: Engine,
+        templates: Prompts,
+        settings: Settings,
+        seed: int,
+    ) -> None:
+        self.constitution = constitution
+        self.drafter = drafter
+        self.critic = critic
+        self.templates = templates
+        self.settings = settings
+        self.seed = seed
+        self.shots = read_shots(settings.few_shot_file) if settings.few_shot_file else ()
 
-
-Asking = Generator[Request | None, Completion | None, T]
-"""What gives requests, is sent the replies, and returns a result; a turn without a request gives and is sent None."""
-
-
-def _side_by_side(items: Sequence[Asking[Revision]], engine: Engine) -> list[Revision]:
-    """Run all items to their ends, turn by turn, so that the engine can batch the requests of a turn."""
-    done: dict[int, Revision] = {}
-    replies: dict[int, Completion | None] = dict.fromkeys(range(len(items)))
-    while replies:
-        requests: dict[int, Request | None] = {}
-        for index, reply in replies.items():
-            try:
-                requests[index] = items[index].send(reply)
-            except StopIteration as end:
-                done[index] = end.value
-        asked = {index: request for index, request in requests.items() if request}
-        answers = complete_fitting(engine, list(asked.values()))
-        replies = {**dict.fromkeys(requests), **dict(zip(asked, answers, strict=True))}
-    return [done[index] for index in range(len(items))]
-
-
-class _Reviser(NamedTuple):
-    """Takes an item through the rounds."""
-
-    constitution: Constitution
-    templates: Prompts
-    settings: Settings
-    seed: int
-    shots: tuple[Message, ...]
-
-    def rounds(self, item: Revision) -> Asking[Revision]:
-        """All rounds of a draft that can be used; a round takes two turns, for the critique and for the revision."""
-        for number in range(1, self.settings.rounds + 1) if item.problem is None else ():
-            rng = rng_of(self.seed, "critique_revise", item.prompt.id, number)
-            principle = self.constitution.draw(rng, [step.principle for step in item.steps])
-            messages = self._conversation(item, principle)
-            critique, found_nothing = None, False
-            if self.settings.critique:
-                messages += (Message("user", self._render_critique(principle)),)
-                critique, problem = yield from self._ask(item, principle, number, "critique", messages)
-                if problem:
-                    step = None if critique is None else _step(principle, critique, item.final, asked=False)
-                    return item.model_copy(update={"problem": problem, "unusable": step})
-                found_nothing = concludes(critique or "", self.settings.finds_nothing)
-            if found_nothing and self.settings.when_nothing_found != "revise":
-                item = _after(item, _step(principle, critique, item.final, found_nothing=True, asked=False))
-                if self.settings.when_nothing_found == "stop":
-                    return item
-                yield None  # while other items are revised
-                continue
-            if critique is None:
-                messages += (Message("user", self._render_directly(principle)),)
-            else:
-                messages += (Message("assistant", critique), Message("user", self._render_revise(principle)))
-            revision, problem = yield from self._ask(item, principle, number, "revision", messages)
-            step = None if revision is None else _step(principle, critique, revision, found_nothing=found_nothing)
-            if problem or step is None:
-                return item.model_copy(update={"problem": problem, "unusable": step})
-            item = _after(item, step)
+    async def item(self, prompt: Prompt) -> Revision:
+        """All that happens to a prompt; where a reply cannot be used, what there is until then."""
+        item = await self.draft(prompt)
+        ends = item.problem is not None
+        for number in range(1, self.settings.rounds + 1):
+            if not ends:
+                rng = rng_of(self.seed, "critique_revise", prompt.id, number)
+                principle = self.constitution.draw(rng, [step.principle for step in item.steps])
+                item, ends = await self.round(item, number, principle)
         return item
 
-    def _ask(
+    async def draft(self, prompt: Prompt) -> Revision:
+        """A first answer, as a revision of no steps."""
+        limit = self.settings.draft_max_tokens
+        own_seed = _seed(self.settings, self.seed, prompt, "draft")
+        reply = await ask(self.drafter, Request(prompt.messages, self.settings.sampling(limit), own_seed))
+        return Revision(prompt=prompt, draft=reply.text, steps=(), problem=_problem("the draft", reply, limit))
+
+    async def round(self, item: Revision, number: int, principle: Principle) -> tuple[Revision, bool]:
+        """The item after a round of critique and revision, and whether it is the last one."""
+        messages = self._conversation(item, principle)
+        critique, found_nothing = None, False
+        if self.settings.critique:
+            messages += (Message("user", self._render_critique(principle)),)
+            critique, problem = await self._ask(item, principle, number, "critique", messages)
+            if problem or critique is None:
+                step = None if critique is None else _step(principle, critique, item.final, asked=False)
+                return item.model_copy(update={"problem": problem, "unusable": step}), True
+            found_nothing = concludes(critique, self.settings.finds_nothing)
+        if found_nothing and self.settings.when_nothing_found != "revise":
+            item = _after(item, _step(principle, critique, item.final, found_nothing=True, asked=False))
+            return item, self.settings.when_nothing_found == "stop"
+        if critique is None:
+            messages += (Message("user", self._render_directly(principle)),)
+        else:
+            messages += (Message("assistant", critique), Message("user", self._render_revise(principle)))
+        revision, problem = await self._ask(item, principle, number, "revision", messages)
+        step = None if revision is None else _step(principle, critique, revision, found_nothing=found_nothing)
+        if problem or step is None:
+            return item.model_copy(update={"problem": problem, "unusable": step}), True
+        return _after(item, step), False
+
+    async def _ask(
         self,
         item: Revision,
         principle: Principle,
         number: int,
         what: Literal["critique", "revision"],
         messages: tuple[Message, ...],
-    ) -> Asking[tuple[str | None, str | None]]:
-        """The reply, None if it cannot be asked for; and why it cannot be used, None if it can."""
+    ) -> tuple[str | None, str | None]:
+        """The reply, None where there is none; and why it cannot be used, None if it can."""
         limit = self.settings.critique_max_tokens if what == "critique" else self.settings.revision_max_tokens
         own_seed = _seed(self.settings, self.seed, item.prompt, number, what)
-        reply = yield Request(messages, self.settings.sampling(limit), own_seed)
+        reply = await ask(self.critic, Request(messages, self.settings.sampling(limit), own_seed))
         problem = _problem(f"round {number}, principle '{principle.id}': the {what}", reply, limit)
-        return (None if reply is None else reply.text), problem
+        return None if reply.failed else reply.text, problem
 
     def _conversation(self, item: Revision, principle: Principle) -> tuple[Message, ...]:
         """The examples, the conversation and the response as it stands; a system message stays in front."""
@@ -254,9 +233,11 @@ def read_shots(path: Path) -> tuple[Message, ...]:
     return tuple(shots)
 
 
-def _problem(what: str, reply: Completion | None, limit: int) -> str | None:
-    if reply is None:
+def _problem(what: str, reply: Completion, limit: int) -> str | None:
+    if reply.finish == "too_long":
         return f"{what} cannot be asked for: the conversation is longer than the model can read"
+    if reply.failed:
+        return f"{what} cannot be had: {reply.reason}"
     if reply.finish == "length":
         return f"{what} was cut off at {limit} tokens"
     return None if reply.text.strip() else f"{what} is empty"
@@ -269,17 +250,12 @@ def _seed(settings: Settings, seed: int, prompt: Prompt, *parts: object) -> int:
     return seed_of(seed, "critique_revise", prompt.id, *parts)
 
 
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, TOGETHER)):
-        yield chunk
-
-
 def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become revisions."""
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
-    drafts = draft(prompts, context.engine("base"), settings, context.seed)
-    revised = revise(drafts, context.constitution, context.engine("critic"), context.prompts, settings, context.seed)
+    engines = (context.engine("base"), context.engine("critic"))
+    reviser = Reviser(context.constitution, *engines, context.prompts, settings, context.seed)
+    revised = side_by_side(map(reviser.item, prompts))
     revisions = list(context.progress(revised, len(prompts), "critique and revise"))
     context.write("revisions", revisions)
     steps = [step for revision in revisions for step in revision.steps]

@@ -114,6 +114,5 @@ def run(settings: Settings, context: StageContext) -> None:
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="dpo")
     save_model(trainer, context.output("policy"))
-    training.remove_checkpoints(context.output("checkpoints"))
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - fitted.rows}
     context.summarise(DpoSummary(pairs=fitted.rows, steps=fitted.steps, dropped=dropped))

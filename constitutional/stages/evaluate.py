@@ -19,8 +19,9 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import words
-from constitutional.engines.base import Completion, Engine, Request, Sampling, complete_fitting
+from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.divergence import Reply, divergences
+from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
 from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, checked_pattern, concludes
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
@@ -36,8 +37,7 @@ from constitutional.stages.summaries import EvaluateSummary
 from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
 if TYPE_CHECKING:
-    from constitutional.base.templates import Prompts
-    from constitutional.constitution.constitution import Constitution
+    from constitutional.constitution.constitution import Constitution, Principle
 
 MODELS: Final = ("base", "sft_model", "policy")
 Judge = Callable[[Sequence[Comparison]], Iterable[Judgement]]
@@ -93,24 +93,25 @@ def held_out(prompts: Iterable[Prompt], at_most: int, seed: int) -> list[Prompt]
     return drawn[:at_most]
 
 
-def replies(prompts: Sequence[Prompt], engine: Engine, settings: Settings, seed: int) -> list[Completion]:
-    """One reply to each prompt, in order."""
+async def reply(prompt: Prompt, engine: Engine, settings: Settings, seed: int) -> Completion:
+    """A model's reply to a prompt."""
     sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
     # A greedy reply is the same whatever the seed, and is found again in the journal by any.
-    seeds = [_digest(seed, prompt.id, "reply") if settings.temperature else 0 for prompt in prompts]
-    requests = [Request(prompt.messages, sampling, own) for prompt, own in zip(prompts, seeds, strict=True)]
-    return engine.complete(requests)
+    own_seed = _digest(seed, prompt.id, "reply") if settings.temperature else 0
+    return await ask(engine, Request(prompt.messages, sampling, own_seed))
 
 
-def side_by_side(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[Completion]]) -> list[Sample]:
-    """One sample for each prompt, from each model's completions in the order of the prompts."""
+def samples_of(prompts: Sequence[Prompt], completions: Mapping[str, Sequence[Completion]]) -> list[Sample]:
+    """A sample for each prompt that all models answered, from each model's completions in the order of the prompts."""
+    rows = [(prompt, {model: of[index] for model, of in completions.items()}) for index, prompt in enumerate(prompts)]
     return [
         Sample(
             prompt=prompt,
-            replies={model: replies[index].text for model, replies in completions.items()},
-            cut_off=tuple(model for model, replies in completions.items() if replies[index].finish == "length"),
+            replies={model: completion.text for model, completion in by_model.items()},
+            cut_off=tuple(model for model, completion in by_model.items() if completion.finish == "length"),
         )
-        for index, prompt in enumerate(prompts)
+        for prompt, by_model in rows
+        if not any(completion.failed for completion in by_model.values())
     ]
 
 
@@ -196,29 +197,27 @@ def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     return scores, problems
 
 
-def violation_scores(
-    samples: Sequence[Sample], constitution: "Constitution", critic: Engine, templates: "Prompts", settings: Settings
-) -> Measured:
+def violation_scores(samples: Sequence[Sample], settings: Settings, context: StageContext) -> Measured:
     """How often the critic finds that a reply violates each principle, greedily; what it leaves open is counted."""
-    requests: list[Request] = []
-    sampling = Sampling(temperature=0.0, max_tokens=settings.critique_max_tokens)
-    models = _models(samples)
-    for principle in constitution.principles:
-        question = Message("user", templates.render("critique", principle=principle.words("critique")))
-        requests += [
-            Request((*sample.prompt.messages, Message("assistant", sample.replies[model]), question), sampling)
-            for model in models
-            for sample in samples
-        ]
-    critiques = complete_fitting(critic, requests)
-    verdicts = [_violates(critique.text, settings) if critique else None for critique in critiques]
-    too_long = critiques.count(None)
-    problems = {"critiques": len(requests), "unreadable critiques": verdicts.count(None) - too_long}
-    if too_long:
-        problems["unreadable critiques, too long to ask for"] = too_long
+    critic, sampling = context.engine("critic"), Sampling(temperature=0.0, max_tokens=settings.critique_max_tokens)
+
+    async def critique(principle: "Principle", model: str, sample: Sample) -> Completion:
+        question = context.prompts.render("critique", principle=principle.words("critique"))
+        conversation = (*sample.prompt.messages, Message("assistant", sample.replies[model]))
+        return await ask(critic, Request((*conversation, Message("user", question)), sampling))
+
+    models, principles = _models(samples), context.constitution.principles
+    asked = [(principle, model, sample) for principle in principles for model in models for sample in samples]
+    stories = (critique(*about) for about in asked)
+    critiques = list(context.progress(side_by_side(stories), len(asked), "critiques of the replies"))
+    verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
+    unasked = sum(critique.failed for critique in critiques)
+    problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - unasked}
+    if unasked:
+        problems["unreadable critiques, too long to ask for"] = unasked
     scores: list[Score] = []
     remaining = iter(verdicts)
-    for principle in constitution.principles:
+    for principle in principles:
         by_model = {model: list(islice(remaining, len(samples))) for model in models}
         scores += rates(f"violation_rate/{principle.id}", by_model)
     return scores, problems
@@ -277,7 +276,7 @@ def divergence_scores(samples: Sequence[Sample], name: str, opponent: str, conte
     from constitutional.engines.local import load_model
 
     model, tokenizer = load_model(context.model(name))
-    base = context.settings("base")  # what was trained from it has kept to that
+    base = context.base  # what was trained from it has kept to that
     reference, _ = load_model(context.model(opponent), pad_token=base.pad_token, template=base.template)
     replies = [Reply(sample.prompt.messages, sample.replies[name], name not in sample.cut_off) for sample in samples]
     by_reply = divergences(replies, model, reference, tokenizer)
@@ -296,6 +295,15 @@ def _digest(seed: int, item: str, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} evaluate {what} {item}".encode()).digest()[:4])
 
 
+def replies(prompts: Sequence[Prompt], model: str, settings: Settings, context: StageContext) -> list[Completion]:
+    """A model's replies to all prompts, in order; then its memory is given back."""
+    engine = context.engine(model)
+    stories = (reply(prompt, engine, settings, context.seed) for prompt in prompts)
+    completions = list(context.progress(side_by_side(stories), len(prompts), f"replies of {model}"))
+    context.release()
+    return completions
+
+
 def run(inputs: Inputs, context: StageContext) -> None:
     """Let the three models answer, measure, and write `samples` and `scores`; after an online training, also `gold`.
 
@@ -309,15 +317,16 @@ def run(inputs: Inputs, context: StageContext) -> None:
     problems: dict[str, int] = {}
     wanted: Wanted | None = None
     if len(prompts) >= 2:
-        names = context.progress(MODELS, len(MODELS), "replies of the three models")
-        completions = {name: replies(prompts, context.engine(name), settings, context.seed) for name in names}
-        samples = side_by_side(prompts, completions)
+        completions = {name: replies(prompts, name, settings, context) for name in MODELS}
+        samples = samples_of(prompts, completions)
+        if len(samples) < len(prompts):
+            problems["prompts that a model could not answer"] = len(prompts) - len(samples)
+    if len(samples) >= 2:
         scores += [*trait_scores(samples), *text_scores(samples, settings, context.seed)]
         for judged, left_out in _judged(samples, inputs, trusted, context):
             scores += judged
             problems |= left_out
         if settings.compared:
-            context.release()  # two more models are loaded to be compared
             some = samples[: settings.compared]
             for name, opponent in context.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
                 scores += divergence_scores(some, name, opponent, context)
@@ -345,10 +354,17 @@ def _judged(
     settings = inputs.evaluate
     if settings.judged:
         asked = (trusted, context.engine("labeler"), context.prompts, inputs.label, context.seed)
-        yield win_scores(samples[: settings.judged], lambda comparisons: label(comparisons, *asked))
+        per_comparison = len(trusted.principles) if inputs.label.principles == "all" else 1
+
+        def judge(comparisons: Sequence[Comparison]) -> Iterator[Judgement]:
+            total = len(comparisons) * per_comparison
+            return context.progress(label(comparisons, *asked), total, "the labeler on the models' replies")
+
+        yield win_scores(samples[: settings.judged], judge)
+    context.release()
     if settings.critiqued:
-        some = samples[: settings.critiqued]
-        yield violation_scores(some, context.constitution, context.engine("critic"), context.prompts, settings)
+        yield violation_scores(samples[: settings.critiqued], settings, context)
+    context.release()
 
 
 def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContext) -> dict[str, int]:
@@ -369,9 +385,9 @@ def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContex
     gold = list(points("traits", rollouts, exact, context.seed))
     some = some_of_each_phase(rollouts, settings.gold_replies, context.seed)
     conversations = [(*prompts[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in some]
-    if not gold and some:
+    if not gold and some and context.engine("labeler").abilities.choices:
         labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
-        marks = mean_scores(trusted, conversations, labeler)
+        marks = list(context.progress(mean_scores(trusted, conversations, labeler), len(some), "scores of rollouts"))
         gold += points("labeler", some, marks, context.seed)
         counts = {"replies scored": len(some), "unreadable scores": marks.count(None)}
     if settings.gold_reward_model is not None:

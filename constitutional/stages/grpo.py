@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
-from constitutional.base.frozen import Frozen
+from constitutional.base.frozen import TECHNICAL, Frozen
 from constitutional.base.records import Prompt, Rollout
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer, end_tokens
@@ -33,7 +33,7 @@ from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.training.saving import save_model
-from constitutional.training.user_function import load_function
+from constitutional.training.user_reward import load_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,17 +57,17 @@ class Settings(OnlineSettings, training.TrainingSettings):
     """Highest learning rate, after the warm-up (AdamW); about 1e-6 suits billions of weights."""
     epochs: float = Field(default=0.5, gt=0)
     """Passes over the prompts, rounded down to whole steps."""
-    gradient_accumulation: int = Field(default=4, ge=1)
+    gradient_accumulation: Annotated[int, TECHNICAL] = Field(default=4, ge=1)
     """Forward passes, of batch_size replies, in one step of the optimizer."""
 
     @property
     def prompts_per_step(self) -> int:
         """Prompts in a step, each with `num_generations` replies."""
-        return self.batch_size * self.gradient_accumulation // self.num_generations
+        return self.rows_per_step // self.num_generations
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
-        replies = self.batch_size * self.gradient_accumulation
+        replies = self.rows_per_step
         if replies % self.num_generations:
             raise ValueError(
                 f"a step has batch_size · gradient_accumulation = {replies} replies, no multiple of num_generations, "
@@ -119,13 +119,20 @@ class Inputs(Frozen):
     labeler: LabelerSettings | None
     """None where no reward asks the labeler, so that its settings do not matter."""
     sources: tuple[Path, ...]
-    """Files of users' functions; the stage's fingerprint holds their content."""
+    """Files of users' functions; the stage's fingerprint holds their content, and not where they are."""
+    functions: tuple[str, ...] = ()
+    """Names of users' functions."""
 
     @classmethod
     def of(cls, algorithm: GrpoSettings | RlooSettings, labeler: LabelerSettings) -> "Inputs":
         """From the settings of a run."""
         asked = LabelerSettings(**labeler.model_dump(include=set(LabelerSettings.model_fields)))
-        return cls(algorithm=algorithm, labeler=asked if asks_labeler(algorithm) else None, sources=sources(algorithm))
+        return cls(
+            algorithm=algorithm,
+            labeler=asked if asks_labeler(algorithm) else None,
+            sources=sources(algorithm),
+            functions=tuple(reward.function.rpartition(":")[2] for reward in _python_rewards(algorithm)),
+        )
 
 
 def asks_labeler(settings: Settings) -> bool:
@@ -139,7 +146,7 @@ def _python_rewards(settings: Settings) -> list[rewards.PythonSettings]:
 
 def sources(settings: Settings) -> tuple[Path, ...]:
     """The files of the user's functions and of what they import: what they say decides what is trained."""
-    functions = [load_function(reward.function) for reward in _python_rewards(settings)]
+    functions = [load_reward(reward.function) for reward in _python_rewards(settings)]
     return tuple(dict.fromkeys(path for function in functions for path in function.sources))
 
 
@@ -385,7 +392,6 @@ def run(inputs: Inputs, context: StageContext) -> None:
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
     context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
     save_model(trainer, context.output("policy"))
-    training.remove_checkpoints(checkpoints)
     context.summarise(
         OnlineSummary(
             prompts=len(prompts) - too_long,

@@ -24,7 +24,7 @@ def run(settings: Settings, context: StageContext) -> None:
         RunError: the labeler is trusted with no principle, or fails at too many canaries.
     """
     critic = context.engine("critic")
-    if context.settings("critic").path == SANDBOX:
+    if getattr(context.settings("critic"), "path", None) == SANDBOX:
         meanings = sandbox_meanings(context.constitution, critic)
     else:
         meanings = meanings_of(context.constitution, critic, context.prompts)

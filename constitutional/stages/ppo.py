@@ -10,21 +10,20 @@ that the training could not see, which shows whether it over-optimised its rewar
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
+from constitutional.base.frozen import TECHNICAL
 from constitutional.base.records import Prompt, Rollout, SftExample
 from constitutional.base.seeds import seed_of
 from constitutional.engines.chat import load_tokenizer
 from constitutional.stages.context import StageContext
 from constitutional.stages.online import nothing_learned
 from constitutional.stages.summaries import LastPhase, OnlineSummary
-from constitutional.training.ppo.checkpoint import checkpoints, remove_checkpoint
 from constitutional.training.ppo.settings import PPOConfig, PPOSettings
 from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings
@@ -50,16 +49,20 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
     kind: Literal["ppo"] = "ppo"
     episodes: int = Field(default=768, ge=1, serialization_alias="total_episodes")
     """Number of replies in all, rounded up to whole phases."""
-    batch_size: int = Field(default=16, ge=1, serialization_alias="per_device_train_batch_size")
+    batch_size: Annotated[int, TECHNICAL] = Field(default=16, ge=1, serialization_alias="per_device_train_batch_size")
     """Replies in one forward and backward pass. It changes memory and speed, never the result; a small model on a CPU
     is faster with 16 than with 64, in half the memory."""
-    gradient_accumulation: int = Field(default=4, ge=1, serialization_alias="gradient_accumulation_steps")
+    gradient_accumulation: Annotated[int, TECHNICAL] = Field(
+        default=4, ge=1, serialization_alias="gradient_accumulation_steps"
+    )
     """Passes in one mini-batch, which is one step of the optimizer."""
     mini_batches: int = Field(default=2, ge=1, serialization_alias="num_mini_batches")
     """Mini-batches of a phase, whose replies are batch_size · gradient_accumulation · mini_batches."""
     epochs: int = Field(default=1, ge=1, serialization_alias="num_ppo_epochs")
     """Passes over the replies of a phase."""
-    sampling_batch_size: int = Field(default=128, ge=1, serialization_alias="local_rollout_forward_batch_size")
+    sampling_batch_size: Annotated[int, TECHNICAL] = Field(
+        default=128, ge=1, serialization_alias="local_rollout_forward_batch_size"
+    )
     """Replies that are drawn at once."""
     max_prompt_tokens: int = Field(default=1024, ge=1, serialization_alias="max_prompt_length")
     """Longer prompts are left out and counted."""
@@ -67,12 +70,19 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
     """The policy's learning rate at first; it falls to 0. About 1e-6 suits billions of weights."""
     critic_warmup: int = Field(default=0, ge=0, serialization_alias="critic_warmup_steps")
     """First phases, in which only the critic is trained; fewer than all."""
-    checkpoint_every: int = Field(default=4, ge=1, serialization_alias="save_steps")
+    checkpoint_every: Annotated[int, TECHNICAL] = Field(default=4, ge=1, serialization_alias="save_steps")
     """Phases from one checkpoint to the next."""
+
+    DERIVED: ClassVar = ("rows_per_step",)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Replies in one step of the optimizer."""
+        return self.batch_size * self.gradient_accumulation
 
     @model_validator(mode="after")
     def _policy_is_trained(self) -> Self:
-        phases = math.ceil(self.episodes / (self.batch_size * self.gradient_accumulation * self.mini_batches))
+        phases = math.ceil(self.episodes / (self.rows_per_step * self.mini_batches))
         if self.critic_warmup >= phases:
             raise ValueError(
                 f"critic_warmup is {self.critic_warmup}, and {self.episodes} episodes make {phases} phases, so the "
@@ -165,9 +175,6 @@ def run(settings: Settings, context: StageContext) -> None:
     context.write("rollouts", kept_rollouts(folder, prompts))
     log = _lines(folder / LOG)
     atomic_write(context.output(LOG), (folder / LOG).read_bytes())
-    for checkpoint in checkpoints(folder):  # the oldest first: a kill leaves the newest, with its log
-        remove_checkpoint(checkpoint)
-    shutil.rmtree(folder)
     context.summarise(
         OnlineSummary(
             prompts=len(trainer.prompts),

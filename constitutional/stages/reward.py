@@ -233,7 +233,6 @@ def run(settings: Settings, context: StageContext) -> None:
     measured = measure(folder, preferences, settings, context.seed)
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
     pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
-    training.remove_checkpoints(context.output("checkpoints"))
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - pairs}
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 

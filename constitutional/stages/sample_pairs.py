@@ -5,8 +5,7 @@ Either is a setting. What differs: equal responses are one, so no response is ev
 was cut off is left out, because a reward model cannot see that its end is missing.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import combinations, islice
+from itertools import combinations
 from typing import NamedTuple
 
 from pydantic import Field
@@ -15,11 +14,9 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Prompt
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.stories import ask_all, side_by_side
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SamplePairsSummary
-
-TOGETHER = 256
-"""Prompts that are answered side by side, so that the engine can batch them."""
 
 
 class Settings(Frozen):
@@ -43,6 +40,8 @@ class Samples(NamedTuple):
     prompt: Prompt
     texts: tuple[str, ...]
     """Different from each other, whatever the space around them."""
+    failed: int
+    """Responses that the model could not give."""
     empty: int
     """Responses that were left out because they say nothing."""
     cut_off: int
@@ -51,32 +50,26 @@ class Samples(NamedTuple):
     """Responses that were left out because another one says the same."""
 
 
-def sample(prompts: Iterable[Prompt], engine: Engine, settings: Settings, seed: int) -> Iterator[Samples]:
-    """The responses to each prompt, without those that cannot be compared."""
+async def sample(prompt: Prompt, engine: Engine, settings: Settings, seed: int) -> Samples:
+    """The responses to a prompt, without those that cannot be compared."""
     sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
-    iterator = iter(prompts)
-    while chunk := list(islice(iterator, TOGETHER)):
-        requests = [
-            # A seed of the response's own, so that other prompts may come and go.
-            Request(prompt.messages, sampling, seed_of(seed, "sample_pairs", prompt.id, index))
-            for prompt in chunk
-            for index in range(settings.samples)
-        ]
-        replies = iter(engine.complete(requests))
-        for prompt in chunk:
-            own = list(islice(replies, settings.samples))
-            whole = [reply.text for reply in own if reply.finish != "length"]
-            saying = [text for text in whole if text.strip()]
-            texts: dict[str, str] = {}
-            for text in saying:
-                texts.setdefault(text.strip(), text)
-            yield Samples(
-                prompt,
-                tuple(texts.values()),
-                empty=len(whole) - len(saying),
-                cut_off=len(own) - len(whole),
-                repeated=len(saying) - len(texts),
-            )
+    # A seed of the response's own, so that other prompts may come and go.
+    seeds = [seed_of(seed, "sample_pairs", prompt.id, index) for index in range(settings.samples)]
+    replies = await ask_all(engine, [Request(prompt.messages, sampling, own) for own in seeds])
+    answered = [reply for reply in replies if not reply.failed]
+    whole = [reply.text for reply in answered if reply.finish != "length"]
+    saying = [text for text in whole if text.strip()]
+    texts: dict[str, str] = {}
+    for text in saying:
+        texts.setdefault(text.strip(), text)
+    return Samples(
+        prompt,
+        tuple(texts.values()),
+        failed=len(replies) - len(answered),
+        empty=len(whole) - len(saying),
+        cut_off=len(answered) - len(whole),
+        repeated=len(saying) - len(texts),
+    )
 
 
 def pairs(samples: Samples, model: str, settings: Settings, seed: int) -> list[Comparison]:
@@ -92,8 +85,9 @@ def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become comparisons of the SL model's responses."""
     engine = context.engine("sft_model")
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
-    drawn = list(context.progress(sample(prompts, engine, settings, context.seed), len(prompts), "sample pairs"))
-    paired = [pairs(samples, engine.identity, settings, context.seed) for samples in drawn]
+    stories = (sample(prompt, engine, settings, context.seed) for prompt in prompts)
+    drawn = list(context.progress(side_by_side(stories), len(prompts), "sample pairs"))
+    paired = [pairs(samples, engine.weights, settings, context.seed) for samples in drawn]
     context.write("comparisons", [comparison for made in paired for comparison in made])
     cut_off, asked = sum(samples.cut_off for samples in drawn), len(prompts) * settings.samples
     context.summarise(
@@ -101,6 +95,7 @@ def run(settings: Settings, context: StageContext) -> None:
             prompts=len(prompts),
             comparisons=sum(map(len, paired)),
             prompts_without_pair=paired.count([]),
+            failed_responses=sum(samples.failed for samples in drawn),
             empty_responses=sum(samples.empty for samples in drawn),
             cut_off_responses=cut_off,
             repeated_responses=sum(samples.repeated for samples in drawn),

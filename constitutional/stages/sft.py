@@ -159,7 +159,7 @@ def run(settings: Settings, context: StageContext) -> None:
     if not chosen.examples:
         raise RunError(f"No revision is left to train on ({chosen.left_out}); look at the problems in revisions.jsonl")
     context.write("sft_examples", () if chosen.nothing_revised else chosen.examples)
-    base = context.settings("base")
+    base = context.base
     model, tokenizer = training.load_policy(
         context.model("base"), settings, pad_token=base.pad_token, template=base.template
     )
@@ -178,7 +178,6 @@ def run(settings: Settings, context: StageContext) -> None:
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="sft")
     save_model(trainer, context.output("sft_model"))
-    training.remove_checkpoints(context.output("checkpoints"))
     kinds = Counter(example.kind for example in chosen.examples)
     context.summarise(
         SftSummary(

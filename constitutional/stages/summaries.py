@@ -85,6 +85,8 @@ class SamplePairsSummary(Summary):
     prompts: int
     comparisons: int
     prompts_without_pair: int
+    failed_responses: int
+    """Responses that the model could not give, such as to a conversation that its chat template refuses."""
     empty_responses: int
     cut_off_responses: int
     repeated_responses: int

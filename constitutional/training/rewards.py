@@ -16,9 +16,11 @@ from typing import Annotated, Literal, NamedTuple, Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from constitutional.base.errors import ConfigurationError
+from constitutional.base.frozen import TECHNICAL
 from constitutional.base.records import Message
 from constitutional.base.text import canonical, count_questions, first_words, words
-from constitutional.training.user_function import load_function, resolved
+from constitutional.base.user_function import resolved
+from constitutional.training.user_reward import load_reward
 
 Turns = Sequence[Mapping[str, str]]
 """A conversation as chat templates take it."""
@@ -125,7 +127,7 @@ class PythonSettings(_Settings):
     """A function that the user wrote."""
 
     kind: Literal["python"] = "python"
-    function: str
+    function: Annotated[str, TECHNICAL]
     """"file.py:function" or "package.module:function"; it is called as TRL calls a reward function."""
     weight: float = 1.0
     """Weight of the function's number."""
@@ -256,7 +258,7 @@ def function(settings: PythonSettings) -> Reward:
     Raises:
         ConstitutionalError: it cannot be found or imported.
     """
-    loaded = load_function(settings.function)
+    loaded = load_reward(settings.function)
     return Reward(f"function/{loaded.name}", settings.weight, loaded)
 
 

@@ -11,12 +11,13 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
+from constitutional.base.frozen import TECHNICAL
 from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training.preflight import preflight
@@ -54,7 +55,7 @@ class NetworkSettings(BaseModel):
 
     lora: LoraSettings | None = None
     """Low-rank adapters instead of all weights. They are merged into the weights that are saved."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, TECHNICAL] = False
     """Compute activations again in the backward pass: less memory, about a fifth slower."""
 
 
@@ -65,9 +66,9 @@ class TrainingSettings(NetworkSettings):
     """Highest learning rate, after the warm-up (AdamW)."""
     epochs: float = Field(gt=0)
     """Passes over the training rows."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: Annotated[int, TECHNICAL] = Field(default=16, ge=1)
     """Rows in one forward pass."""
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: Annotated[int, TECHNICAL] = Field(default=1, ge=1)
     """Forward passes in one step of the optimizer."""
     max_length: int = Field(default=1024, ge=16)
     """Most tokens in a conversation with its reply; longer rows are left out and counted."""
@@ -77,10 +78,17 @@ class TrainingSettings(NetworkSettings):
     """How the learning rate falls after the warm-up."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decay of the weights."""
-    log_every: int = Field(default=5, ge=1)
+    log_every: Annotated[int, TECHNICAL] = Field(default=5, ge=1)
     """Steps from one line of the training log to the next."""
-    checkpoint_every: int = Field(default=50, ge=1)
+    checkpoint_every: Annotated[int, TECHNICAL] = Field(default=50, ge=1)
     """Steps from one checkpoint to the next, a multiple of log_every."""
+
+    DERIVED: ClassVar = ("rows_per_step",)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Rows in one step of the optimizer: results depend on it, and not on how it is divided into passes."""
+        return self.batch_size * self.gradient_accumulation
 
     @model_validator(mode="after")
     def _log_at_checkpoints(self) -> Self:
@@ -277,13 +285,6 @@ def _latest_checkpoint(folder: Path) -> Path | None:
         if path != latest:
             shutil.rmtree(path)
     return latest
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Remove a finished training's checkpoints, marks first: what a kill leaves of one must not look complete."""
-    for mark in list(folder.rglob(COMPLETE)):
-        mark.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _log_callback(log: Path, label: str) -> "TrainerCallback":

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from constitutional.base.errors import InputError
-from constitutional.training.user_function import load_function, resolved
+from constitutional.base.user_function import resolved
+from constitutional.training.user_reward import load_reward
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ REPLIES = [[{"role": "assistant", "content": "One two."}], [{"role": "assistant"
 
 
 def test_a_function_in_a_file_is_called_as_trl_calls_it(written: Callable[[str], Path]) -> None:
-    function = load_function(f"{written(WORDS)}:words")
+    function = load_reward(f"{written(WORDS)}:words")
     assert function.name == "words"
     assert function(prompts=[[], []], completions=REPLIES, prompt_id=["a", "b"]) == [2.0, 0.0]
 
@@ -34,7 +35,7 @@ def test_a_function_that_cannot_be_called_so_is_refused_before_it_is(
 ) -> None:
     path = written(f"\n\ndef words({taken}):\n    return [0.0]\n")
     with pytest.raises(InputError, match=r"mine\.py:3: .*'words'.*prompts=.*def words\(prompts"):
-        load_function(f"{path}:words")
+        load_reward(f"{path}:words")
 
 
 def test_a_function_in_a_module_is_found_with_the_modules_of_its_package(
@@ -46,7 +47,7 @@ def test_a_function_in_a_module_is_found_with_the_modules_of_its_package(
     (package / "helper.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
-        function = load_function("mine_of_a_test.rewards:words")
+        function = load_reward("mine_of_a_test.rewards:words")
         assert function(completions=REPLIES) == [2.0, 0.0]
         assert function.sources == (package / "rewards.py", package / "helper.py")
     finally:
@@ -57,14 +58,14 @@ def test_a_function_in_a_module_is_found_with_the_modules_of_its_package(
 def test_a_file_imports_helpers_beside_it_as_they_are_on_disk(tmp_path: Path, written: Callable[[str], Path]) -> None:
     helper, path = tmp_path / "helper_of_a_test.py", written("import helper_of_a_test as h\ndef f(**_): return [h.X]\n")
     helper.write_text("X = 1\n")
-    function = load_function(f"{path}:f")
+    function = load_reward(f"{path}:f")
     assert function(completions=[[]]) == [1.0]
     assert function.sources == (path, helper)  # so that both are part of the fingerprint
     helper.write_text("X = 22\n")  # of another length, as Python's cache knows a file by its time and length
-    assert load_function(f"{path}:f")(completions=[[]]) == [22.0]
+    assert load_reward(f"{path}:f")(completions=[[]]) == [22.0]
     other = tmp_path / "other.py"
     other.write_text(path.read_text())
-    assert load_function(f"{other}:f").sources == (other, helper)
+    assert load_reward(f"{other}:f").sources == (other, helper)
 
 
 def test_a_file_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,15 +83,15 @@ def test_what_names_no_function_says_how_to(target: str) -> None:
 
 def test_a_file_or_a_module_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"mine\.py: there is no such file"):
-        load_function(f"{tmp_path / 'mine.py'}:words")
+        load_reward(f"{tmp_path / 'mine.py'}:words")
     with pytest.raises(InputError, match=r"no module 'no_such_package'"):
-        load_function("no_such_package.rewards:words")
+        load_reward("no_such_package.rewards:words")
 
 
 def test_a_function_that_is_not_there_says_which_are(written: Callable[[str], Path]) -> None:
     path = written("from math import sqrt\n" + WORDS + "def _own():\n    pass\n")
     with pytest.raises(InputError, match=r"mine\.py: has no function 'word'; it has words$"):
-        load_function(f"{path}:word")
+        load_reward(f"{path}:word")
 
 
 @pytest.mark.parametrize(
@@ -101,8 +102,8 @@ def test_what_the_users_own_code_raises_travels_with_its_traceback(
     written: Callable[[str], Path], source: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        load_function(f"{written(source)}:words")
-    function = load_function(f"{written('def f(completions, **_): return 1 / 0')}:f")
+        load_reward(f"{written(source)}:words")
+    function = load_reward(f"{written('def f(completions, **_): return 1 / 0')}:f")
     with pytest.raises(ZeroDivisionError):
         function(completions=REPLIES)
 
@@ -118,7 +119,7 @@ def test_what_the_users_own_code_raises_travels_with_its_traceback(
     ],
 )
 def test_what_a_function_may_not_return(written: Callable[[str], Path], returned: str, problem: str) -> None:
-    function = load_function(f"{written(f'import math{chr(10)}def f(completions, **_): return {returned}')}:f")
+    function = load_reward(f"{written(f'import math{chr(10)}def f(completions, **_): return {returned}')}:f")
     with pytest.raises(InputError) as caught:
         function(completions=REPLIES)
     assert problem in str(caught.value)
@@ -126,5 +127,5 @@ def test_what_a_function_may_not_return(written: Callable[[str], Path], returned
 
 
 def test_no_reward_and_whole_numbers_are_allowed(written: Callable[[str], Path]) -> None:
-    function = load_function(f"{written('def f(completions, **_): return [None, True]')}:f")
+    function = load_reward(f"{written('def f(completions, **_): return [None, True]')}:f")
     assert function(completions=REPLIES) == [None, 1.0]

@@ -1,15 +1,12 @@
-"""Functions that users write in Python: found by "file.py:function" or "package.module:function", called, checked.
+"""Functions that users write in Python: found by "file.py:function" or "package.module:function".
 
 A file or a function that is not there is one line. An exception of the user's own code travels with its traceback.
 """
 
 import importlib
 import importlib.util
-import inspect
-import math
 import sys
 from collections.abc import Iterable, Sequence
-from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +14,7 @@ from typing import Any
 from constitutional.base.errors import InputError
 
 _HELPERS: set[str] = set()
-"""Names of the modules that files of reward functions imported from their own folders."""
+"""Names of the modules that users' files imported from their own folders."""
 EXPECTED = '"file.py:function" or "package.module:function"'
 
 
@@ -34,7 +31,7 @@ def resolved(target: str) -> str:
 
 
 class UserFunction:
-    """A user's reward function, whose answers are checked."""
+    """A function that a user wrote."""
 
     def __init__(self, function: Any, name: str, sources: Sequence[Path]) -> None:  # noqa: ANN401 - whatever a user wrote
         self.function = function
@@ -42,53 +39,17 @@ class UserFunction:
         self.sources = tuple(sources)
         """The files that decide what it does: its own, then the user's modules that this one imports."""
 
-    def __call__(self, **columns: Any) -> list[float | None]:  # noqa: ANN401 - TRL's and the dataset's columns
-        """The function's number for each of the `completions`; None where it has none.
-
-        Raises:
-            InputError: it returns something else.
-        """
-        rewards = self.function(**columns)
-        expected = len(columns["completions"])
-        if isinstance(rewards, str) or not isinstance(rewards, Sequence):
-            raise self._wrong(f"returned {rewards!r:.60}, and should return a list with a number for each completion")
-        if len(rewards) != expected:
-            raise self._wrong(f"returned {len(rewards)} rewards for {expected} completions; return one for each")
-        return [self._number(reward) for reward in rewards]
-
-    def check_signature(self) -> None:
-        """Find out before a model is loaded whether it can be called as TRL calls reward functions.
-
-        Raises:
-            InputError: it cannot.
-        """
-        columns = ("prompts", "completions", "completion_ids", "prompt_id", "any_other", "trainer_state")
-        try:
-            inspect.signature(self.function).bind(**dict.fromkeys(columns))
-        except TypeError as error:
-            called = "is called with prompts=…, completions=…, completion_ids=… and more by name"
-            write = f"write def {self.name}(prompts, completions, **others), which returns a number for each completion"
-            raise self._wrong(f"{called}, which it does not take ({error}); {write}") from error
-        except ValueError:
-            return  # some functions that are written in C have no signature
-
-    def _number(self, reward: object) -> float | None:
-        if reward is None:
-            return None
-        if not isinstance(reward, Real) or not math.isfinite(reward):
-            raise self._wrong(f"returned {reward!r:.60} as a reward; return a finite number, or None for no reward")
-        return float(reward)
-
-    def _wrong(self, problem: str) -> InputError:
+    def wrong(self, problem: str) -> InputError:
+        """An error that says where the function stands; `problem` begins with what the function is for."""
         line = getattr(getattr(self.function, "__code__", None), "co_firstlineno", None)
-        return InputError(self.sources[0], f"the reward function '{self.name}' {problem}", line)
+        return InputError(self.sources[0], problem, line)
 
 
 def load_function(target: str) -> UserFunction:
     """The function that a resolved target names.
 
     Raises:
-        InputError: there is no such file, module or function, or it cannot be called as reward functions are.
+        InputError: there is no such file, module or function.
         Exception: whatever the user's own code raises when it is imported.
     """
     place, _, name = target.rpartition(":")
@@ -104,9 +65,7 @@ def load_function(target: str) -> UserFunction:
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         public = [key for key in own if callable(getattr(module, key)) and not key.startswith("_")]
         raise InputError(source, f"has no function '{name}'; it has {', '.join(public) or 'none'}")
-    user_function = UserFunction(function, name, [source, *sorted(_files(helpers) - {source})])
-    user_function.check_signature()
-    return user_function
+    return UserFunction(function, name, [source, *sorted(_files(helpers) - {source})])
 
 
 def _files(modules: Iterable[str]) -> set[Path]:
@@ -124,7 +83,7 @@ def _module(name: str) -> tuple[ModuleType, Iterable[str]]:
 def _file_module(path: Path) -> tuple[ModuleType, Iterable[str]]:
     """The module in a file, and the names of the modules beside the file that it imports, all as they are on disk."""
     if not path.is_file():
-        raise InputError(path, "there is no such file; name the Python file that holds the reward function")
+        raise InputError(path, "there is no such file; name the Python file that holds the function")
     for name in _HELPERS:
         sys.modules.pop(name, None)  # it may have been edited since
     before = set(sys.modules)

@@ -1,0 +1,72 @@
+"""Sharing the processor's cores with other processes.
+
+OpenMP's threads wait for each other by spinning. Where another process takes a core, the thread that spins keeps the
+one that it waits for from running, and everything is 5 to 10 times slower. So they spin for a short time only
+(`spin_briefly`), and an engine computes with fewer threads while others use the cores (`share_cores`).
+"""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+SPIN_COUNT: Final = "10000"
+"""How often a thread looks for more work before it sleeps; GNU's OpenMP looks 30 billion times where it is not told.
+Measured in the README; the environment's own GOMP_SPINCOUNT or OMP_WAIT_POLICY wins."""
+MEASURED_S: Final = 0.25
+"""Over how long it is measured what other processes use, at least."""
+
+
+def spin_briefly() -> None:
+    """Set how long OpenMP's threads spin, for this process and those that it starts; before torch is imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+class _Cores:
+    """What was measured last."""
+
+    wanted = 0
+    """Threads that torch was to have when this was first asked."""
+    at_s = 0.0
+    busy_s = 0.0
+    own_s = 0.0
+
+
+def share_cores() -> None:
+    """Give torch as many threads as there are cores that other processes do not use; at least one.
+
+    How many threads there are changes no number: they share out rows and columns, and every sum is one thread's. On
+    systems that do not say what the cores do, nothing changes.
+    """
+    import torch
+
+    now_s = time.monotonic()
+    if now_s - _Cores.at_s < MEASURED_S:
+        return
+    with suppress(OSError, ValueError, AttributeError):
+        busy_s, own_s, before = _busy_s(), sum(os.times()[:2]), _Cores
+        elapsed_s = now_s - before.at_s
+        others = (busy_s - before.busy_s - (own_s - before.own_s)) / elapsed_s
+        known = before.at_s > 0
+        _Cores.at_s, _Cores.busy_s, _Cores.own_s = now_s, busy_s, own_s
+        if not known:
+            _Cores.wanted = torch.get_num_threads()
+            return
+        free = round(len(os.sched_getaffinity(0)) - others + 0.1)
+        threads = max(1, min(_Cores.wanted, free))
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+
+def _busy_s() -> float:
+    """Seconds that the cores which this process may use have worked since the system began."""
+    own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
+    for line in Path("/proc/stat").read_text(encoding="ascii").splitlines():
+        name, *fields = line.split()
+        if name in own:
+            user, nice, system, _idle, _wait, interrupts, soft, *_ = map(int, fields)
+            ticks += user + nice + system + interrupts + soft
+    return ticks / os.sysconf("SC_CLK_TCK")
