@@ -1,7 +1,7 @@
 """A run of scripted models and made-up trainings, which takes no time."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 from constitutional.base.progress import Progress
 from constitutional.base.records import Preference, Revision
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.models import ModelSettings
+from constitutional.engines.models import EngineSettings, ModelSettings
+from constitutional.engines.scripted import ScriptedEngine
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import Stage, stages_of
@@ -19,7 +20,6 @@ from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import DpoSummary, RewardSummary, SftSummary, Summary
 
-BATCH = 4
 PRINCIPLES = {"calm": "Stay calm.", "brief": "Be brief.", "kind": "Be kind.", "honest": "Be honest."}
 
 
@@ -35,7 +35,7 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
         [
             f"folder={folder}/runs",
             f"constitution.file={folder}/ours.yaml",
-            *("prompts.train=8", "prompts.held_out=4", f"journal.batch_size={BATCH}"),
+            *("prompts.train=8", "prompts.held_out=4"),
             *("critique_revise=schema", "sft=schema", "sample_pairs=schema", "mix=schema"),
             *("critique_revise.rounds=2", "label.method=logprobs", "mix.held_out_share=0.2"),
             *("evaluate.judged=2", "evaluate.critiqued=2", "evaluate.compared=0"),
@@ -73,11 +73,12 @@ class World:
         self.at = at
         self.then = then
 
-    def open(self, settings: ModelSettings) -> "Scripted":
+    def open(self, settings: EngineSettings) -> ScriptedEngine:
+        assert isinstance(settings, ModelSettings)
         folder = Path(settings.path)
         name = (folder / "config.json").read_text() if folder.is_absolute() else settings.path
         self.opened.append(name)
-        return Scripted(self, name)
+        return ScriptedEngine(lambda request: self.answer(request, name), name)
 
     def answer(self, request: Request, model: str) -> Completion:
         self.asked.append(request)
@@ -91,15 +92,6 @@ class World:
         verdict = "follows" if digest < "4" else "violates"
         said = f"It asks {digest}. So it {verdict} the principle." if "Judge your last" in last else f"Reply {digest}."
         return Completion(said, "stop")
-
-
-class Scripted:
-    def __init__(self, world: World, name: str) -> None:
-        self.world = world
-        self.identity = f"scripted {name}"
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        return [self.world.answer(request, self.identity) for request in requests]
 
 
 def trained(artifact: str, kind: str, *, learns: bool) -> Callable[[Any, StageContext], None]:

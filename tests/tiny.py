@@ -137,6 +137,10 @@ class OneStage:
     def model(self, artifact: str) -> Path:
         return self.models[artifact]
 
+    @property
+    def base(self) -> ModelSettings:
+        return self.settings("base")
+
     def settings(self, role: str) -> ModelSettings:
         return ModelSettings(path=str(self.models[role]), pad_token=self.pad_token)
 

@@ -120,6 +120,20 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("item", nargs="?", metavar="ITEM", help="an id of a preference, comparison, prompt, …")
     show.set_defaults(run=_show)
 
+    listing = commands.add_parser("list", help="the runs of a folder: state, constitution, main figures, size")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
+    listing.set_defaults(run=_list)
+
+    clean = commands.add_parser(
+        "clean",
+        help="what stages made and no run uses any more, and how large it is",
+        description="Nothing is removed without --remove. What a run was linked to before its settings changed counts "
+        "as unused; going back to those settings would make it anew.",
+    )
+    clean.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
+    clean.add_argument("--remove", action="store_true", help="remove it")
+    clean.set_defaults(run=_clean)
+
     report = commands.add_parser("report", help="where a run's report is, or one page for several runs")
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="such as runs/first")
     report.add_argument("--out", type=Path, help="the page to write (default: the run's own; of several report.html)")
@@ -216,6 +230,26 @@ def _show(arguments: argparse.Namespace) -> None:
         print(f"\nReport: {path}")
 
 
+def _list(arguments: argparse.Namespace) -> None:
+    from constitutional.cli.show import runs
+    from constitutional.runs.collection import overview
+
+    print(runs(list(overview(arguments.folder))))
+
+
+def _clean(arguments: argparse.Namespace) -> None:
+    from constitutional.cli.show import outputs
+    from constitutional.runs.collection import remove, unused
+
+    found = unused(arguments.folder)
+    print(outputs(found))
+    if arguments.remove:
+        remove(found)
+        print("removed, but for what is in use")
+    elif found:
+        print("nothing was removed; to remove it, add --remove")
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
     from constitutional.runs.runner import compare, load_run
@@ -230,7 +264,7 @@ def _report(arguments: argparse.Namespace) -> None:
     elif path := show.report_path(stores[0]):
         print(path)
     else:
-        advice = "the command that began it finishes it, without fresh=true"
+        advice = "the command that began it finishes it"
         raise UsageError(f"{stores[0].folder}: has no report yet; {advice}")
 
 

@@ -11,6 +11,7 @@ from constitutional.base.progress import clock
 from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import printable, table
 from constitutional.judging.scores import Score
+from constitutional.runs.collection import RunLine, Unused, size_in_words
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import outline
@@ -39,6 +40,42 @@ def stages(store: RunStore) -> str:
         # The time and the calls of a stage are known once it is done.
         rows.append((line.folder, line.state, *(spent if line.state == "done" else ("", "", "")), line.message or made))
     return table(rows)
+
+
+def runs(lines: Sequence[RunLine]) -> str:
+    """A table of runs."""
+    if not lines:
+        return "no runs"
+    rows: list[tuple[str, ...]] = [
+        ("run", "state", "constitution", "algorithm", "violations", "preferred", "size"),
+        *(
+            (
+                line.name,
+                line.state,
+                line.constitution,
+                line.algorithm,
+                "" if line.violations is None else f"{line.violations[0]:.0%} to {line.violations[1]:.0%}",
+                "" if line.preferred is None else f"{line.preferred:.0%}",
+                size_in_words(line.bytes),
+            )
+            for line in lines
+        ),
+    ]
+    notes = (
+        "violations: the mean over the principles, of the base model and of the policy;",
+        "preferred: how often the labeler prefers the policy to the base model",
+    )
+    measured = any(line.violations or line.preferred is not None for line in lines)
+    return "\n".join([table(rows), *(notes if measured else ())])
+
+
+def outputs(found: Sequence[Unused]) -> str:
+    """A table of stages' outputs that no run uses, and their size in all."""
+    if not found:
+        return "every output of a stage is used by a run"
+    rows = [(str(output.path), output.state, size_in_words(output.bytes)) for output in found]
+    total = size_in_words(sum(output.bytes for output in found))
+    return f"{table([('output', 'state', 'size'), *rows])}\nin all {total}"
 
 
 def item(store: RunStore, wanted: str) -> str:

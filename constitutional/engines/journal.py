@@ -295,7 +295,7 @@ def _readable_errors(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as error:
         raise RunError(
             f"{path}: the journal cannot be used: {error}. Check the disk's space and the file's permissions, and "
-            "start again: every answer is kept"
+            "start again: what was answered is kept"
         ) from error
     except sqlite3.DatabaseError as error:
         raise _damaged(path, str(error)) from error

@@ -199,7 +199,7 @@ def model_files(folder: Path) -> list[Path]:
     if not (folder / WEIGHTS).is_file():
         try:
             parts = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelError(
                 f"{folder / INDEX}: is no list of a model's weights: {error}; download it again"
             ) from error

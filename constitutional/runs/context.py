@@ -45,6 +45,9 @@ TAGS: Final = "constitution tags"
 WHOLE: Final = "constitution as written"
 """All of a constitution, names and authors too: what the report shows."""
 
+CONFIGURATION: Final = "configuration"
+"""All of it, which the report shows."""
+
 CONSTITUTION: Final = ("constitution", TAGS, WHOLE)
 
 
@@ -64,7 +67,7 @@ def selected(config: RunConfig) -> Constitution:
 
 def is_given(need: str) -> bool:
     """Whether a run is given what a stage needs by this name; everything else is an artifact of an earlier stage."""
-    return need in (*GIVEN, *CONSTITUTION) or need.endswith(".j2")
+    return need in (*GIVEN, *CONSTITUTION, CONFIGURATION) or need.endswith(".j2")
 
 
 class RunContext:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, Self
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, digest_of, row_count, writing
@@ -67,6 +67,13 @@ class Begun(NamedTuple):
     started_s: float
     """On the monotonic clock."""
 
+    @classmethod
+    def now(
+        cls, stage: str, fingerprint: str, needs: Mapping[str, str], files: Mapping[str, str], folder: Path
+    ) -> Self:
+        """A stage that begins at this moment, or goes on: what an earlier start left in its folder is the same work."""
+        return cls(stage, fingerprint, needs, files, folder, now(), time.monotonic())
+
 
 class Outputs:
     """The folder of all stages' outputs."""
@@ -110,10 +117,6 @@ class Outputs:
             time.sleep(WAIT_S)
         with lock:
             yield
-
-    def begin(self, stage: str, fingerprint: str, needs: Mapping[str, str], files: Mapping[str, str]) -> Begun:
-        """A stage that begins, or goes on: what an earlier start left in its folder is of the same work."""
-        return Begun(stage, fingerprint, needs, files, self.place(stage, fingerprint), now(), time.monotonic())
 
     def finish(self, begun: Begun, artifacts: Mapping[str, Path], calls: Calls, summary: Summary) -> StageEntry:
         """Write the summary, and then what is known of the stage: from here on it is done. Checkpoints go."""

@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
@@ -33,6 +33,7 @@ from constitutional.engines.models import model_folder
 from constitutional.judging.understanding import PrincipleMeaning, lines
 from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
+    CONFIGURATION,
     CONSTITUTION,
     GIVEN,
     FinishedRun,
@@ -86,6 +87,9 @@ def run(
     constitution = files.constitution
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
         check_engines(run_context)
+        runner = _Runner(run_context, Outputs(config.outputs_folder))
+        if opener is None and not runner.all_done(stages):
+            _check_model(config, files, trains=any(stage.trains for stage in stages))
         given = (*CONSTITUTION, *GIVEN, *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
         with RunStore.open(config.run_folder, dump(config, digests)) as store:
@@ -94,13 +98,7 @@ def run(
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
             if warning := _cost_of_many_principles(config, constitution):
                 progress.say(warning)
-
-            def prepare() -> None:
-                if opener is None:
-                    _check_model(config, files, trains=any(stage.trains for stage in stages))
-
-            runner = _Runner(run_context, store, Outputs(config.outputs_folder), prepare)
-            calls = [runner.step(number, stage) for number, stage in enumerate(stages)]
+            calls = [runner.step(store, number, stage) for number, stage in enumerate(stages)]
             asked, reused = sum(of_stage.asked for of_stage in calls), sum(of_stage.reused for of_stage in calls)
             most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
             progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
@@ -225,74 +223,97 @@ def _cost_of_many_principles(config: RunConfig, constitution: Constitution) -> s
     )
 
 
+class _Planned(NamedTuple):
+    """A stage, and what it would be made from now."""
+
+    fingerprint: str
+    needs: Mapping[str, str]
+    files: Mapping[str, str]
+    place: Path
+    """Where it is made, or was."""
+
+
 class _Runner:
     """Runs a stage after the other, each only where its output is not there yet."""
 
-    def __init__(self, run_context: RunContext, store: RunStore, outputs: Outputs, prepare: Callable[[], None]) -> None:
+    def __init__(self, run_context: RunContext, outputs: Outputs) -> None:
         self.run_context = run_context
-        self.store = store
         self.outputs = outputs
-        self.prepare = prepare
-        """Called once, before the first stage that runs."""
-        self.prepared = False
         self.say = run_context.progress.say
+        self._entries: dict[str, StageEntry] = {}
+        """What is known of the stages so far, by name."""
 
-    def step(self, number: int, stage: Stage) -> Calls:
+    def all_done(self, stages: Sequence[Stage]) -> bool:
+        """Whether every stage's output is there, so that nothing will be asked or trained."""
+        for stage in stages:
+            entry = self.outputs.finished(self._plan(stage).place)
+            if entry is None:
+                self._entries.clear()
+                return False
+            self._entries[stage.name] = entry
+        self._entries.clear()
+        return True
+
+    def step(self, store: RunStore, number: int, stage: Stage) -> Calls:
         """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
-        needs = {
-            need: self.run_context.digest(need) if is_given(need) else self.store.digest(need) for need in stage.needs
-        }
+        planned, heading = self._plan(stage), f"{number:02d} {stage.name}"
+        link = store.manifest.stages.get(stage.name)
+        changed = link is not None and link.finished and link.output != planned.place.name
+        calls = Calls()
+        if not self._use_again(store, number, stage, planned.place):
+            with self.outputs.claimed(planned.place, lambda text: self.say(f"{heading}: {text}")):
+                if not self._use_again(store, number, stage, planned.place):  # another process was making it
+                    self.say(f"{heading}: running" + ("; its settings or inputs have changed" if changed else ""))
+                    calls = self._run(store, number, stage, planned)
+        self._entries[stage.name] = store.stages[stage.name]
+        return calls
+
+    def _plan(self, stage: Stage) -> _Planned:
+        made = {name: artifact.sha256 for entry in self._entries.values() for name, artifact in entry.artifacts.items()}
+        needs = {need: self.run_context.digest(need) if is_given(need) else made[need] for need in stage.needs}
         if stage.reads_summaries:
-            needs |= self.store.summaries(but=stage.name) | {"configuration": digest_of_config(self.run_context.config)}
+            entries = self._entries.items()
+            needs |= {f"{name} summary": entry.artifacts["summary"].sha256 for name, entry in entries}
+            needs[CONFIGURATION] = self.run_context.config.digest
         files = files_of(stage.settings)
         fingerprint = fingerprint_of(stage, self.run_context.config.seed, needs, files)
-        place = self.outputs.place(stage.name, fingerprint)
-        heading = f"{number:02d} {stage.name}"
-        if self._use_again(number, stage, place, heading):
-            return Calls()
-        if not self.prepared:
-            self.prepare()
-        self.prepared = True
-        with self.outputs.claimed(place, lambda text: self.say(f"{heading}: {text}")):
-            if self._use_again(number, stage, place, heading):  # another process was making it
-                return Calls()
-            return self._run(number, stage, self.outputs.begin(stage.name, fingerprint, needs, files), heading)
+        return _Planned(fingerprint, needs, files, self.outputs.place(stage.name, fingerprint))
 
-    def _use_again(self, number: int, stage: Stage, place: Path, heading: str) -> bool:
-        entry = self.outputs.finished(place)
+    def _use_again(self, store: RunStore, number: int, stage: Stage, place: Path) -> bool:
+        entry, heading = self.outputs.finished(place), f"{number:02d} {stage.name}"
         if entry is None:
             return False
         if problem := damage(place, entry):
             aside = self.outputs.put_aside(place)
-            self.say(f"{heading}: {problem}; what is left of it is now {aside}, and the stage runs anew")
+            self.say(f"{heading}: {problem}; what is left of it is now in {aside}, and the stage runs anew")
             return False
         drop_checkpoints(place)  # a kill may have come between the two
-        self.store.finish(number, stage.name, place, entry)
+        store.finish(number, stage.name, place, entry)
         self.say(f"{heading}: done before, used again")
         if "meanings" in stage.makes:  # what was understood is said in every run
-            for line in lines(self.store.read("meanings", PrincipleMeaning)):
+            for line in lines(store.read("meanings", PrincipleMeaning)):
                 self.say(f"  {line}")
         return True
 
-    def _run(self, number: int, stage: Stage, begun: Begun, heading: str) -> Calls:
-        self.say(f"{heading}: running")
+    def _run(self, store: RunStore, number: int, stage: Stage, planned: _Planned) -> Calls:
+        heading = f"{number:02d} {stage.name}"
         if stage.trains:
             self.run_context.release()
-        place = begun.folder
-        begun = begun._replace(folder=self.store.begin(number, stage.name, place))
-        context = RunStageContext(self.run_context, self.store, begun)
+        folder = store.begin(number, stage.name, planned.place)
+        begun = Begun.now(stage.name, planned.fingerprint, planned.needs, planned.files, folder)
+        context = RunStageContext(self.run_context, store, begun)
         try:
             stage.run(stage.settings, context)
         except KeyboardInterrupt:
             self.say(f"{heading}: stopped; the same command goes on from here")
             raise
         except Exception as error:
-            self.store.fail(stage.name, str(error) or type(error).__name__)
+            store.fail(stage.name, str(error) or type(error).__name__)
             raise
         artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}
         assert context.own_summary is not None, f"stage '{stage.name}' ended without a summary"
         entry = self.outputs.finish(begun, artifacts, context.calls, context.own_summary)
-        self.store.finish(number, stage.name, place, entry)
+        store.finish(number, stage.name, planned.place, entry)
         self.say(f"{heading}: done in {clock(entry.seconds)}{_made(entry)}")
         return context.calls
 
@@ -319,11 +340,6 @@ def fingerprint_of(stage: Stage, seed: int, needs: Mapping[str, str], files: Map
         "needs": dict(needs),
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-
-
-def digest_of_config(config: RunConfig) -> str:
-    """SHA-256 of the whole configuration, of which a report tells."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()
 
 
 def files_of(settings: BaseModel) -> dict[str, str]:

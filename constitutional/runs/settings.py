@@ -4,6 +4,7 @@ Defaults, bounds and documentation stand in the `Settings` beside the code that 
 no stage owns.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -129,6 +130,11 @@ class RunConfig(Frozen):
     def journal_file(self) -> Path:
         """The journal, shared by the runs of a folder unless it says otherwise."""
         return self.journal.path or self.folder / "journal.sqlite"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all settings."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def outputs_folder(self) -> Path:

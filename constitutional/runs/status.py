@@ -9,7 +9,7 @@ from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import digest_of
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.runs.compose import load
-from constitutional.runs.context import constitution_digests, is_given, selected
+from constitutional.runs.context import CONFIGURATION, constitution_digests, is_given, selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
 
@@ -95,7 +95,11 @@ def _given(store: RunStore) -> dict[str, str]:
     try:
         config = load(store.folder)
         templates = load_prompts(config.templates)
-        now = constitution_digests(selected(config)) | {f"{name}.j2": templates.digest(name) for name in VARIABLES}
+        now = (
+            {CONFIGURATION: config.digest}
+            | constitution_digests(selected(config))
+            | {f"{name}.j2": templates.digest(name) for name in VARIABLES}
+        )
     except (ConstitutionalError, OSError):
         now = {}  # a file is gone or wrong: whoever runs it is told
     return store.given_digests() | now

@@ -3,7 +3,6 @@ import math
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ import constitutional
 from constitutional import __version__
 from constitutional.base.errors import ModelError
 from constitutional.cli import main as cli
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
 from tests.understood import FakeUnderstanding
 
 
@@ -239,21 +239,20 @@ def test_diff_says_what_became_of_each_principle(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out == "no difference\n"
 
 
-class Judge:
+class Judge(ScriptedEngine):
     """A labeler that always prefers the longer response, and gives the choices 3 to 1."""
 
-    identity = "longer"
-    count = 0
-    """Of the requests that all of them answered."""
+    requests = 0
+    """That all of them answered."""
 
-    def __init__(self, settings: object, models: object) -> None:
-        pass
+    def __init__(self, *_: object) -> None:
+        super().__init__(self.respond, type(self).__name__)
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        Judge.count += len(requests)
-        return [self.answer(request.messages[0].content) for request in requests]
+    def respond(self, request: Request) -> Completion:
+        Judge.requests += 1
+        return self.judge(request.messages[0].content)
 
-    def answer(self, asked: str) -> Completion:
+    def judge(self, asked: str) -> Completion:
         a, _, b = asked.partition("(A) ")[2].partition("\n\nCompare")[0].partition("\n\n(B) ")
         better, worse = math.log(0.75), math.log(0.25)
         return Completion("", "choices", (better, worse) if len(a) > len(b) else (worse, better))
@@ -262,16 +261,14 @@ class Judge:
 class Mute(Judge):
     """A labeler that gives neither choice a probability."""
 
-    identity = "mute"
-
-    def answer(self, asked: str) -> Completion:
-        return super().answer(asked)._replace(choice_logprobs=(-math.inf, -math.inf))
+    def judge(self, asked: str) -> Completion:
+        return super().judge(asked)._replace(choice_logprobs=(-math.inf, -math.inf))
 
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Judge]:
     monkeypatch.setattr("constitutional.runs.context.LazyEngine", Judge)
-    monkeypatch.setattr(Judge, "count", 0)
+    monkeypatch.setattr(Judge, "requests", 0)
     monkeypatch.chdir(tmp_path)
     return Judge
 
@@ -324,7 +321,7 @@ def test_check_takes_the_principles_that_are_chosen_and_asks_nothing_twice(
         assert cli.main(["check", str(path), "label.method=logprobs", chosen]) == 0
         line = capsys.readouterr().out.splitlines()[-1]
         assert line.startswith("calm ")
-    assert judge.count == 2  # both orders of the one example, the first time
+    assert judge.requests == 2  # both orders of the one example, the first time
     assert cli.main(["check", str(path), "label.method=logprobs"]) == 0
     error = capsys.readouterr().err
     assert error.startswith("2 model calls asked, 2 reused; ")
@@ -374,10 +371,8 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
 class ShortSighted(Judge):
     """A labeler that reads questions of at most 600 characters."""
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        if any(len(request.messages[0].content) > LONGEST for request in requests):
-            raise TooLongError("too long")
-        return super().complete(requests)
+    def judge(self, asked: str) -> Completion:
+        return Completion("", "too_long", reason="too long") if len(asked) > LONGEST else super().judge(asked)
 
 
 LONGEST = 600

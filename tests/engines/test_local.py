@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -226,8 +227,9 @@ def test_what_choices_share_is_given_and_the_end_of_turn_tells_a_choice_from_one
 
 
 def test_choices_of_the_same_tokens_cannot_be_told_apart(engine: LocalEngine) -> None:
-    with pytest.raises(ModelError, match=r"choices \(' A', ' A'\) cannot be told apart"):
-        engine.complete([Request(QUESTION, choices=(" A", " A"))])
+    (answer,) = engine.complete([Request(QUESTION, choices=(" A", " A"))])
+    assert answer.finish == "error"
+    assert "choices (' A', ' A') cannot be told apart" in answer.reason
 
 
 @pytest.mark.parametrize("begun", ["Dig a", "Dig a ", "\n Dig: {{ x }}\n\n", "", " ", "Yes. Yes"])
@@ -295,8 +297,8 @@ def test_a_folder_without_a_usable_model_is_named(engine: LocalEngine, tmp_path:
 # What a model has no room for, or whose order its template refuses.
 
 
-def test_a_request_that_is_too_long_is_named_before_anything_is_generated(
-    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+def test_a_request_that_is_too_long_is_named_and_the_others_are_answered(
+    engine: LocalEngine,
 ) -> None:
     def asking(words: int) -> tuple[Message, ...]:
         return (Message("user", "Tell me: " + "tree " * words),)
@@ -307,26 +309,52 @@ def test_a_request_that_is_too_long_is_named_before_anything_is_generated(
     (answer,) = engine.complete([Request(long, Sampling(temperature=0, max_tokens=room))])
     assert answer.finish in {"stop", "length"}
 
-    def generate(**_: object) -> None:
-        raise AssertionError("the model was asked")
-
-    monkeypatch.setattr(engine.model, "generate", generate)
+    short, refused = engine.complete([Request(QUESTION, GREEDY), Request(long, GREEDY._replace(max_tokens=room + 1))])
+    assert [short] == engine.complete([Request(QUESTION, GREEDY)])
+    assert (refused.finish, refused.text) == ("too_long", "")
     said = rf'begins "Tell me: tree .*…" has {tokens} tokens and the reply may have {room + 1}, .* 512 in all'
-    with pytest.raises(ModelError, match=said):
-        engine.complete([Request(QUESTION, GREEDY), Request(long, Sampling(temperature=0, max_tokens=room + 1))])
+    assert re.search(said, refused.reason)
 
 
 def test_choices_that_end_beyond_the_last_position_are_refused(engine: LocalEngine) -> None:
     request = Request((Message("user", "tree " * 800), Message("assistant", "Better:")), choices=(" A", " B"))
-    with pytest.raises(ModelError, match=r"tokens, but the model takes 512 in all; shorten it or leave it out$"):
-        engine.complete([request])
+    (answer,) = engine.complete([request])
+    assert answer.finish == "too_long"
+    assert answer.reason.endswith("tokens, but the model takes 512 in all; shorten it or leave it out")
 
 
 def test_an_order_of_roles_that_the_template_refuses_is_named(tmp_path: Path) -> None:
     engine = LocalEngine(*load_model(tiny_model(tmp_path, "gemma"), device="cpu"))
     twice = (Message("user", "One thing."), Message("user", "Another."))
-    with pytest.raises(ModelError, match=r'roles user, user: .*\. Put the conversation that begins "One thing\."'):
-        engine.complete([Request(twice, GREEDY)])
+    refused, answered = engine.complete([Request(twice, GREEDY), Request(QUESTION, GREEDY)])
+    assert refused.finish == "error"
+    assert re.search(r'roles user, user: .*\. Put the conversation that begins "One thing\."', refused.reason)
+    assert answered.finish in {"stop", "length"}
+
+
+def test_tokens_are_counted_as_they_were_read_and_written(engine: LocalEngine) -> None:
+    read = len(engine._chat(QUESTION))
+    (reply,) = engine.complete([Request(QUESTION, Sampling(temperature=0, max_tokens=3))])
+    assert (reply.prompt_tokens, reply.finish, reply.completion_tokens) == (read, "length", 3)
+    begun = (*QUESTION, Message("assistant", "Better:"))
+    (choice,) = engine.complete([Request(begun, choices=(" A", " B"))])
+    rows = [engine._chat(begun, own) for own in (" A", " B")]
+    shared = next(at for at in range(len(rows[0])) if rows[0][at] != rows[1][at])
+    assert (choice.prompt_tokens, choice.completion_tokens) == (shared, sum(map(len, rows)) - 2 * shared)
+
+
+def test_batches_are_of_one_way_of_sampling_and_of_one_length_and_hold_the_earliest(engine: LocalEngine) -> None:
+    session = LocalEngine(engine.model, engine.tokenizer, batch_size=2).session()
+    long = Sampling(temperature=0, max_tokens=5)
+    words = {(0,): 9, (1,): 1, (2,): 8, (3,): 2, (4,): 3}
+    for ticket, count in words.items():
+        session.submit(ticket, Request((Message("user", "tree " * count),), GREEDY))
+    session.submit((5,), Request(QUESTION, long))
+    assert session.collect(0.0) == []  # no work
+    batches = [sorted(ticket for ticket, _ in session.collect()) for _ in range(4)]
+    # By length 1 3 | 4 2 | 0: the earliest, 0, is at the end, and takes its neighbour along.
+    assert batches == [[(0,), (2,)], [(1,), (3,)], [(4,)], [(5,)]]
+    assert session.collect() == []
 
 
 # Weights and padding.

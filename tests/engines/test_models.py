@@ -1,19 +1,31 @@
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from constitutional.base.errors import ConfigurationError, ModelError
-from constitutional.engines.models import LazyEngine, LocalSettings, Models, ModelSettings, folder_digest, model_folder
+from constitutional.base.errors import ConfigurationError, InputError, ModelError
+from constitutional.base.records import Message
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.models import (
+    LazyEngine,
+    LocalSettings,
+    Models,
+    ModelSettings,
+    ScriptedSettings,
+    folder_digest,
+    model_folder,
+    user_engine,
+)
 from constitutional.sandbox import MODEL_FOLDER
 
 
 def model_files(folder: Path) -> Path:
-    (folder / "more").mkdir(parents=True)
+    (folder / "additional_chat_templates").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "more" / "template.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
     (folder / "README.md").write_text("A model.")
     return folder
 
@@ -22,12 +34,55 @@ def test_the_digest_covers_what_decides_an_answer_and_not_where_it_lies(tmp_path
     one = model_files(tmp_path / "one")
     two = shutil.copytree(one, tmp_path / "two")
     (two / "README.md").write_text("The same model.")
-    (two / "scores.json").write_text('{"measured": "later"}')
+    for stray in ("scores.json", "notes.txt", "other.safetensors", "trainer_state.json", "more.model/part.json"):
+        (two / stray).parent.mkdir(exist_ok=True)
+        (two / stray).write_text("stray")
     assert folder_digest(one) == folder_digest(two)
-    for name in ("config.json", "model.safetensors", "more/template.jinja"):
+    for name in ("config.json", "model.safetensors", "additional_chat_templates/tool.jinja"):
         other = shutil.copytree(one, tmp_path / name.replace("/", "_"))
         (other / name).write_text("changed")
         assert folder_digest(other) != folder_digest(one)
+
+
+def test_divided_weights_are_those_that_the_index_lists(tmp_path: Path) -> None:
+    one = model_files(tmp_path / "one")
+    (one / "model.safetensors").rename(one / "model-00001-of-00002.safetensors")
+    (one / "model-00002-of-00002.safetensors").write_bytes(b"more weights")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (one / "model.safetensors.index.json").write_text(json.dumps(index))
+    before = folder_digest(one)
+    (one / "model-00002-of-00002.safetensors").write_bytes(b"other weights")
+    assert folder_digest(one) != before
+    (one / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors: cannot be read"):
+        folder_digest(one)
+    (one / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ModelError, match="lists no files of weights"):
+        folder_digest(one)
+
+
+def test_weights_are_the_same_on_every_machine_and_answers_are_not(tmp_path: Path) -> None:
+    path = str(model_files(tmp_path / "one"))
+    on_cpu, on_gpu = (LazyEngine(ModelSettings(path=path, device=device), Models()) for device in ("cpu", "cuda:0"))
+    assert on_cpu.weights == on_gpu.weights
+    assert on_cpu.identity != on_gpu.identity
+
+
+def test_a_users_function_answers_in_place_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "words.py").write_text("REPLY = 'calm'\n")
+    source = tmp_path / "mine.py"
+    source.write_text("import words\ndef answer(request):\n    return words.REPLY\n")
+    settings = ScriptedSettings(function=f"{source}:answer")
+    engine = user_engine(settings)
+    question = Request((Message("user", "Hi"),))
+    assert engine.complete([question]) == [Completion("calm", "stop")]
+    assert not engine.abilities.choices
+    with pytest.raises(InputError, match=r"mine\.py:2: .*'answer' returned 'calm', and should return a Completion"):
+        engine.complete([question._replace(choices=(" A", " B"))])
+    assert user_engine(settings).weights == engine.weights
+    # What it answers depends on its helper too.
+    (tmp_path / "words.py").write_text("REPLY = 'loud'\n")
+    assert user_engine(settings).weights != engine.weights
 
 
 def test_an_identity_is_known_without_loading_and_depends_on_number_format_and_device(
@@ -76,7 +131,7 @@ def test_weights_that_a_models_identity_does_not_cover_are_refused(tmp_path: Pat
     one = model_files(tmp_path / "one")
     (one / "model.safetensors").rename(one / "pytorch_model.bin")
     with pytest.raises(
-        ModelError, match=r"one: has no weights that end in \.safetensors; .* write it with save_pretrained"
+        ModelError, match=r"one: has no weights in model\.safetensors or .* write it with save_pretrained"
     ):
         LazyEngine(ModelSettings(path=str(one)), Models())
     adapter = model_files(tmp_path / "adapter")

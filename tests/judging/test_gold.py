@@ -1,5 +1,4 @@
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ from constitutional.base.records import Message, Prompt, Rollout
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.sandbox.prompts import SANDBOX
@@ -61,17 +61,11 @@ def test_without_tags_there_is_no_exact_score() -> None:
     assert kept_share(WITHOUT_TAGS, BREAD, ANSWER) is None
 
 
-class Rates:
+class Rates(ScriptedEngine):
     """A labeler that gives ten points for a short reply, and of another can be read by one principle only."""
 
-    identity = "rates"
-
     def __init__(self) -> None:
-        self.asked = 0
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        self.asked += len(requests)
-        return [self._one(request) for request in requests]
+        super().__init__(self._one, "rates")
 
     def _one(self, request: Request) -> Completion:
         reply = next(message.content for message in request.messages if message.role == "assistant")
@@ -91,7 +85,7 @@ def test_the_labelers_score_is_a_mean_over_principles_by_weight_or_missing() -> 
     labeler = Labeler(Rates(), load_prompts(), LabelerSettings(), seed=0)
     pair = Constitution(name="Two", principles=(BRIEF, MODEST))
     # Of the unreadable one, the score by the principle that can be read is no score.
-    found = mean_scores(pair, [said("short"), said("longer"), said("unreadable")], labeler)
+    found = list(mean_scores(pair, [said("short"), said("longer"), said("unreadable")], labeler))
     assert found == [10.0, pytest.approx(3.25), None]  # (3·4 + 1·1) / 4
 
 

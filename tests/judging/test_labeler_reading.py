@@ -1,5 +1,4 @@
 import time
-from collections.abc import Sequence
 
 import pytest
 
@@ -8,29 +7,30 @@ from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.chat import ChatTokens
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import BETTER, SCORE, JudgementTask, Labeler, LabelerSettings, verdict_of
 from tests.tiny import tiny_tokenizer
 
 PRINCIPLE = Principle(id="no_flattery", text="Do not flatter the user.")
 
 
-class Recorder:
+class Recorder(ScriptedEngine):
     """An engine that keeps what it is asked, and finds both choices alike."""
 
-    identity = "recorder"
-
     def __init__(self) -> None:
+        super().__init__(self.keep)
         self.asked: list[Request] = []
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        self.asked += requests
-        return [Completion("", "choices", (-1.0, -1.0)) for _ in requests]
+    def keep(self, request: Request) -> Completion:
+        self.asked.append(request)
+        return Completion("", "choices", (-1.0, -1.0))
 
 
 def question(prompt: Prompt, a: str, b: str) -> str:
     engine = Recorder()
     labeler = Labeler(engine, load_prompts(), LabelerSettings(method="logprobs"), 0)
-    labeler.judge([JudgementTask(Comparison(prompt=prompt, a=a, b=b), PRINCIPLE)])
+    list(side_by_side([labeler.judge(JudgementTask(Comparison(prompt=prompt, a=a, b=b), PRINCIPLE))]))
     return engine.asked[0].messages[0].content
 
 

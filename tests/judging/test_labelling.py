@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Comparison, Message
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging import accuracy, labelling
 from constitutional.judging.labeler import CHOICES, TOO_LONG, expected_score
@@ -323,7 +323,7 @@ def test_all_principles_judge_with_their_own_words_and_weights() -> None:
     ]
 
 
-def test_a_judgement_does_not_depend_on_the_other_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judgement_does_not_depend_on_the_other_comparisons() -> None:
     many = [comparison(question=f"Question {number}?") for number in range(7)]
     settings = LabelSettings(method="votes", votes=2)
 
@@ -331,7 +331,6 @@ def test_a_judgement_does_not_depend_on_the_other_comparisons(monkeypatch: pytes
         return f"Better: {'AB'[request.seed % 2]}"
 
     together = judged(rule, settings, many, CALM, BRIEF)
-    monkeypatch.setattr(labelling, "TOGETHER", 2)
     assert judged(rule, settings, reversed(many), CALM, BRIEF) == together[::-1]
 
 
@@ -346,7 +345,7 @@ def test_principles_are_combined_by_weight_without_the_unreadable() -> None:
 def test_a_comparison_that_is_too_long_is_unreadable_and_the_others_are_judged(method: Method) -> None:
     def short_sighted(request: Request) -> Completion | str:
         if "z" * 50 in "".join(message.content for message in request.messages):
-            raise TooLongError("too long")
+            return Completion("", "too_long", reason="too long")
         return likes_longer(request)
 
     both = (comparison(), comparison(b="z" * 50))

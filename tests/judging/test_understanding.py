@@ -1,12 +1,11 @@
-from collections.abc import Sequence
-
 import pytest
 
 from constitutional.base.shipped import shipped
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.file import load_constitution
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.understanding import (
     PrincipleMeaning,
     lines,
@@ -164,19 +163,18 @@ def test_a_principle_that_is_too_long_has_a_warning_and_no_meaning(reader: Reade
     assert calm.meaning == "avoid rudeness"
 
 
-class Critic:
+class Critic(ScriptedEngine):
     """Restates principles that are not too long, and keeps what it was asked."""
 
-    identity = "critic"
-
     def __init__(self) -> None:
+        super().__init__(self.restate, "critic")
         self.asked: list[Request] = []
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        if any("Long." in request.messages[0].content for request in requests):
-            raise TooLongError("too long")
-        self.asked += requests
-        return [self._reply(request.messages[0].content) for request in requests]
+    def restate(self, request: Request) -> Completion:
+        if "Long." in request.messages[0].content:
+            return Completion("", "too_long", reason="too long")
+        self.asked.append(request)
+        return self._reply(request.messages[0].content)
 
     def _reply(self, question: str) -> Completion:
         if "Silence." in question:

@@ -1,26 +1,29 @@
 import math
-from collections.abc import Sequence
 
 import pytest
 
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
 from constitutional.sandbox.principles import free_principles
 from constitutional.sandbox.teacher import NOTHING, restate
 from constitutional.sandbox.understand import MEANINGS, Understanding, doubts, in_capitals, understand_texts
 
 
-class Fixed:
-    """Gives every meaning the same probability but for two."""
+def fixed(request: Request) -> Completion:
+    """Every meaning has the same probability but for two."""
+    odds = {restate("flattery", "avoid"): math.log(70), restate("flattery", "seek"): math.log(11)}
+    return Completion("", "choices", tuple(odds.get(choice, 0.0) for choice in request.choices))
 
-    identity = "fixed"
 
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        odds = {restate("flattery", "avoid"): math.log(70), restate("flattery", "seek"): math.log(11)}
-        return [Completion("", "choices", tuple(odds.get(choice, 0.0) for choice in r.choices)) for r in requests]
+def narrow(request: Request) -> Completion:
+    """The same, for a model that reads 100 characters."""
+    if len(request.messages[0].content) > 100:
+        return Completion("", "too_long", reason="too long")
+    return fixed(request)
 
 
 def understand_one(text: str) -> Understanding:
-    (understood,) = understand_texts([text], engine=Fixed())
+    (understood,) = understand_texts([text], engine=ScriptedEngine(fixed))
     assert understood is not None
     return understood
 
@@ -158,30 +161,15 @@ def test_free_wordings_that_are_read_rightly_are_hardly_ever_warned_of() -> None
     assert len(turned) >= 11
 
 
-class Narrow(Fixed):
-    """Reads 100 characters, and keeps how many were asked at once."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        self.sizes.append(len(requests))
-        if any(len(request.messages[0].content) > 100 for request in requests):
-            raise TooLongError("too long")
-        return super().complete(requests)
-
-
 def test_a_text_that_is_too_long_is_none_and_the_others_are_answered() -> None:
-    understood = understand_texts(["Be kind.", "Be kind. " * 50, "Be calm."], engine=Narrow())
+    understood = understand_texts(["Be kind.", "Be kind. " * 50, "Be calm."], engine=ScriptedEngine(narrow))
     assert [understanding and understanding.text for understanding in understood] == ["Be kind.", None, "Be calm."]
 
 
-def test_many_texts_are_asked_in_batches_with_progress(
+def test_many_texts_are_asked_with_progress(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("constitutional.base.progress.LOG_EVERY_S", 0.0)
     monkeypatch.setattr("constitutional.base.progress.FIRST_AFTER_S", 0.0)
-    engine = Narrow()
-    assert len(understand_texts(["Be kind."] * 150, engine=engine)) == 150
-    assert engine.sizes == [64, 64, 22]
+    assert len(understand_texts(["Be kind."] * 150, engine=ScriptedEngine(narrow))) == 150
     assert "150 of 150 (100%)" in capsys.readouterr().err

@@ -8,11 +8,12 @@ from constitutional.base.errors import InputError, RunError
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
+from constitutional.engines.stories import side_by_side
 from constitutional.judging.critiques import last_sentence
 from constitutional.stages import critique_revise as stage
-from constitutional.stages.critique_revise import Settings, critique_revise, draft, revise, run
+from constitutional.stages.critique_revise import Reviser, Settings, critique_revise, run
 from constitutional.stages.summaries import CritiqueReviseSummary
 from tests.tiny import OneStage
 
@@ -402,10 +403,9 @@ def random_words(request: Request) -> str:
     return f"{marks(request)} {request.seed}"
 
 
-def test_an_item_depends_on_no_other_item(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_depends_on_no_other_item() -> None:
     many = tuple(prompt(f"Question {number}") for number in range(7))
     together = revised(random_words, Settings(rounds=3), of=many)
-    monkeypatch.setattr(stage, "TOGETHER", 2)
     assert revised(random_words, Settings(rounds=3), of=many[::-1]) == together[::-1]
     assert revised(random_words, Settings(rounds=3), of=many[3:4]) == together[3:4]
 
@@ -449,8 +449,9 @@ def test_editing_one_principle_changes_only_the_items_that_drew_it() -> None:
 
 
 def test_a_draft_may_come_from_another_model() -> None:
-    drafts = draft([prompt("Hi")], ScriptedEngine(lambda _: "A draft.", "base"), Settings(), seed=1)
-    (item,) = revise(drafts, principles("calm"), ScriptedEngine(marks, "critic"), TEMPLATES, Settings(rounds=1), seed=1)
+    drafter, critic = ScriptedEngine(lambda _: "A draft.", "base"), ScriptedEngine(marks, "critic")
+    reviser = Reviser(principles("calm"), drafter, critic, TEMPLATES, Settings(rounds=1), seed=1)
+    (item,) = side_by_side([reviser.item(prompt("Hi"))])
     assert (item.draft, item.final) == ("A draft.", "A draft.!")
 
 
@@ -471,11 +472,11 @@ def test_a_verdict_in_bold_or_in_quotes_is_read(verdict: str) -> None:
     ],
 )
 def test_an_item_that_becomes_too_long_is_marked_and_the_others_go_on(asked: str, problem: str) -> None:
-    def short_sighted(request: Request) -> str:
+    def short_sighted(request: Request) -> Completion | str:
         said = "".join(message.content for message in request.messages)
         late = asked == "Hi" or "Answer to Hi!" in said  # as it is after the first round
         if request.messages[0].content == "Hi" and request.messages[-1].content.startswith(asked) and late:
-            raise TooLongError("too long")
+            return Completion("", "too_long", reason="too long")
         return marks(request)
 
     both = (prompt("Hi"), prompt("Ho"))

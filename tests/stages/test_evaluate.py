@@ -12,8 +12,9 @@ from constitutional.base.records import Comparison, GoldPoint, Judgement, Messag
 from constitutional.base.stats import wilson
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.stories import side_by_side
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.scores import Score
@@ -26,9 +27,9 @@ from constitutional.stages.evaluate import (
     Inputs,
     Settings,
     held_out,
-    replies,
+    reply,
     run,
-    side_by_side,
+    samples_of,
     text_scores,
     trait_scores,
     violation_scores,
@@ -62,19 +63,28 @@ def test_only_held_out_prompts_are_taken_and_more_hold_all_of_fewer() -> None:
     assert held_out(prompts, 10, 1) != few
 
 
+def violations(samples: list[Sample], critic: ScriptedEngine) -> tuple[list[Score], dict[str, int]]:
+    context = OneStage(Path(), constitution=CONSTITUTION, prompts=load_prompts(), engines={"critic": critic})
+    return violation_scores(samples, Settings(), context)
+
+
 def test_a_reply_depends_on_its_prompt_alone() -> None:
     engine = ScriptedEngine(lambda request: f"{request.messages[0].content} {request.seed}")
     prompts = [asked("1"), asked("2"), asked("3")]
-    of_all = replies(prompts, engine, Settings(), 0)
-    assert replies(prompts[1:], engine, Settings(), 0) == of_all[1:]
-    assert replies(prompts, engine, Settings(), 1) != of_all
+
+    def replies(prompts: list[Prompt], settings: Settings, seed: int) -> list[Completion]:
+        return list(side_by_side(reply(prompt, engine, settings, seed) for prompt in prompts))
+
+    of_all = replies(prompts, Settings(), 0)
+    assert replies(prompts[1:], Settings(), 0) == of_all[1:]
+    assert replies(prompts, Settings(), 1) != of_all
     assert len({completion.text.split()[1] for completion in of_all}) == 3
-    assert replies(prompts[:1], engine, Settings(temperature=0), 7)[0].text == "1 0"
+    assert replies(prompts[:1], Settings(temperature=0), 7)[0].text == "1 0"
 
 
 def test_samples_hold_the_replies_side_by_side_and_which_were_cut_off() -> None:
     prompts = [asked("1"), asked("2")]
-    found = side_by_side(
+    found = samples_of(
         prompts,
         {
             "base": [Completion("a", "stop"), Completion("b", "length")],
@@ -83,6 +93,9 @@ def test_samples_hold_the_replies_side_by_side_and_which_were_cut_off() -> None:
     )
     assert [each.replies for each in found] == [{"base": "a", "policy": "c"}, {"base": "b", "policy": "d"}]
     assert [each.cut_off for each in found] == [("policy",), ("base", "policy")]
+    failed = Completion("", "error", reason="the chat template refuses it")
+    answered = {"base": [Completion("a", "stop"), failed], "policy": [Completion("c", "stop")] * 2}
+    assert [own.prompt for own in samples_of(prompts, answered)] == prompts[:1]  # what all of them answered
 
 
 def test_trait_rates_are_exact_and_over_prompts_that_a_trait_applies_to() -> None:
@@ -313,9 +326,7 @@ def critic(request: Request) -> str:
 def test_a_verdict_in_bold_or_in_quotes_is_read(verdict: str) -> None:
     def said(word: str) -> list[float]:
         engine = ScriptedEngine(lambda _: verdict.format(word))
-        scores, problems = violation_scores(
-            [sample("1", "a", "b", "c")], CONSTITUTION, engine, load_prompts(), Settings()
-        )
+        scores, problems = violations([sample("1", "a", "b", "c")], engine)
         assert problems == {"critiques": 6, "unreadable critiques": 0}
         return [score.value for score in scores]
 
@@ -324,15 +335,13 @@ def test_a_verdict_in_bold_or_in_quotes_is_read(verdict: str) -> None:
 
 
 def test_a_critique_that_is_too_long_to_ask_for_is_counted_and_the_others_are_made() -> None:
-    def short_sighted(request: Request) -> str:
+    def short_sighted(request: Request) -> Completion | str:
         if len(request.messages[1].content) > 20:
-            raise TooLongError("too long")
+            return Completion("", "too_long", reason="too long")
         return critic(request)
 
     samples = [sample("1", "Hello", "Hello", "Hi"), sample("2", "Hello", "Hello", "This is far too long to be read")]
-    scores, problems = violation_scores(
-        samples, CONSTITUTION, ScriptedEngine(short_sighted), load_prompts(), Settings()
-    )
+    scores, problems = violations(samples, ScriptedEngine(short_sighted))
     assert problems == {
         "critiques": 12,
         "unreadable critiques": 0,
@@ -347,7 +356,7 @@ def test_violations_are_counted_by_principle_with_its_own_words_and_the_unreadab
         sample("2", "You idiot, this is far too long", "Hello", "Hi"),
         sample("3", "Hello", "Hello", "Hi"),
     ]
-    scores, problems = violation_scores(samples, CONSTITUTION, ScriptedEngine(critic), load_prompts(), Settings())
+    scores, problems = violations(samples, ScriptedEngine(critic))
     found = by_name(scores)
     assert found["base", "violation_rate/polite"].value == pytest.approx(2 / 3)
     assert found["policy", "violation_rate/polite"].value == 0  # a reply that says "violates" is no verdict
@@ -469,8 +478,8 @@ def test_models_that_answered_are_released_before_others_are_loaded_to_be_compar
 
     monkeypatch.setattr("constitutional.stages.evaluate.divergence_scores", compare)
     run(inputs(Settings(prompts=3, judged=0, critiqued=0, compared=2)), context)
-    assert steps[0] == "released"
-    assert set(steps[1:]) == {"compared"}
+    assert steps[0] == steps[steps.index("compared") - 1] == "released"
+    assert set(steps[steps.index("compared") :]) == {"compared"}
 
 
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:

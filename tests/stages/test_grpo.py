@@ -222,7 +222,6 @@ def test_a_training_that_was_killed_goes_on_to_the_same_files(
     assert digest_of(killed.output("policy")) == digest_of(unbroken.output("policy"))
     assert log_of(killed) == log_of(unbroken)
     assert killed.rows == unbroken.rows
-    assert not (killed.folder / "checkpoints").exists()
 
 
 def test_a_user_function_that_fails_is_the_users_error(models: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from constitutional.base.errors import RunError
 from constitutional.base.records import Judgement
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Request, TooLongError
+from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.stages import label, labeler_check
 from constitutional.stages.label import Settings
@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_too_long_conflicts_or_is_even_is_counted() -> No
     def rule(request: Request) -> Completion | str:
         text = request.messages[0].content
         if "endless" in text:
-            raise TooLongError("too long")
+            return Completion("", "too_long", reason="too long")
         return "Hm." if "unreadable" in text else likes_first(request)
 
     many = [

@@ -62,7 +62,7 @@ def test_a_run_leaves_a_policy_its_log_and_replies_of_every_phase(models: dict[s
 
     stage = work(tmp_path, models)
     run(QUICK, stage)
-    assert {path.name for path in tmp_path.iterdir()} == {"policy", "training_log.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "policy", "training_log.jsonl"}
     before, after = (load_model(each)[0].state_dict() for each in (models["sft_model"], tmp_path / "policy"))
     assert not before["model.layers.0.mlp.up_proj.weight"].equal(after["model.layers.0.mlp.up_proj.weight"])
     log = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]

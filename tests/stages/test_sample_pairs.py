@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
-from constitutional.stages import sample_pairs as stage
+from constitutional.engines.stories import side_by_side
 from constitutional.stages.sample_pairs import Settings, pairs, run, sample
 from constitutional.stages.summaries import SamplePairsSummary
 from tests.tiny import OneStage
@@ -19,8 +19,8 @@ def prompt(content: str = "Hi") -> Prompt:
 
 def paired(rule: Rule, settings: Settings, *prompts: Prompt) -> list[Comparison]:
     engine = ScriptedEngine(rule, "sl")
-    drawn = sample(prompts or (prompt(),), engine, settings, seed=1)
-    return [pair for samples in drawn for pair in pairs(samples, engine.identity, settings, seed=1)]
+    drawn = side_by_side(sample(own, engine, settings, seed=1) for own in prompts or (prompt(),))
+    return [pair for samples in drawn for pair in pairs(samples, engine.weights, settings, seed=1)]
 
 
 def in_turn(*replies: str | Completion) -> Rule:
@@ -46,10 +46,11 @@ def test_equal_texts_never_make_a_pair() -> None:
 
 
 def test_empty_and_cut_off_responses_are_left_out_and_counted() -> None:
-    rule = in_turn("one", " ", Completion("two and", "length"), "three", "one")
-    (samples,) = sample([prompt()], ScriptedEngine(rule), Settings(samples=5), seed=1)
+    refused = Completion("", "error", reason="the chat template refuses it")
+    rule = in_turn("one", " ", Completion("two and", "length"), "three", refused, "one")
+    (samples,) = side_by_side([sample(prompt(), ScriptedEngine(rule), Settings(samples=6), seed=1)])
     assert samples.texts == ("one", "three")
-    assert (samples.empty, samples.cut_off, samples.repeated) == (1, 1, 1)
+    assert (samples.failed, samples.empty, samples.cut_off, samples.repeated) == (1, 1, 1, 1)
 
 
 def test_some_of_the_pairs_are_drawn_without_repetition() -> None:
@@ -80,11 +81,10 @@ def test_every_sample_has_a_seed_of_its_own_and_the_settings_sampling() -> None:
     assert {tuple(request.sampling)[:3] for request in seen} == {(0.9, 0.8, 7)}
 
 
-def test_the_pairs_of_a_prompt_depend_on_no_other_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pairs_of_a_prompt_depend_on_no_other_prompt() -> None:
     many = tuple(prompt(f"Question {number}") for number in range(5))
     settings = Settings(samples=4, pairs_per_prompt=1)
     together = paired(by_seed, settings, *many)
-    monkeypatch.setattr(stage, "TOGETHER", 2)
     assert paired(by_seed, settings, *many[::-1]) == together[::-1]
     assert paired(by_seed, settings, many[3]) == [together[3]]
 
@@ -123,6 +123,7 @@ def test_the_stage_counts_what_it_leaves_out_and_leaves_held_out_prompts_alone()
         prompts=2,
         comparisons=1,
         prompts_without_pair=1,
+        failed_responses=0,
         empty_responses=1,
         cut_off_responses=2,
         repeated_responses=2,

@@ -261,7 +261,7 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
     )
     assert first.rows["sft_examples"] == examples(MANY, Settings(helpful_share=0.2), seed=0).examples
     assert first.warnings == []
-    assert sorted(path.name for path in first.folder.iterdir()) == ["sft_model", "training_log.jsonl"]
+    assert sorted(path.name for path in first.folder.iterdir()) == ["checkpoints", "sft_model", "training_log.jsonl"]
 
 
 def test_where_no_draft_was_revised_the_model_stays_as_it_is(models: Path, tmp_path: Path) -> None:

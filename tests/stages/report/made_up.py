@@ -116,6 +116,7 @@ SUMMARIES_MADE_UP: dict[str, Summary] = {
         prompts=50,
         comparisons=46,
         prompts_without_pair=4,
+        failed_responses=0,
         empty_responses=0,
         cut_off_responses=0,
         repeated_responses=5,

@@ -1,0 +1,141 @@
+"""All runs of a folder: what each has come to, and which stages' outputs no run uses any more."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from constitutional.base.errors import ConstitutionalError, InputError, UsageError
+from constitutional.base.files import writing
+from constitutional.judging.scores import Score
+from constitutional.runs.compose import load
+from constitutional.runs.folder import RunStore
+from constitutional.runs.manifest import ENTRY, MANIFEST
+from constitutional.runs.outputs import LOCK, SHARED, Outputs, take_lock
+from constitutional.runs.pipeline import outline
+from constitutional.runs.status import describe
+
+
+class RunLine(NamedTuple):
+    """A run, for a table that people read."""
+
+    name: str
+    """Its folder, from the folder that was asked about."""
+    state: str
+    """`done`, or how far it has come."""
+    constitution: str = ""
+    algorithm: str = ""
+    violations: tuple[float, float] | None = None
+    """Mean share of replies that violate a principle, over the principles: of the base model, and of the policy."""
+    preferred: float | None = None
+    """Share of comparisons in which the labeler prefers the policy's reply to the base model's."""
+    bytes: int = 0
+    """Of all that its stages made; runs that share a stage share its size."""
+
+
+class Unused(NamedTuple):
+    """A stage's output that no run uses."""
+
+    path: Path
+    state: Literal["finished", "not finished", "damaged", "in use"]
+    bytes: int
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The run folders in a folder, those in its folders included.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder; name one that holds runs, such as runs")
+    return sorted(path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{MANIFEST}"))
+
+
+def overview(folder: Path) -> Iterator[RunLine]:
+    """Every run of a folder, in the order of their names."""
+    for path in run_folders(folder):
+        name = path.relative_to(folder).as_posix()
+        try:
+            yield _line(name, RunStore.load(path))
+        except ConstitutionalError:
+            yield RunLine(name, "unreadable")
+
+
+def _line(name: str, store: RunStore) -> RunLine:
+    state, constitution, algorithm = "of another version", "", ""
+    with suppress(InputError):
+        config = load(store.folder)
+        constitution, algorithm = Path(config.constitution.file).stem, config.algorithm.kind
+        state = _state(store, [stage.name for stage in outline(config)])
+    scores = store.read("scores", Score) if "scores" in store.artifacts() else []
+    preferred = next((row.value for row in scores if (row.model, row.measure) == ("policy", "win_rate/base")), None)
+    size = sum(_size(store.stage_folder(stage).resolve()) for stage in store.stages)
+    return RunLine(name, state, constitution, algorithm, _violations(scores), preferred, size)
+
+
+def _state(store: RunStore, expected: Sequence[str]) -> str:
+    lines = describe(store, expected)
+    for line in lines:
+        if line.state in ("failed", "not finished"):
+            return f"{line.state.replace('not finished', 'stopped')} in {line.stage}"
+    done = [line.stage for line in lines if line.state == "done"]
+    if len(done) == len(lines):
+        return "done"
+    return f"until {done[-1]}" if done else "not begun"
+
+
+def _violations(scores: Sequence[Score]) -> tuple[float, float] | None:
+    means = []
+    for model in ("base", "policy"):
+        rates = [
+            row.value for row in scores if row.model == model and row.measure.startswith("violation_rate/") and row.n
+        ]
+        if not rates:
+            return None
+        means.append(sum(rates) / len(rates))
+    return means[0], means[1]
+
+
+def unused(folder: Path) -> list[Unused]:
+    """The stages' outputs in a folder that none of its runs uses, the largest first.
+
+    Raises:
+        RunError: a run's manifest cannot be read, so nobody knows what it uses.
+    """
+    used = {link.output for path in run_folders(folder) for link in RunStore.load(path).manifest.stages.values()}
+    found = []
+    for path in Outputs(folder / SHARED).all():
+        if path.name not in used:
+            state: Literal["finished", "not finished", "damaged", "in use"] = "not finished"
+            if ".damaged-" in path.name:
+                state = "damaged"
+            elif (path / ENTRY).is_file():
+                state = "finished"
+            elif (lock := take_lock(path / LOCK)) is None:
+                state = "in use"
+            else:
+                lock.close()
+            found.append(Unused(path, state, _size(path)))
+    return sorted(found, key=lambda output: -output.bytes)
+
+
+def remove(outputs: Sequence[Unused]) -> None:
+    """Remove outputs, but for those that a process is making."""
+    for output in outputs:
+        if output.state != "in use" and (lock := take_lock(output.path / LOCK)) is not None:
+            with lock, writing(output.path):
+                shutil.rmtree(output.path)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def size_in_words(size: int) -> str:
+    """`1.6 GB`, `45 MB`, `3 kB`."""
+    for unit, least in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= least:
+            return f"{size / least:.1f} {unit}" if size < 10 * least else f"{size / least:.0f} {unit}"
+    return f"{size} B"
