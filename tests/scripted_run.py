@@ -1,24 +1,27 @@
 """A run of scripted models and made-up trainings, which takes no time."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from constitutional.base.files import write_rows
 from constitutional.base.progress import Progress
-from constitutional.base.records import Preference, Revision
+from constitutional.base.records import Preference, Record, Revision
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.models import EngineSettings, ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
+from constitutional.runs.manifest import Calls
+from constitutional.runs.outputs import Begun, Outputs
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import run
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
-from constitutional.stages.summaries import DpoSummary, RewardSummary, SftSummary, Summary
+from constitutional.stages.summaries import DpoSummary, ReportSummary, RewardSummary, SftSummary, Summary
 
 PRINCIPLES = {"calm": "Stay calm.", "brief": "Be brief.", "kind": "Be kind.", "honest": "Be honest."}
 
@@ -127,4 +130,21 @@ def go(config: RunConfig, world: World, *, learns: bool = True) -> tuple[RunStor
 
 def rows(folder: Path) -> dict[str, bytes]:
     """Every row file of a run."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.jsonl"))}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/*.jsonl"))}
+
+
+def finish(
+    store: RunStore,
+    number: int,
+    stage: str,
+    kept: Mapping[str, Sequence[Record]],
+    calls: Calls = Calls(),  # noqa: B008 - it is frozen
+) -> None:
+    """Have a run finish a stage that made these rows, by artifact."""
+    place = store.folder.parent / ".stages" / f"{stage}-{'f' * 16}"
+    place.mkdir(parents=True, exist_ok=True)
+    begun = Begun.now(stage, "f", {}, {}, store.begin(number, stage, place))
+    made = {name: begun.folder / f"{name}.jsonl" for name in kept}
+    for name, rows_of in kept.items():
+        write_rows(made[name], rows_of)
+    store.finish(number, stage, place, Outputs(place.parent).finish(begun, made, calls, ReportSummary()))

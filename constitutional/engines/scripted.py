@@ -50,6 +50,7 @@ class ScriptedSession:
     def __init__(self, engine: ScriptedEngine) -> None:
         self._engine = engine
         self._waiting: dict[Ticket, Request] = {}
+        self._failure: BaseException | None = None
 
     def submit(self, ticket: Ticket, request: Request) -> None:
         """Take a request."""
@@ -58,13 +59,16 @@ class ScriptedSession:
     def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
         """The answers to all that is waiting; where the rule fails, those before it, and the failure the next time."""
         answers: list[tuple[Ticket, Completion]] = []
+        if self._failure is not None:
+            raise self._failure
         for ticket in sorted(self._waiting) if timeout_s != 0 else ():
             try:
                 completion = self._engine.answer(self._waiting[ticket])
-            except Exception:
-                if answers:
-                    break
-                raise
+            except BaseException as error:
+                if not answers:
+                    raise
+                self._failure = error
+                break
             del self._waiting[ticket]
             answers.append((ticket, completion))
         return answers

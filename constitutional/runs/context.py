@@ -197,6 +197,7 @@ class RunStageContext(FinishedRun):
         self.written: dict[str, Path] = {}
         """The rows that the stage wrote, by artifact."""
         self.own_summary: Summary | None = None
+        self.warnings: list[str] = []
         self.prompts = run_context.templates
 
     @property
@@ -266,6 +267,7 @@ class RunStageContext(FinishedRun):
 
     def warn(self, message: str) -> None:
         """Tell the user on the terminal, as a warning of this stage."""
+        self.warnings.append(message)
         self._run.progress.say(f"warning: {self._begun.stage}: {message}")
 
     def made(self, name: str) -> Path:

@@ -79,6 +79,8 @@ class StageEntry(Frozen):
     calls: Calls
     summary: dict[str, Any]
     """What the stage says of its work, as `stages.summaries` declares it."""
+    warnings: tuple[str, ...] = ()
+    """What it warned of, which is said again to whoever uses it again."""
 
 
 class Failure(Frozen):

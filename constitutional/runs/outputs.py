@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,7 +118,14 @@ class Outputs:
         with lock:
             yield
 
-    def finish(self, begun: Begun, artifacts: Mapping[str, Path], calls: Calls, summary: Summary) -> StageEntry:
+    def finish(
+        self,
+        begun: Begun,
+        artifacts: Mapping[str, Path],
+        calls: Calls,
+        summary: Summary,
+        warnings: Sequence[str] = (),
+    ) -> StageEntry:
         """Write the summary, and then what is known of the stage: from here on it is done. Checkpoints go."""
         content: dict[str, Any] = finite(summary.model_dump(mode="json"))
         atomic_write(begun.folder / SUMMARY, (json_text(content, indent=2) + "\n").encode())
@@ -136,6 +143,7 @@ class Outputs:
             artifacts={name: _artifact(path, begun.folder) for name, path in everything.items()},
             calls=calls,
             summary=content,
+            warnings=tuple(warnings),
         )
         write_checked(begun.folder / ENTRY, entry)
         drop_checkpoints(begun.folder)

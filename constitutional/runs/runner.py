@@ -293,6 +293,8 @@ class _Runner:
         if "meanings" in stage.makes:  # what was understood is said in every run
             for line in lines(store.read("meanings", PrincipleMeaning)):
                 self.say(f"  {line}")
+        for warning in entry.warnings:
+            self.say(f"warning: {stage.name}: {warning}")
         return True
 
     def _run(self, store: RunStore, number: int, stage: Stage, planned: _Planned) -> Calls:
@@ -312,7 +314,7 @@ class _Runner:
             raise
         artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}
         assert context.own_summary is not None, f"stage '{stage.name}' ended without a summary"
-        entry = self.outputs.finish(begun, artifacts, context.calls, context.own_summary)
+        entry = self.outputs.finish(begun, artifacts, context.calls, context.own_summary, context.warnings)
         store.finish(number, stage.name, planned.place, entry)
         self.say(f"{heading}: done in {clock(entry.seconds)}{_made(entry)}")
         return context.calls

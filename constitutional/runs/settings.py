@@ -133,8 +133,8 @@ class RunConfig(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all settings."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """SHA-256 of all settings, but for the last stage to run."""
+        return hashlib.sha256(self.model_dump_json(exclude={"until"}).encode()).hexdigest()
 
     @property
     def outputs_folder(self) -> Path:

@@ -1,19 +1,16 @@
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from constitutional.base.errors import UsageError
-from constitutional.base.files import write_rows
-from constitutional.base.records import GoldPoint, Prompt, Record, Revision, RevisionStep, Sample
+from constitutional.base.records import GoldPoint, Prompt, Revision, RevisionStep, Sample
 from constitutional.cli import show
 from constitutional.judging.scores import Change, Score
 from constitutional.runs.compose import compose, dump
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
-from constitutional.stages.summaries import ReportSummary
-from tests.scripted_run import STAGES
+from tests.scripted_run import STAGES, finish
 
 PROMPT = Prompt.of("Why is the sky blue?").model_copy(update={"split": "held_out"})
 SAMPLE = Sample(
@@ -25,12 +22,10 @@ SAMPLE = Sample(
 def store(tmp_path: Path) -> RunStore:
     """A run that has made its prompts, failed at the second stage, and was killed within the third."""
     with RunStore.open(tmp_path / "first", dump(compose([]), {})) as store:
-        begun = store.begin(0, "prompts", "f")
-        write_rows(begun.folder / "prompts.jsonl", [PROMPT])
-        store.finish(begun, {"prompts": begun.folder / "prompts.jsonl"}, Calls(asked=7, reused=5), ReportSummary())
-        store.begin(1, "labeler_check", "f")
+        finish(store, 0, "prompts", {"prompts": [PROMPT]}, Calls(asked=7, reused=5))
+        store.begin(1, "labeler_check", tmp_path / "check")
         store.fail("labeler_check", "out of memory")
-        store.begin(2, "critique_revise", "f")
+        store.begin(2, "critique_revise", tmp_path / "revise")
     return RunStore.load(tmp_path / "first")
 
 
@@ -56,16 +51,14 @@ def test_a_run_is_shown_without_loading_the_users_reward_function(tmp_path: Path
 
 def test_a_stage_that_is_done_again_is_not_finished_until_it_is(store: RunStore) -> None:
     with RunStore.open(store.folder, dump(compose([]), {})) as again:
-        again.begin(0, "prompts", "other")
+        again.begin(0, "prompts", store.folder.parent / "other")
     _, line, *_ = show.stages(RunStore.load(store.folder)).splitlines()
     assert line.split() == ["00_prompts", "not", "finished"]
 
 
 def test_a_held_out_prompt_is_shown_with_what_each_model_replied(store: RunStore) -> None:
     with RunStore.open(store.folder, dump(compose([]), {})) as writing:
-        begun = writing.begin(9, "evaluate", "f")
-        write_rows(begun.folder / "samples.jsonl", [SAMPLE])
-        writing.finish(begun, {"samples": begun.folder / "samples.jsonl"}, Calls(), ReportSummary())
+        finish(writing, 9, "evaluate", {"samples": [SAMPLE]})
     store = RunStore.load(store.folder)
     told = show.item(store, PROMPT.id)
     assert told.splitlines() == [
@@ -93,9 +86,7 @@ def test_a_revision_is_shown_with_the_words_that_it_was_asked_by(store: RunStore
     plain = step.model_copy(update={"principle": "kind", "revision_text": None})
     revision = Revision(prompt=PROMPT, draft="Yes!", steps=(step, plain))
     with RunStore.open(store.folder, dump(compose([]), {})) as writing:
-        begun = writing.begin(2, "critique_revise", "f")
-        write_rows(begun.folder / "revisions.jsonl", [revision])
-        writing.finish(begun, {"revisions": begun.folder / "revisions.jsonl"}, Calls(), ReportSummary())
+        finish(writing, 2, "critique_revise", {"revisions": [revision]})
     told = show.item(RunStore.load(store.folder), revision.id).splitlines()
     assert told[-9:] == [
         "  round 1 by 'calm'",
@@ -131,9 +122,7 @@ def test_over_refusal_that_rose_clearly_is_said_below_the_table(store: RunStore,
     rose = Change(value=0.1, low=low, high=0.18, n=69)
     scores = [score("base", 0.01, {}), score("sft_model", 0.3, {"base": rose}), score("policy", 0.11, {"base": rose})]
     with RunStore.open(store.folder, dump(compose([]), {})) as writing:
-        begun = writing.begin(9, "evaluate", "f")
-        write_rows(begun.folder / "scores.jsonl", scores)
-        writing.finish(begun, {"scores": begun.folder / "scores.jsonl"}, Calls(), ReportSummary())
+        finish(writing, 9, "evaluate", {"scores": scores})
     _, row, *below = show.behaviour(RunStore.load(store.folder)).splitlines()
     assert row.split() == ["over-refusal", "1%", "(1–1)", "30%", "(30–30)", "11%", "(11–11)"]
     told = "got worse: over-refusal. RL refuses what harms nobody 10 points (1–18) more often than Base."
@@ -153,11 +142,7 @@ def test_a_model_that_talks_nonsense_and_a_reward_that_was_over_optimised_are_sa
         GoldPoint(first_phase=7, last_phase=12, kl=15.4, gold=0.1, low=0.07, high=0.13, **stretch),
     ]
     with RunStore.open(store.folder, dump(compose([]), {})) as writing:
-        begun = writing.begin(9, "evaluate", "f")
-        made: dict[str, Sequence[Record]] = {"scores": scores, "gold": gold}
-        for name, rows in made.items():
-            write_rows(begun.folder / f"{name}.jsonl", rows)
-        writing.finish(begun, {name: begun.folder / f"{name}.jsonl" for name in made}, Calls(), ReportSummary())
+        finish(writing, 9, "evaluate", {"scores": scores, "gold": gold})
     nonsense, over_optimised = show.behaviour(RunStore.load(store.folder)).splitlines()[-2:]
     assert nonsense == "got worse: well formed. RL says what is well formed 97 points (90–100) less often than Base."
     # The difference of 0.9 and 0.1, whose half intervals are 0.04 and 0.03: 0.8 ± 0.05.

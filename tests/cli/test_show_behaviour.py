@@ -4,21 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.files import write_rows
 from constitutional.cli import show
 from constitutional.judging.scores import Change, Score
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
-from constitutional.stages.summaries import ReportSummary
+from tests.scripted_run import finish
 
 LONG = "a_principle_whose_name_is_much_longer_than_the_names_of_other_principles"
 
 
 def table_of(folder: Path, scores: list[Score]) -> list[str]:
     with RunStore.open(folder, "{}") as writing:
-        begun = writing.begin(9, "evaluate", "f")
-        write_rows(begun.folder / "scores.jsonl", scores)
-        writing.finish(begun, {"scores": begun.folder / "scores.jsonl"}, Calls(), ReportSummary())
+        finish(writing, 9, "evaluate", {"scores": scores})
     return show.behaviour(RunStore.load(folder)).splitlines()
 
 

@@ -10,7 +10,7 @@ from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Ticket
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
-from constitutional.engines.stories import ask, ask_all, side_by_side, together
+from constitutional.engines.stories import Story, ask, ask_all, side_by_side, together
 
 
 def request(text: str) -> Request:
@@ -85,15 +85,15 @@ def test_no_round_waits_for_the_slowest_item() -> None:
 
 
 def test_so_many_are_begun_and_no_more_before_their_results_are_taken() -> None:
-    begun = []
+    begun: list[int] = []
 
-    def stories() -> Iterator[object]:
+    def stories() -> Iterator[Story[str]]:
         for number in range(100):
             begun.append(number)
             yield story(engine, number)
 
     engine = Batches(3)
-    results = side_by_side(stories(), at_once=10)  # type: ignore[arg-type] # what stories are made of
+    results = side_by_side(stories(), at_once=10)
     next(results)
     assert len(begun) <= 10
     results.close()  # type: ignore[attr-defined] # a generator
@@ -148,7 +148,7 @@ def test_an_engine_that_fails_ends_the_stories_and_one_request_that_fails_does_n
 
 
 def test_a_story_s_own_exception_travels_and_ends_the_others() -> None:
-    ended = []
+    ended: list[int] = []
 
     async def failing(number: int) -> None:
         try:

@@ -123,7 +123,7 @@ def test_a_run_stops_after_its_own_algorithm_and_lists_what_is_to_come(tmp_path:
     with pytest.raises(ConfigurationError, match=r'^until is "dpo", but should be one of .* ppo, evaluate, report'):
         go(configured(tmp_path, "algorithm=ppo", "until=dpo"))
     store = go(configured(tmp_path, "algorithm=ppo", "until=ppo"))
-    assert list(store.manifest.stages)[-1] == "ppo"
+    assert list(store.stages)[-1] == "ppo"
     lines = show.stages(store).splitlines()
     assert [re.split(r"  +", line)[:2] for line in lines[-2:]] == [
         ["09_evaluate", "not begun"],

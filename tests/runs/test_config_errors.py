@@ -16,7 +16,7 @@ WRONG = {
     "name=3": ("name", "3", "text"),
     "name=a/b": ("name", '"a/b"', "letters and digits"),
     "folder=null": ("folder", "null", "path"),
-    "fresh=maybe": ("fresh", '"maybe"', "true or false"),
+    "sft.gradient_checkpointing=maybe": ("sft.gradient_checkpointing", '"maybe"', "true or false"),
     "seed=1.5": ("seed", "1.5", "whole number"),
     "seed==1": ("seed", '"=1"', "whole number"),
     "seed=-1": ("seed", "-1", "0"),

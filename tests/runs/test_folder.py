@@ -3,8 +3,10 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from constitutional.base.errors import RunError, UsageError
 from constitutional.base.files import atomic_write, digest_of, read_rows, write_rows
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
+from constitutional.runs.manifest import Artifact, Calls, StageEntry
+from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.stages.summaries import LabelSummary, MixSummary
 
 PROMPT = Prompt(messages=(Message("user", "Hi: {{ x }} \u2028 é"),), info={"kind": "howto"})
@@ -29,18 +32,42 @@ SUMMARY = LabelSummary(
 )
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "first"
 
 
-def make(folder: Path, fingerprint: str = "f1", texts: tuple[str, ...] = ("a", "b")) -> None:
+def made(
+    store: RunStore,
+    number: int,
+    stage: str,
+    fingerprint: str = "f1",
+    write: Callable[[Path], dict[str, Path]] = lambda _: {},
+) -> StageEntry:
+    """Run a stage, whose outputs are kept beside the run's folder."""
+    outputs = Outputs(store.folder.parent / ".stages")
+    place = outputs.place(stage, fingerprint.ljust(16, "0"))
+    with outputs.claimed(place, print):
+        folder = store.begin(number, stage, place)
+        entry = outputs.finish(
+            Begun.now(stage, fingerprint, {}, {}, folder), write(folder), Calls(asked=3, reused=4), SUMMARY
+        )
+        store.finish(number, stage, place, entry)
+    return entry
+
+
+def make(folder: Path, fingerprint: str = "f1", texts: tuple[str, ...] = ("a", "b")) -> StageEntry:
     """Run a stage `draft` that writes prompts."""
+
+    def write(own: Path) -> dict[str, Path]:
+        write_rows(own / "prompts.jsonl", [Prompt(messages=(Message("user", text),)) for text in texts])
+        return {"prompts": own / "prompts.jsonl"}
+
     with RunStore.open(folder, "{}") as store:
-        begun = store.begin(1, "draft", fingerprint)
-        path = begun.folder / "prompts.jsonl"
-        write_rows(path, [Prompt(messages=(Message("user", text),)) for text in texts])
-        store.finish(begun, {"prompts": path}, Calls(asked=2, reused=1), SUMMARY)
+        return made(store, 1, "draft", fingerprint, write)
 
 
 def test_rows_come_back_as_they_were_written_one_a_line(tmp_path: Path) -> None:
@@ -133,27 +160,24 @@ def test_a_folders_digest_covers_names_bytes_and_places(tmp_path: Path) -> None:
 
 
 def test_a_run_folder_can_be_read(folder: Path) -> None:
+    def write(own: Path) -> dict[str, Path]:
+        write_rows(own / "prompts.jsonl", [PROMPT, PROMPT])
+        (own / "model").mkdir()
+        (own / "model" / "weights").write_bytes(b"w")
+        return {"prompts": own / "prompts.jsonl", "model": own / "model"}
+
     with RunStore.open(folder, '{"seed": 1}') as store:
-        begun = store.begin(2, "label", "f1")
-        path = begun.folder / "prompts.jsonl"
-        write_rows(path, [PROMPT, PROMPT])
-        model = begun.folder / "model"
-        model.mkdir()
-        (model / "weights").write_bytes(b"w")
-        store.finish(begun, {"prompts": path, "model": model}, Calls(asked=3, reused=4), SUMMARY)
+        made(store, 2, "label", "f1", write)
     assert (folder / "config.json").read_text() == '{"seed": 1}'
-    assert sorted(path.name for path in (folder / "02_label").glob("[!.]*")) == [
-        "model",
-        "prompts.jsonl",
-        "summary.json",
-    ]
+    names = sorted(path.name for path in (folder / "02_label").glob("[!.]*"))
+    assert names == ["model", "prompts.jsonl", "stage.json", "summary.json"]
     written = json.loads((folder / "02_label" / "summary.json").read_text())
     assert written == SUMMARY.model_dump() | {"position_bias": None}  # JSON has no NaN
-    entry = json.loads((folder / "manifest.json").read_text())["stages"]["label"]
+    entry = json.loads((folder / "02_label" / "stage.json").read_text())
     assert entry["fingerprint"] == "f1"
     assert entry["calls"] == {"asked": 3, "reused": 4}
-    assert entry["artifacts"]["prompts"]["file"] == "02_label/prompts.jsonl"
-    assert [each["rows"] for each in entry["artifacts"].values()] == [2, None, None]
+    assert entry["artifacts"]["prompts"]["file"] == "prompts.jsonl"
+    assert [artifact["rows"] for artifact in entry["artifacts"].values()] == [2, None, None]
     assert 0 <= entry["seconds"] < 10
     assert entry["versions"]["python"] == platform.python_version()
     assert entry["versions"]["numpy"] == metadata.version("numpy")
@@ -161,7 +185,7 @@ def test_a_run_folder_can_be_read(folder: Path) -> None:
     store = RunStore.load(folder)
     assert store.read("prompts", Prompt) == [PROMPT, PROMPT]
     assert store.artifact("model") == folder / "02_label" / "model"
-    assert store.digest("model") == digest_of(folder / "02_label" / "model")
+    assert store.digest("prompts") == digest_of(folder / "02_label" / "prompts.jsonl")
     assert store.summary("label", LabelSummary) == SUMMARY.model_copy(update={"position_bias": None})
     with pytest.raises(RunError, match="has no 'scores' yet"):
         store.artifact("scores")
@@ -176,53 +200,152 @@ def test_a_summary_that_is_not_there_or_is_of_another_version_is_an_error_that_n
         store.summary("draft", MixSummary)
 
 
-def test_a_finished_stage_is_done_until_its_fingerprint_changes(folder: Path) -> None:
-    make(folder)
-    with RunStore.open(folder, "{}") as store:
-        assert store.reason_to_run("draft", "f1") is None
-        assert store.reason_to_run("draft", "f2") == "its settings or inputs have changed"
-        assert store.reason_to_run("label", "f1") == "it has not been finished before"
-
-
 @pytest.mark.parametrize("position", [0, 20, -1])
-def test_a_flipped_bit_in_an_artifact_makes_the_stage_run_again(folder: Path, position: int) -> None:
-    make(folder)
+def test_a_flipped_bit_in_an_artifact_is_damage(folder: Path, position: int) -> None:
+    entry = make(folder)
+    assert damage(folder / "01_draft", entry) is None
     path = folder / "01_draft" / "prompts.jsonl"
     damaged = bytearray(path.read_bytes())
     damaged[position] ^= 1
     path.write_bytes(damaged)
-    with RunStore.open(folder, "{}") as store:
-        assert store.reason_to_run("draft", "f1") == f"{path} is damaged: it is not what this stage wrote"
-    make(folder)
-    with RunStore.open(folder, "{}") as store:
-        assert store.reason_to_run("draft", "f1") is None
+    assert damage(folder / "01_draft", entry) == f"{path} is damaged: it is not what this stage wrote"
 
 
 @pytest.mark.parametrize("file", ["prompts.jsonl", "summary.json"])
-def test_a_missing_file_makes_the_stage_run_again(folder: Path, file: str) -> None:
-    make(folder)
+def test_a_missing_file_is_damage(folder: Path, file: str) -> None:
+    entry = make(folder)
     (folder / "01_draft" / file).unlink()
-    assert RunStore.load(folder).reason_to_run("draft", "f1") == f"{folder / '01_draft' / file} is missing"
+    assert damage(folder / "01_draft", entry) == f"{folder / '01_draft' / file} is missing"
 
 
-def test_work_that_was_begun_and_not_finished_keeps_its_checkpoints(folder: Path) -> None:
+def test_a_stray_file_and_a_copy_are_no_damage(folder: Path) -> None:
+    def write(own: Path) -> dict[str, Path]:
+        (own / "model").mkdir()
+        (own / "model" / "weights").write_bytes(b"w")
+        return {"model": own / "model"}
+
     with RunStore.open(folder, "{}") as store:
-        (store.begin(3, "sft", "f1").folder / "checkpoint").write_text("step 100")
+        entry = made(store, 1, "sft", "f1", write)
+    (folder / "01_sft" / "model" / "notes.txt").write_text("A good one.")
+    assert damage(folder / "01_sft", entry) is None
+    (folder / "01_sft" / "model" / "weights").touch()  # another time, the same bytes
+    assert damage(folder / "01_sft", entry) is None
+    copy = shutil.copytree(folder, folder.with_name("copy"))  # with all that its links lead to
+    assert damage(copy / "01_sft", entry) is None
+    assert RunStore.load(copy).artifact("model") == copy / "01_sft" / "model"
+    (folder / "01_sft" / "model" / "weights").write_bytes(b"v")
+    assert "weights is damaged" in (damage(folder / "01_sft", entry) or "")
+
+
+def test_a_folders_digest_is_of_its_files_and_their_names(folder: Path) -> None:
+    def model(fingerprint: str, files: dict[str, bytes]) -> Artifact:
+        def write(own: Path) -> dict[str, Path]:
+            for name, content in files.items():
+                (own / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+                (own / "model" / name).write_bytes(content)
+            return {"model": own / "model"}
+
+        with RunStore.open(folder, "{}") as store:
+            return made(store, 1, "sft", fingerprint, write).artifacts["model"]
+
+    first = model("f1", {"x": b"1", "y/z": b"2"})
+    assert model("f2", {"y/z": b"2", "x": b"1"}).sha256 == first.sha256
+    others = [{"x": b"1", "y/z": b"3"}, {"x": b"1", "z": b"2"}, {"x": b"1"}]
+    assert first.sha256 not in {model(f"f{number}", files).sha256 for number, files in enumerate(others, start=3)}
+
+
+def test_outputs_of_other_settings_stay_and_going_back_finds_them(folder: Path) -> None:
+    first = make(folder)
+    second = make(folder, "f2", ("c",))
+    assert first != second
+    store = RunStore.load(folder)
+    assert [prompt.messages[0].content for prompt in store.read("prompts", Prompt)] == ["c"]
+    outputs = Outputs(folder.parent / ".stages")
+    places = [outputs.place("draft", name.ljust(16, "0")) for name in ("f1", "f2")]
+    assert outputs.all() == places
+    assert [outputs.finished(place) for place in places] == [first, second]
+    with RunStore.open(folder, "{}") as store:
+        store.finish(1, "draft", places[0], first)
+        assert len(store.read("prompts", Prompt)) == 2
+    assert str((folder / "01_draft").readlink()) == f"../.stages/{places[0].name}"
+
+
+def test_work_that_was_begun_and_not_finished_goes_on_and_its_checkpoints_go_when_it_is_done(folder: Path) -> None:
+    outputs = Outputs(folder.parent / ".stages")
+    place = outputs.place("sft", "f1".ljust(16, "0"))
+    with RunStore.open(folder, "{}") as store, outputs.claimed(place, print):
+        own = store.begin(3, "sft", place)
+        (own / "checkpoints").mkdir()
+        (own / "checkpoints" / "checkpoint-100").write_text("step 100")
         store.fail("sft", "out of memory")
+    assert RunStore.load(folder).stages == {}
     with RunStore.open(folder, "{}") as store:
-        assert store.reason_to_run("sft", "f1") is not None
-        assert (store.begin(3, "sft", "f1").folder / "checkpoint").read_text() == "step 100"
-    with RunStore.open(folder, "{}") as store:  # other settings: never mixed
-        assert not (store.begin(3, "sft", "f2").folder / "checkpoint").exists()
+        assert (store.begin(3, "sft", place) / "checkpoints" / "checkpoint-100").read_text() == "step 100"
+        made(store, 3, "sft")
+        assert sorted(path.name for path in place.glob("[!.]*")) == ["stage.json", "summary.json"]
+        assert store.manifest.failures == {}
+    (place / "checkpoints").mkdir()  # as a kill between the two leaves it
+    drop_checkpoints(place)
+    assert not (place / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("fingerprint", ["f1", "f2"])
-def test_a_finished_stage_that_must_run_again_starts_from_nothing(folder: Path, fingerprint: str) -> None:
+def test_what_is_damaged_is_put_aside_and_never_deleted(folder: Path) -> None:
     make(folder)
+    outputs = Outputs(folder.parent / ".stages")
+    (place,) = outputs.all()
+    asides = []
+    for _ in range(2):
+        asides.append(outputs.put_aside(place))
+        make(folder)
+    assert [path.name for path in asides] == [f"{place.name}.damaged-1", f"{place.name}.damaged-2"]
+    assert all((path / "prompts.jsonl").is_file() for path in asides)
+    assert outputs.all() == sorted([place, *asides])
+
+
+def test_an_edited_entry_is_found_and_told_what_to_do_with(folder: Path) -> None:
+    make(folder)
+    (place,) = Outputs(folder.parent / ".stages").all()
+    entry = place / "stage.json"
+    entry.write_text(entry.read_text().replace('"asked": 3', '"asked": 4'))
+    with pytest.raises(RunError, match=r"stage\.json: is damaged or was edited: .*mv .*draft-f1.* the stage runs anew"):
+        Outputs(folder.parent / ".stages").finished(place)
+
+
+def test_a_stage_that_another_process_makes_is_waited_for(folder: Path) -> None:
+    outputs = Outputs(folder.parent / ".stages")
+    place = outputs.place("sft", "f" * 16)
+    program = (
+        "import sys; from pathlib import Path; from constitutional.runs.outputs import Outputs\n"
+        "with Outputs(Path(sys.argv[1])).claimed(Path(sys.argv[2]), print):\n"
+        "    print('has it', flush=True); sys.stdin.read()"
+    )
+    said: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(outputs.folder), str(place)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+
+        def say(text: str) -> None:
+            said.append(text)
+            other.kill()
+
+        with outputs.claimed(place, say):
+            assert said == [f"waiting for {said[0].split(' for ', 1)[1]}"]
+            assert f"process {other.pid} on " in said[0]
+
+
+def test_stages_that_a_run_does_not_have_any_more_are_forgotten_and_their_outputs_stay(folder: Path) -> None:
     with RunStore.open(folder, "{}") as store:
-        begun = store.begin(1, "draft", fingerprint)
-        assert [path.name for path in begun.folder.iterdir()] == [".fingerprint"]
-        assert "draft" not in RunStore.load(folder).manifest.stages
+        made(store, 7, "reward")
+        made(store, 8, "dpo")
+        store.keep_only({"reward": 7, "ppo": 8})
+        assert list(store.stages) == list(store.manifest.stages) == ["reward"]
+        assert not os.path.lexists(folder / "08_dpo")
+    assert len(Outputs(folder.parent / ".stages").all()) == 2
 
 
 def test_a_second_holder_is_refused_and_told_who_the_first_is(folder: Path) -> None:
@@ -230,9 +353,8 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is(folder: Path) -> N
         "import sys; from pathlib import Path; from constitutional.runs.folder import RunStore\n"
         "with RunStore.open(Path(sys.argv[1]), '{}'):\n    print('open', flush=True); sys.stdin.read()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        [sys.executable, "-c", program, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -249,29 +371,6 @@ def test_the_same_process_cannot_open_a_folder_twice_but_again_after_closing(fol
     RunStore.open(folder, "{}").close()
 
 
-def test_fresh_removes_what_the_run_made_and_nothing_else(folder: Path) -> None:
-    make(folder)
-    (folder / "journal.sqlite").write_text("answers")
-    (folder / "02_mine").mkdir()
-    with RunStore.open(folder, "{}", {"seed": 2}, fresh=True) as store:
-        assert store.manifest.stages == {}
-        assert sorted(path.name for path in folder.glob("[!.]*")) == [
-            "02_mine",
-            "config.json",
-            "journal.sqlite",
-            "manifest.json",
-        ]
-
-
-def test_fresh_removes_what_an_interrupted_fresh_left(folder: Path) -> None:
-    make(folder)
-    (folder / "manifest.json").unlink()  # it goes first
-    stages = [path for path in folder.iterdir() if path.is_dir()]
-    assert stages
-    with RunStore.open(folder, "{}", {"seed": 2}, fresh=True):
-        assert not any(path.exists() for path in stages)
-
-
 def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no run \(there is no manifest.json"):
         RunStore.load(tmp_path)
@@ -286,12 +385,12 @@ def test_a_folder_that_cannot_be_made_is_an_error_that_names_it(tmp_path: Path) 
 def test_what_was_finished_by_other_versions_still_says_so_after_an_upgrade(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("constitutional.runs.folder.versions", lambda: {"torch": "1.0"})
+    monkeypatch.setattr("constitutional.runs.outputs.versions", lambda: {"torch": "1.0"})
     make(folder)
-    monkeypatch.setattr("constitutional.runs.folder.versions", lambda: {"torch": "2.0"})
+    monkeypatch.setattr("constitutional.runs.outputs.versions", lambda: {"torch": "2.0"})
     with RunStore.open(folder, "{}") as store:
-        store.finish(store.begin(2, "sft", "f1"), {}, Calls(), SUMMARY)
-    stages = RunStore.load(folder).manifest.stages
+        made(store, 2, "sft")
+    stages = RunStore.load(folder).stages
     assert {name: entry.versions for name, entry in stages.items()} == {
         "draft": {"torch": "1.0"},
         "sft": {"torch": "2.0"},
@@ -307,12 +406,7 @@ def test_whenever_it_is_killed_the_manifest_speaks_of_sound_files_only(
     def look(self: Path, target: Path) -> Path:  # just before a file takes its place, a kill would leave this:
         if (folder / "manifest.json").exists():
             store = RunStore.load(folder)
-            seen.append(
-                [
-                    store.reason_to_run(stage, entry.fingerprint) is None
-                    for stage, entry in store.manifest.stages.items()
-                ]
-            )
+            seen.append([damage(store.stage_folder(stage), entry) is None for stage, entry in store.stages.items()])
         return rename(self, target)
 
     monkeypatch.setattr(Path, "replace", look)
@@ -329,21 +423,25 @@ def test_a_failure_that_cannot_be_kept_hides_no_error(tmp_path: Path, monkeypatc
         def refuse(*_: object) -> None:
             raise RunError("manifest.json: cannot be written: No space left on device")
 
-        monkeypatch.setattr("constitutional.runs.folder.write_manifest", refuse)
+        monkeypatch.setattr("constitutional.runs.folder.write_checked", refuse)
         store.fail("label", "the labeler's own error")  # which travels on from here
 
 
 def test_the_training_logs_of_an_ensemble_come_in_the_order_of_its_members(folder: Path) -> None:
-    with RunStore.open(folder, "{}") as store:
-        begun = store.begin(7, "reward", "f1")
+    def ensemble(own: Path) -> dict[str, Path]:
         for number in range(12):
             name = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
-            (begun.folder / name).write_text(f'{{"step": 1, "loss": {number}}}\n{{"step": 2, "loss": {number}}}\n')
-        store.finish(begun, {}, Calls(), SUMMARY)
-        begun = store.begin(8, "dpo", "f1")
-        (begun.folder / "training_log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
-        store.finish(begun, {}, Calls(), SUMMARY)
-        store.finish(store.begin(9, "evaluate", "f1"), {}, Calls(), SUMMARY)
+            (own / name).write_text(f'{{"step": 1, "loss": {number}}}\n{{"step": 2, "loss": {number}}}\n')
+        return {}
+
+    def single(own: Path) -> dict[str, Path]:
+        (own / "training_log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        return {}
+
+    with RunStore.open(folder, "{}") as store:
+        made(store, 7, "reward", write=ensemble)
+        made(store, 8, "dpo", write=single)
+        made(store, 9, "evaluate")
     logs = RunStore.load(folder).training_logs("reward")
     assert [(name, [line["loss"] for line in lines]) for name, lines in logs.items()] == [
         (f"member {number}", [number, number]) for number in range(12)
@@ -356,7 +454,7 @@ def test_a_disk_that_is_full_when_the_lock_is_taken_is_an_error_that_says_so(fol
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file may grow any more
     try:
-        with pytest.raises(RunError, match=r"\.lock cannot be written"):
+        with pytest.raises(RunError, match=r"\.lock: cannot be (written|locked)"):
             RunStore.open(folder, "{}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -364,8 +462,21 @@ def test_a_disk_that_is_full_when_the_lock_is_taken_is_an_error_that_says_so(fol
         assert (folder / ".lock").read_text().startswith("process")
 
 
-def test_a_stage_whose_folder_cannot_be_made_is_an_error_that_says_so(folder: Path) -> None:
+def test_a_stage_whose_folder_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / ".stages").write_text("a file where the folder goes")
+    outputs = Outputs(tmp_path / ".stages")
+    with (
+        pytest.raises(RunError, match=r"draft-f1: cannot be written"),
+        outputs.claimed(tmp_path / ".stages" / "draft-f1", print),
+    ):
+        pass
+
+
+def test_a_folder_where_a_link_goes_is_put_aside(folder: Path) -> None:
     with RunStore.open(folder, "{}") as store:
-        (folder / "01_draft").write_text("a file where the folder goes")
-        with pytest.raises(RunError, match="01_draft: cannot be written"):
-            store.begin(1, "draft", "f1")
+        (folder / "01_draft").mkdir()
+        (folder / "01_draft" / "mine.txt").write_text("a person's own")
+        made(store, 1, "draft")
+    (aside,) = folder.glob("01_draft.before-*")
+    assert (aside / "mine.txt").read_text() == "a person's own"
+    assert (folder / "01_draft").is_symlink()

@@ -21,7 +21,7 @@ from constitutional.base.progress import Progress
 from constitutional.base.records import Judgement, Message, Preference, Split
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.models import ModelSettings
+from constitutional.engines.models import EngineSettings
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
@@ -118,7 +118,7 @@ def go(config: RunConfig) -> Asked:
 
     engine, stream = ScriptedEngine(rule), StringIO()
 
-    def opener(_settings: ModelSettings) -> ScriptedEngine:
+    def opener(_settings: EngineSettings) -> ScriptedEngine:
         return engine
 
     stages = [replace(stage, run=sft) if stage.name == "sft" else stage for stage in stages_of(config)]
@@ -216,13 +216,13 @@ def test_a_run_ends_with_the_stage_that_it_is_told_and_goes_on_from_there(folder
     names = [stage.name for stage in STAGES]
     until_sft, until_mix = (names[: names.index(last) + 1] for last in ("sft", "mix"))
     first = go(configured(folder, "until=sft"))
-    assert list(first.store.manifest.stages) == until_sft
+    assert list(first.store.stages) == until_sft
     assert first.said.splitlines()[-1] == "run first is done until sft: 25 model calls asked, 0 reused from the journal"
     second = go(configured(folder))
-    assert list(second.store.manifest.stages) == until_mix
+    assert list(second.store.stages) == until_mix
     assert second.said.count("done before, used again") == len(until_sft)
     third = go(configured(folder, "until=prompts"))
-    assert list(third.store.manifest.stages) == until_mix  # nothing is taken away
+    assert list(third.store.stages) == until_mix  # nothing is taken away
 
 
 def test_a_last_stage_that_is_none_is_refused_with_those_there_are(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_the_labeler_is_measured_before_anything_is_trained(tmp_path: Path) -> N
         go(configured(tmp_path, "label.method=rationale"), world)  # of which these models know nothing
     first_words = {request.messages[0].content.partition(" ")[0] for request in world.asked}
     assert first_words == {"Say", "Here"}  # what this principle asks; a conversation and two responses to compare
-    assert list(load_run(tmp_path / "runs" / "first").manifest.stages) == ["prompts"]
+    assert list(load_run(tmp_path / "runs" / "first").stages) == ["prompts"]
 
 
 TWO = """\

@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import shutil
@@ -17,11 +16,13 @@ from constitutional.base.records import Comparison, Judgement, Preference, Promp
 from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
 from constitutional.cli import show
+from constitutional.constitution.file import load_constitution
 from constitutional.runs.compose import compose
 from constitutional.runs.context import FinishedRun, selected
-from constitutional.runs.folder import RunStore, peak_bytes
-from constitutional.runs.manifest import read_manifest, write_manifest
+from constitutional.runs.folder import RunStore
+from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
 from constitutional.runs.pipeline import Stage
+from constitutional.runs.process import peak_bytes
 from constitutional.runs.runner import compare, load_run, run
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.stages.context import StageContext
@@ -33,7 +34,6 @@ from constitutional.stages.summaries import (
     RewardSummary,
 )
 from tests.scripted_run import (
-    BATCH,
     PRINCIPLES,
     STAGES,
     SUMMARIES_OF,
@@ -54,7 +54,7 @@ def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_
     folders = sorted(path.name for path in store.folder.iterdir() if path.is_dir())
     assert folders == [f"{number:02d}_{stage.name}" for number, stage in enumerate(STAGES)]
     assert [line.split(":")[0] for line in said if line.endswith(": running")] == folders_as_said(folders)
-    asked = sum(entry.calls.asked for entry in store.manifest.stages.values())
+    asked = sum(entry.calls.asked for entry in store.stages.values())
     assert asked == len(first.asked) > 0
     assert len(store.read("prompts", Prompt)) == 12  # 8 to train on, 4 held out
 
@@ -73,12 +73,64 @@ def test_another_run_with_the_same_settings_is_the_same_byte_for_byte_and_pays_n
     constitution(tmp_path)
     one, _ = go(configured(tmp_path, "name=one"), World())
     again = World()
-    two, _ = go(configured(tmp_path, "name=two"), again)
+    two, said = go(configured(tmp_path, "name=two"), again)
     elsewhere = World()
-    three, _ = go(configured(tmp_path, "name=three", f"journal.path={tmp_path}/other.sqlite"), elsewhere)
+    three, _ = go(configured(tmp_path, "name=three", f"folder={tmp_path}/elsewhere"), elsewhere)
     assert again.asked == []
+    assert [line.split(":")[0] for line in said if ": running" in line] == ["10 report"]  # which has the run's name
     assert elsewhere.asked
     assert rows(one.folder) == rows(two.folder) == rows(three.folder)
+
+
+def test_a_run_with_other_settings_makes_outputs_beside_the_old_ones_and_going_back_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    path = constitution(tmp_path)
+    first, _ = go(configured(tmp_path), World())
+    before, places = rows(first.folder), {path.resolve() for path in first.folder.glob("[0-9]*")}
+    text = path.read_text()
+    path.write_text(text.replace("Be kind.", "Be warm."))
+    second, _ = go(configured(tmp_path, "seed=1", "label.principles=all"), World())
+    assert rows(second.folder) != before
+    assert all(place.exists() for place in places)
+    path.write_text(text)
+    world = World()
+    third, said = go(configured(tmp_path), world)
+    assert world.asked == []
+    assert not any(": running" in line for line in said)
+    assert rows(third.folder) == before
+    used = load_constitution(third.folder / "constitution.yaml")
+    assert used == selected(configured(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("model.batch_size=3", "model.device=cpu", "labeler.batch_size=2", "sft.log_every=1", "dpo_checkpoint"),
+        *("sft.gradient_checkpointing=true", "sft_halves", "journal.path=HERE/other.sqlite", "evaluate.judged=2"),
+    ],
+)
+def test_settings_that_change_no_result_make_nothing_anew_but_the_report(tmp_path: Path, override: str) -> None:
+    constitution(tmp_path)
+    go(configured(tmp_path), World())
+    words = {
+        "dpo_checkpoint": ["algorithm.log_every=2", "algorithm.checkpoint_every=4"],
+        "sft_halves": ["sft.batch_size=8", "sft.gradient_accumulation=2"],  # as many rows in a step
+    }.get(override, [override.replace("HERE", str(tmp_path))])
+    world = World()
+    _, said = go(configured(tmp_path, *words), world)
+    assert world.asked == []
+    assert [line.split(":")[0] for line in said if ": running" in line] in ([], ["10 report"])
+
+
+def test_a_seed_makes_anew_what_is_drawn_by_it_alone(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    (tmp_path / "prompts.txt").write_text("".join(f"Question {number}?\n" for number in range(12)))
+    words = [f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", "label.method=logprobs"]
+    words += [f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=4", "until=labeler_check"]
+    go(compose(words), World())
+    _, said = go(compose([*words, "seed=1"]), World())
+    assert [line.split(":")[0] for line in said if ": running" in line] == ["00 prompts"]
 
 
 def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) -> None:
@@ -93,7 +145,7 @@ def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) ->
     after, said = go(config, world, learns=False)
     assert world.asked
     assert all(any("Be warm." in message.content for message in request.messages) for request in world.asked)
-    label = after.manifest.stages["label"].calls
+    label = after.stages["label"].calls
     assert label.asked == 2 * len(comparisons)  # one principle of four, in both orders
     assert label.reused == 3 * label.asked
     assert any(line.startswith("02 critique_revise: running; its settings or inputs have changed") for line in said)
@@ -145,18 +197,17 @@ def test_a_run_goes_on_with_an_edited_copy_of_its_constitution(tmp_path: Path) -
     assert all(any("Be warm." in message.content for message in request.messages) for request in world.asked)
 
 
-@pytest.mark.parametrize(("fresh", "command"), [(False, ""), (True, " without fresh=true")])
-def test_who_stops_a_run_is_told_the_command_that_goes_on(tmp_path: Path, fresh: bool, command: str) -> None:
+def test_who_stops_a_run_is_told_that_the_same_command_goes_on(tmp_path: Path) -> None:
     constitution(tmp_path)
 
     def stop() -> None:
         raise KeyboardInterrupt
 
     stream = StringIO()
-    config = configured(tmp_path, f"fresh={str(fresh).lower()}")
+    config = configured(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(config, stages=stages(config), opener=World(len(PRINCIPLES) + 1, stop).open, progress=Progress(stream))
-    told = f"02 critique_revise: stopped; the same command{command} goes on from here"
+    told = "02 critique_revise: stopped; the same command goes on from here"
     assert stream.getvalue().splitlines()[-1] == told
 
 
@@ -175,7 +226,7 @@ def test_a_run_killed_anywhere_and_started_again_ends_as_an_unbroken_one(
     found, _ = go(configured(tmp_path), resumed)
     assert rows(found.folder) == unbroken.rows
     assert page(found) == unbroken.page
-    assert unbroken.asked <= len(broken.asked) + len(resumed.asked) <= unbroken.asked + BATCH
+    assert unbroken.asked <= len(broken.asked) + len(resumed.asked) <= unbroken.asked + 1
 
 
 def test_sigterm_stops_a_run_as_ctrl_c_does_and_is_what_it_was_afterwards(tmp_path: Path) -> None:
@@ -212,15 +263,6 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         go(configured(tmp_path), World())
 
 
-def test_a_folder_of_another_configuration_is_refused_unless_it_may_be_replaced(tmp_path: Path) -> None:
-    constitution(tmp_path)
-    go(configured(tmp_path), World())
-    with pytest.raises(RunError, match=r"seed is 0 there, 1 here.*fresh=true"):
-        go(configured(tmp_path, "seed=1"), World())
-    store, _ = go(configured(tmp_path, "seed=1", "fresh=true"), World())
-    assert json.loads((store.folder / "config.json").read_text())["config"]["seed"] == 1
-
-
 def test_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
     constitution(tmp_path)
     store, _ = go(configured(tmp_path), World())
@@ -229,7 +271,7 @@ def test_a_damaged_artifact_is_made_again(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     world = World()
     store, said = go(configured(tmp_path), world)
-    assert any(line.startswith("05 label: running;") and "is damaged" in line for line in said)
+    assert any(line.startswith("05 label: ") and "is damaged" in line and ".damaged-1" in line for line in said)
     assert world.asked == []  # the journal has it all
     assert rows(store.folder) == expected
 
@@ -338,7 +380,7 @@ def test_a_stage_that_says_nothing_of_its_work_is_not_done(tmp_path: Path) -> No
     first = replace(stages(config)[0], run=silent)
     with pytest.raises(AssertionError, match="'prompts' ended without a summary"):
         run(config, stages=[first], opener=World().open, progress=Progress(StringIO()))
-    assert load_run(config.run_folder).manifest.stages == {}
+    assert load_run(config.run_folder).stages == {}
 
 
 def test_a_stage_reads_what_the_stages_before_it_say_and_nothing_of_an_earlier_run_of_those_after_it(
@@ -349,7 +391,7 @@ def test_a_stage_reads_what_the_stages_before_it_say_and_nothing_of_an_earlier_r
 
     def seen_by(stage: str) -> FinishedRun:
         config = configured(tmp_path)
-        return FinishedRun(store, selected(config), config, stage, store.manifest.stages[stage].needs)
+        return FinishedRun(store, selected(config), config, stage, store.stages[stage].needs)
 
     names = [stage.name for stage in STAGES]
     assert list(seen_by("mix").records()) == names[: names.index("mix")]
@@ -360,7 +402,7 @@ def test_a_stage_reads_what_the_stages_before_it_say_and_nothing_of_an_earlier_r
     assert seen_by("report").summary(OnlineSummary) is None  # this run has no such stage
     for name, record in seen_by("report").records().items():
         assert type(record.summary) is SUMMARIES[name]
-        calls = store.manifest.stages[name].calls
+        calls = store.stages[name].calls
         assert record.calls == calls.asked + calls.reused
     assert seen_by("report").records()["label"].calls > 0
     assert seen_by("report").has("scores")
@@ -388,9 +430,9 @@ def test_a_page_of_a_run_whose_summaries_another_version_wrote_is_refused_in_a_l
 ) -> None:
     constitution(tmp_path)
     store, _ = go(configured(tmp_path), World())
-    manifest = read_manifest(store.folder)
-    entry = manifest.stages["sft"].model_copy(update={"summary": {"examples": {"helpful": 1}, "trained_on": 8}})
-    write_manifest(store.folder, manifest.model_copy(update={"stages": {**manifest.stages, "sft": entry}}))
+    path = store.stage_folder("sft") / ENTRY
+    entry = read_checked(path, StageEntry, "")
+    write_checked(path, entry.model_copy(update={"summary": {"examples": {"helpful": 1}, "trained_on": 8}}))
     capsys.readouterr()
     assert cli.main(["report", str(store.folder), "--out", str(tmp_path / "one.html")]) == RunError.exit_code
     error = capsys.readouterr().err
@@ -471,11 +513,9 @@ def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tm
     config = configured(tmp_path, "until=critique_revise")
     run(config, stages=stages(config), opener=World().open, progress=progress)
     said = stream.getvalue().splitlines()
-    # 8 prompts are drafted in two batches of 4, before any of them is revised.
-    drafting = [line for line in said if "; base: " in line]
-    start = "  critique and revise: 0 of 8 (0%); base:"
-    assert drafting == [f"{start} 4 answers", f"{start} 8 answers"]
-    assert any(line.startswith("  critique and revise: 0 of 8 (0%); critic: 4 answers") for line in said)
+    # A model by a rule answers all that is waiting: the 8 drafts, then the 8 critiques of the first round.
+    assert [line for line in said if "; base: " in line] == ["  critique and revise: 0 of 8 (0%); base: 8 answers"]
+    assert any(line.startswith("  critique and revise: 0 of 8 (0%); critic: 8 answers") for line in said)
 
 
 def test_a_run_says_how_long_it_took_and_how_much_memory_and_its_manifest_keeps_it(tmp_path: Path) -> None:
@@ -483,7 +523,7 @@ def test_a_run_says_how_long_it_took_and_how_much_memory_and_its_manifest_keeps_
     before = peak_bytes()
     assert before > 10 * 1024**2  # no Python with this package in it holds less
     store, said = go(configured(tmp_path), World())
-    most = [entry.peak_bytes or 0 for entry in store.manifest.stages.values()]
+    most = [entry.peak_bytes or 0 for entry in store.stages.values()]
     assert most == sorted(most)
     assert before <= most[0] <= most[-1] <= peak_bytes()
     took = re.fullmatch(r"it took \d+:\d\d, with (\d+\.\d) GiB of memory at most", said[-2])

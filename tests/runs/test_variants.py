@@ -26,7 +26,8 @@ from constitutional.base.records import (
 from constitutional.cli import main as cli
 from constitutional.cli import show
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.models import ModelSettings
+from constitutional.engines.models import EngineSettings, ModelSettings
+from constitutional.engines.scripted import ScriptedEngine
 from constitutional.runs import runner
 from constitutional.runs.compose import compose, load
 from constitutional.runs.context import FinishedRun, selected
@@ -47,7 +48,7 @@ from constitutional.stages.summaries import (
     SftSummary,
 )
 from constitutional.training.reward_model import NORMALISATION, has_members
-from tests.scripted_run import Scripted, World, constitution
+from tests.scripted_run import World, constitution
 from tests.tiny import tiny_model
 
 TRAIN, HELD_OUT = 8, 4
@@ -75,8 +76,10 @@ class Labelled(World):
         super().__init__()
         self.content = content
 
-    def open(self, settings: ModelSettings) -> Scripted:
-        return Scripted(self, digest_of(Path(settings.path))[:8])
+    def open(self, settings: EngineSettings) -> ScriptedEngine:
+        assert isinstance(settings, ModelSettings)
+        name = f"{digest_of(Path(settings.path))[:8]} {self.content}"
+        return ScriptedEngine(lambda request: self.answer(request, name), name)
 
     def answer(self, request: Request, model: str) -> Completion:
         answered = super().answer(request, model)
@@ -133,7 +136,7 @@ def go(folder: Path, name: str, *overrides: str) -> Finished:
 
 def finished(store: RunStore, said: str) -> Finished:
     config = load(store.folder)
-    needs = store.manifest.stages["report"].needs
+    needs = store.stages["report"].needs
     report = gather.gather(config.report, FinishedRun(store, selected(config), config, "report", needs))
     page = show.report_path(store)
     assert page is not None
@@ -142,7 +145,7 @@ def finished(store: RunStore, said: str) -> Finished:
 
 def agrees(store: RunStore) -> None:
     """Hold what the stages before the policy say of their work against what they wrote."""
-    for stage, entry in store.manifest.stages.items():
+    for stage, entry in store.stages.items():
         assert SUMMARIES[stage].model_validate(entry.summary) == store.summary(stage, SUMMARIES[stage])
     assert store.summary("prompts", PromptsSummary) == PromptsSummary(train=TRAIN, held_out=HELD_OUT, repeated=0)
 
@@ -195,7 +198,7 @@ def left_out(report: RunReport, stage: str) -> list[LeftOut]:
 def test_a_variant_is_trained_and_reported_with_the_numbers_of_its_artifacts(here: Path, variant: str) -> None:
     store, report, page, _ = go(here, variant, *VARIANTS[variant])
     agrees(store)
-    (stage,) = set(store.manifest.stages) & {"dpo", "ppo", "grpo", "rloo"}
+    (stage,) = set(store.stages) & {"dpo", "ppo", "grpo", "rloo"}
     assert not same_weights(store.artifact("sft_model"), store.artifact("policy"))
     if stage == "dpo":
         tuned = store.summary("dpo", DpoSummary)
@@ -275,7 +278,7 @@ def test_a_run_in_which_nothing_is_decided_ends_with_its_sft_model_and_a_report(
     overrides = (f"undecided_{variant}", *VARIANTS[variant], "mix.margin=0.49")
     store, report, page, said = from_the_command_line(here, monkeypatch, capsys, overrides, content=False)
     agrees(store)
-    (stage,) = set(store.manifest.stages) & {"dpo", "ppo", "grpo", "rloo"}
+    (stage,) = set(store.stages) & {"dpo", "ppo", "grpo", "rloo"}
     for name in ("reward", stage):
         assert any(line.startswith(f"warning: {name}: ") for line in said.splitlines())
     mixed = store.summary("mix", MixSummary)

@@ -1,11 +1,11 @@
 import random
-from collections.abc import Sequence
 
 import pytest
 
 from constitutional.base.stats import Interval, wilson
 from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
 from constitutional.sandbox import teacher
 from constitutional.sandbox.detect import detect
 from constitutional.sandbox.world import Traits, WorldPrompt, draw_prompt
@@ -17,18 +17,14 @@ FLATTERY = Wording(("flattery", "avoid"), "Do not flatter the user.")
 LENGTH = Wording(("verbosity", "seek"), "Write a lot.")
 
 
-class Player:
+class Player(ScriptedEngine):
     """Knows the prompts that were drawn and the principles that are asked, so it can answer truly or in a fixed way."""
 
-    identity = "player"
-
     def __init__(self, drawn: list[WorldPrompt], *, always: str = "") -> None:
+        super().__init__(self._answer, "player")
         self.drawn = drawn
         self.always = always
         self.families = {each.text: each.family for each in (FLATTERY, LENGTH)}
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Completion:
         chat = request.messages

@@ -101,6 +101,10 @@ class RunFolder:
     def model(self, artifact: str) -> Path:
         raise NotImplementedError(artifact)
 
+    @property
+    def base(self) -> ModelSettings:
+        raise NotImplementedError
+
     def settings(self, role: str) -> ModelSettings:
         raise NotImplementedError(role)
 
