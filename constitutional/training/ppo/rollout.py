@@ -7,13 +7,13 @@ the log-probabilities that it drew by: those of the trainer may differ where ano
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from constitutional.base.errors import ModelError, UsageError
 from constitutional.base.records import Message
+from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer
 from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
@@ -38,63 +38,76 @@ class Response(NamedTuple):
     """Log-probability of each token at the sampling temperature."""
     ended: bool
     """False if it was cut off at the most tokens allowed."""
+    version: int
+    """Which weights drew it: the phase that the sampler was given them for."""
 
 
 class Sampler(Protocol):
-    """A program that draws from the present policy."""
+    """A program that draws from the policy. It is never called under autocast: it decides by itself how it computes."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:
-        """One reply for each prompt, in order; a reply depends on its prompt and seed alone."""
-        ...
+    def sync(self, policy: Any, phase: int) -> None:  # noqa: ANN401 - a model of transformers, or a wrapper of one
+        """Take over the policy's weights as they are now; the replies of this phase are drawn by them.
+
+        Args:
+            policy: the model that is trained, ready to act.
+            phase: its number, from 0.
+        """
+
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
+        """One reply for each prompt, in order; a reply depends on its prompt, its seed and the sampling alone.
+
+        Args:
+            prompts: token ids of conversations.
+            seeds: one for each reply.
+            sampling: temperature, above 0, and the most tokens of a reply.
+        """
 
 
 class TransformersSampler:
     """Draws with the model that is trained, in length-sorted batches; rows that have ended leave the batch."""
 
-    def __init__(
-        self,
-        policy: Callable[[], AbstractContextManager[Any]],
-        ends: frozenset[int],
-        pad: int,
-        *,
-        temperature: float,
-        max_tokens: int,
-        batch_size: int,
-    ) -> None:
-        self.policy = policy
+    def __init__(self, ends: frozenset[int], pad: int, *, batch_size: int, bf16: bool = False) -> None:
         self.ends = ends
         self.pad = pad
-        self.temperature = temperature
-        self.max_tokens = max_tokens
         self.batch_size = batch_size
+        self.bf16 = bf16
+        self.policy: Any = None
+        self.version = -1
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:
+    def sync(self, policy: Any, phase: int) -> None:  # noqa: ANN401 - a model of transformers, or a wrapper of one
+        """Draw with this model, whose weights are the trainer's own."""
+        self.policy = policy
+        self.version = phase
+
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
         """One reply for each prompt, in order."""
         import torch
 
         replies: dict[int, Response] = {}
-        with self.policy() as model, torch.no_grad():
+        computing = torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.bf16)
+        with torch.no_grad(), computing:
             for rows in in_batches(range(len(prompts)), lambda row: len(prompts[row]), self.batch_size):
-                drawn = self._draw(model, [prompts[row] for row in rows], [seeds[row] for row in rows])
+                drawn = self._draw([prompts[row] for row in rows], [seeds[row] for row in rows], sampling)
                 replies |= zip(rows, drawn, strict=True)
         return [replies[row] for row in range(len(prompts))]
 
-    def _draw(self, model: Any, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Response]:  # noqa: ANN401
+    def _draw(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
         import numpy as np
         import torch
 
+        model, most = self.policy, sampling.max_tokens
         device = model.device
         width = max(map(len, prompts))
         inputs = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
         attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-        uniform = np.stack([np.random.default_rng(seed).random(self.max_tokens) for seed in seeds])
+        uniform = np.stack([np.random.default_rng(seed).random(most) for seed in seeds])
         uniforms = torch.from_numpy(uniform).to(device)  # (B, max_tokens), in [0, 1)
         ends = torch.tensor(sorted(self.ends), device=device)
-        ids = torch.full((len(prompts), self.max_tokens), -1, device=device)
+        ids = torch.full((len(prompts), most), -1, device=device)
         logprobs = torch.zeros(ids.shape, device=device)
         positions = (attended.cumsum(-1) - 1).clamp(min=0)
         running, cache = torch.arange(len(prompts), device=device), None
-        for step in range(self.max_tokens):
+        for step in range(most):
             output = model(
                 input_ids=inputs,
                 attention_mask=attended,
@@ -104,7 +117,7 @@ class TransformersSampler:
                 logits_to_keep=1,
             )
             cache = output.past_key_values
-            log_softmax = (output.logits[:, -1].float() / self.temperature).log_softmax(-1)
+            log_softmax = (output.logits[:, -1].float() / sampling.temperature).log_softmax(-1)
             # In 64 bits: of a large vocabulary many probabilities are lost when they are added up in 32.
             cumulative = log_softmax.exp().cumsum(-1, dtype=torch.float64)
             target = uniforms[running, step, None] * cumulative[:, -1:]
@@ -122,7 +135,7 @@ class TransformersSampler:
             attended = torch.nn.functional.pad(attended, (0, 1), value=1)
             positions = positions[:, -1:] + 1
         return [
-            Response(row[:length], numbers[:length], row[length - 1] in self.ends)
+            Response(row[:length], numbers[:length], row[length - 1] in self.ends, self.version)
             for row, numbers, length in zip(ids.tolist(), logprobs.tolist(), (ids >= 0).sum(-1).tolist(), strict=True)
         ]
 

@@ -25,8 +25,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from constitutional.base.errors import ConfigurationError, UsageError
+from constitutional.base.errors import ConfigurationError, ModelError, UsageError
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.engines.local import load_model
 from constitutional.training.ppo.checkpoint import (
@@ -148,12 +149,7 @@ class PPOTrainer:
             self.networks.use_gradient_checkpointing()
         self.ends = frozenset(end_tokens(self.processing_class, policy.config, policy.generation_config))
         self.sampler = sampler or TransformersSampler(
-            lambda: self.networks.acting("policy"),
-            self.ends,
-            self.pad,
-            temperature=self.args.temperature,
-            max_tokens=self.args.response_length,
-            batch_size=self.args.local_rollout_forward_batch_size,
+            self.ends, self.pad, batch_size=self.args.local_rollout_forward_batch_size, bf16=self.args.bf16
         )
         self._read_data(train_dataset, ptx_dataset)
         self.learner = Learner(self.networks, self.accelerator, self.args, self.pad, self.supervised)
@@ -259,8 +255,8 @@ class PPOTrainer:
 
         seeds = [seed_of(self.args.seed, "reply", phase, row) for row in own]
         prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
+        replies = self._draw(phase, prompts, seeds)
         with torch.no_grad(), self.accelerator.autocast():
-            replies = self.sampler.sample(prompts, seeds)
             read = self._read(prompts, replies)
             ids = [reply.ids for reply in replies]
             texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
@@ -269,6 +265,23 @@ class PPOTrainer:
         gold = call(self.gold_fn, data, texts, ids) if self.gold_fn else [None] * len(own)
         columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
         return [Episode(*values) for values in zip(*columns, strict=True)]
+
+    def _draw(self, phase: int, prompts: list[list[int]], seeds: list[int]) -> list[Response]:
+        """Replies of the policy as it is now.
+
+        Raises:
+            ModelError: the sampler draws with other weights.
+        """
+        sampling = Sampling(self.args.temperature, max_tokens=self.args.response_length)
+        with self.networks.acting("policy") as policy:
+            self.sampler.sync(policy, phase)
+            replies = self.sampler.sample(prompts, seeds, sampling)
+        if old := {reply.version for reply in replies} - {phase}:
+            raise ModelError(
+                f"PPOTrainer: {type(self.sampler).__name__} drew replies of phase {phase} with the weights of phase "
+                f"{min(old)}; its sync() has to take over the policy's weights"
+            )
+        return replies
 
     def _read(self, prompts: list[list[int]], replies: list[Response]) -> list[tuple[list[float], ...]]:
         """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""

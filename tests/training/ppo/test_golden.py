@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from constitutional.engines.base import Sampling
 from constitutional.training.ppo import math as ppo_math
 from constitutional.training.ppo.rollout import Response
 from constitutional.training.ppo.settings import PPOConfig
@@ -96,9 +97,12 @@ class Given:
         self.replies = replies
         self.logprobs = logprobs
 
-    def sample(self, prompts: Any, seeds: Any) -> list[Response]:  # noqa: ANN401, ARG002
+    def sync(self, policy: Any, phase: int) -> None:  # noqa: ANN401
+        pass
+
+    def sample(self, prompts: Any, seeds: Any, sampling: Sampling) -> list[Response]:  # noqa: ANN401, ARG002
         rows = zip(self.replies, self.logprobs, strict=True)
-        return [Response(ids, logprobs, ended=False) for ids, logprobs in rows]
+        return [Response(ids, logprobs, ended=False, version=0) for ids, logprobs in rows]
 
 
 def test_a_phase_of_the_trainer_moves_all_weights_as_trls_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

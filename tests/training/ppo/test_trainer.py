@@ -1,6 +1,5 @@
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from constitutional.base.errors import ConfigurationError, ModelError, UsageError
 from constitutional.base.records import Message
+from constitutional.engines.base import Sampling
 from constitutional.engines.local import load_model
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
@@ -273,7 +273,7 @@ def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path,
 
 def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Episode:
     zeros = [0.0] * tokens
-    return Episode(row, Response([5] * tokens, zeros, ended), "", zeros, zeros, zeros, zeros, members, [], None)
+    return Episode(row, Response([5] * tokens, zeros, ended, 0), "", zeros, zeros, zeros, zeros, members, [], None)
 
 
 def test_ensembles_and_penalties_reach_the_score_and_the_score_the_last_token(tmp_path: Path) -> None:
@@ -354,12 +354,12 @@ def test_a_reply_depends_on_its_own_seed_and_not_on_who_is_drawn_with_it(model: 
     ends = frozenset(range(0, len(tokenizer), 3))  # a third of all tokens, so that replies end at different times
 
     def draw(size: int) -> list[Response]:
-        sampler = TransformersSampler(
-            lambda: nullcontext(policy), ends, tokenizer.pad_token_id, temperature=0.5, max_tokens=8, batch_size=size
-        )
-        return sampler.sample(prompts, [11, 12, 13, 14, 15])
+        sampler = TransformersSampler(ends, tokenizer.pad_token_id, batch_size=size)
+        sampler.sync(policy, 3)
+        return sampler.sample(prompts, [11, 12, 13, 14, 15], Sampling(0.5, max_tokens=8))
 
     together, alone = draw(5), draw(1)
+    assert {reply.version for reply in together} == {3}
     assert [each.ids for each in together] == [each.ids for each in alone]
     assert len({len(each.ids) for each in together}) > 1
     for prompt, reply in zip(prompts, together, strict=True):
@@ -370,6 +370,46 @@ def test_a_reply_depends_on_its_own_seed_and_not_on_who_is_drawn_with_it(model: 
         by_hand = (logits / 0.5).log_softmax(-1).gather(-1, torch.tensor(reply.ids)[:, None])[:, 0]
         assert reply.logprobs == pytest.approx(by_hand.tolist(), abs=1e-5)
     assert draw(5)[0] == together[0]
+
+
+class Watching(TransformersSampler):
+    """Keeps when it was given weights and whether it was called under autocast; it may forget to take them over."""
+
+    def __init__(self, ends: frozenset[int], pad: int, *, forgets: bool) -> None:
+        super().__init__(ends, pad, batch_size=8)
+        self.forgets = forgets
+        self.told: list[tuple[str, object]] = []
+
+    def sync(self, policy: Any, phase: int) -> None:  # noqa: ANN401
+        self.told.append(("sync", phase))
+        if not (self.forgets and phase):
+            super().sync(policy, phase)
+
+    def sample(self, prompts: Any, seeds: Any, sampling: Sampling) -> list[Response]:  # noqa: ANN401
+        import torch
+
+        self.told.append(("sample", torch.is_autocast_enabled("cpu")))
+        assert sampling == Sampling(1.0, max_tokens=6)
+        return super().sample(prompts, seeds, sampling)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_sampler_takes_the_weights_over_before_every_phase_and_outside_autocast(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    import torch
+
+    _, tokenizer = load_model(model, dtype="float32")
+    sampler = Watching(frozenset([1]), tokenizer.pad_token_id, forgets=forgets)
+    # Accelerate takes one number format for a whole process.
+    monkeypatch.setattr("accelerate.Accelerator.autocast", lambda _: torch.autocast("cpu", torch.bfloat16))
+    own: dict[str, Any] = {"sampler": sampler, "changes": {"total_episodes": 16, "logging_steps": 0}}
+    if forgets:
+        with pytest.raises(ModelError, match="Watching drew replies of phase 1 with the weights of phase 0"):
+            trained(model, tmp_path, **own)
+        return
+    trained(model, tmp_path, **own)
+    assert sampler.told == [("sync", 0), ("sample", False), ("sync", 1), ("sample", False)]
 
 
 def test_adapters_train_policy_and_critic_on_one_backbone_which_stays_the_reference(
