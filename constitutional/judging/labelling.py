@@ -1,23 +1,25 @@
 """Which of two responses follows the constitution better (Bai et al. 2022, section 4.1; Lee et al. 2023, section 2.1).
 
-A comparison is judged by one principle, drawn for it (Bai et al.), or by all of them, in both orders; `labeler.py` says
-how a model is asked. The stage `label`, the evaluation and `constitutional check` all label by this.
+A comparison is judged by one principle, drawn for it (Bai et al.), or by all of them, in both orders; or only those
+comparisons are judged that a principle tells apart (`choosing.py`). `labeler.py` says how a model is asked. The stage
+`label`, the evaluation and `constitutional check` all label by this.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from constitutional.base.errors import expect_all
-from constitutional.base.records import Comparison, Judgement
+from constitutional.base.records import Comparison, Judgement, Message
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.engines.base import Engine
+from constitutional.judging.choosing import principle_for, telling
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings
 
 TOGETHER = 256
@@ -27,12 +29,27 @@ TOGETHER = 256
 class LabelSettings(LabelerSettings):
     """How comparisons are judged."""
 
-    principles: Literal["one", "all"] = "one"
-    """A comparison is judged by one principle, drawn by weight, or by all of them."""
+    principles: Literal["one", "all", "telling"] = "one"
+    """A comparison is judged by one principle, drawn by weight, or by all of them. With `telling`, one principle is
+    drawn for a prompt, first among those that its draft violated; the labeler scores each of the prompt's responses by
+    it, from 1 to 10; and only comparisons of responses at least one point apart are judged. A comparison that stands
+    alone, as in the evaluation, is then judged by one principle."""
+    telling_pairs: int = Field(default=2, ge=1)
+    """Most comparisons of a prompt that are judged with `principles: telling`: those whose scores are furthest
+    apart."""
     min_accuracy: float = Field(default=0.0, ge=0, le=1)
     """Principles by which the labeler is right less often than this, on the principle's own examples, are left out."""
     max_canary_failures: float = Field(default=0.5, ge=0, le=1)
     """Labelling stops where the labeler fails at more than this share of comparisons whose answer is plain."""
+
+    @model_validator(mode="after")
+    def _scores_can_be_read(self) -> Self:
+        if self.principles == "telling" and self.method == "votes":
+            raise ValueError(
+                "principles=telling reads scores by their log-probabilities, and method=votes is for labelers that "
+                "give none; type label.principles=one"
+            )
+        return self
 
 
 def label(
@@ -53,6 +70,45 @@ def label(
     while chunk := list(islice(iterator, TOGETHER)):
         tasks = [task for comparison in chunk for task in _tasks(comparison, constitution, settings, seed)]
         yield from labeler.judge(tasks)
+
+
+def label_telling(
+    comparisons: Iterable[Comparison],
+    constitution: Constitution,
+    labeler: Labeler,
+    violated: Mapping[str, Collection[str]],
+    settings: LabelSettings,
+) -> Iterator[list[Judgement]]:
+    """For each prompt, in order, judgements of the comparisons that its principle tells apart; often none.
+
+    Args:
+        comparisons: all that could be judged.
+        constitution: the principles that are drawn.
+        labeler: scores the responses one by one, then compares two of them.
+        violated: by prompt's id, the principles that its draft violated, which are drawn first.
+        settings: how many comparisons of a prompt are judged.
+    """
+    by_prompt: defaultdict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        by_prompt[comparison.prompt.id].append(comparison)
+    iterator = iter(by_prompt.items())
+    while chunk := list(islice(iterator, TOGETHER)):
+        drawn = [principle_for(name, constitution, violated.get(name, ()), labeler.seed) for name, _ in chunk]
+        scores: list[dict[str, float | None]] = [{} for _ in chunk]
+        for principle in constitution.principles:
+            replies = [
+                (index, reply, (*group[0].prompt.messages, Message("assistant", reply)))
+                for index, (_, group) in enumerate(chunk)
+                if drawn[index] is principle
+                for reply in dict.fromkeys(text for comparison in group for text in (comparison.a, comparison.b))
+            ]
+            marks = labeler.score([conversation for _, _, conversation in replies], [principle])
+            for (index, reply, _), (mark,) in zip(replies, marks, strict=True):
+                scores[index][reply] = mark
+        chosen = [telling(group, scores[index], settings.telling_pairs) for index, (_, group) in enumerate(chunk)]
+        tasks = [JudgementTask(pair, drawn[index]) for index, pairs in enumerate(chosen) for pair in pairs]
+        judgements = iter(labeler.judge(tasks))
+        yield from (list(islice(judgements, len(pairs))) for pairs in chosen)
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:
@@ -80,9 +136,9 @@ def probabilities_of(judgements: Iterable[Judgement]) -> dict[str, float | None]
 def _tasks(
     comparison: Comparison, constitution: Constitution, settings: LabelSettings, seed: int
 ) -> Iterator[JudgementTask]:
-    if settings.principles == "one":
-        rng = rng_of(seed, "label", comparison.id)
-        yield JudgementTask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once
-    else:
+    if settings.principles == "all":
         for principle in constitution.principles:
             yield JudgementTask(comparison, principle, principle.weight)
+    else:
+        rng = rng_of(seed, "label", comparison.id)
+        yield JudgementTask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once

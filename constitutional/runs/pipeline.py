@@ -95,10 +95,10 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "label",
             config.label,
-            needs=("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
+            needs=("comparisons", "revisions", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
             makes=("judgements",),
             run=label.run,
-            version=2,
+            version=3,
         ),
         Stage(
             "mix",
