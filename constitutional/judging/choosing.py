@@ -6,15 +6,10 @@ the prompt's draft, and the labeler scores every response by itself. Only pairs 
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
 
 from constitutional.base.records import Comparison, Revision
 from constitutional.base.seeds import rng_of
 from constitutional.constitution.constitution import Constitution, Principle
-
-LEAST_GAP: Final = 1.0
-"""Points, on the scale from 1 to 10, by which the scores of two responses differ if a comparison is to tell them
-apart."""
 
 
 def violated_in_drafts(revisions: Iterable[Revision]) -> dict[str, frozenset[str]]:
@@ -36,18 +31,18 @@ def principle_for(prompt: str, constitution: Constitution, violated: Collection[
     return constitution.draw(rng_of(seed, "label", "prompt", prompt), used=others)
 
 
-def telling(comparisons: Sequence[Comparison], scores: Mapping[str, float | None], at_most: int) -> list[Comparison]:
+def telling(comparisons: Sequence[Comparison], scores: Mapping[str, int | None], at_most: int) -> list[Comparison]:
     """The comparisons of one prompt whose responses' scores are furthest apart, in the order of `comparisons`.
 
     Args:
         comparisons: pairs of responses to one prompt.
-        scores: by response, from 1 to 10; None where the score cannot be read, and the response is not compared.
-        at_most: how many are taken. Gaps that agree to a tenth of a point are ordered by the comparisons' ids.
+        scores: by response, from 1 to 10; None where there is none, and the response is not compared.
+        at_most: how many are taken. The comparisons' ids decide between gaps of one width.
     """
-    gaps: dict[str, float] = {}
+    gaps: dict[str, int] = {}
     for comparison in comparisons:
         score_a, score_b = scores[comparison.a], scores[comparison.b]
-        if score_a is not None and score_b is not None and abs(score_a - score_b) >= LEAST_GAP:
-            gaps[comparison.id] = round(abs(score_a - score_b), 1)
+        if score_a is not None and score_b is not None and score_a != score_b:
+            gaps[comparison.id] = abs(score_a - score_b)
     widest = sorted(gaps, key=lambda name: (-gaps[name], name))[:at_most]
     return [comparison for comparison in comparisons if comparison.id in widest]

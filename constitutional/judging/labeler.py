@@ -36,7 +36,7 @@ _BEGINS = (  # where a line begins, perhaps with a quotation mark, or where a se
 )
 _ENDS = r"[\s.*_]*+(?(quote)[\"”][\s.*_]*+))\Z"
 BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*+(?:\(?(?P<choice>[AB])\)?)?" + _ENDS)
-SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*+(?:10|[1-9])?(?:\s*+/\s*+10)?" + _ENDS)
+SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*+(?P<score>10|[1-9])?(?:\s*+/\s*+10)?" + _ENDS)
 """How a readable reply ends: a sentence of its own. Verdicts anywhere else are not the labeler's, as it may quote a
 response that holds one."""
 _ANNOUNCES = re.compile(rf"(?:\A[\W_]*+|[.!?;] )(?:{_SO}\b[ ,]*+)?(?:(?i:here is |here's )?{_ANSWER})?[:,]?\Z")
@@ -132,11 +132,21 @@ class Labeler:
         Lee et al. (2023), direct RLAIF. The method of the settings does not matter.
         """
         pairs = [(tuple(conversation), principle) for conversation in conversations for principle in principles]
-        greedy = self.settings.temperature == 0
-        seeds = [0 if greedy else seed_of(self.seed, "score", principle.id, reply) for reply, principle in pairs]
-        answers = self._rated(pairs, seeds)
+        answers = self._rated(pairs, [self._score_seed(reply, principle) for reply, principle in pairs])
         scores = [None if share is None else expected_score(share) for _, share in answers]
         return [scores[at : at + len(principles)] for at in range(0, len(scores), len(principles))]
+
+    def ratings(self, replies: Sequence[tuple[Sequence[Message], Principle]]) -> list[int | None]:
+        """For each conversation, the score from 1 to 10 that the labeler writes of its last message by the principle.
+
+        One reply each, without log-probabilities. None where it does not end with a score.
+        """
+        sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
+        requests = [
+            Request(self._score_question(conversation, principle), sampling, self._score_seed(conversation, principle))
+            for conversation, principle in replies
+        ]
+        return [written_score(reply) for reply in complete_fitting(self.engine, requests)]
 
     # Both responses side by side, in both orders.
 
@@ -208,12 +218,16 @@ class Labeler:
         self, replies: Sequence[tuple[tuple[Message, ...], Principle]], seeds: Sequence[int]
     ) -> list[tuple[_Answer, Sequence[float] | None]]:
         """For each conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
-        questions = [
-            (*conversation, Message("user", self.templates.render("score", principle=principle.words("comparison"))))
-            for conversation, principle in replies
-        ]
+        questions = [self._score_question(conversation, principle) for conversation, principle in replies]
         reasoned = self._reason(questions, seeds, SCORE, '"Score: " and a number from 1 to 10')
         return list(self._continued(questions, reasoned, "Score:", SCORES))
+
+    def _score_question(self, conversation: Sequence[Message], principle: Principle) -> tuple[Message, ...]:
+        text = self.templates.render("score", principle=principle.words("comparison"))
+        return (*conversation, Message("user", text))
+
+    def _score_seed(self, conversation: Sequence[Message], principle: Principle) -> int:
+        return seed_of(self.seed, "score", principle.id, tuple(conversation)) if self.settings.temperature > 0 else 0
 
     def _difference(
         self, a: _Answer, share_a: Sequence[float] | None, b: _Answer, share_b: Sequence[float] | None
@@ -311,6 +325,12 @@ def verdict_of(reply: str, ending: re.Pattern[str]) -> re.Match[str] | None:
         return None
     *_, line = ["", *reply[: verdict.start()].rstrip(" \t\n\r*_#>-").splitlines()]
     return verdict if not line.endswith((":", ",")) or _ANNOUNCES.search(line) else None
+
+
+def written_score(reply: Completion | None) -> int | None:
+    """The score that a reply ends with, from 1 to 10; None if there is none, or no whole reply."""
+    verdict = verdict_of(reply.text, SCORE) if reply is not None and reply.finish != "length" else None
+    return int(verdict["score"]) if verdict and verdict["score"] else None
 
 
 def _counted(asked: Sequence[Completion | None]) -> _Answer:

@@ -8,9 +8,9 @@ comparisons are judged that a principle tells apart (`choosing.py`). `labeler.py
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from constitutional.base.errors import expect_all
 from constitutional.base.records import Comparison, Judgement, Message
@@ -41,15 +41,6 @@ class LabelSettings(LabelerSettings):
     """Principles by which the labeler is right less often than this, on the principle's own examples, are left out."""
     max_canary_failures: float = Field(default=0.5, ge=0, le=1)
     """Labelling stops where the labeler fails at more than this share of comparisons whose answer is plain."""
-
-    @model_validator(mode="after")
-    def _scores_can_be_read(self) -> Self:
-        if self.principles == "telling" and self.method == "votes":
-            raise ValueError(
-                "principles=telling reads scores by their log-probabilities, and method=votes is for labelers that "
-                "give none; type label.principles=one"
-            )
-        return self
 
 
 def label(
@@ -94,17 +85,16 @@ def label_telling(
     iterator = iter(by_prompt.items())
     while chunk := list(islice(iterator, TOGETHER)):
         drawn = [principle_for(name, constitution, violated.get(name, ()), labeler.seed) for name, _ in chunk]
-        scores: list[dict[str, float | None]] = [{} for _ in chunk]
-        for principle in constitution.principles:
-            replies = [
-                (index, reply, (*group[0].prompt.messages, Message("assistant", reply)))
-                for index, (_, group) in enumerate(chunk)
-                if drawn[index] is principle
-                for reply in dict.fromkeys(text for comparison in group for text in (comparison.a, comparison.b))
-            ]
-            marks = labeler.score([conversation for _, _, conversation in replies], [principle])
-            for (index, reply, _), (mark,) in zip(replies, marks, strict=True):
-                scores[index][reply] = mark
+        replies = [
+            (index, reply)
+            for index, (_, group) in enumerate(chunk)
+            for reply in dict.fromkeys(text for comparison in group for text in (comparison.a, comparison.b))
+        ]
+        prompts = [group[0].prompt.messages for _, group in chunk]
+        asked = [((*prompts[index], Message("assistant", reply)), drawn[index]) for index, reply in replies]
+        scores: list[dict[str, int | None]] = [{} for _ in chunk]
+        for (index, reply), score in zip(replies, labeler.ratings(asked), strict=True):
+            scores[index][reply] = score
         chosen = [telling(group, scores[index], settings.telling_pairs) for index, (_, group) in enumerate(chunk)]
         tasks = [JudgementTask(pair, drawn[index]) for index, pairs in enumerate(chosen) for pair in pairs]
         judgements = iter(labeler.judge(tasks))

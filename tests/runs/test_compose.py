@@ -88,7 +88,7 @@ def test_the_papers_values_are_what_the_experiments_say() -> None:
 
 def test_without_presets_every_default_is_the_settings_own() -> None:
     config = compose()
-    assert config.label == label.Settings()
+    assert compose(["label=schema"]).label == label.Settings()
     assert config.reward == reward.Settings()
     assert config.constitution == ConstitutionSettings()
     assert config.prompts == SandboxPrompts()

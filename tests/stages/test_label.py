@@ -113,7 +113,13 @@ def test_telling_comparisons_are_judged_by_what_the_drafts_violated() -> None:
     many += [comparison(short, "So.", "Another question?")]  # both are short
     step = RevisionStep(principle="longer", principle_text="", critique="No.", found_nothing=False, revision=long)
     revisions = [Revision(prompt=row.prompt, draft=short, steps=(step,)) for row in many]
-    context = stage(likes_longer, LONGER, SHORTER, comparisons=list(many), labeler_accuracy=[], revisions=revisions)
+
+    def rule(request: Request) -> Completion | str:
+        if not request.choices and request.messages[-1].content.startswith("Rate"):
+            return f"Score: {9 if request.messages[-2].content == long else 2}"
+        return likes_longer(request)
+
+    context = stage(rule, LONGER, SHORTER, comparisons=list(many), labeler_accuracy=[], revisions=revisions)
     label.run(Settings(principles="telling"), context)
     judgements: list[Judgement] = context.rows["judgements"]
     assert [(row.comparison, row.principle) for row in judgements] == [(row.id, "longer") for row in many[:8]]
