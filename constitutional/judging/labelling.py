@@ -8,7 +8,7 @@ comparisons are judged that a principle tells apart (`choosing.py`). `labeler.py
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -63,14 +63,23 @@ def label(
         yield from labeler.judge(tasks)
 
 
+class PromptJudgements(NamedTuple):
+    """What the labeler makes of the responses to one prompt."""
+
+    scores: dict[str, int | None]
+    """By response, from 1 to 10; None where the labeler's reply does not end with a score."""
+    judgements: list[Judgement]
+    """Of the comparisons that the scores tell apart; often none."""
+
+
 def label_telling(
     comparisons: Iterable[Comparison],
     constitution: Constitution,
     labeler: Labeler,
     violated: Mapping[str, Collection[str]],
     settings: LabelSettings,
-) -> Iterator[list[Judgement]]:
-    """For each prompt, in order, judgements of the comparisons that its principle tells apart; often none.
+) -> Iterator[PromptJudgements]:
+    """For each prompt, in order, judgements of the comparisons that its principle tells apart.
 
     Args:
         comparisons: all that could be judged.
@@ -98,7 +107,8 @@ def label_telling(
         chosen = [telling(group, scores[index], settings.telling_pairs) for index, (_, group) in enumerate(chunk)]
         tasks = [JudgementTask(pair, drawn[index]) for index, pairs in enumerate(chosen) for pair in pairs]
         judgements = iter(labeler.judge(tasks))
-        yield from (list(islice(judgements, len(pairs))) for pairs in chosen)
+        for index, pairs in enumerate(chosen):
+            yield PromptJudgements(scores[index], list(islice(judgements, len(pairs))))
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:

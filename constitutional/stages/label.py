@@ -20,21 +20,29 @@ def run(settings: Settings, context: StageContext) -> None:
     """Read `comparisons`, `revisions` and `labeler_accuracy`, write `judgements`."""
     constitution = trusted_principles(context.constitution, context.read("labeler_accuracy", PrincipleAccuracy))
     comparisons = context.read("comparisons", Comparison)
-    engine = context.engine("labeler")
+    engine, scores = context.engine("labeler"), list[int | None]()
     if settings.principles == "telling":
         labeler = Labeler(engine, context.prompts, settings, context.seed)
         violated = violated_in_drafts(context.read("revisions", Revision))
-        by_prompt = label_telling(comparisons, constitution, labeler, violated, settings)
+        labelled = label_telling(comparisons, constitution, labeler, violated, settings)
         prompts = len({comparison.prompt.id for comparison in comparisons})
-        judgements = [row for rows in context.progress(by_prompt, prompts, "label") for row in rows]
+        judged = list(context.progress(labelled, prompts, "label"))
+        judgements = [judgement for prompt in judged for judgement in prompt.judgements]
+        scores = [score for prompt in judged for score in prompt.scores.values()]
+        if 2 * scores.count(None) > len(scores):
+            context.warn(
+                f"the labeler gave no score to {scores.count(None)} of {len(scores)} responses, which were not "
+                "compared; label.principles=one compares without scores"
+            )
     else:
         total = len(comparisons) * (len(constitution.principles) if settings.principles == "all" else 1)
-        labelled = label(comparisons, constitution, engine, context.prompts, settings, context.seed)
-        judgements = list(context.progress(labelled, total, "label"))
+        one_by_one = label(comparisons, constitution, engine, context.prompts, settings, context.seed)
+        judgements = list(context.progress(one_by_one, total, "label"))
     context.write("judgements", judgements)
     context.summarise(
         LabelSummary(
             comparisons=len(comparisons),
+            unrated=scores.count(None),
             judgements=len(judgements),
             unreadable=sum(judgement.p_a is None for judgement in judgements),
             too_long=sum(TOO_LONG in (judgement.problem or "") for judgement in judgements),

@@ -96,6 +96,8 @@ class LabelSummary(Summary):
     stages = ("label",)
     comparisons: int
     """Comparisons that could be judged."""
+    unrated: int = 0
+    """Responses that the labeler gave no score, so that they were not compared."""
     judgements: int
     unreadable: int
     too_long: int

@@ -82,7 +82,7 @@ def test_the_pairs_furthest_apart_are_telling(
 def told(rule: Rule, *pairs: Comparison, settings: LabelSettings = SETTINGS) -> tuple[list[list[Judgement]], int]:
     engine = ScriptedEngine(rule)
     labeler = Labeler(engine, TEMPLATES, settings, seed=1)
-    return list(label_telling(pairs, constitution(CALM), labeler, {}, settings)), engine.count
+    return [row.judgements for row in label_telling(pairs, constitution(CALM), labeler, {}, settings)], engine.count
 
 
 LONG, LONGER, SHORT, SHORTER = "A long answer to it.", "A longer answer to it.", "Hm.", "H."
@@ -158,8 +158,9 @@ def test_prompts_are_judged_apart_by_the_principle_of_each() -> None:
     pairs = [comparison(LONG, SHORT, f"Question {number}?") for number in range(6)]
     violated = {pair.prompt.id: ["brief"] if number % 2 else ["calm"] for number, pair in enumerate(pairs)}
     labeler = Labeler(ScriptedEngine(rates_by_length), TEMPLATES, SETTINGS, seed=1)
-    judgements = list(label_telling(pairs, constitution(CALM, BRIEF), labeler, violated, SETTINGS))
-    rows = [(row.comparison, row.principle) for (row,) in judgements]
+    prompts = list(label_telling(pairs, constitution(CALM, BRIEF), labeler, violated, SETTINGS))
+    rows = [(row.comparison, row.principle) for prompt in prompts for row in prompt.judgements]
+    assert [prompt.scores for prompt in prompts] == [{LONG: 9, SHORT: 2}, {LONG: 2, SHORT: 9}] * 3
     assert rows == [(pair.id, "brief" if number % 2 else "calm") for number, pair in enumerate(pairs)]
 
 

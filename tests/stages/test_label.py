@@ -124,4 +124,13 @@ def test_telling_comparisons_are_judged_by_what_the_drafts_violated() -> None:
     judgements: list[Judgement] = context.rows["judgements"]
     assert [(row.comparison, row.principle) for row in judgements] == [(row.id, "longer") for row in many[:8]]
     summary = context.summarised(LabelSummary)
-    assert (summary.comparisons, summary.judgements) == (9, 8)
+    assert (summary.comparisons, summary.judgements, summary.unrated) == (9, 8, 0)
+    assert context.warnings == []
+
+
+def test_a_labeler_that_rates_nothing_is_warned_of() -> None:
+    context = stage(lambda _: "Hm.", LONGER, comparisons=[comparison()], labeler_accuracy=[], revisions=[])
+    label.run(Settings(principles="telling"), context)
+    assert context.rows["judgements"] == []
+    assert context.summarised(LabelSummary).unrated == 2
+    assert "no score to 2 of 2 responses" in context.warnings[0]
