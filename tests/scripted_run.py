@@ -40,7 +40,7 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
             f"constitution.file={folder}/ours.yaml",
             *("prompts.train=8", "prompts.held_out=4"),
             *("critique_revise=schema", "sft=schema", "sample_pairs=schema", "mix=schema"),
-            *("critique_revise.rounds=2", "label.method=logprobs", "mix.held_out_share=0.2"),
+            *("critique_revise.rounds=2", "label=schema", "label.method=logprobs", "mix.held_out_share=0.2"),
             *("evaluate.judged=2", "evaluate.critiqued=2", "evaluate.compared=0"),
             *overrides,
         ]

@@ -37,7 +37,7 @@ _BEGINS = (  # where a line begins, perhaps with a quotation mark, or where a se
 )
 _ENDS = r"[\s.*_]*+(?(quote)[\"”][\s.*_]*+))\Z"
 BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*+(?:\(?(?P<choice>[AB])\)?)?" + _ENDS)
-SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*+(?:10|[1-9])?(?:\s*+/\s*+10)?" + _ENDS)
+SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*+(?P<score>10|[1-9])?(?:\s*+/\s*+10)?" + _ENDS)
 """How a readable reply ends: a sentence of its own. Verdicts anywhere else are not the labeler's, as it may quote a
 response that holds one."""
 _ANNOUNCES = re.compile(rf"(?:\A[\W_]*+|[.!?;] )(?:{_SO}\b[ ,]*+)?(?:(?i:here is |here's )?{_ANSWER})?[:,]?\Z")
@@ -127,11 +127,17 @@ class Labeler:
 
         Lee et al. (2023), direct RLAIF. The method of the settings does not matter.
         """
-        conversation = tuple(conversation)
-        greedy = self.settings.temperature == 0
-        seed = 0 if greedy else seed_of(self.seed, "score", principle.id, conversation)
-        _, shares = await self._rated(conversation, principle, seed)
+        _, shares = await self._rated(conversation, principle, self._score_seed(conversation, principle))
         return None if shares is None else expected_score(shares)
+
+    async def rating(self, conversation: Sequence[Message], principle: Principle) -> int | None:
+        """The score from 1 to 10 that the labeler writes of a conversation's last message by a principle.
+
+        It takes one reply, without log-probabilities. None where the reply does not end with a score.
+        """
+        sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
+        question, seed = self._score_question(conversation, principle), self._score_seed(conversation, principle)
+        return written_score(await ask(self.engine, Request(question, sampling, seed)))
 
     # Both responses side by side, in one of the orders.
 
@@ -191,13 +197,19 @@ class Labeler:
         return self._difference(*answers[0], *answers[1])
 
     async def _rated(
-        self, conversation: tuple[Message, ...], principle: Principle, seed: int
+        self, conversation: Sequence[Message], principle: Principle, seed: int
     ) -> tuple[_Answer, Sequence[float] | None]:
         """Of a conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
-        asked = self.templates.render("score", principle=principle.words("comparison"))
-        question = (*conversation, Message("user", asked))
+        question = self._score_question(conversation, principle)
         reasoned = await self._reason(question, seed, SCORE, '"Score: " and a number from 1 to 10')
         return await self._continued(question, reasoned, "Score:", SCORES)
+
+    def _score_question(self, conversation: Sequence[Message], principle: Principle) -> tuple[Message, ...]:
+        text = self.templates.render("score", principle=principle.words("comparison"))
+        return (*conversation, Message("user", text))
+
+    def _score_seed(self, conversation: Sequence[Message], principle: Principle) -> int:
+        return seed_of(self.seed, "score", principle.id, tuple(conversation)) if self.settings.temperature > 0 else 0
 
     def _difference(
         self, a: _Answer, share_a: Sequence[float] | None, b: _Answer, share_b: Sequence[float] | None
@@ -281,6 +293,12 @@ def verdict_of(reply: str, ending: re.Pattern[str]) -> re.Match[str] | None:
         return None
     *_, line = ["", *reply[: verdict.start()].rstrip(" \t\n\r*_#>-").splitlines()]
     return verdict if not line.endswith((":", ",")) or _ANNOUNCES.search(line) else None
+
+
+def written_score(reply: Completion) -> int | None:
+    """The score that a reply ends with, from 1 to 10; None if there is none, or no whole reply."""
+    verdict = verdict_of(reply.text, SCORE) if not reply.failed and reply.finish != "length" else None
+    return int(verdict["score"]) if verdict and verdict["score"] else None
 
 
 def _counted(completions: Sequence[Completion]) -> _Answer:

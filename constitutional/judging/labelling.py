@@ -1,31 +1,39 @@
 """Which of two responses follows the constitution better (Bai et al. 2022, section 4.1; Lee et al. 2023, section 2.1).
 
-A comparison is judged by one principle, drawn for it (Bai et al.), or by all of them, in both orders; `labeler.py` says
-how a model is asked. The stage `label`, the evaluation and `constitutional check` all label by this.
+A comparison is judged by one principle, drawn for it (Bai et al.), or by all of them, in both orders; or only those
+comparisons are judged that a principle tells apart (`choosing.py`). `labeler.py` says how a model is asked. The stage
+`label`, the evaluation and `constitutional check` all label by this.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from constitutional.base.errors import expect_all
-from constitutional.base.records import Comparison, Judgement
+from constitutional.base.records import Comparison, Judgement, Message
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.engines.base import Engine
-from constitutional.engines.stories import side_by_side
+from constitutional.engines.stories import side_by_side, together
+from constitutional.judging.choosing import principle_for, telling
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings
 
 
 class LabelSettings(LabelerSettings):
     """How comparisons are judged."""
 
-    principles: Literal["one", "all"] = "one"
-    """A comparison is judged by one principle, drawn by weight, or by all of them."""
+    principles: Literal["one", "all", "telling"] = "one"
+    """A comparison is judged by one principle, drawn by weight, or by all of them. With `telling`, one principle is
+    drawn for a prompt, first among those that its draft violated; the labeler scores each of the prompt's responses by
+    it, from 1 to 10; and only comparisons of responses at least one point apart are judged. A comparison that stands
+    alone, as in the evaluation, is then judged by one principle."""
+    telling_pairs: int = Field(default=2, ge=1)
+    """Most comparisons of a prompt that are judged with `principles: telling`: those whose scores are furthest
+    apart."""
     min_accuracy: float = Field(default=0.0, ge=0, le=1)
     """Principles by which the labeler is right less often than this, on the principle's own examples, are left out."""
     max_canary_failures: float = Field(default=0.5, ge=0, le=1)
@@ -34,7 +42,7 @@ class LabelSettings(LabelerSettings):
     @property
     def draws(self) -> bool:
         """Whether anything is drawn, so that labels depend on a seed."""
-        return self.principles == "one" or self.method == "votes" or self.temperature > 0
+        return self.principles != "all" or self.method == "votes" or self.temperature > 0
 
 
 def label(
@@ -54,6 +62,49 @@ def label(
     expected = expect_all(comparisons, Comparison, "label")
     tasks = (task for comparison in expected for task in _tasks(comparison, constitution, settings, seed))
     return side_by_side(map(labeler.judge, tasks))
+
+
+class PromptJudgements(NamedTuple):
+    """What the labeler makes of the responses to one prompt."""
+
+    scores: dict[str, int | None]
+    """By response, from 1 to 10; None where the labeler's reply does not end with a score."""
+    judgements: list[Judgement]
+    """Of the comparisons that the scores tell apart; often none."""
+
+
+def label_telling(
+    comparisons: Iterable[Comparison],
+    constitution: Constitution,
+    labeler: Labeler,
+    violated: Mapping[str, Collection[str]],
+    settings: LabelSettings,
+) -> Iterator[PromptJudgements]:
+    """For each prompt, in order, judgements of the comparisons that its principle tells apart.
+
+    Args:
+        comparisons: all that could be judged.
+        constitution: the principles that are drawn.
+        labeler: scores the responses one by one, then compares two of them.
+        violated: by prompt's id, the principles that its draft violated, which are drawn first.
+        settings: how many comparisons of a prompt are judged.
+    """
+    by_prompt: defaultdict[str, list[Comparison]] = defaultdict(list)
+    for comparison in comparisons:
+        by_prompt[comparison.prompt.id].append(comparison)
+
+    async def judge(name: str) -> PromptJudgements:
+        group = by_prompt[name]
+        principle = principle_for(name, constitution, violated.get(name, ()), labeler.seed)
+        responses = list(dict.fromkeys(text for comparison in group for text in (comparison.a, comparison.b)))
+        conversations = [(*group[0].prompt.messages, Message("assistant", text)) for text in responses]
+        ratings = await together(labeler.rating(conversation, principle) for conversation in conversations)
+        scores = dict(zip(responses, ratings, strict=True))
+        pairs = telling(group, scores, settings.telling_pairs)
+        judged = await together(labeler.judge(JudgementTask(pair, principle)) for pair in pairs)
+        return PromptJudgements(scores, judged)
+
+    return side_by_side(map(judge, by_prompt))
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:
@@ -81,9 +132,9 @@ def probabilities_of(judgements: Iterable[Judgement]) -> dict[str, float | None]
 def _tasks(
     comparison: Comparison, constitution: Constitution, settings: LabelSettings, seed: int
 ) -> Iterator[JudgementTask]:
-    if settings.principles == "one":
-        rng = rng_of(seed, "label", comparison.id)
-        yield JudgementTask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once
-    else:
+    if settings.principles == "all":
         for principle in constitution.principles:
             yield JudgementTask(comparison, principle, principle.weight)
+    else:
+        rng = rng_of(seed, "label", comparison.id)
+        yield JudgementTask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once

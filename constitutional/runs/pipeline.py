@@ -99,7 +99,10 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "label",
             config.label,
-            needs=("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
+            needs=(
+                *("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
+                *(("revisions",) if config.label.principles == "telling" else ()),
+            ),
             makes=("judgements",),
             run=label.run,
             seeded=config.label.draws,

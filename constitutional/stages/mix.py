@@ -360,7 +360,7 @@ def run(settings: Settings, context: StageContext) -> None:
 
 def too_little(summary: MixSummary) -> str | None:
     """A sentence where training has next to nothing to learn from, with what would mend it; None where it has."""
-    if summary.train >= FEW and 4 * summary.decided >= summary.comparisons:
+    if summary.train >= FEW and 4 * summary.decided >= summary.judged:
         return None
     rest = {
         "position conflicts": summary.conflicts,

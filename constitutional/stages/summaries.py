@@ -97,6 +97,9 @@ class LabelSummary(Summary):
 
     stages = ("label",)
     comparisons: int
+    """Comparisons that could be judged."""
+    unrated: int = 0
+    """Responses that the labeler gave no score, so that they were not compared."""
     judgements: int
     unreadable: int
     too_long: int
@@ -123,6 +126,11 @@ class MixSummary(Summary):
     held_out: int
     """Preferences to measure the reward model on."""
     counts: dict[str, int]
+
+    @property
+    def judged(self) -> int:
+        """Comparisons of the run's own that the labeler or a person judged."""
+        return self.comparisons - self.counts.get("comparisons not judged", 0)
 
 
 class Share(Frozen):

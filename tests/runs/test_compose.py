@@ -88,7 +88,7 @@ def test_the_papers_values_are_what_the_experiments_say() -> None:
 
 def test_without_presets_every_default_is_the_settings_own() -> None:
     config = compose()
-    assert config.label == label.Settings()
+    assert compose(["label=schema"]).label == label.Settings()
     assert config.reward == reward.Settings()
     assert config.constitution == ConstitutionSettings()
     assert config.prompts == SandboxPrompts()
@@ -98,7 +98,7 @@ def test_without_presets_every_default_is_the_settings_own() -> None:
 
 
 def test_the_algorithm_is_chosen_as_a_group_with_settings_of_its_own() -> None:
-    assert compose().algorithm == dpo.Settings()
+    assert compose(["algorithm=dpo"]).algorithm == dpo.Settings()
     chosen = compose(["algorithm=ppo", "algorithm.kl_coef=0.5"]).algorithm
     assert isinstance(chosen, ppo.Settings)
     assert chosen.kl_coef == 0.5

@@ -108,7 +108,7 @@ def words(folder: Path, name: str, *overrides: str) -> list[str]:
     return [
         *(f"name={name}", f"folder={folder}/runs", f"constitution.file={folder}/ours.yaml"),
         *(f"model.path={tiny_model(folder)}", "prompts=file", f"prompts.path={folder}/prompts.jsonl"),
-        *(f"prompts.held_out={HELD_OUT}", "critique_revise.rounds=1", "label.method=logprobs"),
+        *(f"prompts.held_out={HELD_OUT}", "critique_revise.rounds=1", "label=schema", "label.method=logprobs"),
         *("mix.margin=0", "mix.held_out_share=0.3"),
         # Two steps at least: the first has a learning rate of 0.
         *(

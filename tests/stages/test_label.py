@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from constitutional.base.errors import RunError
-from constitutional.base.records import Judgement
+from constitutional.base.records import Judgement, Revision, RevisionStep
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
@@ -105,3 +105,32 @@ def test_what_cannot_be_read_is_too_long_conflicts_or_is_even_is_counted() -> No
     # Too long is unreadable too; a labeler that keeps the position is even and in conflict.
     assert (summary.unreadable, summary.too_long, summary.conflicts, summary.ties) == (3, 1, 3, 3)
     assert summary.position_bias == 1.0
+
+
+def test_telling_comparisons_are_judged_by_what_the_drafts_violated() -> None:
+    long, short = "A long answer to it.", "Hm."
+    many = [comparison(long, short, f"Question {number}?") for number in range(8)]
+    many += [comparison(short, "So.", "Another question?")]  # both are short
+    step = RevisionStep(principle="longer", principle_text="", critique="No.", found_nothing=False, revision=long)
+    revisions = [Revision(prompt=row.prompt, draft=short, steps=(step,)) for row in many]
+
+    def rule(request: Request) -> Completion | str:
+        if not request.choices and request.messages[-1].content.startswith("Rate"):
+            return f"Score: {9 if request.messages[-2].content == long else 2}"
+        return likes_longer(request)
+
+    context = stage(rule, LONGER, SHORTER, comparisons=list(many), labeler_accuracy=[], revisions=revisions)
+    label.run(Settings(principles="telling"), context)
+    judgements: list[Judgement] = context.rows["judgements"]
+    assert [(row.comparison, row.principle) for row in judgements] == [(row.id, "longer") for row in many[:8]]
+    summary = context.summarised(LabelSummary)
+    assert (summary.comparisons, summary.judgements, summary.unrated) == (9, 8, 0)
+    assert context.warnings == []
+
+
+def test_a_labeler_that_rates_nothing_is_warned_of() -> None:
+    context = stage(lambda _: "Hm.", LONGER, comparisons=[comparison()], labeler_accuracy=[], revisions=[])
+    label.run(Settings(principles="telling"), context)
+    assert context.rows["judgements"] == []
+    assert context.summarised(LabelSummary).unrated == 2
+    assert "no score to 2 of 2 responses" in context.warnings[0]

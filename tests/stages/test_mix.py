@@ -524,6 +524,15 @@ def test_where_few_comparisons_are_decided_the_stage_warns_and_counts_why() -> N
     assert all(setting in warning for setting in ("sample_pairs.samples", "label.principles=all", "mix.margin"))
 
 
+def test_comparisons_that_nobody_judged_are_no_sign_of_an_undecided_labeler() -> None:
+    comparisons = [compared(f"{number}") for number in range(200)]
+    judgements = [judged(comparison, 0.9) for comparison in comparisons[:40]]
+    context = mixed_by_stage(judgements, comparisons, Settings(held_out_share=0))
+    summary = context.summarised(MixSummary)
+    assert (summary.comparisons, summary.judged, summary.decided) == (200, 40, 40)
+    assert context.warnings == []
+
+
 @pytest.mark.parametrize(
     ("decided", "comparisons", "warns"),
     [(29, 29, True), (30, 30, False), (30, 120, False), (30, 121, True), (0, 3, True), (0, 0, True)],

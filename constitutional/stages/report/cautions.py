@@ -79,11 +79,11 @@ def _training_actions(run: RunReport) -> Iterator[str]:
     if (sft := run.summary(summaries.SftSummary)) and sft.nothing_revised:
         yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
     mixed = run.summary(summaries.MixSummary)
-    if mixed and 2 * mixed.decided < mixed.comparisons:
+    if mixed and 2 * mixed.decided < mixed.judged:
         held_out = f", and {mixed.held_out} are held out to test the reward model" if mixed.held_out < FEW else ""
         yield (
             f"Give more prompts (prompts.train) or samples (sample_pairs.samples): {mixed.decided} of "
-            f"{mixed.comparisons} comparisons gave a preference{held_out}. A lower mix.margin also decides more."
+            f"{mixed.judged} comparisons gave a preference{held_out}. A lower mix.margin also decides more."
         )
     elif mixed and mixed.held_out < FEW:
         yield (
