@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from constitutional.base.progress import Progress, Task
 from constitutional.base.records import Record
 from constitutional.engines.models import ModelSettings
 from constitutional.stages.summaries import Summary
@@ -152,7 +154,10 @@ class OneStage:
     def engine(self, role: str) -> Any:  # noqa: ANN401
         return self.engines[role]
 
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    def task(self, label: str, unit: str = "rows") -> Task:
+        return Progress(StringIO()).task(label, 0, unit)
+
+    def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:  # noqa: ARG002
         count = 0
         for count, item in enumerate(items, start=1):  # noqa: B007 - it is read after the last item
             yield item

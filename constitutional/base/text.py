@@ -1,7 +1,10 @@
 """Words, questions and sentences in any script, what makes two texts one, and what is safe to print on a terminal."""
 
+import shutil
+import sys
 import unicodedata
 from collections.abc import Sequence
+from io import StringIO
 from typing import Final
 
 import regex  # type: ignore[import-untyped]
@@ -92,15 +95,42 @@ def printable(text: str) -> str:
     )
 
 
-def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2) -> str:
-    """Columns of text: the first ones flush left, then numbers flush right, and the last one flush left."""
+def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2, width: int | None = None) -> str:
+    """Columns of text: the first ones flush left, then numbers flush right, and the last one flush left.
+
+    Args:
+        rows: the cells, row by row.
+        numbers_from: the first column of numbers.
+        width: characters of a line; None takes the terminal's, or 80 where there is none. Where the cells are wider,
+            texts are wrapped, and numbers are not.
+    """
+    width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 80)
     rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
+    last = len(rows[0]) - 1
+    numbers = [numbers_from <= column < last for column in range(last + 1)]
+    widths = [max(len(row[column]) for row in rows) for column in range(last + 1)]
+    if sum(widths) + 2 * last > width:
+        return _wrapped(rows, numbers, width)
+    lines = (
+        "  ".join(
+            cell.rjust(cell_width) if number else cell.ljust(cell_width)
+            for cell, cell_width, number in zip(row, widths, numbers, strict=True)
+        )
+        for row in rows
+    )
+    return "\n".join(map(str.rstrip, lines))
+
+
+def _wrapped(rows: Sequence[Sequence[str]], numbers: Sequence[bool], width: int) -> str:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for number in numbers:
+        grid.add_column(justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        cells = [
-            cell.rjust(width) if numbers_from <= column < len(row) - 1 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        grid.add_row(*map(Text, row))
+    stream = StringIO()
+    Console(file=stream, width=width, color_system=None).print(grid)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").split("\n"))

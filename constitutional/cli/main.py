@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from constitutional import __version__
+from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
 from constitutional.base.progress import percent
 from constitutional.base.text import printable
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without an encoding for a letter still shows it
     _forget_launchers()
+    spin_briefly()
     try:
         if words and words[0] in COMPOSED:
             return COMPOSED[words[0]](words[1:])
@@ -196,8 +198,13 @@ def _check(arguments: argparse.Namespace) -> int:
     constitution = load_constitution(arguments.file).select(chosen.only, chosen.without, chosen.weights)
     answers = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
-    with RunContext(config, constitution, templates, Progress()) as run_context:
-        engine = run_context.journalled(run_context.given("labeler"))
+    progress = Progress()
+
+    def watch() -> None:
+        progress.aside("check", f"{engine.asked + engine.reused} answers")
+
+    with RunContext(config, constitution, templates, progress) as run_context:
+        engine = run_context.journalled(run_context.given("labeler"), watch)
         if answers:
             print(check.baselines(answers), flush=True)
             trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)

@@ -335,14 +335,15 @@ class LocalSession:
     def _batch(self) -> list[Ticket]:
         """The next batch: requests of about one length and one way of sampling, so that little is padded.
 
-        Of the way of sampling that most requests wait for, so that batches are full; and with the earliest of them.
+        Full batches come first, and of these the one with the earliest request: so items are finished from the first
+        minute on, while batches are full.
         """
+        size = self._engine.batch_size
         groups: defaultdict[tuple[bool, Sampling | None], list[Ticket]] = defaultdict(list)
         for ticket, (request, _) in self._waiting.items():
             groups[bool(request.choices), None if request.choices else request.sampling].append(ticket)
-        group = max(groups.values(), key=lambda tickets: (len(tickets), [-number for number in min(tickets)]))
+        group = min(groups.values(), key=lambda tickets: (-min(len(tickets), size), min(tickets)))
         group.sort(key=lambda ticket: (max(map(len, self._waiting[ticket][1])), ticket))
-        size = self._engine.batch_size
         start = max(0, min(group.index(min(group)) // size * size, len(group) - size))
         return group[start : start + size]
 

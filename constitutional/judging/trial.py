@@ -28,7 +28,7 @@ class Trial(NamedTuple):
 def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings) -> Trial:
     """How often the labeler finds the better of each principle's own examples."""
     accuracies = measure_labeler(constitution, engine, templates, settings)
-    heading = ("principle", "right", "of", "accuracy", "95% interval", "conflicts", "unreadable", "")
+    heading = ("principle", "right", "of", "accuracy", "95%", "conflicts", "unread", "")
     lines = [heading, *map(_principle_line, accuracies)]
     return Trial(table(lines, numbers_from=1), any(accuracy.near_chance for accuracy in accuracies))
 
@@ -51,7 +51,7 @@ def _principle_line(row: PrincipleAccuracy) -> tuple[str, ...]:
 
 def _remark(n: int, *, near_chance: bool) -> str:
     if n <= TOO_FEW:
-        return "too few examples to tell"
+        return "too few to tell"
     return "near chance" if near_chance else ""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from constitutional.base.files import write_rows
-from constitutional.base.progress import Progress
+from constitutional.base.progress import Progress, Task
 from constitutional.base.records import Record
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution
@@ -249,9 +249,13 @@ class RunStageContext(FinishedRun):
         engine = self._engines[role]
         self._run.progress.aside(self._begun.stage, f"{role}: {engine.asked + engine.reused} answers")
 
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
-        """The items, while a line on the terminal says how far this is."""
-        return self._run.progress.track(items, total, label)
+    def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:
+        """The items, while the terminal shows how far this is."""
+        return self._run.progress.track(items, total, label, unit)
+
+    def task(self, label: str, unit: str = "rows") -> Task:
+        """Work that tells how far it is, and how much there is, as it goes; a context manager, which ends it."""
+        return self._run.progress.task(label, 0, unit)
 
     def summarise(self, summary: Summary) -> None:
         """Keep the stage's summary."""

@@ -8,6 +8,7 @@ from constitutional.base.records import Record
 from constitutional.stages.summaries import Summary
 
 if TYPE_CHECKING:
+    from constitutional.base.progress import Task
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
@@ -97,8 +98,11 @@ class StageContext(RunView, Protocol):
     def release(self) -> None:
         """Give the memory of all models back; one that is asked again is loaded again."""
 
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
-        """The items, while a line on the terminal says how far this is."""
+    def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:
+        """The items, while the terminal shows how far this is."""
+
+    def task(self, label: str, unit: str = "rows") -> "Task":
+        """Work that tells how far it is, and how much there is, as it goes; a context manager, which ends it."""
 
     def say(self, line: str) -> None:
         """Tell the user on the terminal, in a line that stays."""

@@ -209,7 +209,7 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     models, principles = _models(samples), context.constitution.principles
     asked = [(principle, model, sample) for principle in principles for model in models for sample in samples]
     stories = (critique(*about) for about in asked)
-    critiques = list(context.progress(side_by_side(stories), len(asked), "critiques of the replies"))
+    critiques = list(context.progress(side_by_side(stories), len(asked), "critiques of the replies", "critiques"))
     verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
     unasked = sum(critique.failed for critique in critiques)
     problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - unasked}
@@ -299,7 +299,7 @@ def replies(prompts: Sequence[Prompt], model: str, settings: Settings, context: 
     """A model's replies to all prompts, in order; then its memory is given back."""
     engine = context.engine(model)
     stories = (reply(prompt, engine, settings, context.seed) for prompt in prompts)
-    completions = list(context.progress(side_by_side(stories), len(prompts), f"replies of {model}"))
+    completions = list(context.progress(side_by_side(stories), len(prompts), f"replies of {model}", "replies"))
     context.release()
     return completions
 
@@ -328,7 +328,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
             problems |= left_out
         if settings.compared:
             some = samples[: settings.compared]
-            for name, opponent in context.progress(CONTESTS, len(CONTESTS), "divergence from the models before"):
+            for name, opponent in context.progress(CONTESTS, len(CONTESTS), "divergence of the models", "pairs"):
                 scores += divergence_scores(some, name, opponent, context)
         if any(prompt.source == SANDBOX for prompt in prompts):
             wanted = wanted_directions(context.constitution, context.read("meanings", PrincipleMeaning))

@@ -386,7 +386,8 @@ def run(inputs: Inputs, context: StageContext) -> None:
     recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)
     trainer = online_trainer(model, tokenizer, rows, settings, recorder, seed)
     checkpoints.mkdir(exist_ok=True)
-    fitted = training.fit(trainer, log=checkpoints / LOG, label=settings.kind)
+    with context.task(settings.kind, "steps") as task:
+        fitted = training.fit(trainer, log=checkpoints / LOG, label=settings.kind, task=task)
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
     log = [log_line(line, counted, settings.missing_eos_penalty) for line in lines]
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())

@@ -169,7 +169,7 @@ def run(settings: Settings, context: StageContext) -> None:
         settings = settings.model_copy(update={"ptx_coef": 0.0})
     trainer = make_trainer(settings, prompts, context, folder, supervised)
     first = trainer.begin(resume=True)
-    for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "phases of PPO"):
+    for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):
         trainer.train_phase(phase)
     trainer.save_model(context.output("policy"))
     context.write("rollouts", kept_rollouts(folder, prompts))

@@ -158,7 +158,9 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
-    fitted = training.fit(trainer, log=context.output(log), label=f"reward {number + 1} of {settings.members}")
+    label = f"reward {number + 1} of {settings.members}"
+    with context.task(label, "steps") as task:
+        fitted = training.fit(trainer, log=context.output(log), label=label, task=task)
     save_model(trainer, context.output(f"reward_model/{number}"))
     return fitted.rows
 

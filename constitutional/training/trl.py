@@ -8,7 +8,6 @@ the weights and the log of one that was never interrupted. Rows are made in `row
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import TECHNICAL
+from constitutional.base.progress import Progress, Task
 from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training.preflight import preflight
@@ -229,22 +229,26 @@ class Fitted(NamedTuple):
     """Rows that the trainer kept."""
 
 
-def fit(trainer: "Trainer", *, log: Path, label: str) -> Fitted:
+def fit(trainer: "Trainer", *, log: Path, label: str, task: "Task | None" = None) -> Fitted:
     """Train, going on from the latest complete checkpoint in the trainer's folder if there is one.
 
     Args:
         trainer: one of TRL's; a run folder keeps only checkpoints of the same training.
         log: JSON lines of step, loss and so on, one every `log_every` steps; no times in it.
-        label: begins the progress lines.
+        label: begins what is said of it.
+        task: told of every step; None shows it on standard error.
 
     Raises:
         ModelError: the loss or a weight is no number, or no weight moved.
     """
     from transformers import PrinterCallback
 
+    if task is None:
+        with Progress().task(label, 0, "steps") as own:
+            return fit(trainer, log=log, label=label, task=own)
     checkpoint = _latest_checkpoint(Path(trainer.args.output_dir or ""))
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_log_callback(log, label))
+    trainer.add_callback(_log_callback(log, label, task))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -287,11 +291,11 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     return latest
 
 
-def _log_callback(log: Path, label: str) -> "TrainerCallback":
+def _log_callback(log: Path, label: str, task: "Task") -> "TrainerCallback":
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     class Log(TrainerCallback):
-        """Writes the log, prints progress, and marks checkpoints as complete."""
+        """Writes the log, tells how far the training is, and marks checkpoints as complete."""
 
         def on_train_begin(
             self,
@@ -301,6 +305,8 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             **_: object,
         ) -> None:
             """Remove the lines after the checkpoint from which training goes on: their steps are made again."""
+            task.total = state.max_steps
+            task.update(state.global_step)
             lines = log.read_text().splitlines() if log.exists() else []
             # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
             whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
@@ -316,6 +322,7 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
             """Log the last step too, so that what was measured since the last line belongs to a step."""
             if state.global_step >= state.max_steps:
                 control.should_log = True
+            task.update(state.global_step)
 
         def on_log(
             self,
@@ -330,7 +337,7 @@ def _log_callback(log: Path, label: str) -> "TrainerCallback":
                 return
             reward = logs.get("reward")  # of a training online, whose loss says little
             result = f"loss {logs['loss']:.4f}" if reward is None else f"reward {reward:.3f}"
-            print(f"{label}: step {state.global_step} of {state.max_steps}, {result}", file=sys.stderr)
+            task.update(state.global_step, result)
             if not math.isfinite(logs["loss"]):
                 raise ModelError(
                     f"{label}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"

@@ -1,9 +1,18 @@
+import contextlib
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
+from pathlib import Path
 
 import pytest
 
 from constitutional.base.progress import Progress, clock, described, percent
+
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class Terminal(StringIO):
@@ -23,18 +32,40 @@ class Clock:
         return self.now_s
 
 
-def test_a_line_says_how_many_how_fast_and_how_long_the_rest_takes() -> None:
-    # 120 in 10 s are 12 a second; the other 480 take 40 s.
-    assert described("label", 120, 600, 10.0) == "  label: 120 of 600 (20%), 12.0/s, 0:40 left"
-    assert described("label", 0, 600, 0.0) == "  label: 0 of 600 (0%)"
-    # 3 in 20 s are 9 a minute; the other 6 take 40 s.
-    assert described("label", 3, 9, 20.0) == "  label: 3 of 9 (33%), 9.0/min, 0:40 left"
+def test_a_line_says_which_share_how_fast_and_how_long_the_rest_takes() -> None:
+    # At 1.9 rows a second the other 63 of 100 take 33 s; at 9 a minute the other 6 of 9 take 40 s.
+    assert described("label", 37, 100, 1.9) == "label: 37% · 1.9 rows/s · 0:33 left"
+    assert described("label", 3, 9, 0.15, "calls") == "label: 33% · 9.0 calls/min · 0:40 left"
+    assert described("label", 0, 600, note="412 calls") == "label: 0% · 412 calls"
+    assert described("label", 599, 600) == "label: 99%"
+    assert described("label", 600, 600) == "label: 100%"
+    assert described("label", 1200, 0, unit="answers") == "label: 1,200 answers"  # nobody knows how many there will be
+    # Of rows that take longer than ten seconds, calls tell more.
+    assert described("label", 3, 9, 0.05, note="412 calls") == "label: 33% · 2:00 left · 412 calls"
 
 
-@pytest.mark.parametrize(("done", "seconds"), [(1, 1311.0), (2, 60.0), (400, 4.9)])
-def test_nothing_is_foretold_from_next_to_nothing(done: int, seconds: float) -> None:
-    assert "left" not in described("label", done, 438, seconds)
-    assert "left" in described("label", 3, 438, 5.0)
+def test_nothing_is_foretold_from_next_to_nothing() -> None:
+    for each_s, rows, foretold in ((400.0, 2, False), (1.5, 3, False), (2.5, 4, True)):
+        stream, clock = StringIO(), Clock(0.0)
+        with Progress(stream, clock).task("label", 9) as task:
+            for done in range(1, rows + 1):
+                clock.now_s = each_s * done
+                if done == rows:
+                    clock.now_s += 20.0 * foretold  # so that the last line is due
+                task.update(done)
+        lines = stream.getvalue().splitlines()
+        assert any("left" in line for line in lines) == foretold, lines
+
+
+def test_the_speed_is_that_of_late() -> None:
+    stream, clock = StringIO(), Clock(0.0)
+    progress = Progress(stream, clock)
+    with progress.task("label", 1000) as task:
+        for now_s, done in ((1.0, 500), (11.0, 510), (21.0, 520), (31.0, 530)):
+            clock.now_s = now_s
+            task.update(done)
+    # A journal gave 500 at once; since then one a second: the other 470 take 470 s.
+    assert stream.getvalue().splitlines()[-1] == "  label: 53% · 1.0 rows/s · 7:50 left"
 
 
 def test_what_a_model_wrote_cannot_move_the_cursor() -> None:
@@ -53,12 +84,16 @@ def test_a_percentage_is_rounded_down() -> None:
 
 
 def test_elsewhere_than_on_a_terminal_a_line_comes_now_and_then_and_stays() -> None:
-    stream = StringIO()
-    # The clock is asked twice an item, so an item takes 4 s: the first line comes at once, then one every third item.
-    assert list(Progress(stream, Clock(2.0)).track(range(9), 9, "label")) == list(range(9))
+    stream, clock = StringIO(), Clock(0.0)
+    with Progress(stream, clock).task("label", 9) as task:
+        for done in range(1, 10):
+            clock.now_s = 4.0 * done
+            task.update(done)
+    # The first line comes with the first row, and then one every 10 s.
     lines = stream.getvalue().splitlines()
-    assert [line.split(" (")[0] for line in lines] == ["  label: 1 of 9", "  label: 4 of 9", "  label: 7 of 9"]
+    assert [line.split(" ·")[0] for line in lines] == ["  label: 11%", "  label: 44%", "  label: 77%"]
     assert "\r" not in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
 
 
 def test_what_an_item_takes_stands_behind_the_items_that_are_done() -> None:
@@ -74,19 +109,65 @@ def test_what_an_item_takes_stands_behind_the_items_that_are_done() -> None:
     list(progress.track(items(), 2, "revise"))
     progress.aside("stage", "labeler: 2 answers")
     first, half, aside, whole, after = stream.getvalue().splitlines()
-    assert first == "  revise: 0 of 2 (0%); critic: 4 answers"
-    assert half.startswith("  revise: 1 of 2 (50%)")
-    assert aside == "  revise: 1 of 2 (50%); critic: 8 answers"  # no estimate from a single item
-    assert whole.startswith("  revise: 2 of 2 (100%)")
+    assert first == "  revise: 0% · critic: 4 answers"
+    assert half.startswith("  revise: 50%")
+    assert aside == "  revise: 50% · critic: 8 answers"  # no estimate from a single item
+    assert whole.startswith("  revise: 100%")
     assert after == "  stage: labeler: 2 answers"
 
 
-def test_on_a_terminal_one_line_is_rewritten_and_gives_way_to_those_that_stay() -> None:
+def test_on_a_terminal_a_bar_is_drawn_and_gives_way_to_lines_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
     progress = Progress(stream, Clock(1.0))
-    list(progress.track("ab", 2, "label"))
+    with progress.task("label", 2) as task:
+        task.update(1)
+        progress.say("a line [bold]that\x1b[2J[/bold] stays")
     progress.say("label: done")
     shown = stream.getvalue()
-    assert shown.count("\n") == 1
-    assert shown.startswith("\r\x1b[K  label: 1 of 2 (50%)")
-    assert shown.endswith("\r\x1b[Klabel: done\n")
+    assert "a line [bold]that\\x1b[2J[/bold] stays\n" in shown
+    assert shown.endswith("label: done\n")
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is shown again
+
+
+def test_an_interrupt_shows_the_cursor_again_and_ends_the_line() -> None:
+    program = (
+        "from constitutional.base.progress import Progress\n"
+        "progress = Progress()\n"
+        "for number in progress.track(range(100), 100, 'label'):\n"
+        "    if number == 3: raise KeyboardInterrupt\n"
+    )
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stderr=theirs, env={**os.environ, "TERM": "xterm", "PYTHONPATH": ROOT}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # as the other end is closed
+            while part := os.read(ours, 1024):
+                shown += part
+        process.wait()
+    os.close(ours)
+    before, _, after = shown.partition(b"Traceback")
+    assert b"label" in before
+    assert b"KeyboardInterrupt" in after
+    assert before.rindex(b"\x1b[?25h") > before.rindex(b"\x1b[?25l") or b"\x1b[?25h" in after
+    assert before.endswith((b"\n", b"\x1b[?25h")) or b"\n" in before[before.rindex(b"label") :]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_several_threads_tell_of_their_work_at_once(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress(Terminal() if terminal else StringIO())
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda name: list(progress.track(range(200), 200, f"work {name}")), range(8)))
+    assert done == [list(range(200))] * 8
+
+
+def test_a_closed_stream_ends_no_work() -> None:
+    stream = StringIO()
+    progress = Progress(stream, Clock(20.0))
+    stream.close()
+    assert list(progress.track("abc", 3, "label")) == ["a", "b", "c"]
+    progress.say("nobody reads this")

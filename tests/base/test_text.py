@@ -124,3 +124,24 @@ def test_a_table_sets_numbers_right_and_text_left() -> None:
         "sft    done      0:07  a \\x1b[2J",
         "label         1:10:00",
     ]
+
+
+def test_a_table_that_is_wider_than_a_line_wraps_its_texts_and_not_its_numbers() -> None:
+    rows = [("principle", "right", "remark"), ("a_long_name_" * 4, "1,234", "too few examples to tell " * 3)]
+    wide = table(rows, numbers_from=1, width=200).splitlines()
+    assert len(wide) == 2
+    narrow = table(rows, numbers_from=1, width=60).splitlines()
+    assert len(narrow) > 2
+    assert max(map(len, narrow)) <= 60
+    assert any("1,234" in line for line in narrow)
+    # Nothing is lost.
+    assert "".join(" ".join(narrow).split()).count("exam") == 3
+    assert sum(line.count("too few") for line in narrow) >= 2
+
+
+def test_what_a_table_holds_cannot_steer_a_terminal_however_wide_it_is() -> None:
+    rows = [("\x1b[2Jname", "[bold]x[/bold]"), ("y" * 30, "z" * 30)]
+    for width in (100, 30):
+        shown = table(rows, width=width)
+        assert "\x1b" not in shown
+        assert "[bold]" in shown.replace("\n", "")

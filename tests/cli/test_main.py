@@ -286,8 +286,8 @@ def test_check_is_a_test_of_each_principle_by_its_own_examples(
         return code, " ".join(line.split())
 
     # Wilson's interval for 1 of 1 is 1 / (1 + 1.96²) = 20.7% to 100%, for 0 of 1 the mirror image.
-    assert check("A longer answer.") == (0, "kind 1 1 100% 21%–100% 0 0 too few examples to tell")
-    assert check("No.") == (1, "kind 0 1 0% 0%–79% 0 0 too few examples to tell")
+    assert check("A longer answer.") == (0, "kind 1 1 100% 21%–100% 0 0 too few to tell")
+    assert check("No.") == (1, "kind 0 1 0% 0%–79% 0 0 too few to tell")
 
 
 @pytest.mark.usefixtures("judge")
@@ -365,7 +365,7 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
     ]
     code, lines = check(("long answer", "a"), ("longer answer", "b"))
     assert code == 0
-    assert lines[4] == "the labeler 2 2 100.00% 34.2%–100.0% too few examples to tell"
+    assert lines[4] == "the labeler 2 2 100.00% 34.2%–100.0% too few to tell"
 
 
 class ShortSighted(Judge):

@@ -57,7 +57,7 @@ def test_divided_weights_are_those_that_the_index_lists(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors: cannot be read"):
         folder_digest(one)
     (one / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ModelError, match="lists no files of weights"):
+    with pytest.raises(ModelError, match="is no list of a model's weights"):
         folder_digest(one)
 
 

@@ -172,4 +172,4 @@ def test_many_texts_are_asked_with_progress(
     monkeypatch.setattr("constitutional.base.progress.LOG_EVERY_S", 0.0)
     monkeypatch.setattr("constitutional.base.progress.FIRST_AFTER_S", 0.0)
     assert len(understand_texts(["Be kind."] * 150, engine=ScriptedEngine(narrow))) == 150
-    assert "150 of 150 (100%)" in capsys.readouterr().err
+    assert "what the principles are understood as: 100%" in capsys.readouterr().err

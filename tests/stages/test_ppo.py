@@ -99,7 +99,7 @@ def test_the_reward_is_the_normalised_score_of_the_reply(models: dict[str, Path]
 class Stopped(OneStage):
     """Ctrl-C in the fourth phase."""
 
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
+    def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:  # noqa: ARG002
         for number, item in enumerate(items):
             if number == 3:
                 raise KeyboardInterrupt

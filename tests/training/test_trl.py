@@ -1,4 +1,5 @@
 import json
+from io import StringIO
 from math import log
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 
 from constitutional.base.errors import ModelError
+from constitutional.base.progress import Progress
 from constitutional.stages import dpo, grpo, reward, sft
 from constitutional.training import rewards
 from constitutional.training.reward_model import load_reward_model
@@ -74,7 +76,7 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    callback = _log_callback(tmp_path / "log.jsonl", "dpo")
+    callback = _log_callback(tmp_path / "log.jsonl", "dpo", Progress(StringIO()).task("dpo", 9, "steps"))
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ModelError, match=r"dpo: the loss is nan at step 7; lower learning_rate"):
         callback.on_log(arguments, TrainerState(global_step=7), TrainerControl(), logs={"loss": float("nan")})

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import pytest
 
 from constitutional.base.files import read_rows, write_rows
+from constitutional.base.progress import Task
 from constitutional.base.records import (
     Comparison,
     Judgement,
@@ -125,7 +126,10 @@ class RunFolder:
     def warn(self, message: str) -> None:
         raise NotImplementedError(message)
 
-    def progress(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:  # noqa: ARG002
+    def task(self, label: str, unit: str = "rows") -> Task:
+        raise NotImplementedError(label, unit)
+
+    def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:  # noqa: ARG002
         return iter(items)
 
 
