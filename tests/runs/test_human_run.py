@@ -81,7 +81,7 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
                 "mix.margin=0",
                 "until=mix",
             ),
-            *(f"mix.human={folder}/people.jsonl", *overrides),
+            *("label=schema", f"mix.human={folder}/people.jsonl", *overrides),
         ]
     )
 
