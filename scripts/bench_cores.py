@@ -34,7 +34,7 @@ def measured(way: str) -> float:
     from constitutional.engines.models import open_engine
 
     if way != WAYS[2]:
-        local.share_cores = lambda: None
+        vars(local)["share_cores"] = lambda: None
     engine = open_engine("sandbox")
     question = (Message("user", "How should I store onions, and for how long do they keep well?"),)
     requests = [Request(question, Sampling(1.0, 1.0, 64), seed) for seed in range(REQUESTS)]

@@ -154,8 +154,8 @@ class OneStage:
     def engine(self, role: str) -> Any:  # noqa: ANN401
         return self.engines[role]
 
-    def task(self, label: str, unit: str = "rows") -> Task:
-        return Progress(StringIO()).task(label, 0, unit)
+    def task(self, label: str, total: int = 0, unit: str = "rows") -> Task:
+        return Progress(StringIO()).task(label, total, unit)
 
     def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:  # noqa: ARG002
         count = 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from constitutional import __version__
 from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
-from constitutional.base.progress import percent
+from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
 from constitutional.cli.run_command import COMPOSED
 
@@ -185,7 +185,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from constitutional.base.progress import Progress, counted
+    from constitutional.base.progress import counted
     from constitutional.base.templates import load_prompts
     from constitutional.constitution.file import load_constitution
     from constitutional.data.answers import load_answers
@@ -294,8 +294,10 @@ def _understand(arguments: argparse.Namespace) -> None:
 
     from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts, understand_texts
 
+    with Progress().task("what the principles are understood as", len(texts), "texts") as task:
+        understood = understand_texts(texts, ended=task.update)
     rows, paragraphs = [], []
-    for text, understanding in zip(texts, understand_texts(texts), strict=True):
+    for text, understanding in zip(texts, understood, strict=True):
         warnings = doubts(understanding) if understanding else [TOO_LONG]
         fields = understanding._asdict() if understanding else dict.fromkeys(Understanding._fields)
         rows.append({**fields, "text": text, "warnings": warnings})

@@ -10,7 +10,7 @@ alone, as those of the local engine do, computes the same batches after a kill a
 """
 
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
@@ -61,8 +61,15 @@ async def together(stories: Iterable[Story[T]]) -> list[T]:
     return await _Together(tuple(stories))
 
 
-def side_by_side(stories: Iterable[Story[T]], at_once: int = AT_ONCE) -> Iterator[T]:
-    """The results of all stories, in order, of which so many run at once.
+def side_by_side(
+    stories: Iterable[Story[T]], at_once: int = AT_ONCE, ended: Callable[[int], None] | None = None
+) -> Iterator[T]:
+    """The results of all stories, in order.
+
+    Args:
+        stories: what happens to each item.
+        at_once: how many run at the same time.
+        ended: told how many stories have ended, which is known before their results are in order.
 
     Raises:
         ConstitutionalError: an engine cannot go on.
@@ -83,6 +90,8 @@ def side_by_side(stories: Iterable[Story[T]], at_once: int = AT_ONCE) -> Iterato
                 yield running.results.pop(handed_on - 1)
             if handed_on == begun and not more:
                 return
+            if ended:
+                ended(handed_on + len(running.results))
             if begun - handed_on == at_once or not more:
                 running.wait()
     finally:

@@ -7,7 +7,7 @@ much of what the constitution's tags ask for a reply keeps. Elsewhere the labele
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,7 +47,10 @@ def kept_share(constitution: "Constitution", prompt: Prompt, reply: str) -> floa
 
 
 def mean_scores(
-    constitution: "Constitution", conversations: Sequence[Sequence[Message]], labeler: Labeler
+    constitution: "Constitution",
+    conversations: Sequence[Sequence[Message]],
+    labeler: Labeler,
+    ended: Callable[[int], None] | None = None,
 ) -> Iterator[float | None]:
     """For each conversation that ends with a reply, the labeler's score from 1 to 10, a mean over principles by weight.
 
@@ -60,7 +63,7 @@ def mean_scores(
         readable = [score for score in scores if score is not None]
         return weighted_mean(readable, [row.weight for row in principles]) if len(readable) == len(scores) else None
 
-    return side_by_side(map(mean_score, conversations))
+    return side_by_side(map(mean_score, conversations), ended=ended)
 
 
 def held_out_scores(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[float]:

@@ -6,7 +6,7 @@ comparisons are judged that a principle tells apart (`choosing.py`). `labeler.py
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -45,23 +45,26 @@ class LabelSettings(LabelerSettings):
         return self.principles != "all" or self.method == "votes" or self.temperature > 0
 
 
-def label(
+def label(  # noqa: PLR0913 - what the public function consists of
     comparisons: Iterable[Comparison],
     constitution: Constitution,
     engine: Engine,
     templates: Prompts | None = None,
     settings: LabelSettings | None = None,
     seed: int = 0,
+    *,
+    ended: Callable[[int], None] | None = None,
 ) -> Iterator[Judgement]:
     """Judgements of each comparison, one for each principle that it is judged by, in order.
 
-    Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
+    Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does. `ended`
+    is told how many judgements have been made, in whatever order.
     """
     settings = settings or LabelSettings()
     labeler = Labeler(engine, templates or load_prompts(), settings, seed)
     expected = expect_all(comparisons, Comparison, "label")
     tasks = (task for comparison in expected for task in _tasks(comparison, constitution, settings, seed))
-    return side_by_side(map(labeler.judge, tasks))
+    return side_by_side(map(labeler.judge, tasks), ended=ended)
 
 
 class PromptJudgements(NamedTuple):
@@ -79,6 +82,8 @@ def label_telling(
     labeler: Labeler,
     violated: Mapping[str, Collection[str]],
     settings: LabelSettings,
+    *,
+    ended: Callable[[int], None] | None = None,
 ) -> Iterator[PromptJudgements]:
     """For each prompt, in order, judgements of the comparisons that its principle tells apart.
 
@@ -88,6 +93,7 @@ def label_telling(
         labeler: scores the responses one by one, then compares two of them.
         violated: by prompt's id, the principles that its draft violated, which are drawn first.
         settings: how many comparisons of a prompt are judged.
+        ended: told how many prompts are done, in whatever order.
     """
     by_prompt: defaultdict[str, list[Comparison]] = defaultdict(list)
     for comparison in comparisons:
@@ -104,7 +110,7 @@ def label_telling(
         judged = await together(labeler.judge(JudgementTask(pair, principle)) for pair in pairs)
         return PromptJudgements(scores, judged)
 
-    return side_by_side(map(judge, by_prompt))
+    return side_by_side(map(judge, by_prompt), ended=ended)
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:

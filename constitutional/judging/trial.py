@@ -82,8 +82,9 @@ def by_answers(
         ModelError: all of them are too long.
     """
     total = len(answered.rows) * (1 if settings.principles == "one" else len(constitution.principles))
-    asked = label([row.comparison for row in answered.rows], constitution, engine, templates, settings, seed)
-    judged = list(Progress().track(asked, total, "label"))
+    comparisons = [row.comparison for row in answered.rows]
+    with Progress().task("label", total) as task:
+        judged = list(label(comparisons, constitution, engine, templates, settings, seed, ended=task.update))
     too_long = {judgement.comparison for judgement in judged if TOO_LONG in (judgement.problem or "")}
     judgements = [judgement for judgement in judged if judgement.comparison not in too_long]
     rows = [row for row in answered.rows if row.comparison.id not in too_long]

@@ -295,7 +295,7 @@ def freeze(config: RunConfig) -> RunConfig:
     expect(config, RunConfig, "run", 'a configuration, such as compose(["name=first"])')
     values = _absolute(config.model_dump())
     for group, key in (("constitution", "file"), *((role, "path") for role in ("model", *ROLES))):
-        name = values[group][key]
+        name = values[group].get(key)  # a function that plays a role has none
         if name and name != SANDBOX and Path(name).expanduser().exists():  # an empty one is not the working folder
             values[group][key] = str(Path(name).expanduser().resolve())
     return RunConfig.model_validate(values)

@@ -253,9 +253,9 @@ class RunStageContext(FinishedRun):
         """The items, while the terminal shows how far this is."""
         return self._run.progress.track(items, total, label, unit)
 
-    def task(self, label: str, unit: str = "rows") -> Task:
-        """Work that tells how far it is, and how much there is, as it goes; a context manager, which ends it."""
-        return self._run.progress.task(label, 0, unit)
+    def task(self, label: str, total: int = 0, unit: str = "rows") -> Task:
+        """Work that tells how far it is, on the terminal; a context manager, which ends it."""
+        return self._run.progress.task(label, total, unit)
 
     def summarise(self, summary: Summary) -> None:
         """Keep the stage's summary."""

@@ -119,16 +119,19 @@ def check_engines(run_context: RunContext) -> None:
     if label.method == "votes" and not rewards:
         return
     settings = run_context.given("labeler")
-    if run_context.opened(settings).abilities.choices:
+    abilities = run_context.opened(settings).abilities
+    if abilities.choices and abilities.prefill:
         return
-    kind = getattr(settings, "kind", "local")
-    lacks = f"the labeler's engine ({kind}) gives no log-probabilities of choices"
+    lacked = "does not go on from an assistant's first words" if abilities.choices else "gives no such probabilities"
+    lacks = f"the labeler's engine ({getattr(settings, 'kind', 'local')}) {lacked}"
     if label.method != "votes":
         raise ConfigurationError(
-            f"label.method={label.method} needs them, and {lacks}; type label.method=votes, or another labeler"
+            f"label.method={label.method} reads probabilities of choices, and {lacks}; type label.method=votes, or "
+            "take another labeler"
         )
     raise ConfigurationError(
-        f"the reward 'constitution' scores replies by them, and {lacks}; type algorithm=grpo, or another labeler"
+        f"the reward 'constitution' reads probabilities of scores, and {lacks}; type algorithm=grpo, or take another "
+        "labeler"
     )
 
 

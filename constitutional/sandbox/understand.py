@@ -8,13 +8,13 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from constitutional.base.progress import Progress, percent
+from constitutional.base.progress import percent
 from constitutional.base.records import Message
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.engines.base import Completion, Engine, Request
@@ -59,7 +59,11 @@ def shipped_engine(folder: Path = MODEL_FOLDER) -> Engine:
 
 
 def understand_texts(
-    texts: Sequence[str], *, engine: Engine | None = None, prompts: Prompts | None = None
+    texts: Sequence[str],
+    *,
+    engine: Engine | None = None,
+    prompts: Prompts | None = None,
+    ended: Callable[[int], None] | None = None,
 ) -> list[Understanding | None]:
     """What the model takes each principle to mean; None for a text that is longer than it can read.
 
@@ -67,22 +71,24 @@ def understand_texts(
         texts: the principles' words.
         engine: the model; None means the shipped one.
         prompts: the templates, of which `restate` is used; None means the shipped ones.
+        ended: told how many texts have been read.
     """
     prompts = prompts or load_prompts()
     choices = tuple(restate(*meaning) for meaning in MEANINGS)
     chats = [(Message("user", prompts.render("restate", principle=text)), Message("assistant", "")) for text in texts]
-    completions = answers(engine or shipped_engine(), [Request(chat, choices=choices) for chat in chats])
+    completions = answers(engine or shipped_engine(), [Request(chat, choices=choices) for chat in chats], ended)
     return [
         completion and _understanding(text, completion.choice_logprobs)
         for text, completion in zip(texts, completions, strict=True)
     ]
 
 
-def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion | None]:
-    """The engine's answers to questions about principles, with progress; None where there is none."""
-    asked = side_by_side(ask(engine, request) for request in requests)
-    completions = Progress().track(asked, len(requests), "what the principles are understood as")
-    return [None if completion.failed else completion for completion in completions]
+def answers(
+    engine: Engine, requests: Sequence[Request], ended: Callable[[int], None] | None = None
+) -> list[Completion | None]:
+    """The engine's answers to questions about principles; None where there is none."""
+    asked = side_by_side((ask(engine, request) for request in requests), ended=ended)
+    return [None if completion.failed else completion for completion in asked]
 
 
 def _understanding(text: str, logprobs: Sequence[float]) -> Understanding:

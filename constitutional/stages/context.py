@@ -101,8 +101,8 @@ class StageContext(RunView, Protocol):
     def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:
         """The items, while the terminal shows how far this is."""
 
-    def task(self, label: str, unit: str = "rows") -> "Task":
-        """Work that tells how far it is, and how much there is, as it goes; a context manager, which ends it."""
+    def task(self, label: str, total: int = 0, unit: str = "rows") -> "Task":
+        """Work that tells how far it is, on the terminal; a context manager, which ends it."""
 
     def say(self, line: str) -> None:
         """Tell the user on the terminal, in a line that stays."""

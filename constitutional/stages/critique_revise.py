@@ -255,8 +255,8 @@ def run(settings: Settings, context: StageContext) -> None:
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     engines = (context.engine("base"), context.engine("critic"))
     reviser = Reviser(context.constitution, *engines, context.prompts, settings, context.seed)
-    revised = side_by_side(map(reviser.item, prompts))
-    revisions = list(context.progress(revised, len(prompts), "critique and revise"))
+    with context.task("critique and revise", len(prompts)) as task:
+        revisions = list(side_by_side(map(reviser.item, prompts), ended=task.update))
     context.write("revisions", revisions)
     steps = [step for revision in revisions for step in revision.steps]
     summary = CritiqueReviseSummary(

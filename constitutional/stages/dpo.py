@@ -112,7 +112,7 @@ def run(settings: Settings, context: StageContext) -> None:
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     kept, unfit = fitting(rows, tokenizer, settings.max_length)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
-    with context.task("dpo", "steps") as task:
+    with context.task("dpo", unit="steps") as task:
         fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="dpo", task=task)
     save_model(trainer, context.output("policy"))
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - fitted.rows}

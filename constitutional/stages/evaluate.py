@@ -209,7 +209,8 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     models, principles = _models(samples), context.constitution.principles
     asked = [(principle, model, sample) for principle in principles for model in models for sample in samples]
     stories = (critique(*about) for about in asked)
-    critiques = list(context.progress(side_by_side(stories), len(asked), "critiques of the replies", "critiques"))
+    with context.task("critiques of the replies", len(asked), "critiques") as task:
+        critiques = list(side_by_side(stories, ended=task.update))
     verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
     unasked = sum(critique.failed for critique in critiques)
     problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - unasked}
@@ -299,7 +300,8 @@ def replies(prompts: Sequence[Prompt], model: str, settings: Settings, context: 
     """A model's replies to all prompts, in order; then its memory is given back."""
     engine = context.engine(model)
     stories = (reply(prompt, engine, settings, context.seed) for prompt in prompts)
-    completions = list(context.progress(side_by_side(stories), len(prompts), f"replies of {model}", "replies"))
+    with context.task(f"replies of {model}", len(prompts), "replies") as task:
+        completions = list(side_by_side(stories, ended=task.update))
     context.release()
     return completions
 
@@ -356,9 +358,9 @@ def _judged(
         asked = (trusted, context.engine("labeler"), context.prompts, inputs.label, context.seed)
         per_comparison = len(trusted.principles) if inputs.label.principles == "all" else 1
 
-        def judge(comparisons: Sequence[Comparison]) -> Iterator[Judgement]:
-            total = len(comparisons) * per_comparison
-            return context.progress(label(comparisons, *asked), total, "the labeler on the models' replies")
+        def judge(comparisons: Sequence[Comparison]) -> list[Judgement]:
+            with context.task("the labeler on the models' replies", len(comparisons) * per_comparison) as task:
+                return list(label(comparisons, *asked, ended=task.update))
 
         yield win_scores(samples[: settings.judged], judge)
     context.release()
@@ -387,7 +389,8 @@ def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContex
     conversations = [(*prompts[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in some]
     if not gold and some and context.engine("labeler").abilities.choices:
         labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
-        marks = list(context.progress(mean_scores(trusted, conversations, labeler), len(some), "scores of rollouts"))
+        with context.task("scores of rollouts", len(some)) as task:
+            marks = list(mean_scores(trusted, conversations, labeler, task.update))
         gold += points("labeler", some, marks, context.seed)
         counts = {"replies scored": len(some), "unreadable scores": marks.count(None)}
     if settings.gold_reward_model is not None:

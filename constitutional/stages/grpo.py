@@ -386,7 +386,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
     recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)
     trainer = online_trainer(model, tokenizer, rows, settings, recorder, seed)
     checkpoints.mkdir(exist_ok=True)
-    with context.task(settings.kind, "steps") as task:
+    with context.task(settings.kind, unit="steps") as task:
         fitted = training.fit(trainer, log=checkpoints / LOG, label=settings.kind, task=task)
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
     log = [log_line(line, counted, settings.missing_eos_penalty) for line in lines]

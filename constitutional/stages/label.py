@@ -24,9 +24,8 @@ def run(settings: Settings, context: StageContext) -> None:
     if settings.principles == "telling":
         labeler = Labeler(engine, context.prompts, settings, context.seed)
         violated = violated_in_drafts(context.read("revisions", Revision))
-        labelled = label_telling(comparisons, constitution, labeler, violated, settings)
-        prompts = len({comparison.prompt.id for comparison in comparisons})
-        judged = list(context.progress(labelled, prompts, "label"))
+        with context.task("label", len({comparison.prompt.id for comparison in comparisons}), "prompts") as task:
+            judged = list(label_telling(comparisons, constitution, labeler, violated, settings, ended=task.update))
         judgements = [judgement for prompt in judged for judgement in prompt.judgements]
         scores = [score for prompt in judged for score in prompt.scores.values()]
         if 2 * scores.count(None) > len(scores):
@@ -36,8 +35,9 @@ def run(settings: Settings, context: StageContext) -> None:
             )
     else:
         total = len(comparisons) * (len(constitution.principles) if settings.principles == "all" else 1)
-        one_by_one = label(comparisons, constitution, engine, context.prompts, settings, context.seed)
-        judgements = list(context.progress(one_by_one, total, "label"))
+        asked = (comparisons, constitution, engine, context.prompts, settings, context.seed)
+        with context.task("label", total) as task:
+            judgements = list(label(*asked, ended=task.update))
     context.write("judgements", judgements)
     context.summarise(
         LabelSummary(

@@ -159,7 +159,7 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
     label = f"reward {number + 1} of {settings.members}"
-    with context.task(label, "steps") as task:
+    with context.task(label, unit="steps") as task:
         fitted = training.fit(trainer, log=context.output(log), label=label, task=task)
     save_model(trainer, context.output(f"reward_model/{number}"))
     return fitted.rows

@@ -86,7 +86,8 @@ def run(settings: Settings, context: StageContext) -> None:
     engine = context.engine("sft_model")
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     stories = (sample(prompt, engine, settings, context.seed) for prompt in prompts)
-    drawn = list(context.progress(side_by_side(stories), len(prompts), "sample pairs"))
+    with context.task("sample pairs", len(prompts)) as task:
+        drawn = list(side_by_side(stories, ended=task.update))
     paired = [pairs(samples, engine.weights, settings, context.seed) for samples in drawn]
     context.write("comparisons", [comparison for made in paired for comparison in made])
     cut_off, asked = sum(samples.cut_off for samples in drawn), len(prompts) * settings.samples

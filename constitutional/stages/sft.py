@@ -176,7 +176,7 @@ def run(settings: Settings, context: StageContext) -> None:
         return
     kept, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
-    with context.task("sft", "steps") as task:
+    with context.task("sft", unit="steps") as task:
         fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="sft", task=task)
     save_model(trainer, context.output("sft_model"))
     kinds = Counter(example.kind for example in chosen.examples)

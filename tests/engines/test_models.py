@@ -169,3 +169,22 @@ def test_what_is_said_of_a_tokenizer_is_not_for_a_model_of_another_path() -> Non
 def test_an_argument_of_the_template_has_a_plain_name(name: str) -> None:
     with pytest.raises(ValidationError, match="should match pattern"):
         ModelSettings.model_validate({"template": {name: True}})
+
+
+def test_a_revision_pins_what_is_downloaded_and_a_model_of_another_path_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        assert "*.safetensors" in allow_patterns
+        asked.append((name, revision))
+        return str(model_files(tmp_path / str(revision)))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    LazyEngine(ModelSettings(path="some/model", revision="abc123"), Models())
+    LazyEngine(ModelSettings(path="some/model"), Models())
+    assert asked == [("some/model", "abc123"), ("some/model", None)]
+    pinned = ModelSettings(path="some/model", revision="abc123")
+    assert LocalSettings().over(pinned).revision == "abc123"
+    assert LocalSettings(path="other/model").over(pinned).revision is None

@@ -24,10 +24,13 @@ from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_
 from constitutional.runs.pipeline import Stage
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.runner import compare, load_run, run
+from constitutional.runs.settings import RunConfig
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import (
     SUMMARIES,
+    CritiqueReviseSummary,
+    LabelerCheckSummary,
     LabelSummary,
     MixSummary,
     OnlineSummary,
@@ -529,3 +532,73 @@ def test_a_run_says_how_long_it_took_and_how_much_memory_and_its_manifest_keeps_
     took = re.fullmatch(r"it took \d+:\d\d, with (\d+\.\d) GiB of memory at most", said[-2])
     assert took is not None
     assert float(took[1]) == pytest.approx(most[-1] / 1024**3, abs=0.06)
+
+
+# What engines can do, and what does not matter.
+
+
+def scripted_labeler(tmp_path: Path, *words: str) -> RunConfig:
+    (tmp_path / "mine.py").write_text("def answer(request):\n    return 'I looked at both. Better: A'\n")
+    labeler = ["labeler=scripted", f"labeler.function={tmp_path}/mine.py:answer"]
+    return configured(tmp_path, *labeler, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (["label.method=rationale"], "label.method=votes"),
+        (["label.method=logprobs"], "label.method=votes"),
+        (["label.method=votes", "algorithm=grpo_direct", "algorithm.epochs=4"], "algorithm=grpo"),
+    ],
+)
+def test_a_method_that_the_engine_cannot_serve_is_refused_before_anything_is_asked(
+    tmp_path: Path, words: list[str], way_out: str
+) -> None:
+    constitution(tmp_path)
+    with pytest.raises(ConfigurationError, match=rf"\(scripted\).*type {way_out}"):
+        run(scripted_labeler(tmp_path, *words), progress=Progress(StringIO()))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_function_of_the_users_may_be_the_labeler(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = scripted_labeler(tmp_path, "label.method=votes", "label.votes=2", "until=labeler_check")
+    store = run(config, stages=stages(config)[:2], progress=Progress(StringIO()))
+    assert list(store.stages) == ["prompts", "labeler_check"]
+    assert store.given_digests()["labeler"].startswith("scripted:answer ")
+
+
+def test_without_the_device_it_was_made_on_and_with_stray_files_nothing_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constitution(tmp_path)
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, model)
+    config = configured(tmp_path, f"model.path={model}", "critique_revise.rounds=0", "until=sft")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    shortened = stages(config)
+    shortened[1] = replace(shortened[1], run=lambda _, context: checked(context))
+    shortened[2] = replace(shortened[2], run=lambda _, context: drafted(context))
+
+    def checked(context: StageContext) -> None:
+        context.write("meanings", ())
+        context.write("labeler_accuracy", ())
+        context.summarise(LabelerCheckSummary(left_out_principles=(), warnings=(), canaries=0, canaries_failed=0))
+
+    def drafted(context: StageContext) -> None:
+        context.write("revisions", ())
+        context.summarise(
+            CritiqueReviseSummary(prompts=0, left_out=0, cut_off_drafts=0, steps=0, found_nothing=0, changed=0)
+        )
+
+    def started() -> list[str]:
+        stream = StringIO()
+        run(config, stages=shortened, progress=Progress(stream))
+        return [line for line in stream.getvalue().splitlines() if ": running" in line]
+
+    assert len(started()) == 4
+    (model / "notes.txt").write_text("My favourite model.")
+    (model / "extra.safetensors").write_bytes(b"")
+    (config.run_folder / "03_sft" / "sft_model" / "README.md").write_text("A note.")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert started() == []

@@ -166,10 +166,8 @@ def test_a_text_that_is_too_long_is_none_and_the_others_are_answered() -> None:
     assert [understanding and understanding.text for understanding in understood] == ["Be kind.", None, "Be calm."]
 
 
-def test_many_texts_are_asked_with_progress(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("constitutional.base.progress.LOG_EVERY_S", 0.0)
-    monkeypatch.setattr("constitutional.base.progress.FIRST_AFTER_S", 0.0)
-    assert len(understand_texts(["Be kind."] * 150, engine=ScriptedEngine(narrow))) == 150
-    assert "what the principles are understood as: 100%" in capsys.readouterr().err
+def test_it_is_told_how_many_texts_have_been_read() -> None:
+    told: list[int] = []
+    understand_texts(["Be kind."] * 150, engine=ScriptedEngine(narrow), ended=told.append)
+    assert told == sorted(told)
+    assert told[-1] == 150

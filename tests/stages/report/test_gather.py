@@ -126,8 +126,8 @@ class RunFolder:
     def warn(self, message: str) -> None:
         raise NotImplementedError(message)
 
-    def task(self, label: str, unit: str = "rows") -> Task:
-        raise NotImplementedError(label, unit)
+    def task(self, label: str, total: int = 0, unit: str = "rows") -> Task:
+        raise NotImplementedError(label, total, unit)
 
     def progress(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:  # noqa: ARG002
         return iter(items)
