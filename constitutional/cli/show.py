@@ -47,14 +47,14 @@ def runs(lines: Sequence[RunLine]) -> str:
     if not lines:
         return "no runs"
     rows: list[tuple[str, ...]] = [
-        ("run", "state", "constitution", "algorithm", "violations", "preferred", "size"),
+        ("run", "state", "constitution", "algo", "violates", "wins", "size"),
         *(
             (
                 line.name,
                 line.state,
                 line.constitution,
                 line.algorithm,
-                "" if line.violations is None else f"{line.violations[0]:.0%} to {line.violations[1]:.0%}",
+                "" if line.violations is None else f"{100 * line.violations[0]:.0f}→{line.violations[1]:.0%}",
                 "" if line.preferred is None else f"{line.preferred:.0%}",
                 size_in_words(line.bytes),
             )
@@ -62,8 +62,8 @@ def runs(lines: Sequence[RunLine]) -> str:
         ),
     ]
     notes = (
-        "violations: the mean over the principles, of the base model and of the policy;",
-        "preferred: how often the labeler prefers the policy to the base model",
+        "violates: mean share of replies that violate a principle, base → policy",
+        "wins: how often the labeler prefers the policy to the base model",
     )
     measured = any(line.violations or line.preferred is not None for line in lines)
     return "\n".join([table(rows), *(notes if measured else ())])
