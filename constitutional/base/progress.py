@@ -1,94 +1,334 @@
-"""How far a run is, on standard error: one line that is rewritten on a terminal, a line now and then elsewhere."""
+"""How far work is, on standard error: bars on a terminal, and a line of text now and then elsewhere."""
 
+import atexit
 import math
+import os
 import sys
+import threading
 import time
+import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Final, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Final, Self, TypeVar
 
 from constitutional.base.text import printable
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
 T = TypeVar("T")
 
-TERMINAL_EVERY_S: Final = 0.2
 LOG_EVERY_S: Final = 10.0
-"""How often a line is shown: where it is rewritten, and where it stays."""
+"""Time between two lines, where there is no terminal."""
 FIRST_AFTER_S: Final = 2.0
-"""When the first line of some work is shown at the latest, so that one sees that it has begun."""
-ENOUGH_ITEMS: Final = 3
+"""Time until the first line of some work is due, so that the reader sees that the work has begun."""
+LOG_WIDTH: Final = 80
+"""Columns of a line, where there is no terminal."""
+LABEL_WIDTH: Final = 40
+BAR_WIDTH: Final = 12
+NARROWEST_WITH_BAR: Final = 40
+"""Columns of the longest label, of a bar, and of the narrowest terminal that has bars."""
+REDRAWN_PER_S: Final = 5
+ENOUGH_ROWS: Final = 3
 ENOUGH_S: Final = 5.0
-"""From how many items, and from when, what they took says how long the rest takes."""
+"""How many rows, and how much time, it takes to tell a speed."""
+SLOW_PER_S: Final = 0.1
+"""A speed in rows below this one is left out where a note tells more."""
 
 
 class Progress:
-    """Says how far things are. Lines of nested work share one place, and the one that moved last is seen."""
+    """Shows how far work is. Any thread may use it; work within other work has a bar of its own, below the other's.
+
+    A stream that is closed or cannot be written to does not end the work: then nothing is shown.
+    """
 
     def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stderr
+        self._stream = _Stream(stream or sys.stderr)
         self._clock = clock
-        self._rewrites = self._stream.isatty()
+        self._draws = self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._due_s = clock() + FIRST_AFTER_S
-        self._open = False
-        self._tracked: Callable[[], str] | None = None
+        self._lock = threading.RLock()
+        self._tasks: list[Task] = []
+        self._aside: Task | None = None
+        self._live: Live | None = None
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        self._close()
-        print(printable(text), file=self._stream, flush=True)
+        """A line that stays, above the bars."""
+        with self._lock:
+            self._end_aside()
+            if self._live is None:
+                self._write(printable(text))
+            else:
+                from rich.text import Text
 
-    def track(self, items: Iterable[T], total: int, label: str) -> Iterator[T]:
-        """The items, while it is said how many of `total` there have been, how fast, and how long the rest takes."""
-        started_s, done = self._clock(), 0
+                self._live.console.print(Text(printable(text)), soft_wrap=True)
 
-        def line() -> str:
-            return described(label, done, total, self._clock() - started_s)
+    def task(self, label: str, total: int, unit: str = "rows") -> "Task":
+        """Work that the caller updates and ends; the task is also a context manager, which ends it.
 
-        self._tracked = line
-        self._due_s = min(self._due_s, started_s + FIRST_AFTER_S)
-        try:
-            for item in items:
+        Args:
+            label: names the work.
+            total: rows that there are to do; 0 means that nobody knows.
+            unit: what the rows are, in the plural.
+        """
+        with self._lock:
+            self._end_aside()
+            return self._begin(label, total, unit)
+
+    def track(self, items: Iterable[T], total: int, label: str, unit: str = "rows") -> Iterator[T]:
+        """The items, while a task shows how many of `total` there have been."""
+        with self.task(label, total, unit) as task:
+            for done, item in enumerate(items, start=1):
                 yield item
-                done += 1
-                self._tracked = line
-                self._show(line())
-        finally:
-            self._tracked = None
+                task.update(done)
 
     def aside(self, heading: str, text: str) -> None:
-        """Say `text` behind how far the tracked work is, or behind `heading` where nothing is tracked.
+        """Note `text` in the task that began last; without a task, show it behind `heading` until the next line.
 
         For work of which only a part is known, such as one of the calls that an item takes.
         """
-        self._show(f"{self._tracked()}; {text}" if self._tracked else f"  {heading}: {text}")
+        with self._lock:
+            if not self._tasks:
+                self._aside = self._begin(heading, 0, "rows")
+            task = self._tasks[-1]
+            task.update(task.done, text)
 
-    def _show(self, text: str) -> None:
-        """Show a line, unless the last one was shown a moment ago."""
-        now_s = self._clock()
-        if now_s < self._due_s:
-            return
-        self._due_s = now_s + (TERMINAL_EVERY_S if self._rewrites else LOG_EVERY_S)
-        if self._rewrites:
-            self._stream.write(f"\r\x1b[K{printable(text)}")
-            self._stream.flush()
-            self._open = True
-        else:
-            self.say(text)
+    def _begin(self, label: str, total: int, unit: str) -> "Task":
+        task = Task(label, total, unit, self._clock(), self._updated, self._ended)
+        self._due_s = min(self._due_s, self._clock() + FIRST_AFTER_S)
+        self._tasks.append(task)
+        if self._draws and self._live is None:
+            self._live = self._bars()
+            self._live.start()
+            # Nobody ends a generator that an interrupt leaves open, and the cursor would stay hidden.
+            atexit.register(self._stop)
+        return task
 
-    def _close(self) -> None:
-        if self._open:
-            self._stream.write("\r\x1b[K")
-            self._open = False
+    def _end_aside(self) -> None:
+        if self._aside is not None:
+            self._aside.end()
+            self._aside = None
+
+    def _updated(self, task: "Task") -> None:
+        with self._lock:
+            now_s = self._clock()
+            task.mark(now_s)
+            if not self._draws and now_s >= self._due_s:
+                self._due_s = now_s + LOG_EVERY_S
+                self._write(_clipped(f"  {task.line(now_s)}", LOG_WIDTH))
+
+    def _ended(self, task: "Task", stopped: bool) -> None:
+        with self._lock:
+            if self._tasks == [task]:
+                self._stop(stopped=stopped)
+            with suppress(ValueError):  # ended twice
+                self._tasks.remove(task)
+
+    def _stop(self, *, stopped: bool = True) -> None:
+        """Take the bars away; where the work stopped before its end, leave them as they are."""
+        with self._lock:
+            if self._live is not None:
+                self._live.transient = not stopped
+                self._live.stop()
+                self._live = None
+                atexit.unregister(self._stop)
+
+    def _write(self, line: str) -> None:
+        self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def _bars(self) -> "Live":
+        from rich.console import Console, Group
+        from rich.live import Live
+
+        _restore_in_forks()
+        console = Console(
+            file=self._stream,  # type: ignore[arg-type]  # rich writes and flushes
+            force_terminal=True,
+            force_jupyter=False,
+            highlight=False,
+        )
+        return Live(
+            console=console,
+            refresh_per_second=REDRAWN_PER_S,
+            transient=True,
+            # What others write to standard error stands above the bars. Standard output may be a file: it stays.
+            redirect_stderr=self._stream.wraps(sys.stderr),
+            redirect_stdout=False,
+            # Takes no lock of ours, since the thread that draws holds the terminal's.
+            get_renderable=lambda: Group(*(_bar(task, self._clock(), console.width) for task in tuple(self._tasks))),
+        )
 
 
-def described(label: str, done: int, total: int, seconds: float) -> str:
-    """`  label: 120 of 600 (20%), 12.0/s, 0:40 left`; without speed and time left where too little is done to tell."""
-    share = f"{100 * done // total}%" if total else "–"
-    text = f"  {label}: {done} of {total} ({share})"
-    if done >= ENOUGH_ITEMS and seconds >= ENOUGH_S:
-        rate = done / seconds
-        speed = f"{rate:.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min"
-        text += f", {speed}, {clock(max(0, total - done) / rate)} left"
-    return text
+@dataclass(eq=False)
+class Task:
+    """Work of which a part is done. `Progress.task` makes it."""
+
+    label: str
+    total: int
+    """0 means that nobody knows."""
+    unit: str
+    _started_s: float
+    _updated: Callable[["Task"], None]
+    _ended: Callable[["Task", bool], None]
+    done: int = 0
+    _note: str = ""
+
+    def __post_init__(self) -> None:
+        self._marks = deque([(self._started_s, 0)])
+
+    def update(self, done: int, note: str = "") -> None:
+        """Show that so many rows are done in all.
+
+        Args:
+            done: rows done since the task began.
+            note: tells more, such as `412 calls`; an empty one leaves the last note.
+        """
+        self.done = done
+        self._note = note or self._note
+        self._updated(self)
+
+    def end(self) -> None:
+        """Take the task's bar away."""
+        self._ended(self, False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the task; the bar of work that an error or an interrupt stopped stays to be read."""
+        self._ended(self, kind not in (None, GeneratorExit))
+
+    def mark(self, now_s: float) -> None:
+        """Note how much is done by now. Marks of the first half of the time so far are dropped, but for the last."""
+        self._marks.append((now_s, self.done))
+        while len(self._marks) > 1 and self._marks[1][0] <= (self._started_s + now_s) / 2:
+            self._marks.popleft()
+
+    def line(self, now_s: float) -> str:
+        """The description at that time."""
+        # Of the latter half of the time: rows that a journal gave back at once say nothing of those that are to come.
+        since_s, before = self._marks[0]
+        rows, seconds = self.done - before, now_s - since_s
+        known = rows >= ENOUGH_ROWS and now_s - self._started_s >= ENOUGH_S
+        rate = rows / seconds if known else None
+        return described(self.label, self.done, self.total, rate, self.unit, self._note)
+
+
+def described(label: str, done: int, total: int, rate: float | None = None, unit: str = "rows", note: str = "") -> str:
+    """`label: 37% · 1.9 rows/s · 2:10 left · 412 calls`: the share, the speed, the time that is left, and a note.
+
+    Args:
+        label: names the work; a long one is shortened.
+        done: rows done.
+        total: rows that there are to do; 0 means that nobody knows, and the rows are counted in place of a share.
+        rate: rows a second; None where too little is done to tell.
+        unit: what the rows are, in the plural.
+        note: what else there is to say.
+    """
+    parts = []
+    if total:
+        parts.append("100%" if done >= total else f"{100 * done // total}%")
+    elif done:
+        parts.append(f"{done:,} {unit}")
+    if rate is not None:
+        if rate >= SLOW_PER_S or not note:
+            parts.append(speed(rate, unit))
+        if done < total:
+            parts.append(f"{clock((total - done) / rate)} left")
+    parts += [note] if note else []
+    return _one_line(f"{_clipped(label, LABEL_WIDTH)}{': ' if parts else ''}{' · '.join(parts)}")
+
+
+def speed(rate: float, unit: str) -> str:
+    """`1.9 rows/s` of so many a second; slower ones a minute, or an hour."""
+    seconds, name = (1, "s") if rate >= 1 else (60, "min") if rate >= 1 / 60 else (3600, "h")
+    number = rate * seconds
+    return f"{number:,.0f} {unit}/{name}" if number >= 100 else f"{number:.1f} {unit}/{name}"
+
+
+def _bar(task: Task, now_s: float, width: int) -> "RenderableType":
+    """A line with a bar before it, where there is room."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    line = task.line(now_s)
+    room = width - 3  # two spaces before; the last column stays free, since some terminals wrap at it
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    if width < NARROWEST_WITH_BAR or _columns(line) > room - BAR_WIDTH - 1:
+        grid.add_row(" ", Text(_clipped(line, room), no_wrap=True))
+    else:
+        bar = ProgressBar(total=task.total or None, completed=task.done, width=BAR_WIDTH)
+        grid.add_row(" ", bar, Text(line, no_wrap=True))
+    return grid
+
+
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())
+
+
+def _columns(text: str) -> int:
+    """Columns of a terminal that a text takes at most."""
+    return sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _clipped(text: str, width: int) -> str:
+    """The text, or as much of it as fits that many columns, with `…` behind it."""
+    if _columns(text) <= width:
+        return text
+    fits = sum(end < width for end in accumulate(map(_width, text)))
+    return f"{text[:fits]}…"
+
+
+class _Stream:
+    """A stream that may be closed, be missing, or lack characters; whoever writes to it does not learn of it."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream
+        self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
+
+    def wraps(self, stream: IO[str]) -> bool:
+        return self._stream is stream
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:  # closed
+            return False
+
+    def write(self, text: str) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):
+                self._stream.flush()
+
+
+@cache
+def _restore_in_forks() -> None:
+    """In processes forked while bars are shown, standard error is the plain one again: no thread draws there."""
+
+    def restore() -> None:
+        sys.stderr = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+    if hasattr(os, "register_at_fork"):  # not on Windows
+        os.register_at_fork(after_in_child=restore)
 
 
 def clock(seconds: float) -> str:
