@@ -30,10 +30,9 @@ FIRST_AFTER_S: Final = 2.0
 """Time until the first line of some work is due, so that the reader sees that the work has begun."""
 LOG_WIDTH: Final = 80
 """Columns of a line, where there is no terminal."""
-LABEL_WIDTH: Final = 40
 BAR_WIDTH: Final = 12
 NARROWEST_WITH_BAR: Final = 40
-"""Columns of the longest label, of a bar, and of the narrowest terminal that has bars."""
+"""Columns of a bar, and of the narrowest terminal that has bars."""
 REDRAWN_PER_S: Final = 5
 ENOUGH_ROWS: Final = 3
 ENOUGH_S: Final = 5.0
@@ -121,7 +120,7 @@ class Progress:
             task.mark(now_s)
             if not self._draws and now_s >= self._due_s:
                 self._due_s = now_s + LOG_EVERY_S
-                self._write(_clipped(f"  {task.line(now_s)}", LOG_WIDTH))
+                self._write(_clipped(f"  {task.line(now_s, LOG_WIDTH)}", LOG_WIDTH))
 
     def _ended(self, task: "Task", stopped: bool) -> None:
         with self._lock:
@@ -213,21 +212,22 @@ class Task:
         while len(self._marks) > 1 and self._marks[1][0] <= (self._started_s + now_s) / 2:
             self._marks.popleft()
 
-    def line(self, now_s: float) -> str:
-        """The description at that time."""
+    def line(self, now_s: float, width: int) -> str:
+        """The description at that time; the label takes half of so many columns at most, to leave room for numbers."""
         # Of the latter half of the time: rows that a journal gave back at once say nothing of those that are to come.
         since_s, before = self._marks[0]
         rows, seconds = self.done - before, now_s - since_s
         known = rows >= ENOUGH_ROWS and now_s - self._started_s >= ENOUGH_S
         rate = rows / seconds if known else None
-        return described(self.label, self.done, self.total, rate, self.unit, self._note)
+        label = _clipped(_one_line(self.label), width // 2)
+        return described(label, self.done, self.total, rate, self.unit, self._note)
 
 
 def described(label: str, done: int, total: int, rate: float | None = None, unit: str = "rows", note: str = "") -> str:
     """`label: 37% · 1.9 rows/s · 2:10 left · 412 calls`: the share, the speed, the time that is left, and a note.
 
     Args:
-        label: names the work; a long one is shortened.
+        label: names the work.
         done: rows done.
         total: rows that there are to do; 0 means that nobody knows, and the rows are counted in place of a share.
         rate: rows a second; None where too little is done to tell.
@@ -245,7 +245,7 @@ def described(label: str, done: int, total: int, rate: float | None = None, unit
         if done < total:
             parts.append(f"{clock((total - done) / rate)} left")
     parts += [note] if note else []
-    return _one_line(f"{_clipped(label, LABEL_WIDTH)}{': ' if parts else ''}{' · '.join(parts)}")
+    return _one_line(f"{label}{': ' if parts else ''}{' · '.join(parts)}")
 
 
 def speed(rate: float, unit: str) -> str:
@@ -261,7 +261,7 @@ def _bar(task: Task, now_s: float, width: int) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    line = task.line(now_s)
+    line = task.line(now_s, width)
     room = width - 3  # two spaces before; the last column stays free, since some terminals wrap at it
     grid = Table.grid(padding=(0, 1, 0, 0))
     if width < NARROWEST_WITH_BAR or _columns(line) > room - BAR_WIDTH - 1:

@@ -472,10 +472,10 @@ def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tm
     run(config, stages=stages(config), opener=World().open, progress=progress)
     said = stream.getvalue().splitlines()
     # 8 prompts are drafted in two batches of 4, before any of them is revised.
-    drafting = [line for line in said if "; base: " in line]
-    start = "  critique and revise: 0 of 8 (0%); base:"
+    drafting = [line for line in said if " · base: " in line]
+    start = "  critique and revise: 0% · base:"
     assert drafting == [f"{start} 4 answers", f"{start} 8 answers"]
-    assert any(line.startswith("  critique and revise: 0 of 8 (0%); critic: 4 answers") for line in said)
+    assert any(line.startswith("  critique and revise: 0% · critic: 4 answers") for line in said)
 
 
 def test_a_run_says_how_long_it_took_and_how_much_memory_and_its_manifest_keeps_it(tmp_path: Path) -> None:
