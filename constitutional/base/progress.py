@@ -4,6 +4,7 @@ import atexit
 import math
 import os
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
@@ -19,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Final, Self, TypeVar
 from constitutional.base.text import printable
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.live import Live
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Progress:
     def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = _Stream(stream or sys.stderr)
         self._clock = clock
-        self._draws = self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._console = _console(self._stream)
         self._due_s = clock() + FIRST_AFTER_S
         self._lock = threading.RLock()
         self._tasks: list[Task] = []
@@ -58,15 +59,15 @@ class Progress:
         self._live: Live | None = None
 
     def say(self, text: str) -> None:
-        """A line that stays, above the bars."""
+        """A line that stays, above the bars; on a terminal it is wrapped between words."""
         with self._lock:
             self._end_aside()
-            if self._live is None:
+            if self._console is None:
                 self._write(printable(text))
             else:
                 from rich.text import Text
 
-                self._live.console.print(Text(printable(text)), soft_wrap=True)
+                self._console.print(Text(_wrapped(printable(text), self._console.width)), soft_wrap=True)
 
     def task(self, label: str, total: int, unit: str = "rows") -> "Task":
         """Work that the caller updates and ends; the task is also a context manager, which ends it.
@@ -102,8 +103,8 @@ class Progress:
         task = Task(label, total, unit, self._clock(), self._updated, self._ended)
         self._due_s = min(self._due_s, self._clock() + FIRST_AFTER_S)
         self._tasks.append(task)
-        if self._draws and self._live is None:
-            self._live = self._bars()
+        if self._console is not None and self._live is None:
+            self._live = self._bars(self._console)
             self._live.start()
             # Nobody ends a generator that an interrupt leaves open, and the cursor would stay hidden.
             atexit.register(self._stop)
@@ -118,7 +119,7 @@ class Progress:
         with self._lock:
             now_s = self._clock()
             task.mark(now_s)
-            if not self._draws and now_s >= self._due_s:
+            if self._console is None and now_s >= self._due_s:
                 self._due_s = now_s + LOG_EVERY_S
                 self._write(_clipped(f"  {task.line(now_s, LOG_WIDTH)}", LOG_WIDTH))
 
@@ -142,17 +143,11 @@ class Progress:
         self._stream.write(f"{line}\n")
         self._stream.flush()
 
-    def _bars(self) -> "Live":
-        from rich.console import Console, Group
+    def _bars(self, console: "Console") -> "Live":
+        from rich.console import Group
         from rich.live import Live
 
         _restore_in_forks()
-        console = Console(
-            file=self._stream,  # type: ignore[arg-type]  # rich writes and flushes
-            force_terminal=True,
-            force_jupyter=False,
-            highlight=False,
-        )
         return Live(
             console=console,
             refresh_per_second=REDRAWN_PER_S,
@@ -255,6 +250,16 @@ def speed(rate: float, unit: str) -> str:
     return f"{number:,.0f} {unit}/{name}" if number >= 100 else f"{number:.1f} {unit}/{name}"
 
 
+def _console(stream: "_Stream") -> "Console | None":
+    """The terminal that the stream is; None where it is none, or one that cannot move its cursor."""
+    if not stream.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):
+        return None
+    from rich.console import Console
+
+    # rich writes and flushes, and no more
+    return Console(file=stream, force_terminal=True, force_jupyter=False, highlight=False)  # type: ignore[arg-type]
+
+
 def _bar(task: Task, now_s: float, width: int) -> "RenderableType":
     """A line with a bar before it, where there is room."""
     from rich.progress_bar import ProgressBar
@@ -270,6 +275,17 @@ def _bar(task: Task, now_s: float, width: int) -> "RenderableType":
         bar = ProgressBar(total=task.total or None, completed=task.done, width=BAR_WIDTH)
         grid.add_row(" ", bar, Text(line, no_wrap=True))
     return grid
+
+
+def _wrapped(text: str, width: int) -> str:
+    """The lines of a text, wrapped between words, so that long paths stay whole; further lines are indented more."""
+    lines = []
+    for line in text.split("\n"):
+        deeper = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
 
 
 def _one_line(text: str) -> str:

@@ -306,6 +306,19 @@ def test_a_narrow_terminal_has_no_bar_and_no_line_wraps(tmp_path: Path) -> None:
     assert max(len(line) for line in re.findall("critique[^\r]*", output)) <= 21
 
 
+def test_lines_that_stay_are_wrapped_between_words_on_a_terminal(tmp_path: Path) -> None:
+    code = """
+from constitutional.base.progress import Progress
+Progress().say("  brief: understood as: avoid verbosity (99%), /a/path/that/is/longer/than/the/terminal")
+"""
+    _, output = _on_terminal(tmp_path, code, 30, interrupt=False)
+    assert output.splitlines() == [
+        "  brief: understood as: avoid",
+        "    verbosity (99%),",
+        "    /a/path/that/is/longer/than/the/terminal",
+    ]
+
+
 def test_no_color_is_heeded(tmp_path: Path) -> None:
     _, output = _on_terminal(tmp_path, WORK.replace("INNER", "pass"), 80, interrupt=False, NO_COLOR="1")
     assert "━" in output
