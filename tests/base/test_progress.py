@@ -319,6 +319,25 @@ Progress().say("  brief: understood as: avoid verbosity (99%), /a/path/that/is/l
     ]
 
 
+def test_two_progresses_on_one_terminal_draw_together(tmp_path: Path) -> None:
+    code = """
+import time
+from constitutional.base.progress import Progress
+outer = Progress()
+outer.aside("stage", "critic: 4 answers")
+with Progress().task("inner", 2) as task:
+    task.update(1)
+    time.sleep(1)
+    Progress().say("a line")
+outer.say("end")
+"""
+    _, output = _on_terminal(tmp_path, code, 80, interrupt=False)
+    assert re.search(r"stage: critic: 4 answers\S*\s*\r\n  \S+ inner: 50%", output)  # one below the other
+    assert "a line\r\n" in output
+    assert output.count("\x1b[?25l") == 1
+    assert output.endswith("\x1b[2Kend\r\n")
+
+
 def test_no_color_is_heeded(tmp_path: Path) -> None:
     _, output = _on_terminal(tmp_path, WORK.replace("INNER", "pass"), 80, interrupt=False, NO_COLOR="1")
     assert "━" in output
