@@ -115,7 +115,8 @@ def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2, width: int | 
 
     columns = list(zip(*([printable(cell).expandtabs() for cell in row] for row in rows), strict=True))
     numbers = range(numbers_from, len(columns) - 1)
-    room = (width or shutil.get_terminal_size().columns) - _GAP * (len(columns) - 1)
+    gaps = len(columns) - 1 - (not any(columns[-1]))
+    room = (width or shutil.get_terminal_size().columns) - _GAP * gaps
     widths = _column_widths(columns, numbers, room)
     grid = Table.grid(padding=(0, _GAP, 0, 0))
     for index, column_width in enumerate(widths):

@@ -157,6 +157,7 @@ def test_the_widest_text_is_wrapped_and_numbers_stay_whole() -> None:
     ]
     assert table(rows, width=80) == table(rows)
     assert "one two three" in table(rows)
+    assert table([("word word", "1", "")], numbers_from=1, width=12) == "word word  1"  # no gap before an empty column
 
 
 def test_a_terminal_has_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
