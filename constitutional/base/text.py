@@ -3,7 +3,6 @@
 import shutil
 import unicodedata
 from collections.abc import Container, Sequence
-from io import StringIO
 from typing import Final
 
 import regex  # type: ignore[import-untyped]
@@ -115,7 +114,7 @@ def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2, width: int | 
 
     columns = list(zip(*([printable(cell).expandtabs() for cell in row] for row in rows), strict=True))
     numbers = range(numbers_from, len(columns) - 1)
-    gaps = len(columns) - 1 - (not any(columns[-1]))
+    gaps = len(columns) - 1 if any(columns[-1]) else len(columns) - 2
     room = (width or shutil.get_terminal_size().columns) - _GAP * gaps
     widths = _column_widths(columns, numbers, room)
     grid = Table.grid(padding=(0, _GAP, 0, 0))
@@ -124,7 +123,6 @@ def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2, width: int | 
     for row in zip(*columns, strict=True):
         grid.add_row(*map(Text, row))
     console = Console(
-        file=StringIO(),
         width=sum(widths) + _GAP * len(columns),
         force_terminal=False,
         force_jupyter=False,
@@ -145,7 +143,8 @@ def _column_widths(columns: Sequence[Sequence[str]], numbers: Container[int], ro
         longest = [max(map(cell_len, cell.splitlines()), default=0) for cell in column]
         word = max(map(cell_len, " ".join(column).split()), default=0)
         widths.append(max(longest))
-        least.append((max(word, *longest[1:]),) * 2 + (word,) if index in numbers else (word, _PIECE, _PIECE))
+        whole = max([word, *longest[1:]])
+        least.append((whole, whole, word) if index in numbers else (word, _PIECE, _PIECE))
     # First text and headings are wrapped, then words of the text are broken, and numbers are wrapped last.
     for bounds in zip(*least, strict=True):
         while sum(widths) > room and (wide := [index for index, bound in enumerate(bounds) if widths[index] > bound]):
