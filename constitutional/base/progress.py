@@ -4,6 +4,7 @@ import atexit
 import math
 import os
 import sys
+import textwrap
 import threading
 import time
 import unicodedata
@@ -30,10 +31,9 @@ FIRST_AFTER_S: Final = 2.0
 """Time until the first line of some work is due, so that the reader sees that the work has begun."""
 LOG_WIDTH: Final = 80
 """Columns of a line, where there is no terminal."""
-LABEL_WIDTH: Final = 40
 BAR_WIDTH: Final = 12
 NARROWEST_WITH_BAR: Final = 40
-"""Columns of the longest label, of a bar, and of the narrowest terminal that has bars."""
+"""Columns of a bar, and of the narrowest terminal that has bars."""
 REDRAWN_PER_S: Final = 5
 ENOUGH_ROWS: Final = 3
 ENOUGH_S: Final = 5.0
@@ -51,23 +51,23 @@ class Progress:
     def __init__(self, stream: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = _Stream(stream or sys.stderr)
         self._clock = clock
-        self._draws = self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._due_s = clock() + FIRST_AFTER_S
         self._lock = threading.RLock()
         self._tasks: list[Task] = []
         self._aside: Task | None = None
-        self._live: Live | None = None
+        self._terminal: _Terminal | None = None
+        if self._stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
+            self._terminal = _terminal(self._stream.plain)
 
     def say(self, text: str) -> None:
-        """A line that stays, above the bars."""
+        """A line that stays, above the bars; on a terminal it is wrapped between words."""
         with self._lock:
             self._end_aside()
-            if self._live is None:
-                self._write(printable(text))
+            if self._terminal is None:
+                self._stream.write(f"{printable(text)}\n")
+                self._stream.flush()
             else:
-                from rich.text import Text
-
-                self._live.console.print(Text(printable(text)), soft_wrap=True)
+                self._terminal.say(printable(text))
 
     def task(self, label: str, total: int, unit: str = "rows") -> "Task":
         """Work that the caller updates and ends; the task is also a context manager, which ends it.
@@ -100,14 +100,11 @@ class Progress:
             task.update(task.done, text)
 
     def _begin(self, label: str, total: int, unit: str) -> "Task":
-        task = Task(label, total, unit, self._clock(), self._updated, self._ended)
+        task = Task(label, total, unit, self._clock, self._updated, self._ended)
         self._due_s = min(self._due_s, self._clock() + FIRST_AFTER_S)
         self._tasks.append(task)
-        if self._draws and self._live is None:
-            self._live = self._bars()
-            self._live.start()
-            # Nobody ends a generator that an interrupt leaves open, and the cursor would stay hidden.
-            atexit.register(self._stop)
+        if self._terminal is not None:
+            self._terminal.begin(task)
         return task
 
     def _end_aside(self) -> None:
@@ -117,53 +114,18 @@ class Progress:
 
     def _updated(self, task: "Task") -> None:
         with self._lock:
-            now_s = self._clock()
-            task.mark(now_s)
-            if not self._draws and now_s >= self._due_s:
+            task.mark()
+            if self._terminal is None and (now_s := self._clock()) >= self._due_s:
                 self._due_s = now_s + LOG_EVERY_S
-                self._write(_clipped(f"  {task.line(now_s)}", LOG_WIDTH))
+                self._stream.write(_clipped(f"  {task.line(LOG_WIDTH)}", LOG_WIDTH) + "\n")
+                self._stream.flush()
 
     def _ended(self, task: "Task", stopped: bool) -> None:
         with self._lock:
-            if self._tasks == [task]:
-                self._stop(stopped=stopped)
-            with suppress(ValueError):  # ended twice
+            if task in self._tasks:  # a task may be ended twice
                 self._tasks.remove(task)
-
-    def _stop(self, *, stopped: bool = True) -> None:
-        """Take the bars away; where the work stopped before its end, leave them as they are."""
-        with self._lock:
-            if self._live is not None:
-                self._live.transient = not stopped
-                self._live.stop()
-                self._live = None
-                atexit.unregister(self._stop)
-
-    def _write(self, line: str) -> None:
-        self._stream.write(f"{line}\n")
-        self._stream.flush()
-
-    def _bars(self) -> "Live":
-        from rich.console import Console, Group
-        from rich.live import Live
-
-        _restore_in_forks()
-        console = Console(
-            file=self._stream,  # type: ignore[arg-type]  # rich writes and flushes
-            force_terminal=True,
-            force_jupyter=False,
-            highlight=False,
-        )
-        return Live(
-            console=console,
-            refresh_per_second=REDRAWN_PER_S,
-            transient=True,
-            # What others write to standard error stands above the bars. Standard output may be a file: it stays.
-            redirect_stderr=self._stream.wraps(sys.stderr),
-            redirect_stdout=False,
-            # Takes no lock of ours, since the thread that draws holds the terminal's.
-            get_renderable=lambda: Group(*(_bar(task, self._clock(), console.width) for task in tuple(self._tasks))),
-        )
+                if self._terminal is not None:
+                    self._terminal.end(task, stopped=stopped)
 
 
 @dataclass(eq=False)
@@ -174,13 +136,14 @@ class Task:
     total: int
     """0 means that nobody knows."""
     unit: str
-    _started_s: float
+    _clock: Callable[[], float]
     _updated: Callable[["Task"], None]
     _ended: Callable[["Task", bool], None]
     done: int = 0
     _note: str = ""
 
     def __post_init__(self) -> None:
+        self._started_s = self._clock()
         self._marks = deque([(self._started_s, 0)])
 
     def update(self, done: int, note: str = "") -> None:
@@ -207,27 +170,30 @@ class Task:
         """End the task; the bar of work that an error or an interrupt stopped stays to be read."""
         self._ended(self, kind not in (None, GeneratorExit))
 
-    def mark(self, now_s: float) -> None:
+    def mark(self) -> None:
         """Note how much is done by now. Marks of the first half of the time so far are dropped, but for the last."""
+        now_s = self._clock()
         self._marks.append((now_s, self.done))
         while len(self._marks) > 1 and self._marks[1][0] <= (self._started_s + now_s) / 2:
             self._marks.popleft()
 
-    def line(self, now_s: float) -> str:
-        """The description at that time."""
+    def line(self, width: int) -> str:
+        """The description of now; the label takes half of so many columns at most, to leave room for numbers."""
         # Of the latter half of the time: rows that a journal gave back at once say nothing of those that are to come.
         since_s, before = self._marks[0]
+        now_s = self._clock()
         rows, seconds = self.done - before, now_s - since_s
         known = rows >= ENOUGH_ROWS and now_s - self._started_s >= ENOUGH_S
         rate = rows / seconds if known else None
-        return described(self.label, self.done, self.total, rate, self.unit, self._note)
+        label = _clipped(_one_line(self.label), width // 2)
+        return described(label, self.done, self.total, rate, self.unit, self._note)
 
 
 def described(label: str, done: int, total: int, rate: float | None = None, unit: str = "rows", note: str = "") -> str:
     """`label: 37% · 1.9 rows/s · 2:10 left · 412 calls`: the share, the speed, the time that is left, and a note.
 
     Args:
-        label: names the work; a long one is shortened.
+        label: names the work.
         done: rows done.
         total: rows that there are to do; 0 means that nobody knows, and the rows are counted in place of a share.
         rate: rows a second; None where too little is done to tell.
@@ -245,7 +211,7 @@ def described(label: str, done: int, total: int, rate: float | None = None, unit
         if done < total:
             parts.append(f"{clock((total - done) / rate)} left")
     parts += [note] if note else []
-    return _one_line(f"{_clipped(label, LABEL_WIDTH)}{': ' if parts else ''}{' · '.join(parts)}")
+    return _one_line(f"{label}{': ' if parts else ''}{' · '.join(parts)}")
 
 
 def speed(rate: float, unit: str) -> str:
@@ -255,13 +221,78 @@ def speed(rate: float, unit: str) -> str:
     return f"{number:,.0f} {unit}/{name}" if number >= 100 else f"{number:.1f} {unit}/{name}"
 
 
-def _bar(task: Task, now_s: float, width: int) -> "RenderableType":
+class _Terminal:
+    """Draws the bars of all tasks on one terminal, whichever `Progress` they belong to."""
+
+    def __init__(self, stream: "_Stream") -> None:
+        from rich.console import Console
+
+        self._stream = stream
+        # rich writes and flushes, and no more
+        self._console = Console(file=stream, force_terminal=True, force_jupyter=False, highlight=False)  # type: ignore[arg-type]
+        self._lock = threading.RLock()
+        self._tasks: list[Task] = []
+        self._live: Live | None = None
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(_wrapped(text, self._console.width)), soft_wrap=True)
+
+    def begin(self, task: Task) -> None:
+        with self._lock:
+            self._tasks.append(task)
+            if self._live is None:
+                self._live = self._bars()
+                self._live.start()
+                # Nobody ends a generator that an interrupt leaves open, and the cursor would stay hidden.
+                atexit.register(self._stop)
+
+    def end(self, task: Task, *, stopped: bool) -> None:
+        with self._lock:
+            if self._tasks == [task]:
+                self._stop(stopped=stopped)
+            self._tasks.remove(task)
+
+    def _stop(self, *, stopped: bool = True) -> None:
+        """Take the bars away; where the work stopped before its end, leave them as they are."""
+        with self._lock:
+            if self._live is not None:
+                self._live.transient = not stopped
+                self._live.stop()
+                self._live = None
+                atexit.unregister(self._stop)
+
+    def _bars(self) -> "Live":
+        from rich.console import Group
+        from rich.live import Live
+
+        _restore_in_forks()
+        return Live(
+            console=self._console,
+            refresh_per_second=REDRAWN_PER_S,
+            transient=True,
+            # What others write to standard error stands above the bars. Standard output may be a file: it stays.
+            redirect_stderr=self._stream.plain is sys.stderr,
+            redirect_stdout=False,
+            # Takes no lock of ours, since the thread that draws holds the terminal's.
+            get_renderable=lambda: Group(*(_bar(task, self._console.width) for task in tuple(self._tasks))),
+        )
+
+
+@cache
+def _terminal(stream: IO[str] | None) -> _Terminal:
+    """The one terminal of that stream."""
+    return _Terminal(_Stream(stream))
+
+
+def _bar(task: Task, width: int) -> "RenderableType":
     """A line with a bar before it, where there is room."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    line = task.line(now_s)
+    line = task.line(width)
     room = width - 3  # two spaces before; the last column stays free, since some terminals wrap at it
     grid = Table.grid(padding=(0, 1, 0, 0))
     if width < NARROWEST_WITH_BAR or _columns(line) > room - BAR_WIDTH - 1:
@@ -270,6 +301,17 @@ def _bar(task: Task, now_s: float, width: int) -> "RenderableType":
         bar = ProgressBar(total=task.total or None, completed=task.done, width=BAR_WIDTH)
         grid.add_row(" ", bar, Text(line, no_wrap=True))
     return grid
+
+
+def _wrapped(text: str, width: int) -> str:
+    """The lines of a text, wrapped between words, so that long paths stay whole; further lines are indented more."""
+    lines = []
+    for line in text.split("\n"):
+        deeper = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(
+            line, width, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines)
 
 
 def _one_line(text: str) -> str:
@@ -297,27 +339,25 @@ class _Stream:
     """A stream that may be closed, be missing, or lack characters; whoever writes to it does not learn of it."""
 
     def __init__(self, stream: IO[str] | None) -> None:
-        self._stream = stream
+        # While bars are shown, standard error is rich's, which puts the lines that it gets above them.
+        self.plain: IO[str] | None = getattr(stream, "rich_proxied_file", stream)
         self.encoding: str = getattr(stream, "encoding", None) or "utf-8"
-
-    def wraps(self, stream: IO[str]) -> bool:
-        return self._stream is stream
 
     def isatty(self) -> bool:
         try:
-            return self._stream is not None and self._stream.isatty()
+            return self.plain is not None and self.plain.isatty()
         except ValueError:  # closed
             return False
 
     def write(self, text: str) -> None:
-        if self._stream is not None:
+        if self.plain is not None:
             with suppress(OSError, ValueError):
-                self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+                self.plain.write(text.encode(self.encoding, "replace").decode(self.encoding))
 
     def flush(self) -> None:
-        if self._stream is not None:
+        if self.plain is not None:
             with suppress(OSError, ValueError):
-                self._stream.flush()
+                self.plain.flush()
 
 
 @cache

@@ -1,10 +1,8 @@
 """Words, questions and sentences in any script, what makes two texts one, and what is safe to print on a terminal."""
 
 import shutil
-import sys
 import unicodedata
-from collections.abc import Sequence
-from io import StringIO
+from collections.abc import Container, Sequence
 from typing import Final
 
 import regex  # type: ignore[import-untyped]
@@ -25,6 +23,10 @@ _SENTENCE_END: Final = regex.compile(
 )
 _HIDDEN: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 _OTHER_SENSE: Final = ("<super>", "<sub>", "<fraction>")
+_GAP: Final = 2
+"""Spaces between two columns of a table."""
+_PIECE: Final = 8
+"""Columns of the terminal that a piece of a word, broken in a table, takes at least."""
 
 
 def words(text: str) -> list[str]:
@@ -98,39 +100,53 @@ def printable(text: str) -> str:
 def table(rows: Sequence[Sequence[str]], *, numbers_from: int = 2, width: int | None = None) -> str:
     """Columns of text: the first ones flush left, then numbers flush right, and the last one flush left.
 
+    Where the table is too wide, the widest columns are wrapped inside their cells. Nothing is cut off: a table of which
+    the numbers alone are too wide stays too wide.
+
     Args:
-        rows: the cells, row by row.
+        rows: the rows, all with as many cells; the first may be a heading.
         numbers_from: the first column of numbers.
-        width: characters of a line; None takes the terminal's, or 80 where there is none. Where the cells are wider,
-            texts are wrapped, and numbers are not.
+        width: columns of the terminal; None means as many as it has, or 80 where there is no terminal.
     """
-    width = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else 80)
-    rows = [[printable(cell) for cell in row] for row in rows]
-    last = len(rows[0]) - 1
-    numbers = [numbers_from <= column < last for column in range(last + 1)]
-    widths = [max(len(row[column]) for row in rows) for column in range(last + 1)]
-    if sum(widths) + 2 * last > width:
-        return _wrapped(rows, numbers, width)
-    lines = (
-        "  ".join(
-            cell.rjust(cell_width) if number else cell.ljust(cell_width)
-            for cell, cell_width, number in zip(row, widths, numbers, strict=True)
-        )
-        for row in rows
-    )
-    return "\n".join(map(str.rstrip, lines))
-
-
-def _wrapped(rows: Sequence[Sequence[str]], numbers: Sequence[bool], width: int) -> str:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for number in numbers:
-        grid.add_column(justify="right" if number else "left", no_wrap=number, overflow="fold")
-    for row in rows:
+    columns = list(zip(*([printable(cell).expandtabs() for cell in row] for row in rows), strict=True))
+    numbers = range(numbers_from, len(columns) - 1)
+    gaps = len(columns) - 1 if any(columns[-1]) else len(columns) - 2
+    room = (width or shutil.get_terminal_size().columns) - _GAP * gaps
+    widths = _column_widths(columns, numbers, room)
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    for index, column_width in enumerate(widths):
+        grid.add_column(width=column_width, justify="right" if index in numbers else "left", overflow="fold")
+    for row in zip(*columns, strict=True):
         grid.add_row(*map(Text, row))
-    stream = StringIO()
-    Console(file=stream, width=width, color_system=None).print(grid)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").split("\n"))
+    console = Console(
+        width=sum(widths) + _GAP * len(columns),
+        force_terminal=False,
+        force_jupyter=False,
+        color_system=None,
+        legacy_windows=False,
+    )
+    with console.capture() as capture:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _column_widths(columns: Sequence[Sequence[str]], numbers: Container[int], room: int) -> list[int]:
+    """The width of every column, of `room` together if that can be."""
+    from rich.cells import cell_len
+
+    widths, least = [], []
+    for index, column in enumerate(columns):
+        longest = [max(map(cell_len, cell.splitlines()), default=0) for cell in column]
+        word = max(map(cell_len, " ".join(column).split()), default=0)
+        widths.append(max(longest))
+        whole = max([word, *longest[1:]])
+        least.append((whole, whole, word) if index in numbers else (word, _PIECE, _PIECE))
+    # First text and headings are wrapped, then words of the text are broken, and numbers are wrapped last.
+    for bounds in zip(*least, strict=True):
+        while sum(widths) > room and (wide := [index for index, bound in enumerate(bounds) if widths[index] > bound]):
+            widths[max(wide, key=widths.__getitem__)] -= 1
+    return widths

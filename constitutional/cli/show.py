@@ -1,6 +1,5 @@
 """A run for people: its stages in a table, one item followed back to where it came from, the models side by side."""
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +21,6 @@ from constitutional.stages.report.verdicts import final_model, over_optimised
 
 R = TypeVar("R", bound=Record)
 
-WIDTH: Final = 80
-"""Columns of a terminal that the table of behaviour fits."""
 SHOWN: Final = frozenset("trait_rate over_refusal violation_rate win_rate well_formed refusal_phrases length".split())
 """The kinds of measure that the table of behaviour has."""
 
@@ -192,7 +189,7 @@ def report_path(store: RunStore) -> Path | None:
 
 
 def behaviour(store: RunStore) -> str:
-    """What the three models do, side by side with 95% intervals, 80 columns wide; empty where nothing was measured."""
+    """What the three models do, side by side with 95% intervals; empty where nothing was measured."""
     scores = [score for score in _rows(store, "scores", Score) if score.n]
     by_measure: dict[str, dict[str, Score]] = {}
     for score in scores:
@@ -200,17 +197,13 @@ def behaviour(store: RunStore) -> str:
             by_measure.setdefault(score.measure, {})[score.model] = score
     if not by_measure:
         return ""
-    cells = [[_interval(by_model.get(model)) for model in MODELS] for by_model in by_measure.values()]
-    room = WIDTH - sum(max(5, *map(len, column)) + 2 for column in zip(*cells, strict=True))
     rows: list[tuple[str, ...]] = [("", *MODELS.values(), "")]
     few = 0
-    for (measure, by_model), row in zip(by_measure.items(), cells, strict=True):
+    for measure, by_model in by_measure.items():
         n = min(score.n for score in by_model.values())
         few += n < FEW
         label = _in_words(measure, next(iter(by_model.values())).unit) + (f" (n={n}*)" if n < FEW else "")
-        *above, last = textwrap.wrap(label, room)
-        rows += [(line, "", "", "", "") for line in above]
-        rows.append((last, *row, ""))
+        rows.append((label, *(_interval(by_model.get(model)) for model in MODELS), ""))
     note = [f"* fewer than {FEW} observations: {TOO_FEW}"] if few else []
     return "\n".join([table(rows, numbers_from=1), *note, *_failures(store, scores)])
 

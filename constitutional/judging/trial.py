@@ -1,7 +1,7 @@
 """The labeler on trial, outside any run: on a constitution's own examples, or against answers that people gave."""
 
 import math
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from constitutional.base.errors import ModelError
 from constitutional.base.progress import Progress, counted
@@ -14,6 +14,9 @@ from constitutional.engines.base import Engine
 from constitutional.judging.accuracy import NEAR_CHANCE, TOO_FEW, PrincipleAccuracy, accuracy_against, measure_labeler
 from constitutional.judging.labeler import TOO_LONG
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of
+
+HEADING: Final = ("right", "accuracy", "95% interval", "")
+"""The columns of all tables, behind the first one."""
 
 
 class Trial(NamedTuple):
@@ -28,24 +31,22 @@ class Trial(NamedTuple):
 def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings) -> Trial:
     """How often the labeler finds the better of each principle's own examples."""
     accuracies = measure_labeler(constitution, engine, templates, settings)
-    heading = ("principle", "right", "of", "accuracy", "95%", "conflicts", "unread", "")
-    lines = [heading, *map(_principle_line, accuracies)]
+    lines = [("principle", *HEADING), *map(_principle_line, accuracies)]
     return Trial(table(lines, numbers_from=1), any(accuracy.near_chance for accuracy in accuracies))
 
 
 def _principle_line(row: PrincipleAccuracy) -> tuple[str, ...]:
     readable = row.n - row.unreadable
     low, high = wilson(row.right, readable)
-    remark = _remark(readable, near_chance=row.near_chance) if readable else "unreadable"
+    remarks = [_remark(readable, near_chance=row.near_chance)] if readable else []
+    remarks += [counted(row.conflicts, "position conflict")] if row.conflicts else []
+    remarks += [f"{row.unreadable:,} unreadable"] if row.unreadable else []
     return (
         row.principle,
-        str(row.right),
-        str(readable),
+        f"{row.right} of {readable}",
         "–" if row.accuracy is None else f"{row.accuracy:.0%}",
         f"{low:.0%}–{high:.0%}" if readable else "–",
-        str(row.conflicts),
-        str(row.unreadable),
-        remark if row.n else "has no examples",
+        "; ".join(filter(None, remarks)) if row.n else "has no examples",
     )
 
 
@@ -58,7 +59,7 @@ def _remark(n: int, *, near_chance: bool) -> str:
 def baselines(answered: AnsweredComparisons) -> str:
     """What a score on these comparisons is worth: two ways of choosing that read nothing."""
     lines = [
-        ("", "right", "of", "accuracy", "95% interval", ""),
+        ("", *HEADING),
         _score_line("always the first", always_first(answered.rows)),
         _score_line("always the longer", always_longer(answered.rows)),
     ]
@@ -102,8 +103,7 @@ def by_answers(
     )
     near_chance = accuracy.share < NEAR_CHANCE
     line = (*_score_line("the labeler", accuracy)[:-1], _remark(accuracy.n, near_chance=near_chance))
-    heading = ("", "right", "of", "accuracy", "95% interval", "")
-    text = f"{table([heading, line], numbers_from=1)}\n\n{table(rest)}"
+    text = f"{table([('', *HEADING), line], numbers_from=1)}\n\n{table(rest)}"
     if too_long:
         longer = f"{counted(len(too_long), 'row')} {'is' if len(too_long) == 1 else 'are'} longer than the labeler"
         text += f"\n{longer} can read, and not among the {accuracy.n:,} that it was asked about"
@@ -113,4 +113,4 @@ def by_answers(
 def _score_line(name: str, accuracy: Accuracy) -> tuple[str, ...]:
     low, high = accuracy.interval
     interval = f"{low:.1%}–{high:.1%}" if math.isfinite(high) else "–"  # one prompt alone says nothing
-    return (name, str(accuracy.right), str(accuracy.n), f"{accuracy.share:.2%}", interval, "")
+    return (name, f"{accuracy.right} of {accuracy.n}", f"{accuracy.share:.2%}", interval, "")

@@ -2,6 +2,7 @@
 import unicodedata
 
 import pytest
+from rich.cells import cell_len
 
 from constitutional.base.text import (
     canonical,
@@ -126,22 +127,44 @@ def test_a_table_sets_numbers_right_and_text_left() -> None:
     ]
 
 
-def test_a_table_that_is_wider_than_a_line_wraps_its_texts_and_not_its_numbers() -> None:
-    rows = [("principle", "right", "remark"), ("a_long_name_" * 4, "1,234", "too few examples to tell " * 3)]
-    wide = table(rows, numbers_from=1, width=200).splitlines()
-    assert len(wide) == 2
-    narrow = table(rows, numbers_from=1, width=60).splitlines()
-    assert len(narrow) > 2
-    assert max(map(len, narrow)) <= 60
-    assert any("1,234" in line for line in narrow)
-    # Nothing is lost.
-    assert "".join(" ".join(narrow).split()).count("exam") == 3
-    assert sum(line.count("too few") for line in narrow) >= 2
+LONG_IDS = [
+    ("principle", "right", "accuracy", "95% interval", ""),
+    ("avoid_requests_for_harmful_compliance_of_any_kind_whatsoever", "3 of 4", "75%", "30%–95%", "near chance"),
+    ("礼貌" * 20, "20 of 20", "100%", "84%–100%", "too few examples to tell; 1 position conflict"),
+]
 
 
-def test_what_a_table_holds_cannot_steer_a_terminal_however_wide_it_is() -> None:
-    rows = [("\x1b[2Jname", "[bold]x[/bold]"), ("y" * 30, "z" * 30)]
-    for width in (100, 30):
-        shown = table(rows, width=width)
-        assert "\x1b" not in shown
-        assert "[bold]" in shown.replace("\n", "")
+@pytest.mark.parametrize("width", [None, 80, 60, 48])
+def test_a_table_fits_the_columns_that_there_are_and_nothing_is_cut_off(width: int | None) -> None:
+    lines = table(LONG_IDS, numbers_from=1, width=width).splitlines()
+    assert max(cell_len(line) for line in lines) <= (width or 80)
+    for cell in (cell for row in LONG_IDS for cell in row):
+        assert all(any(word in line for line in lines) for word in cell.split() if len(word) <= 8)
+    letters = sorted(letter for line in lines for letter in line if not letter.isspace())
+    assert letters == sorted(letter for row in LONG_IDS for cell in row for letter in cell if not letter.isspace())
+
+
+def test_the_widest_text_is_wrapped_and_numbers_stay_whole() -> None:
+    rows = [("stage", "state", "calls made", "made"), ("label", "done", "1,234", "one two three"), ("x", "", "7", "")]
+    # 5 + 4 + 5 + 5 columns, and 3 gaps of 2; headings of numbers are wrapped as text is.
+    assert table(rows, width=25).splitlines() == [
+        "stage  state  calls  made",
+        "               made",
+        "label  done   1,234  one",
+        "                     two",
+        "                     three",
+        "x                 7",
+    ]
+    assert table(rows, width=80) == table(rows)
+    assert "one two three" in table(rows)
+    assert table([("word word", "1", "")], numbers_from=1, width=12) == "word word  1"  # no gap before an empty column
+
+
+def test_a_terminal_has_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert max(map(cell_len, table(LONG_IDS, numbers_from=1).splitlines())) > 80
+
+
+def test_a_table_has_no_control_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert table([("[bold]a[/]", "1 of 2", "https://x.y 'z' :smile:")]) == "[bold]a[/]  1 of 2  https://x.y 'z' :smile:"

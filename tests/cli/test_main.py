@@ -282,12 +282,12 @@ def test_check_is_a_test_of_each_principle_by_its_own_examples(
         path = write_constitution(tmp_path / "ours.yaml", examples=examples)
         code = cli.main(["check", str(path), "label.method=logprobs"])
         heading, line = capsys.readouterr().out.splitlines()
-        assert heading.split()[:4] == ["principle", "right", "of", "accuracy"]
+        assert heading.split()[:3] == ["principle", "right", "accuracy"]
         return code, " ".join(line.split())
 
     # Wilson's interval for 1 of 1 is 1 / (1 + 1.96²) = 20.7% to 100%, for 0 of 1 the mirror image.
-    assert check("A longer answer.") == (0, "kind 1 1 100% 21%–100% 0 0 too few to tell")
-    assert check("No.") == (1, "kind 0 1 0% 0%–79% 0 0 too few to tell")
+    assert check("A longer answer.") == (0, "kind 1 of 1 100% 21%–100% too few examples to tell")
+    assert check("No.") == (1, "kind 0 of 1 0% 0%–79% too few examples to tell")
 
 
 @pytest.mark.usefixtures("judge")
@@ -310,7 +310,7 @@ def test_check_fails_where_no_reply_can_be_read(
     monkeypatch.setattr("constitutional.runs.context.LazyEngine", Mute)
     path = write_constitution(tmp_path / "ours.yaml", examples=EXAMPLE)
     assert cli.main(["check", str(path), "label.method=logprobs"]) == 1
-    assert capsys.readouterr().out.splitlines()[1].split() == ["kind", "0", "0", "–", "–", "0", "1", "unreadable"]
+    assert capsys.readouterr().out.splitlines()[1].split() == ["kind", "0", "of", "0", "–", "–", "1", "unreadable"]
 
 
 def test_check_takes_the_principles_that_are_chosen_and_asks_nothing_twice(
@@ -351,13 +351,13 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
     code, lines = check(("long answer", "a"), ("longer answer", "b"), ("brief", "long answer"), ("c", "d"))
     assert code == 1
     assert lines[:3] == [
-        "right of accuracy 95% interval",
-        "always the first 2 4 50.00% 15.0%–85.0%",
-        "always the longer 2 4 50.00% 15.0%–85.0%",  # of the last two, one is the shorter and one as long
+        "right accuracy 95% interval",
+        "always the first 2 of 4 50.00% 15.0%–85.0%",
+        "always the longer 2 of 4 50.00% 15.0%–85.0%",  # of the last two, one is the shorter and one as long
     ]
     # It prefers the longer, and of two that are as long the one shown second: in both orders that is a tie.
     assert lines[4:] == [
-        "the labeler 2 4 50.00% 15.0%–85.0% near chance",
+        "the labeler 2 of 4 50.00% 15.0%–85.0% near chance",
         "unreadable 0 of 4, which count as not right",
         "left out 0, of which people do not agree which is better",
         "calibration error –",  # four are too few
@@ -365,7 +365,7 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
     ]
     code, lines = check(("long answer", "a"), ("longer answer", "b"))
     assert code == 0
-    assert lines[4] == "the labeler 2 2 100.00% 34.2%–100.0% too few to tell"
+    assert lines[4] == "the labeler 2 of 2 100.00% 34.2%–100.0% too few examples to tell"
 
 
 class ShortSighted(Judge):
@@ -396,14 +396,14 @@ def test_rows_that_are_too_long_for_the_labeler_are_counted_and_left_out(
     code, lines, _ = check((long, "a"), *right, ("b", long))
     assert code == 0
     # Always the first is right where the answer that people chose comes first in the order of the letters.
-    assert lines[1].startswith("always the first 2 7 28.57%")
-    assert lines[2].startswith("always the longer 6 7 85.71%")
-    assert lines[4] == "the labeler 5 5 100.00% 56.6%–100.0%"
+    assert lines[1].startswith("always the first 2 of 7 28.57%")
+    assert lines[2].startswith("always the longer 6 of 7 85.71%")
+    assert lines[4] == "the labeler 5 of 5 100.00% 56.6%–100.0%"
     said = "2 rows are longer than the labeler can read, and not among the 5 that it was asked about"
     assert lines[-1] == said
     code, lines, problem = check((long, "a"))
     assert code == 1
-    assert lines[1].startswith("always the first 0 1")
+    assert lines[1].startswith("always the first 0 of 1")
     assert problem == "constitutional: every row (1) is longer than the labeler can read; take another labeler\n"
 
 

@@ -376,6 +376,7 @@ def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
         )
 
     monkeypatch.setattr(bench_effect, "run", run)
+    monkeypatch.setenv("COLUMNS", "120")  # so that no cell of the tables is wrapped
     names, out = ["sandbox_warm", "sandbox_plain", "sandbox_control"], tmp_path / "effect.json"
     words = ["--folder", str(tmp_path / "runs"), "--json", str(out), "--", "prompts.train=1", "prompts.held_out=20"]
     assert bench_effect.main([*names[:2], *words]) == 0
