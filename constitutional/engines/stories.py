@@ -90,10 +90,10 @@ def side_by_side(
                 yield running.results.pop(handed_on - 1)
             if handed_on == begun and not more:
                 return
-            if ended:
-                ended(handed_on + len(running.results))
             if begun - handed_on == at_once or not more:
                 running.wait()
+            if ended:
+                ended(handed_on + len(running.results))
     finally:
         running.close()
 

@@ -52,7 +52,7 @@ def _principle_line(row: PrincipleAccuracy) -> tuple[str, ...]:
 
 def _remark(n: int, *, near_chance: bool) -> str:
     if n <= TOO_FEW:
-        return "too few to tell"
+        return "too few examples to tell"
     return "near chance" if near_chance else ""
 
 
