@@ -338,6 +338,22 @@ outer.say("end")
     assert output.endswith("\x1b[2Kend\r\n")
 
 
+def test_a_process_that_is_forked_beside_a_bar_has_plain_standard_error(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from constitutional.base.progress import Progress
+with Progress().task("label", 2):
+    beside = sys.stderr
+    child = os.fork()
+    if not child:
+        open("forked", "w").write(str(sys.stderr is not beside and sys.stderr is sys.__stderr__))
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    assert _on_terminal(tmp_path, code, 80, interrupt=False)[0] == 0
+    assert (tmp_path / "forked").read_text() == "True"
+
+
 def test_no_color_is_heeded(tmp_path: Path) -> None:
     _, output = _on_terminal(tmp_path, WORK.replace("INNER", "pass"), 80, interrupt=False, NO_COLOR="1")
     assert "━" in output
