@@ -245,7 +245,7 @@ class _Terminal:
             if self._live is None:
                 self._live = self._bars()
                 self._live.start()
-                # Nobody ends a generator that an interrupt leaves open, and the cursor would stay hidden.
+                # If nobody ended a task before the process ends, the cursor would stay hidden.
                 atexit.register(self._stop)
 
     def end(self, task: Task, *, stopped: bool) -> None:

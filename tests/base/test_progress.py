@@ -338,6 +338,20 @@ outer.say("end")
     assert output.endswith("\x1b[2Kend\r\n")
 
 
+def test_a_task_that_nobody_ends_ends_with_the_process(tmp_path: Path) -> None:
+    code = """
+import time
+from constitutional.base.progress import Progress
+task = Progress().task("label", 2)
+task.update(1)
+time.sleep(0.5)
+raise SystemExit(3)
+"""
+    status, output = _on_terminal(tmp_path, code, 80, interrupt=False)
+    assert status == 3
+    assert re.search(r"label: 50%\S*\s*\r\n\S*\x1b\[\?25h$", output)
+
+
 def test_a_process_that_is_forked_beside_a_bar_has_plain_standard_error(tmp_path: Path) -> None:
     code = """
 import os, sys
