@@ -128,7 +128,11 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         _algorithm(config),
         Stage(
             "evaluate",
-            evaluate.Inputs(evaluate=config.evaluate, label=config.label),
+            evaluate.Inputs(
+                evaluate=config.evaluate,
+                label=config.label,
+                labeler_rewards=isinstance(config.algorithm, grpo.Settings) and grpo.asks_labeler(config.algorithm),
+            ),
             needs=(
                 *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", "meanings"),
                 *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", *rollouts),

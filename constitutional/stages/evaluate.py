@@ -80,6 +80,8 @@ class Inputs(Frozen):
 
     evaluate: Settings
     label: LabelSettings
+    labeler_rewards: bool = False
+    """Whether the labeler's scores were what the policy was trained on, so that they cannot be the gold score too."""
 
 
 Measured = tuple[list[Score], dict[str, int]]
@@ -372,8 +374,8 @@ def _judged(
 def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContext) -> dict[str, int]:
     """Score the replies of an online training by what the training could not see, and write `gold`; returns counts.
 
-    In the sandbox the traits are exact, and all replies are scored. Elsewhere the labeler scores some of them, and so
-    does a reward model that was held out, if there is one.
+    In the sandbox the traits are exact, and all replies are scored. Elsewhere the labeler scores some of them, unless
+    its scores were the reward, and so does a reward model that was held out, if there is one.
     """
     settings, counts = inputs.evaluate, dict[str, int]()
     prompts = {prompt.id: prompt for prompt in context.read("prompts", Prompt)}
@@ -387,7 +389,7 @@ def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContex
     gold = list(points("traits", rollouts, exact, context.seed))
     some = some_of_each_phase(rollouts, settings.gold_replies, context.seed)
     conversations = [(*prompts[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in some]
-    if not gold and some and context.engine("labeler").abilities.choices:
+    if not gold and some and not inputs.labeler_rewards and context.engine("labeler").abilities.choices:
         labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
         with context.task("scores of rollouts", len(some)) as task:
             marks = list(mean_scores(trusted, conversations, labeler, task.update))

@@ -613,6 +613,14 @@ def test_elsewhere_the_labeler_is_asked_about_some_and_what_cannot_be_read_is_co
     assert [point.gold for point in gold] == pytest.approx([10.0, 3.25])  # (3 · 4 + 1 · 1) / 4
     counts = context.summarised(EvaluateSummary).counts
     assert counts == {"replies scored": 6, "unreadable scores": 2}
+    # A labeler whose scores were the reward is no judge of what the reward could not see.
+    context = work(prompts, ScriptedEngine(rates))
+    context.constitution = Constitution(name="two", principles=(SHORTEST, MODEST))
+    context.rows["rollouts"] = rollouts
+    own = inputs(Settings(judged=0, critiqued=0, compared=0, gold_replies=6))
+    run(own.model_copy(update={"labeler_rewards": True}), context)
+    assert context.rows["gold"] == []
+    assert context.engines["labeler"].count == 0
 
 
 def test_a_held_out_reward_model_scores_the_replies_as_well_and_of_none_there_is_nothing_to_score(
