@@ -16,7 +16,7 @@ class SandboxPrompts(Frozen):
     """Prompts made up in the small test-bed's world."""
 
     kind: Literal["sandbox"] = "sandbox"
-    train: Annotated[int, Field(ge=1)] = 300
+    train: Annotated[int, Field(ge=1)] = 250
     """Number of prompts to train on."""
     held_out: Annotated[int, Field(ge=1)] = 100
     """Number of further prompts to evaluate on; half of them are about topics that training never sees."""
