@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 WAYS: Final = ("as torch is", "spin briefly", "spin briefly, share cores")
@@ -34,7 +34,7 @@ def measured(way: str) -> float:
     from constitutional.engines.models import open_engine
 
     if way != WAYS[2]:
-        vars(local)["share_cores"] = lambda: None
+        vars(local)["shared_cores"] = nullcontext
     engine = open_engine("sandbox")
     question = (Message("user", "How should I store onions, and for how long do they keep well?"),)
     requests = [Request(question, Sampling(1.0, 1.0, 64), seed) for seed in range(REQUESTS)]

@@ -2,12 +2,13 @@
 
 OpenMP's threads wait for each other by spinning. Where another process takes a core, the thread that spins keeps the
 one that it waits for from running, and everything is 5 to 10 times slower. So they spin for a short time only
-(`spin_briefly`), and an engine computes with fewer threads while others use the cores (`share_cores`).
+(`spin_briefly`), and an engine computes with fewer threads while others use the cores (`shared_cores`).
 """
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -24,40 +25,47 @@ def spin_briefly() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
-class _Cores:
+class _Measured:
     """What was measured last."""
 
-    wanted = 0
-    """Threads that torch was to have when this was first asked."""
     at_s = 0.0
     busy_s = 0.0
     own_s = 0.0
+    free = 1_000_000
+    """Cores that other processes did not use."""
 
 
-def share_cores() -> None:
-    """Give torch as many threads as there are cores that other processes do not use; at least one.
+@contextmanager
+def shared_cores() -> Iterator[None]:
+    """Within the block torch has as many threads as there are cores that other processes do not use; at least one.
 
-    How many threads there are changes no number: they share out rows and columns, and every sum is one thread's. On
-    systems that do not say what the cores do, nothing changes.
+    How many threads there are changes no number that an engine computes: they share out rows and columns, and every sum
+    is one thread's. On systems that do not say what the cores do, nothing changes.
     """
     import torch
 
-    now_s = time.monotonic()
-    if now_s - _Cores.at_s < MEASURED_S:
-        return
-    with suppress(OSError, ValueError, AttributeError):
-        busy_s, own_s, before = _busy_s(), sum(os.times()[:2]), _Cores
-        elapsed_s = now_s - before.at_s
-        others = (busy_s - before.busy_s - (own_s - before.own_s)) / elapsed_s
-        known = before.at_s > 0
-        _Cores.at_s, _Cores.busy_s, _Cores.own_s = now_s, busy_s, own_s
-        if not known:
-            _Cores.wanted = torch.get_num_threads()
-            return
-        free = round(len(os.sched_getaffinity(0)) - others + 0.1)
-        threads = max(1, min(_Cores.wanted, free))
-        if threads != torch.get_num_threads():
+    threads = torch.get_num_threads()
+    fewer = max(1, min(threads, _free_cores()))
+    if fewer < threads:
+        torch.set_num_threads(fewer)
+    try:
+        yield
+    finally:
+        if fewer < threads:
             torch.set_num_threads(threads)
+
+
+def _free_cores() -> int:
+    """Cores that other processes have not used since the last time that this was measured."""
+    now_s, last = time.monotonic(), _Measured
+    if now_s - last.at_s >= MEASURED_S:
+        with suppress(OSError, ValueError, AttributeError):
+            busy_s, own_s = _busy_s(), sum(os.times()[:2])
+            others = (busy_s - last.busy_s - (own_s - last.own_s)) / (now_s - last.at_s)
+            if last.at_s:
+                last.free = round(len(os.sched_getaffinity(0)) - others + 0.1)
+            last.at_s, last.busy_s, last.own_s = now_s, busy_s, own_s
+    return last.free
 
 
 def _busy_s() -> float:

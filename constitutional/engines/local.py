@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from constitutional.base.cores import share_cores
+from constitutional.base.cores import shared_cores
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Engine, Finish, Request, Sampling, Ticket, TooLongError
@@ -172,8 +172,7 @@ class LocalEngine(Engine):
             requests: the requests.
             rows: what `rows` made of each.
         """
-        with self._lock:
-            share_cores()
+        with self._lock, shared_cores():
             if requests[0].choices:
                 return self._score(rows)
             return self._generate(requests, [row for (row,) in rows])

@@ -116,6 +116,8 @@ class Outputs:
             waited = True
             time.sleep(WAIT_S)
         with lock:
+            with writing(place):
+                place.mkdir(exist_ok=True)  # whoever removes what no run uses may have been here
             yield
 
     def finish(
