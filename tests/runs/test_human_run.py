@@ -249,7 +249,8 @@ def test_half_of_a_reward_models_preferences_are_published_human_ones_from_the_c
     words = [
         *("name=half", f"folder={tmp_path}", "mix=half_human", f"mix.human={people}", "until=reward"),
         *("prompts.train=40", "prompts.held_out=4", "critique_revise.rounds=1", "sft.epochs=1"),
-        *("label.method=logprobs", "mix.held_out_share=0.5", "reward.epochs=1", "reward.max_length=256"),
+        *("label.method=logprobs", "label.principles=one", "mix.held_out_share=0.5"),
+        *("reward.epochs=1", "reward.max_length=256"),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "constitutional", "run", *words],

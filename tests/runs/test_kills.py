@@ -40,6 +40,7 @@ SETTINGS = (
     *("name=ours", "folder=runs", "constitution.file=ours.yaml", "prompts.train=6", "prompts.held_out=4"),
     f"model.batch_size={BATCH}",
     *("critique_revise.rounds=1", "sample_pairs.samples=2", "sample_pairs.pairs_per_prompt=1", "mix.margin=0"),
+    "label.principles=one",  # so that every one of the few comparisons becomes a preference
     # What the labeler makes of three examples is no matter here.
     "label.max_canary_failures=1",
     *(f"{stage}.{each}=1" for stage in ("sft", "reward", "algorithm") for each in ("epochs", "log_every")),
