@@ -2,7 +2,7 @@
 
 OpenMP's threads wait for each other by spinning. Where another process takes a core, the thread that spins keeps the
 one that it waits for from running, and everything is 5 to 10 times slower. So they spin for a short time only
-(`spin_briefly`), and an engine computes with fewer threads while others use the cores (`shared_cores`).
+(`spin_briefly`), and an engine that has two threads computes with one while others use the cores (`shared_cores`).
 """
 
 import os
@@ -15,6 +15,8 @@ from typing import Final
 SPIN_COUNT: Final = "10000"
 """How often a thread looks for more work before it sleeps; GNU's OpenMP looks 30 billion times where it is not told.
 Measured in the README; the environment's own GOMP_SPINCOUNT or OMP_WAIT_POLICY wins."""
+SHARED: Final = 2
+"""The number of threads that gives one up."""
 MEASURED_S: Final = 0.25
 """Over how long it is measured what other processes use, at least."""
 
@@ -37,15 +39,15 @@ class _Measured:
 
 @contextmanager
 def shared_cores() -> Iterator[None]:
-    """Within the block torch has as many threads as there are cores that other processes do not use; at least one.
+    """Within the block torch, where it has two threads, has one while other processes use a core.
 
-    How many threads there are changes no number that an engine computes: they share out rows and columns, and every sum
-    is one thread's. On systems that do not say what the cores do, nothing changes.
+    On two cores a busy process hurts most. One thread and two give the same bits in every shape of batch that was
+    tried; three or more do not, so there the threads stay. On systems that do not say what the cores do, they stay too.
     """
     import torch
 
     threads = torch.get_num_threads()
-    fewer = max(1, min(threads, _free_cores()))
+    fewer = 1 if threads == SHARED and _free_cores() < SHARED else threads
     if fewer < threads:
         torch.set_num_threads(fewer)
     try:

@@ -47,8 +47,8 @@ def decisive(settings: BaseModel, digest: Callable[[Path], str]) -> dict[str, An
 def _plain(value: Any, digest: Callable[[Path], str]) -> Any:  # noqa: ANN401 - a setting of any type
     if isinstance(value, BaseModel):
         return decisive(value, digest)
-    if isinstance(value, Path):
-        return digest(value)
+    if isinstance(value, Path):  # the ending of a name says how a file is read
+        return f"{digest(value)} {value.suffix}"
     if isinstance(value, Mapping):
         return {str(key): _plain(part, digest) for key, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

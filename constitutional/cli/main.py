@@ -201,15 +201,17 @@ def _check(arguments: argparse.Namespace) -> int:
     progress = Progress()
 
     def watch() -> None:
-        progress.aside("check", f"{engine.asked + engine.reused} answers")
+        task.update(engine.asked + engine.reused)
 
     with RunContext(config, constitution, templates, progress) as run_context:
         engine = run_context.journalled(run_context.given("labeler"), watch)
         if answers:
             print(check.baselines(answers), flush=True)
-            trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)
-        else:
-            trial = check.by_examples(constitution, engine, templates, config.label)
+        with progress.task("check", 0, "answers") as task:
+            if answers:
+                trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)
+            else:
+                trial = check.by_examples(constitution, engine, templates, config.label)
         print(trial.text)
         calls = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
         print(f"{calls}; the answers are kept in {engine.journal.path}, where runs find them too", file=sys.stderr)
@@ -251,7 +253,7 @@ def _clean(arguments: argparse.Namespace) -> None:
     found = unused(arguments.folder)
     print(outputs(found))
     if arguments.remove:
-        remove(found)
+        remove(arguments.folder, found)
         print("removed, but for what is in use")
     elif found:
         print("nothing was removed; to remove it, add --remove")

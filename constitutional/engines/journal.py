@@ -169,14 +169,19 @@ class JournalSession:
 
     def _from_engine(self, finished: Sequence[tuple[Ticket, Completion]]) -> list[tuple[Ticket, Completion]]:
         by_key: dict[str, Completion] = {}
+        wrong: list[ModelError] = []
         for ticket, completion in finished:
             key, request = self._asked.pop(ticket)
-            _check(completion, request)
-            by_key[key] = completion
+            if problem := _problem(completion, request):
+                wrong.append(ModelError(problem))
+            else:
+                by_key[key] = completion
         # What cannot be asked for may be possible later, with another limit or server, so it is not kept.
         kept = {key: answer for key, answer in by_key.items() if answer.finish not in ("too_long", "error")}
         if kept:
             by_key |= self._through.journal.keep(kept)
+        if wrong:  # what does answer its request is on disk by now
+            raise wrong[0]
         answers = []
         for key, completion in by_key.items():
             tickets = self._tickets.pop(key)
@@ -266,13 +271,14 @@ def _checksum(key: str, text: str) -> str:
     return hashlib.sha256(repr((key, text)).encode()).hexdigest()
 
 
-def _check(answer: Completion, request: Request) -> None:
-    """What is written down must answer what was asked."""
-    if not answer.failed and len(answer.choice_logprobs) != len(request.choices):
-        raise ModelError(
-            f"the engine gave {len(answer.choice_logprobs)} log-probabilities for the choices {request.choices}; "
-            "nothing was kept"
-        )
+def _problem(answer: Completion, request: Request) -> str | None:
+    """Why an answer does not answer its request; None if it does."""
+    if answer.failed or len(answer.choice_logprobs) == len(request.choices):
+        return None
+    return (
+        f"the engine gave {len(answer.choice_logprobs)} log-probabilities for the choices {request.choices}; "
+        "this answer was not kept"
+    )
 
 
 @contextmanager

@@ -302,6 +302,10 @@ def user_engine(settings: ScriptedSettings) -> Engine:
     loaded = load_function(settings.function)
     digest = hashlib.sha256(loaded.name.encode())
     for path in loaded.sources:
+        if not path.is_file():
+            raise loaded.wrong(
+                f"the function '{loaded.name}' is not written in Python, so nobody can tell when it changes"
+            )
         digest.update(path.read_bytes())
 
     def rule(request: Request) -> Completion | str:

@@ -1,9 +1,12 @@
 """Replies by a rule, for tests and for trying things out without a model."""
 
 from collections.abc import Callable
+from typing import Final
 
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Ticket
 
+AT_A_TIME: Final = 8
+"""Answers that are handed on together, which is the most that a kill can lose: a user's function may take long."""
 Rule = Callable[[Request], Completion | str]
 
 
@@ -45,7 +48,7 @@ class ScriptedEngine(Engine):
 
 
 class ScriptedSession:
-    """Answers all that is waiting, in its order."""
+    """Answers what is waiting, in its order, a few at a time."""
 
     def __init__(self, engine: ScriptedEngine) -> None:
         self._engine = engine
@@ -61,7 +64,7 @@ class ScriptedSession:
         answers: list[tuple[Ticket, Completion]] = []
         if self._failure is not None:
             raise self._failure
-        for ticket in sorted(self._waiting) if timeout_s != 0 else ():
+        for ticket in sorted(self._waiting)[:AT_A_TIME] if timeout_s != 0 else ():
             try:
                 completion = self._engine.answer(self._waiting[ticket])
             except BaseException as error:

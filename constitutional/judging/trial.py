@@ -82,7 +82,7 @@ def by_answers(
     Raises:
         ModelError: all of them are too long.
     """
-    total = len(answered.rows) * (1 if settings.principles == "one" else len(constitution.principles))
+    total = len(answered.rows) * (len(constitution.principles) if settings.principles == "all" else 1)
     comparisons = [row.comparison for row in answered.rows]
     with Progress().task("label", total) as task:
         judged = list(label(comparisons, constitution, engine, templates, settings, seed, ended=task.update))

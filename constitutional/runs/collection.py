@@ -10,9 +10,9 @@ from constitutional.base.errors import ConstitutionalError, InputError, UsageErr
 from constitutional.base.files import writing
 from constitutional.judging.scores import Score
 from constitutional.runs.compose import load
-from constitutional.runs.folder import RunStore
+from constitutional.runs.folder import CONFIG, RunStore, read_manifest
 from constitutional.runs.manifest import ENTRY, MANIFEST
-from constitutional.runs.outputs import LOCK, SHARED, Outputs, take_lock
+from constitutional.runs.outputs import SHARED, Outputs
 from constitutional.runs.pipeline import outline
 from constitutional.runs.status import describe
 
@@ -104,29 +104,46 @@ def unused(folder: Path) -> list[Unused]:
     Raises:
         RunError: a run's manifest cannot be read, so nobody knows what it uses.
     """
-    used = {link.output for path in run_folders(folder) for link in RunStore.load(path).manifest.stages.values()}
+    outputs, used = Outputs(folder / SHARED), _used(folder)
     found = []
-    for path in Outputs(folder / SHARED).all():
-        if path.name not in used:
+    for path in outputs.all():
+        if not _is_used(path, used):
             state: Literal["finished", "not finished", "damaged", "in use"] = "not finished"
             if ".damaged-" in path.name:
                 state = "damaged"
-            elif (path / ENTRY).is_file():
-                state = "finished"
-            elif (lock := take_lock(path / LOCK)) is None:
+            elif (lock := outputs.lock(path)) is None:
                 state = "in use"
             else:
                 lock.close()
+                state = "finished" if (path / ENTRY).is_file() else "not finished"
             found.append(Unused(path, state, _size(path)))
     return sorted(found, key=lambda output: -output.bytes)
 
 
-def remove(outputs: Sequence[Unused]) -> None:
-    """Remove outputs, but for those that a process is making."""
-    for output in outputs:
-        if output.state != "in use" and (lock := take_lock(output.path / LOCK)) is not None:
+def _used(folder: Path) -> str:
+    """The manifests and configurations of all runs: an output is used if its name stands in one of them.
+
+    A configuration may name the model that another run's stage made.
+    """
+    folders = run_folders(folder)
+    for path in folders:
+        read_manifest(path)
+    files = (path / name for path in folders for name in (MANIFEST, CONFIG))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+
+
+def _is_used(output: Path, used: str) -> bool:
+    return f'"{output.name}"' in used or f"/{output.name}/" in used or f'/{output.name}"' in used
+
+
+def remove(folder: Path, found: Sequence[Unused]) -> None:
+    """Remove unused outputs of a folder, but for those that a process is making, or that a run has come to use."""
+    outputs = Outputs(folder / SHARED)
+    for output in found:
+        if (lock := outputs.lock(output.path)) is not None:
             with lock, writing(output.path):
-                shutil.rmtree(output.path)
+                if not _is_used(output.path, _used(folder)):
+                    shutil.rmtree(output.path)
 
 
 def _size(folder: Path) -> int:

@@ -15,6 +15,7 @@ from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Engine
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.models import (
+    SANDBOX,
     EngineSettings,
     LazyEngine,
     Models,
@@ -121,7 +122,9 @@ class RunContext:
         settings = self.given(need)
         dtype = settings.dtype if isinstance(settings, ModelSettings) and settings.dtype != "auto" else ""
         # Not what differs from machine to machine: what was finished with a GPU is finished without one.
-        return f"{self.opened(settings).weights}{dtype and f' {dtype}'}"
+        # The sandbox's model is asked in its own way what principles mean.
+        own = " sandbox" if need == "critic" and getattr(settings, "path", "") == SANDBOX else ""
+        return f"{self.opened(settings).weights}{dtype and f' {dtype}'}{own}"
 
     def release(self) -> None:
         """Give the memory of every model back."""

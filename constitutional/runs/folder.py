@@ -16,7 +16,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Final, Self, TypeVar
 
@@ -58,8 +58,11 @@ class RunStore:
         for stage, link in sorted(manifest.stages.items(), key=lambda pair: pair[1].number):
             entry = folder / link.folder(stage) / ENTRY
             if link.finished and entry.is_file():
-                remedy = "the command that made the run makes the stage anew"
-                self.stages[stage] = read_checked(entry, StageEntry, remedy)
+                output = entry.parent.resolve()
+                remedy = f"move its folder away (mv {output} {output}.old); the run's command makes the stage anew"
+                # A run that goes on looks for itself what is finished: what it was linked to before may be damaged.
+                with suppress(RunError) if lock else nullcontext():
+                    self.stages[stage] = read_checked(entry, StageEntry, remedy)
 
     @classmethod
     def open(cls, folder: Path, config_json: str) -> Self:
@@ -82,7 +85,7 @@ class RunStore:
             advice = "wait until it has ended, or end it, or choose another name=…"
             raise RunError(f"{folder}: is in use by {held}; {advice}")
         try:
-            store = cls(folder, _manifest(folder) if (folder / MANIFEST).exists() else Manifest(), lock)
+            store = cls(folder, read_manifest(folder) if (folder / MANIFEST).exists() else Manifest(), lock)
             atomic_write(folder / CONFIG, config_json.encode())
             store._save(store.manifest)
         except BaseException:
@@ -102,7 +105,7 @@ class RunStore:
             raise UsageError(
                 f"{folder}: holds no run (there is no {MANIFEST} in it); expected a folder such as runs/NAME"
             )
-        return cls(folder, _manifest(folder), None)
+        return cls(folder, read_manifest(folder), None)
 
     def close(self) -> None:
         """Give the lock back."""
@@ -133,14 +136,17 @@ class RunStore:
         self._save(Manifest(stages=kept, failures=failures))
 
     def begin(self, number: int, stage: str, place: Path) -> Path:
-        """Link a stage that is about to be made; returns its folder in the run's own."""
+        """Link a stage that is about to be made; returns its folder in the run's own, made if it is not there."""
         self.stages.pop(stage, None)
+        with writing(place):
+            place.mkdir(parents=True, exist_ok=True)
         return self._link(StageLink(number=number, output=place.name, finished=False), stage, place)
 
     def finish(self, number: int, stage: str, place: Path, entry: StageEntry) -> None:
         """Link a stage that is finished, just now or before."""
-        self.stages[stage] = entry
         self._link(StageLink(number=number, output=place.name, finished=True), stage, place)
+        links = self.manifest.stages
+        self.stages = dict(sorted({**self.stages, stage: entry}.items(), key=lambda pair: links[pair[0]].number))
 
     def fail(self, stage: str, message: str) -> None:
         """Keep why a stage ended without being done."""
@@ -250,7 +256,12 @@ class RunStore:
         self.manifest = manifest
 
 
-def _manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Which stages a run has.
+
+    Raises:
+        RunError: the file is damaged.
+    """
     path = folder / MANIFEST
     remedy = f"move it away (mv {path} {path}.old) and start the run again: finished stages are found again"
     return read_checked(path, Manifest, remedy)

@@ -44,6 +44,9 @@ SHARED: Final = ".stages"
 """The folder beside the run folders."""
 SUMMARY: Final = "summary.json"
 LOCK: Final = ".lock"
+"""In a run folder."""
+LOCKS: Final = ".locks"
+"""Beside the stages' outputs, by their names."""
 CHECKPOINTS: Final = "checkpoints"
 """A folder that a stage may use while it trains; it goes once the stage is done."""
 DIGITS: Final = 16
@@ -98,27 +101,36 @@ class Outputs:
 
     @contextmanager
     def claimed(self, place: Path, say: Callable[[str], None]) -> Iterator[None]:
-        """The stage's folder, for this process alone; waits where another process is making the same.
+        """A stage's place, for this process alone; waits where another process is making the same.
 
         Args:
-            place: the folder; made if it is not there.
+            place: the stage's folder, whether it is there or not.
             say: told once what is waited for.
 
         Raises:
-            RunError: the folder cannot be made, written or locked.
+            RunError: it cannot be locked.
         """
-        with writing(place):
-            place.mkdir(parents=True, exist_ok=True)
         waited = False
-        while (lock := take_lock(place / LOCK)) is None:
+        while (lock := self.lock(place)) is None:
             if not waited:
-                say(f"waiting for {holder(place / LOCK)}, which makes the same for another run")
+                say(f"waiting for {holder(self._lock_file(place))}, which makes the same for another run")
             waited = True
             time.sleep(WAIT_S)
         with lock:
-            with writing(place):
-                place.mkdir(exist_ok=True)  # whoever removes what no run uses may have been here
             yield
+
+    def lock(self, place: Path) -> IO[bytes] | None:
+        """The right to make, use or remove what is in a place; None where another process has it.
+
+        The lock lies outside of the place, which may be moved or removed.
+        """
+        file = self._lock_file(place)
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        return take_lock(file)
+
+    def _lock_file(self, place: Path) -> Path:
+        return self.folder / LOCKS / place.name
 
     def finish(
         self,

@@ -50,7 +50,7 @@ class Stage:
     reads_summaries: bool = False
     """Whether it needs the summaries of all stages before it, beside their artifacts, and the run's configuration."""
     version: int = 1
-    """Raised when the stage makes something else of the same inputs."""
+    """Raised when the stage makes something else of the same inputs, or when the default of a setting changes."""
 
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
@@ -59,7 +59,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     # What is trained on replies of its own has these replies scored and reported.
     rollouts, gold = (("rollouts",), ("gold",)) if online else ((), ())
     return (
-        Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run),
+        Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run, version=2),
         # Before anything else is asked or trained: what the labeler misjudges, training amplifies.
         Stage(
             "labeler_check",
@@ -91,7 +91,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "sample_pairs",
             config.sample_pairs,
-            needs=("prompts", "sft_model"),
+            needs=("prompts", "sft_model", "base"),
             makes=("comparisons",),
             run=sample_pairs.run,
             version=3,

@@ -263,11 +263,10 @@ class _Runner:
         link = store.manifest.stages.get(stage.name)
         changed = link is not None and link.finished and link.output != planned.place.name
         calls = Calls()
-        if not self._use_again(store, number, stage, planned.place):
-            with self.outputs.claimed(planned.place, lambda text: self.say(f"{heading}: {text}")):
-                if not self._use_again(store, number, stage, planned.place):  # another process was making it
-                    self.say(f"{heading}: running" + ("; its settings or inputs have changed" if changed else ""))
-                    calls = self._run(store, number, stage, planned)
+        with self.outputs.claimed(planned.place, lambda text: self.say(f"{heading}: {text}")):
+            if not self._use_again(store, number, stage, planned.place):
+                self.say(f"{heading}: running" + ("; its settings or inputs have changed" if changed else ""))
+                calls = self._run(store, number, stage, planned)
         self._entries[stage.name] = store.stages[stage.name]
         return calls
 

@@ -57,6 +57,8 @@ class Settings(OnlineSettings, training.TrainingSettings):
     """Highest learning rate, after the warm-up (AdamW); about 1e-6 suits billions of weights."""
     epochs: float = Field(default=0.5, gt=0)
     """Passes over the prompts, rounded down to whole steps."""
+    log_every: int = Field(default=5, ge=1)
+    """Steps from one line of the training log to the next; a line says how far the policy has moved in its steps."""
     gradient_accumulation: Annotated[int, TECHNICAL] = Field(default=4, ge=1)
     """Forward passes, of batch_size replies, in one step of the optimizer."""
 

@@ -182,6 +182,20 @@ def test_what_does_not_answer_the_request_is_not_kept(tmp_path: Path) -> None:
         assert rows == (0,)
 
 
+def test_what_answers_its_request_is_kept_beside_what_does_not(tmp_path: Path) -> None:
+    def rule(request: Request) -> Completion:
+        given = 1 if request.messages[-1].content == "3" else 2
+        return Completion("", "choices", (-1.0,) * given)
+
+    requests = [ask(str(number), choices=("x", "y")) for number in range(6)]
+    engine = ScriptedEngine(rule)
+    for kept in (5, 0):
+        before = engine.count
+        with opened(engine, tmp_path / "journal.sqlite") as journal, pytest.raises(ModelError, match="1 log-prob"):
+            journal.complete(requests)
+        assert engine.count - before == 1 + kept  # the wrong one is asked again, and it alone
+
+
 def test_a_changed_answer_is_found_when_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     with opened(echo(), path) as journal:
@@ -261,7 +275,7 @@ def test_a_full_disk_loses_nothing_that_was_kept(tmp_path: Path) -> None:
             journal.complete([ask("b" * 100), *(ask(f"{number}") for number in range(200))])
     engine = echo()
     with opened(engine, path) as journal:
-        assert journal.complete([ask("a"), ask("0")])[0].text == "to a"
+        assert journal.complete([ask("a"), ask("199")])[0].text == "to a"
         assert engine.count == 1
 
 

@@ -10,7 +10,7 @@ from constitutional.judging.scores import Score
 from constitutional.runs.collection import overview, remove, run_folders, size_in_words, unused
 from constitutional.runs.compose import compose, dump
 from constitutional.runs.folder import RunStore
-from constitutional.runs.outputs import LOCK, take_lock
+from constitutional.runs.outputs import Outputs
 from tests.scripted_run import World, configured, constitution, finish, go
 
 
@@ -86,16 +86,30 @@ def test_what_a_process_is_making_is_not_removed(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     shutil.copytree(place, place.with_name(f"{place.name}.damaged-1"))
     (tmp_path / ".stages" / "mine").mkdir()  # no stage's
-    lock = take_lock(place / LOCK)
+    lock = Outputs(tmp_path / ".stages").lock(place)
     assert lock is not None
     with lock:
         found = unused(tmp_path)
         assert {output.path.name[20:]: output.state for output in found} == {"": "in use", ".damaged-1": "damaged"}
-        remove(found)
+        remove(tmp_path, found)
         assert place.exists()
     assert [output.state for output in unused(tmp_path)] == ["not finished"]
-    remove(unused(tmp_path))
-    assert sorted(path.name for path in (tmp_path / ".stages").iterdir()) == ["mine"]
+    remove(tmp_path, unused(tmp_path))
+    assert sorted(path.name for path in (tmp_path / ".stages").glob("[!.]*")) == ["mine"]
+
+
+def test_what_another_runs_configuration_names_is_used(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path, "until=sft"), World())
+    model = (store.folder / "03_sft" / "sft_model").resolve()
+    go(configured(tmp_path, "until=sft", "seed=1"), World())  # links the run to others
+    assert model.parent in {output.path for output in unused(tmp_path / "runs")}
+    words = configured(tmp_path, "name=second", "until=prompts", f"model.path={model}")
+    go(words, World())
+    found = unused(tmp_path / "runs")
+    assert model.parent not in {output.path for output in found}
+    remove(tmp_path / "runs", found)
+    assert model.is_dir()
 
 
 def test_nothing_is_called_unused_while_a_run_cannot_be_read(tmp_path: Path) -> None:

@@ -464,12 +464,30 @@ def test_a_disk_that_is_full_when_the_lock_is_taken_is_an_error_that_says_so(fol
 
 def test_a_stage_whose_folder_cannot_be_made_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / ".stages").write_text("a file where the folder goes")
-    outputs = Outputs(tmp_path / ".stages")
-    with (
-        pytest.raises(RunError, match=r"draft-f1: cannot be written"),
-        outputs.claimed(tmp_path / ".stages" / "draft-f1", print),
-    ):
+    place = tmp_path / ".stages" / "draft-f1"
+    with pytest.raises(RunError, match=r"draft-f1: cannot be written"), Outputs(place.parent).claimed(place, print):
         pass
+    with RunStore.open(tmp_path / "run", "{}") as store, pytest.raises(RunError, match=r"draft-f1: cannot be written"):
+        store.begin(1, "draft", place)
+
+
+def test_stages_stay_in_running_order_where_an_early_one_is_made_anew(folder: Path) -> None:
+    with RunStore.open(folder, "{}") as store:
+        for number, stage in enumerate(("prompts", "sft", "report")):
+            made(store, number, stage)
+        made(store, 1, "sft", "f2")
+        assert list(store.stages) == ["prompts", "sft", "report"]
+
+
+def test_a_run_goes_on_where_the_entry_of_an_old_output_is_damaged(folder: Path) -> None:
+    make(folder)
+    (folder / "01_draft" / "stage.json").write_text("{")
+    with pytest.raises(RunError, match=r"stage\.json: is damaged.*mv .*draft-f1"):
+        RunStore.load(folder)
+    with RunStore.open(folder, "{}") as store:
+        assert store.stages == {}
+    make(folder, "f2")
+    assert list(RunStore.load(folder).stages) == ["draft"]
 
 
 def test_a_folder_where_a_link_goes_is_put_aside(folder: Path) -> None:

@@ -1,14 +1,21 @@
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from constitutional.base.errors import RunError
+from constitutional.base.frozen import TECHNICAL
 from constitutional.engines.base import Completion, Request
+from constitutional.runs.compose import compose
 from constitutional.runs.context import TAGS, WHOLE
 from constitutional.runs.folder import RunStore
+from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import load_run
+from constitutional.runs.settings import models_in
 from constitutional.stages import prompts
 from constitutional.stages.prompts import FilePrompts
 from constitutional.stages.summaries import EvaluateSummary, LabelerCheckSummary, PromptsSummary
@@ -108,3 +115,56 @@ def test_edited_tags_are_evaluated_and_reported_anew_and_train_nothing(tmp_path:
     wanted = store.summary("evaluate", EvaluateSummary).wanted
     assert wanted is not None
     assert wanted["trait_rate/verbosity"] == "higher"
+
+
+def defaults_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The defaults of settings that decide results, those of nested ones included."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if TECHNICAL in field.metadata:
+            continue
+        nested = models_in(field.annotation)
+        default = field.get_default(call_default_factory=True, validated_data={})
+        found[name] = None if default is PydanticUndefined else to_jsonable_python(default, fallback=str)
+        if nested:
+            found[f"{name} nested"] = [defaults_of(part) for part in nested]
+    return found
+
+
+def digests_of_defaults() -> dict[str, str]:
+    """By stage, version and kind of settings, the beginning of a digest of all defaults."""
+    digests = {}
+    for words in ([], ["algorithm=ppo"], ["algorithm=grpo"], ["algorithm=rloo"], ["prompts.path=some.txt"]):
+        for stage in stages_of(compose(words)):
+            text = json.dumps(defaults_of(type(stage.settings)), sort_keys=True)
+            name = f"{stage.name} {stage.version} {type(stage.settings).__name__}"
+            digests[name] = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return digests
+
+
+def test_where_a_default_changes_the_stages_version_is_raised() -> None:
+    """Settings at their defaults are in no fingerprint, so a new default would find what the old one made.
+
+    Who changes a default raises the version of the stage that reads it in `pipeline.py`, and writes the digest here; a
+    new setting at its default makes nothing else, and so raises nothing.
+    """
+    assert digests_of_defaults() == DEFAULTS
+
+
+DEFAULTS = {
+    "prompts 2 SandboxPrompts": "7a86a5b1",
+    "labeler_check 4 LabelSettings": "aeb3e951",
+    "critique_revise 4 Settings": "d7186f58",
+    "sft 3 Settings": "d22d7cf1",
+    "sample_pairs 3 Settings": "05261e3f",
+    "label 3 LabelSettings": "aeb3e951",
+    "mix 4 Settings": "847c5977",
+    "reward 3 Settings": "23679fcc",
+    "dpo 2 Settings": "7ca851c5",
+    "evaluate 5 Inputs": "7c753408",
+    "report 7 Settings": "e74b089e",
+    "ppo 2 Settings": "c380a2d7",
+    "grpo 2 Inputs": "9b703265",
+    "rloo 2 Inputs": "9b703265",
+    "prompts 2 FilePrompts": "b49c3aae",
+}
