@@ -12,9 +12,9 @@ from constitutional.judging.scores import Score
 from constitutional.runs.compose import load
 from constitutional.runs.folder import CONFIG, RunStore, read_manifest
 from constitutional.runs.manifest import ENTRY, MANIFEST
-from constitutional.runs.outputs import SHARED, Outputs
+from constitutional.runs.outputs import LOCK, SHARED, Outputs, is_locked
 from constitutional.runs.pipeline import outline
-from constitutional.runs.status import describe
+from constitutional.runs.status import describe, outdated
 
 
 class RunLine(NamedTuple):
@@ -76,13 +76,15 @@ def _line(name: str, store: RunStore) -> RunLine:
 
 
 def _state(store: RunStore, expected: Sequence[str]) -> str:
-    lines = describe(store, expected)
+    lines, running = describe(store, expected), is_locked(store.folder / LOCK)
     for line in lines:
         if line.state in ("failed", "not finished"):
-            return f"{line.state.replace('not finished', 'stopped')} in {line.stage}"
+            return f"{'running' if running else line.state.replace('not finished', 'stopped')} in {line.stage}"
     done = [line.stage for line in lines if line.state == "done"]
+    if running:
+        return "running"
     if len(done) == len(lines):
-        return "done"
+        return "out of date" if outdated(store) else "done"
     return f"until {done[-1]}" if done else "not begun"
 
 

@@ -242,6 +242,18 @@ def take_lock(path: Path) -> IO[bytes] | None:
     return file
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process has a lock now."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none
+        return False
+    return False
+
+
 def holder(path: Path) -> str:
     """Who has a lock, in words."""
     try:

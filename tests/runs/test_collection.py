@@ -51,6 +51,23 @@ def test_runs_are_listed_with_how_far_they_have_come_and_what_they_changed(
     assert cli.main(["list", str(tmp_path / "nowhere")]) == 2
 
 
+def test_a_run_that_goes_on_and_one_whose_later_stages_are_of_before_are_told_apart_from_a_done_one(
+    tmp_path: Path,
+) -> None:
+    path = constitution(tmp_path)
+    store, _ = go(configured(tmp_path), World())
+    assert [line.state for line in overview(tmp_path / "runs")] == ["done"]
+    with RunStore.open(store.folder, (store.folder / "config.json").read_text()) as again:
+        assert [line.state for line in overview(tmp_path / "runs")] == ["running"]
+        again.begin(3, "sft", tmp_path / "runs" / ".stages" / "sft-0")
+        assert [line.state for line in overview(tmp_path / "runs")] == ["running in sft"]
+    assert [line.state for line in overview(tmp_path / "runs")] == ["stopped in sft"]
+    go(configured(tmp_path), World())
+    path.write_text(path.read_text().replace("Be kind.", "Be warm."))
+    go(configured(tmp_path, "until=labeler_check"), World())
+    assert [line.state for line in overview(tmp_path / "runs")] == ["out of date"]
+
+
 def test_what_no_run_uses_is_told_with_its_size_and_removed_when_that_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
