@@ -231,14 +231,19 @@ def take_lock(path: Path) -> IO[bytes] | None:
         raise RunError(f"{path}: cannot be written: {error.strerror}; choose another name=…") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now()}".encode())
     except BlockingIOError:
         file.close()
         return None
     except OSError as error:
         file.close()
         raise RunError(f"{path}: cannot be locked: {error.strerror}; choose a folder on a local disk") from error
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now()}".encode())
+    except OSError as error:
+        file.close()
+        advice = "make room or give access, and start again"
+        raise RunError(f"{path}: cannot be written: {error.strerror}; {advice}") from error
     return file
 
 

@@ -248,18 +248,17 @@ class _Runner:
 
     def all_done(self, stages: Sequence[Stage]) -> bool:
         """Whether every stage's output is there, so that nothing will be asked or trained."""
+        entries: dict[str, StageEntry] = {}
         for stage in stages:
-            entry = self.outputs.finished(self._plan(stage).place)
+            entry = self.outputs.finished(self._plan(stage, entries).place)
             if entry is None:
-                self._entries.clear()
                 return False
-            self._entries[stage.name] = entry
-        self._entries.clear()
+            entries[stage.name] = entry
         return True
 
     def step(self, store: RunStore, number: int, stage: Stage) -> Calls:
         """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
-        planned, heading = self._plan(stage), f"{number:02d} {stage.name}"
+        planned, heading = self._plan(stage, self._entries), f"{number:02d} {stage.name}"
         link = store.manifest.stages.get(stage.name)
         changed = link is not None and link.finished and link.output != planned.place.name
         calls = Calls()
@@ -270,12 +269,12 @@ class _Runner:
         self._entries[stage.name] = store.stages[stage.name]
         return calls
 
-    def _plan(self, stage: Stage) -> _Planned:
-        made = {name: artifact.sha256 for entry in self._entries.values() for name, artifact in entry.artifacts.items()}
+    def _plan(self, stage: Stage, before: Mapping[str, StageEntry]) -> _Planned:
+        """What a stage would be made from, after the stages before it have made what is known of them."""
+        made = {name: artifact.sha256 for entry in before.values() for name, artifact in entry.artifacts.items()}
         needs = {need: self.run_context.digest(need) if is_given(need) else made[need] for need in stage.needs}
         if stage.reads_summaries:
-            entries = self._entries.items()
-            needs |= {f"{name} summary": entry.artifacts["summary"].sha256 for name, entry in entries}
+            needs |= {f"{name} summary": entry.artifacts["summary"].sha256 for name, entry in before.items()}
             needs[CONFIGURATION] = self.run_context.config.digest
         files = files_of(stage.settings)
         fingerprint = fingerprint_of(stage, self.run_context.config.seed, needs, files)
