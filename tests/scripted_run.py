@@ -11,8 +11,8 @@ from constitutional.base.files import write_rows
 from constitutional.base.progress import Progress
 from constitutional.base.records import Preference, Record, Revision
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.models import EngineSettings, ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.settings import EngineSettings, ModelSettings
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls

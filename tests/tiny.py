@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from constitutional.base.progress import Progress, Task
 from constitutional.base.records import Record
-from constitutional.engines.models import ModelSettings
+from constitutional.engines.settings import ModelSettings
 from constitutional.stages.summaries import Summary
 from scripts.sandbox_training.tokenizer import build_tokenizer
 

@@ -37,6 +37,8 @@ class Request(NamedTuple):
     sampling: Sampling = Sampling()
     seed: int = 0
     choices: tuple[str, ...] = ()
+    schema: str = ""
+    """A JSON schema, as text, that the reply must follow; only for engines with the ability `structured`."""
 
 
 class Completion(NamedTuple):
@@ -54,7 +56,14 @@ class Completion(NamedTuple):
     prompt_tokens: int = 0
     """Tokens that the model read; 0 where the engine does not count."""
     completion_tokens: int = 0
-    """Tokens that the model wrote, its end included; of choices, the tokens of all of them."""
+    """Tokens that the model wrote, its end and its reasoning included; of choices, the tokens of all of them."""
+    cached_tokens: int = 0
+    """Of the tokens that the model read, those that it had read before, for another request."""
+    reasoning: str = ""
+    """What a reasoning model thought before it replied, where the engine keeps that apart; no part of `text`."""
+    bounded: tuple[bool, ...] = ()
+    """For each choice, whether its log-probability is only an upper bound: it was not among the likeliest tokens that
+    the server tells. Empty where all are exact."""
 
     @property
     def failed(self) -> bool:
@@ -77,6 +86,8 @@ class Abilities(NamedTuple):
     """The same request with the same seed gets the same reply."""
     usage: bool = True
     """Its completions say how many tokens were read and written."""
+    structured: bool = False
+    """It holds replies to a JSON schema."""
 
 
 Ticket = tuple[int, ...]

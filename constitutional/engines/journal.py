@@ -214,6 +214,8 @@ class Keys:
         )
         digest = self._identity.copy()
         digest.update(_encode(depends_on).encode())
+        if request.schema:
+            digest.update(request.schema.encode())
         return digest.hexdigest()
 
 
@@ -263,7 +265,8 @@ def _completion(path: Path, key: str, text: str, checksum: str) -> Completion:
     if _checksum(key, text) != checksum:
         raise _damaged(path, f"the answer kept under {key} does not match its checksum")
     reply, finish, choice_logprobs, *rest = json.loads(text)
-    return Completion(reply, finish, tuple(choice_logprobs), *rest)
+    completion = Completion(reply, finish, tuple(choice_logprobs), *rest)
+    return completion._replace(bounded=tuple(completion.bounded))
 
 
 def _checksum(key: str, text: str) -> str:

@@ -11,22 +11,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from typing import TYPE_CHECKING, Final
 
 from constitutional.base.errors import ConfigurationError, ModelError
-from constitutional.base.frozen import TECHNICAL, Frozen
 from constitutional.base.shipped import MODEL_FOLDER
-from constitutional.base.user_function import load_function, resolved
+from constitutional.base.user_function import load_function
 from constitutional.engines.base import Abilities, Completion, Engine, Request
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.settings import SANDBOX, Dtype, EngineSettings, ModelSettings, ScriptedSettings
 
 if TYPE_CHECKING:
     from constitutional.engines.local import LocalEngine, LocalSession
-
-SANDBOX: Final = "sandbox"
-"""The name of the test-bed's model, which ships with the package."""
 
 LOADED: Final = 2
 """Most models in memory at once: one that answers and one that judges. Another takes the place of the one that was
@@ -41,94 +36,6 @@ WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 """The weights, or the list of the files that they are divided into."""
 DOWNLOADED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-
-
-ArgumentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-
-class ModelSettings(BaseModel):
-    """The model that is trained, and that answers in every role that names no other."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    path: str = SANDBOX
-    """`sandbox`, a folder with a transformers causal model and a chat template, or a name on the Hugging Face hub."""
-    revision: str | None = None
-    """A branch, a tag or a commit of a model on the hub; null takes its main branch as it is. A commit pins it."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the weights while the model answers; `auto` is bfloat16 on a GPU and float32 on a CPU. Training
-    keeps weights that it changes in float32."""
-    device: Annotated[str, TECHNICAL] = ""
-    """Where the model answers, such as `cuda:0` or `cpu`; empty takes a GPU if there is one. Training, and the
-    measurement of how far a model has moved, take the GPUs that CUDA_VISIBLE_DEVICES leaves, or else the CPU."""
-    batch_size: Annotated[int, Field(ge=1), TECHNICAL] = 64
-    """Most requests that are answered at the same time. A lower number needs less memory. It does not apply to
-    training, which has batch sizes of its own."""
-    pad_token: str | None = None
-    """One of the tokenizer's tokens, to pad with, for a tokenizer that names none; it must occur in no text."""
-    template: dict[ArgumentName, bool | int | float | str] = Field(default_factory=dict)
-    """Arguments of the chat template, such as {enable_thinking: false}. A template that writes today's date is told
-    26 July 2024; give it another through the argument that it reads, such as {date_string: "1 May 2026"}."""
-
-    def __hash__(self) -> int:
-        """A hash of all settings; a mapping has none of its own."""
-        return hash(self.model_dump_json())
-
-
-class LocalSettings(BaseModel):
-    """A transformers model in this process; a setting that is null is that of the model that is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    kind: Literal["local"] = "local"
-    path: str | None = None
-    """As `model.path`."""
-    revision: str | None = None
-    """As `model.revision`, which does not apply to a model of another path."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    """As `model.dtype`."""
-    device: Annotated[str | None, TECHNICAL] = None
-    """As `model.device`."""
-    batch_size: Annotated[int | None, Field(ge=1), TECHNICAL] = None
-    """As `model.batch_size`."""
-    pad_token: str | None = None
-    """As `model.pad_token`, which does not apply to a model of another path."""
-    template: dict[ArgumentName, bool | int | float | str] | None = None
-    """As `model.template`, which does not apply to a model of another path."""
-
-    def over(self, model: ModelSettings) -> ModelSettings:
-        """The model's settings, with those of this role in their place."""
-        own = {name: value for name, value in self.model_dump(exclude={"kind"}).items() if value is not None}
-        if self.path not in (None, model.path):
-            model = model.model_copy(update={"pad_token": None, "template": {}, "revision": None})
-        return model.model_copy(update=own)
-
-
-class ScriptedSettings(Frozen):
-    """A Python function that answers in place of a model."""
-
-    kind: Literal["scripted"] = "scripted"
-    function: str
-    """"file.py:function" or "package.module:function". It is called with a `Request`, and returns the text of a reply
-    or a `Completion`, both from `constitutional.engines.base`."""
-    choices: bool = False
-    """Whether the function gives log-probabilities where a request has choices."""
-
-    @field_validator("function")
-    @classmethod
-    def _found_from_anywhere(cls, function: str) -> str:
-        return resolved(function)
-
-
-RoleSettings = Annotated[LocalSettings | ScriptedSettings, Field(discriminator="kind")]
-"""What a run is told of a model that plays a role."""
-EngineSettings = ModelSettings | ScriptedSettings
-"""What an engine is made of."""
-
-
-def role_settings(role: RoleSettings, model: ModelSettings) -> EngineSettings:
-    """A role's engine; what a local one does not say is as the model that is trained has it."""
-    return role.over(model) if isinstance(role, LocalSettings) else role
 
 
 def model_folder(path: str, revision: str | None = None) -> Path:
@@ -319,11 +226,25 @@ def user_engine(settings: ScriptedSettings) -> Engine:
     return ScriptedEngine(rule, f"{loaded.name} {digest.hexdigest()}", abilities)
 
 
+def engine_of(settings: EngineSettings, models: "Models") -> Engine:
+    """The engine of these settings, whose model is loaded, or server asked, when it is first needed.
+
+    Raises:
+        ConfigurationError: the settings name nothing that there is.
+        ModelError: the model is not whole.
+    """
+    if isinstance(settings, ModelSettings):
+        return LazyEngine(settings, models)
+    if isinstance(settings, ScriptedSettings):
+        return user_engine(settings)
+    raise ConfigurationError(f"there is no engine '{settings.kind}' yet; type engine=local")
+
+
 def open_engine(  # noqa: PLR0913 - each is a setting of the model
     path: str = SANDBOX,
     *,
     journal: Path | None = None,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    dtype: Dtype = "auto",
     device: str = "",
     batch_size: int = 64,
     pad_token: str | None = None,

@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError, expect
 from constitutional.base.shipped import shipped
-from constitutional.engines.models import SANDBOX
+from constitutional.engines.settings import SANDBOX
 from constitutional.runs.config_errors import problems, truth_values
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.process import versions
@@ -193,12 +193,15 @@ def _completed(overrides: "Sequence[Override]") -> list[str]:
 
     chosen = {word.key_or_group: str(word.value()) for word in overrides if word.key_or_group in GROUPS}
     keys = {word.key_or_group for word in overrides}
+    roles = {word.package or word.key_or_group for word in overrides}  # that have an engine of their own
     words, refused = [], []
     for override in overrides:
         key, line = override.key_or_group, str(override.input_line)
         group, _, name = key.partition(".")
         if problem := _refused(override):
             refused.append(problem)
+        elif key == "engine" and override.package is None:
+            words += [f"engine@{role}={override.value()}" for role in ROLES if role not in roles]
         elif key in ROLES and isinstance(override.value(), str):
             words.append(f"engine@{key}={override.value()}")
         elif name == "kind" and group in GROUPS and len(GROUPS[group]) > 1:

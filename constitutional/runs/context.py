@@ -14,16 +14,14 @@ from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Engine
 from constitutional.engines.journal import Journal, JournalEngine
-from constitutional.engines.models import (
+from constitutional.engines.models import Models, engine_of, model_folder
+from constitutional.engines.settings import (
     SANDBOX,
     EngineSettings,
-    LazyEngine,
-    Models,
+    LocalSettings,
     ModelSettings,
-    ScriptedSettings,
-    model_folder,
+    VllmSettings,
     role_settings,
-    user_engine,
 )
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
@@ -32,13 +30,15 @@ from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
 
+_MODELS_OWN: Final = ("path", "revision", "pad_token", "template", "adapter")
+"""Settings of a role that are about its model, and not about how it answers."""
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
 Opener = Callable[[EngineSettings], Engine]
 
-GIVEN: Final = ("base", "critic", "labeler")
-"""The models that a run is given; all others are artifacts of its stages."""
+GIVEN: Final = ("base", "generator", "critic", "labeler")
+"""The models that a run is given; all others are artifacts of its stages. `base` is the one that is trained."""
 
 TAGS: Final = "constitution tags"
 """What evaluation alone needs of a constitution, beside what behaviour depends on: edited tags train nothing anew."""
@@ -92,14 +92,22 @@ class RunContext:
         self._journal: Journal | None = None
 
     def _open(self, settings: EngineSettings) -> Engine:
-        if isinstance(settings, ScriptedSettings):
-            return user_engine(settings)
-        return LazyEngine(settings, self._models)
+        return engine_of(settings, self._models)
 
     def given(self, role: str) -> EngineSettings:
         """The settings of a model that the run is given."""
-        roles = {"critic": self.config.critic, "labeler": self.config.labeler}
-        return self.config.model if role == "base" else role_settings(roles[role], self.config.model)
+        config = self.config
+        if role == "base":
+            return self.trained(config.model)
+        roles = {"generator": config.generator, "critic": config.critic, "labeler": config.labeler}
+        return role_settings(roles[role], config.model)
+
+    def trained(self, model: ModelSettings) -> EngineSettings:
+        """How the model that is trained answers, or what became of it: by vLLM, if the generator is vLLM."""
+        generator = self.config.generator
+        if isinstance(generator, VllmSettings):
+            return generator.model_copy(update=dict.fromkeys(_MODELS_OWN)).over(model)
+        return LocalSettings().over(model)
 
     def opened(self, settings: EngineSettings) -> Engine:
         """The model itself, without the journal; opened once."""
@@ -120,7 +128,8 @@ class RunContext:
         if need.endswith(".j2"):
             return self.templates.digest(need.removesuffix(".j2"))
         settings = self.given(need)
-        dtype = settings.dtype if isinstance(settings, ModelSettings) and settings.dtype != "auto" else ""
+        dtype = getattr(settings, "dtype", "auto")
+        dtype = "" if dtype == "auto" else dtype
         # Not what differs from machine to machine: what was finished with a GPU is finished without one.
         # The sandbox's model is asked in its own way what principles mean.
         own = " sandbox" if need == "critic" and getattr(settings, "path", "") == SANDBOX else ""
@@ -242,10 +251,11 @@ class RunStageContext(FinishedRun):
             self._engines[role] = self._run.journalled(settings, lambda: self._watch(role))
         return self._engines[role]
 
-    def _made(self, artifact: str) -> ModelSettings:
+    def _made(self, artifact: str) -> EngineSettings:
         """The settings of a model that an earlier stage made, whose tokenizer and template are its own."""
         inherited: dict[str, object] = {"revision": None, "pad_token": None, "template": {}}
-        return self.base.model_copy(update={"path": str(self._store.artifact(artifact)), **inherited})
+        made = self.base.model_copy(update={"path": str(self._store.artifact(artifact)), **inherited})
+        return self._run.trained(made)
 
     def _watch(self, role: str) -> None:
         # How many there will be in all the stage alone knows: a call is often one of several that an item takes.

@@ -73,7 +73,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "critique_revise",
             config.critique_revise,
-            needs=("prompts", "base", "critic", "constitution", "critique.j2", "revise.j2", "revise_directly.j2"),
+            needs=("prompts", "generator", "critic", "constitution", "critique.j2", "revise.j2", "revise_directly.j2"),
             makes=("revisions",),
             run=critique_revise.run,
             seeded=bool(config.critique_revise.rounds or config.critique_revise.temperature),

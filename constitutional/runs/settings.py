@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.data.comparisons import PAIRS
-from constitutional.engines.models import LocalSettings, ModelSettings, RoleSettings
+from constitutional.engines.settings import LocalSettings, ModelSettings, RoleSettings
 from constitutional.runs.outputs import SHARED
 from constitutional.stages import critique_revise, dpo, evaluate, grpo, label, mix, ppo, reward, sample_pairs, sft
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
@@ -68,6 +68,9 @@ class RunConfig(Frozen):
     """A folder of prompt templates that replace the shipped ones of the same name."""
     constitution: ConstitutionSettings = ConstitutionSettings()
     model: ModelSettings = ModelSettings()
+    generator: RoleSettings = LocalSettings()
+    """The model that drafts the responses which are revised. Where it is vLLM, vLLM also answers for the model that is
+    trained and for what becomes of it."""
     critic: RoleSettings = LocalSettings()
     """The model that critiques and revises."""
     labeler: RoleSettings = LocalSettings()
@@ -155,8 +158,8 @@ def _presets(models: Sequence[type[BaseModel]]) -> dict[str, type[BaseModel]]:
     return {f"schema{kind}": model for kind, model in zip(kinds, models, strict=True)}
 
 
-ROLES: Final = ("critic", "labeler")
-"""Both choose among the presets of the group `engine`."""
+ROLES: Final = ("generator", "critic", "labeler")
+"""All choose among the presets of the group `engine`."""
 GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
     "engine" if name in ROLES else name: _presets(models)
     for name, field in RunConfig.model_fields.items()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
-    from constitutional.engines.models import EngineSettings, ModelSettings
+    from constitutional.engines.settings import EngineSettings, ModelSettings
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Summary)
@@ -87,13 +87,13 @@ class StageContext(RunView, Protocol):
         """What the run says of the model that is trained, its tokenizer for one."""
 
     def settings(self, role: str) -> "EngineSettings":
-        """What the run says of a model that it is given: `base`, `critic` or `labeler`."""
+        """What the run says of a model that it is given: `base`, `generator`, `critic` or `labeler`."""
 
     def output(self, name: str) -> Path:
         """A path of that name in this stage's own folder, for a model or any other file; its parent exists."""
 
     def engine(self, role: str) -> "Engine":
-        """A model that answers, through the journal: the roles `base`, `critic` and `labeler`, or a model artifact."""
+        """A model that answers, through the journal: `base`, `generator`, `critic`, `labeler`, or an artifact."""
 
     def release(self) -> None:
         """Give the memory of all models back; one that is asked again is loaded again."""

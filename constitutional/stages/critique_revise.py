@@ -253,7 +253,7 @@ def _seed(settings: Settings, seed: int, prompt: Prompt, *parts: object) -> int:
 def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become revisions."""
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
-    engines = (context.engine("base"), context.engine("critic"))
+    engines = (context.engine("generator"), context.engine("critic"))
     reviser = Reviser(context.constitution, *engines, context.prompts, settings, context.seed)
     with context.task("critique and revise", len(prompts)) as task:
         revisions = list(side_by_side(map(reviser.item, prompts), ended=task.update))

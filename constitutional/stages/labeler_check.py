@@ -5,7 +5,7 @@ is tried on the constitution's own examples, and on comparisons with a plain ans
 of no use ends a run before hours of training.
 """
 
-from constitutional.engines.models import SANDBOX
+from constitutional.engines.settings import SANDBOX
 from constitutional.judging.accuracy import check_canaries, measure_labeler, trusted_principles, warnings_of
 from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.understanding import lines, meanings_of, sandbox_meanings

@@ -10,14 +10,12 @@ from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.models import (
     LazyEngine,
-    LocalSettings,
     Models,
-    ModelSettings,
-    ScriptedSettings,
     folder_digest,
     model_folder,
     user_engine,
 )
+from constitutional.engines.settings import LocalSettings, ModelSettings, ScriptedSettings
 from constitutional.sandbox import MODEL_FOLDER
 
 

@@ -78,7 +78,7 @@ def tagged(folder: Path) -> None:
 def test_every_algorithm_stands_where_dpo_stands_and_gets_what_it_needs(kind: str) -> None:
     stages = stages_of(compose([f"algorithm={kind}"]))
     assert [each.name for each in stages] == [kind if each.name == "dpo" else each.name for each in STAGES]
-    made = {"base", "critic", "labeler", "constitution", TAGS, WHOLE}
+    made = {"base", "generator", "critic", "labeler", "constitution", TAGS, WHOLE}
     for stage in stages:
         assert {need for need in stage.needs if not need.endswith(".j2")} <= made
         made |= set(stage.makes)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConfigurationError, InputError
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
-from constitutional.engines.models import LocalSettings, ScriptedSettings, role_settings
+from constitutional.engines.settings import LocalSettings, ScriptedSettings, role_settings
 from constitutional.runs.compose import compose, dump, freeze, load, sweep
 from constitutional.runs.settings import GROUPS, ConstitutionSettings, RunConfig
 from constitutional.stages import dpo, label, ppo, reward
@@ -23,7 +23,7 @@ PRESETS = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*
 
 def composed(*overrides: str) -> RunConfig:
     """With a file for every setting that has no value: the message says which."""
-    for _ in range(3):
+    for _ in range(5):
         try:
             return compose(overrides)
         except ConfigurationError as error:

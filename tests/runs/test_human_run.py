@@ -21,8 +21,8 @@ from constitutional.base.progress import Progress
 from constitutional.base.records import Judgement, Message, Preference, Split
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.models import EngineSettings
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.settings import EngineSettings
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import stages_of

@@ -517,7 +517,7 @@ def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tm
     run(config, stages=stages(config), opener=World().open, progress=progress)
     said = stream.getvalue().splitlines()
     # A model by a rule answers all that is waiting: the 8 drafts, then the 8 critiques of the first round.
-    assert next(line for line in said if " · base: " in line) == "  critique and revise: 0% · base: 8 answers"
+    assert next(line for line in said if " · generator: " in line) == "  critique and revise: 0% · generator: 8 answers"
     assert any(line.startswith("  critique and revise: 0% · critic: 8 answers") for line in said)
 
 

@@ -26,8 +26,8 @@ from constitutional.base.records import (
 from constitutional.cli import main as cli
 from constitutional.cli import show
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.models import EngineSettings, ModelSettings
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.settings import EngineSettings, ModelSettings
 from constitutional.runs import runner
 from constitutional.runs.compose import compose, load
 from constitutional.runs.context import FinishedRun, selected

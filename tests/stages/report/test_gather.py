@@ -23,7 +23,7 @@ from constitutional.base.records import (
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Engine
-from constitutional.engines.models import ModelSettings
+from constitutional.engines.settings import ModelSettings
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
 from constitutional.judging.understanding import PrincipleMeaning
