@@ -103,7 +103,7 @@ class JournalEngine(Engine):
         """How many were answered from the journal, or by an equal request that was asked at the same time."""
 
     @cached_property
-    def abilities(self) -> Abilities:  # type: ignore[override] - asked for once, not set
+    def abilities(self) -> Abilities:  # type: ignore[override]
         """The engine's own, which a server may have to be asked for."""
         return self.engine.abilities
 
