@@ -13,12 +13,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from constitutional.base.errors import ModelError, RunError
-from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
+from constitutional.engines.base import Abilities, Completion, Engine, Request, Session, Ticket
 
 FORMAT: Final = 3
 """Kept in the file as SQLite's `user_version`. It is to be raised when the table or the key changes, or how the engines
@@ -95,12 +96,16 @@ class JournalEngine(Engine):
     def __init__(self, engine: Engine, journal: Journal, watch: Callable[[], None] | None = None) -> None:
         self.engine = engine
         self.journal = journal
-        self.abilities = engine.abilities
         self.watch = watch or (lambda: None)
         self.asked = 0
         """How many requests the engine has answered."""
         self.reused = 0
         """How many were answered from the journal, or by an equal request that was asked at the same time."""
+
+    @cached_property
+    def abilities(self) -> Abilities:  # type: ignore[override]
+        """The engine's own, which a server may have to be asked for."""
+        return self.engine.abilities
 
     @property
     def weights(self) -> str:

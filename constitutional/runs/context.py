@@ -92,7 +92,7 @@ class RunContext:
         self._journal: Journal | None = None
 
     def _open(self, settings: EngineSettings) -> Engine:
-        return engine_of(settings, self._models)
+        return engine_of(settings, self._models, self.progress.say)
 
     def given(self, role: str) -> EngineSettings:
         """The settings of a model that the run is given."""
