@@ -1,7 +1,7 @@
 """The command `constitutional`: turns our errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 130 interrupted. Nothing heavy is imported until a
-command needs it, so that `--help` and a mistyped argument answer at once.
+Exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 3 stopped at a budget, 130 interrupted. Nothing
+heavy is imported until a command needs it, so that `--help` and a mistyped argument answer at once.
 """
 
 import argparse
