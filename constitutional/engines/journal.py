@@ -270,7 +270,7 @@ class JournalSession:
         if completions:
             through, count = self._through, len(completions)
             through.calls = Calls.sum([through.calls, Calls(reused=count)])
-            through.saved = Calls.sum([through.saved, Calls.of(completions, self._account.prices, reused=count)])
+            through.saved = Calls.sum([through.saved, Calls.of(completions, self._account.prices)])
 
     def close(self) -> None:
         """Give up what is outstanding."""

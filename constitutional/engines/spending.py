@@ -88,35 +88,33 @@ def money(amount: float) -> str:
 class _Limit(NamedTuple):
     """A number that a budget sets, and what counts against it."""
 
-    name: str
-    """Such as `max_calls`."""
+    key: str
+    """The setting, such as `labeler.budget.max_calls`."""
     most: float
     spent: float
-    asked: int
+    in_flight: int
+    """Requests whose share of the budget is not known yet."""
+    each: float | None
+    """What an answer of the role that asks takes of the budget; None before its first answer."""
 
     @property
     def reached(self) -> bool:
         return self.spent >= self.most
 
-    def room(self, in_flight: int) -> int | None:
-        """How many more requests may be submitted; None where the engine tells no tokens, so that nobody knows."""
+    def room(self) -> int | None:
+        """How many more requests the role may submit; None for any number, where its answers take nothing."""
         if self.reached:
             return 0
-        if self.name == "max_calls":
-            most = int(self.most - self.spent)
-        elif not self.asked:
-            most = FIRST
-        elif not self.spent:
+        if self.each == 0:
             return None
-        else:  # a single request at least: the budget is not reached yet
-            most = max(1, int((self.most - self.spent) * self.asked / self.spent + 1e-9))
-        return max(0, most - in_flight)
+        # A single request at least: the budget is not reached yet.
+        most = FIRST if self.each is None else max(1, int((self.most - self.spent) / self.each + 1e-9))
+        return max(0, most - self.in_flight)
 
 
-def _limits(budget: Budget, spent: Calls) -> Iterator[_Limit]:
-    for name, value in (("max_calls", spent.asked), ("max_tokens", spent.tokens), ("max_cost", spent.cost)):
-        if (most := getattr(budget, name)) is not None:
-            yield _Limit(name, most, value, spent.asked)
+def _amounts(calls: Calls) -> dict[str, float]:
+    """What budgets bound, by their names."""
+    return {"max_calls": calls.asked, "max_tokens": calls.tokens, "max_cost": calls.cost}
 
 
 class Ledger:
@@ -152,8 +150,8 @@ class Ledger:
         with self._lock:
             if self._stopping:
                 return 0
-            for _, limit, in_flight in self._limits(role):
-                room = limit.room(in_flight)
+            for limit in self._limits(role):
+                room = limit.room()
                 wanted = wanted if room is None else min(wanted, room)
             self.in_flight[role] += wanted
             return wanted
@@ -170,30 +168,33 @@ class Ledger:
         Raises:
             BudgetError: nothing is in flight.
         """
-        reached = [(key, limit) for key, limit, _ in self._limits(role) if limit.reached]
+        reached = [limit for limit in self._limits(role) if limit.reached]
         self._stopping = self._stopping or bool(reached)
         if self.in_flight.total() or not self._stopping:
             return
         if not reached:  # another role's budget stops this one
-            others = [(key, limit) for other in self.budgets for key, limit, _ in self._limits(other) if limit.reached]
-            reached = others
-        key, limit = reached[0]
-        setting = f"{key}.{limit.name}" if key else limit.name
-        owner = "the run" if key == "budget" else f"the {key.partition('.')[0]}"
-        spent = Calls.sum(self.spent.values()) if key == "budget" else self.spent[key.partition(".")[0]]
-        by = f" (the next request is the {role}'s)" if key == "budget" else ""
+            reached = [limit for other in self.budgets for limit in self._limits(other) if limit.reached]
+        limit, owner = reached[0], reached[0].key.partition(".")[0]
+        spent = Calls.sum(self.spent.values()) if owner == "budget" else self.spent[owner]
+        who = f"the run, whose next request is the {role}'s," if owner == "budget" else f"the {owner}"
         raise BudgetError(
-            f"the budget {setting}={limit.most:g} is reached{by}: {owner} has spent {spent.asked:,} calls"
+            f"the budget {limit.key}={limit.most:g} is reached: {who} has spent {spent.asked:,} calls"
             f"{spent.tokens_in_words()}. All answers are kept. To go on, type the same command with a higher budget, "
-            f"such as {setting}={2 * limit.most:g}"
+            f"such as {limit.key}={2 * limit.most:g}"
         )
 
-    def _limits(self, role: str) -> Iterator[tuple[str, _Limit, int]]:
-        """What bounds a role: the key of the budget, its limit, and the requests in flight that count against it."""
-        for limit in _limits(self.budgets.get(role, Budget()), self.spent.get(role, Calls())):
-            yield f"{role}.budget", limit, self.in_flight[role]
-        for limit in _limits(self.whole, Calls.sum(self.spent.values())):
-            yield "budget", limit, self.in_flight.total()
+    def _limits(self, role: str) -> Iterator[_Limit]:
+        """What bounds a role: its own budget, and the run's."""
+        own = self.spent.get(role, Calls())
+        scopes = {
+            f"{role}.budget": (self.budgets.get(role, Budget()), own, self.in_flight[role]),
+            "budget": (self.whole, Calls.sum(self.spent.values()), self.in_flight.total()),
+        }
+        for key, (budget, spent, in_flight) in scopes.items():
+            for name, amount in _amounts(spent).items():
+                if (most := getattr(budget, name)) is not None:
+                    each = _amounts(own)[name] / own.asked if own.asked else None
+                    yield _Limit(f"{key}.{name}", most, amount, in_flight, 1 if name == "max_calls" else each)
 
 
 class Account(NamedTuple):

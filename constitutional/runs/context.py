@@ -27,7 +27,7 @@ from constitutional.engines.settings import (
     role_settings,
 )
 from constitutional.engines.spending import Account, Calls, Ledger
-from constitutional.runs.folder import RunStore
+from constitutional.runs.folder import RunStore, read_forecast
 from constitutional.runs.outputs import Begun
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageRecord
@@ -123,12 +123,22 @@ class RunContext:
         self, settings: EngineSettings, watch: Callable[[], None] | None = None, role: str = ""
     ) -> JournalEngine:
         """The model through the journal, with counts of its own; what a role asks is counted against the run."""
+        account = Account(self.ledger, role, prices_of(settings)) if role else None
+        return JournalEngine(self.opened(settings), self.journal, watch, account)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal, opened when it is first needed."""
         if self._journal is None:
             self._journal = Journal(self.config.journal_file)
-        if role and not self._ledger.run:
-            self._ledger = self._open_ledger(self._journal)
-        account = Account(self._ledger, role, prices_of(settings)) if role else None
-        return JournalEngine(self.opened(settings), self._journal, watch, account)
+        return self._journal
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run has spent and may spend."""
+        if not self._ledger.run:
+            self._ledger = self._open_ledger(self.journal)
+        return self._ledger
 
     def _open_ledger(self, journal: Journal) -> Ledger:
         config = self.config
@@ -200,12 +210,13 @@ class FinishedRun:
 
     def records(self) -> dict[str, StageRecord]:
         """The finished stages before this one by name, in running order."""
-        records = {}
+        records, forecasts = {}, read_forecast(self._store.folder)
         for name in self._earlier():
             entry = self._store.stages[name]
             summary = self._store.summary(name, SUMMARIES[name])
             logs = self._store.training_logs(name)
-            records[name] = StageRecord(summary, logs, entry.calls, entry.versions, entry.seconds)
+            forecast = forecasts.get(name)
+            records[name] = StageRecord(summary, logs, entry.calls, entry.versions, entry.seconds, forecast)
         return records
 
     def configuration(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def run(
     constitution = files.constitution
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
         check_engines(run_context)
-        runner = _Runner(run_context, Outputs(config.outputs_folder))
+        runner = Runner(run_context, Outputs(config.outputs_folder))
         if opener is None and not runner.all_done(stages):
             _check_model(config, files, trains=any(stage.trains for stage in stages))
         given = (*CONSTITUTION, *GIVEN, *(f"{name}.j2" for name in VARIABLES))
@@ -259,7 +259,7 @@ class _Planned(NamedTuple):
     """Where it is made, or was."""
 
 
-class _Runner:
+class Runner:
     """Runs a stage after the other, each only where its output is not there yet."""
 
     def __init__(self, run_context: RunContext, outputs: Outputs) -> None:
@@ -271,13 +271,22 @@ class _Runner:
 
     def all_done(self, stages: Sequence[Stage]) -> bool:
         """Whether every stage's output is there, so that nothing will be asked or trained."""
+        return len(self.finished(stages)) == len(stages)
+
+    def finished(self, stages: Sequence[Stage]) -> dict[str, tuple[Path, StageEntry]]:
+        """The stages whose output is there, by name, and where it is; those after what is not made yet are unknown."""
         entries: dict[str, StageEntry] = {}
-        for stage in stages:
-            entry = self.outputs.finished(self._plan(stage, entries).place)
-            if entry is None:
-                return False
-            entries[stage.name] = entry
-        return True
+        places: dict[str, tuple[Path, StageEntry]] = {}
+        for number, stage in enumerate(stages):
+            made = {name for entry in entries.values() for name in entry.artifacts}
+            known = all(is_given(need) or need in made for need in stage.needs)
+            if not known or (stage.reads_summaries and len(entries) < number):
+                continue
+            place = self._plan(stage, entries).place
+            if entry := self.outputs.finished(place):
+                entries[stage.name] = entry
+                places[stage.name] = (place, entry)
+        return places
 
     def step(self, store: RunStore, number: int, stage: Stage) -> Calls:
         """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""

@@ -267,7 +267,7 @@ class Mute(Judge):
 
 @pytest.fixture
 def judge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Judge]:
-    monkeypatch.setattr("constitutional.runs.context.LazyEngine", Judge)
+    monkeypatch.setattr("constitutional.engines.models.LazyEngine", Judge)
     monkeypatch.setattr(Judge, "requests", 0)
     monkeypatch.chdir(tmp_path)
     return Judge
@@ -307,7 +307,7 @@ EXAMPLE = """    examples:
 def test_check_fails_where_no_reply_can_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("constitutional.runs.context.LazyEngine", Mute)
+    monkeypatch.setattr("constitutional.engines.models.LazyEngine", Mute)
     path = write_constitution(tmp_path / "ours.yaml", examples=EXAMPLE)
     assert cli.main(["check", str(path), "label.method=logprobs"]) == 1
     assert capsys.readouterr().out.splitlines()[1].split() == ["kind", "0", "of", "0", "–", "–", "1", "unreadable"]
@@ -382,7 +382,7 @@ LONGEST = 600
 def test_rows_that_are_too_long_for_the_labeler_are_counted_and_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("constitutional.runs.context.LazyEngine", ShortSighted)
+    monkeypatch.setattr("constitutional.engines.models.LazyEngine", ShortSighted)
     constitution = write_constitution(tmp_path / "ours.yaml")
 
     def check(*choices: tuple[str, str]) -> tuple[int, list[str], str]:
