@@ -12,7 +12,19 @@ from typing import NamedTuple
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "constitutional"
-HEAVY = {"accelerate", "datasets", "hydra", "numpy", "omegaconf", "peft", "torch", "transformers", "trl", "vllm"}
+HEAVY = {
+    "accelerate",
+    "aiohttp",
+    "datasets",
+    "hydra",
+    "numpy",
+    "omegaconf",
+    "peft",
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+}
 
 FLOORS = (
     {"base"},

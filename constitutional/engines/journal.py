@@ -16,12 +16,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from constitutional.base.errors import ModelError, RunError
-from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
+from constitutional.engines.base import Abilities, Completion, Engine, Request, Session, Ticket
 from constitutional.engines.spending import Account, Calls, Ledger
 
 FORMAT: Final = 3
@@ -140,7 +141,6 @@ class JournalEngine(Engine):
     ) -> None:
         self.engine = engine
         self.journal = journal
-        self.abilities = engine.abilities
         self.watch = watch or (lambda: None)
         self.account = account or Account(Ledger())
         self.calls = Calls()
@@ -157,6 +157,11 @@ class JournalEngine(Engine):
     def reused(self) -> int:
         """How many were answered from the journal, or by an equal request that was asked at the same time."""
         return self.calls.reused
+
+    @cached_property
+    def abilities(self) -> Abilities:  # type: ignore[override] # asked for once, not set
+        """The engine's own, which a server may have to be asked for."""
+        return self.engine.abilities
 
     @property
     def weights(self) -> str:

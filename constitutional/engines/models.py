@@ -9,7 +9,7 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +18,14 @@ from constitutional.base.shipped import MODEL_FOLDER
 from constitutional.base.user_function import load_function
 from constitutional.engines.base import Abilities, Completion, Engine, Request
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.engines.settings import SANDBOX, Dtype, EngineSettings, ModelSettings, ScriptedSettings
+from constitutional.engines.settings import (
+    SANDBOX,
+    Dtype,
+    EngineSettings,
+    HttpSettings,
+    ModelSettings,
+    ScriptedSettings,
+)
 
 if TYPE_CHECKING:
     from constitutional.engines.local import LocalEngine, LocalSession
@@ -226,8 +233,13 @@ def user_engine(settings: ScriptedSettings) -> Engine:
     return ScriptedEngine(rule, f"{loaded.name} {digest.hexdigest()}", abilities)
 
 
-def engine_of(settings: EngineSettings, models: "Models") -> Engine:
+def engine_of(settings: EngineSettings, models: "Models", say: Callable[[str], None] | None = None) -> Engine:
     """The engine of these settings, whose model is loaded, or server asked, when it is first needed.
+
+    Args:
+        settings: the model, function or server.
+        models: those that are in memory.
+        say: tells the user a line, such as that a server is down.
 
     Raises:
         ConfigurationError: the settings name nothing that there is.
@@ -237,6 +249,10 @@ def engine_of(settings: EngineSettings, models: "Models") -> Engine:
         return LazyEngine(settings, models)
     if isinstance(settings, ScriptedSettings):
         return user_engine(settings)
+    if isinstance(settings, HttpSettings):
+        from constitutional.engines.http import HttpEngine
+
+        return HttpEngine(settings, say)
     raise ConfigurationError(f"there is no engine '{settings.kind}' yet; type engine=local")
 
 

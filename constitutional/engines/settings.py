@@ -3,7 +3,9 @@
 A role's settings may leave out what is as the trained model has it; `role_settings` fills that in.
 """
 
+import re
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -159,6 +161,23 @@ class HttpSettings(Frozen):
     """The most that this role may ask of it in a run."""
     prices: Prices = Prices()
     """What its provider asks for tokens, for the forecast and for `budget.max_cost`."""
+
+    @field_validator("url")
+    @classmethod
+    def _an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("is no address of an API; it is to be such as http://127.0.0.1:8000/v1")
+        if parts.username or parts.password:
+            raise ValueError("must not hold a password, which would be written down; use api_key_env")
+        return url.rstrip("/").removesuffix("/chat/completions").removesuffix("/completions")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("is no name of an environment variable; name the variable, and never the key itself")
+        return name
 
     def __hash__(self) -> int:
         """A hash of all settings; a mapping has none of its own."""

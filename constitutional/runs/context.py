@@ -96,7 +96,7 @@ class RunContext:
         self._ledger = Ledger()
 
     def _open(self, settings: EngineSettings) -> Engine:
-        return engine_of(settings, self._models)
+        return engine_of(settings, self._models, self.progress.say)
 
     def given(self, role: str) -> EngineSettings:
         """The settings of a model that the run is given."""
