@@ -4,7 +4,7 @@ Answers come from the journal as ever. Nothing is trained: a model that is not t
 one that it is trained from.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.records import Comparison, Prompt, Record, Revision
-from constitutional.engines.base import Abilities, Completion, Engine, Request, Session, Ticket
+from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
 from constitutional.engines.journal import JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import EngineSettings
@@ -37,8 +37,8 @@ SEEDS: Final = 2**32
 class UnaskedEngine(ScriptedEngine):
     """In the place of a model: it answers nothing and keeps what it was asked, by the journal's key."""
 
-    def __init__(self, engine: Engine, abilities: Abilities) -> None:
-        super().__init__(self._note, abilities=abilities)
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(self._note, abilities=engine.abilities)
         self.engine = engine
         self.requests: dict[str, Request] = {}
         self._keys = Keys(engine.identity)
@@ -151,18 +151,10 @@ def _prompt_of(row: Record) -> str | None:
 
 
 class Unasked:
-    """Engines that ask no model, and what they would have asked.
+    """Engines that ask no model, and what they would have asked."""
 
-    Args:
-        run_context: the run.
-        abilities: what a model can do; None asks the model itself.
-    """
-
-    def __init__(
-        self, run_context: RunContext, abilities: Callable[[EngineSettings], Abilities | None] | None = None
-    ) -> None:
+    def __init__(self, run_context: RunContext) -> None:
         self._run = run_context
-        self._abilities = abilities or (lambda _: None)
         self.requests: dict[str, dict[str, Request]] = {}
         """By role, what the journal has no answer to, by its key."""
         self.settings: dict[str, EngineSettings] = {}
@@ -171,7 +163,7 @@ class Unasked:
     def journalled(self, settings: EngineSettings, role: str) -> JournalEngine:
         """The journal, and behind it nothing."""
         model = self._run.opened(settings)
-        engine = UnaskedEngine(model, self._abilities(settings) or model.abilities)
+        engine = UnaskedEngine(model)
         engine.requests = self.requests.setdefault(role, engine.requests)
         self.settings[role] = settings
         return JournalEngine(engine, self._run.journal, account=Account(self._run.ledger, role, prices_of(settings)))
@@ -223,6 +215,8 @@ class Replayed(NamedTuple):
     """By role, requests that the journal answered."""
     missing: dict[str, int]
     """By role, requests that it did not; what would have been asked on the answers is unknown."""
+    rows: dict[str, Path]
+    """What the stage wrote on the answers that there are, by artifact; as long as the scratch run is open."""
 
 
 def replay(scratch: Scratch, stages: Sequence[Stage], unasked: Unasked) -> dict[str, Replayed]:
@@ -247,7 +241,8 @@ def replay(scratch: Scratch, stages: Sequence[Stage], unasked: Unasked) -> dict[
         missing = {role: count for role, count in after.items() if count}
         if failure and not missing:
             raise failure
-        replayed[stage.name] = Replayed({role: engine.reused for role, engine in context.counted.items()}, missing)
+        held = {role: engine.reused for role, engine in context.counted.items()}
+        replayed[stage.name] = Replayed(held, missing, context.written)
         if not missing:
             scratch.finish(stage, context)
     return replayed
