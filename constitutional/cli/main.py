@@ -307,14 +307,10 @@ def _export(arguments: argparse.Namespace) -> None:
     for file, count in exported.files.items():
         print(f"{printable(str(file))}: {counted(count, 'request')}")
     waiting, run = exported.pending, printable(str(config.run_folder))
-    for role, settings in waiting.settings.items():
-        if waiting.requests[role] and role not in waiting.by_http:
-            lacks = counted(len(waiting.requests[role]), "request")
-            print(f"{role} ({getattr(settings, 'kind', 'local')}) has {lacks} that `constitutional run` asks itself")
     if exported.files:
         more = f"at most {counted(waiting.rounds, 'more round')} of both" if waiting.rounds else "no more round"
         print(f"Upload them; then: constitutional batch import {run} ANSWERS…; {more} before `constitutional run`")
-    elif not waiting.reached:
+    else:
         print("no server's answer is missing; `constitutional run` goes on")
 
 

@@ -1,15 +1,15 @@
 """Requests and answers by files, as OpenAI's batch API and its like take and give them, at half the price or less.
 
-Export runs the stages as far as the journal's answers go, and writes what is missing as request files. Import reads the
-answers into the journal. What is asked on an answer can be exported once it is there, so that several rounds of both
-lead to a finished stage: draft, critique, revision. Neither contacts a server.
+Export runs the stages as far as servers' answers in the journal go, and writes what is missing as request files; models
+that no server has are asked at once. Import reads the answers into the journal. What is asked on an answer can be
+exported once it is there, so that several rounds of both lead to a finished stage: draft, critique, revision. Neither
+contacts a server.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import StringIO
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -218,8 +218,8 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
             return OfflineServer(settings)
         return opener(settings) if opener else engine_of(settings, models)
 
-    quiet, templates = Progress(StringIO()), load_prompts(config.templates)
-    with RunContext(config, ready(config).constitution, templates, quiet, opened) as run_context:
+    templates = load_prompts(config.templates)
+    with RunContext(config, ready(config).constitution, templates, Progress(), opened) as run_context:
         try:
             check_engines(run_context)
         except ConfigurationError as error:
@@ -228,12 +228,17 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
         yield run_context
 
 
-def pending(run_context: RunContext) -> Pending:
-    """What the stages would ask next, as far as the journal's answers go."""
+def pending(run_context: RunContext, *, ask_others: bool = False) -> Pending:
+    """What the stages would ask servers next, as far as the journal's answers go.
+
+    Args:
+        run_context: the run.
+        ask_others: ask the models that are behind no server, so that the stages come further.
+    """
     config = run_context.config
     stages = up_to(config.until, stages_of(config))
     finished = Runner(run_context, Outputs(config.outputs_folder)).finished(stages)
-    unasked = Unasked(run_context)
+    unasked = Unasked(run_context, servers_only=ask_others)
     with scratch_run(run_context, stages, finished) as scratch:
         replayed = replay(scratch, stages, unasked)
         open_stages = [stage for stage in stages if stage.name in replayed and replayed[stage.name].missing]
@@ -303,7 +308,7 @@ def configuration(run: str, overrides: Sequence[str], *, exported: bool = False)
 def export(config: RunConfig, opener: Opener | None = None) -> Exported:
     """Write what the journal lacks of servers' answers as request files, in the run's folder `batches`."""
     with offline(config, opener) as run_context:
-        found = pending(run_context)
+        found = pending(run_context, ask_others=True)
     folder, files, seen = config.run_folder / FOLDER, dict[Path, int](), set[str]()
     for role, settings in found.by_http.items():
         requests = {key: request for key, request in found.requests[role].items() if key not in seen}

@@ -16,7 +16,7 @@ from constitutional.base.records import Comparison, Prompt, Record, Revision
 from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
 from constitutional.engines.journal import JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.engines.settings import EngineSettings
+from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
 from constitutional.runs.context import GIVEN, RunContext, RunStageContext, is_given, prices_of
 from constitutional.runs.folder import RunStore
@@ -151,17 +151,25 @@ def _prompt_of(row: Record) -> str | None:
 
 
 class Unasked:
-    """Engines that ask no model, and what they would have asked."""
+    """Engines that ask no model, and what they would have asked.
 
-    def __init__(self, run_context: RunContext) -> None:
+    Args:
+        run_context: the run.
+        servers_only: ask all models but those behind servers.
+    """
+
+    def __init__(self, run_context: RunContext, *, servers_only: bool = False) -> None:
         self._run = run_context
+        self._servers_only = servers_only
         self.requests: dict[str, dict[str, Request]] = {}
         """By role, what the journal has no answer to, by its key."""
         self.settings: dict[str, EngineSettings] = {}
         """By role, the model that it is for."""
 
     def journalled(self, settings: EngineSettings, role: str) -> JournalEngine:
-        """The journal, and behind it nothing."""
+        """The journal, and behind it nothing, or the model if it may be asked."""
+        if self._servers_only and not isinstance(settings, HttpSettings):
+            return self._run.journalled(settings, role=role)
         model = self._run.opened(settings)
         engine = UnaskedEngine(model)
         engine.requests = self.requests.setdefault(role, engine.requests)

@@ -145,6 +145,20 @@ def test_a_later_stage_is_exported_once_those_before_it_are_done(tmp_path: Path)
     assert done.stages["label"].calls.reused == 32
 
 
+def test_models_that_no_server_has_are_asked_at_once(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = configured(tmp_path, *by_http("critic"), "until=critique_revise")
+    world = Offline()
+    exported = export(config, world.open)
+    assert world.counts == {"sandbox": 8}  # the drafts
+    assert exported.pending.requests.keys() == {"critic"}
+    assert sum(exported.files.values()) == 4 + 8  # restatements, and the first critiques
+    assert exported.pending.rounds == 3
+    again = Offline()
+    assert import_answers(config, [answers_of(exported)], again.open).kept == 12
+    assert again.counts == {}
+
+
 def test_choices_are_asked_by_the_likeliest_tokens(tmp_path: Path) -> None:
     constitution(tmp_path)
     able = ("logprobs=yes", "prefill=yes")
