@@ -13,9 +13,9 @@ from constitutional.base.records import Preference, Record, Revision
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import EngineSettings, ModelSettings
+from constitutional.engines.spending import Calls
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
 from constitutional.runs.outputs import Begun, Outputs
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import run

@@ -1,4 +1,4 @@
-"""The errors that a user can do something about: a base class and five kinds.
+"""The errors that a user can do something about: a base class and six kinds.
 
 Any module raises them, with a message that says what was found, where, what was expected, and what to do next. Only the
 command catches them: it prints one line and exits with the class's `exit_code`. A library user sees the exception. The
@@ -19,7 +19,8 @@ T = TypeVar("T")
 
 FAILED = 1
 WRONG_USE = 2
-"""Exit codes. 0 is done; 3, waiting for people, is an outcome and no error."""
+WAITING = 3
+"""Exit codes. 0 is done; 3 is waiting for people: nothing is wrong, and the same command goes on."""
 
 
 class ConstitutionalError(Exception):
@@ -65,6 +66,12 @@ class RunError(ConstitutionalError):
 
 class ModelError(ConstitutionalError):
     """A model or the engine that serves it cannot be loaded, cannot be reached or does not do what it must."""
+
+
+class BudgetError(ConstitutionalError):
+    """A run has spent what it may; the same command with a higher budget goes on."""
+
+    exit_code = WAITING
 
 
 def complain(error: ConstitutionalError) -> None:

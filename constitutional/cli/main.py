@@ -1,7 +1,7 @@
 """The command `constitutional`: turns our errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 130 interrupted. Nothing heavy is imported until a
-command needs it, so that `--help` and a mistyped argument answer at once.
+Exit codes: 0 done, 1 failed, 2 wrong usage, configuration or input, 3 stopped at a budget, 130 interrupted. Nothing
+heavy is imported until a command needs it, so that `--help` and a mistyped argument answer at once.
 """
 
 import argparse
@@ -141,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the page to write (default: the run's own; of several report.html)")
     report.set_defaults(run=_report)
 
+    _add_batch(commands)
+
     sandbox = commands.add_parser("sandbox", help="the small test-bed that runs on a CPU")
     sandbox_commands = sandbox.add_subparsers(title="commands", required=True, metavar="COMMAND")
     understand = sandbox_commands.add_parser(
@@ -154,6 +156,25 @@ def _parser() -> argparse.ArgumentParser:
     understand.add_argument("--json", action="store_true", help="print a JSON list instead of text")
     understand.set_defaults(run=_understand)
     return parser
+
+
+def _add_batch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    batch = commands.add_parser(
+        "batch",
+        help="ask servers by files of requests and answers, at a batch's price",
+        description="Hosted services answer files of requests within a day at about half the price. Export writes what "
+        "the run lacks of the answers of roles with labeler=http and the like; import reads the answers. No server is "
+        "contacted, so labeler.logprobs=auto and prefill=auto count as no. Costs are counted at the full prices.",
+    )
+    batch_commands = batch.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    exporting = batch_commands.add_parser("export", help="write RUN/batches/*.jsonl, to be uploaded")
+    exporting.add_argument("run_folder", metavar="RUN", help="such as runs/first, or a name")
+    exporting.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as until=label")
+    exporting.set_defaults(run=_export)
+    importing = batch_commands.add_parser("import", help="read downloaded answers; the run then goes on")
+    importing.add_argument("run_folder", metavar="RUN", help="such as runs/first, or a name")
+    importing.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON lines, in any order")
+    importing.set_defaults(run=_import)
 
 
 # Constitutions
@@ -275,6 +296,35 @@ def _report(arguments: argparse.Namespace) -> None:
     else:
         advice = "the command that began it finishes it"
         raise UsageError(f"{stores[0].folder}: has no report yet; {advice}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from constitutional.base.progress import counted
+    from constitutional.runs.batch import configuration, export
+
+    config = configuration(arguments.run_folder, arguments.overrides)
+    exported = export(config)
+    for file, count in exported.files.items():
+        print(f"{printable(str(file))}: {counted(count, 'request')}")
+    waiting, run = exported.pending, printable(str(config.run_folder))
+    if exported.files:
+        more = f"at most {counted(waiting.rounds, 'more round')} of both" if waiting.rounds else "no more round"
+        print(f"Upload them; then: constitutional batch import {run} ANSWERS…; {more} before `constitutional run`")
+    else:
+        print("no server's answer is missing; `constitutional run` goes on")
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from constitutional.runs.batch import configuration, import_answers
+
+    imported = import_answers(configuration(arguments.run_folder, (), exported=True), arguments.files)
+    for line in (*imported.unreadable, *imported.unknown, *imported.failed):
+        print(printable(line), file=sys.stderr)
+    print(
+        f"{imported.kept} imported, {imported.there} already there, {len(imported.failed)} failed, "
+        f"{len(imported.unknown)} with unknown ids, {len(imported.unreadable)} unreadable"
+    )
+    return int(bool(imported.failed or imported.unknown or imported.unreadable))
 
 
 # The sandbox

@@ -23,7 +23,9 @@ _ABOUT: Final = {
     "demo": "The same on the small test-bed, in the folder runs/demo.",
     "config": "Print the configuration that `constitutional run` would have with these words.",
 }
-_OPTIONS: Final = ("--multirun", "--cfg", "--resolve", "--explain", "--help")
+FORECAST: Final = "until=forecast"
+"""The override that means the same as --dry-run."""
+_OPTIONS: Final = ("--multirun", "--dry-run", "--items", "--cfg", "--resolve", "--explain", "--help")
 _HYDRAS: Final = (
     *("--hydra-help", "--package", "-p", "--run", "-r", "--info", "-i", "--shell-completion", "-sc"),
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun"),
@@ -58,8 +60,12 @@ def run(words: Sequence[str], command: str = "run") -> int:
     exit_code = 0
     names = _names([config.name for config in configs], [job.swept for job in jobs])
     for config, name in zip(configs, names, strict=True):
+        one = config.model_copy(update={"name": name})
         try:
-            _run_one(config.model_copy(update={"name": name}))
+            if arguments.dry_run:
+                _forecast_one(one, arguments.items)
+            else:
+                _run_one(one)
         except ConstitutionalError as error:
             complain(error)
             exit_code = exit_code or error.exit_code
@@ -82,6 +88,13 @@ def _run_one(config: "RunConfig") -> None:
         print(f"\nBehaviour on held-out prompts, with 95% intervals\n\n{behaviour}")
     if config.until in (None, "report") and (path := show.report_path(store)):
         print(f"\nReport: {printable(str(path))}")
+
+
+def _forecast_one(config: "RunConfig", items: int) -> None:
+    from constitutional.runs.forecast import as_table, forecast
+
+    print(f"What {printable(str(config.run_folder))} would ask, from {items} items\n")
+    print(as_table(forecast(config, items=items)))
 
 
 def _names(names: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
@@ -161,6 +174,10 @@ def _parsed(command: str, words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("-m", "--multirun", action="store_true", help="a run for each combination: seed=0,1,2")
     parser.add_argument("-c", "--cfg", choices=["job"], help="print the configuration, as `config` does")
     parser.add_argument("--resolve", action="store_true", help="as always, print values for references to them")
+    if command != "config":
+        dry = "train nothing: measure a handful of items, and say what the run would ask, cost and take; so does "
+        parser.add_argument("--dry-run", action="store_true", help=dry + FORECAST)
+        parser.add_argument("--items", type=int, default=8, metavar="N", help="prompts of a dry run's handful")
     if command == "config":
         parser.add_argument("--explain", nargs="?", const="", metavar="KEY", help="say what settings mean, or only KEY")
     if "-h" in words or "--help" in words:
@@ -174,6 +191,9 @@ def _parsed(command: str, words: Sequence[str]) -> argparse.Namespace:
         value = behind[0] if behind and not re.search("^-|=", behind[0]) else "VALUE"
         raise UsageError(_unknown_option(unknown, value, command))
     arguments.overrides += rest
+    if command != "config" and FORECAST in arguments.overrides:
+        arguments.overrides = [word for word in arguments.overrides if word != FORECAST]
+        arguments.dry_run = True
     return arguments
 
 

@@ -2,7 +2,8 @@
 
 The journal is one SQLite file, keyed by the digest of everything that a completion depends on: the model's identity,
 the messages, the sampling, the seed and the choices. What an engine has finished is committed in one transaction the
-moment that it is there: a run that is killed, or whose engine fails, loses nothing that was answered.
+moment that it is there: a run that is killed, or whose engine fails, loses nothing that was answered. What the answers
+cost is added up in the same transaction, for each run and role, so that budgets hold however often a run is started.
 
 Every row carries a checksum, which is verified when the row is read, so that a large journal opens at once.
 """
@@ -11,6 +12,8 @@ import hashlib
 import json
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,13 +23,25 @@ from typing import Final, Self
 
 from constitutional.base.errors import ModelError, RunError
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Session, Ticket
+from constitutional.engines.spending import Account, Calls, Ledger
 
 FORMAT: Final = 3
 """Kept in the file as SQLite's `user_version`. It is to be raised when the table or the key changes, or how the engines
 put a conversation to a model, which no key holds."""
 
+TABLES: Final = {
+    "completions": "key TEXT PRIMARY KEY, completion TEXT NOT NULL, checksum TEXT NOT NULL",
+    "spent": "run TEXT, role TEXT, asked INTEGER, prompt_tokens INTEGER, cached_tokens INTEGER,"
+    " completion_tokens INTEGER, cost REAL, PRIMARY KEY (run, role)",
+}
+"""Journals of this format may lack `spent`, which is added when they are opened."""
+SPENT: Final = ("asked", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
+"""The columns of `spent` that are added up, as `Calls` names them."""
+
 BUSY_TIMEOUT_S: Final = 60.0
 """How long to wait while another process writes; a transaction takes milliseconds."""
+WAIT_S: Final = 0.02
+"""How long a session waits for other sessions of the run, while a budget allows it no request of its own."""
 
 
 class Journal:
@@ -53,10 +68,19 @@ class Journal:
         query = "SELECT key, completion, checksum FROM completions WHERE key IN (SELECT value FROM json_each(?))"
         with self._lock, _readable_errors(self.path):
             rows = self._connection.execute(query, (json.dumps(keys),)).fetchall()
+        if others := {key for key, _, _ in rows} - set(keys):  # a damaged index may lead to another row
+            raise _damaged(self.path, f"it gives the answer kept under {others.pop()} for another request")
         return {key: _completion(self.path, key, text, checksum) for key, text, checksum in rows}
 
-    def keep(self, answers: Mapping[str, Completion]) -> dict[str, Completion]:
+    def keep(
+        self, answers: Mapping[str, Completion], account: Account | None = None, calls: Calls | None = None
+    ) -> dict[str, Completion]:
         """Write answers down, by key, and return those that count: another process's, where it was first.
+
+        Args:
+            answers: by key.
+            account: the run and the role that have asked; None counts them against no run.
+            calls: what they have spent by these answers.
 
         Raises:
             RunError: the file cannot be written.
@@ -69,7 +93,20 @@ class Journal:
             before = self._connection.total_changes
             self._connection.executemany("INSERT OR IGNORE INTO completions VALUES (?, ?, ?)", rows)
             first = self._connection.total_changes - before == len(rows)
+            if account and calls and account.ledger.run:
+                added = ", ".join(f"{name} = {name} + excluded.{name}" for name in SPENT)
+                self._connection.execute(
+                    f"INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {added}",  # noqa: S608
+                    (_ascii(account.ledger.run), account.role, *(getattr(calls, name) for name in SPENT)),
+                )
         return dict(answers) if first else self.look_up(list(answers))
+
+    def spent(self, run: str) -> dict[str, Calls]:
+        """What a run has spent so far, by role."""
+        query = f"SELECT role, {', '.join(SPENT)} FROM spent WHERE run = ?"  # noqa: S608
+        with self._lock, _readable_errors(self.path):
+            rows = self._connection.execute(query, (_ascii(run),)).fetchall()
+        return {role: Calls(**dict(zip(SPENT, numbers, strict=True))) for role, *numbers in rows}
 
     def close(self) -> None:
         """Close the file."""
@@ -91,19 +128,38 @@ class JournalEngine(Engine):
         engine: the model that answers what is not in the journal.
         journal: the journal.
         watch: called whenever answers have come, to say how far things are.
+        account: the run and the role that ask, with their budgets and prices; None has no budget, and counts for no
+            run.
     """
 
-    def __init__(self, engine: Engine, journal: Journal, watch: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        journal: Journal,
+        watch: Callable[[], None] | None = None,
+        account: Account | None = None,
+    ) -> None:
         self.engine = engine
         self.journal = journal
         self.watch = watch or (lambda: None)
-        self.asked = 0
+        self.account = account or Account(Ledger())
+        self.calls = Calls()
+        """What has been asked so far."""
+        self.saved = Calls()
+        """What the answers that were reused would have cost."""
+
+    @property
+    def asked(self) -> int:
         """How many requests the engine has answered."""
-        self.reused = 0
+        return self.calls.asked
+
+    @property
+    def reused(self) -> int:
         """How many were answered from the journal, or by an equal request that was asked at the same time."""
+        return self.calls.reused
 
     @cached_property
-    def abilities(self) -> Abilities:  # type: ignore[override]
+    def abilities(self) -> Abilities:  # type: ignore[override] # asked for once, not set
         """The engine's own, which a server may have to be asked for."""
         return self.engine.abilities
 
@@ -123,13 +179,20 @@ class JournalEngine(Engine):
 
 
 class JournalSession:
-    """What one caller has asked through the journal."""
+    """What one caller has asked through the journal.
+
+    The engine gets no more requests than the budgets allow. Where they allow none, what is in flight is awaited and
+    kept, and then the session ends.
+    """
 
     def __init__(self, through: JournalEngine) -> None:
         self._through = through
+        self._account = through.account
         self._keys = Keys(through.identity)
         self._session: Session | None = None
         self._new: list[tuple[Ticket, Request]] = []
+        self._held: deque[tuple[Ticket, str, Request]] = deque()
+        """What the journal lacks and the engine has not been asked yet."""
         self._asked: dict[Ticket, tuple[str, Request]] = {}
         """What the engine is answering, by the ticket that it has."""
         self._tickets: dict[str, list[Ticket]] = {}
@@ -145,11 +208,16 @@ class JournalSession:
         Raises:
             RunError: the journal is damaged or cannot be written.
             ModelError: the engine does not answer what it was asked.
+            BudgetError: a budget is reached; nothing is in flight.
         """
         answers = self._from_journal()
+        self._ask()
         if not answers and self._asked and self._session:
             finished = self._session.collect(timeout_s)
             answers = self._from_engine(finished)
+        elif not answers and self._held:
+            self._account.ledger.stop_where_reached(self._account.role)
+            time.sleep(WAIT_S if timeout_s is None else min(timeout_s, WAIT_S))
         if answers:
             self._through.watch()
         return answers
@@ -166,11 +234,16 @@ class JournalSession:
                 self._tickets[key].append(ticket)
             else:
                 self._tickets[key] = [ticket]
-                self._asked[ticket] = (key, request)
-                self._session = self._session or self._through.engine.session()
-                self._session.submit(ticket, request)
-        self._through.reused += len(answers)
+                self._held.append((ticket, key, request))
+        self._reuse([completion for _, completion in answers])
         return answers
+
+    def _ask(self) -> None:
+        for _ in range(self._account.ledger.take(self._account.role, len(self._held))):
+            ticket, key, request = self._held.popleft()
+            self._asked[ticket] = (key, request)
+            self._session = self._session or self._through.engine.session()
+            self._session.submit(ticket, request)
 
     def _from_engine(self, finished: Sequence[tuple[Ticket, Completion]]) -> list[tuple[Ticket, Completion]]:
         by_key: dict[str, Completion] = {}
@@ -183,20 +256,31 @@ class JournalSession:
                 by_key[key] = completion
         # What cannot be asked for may be possible later, with another limit or server, so it is not kept.
         kept = {key: answer for key, answer in by_key.items() if answer.finish not in ("too_long", "error")}
-        if kept:
-            by_key |= self._through.journal.keep(kept)
+        calls = Calls.of((completion for _, completion in finished), self._account.prices, asked=len(kept))
+        self._through.calls = Calls.sum([self._through.calls, calls])
+        if calls != Calls():
+            by_key |= self._through.journal.keep(kept, self._account, calls)
+        self._account.ledger.landed(self._account.role, len(finished), calls)
         if wrong:  # what does answer its request is on disk by now
             raise wrong[0]
         answers = []
         for key, completion in by_key.items():
             tickets = self._tickets.pop(key)
             answers += [(ticket, completion) for ticket in tickets]
-            self._through.asked += key in kept
-            self._through.reused += len(tickets) - 1 if key in kept else 0
+            if key in kept:
+                self._reuse([completion] * (len(tickets) - 1))
         return answers
+
+    def _reuse(self, completions: Sequence[Completion]) -> None:
+        if completions:
+            through, count = self._through, len(completions)
+            through.calls = Calls.sum([through.calls, Calls(reused=count)])
+            through.saved = Calls.sum([through.saved, Calls.of(completions, self._account.prices)])
 
     def close(self) -> None:
         """Give up what is outstanding."""
+        self._account.ledger.landed(self._account.role, len(self._asked), Calls())
+        self._asked = {}
         if self._session:
             self._session.close()
 
@@ -252,17 +336,15 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     with _transaction(connection):
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if not tables:
-            connection.execute(
-                "CREATE TABLE completions (key TEXT PRIMARY KEY, completion TEXT NOT NULL, checksum TEXT NOT NULL)"
-                " WITHOUT ROWID"
-            )
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-        elif tables != {"completions"} or found != FORMAT:
+        if tables and (found != FORMAT or "completions" not in tables or tables - TABLES.keys()):
             raise RunError(
                 f"{path}: is no journal of this version (it holds {', '.join(sorted(tables))}, format {found}; "
                 f"expected completions, format {FORMAT}); choose another journal.path"
             )
+        for name in TABLES.keys() - tables:
+            connection.execute(f"CREATE TABLE {name} ({TABLES[name]}) WITHOUT ROWID")
+        if not tables:
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
     connection.execute("PRAGMA journal_mode = WAL")
 
 
@@ -272,6 +354,10 @@ def _completion(path: Path, key: str, text: str, checksum: str) -> Completion:
     reply, finish, choice_logprobs, *rest = json.loads(text)
     completion = Completion(reply, finish, tuple(choice_logprobs), *rest)
     return completion._replace(bounded=tuple(completion.bounded))
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode()
 
 
 def _checksum(key: str, text: str) -> str:

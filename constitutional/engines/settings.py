@@ -77,22 +77,6 @@ class LocalSettings(BaseModel):
         return model.model_copy(update=own)
 
 
-class ScriptedSettings(Frozen):
-    """A Python function that answers in place of a model."""
-
-    kind: Literal["scripted"] = "scripted"
-    function: str
-    """"file.py:function" or "package.module:function". It is called with a `Request`, and returns the text of a reply
-    or a `Completion`, both from `constitutional.engines.base`."""
-    choices: bool = False
-    """Whether the function gives log-probabilities where a request has choices."""
-
-    @field_validator("function")
-    @classmethod
-    def _found_from_anywhere(cls, function: str) -> str:
-        return resolved(function)
-
-
 class Budget(Frozen):
     """The most that may be asked. What is reached stops the run, which goes on when the same command has a higher one.
 
@@ -105,6 +89,24 @@ class Budget(Frozen):
     """Tokens read and written together, as the engine counts them."""
     max_cost: Annotated[float | None, Field(gt=0), TECHNICAL] = None
     """In the currency of the prices."""
+
+
+class ScriptedSettings(Frozen):
+    """A Python function that answers in place of a model."""
+
+    kind: Literal["scripted"] = "scripted"
+    function: str
+    """"file.py:function" or "package.module:function". It is called with a `Request`, and returns the text of a reply
+    or a `Completion`, both from `constitutional.engines.base`."""
+    choices: bool = False
+    """Whether the function gives log-probabilities where a request has choices."""
+    budget: Budget = Budget()
+    """The most that this role may ask of it in a run."""
+
+    @field_validator("function")
+    @classmethod
+    def _found_from_anywhere(cls, function: str) -> str:
+        return resolved(function)
 
 
 class Prices(Frozen):

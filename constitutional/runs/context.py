@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -17,14 +18,16 @@ from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.models import Models, engine_of, model_folder
 from constitutional.engines.settings import (
     SANDBOX,
+    Budget,
     EngineSettings,
     LocalSettings,
     ModelSettings,
+    Prices,
     VllmSettings,
     role_settings,
 )
-from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
+from constitutional.engines.spending import Account, Calls, Ledger
+from constitutional.runs.folder import RunStore, read_forecast
 from constitutional.runs.outputs import Begun
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageRecord
@@ -90,6 +93,7 @@ class RunContext:
         self._opener = opener or self._open
         self._opened: dict[EngineSettings, Engine] = {}
         self._journal: Journal | None = None
+        self._ledger = Ledger()
 
     def _open(self, settings: EngineSettings) -> Engine:
         return engine_of(settings, self._models, self.progress.say)
@@ -115,11 +119,34 @@ class RunContext:
             self._opened[settings] = self._opener(settings)
         return self._opened[settings]
 
-    def journalled(self, settings: EngineSettings, watch: Callable[[], None] | None = None) -> JournalEngine:
-        """The model through the journal, with counts of its own."""
+    def journalled(
+        self, settings: EngineSettings, watch: Callable[[], None] | None = None, role: str = ""
+    ) -> JournalEngine:
+        """The model through the journal, with counts of its own; what a role asks is counted against the run."""
+        account = Account(self.ledger, role, prices_of(settings)) if role else None
+        return JournalEngine(self.opened(settings), self.journal, watch, account)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal, opened when it is first needed."""
         if self._journal is None:
             self._journal = Journal(self.config.journal_file)
-        return JournalEngine(self.opened(settings), self._journal, watch)
+        return self._journal
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run has spent and may spend."""
+        if not self._ledger.run:
+            self._ledger = self._open_ledger(self.journal)
+        return self._ledger
+
+    def _open_ledger(self, journal: Journal) -> Ledger:
+        config = self.config
+        # A folder that is moved with its journal is still the same run.
+        run = os.path.relpath(config.run_folder, config.journal_file.parent)
+        roles = {"generator": config.generator, "critic": config.critic, "labeler": config.labeler}
+        budgets = {role: getattr(settings, "budget", Budget()) for role, settings in roles.items()}
+        return Ledger(run, journal.spent(run), budgets, config.budget)
 
     def digest(self, need: str) -> str:
         """The digest of something that the run is given: `base`, `constitution`, `critique.j2`."""
@@ -146,6 +173,12 @@ class RunContext:
         if self._journal is not None:
             self._journal.close()
         self.release()
+
+
+def prices_of(settings: EngineSettings) -> Prices:
+    """What a model's tokens cost; nothing where its settings have no prices."""
+    prices = getattr(settings, "prices", None)
+    return prices if isinstance(prices, Prices) else Prices()
 
 
 class FinishedRun:
@@ -177,12 +210,13 @@ class FinishedRun:
 
     def records(self) -> dict[str, StageRecord]:
         """The finished stages before this one by name, in running order."""
-        records = {}
+        records, forecasts = {}, read_forecast(self._store.folder)
         for name in self._earlier():
             entry = self._store.stages[name]
             summary = self._store.summary(name, SUMMARIES[name])
-            calls = entry.calls.asked + entry.calls.reused
-            records[name] = StageRecord(summary, self._store.training_logs(name), calls, entry.versions)
+            logs = self._store.training_logs(name)
+            forecast = forecasts.get(name)
+            records[name] = StageRecord(summary, logs, entry.calls, entry.versions, entry.seconds, forecast)
         return records
 
     def configuration(self) -> dict[str, Any]:
@@ -215,8 +249,7 @@ class RunStageContext(FinishedRun):
     @property
     def calls(self) -> Calls:
         """What this stage has asked of models so far."""
-        engines = self._engines.values()
-        return Calls(asked=sum(engine.asked for engine in engines), reused=sum(engine.reused for engine in engines))
+        return Calls.of_roles({role: engine.calls for role, engine in self._engines.items()})
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
@@ -248,7 +281,7 @@ class RunStageContext(FinishedRun):
         """A model that answers, through the journal."""
         if role not in self._engines:
             settings = self._run.given(role) if role in GIVEN else self._made(role)
-            self._engines[role] = self._run.journalled(settings, lambda: self._watch(role))
+            self._engines[role] = self._run.journalled(settings, lambda: self._watch(role), role)
         return self._engines[role]
 
     def _made(self, artifact: str) -> EngineSettings:

@@ -4,6 +4,7 @@
     ├── config.json                  the resolved configuration
     ├── constitution.yaml            the principles and weights that the run has
     ├── manifest.json                which stages there are, and which of them failed
+    ├── forecast.json                what a dry run expected them to ask, where there was one
     └── 02_critique_revise/          one folder a stage, in running order: a link to what `outputs.py` keeps
         ├── revisions.jsonl          a row a line
         └── summary.json             what the stage says of its work
@@ -37,6 +38,7 @@ from constitutional.runs.manifest import (
     write_checked,
 )
 from constitutional.runs.outputs import LOCK, holder, now, take_lock
+from constitutional.stages.context import StageForecast
 from constitutional.stages.summaries import Summary
 
 R = TypeVar("R", bound=Record)
@@ -44,6 +46,8 @@ S = TypeVar("S", bound=Summary)
 
 CONFIG: Final = "config.json"
 USED: Final = "constitution.yaml"
+FORECAST: Final = "forecast.json"
+"""What a dry run expected the stages to ask."""
 
 
 class RunStore:
@@ -265,3 +269,20 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     remedy = f"move it away (mv {path} {path}.old) and start the run again: finished stages are found again"
     return read_checked(path, Manifest, remedy)
+
+
+def read_forecast(folder: Path) -> dict[str, StageForecast]:
+    """What a dry run expected, by stage; empty where there was none, or where its file cannot be read."""
+    with suppress(OSError, ValueError, AttributeError):
+        rows = json.loads((folder / FORECAST).read_bytes())
+        return {name: StageForecast.model_validate(row) for name, row in rows.items()}
+    return {}
+
+
+def write_forecast(folder: Path, stages: Mapping[str, StageForecast]) -> None:
+    """Keep what a dry run expects. Of stages that are done by now, what was expected before stays."""
+    kept = {name: row for name, row in read_forecast(folder).items() if stages.get(name, row).done}
+    rows = {name: kept.get(name, row).model_dump() for name, row in stages.items()}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / FORECAST, (json.dumps(rows, indent=2) + "\n").encode())

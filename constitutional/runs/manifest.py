@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import Frozen
+from constitutional.engines.spending import Calls
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -44,15 +45,6 @@ class Artifact(Frozen):
     """Of the bytes; of a folder, over the paths and digests of its files."""
     parts: dict[str, Part]
     """The files of a folder, by their path in it; of a file, itself, by an empty path."""
-
-
-class Calls(Frozen):
-    """What a stage wanted of models."""
-
-    asked: int = 0
-    """Requests that a model answered."""
-    reused: int = 0
-    """Requests that the journal answered."""
 
 
 class StageEntry(Frozen):

@@ -26,10 +26,10 @@ from typing import IO, Any, Final, NamedTuple, Self
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, digest_of, row_count, writing
+from constitutional.engines.spending import Calls
 from constitutional.runs.manifest import (
     ENTRY,
     Artifact,
-    Calls,
     Part,
     StageEntry,
     finite,

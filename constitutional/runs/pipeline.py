@@ -151,7 +151,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("report", report.CONSTITUTION),
             run=report.run,
             reads_summaries=True,
-            version=7,
+            version=8,
         ),
     )
 

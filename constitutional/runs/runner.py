@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
-from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError
+from constitutional.base.errors import BudgetError, ConfigurationError, InputError, ModelError, RunError
 from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.frozen import decisive
 from constitutional.base.progress import Progress, clock
@@ -30,6 +30,8 @@ from constitutional.data.comparisons import HumanComparisons, check_pairs, read_
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.models import model_folder
+from constitutional.engines.settings import Budget, Prices
+from constitutional.engines.spending import Calls
 from constitutional.judging.understanding import PrincipleMeaning, lines
 from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
@@ -41,14 +43,15 @@ from constitutional.runs.context import (
     RunContext,
     RunStageContext,
     is_given,
+    prices_of,
     selected,
 )
 from constitutional.runs.folder import USED, RunStore
-from constitutional.runs.manifest import Calls, StageEntry
+from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
-from constitutional.runs.settings import RunConfig
+from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.stages import critique_revise, dpo, evaluate, grpo, mix, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
@@ -87,7 +90,7 @@ def run(
     constitution = files.constitution
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
         check_engines(run_context)
-        runner = _Runner(run_context, Outputs(config.outputs_folder))
+        runner = Runner(run_context, Outputs(config.outputs_folder))
         if opener is None and not runner.all_done(stages):
             _check_model(config, files, trains=any(stage.trains for stage in stages))
         given = (*CONSTITUTION, *GIVEN, *(f"{name}.j2" for name in VARIABLES))
@@ -98,12 +101,12 @@ def run(
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
             if warning := _cost_of_many_principles(config, constitution):
                 progress.say(warning)
-            calls = [runner.step(store, number, stage) for number, stage in enumerate(stages)]
-            asked, reused = sum(of_stage.asked for of_stage in calls), sum(of_stage.reused for of_stage in calls)
+            calls = Calls.sum([runner.step(store, number, stage) for number, stage in enumerate(stages)])
             most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
             progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
             done = f"done until {config.until}" if config.until else "done"
-            progress.say(f"run {config.name} is {done}: {asked} model calls asked, {reused} reused from the journal")
+            asked = f"{calls.asked} model calls asked, {calls.reused} reused from the journal{calls.tokens_in_words()}"
+            progress.say(f"run {config.name} is {done}: {asked}")
     return RunStore.load(config.run_folder)
 
 
@@ -114,6 +117,7 @@ def check_engines(run_context: RunContext) -> None:
         ConfigurationError: says what the engine lacks, and what to type.
     """
     config = run_context.config
+    _check_budgets(run_context)
     label, algorithm = config.label, config.algorithm
     rewards = isinstance(algorithm, grpo.Settings) and grpo.asks_labeler(algorithm)
     if label.method == "votes" and not rewards:
@@ -133,6 +137,25 @@ def check_engines(run_context: RunContext) -> None:
         f"the reward 'constitution' reads probabilities of scores, and {lacks}; type algorithm=grpo, or take another "
         "labeler"
     )
+
+
+def _check_budgets(run_context: RunContext) -> None:
+    """Refuse a budget that nothing could ever reach: of cost without prices, or of tokens that nobody counts."""
+    roles = {role: run_context.given(role) for role in ROLES}
+    priced = [role for role, settings in roles.items() if prices_of(settings) != Prices()]
+    own = {f"{role}.budget": ([role], getattr(settings, "budget", Budget())) for role, settings in roles.items()}
+    for key, (paid, budget) in {"budget": (list(ROLES), run_context.config.budget), **own}.items():
+        if budget.max_cost is not None and not set(paid) & set(priced):
+            advice = f"type {paid[-1]}.prices.input=… and {paid[-1]}.prices.output=…, for a million tokens"
+            raise ConfigurationError(f"{key}.max_cost={budget.max_cost:g} needs prices, and there are none; {advice}")
+        counted = budget.max_tokens is not None or budget.max_cost is not None
+        silent = [role for role in paid if counted and not run_context.opened(roles[role]).abilities.usage]
+        if silent:
+            limit = "max_tokens" if budget.max_tokens is not None else "max_cost"
+            raise ConfigurationError(
+                f"{key}.{limit} counts tokens, and the {silent[0]}'s engine does not tell how many there are; type "
+                f"{key}.max_calls=… in its place"
+            )
 
 
 class InputFiles(NamedTuple):
@@ -236,7 +259,7 @@ class _Planned(NamedTuple):
     """Where it is made, or was."""
 
 
-class _Runner:
+class Runner:
     """Runs a stage after the other, each only where its output is not there yet."""
 
     def __init__(self, run_context: RunContext, outputs: Outputs) -> None:
@@ -248,13 +271,22 @@ class _Runner:
 
     def all_done(self, stages: Sequence[Stage]) -> bool:
         """Whether every stage's output is there, so that nothing will be asked or trained."""
+        return len(self.finished(stages)) == len(stages)
+
+    def finished(self, stages: Sequence[Stage]) -> dict[str, tuple[Path, StageEntry]]:
+        """The stages whose output is there, by name, and where it is; those after what is not made yet are unknown."""
         entries: dict[str, StageEntry] = {}
-        for stage in stages:
-            entry = self.outputs.finished(self._plan(stage, entries).place)
-            if entry is None:
-                return False
-            entries[stage.name] = entry
-        return True
+        places: dict[str, tuple[Path, StageEntry]] = {}
+        for number, stage in enumerate(stages):
+            made = {name for entry in entries.values() for name in entry.artifacts}
+            known = all(is_given(need) or need in made for need in stage.needs)
+            if not known or (stage.reads_summaries and len(entries) < number):
+                continue
+            place = self._plan(stage, entries).place
+            if entry := self.outputs.finished(place):
+                entries[stage.name] = entry
+                places[stage.name] = (place, entry)
+        return places
 
     def step(self, store: RunStore, number: int, stage: Stage) -> Calls:
         """Run one stage, or find that it is done, and say which; returns what it asked of models just now."""
@@ -310,6 +342,10 @@ class _Runner:
         except KeyboardInterrupt:
             self.say(f"{heading}: stopped; the same command goes on from here")
             raise
+        except BudgetError:
+            calls = context.calls
+            self.say(f"{heading}: stopped after {calls.asked} calls{calls.tokens_in_words()}; all answers are kept")
+            raise
         except Exception as error:
             store.fail(stage.name, str(error) or type(error).__name__)
             raise
@@ -325,7 +361,10 @@ def _made(entry: StageEntry) -> str:
     """What a stage made and asked, behind a comma each."""
     counts = {name: artifact.rows for name, artifact in entry.artifacts.items() if artifact.rows is not None}
     rows = "".join(f", {count} {name}" for name, count in counts.items())
-    return rows + (f", {entry.calls.asked} calls asked, {entry.calls.reused} reused" if entry.calls != Calls() else "")
+    calls = entry.calls
+    if not calls.answers:
+        return rows
+    return f"{rows}, {calls.asked} calls asked, {calls.reused} reused{calls.tokens_in_words()}"
 
 
 def fingerprint_of(stage: Stage, seed: int, needs: Mapping[str, str], files: Mapping[str, str] | None = None) -> str:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.data.comparisons import PAIRS
-from constitutional.engines.settings import LocalSettings, ModelSettings, RoleSettings
+from constitutional.engines.settings import Budget, LocalSettings, ModelSettings, RoleSettings
 from constitutional.runs.outputs import SHARED
 from constitutional.stages import critique_revise, dpo, evaluate, grpo, label, mix, ppo, reward, sample_pairs, sft
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
@@ -77,6 +77,9 @@ class RunConfig(Frozen):
     """The model that compares responses."""
     prompts: Annotated[SandboxPrompts | FilePrompts, Field(discriminator="kind")] = SandboxPrompts()
     journal: JournalSettings = JournalSettings()
+    budget: Budget = Budget()
+    """The most that all roles of the run may ask together, however often it is started. `generator.budget`,
+    `critic.budget` and `labeler.budget` bound one role."""
     critique_revise: critique_revise.Settings
     sft: sft.Settings
     sample_pairs: sample_pairs.Settings

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import digest_of
 from constitutional.base.templates import VARIABLES, load_prompts
+from constitutional.engines.spending import Calls
 from constitutional.runs.compose import load
 from constitutional.runs.context import CONFIGURATION, constitution_digests, is_given, selected
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
 
 
 class StageLine(NamedTuple):

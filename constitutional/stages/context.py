@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import Record
 from constitutional.stages.summaries import Summary
 
@@ -13,10 +14,34 @@ if TYPE_CHECKING:
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
     from constitutional.engines.settings import EngineSettings, ModelSettings
+    from constitutional.engines.spending import Calls
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
+
+
+class StageForecast(Frozen):
+    """What a stage is expected to ask, from what a handful of items took."""
+
+    stage: str
+    done: bool = False
+    """It was finished before, so that it asks nothing."""
+    trains: bool = False
+    """It trains, and how long that takes is not forecast."""
+    calls: int = 0
+    """Requests, those that the journal answers included."""
+    held: int | None = None
+    """Of these, requests that the journal answers; None where nobody knows before the models are trained."""
+    prompt_tokens: int = 0
+    """Tokens read for the requests that a model answers."""
+    completion_tokens: int = 0
+    """Tokens written for them."""
+    cost: float = 0.0
+    """Their cost, in the currency of the prices."""
+    seconds: float | None = None
+    """Time for them, where they take as long as the handful's did; None where the journal answered all of the
+    handful's."""
 
 
 class StageRecord(NamedTuple):
@@ -26,10 +51,14 @@ class StageRecord(NamedTuple):
     logs: Mapping[str, Sequence[Mapping[str, float]]]
     """Lines of its training logs: one log, or one for each member of an ensemble, by name. Empty where it trains
     nothing."""
-    calls: int
-    """Requests that a model or the journal answered."""
+    calls: "Calls"
+    """What it asked of models."""
     versions: Mapping[str, str]
     """Of the packages that made it."""
+    seconds: float = 0.0
+    """From its last start to its end."""
+    forecast: "StageForecast | None" = None
+    """What it was expected to ask, by a dry run; None where there was none."""
 
 
 class RunView(Protocol):

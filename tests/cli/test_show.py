@@ -6,10 +6,10 @@ import pytest
 from constitutional.base.errors import UsageError
 from constitutional.base.records import GoldPoint, Prompt, Revision, RevisionStep, Sample
 from constitutional.cli import show
+from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Change, Score
 from constitutional.runs.compose import compose, dump
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
 from tests.scripted_run import STAGES, finish
 
 PROMPT = Prompt.of("Why is the sky blue?").model_copy(update={"split": "held_out"})

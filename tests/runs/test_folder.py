@@ -15,8 +15,9 @@ import pytest
 from constitutional.base.errors import RunError, UsageError
 from constitutional.base.files import atomic_write, digest_of, read_rows, write_rows
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
+from constitutional.engines.spending import Calls
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Artifact, Calls, StageEntry
+from constitutional.runs.manifest import Artifact, StageEntry
 from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.stages.summaries import LabelSummary, MixSummary
 

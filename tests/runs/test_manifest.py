@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from constitutional.base.errors import RunError
+from constitutional.engines.spending import Calls
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
 from constitutional.runs.outputs import Begun, Outputs
 from constitutional.stages.summaries import ReportSummary
 

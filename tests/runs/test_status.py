@@ -9,8 +9,8 @@ import pytest
 from constitutional.base.files import digest_of
 from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
+from constitutional.engines.spending import Calls
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import Calls
 from constitutional.runs.outputs import Begun, Outputs
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.settings import RunConfig

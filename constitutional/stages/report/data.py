@@ -9,8 +9,10 @@ from pydantic import Field, SerializeAsAny
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
+from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Score
 from constitutional.judging.understanding import PrincipleMeaning
+from constitutional.stages.context import StageForecast
 from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
 
 S = TypeVar("S", bound=Summary)
@@ -105,10 +107,19 @@ class Provenance(Frozen):
     versions: dict[str, str]
     identities: dict[str, str]
     """Digests and identities of models and files, by the name of the model or file."""
-    calls: dict[str, int] = Field(default_factory=dict)
-    """Answers that each stage had, from a model or from the journal."""
     config: str | None = None
     """The resolved configuration as JSON text."""
+
+
+class StageCost(Frozen):
+    """What a stage asked of models and took, beside what a dry run had forecast."""
+
+    stage: str
+    calls: Calls
+    """From its last start to its end."""
+    seconds: float
+    """The same."""
+    forecast: StageForecast | None = None
 
 
 class RunReport(Frozen):
@@ -134,6 +145,8 @@ class RunReport(Frozen):
     replies: tuple[Sample, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
     summaries: dict[str, SerializeAsAny[Summary]] = Field(default_factory=dict)
+    """By stage, in running order."""
+    costs: tuple[StageCost, ...] = ()
     """By stage, in running order."""
     provenance: Provenance
 

@@ -37,6 +37,7 @@ from constitutional.stages.report.data import (
     PrincipleQuality,
     Provenance,
     RunReport,
+    StageCost,
 )
 from constitutional.stages.report.examples import (
     example_choices,
@@ -246,6 +247,10 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         replies=reply_examples(view.read("samples", Sample), settings.reply_examples, view.seed),
         left_out=tuple(left_out(view, revisions, judgements)),
         summaries={stage: record.summary for stage, record in records.items()},
+        costs=tuple(
+            StageCost(stage=stage, calls=record.calls, seconds=record.seconds, forecast=record.forecast)
+            for stage, record in records.items()
+        ),
         provenance=_provenance(view, comparisons, judgements),
     )
 
@@ -267,7 +272,6 @@ def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Se
             **{name: digest for name, digest in view.digests().items() if "constitution" not in name},
             **{name: ", ".join(sorted(values)) for name, values in asked.items() if values},
         },
-        calls={stage: record.calls for stage, record in records.items() if record.calls},
         config=json.dumps(view.configuration(), indent=2, ensure_ascii=False),
     )
 

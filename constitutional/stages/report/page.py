@@ -14,7 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from constitutional.base.progress import percent
+from constitutional.base.progress import clock, percent
+from constitutional.engines.spending import Calls, money
+from constitutional.stages.context import StageForecast
 from constitutional.stages.report import figures
 from constitutional.stages.report.cautions import actions, cautions
 from constitutional.stages.report.charts import number
@@ -72,7 +74,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters |= {"words": words, "kind": kind, "difference": difference, "facts": facts}
+    environment.filters |= {"words": words, "kind": kind, "difference": difference, "facts": facts, "costs": costs}
     environment.filters |= {
         "score": interval,
         "change": change_text,
@@ -113,6 +115,49 @@ def comparison(runs: Sequence[RunReport]) -> Table | None:
     measures = [measure for measure in named if any(measure in column for column in columns)]
     body = tuple((words(measure), *(column.get(measure, "not measured") for column in columns)) for measure in measures)
     return Table(("Measure", *(run.name for run in runs)), body)
+
+
+def costs(run: RunReport) -> Table:
+    """What the stages asked and took, and their sum; where a dry run had forecast it, the forecast stands before it."""
+    head = ("Stage", "Calls", "Asked", "Tokens read", "Tokens written", "Cost", "Time")
+    real = [_spent(row.calls.answers, row.calls, row.seconds) for row in run.costs]
+    whole = Calls.sum(row.calls for row in run.costs)
+    real.append(_spent(whole.answers, whole, sum(row.seconds for row in run.costs)))
+    names = (*(words(row.stage) for row in run.costs), "all")
+    forecasts = [row.forecast for row in run.costs if row.forecast]
+    if not forecasts:
+        return Table(head, tuple((name, *cells) for name, cells in zip(names, real, strict=True)))
+    expected = [_expected([row.forecast] if row.forecast else []) for row in run.costs]
+    expected.append(_expected(forecasts))
+    pairs = zip(names, expected, real, strict=True)
+    doubled = tuple(cell for column in head[1:] for cell in (f"{column}, forecast", column))
+    return Table(
+        (head[0], *doubled),
+        tuple((name, *(cell for pair in zip(*cells, strict=True) for cell in pair)) for name, *cells in pairs),
+    )
+
+
+def _spent(answers: int, calls: Calls, seconds: float) -> tuple[str, ...]:
+    numbers = (answers, calls.asked, calls.prompt_tokens, calls.completion_tokens)
+    return (
+        *(f"{count:,}" if count else "" for count in numbers),
+        money(calls.cost) if calls.cost else "",
+        clock(seconds),
+    )
+
+
+def _expected(forecasts: Sequence[StageForecast]) -> tuple[str, ...]:
+    """What stages were expected to ask, in the columns of what they asked."""
+    asked = [row.calls - (row.held or 0) for row in forecasts]
+    calls = Calls(
+        asked=sum(asked),
+        prompt_tokens=sum(row.prompt_tokens for row in forecasts),
+        completion_tokens=sum(row.completion_tokens for row in forecasts),
+        cost=sum(row.cost for row in forecasts),
+    )
+    times = [row.seconds for row in forecasts if row.seconds is not None]
+    *cells, _ = _spent(sum(row.calls for row in forecasts), calls, 0.0)
+    return (*cells, clock(sum(times)) if times else "")
 
 
 def difference(before: str, after: str, keep: str) -> Iterator[tuple[str, str]]:

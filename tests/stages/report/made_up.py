@@ -10,6 +10,7 @@ from constitutional.base.records import (
     Rollout,
     Sample,
 )
+from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report.data import (
     Curve,
@@ -21,6 +22,7 @@ from constitutional.stages.report.data import (
     RevisionExample,
     RolloutExample,
     RunReport,
+    StageCost,
 )
 from constitutional.stages.summaries import (
     SUMMARIES,
@@ -254,6 +256,7 @@ def full_run(name: str = "first") -> RunReport:
                 LeftOut(stage="sft", what="examples", total=993, reasons={}),
             ),
             "summaries": {"label": SUMMARIES_MADE_UP["label"]},
+            "costs": (StageCost(stage="label", calls=Calls(asked=600, reused=20), seconds=61.0),),
             "provenance": Provenance(
                 constitution="Careful",
                 version="1.10",
@@ -261,7 +264,6 @@ def full_run(name: str = "first") -> RunReport:
                 principles={"honest": "Do not agree with what is false.", "plain": "Do not flatter."},
                 versions={"torch": "2.13.0"},
                 identities={"base": "ab12"},
-                calls={"label": 620},
                 config='{"seed": 0}',
             ),
         }

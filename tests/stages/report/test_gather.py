@@ -24,6 +24,7 @@ from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Engine
 from constitutional.engines.settings import ModelSettings
+from constitutional.engines.spending import Calls
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.scores import Score
 from constitutional.judging.understanding import PrincipleMeaning
@@ -56,7 +57,7 @@ COMPARISON = Comparison(prompt=QUESTION, a="No.", b="Yes!", model="ab12")
 
 
 def recorded(summary: Summary, calls: int = 0, **versions: str) -> StageRecord:
-    return StageRecord(summary, {}, calls, versions)
+    return StageRecord(summary, {}, Calls(asked=calls), versions)
 
 
 class RunFolder:
@@ -416,7 +417,7 @@ def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None
     # Of ten bins from 0.5, the one that begins with 0.85; that of 0.97, which is held out, is empty.
     assert report.targets.counts == (0, 0, 0, 0, 0, 0, 0, 1, 0, 0)
     assert [curve.stage for curve in report.curves] == ["sft", "reward", "dpo"]
-    assert report.provenance.calls == {"label": 4}
+    assert {row.stage: row.calls.asked for row in report.costs if row.calls.asked} == {"label": 4}
     assert (report.gold, report.rollouts) == ((), ())  # no training online
     assert report.provenance.identities == {
         "base": "ab12",

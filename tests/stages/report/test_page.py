@@ -173,7 +173,7 @@ def test_a_win_rate_against_the_sl_model_is_not_counted_against_the_base() -> No
         ("replies", "replies to held-out prompts"),
         ("revisions", "revisions"),
         ("left-out", "what was left out"),
-        ("provenance", "calls of models"),
+        ("cost", "what the stages cost"),
     ],
 )
 def test_a_missing_part_is_said_where_it_would_stand(name: str, what: str) -> None:

@@ -1,0 +1,157 @@
+"""What a run would cost, from a handful of items, held against what it then costs."""
+
+import re
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from constitutional.base.errors import BudgetError, RunError
+from constitutional.base.progress import Progress
+from constitutional.cli import main as cli
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.spending import Calls
+from constitutional.runs.compose import compose
+from constitutional.runs.forecast import Forecast, Measured, as_table, forecast, online_replies, scaled
+from constitutional.runs.settings import RunConfig
+from constitutional.stages.context import StageForecast
+from tests.runs.test_budget import Priced, by_http
+from tests.scripted_run import configured, constitution, go
+
+SIZES = ["prompts.train=30", "prompts.held_out=12", "critique_revise.when_nothing_found=revise"]
+ASKING = ("labeler_check", "critique_revise", "sample_pairs", "label", "evaluate")
+
+
+def setting_up(folder: Path, *words: str) -> RunConfig:
+    constitution(folder)
+    return configured(folder, *by_http("labeler"), *SIZES, *words)
+
+
+def expected(config: RunConfig, world: Priced, items: int = 4) -> Forecast:
+    return forecast(config, items=items, opener=world.open, progress=Progress(StringIO()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["label.method=rationale"],  # whose replies cannot be read, so that one call is all
+        ["label.method=votes", "label.votes=3"],
+        ["evaluate.temperature=0", "label.principles=all"],
+        ["critique_revise.critique=false", "sample_pairs.samples=3", "evaluate.judged=7", "evaluate.critiqued=9"],
+    ],
+)
+def test_the_forecast_is_what_the_run_then_asks(tmp_path: Path, words: list[str]) -> None:
+    config, before, after = setting_up(tmp_path, *words), Priced(), Priced()
+    told = expected(config, before).stages
+    store, _ = go(config, after)
+    for name in ASKING:
+        calls = store.stages[name].calls
+        assert told[name].calls == calls.answers, name
+        held = told[name].held
+        if held is not None:
+            assert held == calls.reused, name
+            assert told[name].prompt_tokens == pytest.approx(calls.prompt_tokens), name
+            assert told[name].completion_tokens == pytest.approx(calls.completion_tokens), name
+            assert told[name].cost == pytest.approx(calls.cost), name
+    assert told["label"].cost > 0
+    # Nothing is asked twice: of the stages before any training, the run asks what the handful has left.
+    for name in ("labeler_check", "critique_revise"):
+        entry = store.stages[name].calls
+        assert entry.asked == entry.answers - (told[name].held or 0)
+
+
+def test_a_dry_run_trains_nothing_and_leaves_nothing_but_the_forecast(tmp_path: Path) -> None:
+    config, world = setting_up(tmp_path), Priced()
+    expected(config, world)
+    left = sorted(path.relative_to(tmp_path / "runs").as_posix() for path in (tmp_path / "runs").rglob("*"))
+    assert [name for name in left if not name.startswith("journal")] == ["first", "first/forecast.json"]
+    # 4 restatements, 4 items of a draft and two rounds, 4 × 2 samples, 4 pairs in 2 orders, 3 × 4 replies, and what the
+    # labeler and the critic say of 2 of them each; the rest of 346 calls is the run's to ask.
+    assert len(world.asked) < 100
+    again = Priced()
+    expected(config, again)
+    assert again.asked == []
+
+
+def test_what_the_journal_holds_is_exact_after_a_run_that_was_stopped(tmp_path: Path) -> None:
+    config = setting_up(tmp_path)
+    stopped = Priced()
+    with pytest.raises(BudgetError):
+        go(setting_up(tmp_path, "budget.max_calls=60"), stopped)
+    row = expected(config, Priced()).stages["critique_revise"]
+    rest = Priced()
+    store, _ = go(configured(tmp_path, *by_http("labeler"), *SIZES, "until=critique_revise"), rest)
+    calls = store.stages["critique_revise"].calls
+    assert (row.calls, row.held) == (calls.answers, calls.reused)
+    assert calls.reused > 50
+
+
+def test_stages_that_are_done_cost_nothing_and_later_ones_know_the_models(tmp_path: Path) -> None:
+    config = setting_up(tmp_path)
+    first = expected(config, Priced()).stages
+    go(setting_up(tmp_path, "until=sample_pairs"), Priced())
+    second = expected(config, Priced()).stages
+    assert all(second[name].done for name in ("labeler_check", "critique_revise", "sft", "sample_pairs"))
+    assert not second["label"].done
+    assert second["label"].held == 8  # the handful's 4 comparisons, in both orders
+    assert second["evaluate"].held is None
+    store, _ = go(config, Priced())
+    assert store.stages["label"].calls.answers == second["label"].calls
+    page = store.artifact("report").read_text().partition("<h3>Cost</h3>")[2].partition("</section>")[0]
+    cells = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in page.split("<tr>")[1:]]
+    table = {row[0].lower(): dict(zip(cells[0], row, strict=True)) for row in cells[1:]}
+    # What was forecast at first stays for the stages that were done at the second time.
+    assert int(table["critique revise"]["Calls, forecast"]) == first["critique_revise"].calls
+    assert table["critique revise"]["Calls"] == table["critique revise"]["Calls, forecast"]
+    assert table["label"]["Cost"] != ""
+
+
+def test_a_forecast_beyond_the_budget_says_so(tmp_path: Path) -> None:
+    words = ["labeler.budget.max_calls=50", "budget.max_calls=100000", "budget.max_cost=0.002"]
+    told = expected(setting_up(tmp_path, *words), Priced())
+    assert len(told.exceeded) == 2
+    assert any("labeler.budget.max_calls=50" in line for line in told.exceeded)
+    assert any("budget.max_cost=0.002" in line for line in told.exceeded)
+    assert "warning: " in as_table(told)
+
+
+def test_an_error_before_any_training_is_told(tmp_path: Path) -> None:
+    class Failing(Priced):
+        def answer(self, request: Request, model: str) -> Completion:
+            if len(request.messages) == 1 and not request.choices:
+                return Completion("", "error", reason="no")
+            return super().answer(request, model)
+
+    with pytest.raises(RunError, match="drafts"):
+        expected(setting_up(tmp_path), Failing())
+
+
+def test_numbers_are_scaled_by_hand() -> None:
+    asked = Calls(asked=3, prompt_tokens=30, completion_tokens=6, cost=0.3)
+    saved = Calls(reused=1, prompt_tokens=10, completion_tokens=2, cost=0.1)
+    whole = scaled(Measured(asked, saved, 2.5))
+    assert (whole.asked, whole.prompt_tokens, whole.completion_tokens) == (10, 100, 20)
+    assert whole.cost == pytest.approx(1.0)
+    told = as_table(Forecast({"label": StageForecast(stage="label", calls=1200, prompt_tokens=5, seconds=61.0)}, ()))
+    assert re.search(r"label +1,200 +\? +5 +– +– +1:01", told)
+
+
+def test_replies_of_an_online_training_are_counted_as_it_draws_them() -> None:
+    grpo = compose(["algorithm=grpo_direct", "algorithm.epochs=1", "algorithm.num_generations=4"]).algorithm
+    step = getattr(grpo, "prompts_per_step", 0)
+    assert online_replies(grpo, 3 * step + 1) == 3 * step * 4
+    ppo = compose(["algorithm=ppo"]).algorithm
+    assert online_replies(ppo, 10) >= getattr(ppo, "episodes", 0) > 0
+
+
+def test_the_command_prints_the_table_and_makes_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constitution(tmp_path)
+    words = ["run", f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", "until=critique_revise"]
+    words += ["prompts.train=4", "prompts.held_out=2"]
+    assert cli.main([*words, "--dry-run", "--items", "2"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"critique_revise +\d+ +\d+ +[\d,]+ +[\d,]+", out)
+    assert not (tmp_path / "runs" / "first" / "manifest.json").exists()
+    assert cli.main([*words[:-3], *words[-2:], "until=forecast", "--items", "1"]) == 2
+    assert "2 or more" in capsys.readouterr().err
