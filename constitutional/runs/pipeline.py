@@ -58,13 +58,16 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     online = not isinstance(config.algorithm, dpo.Settings)
     # What is trained on replies of its own has these replies scored and reported.
     rollouts, gold = (("rollouts",), ("gold",)) if online else ((), ())
+    judges = tuple(config.judges.values())
+    # What answers elsewhere may give no log-probabilities; then it is asked for votes, which are drawn.
+    elsewhere = any(judge.kind not in ("local", "vllm") for judge in (config.labeler, *config.panel.values()))
     return (
         Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run, version=2),
         # Before anything else is asked or trained: what the labeler misjudges, training amplifies.
         Stage(
             "labeler_check",
             config.label,
-            needs=("labeler", "critic", "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
+            needs=(*judges, "critic", "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
@@ -100,12 +103,12 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             "label",
             config.label,
             needs=(
-                *("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
+                *("comparisons", "labeler_accuracy", *judges, "constitution", "label.j2", "score.j2"),
                 *(("revisions",) if config.label.principles == "telling" else ()),
             ),
             makes=("judgements",),
             run=label.run,
-            seeded=config.label.draws,
+            seeded=config.label.draws or elsewhere,
             version=3,
         ),
         Stage(

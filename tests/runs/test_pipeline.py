@@ -153,15 +153,15 @@ def test_where_a_default_changes_the_stages_version_is_raised() -> None:
 
 DEFAULTS = {
     "prompts 2 SandboxPrompts": "7a86a5b1",
-    "labeler_check 4 LabelSettings": "aeb3e951",
+    "labeler_check 4 LabelSettings": "2569882a",
     "critique_revise 4 Settings": "d7186f58",
     "sft 3 Settings": "d22d7cf1",
     "sample_pairs 3 Settings": "05261e3f",
-    "label 3 LabelSettings": "aeb3e951",
+    "label 3 LabelSettings": "2569882a",
     "mix 4 Settings": "847c5977",
     "reward 3 Settings": "23679fcc",
     "dpo 2 Settings": "7ca851c5",
-    "evaluate 5 Inputs": "7c753408",
+    "evaluate 5 Inputs": "e65c9b6e",
     "report 7 Settings": "e74b089e",
     "ppo 2 Settings": "c380a2d7",
     "grpo 2 Inputs": "9b703265",
