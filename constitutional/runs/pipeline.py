@@ -71,7 +71,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
-            version=4,
+            version=5,
         ),
         Stage(
             "critique_revise",
@@ -109,7 +109,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("judgements",),
             run=label.run,
             seeded=config.label.draws or elsewhere,
-            version=3,
+            version=4,
         ),
         Stage(
             "mix",
@@ -142,7 +142,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", *gold),
             run=evaluate.run,
-            version=5,
+            version=6,
         ),
         Stage(
             "report",
@@ -154,7 +154,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("report", report.CONSTITUTION),
             run=report.run,
             reads_summaries=True,
-            version=7,
+            version=8,
         ),
     )
 
@@ -194,4 +194,4 @@ def _algorithm(config: RunConfig) -> Stage:
         return Stage("ppo", chosen, needs=needs, makes=online, run=ppo.run, trains=True, version=2)
     inputs = grpo.Inputs.of(chosen, config.label)
     needs = ("prompts", "sft_model", *grpo.needs(chosen))
-    return Stage(chosen.kind, inputs, needs=needs, makes=online, run=grpo.run, trains=True, version=2)
+    return Stage(chosen.kind, inputs, needs=needs, makes=online, run=grpo.run, trains=True, version=3)

@@ -2,13 +2,14 @@
 
 import json
 import math
-from typing import Any, get_args
+from typing import TypeVar, get_args
 
 import pytest
 
 from constitutional.base.records import Judgement, Message
 from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
+from constitutional.engines.stories import Story, side_by_side
 from constitutional.judging.labeler import (
     SCORES,
     Answering,
@@ -22,13 +23,14 @@ from constitutional.judging.labeler import (
 from constitutional.judging.labelling import LabelSettings, label
 from tests.judging.scripted_labeler import CALM, LONG, SHORT, TEMPLATES, comparison, constitution, likes_longer, shown
 
+T = TypeVar("T")
 PLAIN = Abilities(choices=False, prefill=False)
 TALK = (Message("user", "May I?"), Message("assistant", LONG))
 
 
-def judged(rule: Rule, method: Method, abilities: Abilities, **settings: Any) -> Judgement:
+def judged(rule: Rule, method: Method, abilities: Abilities, votes: int = 5) -> Judgement:
     engine = ScriptedEngine(rule, abilities=abilities)
-    (row,) = label([comparison()], constitution(), engine, TEMPLATES, LabelSettings(method=method, **settings), seed=1)
+    (row,) = label([comparison()], constitution(), engine, TEMPLATES, LabelSettings(method=method, votes=votes), seed=1)
     return row
 
 
@@ -74,10 +76,8 @@ def test_a_reward_is_the_written_score_where_there_are_no_probabilities_of_score
     assert outcome(silent.score(TALK, CALM)) is None
 
 
-def outcome(story: Any) -> Any:
-    from constitutional.engines.stories import side_by_side
-
-    return next(iter(side_by_side([story])))
+def outcome(story: Story[T]) -> T:
+    return next(side_by_side([story]))
 
 
 # Upper bounds.

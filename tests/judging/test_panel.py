@@ -13,7 +13,11 @@ from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.judging.agreement import agreements, disagreement
 from constitutional.judging.labelling import LabelSettings, combine
 from constitutional.stages import label, labeler_check
-from constitutional.stages.summaries import LabelerCheckSummary
+from constitutional.stages.report import figures
+from constitutional.stages.report.cautions import cautions
+from constitutional.stages.report.data import FEW, Provenance, RunReport
+from constitutional.stages.report.gather import labeler_quality, panel_of
+from constitutional.stages.summaries import LabelerCheckSummary, LabelSummary
 from tests.judging.scripted_labeler import (
     LONGER,
     SHORTER,
@@ -29,6 +33,7 @@ from tests.judging.scripted_labeler import (
 from tests.tiny import OneStage
 
 PAIRS = [comparison(question=f"Question {number}?") for number in range(4)]
+NOTHING_KNOWN = Provenance(constitution="", version="", digest="", principles={}, versions={}, identities={})
 ALL = LabelSettings(principles="all", method="logprobs")
 
 
@@ -166,3 +171,42 @@ def test_judges_that_keep_the_position_have_no_preference() -> None:
     context = stage(likes_first, likes_longer, LONGER)
     rows = labelled(context, ALL.model_copy(update={"max_canary_failures": 1.0}))
     assert agreements(rows) == []
+
+
+def test_the_report_shows_every_judge_apart_and_how_far_they_agree() -> None:
+    context = stage(likes_longer, likes_shorter, LONGER, SHORTER)
+    settings = ALL.model_copy(update={"max_canary_failures": 1.0})
+    rows = labelled(context, settings)
+    accuracies = context.rows["labeler_accuracy"]
+    quality = labeler_quality(context.constitution, accuracies, rows, PAIRS)
+    assert [row.accuracy and row.accuracy.value for row in quality.principles] == [1.0, 0.0]
+    assert [row.judged for row in quality.principles] == [4, 4]
+    assert quality.method.startswith("logprobs")
+    panel = panel_of(context.constitution, accuracies, rows, PAIRS)
+    assert panel is not None
+    (second,) = panel.judges.values()
+    assert [row.accuracy and row.accuracy.value for row in second.principles] == [0.0, 1.0]
+    assert {name: (share.right, share.n) for name, share in panel.split.items()} == {
+        "longer": (4, 4),
+        "shorter": (4, 4),
+    }
+    assert [(pair.judges, pair.same.right, pair.same.n) for pair in panel.pairs] == [(("labeler", "second"), 0, 8)]
+    page = RunReport(name="first", scores=(), wanted={}, labeler=quality, panel=panel, provenance=NOTHING_KNOWN)
+    titles = [figure.title for figure in figures.labeler(page)]
+    assert any("“second”" in title for title in titles)
+    assert any("differ" in title for title in titles)
+    assert any("judges prefer different responses" in caution for caution in cautions(page)) == (FEW <= 8)
+    assert panel_of(context.constitution, accuracies[:2], rows[::2], PAIRS) is None
+
+
+def test_bounds_are_counted_and_told_in_words() -> None:
+    def bounding(_: Request) -> Completion:
+        return Completion("", "choices", (0.0, -3.0), bounded=(False, True))
+
+    context = stage(bounding, likes_longer, LONGER)
+    rows = labelled(context, ALL.model_copy(update={"max_canary_failures": 1.0}))
+    assert context.summarised(LabelSummary).bounded == 4
+    quality = labeler_quality(context.constitution, context.rows["labeler_accuracy"], rows, PAIRS)
+    assert quality.bounded == 4
+    page = RunReport(name="first", scores=(), wanted={}, labeler=quality, provenance=NOTHING_KNOWN)
+    assert "only a bound" in next(iter(figures.labeler(page))).note

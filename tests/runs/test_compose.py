@@ -283,7 +283,10 @@ def test_a_judge_of_the_panel_takes_an_engines_preset_or_settings_alone(tmp_path
         ]
     )
     assert {name: judge.kind for name, judge in config.panel.items()} == {
-        **{"big": "local", "far": "http", "own": "local", "mine": "scripted"}
+        "big": "local",
+        "far": "http",
+        "own": "local",
+        "mine": "scripted",
     }
     assert role_settings(config.panel["big"], config.model).path == "Qwen/Qwen3-32B"  # type: ignore[union-attr]
     assert config.label.weights == {"big": 2.0}
