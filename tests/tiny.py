@@ -143,6 +143,10 @@ class OneStage:
     def base(self) -> ModelSettings:
         return self.settings("base")
 
+    @property
+    def judges(self) -> dict[str, str]:
+        return {"labeler": "labeler"} | {role.removeprefix("panel."): role for role in self.engines if "panel." in role}
+
     def settings(self, role: str) -> ModelSettings:
         return ModelSettings(path=str(self.models[role]), pad_token=self.pad_token)
 

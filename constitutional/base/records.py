@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +18,8 @@ from constitutional.base.errors import expect
 Order = Literal["a_first", "b_first"]
 Split = Literal["train", "held_out"]
 GoldJudge = Literal["traits", "labeler", "reward_model"]
+LABELER: Final = "labeler"
+"""The name of a run's labeler among the judges of its panel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,11 @@ class Reading(Record):
     """Probability that response a (not position A) is the better one; None where the answer cannot be read."""
     problem: str | None = None
     """Why it cannot be read; None if it can."""
+    reasoning: str = Field(default="", exclude_if=lambda text: not text)
+    """What a reasoning model thought, where its engine keeps that apart from the reply; nothing is read from it."""
+    bounded: bool = Field(default=False, exclude_if=lambda bounded: not bounded)
+    """The log-probability of a choice is only an upper bound, so `p_a` is a bound too: the response that it prefers has
+    at least this probability. Where responses are scored, the scores are approximate."""
 
 
 class Judgement(Record):
@@ -149,14 +156,16 @@ class Judgement(Record):
     """The principle's id."""
     principle_text: str
     labeler: str
-    """Identity of the labeler and its method."""
+    """Identity of the labeler, and how it was asked in fact."""
+    judge: str = Field(default=LABELER, exclude_if=lambda name: name == LABELER)
+    """The labeler's name in the run: `labeler`, or a name of its panel."""
     readings: tuple[Reading, ...]
     p_a: float | None = Field(default=None, ge=0, le=1)
     """Probability that a is better: the mean over both orders; None if an order cannot be read."""
     conflict: bool = False
     """The two orders prefer different responses: the labeler kept the position, not the answer."""
     weight: float = Field(default=1.0, ge=0)
-    """The principle's weight among those that this comparison is judged by."""
+    """The principle's weight among those that this comparison is judged by, times the judge's in a panel."""
 
     @property
     def problem(self) -> str | None:

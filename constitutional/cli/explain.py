@@ -57,7 +57,7 @@ def _entries(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
                 yield key, _paragraph(heading, "", part.__doc__ or "")
             elif not prefix:
                 yield key, _paragraph(f"[{key}]", "", meaning or part.__doc__ or "")
-            yield from _entries(f"{key}.", part)
+            yield from _entries(f"{key}.", part) if key != "panel" else ()
 
 
 def _paragraph(heading: str, kind: str, meaning: str) -> str:

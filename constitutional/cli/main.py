@@ -211,6 +211,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from constitutional.constitution.file import load_constitution
     from constitutional.data.answers import load_answers
     from constitutional.judging import trial as check
+    from constitutional.judging.labeler import answering
     from constitutional.runs.compose import compose, freeze
     from constitutional.runs.context import RunContext
 
@@ -221,22 +222,27 @@ def _check(arguments: argparse.Namespace) -> int:
     templates = load_prompts(config.templates)
     progress = Progress()
 
+    trials = []
+
     def watch() -> None:
         task.update(engine.asked + engine.reused)
 
     with RunContext(config, constitution, templates, progress) as run_context:
-        engine = run_context.journalled(run_context.given("labeler"), watch)
         if answers:
             print(check.baselines(answers), flush=True)
-        with progress.task("check", 0, "answers") as task:
-            if answers:
-                trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)
-            else:
-                trial = check.by_examples(constitution, engine, templates, config.label)
-        print(trial.text)
-        calls = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
-        print(f"{calls}; the answers are kept in {engine.journal.path}, where runs find them too", file=sys.stderr)
-    return int(trial.near_chance)
+        for role in config.judges.values():
+            engine = run_context.journalled(run_context.given(role), watch)
+            print(f"{role}: {answering(config.label.method, engine.abilities)}", flush=True)
+            with progress.task("check", 0, "answers") as task:
+                if answers:
+                    trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)
+                else:
+                    trial = check.by_examples(constitution, engine, templates, config.label)
+            trials.append(trial)
+            print(trial.text)
+            calls = f"{counted(engine.asked, 'model call')} asked, {engine.reused} reused"
+            print(f"{calls}; the answers are kept in {engine.journal.path}, where runs find them too", file=sys.stderr)
+    return int(any(trial.near_chance for trial in trials))
 
 
 # Runs

@@ -147,13 +147,18 @@ def _comparison_lines(comparison: Comparison) -> Iterator[str]:
 def _judgement_lines(judgement: Judgement) -> Iterator[str]:
     probability = "unreadable" if judgement.p_a is None else f"P(a is better) = {judgement.p_a:.3f}"
     conflict = "; the orders conflict" if judgement.conflict else ""
+    method = judgement.labeler.rpartition(" ")[2]
     yield f"\njudgement {judgement.id} by '{judgement.principle}': {probability}{conflict}"
+    yield f"  judge: {judgement.judge}, {judgement.labeler[:16]}{f', by {method}' if method else ''}"
     yield from _text_lines("principle", judgement.principle_text)
     for reading in judgement.readings:
-        outcome = reading.problem or (f"{reading.p_a:.3f}" if reading.p_a is not None else "")
+        bounded = " (a bound)" if reading.bounded else ""
+        outcome = reading.problem or (f"{reading.p_a:.3f}{bounded}" if reading.p_a is not None else "")
         yield f"  {reading.order[0]} shown first: {outcome}"
         if reading.rationale:
             yield from _text_lines("  labeler", reading.rationale)
+        if reading.reasoning:
+            yield from _text_lines("  reasoning", reading.reasoning)
 
 
 def _revision_lines(revision: Revision) -> Iterator[str]:

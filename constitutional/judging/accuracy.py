@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from pydantic import Field
+
 from constitutional.base.errors import RunError
-from constitutional.base.records import Comparison, Judgement, Message, Prompt, Record
+from constitutional.base.records import LABELER, Comparison, Judgement, Message, Prompt, Record
 from constitutional.base.stats import calibration_error
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
@@ -51,6 +53,8 @@ class PrincipleAccuracy(Record):
 
     A principle without examples is trusted.
     """
+    judge: str = Field(default=LABELER, exclude_if=lambda name: name == LABELER)
+    """The labeler's name in the run."""
 
     @property
     def accuracy(self) -> float | None:
@@ -65,7 +69,7 @@ class PrincipleAccuracy(Record):
 
 
 def measure_labeler(
-    constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
+    constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings, judge: str = LABELER
 ) -> list[PrincipleAccuracy]:
     """Judge each principle's own examples by that principle, whose better responses are known."""
     tasks = [
@@ -76,7 +80,8 @@ def measure_labeler(
     judged: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in side_by_side(map(Labeler(engine, templates, settings, seed=0).judge, tasks)):
         judged[judgement.principle].append(judgement)
-    return [_accuracy(principle.id, judged[principle.id], settings) for principle in constitution.principles]
+    rows = [_accuracy(principle.id, judged[principle.id], settings) for principle in constitution.principles]
+    return [row.model_copy(update={"judge": judge}) for row in rows]
 
 
 def _telling(principle: Principle) -> list[Example]:
@@ -103,35 +108,62 @@ def _accuracy(principle: str, judgements: Sequence[Judgement], settings: LabelSe
     )
 
 
-def trusted_principles(constitution: Constitution, accuracies: Sequence[PrincipleAccuracy]) -> Constitution:
-    """The constitution without the principles that the labeler cannot be trusted with.
+def untrusted(accuracies: Iterable[PrincipleAccuracy], judge: str) -> set[str]:
+    """The principles that a judge cannot be trusted with."""
+    return {row.principle for row in accuracies if row.judge == judge and not row.trusted}
+
+
+def trusted_principles(
+    constitution: Constitution, accuracies: Sequence[PrincipleAccuracy], judges: Iterable[str] = (LABELER,)
+) -> Constitution:
+    """The constitution without the principles that none of these judges can be trusted with.
 
     Raises:
         RunError: no principle is left.
     """
-    left_out = [accuracy.principle for accuracy in accuracies if not accuracy.trusted]
+    left_out = set.intersection(*(untrusted(accuracies, judge) for judge in judges))
     if len(left_out) == len(constitution.principles):
         raise RunError(
             "The labeler is right in less than label.min_accuracy of the examples of every principle, so no principle "
             "is left to label by; take another labeler or label.method, or lower label.min_accuracy"
         )
-    return constitution.select(None, left_out, {}) if left_out else constitution
+    return constitution.select(None, sorted(left_out), {}) if left_out else constitution
+
+
+def labelled_by(
+    settings: LabelSettings,
+    constitution: Constitution,
+    accuracies: Sequence[PrincipleAccuracy],
+    judges: Iterable[str],
+) -> Constitution:
+    """The principles that comparisons are judged by: those that one of the judges is trusted with.
+
+    With `principles: telling` the labeler is, as it scores the responses.
+    """
+    return trusted_principles(constitution, accuracies, [LABELER] if settings.principles == "telling" else judges)
 
 
 def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
-    """A line for each principle by which nobody knows that the labeler judges well."""
+    """A line for each principle by which nobody knows that a judge judges well."""
     warnings = []
     for row in accuracies:
         readable = row.n - row.unreadable
         score = f"is right in {row.right} of {readable}" if readable else "cannot be read"
+        judge = f"the {_called(row.judge)}"
         if not row.n:
             warnings.append(f"principle '{row.principle}' has no examples, so nobody knows how well it is judged")
+        elif not row.trusted and row.judge == LABELER:
+            warnings.append(f"principle '{row.principle}' is left out: {judge} {score} on its examples")
         elif not row.trusted:
-            warnings.append(f"principle '{row.principle}' is left out: the labeler {score} on its examples")
+            warnings.append(f"principle '{row.principle}' is left to others: {judge} {score} on its examples")
         elif row.near_chance:
             how = "too few to tell" if 0 < readable <= TOO_FEW else "near chance"
-            warnings.append(f"principle '{row.principle}': the labeler {score} on its examples, {how}")
-    return warnings
+            warnings.append(f"principle '{row.principle}': {judge} {score} on its examples, {how}")
+    return list(dict.fromkeys(warnings))
+
+
+def _called(judge: str) -> str:
+    return "labeler" if judge == LABELER else f"judge '{judge}'"
 
 
 def canaries(constitution: Constitution) -> list[JudgementTask]:
@@ -148,7 +180,7 @@ def canaries(constitution: Constitution) -> list[JudgementTask]:
 
 
 def check_canaries(
-    constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
+    constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings, judge: str = LABELER
 ) -> tuple[int, int]:
     """Judge the canaries: how many there are, and at how many the labeler fails; without examples there are none.
 
@@ -164,9 +196,9 @@ def check_canaries(
     if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
         raise RunError(
-            f"The labeler fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by the "
-            f"principles {principles}; such labels would train the opposite of what is asked. Look at `constitutional "
-            "check`, take another labeler or method, or raise label.max_canary_failures"
+            f"The {_called(judge)} fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by "
+            f"the principles {principles}; such labels would train the opposite of what is asked. Look at "
+            "`constitutional check`, take another labeler or method, or raise label.max_canary_failures"
         )
     return len(judgements), len(failed)
 

@@ -3,25 +3,27 @@
 Every question is put in both orders and the probabilities are averaged (Lee et al. 2023, section 2.1.1). The methods:
 the normalised probabilities of the choices, at once (`logprobs`) or after reasoning, which may be clamped (`rationale`;
 Bai et al. 2022, section 4.1, clamp to 0.4–0.6); the expected value of a score from 1 to 10 for each response by itself
-(`score`; Lee et al., direct RLAIF); the share of sampled replies (`votes`; self-consistency, for engines without
-log-probabilities). A reply that cannot be read gives a judgement without a probability, never a tie.
+(`score`; Lee et al., direct RLAIF); the share of sampled replies (`votes`; self-consistency). An engine that gives no
+log-probabilities behind a reply's first words is asked for votes, or for a score in words (`rating`), instead:
+`method_for`. A reply that cannot be read gives a judgement without a probability, never a tie.
 """
 
+import json
 import math
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator
 
 from constitutional.base.errors import ModelError
 from constitutional.base.frozen import Frozen
-from constitutional.base.records import Comparison, Judgement, Message, Order, Reading
+from constitutional.base.records import LABELER, Comparison, Judgement, Message, Order, Reading
 from constitutional.base.seeds import seed_of
 from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Abilities, Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, ask_all, together
 
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -36,8 +38,8 @@ _BEGINS = (  # where a line begins, perhaps with a quotation mark, or where a se
     rf"(?:{_SO}\b[ \t,:]*+)?(?:{_ANSWER}\b[ \t:*]*+)?[ \t*_]*+"
 )
 _ENDS = r"[\s.*_]*+(?(quote)[\"”][\s.*_]*+))\Z"
-BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*+(?:\(?(?P<choice>[AB])\)?)?" + _ENDS)
-SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*+(?P<score>10|[1-9])?(?:\s*+/\s*+10)?" + _ENDS)
+BETTER = re.compile(_BEGINS + r"(?P<verdict>Better:[\s*_]*+(?:\(?(?P<answer>[AB])\)?)?" + _ENDS)
+SCORE = re.compile(_BEGINS + r"(?P<verdict>Score:[\s*_]*+(?P<answer>10|[1-9])?(?:\s*+/\s*+10)?" + _ENDS)
 """How a readable reply ends: a sentence of its own. Verdicts anywhere else are not the labeler's, as it may quote a
 response that holds one."""
 _ANNOUNCES = re.compile(rf"(?:\A[\W_]*+|[.!?;] )(?:{_SO}\b[ ,]*+)?(?:(?i:here is |here's )?{_ANSWER})?[:,]?\Z")
@@ -47,19 +49,120 @@ TOO_LONG = "the question is longer than the labeler can read"
 """The problem of a reading that could not be asked for."""
 
 
+def _schema(answer: str, values: dict[str, object]) -> str:
+    # The reasoning comes first, as the answer is to rest on it.
+    properties = {"reasoning": {"type": "string"}, answer: values}
+    return json.dumps(
+        {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    )
+
+
+class Form(NamedTuple):
+    """How a reply states its answer: at the end of a text, or in JSON where the engine holds it to a schema."""
+
+    ending: re.Pattern[str]
+    """Its group `answer` is the answer."""
+    expected: str
+    """The ending, in words."""
+    key: str
+    """Of the answer in JSON."""
+    answers: tuple[str, ...]
+    schema: str
+
+    def request(self, question: tuple[Message, ...], sampling: Sampling, seed: int, *, structured: bool) -> Request:
+        """The question, to be answered in this form."""
+        if not structured:
+            return Request(question, sampling, seed)
+        *before, last = question
+        # The template asks for an ending in words, and servers do not show the schema to the model.
+        asked = f'{last.content}\n\nReply in JSON instead: {{"reasoning": "…", "{self.key}": …}}'
+        return Request((*before, Message("user", asked)), sampling, seed, schema=self.schema)
+
+    def read(self, reply: Completion, *, structured: bool) -> str | None:
+        """The answer, one of `answers`; None where there is none, or no whole reply."""
+        if reply.failed or reply.finish == "length":
+            return None
+        text = without_thoughts(reply.text)
+        if not structured:
+            verdict = verdict_of(text, self.ending)
+            return verdict["answer"] if verdict else None
+        try:
+            value = json.loads(text)[self.key]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        written = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+        return written if written in self.answers else None
+
+
+VERDICT = Form(
+    BETTER,
+    '"Better: A" or "Better: B"',
+    "better",
+    ("A", "B"),
+    _schema("better", {"type": "string", "enum": ["A", "B"]}),
+)
+MARK = Form(
+    SCORE,
+    '"Score: " and a number from 1 to 10',
+    "score",
+    tuple(map(str, range(1, 11))),
+    _schema("score", {"type": "integer", "minimum": 1, "maximum": 10}),
+)
+
+Method = Literal["logprobs", "rationale", "score", "votes"]
+Answering = Literal[Method, "rating"]
+"""How a labeler is asked in fact; `rating` is a score that it writes."""
+
+IN_WORDS: Final[dict[Answering, str]] = {
+    "logprobs": "probabilities of A and B",
+    "rationale": "reasoning, then probabilities of A and B",
+    "score": "probabilities of scores from 1 to 10",
+    "votes": "sampled verdicts",
+    "rating": "written scores from 1 to 10",
+}
+
+
+def method_for(method: Method, abilities: Abilities) -> Answering:
+    """How an engine is asked where the settings say `method`: by the same, or by what needs no log-probabilities."""
+    if method == "votes" or (abilities.choices and abilities.prefill):
+        return method
+    return "rating" if method == "score" else "votes"
+
+
+def answering(method: Method, abilities: Abilities) -> str:
+    """For people: how an engine is asked where the settings say `method`, and why where that is another way."""
+    asked = method_for(method, abilities)
+    text = f"{asked} ({IN_WORDS[asked]}{', in JSON' if abilities.structured and asked in WRITTEN else ''})"
+    if asked == method:
+        return text
+    lacks = "does not go on from an assistant's first words" if abilities.choices else "gives no log-probabilities"
+    return f"{text} in place of {method}, as the engine {lacks}"
+
+
+WRITTEN: Final = ("votes", "rating")
+"""The ways that read an answer from a text."""
+
+
+def decisive_abilities(abilities: Abilities) -> str:
+    """What a labeler's answers depend on beside its model; empty for log-probabilities and plain texts."""
+    probabilities = "" if abilities.choices and abilities.prefill else " no log-probabilities"
+    return probabilities + (" structured" if abilities.structured else "")
+
+
 class LabelerSettings(Frozen):
     """How a labeler is asked."""
 
-    method: Literal["logprobs", "rationale", "score", "votes"] = "rationale"
-    """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts."""
+    method: Method = "rationale"
+    """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts. A
+    labeler whose engine gives no log-probabilities is asked for verdicts or a written score instead."""
     max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which reasoning is cut off, and unreadable."""
     temperature: float = Field(default=0.0, ge=0)
-    """Of the reasoning before a choice or a score; 0 is greedy."""
+    """Temperature of the reasoning before a choice or a score; 0 means greedy decoding."""
     votes: int = Field(default=5, ge=1, le=64)
     """Replies sampled for each order by the method `votes`; at least half must be readable."""
     vote_temperature: float = Field(default=1.0, gt=0)
-    """Of the replies that are votes."""
+    """Temperature of the replies that are votes."""
     score_temperature: float = Field(default=1.0, gt=0)
     """By how many points, of 1 to 10, a response must be ahead for a probability of 0.73."""
     clamp: tuple[float, float] | None = None
@@ -79,25 +182,49 @@ class JudgementTask(NamedTuple):
     comparison: Comparison
     principle: Principle
     weight: float = 1.0
-    """The principle's among those that the comparison is judged by."""
+    """Of the judgement among those of the comparison: the principle's, times the labeler's in a panel."""
 
 
 class _Answer(NamedTuple):
     """What came back: a probability that the response shown first is the better one, or a problem."""
 
     rationale: str
-    p_first: float | None
+    p_first: float | None = None
     problem: str | None = None
+    reasoning: str = ""
+    """What the model thought apart from its reply."""
+    bounded: bool = False
+    """The probability rests on an upper bound."""
+
+
+class _Scored(NamedTuple):
+    """A response's score, or a problem."""
+
+    answer: _Answer
+    score: float | None
 
 
 class Labeler:
-    """Asks, and reads the replies."""
+    """Asks, and reads the replies.
 
-    def __init__(self, engine: Engine, templates: Prompts, settings: LabelerSettings, seed: int) -> None:
+    Args:
+        engine: the model; its abilities decide how it is asked.
+        templates: the words of the questions.
+        settings: how it is asked.
+        seed: what all seeds of requests come from.
+        judge: its name in the run, which its judgements bear.
+    """
+
+    def __init__(
+        self, engine: Engine, templates: Prompts, settings: LabelerSettings, seed: int, judge: str = LABELER
+    ) -> None:
         self.engine = engine
         self.templates = templates
         self.settings = settings
         self.seed = seed
+        self.judge_name = judge
+        self.method = method_for(settings.method, engine.abilities)
+        self._structured = engine.abilities.structured
 
     async def judge(self, task: JudgementTask) -> Judgement:
         """The judgement. Equal responses are not asked about: there is nothing to prefer."""
@@ -105,7 +232,7 @@ class Labeler:
             same = [Reading(order=order, rationale="", problem="both responses are the same") for order in ORDERS]
             return self._judgement(task, same)
         if self.settings.method == "score":
-            return self._judgement(task, [await self._scored(task)])
+            return self._judgement(task, [await self._by_scores(task)])
         return self._judgement(task, await together(self._compared(task, order) for order in ORDERS))
 
     def _judgement(self, task: JudgementTask, readings: Sequence[Reading]) -> Judgement:
@@ -115,7 +242,8 @@ class Labeler:
             comparison=task.comparison.id,
             principle=task.principle.id,
             principle_text=task.principle.words("comparison"),
-            labeler=f"{self.engine.weights} {self.settings.method}",
+            labeler=f"{self.engine.weights} {self.method}",
+            judge=self.judge_name,
             readings=tuple(readings),
             p_a=sum(sides) / len(sides) if readable else None,
             conflict=readable and min(sides) < 0.5 < max(sides),
@@ -127,33 +255,27 @@ class Labeler:
 
         Lee et al. (2023), direct RLAIF. The method of the settings does not matter.
         """
-        _, shares = await self._rated(conversation, principle, self._score_seed(conversation, principle))
-        return None if shares is None else expected_score(shares)
+        return (await self._scored(conversation, principle, self._score_seed(conversation, principle))).score
 
     async def rating(self, conversation: Sequence[Message], principle: Principle) -> int | None:
         """The score from 1 to 10 that the labeler writes of a conversation's last message by a principle.
 
         It takes one reply, without log-probabilities. None where the reply does not end with a score.
         """
-        sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
-        question, seed = self._score_question(conversation, principle), self._score_seed(conversation, principle)
-        return written_score(await ask(self.engine, Request(question, sampling, seed)))
+        reply = await self._written(conversation, principle, self._score_seed(conversation, principle))
+        return self._mark(reply)
 
     # Both responses side by side, in one of the orders.
 
     async def _compared(self, task: JudgementTask, order: Order) -> Reading:
         question = self._question(task, order)
-        if self.settings.method == "votes":
-            answer = await self._by_votes(task, order, question)
-        else:
-            reasoned = _Answer("", None)
-            if self.settings.method == "rationale":
-                expected = '"Better: A" or "Better: B"'
-                reasoned = await self._reason(question, self._seed(task, order), BETTER, expected)
-            answer, shares = await self._continued(question, reasoned, "Better:", CHOICES)
-            if shares is not None:
-                answer = answer._replace(p_first=shares[0])
-        return self._reading(order, answer)
+        if self.method == "votes":
+            return self._reading(order, await self._by_votes(task, order, question))
+        reasoned = _Answer("")
+        if self.method == "rationale":
+            reasoned = await self._reason(question, self._seed(task, order), VERDICT)
+        answer, shares = await self._continued(question, reasoned, "Better:", CHOICES)
+        return self._reading(order, answer._replace(p_first=shares[0]) if shares else answer)
 
     def _question(self, task: JudgementTask, order: Order) -> tuple[Message, ...]:
         a, b = (self.templates.quoted("label", text) for text in (task.comparison.a, task.comparison.b))
@@ -169,10 +291,15 @@ class Labeler:
         return (Message("user", text),)
 
     def _reading(self, order: Order, answer: _Answer) -> Reading:
-        if answer.p_first is None:
-            return Reading(order=order, rationale=answer.rationale, problem=answer.problem)
-        p_a = answer.p_first if order == "a_first" else 1 - answer.p_first
-        return Reading(order=order, rationale=answer.rationale, p_a=self._clamped(p_a))
+        p_a = answer.p_first if answer.p_first is None or order == "a_first" else 1 - answer.p_first
+        return Reading(
+            order=order,
+            rationale=answer.rationale,
+            reasoning=answer.reasoning,
+            p_a=None if p_a is None else self._clamped(p_a),
+            bounded=answer.bounded,
+            problem=answer.problem if p_a is None else None,
+        )
 
     def _clamped(self, p_a: float) -> float:
         low, high = self.settings.clamp or (0.0, 1.0)
@@ -181,28 +308,42 @@ class Labeler:
     async def _by_votes(self, task: JudgementTask, order: Order, question: tuple[Message, ...]) -> _Answer:
         sampling = Sampling(self.settings.vote_temperature, max_tokens=self.settings.max_tokens)
         seeds = [self._digest(task, order, vote) for vote in range(self.settings.votes)]
-        return _counted(await ask_all(self.engine, [Request(question, sampling, seed) for seed in seeds]))
+        requests = [VERDICT.request(question, sampling, seed, structured=self._structured) for seed in seeds]
+        replies = await ask_all(self.engine, requests)
+        return _counted(replies, [VERDICT.read(reply, structured=self._structured) for reply in replies])
 
     # Each response by itself.
 
-    async def _scored(self, task: JudgementTask) -> Reading:
+    async def _by_scores(self, task: JudgementTask) -> Reading:
         """One reading: a score knows of no order. Its rationale holds both scores and the reasons for them."""
-        answers = await together(
-            self._rated((*task.comparison.prompt.messages, Message("assistant", text)), task.principle, seed)
+        a, b = await together(
+            self._scored((*task.comparison.prompt.messages, Message("assistant", text)), task.principle, seed)
             for text, seed in (
                 (task.comparison.a, self._seed(task, "a")),
                 (task.comparison.b, self._seed(task, "b")),
             )
         )
-        return self._difference(*answers[0], *answers[1])
+        return self._difference(a, b)
 
-    async def _rated(
-        self, conversation: Sequence[Message], principle: Principle, seed: int
-    ) -> tuple[_Answer, Sequence[float] | None]:
-        """Of a conversation that ends with a reply: the reasoning, and the scores' probabilities from 1 to 10."""
+    async def _scored(self, conversation: Sequence[Message], principle: Principle, seed: int) -> _Scored:
+        """Of a conversation that ends with a reply: the expected score, or the one that is written."""
+        if method_for("score", self.engine.abilities) == "rating":
+            reply = await self._written(conversation, principle, seed)
+            mark, answer = self._mark(reply), _Answer(reply.text, reasoning=reply.reasoning)
+            return _Scored(answer if mark else answer._replace(problem=self._unread(reply, MARK)), mark)
         question = self._score_question(conversation, principle)
-        reasoned = await self._reason(question, seed, SCORE, '"Score: " and a number from 1 to 10')
-        return await self._continued(question, reasoned, "Score:", SCORES)
+        reasoned = await self._reason(question, seed, MARK)
+        answer, shares = await self._continued(question, reasoned, "Score:", SCORES)
+        return _Scored(answer, expected_score(shares) if shares else None)
+
+    async def _written(self, conversation: Sequence[Message], principle: Principle, seed: int) -> Completion:
+        sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
+        question = self._score_question(conversation, principle)
+        return await ask(self.engine, MARK.request(question, sampling, seed, structured=self._structured))
+
+    def _mark(self, reply: Completion) -> int | None:
+        mark = MARK.read(reply, structured=self._structured)
+        return int(mark) if mark else None
 
     def _score_question(self, conversation: Sequence[Message], principle: Principle) -> tuple[Message, ...]:
         text = self.templates.render("score", principle=principle.words("comparison"))
@@ -211,37 +352,49 @@ class Labeler:
     def _score_seed(self, conversation: Sequence[Message], principle: Principle) -> int:
         return seed_of(self.seed, "score", principle.id, tuple(conversation)) if self.settings.temperature > 0 else 0
 
-    def _difference(
-        self, a: _Answer, share_a: Sequence[float] | None, b: _Answer, share_b: Sequence[float] | None
-    ) -> Reading:
-        problem = next(
-            (f"response {name}: {answer.problem}" for name, answer in (("a", a), ("b", b)) if answer.problem), None
-        )
-        if problem or share_a is None or share_b is None:
-            return Reading(order="a_first", rationale=f"a: {a.rationale}\n\nb: {b.rationale}", problem=problem)
-        score_a, score_b = expected_score(share_a), expected_score(share_b)
+    def _difference(self, a: _Scored, b: _Scored) -> Reading:
+        named = (("a", a), ("b", b))
+        problems = [f"response {name}: {scored.answer.problem}" for name, scored in named if scored.answer.problem]
+        marks = {name: "" if scored.score is None else f" ({scored.score:.2f} of 10)" for name, scored in named}
+        known = a.score is not None and b.score is not None
         return Reading(
             order="a_first",
-            rationale=f"a ({score_a:.2f} of 10): {a.rationale}\n\nb ({score_b:.2f} of 10): {b.rationale}",
-            p_a=self._clamped(sigmoid((score_a - score_b) / self.settings.score_temperature)),
+            rationale="\n\n".join(
+                f"{name}{marks[name] if known else ''}: {scored.answer.rationale}" for name, scored in named
+            ),
+            reasoning="\n\n".join(scored.answer.reasoning for _, scored in named if scored.answer.reasoning),
+            p_a=(
+                self._clamped(sigmoid((a.score - b.score) / self.settings.score_temperature))
+                if a.score is not None and b.score is not None
+                else None
+            ),
+            bounded=known and (a.answer.bounded or b.answer.bounded),
+            problem=None if known else problems[0],
         )
 
     # What the methods share.
 
-    async def _reason(
-        self, question: tuple[Message, ...], seed: int, ending: re.Pattern[str], expected: str
-    ) -> _Answer:
+    async def _reason(self, question: tuple[Message, ...], seed: int, form: Form) -> _Answer:
         """The reasoning before a verdict, without it; or a problem."""
         sampling = Sampling(self.settings.temperature, max_tokens=self.settings.max_tokens)
         reply = await ask(self.engine, Request(question, sampling, seed))
-        if reply.failed:
-            return _Answer("", None, _unanswered(reply))
-        if reply.finish == "length":
-            return _Answer(reply.text, None, f"the reply was cut off at {self.settings.max_tokens} tokens")
-        verdict = verdict_of(reply.text, ending)
+        answer = _Answer(reply.text, reasoning=reply.reasoning)
+        spoken = without_thoughts(reply.text)
+        verdict = None if reply.failed or reply.finish == "length" else verdict_of(spoken, form.ending)
         if verdict is None:
-            return _Answer(reply.text, None, f"the reply does not end with {expected}")
-        return _Answer(reply.text[: verdict.start("verdict")], None)
+            return answer._replace(problem=self._unread(reply, form, in_json=False))
+        thoughts = len(reply.text) - len(spoken)
+        return answer._replace(rationale=reply.text[: thoughts + verdict.start("verdict")])
+
+    def _unread(self, reply: Completion, form: Form, *, in_json: bool = True) -> str:
+        """Why a reply cannot be read, for a reading."""
+        if reply.failed:
+            return _unanswered(reply)
+        if reply.finish == "length":
+            return f"the reply was cut off at {self.settings.max_tokens} tokens"
+        if in_json and self._structured:
+            return f'the reply is no JSON with one of {", ".join(form.answers)} as "{form.key}"'
+        return f"the reply does not end with {form.expected}"
 
     async def _continued(
         self, question: tuple[Message, ...], reasoned: _Answer, word: str, choices: tuple[str, ...]
@@ -254,10 +407,19 @@ class Labeler:
         if completion.failed:
             return reasoned._replace(problem=_unanswered(completion)), None
         shares = self._shares(completion.choice_logprobs, len(choices))
-        return (reasoned, shares) if shares else (reasoned._replace(problem="the choices have no probabilities"), None)
+        if not shares:
+            return reasoned._replace(problem="the choices have no probabilities"), None
+        if completion.bounded and completion.bounded[shares.index(max(shares))]:
+            # What is likeliest by its upper bound may be the least likely.
+            problem = "the choices are not among the likeliest tokens that the engine tells"
+            return reasoned._replace(problem=problem), None
+        return reasoned._replace(bounded=any(completion.bounded)), shares
 
     def _shares(self, logprobs: Sequence[float], choices: int) -> list[float]:
-        """The choices' probabilities, renormalised over them; none where they are no numbers."""
+        """The choices' probabilities, renormalised over them; none where they are no numbers.
+
+        Where a choice's is an upper bound, the others' come out as lower bounds.
+        """
         if len(logprobs) != choices:
             raise ModelError(
                 f"{self.engine.weights}: {len(logprobs)} log-probabilities came back for {choices} choices; "
@@ -295,23 +457,27 @@ def verdict_of(reply: str, ending: re.Pattern[str]) -> re.Match[str] | None:
     return verdict if not line.endswith((":", ",")) or _ANNOUNCES.search(line) else None
 
 
-def written_score(reply: Completion) -> int | None:
-    """The score that a reply ends with, from 1 to 10; None if there is none, or no whole reply."""
-    verdict = verdict_of(reply.text, SCORE) if not reply.failed and reply.finish != "length" else None
-    return int(verdict["score"]) if verdict and verdict["score"] else None
+def without_thoughts(reply: str) -> str:
+    """A reply behind the thoughts that a reasoning model wrote into it; empty where it never stopped thinking."""
+    if reply.lstrip().startswith("{"):
+        return reply  # JSON, whose reasoning may speak of the tag
+    _, tag, spoken = reply.rpartition("</think>")
+    return "" if not tag and spoken.lstrip().startswith("<think>") else spoken
 
 
-def _counted(completions: Sequence[Completion]) -> _Answer:
+def _counted(completions: Sequence[Completion], verdicts: Sequence[str | None]) -> _Answer:
     """The share of verdicts for A among those that can be read, if at least half can."""
     replies = [reply for reply in completions if not reply.failed]
     if not replies:  # all of them answer one question
         return _Answer("", None, _unanswered(completions[0]))
-    rationale = "\n\n".join(f"{number}: {reply.text}" for number, reply in enumerate(replies, start=1))
-    endings = [verdict_of(reply.text, BETTER) if reply.finish != "length" else None for reply in replies]
-    verdicts = [ending["choice"] for ending in endings if ending and ending["choice"]]
-    if not verdicts or 2 * len(verdicts) < len(replies):
-        return _Answer(rationale, None, f"{len(replies) - len(verdicts)} of {len(replies)} votes cannot be read")
-    return _Answer(rationale, verdicts.count("A") / len(verdicts))
+    answer = _Answer(
+        rationale="\n\n".join(f"{number}: {reply.text}" for number, reply in enumerate(replies, start=1)),
+        reasoning="\n\n".join(reply.reasoning for reply in replies if reply.reasoning),
+    )
+    readable = [verdict for verdict in verdicts if verdict]
+    if not readable or 2 * len(readable) < len(replies):
+        return answer._replace(problem=f"{len(replies) - len(readable)} of {len(replies)} votes cannot be read")
+    return answer._replace(p_first=readable.count("A") / len(readable))
 
 
 def expected_score(shares: Sequence[float]) -> float:

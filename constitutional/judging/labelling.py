@@ -1,13 +1,14 @@
 """Which of two responses follows the constitution better (Bai et al. 2022, section 4.1; Lee et al. 2023, section 2.1).
 
 A comparison is judged by one principle, drawn for it (Bai et al.), or by all of them, in both orders; or only those
-comparisons are judged that a principle tells apart (`choosing.py`). `labeler.py` says how a model is asked. The stage
-`label`, the evaluation and `constitutional check` all label by this.
+comparisons are judged that a principle tells apart (`choosing.py`). `labeler.py` says how a model is asked. Several
+judges may judge the same comparisons (a panel). The stage `label`, the evaluation and `constitutional check` all label
+by this.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -21,6 +22,8 @@ from constitutional.engines.base import Engine
 from constitutional.engines.stories import side_by_side, together
 from constitutional.judging.choosing import principle_for, telling
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings
+
+Weight = Annotated[float, Field(gt=0)]
 
 
 class LabelSettings(LabelerSettings):
@@ -37,12 +40,23 @@ class LabelSettings(LabelerSettings):
     min_accuracy: float = Field(default=0.0, ge=0, le=1)
     """Principles by which the labeler is right less often than this, on the principle's own examples, are left out."""
     max_canary_failures: float = Field(default=0.5, ge=0, le=1)
-    """Labelling stops where the labeler fails at more than this share of comparisons whose answer is plain."""
+    """Labelling stops where a labeler fails at more than this share of comparisons whose answer is plain."""
+    weights: dict[str, Weight] = Field(default_factory=dict)
+    """Weights of the judges' judgements by name, such as {labeler: 1, second: 2}; a judge that is not named has 1."""
 
     @property
     def draws(self) -> bool:
         """Whether anything is drawn, so that labels depend on a seed."""
         return self.principles != "all" or self.method == "votes" or self.temperature > 0
+
+
+class Judge(NamedTuple):
+    """A labeler of a panel."""
+
+    labeler: Labeler
+    weight: float
+    principles: Collection[str]
+    """Ids of those that it is trusted with."""
 
 
 def label(  # noqa: PLR0913 - what the public function consists of
@@ -62,9 +76,35 @@ def label(  # noqa: PLR0913 - what the public function consists of
     """
     settings = settings or LabelSettings()
     labeler = Labeler(engine, templates or load_prompts(), settings, seed)
+    judge = Judge(labeler, 1.0, [principle.id for principle in constitution.principles])
+    return label_by([judge], comparisons, constitution, settings, seed, ended=ended)
+
+
+def label_by(
+    judges: Sequence[Judge],
+    comparisons: Iterable[Comparison],
+    constitution: Constitution,
+    settings: LabelSettings,
+    seed: int,
+    *,
+    ended: Callable[[int], None] | None = None,
+) -> Iterator[Judgement]:
+    """The same by several judges: of each comparison and principle, a judgement of each judge that is trusted with it.
+
+    `ended` is told how many of these pairs have been judged.
+    """
     expected = expect_all(comparisons, Comparison, "label")
     tasks = (task for comparison in expected for task in _tasks(comparison, constitution, settings, seed))
-    return side_by_side(map(labeler.judge, tasks), ended=ended)
+    judged = side_by_side((_judged(judges, task) for task in tasks), ended=ended)
+    return (judgement for judgements in judged for judgement in judgements)
+
+
+async def _judged(judges: Sequence[Judge], task: JudgementTask) -> list[Judgement]:
+    return await together(
+        judge.labeler.judge(task._replace(weight=task.weight * judge.weight))
+        for judge in judges
+        if task.principle.id in judge.principles
+    )
 
 
 class PromptJudgements(NamedTuple):
@@ -79,7 +119,7 @@ class PromptJudgements(NamedTuple):
 def label_telling(
     comparisons: Iterable[Comparison],
     constitution: Constitution,
-    labeler: Labeler,
+    judges: Sequence[Judge],
     violated: Mapping[str, Collection[str]],
     settings: LabelSettings,
     *,
@@ -90,7 +130,7 @@ def label_telling(
     Args:
         comparisons: all that could be judged.
         constitution: the principles that are drawn.
-        labeler: scores the responses one by one, then compares two of them.
+        judges: the first scores the responses one by one; then all compare two of them.
         violated: by prompt's id, the principles that its draft violated, which are drawn first.
         settings: how many comparisons of a prompt are judged.
         ended: told how many prompts are done, in whatever order.
@@ -101,14 +141,15 @@ def label_telling(
 
     async def judge(name: str) -> PromptJudgements:
         group = by_prompt[name]
+        labeler = judges[0].labeler
         principle = principle_for(name, constitution, violated.get(name, ()), labeler.seed)
         responses = list(dict.fromkeys(text for comparison in group for text in (comparison.a, comparison.b)))
         conversations = [(*group[0].prompt.messages, Message("assistant", text)) for text in responses]
         ratings = await together(labeler.rating(conversation, principle) for conversation in conversations)
         scores = dict(zip(responses, ratings, strict=True))
         pairs = telling(group, scores, settings.telling_pairs)
-        judged = await together(labeler.judge(JudgementTask(pair, principle)) for pair in pairs)
-        return PromptJudgements(scores, judged)
+        judged = await together(_judged(judges, JudgementTask(pair, principle)) for pair in pairs)
+        return PromptJudgements(scores, [judgement for judgements in judged for judgement in judgements])
 
     return side_by_side(map(judge, by_prompt), ended=ended)
 

@@ -28,7 +28,7 @@ from constitutional.runs.context import Opener, RunContext, prices_of
 from constitutional.runs.folder import CONFIG
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
-from constitutional.runs.runner import Runner, check_engines, ready
+from constitutional.runs.runner import Runner, check_budgets, ready
 from constitutional.runs.scratch import ASKING, Replayed, Unasked, replay, scratch_run
 from constitutional.runs.settings import RunConfig
 
@@ -221,7 +221,7 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
     templates = load_prompts(config.templates)
     with RunContext(config, ready(config).constitution, templates, Progress(), opened) as run_context:
         try:
-            check_engines(run_context)
+            check_budgets(run_context)
         except ConfigurationError as error:
             advice = "a batch asks no server what it can do: if it can, set the role's logprobs and prefill to yes"
             raise ConfigurationError(f"{error} ({advice})") from error

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
+_JUDGE: Final = re.compile(r"panel\.\w+")
+"""A judge of the panel, whose engine is a preset like a role's; one that only has settings is `local`."""
 _QUOTED: Final = "\"KEY='a {b'\""
 
 
@@ -202,8 +204,8 @@ def _completed(overrides: "Sequence[Override]") -> list[str]:
             refused.append(problem)
         elif key == "engine" and override.package is None:
             words += [f"engine@{role}={override.value()}" for role in ROLES if role not in roles]
-        elif key in ROLES and isinstance(override.value(), str):
-            words.append(f"engine@{key}={override.value()}")
+        elif word := _engine_of(override):
+            words.append(word)
         elif name == "kind" and group in GROUPS and len(GROUPS[group]) > 1:
             preset = chosen.setdefault(group, str(override.value()))
             if re.fullmatch(rf"{re.escape(str(override.value()))}(_.*)?", preset) is None:
@@ -213,10 +215,21 @@ def _completed(overrides: "Sequence[Override]") -> list[str]:
             words.append(f"++{line}")
         else:
             words.append(line)
+    judges = [match[0] for key in keys if (match := re.match(rf"{_JUDGE.pattern}(?=\.)", key))]
+    words += [f"+engine@{judge}=local" for judge in dict.fromkeys(judges) if judge not in roles]
     if "prompts.path" in keys and "prompts" not in chosen:
         words.append("prompts=file")
     _refuse(UsageError, refused)
     return list(dict.fromkeys(words))
+
+
+def _engine_of(override: "Override") -> str | None:
+    """How Hydra is told the engine of a role, or of a judge, which its defaults lack; None for another setting."""
+    role, value = override.package or override.key_or_group, override.value()
+    judge = _JUDGE.fullmatch(role)
+    if not isinstance(value, str) or not (judge or role in ROLES):
+        return None
+    return f"{'+' if judge else ''}engine@{role}={value}"
 
 
 def _refused(override: "Override") -> str | None:
@@ -320,10 +333,11 @@ def freeze(config: RunConfig) -> RunConfig:
     """
     expect(config, RunConfig, "run", 'a configuration, such as compose(["name=first"])')
     values = _absolute(config.model_dump())
-    for group, key in (("constitution", "file"), *((role, "path") for role in ("model", *ROLES))):
-        name = values[group].get(key)  # a function that plays a role has none
+    models = [values["model"], *(values[role] for role in ROLES), *values["panel"].values()]
+    for settings, key in ((values["constitution"], "file"), *((model, "path") for model in models)):
+        name = settings.get(key)  # a function that plays a role has none
         if name and name != SANDBOX and Path(name).expanduser().exists():  # an empty one is not the working folder
-            values[group][key] = str(Path(name).expanduser().resolve())
+            settings[key] = str(Path(name).expanduser().resolve())
     return RunConfig.model_validate(values)
 
 

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined, to_jsonable_python
 
-from constitutional.runs.settings import GROUPS, RunConfig, every_key, models_in
+from constitutional.base.records import LABELER
+from constitutional.runs.settings import GROUPS, ROLES, RunConfig, every_key, models_in
 
 _REWORDED: Final = (
     (r"^Value error, ", ""),
@@ -102,13 +103,17 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
         name, value = next(iter(value.items()))
         key = f"{key}.{name}"
     group, _, name = key.partition(".")
-    kinds = GROUPS.get(group, {})
+    role = re.match(r"panel\.\w+(?=\.)", key) or re.match(rf"({'|'.join(ROLES)})(?=\.)", key)
+    if role:
+        group, name = role[0], key[role.end() + 1 :]
+    kinds = GROUPS.get("engine" if role else group, {})
     having = [preset.removeprefix("schema_") for preset, model in kinds.items() if name in model.model_fields]
     if having and len(kinds) > 1:
-        chosen = f"{group}={values[group].get('kind')}"
+        chosen = f"{group}={_at(values, group.split('.')).get('kind')}"
         also = " or ".join(f"{group}={preset}" for preset in having)
         return f"{key} is a setting of {also}, and {chosen} is chosen; leave it out, or type {also} as well"
-    near = difflib.get_close_matches(key, every_key(), n=3, cutoff=0.6)
+    known = [key.replace(f"{LABELER}.", f"{group}.", 1) for key in every_key()] if role else every_key()
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     # Letters that changed places are the likelier slip: `lable` is label, not labeler.
     meant = min(near, key=lambda known: sorted(known) != sorted(key), default="")
     advice = f"did you mean {meant}? Type {_word(meant, value)}" if near else "`constitutional config` shows all"
@@ -162,8 +167,8 @@ def _field(path: Sequence[str | int], values: Mapping[str, Any]) -> FieldInfo | 
     field: FieldInfo | None = None
     models: list[Any] = [RunConfig]
     for depth, name in enumerate(path):
-        if isinstance(name, int):
-            continue  # what a list holds is found by the list's own type
+        if isinstance(name, int) or (depth == 1 and path[0] == "panel"):
+            continue  # what a list or the panel holds is found by its own type
         owner = _at(values, path[:depth])
         kind = owner.get("kind") if isinstance(owner, dict) else None
         owners = [model for model in models if name in model.model_fields]

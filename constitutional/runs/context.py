@@ -9,7 +9,7 @@ from typing import Any, Final, Self, TypeVar
 
 from constitutional.base.files import write_rows
 from constitutional.base.progress import Progress, Task
-from constitutional.base.records import Record
+from constitutional.base.records import LABELER, Record
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import load_constitution
@@ -27,6 +27,7 @@ from constitutional.engines.settings import (
     role_settings,
 )
 from constitutional.engines.spending import Account, Calls, Ledger
+from constitutional.judging.labeler import decisive_abilities
 from constitutional.runs.folder import RunStore, read_forecast
 from constitutional.runs.outputs import Begun
 from constitutional.runs.settings import RunConfig
@@ -40,8 +41,9 @@ S = TypeVar("S", bound=Summary)
 T = TypeVar("T")
 Opener = Callable[[EngineSettings], Engine]
 
-GIVEN: Final = ("base", "generator", "critic", "labeler")
-"""The models that a run is given; all others are artifacts of its stages. `base` is the one that is trained."""
+GIVEN: Final = ("base", "generator", "critic", LABELER)
+"""The models that every run is given, beside the judges of a panel; all others are artifacts of its stages. `base` is
+the one that is trained."""
 
 TAGS: Final = "constitution tags"
 """What evaluation alone needs of a constitution, beside what behaviour depends on: edited tags train nothing anew."""
@@ -71,7 +73,7 @@ def selected(config: RunConfig) -> Constitution:
 
 def is_given(need: str) -> bool:
     """Whether a run is given what a stage needs by this name; everything else is an artifact of an earlier stage."""
-    return need in (*GIVEN, *CONSTITUTION, CONFIGURATION) or need.endswith(".j2")
+    return need in (*GIVEN, *CONSTITUTION, CONFIGURATION) or need.endswith(".j2") or need.startswith("panel.")
 
 
 class RunContext:
@@ -103,8 +105,9 @@ class RunContext:
         config = self.config
         if role == "base":
             return self.trained(config.model)
-        roles = {"generator": config.generator, "critic": config.critic, "labeler": config.labeler}
-        return role_settings(roles[role], config.model)
+        roles = {"generator": config.generator, "critic": config.critic, LABELER: config.labeler}
+        panel, _, name = role.partition(".")
+        return role_settings(config.panel[name] if panel == "panel" else roles[role], config.model)
 
     def trained(self, model: ModelSettings) -> EngineSettings:
         """How the model that is trained answers, or what became of it: by vLLM, if the generator is vLLM."""
@@ -160,7 +163,10 @@ class RunContext:
         # Not what differs from machine to machine: what was finished with a GPU is finished without one.
         # The sandbox's model is asked in its own way what principles mean.
         own = " sandbox" if need == "critic" and getattr(settings, "path", "") == SANDBOX else ""
-        return f"{self.opened(settings).weights}{dtype and f' {dtype}'}{own}"
+        engine = self.opened(settings)
+        # What an engine gives decides how a judge is asked.
+        own += decisive_abilities(engine.abilities) if need in self.config.judges.values() else ""
+        return f"{engine.weights}{dtype and f' {dtype}'}{own}"
 
     def release(self) -> None:
         """Give the memory of every model back."""
@@ -247,6 +253,11 @@ class RunStageContext(FinishedRun):
         self.prompts = run_context.templates
 
     @property
+    def judges(self) -> dict[str, str]:
+        """The role of every judge by its name."""
+        return self._run.config.judges
+
+    @property
     def calls(self) -> Calls:
         """What this stage has asked of models so far."""
         return Calls.of_roles({role: engine.calls for role, engine in self._engines.items()})
@@ -280,7 +291,7 @@ class RunStageContext(FinishedRun):
     def engine(self, role: str) -> Engine:
         """A model that answers, through the journal."""
         if role not in self._engines:
-            settings = self._run.given(role) if role in GIVEN else self._made(role)
+            settings = self._run.given(role) if is_given(role) else self._made(role)
             self._engines[role] = self._run.journalled(settings, lambda: self._watch(role), role)
         return self._engines[role]
 

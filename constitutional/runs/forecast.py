@@ -27,7 +27,7 @@ from constitutional.runs.context import Opener, RunContext
 from constitutional.runs.folder import write_forecast
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
-from constitutional.runs.runner import Runner, check_engines, ready
+from constitutional.runs.runner import Runner, check_budgets, ready
 from constitutional.runs.scratch import Replayed, Scratch, ScratchContext, Unasked, asking, replay, scratch_run
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.prompts import SANDBOX
@@ -112,7 +112,7 @@ def forecast(
     stages = up_to(config.until, stages_of(config))
     files, templates = ready(config), load_prompts(config.templates)
     with RunContext(config, files.constitution, templates, progress or Progress(), opener) as run_context:
-        check_engines(run_context)
+        check_budgets(run_context)
         finished = Runner(run_context, Outputs(config.outputs_folder)).finished(stages)
         with scratch_run(run_context, stages, finished) as scratch:
             measured, seconds = _measure(scratch, stages, items)

@@ -58,17 +58,20 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     online = not isinstance(config.algorithm, dpo.Settings)
     # What is trained on replies of its own has these replies scored and reported.
     rollouts, gold = (("rollouts",), ("gold",)) if online else ((), ())
+    judges = tuple(config.judges.values())
+    # What answers elsewhere may give no log-probabilities; then it is asked for votes, which are drawn.
+    elsewhere = any(judge.kind not in ("local", "vllm") for judge in (config.labeler, *config.panel.values()))
     return (
         Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run, version=2),
         # Before anything else is asked or trained: what the labeler misjudges, training amplifies.
         Stage(
             "labeler_check",
             config.label,
-            needs=("labeler", "critic", "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
+            needs=(*judges, "critic", "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
-            version=4,
+            version=5,
         ),
         Stage(
             "critique_revise",
@@ -100,13 +103,13 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             "label",
             config.label,
             needs=(
-                *("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
+                *("comparisons", "labeler_accuracy", *judges, "constitution", "label.j2", "score.j2"),
                 *(("revisions",) if config.label.principles == "telling" else ()),
             ),
             makes=("judgements",),
             run=label.run,
-            seeded=config.label.draws,
-            version=3,
+            seeded=config.label.draws or elsewhere,
+            version=4,
         ),
         Stage(
             "mix",
@@ -139,7 +142,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", *gold),
             run=evaluate.run,
-            version=5,
+            version=6,
         ),
         Stage(
             "report",
@@ -191,4 +194,4 @@ def _algorithm(config: RunConfig) -> Stage:
         return Stage("ppo", chosen, needs=needs, makes=online, run=ppo.run, trains=True, version=2)
     inputs = grpo.Inputs.of(chosen, config.label)
     needs = ("prompts", "sft_model", *grpo.needs(chosen))
-    return Stage(chosen.kind, inputs, needs=needs, makes=online, run=grpo.run, trains=True, version=2)
+    return Stage(chosen.kind, inputs, needs=needs, makes=online, run=grpo.run, trains=True, version=3)

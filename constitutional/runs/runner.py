@@ -23,6 +23,7 @@ from constitutional.base.errors import BudgetError, ConfigurationError, InputErr
 from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.frozen import decisive
 from constitutional.base.progress import Progress, clock
+from constitutional.base.records import LABELER
 from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import as_yaml
@@ -32,6 +33,7 @@ from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.models import model_folder
 from constitutional.engines.settings import Budget, Prices
 from constitutional.engines.spending import Calls
+from constitutional.judging.labeler import answering
 from constitutional.judging.understanding import PrincipleMeaning, lines
 from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
@@ -89,16 +91,18 @@ def run(
     files, templates = ready(config), load_prompts(config.templates)
     constitution = files.constitution
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
-        check_engines(run_context)
+        check_budgets(run_context)
         runner = Runner(run_context, Outputs(config.outputs_folder))
         if opener is None and not runner.all_done(stages):
             _check_model(config, files, trains=any(stage.trains for stage in stages))
-        given = (*CONSTITUTION, *GIVEN, *(f"{name}.j2" for name in VARIABLES))
+        given = (*CONSTITUTION, *GIVEN, *config.judges.values(), *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
         with RunStore.open(config.run_folder, dump(config, digests)) as store:
             store.keep_only({stage.name: number for number, stage in enumerate(every)})
             atomic_write(store.folder / USED, as_yaml(constitution).encode())
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
+            for line in ways_of_answering(run_context):
+                progress.say(line)
             if warning := _cost_of_many_principles(config, constitution):
                 progress.say(warning)
             calls = Calls.sum([runner.step(store, number, stage) for number, stage in enumerate(stages)])
@@ -110,41 +114,24 @@ def run(
     return RunStore.load(config.run_folder)
 
 
-def check_engines(run_context: RunContext) -> None:
-    """Refuse a method that an engine cannot serve, before anything is asked.
-
-    Raises:
-        ConfigurationError: says what the engine lacks, and what to type.
-    """
+def ways_of_answering(run_context: RunContext) -> Iterator[str]:
+    """A line for every judge: how it is asked, which depends on what its engine gives."""
     config = run_context.config
-    _check_budgets(run_context)
-    label, algorithm = config.label, config.algorithm
-    rewards = isinstance(algorithm, grpo.Settings) and grpo.asks_labeler(algorithm)
-    if label.method == "votes" and not rewards:
-        return
-    settings = run_context.given("labeler")
-    abilities = run_context.opened(settings).abilities
-    if abilities.choices and abilities.prefill:
-        return
-    lacked = "does not go on from an assistant's first words" if abilities.choices else "gives no such probabilities"
-    lacks = f"the labeler's engine ({getattr(settings, 'kind', 'local')}) {lacked}"
-    if label.method != "votes":
-        raise ConfigurationError(
-            f"label.method={label.method} reads probabilities of choices, and {lacks}; type label.method=votes, or "
-            "take another labeler"
-        )
-    raise ConfigurationError(
-        f"the reward 'constitution' reads probabilities of scores, and {lacks}; type algorithm=grpo, or take another "
-        "labeler"
-    )
+    rewards = isinstance(config.algorithm, grpo.Settings) and grpo.asks_labeler(config.algorithm)
+    for name, role in config.judges.items():
+        abilities = run_context.opened(run_context.given(role)).abilities
+        yield f"{role}: {answering(config.label.method, abilities)}"
+        if rewards and name == LABELER:
+            yield f"{role}, as a reward: {answering('score', abilities)}"
 
 
-def _check_budgets(run_context: RunContext) -> None:
+def check_budgets(run_context: RunContext) -> None:
     """Refuse a budget that nothing could ever reach: of cost without prices, or of tokens that nobody counts."""
-    roles = {role: run_context.given(role) for role in ROLES}
+    names = (*ROLES, *run_context.config.judges.values())
+    roles = {role: run_context.given(role) for role in dict.fromkeys(names)}
     priced = [role for role, settings in roles.items() if prices_of(settings) != Prices()]
     own = {f"{role}.budget": ([role], getattr(settings, "budget", Budget())) for role, settings in roles.items()}
-    for key, (paid, budget) in {"budget": (list(ROLES), run_context.config.budget), **own}.items():
+    for key, (paid, budget) in {"budget": (list(roles), run_context.config.budget), **own}.items():
         if budget.max_cost is not None and not set(paid) & set(priced):
             advice = f"type {paid[-1]}.prices.input=… and {paid[-1]}.prices.output=…, for a million tokens"
             raise ConfigurationError(f"{key}.max_cost={budget.max_cost:g} needs prices, and there are none; {advice}")

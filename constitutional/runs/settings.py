@@ -13,14 +13,16 @@ from typing import Annotated, Any, Final, Self, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from constitutional.base.frozen import Frozen
+from constitutional.base.records import LABELER
 from constitutional.data.comparisons import PAIRS
 from constitutional.engines.settings import Budget, LocalSettings, ModelSettings, RoleSettings
+from constitutional.judging.labelling import Weight
 from constitutional.runs.outputs import SHARED
 from constitutional.stages import critique_revise, dpo, evaluate, grpo, label, mix, ppo, reward, sample_pairs, sft
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 from constitutional.stages.report import gather
 
-Weight = Annotated[float, Field(gt=0)]
+JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 LONGEST_NAME: Final = 200
 """Bytes of a run's name; file systems allow 255 for a folder, and files beside it have the same name with an ending."""
 
@@ -74,7 +76,10 @@ class RunConfig(Frozen):
     critic: RoleSettings = LocalSettings()
     """The model that critiques and revises."""
     labeler: RoleSettings = LocalSettings()
-    """The model that compares responses."""
+    """The model that compares responses. Alone it compares the models' replies in the evaluation, too."""
+    panel: dict[JudgeName, RoleSettings] = Field(default_factory=dict)
+    """More models that compare the same responses, by names of your own: panel.second=http panel.second.url=URL. Their
+    judgements are averaged with the labeler's by `label.weights`."""
     prompts: Annotated[SandboxPrompts | FilePrompts, Field(discriminator="kind")] = SandboxPrompts()
     journal: JournalSettings = JournalSettings()
     budget: Budget = Budget()
@@ -110,6 +115,18 @@ class RunConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _judges_have_names_of_their_own(self) -> Self:
+        if LABELER in self.panel:
+            raise ValueError(f"panel.{LABELER} has the labeler's own name; type another, such as panel.second")
+        judges = (LABELER, *self.panel)
+        if unknown := [name for name in self.label.weights if name not in judges]:
+            raise ValueError(
+                f"label.weights.{unknown[0]} is the weight of no judge; the judges are {', '.join(judges)}; type "
+                f"label.weights.{judges[-1]}=VALUE, or panel.{unknown[0]}=PRESET for a judge of this name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_step_can_be_filled(self) -> Self:
         algorithm = self.algorithm
         if not isinstance(algorithm, grpo.Settings):
@@ -138,6 +155,11 @@ class RunConfig(Frozen):
         return self.journal.path or self.folder / "journal.sqlite"
 
     @property
+    def judges(self) -> dict[str, str]:
+        """The role of every judge by its name, the labeler first."""
+        return {LABELER: LABELER, **{name: f"panel.{name}" for name in self.panel}}
+
+    @property
     def digest(self) -> str:
         """SHA-256 of all settings, but for the last stage to run."""
         return hashlib.sha256(self.model_dump_json(exclude={"until"}).encode()).hexdigest()
@@ -161,10 +183,10 @@ def _presets(models: Sequence[type[BaseModel]]) -> dict[str, type[BaseModel]]:
     return {f"schema{kind}": model for kind, model in zip(kinds, models, strict=True)}
 
 
-ROLES: Final = ("generator", "critic", "labeler")
-"""All choose among the presets of the group `engine`."""
+ROLES: Final = ("generator", "critic", LABELER)
+"""All choose among the presets of the group `engine`, and so do the judges in `panel`."""
 GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
-    "engine" if name in ROLES else name: _presets(models)
+    "engine" if name in (*ROLES, "panel") else name: _presets(models)
     for name, field in RunConfig.model_fields.items()
     if (models := models_in(field.annotation))
 }
@@ -174,7 +196,7 @@ def every_key() -> list[str]:
     """The dotted name of every setting, the settings of all options included."""
     keys = list(RunConfig.model_fields)
     for group, field in RunConfig.model_fields.items():
-        for model in models_in(field.annotation):
+        for model in models_in(field.annotation) if group != "panel" else ():
             for name, inner in model.model_fields.items():
                 keys.append(f"{group}.{name}")
                 if get_origin(inner.annotation) is not tuple:

@@ -102,6 +102,10 @@ class StageContext(RunView, Protocol):
     def prompts(self) -> "Prompts":
         """The prompt templates."""
 
+    @property
+    def judges(self) -> Mapping[str, str]:
+        """The role of every judge by its name: `labeler`, then those of the panel (`second`: `panel.second`)."""
+
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
 
@@ -122,7 +126,7 @@ class StageContext(RunView, Protocol):
         """A path of that name in this stage's own folder, for a model or any other file; its parent exists."""
 
     def engine(self, role: str) -> "Engine":
-        """A model that answers, through the journal: `base`, `generator`, `critic`, `labeler`, or an artifact."""
+        """A model that answers, through the journal: `base`, `generator`, `critic`, a judge's role, or an artifact."""
 
     def release(self) -> None:
         """Give the memory of all models back; one that is asked again is loaded again."""

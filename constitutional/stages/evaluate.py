@@ -1,9 +1,10 @@
 """What the base, SFT and RL models do on held-out prompts.
 
 Bai et al. 2022 (arXiv 2212.08073), sections 3.3 and 4.4, compare their models by crowdworkers' choices, as Elo scores.
-Here the labeler compares, in both orders, and gives win rates; the critic counts violations of each principle; what
-needs no judge is counted (length, refusals, variety, divergence from the models before). In the sandbox, whose
-sentences are known, traits are detected exactly. Every number and its change over the same prompts have an interval.
+Here the labeler compares, in both orders, and gives win rates (of a panel it does so alone); the critic counts
+violations of each principle; what needs no judge is counted (length, refusals, variety, divergence from the models
+before). In the sandbox, whose sentences are known, traits are detected exactly. Every number and its change over the
+same prompts have an interval.
 """
 
 import hashlib
@@ -389,7 +390,7 @@ def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContex
     gold = list(points("traits", rollouts, exact, context.seed))
     some = some_of_each_phase(rollouts, settings.gold_replies, context.seed)
     conversations = [(*prompts[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in some]
-    if not gold and some and not inputs.labeler_rewards and context.engine("labeler").abilities.choices:
+    if not gold and some and not inputs.labeler_rewards:
         labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
         with context.task("scores of rollouts", len(some)) as task:
             marks = list(mean_scores(trusted, conversations, labeler, task.update))

@@ -1,31 +1,49 @@
 """Comparisons become judgements: the labeler says which response follows the constitution better.
 
 Bai et al. 2022, section 4.1, and Lee et al. 2023, section 2.1; `judging/labelling.py` says how. What differs from the
-papers: the labeler judges only by the principles that the stage `labeler_check` found it can be trusted with; and with
-`principles: telling` only those comparisons that a principle tells apart (`judging/choosing.py`).
+papers: a labeler judges only by the principles that the stage `labeler_check` found it can be trusted with; several may
+judge the same comparisons (a panel); and with `principles: telling` only those comparisons are judged that a principle
+tells apart by the first labeler's scores (`judging/choosing.py`).
 """
 
+from collections.abc import Sequence
+
 from constitutional.base.records import Comparison, Revision
-from constitutional.judging.accuracy import PrincipleAccuracy, position_bias, trusted_principles
+from constitutional.judging.accuracy import PrincipleAccuracy, labelled_by, position_bias, untrusted
+from constitutional.judging.agreement import disagreement
 from constitutional.judging.choosing import violated_in_drafts
 from constitutional.judging.labeler import TOO_LONG, Labeler
-from constitutional.judging.labelling import LabelSettings, label, label_telling
+from constitutional.judging.labelling import Judge, LabelSettings, label_by, label_telling
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import LabelSummary
 
 Settings = LabelSettings
 
 
+def judges_of(settings: Settings, context: StageContext, accuracies: Sequence[PrincipleAccuracy]) -> list[Judge]:
+    """The labeler first, then the others of the panel, each with the principles that it is trusted with."""
+    principles = [principle.id for principle in context.constitution.principles]
+    return [
+        Judge(
+            Labeler(context.engine(role), context.prompts, settings, context.seed, name),
+            settings.weights.get(name, 1.0),
+            [principle for principle in principles if principle not in untrusted(accuracies, name)],
+        )
+        for name, role in context.judges.items()
+    ]
+
+
 def run(settings: Settings, context: StageContext) -> None:
     """Read `comparisons`, `revisions` and `labeler_accuracy`, write `judgements`."""
-    constitution = trusted_principles(context.constitution, context.read("labeler_accuracy", PrincipleAccuracy))
+    accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
     comparisons = context.read("comparisons", Comparison)
-    engine, scores = context.engine("labeler"), list[int | None]()
+    judges = judges_of(settings, context, accuracies)
+    constitution = labelled_by(settings, context.constitution, accuracies, context.judges)
+    scores: list[int | None] = []
     if settings.principles == "telling":
-        labeler = Labeler(engine, context.prompts, settings, context.seed)
         violated = violated_in_drafts(context.read("revisions", Revision))
         with context.task("label", len({comparison.prompt.id for comparison in comparisons}), "prompts") as task:
-            judged = list(label_telling(comparisons, constitution, labeler, violated, settings, ended=task.update))
+            judged = list(label_telling(comparisons, constitution, judges, violated, settings, ended=task.update))
         judgements = [judgement for prompt in judged for judgement in prompt.judgements]
         scores = [score for prompt in judged for score in prompt.scores.values()]
         if 2 * scores.count(None) > len(scores):
@@ -35,9 +53,11 @@ def run(settings: Settings, context: StageContext) -> None:
             )
     else:
         total = len(comparisons) * (len(constitution.principles) if settings.principles == "all" else 1)
-        asked = (comparisons, constitution, engine, context.prompts, settings, context.seed)
         with context.task("label", total) as task:
-            judgements = list(label(*asked, ended=task.update))
+            judgements = list(label_by(judges, comparisons, constitution, settings, context.seed, ended=task.update))
+    if len(judges) > 1:
+        split = disagreement(judgements)
+        context.say(f"the judges prefer different responses in {sum(split)} of {len(split)} comparisons by a principle")
     context.write("judgements", judgements)
     context.summarise(
         LabelSummary(
@@ -49,5 +69,6 @@ def run(settings: Settings, context: StageContext) -> None:
             conflicts=sum(judgement.conflict for judgement in judgements),
             ties=sum(judgement.p_a == 0.5 for judgement in judgements),
             position_bias=position_bias(judgements),
+            bounded=sum(any(reading.bounded for reading in judgement.readings) for judgement in judgements),
         )
     )

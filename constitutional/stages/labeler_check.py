@@ -1,12 +1,19 @@
 """What the models understand, before anything is trained: the meaning of every principle, and the labeler on trial.
 
 A pipeline optimises what its critic understood, so that is said first (`judging/understanding.py`). Then the labeler
-is tried on the constitution's own examples, and on comparisons with a plain answer (`judging/accuracy.py`): a labeler
-of no use ends a run before hours of training.
+is tried on the constitution's own examples, and on comparisons with a plain answer (`judging/accuracy.py`), and so is
+every other judge of a panel: a labeler of no use ends a run before hours of training.
 """
 
 from constitutional.engines.settings import SANDBOX
-from constitutional.judging.accuracy import check_canaries, measure_labeler, trusted_principles, warnings_of
+from constitutional.judging.accuracy import (
+    check_canaries,
+    labelled_by,
+    measure_labeler,
+    trusted_principles,
+    untrusted,
+    warnings_of,
+)
 from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.understanding import lines, meanings_of, sandbox_meanings
 from constitutional.stages.context import StageContext
@@ -16,7 +23,7 @@ Settings = LabelSettings
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Write `meanings`; measure the labeler, decide by which principles it is trusted, and write `labeler_accuracy`.
+    """Write `meanings`; measure every judge, decide by which principles it is trusted, and write `labeler_accuracy`.
 
     The examples are judged in two ways; the journal answers what is asked twice.
 
@@ -31,17 +38,33 @@ def run(settings: Settings, context: StageContext) -> None:
     context.write("meanings", meanings)
     for line in lines(meanings):
         context.say(line)
-    engine = context.engine("labeler")
-    accuracies = measure_labeler(context.constitution, engine, context.prompts, settings)
+    engines = {name: context.engine(role) for name, role in context.judges.items()}
+    accuracies = [
+        row
+        for name, engine in engines.items()
+        for row in measure_labeler(context.constitution, engine, context.prompts, settings, name)
+    ]
     context.write("labeler_accuracy", accuracies)
     warnings = warnings_of(accuracies)
     for warning in warnings:
         context.warn(warning)
-    trusted = trusted_principles(context.constitution, accuracies)
-    canaries, failed = check_canaries(trusted, engine, context.prompts, settings)
+    trusted_principles(context.constitution, accuracies)  # evaluation asks the labeler alone
+    canaries, failed = 0, 0
+    principles = [principle.id for principle in context.constitution.principles]
+    for name, engine in engines.items():
+        left_out = untrusted(accuracies, name)
+        if len(left_out) == len(principles):
+            context.warn(f"the judge '{name}' is trusted with no principle, and judges nothing")
+            continue
+        trusted = context.constitution.select(None, sorted(left_out), {}) if left_out else context.constitution
+        asked, wrong = check_canaries(trusted, engine, context.prompts, settings, name)
+        canaries, failed = canaries + asked, failed + wrong
+    labelled = [
+        principle.id for principle in labelled_by(settings, context.constitution, accuracies, engines).principles
+    ]
     context.summarise(
         LabelerCheckSummary(
-            left_out_principles=tuple(row.principle for row in accuracies if not row.trusted),
+            left_out_principles=tuple(principle for principle in principles if principle not in labelled),
             warnings=tuple(warnings),
             canaries=canaries,
             canaries_failed=failed,

@@ -34,7 +34,7 @@ class LabelerCheckSummary(Summary):
 
     stages = ("labeler_check",)
     left_out_principles: tuple[str, ...]
-    """Principles that the labeler misjudges, so that it does not label by them."""
+    """Principles that every judge misjudges, so that nothing is labelled by them."""
     warnings: tuple[str, ...]
     canaries: int
     """Comparisons with a plain answer on which the labeler was tried."""
@@ -107,6 +107,8 @@ class LabelSummary(Summary):
     ties: int
     position_bias: float | None
     """Share of readings that prefer the response shown first; 0.5 means no bias, None that no reading prefers any."""
+    bounded: int = 0
+    """Judgements whose probability is only a bound, as the engine tells the likeliest tokens alone."""
 
 
 class MixSummary(Summary):

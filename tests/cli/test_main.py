@@ -281,7 +281,8 @@ def test_check_is_a_test_of_each_principle_by_its_own_examples(
         examples = f'    examples:\n      - {{prompt: "Why?", better: "{better}", worse: "Well, no."}}\n'
         path = write_constitution(tmp_path / "ours.yaml", examples=examples)
         code = cli.main(["check", str(path), "label.method=logprobs"])
-        heading, line = capsys.readouterr().out.splitlines()
+        asked, heading, line = capsys.readouterr().out.splitlines()
+        assert asked.startswith("labeler: logprobs ")
         assert heading.split()[:3] == ["principle", "right", "accuracy"]
         return code, " ".join(line.split())
 
@@ -295,7 +296,7 @@ def test_from_four_examples_on_a_labeler_may_be_near_chance(tmp_path: Path, caps
     wrong = "".join(f"      - {{prompt: Why {n}?, better: No., worse: A longer answer.}}\n" for n in range(4))
     path = write_constitution(tmp_path / "ours.yaml", examples=f"    examples:\n{wrong}")
     assert cli.main(["check", str(path), "label.method=logprobs"]) == 1
-    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["near", "chance"]
+    assert capsys.readouterr().out.splitlines()[2].split()[-2:] == ["near", "chance"]
 
 
 EXAMPLE = """    examples:
@@ -310,7 +311,7 @@ def test_check_fails_where_no_reply_can_be_read(
     monkeypatch.setattr("constitutional.engines.models.LazyEngine", Mute)
     path = write_constitution(tmp_path / "ours.yaml", examples=EXAMPLE)
     assert cli.main(["check", str(path), "label.method=logprobs"]) == 1
-    assert capsys.readouterr().out.splitlines()[1].split() == ["kind", "0", "of", "0", "–", "–", "1", "unreadable"]
+    assert capsys.readouterr().out.splitlines()[2].split() == ["kind", "0", "of", "0", "–", "–", "1", "unreadable"]
 
 
 def test_check_takes_the_principles_that_are_chosen_and_asks_nothing_twice(
@@ -356,7 +357,7 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
         "always the longer 2 of 4 50.00% 15.0%–85.0%",  # of the last two, one is the shorter and one as long
     ]
     # It prefers the longer, and of two that are as long the one shown second: in both orders that is a tie.
-    assert lines[4:] == [
+    assert lines[5:] == [
         "the labeler 2 of 4 50.00% 15.0%–85.0% near chance",
         "unreadable 0 of 4, which count as not right",
         "left out 0, of which people do not agree which is better",
@@ -365,7 +366,7 @@ def test_check_tries_the_labeler_against_peoples_answers(tmp_path: Path, capsys:
     ]
     code, lines = check(("long answer", "a"), ("longer answer", "b"))
     assert code == 0
-    assert lines[4] == "the labeler 2 of 2 100.00% 34.2%–100.0% too few examples to tell"
+    assert lines[5] == "the labeler 2 of 2 100.00% 34.2%–100.0% too few examples to tell"
 
 
 class ShortSighted(Judge):
@@ -398,7 +399,7 @@ def test_rows_that_are_too_long_for_the_labeler_are_counted_and_left_out(
     # Always the first is right where the answer that people chose comes first in the order of the letters.
     assert lines[1].startswith("always the first 2 of 7 28.57%")
     assert lines[2].startswith("always the longer 6 of 7 85.71%")
-    assert lines[4] == "the labeler 5 of 5 100.00% 56.6%–100.0%"
+    assert lines[5] == "the labeler 5 of 5 100.00% 56.6%–100.0%"
     said = "2 rows are longer than the labeler can read, and not among the 5 that it was asked about"
     assert lines[-1] == said
     code, lines, problem = check((long, "a"))

@@ -8,8 +8,8 @@ from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.judging.choosing import principle_for, telling, violated_in_drafts
-from constitutional.judging.labeler import Labeler, written_score
-from constitutional.judging.labelling import LabelSettings, label_telling
+from constitutional.judging.labeler import MARK, Labeler
+from constitutional.judging.labelling import Judge, LabelSettings, label_telling
 from tests.judging.scripted_labeler import CALM, TEMPLATES, comparison, constitution, judged, likes_longer
 
 BRIEF = Principle(id="brief", text="Be brief.")
@@ -82,7 +82,10 @@ def test_the_pairs_furthest_apart_are_telling(
 def told(rule: Rule, *pairs: Comparison, settings: LabelSettings = SETTINGS) -> tuple[list[list[Judgement]], int]:
     engine = ScriptedEngine(rule)
     labeler = Labeler(engine, TEMPLATES, settings, seed=1)
-    return [row.judgements for row in label_telling(pairs, constitution(CALM), labeler, {}, settings)], engine.count
+    return [
+        row.judgements
+        for row in label_telling(pairs, constitution(CALM), [Judge(labeler, 1.0, ["calm"])], {}, settings)
+    ], engine.count
 
 
 LONG, LONGER, SHORT, SHORTER = "A long answer to it.", "A longer answer to it.", "Hm.", "H."
@@ -137,8 +140,9 @@ def test_a_response_without_a_score_is_not_compared(reply: str | Completion) -> 
     ("reply", "score"), [("Score: 10", 10), ("It is so. Score: 7/10.", 7), ("**Score: 3**", 3), ("Score: 11", None)]
 )
 def test_the_score_is_the_number_that_the_reply_ends_with(reply: str, score: int | None) -> None:
-    assert written_score(Completion(reply, "stop")) == score
-    assert written_score(Completion("", "too_long", reason="too long")) is None
+    read = MARK.read(Completion(reply, "stop"), structured=False)
+    assert read == (None if score is None else str(score))
+    assert MARK.read(Completion("", "too_long", reason="too long"), structured=False) is None
 
 
 def test_a_labeler_without_log_probabilities_can_tell_and_vote() -> None:
@@ -158,7 +162,9 @@ def test_prompts_are_judged_apart_by_the_principle_of_each() -> None:
     pairs = [comparison(LONG, SHORT, f"Question {number}?") for number in range(6)]
     violated = {pair.prompt.id: ["brief"] if number % 2 else ["calm"] for number, pair in enumerate(pairs)}
     labeler = Labeler(ScriptedEngine(rates_by_length), TEMPLATES, SETTINGS, seed=1)
-    prompts = list(label_telling(pairs, constitution(CALM, BRIEF), labeler, violated, SETTINGS))
+    prompts = list(
+        label_telling(pairs, constitution(CALM, BRIEF), [Judge(labeler, 1.0, ["calm", "brief"])], violated, SETTINGS)
+    )
     rows = [(row.comparison, row.principle) for prompt in prompts for row in prompt.judgements]
     assert [prompt.scores for prompt in prompts] == [{LONG: 9, SHORT: 2}, {LONG: 2, SHORT: 9}] * 3
     assert rows == [(pair.id, "brief" if number % 2 else "calm") for number, pair in enumerate(pairs)]

@@ -90,7 +90,7 @@ def test_a_response_without_the_layouts_marks_is_put_word_for_word() -> None:
 def test_a_verdict_is_a_sentence_of_its_own_at_the_end(reply: str, choice: str) -> None:
     ending = verdict_of(reply, BETTER)
     assert ending is not None
-    assert ending["choice"] == choice
+    assert ending["answer"] == choice
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from constitutional.base.errors import ConfigurationError, InputError
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.settings import LocalSettings, ScriptedSettings, role_settings
@@ -93,7 +93,7 @@ def test_without_presets_every_default_is_the_settings_own() -> None:
     assert config.constitution == ConstitutionSettings()
     assert config.prompts == SandboxPrompts()
     assert {name for name in RunConfig.model_fields if name not in GROUPS} == {
-        *("name", "folder", "until", "seed", "templates", "generator", "critic", "labeler")
+        *("name", "folder", "until", "seed", "templates", "generator", "critic", "labeler", "panel")
     }
 
 
@@ -270,3 +270,45 @@ def test_every_setting_says_what_it_is() -> None:
     models = [(group, model) for group, options in GROUPS.items() for model in options.values()]
     missing = [name for group, model in models for name in undocumented(model, group)]
     assert [name for name in missing if not name.endswith(".kind")] == []
+
+
+def test_a_judge_of_the_panel_takes_an_engines_preset_or_settings_alone(tmp_path: Path) -> None:
+    config = compose(
+        [
+            "panel.big=qwen3_32b",
+            *("+engine@panel.far=http", "panel.far.url=http://127.0.0.1:8000/v1", "panel.far.model=m"),
+            f"panel.own.path={tmp_path}",
+            *("engine@panel.mine=scripted", "panel.mine.function=os:getcwd"),
+            "label.weights.big=2",
+        ]
+    )
+    assert {name: judge.kind for name, judge in config.panel.items()} == {
+        "big": "local",
+        "far": "http",
+        "own": "local",
+        "mine": "scripted",
+    }
+    assert role_settings(config.panel["big"], config.model).path == "Qwen/Qwen3-32B"  # type: ignore[union-attr]
+    assert config.label.weights == {"big": 2.0}
+    assert sorted(config.judges.values()) == ["labeler", "panel.big", "panel.far", "panel.mine", "panel.own"]
+    assert next(iter(config.judges)) == "labeler"
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["panel.second=http"], ["panel.second.url has no value", "panel.second.url=VALUE"]),
+        (["panel.second=htp"], ["no preset 'htp'", "http"]),
+        (["panel.second.pth=x"], ["panel.second.pth", "panel.second.path"]),
+        (["panel.second.url=http://x/v1"], ["panel.second=http"]),
+        (["panel.labeler=local"], ["panel.labeler", "panel.second"]),
+        (["label.weights.other=2"], ["label.weights.other", "panel.other=PRESET"]),
+        (["panel.second=local", "label.weights.second=0"], ["label.weights.second", "greater than 0"]),
+    ],
+)
+def test_a_mistake_in_the_panel_says_what_to_type(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConstitutionalError) as caught:
+        compose(overrides)
+    message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert all(word in message for word in words), message

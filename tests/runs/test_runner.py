@@ -21,7 +21,7 @@ from constitutional.runs.compose import compose
 from constitutional.runs.context import FinishedRun, selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
-from constitutional.runs.pipeline import Stage
+from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.runner import compare, load_run, run
 from constitutional.runs.settings import RunConfig
@@ -543,21 +543,46 @@ def scripted_labeler(tmp_path: Path, *words: str) -> RunConfig:
     return configured(tmp_path, *labeler, *words)
 
 
-@pytest.mark.parametrize(
-    ("words", "way_out"),
-    [
-        (["label.method=rationale"], "label.method=votes"),
-        (["label.method=logprobs"], "label.method=votes"),
-        (["label.method=votes", "algorithm=grpo_direct", "algorithm.epochs=4"], "algorithm=grpo"),
-    ],
-)
-def test_a_method_that_the_engine_cannot_serve_is_refused_before_anything_is_asked(
-    tmp_path: Path, words: list[str], way_out: str
+@pytest.mark.parametrize(("method", "asked"), [("rationale", "votes"), ("score", "rating"), ("votes", "votes")])
+def test_an_engine_without_log_probabilities_is_asked_by_what_it_gives_and_the_run_says_so(
+    tmp_path: Path, method: str, asked: str
 ) -> None:
     constitution(tmp_path)
-    with pytest.raises(ConfigurationError, match=rf"\(scripted\).*type {way_out}"):
-        run(scripted_labeler(tmp_path, *words), progress=Progress(StringIO()))
-    assert not (tmp_path / "runs").exists()
+    config = scripted_labeler(tmp_path, f"label.method={method}", "label.votes=1", "until=prompts")
+    screen = StringIO()
+    store = run(config, stages=stages(config)[:1], progress=Progress(screen))
+    (line,) = (line for line in screen.getvalue().splitlines() if line.startswith("labeler: "))
+    assert line.startswith(f"labeler: {asked} ")
+    assert (f"in place of {method}" in line) == (method != asked)
+    # What engines give decides the results, so it is in the fingerprint of what they answer.
+    assert store.given_digests()["labeler"].endswith(" no log-probabilities")
+
+
+def test_labels_that_may_be_votes_depend_on_the_seed(tmp_path: Path) -> None:
+    constitution(tmp_path)
+
+    def seeded(config: RunConfig) -> bool:
+        return next(stage.seeded for stage in stages_of(config) if stage.name == "label")
+
+    words = ("label.principles=all", "label.method=logprobs")
+    assert seeded(scripted_labeler(tmp_path, *words))
+    assert not seeded(configured(tmp_path, *words))
+
+
+def test_every_judge_of_a_panel_is_a_need_of_its_own_with_an_engine_of_its_own(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    second = ["panel.second=scripted", f"panel.second.function={tmp_path}/mine.py:other", "until=prompts"]
+    config = scripted_labeler(tmp_path, "label.votes=1", *second)
+    (tmp_path / "mine.py").write_text(
+        "def answer(request):\n    return 'I looked. Better: A'\ndef other(request):\n    return 'Hm. Better: B'\n"
+    )
+    screen = StringIO()
+    store = run(config, stages=stages(config)[:1], progress=Progress(screen))
+    assert any(line.startswith("panel.second: votes ") for line in screen.getvalue().splitlines())
+    assert store.given_digests()["panel.second"].startswith("scripted:other ")
+    needs = {stage.name: stage.needs for stage in stages_of(config)}
+    assert all({"labeler", "panel.second"} <= set(needs[name]) for name in ("labeler_check", "label"))
+    assert not any("panel.second" in needs[name] for name in ("evaluate", "mix", "dpo"))
 
 
 def test_a_function_of_the_users_may_be_the_labeler(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from constitutional.base.progress import percent
 from constitutional.judging.accuracy import NEAR_CHANCE
 from constitutional.stages import summaries
 from constitutional.stages.report.charts import number
-from constitutional.stages.report.data import FEW, MODELS, LabelerQuality, PrincipleQuality, RunReport
+from constitutional.stages.report.data import FEW, MODELS, LabelerQuality, Panel, PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import HEADS, Verdicts, final_model, is_win_rate, over_optimised
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
 
@@ -15,6 +15,8 @@ WEAK: Final = 0.55
 """A preference with a lower target than this teaches next to nothing."""
 BADLY_CALIBRATED: Final = 0.1
 """The expected calibration error above which a reward model is badly calibrated."""
+MUCH: Final = 0.25
+"""The judges of a panel disagree much if they prefer different responses in more than this share of comparisons."""
 WIDE: Final = 0.2
 """An accuracy whose 95% interval is wider than this is hardly known."""
 FEW_PROMPTS: Final = 50
@@ -164,7 +166,9 @@ def _cut_off_actions(run: RunReport) -> Iterator[str]:
 def cautions(run: RunReport) -> Iterator[str]:
     """Reasons to trust the numbers less, in the order of the stages."""
     if run.labeler:
-        yield from _labeler_cautions(run.labeler)
+        yield from _labeler_cautions("labeler", run.labeler)
+    if run.panel:
+        yield from _panel_cautions(run.panel)
     if run.targets and 2 * (weak := _below(run.targets, WEAK)) > (total := sum(run.targets.counts)) >= FEW:
         yield f"{weak} of {total} preferences are hardly more than a coin toss: their targets are below {WEAK:.0%}."
     if (sft := run.summary(summaries.SftSummary)) and sft.helpful_missing:
@@ -180,17 +184,28 @@ def cautions(run: RunReport) -> Iterator[str]:
         )
 
 
-def _labeler_cautions(labeler: LabelerQuality) -> Iterator[str]:
+def _labeler_cautions(name: str, labeler: LabelerQuality) -> Iterator[str]:
     for row in labeler.principles:
         first = row.first
         if first and first.n >= FEW and not first.low <= 0.5 <= first.high and abs(first.value - 0.5) > 0.1:
             yield (
-                f"By “{row.principle}”, the labeler favours a position: {first.value:.0%} of its readings prefer the "
+                f"By “{row.principle}”, the {name} favours a position: {first.value:.0%} of its readings prefer the "
                 f"response shown first (n = {first.n})."
             )
         if row.judged >= FEW and row.unreadable > OFTEN * row.judged:
             unreadable = f"{row.unreadable} of {row.judged} comparisons"
-            yield f"By “{row.principle}”, the labeler gives no readable answer to {unreadable}."
+            yield f"By “{row.principle}”, the {name} gives no readable answer to {unreadable}."
+
+
+def _panel_cautions(panel: Panel) -> Iterator[str]:
+    for name, quality in panel.judges.items():
+        yield from _labeler_cautions(f"judge “{name}”", quality)
+    split = panel.split_in_all
+    if split and split.n >= FEW and split.value > MUCH:
+        yield (
+            f"The judges prefer different responses in {split.right} of {split.n} comparisons: the labels depend "
+            "much on who judges."
+        )
 
 
 def _below(values: Histogram, most: float) -> int:

@@ -51,6 +51,32 @@ class LabelerQuality(Frozen):
     principles: tuple[PrincipleQuality, ...]
     probabilities: Histogram | None = None
     """Of P(a is better) over all readable judgements, from 0 to 1."""
+    method: str = ""
+    """How it was asked, in words; empty where nothing was judged."""
+    bounded: int = 0
+    """Judgements whose probability is only a bound."""
+
+
+class JudgesAgreement(Frozen):
+    """Two judges of a panel on the comparisons on which both prefer a response."""
+
+    judges: tuple[str, str]
+    same: Share
+    """Those on which both prefer the same."""
+    kappa: float | None
+    """Cohen's kappa, -1 to 1; 0 is chance. None where it is not defined."""
+
+
+class Panel(Frozen):
+    """The judges of a run beside the labeler, and how far all of them agree."""
+
+    judges: dict[str, LabelerQuality]
+    """By name, without the labeler."""
+    pairs: tuple[JudgesAgreement, ...]
+    split: dict[str, Share]
+    """Share of comparisons on which judges prefer different responses, by principle; those that no two judges have a
+    preference on are not counted."""
+    split_in_all: Share | None
 
 
 class Curve(Frozen, allow_inf_nan=True):
@@ -132,6 +158,9 @@ class RunReport(Frozen):
     understood: tuple[PrincipleMeaning, ...] = ()
     """By principle; empty where no stage asked for it."""
     labeler: LabelerQuality | None = None
+    """The labeler itself, without the other judges of a panel."""
+    panel: Panel | None = None
+    """None where the labeler alone judged."""
     reward: RewardQuality | None = None
     targets: Histogram | None = None
     """Of the probability that the chosen response is better, 0.5 to 1, in the preferences to train on."""

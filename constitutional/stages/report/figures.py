@@ -12,7 +12,7 @@ from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report import charts
 from constitutional.stages.report.charts import Axis, Line, Mark, number
-from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, PrincipleQuality, RunReport
+from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, LabelerQuality, Panel, PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, kind, phases, table_of, words
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
 
@@ -183,7 +183,15 @@ def labeler(run: RunReport) -> Iterator[Figure]:
     """By principle: accuracy on the examples, bias for a position, conflicts, unreadable answers."""
     if run.labeler is None:
         return
-    principles = run.labeler.principles
+    yield from _judge("labeler", run.labeler)
+    if run.panel:
+        for name, quality in run.panel.judges.items():
+            yield from _judge(f"judge “{name}”", quality)
+        yield from _agreement(run.panel)
+
+
+def _judge(name: str, quality: LabelerQuality) -> Iterator[Figure]:
+    principles = quality.principles
     rows = []
     for row in principles:
         marks = [
@@ -217,18 +225,62 @@ def labeler(run: RunReport) -> Iterator[Figure]:
     )
     note = (
         "With 95% intervals. The dashed line is 50%: there, being right is chance, and neither place is preferred. In "
-        "a conflict the labeler prefers different responses when their order is swapped."
+        f"a conflict the {name} prefers different responses when their order is swapped."
     )
+    if quality.method:
+        note += f" It was asked for {quality.method.partition(': ')[2]} ({quality.method.partition(': ')[0]})."
+    if quality.bounded:
+        note += (
+            f" In {quality.bounded} judgements the probability is only a bound, as the engine tells the likeliest "
+            "tokens alone: what is preferred has at least this probability."
+        )
     legend = tuple((charts.shape(series), name) for series, name in enumerate(LABELER_SHARES))
     yield Figure(
-        "The labeler, by principle", note, Table(head, body), tuple(rows), charts.axis_row(charts.SHARES), None, legend
+        f"The {name}, by principle", note, Table(head, body), tuple(rows), charts.axis_row(charts.SHARES), None, legend
     )
-    if run.labeler.probabilities:
+    if quality.probabilities:
         note = (
-            "Probability that the first response of a pair is the better one, mean over both orders. The labeler is "
+            f"Probability that the first response of a pair is the better one, mean over both orders. The {name} is "
             "sure far from 50%, and undecided at 50%."
         )
-        yield _histogram("How sure the labeler was", note, run.labeler.probabilities, charts.SHARES, "probability")
+        yield _histogram(f"How sure the {name} was", note, quality.probabilities, charts.SHARES, "probability")
+
+
+def _agreement(panel: Panel) -> Iterator[Figure]:
+    """On how many comparisons the judges prefer different responses, and how far any two agree."""
+    if panel.split_in_all is None:
+        return
+    shares = [*panel.split.items(), ("in all", panel.split_in_all)]
+    title = "Comparisons on which the judges prefer different responses"
+    note = "Share of the comparisons on which at least two judges have a preference, with 95% intervals."
+    rows = tuple(
+        _row(name, "", charts.SHARES, [Mark(0, share.value, share.low, share.high, f"{name}: {share_text(share)}")])
+        for name, share in shares
+    )
+    body = tuple((name, share_text(share), f"{share.n:,}") for name, share in shares)
+    table = Table(("Principle", "Judges differ", "n"), body)
+    yield Figure(title, note, table, rows, charts.axis_row(charts.SHARES))
+    pairs = [(" and ".join(pair.judges), pair) for pair in panel.pairs]
+    rows = tuple(
+        _row(
+            name,
+            "" if pair.kappa is None else f"κ = {pair.kappa:.2f}",
+            charts.SHARES,
+            [Mark(0, pair.same.value, pair.same.low, pair.same.high, f"{name}: {share_text(pair.same)}")],
+            0.5,
+        )
+        for name, pair in pairs
+    )
+    numbers = tuple(
+        (name, share_text(pair.same), "–" if pair.kappa is None else f"{pair.kappa:.2f}", f"{pair.same.n:,}")
+        for name, pair in pairs
+    )
+    note = (
+        "Share of the comparisons on which both have a preference, and it is the same. Cohen’s κ is 1 for full "
+        "agreement and 0 for chance."
+    )
+    table = Table(("Judges", "Prefer the same", "Cohen’s κ", "n"), numbers)
+    yield Figure("Agreement of two judges", note, table, rows, charts.axis_row(charts.SHARES))
 
 
 def _labeler_shares(row: PrincipleQuality) -> tuple[Share | None, ...]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import (
+    LABELER,
     Comparison,
     GoldPoint,
     Judgement,
@@ -26,14 +27,18 @@ from constitutional.base.records import (
 )
 from constitutional.constitution.constitution import Constitution
 from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.agreement import agreements, choices_of
+from constitutional.judging.labeler import IN_WORDS
 from constitutional.judging.scores import Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages import summaries
 from constitutional.stages.context import RunView, StageContext
 from constitutional.stages.report.data import (
     Curve,
+    JudgesAgreement,
     LabelerQuality,
     LeftOut,
+    Panel,
     PrincipleQuality,
     Provenance,
     RunReport,
@@ -106,15 +111,20 @@ def wanted_directions(
 def labeler_quality(
     constitution: Constitution,
     accuracies: Iterable[PrincipleAccuracy],
-    judgements: Sequence[Judgement],
+    judgements: Iterable[Judgement],
     comparisons: Iterable[Comparison],
+    judge: str = LABELER,
 ) -> LabelerQuality:
-    """How the labeler did by each principle, on the principle's own examples and on the run's comparisons."""
-    on_examples = {row.principle: Share.of(row.right, row.n - row.unreadable) for row in accuracies}
+    """How a judge did by each principle, on the principle's own examples and on the run's comparisons."""
+    on_examples = {
+        row.principle: Share.of(row.right, row.n - row.unreadable) for row in accuracies if row.judge == judge
+    }
     prompts = {comparison.id: comparison.prompt.id for comparison in comparisons}
+    judgements = [judgement for judgement in judgements if judgement.judge == judge]
     judged: dict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         judged[judgement.principle].append(judgement)
+    methods = dict.fromkeys(judgement.labeler.rpartition(" ")[2] for judgement in judgements)
     return LabelerQuality(
         principles=tuple(
             PrincipleQuality(
@@ -131,6 +141,39 @@ def labeler_quality(
             for principle in constitution.principles
         ),
         probabilities=Histogram.of([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
+        method=", ".join(f"{method}: {IN_WORDS[method]}" for method in IN_WORDS if method in methods),
+        bounded=sum(any(reading.bounded for reading in judgement.readings) for judgement in judgements),
+    )
+
+
+def panel_of(
+    constitution: Constitution,
+    accuracies: Sequence[PrincipleAccuracy],
+    judgements: Sequence[Judgement],
+    comparisons: Sequence[Comparison],
+) -> Panel | None:
+    """The judges beside the labeler, and how far all agree; None where there is none."""
+    names = dict.fromkeys([*(row.judge for row in accuracies), *(row.judge for row in judgements)])
+    if len(names) < 2:
+        return None
+    prompts = {comparison.id: comparison.prompt.id for comparison in comparisons}
+    split: defaultdict[str, list[tuple[bool, str]]] = defaultdict(list)
+    for (comparison, principle), choices in choices_of(judgements).items():
+        if len(choices) > 1:
+            split[principle].append((len(set(choices.values())) > 1, prompts[comparison]))
+    return Panel(
+        judges={
+            name: labeler_quality(constitution, accuracies, judgements, comparisons, name)
+            for name in names
+            if name != LABELER
+        },
+        pairs=tuple(
+            JudgesAgreement(judges=pair.judges, same=share, kappa=pair.kappa)
+            for pair in agreements(judgements)
+            if (share := Share.of(pair.same, pair.n))
+        ),
+        split={name: share for name, outcomes in split.items() if (share := Share.clustered(outcomes))},
+        split_in_all=Share.clustered([outcome for outcomes in split.values() for outcome in outcomes]),
     )
 
 
@@ -237,6 +280,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         wanted=wanted_directions(scores, evaluated.wanted or {}, understood, settings),
         understood=understood,
         labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons),
+        panel=panel_of(view.constitution, accuracies, judgements, comparisons),
         reward=rewarded.quality if rewarded else None,
         targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),

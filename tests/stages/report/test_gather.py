@@ -70,6 +70,7 @@ class RunFolder:
         self.name = "first"
         self.constitution = CONSTITUTION
         self.seed = 7
+        self.judges = {"labeler": "labeler"}
 
     @property
     def prompts(self) -> Prompts:
