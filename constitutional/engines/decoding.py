@@ -30,7 +30,7 @@ from constitutional.engines.base import Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHARED: Final = 32
+SHARED: Final = 16
 """Fewest tokens that are worth reading apart for the prompts that share them."""
 READ_TOKENS: Final = 4096
 """Most tokens that are read in one pass; a single longer prompt is read whole."""
