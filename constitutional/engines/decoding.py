@@ -619,4 +619,5 @@ def invert(weights: torch.Tensor, uniform: Sequence[float]) -> list[int]:
 def _passed(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Where (B, 1) the sums (B, N) first exceed the target (B, 1), which rounding may have put outside their range."""
     last = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))
-    return torch.searchsorted(cumulative, torch.minimum(target.clamp(min=0.0), last), right=True)
+    passed = torch.searchsorted(cumulative, torch.minimum(target.clamp(min=0.0), last), right=True)
+    return passed.clamp(max=cumulative.shape[-1] - 1)  # of a broken model, whose numbers are NaN

@@ -222,37 +222,39 @@ class LocalEngine(Engine):
             requests: the requests.
             rows: what `rows` made of each.
         """
+        from constitutional.engines.models import free_memory  # which imports this module
+
         answers: dict[int, Completion] = {}
         # The longest first: if memory ends, then at once; and the last rows, which are alone, are short.
         waiting = sorted(range(len(requests)), key=lambda number: (-max(map(len, rows[number])), number))
-        size = self.batch_size
+        size, failed = self.batch_size, False
         with self._lock, shared_cores():
             while waiting:
                 taken = waiting[:1] if size == 1 else waiting
-                try:
-                    self._answer(taken, requests, rows, size, answers)
-                except (MemoryError, RuntimeError) as error:  # also torch.OutOfMemoryError
-                    if not out_of_memory(error):
-                        raise
-                    problem = f"the model has no memory left: {str(error).splitlines()[0]}"
-                else:
-                    problem = ""
-                # Outside of `except`, as the traceback holds what is to be freed.
-                if problem:
+                if problem := self._out_of_memory(lambda: self._answer(taken, requests, rows, size, answers)):  # noqa: B023
                     free_memory()
-                    size = self._smaller(size, taken, answers, problem)
+                    if size == 1:
+                        answers[taken[0]] = Completion("", "error", reason=f"{problem}, even for this request alone")
+                        failed = True
+                    else:
+                        self.say(f"{problem}; going on with batches of {size // 2} in place of {size}")
+                        size //= 2
+                elif failed:  # the request that was too long is out of the way
+                    size, failed = max(1, self.batch_size // 2), False
                 waiting = [number for number in waiting if number not in answers]
+        if not any(answer.failed for answer in answers.values()):
+            self.batch_size = size
         return [answers[number] for number in range(len(requests))]
 
-    def _smaller(self, size: int, taken: Sequence[int], answers: dict[int, Completion], problem: str) -> int:
-        """Half the batch size, which later waves keep; or, at 1, the failure of the request that was taken."""
-        if size > 1:
-            self.say(f"{problem}; going on with batches of {size // 2} in place of {size}")
-            self.batch_size = size // 2
-            return size // 2
-        for number in taken:
-            answers[number] = Completion("", "error", reason=f"{problem}, even for this request alone")
-        return size
+    def _out_of_memory(self, work: Callable[[], None]) -> str:
+        """Do the work; where memory runs out, say so once nothing holds what is to be freed, as a traceback does."""
+        try:
+            work()
+        except (MemoryError, RuntimeError) as error:  # also torch.OutOfMemoryError
+            if not out_of_memory(error):
+                raise
+            return f"no memory is left for the model: {str(error).strip().splitlines()[0]}"
+        return ""
 
     def _answer(
         self,
@@ -400,16 +402,3 @@ def out_of_memory(error: BaseException) -> bool:
 
     texts = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more, on the GPU too."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
