@@ -13,8 +13,10 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines import local
-from constitutional.engines.base import Request, Sampling
+from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.local import LocalEngine, load_model
+from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.training.reward_model import load_reward_model
 from tests.tiny import tiny_model, without_padding
@@ -374,6 +376,41 @@ def test_a_wave_gives_the_same_bits_however_the_requests_came(engine: LocalEngin
         answers.append(sorted(collected))
     assert answers[0] == answers[1]
     assert len(answers[0]) == len(requests)
+
+
+class Killed(LocalEngine):
+    """An engine whose process is killed in the middle of a wave."""
+
+    waves_left = 1000
+
+    def _answer(self, taken: Any, requests: Any, rows: Any, size: int, answers: Any) -> None:  # noqa: ANN401
+        super()._answer(taken, requests, rows, size, answers)
+        self.waves_left -= 1
+        if self.waves_left < 0:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_killed_ends_with_the_same_bits(engine: LocalEngine, tmp_path: Path) -> None:
+    async def story(journalled: Engine, number: int) -> list[Any]:
+        first = Request((Message("user", "tree " * (number % 7)),), Sampling(max_tokens=2 + number % 9), number)
+        reply = await ask(journalled, first)
+        begun = (*first.messages, Message("assistant", reply.text))
+        verdict = await ask(journalled, Request(begun, choices=(" A", " B")))
+        last = Request((*begun, Message("user", "Go on.")), Sampling(max_tokens=1 + number % 5), number)
+        return [reply, verdict, await ask(journalled, last)]
+
+    def go(name: str, waves: int) -> list[Any]:
+        killed = Killed(engine.model, engine.tokenizer, batch_size=2)
+        killed.waves_left = waves
+        with Journal(tmp_path / name) as journal:
+            journalled = JournalEngine(killed, journal)
+            return list(side_by_side((story(journalled, number) for number in range(30)), at_once=12))
+
+    whole = go("whole", 1000)
+    for waves in (1, 2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            go("killed", waves)
+    assert go("killed", 1000) == whole
 
 
 def mixed_requests() -> list[Request]:
