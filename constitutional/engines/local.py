@@ -1,26 +1,32 @@
 """A transformers model in this process.
 
-Requests of about one length are answered in batches. A token is drawn by inverting the cumulative distribution at one
-uniform number that comes from the request's own seed and the token's index, so neither the order nor the size of
-batches decides what is drawn. The logits themselves move by rounding errors between batches of different shapes, so
-which requests make a batch depends on nothing but what is waiting: a run that was killed computes the same batches.
+A token is drawn by inverting the cumulative distribution at one uniform number that comes from the request's own seed
+and the token's index, so neither the order nor the size of batches decides what is drawn.
+
+The logits themselves move by rounding errors with the shape of a batch. So requests are answered in waves: a wave is a
+few batches, within which a reply that has ended makes room for the next request, and the answers of a wave are handed
+on together. Which requests make a wave depends on nothing but what is waiting, and all that happens within it on these
+requests alone: a run that was killed computes the same waves again. (Rows whose bits depend on no other row would allow
+to hand on each answer at once. In batches of one fixed shape some processors' libraries compute such rows, but not
+all do, and rows that have ended would have to be computed on.) Only where memory runs out and the batch is halved may a
+run that is killed afterwards differ in rounding from one that is not.
 """
 
 import hashlib
+import logging
+import os
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.cores import shared_cores
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.base import Completion, Engine, Finish, Request, Sampling, Ticket, TooLongError
+from constitutional.engines.base import Completion, Engine, Finish, Request, Ticket, TooLongError
 from constitutional.engines.chat import (
     NOW,
     Arguments,
@@ -33,8 +39,20 @@ from constitutional.engines.chat import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+MOST_ON_CPU: Final = 64
+MOST_ON_GPU: Final = 256
+"""Batch sizes beyond which a batch is hardly faster."""
+USUAL_TOKENS: Final = 2048
+"""Tokens of a conversation and its reply for which memory is planned."""
+FILLED: Final = 0.7
+"""The part of the memory that the model, and keys and values, are to take."""
+WAVE: Final = 4
+"""Batches of a wave: more lose less time while the last replies end, and a kill loses more."""
+LARGE: Final = 50_000_000
+"""Parameters of a model that is large for a CPU."""
 
 
 def load_model(
@@ -87,10 +105,6 @@ def _only_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
     )
 
 
-def _to_come(request: Request) -> int:
-    return 0 if request.choices else request.sampling.max_tokens
-
-
 @cache
 def _versions() -> str:
     from importlib.metadata import version
@@ -106,27 +120,51 @@ def answers_identity(weights: str, dtype: str, device: str) -> str:
         dtype: the number format, such as `float32`.
         device: the kind of device, such as `cuda`: a CPU and a GPU round differently.
     """
-    return hashlib.sha256(f"local {_versions()} {weights} {dtype} {device} {NOW:%Y-%m-%d}".encode()).hexdigest()
+    return hashlib.sha256(f"local 2 {_versions()} {weights} {dtype} {device} {NOW:%Y-%m-%d}".encode()).hexdigest()
 
 
 def placed(device: str, dtype: str) -> tuple[str, str]:
-    """Where a model goes and in which number format, where an empty device and `auto` leave that to the machine."""
-    if not device:
-        import torch
+    """Where a model goes and in which number format, where an empty device and `auto` leave that to the machine.
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    That is a CUDA or ROCm GPU, or else Apple's, or else the CPU; bfloat16 on a GPU that computes in it, float16 on one
+    that does not, and float32 on the CPU.
+    """
+    import torch
+
+    if not device:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        dtype = "float32"
+        if device.startswith("cuda"):
+            bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            dtype = "bfloat16" if bfloat16 else "float16"
+        elif device.startswith("mps"):
+            dtype = "bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float16"
     return device, dtype
 
 
 class LocalEngine(Engine):
-    """Answers with a model that is already in memory. Sessions of several threads take turns, batch by batch."""
+    """Answers with a model that is already in memory. Sessions of several threads take turns, wave by wave.
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *, batch_size: int = 64) -> None:
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        batch_size: most requests that are answered at the same time; None leaves that to the memory of the machine.
+        say: told of a batch that did not fit into memory.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        batch_size: int | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self.model = model
         self.tokenizer: Any = tokenizer
-        self.batch_size = batch_size
+        self.batch_size = batch_size or fitting_batch(model)
+        self.say = say or logging.getLogger(__name__).warning
         self._weights = ""
         self._tokens = ChatTokens(tokenizer)
         self._limit = context_length(self.model.config.to_dict())
@@ -150,6 +188,15 @@ class LocalEngine(Engine):
         """SHA-256 over the weights and how they answer here."""
         return answers_identity(self.weights, str(self.model.dtype).removeprefix("torch."), self.model.device.type)
 
+    @property
+    def wave_size(self) -> int:
+        """Most requests that are answered before any answer is handed on.
+
+        A large model on a CPU takes long for a single batch, and has little overhead that would be worth saving.
+        """
+        large = self.model.device.type == "cpu" and self.model.num_parameters() > LARGE
+        return self.batch_size if large else WAVE * self.batch_size
+
     def session(self) -> "LocalSession":
         """A new session."""
         return LocalSession(self)
@@ -162,131 +209,102 @@ class LocalEngine(Engine):
             ModelError: the chat template refuses the conversation, or two choices are the same tokens.
         """
         rows = self._options(request) if request.choices else [self._chat(request.messages)]
-        check_length(request.messages, max(map(len, rows)), _to_come(request), self._limit)
+        to_come = 0 if request.choices else request.sampling.max_tokens
+        check_length(request.messages, max(map(len, rows)), to_come, self._limit)
         return rows
 
     def answer(self, requests: Sequence[Request], rows: Sequence[list[list[int]]]) -> list[Completion]:
-        """One completion for each request, in order, from a single batch: all with one sampling, or all with choices.
+        """One completion for each request, in order, of a wave: all ask for replies, or all have choices.
+
+        Where memory runs out the batch is halved; a request that does not fit alone gets the finish `error`.
 
         Args:
             requests: the requests.
             rows: what `rows` made of each.
         """
+        from constitutional.engines.models import free_memory  # which imports this module
+
+        answers: dict[int, Completion] = {}
+        # The longest first: if memory ends, then at once; and the last rows, which are alone, are short.
+        waiting = sorted(range(len(requests)), key=lambda number: (-max(map(len, rows[number])), number))
+        size, failed = self.batch_size, False
         with self._lock, shared_cores():
-            if requests[0].choices:
-                return self._score(rows)
-            return self._generate(requests, [row for (row,) in rows])
+            while waiting:
+                taken = waiting[:1] if size == 1 else waiting
+                if problem := self._out_of_memory(lambda: self._answer(taken, requests, rows, size, answers)):  # noqa: B023
+                    free_memory()
+                    if size == 1:
+                        answers[taken[0]] = Completion("", "error", reason=f"{problem}, even for this request alone")
+                        failed = True
+                    else:
+                        self.say(f"{problem}; going on with batches of {size // 2} in place of {size}")
+                        size //= 2
+                elif failed:  # the request that was too long is out of the way
+                    size, failed = max(1, self.batch_size // 2), False
+                waiting = [number for number in waiting if number not in answers]
+        if not any(answer.failed for answer in answers.values()):
+            self.batch_size = size
+        return [answers[number] for number in range(len(requests))]
+
+    def _out_of_memory(self, work: Callable[[], None]) -> str:
+        """Do the work; where memory runs out, say so once nothing holds what is to be freed, as a traceback does."""
+        try:
+            work()
+        except (MemoryError, RuntimeError) as error:  # also torch.OutOfMemoryError
+            if not out_of_memory(error):
+                raise
+            return f"no memory is left for the model: {str(error).strip().splitlines()[0]}"
+        return ""
+
+    def _answer(
+        self,
+        taken: Sequence[int],
+        requests: Sequence[Request],
+        rows: Sequence[list[list[int]]],
+        size: int,
+        answers: dict[int, Completion],
+    ) -> None:
+        """Answer some of the requests; `answers` holds all that were finished, also if memory ends."""
+        from constitutional.engines.decoding import Decoder, Row, shared_beginning
+
+        ends = set(end_tokens(self.tokenizer, self.model.config, self.model.generation_config))
+        decoder = Decoder(self.model, ends, self.tokenizer.pad_token_id)
+        if requests[0].choices:
+            for number, logprobs in zip(taken, decoder.score([rows[number] for number in taken], size), strict=True):
+                options = rows[number]
+                common = shared_beginning(options)
+                tokens = sum(len(option) - common for option in options)
+                answers[number] = Completion(
+                    "", "choices", tuple(logprobs), prompt_tokens=common, completion_tokens=tokens
+                )
+            return
+        writing: dict[Row, int] = {}
+        for number in taken:
+            sampling, seed = requests[number].sampling, requests[number].seed
+            stopped = partial(self._stopped, sampling.stop) if sampling.stop else None
+            writing[Row(rows[number][0], sampling, seed, stopped)] = number
+
+        def done(row: Row) -> None:
+            answer = self._completion(row.ids, ends, row.sampling.stop)
+            answers[writing[row]] = answer._replace(prompt_tokens=len(row.prompt))
+
+        decoder.write(list(writing), size, done)
 
     def _chat(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
         return self._tokens.ids(messages, suffix)
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Left-padded ids and mask, both (B, T)."""
-        import torch
-
-        width = max(len(row) for row in rows)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return ids.to(self.model.device), mask.to(self.model.device)
-
-    def _generate(self, requests: Sequence[Request], rows: Sequence[Sequence[int]]) -> list[Completion]:
-        import torch
-        from transformers import LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
-
-        sampling = requests[0].sampling
-        ids, mask = self._pad(rows)
-        processors = LogitsProcessorList()
-        if sampling.temperature > 0:
-            uniform = np.stack([np.random.default_rng(item.seed).random(sampling.max_tokens) for item in requests])
-            draw = _Draw(torch.from_numpy(uniform).to(ids.device), ids.shape[1], sampling.temperature, sampling.top_p)
-            processors.append(draw)
-        stopping = StoppingCriteriaList()
-        if sampling.stop:
-            stopping.append(StopStringCriteria(self.tokenizer, list(sampling.stop)))
-        own = self.model.generation_config
-        # What `generate` is not told, it takes from the model's own settings, whatever is handed to it.
-        self.model.generation_config = settings = _only_ends(self.model, self.tokenizer)
-        settings.max_new_tokens = sampling.max_tokens
-        try:
-            with torch.inference_mode():
-                rows_BT = self.model.generate(  # type: ignore[operator]  # noqa: N806
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=settings,
-                    logits_processor=processors,
-                    stopping_criteria=stopping,
-                )
-        finally:
-            self.model.generation_config = own
-        ends = set(settings.eos_token_id)
-        replies = rows_BT[:, ids.shape[1] :].tolist()
-        return [
-            self._completion(reply, ends, sampling.stop)._replace(prompt_tokens=len(row))
-            for row, reply in zip(rows, replies, strict=True)
-        ]
+    def _stopped(self, stops: Sequence[str], ids: list[int]) -> bool:
+        """Whether one of the texts is at the end of a reply; a token may be no character, so a few more are read."""
+        end = self.tokenizer.decode(ids[-max(map(len, stops)) - 8 :], skip_special_tokens=True)
+        return any(stop in end for stop in stops)
 
     def _completion(self, row: list[int], ends: set[int], stops: Sequence[str]) -> Completion:
-        length = next((index for index, token in enumerate(row) if token in ends), None)
-        written = len(row) if length is None else length + 1
-        ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
+        ended = row[-1] in ends
+        ids = row[:-1] if ended else row
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         cut = min((text.index(stop) for stop in stops if stop in text), default=None)
-        finish: Finish = "length" if length is None and cut is None else "stop"
-        return Completion(text[:cut], finish, completion_tokens=written)
-
-    def _score(self, requests: Sequence[list[list[int]]]) -> list[Completion]:
-        """Log-probabilities of each request's options: of the tokens by which they differ, given what they share.
-
-        The tokens that a request's options share are read once, and then the remaining tokens of each option.
-        """
-        import torch
-
-        shared = [_shared_beginning(options) for options in requests]
-        ids, mask = self._pad([options[0][:common] for options, common in zip(requests, shared, strict=True)])
-        tails = [
-            (row, option[common:])
-            for row, (options, common) in enumerate(zip(requests, shared, strict=True))
-            for option in options
-        ]
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        with torch.inference_mode():
-            read = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-            first = read.logits[:, -1].float().log_softmax(-1)  # (requests, V)
-            sums = [float(first[row, tail[0]]) for row, tail in tails]
-            if longer := [at for at, (_, tail) in enumerate(tails) if len(tail) > 1]:
-                rest = self._rest([tails[at] for at in longer], read.past_key_values, mask)
-                for at, more in zip(longer, rest, strict=True):
-                    sums[at] += more
-        answers = []
-        for options, common in zip(requests, shared, strict=True):
-            logprobs = tuple(sums[: len(options)])
-            tokens = sum(len(option) - common for option in options)
-            answers.append(Completion("", "choices", logprobs, prompt_tokens=common, completion_tokens=tokens))
-            del sums[: len(options)]
-        return answers
-
-    def _rest(self, tails: Sequence[tuple[int, list[int]]], cache: Any, mask: "torch.Tensor") -> list[float]:  # noqa: ANN401
-        """The log-probability of each tail's tokens after its first, behind the row of the cache that it goes on."""
-        import torch
-
-        width = max(len(tail) for _, tail in tails) - 1
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[*tail[:-1], *[pad] * (width - len(tail) + 1)] for _, tail in tails], device=mask.device)
-        rows = torch.tensor([row for row, _ in tails], device=mask.device)
-        cache.batch_select_indices(rows)
-        read = mask[rows]
-        # Padding comes behind what is read of a tail, which therefore does not see it.
-        attended = torch.cat([read, torch.ones_like(ids)], dim=1)
-        positions = read.sum(-1, keepdim=True) + torch.arange(width, device=mask.device)
-        logits = self.model(
-            input_ids=ids, attention_mask=attended, position_ids=positions, past_key_values=cache
-        ).logits.float()
-        logprobs = logits.log_softmax(-1)
-        return [
-            float(logprobs[at, torch.arange(len(tail) - 1), torch.tensor(tail[1:])].sum())
-            for at, (_, tail) in enumerate(tails)
-        ]
+        finish: Finish = "length" if not ended and cut is None else "stop"
+        return Completion(text[:cut], finish, completion_tokens=len(row))
 
     def _options(self, request: Request) -> list[list[int]]:
         """The conversation's token ids with each of the choices.
@@ -321,60 +339,66 @@ class LocalSession:
             self._failed.append((ticket, Completion("", "error", reason=str(error))))
 
     def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
-        """What could not be asked for; and, unless the time is 0, the answers of the next batch."""
+        """What could not be asked for; and, unless the time is 0, the answers of the next wave."""
         answers, self._failed = self._failed, []
         if self._waiting and not answers and timeout_s != 0:
-            batch = self._batch()
-            requests, rows = zip(*(self._waiting[ticket] for ticket in batch), strict=True)
-            answers = list(zip(batch, self._engine.answer(requests, rows), strict=True))
-            for ticket in batch:
+            wave = self._wave()
+            requests, rows = zip(*(self._waiting[ticket] for ticket in wave), strict=True)
+            answers = list(zip(wave, self._engine.answer(requests, rows), strict=True))
+            for ticket in wave:
                 del self._waiting[ticket]
         return answers
 
-    def _batch(self) -> list[Ticket]:
-        """The next batch: requests of about one length and one way of sampling, so that little is padded.
+    def _wave(self) -> list[Ticket]:
+        """The earliest requests of one kind, so that items are finished from the first minutes on.
 
-        Full batches come first, and of these the one with the earliest request: so items are finished from the first
-        minute on, while batches are full.
+        Of replies and choices, those that fill a wave come first.
         """
-        size = self._engine.batch_size
-        groups: defaultdict[tuple[bool, Sampling | None], list[Ticket]] = defaultdict(list)
+        size = self._engine.wave_size
+        kinds: defaultdict[bool, list[Ticket]] = defaultdict(list)
         for ticket, (request, _) in self._waiting.items():
-            groups[bool(request.choices), None if request.choices else request.sampling].append(ticket)
-        group = min(groups.values(), key=lambda tickets: (-min(len(tickets), size), min(tickets)))
-        group.sort(key=lambda ticket: (max(map(len, self._waiting[ticket][1])), ticket))
-        start = max(0, min(group.index(min(group)) // size * size, len(group) - size))
-        return group[start : start + size]
+            kinds[bool(request.choices)].append(ticket)
+        kind = min(kinds.values(), key=lambda tickets: (-min(len(tickets), size), min(tickets)))
+        return sorted(kind)[:size]
 
     def close(self) -> None:
         """Forget what is waiting."""
         self._waiting.clear()
 
 
-def _shared_beginning(options: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them have in common from the start."""
-    shortest = min(map(len, options))
-    return next((at for at in range(shortest) if len({option[at] for option in options}) > 1), shortest)
+def fitting_batch(model: "PreTrainedModel") -> int:
+    """A batch that should fit into the memory of the model's device beside the model, at conversations of usual length.
+
+    It depends on how much memory there is, not on how much is free, so that it is the same whenever a run goes on.
+    """
+    import torch
+
+    if model.device.type == "cuda":
+        memory, most = torch.cuda.get_device_properties(model.device).total_memory, MOST_ON_GPU
+    elif model.device.type == "mps":
+        memory, most = torch.mps.recommended_max_memory(), MOST_ON_CPU
+    else:
+        memory, most = physical_memory(), MOST_ON_CPU
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * USUAL_TOKENS
+    # A part of it is left to what is computed, and prompts that wait take as much as those that are being answered.
+    batch = (memory * FILLED - sum(weight.nbytes for weight in model.parameters())) / (2 * row)
+    return max(1, min(most, int(batch)))
 
 
-class _Draw:
-    """A logits processor that leaves only the drawn token: greedy search then takes it."""
+def physical_memory() -> int:
+    """Bytes of memory of the machine; where the system does not say, enough for any batch."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 50
 
-    def __init__(self, uniform: "torch.Tensor", prompt_length: int, temperature: float, top_p: float) -> None:
-        self.uniform = uniform  # (B, max_tokens), in [0, 1)
-        self.prompt_length = prompt_length
-        self.temperature = temperature
-        self.top_p = top_p
 
-    def __call__(self, ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
-        import torch
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that the GPU's or the machine's memory is used up."""
+    import torch
 
-        probabilities = (scores.double() / self.temperature).softmax(-1)
-        if self.top_p < 1:
-            ordered, order = probabilities.sort(-1, descending=True)
-            outside = ordered.cumsum(-1) - ordered >= self.top_p
-            probabilities = probabilities.scatter(-1, order, ordered.masked_fill(outside, 0.0))
-        cumulative = probabilities.cumsum(-1)
-        target = self.uniform[:, ids.shape[1] - self.prompt_length, None] * cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, 0.0)
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)

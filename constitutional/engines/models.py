@@ -172,6 +172,8 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
 
 
 class LazyEngine(Engine):
@@ -262,7 +264,7 @@ def open_engine(  # noqa: PLR0913 - each is a setting of the model
     journal: Path | None = None,
     dtype: Dtype = "auto",
     device: str = "",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     pad_token: str | None = None,
     template: Mapping[str, bool | int | float | str] | None = None,
 ) -> Engine:

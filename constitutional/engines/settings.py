@@ -29,14 +29,14 @@ class ModelSettings(BaseModel):
     revision: str | None = None
     """A branch, a tag or a commit of a model on the hub; null takes its main branch as it is. A commit pins it."""
     dtype: Dtype = "auto"
-    """Number format of the weights while the model answers; `auto` is bfloat16 on a GPU and float32 on a CPU. Training
-    keeps weights that it changes in float32."""
+    """Number format of the weights while the model answers; `auto` is bfloat16 on a GPU, float16 on one that
+    does not compute in bfloat16, and float32 on a CPU. Training keeps weights that it changes in float32."""
     device: Annotated[str, TECHNICAL] = ""
     """Where the model answers, such as `cuda:0` or `cpu`; empty takes a GPU if there is one. Training, and the
     measurement of how far a model has moved, take the GPUs that CUDA_VISIBLE_DEVICES leaves, or else the CPU."""
-    batch_size: Annotated[int, Field(ge=1), TECHNICAL] = 64
-    """Most requests that are answered at the same time. A lower number needs less memory. It does not apply to
-    training, which has batch sizes of its own."""
+    batch_size: Annotated[int | None, Field(ge=1), TECHNICAL] = None
+    """Most requests that are answered at the same time; null leaves that to how much memory the device has. It is
+    halved where memory runs out. Training has batch sizes of its own."""
     pad_token: str | None = None
     """One of the tokenizer's tokens, to pad with, for a tokenizer that names none; it must occur in no text."""
     template: dict[ArgumentName, bool | int | float | str] = Field(default_factory=dict)

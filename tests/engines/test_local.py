@@ -7,17 +7,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.base import Request, Sampling
+from constitutional.engines import local
+from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.local import LocalEngine, load_model
+from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.training.reward_model import load_reward_model
 from tests.tiny import tiny_model, without_padding
 
 torch = pytest.importorskip("torch")
+
+from constitutional.engines.decoding import invert, plain_layers, prompt_tree  # noqa: E402
 
 QUESTION = (Message("user", "How do I plant a tree?"),)
 CONVERSATION = (
@@ -343,18 +349,275 @@ def test_tokens_are_counted_as_they_were_read_and_written(engine: LocalEngine) -
     assert (choice.prompt_tokens, choice.completion_tokens) == (shared, sum(map(len, rows)) - 2 * shared)
 
 
-def test_batches_are_of_one_way_of_sampling_and_of_one_length_and_hold_the_earliest(engine: LocalEngine) -> None:
-    session = LocalEngine(engine.model, engine.tokenizer, batch_size=2).session()
-    long = Sampling(temperature=0, max_tokens=5)
-    words = {(0,): 9, (1,): 1, (2,): 8, (3,): 2, (4,): 3}
-    for ticket, count in words.items():
-        session.submit(ticket, Request((Message("user", "tree " * count),), GREEDY))
-    session.submit((5,), Request(QUESTION, long))
+def test_a_wave_holds_the_earliest_requests_of_one_kind_and_depends_on_nothing_else(engine: LocalEngine) -> None:
+    small = LocalEngine(engine.model, engine.tokenizer, batch_size=2)
+    assert small.wave_size == 8
+    asked = {(number,): Request((Message("user", "tree " * (number % 5)),), GREEDY, number) for number in range(11)}
+    choices = {(number,): Request(QUESTION, choices=(" A", " B")) for number in (-1, 11, 12)}
+    session = small.session()
+    for ticket, request in sorted((asked | choices).items(), reverse=True):
+        session.submit(ticket, request)
     assert session.collect(0.0) == []  # no work
-    batches = [sorted(ticket for ticket, _ in session.collect()) for _ in range(4)]
-    # By length 1 3 | 4 2 | 0: the earliest, 0, is at the end, and takes its neighbour along.
-    assert batches == [[(0,), (2,)], [(1,), (3,)], [(4,)], [(5,)]]
-    assert session.collect() == []
+    waves = [sorted(ticket for ticket, _ in session.collect()) for _ in range(4)]
+    # Eight replies fill a wave. Then neither kind does, and the kind with as many and the earliest request comes first.
+    assert waves == [[(number,) for number in range(8)], [(-1,), (11,), (12,)], [(8,), (9,), (10,)], []]
+
+
+def test_a_wave_gives_the_same_bits_however_the_requests_came(engine: LocalEngine) -> None:
+    requests = mixed_requests()
+    answers = []
+    for order in (1, -1):
+        session = LocalEngine(engine.model, engine.tokenizer, batch_size=3).session()
+        for number in range(len(requests))[::order]:
+            session.submit((number,), requests[number])
+        collected: list[Any] = []
+        while more := session.collect():
+            collected += more
+        answers.append(sorted(collected))
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == len(requests)
+
+
+class Killed(LocalEngine):
+    """An engine whose process is killed in the middle of a wave."""
+
+    waves_left = 1000
+
+    def _answer(self, taken: Any, requests: Any, rows: Any, size: int, answers: Any) -> None:  # noqa: ANN401
+        super()._answer(taken, requests, rows, size, answers)
+        self.waves_left -= 1
+        if self.waves_left < 0:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_is_killed_ends_with_the_same_bits(engine: LocalEngine, tmp_path: Path) -> None:
+    async def story(journalled: Engine, number: int) -> list[Any]:
+        first = Request((Message("user", "tree " * (number % 7)),), Sampling(max_tokens=2 + number % 9), number)
+        reply = await ask(journalled, first)
+        begun = (*first.messages, Message("assistant", reply.text))
+        verdict = await ask(journalled, Request(begun, choices=(" A", " B")))
+        last = Request((*begun, Message("user", "Go on.")), Sampling(max_tokens=1 + number % 5), number)
+        return [reply, verdict, await ask(journalled, last)]
+
+    def go(name: str, waves: int) -> list[Any]:
+        killed = Killed(engine.model, engine.tokenizer, batch_size=2)
+        killed.waves_left = waves
+        with Journal(tmp_path / name) as journal:
+            journalled = JournalEngine(killed, journal)
+            return list(side_by_side((story(journalled, number) for number in range(30)), at_once=12))
+
+    whole = go("whole", 1000)
+    for waves in (1, 2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            go("killed", waves)
+    assert go("killed", 1000) == whole
+
+
+def mixed_requests() -> list[Request]:
+    """Prompts of several lengths, some of which begin alike or are the same; replies of several lengths and ways."""
+    shared = "Here is what all of them begin with, and it is long enough to be read once for all of them. "
+    texts = [shared + "tree " * count for count in (1, 7, 7, 30)] + ["tree", "hole " * 60, shared * 2]
+    samplings = [GREEDY, Sampling(max_tokens=40), Sampling(0.7, 0.8, 3), Sampling(max_tokens=1)]
+    requests = [
+        Request((Message("user", text),), sampling, seed)
+        for seed, (text, sampling) in enumerate((text, sampling) for sampling in samplings for text in texts)
+    ]
+    return requests + [Request((Message("user", text),), choices=(" A", " B", " 1", " 10")) for text in texts]
+
+
+def test_sampled_replies_are_those_of_a_loop_that_reads_everything_anew(engine: LocalEngine) -> None:
+    ends = {engine.tokenizer.eos_token_id}
+    requests = [request for request in mixed_requests() if not request.choices and request.sampling.top_p == 1]
+    answers = engine.complete(requests)
+    for request, answer in zip(requests, answers, strict=True):
+        start = engine._chat(request.messages)
+        uniform = np.random.default_rng(request.seed).random(request.sampling.max_tokens)
+        ids: list[int] = []
+        while len(ids) < request.sampling.max_tokens and not ends & set(ids):
+            logprobs = next_logprobs(engine, start + ids)[-1]
+            if request.sampling.temperature == 0:
+                ids.append(int(logprobs.argmax()))
+            else:
+                cumulative = (logprobs / request.sampling.temperature).softmax(-1).cumsum(-1)
+                ids.append(int((cumulative <= uniform[len(ids)] * cumulative[-1]).sum()))
+        assert answer.text == engine.tokenizer.decode(ids, skip_special_tokens=True)
+        assert answer.completion_tokens == len(ids)
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen3Config": {},
+    "MistralConfig": {"sliding_window": 24},
+    "Gemma3TextConfig": {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},
+    "GPT2Config": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    # What keeps no keys and values, or no positions, is answered by transformers' own loop.
+    "BloomConfig": {"n_layer": 2, "n_head": 4},
+    "Lfm2Config": {"layer_types": ["conv", "full_attention"]},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_kind_of_model_answers_as_by_itself(engine: LocalEngine, config: str) -> None:
+    import transformers
+
+    tokenizer = engine.tokenizer
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3}
+    tokens = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        settings = {"vocab_size": len(tokenizer), **sizes, **heads, **tokens, **CONFIGS[config]}
+        model: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            getattr(transformers, config)(**settings)
+        )
+    own = LocalEngine(model.eval(), tokenizer, batch_size=2)
+    assert (plain_layers(model) == 2) == (config not in ("BloomConfig", "Lfm2Config"))
+    before = model.config._attn_implementation
+    conversations = [(Message("user", "tree " * count + "grow"),) for count in (40, 1, 12, 3, 40)]
+    replies = own.complete(
+        [Request(messages, GREEDY._replace(max_tokens=5 + at)) for at, messages in enumerate(conversations)]
+    )
+    verdicts = own.complete([Request(messages, choices=(" A", " better tree")) for messages in conversations])
+    for at, (messages, reply, verdict) in enumerate(zip(conversations, replies, verdicts, strict=True)):
+        ids = torch.tensor([own._chat(messages)])
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=5 + at)
+        assert reply.text == tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+        for choice, logprob in zip((" A", " better tree"), verdict.choice_logprobs, strict=True):
+            row = own._chat(messages, choice)
+            with torch.inference_mode():
+                logprobs = model(torch.tensor([row])).logits[0].double().log_softmax(-1)
+            by_hand = sum(logprobs[index - 1, row[index]].item() for index in range(ids.shape[1], len(row)))
+            assert logprob == pytest.approx(by_hand, abs=1e-3)
+    assert model.config._attn_implementation == before
+
+
+def test_prompts_share_what_they_begin_with() -> None:
+    head, middle = list(range(100, 140)), list(range(200, 230))
+    prompts = [[*head, *middle, 1], [*head, *middle, 2, 3], [*head, 5], [*head, *middle, 1], [7], [], head]
+    levels, ends = prompt_tree(prompts)
+    assert [sorted(node.tokens for node in level) for level in levels] == [
+        [[7], head],
+        [[5], middle],
+        [[1], [2, 3]],
+    ]
+    for prompt, end in zip(prompts, ends, strict=True):
+        assert prompt == [token for node in (end.path() if end else []) for token in node.tokens]
+    assert ends[0] is ends[3]  # read once
+
+
+# Memory.
+
+
+class Small(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may not be there
+    """A model with room for so many rows."""
+
+    def __init__(self, model: Any, rows: int, message: str = "", longest: int = 1000) -> None:  # noqa: ANN401
+        super().__init__()
+        self.inner = model
+        self.room = rows
+        self.message = message
+        self.longest = longest
+        self.config, self.generation_config = model.config, model.generation_config
+        self.device, self.dtype, self.num_parameters = model.device, model.dtype, model.num_parameters
+
+    def forward(
+        self,
+        input_ids: Any,  # noqa: ANN401
+        position_ids: Any,  # noqa: ANN401
+        past_key_values: Any,  # noqa: ANN401
+        logits_to_keep: int,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        if len(input_ids) > self.room or int(position_ids.max()) >= self.longest:
+            raise RuntimeError(self.message) if self.message else torch.OutOfMemoryError("CUDA out of memory.")
+        options |= {"position_ids": position_ids, "past_key_values": past_key_values, "logits_to_keep": logits_to_keep}
+        return self.inner(input_ids=input_ids, **options)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
+        "MPS backend out of memory (MPS allocated: 9 GB)",
+    ],
+)
+def test_a_batch_that_does_not_fit_into_memory_is_halved(engine: LocalEngine, message: str) -> None:
+    lines: list[str] = []
+    model: Any = Small(engine.model, 3, message)
+    small = LocalEngine(model, engine.tokenizer, batch_size=16, say=lines.append)
+    requests = mixed_requests()
+    answers = small.complete(requests)
+    for answer, expected in zip(answers, engine.complete(requests), strict=True):
+        assert (answer.text, answer.finish, answer.completion_tokens) == (
+            *expected[:2],
+            expected.completion_tokens,
+        )
+        assert answer.choice_logprobs == pytest.approx(expected.choice_logprobs, abs=1e-4)
+    assert len(lines) == 3  # 16, 8, 4
+    assert "8 in place of 16" in lines[0]
+    assert small.batch_size == 2
+
+
+def test_a_request_that_does_not_fit_alone_fails_and_the_others_are_answered(engine: LocalEngine) -> None:
+    model: Any = Small(engine.model, 8, longest=40)
+    small = LocalEngine(model, engine.tokenizer, batch_size=4, say=lambda _: None)
+    long = Request((Message("user", "tree " * 60),), GREEDY)
+    requests = [Request(QUESTION, GREEDY), long, Request(QUESTION, GREEDY, 1), long._replace(choices=(" A", " B"))]
+    first, failed, last, unread = small.complete(requests)
+    assert failed.finish == unread.finish == "error"
+    assert "memory" in failed.reason
+    assert [first, last] == engine.complete([requests[0], requests[2]])
+    assert small.batch_size > 1  # one request that is too long does not slow down all later ones
+
+
+def test_other_errors_of_a_model_are_no_lack_of_memory(engine: LocalEngine) -> None:
+    model: Any = Small(engine.model, 0, "mat1 and mat2 shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes"):
+        LocalEngine(model, engine.tokenizer, batch_size=4).complete([Request(QUESTION, GREEDY)])
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 16 << 30, 1 << 50])
+def test_the_batch_fits_into_the_memory(engine: LocalEngine, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "physical_memory", lambda: memory)
+    batch = LocalEngine(engine.model, engine.tokenizer).batch_size
+    # Keys and values of 2 layers, 4 heads of 8, 4 bytes, 2,048 tokens: 1 MiB a row.
+    assert batch == (1 if memory == 1 << 20 else 64)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "bfloat16", "expected"),
+    [
+        (True, False, True, ("cuda", "bfloat16")),
+        (True, False, False, ("cuda", "float16")),
+        (False, True, True, ("mps", "bfloat16")),
+        (False, True, False, ("mps", "float16")),
+        (False, False, False, ("cpu", "float32")),
+    ],
+)
+def test_a_model_goes_where_it_is_fastest(
+    cuda: bool, mps: bool, bfloat16: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bfloat16)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: bfloat16)
+    assert local.placed("", "auto") == expected
+    assert local.placed("cpu", "auto") == ("cpu", "float32")
+    assert local.placed("", "float16") == (expected[0], "float16")
+
+
+@pytest.mark.parametrize("vocabulary", [3, 128, 300, 50_000])
+def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    weights = torch.randn(50, vocabulary, generator=generator).mul(3).exp()
+    weights[weights < weights.median(-1, keepdim=True).values] = 0.0
+    uniform = [0.0, 1 - 2**-53, *torch.rand(48, generator=generator, dtype=torch.float64).tolist()]
+    exact = weights.double().cumsum(-1)
+    for row, (share, token) in enumerate(zip(uniform, invert(weights, uniform), strict=True)):
+        assert weights[row, token] > 0
+        # Sums of 128 numbers of 32 bits are right to about seven digits.
+        low, high = exact[row, token] - weights[row, token].double(), exact[row, token]
+        assert low * (1 - 1e-6) <= share * exact[row, -1] <= high * (1 + 1e-6)
 
 
 # Weights and padding.

@@ -1,0 +1,623 @@
+"""Many replies from one transformers model at the same time.
+
+What costs time is memory traffic and overhead, so this module
+- reads what prompts share once (`prompt_tree`), and identical prompts once;
+- keeps keys and values in one buffer that is written in place (`_Slots`): transformers' own cache copies all of them at
+  every token;
+- fills the place of a reply that has ended with the next prompt, and computes no row that has ended.
+
+In the buffer all rows end at the same column, where the next token is written, and each begins where its length says.
+So a row lies in one piece, and sliding windows, which models measure in columns, are right.
+"""
+
+import inspect
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from constitutional.engines.base import Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHARED: Final = 16
+"""Fewest tokens that are worth reading apart for the prompts that share them."""
+READ_TOKENS: Final = 4096
+"""Most tokens that are read in one pass; a single longer prompt is read whole."""
+SPARE: Final = 256
+"""Columns of the buffer beyond what the longest row needs; whenever they are used up, all rows move to the left."""
+BLOCK: Final = 128
+"""Tokens of the vocabulary whose probabilities are added up in 32 bits; sums of blocks are added up in 64."""
+GROUPED: Final = "constitutional_grouped"
+"""The name under which transformers knows `_grouped_attention`."""
+
+
+@dataclass(eq=False)
+class Row:
+    """A reply that is being written."""
+
+    prompt: list[int]
+    sampling: Sampling
+    seed: int = 0
+    stopped: Callable[[list[int]], bool] | None = None
+    """Whether the reply, as token ids, holds one of its stop texts."""
+    ids: list[int] = field(default_factory=list)
+    """What has been written, the end token included."""
+    uniform: list[float] = field(default_factory=list)
+    """For each token to come, a number in [0, 1) from the seed."""
+    read: "Node | None" = None
+
+    def begin(self) -> None:
+        """Start over."""
+        self.ids = []
+        self.read = None
+        if self.sampling.temperature > 0 and not self.uniform:
+            self.uniform = np.random.default_rng(self.seed).random(self.sampling.max_tokens).tolist()
+
+
+# --- Prompts, and what they share ---
+
+
+@dataclass(eq=False)
+class Node:
+    """Tokens that follow those of another node, and their keys and values once they are read."""
+
+    parent: "Node | None"
+    tokens: list[int]
+    length: int
+    """Tokens from the root to the end of this node."""
+    layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Keys and values (H, T, d) of each layer."""
+
+    def path(self) -> "list[Node]":
+        """The nodes from the root to this one."""
+        return [*(self.parent.path() if self.parent else []), self]
+
+
+def prompt_tree(prompts: Sequence[list[int]]) -> tuple[list[list[Node]], list[Node | None]]:
+    """The prompts as a tree whose nodes are to be read once; prompts share a node of at least `SHARED` tokens.
+
+    Returns:
+        the nodes, level by level; and where each prompt ends, None for an empty one.
+    """
+    levels: list[list[Node]] = []
+    ends: list[Node | None] = [None] * len(prompts)
+    to_do: list[tuple[Node | None, int, list[int]]] = [(None, 0, list(range(len(prompts))))]
+    while to_do:
+        parent, depth, members = to_do.pop()
+        start = parent.length if parent else 0
+        groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for member in members:
+            groups[tuple(prompts[member][start : start + SHARED])].append(member)
+        for beginning, group in groups.items():
+            if not beginning:
+                continue
+            shared = shared_beginning([prompts[member] for member in group])
+            node = Node(parent, list(prompts[group[0]][start:shared]), shared)
+            if depth == len(levels):
+                levels.append([])
+            levels[depth].append(node)
+            for member in group:
+                ends[member] = node  # unless it goes on
+            if longer := [member for member in group if len(prompts[member]) > shared]:
+                to_do.append((node, depth + 1, longer))
+    return levels, ends
+
+
+def shared_beginning(rows: Sequence[list[int]]) -> int:
+    """How many tokens all of them have in common from the start."""
+    low, high = min(rows), max(rows)  # of the others none differs from both earlier than these do from one another
+    return next((at for at, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
+
+
+class _Reading(CacheLayerMixin):  # type: ignore[no-untyped-call] # of transformers
+    """A layer's keys and values while tokens are read: what was read before stands in front and is not kept again."""
+
+    is_sliding = False
+
+    def __init__(self, past: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # of transformers
+        self.past = past
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is to be done."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = key_states, value_states
+        if self.past is None:
+            return key_states, value_states
+        return torch.cat([self.past[0], key_states], 2), torch.cat([self.past[1], value_states], 2)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0 if self.past is None else self.past[0].shape[2]
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+# --- The batch ---
+
+
+class _Slots:
+    """The rows that are being written, in slots 0, 1, … of a buffer of keys and values."""
+
+    def __init__(self, slots: int, capacity: int, longest_prompt: int) -> None:
+        self.slots = slots
+        self.capacity = capacity
+        self.longest_prompt = longest_prompt
+        self.end = longest_prompt
+        """The column at which the next token of every row is written."""
+        self.rows: list[Row] = []
+        self.starts: list[int] = []
+        """The first column of each row."""
+        self.layers: list[_Slot] = []
+
+    @property
+    def first(self) -> int:
+        return min(self.starts)
+
+    def enter(self, row: Row) -> None:
+        """Put a row whose prompt is read into the next slot."""
+        slot, column = len(self.rows), self.end - (row.read.length if row.read else 0)
+        self.rows.append(row)
+        self.starts.append(column)
+        for node in row.read.path() if row.read else ():
+            for layer, (keys, values) in zip(self.layers, node.layers, strict=True):
+                layer.keep(keys, values)
+                layer.keys[slot, :, column : column + keys.shape[1]] = keys
+                layer.values[slot, :, column : column + keys.shape[1]] = values
+            column += len(node.tokens)
+        row.read = None  # its keys and values are in the buffer
+
+    def leave(self, ended: Sequence[int]) -> None:
+        """Give up slots; the last rows move into them."""
+        for slot in sorted(ended, reverse=True):
+            last = len(self.rows) - 1
+            if slot < last:
+                for layer in self.layers:
+                    for buffer in (layer.keys, layer.values):
+                        buffer[slot, :, self.starts[last] : self.end] = buffer[last, :, self.starts[last] : self.end]
+                self.rows[slot], self.starts[slot] = self.rows[last], self.starts[last]
+            self.rows.pop()
+            self.starts.pop()
+
+    def make_room(self) -> None:
+        """Move all rows to the left if there is no column for the next token."""
+        if self.end < self.capacity:
+            return
+        width = max(self.end - self.first, self.longest_prompt)
+        for layer in self.layers:
+            for buffer in (layer.keys, layer.values):
+                buffer[: len(self.rows), :, :width] = buffer[: len(self.rows), :, self.end - width : self.end].clone()
+        self.starts = [start - (self.end - width) for start in self.starts]
+        self.end = width
+
+
+class _Slot(CacheLayerMixin):  # type: ignore[no-untyped-call] # of transformers
+    """One layer of the buffer."""
+
+    is_sliding = False
+
+    def __init__(self, batch: _Slots) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # of transformers
+        self.batch = batch
+        self.is_initialized = True
+        self.keys: Any = None
+        self.values: Any = None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """`keep` does it."""
+
+    def keep(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Have a buffer for what looks like these (…, H, T, d); of zeros, as nothing that is masked may be NaN."""
+        if self.keys is None:
+            size = (self.batch.slots, keys.shape[-3], self.batch.capacity)
+            self.keys, self.values = keys.new_zeros(*size, keys.shape[-1]), values.new_zeros(*size, values.shape[-1])
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self.batch
+        rows, first, end = len(batch.rows), batch.first, batch.end
+        self.keep(key_states, value_states)
+        self.keys[:rows, :, end] = key_states[:, :, 0]
+        self.values[:rows, :, end] = value_states[:, :, 0]
+        return self.keys[:rows, :, first : end + 1], self.values[:rows, :, first : end + 1]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.batch.end - self.batch.first
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def _grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,  # noqa: ANN401 - of transformers
+) -> tuple[torch.Tensor, None]:
+    """Transformers' attention, except that heads which share keys and values do not copy them for a single token.
+
+    The heads of a group stand where several queries would.
+    """
+    rows, heads, queries, _ = query.shape
+    shared = key.shape[1]
+    if queries > 1 or heads == shared or options.get("position_bias") is not None:
+        output: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return output
+    mask = None if attention_mask is None else attention_mask[:, :1].expand(-1, shared, heads // shared, -1)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(rows, shared, heads // shared, -1), key, value, attn_mask=mask, scale=options.get("scaling")
+    )
+    return attended.reshape(rows, 1, heads, -1), None
+
+
+AttentionInterface.register(GROUPED, _grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
+
+
+class _Tail(NamedTuple):
+    """Tokens that are read behind a node, and of which tokens behind these the log-probabilities are wanted."""
+
+    end: Node | None
+    read: list[int]
+    scored: list[list[int]]
+
+
+class Decoder:
+    """A model that reads prompts and writes replies, many at the same time.
+
+    Args:
+        model: a causal model of transformers. Where it keeps other things than keys and values (recurrent states), or
+            keeps them in its own way, prompts are read without sharing and no row enters or leaves a batch.
+        ends: tokens that end a reply.
+        pad: a token to fill up rows with.
+    """
+
+    def __init__(self, model: "PreTrainedModel", ends: set[int], pad: int) -> None:
+        self.model: Any = model
+        self.ends = ends
+        self.pad = pad
+        self.device = model.device
+        self.layers = plain_layers(model)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """No gradients, and grouped attention in place of transformers' own."""
+        config = self.model.config.get_text_config()
+        before = config._attn_implementation  # noqa: SLF001 - the public setter rebuilds more than the name
+        try:
+            if before == "sdpa" and self.layers:
+                config._attn_implementation_internal = GROUPED  # noqa: SLF001
+            with torch.inference_mode():
+                yield
+        finally:
+            config._attn_implementation_internal = before  # noqa: SLF001
+
+    def write(self, rows: Sequence[Row], slots: int, done: Callable[[Row], None]) -> None:
+        """Write all replies.
+
+        Args:
+            rows: the replies; those of the longest prompts should come first.
+            slots: most rows at the same time.
+            done: told of each reply when it is finished.
+        """
+        for row in rows:
+            row.begin()
+        with self._computing():
+            if self.layers:
+                self._write(deque(rows), slots, done)
+            else:
+                for start in range(0, len(rows), slots):
+                    self._generate(rows[start : start + slots], done)
+
+    def _write(self, waiting: deque[Row], slots: int, done: Callable[[Row], None]) -> None:
+        longest = max(len(row.prompt) - 1 for row in waiting)
+        needed = max(len(row.prompt) + row.sampling.max_tokens for row in waiting)
+        batch = _Slots(min(slots, len(waiting)), needed + SPARE, longest)
+        batch.layers = [_Slot(batch) for _ in range(self.layers)]
+        cache = Cache(layers=list(batch.layers))
+        ready: deque[Row] = deque()
+        while waiting or ready or batch.rows:
+            while (waiting or ready) and len(batch.rows) < batch.slots:
+                if not ready:
+                    ready.extend(waiting.popleft() for _ in range(min(slots, len(waiting))))
+                    for row, node in zip(ready, self.read([row.prompt[:-1] for row in ready], slots), strict=True):
+                        row.read = node
+                batch.enter(ready.popleft())
+            batch.make_room()
+            starts = torch.tensor(batch.starts, device=self.device)
+            columns = torch.arange(batch.first, batch.end + 1, device=self.device)
+            mask = None if batch.first == max(batch.starts) else columns >= starts[:, None]
+            logits = self._forward(
+                [[row.ids[-1] if row.ids else row.prompt[-1]] for row in batch.rows],
+                mask,
+                (batch.end - starts)[:, None],
+                cache,
+            )
+            batch.end += 1
+            batch.leave(self._draw(batch.rows, logits[:, -1], done))
+
+    def _draw(self, rows: Sequence[Row], logits: torch.Tensor, done: Callable[[Row], None]) -> list[int]:
+        """Add a token to every row; returns which of them have ended."""
+        ended = []
+        for index, (row, token) in enumerate(zip(rows, draw(rows, logits), strict=True)):
+            row.ids.append(token)
+            if (
+                token in self.ends
+                or len(row.ids) == row.sampling.max_tokens
+                or (row.stopped is not None and row.stopped(row.ids))
+            ):
+                ended.append(index)
+                done(row)
+        return ended
+
+    def _generate(self, rows: Sequence[Row], done: Callable[[Row], None]) -> None:
+        """One batch from its beginning to its end by transformers' own `generate`, which knows every model."""
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        running = list(range(len(rows)))
+
+        def choose(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            """Leave only the token that is drawn, which `generate` then takes; a row that has ended is padded."""
+            ended = self._draw([rows[index] for index in running], scores[running], done)
+            tokens = torch.full((len(rows), 1), self.pad, device=scores.device)
+            for index in running:
+                tokens[index] = rows[index].ids[-1]
+            running[:] = [index for at, index in enumerate(running) if at not in set(ended)]
+            return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)
+
+        def stop(ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+            return torch.full((len(ids),), not running, device=ids.device)
+
+        width = max(len(row.prompt) for row in rows)
+        ids = torch.tensor([[self.pad] * (width - len(row.prompt)) + row.prompt for row in rows])
+        mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
+        own = self.model.generation_config
+        # What `generate` is not told, it takes from the model's own settings, whatever is handed to it.
+        self.model.generation_config = settings = GenerationConfig(  # type: ignore[no-untyped-call] # of transformers
+            pad_token_id=self.pad, max_new_tokens=max(row.sampling.max_tokens for row in rows)
+        )
+        try:
+            self.model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([choose]),
+                stopping_criteria=StoppingCriteriaList([stop]),
+            )
+        finally:
+            self.model.generation_config = own
+
+    def _forward(
+        self,
+        tokens: Sequence[Sequence[int]],
+        mask: torch.Tensor | None,
+        positions: torch.Tensor,
+        cache: Any,  # noqa: ANN401 - of transformers
+        keep: int = 1,
+    ) -> torch.Tensor:
+        """Logits (B, keep, V) of the last tokens."""
+        ids = torch.tensor(tokens, device=self.device)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    # --- Reading ---
+
+    def read(self, prompts: Sequence[list[int]], rows: int) -> list[Node | None]:
+        """Read prompts, what they share once; returns the end of each.
+
+        Args:
+            prompts: token ids.
+            rows: most rows in one pass.
+        """
+        levels, ends = prompt_tree(prompts)
+        for level in levels:
+            level.sort(key=lambda node: -len(node.tokens))
+            while level:
+                count = max(1, min(rows, READ_TOKENS // len(level[0].tokens)))
+                nodes, level[:count] = level[:count], []
+                tokens = [node.tokens for node in nodes]
+                cache = self._continue(tokens, [node.parent for node in nodes])[1]
+                for row, node in enumerate(nodes):
+                    node.layers = [
+                        (layer.keys[row, :, : len(node.tokens)], layer.values[row, :, : len(node.tokens)])
+                        for layer in cache.layers
+                    ]
+        return ends
+
+    def _continue(
+        self, tokens: Sequence[list[int]], parents: Sequence[Node | None], keep: int = 1
+    ) -> tuple[torch.Tensor, Any]:
+        """Read tokens behind what was read before; returns logits and the cache.
+
+        Padding stands behind the tokens of a row, which therefore do not see it, and before what was read before.
+        """
+        width = max(map(len, tokens))
+        before = [parent.length if parent else 0 for parent in parents]
+        lengths = torch.tensor(before, device=self.device)[:, None]
+        cache = Cache(layers=[_Reading(past) for past in self._pasts(parents, max(before))])
+        last = max(length + len(row) for length, row in zip(before, tokens, strict=True)) - 1
+        positions = (lengths + torch.arange(width, device=self.device)).clamp(max=last)
+        columns = torch.arange(max(before) + width, device=self.device)
+        mask = None if min(before) == max(before) else columns >= max(before) - lengths
+        padded = [[*row, *[self.pad] * (width - len(row))] for row in tokens]
+        return self._forward(padded, mask, positions, cache, keep), cache
+
+    def _pasts(self, parents: Sequence[Node | None], width: int) -> Sequence[tuple[torch.Tensor, torch.Tensor] | None]:
+        """For each layer, keys and values (B, H, width, d) of all that was read before; they end at the last column."""
+        some = next(filter(None, parents), None)
+        if some is None:
+            return [None] * self.layers
+        if all(parent is some for parent in parents):
+            path = some.path()
+            return [
+                tuple(  # type: ignore[misc] # of two
+                    torch.cat([node.layers[layer][kind] for node in path], 1).expand(len(parents), -1, -1, -1)
+                    for kind in (0, 1)
+                )
+                for layer in range(self.layers)
+            ]
+        paths = [parent.path() if parent else [] for parent in parents]
+        pasts = []
+        for layer in range(self.layers):
+            keys, values = (
+                like.new_zeros(len(parents), like.shape[0], width, like.shape[2]) for like in some.layers[layer]
+            )
+            for row, path in enumerate(paths):
+                column = width - (path[-1].length if path else 0)
+                for node in path:
+                    stop = column + len(node.tokens)
+                    keys[row, :, column:stop], values[row, :, column:stop] = node.layers[layer]
+                    column = stop
+            pasts.append((keys, values))
+        return pasts
+
+    # --- Choices ---
+
+    def score(self, requests: Sequence[list[list[int]]], rows: int) -> list[list[float]]:
+        """For each option of each request, the log-probability of the tokens by which it differs, given what is shared.
+
+        Args:
+            requests: for each, the token ids of its options, which begin alike and none of which begins another.
+            rows: most rows in one pass.
+        """
+        with self._computing():
+            if not self.layers:
+                return [self._score_whole(options) for options in requests]
+            shared = [shared_beginning(options) for options in requests]
+            ends = self.read([options[0][: at - 1] for options, at in zip(requests, shared, strict=True)], rows)
+            tails: list[_Tail] = []
+            for options, at, end in zip(requests, shared, ends, strict=True):
+                if all(len(option) == at + 1 for option in options):
+                    tails.append(_Tail(end, options[0][at - 1 : at], [option[at:] for option in options]))
+                else:
+                    tails += [_Tail(end, option[at - 1 : -1], [option[at:]]) for option in options]
+            sums: list[float] = []
+            for start in range(0, len(tails), rows):
+                sums += self._score_tails(tails[start : start + rows])
+        flat = iter(sums)
+        return [[next(flat) for _ in options] for options in requests]
+
+    def _score_tails(self, tails: Sequence["_Tail"]) -> list[float]:
+        width = max(len(tail.read) for tail in tails)
+        logits, _ = self._continue([tail.read for tail in tails], [tail.end for tail in tails], width)
+        logprobs = logits.float().log_softmax(-1)
+        return [
+            float(logprobs[row, : len(tokens)].gather(-1, torch.tensor(tokens, device=self.device)[:, None]).sum())
+            for row, tail in enumerate(tails)
+            for tokens in tail.scored
+        ]
+
+    def _score_whole(self, options: Sequence[list[int]]) -> list[float]:
+        sums = []
+        for option in options:
+            tokens = torch.tensor(option[shared_beginning(options) :], device=self.device)
+            logits = self.model(input_ids=torch.tensor([option], device=self.device)).logits[0, -len(tokens) - 1 : -1]
+            sums.append(float(logits.float().log_softmax(-1).gather(-1, tokens[:, None]).sum()))
+        return sums
+
+
+def plain_layers(model: "PreTrainedModel") -> int:
+    """How many layers keep keys and values as attention does, in full or in a window; 0 if any layer does otherwise."""
+    config = model.config.get_text_config()
+    cache = DynamicCache(config=model.config)
+    rope = str(getattr(config, "rope_parameters", ""))
+    plain = (
+        {"position_ids", "past_key_values", "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys()
+        and set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        and not getattr(config, "num_kv_shared_layers", 0)
+        and config._attn_implementation in ("sdpa", "eager")  # noqa: SLF001 - there is no public name
+        # Under these, what was read before would have to be read anew when a row grows long.
+        and "longrope" not in rope
+        and "dynamic" not in rope
+    )
+    return len(cache.layers) if plain else 0
+
+
+def draw(rows: Sequence[Row], logits: torch.Tensor) -> list[int]:
+    """The next token of each row.
+
+    Args:
+        rows: what is known of each.
+        logits: (B, V).
+    """
+    best: list[int] = logits.argmax(-1).tolist()
+    sampled = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
+    if not sampled:
+        return best
+    if len(sampled) < len(rows):
+        logits = logits[sampled]
+    device = logits.device
+    temperatures = torch.tensor([rows[index].sampling.temperature for index in sampled], device=device)
+    scaled = logits.float() / temperatures[:, None]
+    weights = (scaled - scaled.amax(-1, keepdim=True)).exp()
+    top_p = [rows[index].sampling.top_p for index in sampled]
+    if narrow := [at for at, mass in enumerate(top_p) if mass < 1]:
+        ordered, order = weights[narrow].sort(dim=-1, descending=True, stable=True)
+        shares = ordered / ordered.sum(-1, keepdim=True)
+        mass = torch.tensor([top_p[at] for at in narrow], device=device)[:, None]
+        outside = shares.cumsum(-1) - shares >= mass
+        weights[narrow] = torch.zeros_like(ordered).scatter(-1, order, ordered.masked_fill(outside, 0.0))
+    uniform = [rows[index].uniform[len(rows[index].ids)] for index in sampled]
+    for index, token in zip(sampled, invert(weights, uniform), strict=True):
+        best[index] = token
+    return best
+
+
+def invert(weights: torch.Tensor, uniform: Sequence[float]) -> list[int]:
+    """The token of each row at which the cumulative distribution passes a share of the whole.
+
+    Args:
+        weights: (B, V), probabilities times any factor.
+        uniform: the shares, (B,), in [0, 1).
+    """
+    blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    exact = torch.device("cpu") if weights.device.type == "mps" else weights.device  # which has no 64 bits
+    sums = blocks.sum(-1).to(exact, torch.float64).cumsum(-1)
+    target = torch.tensor(uniform, dtype=torch.float64, device=exact)[:, None] * sums[:, -1:]
+    block = _passed(sums, target)
+    before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    chosen = blocks[torch.arange(len(uniform), device=weights.device), block[:, 0].to(weights.device)]
+    tokens: list[int] = (block * BLOCK + _passed(chosen.to(exact, torch.float64).cumsum(-1), target - before))[
+        :, 0
+    ].tolist()
+    return tokens
+
+
+def _passed(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Where (B, 1) the sums (B, N) first exceed the target (B, 1), which rounding may have put outside their range."""
+    last = torch.nextafter(cumulative[:, -1:], torch.zeros_like(target))
+    passed = torch.searchsorted(cumulative, torch.minimum(target.clamp(min=0.0), last), right=True)
+    return passed.clamp(max=cumulative.shape[-1] - 1)  # of a broken model, whose numbers are NaN
