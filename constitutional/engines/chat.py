@@ -2,9 +2,10 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,7 @@ from jinja2 import TemplateError
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.base import TooLongError
+from constitutional.engines.base import Completion, Finish, Request, TooLongError
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -207,6 +208,48 @@ class ChatTokens:
             ) from error
         ids: list[int] = self.tokenizer(text + begun + suffix, add_special_tokens=False)["input_ids"]
         return ids
+
+    def rows(self, request: Request, limit: int | None) -> list[list[int]]:
+        """A request's token ids: one row for a reply, or a row for each choice.
+
+        Raises:
+            TooLongError: they do not fit into `limit`.
+            ModelError: the chat template refuses the conversation, or two choices are the same tokens.
+        """
+        rows = self._options(request) if request.choices else [self.ids(request.messages)]
+        to_come = 0 if request.choices else request.sampling.max_tokens
+        check_length(request.messages, max(map(len, rows)), to_come, limit)
+        return rows
+
+    def _options(self, request: Request) -> list[list[int]]:
+        """The conversation's token ids with each of the choices.
+
+        Where one choice begins another in tokens (1 and 10, digit by digit), the end of the turn is part of each.
+        """
+        options = [self.ids(request.messages, choice) for choice in request.choices]
+        in_order = sorted(options)  # a list that begins others comes right before one of them
+        if any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(in_order)):
+            end = end_of_turn(self.tokenizer) or self.tokenizer.eos_token_id
+            options = [[*option, end] for option in options]
+        if len(set(map(tuple, options))) < len(options):
+            raise ModelError(f"choices {request.choices} cannot be told apart: two of them are the same tokens")
+        return options
+
+    def completion(self, row: Sequence[int], ends: Container[int], stops: Sequence[str]) -> Completion:
+        """What the tokens of a reply say, up to the first end token or the first of the stops."""
+        length = next((index for index, token in enumerate(row) if token in ends), None)
+        written = len(row) if length is None else length + 1
+        ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        cut = min((text.index(stop) for stop in stops if stop in text), default=None)
+        finish: Finish = "length" if length is None and cut is None else "stop"
+        return Completion(text[:cut], finish, completion_tokens=written)
+
+
+def shared_beginning(options: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them have in common from the start."""
+    shortest = min(map(len, options))
+    return next((at for at in range(shortest) if len({option[at] for option in options}) > 1), shortest)
 
 
 def room_to_reply(

@@ -11,7 +11,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +19,15 @@ import numpy as np
 from constitutional.base.cores import shared_cores
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.base import Completion, Engine, Finish, Request, Sampling, Ticket, TooLongError
+from constitutional.engines.base import Completion, Engine, Request, Sampling, Ticket, TooLongError
 from constitutional.engines.chat import (
     NOW,
     Arguments,
     ChatTokens,
-    check_length,
     context_length,
-    end_of_turn,
     end_tokens,
     load_tokenizer,
+    shared_beginning,
 )
 
 if TYPE_CHECKING:
@@ -85,10 +83,6 @@ def _only_ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -
     return GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
-
-
-def _to_come(request: Request) -> int:
-    return 0 if request.choices else request.sampling.max_tokens
 
 
 @cache
@@ -161,9 +155,7 @@ class LocalEngine(Engine):
             TooLongError: they do not fit into the model's context.
             ModelError: the chat template refuses the conversation, or two choices are the same tokens.
         """
-        rows = self._options(request) if request.choices else [self._chat(request.messages)]
-        check_length(request.messages, max(map(len, rows)), _to_come(request), self._limit)
-        return rows
+        return self._tokens.rows(request, self._limit)
 
     def answer(self, requests: Sequence[Request], rows: Sequence[list[list[int]]]) -> list[Completion]:
         """One completion for each request, in order, from a single batch: all with one sampling, or all with choices.
@@ -222,18 +214,9 @@ class LocalEngine(Engine):
         ends = set(settings.eos_token_id)
         replies = rows_BT[:, ids.shape[1] :].tolist()
         return [
-            self._completion(reply, ends, sampling.stop)._replace(prompt_tokens=len(row))
+            self._tokens.completion(reply, ends, sampling.stop)._replace(prompt_tokens=len(row))
             for row, reply in zip(rows, replies, strict=True)
         ]
-
-    def _completion(self, row: list[int], ends: set[int], stops: Sequence[str]) -> Completion:
-        length = next((index for index, token in enumerate(row) if token in ends), None)
-        written = len(row) if length is None else length + 1
-        ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        cut = min((text.index(stop) for stop in stops if stop in text), default=None)
-        finish: Finish = "length" if length is None and cut is None else "stop"
-        return Completion(text[:cut], finish, completion_tokens=written)
 
     def _score(self, requests: Sequence[list[list[int]]]) -> list[Completion]:
         """Log-probabilities of each request's options: of the tokens by which they differ, given what they share.
@@ -242,7 +225,7 @@ class LocalEngine(Engine):
         """
         import torch
 
-        shared = [_shared_beginning(options) for options in requests]
+        shared = [shared_beginning(options) for options in requests]
         ids, mask = self._pad([options[0][:common] for options, common in zip(requests, shared, strict=True)])
         tails = [
             (row, option[common:])
@@ -287,20 +270,6 @@ class LocalEngine(Engine):
             float(logprobs[at, torch.arange(len(tail) - 1), torch.tensor(tail[1:])].sum())
             for at, (_, tail) in enumerate(tails)
         ]
-
-    def _options(self, request: Request) -> list[list[int]]:
-        """The conversation's token ids with each of the choices.
-
-        Where one choice begins another in tokens (1 and 10, digit by digit), the end of the turn is part of each.
-        """
-        options = [self._chat(request.messages, choice) for choice in request.choices]
-        in_order = sorted(options)  # a list that begins others comes right before one of them
-        if any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(in_order)):
-            end = end_of_turn(self.tokenizer) or self.tokenizer.eos_token_id
-            options = [[*option, end] for option in options]
-        if len(set(map(tuple, options))) < len(options):
-            raise ModelError(f"choices {request.choices} cannot be told apart: two of them are the same tokens")
-        return options
 
 
 class LocalSession:
@@ -349,12 +318,6 @@ class LocalSession:
     def close(self) -> None:
         """Forget what is waiting."""
         self._waiting.clear()
-
-
-def _shared_beginning(options: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them have in common from the start."""
-    shortest = min(map(len, options))
-    return next((at for at in range(shortest) if len({option[at] for option in options}) > 1), shortest)
 
 
 class _Draw:
