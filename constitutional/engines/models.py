@@ -157,7 +157,7 @@ class Models:
             return engine
 
     def server(self, settings: VllmSettings) -> "VllmServer":
-        """The processes of vLLM with the model of these settings, whose path is a folder; started anew if they failed."""
+        """The processes of vLLM with the model of these settings; started anew if they failed."""
         from constitutional.engines.vllm import VllmServer
 
         with self._lock:

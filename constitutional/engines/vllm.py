@@ -24,7 +24,15 @@ from typing import IO, Any, Final, NamedTuple
 from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.engines.base import Completion, Engine, Finish, Request, Ticket, TooLongError
-from constitutional.engines.chat import NOW, ChatTokens, context_length, end_tokens, load_tokenizer, shared_beginning
+from constitutional.engines.chat import (
+    NOW,
+    ChatTokens,
+    Tokenizer,
+    context_length,
+    end_tokens,
+    load_tokenizer,
+    shared_beginning,
+)
 from constitutional.engines.local import placed
 from constitutional.engines.models import LazyEngine, Models
 from constitutional.engines.settings import Budget, ModelSettings, VllmSettings
@@ -73,6 +81,15 @@ def adapter_digest(folder: Path) -> str:
                 f"{folder / name}: cannot be read: {error.strerror}; name a folder with {' and '.join(ADAPTER)}"
             ) from error
     return digest.hexdigest()
+
+
+def reply_ends(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end a reply of the model in this folder, which is not loaded."""
+    from transformers import AutoConfig, GenerationConfig
+
+    own = (folder / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder) if own else None
+    return end_tokens(tokenizer, AutoConfig.from_pretrained(folder), generation)
 
 
 def engine_arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
@@ -336,12 +353,7 @@ class VllmEngine(Engine):
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end a reply."""
-        from transformers import AutoConfig, GenerationConfig
-
-        config = AutoConfig.from_pretrained(self.folder)
-        own = (self.folder / "generation_config.json").is_file()
-        generation = GenerationConfig.from_pretrained(self.folder) if own else None
-        return tuple(end_tokens(self.tokens.tokenizer, config, generation))
+        return tuple(reply_ends(self.folder, self.tokens.tokenizer))
 
     def server(self) -> VllmServer:
         """The processes, started if they are not there."""

@@ -9,11 +9,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from constitutional.engines.base import Sampling
+
+if TYPE_CHECKING:
+    import torch
 
 AT_ONCE: Final = 128
 """Most tokens whose log-probabilities vLLM gives by name for one place."""
@@ -104,6 +107,18 @@ class VllmCore:
         running = [key for key in keys if self._running.pop(key, None)]
         self.engine.abort_request(running)
 
+    def close(self) -> None:
+        """Give back what vLLM holds of this process."""
+        import gc
+
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        self.engine.engine_core.shutdown()
+        del self.engine
+        destroy_model_parallel()
+        destroy_distributed_environment()
+        gc.collect()
+
 
 QUIET: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -160,6 +175,20 @@ def _result(output: Any, work: Work) -> Result:  # noqa: ANN401 - vLLM's
     if work.drawn:
         logprobs = [place[token].logprob for place, token in zip(reply.logprobs, ids, strict=True)]
     return Result(ids, logprobs, cached, reply.finish_reason == "stop")
+
+
+def take_over(engine: Any, weights: "Iterable[tuple[str, torch.Tensor]]") -> None:  # noqa: ANN401 - vLLM's
+    """Give an engine in this process other weights, by the names of the model's files; it forgets what it has read."""
+    engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+    engine.apply_model(_pack_tied_head)
+    engine.reset_prefix_cache()
+
+
+def _pack_tied_head(model: Any) -> None:  # noqa: ANN401 - vLLM's
+    """Let the output layer take over the embeddings that it shares; on a CPU it computes with a packed copy."""
+    head: Any = getattr(model, "lm_head", None)
+    if hasattr(head, "cpu_linear"):
+        head.quant_method.process_weights_after_loading(head)
 
 
 # --- The process ---
