@@ -169,8 +169,9 @@ class VllmServer:
         self.settings = settings
         self.failure: ModelError | None = None
         """Why no more can be asked."""
+        self.asked = [0] * settings.data_parallel
+        """How many rows every copy was given."""
         self._lock = threading.Lock()
-        self._asked = 0
         adapter = str(Path(settings.adapter).expanduser().resolve()) if settings.adapter else ""
         arguments = engine_arguments(Path(settings.path or ""), settings)
         self._children: list[_Child] = []
@@ -195,9 +196,9 @@ class VllmServer:
         with self._lock:
             if self.failure:
                 raise self.failure
-            self._asked += 1
-            key = str(self._asked)
-            child = min(self._children, key=lambda child: len(child.waiting))
+            copy = min(range(len(self._children)), key=lambda copy: len(self._children[copy].waiting))
+            child, key = self._children[copy], str(sum(self.asked))
+            self.asked[copy] += 1
             child.waiting[key] = (inbox, place)
             with suppress(OSError):  # the thread that receives tells why
                 child.connection.send(("add", (key, work)))
@@ -280,8 +281,10 @@ def _receive(server: "weakref.ref[VllmServer]", child: _Child) -> None:
                     inbox, place = waiting
                     inbox.put((place, result))
     code = child.process.wait()
+    with child.connection, child.output:
+        reason = reason or f"its process ended with code {code}{_last_words(child.output)}"
     if (owner := server()) is not None:
-        owner.fail(child, reason or f"its process ended with code {code}{_last_words(child.output)}")
+        owner.fail(child, reason)
 
 
 def _last_words(output: IO[bytes]) -> str:
