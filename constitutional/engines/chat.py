@@ -246,10 +246,11 @@ class ChatTokens:
         return Completion(text[:cut], finish, completion_tokens=written)
 
 
-def shared_beginning(options: Sequence[Sequence[int]]) -> int:
+def shared_beginning(options: Sequence[list[int]]) -> int:
     """How many tokens all of them have in common from the start."""
-    shortest = min(map(len, options))
-    return next((at for at in range(shortest) if len({option[at] for option in options}) > 1), shortest)
+    # No other differs from both earlier than these two do from one another.
+    low, high = min(options), max(options)
+    return next((at for at, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
 
 
 def room_to_reply(

@@ -26,6 +26,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from constitutional.engines.base import Sampling
+from constitutional.engines.chat import shared_beginning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,12 +113,6 @@ def prompt_tree(prompts: Sequence[list[int]]) -> tuple[list[list[Node]], list[No
             if longer := [member for member in group if len(prompts[member]) > shared]:
                 to_do.append((node, depth + 1, longer))
     return levels, ends
-
-
-def shared_beginning(rows: Sequence[list[int]]) -> int:
-    """How many tokens all of them have in common from the start."""
-    low, high = min(rows), max(rows)  # of the others none differs from both earlier than these do from one another
-    return next((at for at, (one, other) in enumerate(zip(low, high, strict=False)) if one != other), len(low))
 
 
 class _Reading(CacheLayerMixin):  # type: ignore[no-untyped-call] # of transformers

@@ -19,23 +19,21 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.cores import shared_cores
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines.base import Completion, Engine, Finish, Request, Ticket, TooLongError
+from constitutional.engines.base import Completion, Engine, Request, Ticket, TooLongError
 from constitutional.engines.chat import (
     NOW,
     Arguments,
     ChatTokens,
-    check_length,
     context_length,
-    end_of_turn,
     end_tokens,
     load_tokenizer,
+    shared_beginning,
 )
 
 if TYPE_CHECKING:
@@ -208,10 +206,7 @@ class LocalEngine(Engine):
             TooLongError: they do not fit into the model's context.
             ModelError: the chat template refuses the conversation, or two choices are the same tokens.
         """
-        rows = self._options(request) if request.choices else [self._chat(request.messages)]
-        to_come = 0 if request.choices else request.sampling.max_tokens
-        check_length(request.messages, max(map(len, rows)), to_come, self._limit)
-        return rows
+        return self._tokens.rows(request, self._limit)
 
     def answer(self, requests: Sequence[Request], rows: Sequence[list[list[int]]]) -> list[Completion]:
         """One completion for each request, in order, of a wave: all ask for replies, or all have choices.
@@ -265,7 +260,7 @@ class LocalEngine(Engine):
         answers: dict[int, Completion],
     ) -> None:
         """Answer some of the requests; `answers` holds all that were finished, also if memory ends."""
-        from constitutional.engines.decoding import Decoder, Row, shared_beginning
+        from constitutional.engines.decoding import Decoder, Row
 
         ends = set(end_tokens(self.tokenizer, self.model.config, self.model.generation_config))
         decoder = Decoder(self.model, ends, self.tokenizer.pad_token_id)
@@ -285,7 +280,7 @@ class LocalEngine(Engine):
             writing[Row(rows[number][0], sampling, seed, stopped)] = number
 
         def done(row: Row) -> None:
-            answer = self._completion(row.ids, ends, row.sampling.stop)
+            answer = self._tokens.completion(row.ids, ends, row.sampling.stop)
             answers[writing[row]] = answer._replace(prompt_tokens=len(row.prompt))
 
         decoder.write(list(writing), size, done)
@@ -297,28 +292,6 @@ class LocalEngine(Engine):
         """Whether one of the texts is at the end of a reply; a token may be no character, so a few more are read."""
         end = self.tokenizer.decode(ids[-max(map(len, stops)) - 8 :], skip_special_tokens=True)
         return any(stop in end for stop in stops)
-
-    def _completion(self, row: list[int], ends: set[int], stops: Sequence[str]) -> Completion:
-        ended = row[-1] in ends
-        ids = row[:-1] if ended else row
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        cut = min((text.index(stop) for stop in stops if stop in text), default=None)
-        finish: Finish = "length" if not ended and cut is None else "stop"
-        return Completion(text[:cut], finish, completion_tokens=len(row))
-
-    def _options(self, request: Request) -> list[list[int]]:
-        """The conversation's token ids with each of the choices.
-
-        Where one choice begins another in tokens (1 and 10, digit by digit), the end of the turn is part of each.
-        """
-        options = [self._chat(request.messages, choice) for choice in request.choices]
-        in_order = sorted(options)  # a list that begins others comes right before one of them
-        if any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(in_order)):
-            end = end_of_turn(self.tokenizer) or self.tokenizer.eos_token_id
-            options = [[*option, end] for option in options]
-        if len(set(map(tuple, options))) < len(options):
-            raise ModelError(f"choices {request.choices} cannot be told apart: two of them are the same tokens")
-        return options
 
 
 class LocalSession:

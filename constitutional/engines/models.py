@@ -25,10 +25,12 @@ from constitutional.engines.settings import (
     HttpSettings,
     ModelSettings,
     ScriptedSettings,
+    VllmSettings,
 )
 
 if TYPE_CHECKING:
     from constitutional.engines.local import LocalEngine, LocalSession
+    from constitutional.engines.vllm import VllmServer
 
 LOADED: Final = 2
 """Most models in memory at once: one that answers and one that judges. Another takes the place of the one that was
@@ -137,30 +139,69 @@ def folder_digest(folder: Path) -> str:
 class Models:
     """The models in memory: each folder loaded once, the least recently asked released when another is needed."""
 
-    def __init__(self) -> None:
-        self._loaded: OrderedDict[ModelSettings, LocalEngine] = OrderedDict()
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say
+        self._loaded: OrderedDict[ModelSettings | VllmSettings, LocalEngine | VllmServer] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, settings: ModelSettings) -> "LocalEngine":
         """The model of these settings, whose path is a folder."""
-        with self._lock:
-            if settings not in self._loaded:
-                from constitutional.engines.local import LocalEngine, load_model
+        from constitutional.engines.local import LocalEngine, load_model
 
-                while len(self._loaded) >= LOADED:
-                    self._loaded.popitem(last=False)
-                    free_memory()
+        with self._lock:
+            engine = self._loaded.get(settings)
+            if not isinstance(engine, LocalEngine):
+                self._make_room(settings)
                 options = settings.model_dump(include={"dtype", "device", "pad_token", "template"})
                 model, tokenizer = load_model(Path(settings.path), **options)
-                self._loaded[settings] = LocalEngine(model, tokenizer, batch_size=settings.batch_size)
+                self._loaded[settings] = engine = LocalEngine(
+                    model, tokenizer, batch_size=settings.batch_size, say=self._say
+                )
             self._loaded.move_to_end(settings)
-            return self._loaded[settings]
+            return engine
+
+    def server(self, settings: VllmSettings) -> "VllmServer":
+        """The processes of vLLM with the model of these settings; started anew if they failed."""
+        from constitutional.engines.vllm import VllmServer
+
+        with self._lock:
+            server = self._loaded.get(settings)
+            if not isinstance(server, VllmServer) or server.failure:
+                self._loaded.pop(settings, None)
+                self._make_room(settings)
+                self._loaded[settings] = server = VllmServer(settings)
+            self._loaded.move_to_end(settings)
+            return server
+
+    def _make_room(self, settings: ModelSettings | VllmSettings) -> None:
+        """Release models until another fits; those that vLLM is asking stay, as their answers would be lost."""
+        while len(self._loaded) >= LOADED or self._shares(settings) > 1:
+            idle = next((key for key, model in self._loaded.items() if not getattr(model, "busy", False)), None)
+            if idle is None:
+                return
+            self._release(idle)
+
+    def _shares(self, settings: ModelSettings | VllmSettings) -> float:
+        """The shares of a GPU's memory that vLLM takes with a model of these settings; 0 if it is no question."""
+        from constitutional.engines.local import placed
+
+        taken = [key.memory for key in self._loaded if isinstance(key, VllmSettings)]
+        if not taken or not isinstance(settings, VllmSettings) or placed("", "auto")[0] == "cpu":
+            return 0.0
+        return sum(taken) + settings.memory
+
+    def _release(self, settings: ModelSettings | VllmSettings) -> None:
+        model = self._loaded.pop(settings)
+        if isinstance(settings, VllmSettings):
+            model.close()  # type: ignore[union-attr]  # what these settings made
+        else:
+            del model
+            free_memory()
 
     def release(self) -> None:
         """Give the memory of every model back, before training needs it."""
-        if self._loaded:
-            self._loaded.clear()
-            free_memory()
+        for settings in list(self._loaded):
+            self._release(settings)
 
 
 def free_memory() -> None:
@@ -255,7 +296,9 @@ def engine_of(settings: EngineSettings, models: "Models", say: Callable[[str], N
         from constitutional.engines.http import HttpEngine
 
         return HttpEngine(settings, say)
-    raise ConfigurationError(f"there is no engine '{settings.kind}' yet; type engine=local")
+    from constitutional.engines.vllm import VllmEngine
+
+    return VllmEngine(settings, models)
 
 
 def open_engine(  # noqa: PLR0913 - each is a setting of the model

@@ -91,7 +91,7 @@ class RunContext:
         self.constitution = constitution
         self.templates = templates
         self.progress = progress
-        self._models = Models()
+        self._models = Models(lambda line: self.progress.say(f"  {line}"))
         self._opener = opener or self._open
         self._opened: dict[EngineSettings, Engine] = {}
         self._journal: Journal | None = None

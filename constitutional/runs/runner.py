@@ -33,6 +33,7 @@ from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.models import model_folder
 from constitutional.engines.settings import Budget, Prices
 from constitutional.engines.spending import Calls
+from constitutional.engines.vllm import vllm_version
 from constitutional.judging.labeler import answering
 from constitutional.judging.understanding import PrincipleMeaning, lines
 from constitutional.runs.compose import dump, freeze, load
@@ -176,6 +177,8 @@ def ready(config: RunConfig) -> InputFiles:
         read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
     if isinstance(config.algorithm, grpo.Settings):
         grpo.check(config.algorithm)
+    if getattr(config.algorithm, "sampler", "") == "vllm":
+        vllm_version()
     held_out = config.evaluate.gold_reward_model
     trained = [held_out / "config.json", held_out / NORMALISATION] if held_out is not None else []
     if held_out is not None and not (any(path.exists() for path in trained) and has_members(held_out)):

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     from trl.trainer.rloo_trainer import RLOOTrainer
 
 LOG = "training_log.jsonl"
+T = TypeVar("T", bound="GRPOTrainer | RLOOTrainer")
+
+
+MISMATCH = {
+    "sampler_mismatch": "sampling/sampling_logp_difference/mean",
+    "sampler_mismatch_max": "sampling/sampling_logp_difference/max",
+}
+"""How far vLLM's log-probabilities are from the trainer's, as PPO's log and as GRPO's calls it; RLOO does not tell."""
 
 
 class Settings(OnlineSettings, training.TrainingSettings):
@@ -320,6 +328,7 @@ def online_trainer(
             beta=settings.beta,
             reward_weights=[reward.weight for reward in recorder.rewards],
             shuffle_dataset=False,
+            **vllm_arguments(settings),
             **own,
         )
 
@@ -333,12 +342,40 @@ def online_trainer(
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
 
-        return GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **shared)
+        grpo = GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **shared)
+        return _synchronised(grpo)
     from trl.trainer.rloo_config import RLOOConfig
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
-    return RLOOTrainer(model, args=normalised, **shared)
+    return _synchronised(RLOOTrainer(model, args=normalised, **shared))
+
+
+def vllm_arguments(settings: Settings) -> dict[str, Any]:
+    """TRL's arguments for replies that vLLM draws in the process of the training."""
+    if settings.sampler == "transformers":
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": settings.sampler_memory,
+        "vllm_max_model_length": settings.max_length,
+    }
+
+
+def _synchronised(trainer: T) -> T:
+    """The trainer; on a CPU vLLM takes over all weights at once, as it packs them and has no place for single ones."""
+    import torch
+
+    generation: Any = getattr(trainer, "vllm_generation", None)
+    if generation is not None and not torch.cuda.is_available():
+        from constitutional.engines.vllm_child import take_over
+
+        def sync_weights() -> None:
+            take_over(generation.llm.llm_engine, generation._iter_named_params())  # noqa: SLF001 - no other gives them
+
+        generation.sync_weights = sync_weights
+    return trainer
 
 
 def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float) -> dict[str, Any]:
@@ -362,6 +399,7 @@ def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float
         "length": length,
         "truncated": cut,
         "groups_alike": line["frac_reward_zero_std"],
+        **{ours: line[theirs] for ours, theirs in MISMATCH.items() if theirs in line},
         "grad_norm": line["grad_norm"],
         "learning_rate": line["learning_rate"],
     }

@@ -21,6 +21,7 @@ from constitutional.base.frozen import TECHNICAL
 from constitutional.base.records import Prompt, Rollout, SftExample
 from constitutional.base.seeds import seed_of
 from constitutional.engines.chat import load_tokenizer
+from constitutional.engines.settings import VllmSettings
 from constitutional.stages.context import StageContext
 from constitutional.stages.online import nothing_learned
 from constitutional.stages.summaries import LastPhase, OnlineSummary
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 """As the trainer calls them."""
+NOT_THE_TRAINERS = {"kind", "lora", "max_tokens", "rollouts", "sampler", "sampler_memory"}
+"""Settings that the trainer is told otherwise."""
 
 
 class Settings(OnlineSettings, NetworkSettings, PPOSettings):
@@ -99,6 +102,14 @@ def make_trainer(
 
     from constitutional.training.ppo.trainer import PPOTrainer
 
+    sampler = None
+    if settings.sampler == "vllm":
+        from constitutional.training.ppo.vllm_sampler import VllmSampler
+
+        longest = settings.max_prompt_tokens + settings.max_tokens
+        sampler = VllmSampler(
+            context.model("sft_model"), VllmSettings(memory=settings.sampler_memory, max_length=longest)
+        )
     gpu = torch.cuda.is_available()
     args = PPOConfig(
         output_dir=str(output),
@@ -109,7 +120,7 @@ def make_trainer(
         response_length=settings.max_tokens,
         sample_steps=1,
         sample_size=settings.rollouts,
-        **settings.model_dump(by_alias=True, exclude={"kind", "lora", "max_tokens", "rollouts"}),
+        **settings.model_dump(by_alias=True, exclude=NOT_THE_TRAINERS),
     )
     return PPOTrainer(
         context.model("sft_model"),
@@ -118,6 +129,7 @@ def make_trainer(
         train_dataset=[{"prompt": chat(prompt.messages)} for prompt in prompts],
         peft_config=lora_config(settings, "CAUSAL_LM"),
         ptx_dataset=supervised,
+        sampler=sampler,
     )
 
 
@@ -171,6 +183,8 @@ def run(settings: Settings, context: StageContext) -> None:
     first = trainer.begin(resume=True)
     for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):
         trainer.train_phase(phase)
+    if settings.sampler == "vllm":
+        trainer.sampler.close()  # type: ignore[attr-defined]  # it is a VllmSampler
     trainer.save_model(context.output("policy"))
     context.write("rollouts", kept_rollouts(folder, prompts))
     log = _lines(folder / LOG)

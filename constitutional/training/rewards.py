@@ -75,6 +75,11 @@ class OnlineSettings(_Settings):
     """Amount that is taken from the reward of a reply that was cut off."""
     rollouts: int = Field(default=128, ge=1)
     """Most replies of each step, or phase of PPO, that are kept to be scored and read."""
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    """What draws the replies: the model that is trained itself, or vLLM, which takes over its weights before every
+    step. With vLLM and GRPO or RLOO a training that was interrupted goes on with other replies."""
+    sampler_memory: Annotated[float, TECHNICAL] = Field(default=0.3, gt=0, le=1)
+    """The share of a GPU's memory that vLLM takes beside the training; on a CPU, of 4 GiB for what it has read."""
 
 
 class RewardModelSettings(_Settings):

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def describe(rollout: RolloutBatch, rewards: Rewards) -> dict[str, Any]:
-    """The batch as it was drawn: means over replies, and over tokens for entropy and the sampler's mismatch."""
+    """The batch as it was drawn: means over replies, and over tokens for the entropy and the sampler's mismatch.
+
+    The mismatch is the distance between the sampler's log-probability of a token and the trainer's.
+    """
     from constitutional.training.ppo import math as ppo_math
 
     mask, kl = rollout.mask, float(_kls(rollout).mean())
@@ -27,6 +30,7 @@ def describe(rollout: RolloutBatch, rewards: Rewards) -> dict[str, Any]:
         "truncated": float((~rollout.ended).float().mean()),
         "explained_variance": ppo_math.explained_variance(rollout.values, rollout.returns, mask),
         "sampler_mismatch": float(ppo_math.masked_mean(mismatch, mask)),
+        "sampler_mismatch_max": float(mismatch.masked_fill(~mask, 0).max()),
     }
     return line | ({"gold": math.fsum(rollout.gold) / len(rollout.gold)} if rollout.gold else {})
 
