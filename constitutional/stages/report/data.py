@@ -9,7 +9,8 @@ from pydantic import Field, SerializeAsAny
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
-from constitutional.judging.scores import Score
+from constitutional.constitution.constitution import Constitution
+from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
 
@@ -136,6 +137,10 @@ class RunReport(Frozen):
     summaries: dict[str, SerializeAsAny[Summary]] = Field(default_factory=dict)
     """By stage, in running order."""
     provenance: Provenance
+    constitution: Constitution | None = None
+    """As selected and weighted for this run; it is compared with another run's."""
+    measurements: tuple[Measurement, ...] = ()
+    """What the scores are the means of, prompt by prompt."""
 
     def summary(self, kind: type[S]) -> S | None:
         """The summary of this kind; None if this run has no stage that writes one."""

@@ -26,7 +26,7 @@ from constitutional.base.records import (
 )
 from constitutional.constitution.constitution import Constitution
 from constitutional.judging.accuracy import PrincipleAccuracy
-from constitutional.judging.scores import Score
+from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages import summaries
 from constitutional.stages.context import RunView, StageContext
@@ -247,6 +247,8 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         left_out=tuple(left_out(view, revisions, judgements)),
         summaries={stage: record.summary for stage, record in records.items()},
         provenance=_provenance(view, comparisons, judgements),
+        constitution=view.constitution,
+        measurements=tuple(view.read("measurements", Measurement)),
     )
 
 
