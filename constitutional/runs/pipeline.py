@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from constitutional.base.errors import ConfigurationError
-from constitutional.runs.context import TAGS, WHOLE
+from constitutional.runs.context import COMPARISON, REVISION, TAGS, WHOLE
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import (
     critique_revise,
@@ -73,7 +73,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "critique_revise",
             config.critique_revise,
-            needs=("prompts", "generator", "critic", "constitution", "critique.j2", "revise.j2", "revise_directly.j2"),
+            needs=("prompts", "generator", "critic", REVISION, "critique.j2", "revise.j2", "revise_directly.j2"),
             makes=("revisions",),
             run=critique_revise.run,
             seeded=bool(config.critique_revise.rounds or config.critique_revise.temperature),
@@ -100,7 +100,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             "label",
             config.label,
             needs=(
-                *("comparisons", "labeler_accuracy", "labeler", "constitution", "label.j2", "score.j2"),
+                *("comparisons", "labeler_accuracy", "labeler", COMPARISON, "label.j2", "score.j2"),
                 *(("revisions",) if config.label.principles == "telling" else ()),
             ),
             makes=("judgements",),
