@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     lint.add_argument("--sandbox", action="store_true", help="first say how the test-bed's model reads each principle")
     lint.set_defaults(run=_lint)
 
-    diff = commands.add_parser("diff", help="what changed between two constitution files")
-    diff.add_argument("a", metavar="A")
+    diff = commands.add_parser("diff", help="what changed between two constitution files, or two runs")
+    diff.add_argument("a", metavar="A", help="a file, the name of a shipped constitution, or a run such as runs/first")
     diff.add_argument("b", metavar="B")
     diff.set_defaults(run=_diff)
 
@@ -197,12 +197,18 @@ def _lint(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> None:
     from constitutional.constitution.difference import difference
     from constitutional.constitution.file import load_constitution
+    from constitutional.runs.compose import load
+    from constitutional.runs.folder import USED
+    from constitutional.stages.report.comparison import setting_changes
 
-    changes = difference(load_constitution(arguments.a), load_constitution(arguments.b))
-    for change in changes:
-        print(printable(str(change)))
-    if not changes:
-        print("no difference")
+    names = (arguments.a, arguments.b)
+    runs = [Path(name) for name in names if Path(name).is_dir()]
+    files = [str(Path(name) / USED) if Path(name).is_dir() else name for name in names]
+    changes = [str(change) for change in difference(*map(load_constitution, files))]
+    if len(runs) == len(names):  # which differ in more than their constitutions
+        before, after = (load(folder).model_dump(mode="json") for folder in runs)
+        changes += [f"~ {row.key}: {row.before or '–'} → {row.after or '–'}" for row in setting_changes(before, after)]
+    print(*map(printable, changes or ["no difference"]), sep="\n")
 
 
 def _check(arguments: argparse.Namespace) -> int:

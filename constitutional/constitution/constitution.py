@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -22,6 +22,10 @@ from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
 
 Use = Literal["critique", "revision", "comparison"]
+Purpose = Literal["revision", "comparison"]
+"""What a principle is for: drafts are criticised and revised by it, or responses compared (Bai et al. 2022 have 16 and
+16)."""
+PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
 MOST_PRINCIPLES = 100_000
 MOST_CHARACTERS = 20_000
 """Of a text: far more than any labeler weighs, and little enough for every message and template that holds it."""
@@ -69,6 +73,8 @@ class Principle(Frozen):
     """The words where two responses are compared; None means the text."""
     weight: Annotated[float, Field(strict=True, gt=0)] = 1.0
     """How often it is drawn, and how much it counts, against the others; above 0."""
+    uses: Annotated[tuple[Purpose, ...], Field(min_length=1)] = PURPOSES
+    """What it is for. Editing one that is for comparison alone revises no draft anew."""
     tags: tuple[Text, ...] = ()
     """For people to sort principles by. Training does not look at them; in the sandbox's world a trait and `avoid` or
     `seek` tell the evaluation what the principle is after."""
@@ -102,11 +108,43 @@ class Constitution(Frozen):
     def digest(self) -> str:
         """SHA-256 of all that behaviour depends on: ids, words, weights and examples, in their order.
 
-        Name, version, description, authors and tags are not part of it, so correcting them asks nothing again.
+        Name, version, description, authors and tags are not part of it, so correcting them asks nothing again. Neither
+        is what a principle is for where it is for everything, as it is where nobody says.
         """
-        content = [principle.model_dump(mode="json", exclude={"tags"}) for principle in self.principles]
-        canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        content = []
+        for principle in self.principles:
+            for_all = set(principle.uses) == set(PURPOSES)
+            content.append(principle.model_dump(mode="json", exclude={"tags", "uses"} if for_all else {"tags"}))
+        return _digest(content)
+
+    def used_for(self, purpose: Purpose) -> "Constitution":
+        """The principles that drafts are revised by, or responses compared.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        kept = tuple(principle for principle in self.principles if purpose in principle.uses)
+        if len(kept) == len(self.principles):
+            return self
+        if not kept:
+            raise ConfigurationError(
+                f"constitution '{self.name}' has no principle for {purpose}; write uses: [{purpose}] below one"
+            )
+        return Constitution(
+            **{**{field: getattr(self, field) for field in Constitution.model_fields}, "principles": kept}
+        )
+
+    def digest_for(self, purpose: Purpose) -> str:
+        """SHA-256 of all that revising drafts, or comparing responses, depends on: no other edit makes it anew."""
+        content: list[object] = []
+        for principle in self.principles:
+            if purpose in principle.uses and purpose == "comparison":
+                content.append([principle.id, principle.words("comparison"), principle.weight])
+            elif purpose in principle.uses:
+                words = (principle.words("critique"), principle.words("revision"), principle.revision)
+                examples = [example.model_dump(mode="json") for example in principle.examples]
+                content.append([principle.id, words, principle.weight, examples])
+        return _digest(content)
 
     def principle(self, principle_id: str) -> Principle:
         """The principle of that id."""
@@ -164,6 +202,11 @@ class Constitution(Frozen):
             if principle_id not in self._by_id:
                 advice = nearest(principle_id, self._by_id)
                 raise ConfigurationError(f"constitution '{self.name}' has no principle '{principle_id}'; {advice}")
+
+
+def _digest(content: object) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

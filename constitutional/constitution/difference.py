@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from constitutional.constitution.constitution import Constitution, Principle
 
-Kind = Literal["added", "removed", "renamed", "reworded", "reweighted", "tags", "examples", "moved"]
+Kind = Literal["added", "removed", "renamed", "reworded", "reweighted", "uses", "tags", "examples", "moved"]
 
 
 class PrincipleChange(NamedTuple):
@@ -89,6 +89,8 @@ def _changes(before: Principle, after: Principle) -> Iterator[PrincipleChange]:
             yield PrincipleChange("reworded", before.id, old or "(as the text)", new or "(as the text)", field)
     if before.weight != after.weight:
         yield PrincipleChange("reweighted", before.id, f"{before.weight:g}", f"{after.weight:g}")
+    if set(before.uses) != set(after.uses):
+        yield PrincipleChange("uses", before.id, " and ".join(before.uses), " and ".join(after.uses))
     if before.tags != after.tags:
         yield PrincipleChange("tags", before.id, ", ".join(before.tags) or "none", ", ".join(after.tags) or "none")
     if before.examples != after.examples:

@@ -212,12 +212,14 @@ _EXPECTED = {
     "id": "letters, digits, '_' and '-' (at most 64, a letter first)",
     "authors": "a list of texts",
     "tags": "a list of texts",
+    "uses": "a list of 'revision', 'comparison' or both",
     "examples": "a list, each with 'prompt', 'better' and 'worse'",
     "principles": f"a list of 1 to {MOST_PRINCIPLES:,} principles",
 }
 _EXPECTED_ITEM = {
     "principles": "a text, or a mapping with a 'text'",
     "examples": "a mapping with 'prompt', 'better' and 'worse'",
+    "uses": "'revision' or 'comparison'",
 }
 _PARTS: Mapping[str, type[BaseModel]] = {"": Constitution, "principles": Principle, "examples": Example}
 

@@ -116,11 +116,12 @@ def untrusted(accuracies: Iterable[PrincipleAccuracy], judge: str) -> set[str]:
 def trusted_principles(
     constitution: Constitution, accuracies: Sequence[PrincipleAccuracy], judges: Iterable[str] = (LABELER,)
 ) -> Constitution:
-    """The constitution without the principles that none of these judges can be trusted with.
+    """The principles for comparison without those that none of these judges can be trusted with.
 
     Raises:
         RunError: no principle is left.
     """
+    constitution = constitution.used_for("comparison")
     left_out = set.intersection(*(untrusted(accuracies, judge) for judge in judges))
     if len(left_out) == len(constitution.principles):
         raise RunError(

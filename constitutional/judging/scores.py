@@ -46,6 +46,28 @@ class Score(Record):
     """`share` for numbers from 0 to 1; otherwise what is counted, such as `words`."""
     changes: dict[str, Change] = Field(default_factory=dict)
     """By the model before; none where a number is not made prompt by prompt."""
+    by_prompt: dict[str, float] = Field(default_factory=dict, exclude=True, repr=False)
+    """By prompt's id, what the number is the mean of; it is written as a `Measurement`, beside the score."""
+
+
+class Measurement(Record):
+    """One number about one model, prompt by prompt, by which two runs are compared over the same prompts."""
+
+    model: str
+    """`base`, `sft_model` or `policy`."""
+    measure: str
+    """As the score's."""
+    by_prompt: dict[str, float]
+    """By prompt's id; 0 or 1 for a share."""
+
+
+def measurements(scores: Iterable[Score]) -> list[Measurement]:
+    """What the scores that are made prompt by prompt are the means of."""
+    return [
+        Measurement(model=score.model, measure=score.measure, by_prompt=score.by_prompt)
+        for score in scores
+        if score.by_prompt
+    ]
 
 
 def score(model: str, measure: str, value: float, interval: Interval, n: int, unit: str) -> Score:
@@ -53,30 +75,37 @@ def score(model: str, measure: str, value: float, interval: Interval, n: int, un
     return Score(model=model, measure=measure, value=value, low=interval.low, high=interval.high, n=n, unit=unit)
 
 
-def rates(measure: str, shown: Mapping[str, Sequence[bool | None]]) -> Iterator[Score]:
-    """How often each model's replies show something, by model and prompt; None where a reply is not counted."""
+def rates(measure: str, shown: Mapping[str, Sequence[bool | None]], prompts: Sequence[str] = ()) -> Iterator[Score]:
+    """How often each model's replies show something, by model and prompt; None where a reply is not counted.
+
+    `prompts` are the ids; without them the scores do not hold what they are the means of.
+    """
     for model, replies in shown.items():
         counted = [shows for shows in replies if shows is not None]
         n, rate = len(counted), sum(counted) / len(counted) if counted else 0.0
         changes: dict[str, Change] = {}
         for earlier in _before(model, shown):
             pairs = zip(replies, shown[earlier], strict=True)
-            by_prompt = [int(now) - int(then) for now, then in pairs if now is not None and then is not None]
-            interval = paired_interval(by_prompt.count(1), by_prompt.count(-1), len(by_prompt))
-            changes |= _change(earlier, by_prompt, interval)
+            differences = [int(now) - int(then) for now, then in pairs if now is not None and then is not None]
+            interval = paired_interval(differences.count(1), differences.count(-1), len(differences))
+            changes |= _change(earlier, differences, interval)
         share = score(model, measure, rate, wilson(sum(counted), n), n, "share")
-        yield share.model_copy(update={"changes": changes})
+        by_prompt = {name: float(shows) for name, shows in zip(prompts, replies, strict=False) if shows is not None}
+        yield share.model_copy(update={"changes": changes, "by_prompt": by_prompt})
 
 
-def means(measure: str, values: Mapping[str, Sequence[float]], unit: str, seed: int) -> Iterator[Score]:
-    """Each model's mean over the prompts, by model and prompt."""
+def means(
+    measure: str, values: Mapping[str, Sequence[float]], unit: str, seed: int, prompts: Sequence[str] = ()
+) -> Iterator[Score]:
+    """Each model's mean over the prompts, by model and prompt; `prompts` are the ids, as in `rates`."""
     for model, numbers in values.items():
         average = mean(model, measure, numbers, range(len(numbers)), unit, seed)
         changes: dict[str, Change] = {}
         for earlier in _before(model, values) if average.n else ():
-            by_prompt = [now - then for now, then in zip(numbers, values[earlier], strict=True)]
-            changes |= _change(earlier, by_prompt, bootstrap_mean(by_prompt, seed=seed))
-        yield average.model_copy(update={"changes": changes})
+            differences = [now - then for now, then in zip(numbers, values[earlier], strict=True)]
+            changes |= _change(earlier, differences, bootstrap_mean(differences, seed=seed))
+        by_model = dict(zip(prompts, numbers, strict=False))
+        yield average.model_copy(update={"changes": changes, "by_prompt": by_model})
 
 
 def mean(model: str, measure: str, values: Sequence[float], clusters: Sequence[int], unit: str, seed: int) -> Score:

@@ -11,7 +11,7 @@ from constitutional.base.files import write_rows
 from constitutional.base.progress import Progress, Task
 from constitutional.base.records import LABELER, Record
 from constitutional.base.templates import Prompts
-from constitutional.constitution.constitution import Constitution
+from constitutional.constitution.constitution import PURPOSES, Constitution
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Engine
 from constitutional.engines.journal import Journal, JournalEngine
@@ -48,21 +48,26 @@ the one that is trained."""
 TAGS: Final = "constitution tags"
 """What evaluation alone needs of a constitution, beside what behaviour depends on: edited tags train nothing anew."""
 
+REVISION: Final = "constitution for revision"
+COMPARISON: Final = "constitution for comparison"
+"""What revising drafts, or comparing responses, depends on: an edit of the one leaves the other as it was."""
+
 WHOLE: Final = "constitution as written"
 """All of a constitution, names and authors too: what the report shows."""
 
 CONFIGURATION: Final = "configuration"
 """All of it, which the report shows."""
 
-CONSTITUTION: Final = ("constitution", TAGS, WHOLE)
+CONSTITUTION: Final = ("constitution", REVISION, COMPARISON, TAGS, WHOLE)
 
 
 def constitution_digests(constitution: Constitution) -> dict[str, str]:
-    """SHA-256 of what stages need of a constitution: of what behaviour depends on, of its tags, and of all of it."""
+    """SHA-256 of what stages need of a constitution: of what behaviour depends on, by use, of its tags, and of all."""
     tags = json.dumps([(principle.id, principle.tags) for principle in constitution.principles])
     whole = json.dumps(constitution.model_dump(mode="json"))
     texts = (hashlib.sha256(text.encode()).hexdigest() for text in (tags, whole))
-    return dict(zip(CONSTITUTION, (constitution.digest, *texts), strict=True))
+    uses = (constitution.digest_for(purpose) for purpose in PURPOSES)
+    return dict(zip(CONSTITUTION, (constitution.digest, *uses, *texts), strict=True))
 
 
 def selected(config: RunConfig) -> Constitution:

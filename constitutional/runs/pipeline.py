@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from constitutional.base.errors import ConfigurationError
-from constitutional.runs.context import TAGS, WHOLE
+from constitutional.runs.context import COMPARISON, REVISION, TAGS, WHOLE
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import (
     critique_revise,
@@ -76,7 +76,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "critique_revise",
             config.critique_revise,
-            needs=("prompts", "generator", "critic", "constitution", "critique.j2", "revise.j2", "revise_directly.j2"),
+            needs=("prompts", "generator", "critic", REVISION, "critique.j2", "revise.j2", "revise_directly.j2"),
             makes=("revisions",),
             run=critique_revise.run,
             seeded=bool(config.critique_revise.rounds or config.critique_revise.temperature),
@@ -103,7 +103,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             "label",
             config.label,
             needs=(
-                *("comparisons", "labeler_accuracy", *judges, "constitution", "label.j2", "score.j2"),
+                *("comparisons", "labeler_accuracy", *judges, COMPARISON, "label.j2", "score.j2"),
                 *(("revisions",) if config.label.principles == "telling" else ()),
             ),
             makes=("judgements",),
@@ -140,7 +140,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
                 *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", "meanings"),
                 *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", *rollouts),
             ),
-            makes=("scores", "samples", *gold),
+            makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
             version=6,
         ),
@@ -149,7 +149,17 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             config.report,
             needs=(
                 *("prompts", "meanings", "labeler_accuracy", "revisions", "sft_model", "comparisons", "judgements"),
-                *("preferences", "reward_model", "policy", *rollouts, "scores", "samples", *gold, WHOLE),
+                *(
+                    "preferences",
+                    "reward_model",
+                    "policy",
+                    *rollouts,
+                    "scores",
+                    "samples",
+                    "measurements",
+                    *gold,
+                    WHOLE,
+                ),
             ),
             makes=("report", report.CONSTITUTION),
             run=report.run,

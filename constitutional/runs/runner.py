@@ -25,7 +25,7 @@ from constitutional.base.frozen import decisive
 from constitutional.base.progress import Progress, clock
 from constitutional.base.records import LABELER
 from constitutional.base.templates import VARIABLES, load_prompts
-from constitutional.constitution.constitution import Constitution
+from constitutional.constitution.constitution import PURPOSES, Constitution
 from constitutional.constitution.file import as_yaml
 from constitutional.data.comparisons import HumanComparisons, check_pairs, read_comparisons
 from constitutional.data.prompts import PromptSet
@@ -166,6 +166,9 @@ def ready(config: RunConfig) -> InputFiles:
         ConstitutionalError: one of them is wrong.
     """
     constitution = selected(config)
+    for purpose in PURPOSES:
+        if purpose == "comparison" or config.critique_revise.rounds:
+            constitution.used_for(purpose)
     prompts = prompts_of(config.prompts, config.seed)
     if config.critique_revise.few_shot_file is not None:
         critique_revise.read_shots(config.critique_revise.few_shot_file)

@@ -70,7 +70,9 @@ def critique_revise(
 
     Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
     """
-    reviser = Reviser(constitution, engine, engine, templates or load_prompts(), settings or Settings(), seed)
+    reviser = Reviser(
+        constitution.used_for("revision"), engine, engine, templates or load_prompts(), settings or Settings(), seed
+    )
     return side_by_side(map(reviser.item, expect_all(prompts, Prompt, "critique_revise")))
 
 
@@ -254,7 +256,8 @@ def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become revisions."""
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     engines = (context.engine("generator"), context.engine("critic"))
-    reviser = Reviser(context.constitution, *engines, context.prompts, settings, context.seed)
+    constitution = context.constitution.used_for("revision") if settings.rounds else context.constitution
+    reviser = Reviser(constitution, *engines, context.prompts, settings, context.seed)
     with context.task("critique and revise", len(prompts)) as task:
         revisions = list(side_by_side(map(reviser.item, prompts), ended=task.update))
     context.write("revisions", revisions)

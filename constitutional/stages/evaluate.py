@@ -28,7 +28,7 @@ from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, 
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import Labeler
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of
-from constitutional.judging.scores import CONTESTS, Score, mean, means, rates, score
+from constitutional.judging.scores import CONTESTS, Score, mean, means, measurements, rates, score
 from constitutional.judging.understanding import NOTHING_ASKED, PrincipleMeaning, tagged
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
@@ -149,7 +149,7 @@ def trait_scores(samples: Sequence[Sample]) -> Iterator[Score]:
     }
     for measure, shows in measures.items():
         by_model = {model: [shows(prompt, reply) for prompt, reply in pairs] for model, pairs in detected.items()}
-        yield from rates(measure, by_model)
+        yield from rates(measure, by_model, [sample.prompt.id for _, sample in known])
 
 
 def _calls_for_refusal(prompt: world.WorldPrompt) -> bool:
@@ -160,11 +160,12 @@ def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Ite
     """What can be counted in any text: length, replies cut off, refusals by their phrases, distinct n-grams."""
     texts = {model: [sample.replies[model] for sample in samples] for model in _models(samples)}
     lengths = {model: [float(len(words(reply))) for reply in replies] for model, replies in texts.items()}
-    yield from means("length", lengths, "words", seed)
-    yield from rates("cut_off", {model: [model in sample.cut_off for sample in samples] for model in texts})
+    prompts = [sample.prompt.id for sample in samples]
+    yield from means("length", lengths, "words", seed, prompts)
+    yield from rates("cut_off", {model: [model in sample.cut_off for sample in samples] for model in texts}, prompts)
     phrases = settings.refusal_phrases
     refused = {model: [refuses(reply, phrases) for reply in replies] for model, replies in texts.items()}
-    yield from rates("refusal_phrases", refused)
+    yield from rates("refusal_phrases", refused, prompts)
     for n in (1, 2):
         # Longer texts repeat themselves more, so every model is measured over as many n-grams as the tersest one has.
         fewest = min(distinct_ngrams(replies, n).n for replies in texts.values())
@@ -192,11 +193,12 @@ def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     scores = []
     for model, opponent in CONTESTS:
         contest = f"{model} against {opponent}"
-        outcomes = [p_a.get(comparison.id) for comparison in comparisons if comparison.model == contest]
-        problems[f"unreadable comparisons, {contest}"] = outcomes.count(None)
-        readable = [p for p in outcomes if p is not None]
-        rate, interval = win_rate(readable)[:2] if readable else (0.5, Interval(0.0, 1.0))
-        scores.append(score(model, f"win_rate/{opponent}", rate, interval, len(readable), "share"))
+        asked = [comparison for comparison in comparisons if comparison.model == contest]
+        outcomes = {row.prompt.id: p for row in asked if (p := p_a.get(row.id)) is not None}
+        problems[f"unreadable comparisons, {contest}"] = len(asked) - len(outcomes)
+        rate, interval = win_rate(list(outcomes.values()))[:2] if outcomes else (0.5, Interval(0.0, 1.0))
+        share = score(model, f"win_rate/{opponent}", rate, interval, len(outcomes), "share")
+        scores.append(share.model_copy(update={"by_prompt": outcomes}))
     return scores, problems
 
 
@@ -223,7 +225,7 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     remaining = iter(verdicts)
     for principle in principles:
         by_model = {model: list(islice(remaining, len(samples))) for model in models}
-        scores += rates(f"violation_rate/{principle.id}", by_model)
+        scores += rates(f"violation_rate/{principle.id}", by_model, [sample.prompt.id for sample in samples])
     return scores, problems
 
 
@@ -310,7 +312,7 @@ def replies(prompts: Sequence[Prompt], model: str, settings: Settings, context: 
 
 
 def run(inputs: Inputs, context: StageContext) -> None:
-    """Let the three models answer, measure, and write `samples` and `scores`; after an online training, also `gold`.
+    """Let the three models answer, measure, and write `samples`, `scores`, `measurements`, and after PPO etc. `gold`.
 
     The labeler judges by the principles that it labelled by: those that it misjudges would count against the models.
     """
@@ -339,6 +341,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
             wanted = wanted_directions(context.constitution, context.read("meanings", PrincipleMeaning))
     context.write("samples", samples)
     context.write("scores", scores)
+    context.write("measurements", measurements(scores))
     if context.has("rollouts"):
         problems |= score_rollouts(inputs, trusted, context)
     context.summarise(

@@ -36,32 +36,31 @@ def run(settings: Settings, context: StageContext) -> None:
     else:
         meanings = meanings_of(context.constitution, critic, context.prompts)
     context.write("meanings", meanings)
+    compared = context.constitution.used_for("comparison")
     for line in lines(meanings):
         context.say(line)
     engines = {name: context.engine(role) for name, role in context.judges.items()}
     accuracies = [
         row
         for name, engine in engines.items()
-        for row in measure_labeler(context.constitution, engine, context.prompts, settings, name)
+        for row in measure_labeler(compared, engine, context.prompts, settings, name)
     ]
     context.write("labeler_accuracy", accuracies)
     warnings = warnings_of(accuracies)
     for warning in warnings:
         context.warn(warning)
-    trusted_principles(context.constitution, accuracies)  # evaluation asks the labeler alone
+    trusted_principles(compared, accuracies)  # evaluation asks the labeler alone
     canaries, failed = 0, 0
-    principles = [principle.id for principle in context.constitution.principles]
+    principles = [principle.id for principle in compared.principles]
     for name, engine in engines.items():
         left_out = untrusted(accuracies, name)
         if len(left_out) == len(principles):
             context.warn(f"the judge '{name}' is trusted with no principle, and judges nothing")
             continue
-        trusted = context.constitution.select(None, sorted(left_out), {}) if left_out else context.constitution
+        trusted = compared.select(None, sorted(left_out), {}) if left_out else compared
         asked, wrong = check_canaries(trusted, engine, context.prompts, settings, name)
         canaries, failed = canaries + asked, failed + wrong
-    labelled = [
-        principle.id for principle in labelled_by(settings, context.constitution, accuracies, engines).principles
-    ]
+    labelled = [principle.id for principle in labelled_by(settings, compared, accuracies, engines).principles]
     context.summarise(
         LabelerCheckSummary(
             left_out_principles=tuple(principle for principle in principles if principle not in labelled),

@@ -212,3 +212,28 @@ def test_the_pairs_pull_opposite_ways_on_the_same_traits(one: str, other: str) -
 
     turned = {"avoid": "seek", "seek": "avoid"}
     assert {(trait, turned[direction]) for trait, direction in pulls(one)} == pulls(other)
+
+
+def test_an_edit_of_what_compares_leaves_what_revises_as_it_was() -> None:
+    kind = Principle(id="kind", text="Be kind.", uses=("comparison",))
+    ours = constitution(CALM, kind)
+    assert [principle.id for principle in ours.used_for("revision").principles] == ["calm"]
+    assert [principle.id for principle in ours.used_for("comparison").principles] == ["calm", "kind"]
+    edited = constitution(CALM, kind.model_copy(update={"text": "Be very kind."}))
+    assert edited.digest_for("revision") == ours.digest_for("revision")
+    assert edited.digest_for("comparison") != ours.digest_for("comparison")
+    compared = constitution(CALM.model_copy(update={"comparison": "Which is calmer?"}), kind)
+    assert compared.digest_for("revision") == ours.digest_for("revision")
+    revised = constitution(CALM.model_copy(update={"critique": "Is it calm?", "comparison": CALM.text}), kind)
+    assert revised.digest_for("revision") != ours.digest_for("revision")
+    assert revised.digest_for("comparison") == ours.digest_for("comparison")
+
+
+def test_what_a_principle_is_for_counts_only_where_it_is_not_for_everything() -> None:
+    both = CALM.model_copy(update={"uses": ("comparison", "revision")})
+    assert constitution(both, BRIEF).digest == constitution(CALM, BRIEF).digest
+    assert (
+        constitution(CALM.model_copy(update={"uses": ("revision",)}), BRIEF).digest != constitution(CALM, BRIEF).digest
+    )
+    with pytest.raises(ConfigurationError, match=r"no principle for comparison.*uses: \[comparison\]"):
+        constitution(CALM.model_copy(update={"uses": ("revision",)})).used_for("comparison")

@@ -13,7 +13,7 @@ from constitutional.base.progress import Progress
 from constitutional.base.records import GoldPoint, Prompt, Rollout
 from constitutional.cli import show
 from constitutional.runs.compose import compose
-from constitutional.runs.context import TAGS, WHOLE
+from constitutional.runs.context import CONSTITUTION
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import compare, run
@@ -78,7 +78,7 @@ def tagged(folder: Path) -> None:
 def test_every_algorithm_stands_where_dpo_stands_and_gets_what_it_needs(kind: str) -> None:
     stages = stages_of(compose([f"algorithm={kind}"]))
     assert [each.name for each in stages] == [kind if each.name == "dpo" else each.name for each in STAGES]
-    made = {"base", "generator", "critic", "labeler", "constitution", TAGS, WHOLE}
+    made = {"base", "generator", "critic", "labeler", *CONSTITUTION}
     for stage in stages:
         assert {need for need in stage.needs if not need.endswith(".j2")} <= made
         made |= set(stage.makes)

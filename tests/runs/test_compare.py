@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from constitutional.cli import main as cli
 from constitutional.runs.folder import RunStore
 from constitutional.runs.runner import compare
 from tests.scripted_run import World, configured, constitution, go
@@ -53,3 +54,19 @@ def test_the_title_of_many_runs_is_their_number(demo: Path, tmp_path: Path) -> N
     places = copied(demo, *(tmp_path / f"a_rather_long_name_of_a_run_number_{number}" for number in range(12)))
     assert names(*places) == [place.name for place in places]
     assert "<h1>12 runs</h1>" in (tmp_path / "page.html").read_text()
+
+
+def test_two_runs_differ_in_their_constitutions_and_settings(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    words = ("name=other", "constitution.without=[kind]", "seed=3")
+    store, _ = go(configured(tmp_path, *words), World())
+    assert cli.main(["diff", str(demo), str(store.folder)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "- kind: Be kind." in told
+    assert "~ seed: 0 → 3" in told
+    assert not any(line.startswith("~ name") for line in told)
+    page = compare([RunStore.load(demo), store], tmp_path / "page.html").read_text()
+    assert "<del>Be kind.</del>" in page
+    assert 'class="paired"' in page

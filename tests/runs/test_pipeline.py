@@ -11,7 +11,7 @@ from constitutional.base.errors import RunError
 from constitutional.base.frozen import TECHNICAL
 from constitutional.engines.base import Completion, Request
 from constitutional.runs.compose import compose
-from constitutional.runs.context import TAGS, WHOLE
+from constitutional.runs.context import CONSTITUTION
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import load_run
@@ -24,7 +24,7 @@ from tests.tiny import OneStage
 
 
 def test_stages_need_only_what_is_given_or_was_made_before_them() -> None:
-    made = {"base", "generator", "critic", "labeler", "constitution", TAGS, WHOLE}
+    made = {"base", "generator", "critic", "labeler", *CONSTITUTION}
     for stage in STAGES:
         assert {need for need in stage.needs if not need.endswith(".j2")} <= made
         made |= set(stage.makes)

@@ -9,8 +9,9 @@ from pydantic import Field, SerializeAsAny
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
+from constitutional.constitution.constitution import Constitution
 from constitutional.engines.spending import Calls
-from constitutional.judging.scores import Score
+from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.context import StageForecast
 from constitutional.stages.summaries import Direction, Histogram, RewardQuality, Share, Summary
@@ -178,6 +179,10 @@ class RunReport(Frozen):
     costs: tuple[StageCost, ...] = ()
     """By stage, in running order."""
     provenance: Provenance
+    constitution: Constitution | None = None
+    """As selected and weighted for this run; it is compared with another run's."""
+    measurements: tuple[Measurement, ...] = ()
+    """What the scores are the means of, prompt by prompt."""
 
     def summary(self, kind: type[S]) -> S | None:
         """The summary of this kind; None if this run has no stage that writes one."""

@@ -29,7 +29,7 @@ from constitutional.constitution.constitution import Constitution
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.agreement import agreements, choices_of
 from constitutional.judging.labeler import IN_WORDS
-from constitutional.judging.scores import Score
+from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages import summaries
 from constitutional.stages.context import RunView, StageContext
@@ -296,6 +296,8 @@ def gather(settings: Settings, view: RunView) -> RunReport:
             for stage, record in records.items()
         ),
         provenance=_provenance(view, comparisons, judgements),
+        constitution=view.constitution,
+        measurements=tuple(view.read("measurements", Measurement)),
     )
 
 

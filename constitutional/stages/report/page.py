@@ -20,6 +20,7 @@ from constitutional.stages.context import StageForecast
 from constitutional.stages.report import figures
 from constitutional.stages.report.cautions import actions, cautions
 from constitutional.stages.report.charts import number
+from constitutional.stages.report.comparison import run_difference, summary_line
 from constitutional.stages.report.data import FEW, MODELS, RunReport
 from constitutional.stages.report.figures import Table, change_text, few_mark, interval
 from constitutional.stages.report.verdicts import (
@@ -59,7 +60,12 @@ def render(runs: Sequence[RunReport]) -> str:
     for run in runs:
         constitutions.setdefault(run.provenance.digest, []).append(run)
     page = _template().render(
-        title=title, constitutions=constitutions, style=style, views=views, comparison=comparison(runs)
+        title=title,
+        constitutions=constitutions,
+        style=style,
+        views=views,
+        comparison=comparison(runs),
+        differences=[run_difference(runs[0], run) for run in runs[1:]] if all(run.constitution for run in runs) else [],
     )
     return page.lstrip()  # the empty lines between the macros
 
@@ -82,7 +88,8 @@ def _template() -> Template:
         "few_mark": few_mark,
         "percent": percent,
     }
-    environment.globals |= {"few": FEW, "figures": figures, "models": MODELS}
+    environment.filters |= {"summary_line": summary_line}
+    environment.globals |= {"signs": SIGNS, "few": FEW, "figures": figures, "models": MODELS}
     return environment.get_template("page.j2")
 
 

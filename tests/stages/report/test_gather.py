@@ -398,6 +398,7 @@ def folder(tmp_path: Path) -> RunFolder:
             for model, low, high in write
         ],
     )
+    context.write("measurements", [])
     context.write("samples", [Sample(prompt=HELD_OUT, replies={"base": "Yes!", "policy": "No."})])
     return context
 

@@ -1,0 +1,116 @@
+"""Two runs against each other: what they were told, and what their models did on the same prompts."""
+
+import json
+
+import pytest
+
+from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.judging.scores import Measurement
+from constitutional.stages.report.comparison import PairedRow, SettingChange, run_difference, setting_changes
+from constitutional.stages.report.data import RunReport
+from constitutional.stages.report.page import render
+from tests.stages.report.made_up import empty_run, score
+
+PROMPTS = [f"p{number:02}" for number in range(40)]
+
+
+def principles(**texts: str) -> Constitution:
+    return Constitution(
+        name="two", version="1", principles=tuple(Principle(id=name, text=text) for name, text in texts.items())
+    )
+
+
+def run(name: str, shown: dict[str, dict[str, float]], constitution: Constitution, **settings: object) -> RunReport:
+    """A run whose policy has these measurements, by measure and prompt."""
+    scores = tuple(score("policy", measure, sum(by.values()) / len(by), n=len(by)) for measure, by in shown.items())
+    rows = tuple(Measurement(model="policy", measure=measure, by_prompt=by) for measure, by in shown.items())
+    base = empty_run(name)
+    provenance = base.provenance.model_copy(update={"config": json.dumps({"name": name, **settings})})
+    update = {"scores": scores, "measurements": rows, "constitution": constitution, "provenance": provenance}
+    return base.model_copy(update=update)
+
+
+def first_of(prompts: list[str], count: int) -> dict[str, float]:
+    """1 on the first so many prompts, and 0 on the others."""
+    return {prompt: float(number < count) for number, prompt in enumerate(prompts)}
+
+
+SAME = principles(calm="Stay calm.")
+
+
+def only_row(a: RunReport, b: RunReport) -> PairedRow:
+    two = run_difference(a, b)
+    (row,) = [*two.changed, *two.unclear, *two.apart]
+    return row
+
+
+def test_the_difference_is_over_the_prompts_that_both_answered() -> None:
+    a = run("a", {"trait_rate/flattery": first_of(PROMPTS[:30], 20)}, SAME)
+    b = run("b", {"trait_rate/flattery": first_of(PROMPTS[10:], 0)}, SAME)
+    row = only_row(a, b)
+    # Of the 20 prompts in common, p10 to p29, the first run shows it on 10 and the second on none.
+    assert row.change is not None
+    assert (row.change.value, row.change.n) == (-0.5, 20)
+    # Agresti and Min: −10/22 ± 1.96·√(11 − 100/22)/22
+    assert (row.change.low, row.change.high) == pytest.approx((-0.6809, -0.2282), abs=1e-4)
+    assert row.outcome == "changed"
+
+
+def test_what_is_wanted_improves_and_the_clearest_change_stands_first() -> None:
+    measures = ("over_refusal", "trait_rate/flattery", "length")
+    before = dict(
+        zip(measures, (first_of(PROMPTS, 20), first_of(PROMPTS, 40), dict.fromkeys(PROMPTS, 30.0)), strict=True)
+    )
+    after = dict(zip(measures, (first_of(PROMPTS, 4), first_of(PROMPTS, 2), dict.fromkeys(PROMPTS, 30.0)), strict=True))
+    a, b = (
+        run(name, shown, SAME).model_copy(update={"wanted": {"over_refusal": "lower"}})
+        for name, shown in (("a", before), ("b", after))
+    )
+    two = run_difference(a, b)
+    assert [(row.measure, row.outcome) for row in two.changed] == [
+        ("trait_rate/flattery", "changed"),
+        ("over_refusal", "improved"),
+    ]
+    assert [row.measure for row in two.unclear] == ["length"]
+    assert [row.outcome for row in run_difference(b, a).changed if row.wanted] == ["worse"]
+
+
+def test_too_few_prompts_in_common_tell_nothing() -> None:
+    a = run("a", {"cut_off": first_of(PROMPTS[:20], 20)}, SAME)
+    b = run("b", {"cut_off": first_of(PROMPTS[11:], 0)}, SAME)
+    row = only_row(a, b)
+    assert row.change is not None
+    assert (row.change.n, row.outcome) == (9, "too few to tell")
+
+
+def test_a_principle_reworded_under_its_id_is_not_compared_and_the_page_says_so() -> None:
+    shown = {"violation_rate/calm": first_of(PROMPTS, 20), "violation_rate/kind": first_of(PROMPTS, 20)}
+    a = run("a", shown, principles(calm="Stay calm.", kind="Be kind."))
+    b = run("b", shown, principles(calm="Never shout.", kind="Be kind."))
+    two = run_difference(a, b)
+    assert [row.measure for row in two.apart] == ["violation_rate/calm"]
+    assert "other words" in two.apart[0].remark
+    assert [row.measure for row in two.unclear] == ["violation_rate/kind"]
+    page = render([a, b])
+    assert "<del>Stay calm.</del>" in page
+    assert "<ins>Never shout.</ins>" in page
+    assert page.index("What differs") < page.index("What the models do") < page.index("All measures, side by side")
+
+
+def test_win_rates_by_other_principles_and_by_another_labeler_are_not_compared() -> None:
+    shown = {"win_rate/base": dict.fromkeys(PROMPTS, 0.7)}
+    a, other = run("a", shown, SAME), run("b", shown, principles(calm="Stay calm.", kind="Be kind."))
+    assert "other principles" in only_row(a, other).remark
+    identities = a.provenance.model_copy(update={"identities": {"labeler": "another"}})
+    assert "labelers differ" in only_row(a, a.model_copy(update={"provenance": identities})).remark
+    assert only_row(a, run("b", shown, SAME)).change is not None
+
+
+def test_settings_differ_by_their_dotted_names() -> None:
+    a = {"name": "a", "seed": 0, "mix": {"margin": 0.2, "human": None}, "algorithm": {"kind": "dpo", "beta": 0.1}}
+    b = {"name": "b", "seed": 0, "mix": {"margin": 0.1, "human": None}, "algorithm": {"kind": "ppo"}}
+    assert list(setting_changes(a, b)) == [
+        SettingChange("mix.margin", "0.2", "0.1"),
+        SettingChange("algorithm.kind", '"dpo"', '"ppo"'),
+        SettingChange("algorithm.beta", "0.1", ""),
+    ]
