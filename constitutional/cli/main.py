@@ -20,6 +20,7 @@ from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
 from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
+from constitutional.cli import what_if
 from constitutional.cli.run_command import COMPOSED
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
     show.add_argument("item", nargs="?", metavar="ITEM", help="an id of a preference, comparison, prompt, …")
     show.set_defaults(run=_show)
+
+    what_if.add_parser(commands)
 
     listing = commands.add_parser("list", help="the runs of a folder: state, constitution, main figures, size")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
