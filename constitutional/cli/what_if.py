@@ -13,7 +13,7 @@ from constitutional.base.files import atomic_write
 from constitutional.base.text import printable, table
 
 if TYPE_CHECKING:
-    from constitutional.runs.what_if import Example, MixChange, WhatIf
+    from constitutional.runs.what_if import ChangedLabel, MixChange, WhatIf
 
 _ABOUT = """Say what other weights or another mix would make of a run's labels, from its judgements: no model is asked.
 
@@ -98,7 +98,7 @@ def _numbers(change: "MixChange") -> tuple[str, ...]:
     return tuple(map(str, numbers))
 
 
-def outcome(example: "Example") -> str:
+def outcome(example: "ChangedLabel") -> str:
     """`flipped: 0.61 → 0.32; tipped by brief (−0.21), honest (−0.08)`."""
     before, after = ("none" if p is None else f"{p:.3f}" for p in (example.before, example.after))
     if example.kind == "not known":

@@ -50,7 +50,7 @@ class MixChange(NamedTuple):
     """Preferences that stay, with the other response as chosen."""
 
 
-class Example(NamedTuple):
+class ChangedLabel(NamedTuple):
     """A comparison whose label, or place in the mix, changes."""
 
     comparison: Comparison
@@ -76,7 +76,7 @@ class WhatIf(NamedTuple):
     """Of the AI's preferences in the mix that rest on each principle."""
     tips: dict[str, int]
     """By principle, how many of the changed labels it moved most."""
-    examples: tuple[Example, ...]
+    examples: tuple[ChangedLabel, ...]
     notes: tuple[str, ...]
     """What cannot be known, and what else a reader must know, as sentences."""
 
@@ -304,7 +304,7 @@ class LabelledRun:
         touching = before.train | before.held_out | after.train | after.held_out
         clearest = _clearest(kinds, touching, now.p_a, then.p_a)
         examples = tuple(
-            Example(
+            ChangedLabel(
                 comparison=self.comparisons[index],
                 kind=kinds[index] or "not known",
                 before=_number(now.p_a[index]),
