@@ -118,9 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--answers", type=Path, metavar="FILE", help="comparisons that people made: JSON lines, or .gz")
     check.set_defaults(run=_check)
 
-    show = commands.add_parser("show", help="a run's stages, or one item followed back to where it came from")
+    show = commands.add_parser(
+        "show",
+        help="a run's stages, one item followed back to where it came from, or items by principle or by words",
+        description="Without ITEM, the stages of a run. An ITEM that is a whole id, or the beginning of an id that is "
+        "no word of a text, shows that item with all that it rests on and the files where it stands; a principle's id "
+        "lists what the principle had a part in; anything else lists the items in whose texts it stands.",
+    )
     show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
-    show.add_argument("item", nargs="?", metavar="ITEM", help="an id of a preference, comparison, prompt, …")
+    show.add_argument("item", nargs="?", metavar="ITEM", help="an id, a principle's id such as no_flattery, or words")
+    show.add_argument("--text", action="store_true", help="ITEM is words, whatever else it may be")
+    show.add_argument("--all", action="store_true", help="list all items, and not the first of each kind")
     show.set_defaults(run=_show)
 
     what_if.add_parser(commands)
@@ -232,7 +240,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
     store = load_run(arguments.folder)
     if arguments.item is not None:
-        print(show.item(store, arguments.item))
+        from constitutional.cli.find import find
+
+        print(find(store, arguments.item, as_text=arguments.text, everything=arguments.all))
         return
     print(show.stages(store))
     if old := outdated(store):

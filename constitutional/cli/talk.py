@@ -3,7 +3,9 @@
 import argparse
 import io
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -136,7 +138,17 @@ def answer(conversation: "Conversation", text: str) -> None:
         elif not said.strip():
             said = "(an empty reply)"
         cut_off = " … (cut off)" if completion.finish == "length" else ""
-        print("\n".join(f"  {line}" for line in printable(said + cut_off).split("\n")), flush=True)
+        print("\n".join(_indented(printable(said + cut_off))), flush=True)
+
+
+def _indented(text: str) -> Iterator[str]:
+    """The lines of a text, on a terminal wrapped between words."""
+    for line in text.split("\n"):
+        if sys.stdout.isatty() and line.strip():
+            columns = shutil.get_terminal_size().columns
+            yield textwrap.fill(line, columns, initial_indent="  ", subsequent_indent="  ")
+        else:
+            yield f"  {line}"
 
 
 def command(conversation: "Conversation", line: str) -> bool:
