@@ -125,6 +125,8 @@ def answer(conversation: "Conversation", text: str) -> None:
     """Print every model's reply below its name."""
     for model in conversation.talking:
         print(f"\n{printable(title(model))}", flush=True)
+        if sys.stdout.isatty():
+            print("  …", end="\r", flush=True)  # a model that is asked for the first time is loaded now
         try:
             completion = conversation.reply(model, text)
         except ConstitutionalError as error:

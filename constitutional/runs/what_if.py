@@ -233,8 +233,10 @@ class LabelledRun:
         keys = [word.partition("=")[0].lstrip("+") for word in overrides if "=" in word]
         for key in keys:
             group, _, name = key.partition(".")
+            if group == "mix" and not name:
+                raise UsageError("mix: what-if takes settings and no presets; type mix.human_share=0.5, for example")
             chosen = group == "constitution" and name.partition(".")[0] in ("weights", "only", "without")
-            if not (chosen or (group == "mix" and name) or key == "label.clamp"):
+            if not (chosen or group == "mix" or key == "label.clamp"):
                 raise UsageError(
                     f"what {key} would change cannot be known without asking a model; what-if answers for "
                     f"{', '.join(SETTINGS)}: type constitution.weights.ID=NUMBER, or `constitutional run` for the rest"
@@ -246,7 +248,11 @@ class LabelledRun:
             values["constitution"]["weights"] = {name: weights[name] for name in weights if name not in zero}
         config = validated(values)
         typed = {key.partition(".")[2].partition(".")[0] for key in keys if key.startswith("constitution.")}
-        return self._with(config, self._select(config, typed, zero), keys)
+        answer = self._with(config, self._select(config, typed, zero), keys)
+        if not zero:
+            return answer
+        note = f"A run takes no weight of 0: to run this, type constitution.without=[{','.join(zero)}]."
+        return answer._replace(notes=(*answer.notes, note))
 
     def _select(self, config: RunConfig, typed: set[str], zero: Sequence[str]) -> dict[str, float]:
         """The weights after what was typed, of the principles that the run has and the labeler is trusted with."""

@@ -207,6 +207,13 @@ def test_sampling_goes_on_where_it_was_stopped(run: Path, tmp_path: Path, talker
     assert len(rows_of(out)) == 2 * asked
 
 
+def test_prompts_that_are_all_held_out_are_sampled(run: Path, tmp_path: Path, talkers: Talkers) -> None:
+    path = tmp_path / "held_out.jsonl"
+    path.write_text('{"prompt": "Hi", "split": "held_out"}\n')
+    assert cli.main(["sample", str(run), "--prompts", str(path), "--models", "policy"]) == 0
+    assert len(talkers.asked) == 1
+
+
 @pytest.mark.usefixtures("talkers")
 def test_without_a_file_the_lines_are_printed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sample", str(run), "--prompts", str(prompts(tmp_path)), "--models", "policy"]) == 0

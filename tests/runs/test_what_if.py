@@ -195,6 +195,7 @@ def test_a_persons_verdict_stands_whatever_the_weights(tmp_path: Path, judged_by
         ("mix.margni=0.1", ConfigurationError, "mix.margin"),
         ("mix.human.x=1", UsageError, "human"),
         ("calm", UsageError, "KEY=VALUE"),
+        ("mix=half_human", UsageError, "preset"),
         ("mix.human_share=0.5", ConfigurationError, "mix.human"),
     ],
 )
@@ -215,6 +216,13 @@ def test_a_principle_that_the_labeler_is_not_trusted_with_stays_out(judged_by_al
     assert any("not trusted with calm" in note for note in answer.notes)
     with pytest.raises(ConfigurationError, match="not trusted"):
         run.what_if(["constitution.only=[calm]"])
+
+
+def test_a_weight_of_0_leaves_a_principle_out_and_says_how_to_run_that(judged_by_all: LabelledRun) -> None:
+    zero = judged_by_all.what_if(["constitution.weights.calm=0"])
+    without = judged_by_all.what_if(["constitution.without=[calm]"])
+    assert zero._replace(notes=()) == without._replace(notes=())
+    assert "constitution.without=[calm]" in zero.notes[-1]
 
 
 def test_a_run_without_judgements_says_what_to_run(tmp_path: Path) -> None:
