@@ -264,12 +264,12 @@ def _clean(arguments: argparse.Namespace) -> None:
     from constitutional.cli.show import outputs
     from constitutional.runs.collection import remove, unused
 
-    found = unused(arguments.folder)
-    print(outputs(found))
+    leftovers = unused(arguments.folder)
+    print(outputs(leftovers))
     if arguments.remove:
-        remove(arguments.folder, found)
+        remove(arguments.folder, leftovers)
         print("removed, but for what is in use")
-    elif found:
+    elif leftovers:
         print("nothing was removed; to remove it, add --remove")
 
 

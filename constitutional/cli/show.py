@@ -69,25 +69,25 @@ def runs(lines: Sequence[RunLine]) -> str:
     return "\n".join([table(rows), *(notes if measured else ())])
 
 
-def outputs(found: Sequence[Unused]) -> str:
+def outputs(unused: Sequence[Unused]) -> str:
     """A table of stages' outputs that no run uses, and their size in all."""
-    if not found:
+    if not unused:
         return "every output of a stage is used by a run"
-    rows = [(str(output.path), output.state, size_in_words(output.bytes)) for output in found]
-    total = size_in_words(sum(output.bytes for output in found))
+    rows = [(str(output.path), output.state, size_in_words(output.bytes)) for output in unused]
+    total = size_in_words(sum(output.bytes for output in unused))
     return f"{table([('output', 'state', 'size'), *rows])}\nin all {total}"
 
 
-def item(store: RunStore, found: FoundRow) -> str:
+def item(store: RunStore, wanted: FoundRow) -> str:
     """One item with everything behind it: preference, comparison, judgements in both orders, drafts and critiques.
 
     For a prompt that is held out: the reply of every model. Last the files in which all this stands.
 
     Args:
         store: the run.
-        found: the row of a preference, comparison, judgement, revision, sample or prompt.
+        wanted: the row of a preference, comparison, judgement, revision, sample or prompt.
     """
-    record = found.record(search.KINDS[found.artifact])
+    record = wanted.record(search.KINDS[wanted.artifact])
     name = record.id if isinstance(record, Comparison) else getattr(record, "comparison", None)
     prompt: Prompt | None = record if isinstance(record, Prompt) else getattr(record, "prompt", None)
     if name:
@@ -108,7 +108,7 @@ def item(store: RunStore, found: FoundRow) -> str:
         lines += [line for row in of_pair for line in _judgement_lines(row)]
     lines += [line for _, row in revisions for line in _revision_lines(row)]
     lines += [line for _, row in samples for line in _sample_lines(row)]
-    places = [found, *(row for row, _ in (*preferences, *behind, *judgements, *revisions, *samples))]
+    places = [wanted, *(row for row, _ in (*preferences, *behind, *judgements, *revisions, *samples))]
     lines += ["\nfiles", *dict.fromkeys(f"  {row.file}:{row.line}" for row in places)]
     return printable("\n".join(lines))
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from constitutional.runs.replies import Conversation, Repliers
 
 _HELP: Final = """/reset            begin a new conversation
-/models NAMES     who replies, such as base,policy; without names, who there is
-/system TEXT      a system message for all models, and a new conversation; without a text, none
+/models NAMES     who replies, such as base,policy; alone, says who is there
+/system TEXT      a system message and a new conversation; without a text, none
 /seed N           the seed of the replies that follow
 /quit             end; so do Ctrl-D and Ctrl-C"""
 _EXAMPLES: Final = "such as runs/first; or a model's folder, `sandbox`, or a name on the hub"
@@ -31,7 +31,7 @@ def add_parsers(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the typ
     chat = commands.add_parser(
         "chat",
         help="talk with a run's base, SL and RL model side by side",
-        description="Type a message; every model replies, in a conversation of its own. Works through a pipe too: "
+        description="Type a message; every model replies, in a conversation of its own. It works through a pipe:\n"
         f'echo "Hi" | constitutional chat runs/first\n\n{_HELP}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,15 +132,15 @@ def answer(conversation: "Conversation", text: str) -> None:
         except ConstitutionalError as error:
             print(f"  (no reply: {printable(str(error))})", flush=True)
             continue
-        said = completion.text
+        shown = completion.text
         if completion.finish == "too_long":
-            said = "(no reply: the conversation is longer than the model can read; type /reset)"
+            shown = "(no reply: the conversation is longer than the model can read; type /reset)"
         elif completion.failed:
-            said = f"(no reply: {completion.reason or completion.finish})"
-        elif not said.strip():
-            said = "(an empty reply)"
+            shown = f"(no reply: {completion.reason or completion.finish})"
+        elif not shown.strip():
+            shown = "(an empty reply)"
         cut_off = " … (cut off)" if completion.finish == "length" else ""
-        print("\n".join(_indented(printable(said + cut_off))), flush=True)
+        print("\n".join(_indented(printable(shown + cut_off))), flush=True)
 
 
 def _indented(text: str) -> Iterator[str]:

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from constitutional.base.errors import RunError
+from constitutional.base.frozen import first_problem
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import canonical
 from constitutional.runs.folder import RunStore
@@ -58,8 +61,17 @@ class FoundRow(NamedTuple):
         return values
 
     def record(self, kind: type[R]) -> R:
-        """The row as a record."""
-        return kind.model_validate(self.values)
+        """The row as a record.
+
+        Raises:
+            RunError: the line is damaged.
+        """
+        try:
+            return kind.model_validate(self.values)
+        except ValidationError as error:
+            problem = f"expected a {kind.__name__}: {first_problem(error)}"
+            remedy = "the command that made the run makes it anew"
+            raise RunError(f"{self.file}:{self.line}: {problem}; {remedy}") from error
 
 
 def rows(store: RunStore, artifact: str, may_match: Callable[[bytes], bool]) -> Iterator[FoundRow]:
@@ -71,7 +83,7 @@ def rows(store: RunStore, artifact: str, may_match: Callable[[bytes], bool]) -> 
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if may_match(line):
-                    yield FoundRow(artifact, path, number, line.decode())
+                    yield FoundRow(artifact, path, number, line.decode(errors="replace"))
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -85,8 +97,8 @@ def by_id(store: RunStore, beginning: str) -> list[FoundRow]:
 def about(store: RunStore, artifact: str, kind: type[R], *fragments: str) -> list[tuple[FoundRow, R]]:
     """The rows, with their records, whose line holds one of these fragments of JSON."""
     wanted = [fragment.encode() for fragment in fragments]
-    found = rows(store, artifact, lambda line: any(fragment in line for fragment in wanted))
-    return [(row, row.record(kind)) for row in found]
+    candidates = rows(store, artifact, lambda line: any(fragment in line for fragment in wanted))
+    return [(row, row.record(kind)) for row in candidates]
 
 
 def by_principle(store: RunStore, principle: str) -> Iterator[FoundRow]:
@@ -116,7 +128,9 @@ def by_words(store: RunStore, words: str) -> Iterator[tuple[FoundRow, str]]:
 
 def _holds(line: bytes, word: bytes) -> bool:
     """Whether a line holds an ASCII word in lower case, written in any way that `canonical` reads as the same."""
-    return word in line.lower() or (not line.isascii() and word in canonical(line.decode()).casefold().encode())
+    return word in line.lower() or (
+        not line.isascii() and word in canonical(line.decode(errors="replace")).casefold().encode()
+    )
 
 
 def texts_of(values: object, key: str = "") -> Iterator[str]:

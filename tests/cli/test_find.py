@@ -148,6 +148,10 @@ def test_a_damaged_line_is_named(store: RunStore, capsys: pytest.CaptureFixture[
     path.write_text(path.read_text().replace('"readings": []', '"readings": ['))
     assert cli.main(["show", str(store.folder), "brief"]) == 1
     assert f"{path}:1: " in capsys.readouterr().err
+    pairs = store.artifact("comparisons")
+    pairs.write_text(pairs.read_text().replace('"a": ', '"c": '))
+    assert cli.main(["show", str(store.folder), PAIR.id]) == 1
+    assert f"{pairs}:1: expected a Comparison" in capsys.readouterr().err
 
 
 def test_only_lines_that_may_match_are_parsed(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> RunStore:
 
 def test_every_stage_of_a_run_is_shown_with_how_far_it_has_come(store: RunStore) -> None:
     _, *lines = show.stages(store).splitlines()
-    assert [line.split()[0] for line in lines] == [f"{number:02d}_{each.name}" for number, each in enumerate(STAGES)]
+    assert [line.split()[0] for line in lines] == [f"{number:02d}_{stage.name}" for number, stage in enumerate(STAGES)]
     prompts, check, revise, *others = (" ".join(line.split()[1:]) for line in lines)
     assert prompts == "done 0:00 7 5 1 prompts"
     assert check == "failed out of memory"
