@@ -20,6 +20,7 @@ from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
 from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
+from constitutional.cli import talk, what_if
 from constitutional.cli.run_command import COMPOSED
 
 if TYPE_CHECKING:
@@ -117,10 +118,21 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--answers", type=Path, metavar="FILE", help="comparisons that people made: JSON lines, or .gz")
     check.set_defaults(run=_check)
 
-    show = commands.add_parser("show", help="a run's stages, or one item followed back to where it came from")
+    show = commands.add_parser(
+        "show",
+        help="a run's stages, one item followed back to where it came from, or items by principle or by words",
+        description="Without ITEM, the stages of a run. An ITEM that is a whole id, or the beginning of an id that is "
+        "no word of a text, shows that item with all that it rests on and the files where it stands; a principle's id "
+        "lists what the principle had a part in; anything else lists the items in whose texts it stands.",
+    )
     show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
-    show.add_argument("item", nargs="?", metavar="ITEM", help="an id of a preference, comparison, prompt, …")
+    show.add_argument("item", nargs="?", metavar="ITEM", help="an id, a principle's id such as no_flattery, or words")
+    show.add_argument("--text", action="store_true", help="ITEM is words, whatever else it may be")
+    show.add_argument("--all", action="store_true", help="list all items, and not the first of each kind")
     show.set_defaults(run=_show)
+
+    what_if.add_parser(commands)
+    talk.add_parsers(commands)
 
     listing = commands.add_parser("list", help="the runs of a folder: state, constitution, main figures, size")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
@@ -261,7 +273,9 @@ def _show(arguments: argparse.Namespace) -> None:
 
     store = load_run(arguments.folder)
     if arguments.item is not None:
-        print(show.item(store, arguments.item))
+        from constitutional.cli.find import find
+
+        print(find(store, arguments.item, as_text=arguments.text, everything=arguments.all))
         return
     print(show.stages(store))
     if old := outdated(store):
@@ -283,12 +297,12 @@ def _clean(arguments: argparse.Namespace) -> None:
     from constitutional.cli.show import outputs
     from constitutional.runs.collection import remove, unused
 
-    found = unused(arguments.folder)
-    print(outputs(found))
+    leftovers = unused(arguments.folder)
+    print(outputs(leftovers))
     if arguments.remove:
-        remove(arguments.folder, found)
+        remove(arguments.folder, leftovers)
         print("removed, but for what is in use")
-    elif found:
+    elif leftovers:
         print("nothing was removed; to remove it, add --remove")
 
 

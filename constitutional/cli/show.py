@@ -1,19 +1,22 @@
 """A run for people: its stages in a table, one item followed back to where it came from, the models side by side."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from constitutional.base.errors import InputError, UsageError
+from constitutional.base.errors import InputError
 from constitutional.base.progress import clock
 from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import printable, table
 from constitutional.judging.scores import Score
+from constitutional.runs import search
 from constitutional.runs.collection import RunLine, Unused, size_in_words
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import outline
+from constitutional.runs.search import FoundRow
 from constitutional.runs.status import describe
 from constitutional.stages.report import charts
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW
@@ -66,56 +69,55 @@ def runs(lines: Sequence[RunLine]) -> str:
     return "\n".join([table(rows), *(notes if measured else ())])
 
 
-def outputs(found: Sequence[Unused]) -> str:
+def outputs(unused: Sequence[Unused]) -> str:
     """A table of stages' outputs that no run uses, and their size in all."""
-    if not found:
+    if not unused:
         return "every output of a stage is used by a run"
-    rows = [(str(output.path), output.state, size_in_words(output.bytes)) for output in found]
-    total = size_in_words(sum(output.bytes for output in found))
+    rows = [(str(output.path), output.state, size_in_words(output.bytes)) for output in unused]
+    total = size_in_words(sum(output.bytes for output in unused))
     return f"{table([('output', 'state', 'size'), *rows])}\nin all {total}"
 
 
-def item(store: RunStore, wanted: str) -> str:
+def item(store: RunStore, wanted: FoundRow) -> str:
     """One item with everything behind it: preference, comparison, judgements in both orders, drafts and critiques.
 
-    For a prompt that is held out: the reply of every model.
+    For a prompt that is held out: the reply of every model. Last the files in which all this stands.
 
     Args:
         store: the run.
-        wanted: an id, or how it begins, of a preference, comparison, judgement, revision, sample or prompt.
-
-    Raises:
-        UsageError: nothing, or more than one thing, has an id that begins so.
+        wanted: the row of a preference, comparison, judgement, revision, sample or prompt.
     """
-    preferences = _rows(store, "preferences", Preference)
-    comparisons = _rows(store, "comparisons", Comparison)
-    judgements = _rows(store, "judgements", Judgement)
-    revisions = _rows(store, "revisions", Revision)
-    samples = _rows(store, "samples", Sample)
-    prompts = _rows(store, "prompts", Prompt)
-    everything: Iterable[Record] = (*preferences, *comparisons, *judgements, *revisions, *samples, *prompts)
-    matches = {row.id: row for row in everything if wanted and row.id.startswith(wanted)}
-    if not matches:
-        example = next((row.id for row in (*preferences, *comparisons, *prompts)), "")
-        advice = f"; every row of the run's *.jsonl files begins with its id, such as {example}" if example else ""
-        raise UsageError(f"{store.folder}: nothing has an id that begins with '{wanted}'{advice}")
-    if len(matches) > 1:
-        raise UsageError(f"'{wanted}' begins {len(matches)} ids ({', '.join(sorted(matches)[:5])}, …); type more of it")
-
-    (row,) = matches.values()
-    about = row.id if isinstance(row, Comparison) else getattr(row, "comparison", None)
-    prompt: Prompt | None = row if isinstance(row, Prompt) else getattr(row, "prompt", None)
-    prompt = prompt or next((pair.prompt for pair in comparisons if pair.id == about), None)
-    behind = [pair for pair in comparisons if pair.id == about or (not about and prompt and pair.prompt == prompt)]
-    ids = {about, *(pair.id for pair in behind)}
+    record = wanted.record(search.KINDS[wanted.artifact])
+    name = record.id if isinstance(record, Comparison) else getattr(record, "comparison", None)
+    prompt: Prompt | None = record if isinstance(record, Prompt) else getattr(record, "prompt", None)
+    if name:
+        behind = search.about(store, "comparisons", Comparison, f'{{"id": "{name}"')
+        prompt = prompt or next((pair.prompt for _, pair in behind), None)
+    else:
+        behind = search.about(store, "comparisons", Comparison, *_fragments(prompt))
+    ids = [f'"comparison": "{name}"' for name in dict.fromkeys([name, *(pair.id for _, pair in behind)]) if name]
+    preferences = search.about(store, "preferences", Preference, *ids)
+    judgements = search.about(store, "judgements", Judgement, *ids)
+    revisions = search.about(store, "revisions", Revision, *_fragments(prompt))
+    samples = search.about(store, "samples", Sample, *_fragments(prompt))
     lines = list(_prompt_lines(prompt)) if prompt else []
-    lines += [line for row in preferences if row.comparison in ids for line in _preference_lines(row)]
-    for comparison in behind:
+    lines += [line for _, row in preferences for line in _preference_lines(row)]
+    for _, comparison in behind:
         lines += _comparison_lines(comparison)
-        lines += [line for row in judgements if row.comparison == comparison.id for line in _judgement_lines(row)]
-    lines += [line for row in revisions if prompt and row.prompt.id == prompt.id for line in _revision_lines(row)]
-    lines += [line for row in samples if prompt and row.prompt.id == prompt.id for line in _sample_lines(row)]
+        of_pair = [row for _, row in judgements if row.comparison == comparison.id]
+        lines += [line for row in of_pair for line in _judgement_lines(row)]
+    lines += [line for _, row in revisions for line in _revision_lines(row)]
+    lines += [line for _, row in samples for line in _sample_lines(row)]
+    places = [wanted, *(row for row, _ in (*preferences, *behind, *judgements, *revisions, *samples))]
+    lines += ["\nfiles", *dict.fromkeys(f"  {row.file}:{row.line}" for row in places)]
     return printable("\n".join(lines))
+
+
+def _fragments(prompt: Prompt | None) -> list[str]:
+    """How a prompt is written within the rows that hold it."""
+    if prompt is None:
+        return []
+    return [f'"prompt": {json.dumps(prompt.model_dump(mode="json"), ensure_ascii=False)}']
 
 
 def _rows(store: RunStore, artifact: str, kind: type[R]) -> list[R]:
@@ -162,8 +164,11 @@ def _judgement_lines(judgement: Judgement) -> Iterator[str]:
 
 
 def _revision_lines(revision: Revision) -> Iterator[str]:
-    yield f"\nrevision {revision.id}{f': left out, {revision.problem}' if revision.problem else ''}"
+    state = f": left out, {revision.problem}" if revision.problem else ""
+    state = state or (": the draft is unchanged" if revision.final == revision.draft else "")
+    yield f"\nrevision {revision.id}{state}"
     yield from _text_lines("draft", revision.draft)
+    before = revision.draft
     unusable = (revision.unusable,) if revision.unusable else ()
     for number, step in enumerate((*revision.steps, *unusable), start=1):
         yield f"  round {number} by '{step.principle}'{', which found nothing' if step.found_nothing else ''}"
@@ -172,7 +177,8 @@ def _revision_lines(revision: Revision) -> Iterator[str]:
             yield from _text_lines("  critique", step.critique)
         if step.revision_text is not None:
             yield from _text_lines("  asked to revise by", step.revision_text)
-        yield from _text_lines("  revision", step.revision)
+        yield from _text_lines(f"  revision{' (unchanged)' if step.revision == before else ''}", step.revision)
+        before = step.revision
 
 
 def _sample_lines(sample: Sample) -> Iterator[str]:

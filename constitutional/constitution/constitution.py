@@ -186,12 +186,7 @@ class Constitution(Frozen):
         fewest = min(uses[principle.id] for principle in self.principles)
         candidates = [principle for principle in self.principles if uses[principle.id] == fewest]
         lot = rng.getrandbits(64)
-
-        def wait(principle: Principle) -> float:
-            drawn = hashlib.blake2b(f"{lot} {principle.id}".encode(), digest_size=8).digest()
-            return -math.log((int.from_bytes(drawn) + 1) / 2**64) / principle.weight
-
-        return min(candidates, key=wait)
+        return min(candidates, key=lambda principle: wait(lot, principle.id) / principle.weight)
 
     @cached_property
     def _by_id(self) -> dict[str, Principle]:
@@ -207,6 +202,12 @@ class Constitution(Frozen):
 def _digest(content: object) -> str:
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def wait(lot: int, principle_id: str) -> float:
+    """How long a principle of weight 1 waits in a draw: -ln(u), with u from the draw's lot and the principle's id."""
+    drawn = hashlib.blake2b(f"{lot} {principle_id}".encode(), digest_size=8).digest()
+    return -math.log((int.from_bytes(drawn) + 1) / 2**64)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -60,6 +60,27 @@ def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
     Raises:
         InputError: a line is no prompt, or none is left to train on; says the line and what was expected.
     """
+    lines, repeated = _read(path)
+    prompts = [
+        Prompt(messages=line.messages, split=split, source=path.name)
+        for line, split in zip(lines, _splits(path, lines, held_out, seed), strict=True)
+    ]
+    return PromptSet(prompts, repeated, [line.number for line in lines])
+
+
+def load_prompts_as_they_are(path: Path) -> PromptSet:
+    """The prompts of a file as `load_prompt_set` reads it, without a split of its own: all are held out.
+
+    Raises:
+        InputError: a line is no prompt, or there is none.
+    """
+    lines, repeated = _read(path)
+    prompts = [Prompt(messages=line.messages, split="held_out", source=path.name) for line in lines]
+    return PromptSet(prompts, repeated, [line.number for line in lines])
+
+
+def _read(path: Path) -> tuple[list[_Line], list[int]]:
+    """The first line of each prompt, and the numbers of the others."""
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     if ending not in (".jsonl", ".txt"):
         raise InputError(path, "is no prompt set by its name; expected a file that ends in .jsonl or .txt")
@@ -71,11 +92,7 @@ def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
     lines, repeated = _distinct(path, read)
     if not lines:
         raise InputError(path, f"holds no prompt; expected {_EXPECTED if ending == '.jsonl' else 'one a line'}")
-    prompts = [
-        Prompt(messages=line.messages, split=split, source=path.name)
-        for line, split in zip(lines, _splits(path, lines, held_out, seed), strict=True)
-    ]
-    return PromptSet(prompts, repeated, [line.number for line in lines])
+    return lines, repeated
 
 
 def _json_line(path: Path, number: int, value: object) -> _Line:

@@ -317,6 +317,27 @@ def _without_missing(value: Any) -> Any:  # noqa: ANN401 - settings of any shape
     return value
 
 
+def changed(config: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """The values of a run's configuration with these overrides, to be checked by `validated`; presets do not apply.
+
+    Raises:
+        UsageError: an override cannot be read, or is no `KEY=VALUE`.
+    """
+    values = config.model_dump(mode="json")
+    with _hydra():
+        parsed = _read(overrides)
+        _refuse(UsageError, [problem for override in parsed if (problem := _refused(override))])
+    for override in parsed:
+        *groups, name = override.key_or_group.split(".")
+        place = values
+        for group in groups:
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"{override.input_line}: '{group}' has no settings of its own; type {group}=VALUE")
+        place[name] = override.value()
+    return values
+
+
 def _refuse(kind: type[ConstitutionalError], lines: Sequence[str]) -> None:
     """Raise an error that says the first line, and the others as notes; nothing where there is none."""
     if lines:

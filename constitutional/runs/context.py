@@ -76,6 +76,22 @@ def selected(config: RunConfig) -> Constitution:
     return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
 
 
+def trained(config: RunConfig, folder: Path | None = None) -> EngineSettings:
+    """How the model that is trained answers, or what became of it: by vLLM, if the generator is vLLM.
+
+    Args:
+        config: the run's configuration.
+        folder: a model that a stage made, whose tokenizer and template are its own; None means the base model.
+    """
+    model, generator = config.model, config.generator
+    if folder is not None:
+        own: dict[str, object] = {"revision": None, "pad_token": None, "template": {}}
+        model = model.model_copy(update={"path": str(folder), **own})
+    if isinstance(generator, VllmSettings):
+        return generator.model_copy(update=dict.fromkeys(_MODELS_OWN)).over(model)
+    return LocalSettings().over(model)
+
+
 def is_given(need: str) -> bool:
     """Whether a run is given what a stage needs by this name; everything else is an artifact of an earlier stage."""
     return need in (*GIVEN, *CONSTITUTION, CONFIGURATION) or need.endswith(".j2") or need.startswith("panel.")
@@ -109,17 +125,10 @@ class RunContext:
         """The settings of a model that the run is given."""
         config = self.config
         if role == "base":
-            return self.trained(config.model)
+            return trained(config)
         roles = {"generator": config.generator, "critic": config.critic, LABELER: config.labeler}
         panel, _, name = role.partition(".")
         return role_settings(config.panel[name] if panel == "panel" else roles[role], config.model)
-
-    def trained(self, model: ModelSettings) -> EngineSettings:
-        """How the model that is trained answers, or what became of it: by vLLM, if the generator is vLLM."""
-        generator = self.config.generator
-        if isinstance(generator, VllmSettings):
-            return generator.model_copy(update=dict.fromkeys(_MODELS_OWN)).over(model)
-        return LocalSettings().over(model)
 
     def opened(self, settings: EngineSettings) -> Engine:
         """The model itself, without the journal; opened once."""
@@ -301,10 +310,8 @@ class RunStageContext(FinishedRun):
         return self._engines[role]
 
     def _made(self, artifact: str) -> EngineSettings:
-        """The settings of a model that an earlier stage made, whose tokenizer and template are its own."""
-        inherited: dict[str, object] = {"revision": None, "pad_token": None, "template": {}}
-        made = self.base.model_copy(update={"path": str(self._store.artifact(artifact)), **inherited})
-        return self._run.trained(made)
+        """The settings of a model that an earlier stage made."""
+        return trained(self._run.config, self._store.artifact(artifact))
 
     def _watch(self, role: str) -> None:
         # How many there will be in all the stage alone knows: a call is often one of several that an item takes.

@@ -145,7 +145,7 @@ def _by_ai(
     if p_a is None:
         counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
         return []
-    if _even(p_a) or within_margin(p_a, settings.margin):
+    if not is_decided(p_a, settings.margin):
         conflict = any(judgement.conflict for judgement in usable)
         counts[f"comparisons undecided, {'position conflict' if conflict else 'near a half'}"] += 1
         return []
@@ -221,6 +221,11 @@ def _even(p: float) -> bool:
     return abs(p - 0.5) < 1e-9
 
 
+def is_decided(p: float, margin: float) -> bool:
+    """Whether a probability makes a preference: it is not even, and no nearer to 0.5 than the margin."""
+    return not (_even(p) or within_margin(p, margin))
+
+
 def within_margin(p: float, margin: float) -> bool:
     """Whether a probability is nearer to 0.5 than the margin, so that a judgement of it is undecided."""
     return abs(p - 0.5) < margin - 1e-9  # 0.6 - 0.5 is 0.09999999999999998
@@ -237,10 +242,20 @@ def _for_training(
     counts["preferences on evaluation prompts"] += len(preferences) - len(kept)
     placed = []
     for preference in kept:
-        opening = next(prompts_within(conversation_of(preference.prompt.messages)))
-        held_out = rng_of(seed, "mix split", opening).random() < settings.held_out_share
+        held_out = is_held_out(preference.prompt, settings, seed)
         placed.append(preference.model_copy(update={"split": "held_out" if held_out else "train"}))
     return placed
+
+
+def is_held_out(prompt: Prompt, settings: Settings, seed: int) -> bool:
+    """Whether the preferences of a training prompt are kept to measure the reward model on."""
+    opening = next(prompts_within(conversation_of(prompt.messages)))
+    return rng_of(seed, "mix split", opening).random() < settings.held_out_share
+
+
+def rank(source: str, comparison: str, seed: int) -> float:
+    """The place of a comparison's preference in the order in which preferences are taken, 0 to 1."""
+    return rng_of(seed, "mix", source, comparison).random()
 
 
 def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
@@ -288,7 +303,7 @@ def _count(preferences: Iterable[Preference], split: Split) -> int:
 
 def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed: int) -> list[Preference]:
     """So many of each split, in their order; who is taken first is settled by each one's comparison alone."""
-    ranks = [rng_of(seed, "mix", row.source, row.comparison).random() for row in preferences]
+    ranks = [rank(row.source, row.comparison, seed) for row in preferences]
     order = sorted(range(len(preferences)), key=ranks.__getitem__)
     taken: list[int] = []
     for split, amount in amounts.items():

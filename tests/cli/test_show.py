@@ -6,6 +6,7 @@ import pytest
 from constitutional.base.errors import UsageError
 from constitutional.base.records import GoldPoint, Prompt, Revision, RevisionStep, Sample
 from constitutional.cli import show
+from constitutional.cli.find import find
 from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Change, Score
 from constitutional.runs.compose import compose, dump
@@ -31,7 +32,7 @@ def store(tmp_path: Path) -> RunStore:
 
 def test_every_stage_of_a_run_is_shown_with_how_far_it_has_come(store: RunStore) -> None:
     _, *lines = show.stages(store).splitlines()
-    assert [line.split()[0] for line in lines] == [f"{number:02d}_{each.name}" for number, each in enumerate(STAGES)]
+    assert [line.split()[0] for line in lines] == [f"{number:02d}_{stage.name}" for number, stage in enumerate(STAGES)]
     prompts, check, revise, *others = (" ".join(line.split()[1:]) for line in lines)
     assert prompts == "done 0:00 7 5 1 prompts"
     assert check == "failed out of memory"
@@ -60,7 +61,7 @@ def test_a_held_out_prompt_is_shown_with_what_each_model_replied(store: RunStore
     with RunStore.open(store.folder, dump(compose([]), {})) as writing:
         finish(writing, 9, "evaluate", {"samples": [SAMPLE]})
     store = RunStore.load(store.folder)
-    told = show.item(store, PROMPT.id)
+    told = find(store, PROMPT.id)
     assert told.splitlines() == [
         f"prompt {PROMPT.id} (held_out)",
         "  user: Why is the sky blue?",
@@ -70,8 +71,12 @@ def test_a_held_out_prompt_is_shown_with_what_each_model_replied(store: RunStore
         "  SL: Light",
         "      scatters.",
         "  RL (cut off): Bl",
+        "",
+        "files",
+        f"  {store.folder}/00_prompts/prompts.jsonl:1",
+        f"  {store.folder}/09_evaluate/samples.jsonl:1",
     ]
-    assert show.item(store, SAMPLE.id) == told
+    assert find(store, SAMPLE.id).partition("\nfiles")[0] == told.partition("\nfiles")[0]
 
 
 def test_a_revision_is_shown_with_the_words_that_it_was_asked_by(store: RunStore) -> None:
@@ -87,7 +92,7 @@ def test_a_revision_is_shown_with_the_words_that_it_was_asked_by(store: RunStore
     revision = Revision(prompt=PROMPT, draft="Yes!", steps=(step, plain))
     with RunStore.open(store.folder, dump(compose([]), {})) as writing:
         finish(writing, 2, "critique_revise", {"revisions": [revision]})
-    told = show.item(RunStore.load(store.folder), revision.id).splitlines()
+    told = find(RunStore.load(store.folder), revision.id).partition("\n\nfiles")[0].splitlines()
     assert told[-9:] == [
         "  round 1 by 'calm'",
         "    principle: Be calm.",
@@ -97,18 +102,18 @@ def test_a_revision_is_shown_with_the_words_that_it_was_asked_by(store: RunStore
         "  round 2 by 'kind'",
         "    principle: Be calm.",
         "    critique: It shouts.",
-        "    revision: Yes.",
+        "    revision (unchanged): Yes.",
     ]
 
 
 def test_an_id_is_found_where_the_advice_says(store: RunStore) -> None:
     with pytest.raises(UsageError) as caught:
-        show.item(store, "zz")
+        find(store, "zz")
     said = f"every row of the run's *.jsonl files begins with its id, such as {PROMPT.id}"
     assert str(caught.value).endswith(said)
     written = (store.folder / "00_prompts" / "prompts.jsonl").read_text()
     assert written.startswith(f'{{"id": "{PROMPT.id}", ')
-    assert f"prompt {PROMPT.id}" in show.item(store, PROMPT.id)
+    assert f"prompt {PROMPT.id}" in find(store, PROMPT.id)
 
 
 @pytest.mark.parametrize(("low", "said"), [(0.01, True), (-0.01, False)])

@@ -16,6 +16,7 @@ from constitutional.base.records import Comparison, Judgement, Preference, Promp
 from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
 from constitutional.cli import show
+from constitutional.cli.find import find
 from constitutional.constitution.file import load_constitution
 from constitutional.runs.compose import compose
 from constitutional.runs.context import FinishedRun, selected
@@ -284,7 +285,7 @@ def test_an_item_is_followed_back_to_its_drafts(tmp_path: Path) -> None:
     constitution(tmp_path)
     store, _ = go(configured(tmp_path), World())
     preference = store.read("preferences", Preference)[0]
-    told = show.item(store, preference.id[:12])
+    told = find(store, preference.id[:12])
     judgement = next(each for each in store.read("judgements", Judgement) if each.id == preference.rests_on[0])
     revision = next(each for each in store.read("revisions", Revision) if each.prompt == preference.prompt)
     for part in (preference.chosen, preference.rejected, judgement.principle_text, revision.draft):
@@ -293,8 +294,8 @@ def test_an_item_is_followed_back_to_its_drafts(tmp_path: Path) -> None:
     assert "a shown first: " in told
     assert "b shown first: " in told
     assert revision.steps[0].principle_text in told
-    with pytest.raises(UsageError, match="nothing has an id that begins with 'zz'"):
-        show.item(store, "zz")
+    with pytest.raises(UsageError, match="nothing has the id.*'zz'"):
+        find(store, "zz")
 
 
 def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) -> None:
@@ -312,7 +313,7 @@ def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) 
     ids = re.findall(r"constitutional show RUN (\w{16})", page.read_text())
     assert ids
     assert set(ids) <= {each.id for each in (*prompts, *revisions)}
-    assert all(show.item(store, id_).startswith("prompt ") for id_ in ids)
+    assert all(find(store, id_).startswith("prompt ") for id_ in ids)
 
 
 def test_several_runs_share_a_page(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Finds rows of a run by id, by principle and by words, without reading more of its files than needs be.
+
+Files are scanned as text, and only lines that may match are parsed: large runs have hundreds of thousands of rows.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from constitutional.base.errors import RunError
+from constitutional.base.frozen import first_problem
+from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Record, Revision, Sample
+from constitutional.base.text import canonical
+from constitutional.runs.folder import RunStore
+
+R = TypeVar("R", bound=Record)
+
+KINDS: Final[Mapping[str, type[Record]]] = {
+    "preferences": Preference,
+    "comparisons": Comparison,
+    "judgements": Judgement,
+    "revisions": Revision,
+    "samples": Sample,
+    "prompts": Prompt,
+}
+"""The artifacts whose rows can be found."""
+ID_LENGTH: Final = 16
+
+
+class FoundRow(NamedTuple):
+    """A line of a run's file."""
+
+    artifact: str
+    file: Path
+    line: int
+    """Counted from 1."""
+    text: str
+
+    @property
+    def id(self) -> str:
+        """What the line begins with."""
+        return self.text[8 : 8 + ID_LENGTH]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The row as plain values, its id included.
+
+        Raises:
+            RunError: the line is damaged.
+        """
+        try:
+            values = json.loads(self.text)
+        except ValueError as error:
+            raise RunError(
+                f"{self.file}:{self.line}: is damaged; the command that made the run makes it anew"
+            ) from error
+        assert isinstance(values, dict)
+        return values
+
+    def record(self, kind: type[R]) -> R:
+        """The row as a record.
+
+        Raises:
+            RunError: the line is damaged.
+        """
+        try:
+            return kind.model_validate(self.values)
+        except ValidationError as error:
+            problem = f"expected a {kind.__name__}: {first_problem(error)}"
+            remedy = "the command that made the run makes it anew"
+            raise RunError(f"{self.file}:{self.line}: {problem}; {remedy}") from error
+
+
+def rows(store: RunStore, artifact: str, may_match: Callable[[bytes], bool]) -> Iterator[FoundRow]:
+    """The rows of an artifact whose line may match; none where the stage that makes them is not done."""
+    if artifact not in store.artifacts():
+        return
+    path = store.artifact(artifact)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if may_match(line):
+                    yield FoundRow(artifact, path, number, line.decode(errors="replace"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def by_id(store: RunStore, beginning: str) -> list[FoundRow]:
+    """The rows whose id begins so."""
+    start = f'{{"id": "{beginning}'.encode()
+    return [row for artifact in KINDS for row in rows(store, artifact, lambda line: line.startswith(start))]
+
+
+def about(store: RunStore, artifact: str, kind: type[R], *fragments: str) -> list[tuple[FoundRow, R]]:
+    """The rows, with their records, whose line holds one of these fragments of JSON."""
+    wanted = [fragment.encode() for fragment in fragments]
+    candidates = rows(store, artifact, lambda line: any(fragment in line for fragment in wanted))
+    return [(row, row.record(kind)) for row in candidates]
+
+
+def by_principle(store: RunStore, principle: str) -> Iterator[FoundRow]:
+    """The rows that a principle has a part in: revisions, judgements and the preferences that rest on it."""
+    quoted = f'"{principle}"'.encode()
+    for artifact in ("preferences", "judgements", "revisions"):
+        for row in rows(store, artifact, lambda line: quoted in line):
+            values = row.values
+            steps = [*values.get("steps", ()), *filter(None, [values.get("unusable")])]
+            ids = [values.get("principle"), *values.get("principles", ()), *(step["principle"] for step in steps)]
+            if principle in ids:
+                yield row
+
+
+def by_words(store: RunStore, words: str) -> Iterator[tuple[FoundRow, str]]:
+    """The rows in whose texts these words stand, in any case, with the first such text."""
+    wanted = canonical(words).casefold()
+    # A line holds texts as JSON: what has an escape there is found when the line is parsed.
+    plain = max((part for part in wanted.split() if part.isalnum() and part.isascii()), key=len, default="").encode()
+    for artifact in KINDS:
+        for row in rows(store, artifact, lambda line: _holds(line, plain)):
+            for text in texts_of(row.values):
+                if wanted in canonical(text).casefold():
+                    yield row, text
+                    break
+
+
+def _holds(line: bytes, word: bytes) -> bool:
+    """Whether a line holds an ASCII word in lower case, written in any way that `canonical` reads as the same."""
+    return word in line.lower() or (
+        not line.isascii() and word in canonical(line.decode(errors="replace")).casefold().encode()
+    )
+
+
+def texts_of(values: object, key: str = "") -> Iterator[str]:
+    """The texts that people and models wrote in a row: no ids, names or numbers."""
+    if isinstance(values, str) and key in TEXTS:
+        yield values
+    elif isinstance(values, dict):
+        for name, value in values.items():
+            # What models replied to a sample stands under their names.
+            yield from texts_of(value, "content" if key == "replies" else name)
+    elif isinstance(values, list):
+        for value in values:
+            yield from texts_of(value, key)
+
+
+TEXTS: Final = frozenset("content a b chosen rejected draft critique revision rationale".split())
+"""The fields of rows that hold text; what a principle says stands in the constitution, and is no match."""
