@@ -23,7 +23,7 @@ from constitutional.engines.models import Models, engine_of
 from constitutional.engines.replies import TOP, Fault, chat_body, choice_scores, read_reply
 from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
-from constitutional.runs.compose import changed, compose, dump, freeze, load
+from constitutional.runs.compose import changed, compose, dump, freeze, load, validated
 from constitutional.runs.context import Opener, RunContext, prices_of
 from constitutional.runs.folder import CONFIG
 from constitutional.runs.outputs import Outputs
@@ -299,7 +299,7 @@ def configuration(run: str, overrides: Sequence[str], *, exported: bool = False)
     places = [folder / CONFIG, folder / FOLDER / CONFIG]
     for place in reversed(places) if exported else places:
         if place.is_file():
-            return freeze(changed(load(place).model_copy(update={"until": None}), overrides))
+            return freeze(validated(changed(load(place).model_copy(update={"until": None}), overrides)))
     if exported:
         raise UsageError(f"{folder}: holds no run and no batch; expected a folder such as runs/first")
     return freeze(compose([*overrides, f"name={folder.name}", f"folder={folder.parent}"]))

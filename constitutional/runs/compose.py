@@ -288,29 +288,6 @@ def validated(values: dict[str, Any]) -> RunConfig:
     return config
 
 
-def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """A run's configuration with single settings changed, such as `until=label`.
-
-    Raises:
-        UsageError: an override cannot be read, or chooses a preset, which would change more.
-        ConfigurationError: there is no such setting, or a value is not allowed.
-    """
-    with _hydra():
-        parsed = _read(overrides)
-    values: dict[str, Any] = config.model_dump(mode="json")
-    for word in parsed:
-        *groups, key = word.key_or_group.split(".")
-        inner: Any = values
-        for group in groups:
-            inner = inner.get(group) if isinstance(inner, dict) else None
-        if not isinstance(inner, dict) or isinstance(inner.get(key), dict):
-            raise UsageError(
-                f"{word.input_line}: names no single setting of the run; `constitutional config` lists them"
-            )
-        inner[key] = word.value()
-    return validated(values)
-
-
 def _without_missing(value: Any) -> Any:  # noqa: ANN401 - settings of any shape
     if isinstance(value, dict):
         return {name: _without_missing(inner) for name, inner in value.items() if inner != "???"}
