@@ -44,7 +44,7 @@ GROUPED: Final = "constitutional_grouped"
 
 
 @dataclass(eq=False)
-class Row:
+class Continuation:
     """A reply that is being written."""
 
     prompt: list[int]
@@ -56,7 +56,7 @@ class Row:
     """What has been written, the end token included."""
     uniform: list[float] = field(default_factory=list)
     """For each token to come, a number in [0, 1) from the seed."""
-    read: "Node | None" = None
+    read: "Segment | None" = None
 
     def begin(self) -> None:
         """Start over."""
@@ -70,30 +70,30 @@ class Row:
 
 
 @dataclass(eq=False)
-class Node:
-    """Tokens that follow those of another node, and their keys and values once they are read."""
+class Segment:
+    """Tokens that follow those of another segment, and their keys and values once they are read."""
 
-    parent: "Node | None"
+    parent: "Segment | None"
     tokens: list[int]
     length: int
-    """Tokens from the root to the end of this node."""
+    """Tokens from the root to the end of this segment."""
     layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Keys and values (H, T, d) of each layer."""
 
-    def path(self) -> "list[Node]":
-        """The nodes from the root to this one."""
+    def path(self) -> "list[Segment]":
+        """The segments from the root to this one."""
         return [*(self.parent.path() if self.parent else []), self]
 
 
-def prompt_tree(prompts: Sequence[list[int]]) -> tuple[list[list[Node]], list[Node | None]]:
-    """The prompts as a tree whose nodes are to be read once; prompts share a node of at least `SHARED` tokens.
+def prompt_tree(prompts: Sequence[list[int]]) -> tuple[list[list[Segment]], list[Segment | None]]:
+    """The prompts as a tree whose segments are to be read once; prompts share a segment of at least `SHARED` tokens.
 
     Returns:
-        the nodes, level by level; and where each prompt ends, None for an empty one.
+        the segments, level by level; and where each prompt ends, None for an empty one.
     """
-    levels: list[list[Node]] = []
-    ends: list[Node | None] = [None] * len(prompts)
-    to_do: list[tuple[Node | None, int, list[int]]] = [(None, 0, list(range(len(prompts))))]
+    levels: list[list[Segment]] = []
+    ends: list[Segment | None] = [None] * len(prompts)
+    to_do: list[tuple[Segment | None, int, list[int]]] = [(None, 0, list(range(len(prompts))))]
     while to_do:
         parent, depth, members = to_do.pop()
         start = parent.length if parent else 0
@@ -104,14 +104,14 @@ def prompt_tree(prompts: Sequence[list[int]]) -> tuple[list[list[Node]], list[No
             if not beginning:
                 continue
             shared = shared_beginning([prompts[member] for member in group])
-            node = Node(parent, list(prompts[group[0]][start:shared]), shared)
+            segment = Segment(parent, list(prompts[group[0]][start:shared]), shared)
             if depth == len(levels):
                 levels.append([])
-            levels[depth].append(node)
+            levels[depth].append(segment)
             for member in group:
-                ends[member] = node  # unless it goes on
+                ends[member] = segment  # unless it goes on
             if longer := [member for member in group if len(prompts[member]) > shared]:
-                to_do.append((node, depth + 1, longer))
+                to_do.append((segment, depth + 1, longer))
     return levels, ends
 
 
@@ -158,7 +158,7 @@ class _Slots:
         self.longest_prompt = longest_prompt
         self.end = longest_prompt
         """The column at which the next token of every row is written."""
-        self.rows: list[Row] = []
+        self.rows: list[Continuation] = []
         self.starts: list[int] = []
         """The first column of each row."""
         self.layers: list[_Slot] = []
@@ -167,17 +167,17 @@ class _Slots:
     def first(self) -> int:
         return min(self.starts)
 
-    def enter(self, row: Row) -> None:
+    def enter(self, row: Continuation) -> None:
         """Put a row whose prompt is read into the next slot."""
         slot, column = len(self.rows), self.end - (row.read.length if row.read else 0)
         self.rows.append(row)
         self.starts.append(column)
-        for node in row.read.path() if row.read else ():
-            for layer, (keys, values) in zip(self.layers, node.layers, strict=True):
+        for segment in row.read.path() if row.read else ():
+            for layer, (keys, values) in zip(self.layers, segment.layers, strict=True):
                 layer.keep(keys, values)
                 layer.keys[slot, :, column : column + keys.shape[1]] = keys
                 layer.values[slot, :, column : column + keys.shape[1]] = values
-            column += len(node.tokens)
+            column += len(segment.tokens)
         row.read = None  # its keys and values are in the buffer
 
     def leave(self, ended: Sequence[int]) -> None:
@@ -274,9 +274,9 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 class _Tail(NamedTuple):
-    """Tokens that are read behind a node, and of which tokens behind these the log-probabilities are wanted."""
+    """Tokens that are read behind a segment, and of which tokens behind these the log-probabilities are wanted."""
 
-    end: Node | None
+    end: Segment | None
     read: list[int]
     scored: list[list[int]]
 
@@ -311,7 +311,7 @@ class Decoder:
         finally:
             config._attn_implementation_internal = before  # noqa: SLF001
 
-    def write(self, rows: Sequence[Row], slots: int, done: Callable[[Row], None]) -> None:
+    def write(self, rows: Sequence[Continuation], slots: int, done: Callable[[Continuation], None]) -> None:
         """Write all replies.
 
         Args:
@@ -328,19 +328,19 @@ class Decoder:
                 for start in range(0, len(rows), slots):
                     self._generate(rows[start : start + slots], done)
 
-    def _write(self, waiting: deque[Row], slots: int, done: Callable[[Row], None]) -> None:
+    def _write(self, waiting: deque[Continuation], slots: int, done: Callable[[Continuation], None]) -> None:
         longest = max(len(row.prompt) - 1 for row in waiting)
         needed = max(len(row.prompt) + row.sampling.max_tokens for row in waiting)
         batch = _Slots(min(slots, len(waiting)), needed + SPARE, longest)
         batch.layers = [_Slot(batch) for _ in range(self.layers)]
         cache = Cache(layers=list(batch.layers))
-        ready: deque[Row] = deque()
+        ready: deque[Continuation] = deque()
         while waiting or ready or batch.rows:
             while (waiting or ready) and len(batch.rows) < batch.slots:
                 if not ready:
                     ready.extend(waiting.popleft() for _ in range(min(slots, len(waiting))))
-                    for row, node in zip(ready, self.read([row.prompt[:-1] for row in ready], slots), strict=True):
-                        row.read = node
+                    for row, segment in zip(ready, self.read([row.prompt[:-1] for row in ready], slots), strict=True):
+                        row.read = segment
                 batch.enter(ready.popleft())
             batch.make_room()
             starts = torch.tensor(batch.starts, device=self.device)
@@ -355,7 +355,9 @@ class Decoder:
             batch.end += 1
             batch.leave(self._draw(batch.rows, logits[:, -1], done))
 
-    def _draw(self, rows: Sequence[Row], logits: torch.Tensor, done: Callable[[Row], None]) -> list[int]:
+    def _draw(
+        self, rows: Sequence[Continuation], logits: torch.Tensor, done: Callable[[Continuation], None]
+    ) -> list[int]:
         """Add a token to every row; returns which of them have ended."""
         ended = []
         for index, (row, token) in enumerate(zip(rows, draw(rows, logits), strict=True)):
@@ -369,7 +371,7 @@ class Decoder:
                 done(row)
         return ended
 
-    def _generate(self, rows: Sequence[Row], done: Callable[[Row], None]) -> None:
+    def _generate(self, rows: Sequence[Continuation], done: Callable[[Continuation], None]) -> None:
         """One batch from its beginning to its end by transformers' own `generate`, which knows every model."""
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -390,7 +392,7 @@ class Decoder:
         width = max(len(row.prompt) for row in rows)
         ids = torch.tensor([[self.pad] * (width - len(row.prompt)) + row.prompt for row in rows])
         mask = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
-        own = self.model.generation_config
+        before = self.model.generation_config
         # What `generate` is not told, it takes from the model's own settings, whatever is handed to it.
         self.model.generation_config = settings = GenerationConfig(  # type: ignore[no-untyped-call] # of transformers
             pad_token_id=self.pad, max_new_tokens=max(row.sampling.max_tokens for row in rows)
@@ -404,7 +406,7 @@ class Decoder:
                 stopping_criteria=StoppingCriteriaList([stop]),
             )
         finally:
-            self.model.generation_config = own
+            self.model.generation_config = before
 
     def _forward(
         self,
@@ -429,7 +431,7 @@ class Decoder:
 
     # --- Reading ---
 
-    def read(self, prompts: Sequence[list[int]], rows: int) -> list[Node | None]:
+    def read(self, prompts: Sequence[list[int]], rows: int) -> list[Segment | None]:
         """Read prompts, what they share once; returns the end of each.
 
         Args:
@@ -438,21 +440,21 @@ class Decoder:
         """
         levels, ends = prompt_tree(prompts)
         for level in levels:
-            level.sort(key=lambda node: -len(node.tokens))
+            level.sort(key=lambda segment: -len(segment.tokens))
             while level:
                 count = max(1, min(rows, READ_TOKENS // len(level[0].tokens)))
-                nodes, level[:count] = level[:count], []
-                tokens = [node.tokens for node in nodes]
-                cache = self._continue(tokens, [node.parent for node in nodes])[1]
-                for row, node in enumerate(nodes):
-                    node.layers = [
-                        (layer.keys[row, :, : len(node.tokens)], layer.values[row, :, : len(node.tokens)])
+                segments, level[:count] = level[:count], []
+                tokens = [segment.tokens for segment in segments]
+                cache = self._continue(tokens, [segment.parent for segment in segments])[1]
+                for row, segment in enumerate(segments):
+                    segment.layers = [
+                        (layer.keys[row, :, : len(segment.tokens)], layer.values[row, :, : len(segment.tokens)])
                         for layer in cache.layers
                     ]
         return ends
 
     def _continue(
-        self, tokens: Sequence[list[int]], parents: Sequence[Node | None], keep: int = 1
+        self, tokens: Sequence[list[int]], parents: Sequence[Segment | None], keep: int = 1
     ) -> tuple[torch.Tensor, Any]:
         """Read tokens behind what was read before; returns logits and the cache.
 
@@ -469,16 +471,18 @@ class Decoder:
         padded = [[*row, *[self.pad] * (width - len(row))] for row in tokens]
         return self._forward(padded, mask, positions, cache, keep), cache
 
-    def _pasts(self, parents: Sequence[Node | None], width: int) -> Sequence[tuple[torch.Tensor, torch.Tensor] | None]:
+    def _pasts(
+        self, parents: Sequence[Segment | None], width: int
+    ) -> Sequence[tuple[torch.Tensor, torch.Tensor] | None]:
         """For each layer, keys and values (B, H, width, d) of all that was read before; they end at the last column."""
-        some = next(filter(None, parents), None)
-        if some is None:
+        first = next(filter(None, parents), None)
+        if first is None:
             return [None] * self.layers
-        if all(parent is some for parent in parents):
-            path = some.path()
+        if all(parent is first for parent in parents):
+            path = first.path()
             return [
                 tuple(  # type: ignore[misc] # of two
-                    torch.cat([node.layers[layer][kind] for node in path], 1).expand(len(parents), -1, -1, -1)
+                    torch.cat([segment.layers[layer][kind] for segment in path], 1).expand(len(parents), -1, -1, -1)
                     for kind in (0, 1)
                 )
                 for layer in range(self.layers)
@@ -487,13 +491,13 @@ class Decoder:
         pasts = []
         for layer in range(self.layers):
             keys, values = (
-                like.new_zeros(len(parents), like.shape[0], width, like.shape[2]) for like in some.layers[layer]
+                like.new_zeros(len(parents), like.shape[0], width, like.shape[2]) for like in first.layers[layer]
             )
             for row, path in enumerate(paths):
                 column = width - (path[-1].length if path else 0)
-                for node in path:
-                    stop = column + len(node.tokens)
-                    keys[row, :, column:stop], values[row, :, column:stop] = node.layers[layer]
+                for segment in path:
+                    stop = column + len(segment.tokens)
+                    keys[row, :, column:stop], values[row, :, column:stop] = segment.layers[layer]
                     column = stop
             pasts.append((keys, values))
         return pasts
@@ -561,7 +565,7 @@ def plain_layers(model: "PreTrainedModel") -> int:
     return len(cache.layers) if plain else 0
 
 
-def draw(rows: Sequence[Row], logits: torch.Tensor) -> list[int]:
+def draw(rows: Sequence[Continuation], logits: torch.Tensor) -> list[int]:
     """The next token of each row.
 
     Args:

@@ -260,26 +260,28 @@ class LocalEngine(Engine):
         answers: dict[int, Completion],
     ) -> None:
         """Answer some of the requests; `answers` holds all that were finished, also if memory ends."""
-        from constitutional.engines.decoding import Decoder, Row
+        from constitutional.engines.decoding import Continuation, Decoder
 
         ends = set(end_tokens(self.tokenizer, self.model.config, self.model.generation_config))
         decoder = Decoder(self.model, ends, self.tokenizer.pad_token_id)
         if requests[0].choices:
-            for number, logprobs in zip(taken, decoder.score([rows[number] for number in taken], size), strict=True):
-                options = rows[number]
-                common = shared_beginning(options)
-                tokens = sum(len(option) - common for option in options)
-                answers[number] = Completion(
-                    "", "choices", tuple(logprobs), prompt_tokens=common, completion_tokens=tokens
-                )
+            for start in range(0, len(taken), size):
+                batch = taken[start : start + size]
+                scores = decoder.score([rows[number] for number in batch], size)
+                for number, logprobs in zip(batch, scores, strict=True):
+                    common = shared_beginning(rows[number])
+                    tokens = sum(len(option) - common for option in rows[number])
+                    answers[number] = Completion(
+                        "", "choices", tuple(logprobs), prompt_tokens=common, completion_tokens=tokens
+                    )
             return
-        writing: dict[Row, int] = {}
+        writing: dict[Continuation, int] = {}
         for number in taken:
             sampling, seed = requests[number].sampling, requests[number].seed
             stopped = partial(self._stopped, sampling.stop) if sampling.stop else None
-            writing[Row(rows[number][0], sampling, seed, stopped)] = number
+            writing[Continuation(rows[number][0], sampling, seed, stopped)] = number
 
-        def done(row: Row) -> None:
+        def done(row: Continuation) -> None:
             answer = self._tokens.completion(row.ids, ends, row.sampling.stop)
             answers[writing[row]] = answer._replace(prompt_tokens=len(row.prompt))
 

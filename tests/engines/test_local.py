@@ -494,13 +494,13 @@ def test_prompts_share_what_they_begin_with() -> None:
     head, middle = list(range(100, 140)), list(range(200, 230))
     prompts = [[*head, *middle, 1], [*head, *middle, 2, 3], [*head, 5], [*head, *middle, 1], [7], [], head]
     levels, ends = prompt_tree(prompts)
-    assert [sorted(node.tokens for node in level) for level in levels] == [
+    assert [sorted(segment.tokens for segment in level) for level in levels] == [
         [[7], head],
         [[5], middle],
         [[1], [2, 3]],
     ]
     for prompt, end in zip(prompts, ends, strict=True):
-        assert prompt == [token for node in (end.path() if end else []) for token in node.tokens]
+        assert prompt == [token for segment in (end.path() if end else []) for token in segment.tokens]
     assert ends[0] is ends[3]  # read once
 
 
