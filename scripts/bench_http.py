@@ -189,7 +189,7 @@ def data_designer(rows: int, url: str, concurrency: int) -> None:
 CLIENTS: Final = {"ours": ours, "bare": bare, "distilabel": distilabel, "data_designer": data_designer}
 
 
-def measure(name: str, python: str, rows: int, concurrency: int) -> None:
+def measure(name: str, python: str, rows: int, concurrency: int) -> float:
     """Calls a second of one client, in a fresh process and with a fresh server."""
     with serving() as url:
         command = [python, str(Path(__file__)), "--part", name, "--url", url]
