@@ -7,7 +7,8 @@ The environments of the peers are made with `pip install "distilabel[openai]==1.
 "data-designer==0.9.*"`. A local server, a process of its own, answers each call after 50 ms. A row's second call holds
 the first one's reply, and the third both: response, critique, revision. The bare client is aiohttp with a semaphore,
 which keeps nothing; this project's way is `side_by_side` over a journal on disk, whose engine finds out by itself how
-many requests should be open. Every measurement is a fresh process; all take turns. Loading libraries is not counted.
+many requests should be open. Every measurement is a fresh process; all take turns. The server takes the time, from the
+first call's arrival to the last one's answer: what a client does before and after is not counted.
 
 """
 
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +29,8 @@ from typing import Any, Final
 
 LATENCY_S: Final = 0.05
 STEPS: Final = 3
+LONGEST_S: Final = 300
+"""After which a client counts as stuck."""
 
 
 # --- The server ---
@@ -40,8 +44,11 @@ def serve() -> None:
     reply = {"id": "x", "object": "chat.completion", "created": 0, "model": "mock", "choices": [message]}
     models = {"object": "list", "data": [{"id": "mock", "object": "model"}]}
 
+    calls = 0
+    first_s = last_s = 0.0
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        number = 0
+        nonlocal calls, first_s, last_s
         while True:
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -51,10 +58,14 @@ def serve() -> None:
             except (asyncio.IncompleteReadError, ConnectionError):
                 writer.close()
                 return
+            answer: Any = models
             if length:
+                first_s = first_s or time.monotonic()
                 await asyncio.sleep(LATENCY_S)
-            number += 1
-            body = json.dumps({**reply, "usage": usage, "number": number} if length else models).encode()
+                calls, last_s, answer = calls + 1, time.monotonic(), {**reply, "usage": usage}
+            elif b"/span" in lines[0]:
+                answer = [calls, last_s - first_s]
+            body = json.dumps(answer).encode()
             headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}"
             writer.write(f"HTTP/1.1 200 OK\r\n{headers}\r\n\r\n".encode() + body)
 
@@ -78,10 +89,10 @@ def serving() -> Iterator[str]:
             process.kill()
 
 
-# --- The clients; each returns its seconds ---
+# --- The clients ---
 
 
-def ours(rows: int, url: str, concurrency: int) -> float:
+def ours(rows: int, url: str, concurrency: int) -> None:
     """Through a journal in a folder that is deleted."""
     from constitutional.base.records import Message
     from constitutional.engines.base import Request
@@ -101,16 +112,14 @@ def ours(rows: int, url: str, concurrency: int) -> float:
                 messages += [Message("assistant", reply.text), Message("user", "next")]
             return messages[-2].content
 
-        start_s = time.perf_counter()
         assert sum(1 for text in side_by_side(row(number) for number in range(rows)) if text) == rows
-        return time.perf_counter() - start_s
 
 
-def bare(rows: int, url: str, concurrency: int) -> float:
+def bare(rows: int, url: str, concurrency: int) -> None:
     """With nothing but a semaphore."""
     import aiohttp
 
-    async def main() -> float:
+    async def main() -> None:
         semaphore = asyncio.Semaphore(concurrency)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
 
@@ -122,49 +131,39 @@ def bare(rows: int, url: str, concurrency: int) -> float:
                         text = (await response.json())["choices"][0]["message"]["content"]
                     messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "next"}]
 
-            start_s = time.perf_counter()
             await asyncio.gather(*map(row, range(rows)))
-            return time.perf_counter() - start_s
 
-    return asyncio.run(main())
+    asyncio.run(main())
 
 
-def distilabel(rows: int, url: str, concurrency: int) -> float:
+def distilabel(rows: int, url: str, concurrency: int) -> None:
     """Its pipeline of three text generations, without its cache."""
     from distilabel.models import OpenAILLM  # type: ignore[import-not-found]
     from distilabel.pipeline import Pipeline  # type: ignore[import-not-found]
-    from distilabel.steps import LoadDataFromDicts, StepInput, step  # type: ignore[import-not-found]
+    from distilabel.steps import LoadDataFromDicts  # type: ignore[import-not-found]
     from distilabel.steps.tasks import TextGeneration  # type: ignore[import-not-found]
 
-    def chained(source: str, reply: str, target: str) -> Any:  # noqa: ANN401
-        @step(inputs=[source, reply], outputs=[target])  # type: ignore[untyped-decorator]
-        def join(inputs: StepInput) -> Any:  # noqa: ANN401
-            for values in inputs:
-                values[target] = f"{values[source]}\n{values[reply]}\nnext"
-            yield inputs
-
-        return join(name=f"join_{target}", input_batch_size=concurrency)
-
-    def generation(source: str, reply: str) -> Any:  # noqa: ANN401
+    def generation(*columns: str, reply: str) -> Any:  # noqa: ANN401
         llm = OpenAILLM(model="mock", base_url=url, api_key="none", generation_kwargs={"max_new_tokens": 64})
-        mappings = {"input_mappings": {"instruction": source}, "output_mappings": {"generation": reply}}
-        return TextGeneration(llm=llm, name=reply, input_batch_size=concurrency, **mappings)
+        return TextGeneration(
+            llm=llm,
+            name=reply,
+            columns=list(columns),
+            template=" next ".join(f"{{{{ {column} }}}}" for column in columns),
+            input_batch_size=concurrency,
+            output_mappings={"generation": reply},
+        )
 
     with Pipeline(name="three") as pipeline:
-        data = [{"first": f"question {number}"} for number in range(rows)]
+        data = [{"question": f"question {number}"} for number in range(rows)]
         load = LoadDataFromDicts(data=data, batch_size=concurrency)
-        second = chained("first", "reply", "second")
-        third = chained("second", "critique", "third")
-        begin = generation("first", "reply")
-        load >> begin >> second >> generation("second", "critique") >> third >> generation("third", "revision")
-    start_s = time.perf_counter()
-    made = pipeline.run(use_cache=False)
-    seconds = time.perf_counter() - start_s
-    assert len(made["default"]["train"]) == rows
-    return seconds
+        reply = generation("question", reply="reply")
+        critique = generation("question", "reply", reply="critique")
+        load >> reply >> critique >> generation("question", "reply", "critique", reply="revision")
+    assert len(pipeline.run(use_cache=False)["default"]["train"]) == rows
 
 
-def data_designer(rows: int, url: str, concurrency: int) -> float:
+def data_designer(rows: int, url: str, concurrency: int) -> None:
     """Its three text columns."""
     import data_designer.config as dd  # type: ignore[import-not-found]
     from data_designer.interface import DataDesigner  # type: ignore[import-not-found]
@@ -184,11 +183,7 @@ def data_designer(rows: int, url: str, concurrency: int) -> float:
         prompt += f" {{{{ {name} }}}} next"
     with tempfile.TemporaryDirectory() as folder:
         designer = DataDesigner(artifact_path=folder, model_providers=[provider])
-        start_s = time.perf_counter()
-        made = designer.create(builder, num_records=rows, dataset_name="three")
-        seconds = time.perf_counter() - start_s
-        assert len(made.load_dataset()) == rows
-    return seconds
+        assert len(designer.create(builder, num_records=rows, dataset_name="three").load_dataset()) == rows
 
 
 CLIENTS: Final = {"ours": ours, "bare": bare, "distilabel": distilabel, "data_designer": data_designer}
@@ -200,11 +195,18 @@ def measure(name: str, python: str, rows: int, concurrency: int) -> float:
         command = [python, str(Path(__file__)), "--part", name, "--url", url]
         command += ["--rows", str(rows), "--concurrency", str(concurrency)]
         environment = {**os.environ, "OPENAI_API_KEY": "none"}
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+        try:
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, env=environment, timeout=LONGEST_S
+            )
+        except subprocess.TimeoutExpired:
+            sys.exit(f"bench_http.py: {name} had not ended after {LONGEST_S} s")
+        with urllib.request.urlopen(f"{url}/span") as response:  # noqa: S310 - the server is ours
+            calls, seconds = json.loads(response.read())
     if done.returncode:
         sys.exit(f"bench_http.py: {name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    seconds = float(done.stdout.strip().rpartition("\n")[2].removeprefix("SECONDS "))
-    return STEPS * rows / seconds
+    assert calls == STEPS * rows, f"{name} made {calls} calls"
+    return float(calls / seconds)
 
 
 def main() -> None:
@@ -223,7 +225,7 @@ def main() -> None:
     if options.part == "server":
         serve()
     elif options.part:
-        print(f"\nSECONDS {CLIENTS[options.part](options.rows, options.url, options.concurrency)}")
+        CLIENTS[options.part](options.rows, options.url, options.concurrency)
     else:
         pythons = {"ours": sys.executable, "bare": sys.executable}
         pythons |= {name: path for name in ("distilabel", "data_designer") if (path := getattr(options, name))}

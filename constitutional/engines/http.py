@@ -219,19 +219,20 @@ class _Worker:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        async with self._server.connect() as self._http:
-            await self._meet()
-            await self._stopped.wait()
-            tasks = [job.task for job in self._open if job.task]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _meet(self) -> None:
         try:
-            await self._server.meet(self._http)
+            async with self._server.connect() as self._http:
+                await self._meet()
+                await self._stopped.wait()
+                tasks = [job.task for job in self._open if job.task]
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         except Exception as error:  # noqa: BLE001 - raised in the sessions' own threads
             self._fail(error)
+            await self._stopped.wait()
+
+    async def _meet(self) -> None:
+        await self._server.meet(self._http)
         self._met = True
         self._pump()
 
@@ -284,6 +285,7 @@ class _Worker:
         except asyncio.CancelledError:
             self._open.discard(job)
             self._tell()
+            self._pump()
             raise
         self._open.discard(job)
         self._settle(job, outcome, self._loop.time() - sent_s)
@@ -296,7 +298,7 @@ class _Worker:
             if self._down_since_s is not None:
                 self._up()
             if not outcome.failed:
-                self._engine.limiter.answered(self._loop.time(), latency_s, waiting=bool(self._queue))
+                self._engine.limiter.answered(latency_s, waiting=bool(self._queue))
             job.session.deliver(job.ticket, outcome)
         elif isinstance(outcome, Exception):
             self._fail(outcome)

@@ -207,6 +207,8 @@ class Server:
             self._echoes = True
             return reply.completion._replace(text="", finish="choices", choice_logprobs=scores)
         if isinstance(reply, Fault):
+            if reply.kind == "unknown_field":
+                self._unknown.add(reply.reason)
             return reply
         if reply.completion.finish in ("too_long", "refusal"):
             return reply.completion

@@ -133,7 +133,8 @@ class HttpSettings(Frozen):
     url: str
     """Where the API begins, such as http://127.0.0.1:8000/v1"""
     model: str
-    """The model's name, as the server lists it."""
+    """The model's name, as the server lists it and its replies tell. Where these differ, this is the one that the
+    replies tell, and `extra.model` the one that is asked for."""
     api_key_env: str | None = None
     """The name of the environment variable that holds the key, which is written nowhere; null sends none."""
     endpoint: Literal["chat", "completions"] = "chat"

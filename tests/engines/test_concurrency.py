@@ -27,7 +27,7 @@ def simulated(
             heapq.heappush(open_requests, (now_s + took_s, now_s, seconds is not None))
         now_s, sent_s, sound = heapq.heappop(open_requests)
         if sound:
-            limiter.answered(now_s, now_s - sent_s, waiting=True)
+            limiter.answered(now_s - sent_s, waiting=True)
             limits.append(limiter.limit)
         else:
             limiter.refused(now_s, now_s - sent_s)
@@ -73,6 +73,12 @@ def test_a_server_that_becomes_slow_gets_less_if_less_is_enough() -> None:
     assert min(limits) <= 20
 
 
+def test_replies_of_very_different_lengths_do_not_keep_it_low() -> None:
+    dice = random.Random(4)
+    _, limits = simulated(Limiter(64), lambda _: dice.lognormvariate(0.0, 0.7), 3000)
+    assert sorted(limits[500:])[len(limits[500:]) // 4] >= 42
+
+
 def test_longer_requests_are_no_reason_to_ask_less() -> None:
     limiter = Limiter(64)
     simulated(limiter, lambda _: 0.1, 1000)
@@ -83,7 +89,7 @@ def test_longer_requests_are_no_reason_to_ask_less() -> None:
 def test_answers_while_nothing_waits_raise_no_limit() -> None:
     limiter = Limiter(64)
     for number in range(1000):
-        limiter.answered(number / 100, 0.01, waiting=False)
+        limiter.answered(0.01, waiting=number % 20 != 0)
     assert limiter.limit == 8
     assert Limiter(3).limit == 3
 
