@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import islice
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -411,6 +412,9 @@ class VllmSession:
             return [Work(rows[0], request.sampling, request.seed, self._engine.ends)]
         if all(len(row) == shared + 1 for row in rows) and len(rows) <= AT_ONCE:
             return [Work(rows[0][:shared], next_tokens=tuple(row[shared] for row in rows))]
+        if self._engine.settings.adapter:  # with one vLLM 0.31 tells no log-probabilities of what it reads
+            places = [(row, at) for row in rows for at in range(shared, len(row))]
+            return [Work(row[:at], next_tokens=(row[at],)) for row, at in places]
         return [Work(row, scored_from=shared) for row in rows]
 
     def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
@@ -446,17 +450,15 @@ class VllmSession:
             answer = self._engine.tokens.completion(results[0].ids, self._engine.ends, sampling.stop)
             finish: Finish = "stop" if results[0].stopped else answer.finish
             return answer._replace(finish=finish, prompt_tokens=len(asked.rows[0]), cached_tokens=results[0].cached)
-        if len(results) < len(asked.rows):
-            logprobs = tuple(results[0].logprobs)
-        else:
-            logprobs = tuple(sum(result.logprobs) for result in results)
+        tokens = iter([logprob for result in results for logprob in result.logprobs])
+        logprobs = tuple(sum(islice(tokens, len(row) - asked.shared)) for row in asked.rows)
         return Completion(
             "",
             "choices",
             logprobs,
             prompt_tokens=asked.shared,
             completion_tokens=sum(len(row) - asked.shared for row in asked.rows),
-            cached_tokens=min(asked.shared, max(result.cached for result in results)),
+            cached_tokens=min(asked.shared, *(result.cached for result in results)),
         )
 
     def close(self) -> None:
