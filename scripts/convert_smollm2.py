@@ -27,7 +27,7 @@ def convert(source: Path, target: Path) -> Path:
     del config.quantization_config  # with it transformers does not save the model
     for settings in (config, read.generation_config):
         settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = 1, 2, 0
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.to(torch.bfloat16).save_pretrained(target)  # type: ignore[arg-type]  # transformers' wrapper hides it

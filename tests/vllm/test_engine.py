@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from constitutional.base.records import Message
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling, Ticket
 from constitutional.engines.local import LocalEngine, load_model
 from constitutional.engines.models import LazyEngine, Models, engine_of
 from constitutional.engines.settings import ModelSettings, VllmSettings
@@ -199,7 +199,7 @@ def test_answers_come_as_they_finish_and_requests_enter_while_others_run(both: B
     session.submit((0,), Request(user("Hello"), Sampling(max_tokens=600, temperature=1.5), 1))
     session.submit((1,), greedy("Hello", 2))
     order: list[Completion] = []
-    tickets = []
+    tickets: list[Ticket] = []
     while len(tickets) < 3:
         for ticket, answer in session.collect():
             order.append(answer)
@@ -245,7 +245,7 @@ def adapter(folder: Path, base: Path, rank: int) -> Path:
     torch.manual_seed(0)
     model, _ = load_model(base, dtype="float32")
     config = LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(model, config).save_pretrained(folder)
+    get_peft_model(model, config).save_pretrained(str(folder))
     return folder
 
 
