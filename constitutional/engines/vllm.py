@@ -173,7 +173,6 @@ class VllmServer:
         self.asked = [0] * settings.data_parallel
         """How many rows every copy was given."""
         self._lock = threading.Lock()
-        adapter = str(Path(settings.adapter).expanduser().resolve()) if settings.adapter else ""
         arguments = engine_arguments(Path(settings.path or ""), settings)
         self._children: list[_Child] = []
         for environment in _environments(settings):
@@ -181,7 +180,8 @@ class VllmServer:
             self._children.append(child)
             weakref.finalize(self, _end, child)
             threading.Thread(target=_receive, args=(weakref.ref(self), child), daemon=True).start()
-            child.connection.send((arguments, adapter))
+            with suppress(OSError):  # the thread that receives tells why
+                child.connection.send((arguments, settings.adapter or ""))
 
     @property
     def busy(self) -> bool:
@@ -201,7 +201,7 @@ class VllmServer:
             child, key = self._children[copy], str(sum(self.asked))
             self.asked[copy] += 1
             child.waiting[key] = (inbox, place)
-            with suppress(OSError):  # the thread that receives tells why
+            with suppress(OSError):
                 child.connection.send(("add", (key, work)))
         return key
 
@@ -218,7 +218,8 @@ class VllmServer:
         """Tell everybody who waits that the process has ended."""
         with self._lock:
             self.failure = self.failure or ModelError(
-                f"{self.settings.path}: vLLM cannot answer: {reason}. What was answered is kept"
+                f"{self.settings.path}: vLLM cannot answer: {reason}. What was answered is kept; type the command "
+                "again, with a lower memory or max_length where memory was short, or with engine=local"
             )
             for inbox, place in child.waiting.values():
                 inbox.put((place, self.failure))
@@ -314,10 +315,10 @@ class VllmEngine(Engine):
         taken = settings.model_dump(include={"path", "revision", "dtype", "pad_token", "template"}, exclude_none=True)
         self._local = LazyEngine(ModelSettings(**taken), models)
         self._models = models
+        adapter = str(Path(settings.adapter).expanduser().resolve()) if settings.adapter else None
         # Roles of one model share its processes, whatever their budgets.
-        self.settings = settings.model_copy(
-            update={"path": str(self.folder), "revision": None, "budget": Budget(), "template": settings.template or {}}
-        )
+        same = {"path": str(self.folder), "revision": None, "adapter": adapter, "budget": Budget()}
+        self.settings = settings.model_copy(update={**same, "template": settings.template or {}})
 
     @property
     def folder(self) -> Path:
@@ -330,7 +331,7 @@ class VllmEngine(Engine):
         base = self._local.weights
         if not self.settings.adapter:
             return base
-        adapter = adapter_digest(Path(self.settings.adapter).expanduser())
+        adapter = adapter_digest(Path(self.settings.adapter))
         return hashlib.sha256(f"{base} {adapter}".encode()).hexdigest()
 
     @property
