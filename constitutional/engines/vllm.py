@@ -1,7 +1,8 @@
 """vLLM on this machine: requests enter its scheduler as they are submitted, and answers are handed on as they finish.
 
-vLLM answers in a process of its own (`vllm_child.py`), because only the end of the process gives back all that vLLM
-takes before training needs it.
+vLLM answers in a process of its own (`vllm_child.py`), whose end gives back all that it took: after 10 seconds at the
+start and 0.2 at the end. Deleted in the same process, it kept 80 to 110 MB of 1.1 GB with a small model on a CPU, and
+left torch without a way to set the number of threads.
 """
 
 import hashlib
