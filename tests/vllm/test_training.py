@@ -25,7 +25,8 @@ def stage(folder: Path) -> OneStage:
 def in_own_process(training: Callable[[Path], None], folder: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=training, args=(folder,))
     process.start()
-    process.join(240)
+    process.join(600)
+    process.kill()
     assert process.exitcode == 0
 
 
