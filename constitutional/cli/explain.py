@@ -40,7 +40,8 @@ def _entries(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     """The key and the text of each of a model's settings; a heading for each group and each of its kinds."""
     schemas = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
-        key, inner, meaning = f"{prefix}{name}", models_in(field.annotation), field.description or ""
+        key, meaning = f"{prefix}{name}", field.description or ""
+        inner = models_in(field.annotation) if key != "panel" else []  # as the labeler's
         if name == "kind":
             continue  # the heading says it
         if not inner or prefix:
@@ -57,7 +58,7 @@ def _entries(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
                 yield key, _paragraph(heading, "", part.__doc__ or "")
             elif not prefix:
                 yield key, _paragraph(f"[{key}]", "", meaning or part.__doc__ or "")
-            yield from _entries(f"{key}.", part) if key != "panel" else ()
+            yield from _entries(f"{key}.", part)
 
 
 def _paragraph(heading: str, kind: str, meaning: str) -> str:

@@ -149,9 +149,9 @@ def _comparison_lines(comparison: Comparison) -> Iterator[str]:
 def _judgement_lines(judgement: Judgement) -> Iterator[str]:
     probability = "unreadable" if judgement.p_a is None else f"P(a is better) = {judgement.p_a:.3f}"
     conflict = "; the orders conflict" if judgement.conflict else ""
-    method = judgement.labeler.rpartition(" ")[2]
     yield f"\njudgement {judgement.id} by '{judgement.principle}': {probability}{conflict}"
-    yield f"  judge: {judgement.judge}, {judgement.labeler[:16]}{f', by {method}' if method else ''}"
+    model, _, method = judgement.labeler.rpartition(" ")
+    yield f"  judge: {judgement.judge}, {model.partition(' ')[0][:24]}, by {method}"
     yield from _text_lines("principle", judgement.principle_text)
     for reading in judgement.readings:
         bounded = " (a bound)" if reading.bounded else ""

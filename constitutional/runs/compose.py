@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
-_JUDGE: Final = re.compile(r"panel\.\w+")
+_JUDGE: Final = re.compile(r"panel\.[A-Za-z_]\w*")
 """A judge of the panel, whose engine is a preset like a role's; one that only has settings is `local`."""
 _QUOTED: Final = "\"KEY='a {b'\""
 
@@ -245,6 +245,8 @@ def _refused(override: "Override") -> str | None:
         problem = "names several values; type -m as well for a run of each, or [a,b] for a list"
     elif override.is_delete():
         problem = f"nothing can be taken out; leave it out, or type {key}=VALUE"
+    elif re.match(r"panel\b", key) and not re.match(rf"{_JUDGE.pattern}(\.|$)", key) and not isinstance(value, dict):
+        problem = "names no judge; type panel.second=PRESET, with a name of letters, digits and _"
     elif (known := _options(key)) and (known == ["schema"] or not isinstance(value, str | list)):
         names = [f"{key}.{name}" for model in GROUPS.get(key, {}).values() for name in model.model_fields]
         presets = [f"{key}={name}" for name in known if not name.startswith("schema")]

@@ -106,6 +106,9 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
     role = re.match(r"panel\.\w+(?=\.)", key) or re.match(rf"({'|'.join(ROLES)})(?=\.)", key)
     if role:
         group, name = role[0], key[role.end() + 1 :]
+    judge = group.removeprefix("panel.")
+    if name == "weight" and judge != group:
+        return f"there is no setting '{key}'; type {_word(f'label.weights.{judge}', value)}"
     kinds = GROUPS.get("engine" if role else group, {})
     having = [preset.removeprefix("schema_") for preset, model in kinds.items() if name in model.model_fields]
     if having and len(kinds) > 1:

@@ -29,6 +29,7 @@ from constitutional.stages.online import nothing_learned
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training import rewards
 from constitutional.training import trl as training
+from constitutional.training.awaiting import begin
 from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
@@ -244,7 +245,8 @@ class Recorder:
         self.folder = checkpoints / "rollouts"
         self.keep = keep
         self._numbers: dict[str, Sequence[float | None]] = {}
-        """By reward, the numbers of the step's replies so far: the trainer calls one function after the other."""
+        """By reward, the numbers of the step's replies. The trainer calls one function after the other; all are asked
+        for at the first call, so that those that wait for others wait at the same time."""
 
     def functions(self) -> list[RewardFunction]:
         """The reward functions, as the trainer is to call them."""
@@ -252,9 +254,11 @@ class Recorder:
 
     def _recorded(self, reward: Reward) -> RewardFunction:
         def call(**columns: Any) -> Sequence[float | None]:  # noqa: ANN401 - TRL's and the dataset's
-            self._numbers[reward.name] = reward.function(**columns)
+            if not self._numbers:
+                names, functions = [reward.name for reward in self.rewards], [row.function for row in self.rewards]
+                self._numbers = dict(zip(names, begin(functions, columns)(), strict=True))
             numbers = self._numbers[reward.name]
-            if len(self._numbers) == len(self.rewards):
+            if reward is self.rewards[-1]:
                 if columns["trainer_state"].is_world_process_zero:
                     self._write(columns)
                 self._numbers = {}

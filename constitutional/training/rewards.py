@@ -25,6 +25,7 @@ from constitutional.training.user_reward import load_reward
 Turns = Sequence[Mapping[str, str]]
 """A conversation as chat templates take it."""
 RewardFunction = Callable[..., Sequence[float | None]]
+"""Or an `async def` that gives the same."""
 
 REFUSAL_PHRASES = (
     "i can't help",

@@ -9,19 +9,24 @@ from typing import Any
 from constitutional.base import user_function
 from constitutional.base.errors import InputError
 from constitutional.base.user_function import UserFunction
+from constitutional.training.awaiting import is_async
 
 
 class UserReward(UserFunction):
-    """A user's reward function, whose answers are checked."""
+    """A user's reward function, whose answers are checked.
 
-    def __call__(self, **columns: Any) -> list[float | None]:  # noqa: ANN401 - TRL's and the dataset's columns
+    It is `async` where the function is, as TRL allows: then a call has to be awaited.
+    """
+
+    def __call__(self, **columns: Any) -> Any:  # noqa: ANN401 - TRL's and the dataset's columns
         """The function's number for each of the `completions`; None where it has none.
 
         Raises:
             InputError: it returns something else.
         """
-        rewards = self.function(**columns)
-        expected = len(columns["completions"])
+        return self._checked(self.function(**columns), len(columns["completions"]))
+
+    def _checked(self, rewards: object, expected: int) -> list[float | None]:
         if isinstance(rewards, str) or not isinstance(rewards, Sequence):
             raise self._wrong(f"returned {rewards!r:.60}, and should return a list with a number for each completion")
         if len(rewards) != expected:
@@ -55,6 +60,14 @@ class UserReward(UserFunction):
         return self.wrong(f"the reward function '{self.name}' {problem}")
 
 
+class AsyncUserReward(UserReward):
+    """The same of an `async def`."""
+
+    async def __call__(self, **columns: Any) -> list[float | None]:  # noqa: ANN401 - TRL's and the dataset's columns
+        """As of any reward function, once it is awaited."""
+        return self._checked(await self.function(**columns), len(columns["completions"]))
+
+
 def load_reward(target: str) -> UserReward:
     """The reward function that a resolved target names.
 
@@ -63,6 +76,7 @@ def load_reward(target: str) -> UserReward:
         Exception: whatever the user's own code raises when it is imported.
     """
     loaded = user_function.load_function(target)
-    reward = UserReward(loaded.function, loaded.name, loaded.sources)
+    kind = AsyncUserReward if is_async(loaded.function) else UserReward
+    reward = kind(loaded.function, loaded.name, loaded.sources)
     reward.check_signature()
     return reward

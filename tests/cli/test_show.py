@@ -4,7 +4,16 @@ from typing import Any
 import pytest
 
 from constitutional.base.errors import UsageError
-from constitutional.base.records import GoldPoint, Prompt, Revision, RevisionStep, Sample
+from constitutional.base.records import (
+    Comparison,
+    GoldPoint,
+    Judgement,
+    Prompt,
+    Reading,
+    Revision,
+    RevisionStep,
+    Sample,
+)
 from constitutional.cli import show
 from constitutional.cli.find import find
 from constitutional.engines.spending import Calls
@@ -104,6 +113,24 @@ def test_a_revision_is_shown_with_the_words_that_it_was_asked_by(store: RunStore
         "    critique: It shouts.",
         "    revision (unchanged): Yes.",
     ]
+
+
+def test_a_judgement_is_shown_with_its_judge_and_how_it_was_asked(store: RunStore) -> None:
+    pair = Comparison(prompt=PROMPT, a="Light scatters.", b="It is.")
+    reading = Reading(order="a_first", rationale="It says why.", p_a=0.8, bounded=True, reasoning="Hm, light.")
+    about: dict[str, Any] = {"comparison": pair.id, "principle": "calm", "principle_text": "Be calm.", "p_a": 0.8}
+    judgements = [
+        Judgement(labeler="abc rationale", readings=(reading,), **about),
+        Judgement(labeler="scripted:mine 123 votes", readings=(reading,), judge="second", **about),
+    ]
+    with RunStore.open(store.folder, dump(compose([]), {})) as writing:
+        finish(writing, 4, "sample_pairs", {"comparisons": [pair]})
+        finish(writing, 5, "label", {"judgements": judgements})
+    told = show.item(RunStore.load(store.folder), pair.id)
+    assert "judge: labeler, abc, by rationale" in told
+    assert "judge: second, scripted:mine, by votes" in told
+    assert "0.800 (a bound)" in told
+    assert "reasoning: Hm, light." in told
 
 
 def test_an_id_is_found_where_the_advice_says(store: RunStore) -> None:

@@ -2,10 +2,12 @@ import math
 
 import pytest
 
+from constitutional.base.records import Message
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Request
-from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.base import Completion, Request, Ticket
+from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
+from constitutional.engines.stories import side_by_side
 from constitutional.judging.as_reward import by_principle, scaled
 from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.training.rewards import PrinciplesSettings, Reward
@@ -38,3 +40,36 @@ def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> 
 
 def test_scores_are_scaled_from_minus_one_to_one() -> None:
     assert [scaled(each) for each in (1, 5.5, 10)] == [-1, 0, 1]
+
+
+def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None:
+    class Watched(ScriptedEngine):
+        waiting = 0
+
+        def session(self) -> ScriptedSession:
+            engine = self
+
+            class Session(ScriptedSession):
+                def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+                    engine.waiting = max(engine.waiting, len(self._waiting))
+                    return super().collect(timeout_s)
+
+            return Session(self)
+
+    engine = Watched(graded)
+    labeler = Labeler(engine, load_prompts(), LabelerSettings(), 0)
+    principles = [Principle(id=name, text=f"Be {name}.", weight=2) for name in ("calm", "brief", "kind")]
+    rewards = by_principle(labeler, principles, PrinciplesSettings())
+    texts = ["Yes.", "LOUD", "No.", "Well."]
+    together = [scores(reward, *texts) for reward in rewards]
+    assert engine.waiting == len(principles) * len(texts)
+    asked = engine.count
+    # Once more, one by one, which asks as much again: the same numbers.
+    for principle, numbers in zip(principles, together, strict=True):
+        talks = [(Message("user", "May I?"), Message("assistant", text)) for text in texts]
+        alone = [next(side_by_side([labeler.score(talk, principle)])) for talk in talks]
+        assert numbers == [None if score is None else scaled(score) for score in alone]
+    assert engine.count == 2 * asked
+    # Other replies are not taken for those of before.
+    assert scores(rewards[0], "Yes.", "LOUD") == together[0][:2]
+    assert scores(rewards[2], "LOUD", "Yes.") == together[2][1::-1]

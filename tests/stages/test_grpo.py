@@ -224,6 +224,20 @@ def test_a_training_that_was_killed_goes_on_to_the_same_files(
     assert killed.rows == unbroken.rows
 
 
+def test_an_async_function_of_the_users_trains_the_same_as_one_that_is_not(models: Path, tmp_path: Path) -> None:
+    made = {}
+    for kind in ("def", "async def"):
+        folder = tmp_path / kind.partition(" ")[0]
+        folder.mkdir()
+        body = "(prompts, completions, **_):\n    return [float(len(reply[-1]['content'])) for reply in completions]\n"
+        (folder / "mine.py").write_text(f"{kind} letters{body}")
+        context = stage(folder, models)
+        mine = PythonSettings(function=f"{folder}/mine.py:letters", weight=-1)
+        run(inputs(GrpoSettings(**{**QUICK, "epochs": 1.0, "rewards": (LengthSettings(limit=0), mine)})), context)
+        made[kind] = (digest_of(context.output("policy")), log_of(context), context.rows["rollouts"])
+    assert made["def"] == made["async def"]
+
+
 def test_a_user_function_that_fails_is_the_users_error(models: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def f(completions, **_):\n    return [1.0]\n")
     chosen = (PythonSettings(function=f"{tmp_path / 'mine.py'}:f"),)

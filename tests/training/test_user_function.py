@@ -6,6 +6,7 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.user_function import resolved
+from constitutional.training.awaiting import begin, is_async
 from constitutional.training.user_reward import load_reward
 
 
@@ -129,3 +130,17 @@ def test_what_a_function_may_not_return(written: Callable[[str], Path], returned
 def test_no_reward_and_whole_numbers_are_allowed(written: Callable[[str], Path]) -> None:
     function = load_reward(f"{written('def f(completions, **_): return [None, True]')}:f")
     assert function(completions=REPLIES) == [None, 1.0]
+
+
+def test_an_async_function_is_awaited_and_checked_as_any_other(written: Callable[[str], Path]) -> None:
+    def called(returned: str) -> object:
+        path = written(
+            f"import asyncio\nasync def mine(completions, **_):\n    await asyncio.sleep(0)\n    return {returned}\n"
+        )
+        reward = load_reward(f"{path}:mine")
+        assert is_async(reward)
+        return begin([reward], {"completions": ["x", "y"]})()
+
+    assert called("[1, None]") == [[1.0, None]]
+    with pytest.raises(InputError, match=r":2: .*3 rewards for 2"):
+        called("[1, 2, 3]")

@@ -6,7 +6,7 @@ the log-probabilities that it drew by: those of the trainer may differ where ano
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from constitutional.base.errors import ModelError, UsageError
 from constitutional.base.records import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer
+from constitutional.training.awaiting import begin
 from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
 from constitutional.training.rows import Row, token_ids
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 RewardFunction = Callable[..., Sequence[float | None]]
-"""TRL's: `(prompts, completions, completion_ids=…, **columns)`, a number for each row; None where it has no opinion."""
+"""TRL's: `(prompts, completions, completion_ids=…, **columns)`, a number for each row; None where it has no opinion.
+
+An `async def` is awaited while the replies are read by the models here."""
 
 
 # --- Replies ---
@@ -239,11 +242,6 @@ class Rewards:
         columns = [model.scores(conversations) for model in self.models]
         return [list(scores) for scores in zip(*columns, strict=True)] if columns else [[] for _ in rows]
 
-    def by_function(self, rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
-        """For each row, every function's number; NaN where it has none."""
-        columns = [call(function, rows, texts, ids) for function in self.functions]
-        return [list(numbers) for numbers in zip(*columns, strict=True)] if columns else [[] for _ in rows]
-
     def total(self, rewards: "torch.Tensor") -> "torch.Tensor":
         """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none."""
         import torch
@@ -254,23 +252,28 @@ class Rewards:
         return (rewards * torch.tensor(self.weights)[:, None]).nansum(0)
 
 
-def call(
-    function: RewardFunction, rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]
-) -> list[float]:
-    """A reward function's numbers for replies to the rows' prompts; NaN where it has none."""
-    columns: Mapping[str, list[Any]] = {
-        key: [row[key] for row in rows] for key in rows[0] if key not in {"prompt", "completion", "completion_ids"}
+def begin_functions(
+    functions: Sequence[RewardFunction], rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]
+) -> Callable[[], list[list[float]]]:
+    """Begin to wait for reward functions that are async; what is returned calls the others, and gives all numbers.
+
+    For each function these are its numbers for replies to the rows' prompts; NaN where it has none.
+    """
+    others = [key for key in rows[0] if key not in {"prompt", "completion", "completion_ids"}]
+    columns: dict[str, Any] = {
+        "prompts": [row["prompt"] for row in rows],
+        "completions": [[{"role": "assistant", "content": text}] for text in texts],
+        "completion_ids": [list(row_ids) for row_ids in ids],
+        **{key: [row[key] for row in rows] for key in others},
     }
-    numbers = function(
-        prompts=[row["prompt"] for row in rows],
-        completions=[[{"role": "assistant", "content": text}] for text in texts],
-        completion_ids=[list(row_ids) for row_ids in ids],
-        **columns,
-    )
-    if len(numbers) != len(rows):
+    results = begin(functions, columns)
+    return lambda: [_numbers(*pair, len(rows)) for pair in zip(functions, results(), strict=True)]
+
+
+def _numbers(function: RewardFunction, numbers: Sequence[float | None], expected: int) -> list[float]:
+    if len(numbers) != expected:
         raise UsageError(
-            f"PPOTrainer: {_name(function)} gave {len(numbers)} rewards for {len(rows)} completions; "
-            "return one for each"
+            f"PPOTrainer: {_name(function)} gave {len(numbers)} rewards for {expected} completions; return one for each"
         )
     return [float("nan") if number is None else float(number) for number in numbers]
 

@@ -48,7 +48,7 @@ from constitutional.training.ppo.rollout import (
     RolloutBatch,
     Sampler,
     TransformersSampler,
-    call,
+    begin_functions,
     in_batches,
     load_reward_models,
     make_rollout,
@@ -256,13 +256,16 @@ class PPOTrainer:
         seeds = [seed_of(self.args.seed, "reply", phase, row) for row in own]
         prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
         replies = self._draw(phase, prompts, seeds)
+        ids = [reply.ids for reply in replies]
+        texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
+        functions = [*self.rewards.functions, *filter(None, [self.gold_fn])]
+        numbers_of_functions = begin_functions(functions, data, texts, ids)
         with torch.no_grad(), self.accelerator.autocast():
             read = self._read(prompts, replies)
-            ids = [reply.ids for reply in replies]
-            texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
             members = self.rewards.members(data, texts)
-        rewards = self.rewards.by_function(data, texts, ids)
-        gold = call(self.gold_fn, data, texts, ids) if self.gold_fn else [None] * len(own)
+        numbers = numbers_of_functions()
+        gold = numbers.pop() if self.gold_fn else [None] * len(own)
+        rewards = [list(row) for row in zip(*numbers, strict=True)] if numbers else [[] for _ in own]
         columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
         return [Episode(*values) for values in zip(*columns, strict=True)]
 

@@ -276,6 +276,23 @@ def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Epis
     return Episode(row, Response([5] * tokens, zeros, ended, 0), "", zeros, zeros, zeros, zeros, members, [], None)
 
 
+def test_an_async_reward_function_trains_the_same_as_one_that_is_not(model: Path, tmp_path: Path) -> None:
+    async def awaited(**columns: Any) -> Sequence[float | None]:  # noqa: ANN401
+        return even(**columns)
+
+    def gold(completions: Any, **_: Any) -> list[float]:  # noqa: ANN401
+        return [float(len(reply[0]["content"])) for reply in completions]
+
+    async def awaited_gold(**columns: Any) -> list[float]:  # noqa: ANN401
+        return gold(**columns)
+
+    awaited.__name__ = even.__name__
+    plain = trained(str(model), tmp_path / "plain", gold_fn=gold)
+    other = trained(str(model), tmp_path / "async", reward_funcs=[awaited], gold_fn=awaited_gold)
+    assert plain.history == other.history
+    assert all((weight == weights(other)[name]).all() for name, weight in weights(plain).items())
+
+
 def test_ensembles_and_penalties_reach_the_score_and_the_score_the_last_token(tmp_path: Path) -> None:
     rewards = Rewards([None] * 2, [], None)  # type: ignore[list-item]  # the members' scores are given
     args = config(

@@ -1,0 +1,46 @@
+"""Reward functions that wait for others, such as a judge behind a server: they wait beside each other, in a thread.
+
+As in TRL, such a function is an `async def`. Meanwhile the thread that calls them computes.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def is_async(function: object) -> bool:
+    """Whether what a function gives has to be awaited; an object may be a function by its `__call__`."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - it is looked at, not called
+
+
+def begin(functions: Sequence[Callable[..., Any]], columns: Mapping[str, Any]) -> Callable[[], list[Any]]:
+    """Begin to wait for those functions that are async; what is returned calls the others, and gives all results.
+
+    Args:
+        functions: each is called once with the columns, in whatever order.
+        columns: by name.
+    """
+    waiting = [index for index, function in enumerate(functions) if is_async(function)]
+    awaited = _in_background([functions[index](**columns) for index in waiting])
+
+    def results() -> list[Any]:
+        computed = {index: function(**columns) for index, function in enumerate(functions) if index not in waiting}
+        everything = computed | dict(zip(waiting, awaited(), strict=True))
+        return [everything[index] for index in range(len(functions))]
+
+    return results
+
+
+def _in_background(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Callable[[], list[Any]]:
+    if not coroutines:
+        return list
+
+    async def all_of_them() -> list[Any]:
+        return await asyncio.gather(*coroutines)
+
+    pool = ThreadPoolExecutor(1, "rewards")
+    future = pool.submit(lambda: asyncio.run(all_of_them()))
+    pool.shutdown(wait=False)
+    return future.result
