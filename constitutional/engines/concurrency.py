@@ -4,22 +4,25 @@ The limit climbs a hill, in the manner of TCP Vegas and Netflix's concurrency-li
 as more open requests give more answers a second; by Little's law this is the same as to say that the latency does not
 rise as fast as the limit. Where doubling gains nothing, it goes back and from then on tries small steps up, each of
 which it keeps only if the throughput grew. A latency far above the best makes it try a step down, which it keeps if the
-throughput does not fall. A refusal (429, 503) halves the limit, as in TCP's additive increase, multiplicative decrease.
+throughput does not fall. Where more than a quarter of the requests are refused (429, 503), the limit is cut, as in
+TCP's additive increase, multiplicative decrease; rarer refusals cost less than a limit that is too low.
 """
 
 import random
 from typing import Final
 
 START: Final = 8
-DOUBLING_GAINS: Final = 1.2
-"""Doubling goes on while the throughput grows by this factor; where nothing is saturated it would be 2."""
-STEP: Final = 1.25
-STEP_GAINS: Final = 1.05
+STEP: Final = 1.5
+GAIN: Final = 1.2
+"""The least by which the throughput must grow with a step up, or fall with a step down, to be more than noise."""
 REST_WINDOWS: Final = 10
 """Windows that a level is kept for, after a step up gained nothing."""
 SLOWED: Final = 2.0
 """A latency of so many times the best makes the limit try a step down."""
-REFUSED: Final = 0.5
+CUT: Final = 0.7
+OFTEN_REFUSED: Final = 0.25
+"""The share of refusals, among the last answers, that cuts the limit."""
+REST_AFTER_CUT: Final = 2
 
 
 class Limiter:
@@ -41,8 +44,9 @@ class Limiter:
         """The limit before the last step, and the answers a second at that time; None after no step."""
         self._rest = 0
         self._best_s = float("inf")
+        self._cut_s = 0.0
         self._begin(pass_over=0)
-        self._held_until_s = 0.0
+        self._answers = self._refusals = 0
 
     def answered(self, now_s: float, latency_s: float, *, waiting: bool) -> None:
         """A request was answered.
@@ -52,6 +56,9 @@ class Limiter:
             latency_s: how long the request was open.
             waiting: whether more requests wait to be sent.
         """
+        self._answers += 1
+        if self._answers > 4 * max(self.limit, START):
+            self._answers, self._refusals = self._answers // 2, self._refusals // 2
         if not waiting:
             self._begin(pass_over=0)
             return
@@ -66,19 +73,23 @@ class Limiter:
             self._judge((self._count - 1) / (now_s - self._since_s), self._latency_s / self._count)
 
     def refused(self, now_s: float, latency_s: float) -> None:
-        """The server has too much to do; what was sent before the last cut is no reason for another one."""
-        if now_s - latency_s >= self._held_until_s:
-            self._doubling, self._before, self._rest = False, None, REST_WINDOWS
-            self._held_until_s = now_s
-            self._set(int(self.limit * REFUSED))
+        """The server has too much to do; requests that were sent before the last cut are no reason for another one."""
+        if now_s - latency_s < self._cut_s:
+            return
+        self._refusals += 1
+        outcomes = self._refusals + self._answers
+        if outcomes >= 2 * max(self.limit, START) and self._refusals > OFTEN_REFUSED * outcomes:
+            self._doubling, self._before, self._rest = False, None, REST_AFTER_CUT
+            self._cut_s = now_s
+            self._set(int(self.limit * CUT))
 
     def _judge(self, rate: float, latency_s: float) -> None:
         self._best_s = min(self._best_s, latency_s)
         before, self._before = self._before, None
-        if before and before[0] < self.limit and rate < before[1] * (DOUBLING_GAINS if self._doubling else STEP_GAINS):
+        if before and before[0] < self.limit and rate < before[1] * GAIN:
             self._doubling, self._rest = False, REST_WINDOWS
             self._set(before[0])
-        elif before and before[0] > self.limit and rate < before[1] / STEP_GAINS:
+        elif before and before[0] > self.limit and rate < before[1] / GAIN:
             # The throughput fell with the limit: requests are longer than they were, and the server is no slower.
             self._best_s, self._rest = latency_s, REST_WINDOWS
             self._set(before[0])
@@ -100,6 +111,7 @@ class Limiter:
 
     def _set(self, limit: int) -> None:
         self.limit = max(1, min(limit, self.most))
+        self._answers = self._refusals = 0
         self._begin(pass_over=self.limit)
 
     def _begin(self, pass_over: int) -> None:

@@ -1,50 +1,33 @@
 """A model behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp's server, a hosted service.
 
 A thread with an event loop sends the requests of all sessions. It exists as long as a session is open. `concurrency.py`
-decides how many requests are open at a time, `replies.py` what an answer means; this module decides what becomes of a
-request: it is sent again until its deadline, and then marked as failed. Where the server is down, everything waits for
-it, and after the patience is at an end the run stops. All that was answered until then is handed on before.
+decides how many requests are open at a time, `server.py` asks, and `replies.py` reads the answer. This module decides
+what becomes of a request: it is sent again until its deadline, and then marked as failed. Where the server is down,
+everything waits for it, and after the patience is at an end the run stops. All that was answered until then is handed
+on before.
 """
 
 import asyncio
-import hashlib
 import heapq
-import json
-import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property
 from itertools import count
-from pathlib import Path
 from random import uniform
-from typing import Final, TypeVar
-from urllib.parse import urlsplit
+from typing import Final
 
 import aiohttp
 
-from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.errors import ModelError
 from constitutional.base.progress import clock
-from constitutional.base.records import Message
-from constitutional.engines.base import Abilities, Completion, Engine, Request, Sampling, Ticket
-from constitutional.engines.chat import ChatTokens, load_tokenizer, shared_beginning
+from constitutional.engines.base import Abilities, Completion, Engine, Request, Ticket
 from constitutional.engines.concurrency import Limiter, back_off_s
-from constitutional.engines.models import READ
-from constitutional.engines.replies import (
-    TOP,
-    Fault,
-    Reply,
-    chat_body,
-    choice_scores,
-    completions_body,
-    read_reply,
-    same_model,
-)
+from constitutional.engines.replies import Fault
+from constitutional.engines.server import Server
 from constitutional.engines.settings import HttpSettings
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 
 DOWN_AFTER: Final = 10
@@ -52,10 +35,6 @@ DOWN_AFTER: Final = 10
 DOWN_TRIES: Final = 3
 """So often one of the requests must have failed too: a burst of refusals is none of these."""
 LONGEST_PROBE_WAIT_S: Final = 15.0
-SHORTEST_KEY: Final = 8
-"""A key of fewer characters is none, such as `EMPTY` for a server without keys: it is not looked for in replies."""
-PROBE_S: Final = 60.0
-"""In which a server must answer a question about itself."""
 
 
 class HttpEngine(Engine):
@@ -72,7 +51,7 @@ class HttpEngine(Engine):
     def __init__(self, settings: HttpSettings, say: Say | None = None) -> None:
         self.settings = settings
         self.say = say or (lambda _: None)
-        self.server = _Server(settings)
+        self.server = Server(settings)
         self.limiter = Limiter(settings.concurrency)
         self._worker: _Worker | None = None
         self._sessions = 0
@@ -406,293 +385,3 @@ class _Worker:
         if self._failure is not None and not self._open:
             for session in self._sessions:
                 session.fail(self._failure)
-
-
-class _Server:
-    """What is known of a server, and how one request is put to it."""
-
-    def __init__(self, settings: HttpSettings) -> None:
-        self.settings = settings
-        self._key = _key(settings)
-        self._unknown: set[str] = set()
-        """Fields that it does not take."""
-        self._echoes: bool | None = None
-        """Whether it gives the log-probabilities of a prompt; None where nobody knows yet."""
-        self._met = False
-        if settings.endpoint == "completions" and not settings.tokenizer:
-            raise ConfigurationError(
-                "endpoint=completions needs the model's tokenizer, whose chat template it writes; set the role's "
-                "tokenizer to a folder or a name on the hub, or endpoint=chat"
-            )
-        self.identity = self._identity()
-
-    def _identity(self) -> str:
-        settings = self.settings
-        decisive = settings.model_dump(include={"endpoint", "extra", "revision"}, exclude_defaults=True)
-        if settings.tokenizer and settings.endpoint == "completions":
-            decisive["tokenizer"] = _tokenizer_digest(settings.tokenizer)
-        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-        return f"http {settings.model} {settings.url}" + (f" {digest[:16]}" if decisive else "")
-
-    @cached_property
-    def _tokens(self) -> ChatTokens:
-        assert self.settings.tokenizer is not None, "checked when the engine was made"
-        return ChatTokens(load_tokenizer(self.settings.tokenizer))
-
-    def connect(self) -> aiohttp.ClientSession:
-        """Connections to it, which are kept."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
-            timeout=aiohttp.ClientTimeout(total=None),
-            headers=headers,
-            trust_env=urlsplit(self.settings.url).hostname not in ("127.0.0.1", "localhost", "::1"),
-            auto_decompress=True,
-        )
-
-    async def ask(self, http: aiohttp.ClientSession, request: Request) -> Completion | Fault:
-        """One try. It sends several requests, one after the other, where choices need it."""
-        if request.choices:
-            return await (self._chat_choices if self.settings.endpoint == "chat" else self._choices)(http, request)
-        reply = await self._reply(http, request, {})
-        return reply if isinstance(reply, Fault) else reply.completion
-
-    async def meet(self, http: aiohttp.ClientSession) -> None:
-        """Make sure, once, that a server is there that has the model.
-
-        Raises:
-            ModelError: there is none, or its list of models does not have it.
-        """
-        if self._met:
-            return
-        tries, url = 3, f"{self.settings.url}/models"
-        for number in range(1, tries + 1):
-            try:
-                async with asyncio.timeout(10.0), http.get(url, allow_redirects=False) as response:
-                    raw = await response.read() if response.status == 200 else b""
-                break
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                problem = self._without_key(_problem(error))
-                if number == tries or isinstance(error, ValueError):
-                    raise ModelError(
-                        f"{self.settings.url} cannot be reached: {problem}; start the server, or correct the role's "
-                        "url. The same command goes on"
-                    ) from error
-                await asyncio.sleep(back_off_s(number))
-        self._met = True
-        names = _listed(raw)
-        model = str(self.settings.extra.get("model", self.settings.model))
-        if names and not any(same_model(model, name) for name in names):
-            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-            raise ModelError(
-                f"{self.settings.url} has no model '{model}'; it lists {', '.join(names[:20])}{more}. Set the role's "
-                "model to the name of one of them"
-            )
-
-    async def _reply(
-        self, http: aiohttp.ClientSession, request: Request, fields: Mapping[str, object]
-    ) -> Reply | Fault:
-        """One reply; a field that the server does not take is left out from then on."""
-        fields = {**fields, **self.settings.extra}
-        while True:
-            if self.settings.endpoint == "chat":
-                body = chat_body(self.settings.model, request, fields, self._unknown)
-            else:
-                prompt = self._tokens.ids(request.messages)
-                body = completions_body(self.settings.model, prompt, request, fields, self._unknown)
-            reply = await self._post(http, body, request)
-            if not isinstance(reply, Fault) or reply.kind != "unknown_field":
-                return reply
-            if reply.reason not in body:
-                reason = f"the server refuses the field {reply.reason}, which it was not sent"
-                return Reply(Completion("", "error", reason=reason))
-            self._unknown.add(reply.reason)
-
-    async def _post(self, http: aiohttp.ClientSession, body: Mapping[str, object], request: Request) -> Reply | Fault:
-        path = "chat/completions" if self.settings.endpoint == "chat" else "completions"
-        try:
-            data = json.dumps(body).encode()
-            async with http.post(f"{self.settings.url}/{path}", data=data, allow_redirects=False) as response:
-                raw = await response.read()
-                status, headers = response.status, response.headers
-        except aiohttp.ClientConnectorCertificateError as error:
-            return Fault("fatal", f"{self._without_key(_problem(error))}; correct the role's url")
-        except (aiohttp.ClientError, OSError) as error:
-            return Fault("again", self._without_key(_problem(error)))
-        if self._key and len(self._key) >= SHORTEST_KEY:
-            raw = raw.replace(self._key.encode(), b"[key]")
-        reply = read_reply(status, headers, raw, self.settings.model, request, self.settings.api_key_env)
-        return reply._replace(reason=self._without_key(reply.reason)) if isinstance(reply, Fault) else reply
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key and len(self._key) >= SHORTEST_KEY else text
-
-    # Choices.
-
-    async def _chat_choices(self, http: aiohttp.ClientSession, request: Request) -> Completion | Fault:
-        """Log-probabilities from the likeliest tokens; several requests where choices have more than one token."""
-        begun = request.messages[-1].content if request.messages[-1].role == "assistant" else ""
-        question = request.messages[:-1] if begun else request.messages
-        # A space and the digits of a number may be tokens of their own.
-        sampling = Sampling(0.0, max_tokens=min(4, max(map(len, request.choices))))
-        scores = choice_scores(request.choices)
-        text, read, cached, written = next(scores), 0, 0, 0
-        while True:
-            words = begun + text
-            messages = (*question, Message("assistant", words)) if words else question
-            reply = await self._reply(http, Request(messages, sampling), {"logprobs": True, "top_logprobs": TOP})
-            if isinstance(reply, Fault) or reply.completion.failed:
-                return reply if isinstance(reply, Fault) else reply.completion
-            read += reply.completion.prompt_tokens
-            cached += reply.completion.cached_tokens
-            written += reply.completion.completion_tokens
-            try:
-                text = scores.send(reply.tokens)
-            except StopIteration as end:
-                completion: Completion = end.value
-                return completion._replace(prompt_tokens=read, cached_tokens=cached, completion_tokens=written)
-
-    async def _choices(self, http: aiohttp.ClientSession, request: Request) -> Completion | Fault:
-        """Log-probabilities of whole choices, whose tokens the server echoes; else from the likeliest tokens."""
-        if self._echoes is not False:
-            rows = self._tokens.rows(request, None)
-            fields = {"prompt": rows, "echo": True, "logprobs": 1, **self.settings.extra}
-            sampling = Sampling(0.0, max_tokens=1)
-            body = completions_body(
-                self.settings.model, rows, Request(request.messages, sampling), fields, self._unknown
-            )
-            reply = await self._post(http, body, request)
-            if isinstance(reply, Fault) and reply.kind != "unknown_field":
-                return reply
-            if not isinstance(reply, Fault) and reply.completion.finish in ("too_long", "refusal"):
-                return reply.completion
-            scores = () if isinstance(reply, Fault) else _echoed(rows, reply.prompt_logprobs)
-            self._echoes = bool(scores)
-            if scores and not isinstance(reply, Fault):
-                return reply.completion._replace(text="", finish="choices", choice_logprobs=scores)
-        return await self._chat_choices(http, request)
-
-    # What it can do.
-
-    async def probe(self, names: list[str]) -> dict[str, bool]:
-        """Which of the abilities `logprobs`, `prefill` and `structured` it has.
-
-        Raises:
-            ModelError: it does not answer.
-        """
-        async with self.connect() as http:
-            await self.meet(http)
-            return {name: await getattr(self, f"_can_{name}")(http) for name in names}
-
-    async def _can_logprobs(self, http: aiohttp.ClientSession) -> bool:
-        question = (Message("user", "Is fire hot? Answer with A for yes or B for no."),)
-        if self.settings.endpoint == "completions":
-            answer = await self._persistently(lambda: self._choices(http, Request(question, choices=("A", "B"))))
-            return answer.finish == "choices"
-        request = Request(question, Sampling(0.0, max_tokens=16))
-        reply = await self._persistently(lambda: self._reply(http, request, {"logprobs": True, "top_logprobs": TOP}))
-        return bool(reply.tokens and reply.tokens[0].top)
-
-    async def _can_prefill(self, http: aiohttp.ClientSession) -> bool:
-        """Whether it goes on from an assistant's words; the length of the prompt tells, whatever the model replies."""
-
-        async def length(words: str, *, told: bool = True) -> int:
-            messages = (Message("user", "Count."), *((Message("assistant", words),) if words else ()))
-            fields = {} if told else {"continue_final_message": False, "add_generation_prompt": True}
-            request = Request(messages, Sampling(0.0, max_tokens=1))
-            reply = await self._persistently(lambda: self._reply(http, request, fields))
-            return 0 if reply.completion.failed else reply.completion.prompt_tokens
-
-        words = "1 2 3 4 5 6"
-        going_on = await length(words)
-        if not going_on:
-            return False
-        if going_on < await length(words, told=False):
-            return True
-        # Without the fields it may go on too. Then the words add as many tokens as they do the second time.
-        return going_on - await length("") <= await length(f"{words} {words}") - going_on + 1
-
-    async def _can_structured(self, http: aiohttp.ClientSession) -> bool:
-        properties = {"number": {"type": "integer"}}
-        schema = {"type": "object", "properties": properties, "required": ["number"], "additionalProperties": False}
-        messages = (Message("user", "Say hello to me in a sentence."),)
-        request = Request(messages, Sampling(0.0, max_tokens=16), schema=json.dumps(schema))
-        reply = await self._persistently(lambda: self._reply(http, request, {}))
-        return not reply.completion.failed and reply.completion.text.lstrip().startswith("{")
-
-    async def _persistently(self, ask: Callable[[], Awaitable[T | Fault]]) -> T:
-        """The answer to a question about the server, which is asked a few times.
-
-        Raises:
-            ModelError: there is none.
-        """
-        reason = f"no answer within {PROBE_S:g} s"
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PROBE_S):
-                for tries in range(1, DOWN_AFTER):
-                    answer = await ask()
-                    if not isinstance(answer, Fault):
-                        return answer
-                    reason = answer.reason
-                    if answer.kind == "fatal":
-                        break
-                    await asyncio.sleep(back_off_s(tries) if answer.after_s is None else answer.after_s)
-        raise ModelError(
-            f"{self.settings.url}: cannot be asked what it can do: {reason}. Start the server, or set the role's "
-            "logprobs, prefill and structured to yes or no"
-        )
-
-
-def _key(settings: HttpSettings) -> str:
-    """The key; empty where none is sent.
-
-    Raises:
-        ConfigurationError: the variable is not set, or holds no key.
-    """
-    name = settings.api_key_env
-    if name is None:
-        return ""
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigurationError(
-            f"the environment variable {name}, which should hold the key for {settings.url}, is not set; type "
-            f"export {name}=… before the command, or set the role's api_key_env to another name, or to null for none"
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError(f"the environment variable {name} holds characters that no key has; set it anew")
-    return key
-
-
-def _tokenizer_digest(tokenizer: str) -> str:
-    """Of a folder, SHA-256 of the files that transformers reads; else the name."""
-    folder = Path(tokenizer).expanduser()
-    if not folder.is_dir():
-        return tokenizer
-    names = sorted(path for path in folder.iterdir() if path.is_file() and READ.fullmatch(path.name))
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in names)).hexdigest()
-
-
-def _listed(raw: bytes) -> list[str]:
-    """The names in a list of models; none where it is no such list."""
-    try:
-        return [str(entry["id"]) for entry in json.loads(raw)["data"]]
-    except (ValueError, KeyError, TypeError):
-        return []
-
-
-def _echoed(rows: list[list[int]], logprobs: tuple[tuple[float | None, ...], ...]) -> tuple[float, ...]:
-    """The log-probability of each row's own tokens; empty where the server did not tell all of them."""
-    if len(logprobs) != len(rows):
-        return ()
-    common = shared_beginning(rows)
-    sums = []
-    for row, told in zip(rows, logprobs, strict=True):
-        own = told[common : len(row)]
-        if len(told) < len(row) or any(value is None for value in own):
-            return ()
-        sums.append(sum(value for value in own if value is not None))
-    return tuple(sums)
-
-
-def _problem(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

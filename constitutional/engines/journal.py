@@ -159,7 +159,7 @@ class JournalEngine(Engine):
         return self.calls.reused
 
     @cached_property
-    def abilities(self) -> Abilities:  # type: ignore[override] # asked for once, not set
+    def abilities(self) -> Abilities:  # type: ignore[override]
         """The engine's own, which a server may have to be asked for."""
         return self.engine.abilities
 

@@ -39,7 +39,7 @@ class Token(NamedTuple):
     """The log-probabilities of the likeliest tokens in its place, by their texts."""
 
 
-class Reply(NamedTuple):
+class ServerReply(NamedTuple):
     """A completion as a server gives it, with the log-probabilities of its tokens if they were asked for."""
 
     completion: Completion
@@ -66,14 +66,15 @@ def chat_body(model: str, request: Request, fields: Mapping[str, object], unknow
     if request.messages[-1].role == "assistant":
         # vLLM and SGLang go on from the message if they are told to; llama.cpp's server does so by itself.
         body |= {"continue_final_message": True, "add_generation_prompt": False}
-    return {**body, **fields}
+    return {name: value for name, value in {**body, **fields}.items() if name not in unknown}
 
 
 def completions_body(
     model: str, prompt: object, request: Request, fields: Mapping[str, object], unknown: Container[str]
 ) -> Json:
     """The body of a request that goes on from a prompt's token ids, or from several; else as `chat_body`."""
-    return {"model": model, "prompt": prompt, **_asked(request, unknown), **fields}
+    body = {"model": model, "prompt": prompt, **_asked(request, unknown), **fields}
+    return {name: value for name, value in body.items() if name not in unknown}
 
 
 def _asked(request: Request, unknown: Container[str]) -> Json:
@@ -88,7 +89,7 @@ def _asked(request: Request, unknown: Container[str]) -> Json:
     if request.schema:
         schema = {"name": "reply", "schema": json.loads(request.schema), "strict": True}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return {name: value for name, value in fields.items() if name not in unknown}
+    return fields
 
 
 # --- What comes back ---
@@ -96,7 +97,7 @@ def _asked(request: Request, unknown: Container[str]) -> Json:
 AGAIN: Final = frozenset({408, 409, 425})
 BUSY: Final = frozenset({429, 503})
 FATAL: Final = frozenset({401, 402, 403, 404, 405})
-OPTIONAL: Final = ("max_tokens", "seed", "top_p")
+OPTIONAL: Final = ("max_tokens", "seed", "top_p", "stop_token_ids")
 """Fields that a request is sent without, if the server refuses them; `max_tokens` has a successor."""
 _TOO_LONG: Final = re.compile(
     r"context[ _](length|window|size)|maximum (model|input|sequence) length|max_model_len|max_position|too many tokens"
@@ -118,7 +119,7 @@ _ENDS: Final[dict[object, Finish]] = {
 
 def read_reply(
     status: int, headers: Mapping[str, str], raw: bytes, model: str, request: Request, key_name: str | None = None
-) -> Reply | Fault:
+) -> ServerReply | Fault:
     """What a server's answer to a request means; of either endpoint.
 
     Args:
@@ -142,10 +143,10 @@ def read_reply(
     refused = _refused(status, _wait_s(headers), raw, body)
     if isinstance(refused, Fault):
         return refused._replace(reason=_with_advice(status, refused, model, key_name))
-    return Reply(refused)
+    return ServerReply(refused)
 
 
-def _accepted(body: object, raw: bytes, model: str, request: Request) -> Reply | Fault:
+def _accepted(body: object, raw: bytes, model: str, request: Request) -> ServerReply | Fault:
     if not isinstance(body, dict):
         return Fault("again", f"the reply is no JSON object: it begins {_beginning(raw)}")
     told = body.get("model")
@@ -164,15 +165,15 @@ def _accepted(body: object, raw: bytes, model: str, request: Request) -> Reply |
     return _completions(choices, usage, request)
 
 
-def _chat(choice: Json, usage: Json, request: Request) -> Reply | Fault:
+def _chat(choice: Json, usage: Json, request: Request) -> ServerReply | Fault:
     message = choice["message"]
     if not isinstance(message, dict):
         return Fault("again", "the reply's message is no JSON object")
     ended = choice.get("finish_reason")
     if isinstance(message.get("refusal"), str) and message["refusal"]:
-        return Reply(Completion("", "refusal", reason=f"the model refused: {message['refusal']}", **usage))
+        return ServerReply(Completion("", "refusal", reason=f"the model refused: {message['refusal']}", **usage))
     if ended == "content_filter":
-        return Reply(Completion("", "refusal", reason="the provider's content filter refused it", **usage))
+        return ServerReply(Completion("", "refusal", reason="the provider's content filter refused it", **usage))
     if ended not in _ENDS:
         return Fault("again", f"the reply ended with {json.dumps(ended)[:80]}")
     finish, content = _ENDS[ended], message.get("content")
@@ -183,13 +184,13 @@ def _chat(choice: Json, usage: Json, request: Request) -> Reply | Fault:
         content = ""  # it was cut off while it thought
     if not isinstance(content, str):
         return Fault("again", "the reply has no content")
-    return Reply(_completion(content, finish, reasoning, usage, request), _tokens(choice.get("logprobs")))
+    return ServerReply(_completion(content, finish, reasoning, usage, request), _tokens(choice.get("logprobs")))
 
 
-def _completions(choices: Sequence[Json], usage: Json, request: Request) -> Reply | Fault:
+def _completions(choices: Sequence[Json], usage: Json, request: Request) -> ServerReply | Fault:
     text, ended = choices[0].get("text"), choices[0].get("finish_reason")
     if ended == "content_filter":
-        return Reply(Completion("", "refusal", reason="the provider's content filter refused it", **usage))
+        return ServerReply(Completion("", "refusal", reason="the provider's content filter refused it", **usage))
     if ended not in _ENDS:
         return Fault("again", f"the reply ended with {json.dumps(ended)[:80]}")
     if not isinstance(text, str):
@@ -201,7 +202,7 @@ def _completions(choices: Sequence[Json], usage: Json, request: Request) -> Repl
         for logprobs in told
         if isinstance(logprobs, dict) and isinstance(logprobs.get("token_logprobs"), list)
     )
-    return Reply(_completion(text, _ENDS[ended], "", usage, request), _tokens(told[0]), prompts)
+    return ServerReply(_completion(text, _ENDS[ended], "", usage, request), _tokens(told[0]), prompts)
 
 
 def _completion(text: str, finish: Finish, reasoning: str, usage: Json, request: Request) -> Completion:
