@@ -58,11 +58,7 @@ def body_of(settings: HttpSettings, request: Request) -> dict[str, Any]:
 
 def _about_choices(request: Request) -> Request:
     # A space and the digits of a number may be tokens of their own.
-    sampling = Sampling(0.0, max_tokens=min(4, max(map(len, request.choices))))
-    *before, last = request.messages
-    begun = last.role == "assistant"
-    messages = request.messages if not begun or last.content else tuple(before)
-    return Request(messages, sampling)
+    return Request(request.messages, Sampling(0.0, max_tokens=min(4, max(map(len, request.choices)))))
 
 
 def completion_of(settings: HttpSettings, request: Request, status: int, body: object) -> Completion:

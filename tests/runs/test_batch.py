@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import ConfigurationError, InputError, UsageError
+from constitutional.base.errors import BudgetError, ConfigurationError, InputError, UsageError
 from constitutional.base.records import Message, Revision
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Engine, Request, Sampling
-from constitutional.engines.journal import Journal
-from constitutional.engines.settings import EngineSettings, HttpSettings
+from constitutional.engines.journal import Journal, JournalEngine
+from constitutional.engines.models import Models, engine_of
+from constitutional.engines.settings import Budget, EngineSettings, HttpSettings
+from constitutional.engines.spending import Account, Ledger
 from constitutional.runs.batch import (
     Exported,
     OfflineServer,
@@ -26,6 +28,7 @@ from constitutional.runs.batch import (
     request_lines,
 )
 from constitutional.runs.settings import RunConfig
+from tests.engines.faulty_server import chat, serving, tops
 from tests.runs.test_budget import Priced, by_http
 from tests.scripted_run import configured, constitution, go
 
@@ -237,3 +240,40 @@ def test_the_commands_say_what_to_do_next(tmp_path: Path, capsys: pytest.Capture
     answers.write_text("{}")
     assert cli.main(["batch", "import", folder, str(answers)]) == 1
     assert f"{answers}:1: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        request(sampling=Sampling(0.5, 0.9, 64, ("END",)), seed=7),
+        request(sampling=Sampling(0.0)),
+        Request((Message("system", "Be kind."), Message("user", "Hi"), Message("assistant", "I")), seed=3),
+        request(choices=(" A", " B")),
+        Request((Message("user", "Which?"), Message("assistant", "Better:")), choices=(" A", " B")),
+        Request((Message("user", "Which?"), Message("assistant", "")), choices=("A", "B")),
+    ],
+)
+def test_a_file_asks_what_the_engine_asks_and_its_reply_means_the_same(asked: Request) -> None:
+    logprobs = tops({" A": -0.5, " B": -1.5})
+    with serving(lambda body, _: chat("So I do.", logprobs=logprobs if body.get("logprobs") else None)) as server:
+        able: dict[str, Any] = dict.fromkeys(("logprobs", "prefill", "structured"), "yes")
+        settings = HttpSettings(url=server.url, model="mock", extra={"reasoning_effort": "low"}, **able)
+        (completion,) = engine_of(settings, Models()).complete([asked])
+        (sent,) = server.asked
+    assert body_of(settings, asked) == sent
+    body: dict[str, Any] = {"model": "mock", "choices": [{"message": {"content": "So I do."}, "finish_reason": "stop"}]}
+    if asked.choices:
+        body["choices"][0]["logprobs"] = logprobs  # type: ignore[index]
+    usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), 0)
+    assert completion_of(settings, asked, 200, body) == completion._replace(**usage)
+
+
+def test_a_budget_holds_for_a_server(tmp_path: Path) -> None:
+    with serving(lambda _, number: chat(f"Reply {number}", after_s=0.01)) as server:
+        settings = HttpSettings(url=server.url, model="mock", logprobs="no", prefill="no", structured="no")
+        with Journal(tmp_path / "journal.sqlite") as journal:
+            ledger = Ledger("first", {}, {"labeler": Budget(max_calls=10)})
+            engine = JournalEngine(engine_of(settings, Models()), journal, account=Account(ledger, "labeler"))
+            with pytest.raises(BudgetError):
+                engine.complete([request(str(number)) for number in range(40)])
+            assert server.good == 10 == journal.spent("first")["labeler"].asked

@@ -155,3 +155,32 @@ def test_the_command_prints_the_table_and_makes_no_run(tmp_path: Path, capsys: p
     assert not (tmp_path / "runs" / "first" / "manifest.json").exists()
     assert cli.main([*words[:-3], *words[-2:], "until=forecast", "--items", "1"]) == 2
     assert "2 or more" in capsys.readouterr().err
+
+
+def test_what_the_labeler_does_for_an_online_training_is_forecast(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"Question {number}?\n" for number in range(42)))
+    file = ["prompts=file", f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=12"]
+    words = [*file, "algorithm.epochs=1", "algorithm.num_generations=4", "evaluate.gold_replies=30"]
+    base = ["critique_revise=schema", "sft=schema", "sample_pairs=schema", "mix=schema", "label=schema"]
+    base += ["label.method=logprobs", "critique_revise.rounds=0", f"folder={tmp_path}/runs"]
+    constitution(tmp_path)
+    base += [f"constitution.file={tmp_path}/ours.yaml", *by_http("labeler")]
+
+    class Scoring(Priced):
+        def answer(self, request: Request, model: str) -> Completion:
+            scored = not request.choices and "Score" in request.messages[-1].content
+            return Completion("Fine. Score: 7", "stop", prompt_tokens=10) if scored else super().answer(request, model)
+
+    direct = compose([*base, "algorithm=grpo_direct", *words])
+    told = expected(direct, Scoring()).stages
+    # Every reply is reasoned about and scored by all four principles.
+    replies = online_replies(direct.algorithm, 30)
+    assert replies > 0
+    assert told["grpo"].calls == replies * 4 * 2
+    assert told["grpo"].trains
+    assert told["grpo"].cost > 0
+    without = told["evaluate"].calls
+    other = compose([*base, "algorithm=grpo", *words, "name=other"])
+    told = expected(other, Scoring()).stages
+    assert told["grpo"].calls == 0
+    assert told["evaluate"].calls == without + 30 * 4 * 2  # the gold score of 30 replies
