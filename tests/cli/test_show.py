@@ -126,7 +126,7 @@ def test_a_judgement_is_shown_with_its_judge_and_how_it_was_asked(store: RunStor
     with RunStore.open(store.folder, dump(compose([]), {})) as writing:
         finish(writing, 4, "sample_pairs", {"comparisons": [pair]})
         finish(writing, 5, "label", {"judgements": judgements})
-    told = show.item(RunStore.load(store.folder), pair.id)
+    told = find(RunStore.load(store.folder), pair.id)
     assert "judge: labeler, abc, by rationale" in told
     assert "judge: second, scripted:mine, by votes" in told
     assert "0.800 (a bound)" in told

@@ -263,9 +263,9 @@ def test_a_file_asks_what_the_engine_asks_and_its_reply_means_the_same(asked: Re
     assert body_of(settings, asked) == sent
     body: dict[str, Any] = {"model": "mock", "choices": [{"message": {"content": "So I do."}, "finish_reason": "stop"}]}
     if asked.choices:
-        body["choices"][0]["logprobs"] = logprobs  # type: ignore[index]
-    usage = dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), 0)
-    assert completion_of(settings, asked, 200, body) == completion._replace(**usage)
+        body["choices"][0]["logprobs"] = logprobs
+    told = completion._replace(prompt_tokens=0, completion_tokens=0, cached_tokens=0)
+    assert completion_of(settings, asked, 200, body) == told
 
 
 def test_a_budget_holds_for_a_server(tmp_path: Path) -> None:
