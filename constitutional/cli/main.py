@@ -187,15 +187,14 @@ def _diff(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from constitutional.base.progress import counted
     from constitutional.base.templates import load_prompts
-    from constitutional.constitution.file import load_constitution
     from constitutional.data.answers import load_answers
     from constitutional.judging import trial as check
     from constitutional.runs.compose import compose, freeze
-    from constitutional.runs.context import RunContext
+    from constitutional.runs.context import RunContext, selected
 
     config = freeze(compose(arguments.overrides))
-    chosen = config.constitution
-    constitution = load_constitution(arguments.file).select(chosen.only, chosen.without, chosen.weights)
+    chosen = config.constitution.model_copy(update={"file": arguments.file})
+    constitution = selected(config.model_copy(update={"constitution": chosen}))
     answers = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
     progress = Progress()

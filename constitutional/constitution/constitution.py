@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -22,6 +22,7 @@ from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
 
 Use = Literal["critique", "revision", "comparison"]
+USES: Final = get_args(Use)
 MOST_PRINCIPLES = 100_000
 MOST_CHARACTERS = 20_000
 """Of a text: far more than any labeler weighs, and little enough for every message and template that holds it."""
@@ -118,17 +119,24 @@ class Constitution(Frozen):
         only: Collection[str] | None = None,
         without: Collection[str] = (),
         weights: Mapping[str, float] | None = None,
+        wordings: Mapping[str, str] | None = None,
     ) -> "Constitution":
-        """The constitution with only these principles (None means all), without those, and with these weights."""
-        weights = weights or {}
-        self._check_known([*(only or []), *without, *weights])
+        """The constitution with only these principles (None means all), without those, with these weights and texts.
+
+        A new text replaces the words that a principle has for a single use, too.
+        """
+        weights, wordings = weights or {}, wordings or {}
+        self._check_known([*(only or []), *without, *weights, *wordings])
         chosen = set(self._by_id if only is None else only) - set(without)
         for principle_id, weight in weights.items():
             if not 0 < weight < math.inf:
                 advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
                 raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
         kept = tuple(
-            principle.model_copy(update={"weight": float(weights.get(principle.id, principle.weight))})
+            principle.model_copy(
+                update={"weight": float(weights.get(principle.id, principle.weight))}
+                | ({"text": wordings[principle.id], **dict.fromkeys(USES)} if principle.id in wordings else {})
+            )
             for principle in self.principles
             if principle.id in chosen
         )

@@ -61,9 +61,9 @@ def constitution_digests(constitution: Constitution) -> dict[str, str]:
 
 
 def selected(config: RunConfig) -> Constitution:
-    """The constitution with the principles and weights that the configuration chooses."""
+    """The constitution with the principles, weights and wordings that the configuration chooses."""
     chosen = config.constitution
-    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
+    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights, chosen.wordings)
 
 
 def is_given(need: str) -> bool:
