@@ -117,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--answers", type=Path, metavar="FILE", help="comparisons that people made: JSON lines, or .gz")
     check.set_defaults(run=_check)
 
-    show = commands.add_parser("show", help="a run's stages, or one item followed back to where it came from")
-    show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
+    show = commands.add_parser("show", help="a run's stages, a sweep's jobs, or one item back to where it came from")
+    show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first; or a sweep, by its name as well")
     show.add_argument("item", nargs="?", metavar="ITEM", help="an id of a preference, comparison, prompt, …")
     show.set_defaults(run=_show)
 
@@ -224,7 +224,13 @@ def _show(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
     from constitutional.runs.runner import load_run
     from constitutional.runs.status import outdated
+    from constitutional.runs.sweeps import sweep_folder
 
+    if arguments.item is None and (sweep := sweep_folder(arguments.folder)):
+        from constitutional.cli.sweep_command import shown
+
+        print(shown(sweep))
+        return
     store = load_run(arguments.folder)
     if arguments.item is not None:
         print(show.item(store, arguments.item))

@@ -73,10 +73,16 @@ def line_of(name: str, store: RunStore) -> RunLine:
         constitution, algorithm = Path(config.constitution.file).stem, config.algorithm.kind
         state = _state(store, [stage.name for stage in outline(config)])
     scores = store.read("scores", Score) if "scores" in store.artifacts() else []
-    policy = {row.measure: row.value for row in scores if row.model == "policy" and row.n}
+    policy = policy_of(store)
     figures = _violations(scores), policy.get("win_rate/base"), policy.get("over_refusal")
     size = sum(_size(store.stage_folder(stage).resolve()) for stage in store.stages)
     return RunLine(name, state, constitution, algorithm, *figures, size)
+
+
+def policy_of(store: RunStore) -> dict[str, float]:
+    """What was measured of the policy, by measure; nothing where the evaluation is not done."""
+    scores = store.read("scores", Score) if "scores" in store.artifacts() else []
+    return {row.measure: row.value for row in scores if row.model == "policy" and row.n}
 
 
 def _state(store: RunStore, expected: Sequence[str]) -> str:

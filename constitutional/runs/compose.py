@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
+_LAUNCHERS: Final = ("joblib", "submitit")
+"""Those of Hydra's launchers that are installed as the extra `sweeps`."""
 _QUOTED: Final = "\"KEY='a {b'\""
 
 
@@ -100,7 +102,9 @@ def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
             return [Job(tuple(overrides), ())]
         parsed = _with_params(parsed, presets)
         if endless := next((word for word in parsed if word.is_sweep_override() and word.is_interval_sweep()), None):
-            raise UsageError(f"{endless.input_line} has no end of values; type sweep=optuna for a search, or list values")
+            raise UsageError(
+                f"{endless.input_line} has no end of values; type sweep=optuna for a search, or list values"
+            )
         choices = [_values(word) for word in parsed]
         differ = [index for index, values in enumerate(choices) if len(values) > 1]
         return [Job(job, tuple(job[index] for index in differ)) for job in itertools.product(*choices)]
@@ -154,6 +158,16 @@ def _sweep_problem(detail: "ErrorDetails") -> str:
     return f"{key} is {value}; {reworded(detail)}; `constitutional config --explain {key}` says more"
 
 
+def hydra_config(overrides: Sequence[str]) -> Any:  # noqa: ANN401 - OmegaConf's DictConfig
+    """All of Hydra's configuration, for a launcher that the overrides choose; Hydra itself logs and keeps nothing.
+
+    Raises:
+        UsageError: the launcher is not installed, or has no such setting.
+    """
+    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
+    return _composed([*overrides, *quiet, "hydra.mode=MULTIRUN"], all_of_hydra=True)
+
+
 def is_launchers(override: str) -> bool:
     """Whether an override chooses how a sweep's jobs are launched, such as `hydra/launcher=joblib`."""
     return re.match(r"hydra(/launcher=|\.launcher\.)", override) is not None
@@ -169,7 +183,9 @@ def _with_params(parsed: "Sequence[Override]", presets: Sequence[str]) -> "list[
 
     params = _composed(presets, all_of_hydra=True).hydra.sweeper.params if presets else {}
     typed = {word.key_or_group for word in parsed if word.type == OverrideType.CHANGE}
-    own = [word for word in parsed if not word.key_or_group.startswith("sweep.") and not is_launchers(word.input_line)]
+    own = [
+        word for word in parsed if not word.key_or_group.startswith("sweep.") and not is_launchers(str(word.input_line))
+    ]
     return own + _read([f"{key}={values}" for key, values in (params or {}).items() if key not in typed])
 
 
@@ -302,7 +318,7 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
             if re.fullmatch(rf"{re.escape(str(override.value()))}(_.*)?", preset) is None:
                 refused.append(f"{line} contradicts {group}={preset}; leave one of them out")
             words.append(f"{group}={preset}")
-        elif override.type == OverrideType.CHANGE and override.package is None and not _options(key):
+        elif override.type == OverrideType.CHANGE and not (override.package or _options(key) or _is_hydras(key)):
             words.append(f"++{line}")
         else:
             words.append(line)
@@ -339,11 +355,15 @@ def _sweeps_own(line: str) -> str | None:
         return "launches the jobs of a sweep; type -m as well"
     if re.match(r"hydra/sweeper=optuna|hydra\.sweeper\.n_trials", line):
         return "is not how a search is asked for here; type sweep=optuna sweep.trials=20"
-    if re.match(r"hydra\b", line):
+    if _is_hydras(line):
         return "of Hydra's own settings only those of hydra/launcher can be changed; leave it out"
     if line.startswith("sweep."):
         return "belongs to a sweep; type sweep=principles, or another preset, as well"
     return None
+
+
+def _is_hydras(key: str) -> bool:
+    return re.match(r"hydra\b", key) is not None
 
 
 def _options(group: str) -> list[str]:
@@ -355,6 +375,14 @@ def _options(group: str) -> list[str]:
 
 def _no_preset_line(missing: str, known: Sequence[str]) -> str:
     """What to say of `label=nope`: the presets that there are, the nearest, and where a file or a model goes."""
+    if (name := missing.removeprefix("hydra/launcher/")) != missing:
+        plugin = next((plugin for plugin in _LAUNCHERS if name.startswith(plugin)), "")
+        if plugin and not any(launcher.startswith(plugin) for launcher in known):
+            package = f"hydra-{plugin}-launcher"
+            return (
+                f"hydra/launcher={name} needs the package {package}, which is not installed; type pip install {package}"
+            )
+        return f"there is no launcher '{name}'; the launchers are {', '.join(known)}"
     group, _, name = missing.partition("/")
     presets = [preset for preset in known if not preset.startswith("schema")]
     near = difflib.get_close_matches(name, presets, n=1)

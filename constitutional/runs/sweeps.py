@@ -1,31 +1,32 @@
 """Sweeps: the jobs that each consists of, the names of the jobs, and what they have come to.
 
-    runs/leave.sweep/
-    ├── sweep.json                   the jobs, written before the first begins
-    └── leave-whole.log              what a job printed, where a launcher runs several at once
+runs/leave.sweep/
+├── sweep.json                   the jobs, written before the first begins
+└── leave-whole.log              what a job printed, where a launcher runs several at once
 """
 
 import hashlib
 import itertools
-import json
 import math
+import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from statistics import mean
+from typing import Final, Literal, NamedTuple
 from unicodedata import normalize
 
-from constitutional.base.errors import ConfigurationError, ConstitutionalError
-from constitutional.base.files import atomic_write, writing
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, UsageError
+from constitutional.base.files import writing
 from constitutional.base.frozen import Frozen
 from constitutional.constitution.constitution import Constitution, nearest
 from constitutional.constitution.principle_file import read_principles
-from constitutional.runs.collection import RunLine, line_of
+from constitutional.runs.collection import RunLine, line_of, policy_of
 from constitutional.runs.compose import Job, compose, sweep, sweep_settings
 from constitutional.runs.context import selected
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import ENTRY, Calls, read_checked
+from constitutional.runs.manifest import ENTRY, MANIFEST, Calls, read_checked, write_checked
 from constitutional.runs.settings import ConstitutionSettings, RunConfig, SweepSettings
 
 LONGEST_NAME: Final = 100
@@ -42,7 +43,11 @@ def jobs_of(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
     Raises:
         ConstitutionalError: an override is wrong, or the constitution or a file of wordings cannot be read.
     """
-    settings, jobs = sweep_settings(overrides) if multirun or _has_preset(overrides) else SweepSettings(), []
+    settings, jobs = sweep_settings(overrides) if multirun or _has_preset(overrides) else SweepSettings(), list[Job]()
+    needless = settings.model_fields_set & {"keep", "size", "whole", "control", "principle", "values", "file"}
+    if needless and settings.over is None:
+        presets = "sweep=principles, sweep=weights or sweep=wordings"
+        raise UsageError(f"sweep.{min(needless)} says how a constitution is varied; type {presets} as well")
     for job in sweep(overrides, multirun=multirun):
         if settings.over is None:
             jobs.append(job)
@@ -67,32 +72,42 @@ def _variations(
     if settings.over == "principles":
         yield from _selections(settings, config.constitution, ids)
         if settings.control:
-            for principle in constitution.principles:
-                words = principle.text.split()
-                random.Random(f"{config.seed} {principle.id}").shuffle(words)
-                yield f"control_{principle.id}", [f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"]
+            yield from _controls(constitution, config.seed)
         return
     name = settings.principle
     if name is None:
-        raise ConfigurationError(f"sweep={settings.over} needs a principle; type sweep.principle=ID, {_one_of(ids)}")
+        listed = f"{', '.join(ids[:20])}{', …' if len(ids) > 20 else ''}"
+        raise ConfigurationError(f"sweep={settings.over} needs a principle; type sweep.principle=ID, one of {listed}")
     if name not in ids:
         raise ConfigurationError(f"sweep.principle={name}: there is no such principle; {nearest(name, ids)}")
     if settings.over == "weights":
         for value in settings.values:
             override = f"constitution.weights.{name}={value:g}"
             yield override, [override]
-        return
-    if settings.file is None:
+    elif settings.file is None:
         raise ConfigurationError("sweep=wordings needs texts; type sweep.file=FILE, with a text a line")
-    for number, text in enumerate(read_principles(settings.file), start=1):
-        yield f"{name}_{number}", [f"constitution.wordings.{name}={quoted(text)}"]
+    else:
+        for number, text in enumerate(read_principles(settings.file), start=1):
+            yield f"{name}_{number}", [f"constitution.wordings.{name}={quoted(text)}"]
+
+
+def _controls(constitution: Constitution, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """For each principle the whole constitution, with the words of that principle in a random order."""
+    for principle in constitution.principles:
+        words = principle.text.split()
+        random.Random(f"{seed} {principle.id}").shuffle(words)
+        if words == principle.text.split():  # by chance, or because there is nothing to shuffle
+            words.reverse()
+        yield f"control_{principle.id}", [f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"]
 
 
 def _selections(
     settings: SweepSettings, chosen: ConstitutionSettings, ids: Sequence[str]
 ) -> Iterator[tuple[str, list[str]]]:
     if len(ids) < 2:
-        raise ConfigurationError(f"sweep=principles needs two principles or more, and the constitution has only {ids[0]}")
+        raise ConfigurationError(
+            f"sweep=principles needs two principles or more, and the constitution has only {ids[0]}"
+        )
     if settings.keep == "others":
         for name in ids:
             left_out = ",".join([*chosen.without, name])
@@ -108,10 +123,6 @@ def _selections(
         yield override, [override]
 
 
-def _one_of(ids: Sequence[str]) -> str:
-    return f"one of {', '.join(ids[:20])}{', …' if len(ids) > 20 else ''}"
-
-
 def quoted(text: str) -> str:
     """A text as Hydra's grammar has it in quotes: it means itself, whatever characters it has."""
     inner = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
@@ -125,7 +136,9 @@ def names(bases: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
     hold had to go, where the name is too long, and where file systems that know no case, or that compose accents, would
     take two names for one.
     """
-    plain = ["-".join([base, *map(_shortened, words)]).replace("'", "") for base, words in zip(bases, swept, strict=True)]
+    plain = [
+        "-".join([base, *map(_shortened, words)]).replace("'", "") for base, words in zip(bases, swept, strict=True)
+    ]
     cleaned = [re.sub(r"[^\w.,=+-]+", "_", name) for name in plain]
     folded = [normalize("NFKC", name).casefold() for name in cleaned]
     for index, words in enumerate(swept):
@@ -138,46 +151,56 @@ def names(bases: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _shortened(override: str) -> str:
-    return re.sub(r"^constitution\.(only|without)=\[([\w,-]+)\]$", r"\1_\2", override)
+    listed = re.sub(r"^constitution\.(only|without)=\[([\w,-]+)\]$", r"\1_\2", override)
+    return re.sub(r"^constitution\.(?=weights\.)", "", listed)
 
 
 class SweepJob(Frozen):
     """A job of a sweep."""
 
-    name: str
-    """Its run folder."""
+    folder: str
+    """Its run folder, from the folder that holds the sweep's own."""
     swept: tuple[str, ...]
+    """What it differs in from the others."""
     overrides: tuple[str, ...]
 
 
 class Sweep(Frozen):
     """What a sweep consists of, and which of its jobs counts as the best."""
 
-    name: str
-    objective: str
+    objective: Literal["violations", "preferred"]
     over_refusal: float | None
     jobs: tuple[SweepJob, ...]
 
-    def write(self, runs: Path) -> Path:
-        """Keep this beside the run folders; returns the sweep's own folder."""
-        folder = runs / f"{self.name}{ENDING}"
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(folder / SWEEP, (self.model_dump_json(indent=2) + "\n").encode())
-        return folder
 
-
-def find_sweep(path: Path) -> tuple[Path, Sweep] | None:
-    """The sweep that a folder or a name means, with the folder of its runs; None where it means none.
+def write(folder: Path, settings: SweepSettings, jobs: Sequence[Job], run_folders: Sequence[Path]) -> None:
+    """Keep in the sweep's own folder which jobs it consists of.
 
     Raises:
-        RunError: its file is damaged.
+        RunError: it cannot be written.
     """
-    for folder in (path, path.with_name(f"{path.name}{ENDING}")):
-        if path.name and (folder / SWEEP).is_file():
-            remedy = "type the command that made the sweep again"
-            return folder.parent, read_checked(folder / SWEEP, Sweep, remedy)
-    return None
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    kept = tuple(
+        SweepJob(folder=os.path.relpath(run_folder, folder.parent), swept=job.swept, overrides=job.overrides)
+        for job, run_folder in zip(jobs, run_folders, strict=True)
+    )
+    write_checked(folder / SWEEP, Sweep(objective=settings.objective, over_refusal=settings.over_refusal, jobs=kept))
+
+
+def read(folder: Path) -> Sweep:
+    """What `write` kept.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    return read_checked(folder / SWEEP, Sweep, "type the command that made the sweep again")
+
+
+def sweep_folder(path: Path) -> Path | None:
+    """The folder of the sweep that a path means, itself or by a name such as `runs/leave`; None where it means none."""
+    folders = (path,) if (path / MANIFEST).is_file() else (path, path.parent / f"{path.name}{ENDING}")
+    return next((folder for folder in folders if (folder / SWEEP).is_file()), None)
 
 
 class JobLine(NamedTuple):
@@ -187,19 +210,24 @@ class JobLine(NamedTuple):
     run: RunLine
     calls: Calls
     """Of all its stages: those that were asked for this job first, and all others."""
+    violations: float | None = None
+    """Mean share of the policy's replies that violate a principle, over the principles that all measured jobs have."""
 
 
-def job_lines(runs: Path, sweep: Sweep) -> list[JobLine]:
-    """The jobs in their order, with what each has come to."""
-    lines, counted = [], set[Path]()
-    for job in sweep.jobs:
+def job_lines(folder: Path) -> list[JobLine]:
+    """The jobs of a sweep in their order, with what each has come to."""
+    lines, rates, counted = list[JobLine](), list[dict[str, float]](), set[Path]()
+    for job in read(folder).jobs:
         try:
-            store = RunStore.load(runs / job.name)
+            store = RunStore.load(folder.parent / job.folder)
+            lines.append(JobLine(job, line_of(job.folder, store), calls_of(store, counted)))
+            rates.append({name: rate for name, rate in policy_of(store).items() if name.startswith("violation_rate/")})
         except ConstitutionalError:
-            lines.append(JobLine(job, RunLine(job.name, "not begun"), Calls()))
-            continue
-        lines.append(JobLine(job, line_of(job.name, store), calls_of(store, counted)))
-    return lines
+            lines.append(JobLine(job, RunLine(job.folder, "not begun"), Calls()))
+            rates.append({})
+    shared = set.intersection(*(set(of_job) for of_job in rates if of_job)) if any(rates) else set()
+    means = [mean(of_job[name] for name in shared) if of_job and shared else None for of_job in rates]
+    return [line._replace(violations=value) for line, value in zip(lines, means, strict=True)]
 
 
 def calls_of(store: RunStore, counted: set[Path]) -> Calls:
@@ -218,24 +246,32 @@ def calls_of(store: RunStore, counted: set[Path]) -> Calls:
     return Calls(asked=asked, reused=needed - asked)
 
 
-def made_before(outputs: Path) -> set[Path]:
+def made(outputs: Path) -> set[Path]:
     """The stages' outputs that are finished now."""
     return {entry.parent.resolve() for entry in outputs.glob(f"*/{ENTRY}")}
 
 
 def best(lines: Iterable[JobLine], sweep: Sweep) -> JobLine | None:
     """The job with the best objective among those within the bound; None where none was measured."""
-    measured = [line for line in lines if objective(line.run, sweep) is not None and within(line.run, sweep)]
-    return min(measured, key=lambda line: objective(line.run, sweep) or 0.0, default=None)
+    measured = [line for line in lines if objective(line, sweep) is not None and excess(line, sweep) <= 0]
+    return min(measured, key=lambda line: objective(line, sweep) or 0.0, default=None)
 
 
-def objective(run: RunLine, sweep: Sweep) -> float | None:
+def objective(line: JobLine, sweep: Sweep) -> float | None:
     """What is minimised: violations as a share, or the win rate with a minus; None where it was not measured."""
     if sweep.objective == "preferred":
-        return None if run.preferred is None else -run.preferred
-    return None if run.violations is None else run.violations[1]
+        return None if line.run.preferred is None else -line.run.preferred
+    return line.violations
 
 
-def within(run: RunLine, sweep: Sweep) -> bool:
-    """Whether the run refuses no more harmless requests than the sweep allows."""
-    return sweep.over_refusal is None or (run.over_refusal is not None and run.over_refusal <= sweep.over_refusal)
+def excess(line: JobLine, sweep: Sweep) -> float:
+    """How far the share of harmless requests that the run refuses is above the sweep's bound; not above 0 is within."""
+    if sweep.over_refusal is None:
+        return 0.0
+    return 1.0 if line.run.over_refusal is None else line.run.over_refusal - sweep.over_refusal
+
+
+def outcomes(folder: Path, last: int) -> list[tuple[float | None, float]]:
+    """What the last jobs came to: for each what is minimised, and how far it is above the bound."""
+    sweep = read(folder)
+    return [(objective(line, sweep), excess(line, sweep)) for line in job_lines(folder)[-last:]]
