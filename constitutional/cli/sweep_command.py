@@ -1,5 +1,6 @@
 """The command `run -m`: the jobs of a sweep, one after the other or by a launcher, and what they came to."""
 
+import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -40,18 +41,18 @@ def run_sweep(overrides: Sequence[str], run_one: Callable[[RunConfig], None]) ->
         check_launcher(launcher)
     if sweep_settings(overrides).trials is None:
         jobs = sweeps.jobs_of(overrides, multirun=True)
-        running = _Running(overrides, launcher, run_one, len(jobs))
+        running = _Jobs(overrides, launcher, run_one, len(jobs))
         running.batch(jobs)
     else:
         search = Search(overrides)
-        running = _Running(overrides, launcher, run_one, search.trials)
+        running = _Jobs(overrides, launcher, run_one, search.trials)
         while jobs := search.ask():
             running.batch(jobs)
             search.tell(sweeps.outcomes(running.folder, len(jobs)))
     return running.finish()
 
 
-class _Running:
+class _Jobs:
     """A sweep that goes on: its jobs so far, what has become of them, and a line for each that ends."""
 
     def __init__(
@@ -109,7 +110,8 @@ class _Running:
         print(f"\n{shown(self.folder)}")
         calls = f"{self._calls.asked:,} model calls asked, {self._calls.reused:,} reused"
         done = f"{codes.count(0)} of {self._total} jobs are done"
-        self._progress.say(f"{done}; {calls}; `constitutional show {self.folder}` lists them")
+        folder = self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
+        self._progress.say(f"{done}; {calls}; `constitutional show {folder}` lists them")
         return next((self._exit_codes[number] for number in sorted(self._exit_codes) if self._exit_codes[number]), 0)
 
     def _in_this_process(self, config: RunConfig) -> int:
@@ -167,8 +169,10 @@ def _state(exit_code: int | None, log: Path | None) -> str:
     """What became of a job, in words."""
     if exit_code == 0:
         return "done"
-    if exit_code == STOPPED:
+    if exit_code in (STOPPED, -signal.SIGINT):  # the second where it had not quite begun
         return "stopped"
+    if exit_code is not None and exit_code < 0:
+        return f"killed by signal {-exit_code}; {log} has more"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log and log.exists() else []
     said = [line.removeprefix("constitutional: ") for line in lines if line.startswith("constitutional: ")] or lines[
         -1:
@@ -181,9 +185,7 @@ def shown(folder: Path) -> str:
     """A table of a sweep's jobs, with what each differs in and came to, and the best of them."""
     sweep = sweeps.read(folder)
     lines = sweeps.job_lines(folder)
-    rows: list[tuple[str, ...]] = [
-        ("job", "state", "violates", "over-refusal", "wins", "asked", "reused", "differs in")
-    ]
+    rows: list[tuple[str, ...]] = [("job", "state", "violates", "over-refusal", "wins", "asked", "reused")]
     for line in lines:
         figures = (line.violations, line.run.over_refusal, line.run.preferred)
         shares = ("" if figure is None else f"{figure:.0%}" for figure in figures)

@@ -173,7 +173,7 @@ class _Watcher:
 
     def _watch(self) -> None:
         total = len(self._waiting)
-        with self._progress.task("sweep", total, "jobs") as task:
+        with self._progress.task(f"sweep {self._folder.stem}", total, "jobs") as task:
             while not self._over.wait(POLL_S):
                 self._look()
                 task.update(total - len(self._waiting))

@@ -212,3 +212,14 @@ def test_the_pairs_pull_opposite_ways_on_the_same_traits(one: str, other: str) -
 
     turned = {"avoid": "seek", "seek": "avoid"}
     assert {(trait, turned[direction]) for trait, direction in pulls(one)} == pulls(other)
+
+
+def test_a_wording_replaces_all_words_that_a_principle_has_and_its_digest() -> None:
+    brief = BRIEF.model_copy(update={"comparison": "Which is shorter?"})
+    ours = constitution(CALM, brief)
+    reworded = ours.select(wordings={"brief": "Keep it short."})
+    assert [reworded.principle("brief").words(use) for use in ("critique", "comparison")] == ["Keep it short."] * 2
+    assert reworded.principle("calm") == ours.principle("calm")
+    assert reworded.digest != ours.digest
+    with pytest.raises(ConfigurationError, match="no principle 'brif'; did you mean 'brief'"):
+        ours.select(wordings={"brif": "Keep it short."})
