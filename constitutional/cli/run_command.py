@@ -50,7 +50,7 @@ def job(words: Sequence[str]) -> int:
     """Run a job of a sweep, from the file with its configuration; launchers call this."""
     from constitutional.runs.compose import load
 
-    _run_one(load(Path(words[0])))
+    _run_one(load(Path(*words[:1])))
     return 0
 
 

@@ -204,7 +204,7 @@ def shown(folder: Path) -> str:
     # A name tells what a job differs in, unless letters were lost or a text would be too long for it.
     common = set.intersection(*(set(line.job.overrides) for line in lines))
     for line in lines:
-        if not all(word.partition("=")[2] and word in f"-{line.run.name}" for word in line.job.swept):
+        if not all("=" in word and sweeps.shortened(word) in line.run.name for word in line.job.swept):
             own = [word for word in line.job.overrides if word not in common]
             notes.append(f"{line.run.name}: {' '.join(own) or 'as it is'}")
     return printable("\n".join([table(rows), *notes]))

@@ -7,17 +7,14 @@ done, until it comes to where it was stopped.
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from constitutional.base.errors import UsageError
 from constitutional.runs.compose import Job, Space, compose, freeze, search_space, sweep_settings
 from constitutional.runs.runner import ready
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial, Trial
-
-_EXCESS: Final = "excess"
-"""By how much a trial is above the bound, among the attributes of the trial."""
+    from optuna.trial import Trial
 
 
 class Search:
@@ -51,7 +48,7 @@ class Search:
             values = [end or _ends(space)[0] for space, end in zip(self._spaces, ends, strict=True)]
             ready(freeze(compose([*self._fixed, *map(_override, self._spaces, values)])))
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(seed=compose(self._fixed).seed, constraints_func=_constraints)
+        sampler = optuna.samplers.TPESampler(seed=compose(self._fixed).seed)
         self._study = optuna.create_study(sampler=sampler)
         self._asked: list[Trial] = []
 
@@ -70,7 +67,7 @@ class Search:
         from optuna.trial import TrialState
 
         for trial, (value, excess) in zip(self._asked, outcomes, strict=True):
-            trial.set_user_attr(_EXCESS, excess)
+            trial.set_constraint("over_refusal", excess)
             if value is None:
                 self._study.tell(trial, state=TrialState.FAIL)
             else:
@@ -90,7 +87,3 @@ def _suggested(trial: "Trial", space: Space) -> str:
     if space.choices:
         return str(trial.suggest_categorical(space.key, space.choices))
     return f"{trial.suggest_float(space.key, space.low, space.high, log=space.log):.4g}"
-
-
-def _constraints(trial: "FrozenTrial") -> tuple[Any]:
-    return (trial.user_attrs.get(_EXCESS, 0.0),)

@@ -137,7 +137,7 @@ def names(bases: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
     take two names for one.
     """
     plain = [
-        "-".join([base, *map(_shortened, words)]).replace("'", "") for base, words in zip(bases, swept, strict=True)
+        "-".join([base, *map(shortened, words)]).replace("'", "") for base, words in zip(bases, swept, strict=True)
     ]
     cleaned = [re.sub(r"[^\w.,=+-]+", "_", name) for name in plain]
     folded = [normalize("NFKC", name).casefold() for name in cleaned]
@@ -150,7 +150,8 @@ def names(bases: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
     return cleaned
 
 
-def _shortened(override: str) -> str:
+def shortened(override: str) -> str:
+    """What stands for an override in a name."""
     listed = re.sub(r"^constitution\.(only|without)=\[([\w,-]+)\]$", r"\1_\2", override)
     return re.sub(r"^constitution\.(?=weights\.)", "", listed)
 

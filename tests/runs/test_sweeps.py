@@ -1,4 +1,5 @@
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,9 @@ def measured(runs: Path, name: str, violations: dict[str, float], over_refusal: 
     folder = runs / name
     with RunStore.open(folder, dump(compose([]), {})) as store:
         finish(store, 0, "prompts", {"prompts": [Prompt.of(name)]})
-        finish(store, 9, "evaluate", {"scores": rows}, Calls(asked=10, reused=5), f"{name}{'0' * 16}"[:16])
+        finish(
+            store, 9, "evaluate", {"scores": rows}, Calls(asked=10, reused=5), sha256(name.encode()).hexdigest()[:16]
+        )
     return folder
 
 
