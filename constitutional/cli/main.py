@@ -224,9 +224,9 @@ def _show(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
     from constitutional.runs.runner import load_run
     from constitutional.runs.status import outdated
-    from constitutional.runs.sweeps import sweep_folder
+    from constitutional.runs.sweeps import sweep_file
 
-    if arguments.item is None and (sweep := sweep_folder(arguments.folder)):
+    if arguments.item is None and (sweep := sweep_file(arguments.folder)):
         from constitutional.cli.sweep_command import shown
 
         print(shown(sweep))

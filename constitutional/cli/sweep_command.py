@@ -48,7 +48,7 @@ def run_sweep(overrides: Sequence[str], run_one: Callable[[RunConfig], None]) ->
         running = _Jobs(overrides, launcher, run_one, search.trials)
         while jobs := search.ask():
             running.batch(jobs)
-            search.tell(sweeps.outcomes(running.folder, len(jobs)))
+            search.tell(sweeps.outcomes(running.file, len(jobs)))
     return running.finish()
 
 
@@ -58,8 +58,9 @@ class _Jobs:
     def __init__(
         self, overrides: Sequence[str], launcher: Sequence[str], run_one: Callable[[RunConfig], None], total: int
     ) -> None:
-        self.folder = Path()
-        """The sweep's folder, once there is a batch."""
+        self.file = Path()
+        """The sweep's file, once there is a batch."""
+        self._logs = Path()
         self._settings = sweep_settings(overrides)
         self._launcher, self._run_one, self._total = launcher, run_one, total
         self._progress, self._started_s = Progress(), time.monotonic()
@@ -82,15 +83,15 @@ class _Jobs:
         named = [config.model_copy(update={"name": name}) for config, name in zip(configs, names, strict=True)]
         if not first:
             runs = configs[0].folder
-            self.folder = runs / f"{bases[0]}{sweeps.ENDING}"
+            self.file, self._logs = runs / f"{bases[0]}{sweeps.ENDING}", runs / sweeps.LOGS / bases[0]
             self._made = sweeps.made(configs[0].outputs_folder)
         self._configs += named
-        sweeps.write(self.folder, self._settings, self._jobs, [config.run_folder for config in self._configs])
+        sweeps.write(self.file, self._settings, self._jobs, [config.run_folder for config in self._configs])
         try:
             if self._launcher:
                 launch(
                     self._launcher,
-                    self.folder,
+                    self._logs,
                     named,
                     lambda number, *end: self._ended(first + number, *end),
                     self._progress,
@@ -107,11 +108,12 @@ class _Jobs:
     def finish(self) -> int:
         """Say what the sweep came to; returns the exit code."""
         codes = list(self._exit_codes.values())
-        print(f"\n{shown(self.folder)}")
+        print(f"\n{shown(self.file)}")
         calls = f"{self._calls.asked:,} model calls asked, {self._calls.reused:,} reused"
         done = f"{codes.count(0)} of {self._total} jobs are done"
-        folder = self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
-        self._progress.say(f"{done}; {calls}; `constitutional show {folder}` lists them")
+        path = self.file.with_name(self.file.name.removesuffix(sweeps.ENDING))
+        path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        self._progress.say(f"{done}; {calls}; `constitutional show {path}` lists them")
         return next((self._exit_codes[number] for number in sorted(self._exit_codes) if self._exit_codes[number]), 0)
 
     def _in_this_process(self, config: RunConfig) -> int:
@@ -181,10 +183,10 @@ def _state(exit_code: int | None, log: Path | None) -> str:
     return ("lost by the launcher" if exit_code is None else "failed") + why
 
 
-def shown(folder: Path) -> str:
+def shown(file: Path) -> str:
     """A table of a sweep's jobs, with what each differs in and came to, and the best of them."""
-    sweep = sweeps.read(folder)
-    lines = sweeps.job_lines(folder)
+    sweep = sweeps.read(file)
+    lines = sweeps.job_lines(file)
     rows: list[tuple[str, ...]] = [("job", "state", "violates", "over-refusal", "wins", "asked", "reused")]
     for line in lines:
         figures = (line.violations, line.run.over_refusal, line.run.preferred)
@@ -204,7 +206,7 @@ def shown(folder: Path) -> str:
     # A name tells what a job differs in, unless letters were lost or a text would be too long for it.
     common = set.intersection(*(set(line.job.overrides) for line in lines))
     for line in lines:
-        if not all("=" in word and sweeps.shortened(word) in line.run.name for word in line.job.swept):
+        if not all("=" in word and sweeps.shortened(word).replace("'", "") in line.run.name for word in line.job.swept):
             own = [word for word in line.job.overrides if word not in common]
             notes.append(f"{line.run.name}: {' '.join(own) or 'as it is'}")
     return printable("\n".join([table(rows), *notes]))

@@ -56,7 +56,7 @@ def launch(
 
     Args:
         overrides: choose the launcher and its settings.
-        folder: the sweep's folder, for the logs.
+        folder: where the logs go.
         configs: the jobs, frozen.
         ended: told of each job that ends.
         progress: shows the jobs.
@@ -66,7 +66,7 @@ def launch(
         KeyboardInterrupt: the user stopped the sweep, and the jobs have stopped.
     """
     _clear(folder, configs)
-    places = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", f"hydra.job.name={quoted(folder.stem)}"]
+    places = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", f"hydra.job.name={quoted(folder.name)}"]
     watcher = _Watcher(folder, configs, ended, progress)
     task = partial(_work, folder, [config.name for config in configs], Path.cwd())
     with watcher, _stopping(folder, progress) as stopped, hydra_ready():
@@ -91,6 +91,8 @@ def _launcher(config: Any, task: Any) -> "Launcher":  # noqa: ANN401 - OmegaConf
 
 def _clear(folder: Path, configs: Sequence[RunConfig]) -> None:
     """Write each job's configuration, and remove what an earlier start left of its log."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for config in configs:
         atomic_write(folder / f"{config.name}.json", dump(config, {}).encode())
         for ending in ("log", "exit"):
@@ -173,7 +175,7 @@ class _Watcher:
 
     def _watch(self) -> None:
         total = len(self._waiting)
-        with self._progress.task(f"sweep {self._folder.stem}", total, "jobs") as task:
+        with self._progress.task(f"sweep {self._folder.name}", total, "jobs") as task:
             while not self._over.wait(POLL_S):
                 self._look()
                 task.update(total - len(self._waiting))

@@ -33,8 +33,8 @@ LONGEST_NAME: Final = 100
 """Bytes of the name of a sweep's run, short enough to be read in a table; a longer one ends in a digest."""
 MOST_JOBS: Final = 1000
 """Of a sweep over subsets; a larger one is a mistake more often than a wish."""
-ENDING: Final = ".sweep"
-SWEEP: Final = "sweep.json"
+ENDING: Final = ".sweep.json"
+LOGS: Final = ".sweeps"
 
 
 def jobs_of(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
@@ -160,7 +160,7 @@ class SweepJob(Frozen):
     """A job of a sweep."""
 
     folder: str
-    """Its run folder, from the folder that holds the sweep's own."""
+    """Its run folder, from the folder that holds the sweep's file."""
     swept: tuple[str, ...]
     """What it differs in from the others."""
     overrides: tuple[str, ...]
@@ -174,34 +174,36 @@ class Sweep(Frozen):
     jobs: tuple[SweepJob, ...]
 
 
-def write(folder: Path, settings: SweepSettings, jobs: Sequence[Job], run_folders: Sequence[Path]) -> None:
-    """Keep in the sweep's own folder which jobs it consists of.
+def write(file: Path, settings: SweepSettings, jobs: Sequence[Job], run_folders: Sequence[Path]) -> None:
+    """Keep in a file, beside the run folders, which jobs a sweep consists of.
 
     Raises:
         RunError: it cannot be written.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     kept = tuple(
-        SweepJob(folder=os.path.relpath(run_folder, folder.parent), swept=job.swept, overrides=job.overrides)
+        SweepJob(folder=os.path.relpath(run_folder, file.parent), swept=job.swept, overrides=job.overrides)
         for job, run_folder in zip(jobs, run_folders, strict=True)
     )
-    write_checked(folder / SWEEP, Sweep(objective=settings.objective, over_refusal=settings.over_refusal, jobs=kept))
+    write_checked(file, Sweep(objective=settings.objective, over_refusal=settings.over_refusal, jobs=kept))
 
 
-def read(folder: Path) -> Sweep:
+def read(file: Path) -> Sweep:
     """What `write` kept.
 
     Raises:
         RunError: it is damaged.
     """
-    return read_checked(folder / SWEEP, Sweep, "type the command that made the sweep again")
+    return read_checked(file, Sweep, "type the command that made the sweep again")
 
 
-def sweep_folder(path: Path) -> Path | None:
-    """The folder of the sweep that a path means, itself or by a name such as `runs/leave`; None where it means none."""
-    folders = (path,) if (path / MANIFEST).is_file() else (path, path.parent / f"{path.name}{ENDING}")
-    return next((folder for folder in folders if (folder / SWEEP).is_file()), None)
+def sweep_file(path: Path) -> Path | None:
+    """The file of the sweep that a path means, itself or by a name such as `runs/leave`; None where it means none."""
+    if path.name.endswith(ENDING):
+        return path if path.is_file() else None
+    file = path.parent / f"{path.name}{ENDING}"
+    return file if file.is_file() and not (path / MANIFEST).is_file() else None
 
 
 class JobLine(NamedTuple):
@@ -215,12 +217,12 @@ class JobLine(NamedTuple):
     """Mean share of the policy's replies that violate a principle, over the principles that all measured jobs have."""
 
 
-def job_lines(folder: Path) -> list[JobLine]:
+def job_lines(file: Path) -> list[JobLine]:
     """The jobs of a sweep in their order, with what each has come to."""
     lines, rates, counted = list[JobLine](), list[dict[str, float]](), set[Path]()
-    for job in read(folder).jobs:
+    for job in read(file).jobs:
         try:
-            store = RunStore.load(folder.parent / job.folder)
+            store = RunStore.load(file.parent / job.folder)
             lines.append(JobLine(job, line_of(job.folder, store), calls_of(store, counted)))
             rates.append({name: rate for name, rate in policy_of(store).items() if name.startswith("violation_rate/")})
         except ConstitutionalError:
@@ -272,7 +274,7 @@ def excess(line: JobLine, sweep: Sweep) -> float:
     return 1.0 if line.run.over_refusal is None else line.run.over_refusal - sweep.over_refusal
 
 
-def outcomes(folder: Path, last: int) -> list[tuple[float | None, float]]:
+def outcomes(file: Path, last: int) -> list[tuple[float | None, float]]:
     """What the last jobs came to: for each what is minimised, and how far it is above the bound."""
-    sweep = read(folder)
-    return [(objective(line, sweep), excess(line, sweep)) for line in job_lines(folder)[-last:]]
+    sweep = read(file)
+    return [(objective(line, sweep), excess(line, sweep)) for line in job_lines(file)[-last:]]

@@ -349,7 +349,7 @@ def test_variables_that_a_launcher_left_behind_are_ignored_with_a_warning(tmp_pa
 def test_a_sweep_leaves_no_trace_of_hydra_either(runs: Runs, tmp_path: Path, words: list[str]) -> None:
     assert cli.main(words) == 0
     assert len(runs.configs) == (2 if words[0] == "run" else 0)
-    kept = ["runs", "runs/first.sweep", "runs/first.sweep/sweep.json"] if words[0] == "run" else []
+    kept = ["runs", "runs/first.sweep.json"] if words[0] == "run" else []
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == kept
 
 

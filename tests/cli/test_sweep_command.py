@@ -162,7 +162,9 @@ def test_a_sweep_says_how_far_it_is_and_goes_on_after_an_interrupt(
     err = capsys.readouterr().err
     assert "job 1 of 3, first-seed=0: done; 10 model calls asked, 5 reused; 2 to go, about 0:" in err
     assert "1 of 3 jobs done; the same command goes on" in err
-    assert [job.folder for job in read(tmp_path / "runs" / "first.sweep").jobs] == [f"first-seed={n}" for n in range(3)]
+    assert [job.folder for job in read(tmp_path / "runs" / "first.sweep.json").jobs] == [
+        f"first-seed={n}" for n in range(3)
+    ]
     assert run_sweep(["seed=0,1,2"], run_one) == 0
     assert begun[2:] == ["first-seed=0", "first-seed=1", "first-seed=2"]
     # The first job was done before, so what it asked is saved now.
@@ -232,7 +234,7 @@ def test_a_search_runs_its_jobs_and_tells_the_best(
     assert run_sweep(words, run_one) == 0
     best = max(weight for weight in weights if weight <= 3)
     assert f"at most: first-weights.brief={best:g}\n" in capsys.readouterr().out
-    assert len(read(tmp_path / "runs" / "first.sweep").jobs) == len(weights) == 6
+    assert len(read(tmp_path / "runs" / "first.sweep.json").jobs) == len(weights) == 6
 
 
 @pytest.mark.skipif(find_spec("optuna") is None, reason="not installed")

@@ -12,7 +12,7 @@ from constitutional.runs.compose import Job, compose, dump
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import Calls
 from constitutional.runs.settings import SweepSettings
-from constitutional.runs.sweeps import best, calls_of, job_lines, jobs_of, names, quoted, read, sweep_folder, write
+from constitutional.runs.sweeps import best, calls_of, job_lines, jobs_of, names, quoted, read, sweep_file, write
 from tests.scripted_run import World, configured, constitution, finish, go
 
 JOBS: dict[str, list[str]] = {"a": [], "b": [], "c": ["constitution.without=[calm]"]}
@@ -158,18 +158,18 @@ def test_a_sweep_tells_the_best_of_its_jobs_within_a_bound(
         runs / "x-d",
     ]
     settings = SweepSettings.model_validate({"over_refusal": bound, "objective": goal})
-    write(runs / "x.sweep", settings, [Job((f"seed={n}",), (f"seed={n}",)) for n in range(4)], folders)
-    lines = job_lines(runs / "x.sweep")
+    write(runs / "x.sweep.json", settings, [Job((f"seed={n}",), (f"seed={n}",)) for n in range(4)], folders)
+    lines = job_lines(runs / "x.sweep.json")
     assert [line.violations for line in lines] == pytest.approx([0.1, 0.2, 0.3, None])
     assert lines[3].run.state == "not begun"
-    found = best(lines, read(runs / "x.sweep"))
+    found = best(lines, read(runs / "x.sweep.json"))
     assert (found and found.run.name) == winner
-    for name in ("x", "x.sweep"):
+    for name in ("x", "x.sweep.json"):
         assert cli.main(["show", str(runs / name)]) == 0
         printed = capsys.readouterr().out
         assert ("best, by" in printed) == (winner is not None)
         assert f": {winner}\n" in printed or winner is None
-    assert sweep_folder(runs / "x-a") is None  # a run is shown as a run
+    assert sweep_file(runs / "x-a") is None  # a run is shown as a run
 
 
 def test_calls_that_another_job_paid_count_as_reused(tmp_path: Path) -> None:
@@ -187,6 +187,6 @@ def test_calls_that_another_job_paid_count_as_reused(tmp_path: Path) -> None:
 
 
 def test_the_jobs_are_written_with_their_overrides(tmp_path: Path) -> None:
-    write(tmp_path / "x.sweep", SweepSettings(), [Job(("seed=1", "name=x"), ("seed=1",))], [tmp_path / "x-seed=1"])
-    (job,) = json.loads((tmp_path / "x.sweep" / "sweep.json").read_text())["jobs"]
+    write(tmp_path / "x.sweep.json", SweepSettings(), [Job(("seed=1", "name=x"), ("seed=1",))], [tmp_path / "x-seed=1"])
+    (job,) = json.loads((tmp_path / "x.sweep.json").read_text())["jobs"]
     assert job == {"folder": "x-seed=1", "swept": ["seed=1"], "overrides": ["seed=1", "name=x"]}
