@@ -259,11 +259,9 @@ def _composed(overrides: Sequence[str], *, all_of_hydra: bool = False) -> Any:  
     except MissingConfigException as error:
         raise UsageError(_no_preset_line(str(error.missing_cfg_file), list(error.options or ()))) from error
     except (HydraException, OmegaConfBaseException) as error:
-        causes = "\n".join(
-            filter(None, (str(error), error.__cause__ and str(error.__cause__).partition("\n    full_key")[0]))
-        )
-        message = causes.partition("\nConfig search path:")[0].partition("\nTo append")[0]
-        raise UsageError("; ".join(filter(None, map(str.strip, message.splitlines())))) from error
+        cause = str(error.__cause__ or "").partition("\n    full_key")[0]
+        message = f"{error}\n{cause}".partition("\nConfig search path:")[0].partition("\nTo append")[0]
+        raise UsageError("; ".join(dict.fromkeys(filter(None, map(str.strip, message.splitlines()))))) from error
 
 
 def _read(overrides: Sequence[str]) -> "list[Override]":
