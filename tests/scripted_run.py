@@ -139,9 +139,10 @@ def finish(
     stage: str,
     kept: Mapping[str, Sequence[Record]],
     calls: Calls = Calls(),  # noqa: B008 - it is frozen
+    fingerprint: str = "f" * 16,
 ) -> None:
     """Have a run finish a stage that made these rows, by artifact."""
-    place = store.folder.parent / ".stages" / f"{stage}-{'f' * 16}"
+    place = store.folder.parent / ".stages" / f"{stage}-{fingerprint}"
     place.mkdir(parents=True, exist_ok=True)
     begun = Begun.now(stage, "f", {}, {}, store.begin(number, stage, place))
     made = {name: begun.folder / f"{name}.jsonl" for name in kept}

@@ -42,7 +42,7 @@ FLOORS = (
 SHARED_BY_STAGES = {"context", "summaries", "online"}
 """The parts of the room `stages` that are no stage."""
 
-KNOW_HYDRA = {"runs/compose.py"}
+KNOW_HYDRA = {"runs/compose.py", "runs/launch.py"}
 
 
 class Import(NamedTuple):

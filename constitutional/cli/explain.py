@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from constitutional.base.errors import UsageError
-from constitutional.runs.settings import RunConfig, models_in
+from constitutional.runs.settings import RunConfig, SweepSettings, models_in
 
 _TYPES: Final = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
 _BOUNDS: Final = {
@@ -26,7 +26,7 @@ def explained(key: str = "") -> str:
     Raises:
         UsageError: there is no such setting; names the nearest.
     """
-    entries = list(_entries("", RunConfig))
+    entries = [*_entries("", RunConfig), *_entries("sweep.", SweepSettings)]
     key = "labeler" if key == "engine" else key  # its presets are for the labeler and the critic
     chosen = [text for name, text in entries if not key or f"{name}.".startswith(f"{key}.")]
     if not chosen:

@@ -120,12 +120,12 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser(
         "show",
-        help="a run's stages, one item followed back to where it came from, or items by principle or by words",
+        help="a run's stages, a sweep's jobs, one item back to where it came from, or items by principle or by words",
         description="Without ITEM, the stages of a run. An ITEM that is a whole id, or the beginning of an id that is "
         "no word of a text, shows that item with all that it rests on and the files where it stands; a principle's id "
         "lists what the principle had a part in; anything else lists the items in whose texts it stands.",
     )
-    show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
+    show.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first; or a sweep, by its name as well")
     show.add_argument("item", nargs="?", metavar="ITEM", help="an id, a principle's id such as no_flattery, or words")
     show.add_argument("--text", action="store_true", help="ITEM is words, whatever else it may be")
     show.add_argument("--all", action="store_true", help="list all items, and not the first of each kind")
@@ -226,16 +226,15 @@ def _diff(arguments: argparse.Namespace) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from constitutional.base.progress import counted
     from constitutional.base.templates import load_prompts
-    from constitutional.constitution.file import load_constitution
     from constitutional.data.answers import load_answers
     from constitutional.judging import trial as check
     from constitutional.judging.labeler import answering
     from constitutional.runs.compose import compose, freeze
-    from constitutional.runs.context import RunContext
+    from constitutional.runs.context import RunContext, selected
 
     config = freeze(compose(arguments.overrides))
-    chosen = config.constitution
-    constitution = load_constitution(arguments.file).select(chosen.only, chosen.without, chosen.weights)
+    chosen = config.constitution.model_copy(update={"file": arguments.file})
+    constitution = selected(config.model_copy(update={"constitution": chosen}))
     answers = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
     progress = Progress()
@@ -270,7 +269,13 @@ def _show(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
     from constitutional.runs.runner import load_run
     from constitutional.runs.status import outdated
+    from constitutional.runs.sweeps import sweep_file
 
+    if arguments.item is None and (sweep := sweep_file(arguments.folder)):
+        from constitutional.cli.sweep_command import shown
+
+        print(shown(sweep))
+        return
     store = load_run(arguments.folder)
     if arguments.item is not None:
         from constitutional.cli.find import find

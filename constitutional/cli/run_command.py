@@ -2,12 +2,11 @@
 
 import argparse
 import difflib
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from unicodedata import normalize
 
 from constitutional.base.errors import ConstitutionalError, UsageError, complain
 from constitutional.base.shipped import shipped
@@ -16,8 +15,6 @@ from constitutional.base.text import printable, table
 if TYPE_CHECKING:
     from constitutional.runs.settings import RunConfig
 
-LONGEST_NAME: Final = 100
-"""Bytes of the name of a sweep's run, short enough to be read in a table; a longer one ends in a digest."""
 _ABOUT: Final = {
     "run": "From a constitution to a model that behaves as it says, in the folder runs/NAME.",
     "demo": "The same on the small test-bed, in the folder runs/demo.",
@@ -34,42 +31,42 @@ _HYDRAS: Final = (
 
 
 def run(words: Sequence[str], command: str = "run") -> int:
-    """Run everything, or in a sweep a run after the other; returns the exit code.
-
-    All runs of a sweep are composed and checked before the first begins. One that fails does not end the others.
-    """
-    from constitutional.runs.compose import compose, freeze, sweep
+    """Run everything, or in a sweep all its jobs; returns the exit code."""
+    from constitutional.runs.compose import compose, freeze
     from constitutional.runs.runner import ready
 
     arguments = _parsed(command, words)
     if arguments.cfg:
         return _print_config(arguments)
-    jobs = sweep(arguments.overrides, multirun=arguments.multirun)
-    configs: list[RunConfig] = []
-    wrong: dict[str, ConstitutionalError] = {}
-    for job in jobs:
-        try:
-            configs.append(freeze(compose(job.overrides)))
-            ready(configs[-1])
-        except ConstitutionalError as error:
-            wrong.setdefault(str(error), error)  # most runs of a sweep share a mistake, which is said once
-    for mistake in wrong.values():
-        complain(mistake)
-    if wrong:
-        return next(iter(wrong.values())).exit_code
-    exit_code = 0
-    names = _names([config.name for config in configs], [job.swept for job in jobs])
-    for config, name in zip(configs, names, strict=True):
-        one = config.model_copy(update={"name": name})
-        try:
-            if arguments.dry_run:
-                _forecast_one(one, arguments.items)
-            else:
-                _run_one(one)
-        except ConstitutionalError as error:
-            complain(error)
-            exit_code = exit_code or error.exit_code
-    return exit_code
+    swept = arguments.multirun or any(re.match(r"\+*sweep=", word) for word in arguments.overrides)
+    if swept and not arguments.dry_run:
+        from constitutional.cli.sweep_command import run_sweep
+
+        return run_sweep(arguments.overrides, _run_one)
+    for number, overrides in enumerate(_jobs(arguments.overrides) if swept else [arguments.overrides]):
+        config = freeze(compose(overrides))
+        ready(config)
+        if arguments.dry_run:
+            print("\n" * bool(number), end="")
+            _forecast_one(config, arguments.items, " ".join(overrides) if swept else "")
+        else:
+            _run_one(config)
+    return 0
+
+
+def _jobs(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """The overrides of every job of a sweep."""
+    from constitutional.runs.sweeps import jobs_of
+
+    return [job.overrides for job in jobs_of(overrides, multirun=True)]
+
+
+def job(words: Sequence[str]) -> int:
+    """Run a job of a sweep, from the file with its configuration; launchers call this."""
+    from constitutional.runs.compose import load
+
+    _run_one(load(Path(*words[:1])))
+    return 0
 
 
 def _run_one(config: "RunConfig") -> None:
@@ -90,29 +87,12 @@ def _run_one(config: "RunConfig") -> None:
         print(f"\nReport: {printable(str(path))}")
 
 
-def _forecast_one(config: "RunConfig", items: int) -> None:
+def _forecast_one(config: "RunConfig", items: int, words: str) -> None:
     from constitutional.runs.forecast import as_table, forecast
 
-    print(f"What {printable(str(config.run_folder))} would ask, from {items} items\n")
+    which = words or str(config.run_folder)
+    print(f"What {printable(which)} would ask, from {items} items\n")
     print(as_table(forecast(config, items=items)))
-
-
-def _names(names: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
-    """The runs' names, in a sweep with what each differs in, such as `x-seed=1`: every run has a folder of its own.
-
-    A digest is added where characters that no name may hold had to go, where the name is too long, and where file
-    systems that know no case, or that compose accents, would take two names for one.
-    """
-    plain = ["-".join([name, *words]).replace("'", "") for name, words in zip(names, swept, strict=True)]
-    cleaned = [re.sub(r"[^\w.,=+-]+", "_", name) for name in plain]
-    folded = [normalize("NFKC", name).casefold() for name in cleaned]
-    for index, words in enumerate(swept):
-        name = cleaned[index]
-        lossy = name != plain[index] or folded.count(folded[index]) > 1
-        if words and (lossy or len(name.encode()) > LONGEST_NAME):
-            digest = hashlib.sha256("-".join(words).encode()).hexdigest()[:8]
-            cleaned[index] = f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
-    return cleaned
 
 
 def demo(words: Sequence[str]) -> int:
@@ -135,11 +115,12 @@ def config(words: Sequence[str]) -> int:
 def _print_config(arguments: argparse.Namespace) -> int:
     import yaml
 
-    from constitutional.runs.compose import sweep, unchecked, validated
+    from constitutional.runs.compose import unchecked, validated
     from constitutional.runs.runner import ready
+    from constitutional.runs.sweeps import jobs_of
 
     exit_code = 0
-    jobs = sweep(arguments.overrides, multirun=arguments.multirun)
+    jobs = jobs_of(arguments.overrides, multirun=arguments.multirun)
     for number, job in enumerate(jobs):
         shown = unchecked(job.overrides)
         try:
@@ -153,7 +134,7 @@ def _print_config(arguments: argparse.Namespace) -> int:
     return exit_code
 
 
-COMPOSED: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {"run": run, "demo": demo, "config": config}
+COMPOSED: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {"run": run, "demo": demo, "config": config, "job": job}
 """The commands, by name."""
 
 

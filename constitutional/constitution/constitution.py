@@ -26,6 +26,7 @@ Purpose = Literal["revision", "comparison"]
 """What a principle is for: drafts are criticised and revised by it, or responses compared (Bai et al. 2022 have 16 and
 16)."""
 PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
+USES: Final = get_args(Use)
 MOST_PRINCIPLES = 100_000
 MOST_CHARACTERS = 20_000
 """Of a text: far more than any labeler weighs, and little enough for every message and template that holds it."""
@@ -156,17 +157,24 @@ class Constitution(Frozen):
         only: Collection[str] | None = None,
         without: Collection[str] = (),
         weights: Mapping[str, float] | None = None,
+        wordings: Mapping[str, str] | None = None,
     ) -> "Constitution":
-        """The constitution with only these principles (None means all), without those, and with these weights."""
-        weights = weights or {}
-        self._check_known([*(only or []), *without, *weights])
+        """The constitution with only these principles (None means all), without those, with these weights and texts.
+
+        A new text replaces the words that a principle has for a single use, too.
+        """
+        weights, wordings = weights or {}, wordings or {}
+        self._check_known([*(only or []), *without, *weights, *wordings])
         chosen = set(self._by_id if only is None else only) - set(without)
         for principle_id, weight in weights.items():
             if not 0 < weight < math.inf:
                 advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
                 raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
         kept = tuple(
-            principle.model_copy(update={"weight": float(weights.get(principle.id, principle.weight))})
+            principle.model_copy(
+                update={"weight": float(weights.get(principle.id, principle.weight))}
+                | ({"text": wordings[principle.id], **dict.fromkeys(USES)} if principle.id in wordings else {})
+            )
             for principle in self.principles
             if principle.id in chosen
         )

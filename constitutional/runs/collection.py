@@ -30,6 +30,8 @@ class RunLine(NamedTuple):
     """Mean share of replies that violate a principle, over the principles: of the base model, and of the policy."""
     preferred: float | None = None
     """Share of comparisons in which the labeler prefers the policy's reply to the base model's."""
+    over_refusal: float | None = None
+    """Share of harmless requests that the policy refuses."""
     bytes: int = 0
     """Of all that its stages made; runs that share a stage share its size."""
 
@@ -58,21 +60,29 @@ def overview(folder: Path) -> Iterator[RunLine]:
     for path in run_folders(folder):
         name = path.relative_to(folder).as_posix()
         try:
-            yield _line(name, RunStore.load(path))
+            yield line_of(name, RunStore.load(path))
         except ConstitutionalError:
             yield RunLine(name, "unreadable")
 
 
-def _line(name: str, store: RunStore) -> RunLine:
+def line_of(name: str, store: RunStore) -> RunLine:
+    """A run in a line, under this name."""
     state, constitution, algorithm = "of another version", "", ""
     with suppress(InputError):
         config = load(store.folder)
         constitution, algorithm = Path(config.constitution.file).stem, config.algorithm.kind
         state = _state(store, [stage.name for stage in outline(config)])
     scores = store.read("scores", Score) if "scores" in store.artifacts() else []
-    preferred = next((row.value for row in scores if (row.model, row.measure) == ("policy", "win_rate/base")), None)
+    policy = policy_of(store)
+    figures = _violations(scores), policy.get("win_rate/base"), policy.get("over_refusal")
     size = sum(_size(store.stage_folder(stage).resolve()) for stage in store.stages)
-    return RunLine(name, state, constitution, algorithm, _violations(scores), preferred, size)
+    return RunLine(name, state, constitution, algorithm, *figures, size)
+
+
+def policy_of(store: RunStore) -> dict[str, float]:
+    """What was measured of the policy, by measure; nothing where the evaluation is not done."""
+    scores = store.read("scores", Score) if "scores" in store.artifacts() else []
+    return {row.measure: row.value for row in scores if row.model == "policy" and row.n}
 
 
 def _state(store: RunStore, expected: Sequence[str]) -> str:

@@ -20,18 +20,21 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError, expect
 from constitutional.base.shipped import shipped
 from constitutional.engines.settings import SANDBOX
-from constitutional.runs.config_errors import problems, truth_values
+from constitutional.runs.config_errors import problems, reworded, truth_values
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.process import versions
-from constitutional.runs.settings import GROUPS, ROLES, RunConfig
+from constitutional.runs.settings import GROUPS, ROLES, RunConfig, SweepSettings
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
+    from pydantic_core import ErrorDetails
 
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
 _JUDGE: Final = re.compile(r"panel\.[A-Za-z_]\w*")
 """A judge of the panel, whose engine is a preset like a role's; one that only has settings is `local`."""
+_LAUNCHERS: Final = ("joblib", "submitit")
+"""Those of Hydra's launchers that are installed as the extra `sweeps`."""
 _QUOTED: Final = "\"KEY='a {b'\""
 
 
@@ -40,7 +43,18 @@ class Job(NamedTuple):
 
     overrides: tuple[str, ...]
     swept: tuple[str, ...]
-    """The overrides in which it differs from the others; none where there is a single run."""
+    """What it differs in from the others, for its name: overrides as a rule; none where there is a single run."""
+
+
+class Space(NamedTuple):
+    """Where a search looks for the value of a setting."""
+
+    key: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[str, ...] = ()
+    """The values, as they are typed; none where the space is an interval."""
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -64,7 +78,7 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with _hydra():
+    with hydra_ready():
         composed = _composed(overrides)
     try:
         values = OmegaConf.to_container(composed, resolve=True)
@@ -73,6 +87,7 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
         reference = f'{error.full_key} is "{error.child_node}", which refers to nothing ({reason})'
         raise ConfigurationError(f"{reference}; type a value in its place") from error
     assert isinstance(values, dict)
+    values.pop("sweep", None)  # which is about the runs together
     return {str(name): values[name] for name in (*RunConfig.model_fields, *values) if name in values}
 
 
@@ -82,29 +97,119 @@ def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
     Raises:
         UsageError: an override cannot be read, or names no preset.
     """
-    from hydra.core.override_parser.types import OverrideType
-
-    with _hydra():
+    with hydra_ready():
         parsed = _read(overrides)
-        preset = [word for word in parsed if word.key_or_group == "sweep" and not word.is_sweep_override()]
-        if preset:
-            params = _composed([str(word.input_line) for word in preset], all_of_hydra=True).hydra.sweeper.params
-            typed = {word.key_or_group for word in parsed if word.type == OverrideType.CHANGE}
-            parsed += _read([f"{key}={values}" for key, values in (params or {}).items() if key not in typed])
-        if not (multirun or preset):
+        presets = _sweep_presets(parsed)
+        if not (multirun or presets):
             return [Job(tuple(overrides), ())]
-        choices = [
-            [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
-            if word.is_sweep_override()
-            else [str(word.input_line)]
-            for word in parsed
-        ]
+        parsed = _with_params(parsed, presets)
+        if endless := next((word for word in parsed if word.is_sweep_override() and word.is_interval_sweep()), None):
+            raise UsageError(
+                f"{endless.input_line} has no end of values; type sweep=optuna for a search, or list values"
+            )
+        choices = [_values(word) for word in parsed]
         differ = [index for index, values in enumerate(choices) if len(values) > 1]
         return [Job(job, tuple(job[index] for index in differ)) for job in itertools.product(*choices)]
 
 
+def search_space(overrides: Sequence[str]) -> tuple[list[str], list[Space]]:
+    """The overrides that all jobs of a search share, and where it looks for the values of the others.
+
+    Raises:
+        UsageError: an override cannot be read, names no preset, or is no space that a search knows.
+    """
+    with hydra_ready():
+        parsed = _read(overrides)
+        parsed = _with_params(parsed, _sweep_presets(parsed))
+        swept = [word for word in parsed if word.is_sweep_override()]
+        fixed = [str(word.input_line) for word in parsed if not word.is_sweep_override()]
+        return fixed, [_space(word) for word in swept]
+
+
+def sweep_settings(overrides: Sequence[str]) -> SweepSettings:
+    """The settings of a sweep, by its preset and by overrides such as `sweep.size=3`.
+
+    Raises:
+        UsageError: an override cannot be read, or names no preset.
+        ConfigurationError: there is no such setting, or a value is not allowed.
+    """
+    from omegaconf import OmegaConf
+
+    with hydra_ready():
+        parsed = _read(overrides)
+        presets = _sweep_presets(parsed)
+        own = [str(word.input_line) for word in parsed if word.key_or_group.startswith("sweep.")]
+        if not (presets or own):
+            return SweepSettings()
+        composed = _composed([*presets, *own], all_of_hydra=True)
+        values = OmegaConf.to_container(composed.get("sweep") or OmegaConf.create(), resolve=True)
+    try:
+        return SweepSettings.model_validate(values)
+    except ValidationError as error:
+        _refuse(ConfigurationError, [_sweep_problem(detail) for detail in error.errors(include_url=False)])
+        raise
+
+
+def _sweep_problem(detail: "ErrorDetails") -> str:
+    key = ".".join(map(str, ("sweep", *detail["loc"])))
+    if detail["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(detail["loc"][-1]), SweepSettings.model_fields, n=1)
+        advice = f"did you mean sweep.{near[0]}?" if near else f"there are {', '.join(SweepSettings.model_fields)}"
+        return f"there is no setting '{key}'; {advice}"
+    value = json.dumps(to_jsonable_python(detail["input"], fallback=str), ensure_ascii=False)
+    return f"{key} is {value}; {reworded(detail)}; `constitutional config --explain {key}` says more"
+
+
+def hydra_config(overrides: Sequence[str]) -> Any:  # noqa: ANN401 - OmegaConf's DictConfig
+    """All of Hydra's configuration, for a launcher that the overrides choose; Hydra itself logs and keeps nothing.
+
+    Raises:
+        UsageError: the launcher is not installed, or has no such setting.
+    """
+    quiet = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
+    return _composed([*overrides, *quiet, "hydra.mode=MULTIRUN"], all_of_hydra=True)
+
+
+def is_launchers(override: str) -> bool:
+    """Whether an override chooses how a sweep's jobs are launched, such as `hydra/launcher=joblib`."""
+    return re.match(r"hydra(/launcher=|\.launcher\.)", override) is not None
+
+
+def _sweep_presets(parsed: "Sequence[Override]") -> list[str]:
+    return [str(word.input_line) for word in parsed if word.key_or_group == "sweep" and not word.is_sweep_override()]
+
+
+def _with_params(parsed: "Sequence[Override]", presets: Sequence[str]) -> "list[Override]":
+    """The overrides that a sweep's jobs are made of: with what the preset sweeps, and without the sweep's settings."""
+    from hydra.core.override_parser.types import OverrideType
+
+    params = _composed(presets, all_of_hydra=True).hydra.sweeper.params if presets else {}
+    typed = {word.key_or_group for word in parsed if word.type == OverrideType.CHANGE}
+    own = [
+        word for word in parsed if not word.key_or_group.startswith("sweep.") and not is_launchers(str(word.input_line))
+    ]
+    return own + _read([f"{key}={values}" for key, values in (params or {}).items() if key not in typed])
+
+
+def _values(word: "Override") -> list[str]:
+    if not word.is_sweep_override():
+        return [str(word.input_line)]
+    return [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
+
+
+def _space(word: "Override") -> Space:
+    key = word.get_key_element()
+    if not word.is_interval_sweep():
+        return Space(key, choices=tuple(map(str, word.sweep_string_iterator())))
+    interval: Any = word.value()
+    low, high, log = float(interval.start), float(interval.end), "log" in interval.tags
+    if not low < high or (log and low <= 0):
+        raise UsageError(f"{word.input_line}: is no interval; type {key}=interval(LOW,HIGH), with LOW less than HIGH")
+    return Space(key, low, high, log)
+
+
 @contextmanager
-def _hydra() -> Iterator[None]:
+def hydra_ready() -> Iterator[None]:
     """Give Hydra the defaults of all settings and the presets, for as long as something is composed."""
     import hydra
     from hydra.core.config_store import ConfigStore
@@ -150,14 +255,15 @@ def _composed(overrides: Sequence[str], *, all_of_hydra: bool = False) -> Any:  
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
-    words = _completed(_read(overrides))
+    words = _completed(_read(overrides), sweeps=all_of_hydra)
     try:
         return hydra.compose("run", overrides=words, return_hydra_config=all_of_hydra)
     except MissingConfigException as error:
         raise UsageError(_no_preset_line(str(error.missing_cfg_file), list(error.options or ()))) from error
     except (HydraException, OmegaConfBaseException) as error:
-        message = str(error).partition("\nConfig search path:")[0].partition("\nTo append")[0]
-        raise UsageError("; ".join(filter(None, map(str.strip, message.splitlines())))) from error
+        cause = str(error.__cause__ or "").partition("\n    full_key")[0]
+        message = f"{error}\n{cause}".partition("\nConfig search path:")[0].partition("\nTo append")[0]
+        raise UsageError("; ".join(dict.fromkeys(filter(None, map(str.strip, message.splitlines()))))) from error
 
 
 def _read(overrides: Sequence[str]) -> "list[Override]":
@@ -185,8 +291,12 @@ def _read(overrides: Sequence[str]) -> "list[Override]":
     return parsed
 
 
-def _completed(overrides: "Sequence[Override]") -> list[str]:
+def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
     """The overrides as Hydra has to be told them: a value may be new to it, and an option that is implied is named.
+
+    Args:
+        overrides: as they were read.
+        sweeps: whether settings of a sweep may stand among them.
 
     Raises:
         UsageError: one cannot stand here; says all of them.
@@ -200,7 +310,7 @@ def _completed(overrides: "Sequence[Override]") -> list[str]:
     for override in overrides:
         key, line = override.key_or_group, str(override.input_line)
         group, _, name = key.partition(".")
-        if problem := _refused(override):
+        if problem := _refused(override, sweeps=sweeps):
             refused.append(problem)
         elif key == "engine" and override.package is None:
             words += [f"engine@{role}={override.value()}" for role in ROLES if role not in roles]
@@ -211,7 +321,7 @@ def _completed(overrides: "Sequence[Override]") -> list[str]:
             if re.fullmatch(rf"{re.escape(str(override.value()))}(_.*)?", preset) is None:
                 refused.append(f"{line} contradicts {group}={preset}; leave one of them out")
             words.append(f"{group}={preset}")
-        elif override.type == OverrideType.CHANGE and override.package is None and not _options(key):
+        elif override.type == OverrideType.CHANGE and not (override.package or _options(key) or _is_hydras(key)):
             words.append(f"++{line}")
         else:
             words.append(line)
@@ -232,15 +342,15 @@ def _engine_of(override: "Override") -> str | None:
     return f"{'+' if judge else ''}engine@{role}={value}"
 
 
-def _refused(override: "Override") -> str | None:
+def _refused(override: "Override", *, sweeps: bool) -> str | None:
     """Why an override cannot stand here, and what to type."""
     line, key = str(override.input_line), override.key_or_group
     value = None if override.is_delete() or override.is_sweep_override() else override.value()
     problem = None
     if not key.strip("."):
         problem = "names no setting; type KEY=VALUE, such as seed=1"
-    elif re.match(r"hydra\b", key):
-        problem = "Hydra only composes the settings here, so its own cannot be changed; leave it out"
+    elif not sweeps and (problem := _sweeps_own(line)):
+        pass
     elif override.is_sweep_override():
         problem = "names several values; type -m as well for a run of each, or [a,b] for a list"
     elif override.is_delete():
@@ -255,6 +365,23 @@ def _refused(override: "Override") -> str | None:
     return problem and f"{line}: {problem}"
 
 
+def _sweeps_own(line: str) -> str | None:
+    """Why an override that is about a sweep cannot stand in the configuration of a run, and what to type."""
+    if is_launchers(line):
+        return "launches the jobs of a sweep; type -m as well"
+    if re.match(r"hydra/sweeper=optuna|hydra\.sweeper\.n_trials", line):
+        return "is not how a search is asked for here; type sweep=optuna sweep.trials=20"
+    if _is_hydras(line):
+        return "of Hydra's own settings only those of hydra/launcher can be changed; leave it out"
+    if line.startswith("sweep."):
+        return "belongs to a sweep; type sweep=principles, or another preset, as well"
+    return None
+
+
+def _is_hydras(key: str) -> bool:
+    return re.match(r"hydra\b", key) is not None
+
+
 def _options(group: str) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
 
@@ -264,6 +391,14 @@ def _options(group: str) -> list[str]:
 
 def _no_preset_line(missing: str, known: Sequence[str]) -> str:
     """What to say of `label=nope`: the presets that there are, the nearest, and where a file or a model goes."""
+    if (name := missing.removeprefix("hydra/launcher/")) != missing:
+        plugin = next((plugin for plugin in _LAUNCHERS if name.startswith(plugin)), "")
+        if plugin and not any(launcher.startswith(plugin) for launcher in known):
+            package = f"hydra-{plugin}-launcher"
+            return (
+                f"hydra/launcher={name} needs the package {package}, which is not installed; type pip install {package}"
+            )
+        return f"there is no launcher '{name}'; the launchers are {', '.join(known)}"
     group, _, name = missing.partition("/")
     presets = [preset for preset in known if not preset.startswith("schema")]
     near = difflib.get_close_matches(name, presets, n=1)
@@ -303,9 +438,9 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
         UsageError: an override cannot be read, or is no `KEY=VALUE`.
     """
     values = config.model_dump(mode="json")
-    with _hydra():
+    with hydra_ready():
         parsed = _read(overrides)
-        _refuse(UsageError, [problem for override in parsed if (problem := _refused(override))])
+        _refuse(UsageError, [problem for override in parsed if (problem := _refused(override, sweeps=False))])
     for override in parsed:
         *groups, name = override.key_or_group.split(".")
         place = values

@@ -80,7 +80,7 @@ def _line(path: tuple[str | int, ...], details: Sequence[ErrorDetails], values: 
         placeholder = "FILE" if field and "Path" in str(field.annotation) else "VALUE"
         meaning = " ".join(field.description.split()) if field and field.description else ""
         return f"{key} has no value yet; type {_typed(path, placeholder, values)}. {meaning}".removesuffix(" ")
-    expected = " or ".join(dict.fromkeys(_reworded(detail) for detail in details))
+    expected = " or ".join(dict.fromkeys(reworded(detail) for detail in details))
     if kind == "value_error" and isinstance(value, dict):  # a rule across settings, which says itself what to type
         advised = re.sub(r"\btry (\w+=)", rf"type {key}.\1", expected) if key else expected
         return f"{key}: {advised}" if key else advised
@@ -90,7 +90,8 @@ def _line(path: tuple[str | int, ...], details: Sequence[ErrorDetails], values: 
     return f"{found}; type {_advice(path, details, values)}"
 
 
-def _reworded(detail: ErrorDetails) -> str:
+def reworded(detail: ErrorDetails) -> str:
+    """Pydantic's message in our words."""
     message = detail["msg"]
     for pattern, words in _REWORDED:
         message = re.sub(pattern, words, message)

@@ -71,9 +71,9 @@ def constitution_digests(constitution: Constitution) -> dict[str, str]:
 
 
 def selected(config: RunConfig) -> Constitution:
-    """The constitution with the principles and weights that the configuration chooses."""
+    """The constitution with the principles, weights and wordings that the configuration chooses."""
     chosen = config.constitution
-    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights)
+    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights, chosen.wordings)
 
 
 def trained(config: RunConfig, folder: Path | None = None) -> EngineSettings:

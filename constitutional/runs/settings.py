@@ -8,12 +8,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER
+from constitutional.constitution.constitution import Text
 from constitutional.data.comparisons import PAIRS
 from constitutional.engines.settings import Budget, LocalSettings, ModelSettings, RoleSettings
 from constitutional.judging.labelling import Weight
@@ -46,6 +47,8 @@ class ConstitutionSettings(Frozen):
     """Ids of principles to leave out."""
     weights: dict[str, Weight] = Field(default_factory=dict)
     """Weights by principle's id, instead of those in the file."""
+    wordings: dict[str, Text] = Field(default_factory=dict)
+    """Texts by principle's id, instead of those in the file."""
 
 
 class JournalSettings(Frozen):
@@ -53,6 +56,37 @@ class JournalSettings(Frozen):
 
     path: Path | None = None
     """An SQLite file, which many runs may share; null is `journal.sqlite` beside the run folders."""
+
+
+class SweepSettings(Frozen):
+    """How the jobs of a sweep are chosen, and which of them is best. A run depends on none of these."""
+
+    over: Literal["principles", "weights", "wordings"] | None = None
+    """What the jobs differ in, beside what is typed: it is read from the constitution that is chosen."""
+    keep: Literal["others", "alone", "subsets"] = "others"
+    """Over principles: all but one principle, one principle alone, or all subsets of a size."""
+    size: Annotated[int, Field(ge=1)] = 2
+    """Over subsets: the number of principles in a subset."""
+    whole: bool = True
+    """Over principles and wordings: whether one job has the constitution as it is, to compare with."""
+    control: bool = False
+    """Over principles: whether a job for each principle has the words of that principle in a random order."""
+    principle: str | None = None
+    """Over weights and wordings: the id of the principle."""
+    values: tuple[Weight, ...] = (0.25, 0.5, 1, 2, 4)
+    """Over weights: the weights of the principle."""
+    file: Path | None = None
+    """Over wordings: a file of texts, each of which replaces the text of the principle. One text a line, or JSON, YAML
+    or Markdown, as `constitutional sandbox understand --file` reads them."""
+    trials: Annotated[int, Field(ge=1)] | None = None
+    """For a search by Optuna: the number of jobs. The settings to search are typed as KEY=interval(LOW,HIGH)."""
+    batch: Annotated[int, Field(ge=1)] = 1
+    """For a search: jobs that are chosen at once, so that a launcher can run them side by side."""
+    objective: Literal["violations", "preferred"] = "violations"
+    """Which job is best: the one with the lowest mean share of replies that violate a principle, or the one whose
+    replies the labeler prefers most often to those of the base model."""
+    over_refusal: Annotated[float, Field(ge=0, le=1)] | None = None
+    """The largest share of harmless requests that the best job may refuse; null sets no bound."""
 
 
 class RunConfig(Frozen):
@@ -194,7 +228,7 @@ GROUPS: Final[Mapping[str, Mapping[str, type[BaseModel]]]] = {
 
 def every_key() -> list[str]:
     """The dotted name of every setting, the settings of all options included."""
-    keys = list(RunConfig.model_fields)
+    keys = [*RunConfig.model_fields, *(f"sweep.{name}" for name in SweepSettings.model_fields)]
     for group, field in RunConfig.model_fields.items():
         for model in models_in(field.annotation) if group != "panel" else ():
             for name, inner in model.model_fields.items():

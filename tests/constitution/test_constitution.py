@@ -237,3 +237,14 @@ def test_what_a_principle_is_for_counts_only_where_it_is_not_for_everything() ->
     )
     with pytest.raises(ConfigurationError, match=r"no principle for comparison.*uses: \[comparison\]"):
         constitution(CALM.model_copy(update={"uses": ("revision",)})).used_for("comparison")
+
+
+def test_a_wording_replaces_all_words_that_a_principle_has_and_its_digest() -> None:
+    brief = BRIEF.model_copy(update={"comparison": "Which is shorter?"})
+    ours = constitution(CALM, brief)
+    reworded = ours.select(wordings={"brief": "Keep it short."})
+    assert [reworded.principle("brief").words(use) for use in ("critique", "comparison")] == ["Keep it short."] * 2
+    assert reworded.principle("calm") == ours.principle("calm")
+    assert reworded.digest != ours.digest
+    with pytest.raises(ConfigurationError, match="no principle 'brif'; did you mean 'brief'"):
+        ours.select(wordings={"brif": "Keep it short."})
