@@ -60,12 +60,12 @@ def run(words: Sequence[str], command: str = "run") -> int:
     exit_code = 0
     names = _names([config.name for config in configs], [job.swept for job in jobs])
     for config, name in zip(configs, names, strict=True):
-        one = config.model_copy(update={"name": name})
+        named = config.model_copy(update={"name": name})
         try:
             if arguments.dry_run:
-                _forecast_one(one, arguments.items)
+                _forecast_one(named, arguments.items)
             else:
-                _run_one(one)
+                _run_one(named)
         except ConstitutionalError as error:
             complain(error)
             exit_code = exit_code or error.exit_code
