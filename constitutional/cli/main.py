@@ -352,7 +352,7 @@ def _import(arguments: argparse.Namespace) -> int:
     for line in (*imported.unreadable, *imported.unknown, *imported.failed):
         print(printable(line), file=sys.stderr)
     print(
-        f"{imported.kept} imported, {imported.there} already there, {len(imported.failed)} failed, "
+        f"{imported.kept} imported, {imported.repeated} already there, {len(imported.failed)} failed, "
         f"{len(imported.unknown)} with unknown ids, {len(imported.unreadable)} unreadable"
     )
     return int(bool(imported.failed or imported.unknown or imported.unreadable))

@@ -334,11 +334,11 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     # One process at a time gets past this line, so two that make a new journal at once do not trip over each other.
     with _transaction(connection):
-        found = connection.execute("PRAGMA user_version").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if tables and (found != FORMAT or "completions" not in tables or tables - TABLES.keys()):
+        if tables and (version != FORMAT or "completions" not in tables or tables - TABLES.keys()):
             raise RunError(
-                f"{path}: is no journal of this version (it holds {', '.join(sorted(tables))}, format {found}; "
+                f"{path}: is no journal of this version (it holds {', '.join(sorted(tables))}, format {version}; "
                 f"expected completions, format {FORMAT}); choose another journal.path"
             )
         for name in TABLES.keys() - tables:

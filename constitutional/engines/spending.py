@@ -94,7 +94,7 @@ class _Limit(NamedTuple):
     spent: float
     in_flight: int
     """Requests whose share of the budget is not known yet."""
-    each: float | None
+    per_answer: float | None
     """What an answer of the role that asks takes of the budget; None before its first answer."""
 
     @property
@@ -105,10 +105,10 @@ class _Limit(NamedTuple):
         """How many more requests the role may submit; None for any number, where its answers take nothing."""
         if self.reached:
             return 0
-        if self.each == 0:
+        if self.per_answer == 0:
             return None
         # A single request at least: the budget is not reached yet.
-        most = FIRST if self.each is None else max(1, int((self.most - self.spent) / self.each + 1e-9))
+        most = FIRST if self.per_answer is None else max(1, int((self.most - self.spent) / self.per_answer + 1e-9))
         return max(0, most - self.in_flight)
 
 
@@ -193,8 +193,8 @@ class Ledger:
         for key, (budget, spent, in_flight) in scopes.items():
             for name, amount in _amounts(spent).items():
                 if (most := getattr(budget, name)) is not None:
-                    each = _amounts(own)[name] / own.asked if own.asked else None
-                    yield _Limit(f"{key}.{name}", most, amount, in_flight, 1 if name == "max_calls" else each)
+                    mean = _amounts(own)[name] / own.asked if own.asked else None
+                    yield _Limit(f"{key}.{name}", most, amount, in_flight, 1 if name == "max_calls" else mean)
 
 
 class Account(NamedTuple):

@@ -304,10 +304,10 @@ def configuration(run: str, overrides: Sequence[str], *, exported: bool = False)
 def export(config: RunConfig, opener: Opener | None = None) -> Exported:
     """Write what the journal lacks of servers' answers as request files, in the run's folder `batches`."""
     with offline(config, opener) as run_context:
-        found = pending(run_context, ask_others=True)
+        open_requests = pending(run_context, ask_others=True)
     folder, files, seen = config.run_folder / FOLDER, dict[Path, int](), set[str]()
-    for role, settings in found.by_http.items():
-        requests = {key: request for key, request in found.requests[role].items() if key not in seen}
+    for role, settings in open_requests.by_http.items():
+        requests = {key: request for key, request in open_requests.requests[role].items() if key not in seen}
         seen |= requests.keys()
         digest = hashlib.sha256("".join(sorted(requests)).encode()).hexdigest()[:8]
         for number, lines in enumerate(divided(request_lines(settings, requests)), start=1):
@@ -318,14 +318,14 @@ def export(config: RunConfig, opener: Opener | None = None) -> Exported:
             files[file] = len(lines)
     if files:
         atomic_write(folder / CONFIG, dump(config, {}).encode())
-    return Exported(files, found)
+    return Exported(files, open_requests)
 
 
 class Imported:
     """What became of the lines of answers, which are read one after the other into the journal."""
 
-    def __init__(self, run_context: RunContext, found: Pending) -> None:
-        self.there = 0
+    def __init__(self, run_context: RunContext, open_requests: Pending) -> None:
+        self.repeated = 0
         """Answers that the journal had before, or that stand twice."""
         self.failed: list[str] = []
         """Requests that were not answered, a line each; they are exported again."""
@@ -334,9 +334,9 @@ class Imported:
         self.unreadable: list[str] = []
         """Lines that are no answers."""
         self._run = run_context
-        self._found = found
-        self._roles = {key: role for role in found.by_http for key in found.requests[role]}
-        self._waiting: dict[str, dict[str, Completion]] = {role: {} for role in found.by_http}
+        self._pending = open_requests
+        self._roles = {key: role for role in open_requests.by_http for key in open_requests.requests[role]}
+        self._waiting: dict[str, dict[str, Completion]] = {role: {} for role in open_requests.by_http}
         self._kept: set[str] = set()
 
     @property
@@ -358,16 +358,16 @@ class Imported:
             return
         role = self._roles.get(line.key)
         if line.key in self._kept or (role and line.key in self._waiting[role]):
-            self.there += 1
+            self.repeated += 1
         elif role:
             self._answer(place, line, role)
         elif self._run.journal.look_up([line.key]):
-            self.there += 1
+            self.repeated += 1
         else:
             self.unknown.append(f"{place}: no request that waits for an answer has the id {line.key!r:.80}")
 
     def _answer(self, place: str, line: AnswerLine, role: str) -> None:
-        settings, request = self._found.by_http[role], self._found.requests[role][line.key]
+        settings, request = self._pending.by_http[role], self._pending.requests[role][line.key]
         completion = Completion("", "error", reason=line.problem)
         if not line.problem:
             completion = completion_of(settings, request, line.status, line.body)
@@ -383,7 +383,7 @@ class Imported:
         answers, self._waiting[role] = self._waiting[role], {}
         if not answers:
             return
-        prices = prices_of(self._found.settings[role])
+        prices = prices_of(self._pending.settings[role])
         calls = Calls.of(answers.values(), prices, asked=len(answers))
         self._run.journal.keep(answers, Account(self._run.ledger, role, prices), calls)
         self._kept |= answers.keys()

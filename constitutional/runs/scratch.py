@@ -17,8 +17,8 @@ from constitutional.engines.base import Completion, Engine, Request, Session, Ti
 from constitutional.engines.journal import JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import EngineSettings, HttpSettings
-from constitutional.engines.spending import Account, Calls
-from constitutional.runs.context import GIVEN, RunContext, RunStageContext, is_given, prices_of
+from constitutional.engines.spending import Calls
+from constitutional.runs.context import GIVEN, RunContext, RunStageContext, is_given
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import Begun, Outputs
@@ -174,7 +174,7 @@ class Unasked:
         engine = UnaskedEngine(model)
         engine.requests = self.requests.setdefault(role, engine.requests)
         self.settings[role] = settings
-        return JournalEngine(engine, self._run.journal, account=Account(self._run.ledger, role, prices_of(settings)))
+        return JournalEngine(engine, self._run.journal)  # without an account: what asks nobody has no budget
 
 
 class Scratch:

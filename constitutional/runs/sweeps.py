@@ -22,11 +22,12 @@ from constitutional.base.files import writing
 from constitutional.base.frozen import Frozen
 from constitutional.constitution.constitution import Constitution, nearest
 from constitutional.constitution.principle_file import read_principles
+from constitutional.engines.spending import Calls
 from constitutional.runs.collection import RunLine, line_of, policy_of
 from constitutional.runs.compose import Job, compose, sweep, sweep_settings
 from constitutional.runs.context import selected
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import ENTRY, MANIFEST, Calls, read_checked, write_checked
+from constitutional.runs.manifest import ENTRY, MANIFEST, read_checked, write_checked
 from constitutional.runs.settings import ConstitutionSettings, RunConfig, SweepSettings
 
 LONGEST_NAME: Final = 100

@@ -82,7 +82,7 @@ def test_rounds_of_export_and_import_lead_to_what_the_run_then_finds(tmp_path: P
         counts.append({role: len(requests) for role, requests in exported.pending.requests.items() if requests})
         remaining.append(exported.pending.rounds)
         result = import_answers(config, [answers_of(exported)])
-        assert (result.there, result.failed, result.unknown, result.unreadable) == (0, [], [], [])
+        assert (result.repeated, result.failed, result.unknown, result.unreadable) == (0, [], [], [])
         assert result.kept == sum(exported.files.values())
     # 4 restatements and 8 drafts; then a critique and a revision of each draft, twice.
     assert counts == [{"critic": 4, "generator": 8}, *[{"critic": 8}] * 4]
@@ -119,14 +119,14 @@ def test_bad_lines_are_told_and_the_others_are_kept_and_it_can_be_repeated(tmp_p
     ]
     file.write_text("\n".join([*bad, *lines[4:], lines[4]]))
     result = import_answers(config, [file])
-    assert (result.kept, result.there) == (8, 1)
+    assert (result.kept, result.repeated) == (8, 1)
     assert [line.partition(": ")[0] for line in result.unreadable] == [f"{file}:1", f"{file}:6", f"{file}:7"]
     assert [line.partition(": ")[0] for line in result.failed] == [f"{file}:2", f"{file}:3"]
     assert "it broke" in result.failed[0]
     assert "too late" in result.failed[1]
     assert [line.partition(": ")[0] for line in result.unknown] == [f"{file}:4"]
     again = import_answers(config, [file])
-    assert (again.kept, again.there, len(again.failed)) == (0, 9, 2)
+    assert (again.kept, again.repeated, len(again.failed)) == (0, 9, 2)
     # What failed is exported again, beside what comes next.
     missing = {json.loads(line)["custom_id"] for path in export(config).files for line in path.read_text().splitlines()}
     assert {refused["custom_id"], expired["custom_id"]} <= missing
@@ -160,6 +160,13 @@ def test_models_that_no_server_has_are_asked_at_once(tmp_path: Path) -> None:
     again = Offline()
     assert import_answers(config, [answers_of(exported)], again.open).kept == 12
     assert again.counts == {}
+
+
+def test_a_budget_that_is_reached_stops_no_export(tmp_path: Path) -> None:
+    exported = export(batch_run(tmp_path, "until=critique_revise"))
+    import_answers(batch_run(tmp_path, "until=critique_revise"), [answers_of(exported)])
+    reached = batch_run(tmp_path, "until=critique_revise", "budget.max_calls=12")
+    assert sum(export(reached).files.values()) == 8
 
 
 def test_choices_are_asked_by_the_likeliest_tokens(tmp_path: Path) -> None:
