@@ -134,8 +134,8 @@ def placed(device: str, dtype: str) -> tuple[str, str]:
     if dtype == "auto":
         dtype = "float32"
         if device.startswith("cuda"):
-            bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
-            dtype = "bfloat16" if bfloat16 else "float16"
+            old = torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0)
+            dtype = "float16" if old else "bfloat16"
         elif device.startswith("mps"):
             dtype = "bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float16"
     return device, dtype

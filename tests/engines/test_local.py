@@ -598,7 +598,7 @@ def test_a_model_goes_where_it_is_fastest(
     cuda: bool, mps: bool, bfloat16: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0) if bfloat16 else (7, 5))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *_: bfloat16)
     assert local.placed("", "auto") == expected

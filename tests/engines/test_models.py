@@ -97,6 +97,7 @@ def test_an_identity_is_known_without_loading_and_depends_on_number_format_and_d
     assert (
         len({on_cpu, on_gpu, identity(device="cpu", dtype="bfloat16"), identity(device="cuda", dtype="float16")}) == 4
     )
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
     for there_is_one, expected in ((False, on_cpu), (True, on_gpu)):
         monkeypatch.setattr("torch.cuda.is_available", lambda found=there_is_one: found)
         assert identity() == expected
