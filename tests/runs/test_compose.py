@@ -31,7 +31,9 @@ def composed(*overrides: str) -> RunConfig:
             missing = re.match(r"(.+) has no value yet; type \1=(FILE|VALUE)", str(error))
             if missing is None:
                 raise
-            overrides = (*overrides, f"{missing[1]}=some/{'file.jsonl' if missing[2] == 'FILE' else 'file.py:name'}")
+            value = "some/file.jsonl" if missing[2] == "FILE" else "some/file.py:name"
+            value = "http://127.0.0.1:8000/v1" if missing[1].endswith(".url") else value
+            overrides = (*overrides, f"{missing[1]}={value}")
     raise AssertionError(overrides)
 
 
