@@ -57,7 +57,8 @@ def run(settings: Settings, context: StageContext) -> None:
             judgements = list(label_by(judges, comparisons, constitution, settings, context.seed, ended=task.update))
     if len(judges) > 1:
         split = disagreement(judgements)
-        context.say(f"the judges prefer different responses in {sum(split)} of {len(split)} comparisons by a principle")
+        common = f"{len(split)} comparisons on which several have a preference"
+        context.say(f"the judges prefer different responses in {sum(split)} of {common}")
     context.write("judgements", judgements)
     context.summarise(
         LabelSummary(
