@@ -1,3 +1,4 @@
+import json
 import random
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.files import write_rows
 from constitutional.base.records import Comparison, Judgement, Preference, Verdict
 from constitutional.cli import main as cli
+from constitutional.data.comparisons import read_comparisons
 from constitutional.judging.reweighing import selections
 from constitutional.runs.folder import RunStore
 from constitutional.runs.what_if import LabelledRun, MixChange
@@ -180,6 +182,23 @@ def test_a_persons_verdict_stands_whatever_the_weights(tmp_path: Path, judged_by
     assert sum(change.after for change in answer.changes.values()) <= sum(
         change.after for change in now.changes.values()
     )
+
+
+@pytest.mark.parametrize("words", [["mix.human_share=0.5"], ["mix.human_share=0.25", "mix.total=8"], []])
+def test_peoples_preferences_are_mixed_in_as_the_stage_does(
+    judged_by_all: LabelledRun, tmp_path: Path, words: list[str]
+) -> None:
+    run, file = judged_by_all, tmp_path / "people.jsonl"
+    pairs = [{"prompt": f"Question {number}?", "chosen": "Yes.", "rejected": "No."} for number in range(12)]
+    file.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    answer = run.what_if([f"mix.human={file}", *words])
+    settings = mix.Settings.model_validate(
+        {**run.config.mix.model_dump(), "human": file, **dict(word.removeprefix("mix.").split("=") for word in words)}
+    )
+    people = read_comparisons(file).preferences
+    counts = mix.mix(run.comparisons, run.judgements, (), people, settings, run.config.seed).counts
+    assert answer.changes["people's, to train on"].after == counts["human preferences used"] > 0
+    assert answer.changes["to train on"].after == counts["AI preferences used"]
 
 
 @pytest.mark.parametrize(
