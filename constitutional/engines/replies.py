@@ -381,7 +381,7 @@ def choice_scores(choices: Sequence[str]) -> ChoiceScores:
     several tokens. Where another choice is longer (" 1" and " 10"), the probability is without that of going on to it.
     A choice that is not among the likeliest tokens gets an upper bound: the probability of the least likely of them.
     """
-    scores = _Scores(choices)
+    scores = _ChoiceScores(choices)
     begun = ""
     while True:
         tokens = yield begun
@@ -394,7 +394,7 @@ def choice_scores(choices: Sequence[str]) -> ChoiceScores:
         begun = following
 
 
-class _Scores:
+class _ChoiceScores:
     """What is known of the choices' probabilities so far, as logarithms; all texts are those behind the words."""
 
     def __init__(self, choices: Sequence[str]) -> None:

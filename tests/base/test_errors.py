@@ -5,6 +5,7 @@ import pytest
 
 from constitutional import Comparison, Prompt, critique_revise, label, load_constitution, run
 from constitutional.base.errors import (
+    BudgetError,
     ConfigurationError,
     ConstitutionalError,
     InputError,
@@ -33,8 +34,15 @@ def test_an_input_error_survives_the_way_to_another_process() -> None:
 
 def test_what_the_user_wrote_wrong_exits_with_2_and_what_failed_with_1() -> None:
     codes = {kind.__name__: kind.exit_code for kind in ConstitutionalError.__subclasses__()}
-    assert codes == {"UsageError": 2, "ConfigurationError": 2, "InputError": 2, "RunError": 1, "ModelError": 1}
-    assert {UsageError, ConfigurationError, InputError, RunError, ModelError} == set(
+    assert codes == {
+        "UsageError": 2,
+        "ConfigurationError": 2,
+        "InputError": 2,
+        "RunError": 1,
+        "ModelError": 1,
+        "BudgetError": 3,
+    }
+    assert {UsageError, ConfigurationError, InputError, RunError, ModelError, BudgetError} == set(
         ConstitutionalError.__subclasses__()
     )
 

@@ -497,7 +497,7 @@ def stage_with(folder: Path, base: Rule, *prompts: Prompt) -> OneStage:
         rows={"prompts": list(prompts)},
         constitution=principles("calm"),
         prompts=TEMPLATES,
-        engines={"base": ScriptedEngine(base, "base"), "critic": ScriptedEngine(marks, "critic")},
+        engines={"generator": ScriptedEngine(base, "base"), "critic": ScriptedEngine(marks, "critic")},
     )
 
 
