@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from constitutional.cli.explain import explained
-from constitutional.runs.compose import compose, sweep
+from constitutional.runs.compose import compose, search_space, sweep
 from constitutional.sandbox import MODEL_FOLDER
 
 ROOT = Path(__file__).parents[1]
@@ -105,5 +105,11 @@ def test_every_run_in_the_readme_can_be_composed(words: list[str]) -> None:
     if words[:1] == ["--explain"]:
         assert explained(words[1])
         return
-    for job in sweep([word for word in words if word not in ("-m", "--dry-run")], multirun="-m" in words):
+    plain = [word for word in words if word not in ("-m", "--dry-run")]
+    if "sweep=optuna" in plain:
+        fixed, spaces = search_space(plain)
+        assert spaces
+        compose(fixed)
+        return
+    for job in sweep(plain, multirun="-m" in words):
         compose(job.overrides)
