@@ -24,6 +24,7 @@ from constitutional.base.shipped import MODEL_FOLDER, shipped  # noqa: E402
 from constitutional.base.templates import load_prompts  # noqa: E402
 from constitutional.constitution.file import load_constitution  # noqa: E402
 from constitutional.engines.base import Engine, Request, Sampling, Session, Ticket  # noqa: E402
+from constitutional.engines.scripted import ScriptedEngine  # noqa: E402
 from constitutional.engines.stories import side_by_side  # noqa: E402
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings  # noqa: E402
 from constitutional.sandbox.prompts import sandbox_prompt_set  # noqa: E402
@@ -100,7 +101,7 @@ def comparison_question(prompt: Prompt) -> tuple[Message, ...]:
         b=f"{topic} That depends on the place, the weather and how much there is to do.",
     )
     task = JudgementTask(comparison, CONSTITUTION.principles[0])
-    return Labeler(None, PROMPTS, LabelerSettings(), 0)._question(task, "a_first")  # type: ignore[arg-type] # noqa: SLF001
+    return Labeler(ScriptedEngine(str), PROMPTS, LabelerSettings(), 0)._question(task, "a_first")  # noqa: SLF001
 
 
 def verdict_requests(count: int) -> list[Request]:

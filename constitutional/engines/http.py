@@ -24,12 +24,15 @@ from constitutional.base.errors import ModelError
 from constitutional.base.progress import clock
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Ticket
 from constitutional.engines.concurrency import Limiter, back_off_s
+from constitutional.engines.journal import Journal
 from constitutional.engines.replies import Fault
 from constitutional.engines.server import Server
 from constitutional.engines.settings import HttpSettings
 
 Say = Callable[[str], None]
 
+ABILITIES: Final = ("logprobs", "prefill", "structured")
+"""What a server may be able to do, as the settings call it."""
 DOWN_AFTER: Final = 10
 """Failures in a row, without any success, after which a server counts as down."""
 DOWN_TRIES: Final = 3
@@ -43,14 +46,18 @@ class HttpEngine(Engine):
     Args:
         settings: where it is, and what is asked of it.
         say: tells the user a line, such as that the server is down.
+        journal: gives the journal that remembers what the server can do; None asks it anew in every process.
 
     Raises:
         ConfigurationError: the environment variable of the key is not set, or the endpoint needs a tokenizer.
     """
 
-    def __init__(self, settings: HttpSettings, say: Say | None = None) -> None:
+    def __init__(
+        self, settings: HttpSettings, say: Say | None = None, journal: Callable[[], Journal] | None = None
+    ) -> None:
         self.settings = settings
         self.say = say or (lambda _: None)
+        self.journal = journal
         self.server = Server(settings)
         self.limiter = Limiter(settings.concurrency)
         self._worker: _Worker | None = None
@@ -64,16 +71,22 @@ class HttpEngine(Engine):
         Raises:
             ModelError: it does not answer.
         """
-        wanted = ("logprobs", "prefill", "structured")
-        told = {name: getattr(self.settings, name) for name in wanted}
-        if self.settings.endpoint == "completions" and told["prefill"] == "auto":
-            told["prefill"] = "yes"
-        unknown = [name for name, value in told.items() if value == "auto"]
-        able = {name: value == "yes" for name, value in told.items()}
-        if unknown:
+        able = self.known_abilities()
+        if unknown := [name for name in ABILITIES if name not in able]:
             with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop, as in a notebook
-                able |= pool.submit(asyncio.run, self.server.probe(unknown)).result()
+                answers = pool.submit(asyncio.run, self.server.probe(unknown)).result()
+            if self.journal:
+                self.journal().remember(self.identity, answers)
+            able |= answers
         return Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])
+
+    def known_abilities(self) -> dict[str, bool]:
+        """What is known of the abilities without asking: from the settings, and from the journal."""
+        able = self.journal().abilities(self.identity) if self.journal else {}
+        if self.settings.endpoint == "completions":
+            able["prefill"] = True
+        told = {name: getattr(self.settings, name) for name in ABILITIES}
+        return able | {name: value == "yes" for name, value in told.items() if value != "auto"}
 
     @property
     def weights(self) -> str:

@@ -33,8 +33,9 @@ TABLES: Final = {
     "completions": "key TEXT PRIMARY KEY, completion TEXT NOT NULL, checksum TEXT NOT NULL",
     "spent": "run TEXT, role TEXT, asked INTEGER, prompt_tokens INTEGER, cached_tokens INTEGER,"
     " completion_tokens INTEGER, cost REAL, PRIMARY KEY (run, role)",
+    "abilities": "engine TEXT, ability TEXT, able INTEGER NOT NULL, PRIMARY KEY (engine, ability)",
 }
-"""Journals of this format may lack `spent`, which is added when they are opened."""
+"""Journals of this format may lack all but the first, which are added when they are opened."""
 SPENT: Final = ("asked", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
 """The columns of `spent` that are added up, as `Calls` names them."""
 
@@ -107,6 +108,18 @@ class Journal:
         with self._lock, _readable_errors(self.path):
             rows = self._connection.execute(query, (_ascii(run),)).fetchall()
         return {role: Calls(**dict(zip(SPENT, numbers, strict=True))) for role, *numbers in rows}
+
+    def abilities(self, engine: str) -> dict[str, bool]:
+        """What is known of an engine's abilities, by their names, from `remember`."""
+        with self._lock, _readable_errors(self.path):
+            query = "SELECT ability, able FROM abilities WHERE engine = ?"
+            return {name: bool(able) for name, able in self._connection.execute(query, (_ascii(engine),))}
+
+    def remember(self, engine: str, abilities: Mapping[str, bool]) -> None:
+        """Keep what an engine can do, so that a run that is done does not ask its server again."""
+        rows = [(_ascii(engine), name, able) for name, able in abilities.items()]
+        with self._lock, _readable_errors(self.path), _transaction(self._connection):
+            self._connection.executemany("INSERT OR REPLACE INTO abilities VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""

@@ -29,6 +29,7 @@ from constitutional.engines.settings import (
 )
 
 if TYPE_CHECKING:
+    from constitutional.engines.journal import Journal
     from constitutional.engines.local import LocalEngine, LocalSession
     from constitutional.engines.vllm import VllmServer
 
@@ -278,13 +279,19 @@ def user_engine(settings: ScriptedSettings) -> Engine:
     return ScriptedEngine(rule, f"{loaded.name} {digest.hexdigest()}", abilities)
 
 
-def engine_of(settings: EngineSettings, models: "Models", say: Callable[[str], None] | None = None) -> Engine:
+def engine_of(
+    settings: EngineSettings,
+    models: "Models",
+    say: Callable[[str], None] | None = None,
+    journal: "Callable[[], Journal] | None" = None,
+) -> Engine:
     """The engine of these settings, whose model is loaded, or server asked, when it is first needed.
 
     Args:
         settings: the model, function or server.
         models: those that are in memory.
         say: tells the user a line, such as that a server is down.
+        journal: gives the journal that remembers what servers can do.
 
     Raises:
         ConfigurationError: the settings name nothing that there is.
@@ -297,7 +304,7 @@ def engine_of(settings: EngineSettings, models: "Models", say: Callable[[str], N
     if isinstance(settings, HttpSettings):
         from constitutional.engines.http import HttpEngine
 
-        return HttpEngine(settings, say)
+        return HttpEngine(settings, say, journal)
     from constitutional.engines.vllm import VllmEngine
 
     return VllmEngine(settings, models)

@@ -8,7 +8,7 @@ contacts a server.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -19,10 +19,12 @@ from constitutional.base.progress import Progress
 from constitutional.base.records import Revision
 from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Sampling, Session
+from constitutional.engines.journal import Journal
 from constitutional.engines.models import Models, engine_of
 from constitutional.engines.replies import TOP, Fault, chat_body, choice_scores, read_reply
 from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
+from constitutional.judging.labeler import WRITTEN, Method, method_for
 from constitutional.runs.compose import changed, compose, dump, freeze, load, validated
 from constitutional.runs.context import Opener, RunContext, prices_of
 from constitutional.runs.folder import CONFIG
@@ -146,18 +148,27 @@ def answer_line(raw: bytes) -> AnswerLine:
 class OfflineServer(Engine):
     """A server that is known by its settings and not contacted.
 
-    Of its abilities, `auto` counts as no, because nobody asks it: whatever needs one says which to set to yes.
+    An ability that neither the settings nor the journal know counts as no, because nobody asks it.
     """
 
-    def __init__(self, settings: HttpSettings) -> None:
-        from constitutional.engines.http import HttpEngine
+    def __init__(self, settings: HttpSettings, journal: Callable[[], Journal] | None = None) -> None:
+        from constitutional.engines.http import ABILITIES, HttpEngine
 
         if settings.endpoint != "chat":
             raise ConfigurationError("endpoint=completions sends tokens, which no batch takes; type endpoint=chat")
         # No key is needed, and none decides what a server answers.
-        self._server = HttpEngine(settings.model_copy(update={"api_key_env": None}))
-        able = (settings.logprobs == "yes", settings.prefill == "yes")
-        self.abilities = Abilities(*able, seeds=False, structured=settings.structured == "yes")
+        self._server = HttpEngine(settings.model_copy(update={"api_key_env": None}), journal=journal)
+        self._known = self._server.known_abilities()
+        able = dict.fromkeys(ABILITIES, False) | self._known
+        self.abilities = Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])
+
+    def unknown(self, method: Method) -> list[str]:
+        """The abilities that decide how a judge is asked by this method, and that nobody knows."""
+        decisive = [] if method == "votes" else ["logprobs", "prefill"]
+        unknown = [name for name in decisive if name not in self._known]
+        # Votes and written scores are asked for in JSON where the server holds replies to a schema.
+        written = method_for(method, self.abilities) in WRITTEN
+        return unknown or (["structured"] if written and "structured" not in self._known else [])
 
     @property
     def weights(self) -> str:
@@ -211,16 +222,19 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
 
     def opened(settings: EngineSettings) -> Engine:
         if isinstance(settings, HttpSettings):
-            return OfflineServer(settings)
+            return OfflineServer(settings, lambda: run_context.journal)
         return opener(settings) if opener else engine_of(settings, models)
 
     templates = load_prompts(config.templates)
     with RunContext(config, ready(config).constitution, templates, Progress(), opened) as run_context:
-        try:
-            check_budgets(run_context)
-        except ConfigurationError as error:
-            advice = "a batch asks no server what it can do: if it can, set the role's logprobs and prefill to yes"
-            raise ConfigurationError(f"{error} ({advice})") from error
+        check_budgets(run_context)
+        for role in config.judges.values():
+            server = run_context.opened(run_context.given(role))
+            if isinstance(server, OfflineServer) and (unknown := server.unknown(config.label.method)):
+                raise ConfigurationError(
+                    f"how {role} is asked depends on what its server can do, and a batch asks no server; set "
+                    f"{' and '.join(f'{role}.{name}' for name in unknown)} to yes or no"
+                )
         yield run_context
 
 

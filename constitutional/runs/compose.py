@@ -448,6 +448,8 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
             place = place.setdefault(group, {})
             if not isinstance(place, dict):
                 raise UsageError(f"{override.input_line}: '{group}' has no settings of its own; type {group}=VALUE")
+        if isinstance(place.get(name), dict) and isinstance(override.value(), str):
+            raise UsageError(f"{override.input_line}: '{name}' has settings of its own; type {name}.SETTING=VALUE")
         place[name] = override.value()
     return values
 

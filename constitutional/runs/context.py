@@ -119,7 +119,7 @@ class RunContext:
         self._ledger = Ledger()
 
     def _open(self, settings: EngineSettings) -> Engine:
-        return engine_of(settings, self._models, self.progress.say)
+        return engine_of(settings, self._models, self.progress.say, lambda: self.journal)
 
     def given(self, role: str) -> EngineSettings:
         """The settings of a model that the run is given."""
@@ -161,7 +161,8 @@ class RunContext:
         config = self.config
         # A folder that is moved with its journal is still the same run.
         run = os.path.relpath(config.run_folder, config.journal_file.parent)
-        roles = {"generator": config.generator, "critic": config.critic, "labeler": config.labeler}
+        roles = {"generator": config.generator, "critic": config.critic, LABELER: config.labeler}
+        roles |= {f"panel.{name}": settings for name, settings in config.panel.items()}
         budgets = {role: getattr(settings, "budget", Budget()) for role, settings in roles.items()}
         return Ledger(run, journal.spent(run), budgets, config.budget)
 

@@ -505,3 +505,17 @@ def test_an_address_that_is_none_or_holds_a_secret_is_refused(url: str) -> None:
 def test_completions_without_a_tokenizer_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="tokenizer"):
         HttpEngine(HttpSettings(url="http://h/v1", model="m", endpoint="completions"))
+
+
+def test_what_a_server_can_do_is_remembered_by_the_journal_and_not_asked_again(tmp_path: Path) -> None:
+    with serving(lambda _body, _number: chat("A")) as server:
+        settings = HttpSettings(url=server.url, model="mock")
+        with Journal(tmp_path / "journal.sqlite") as journal:
+            told = HttpEngine(settings, journal=lambda: journal).abilities
+    # The server is gone.
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        assert HttpEngine(settings, journal=lambda: journal).abilities == told
+        typed = HttpEngine(settings.model_copy(update={"logprobs": "yes"}), journal=lambda: journal).abilities
+        assert typed.choices
+        other = settings.model_copy(update={"revision": "2"})
+        assert HttpEngine(other, journal=lambda: journal).known_abilities() == {}

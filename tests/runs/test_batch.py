@@ -73,7 +73,7 @@ class Offline(Priced):
 def batch_run(folder: Path, *words: str) -> RunConfig:
     constitution(folder)
     roles = [*by_http("generator"), *by_http("critic"), *by_http("labeler")]
-    return configured(folder, *roles, "label.method=votes", "label.votes=2", *words)
+    return configured(folder, *roles, "labeler.structured=no", "label.method=votes", "label.votes=2", *words)
 
 
 def test_rounds_of_export_and_import_lead_to_what_the_run_then_finds(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_bad_lines_are_told_and_the_others_are_kept_and_it_can_be_repeated(tmp_p
 
 def test_a_later_stage_is_exported_once_those_before_it_are_done(tmp_path: Path) -> None:
     constitution(tmp_path)
-    words = [*by_http("labeler"), "label.method=votes", "label.votes=2"]
+    words = [*by_http("labeler", "structured=no"), "label.method=votes", "label.votes=2"]
     go(configured(tmp_path, *words, "until=sample_pairs"), Offline())
     config = configured(tmp_path, *words, "until=label")
     exported = export(config, Offline().open)
@@ -187,7 +187,7 @@ def test_choices_are_asked_by_the_likeliest_tokens(tmp_path: Path) -> None:
 def test_a_method_that_needs_what_no_server_was_asked_for_is_refused(tmp_path: Path) -> None:
     constitution(tmp_path)
     config = configured(tmp_path, *by_http("labeler"), "label.method=logprobs")
-    with pytest.raises(ConfigurationError, match="logprobs and prefill to yes"):
+    with pytest.raises(ConfigurationError, match=r"labeler.logprobs and labeler.prefill to yes or no"):
         export(config)
 
 

@@ -163,8 +163,8 @@ DEFAULTS = {
     "dpo 2 Settings": "7ca851c5",
     "evaluate 6 Inputs": "e65c9b6e",
     "report 8 Settings": "e74b089e",
-    "ppo 2 Settings": "c380a2d7",
-    "grpo 3 Inputs": "9b703265",
-    "rloo 3 Inputs": "9b703265",
+    "ppo 2 Settings": "767e1c5a",
+    "grpo 3 Inputs": "434a933c",
+    "rloo 3 Inputs": "434a933c",
     "prompts 2 FilePrompts": "b49c3aae",
 }
