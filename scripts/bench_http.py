@@ -10,10 +10,9 @@ which keeps nothing; this project's way is `side_by_side` over a journal on disk
 many requests should be open. Every measurement is a fresh process; all take turns. The server takes the time, from the
 first call's arrival to the last one's answer: what a client does before and after is not counted.
 
-Measured on two CPU cores that had much other work, 64 open requests, November 2026: ours 678 calls/s, the bare client
-715, which makes 0.95 (4 turns of 1,500 rows). With still more other work, in 2 turns, ours 342 and the bare
-client 536 (2,000 rows), distilabel 21 and DataDesigner 36 (384 rows). On idle cores the ratios are to be measured.
-
+Measured on two idle CPU cores, 64 open requests, November 2026, medians of 3 turns: ours 1,084 calls/s, the bare client
+1,045 (2,000 rows), distilabel 194 and DataDesigner 250 (600 rows). Where other work takes the cores, ours falls behind the
+bare client (0.64 at a load of 20), as it takes a third more CPU time a call.
 """
 
 import argparse
