@@ -11,8 +11,8 @@ many requests should be open. Every measurement is a fresh process; all take tur
 first call's arrival to the last one's answer: what a client does before and after is not counted.
 
 Measured on two idle CPU cores, 64 open requests, November 2026, medians of 3 turns: ours 1,084 calls/s, the bare client
-1,045 (2,000 rows), distilabel 194 and DataDesigner 250 (600 rows). Where other work takes the cores, ours falls behind the
-bare client (0.64 at a load of 20), as it takes a third more CPU time a call.
+1,045 (2,000 rows), distilabel 194 and DataDesigner 250 (600 rows). Where other work takes the cores, ours falls behind
+the bare client (0.64 at a load of 20), as it takes a third more CPU time a call.
 """
 
 import argparse
