@@ -15,13 +15,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from constitutional.base.errors import ModelError, RunError
+from constitutional.base.errors import ConstitutionalError, ModelError, RunError
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Session, Ticket
 from constitutional.engines.spending import Account, Calls, Ledger
 
@@ -291,7 +291,10 @@ class JournalSession:
             through.saved = Calls.sum([through.saved, Calls.of(completions, self._account.prices)])
 
     def close(self) -> None:
-        """Give up what is outstanding."""
+        """Give up what is outstanding; what has been answered already is kept."""
+        if self._session:
+            with suppress(ConstitutionalError):
+                self._from_engine(self._session.collect(0.0))
         self._account.ledger.landed(self._account.role, len(self._asked), Calls())
         self._asked = {}
         if self._session:

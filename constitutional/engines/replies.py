@@ -280,11 +280,12 @@ def _refused(status: int, wait_s: float | None, raw: bytes, body: object) -> Com
         return Fault("busy" if status in BUSY else "again", told, wait_s)
     if status in FATAL or spent or status < 400:
         return Fault("fatal", told)
+    # Before the fields: what is said of a request that is too long may name `max_tokens`.
+    if code == "context_length_exceeded" or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _TOO_LONG.search(message):
+        return Completion("", "too_long", reason=message)
     field = next((name for name in OPTIONAL if re.search(rf"(?<!\w){name}(?!\w)", message)), None)
     if field and _UNKNOWN.search(message):
         return Fault("unknown_field", field)
-    if code == "context_length_exceeded" or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _TOO_LONG.search(message):
-        return Completion("", "too_long", reason=message)
     filtered = any(name in f"{code} {raw.decode('utf-8', 'replace')}" for name in _FILTERED)
     return Completion("", "refusal" if filtered else "error", reason=told)
 

@@ -174,7 +174,7 @@ class Ledger:
             return
         if not reached:  # another role's budget stops this one
             reached = [limit for other in self.budgets for limit in self._limits(other) if limit.reached]
-        limit, owner = reached[0], reached[0].key.partition(".")[0]
+        limit, owner = reached[0], reached[0].key.rpartition(".")[0].removesuffix(".budget")
         spent = Calls.sum(self.spent.values()) if owner == "budget" else self.spent[owner]
         who = f"the run, whose next request is the {role}'s," if owner == "budget" else f"the {owner}"
         raise BudgetError(

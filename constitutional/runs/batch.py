@@ -66,8 +66,7 @@ def _about_choices(request: Request) -> Request:
 def completion_of(settings: HttpSettings, request: Request, status: int, body: object) -> Completion:
     """What a reply's body means; a completion that failed says why, and `error` means that nothing was answered."""
     asked = _about_choices(request) if request.choices else request
-    model = str(settings.extra.get("model", settings.model))
-    reply = read_reply(status, {}, json.dumps(body).encode(), model, asked)
+    reply = read_reply(status, {}, json.dumps(body).encode(), settings.model, asked)
     if isinstance(reply, Fault):
         return Completion("", "error", reason=reply.reason)
     if not request.choices or reply.completion.failed:
@@ -415,7 +414,8 @@ def import_answers(config: RunConfig, files: Sequence[Path], opener: Opener | No
         if not file.is_file():
             raise InputError(file, "there is no such file; name a file of answers")
     with offline(config, opener) as run_context:
-        imported = Imported(run_context, pending(run_context))
+        # As far as the export came, which had asked the models that no server has.
+        imported = Imported(run_context, pending(run_context, ask_others=True))
         try:
             for place, raw in _lines(files):
                 imported.line(place, raw)

@@ -18,7 +18,7 @@ from constitutional.engines.journal import JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Calls
-from constitutional.runs.context import GIVEN, RunContext, RunStageContext, is_given
+from constitutional.runs.context import RunContext, RunStageContext, is_given
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import Begun, Outputs
@@ -116,13 +116,15 @@ class ScratchContext(RunStageContext):
 
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows that belong to the chosen prompts; all of them where none are chosen."""
-        return [row for row in super().read(artifact, kind) if not self._some or _prompt_of(row) in self._some]
+        rows = super().read(artifact, kind)
+        # What belongs to no prompt, such as how far the labeler can be trusted, is whole.
+        return [row for row in rows if not self._some or (prompt := _prompt_of(row)) is None or prompt in self._some]
 
     def engine(self, role: str) -> Engine:
         """A model that answers through the journal, or its stand-in."""
-        absent = role not in GIVEN and role not in self._store.artifacts()
+        absent = not is_given(role) and role not in self._store.artifacts()
         if role not in self._engines:
-            settings = self._run.given("base" if absent else role) if absent or role in GIVEN else self._made(role)
+            settings = self._run.given("base" if absent else role) if absent or is_given(role) else self._made(role)
             self._engines[role] = (
                 self._unasked.journalled(settings, role)
                 if self._unasked

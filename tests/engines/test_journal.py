@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from constitutional.base.errors import ModelError, RunError
 from constitutional.base.records import Message
-from constitutional.engines.base import Completion, Engine, Finish, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Finish, Request, Sampling, Ticket
 from constitutional.engines.journal import Journal, JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
 
@@ -282,6 +283,7 @@ def test_a_full_disk_loses_nothing_that_was_kept(tmp_path: Path) -> None:
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
+from typing import Any
 from constitutional.engines.base import Request
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
@@ -361,3 +363,36 @@ def test_a_copy_of_the_file_of_a_closed_journal_is_the_whole_journal(tmp_path: P
     with opened(echo(), tmp_path / "copy.sqlite") as copy:
         copy.complete([ask("a")])
         assert copy.asked == 0
+
+
+def test_answers_that_nobody_collected_are_kept_when_a_session_is_closed(tmp_path: Path) -> None:
+    class Ahead(ScriptedEngine):
+        """Answers at once, as a server that is not waited for."""
+
+        def session(self) -> Any:  # noqa: ANN401 - a session of the test's own
+            answered: list[tuple[Ticket, Completion]] = []
+
+            class Told:
+                def submit(self, ticket: Ticket, request: Request) -> None:
+                    answered.append((ticket, engine.answer(request)))
+
+                def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+                    first, answered[:] = (answered[:1], answered[1:]) if timeout_s is None else (answered[:], [])
+                    return first
+
+                def close(self) -> None:
+                    assert not answered
+
+            engine = self
+            return Told()
+
+    asked = [Request((Message("user", f"{number}?"),)) for number in range(3)]
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        session = JournalEngine(Ahead(lambda _: "Yes."), journal).session()
+        for number, request in enumerate(asked):
+            session.submit((number,), request)
+        assert len(session.collect()) == 1
+        session.close()
+        again = JournalEngine(Ahead(lambda _: "No."), journal)
+        assert [answer.text for answer in again.complete(asked)] == ["Yes."] * 3
+        assert again.asked == 0

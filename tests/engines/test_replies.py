@@ -112,6 +112,11 @@ def test_a_refusal_is_told_as_one() -> None:
     [
         error(400, "This model's maximum context length is 4096 tokens. However, you requested 5000"),
         error(400, "no", code="context_length_exceeded"),
+        error(
+            400,
+            "'max_tokens' or 'max_completion_tokens' is too large: 512. This model's maximum context length is 4096 "
+            "tokens and your request has 4000 input tokens",
+        ),
         body({"object": "error", "message": "the request exceeds the available context size"}, 400),
         body({"detail": "prompt is too long: 208310 tokens > 200000 maximum"}, 400),
         Answer(b"nginx", 413),

@@ -103,20 +103,20 @@ def test_a_journal_of_before_budgets_is_still_used(tmp_path: Path) -> None:
         assert journal.spent("first")["critic"].asked == 1
 
 
-@pytest.mark.parametrize("most", [1, 5, 8, 9, 20])
-def test_no_more_calls_are_asked_than_the_budget_allows_and_all_are_kept(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize(("role", "most"), [*(("labeler", most) for most in (1, 5, 8, 9, 20)), ("panel.second", 5)])
+def test_no_more_calls_are_asked_than_the_budget_allows_and_all_are_kept(tmp_path: Path, role: str, most: int) -> None:
     path = tmp_path / "journal.sqlite"
     model = SlowEngine()
     with Journal(path) as journal:
-        ledger = Ledger("first", {}, {"labeler": Budget(max_calls=most)})
-        engine = JournalEngine(model, journal, account=Account(ledger, "labeler"))
-        with pytest.raises(BudgetError, match=rf"labeler\.budget\.max_calls={most} .*max_calls={2 * most}"):
+        ledger = Ledger("first", {}, {role: Budget(max_calls=most)})
+        engine = JournalEngine(model, journal, account=Account(ledger, role))
+        with pytest.raises(BudgetError, match=rf"{role}\.budget\.max_calls={most} .*max_calls={2 * most}"):
             engine.complete(requests(30))
     assert (model.submitted, model.count, model.lost) == (most, most, 0)
     with Journal(path) as journal:
-        assert journal.spent("first")["labeler"].asked == most
-        ledger = Ledger("first", journal.spent("first"), {"labeler": Budget(max_calls=30)})
-        engine = JournalEngine(model, journal, account=Account(ledger, "labeler"))
+        assert journal.spent("first")[role].asked == most
+        ledger = Ledger("first", journal.spent("first"), {role: Budget(max_calls=30)})
+        engine = JournalEngine(model, journal, account=Account(ledger, role))
         assert engine.complete(requests(30)) == [ANSWER] * 30
         assert (engine.asked, engine.reused, model.count) == (30 - most, most, 30)
 

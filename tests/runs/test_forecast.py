@@ -38,6 +38,7 @@ def expected(config: RunConfig, world: Priced, items: int = 4) -> Forecast:
         ["label.method=rationale"],  # whose replies cannot be read, so that one call is all
         ["label.method=votes", "label.votes=3"],
         ["evaluate.temperature=0", "label.principles=all"],
+        ["panel.second.batch_size=3", "label.method=votes"],
         ["critique_revise.critique=false", "sample_pairs.samples=3", "evaluate.judged=7", "evaluate.critiqued=9"],
     ],
 )
