@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.cores import shared_cores
 from constitutional.base.errors import ModelError
-from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Engine, Request, Ticket, TooLongError
 from constitutional.engines.chat import (
     NOW,
@@ -286,9 +285,6 @@ class LocalEngine(Engine):
             answers[writing[row]] = answer._replace(prompt_tokens=len(row.prompt))
 
         decoder.write(list(writing), size, done)
-
-    def _chat(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
-        return self._tokens.ids(messages, suffix)
 
     def _stopped(self, stops: Sequence[str], ids: list[int]) -> bool:
         """Whether one of the texts is at the end of a reply; a token may be no character, so a few more are read."""

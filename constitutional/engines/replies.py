@@ -13,7 +13,7 @@ from http import HTTPStatus
 from math import exp, fsum, log
 from typing import Any, Final, Literal, NamedTuple
 
-from constitutional.engines.base import Completion, Finish, Request
+from constitutional.engines.base import Completion, Finish, Request, Sampling
 
 TOP: Final = 20
 """Likeliest tokens that a server is asked for: the most that OpenAI and, unless it is told otherwise, vLLM tell."""
@@ -351,23 +351,27 @@ def same_model(asked: str, told: str) -> bool:
     folder by that folder's last name.
     """
 
-    def stem(name: str) -> str:
-        name = name.rstrip("/").rpartition("/")[2].lower().removesuffix(".gguf")
-        name = name.removesuffix(":free")
-        while version := _VERSION.search(name):
-            name = name[: version.start()]
-        return name
-
     def dated(name: str) -> str:
         name = name.rstrip("/").rpartition("/")[2].lower().removesuffix(".gguf")
         return name.removesuffix(":free")
 
+    def stem(name: str) -> str:
+        while version := _VERSION.search(name):
+            name = name[: version.start()]
+        return name
+
     a, b = dated(asked), dated(told)
     # Two different dates are two models.
-    return a == b or (stem(asked) == stem(told) and (a == stem(asked) or b == stem(told) or a.endswith("latest")))
+    return a == b or (stem(a) == stem(b) and (a == stem(a) or b == stem(b) or a.endswith("latest")))
 
 
 # --- Probabilities of choices ---
+
+
+def choice_sampling(choices: Sequence[str]) -> Sampling:
+    """How a server is asked for the likeliest tokens; a space and the digits of a number may be tokens of their own."""
+    return Sampling(0.0, max_tokens=min(4, max(map(len, choices))))
+
 
 ChoiceScores = Generator[str, tuple[Token, ...], Completion]
 NEGLIGIBLE: Final = 0.01

@@ -24,6 +24,7 @@ from constitutional.engines.replies import (
     Fault,
     ServerReply,
     chat_body,
+    choice_sampling,
     choice_scores,
     completions_body,
     read_reply,
@@ -175,8 +176,7 @@ class Server:
         """Log-probabilities from the likeliest tokens; several requests where choices have more than one token."""
         begun = request.messages[-1].content if request.messages[-1].role == "assistant" else ""
         question = request.messages[:-1] if begun else request.messages
-        # A space and the digits of a number may be tokens of their own.
-        sampling = Sampling(0.0, max_tokens=min(4, max(map(len, request.choices))))
+        sampling = choice_sampling(request.choices)
         scores = choice_scores(request.choices)
         text, read, cached, written = next(scores), 0, 0, 0
         while True:

@@ -18,10 +18,10 @@ from constitutional.base.files import atomic_write, read_rows, writing
 from constitutional.base.progress import Progress
 from constitutional.base.records import Revision
 from constitutional.base.templates import load_prompts
-from constitutional.engines.base import Abilities, Completion, Engine, Request, Sampling, Session
+from constitutional.engines.base import Abilities, Completion, Engine, Request, Session
 from constitutional.engines.journal import Journal
 from constitutional.engines.models import Models, engine_of
-from constitutional.engines.replies import TOP, Fault, chat_body, choice_scores, read_reply
+from constitutional.engines.replies import TOP, Fault, chat_body, choice_sampling, choice_scores, read_reply
 from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
 from constitutional.judging.labeler import WRITTEN, Method, method_for
@@ -59,8 +59,7 @@ def body_of(settings: HttpSettings, request: Request) -> dict[str, Any]:
 
 
 def _about_choices(request: Request) -> Request:
-    # A space and the digits of a number may be tokens of their own.
-    return Request(request.messages, Sampling(0.0, max_tokens=min(4, max(map(len, request.choices)))))
+    return Request(request.messages, choice_sampling(request.choices))
 
 
 def completion_of(settings: HttpSettings, request: Request, status: int, body: object) -> Completion:
