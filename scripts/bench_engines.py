@@ -1,15 +1,22 @@
 """How fast an engine answers, as ratios to the plain way of asking the same model.
 
-    GOMP_SPINCOUNT=1000 python scripts/bench_engines.py local [--model FOLDER] [--requests 256] [--repeats 5]
+    python scripts/bench_engines.py local [--model FOLDER] [--requests 256] [--repeats 5]
+    python scripts/bench_engines.py vllm [--model FOLDER] [--requests 256] [--repeats 5]
 
-All ways run in turns in one process, and medians are compared. Use an idle machine.
+All ways take turns; the ratios are medians of the turns' ratios. Use an idle machine. Through the stages means: the
+stages' own code over a journal on disk. The bare engine answers the same requests in rounds, each of which waits for
+the one before, and keeps nothing; no turn has a prompt of another.
 """
 
 import argparse
 import statistics
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.cores import spin_briefly
@@ -24,6 +31,7 @@ from constitutional.base.shipped import MODEL_FOLDER, shipped  # noqa: E402
 from constitutional.base.templates import load_prompts  # noqa: E402
 from constitutional.constitution.file import load_constitution  # noqa: E402
 from constitutional.engines.base import Engine, Request, Sampling, Session, Ticket  # noqa: E402
+from constitutional.engines.journal import Journal, JournalEngine  # noqa: E402
 from constitutional.engines.scripted import ScriptedEngine  # noqa: E402
 from constitutional.engines.stories import side_by_side  # noqa: E402
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings  # noqa: E402
@@ -44,26 +52,28 @@ class Recorder(Engine):
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.requests: list[Request] = []
+        self.rounds: dict[int, list[Request]] = {}
+        """By how many answers a story had awaited before."""
 
     def session(self) -> Session:
         """A session of the engine, whose requests are remembered."""
-        inner, requests = self.engine.session(), self.requests
+        inner, rounds = self.engine.session(), self.rounds
 
         class Recorded:
             collect, close = inner.collect, inner.close
 
             def submit(self, ticket: Ticket, request: Request) -> None:
-                requests.append(request)
+                rounds.setdefault(ticket[-2], []).append(request)
                 inner.submit(ticket, request)
 
         return Recorded()
 
 
-def medians(repeats: int, *ways: Callable[[], float]) -> list[float]:
-    """The median of what each way returns, after one run of each that does not count."""
-    values = [[way() for way in ways] for _ in range(repeats + 1)][1:]
-    return [statistics.median(column) for column in zip(*values, strict=True)]
+def medians(repeats: int, ours: Callable[[], float], plain: Callable[[], float]) -> tuple[float, float, float]:
+    """Of what both ways return in turns, the medians and that of ours / plain, after a turn that does not count."""
+    turns = [(ours(), plain()) for _ in range(repeats + 1)][1:]
+    own, other = (statistics.median(column) for column in zip(*turns, strict=True))
+    return own, other, statistics.median(a / b for a, b in turns)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -76,9 +86,9 @@ def timed(work: Callable[[], object]) -> float:
 # --- Requests ---
 
 
-def sandbox_prompts(count: int) -> list[Prompt]:
+def sandbox_prompts(count: int, seed: int = 1) -> list[Prompt]:
     """Prompts of the sandbox."""
-    return sandbox_prompt_set(count, 0, seed=1)
+    return sandbox_prompt_set(count, 0, seed=seed)
 
 
 def mixed_requests(count: int) -> list[Request]:
@@ -92,16 +102,21 @@ def mixed_requests(count: int) -> list[Request]:
     return requests
 
 
-def comparison_question(prompt: Prompt) -> tuple[Message, ...]:
-    """The labeler's question about two responses."""
+def comparison_task(prompt: Prompt) -> JudgementTask:
+    """Two responses to a prompt, to be judged by a principle."""
     topic = " ".join(prompt.messages[-1].content.split()[-6:])
     comparison = Comparison(
         prompt=prompt,
         a=f"I am glad that you ask about {topic} Take your time, and begin with what you have at home. " * 2,
         b=f"{topic} That depends on the place, the weather and how much there is to do.",
     )
-    task = JudgementTask(comparison, CONSTITUTION.principles[0])
-    return Labeler(ScriptedEngine(str), PROMPTS, LabelerSettings(), 0)._question(task, "a_first")  # noqa: SLF001
+    return JudgementTask(comparison, CONSTITUTION.principles[0])
+
+
+def comparison_question(prompt: Prompt) -> tuple[Message, ...]:
+    """The labeler's question about two responses."""
+    labeler = Labeler(ScriptedEngine(str), PROMPTS, LabelerSettings(), 0)
+    return labeler._question(comparison_task(prompt), "a_first")  # noqa: SLF001
 
 
 def verdict_requests(count: int) -> list[Request]:
@@ -177,33 +192,80 @@ def local(arguments: argparse.Namespace) -> None:
         started_s = time.perf_counter()
         return plain_replies(engine, requests) / (time.perf_counter() - started_s)
 
-    ours, plain = medians(arguments.repeats, by_engine, by_generate)
-    print(f"replies: {ours:,.0f} tokens/s, a loop of generate {plain:,.0f}: {ours / plain:.2f} times")
+    ours, plain, ratio = medians(arguments.repeats, by_engine, by_generate)
+    print(f"replies: {ours:,.0f} tokens/s, a loop of generate {plain:,.0f}: {ratio:.2f} times", flush=True)
 
     verdicts = verdict_requests(arguments.requests)
-    ours, plain = medians(
+    ours, plain, ratio = medians(
         arguments.repeats,
-        lambda: timed(lambda: engine.complete(verdicts)),
-        lambda: timed(lambda: plain_scores(engine, verdicts)),
+        lambda: len(verdicts) / timed(lambda: engine.complete(verdicts)),
+        lambda: len(verdicts) / timed(lambda: plain_scores(engine, verdicts)),
     )
-    rate = len(verdicts) / ours
-    print(f"choices: {rate:,.0f} requests/s, a loop of forward passes {len(verdicts) / plain:,.0f}: ", end="")
-    print(f"{plain / ours:.2f} times")
+    print(f"choices: {ours:,.0f} requests/s, a loop of forward passes {plain:,.0f}: {ratio:.2f} times", flush=True)
+    through_stages(engine, engine.complete, arguments)
 
+
+def vllm(arguments: argparse.Namespace) -> None:
+    """The vLLM engine, against vLLM in this process."""
+    from constitutional.engines.models import Models
+    from constitutional.engines.settings import ModelSettings, VllmSettings
+    from constitutional.engines.vllm import VllmEngine, engine_arguments
+    from constitutional.engines.vllm_child import VllmCore, Work
+
+    models = Models()
+    settings = VllmSettings(memory=0.25).over(ModelSettings(path=arguments.model, dtype="float32"))
+    engine = VllmEngine(settings, models)
+    engine.complete([Request((Message("user", "Hello"),), Sampling(max_tokens=4))])
+    core = VllmCore(engine_arguments(engine.folder, settings))
+
+    def bare(requests: Sequence[Request]) -> None:
+        for number, request in enumerate(requests):
+            rows = engine.tokens.rows(request, None)
+            if request.choices:
+                work = Work(rows[0][:-1], next_tokens=tuple(row[-1] for row in rows))
+            else:
+                work = Work(rows[0], request.sampling, request.seed, engine.ends)
+            core.add(str(number), work)
+        while core.busy:
+            for _ in core.step():
+                pass
+
+    through_stages(engine, bare, arguments)
+    models.release()
+
+
+def through_stages(engine: Engine, bare: Callable[[Sequence[Request]], object], arguments: argparse.Namespace) -> None:
+    """Critique and revision, and the labelling of pairs, against the bare engine."""
     recorder = Recorder(engine)
-    settings = Settings(rounds=1, when_nothing_found="revise")
-    reviser = Reviser(CONSTITUTION, recorder, recorder, PROMPTS, settings, 0)
+    turn = 0
 
-    def by_stories() -> float:
-        recorder.requests.clear()
-        return timed(lambda: list(side_by_side(map(reviser.item, sandbox_prompts(arguments.requests)))))
+    def by_stages(kind: str, folder: Path) -> float:
+        nonlocal turn
+        turn += 1
+        recorder.rounds.clear()
+        prompts = sandbox_prompts(arguments.requests, 1 + turn)
+        with Journal(folder / f"{turn}.sqlite") as journal:
+            through = JournalEngine(recorder, journal)
+            if kind == CHAIN:
+                settings = Settings(rounds=1, when_nothing_found="revise")
+                reviser = Reviser(CONSTITUTION, through, through, PROMPTS, settings, 0)
+                return timed(lambda: deque(side_by_side(map(reviser.item, prompts)), 0))
+            labeler = Labeler(through, PROMPTS, LabelerSettings(), 0)
+            return timed(lambda: deque(side_by_side(map(labeler.judge, map(comparison_task, prompts))), 0))
 
-    stories, bare = medians(arguments.repeats, by_stories, lambda: timed(lambda: engine.complete(recorder.requests)))
-    print(f"drafts, critiques and revisions: {len(recorder.requests) / stories:,.0f} requests/s, ", end="")
-    print(f"{bare / stories:.2f} times the bare engine")
+    def by_bare_engine() -> float:
+        return timed(lambda: [bare(requests) for _, requests in sorted(recorder.rounds.items())])
+
+    for kind in (CHAIN, "labelling of pairs"):
+        with tempfile.TemporaryDirectory() as folder:
+            ours, plain, ratio = medians(arguments.repeats, partial(by_stages, kind, Path(folder)), by_bare_engine)
+        count = sum(map(len, recorder.rounds.values()))
+        print(f"{kind}: {count:,} requests in {ours:.2f} s, by the bare engine in {plain:.2f} s: ", end="")
+        print(f"{1 / ratio:.2f} times", flush=True)
 
 
-ENGINES = {"local": local}
+CHAIN = "critique and revision"
+ENGINES = {"local": local, "vllm": vllm}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,10 +15,11 @@ from constitutional.base.records import Message, Record
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.yaml import shown
-from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import understand
 from constitutional.sandbox.teacher import FAMILIES, ONLY_AVOIDED, Direction
-from constitutional.sandbox.understand import TOO_LONG, Understanding, answers, doubts, two_commands
+from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts, two_commands
 from constitutional.sandbox.world import TRAITS
 
 DOUBTFUL = 0.5
@@ -123,21 +124,28 @@ def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) 
     texts = list(dict.fromkeys(words for _, _, words in readings))
     sampling = Sampling(temperature=0.0, max_tokens=MOST_TOKENS)
     chats = [(Message("user", templates.render("restate", principle=text)),) for text in texts]
-    completions = answers(engine, [Request(chat, sampling) for chat in chats])
+    completions = side_by_side(ask(engine, Request(chat, sampling)) for chat in chats)
     answered = dict(zip(texts, completions, strict=True))
     meanings = []
     for principle, reader, words in readings:
         completion = answered[words]
-        sentence = " ".join(completion.text.split()) if completion else ""
-        sentence = "".join(character for character in sentence if character.isprintable())
-        cut = "…" if completion and completion.finish == "length" else ""
-        warnings = () if sentence else (TOO_LONG if completion is None else "the critic says nothing about it",)
+        sentence = "".join(character for character in " ".join(completion.text.split()) if character.isprintable())
+        cut = "…" if completion.finish == "length" else ""
+        warnings = () if sentence else (_why_nothing(completion),)
         meanings.append(
             PrincipleMeaning(
                 principle=principle.id, words=words, reader=reader, meaning=sentence + cut, warnings=warnings
             )
         )
     return meanings
+
+
+def _why_nothing(completion: Completion) -> str:
+    if completion.finish == "too_long":
+        return TOO_LONG
+    if completion.failed:
+        return f"the critic gives no answer about it: {completion.reason}"
+    return "the critic says nothing about it"
 
 
 # The sandbox's model

@@ -18,7 +18,7 @@ class SandboxPrompts(Frozen):
     kind: Literal["sandbox"] = "sandbox"
     train: Annotated[int, Field(ge=1)] = 250
     """Number of prompts to train on."""
-    held_out: Annotated[int, Field(ge=1)] = 100
+    held_out: Annotated[int, Field(ge=2)] = 100
     """Number of further prompts to evaluate on; half of them are about topics that training never sees."""
 
 

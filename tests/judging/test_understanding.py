@@ -173,6 +173,8 @@ class Critic(ScriptedEngine):
     def restate(self, request: Request) -> Completion:
         if "Long." in request.messages[0].content:
             return Completion("", "too_long", reason="too long")
+        if "Refused." in request.messages[0].content:
+            return Completion("", "refusal", reason="filtered")
         self.asked.append(request)
         return self._reply(request.messages[0].content)
 
@@ -188,12 +190,13 @@ class Critic(ScriptedEngine):
 
 def test_any_critic_restates_a_principle_greedily_and_one_that_is_too_long_is_warned_of() -> None:
     critic = Critic()
-    texts = ("Be calm.", "Long.", "Silence.", "Cut.")
+    texts = ("Be calm.", "Long.", "Silence.", "Cut.", "Refused.")
     ours = constitution(*[Principle(id=f"p{number}", text=text) for number, text in enumerate(texts)])
     meanings = meanings_of(ours, critic, load_prompts())
-    assert [meaning.meaning for meaning in meanings] == ["It asks for calm.", "", "", "It asks to…"]
-    assert [meaning.probability for meaning in meanings] == [None] * 4
-    assert [len(meaning.warnings) for meaning in meanings] == [0, 1, 1, 0]
+    assert [meaning.meaning for meaning in meanings] == ["It asks for calm.", "", "", "It asks to…", ""]
+    assert [meaning.probability for meaning in meanings] == [None] * 5
+    assert [len(meaning.warnings) for meaning in meanings] == [0, 1, 1, 0, 1]
+    assert "filtered" in meanings[4].warnings[0]
     assert "too long" in meanings[1].warnings[0]
     assert lines(meanings)[:2] == ["p0: understood as: It asks for calm.", "p1: understood as: not read"]
     assert {request.sampling.temperature for request in critic.asked} == {0.0}

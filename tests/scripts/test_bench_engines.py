@@ -27,5 +27,10 @@ def test_the_plain_loops_do_the_same_work(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr(bench_engines, "Settings", lambda **_: settings)
     assert bench_engines.main(["local", "--requests", "2", "--repeats", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[1:]] == ["replies", "choices", "drafts, critiques and revisions"]
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "replies",
+        "choices",
+        "critique and revision",
+        "labelling of pairs",
+    ]
     assert all("times" in line for line in lines[1:])
