@@ -181,6 +181,14 @@ def local(arguments: argparse.Namespace) -> None:
     print(f"{arguments.model}: {engine.model.num_parameters():,} parameters, {engine.model.device.type}, ", end="")
     print(f"{str(engine.model.dtype).removeprefix('torch.')}, batches of {engine.batch_size}")
 
+    if arguments.only != "stages":
+        against_plain_loops(engine, arguments)
+    if arguments.only != "plain":
+        through_stages(engine, engine.complete, arguments)
+
+
+def against_plain_loops(engine: "LocalEngine", arguments: argparse.Namespace) -> None:
+    """Replies against a loop of `generate`, and choices against a loop of forward passes."""
     requests = mixed_requests(arguments.requests)
 
     def by_engine() -> float:
@@ -202,7 +210,6 @@ def local(arguments: argparse.Namespace) -> None:
         lambda: len(verdicts) / timed(lambda: plain_scores(engine, verdicts)),
     )
     print(f"choices: {ours:,.0f} requests/s, a loop of forward passes {plain:,.0f}: {ratio:.2f} times", flush=True)
-    through_stages(engine, engine.complete, arguments)
 
 
 def vllm(arguments: argparse.Namespace) -> None:
@@ -276,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("plain", "stages"), help="of `local`: against plain loops, or the stages")
     parser.add_argument("--threads", type=int, help="torch's threads")
     arguments = parser.parse_args(argv)
     if arguments.threads:

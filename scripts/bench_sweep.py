@@ -4,7 +4,8 @@
     python scripts/bench_sweep.py leave [-- OVERRIDE …]       each of 6 principles left out, with two seeds
 
 `subsets` labels once with all 8 principles, compares all subsets by what-if, and then labels some of the subsets for
-real: how many calls these need beyond the journal, and on how many labels what-if was right.
+real, and once with a principle in other words: how many calls these need beyond the journal, and on how many labels
+what-if was right. No draft is revised, so that the compared responses are the same.
 
 `leave` runs the sweep, prints the calls made and reused, and the wall time. With --alone N it then runs N of the jobs
 again, each in a folder of its own, and compares. Last, for each principle: how much more often its trait is shown
@@ -78,8 +79,10 @@ def written(file: Path, count: int) -> Path:
 def subsets(folder: Path, overrides: Sequence[str]) -> None:
     """Label by all principles, and compare all subsets."""
     constitution = written(folder / "eight.yaml", len(PRINCIPLES))
-    common = [f"folder={folder}", f"constitution.file={constitution}", "label.principles=all", "until=label"]
-    whole = run(compose(["name=eight", *common, *overrides]))
+    common = [f"folder={folder}", f"constitution.file={constitution}", "until=label", *overrides]
+    # Without revisions the samples are the same whatever the principles are.
+    common += ["critique_revise=none", "label.principles=all"]
+    whole = run(compose(["name=eight", *common]))
     calls = whole.stages["label"].calls
     print(f"all {len(PRINCIPLES)} principles: {calls.asked:,} calls of the labeler, {calls.reused:,} reused")
 
@@ -93,14 +96,17 @@ def subsets(folder: Path, overrides: Sequence[str]) -> None:
     print(f"labels that flip: {mean(flips.values()):.0f} on average, at most {flips[most]} (only {', '.join(most)})")
 
     for names in (chosen[0], chosen[len(chosen) // 2], chosen[-2]):
-        store = run(compose([f"name=only_{len(names)}", *common, f"constitution.only=[{','.join(names)}]", *overrides]))
+        store = run(compose([f"name=only_{len(names)}", *common, f"constitution.only=[{','.join(names)}]"]))
         spent = store.stages["label"].calls
         print(f"only {', '.join(names)}: {spent.asked:,} calls made, {spent.reused:,} reused; ", end="")
-        agreeing, count = _agreement(labelled, names, store.read("judgements", Judgement))
+        agreeing, count = agreement(labelled.judgements, names, store.read("judgements", Judgement))
         print(f"what-if names the preferred response of {agreeing:,} of {count:,} comparisons rightly")
+    reworded = run(compose(["name=reworded", *common, "constitution.wordings.brief='Keep it brief.'"]))
+    spent = reworded.stages["label"].calls
+    print(f"one principle in other words: {spent.asked:,} calls made, {spent.reused:,} reused")
 
 
-def _agreement(labelled: LabelledRun, names: Sequence[str], judgements: Sequence[Judgement]) -> tuple[int, int]:
+def agreement(whole: Sequence[Judgement], names: Sequence[str], judgements: Sequence[Judgement]) -> tuple[int, int]:
     """On how many comparisons the judgements of a run prefer what those of the whole run by these principles do."""
 
     def preferred(rows: Sequence[Judgement]) -> dict[str, bool]:
@@ -113,7 +119,7 @@ def _agreement(labelled: LabelledRun, names: Sequence[str], judgements: Sequence
             for name, sides in by_comparison.items()
         }
 
-    expected, measured = preferred(labelled.judgements), preferred(judgements)
+    expected, measured = preferred(whole), preferred(judgements)
     return sum(measured[name] == side for name, side in expected.items() if name in measured), len(measured)
 
 
