@@ -4,8 +4,8 @@
     python scripts/bench_sweep.py leave [-- OVERRIDE …]       each of 6 principles left out, with two seeds
 
 `subsets` labels once with all 8 principles, compares all subsets by what-if, and then labels some of the subsets for
-real, and once with a principle in other words: how many calls these need beyond the journal, and on how many labels
-what-if was right. No draft is revised, so that the compared responses are the same.
+real, and once with a principle in other words: how many calls these need beyond the journal. No draft is revised, so
+that the compared responses are the same.
 
 `leave` runs the sweep, prints the calls made and reused, and the wall time. With --alone N it then runs N of the jobs
 again, each in a folder of its own, and compares. Last, for each principle: how much more often its trait is shown
@@ -29,7 +29,7 @@ import yaml
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.progress import clock
-from constitutional.base.records import Judgement, Sample
+from constitutional.base.records import Sample
 from constitutional.base.stats import paired_interval
 from constitutional.base.text import table
 from constitutional.runs import sweeps
@@ -98,29 +98,10 @@ def subsets(folder: Path, overrides: Sequence[str]) -> None:
     for names in (chosen[0], chosen[len(chosen) // 2], chosen[-2]):
         store = run(compose([f"name=only_{len(names)}", *common, f"constitution.only=[{','.join(names)}]"]))
         spent = store.stages["label"].calls
-        print(f"only {', '.join(names)}: {spent.asked:,} calls made, {spent.reused:,} reused; ", end="")
-        agreeing, count = agreement(labelled.judgements, names, store.read("judgements", Judgement))
-        print(f"what-if names the preferred response of {agreeing:,} of {count:,} comparisons rightly")
+        print(f"only {', '.join(names)}: {spent.asked:,} calls made, {spent.reused:,} reused")
     reworded = run(compose(["name=reworded", *common, "constitution.wordings.brief='Keep it brief.'"]))
     spent = reworded.stages["label"].calls
     print(f"one principle in other words: {spent.asked:,} calls made, {spent.reused:,} reused")
-
-
-def agreement(whole: Sequence[Judgement], names: Sequence[str], judgements: Sequence[Judgement]) -> tuple[int, int]:
-    """On how many comparisons the judgements of a run prefer what those of the whole run by these principles do."""
-
-    def preferred(rows: Sequence[Judgement]) -> dict[str, bool]:
-        by_comparison: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            if row.p_a is not None and row.principle in names:
-                by_comparison.setdefault(row.comparison, []).append((row.p_a, row.weight))
-        return {
-            name: sum(p * weight for p, weight in sides) > sum(weight for _, weight in sides) / 2
-            for name, sides in by_comparison.items()
-        }
-
-    expected, measured = preferred(whole), preferred(judgements)
-    return sum(measured[name] == side for name, side in expected.items() if name in measured), len(measured)
 
 
 # --- Each left out ---

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.records import Judgement, Reading
 from constitutional.constitution.file import load_constitution
 from scripts import bench_sweep
 
@@ -21,29 +20,3 @@ def test_the_written_constitution_holds_the_first_principles(tmp_path: Path) -> 
         ("no_help_with_harm", ("harmful_compliance", "avoid")),
         ("keep_private_data", ("privacy_leak", "avoid")),
     ]
-
-
-def judgement(comparison: str, principle: str, p_a: float | None, weight: float = 1.0) -> Judgement:
-    return Judgement(
-        comparison=comparison,
-        principle=principle,
-        principle_text=principle,
-        labeler="l",
-        judge="labeler",
-        readings=(Reading(order="a_first", rationale="", p_a=p_a, problem=None if p_a is not None else "none"),),
-        p_a=p_a,
-        conflict=False,
-        weight=weight,
-    )
-
-
-def test_agreement_counts_the_comparisons_whose_weighted_mean_prefers_the_same_side() -> None:
-    whole = [
-        judgement("x", "kind", 0.9),
-        judgement("x", "brief", 0.2, weight=3.0),  # (0.9 + 0.6) / 4 < 0.5: b
-        judgement("x", "left_out", 1.0, weight=99.0),
-        judgement("y", "kind", 0.8),
-        judgement("y", "brief", None),
-    ]
-    measured = [judgement("x", "kind", 0.4), judgement("y", "kind", 0.3)]
-    assert bench_sweep.agreement(whole, ("kind", "brief"), measured) == (1, 2)
