@@ -32,13 +32,17 @@ _HYDRAS: Final = (
 
 def run(words: Sequence[str], command: str = "run") -> int:
     """Run everything, or in a sweep all its jobs; returns the exit code."""
-    from constitutional.runs.compose import compose, freeze
+    from constitutional.runs.compose import compose, freeze, source_of
     from constitutional.runs.runner import ready
 
     arguments = _parsed(command, words)
     if arguments.cfg:
         return _print_config(arguments)
+    source = source_of(arguments.overrides)
     swept = arguments.multirun or any(re.match(r"\+*sweep=", word) for word in arguments.overrides)
+    if source:
+        places = [word for word in arguments.overrides if re.match(r"(from|folder|name)=", word)]
+        _take_over(source, freeze(compose(places)))
     if swept and not arguments.dry_run:
         from constitutional.cli.sweep_command import run_sweep
 
@@ -52,6 +56,15 @@ def run(words: Sequence[str], command: str = "run") -> int:
         else:
             _run_one(config)
     return 0
+
+
+def _take_over(source: Path, config: "RunConfig") -> None:
+    """Let a run find what the run that it begins with has made, where it has another folder."""
+    from constitutional.runs.folder import RunStore
+    from constitutional.runs.outputs import Outputs
+
+    store = RunStore.load(source)
+    Outputs(config.outputs_folder).take_over(store.stage_folder(stage).resolve() for stage in store.stages)
 
 
 def _jobs(overrides: Sequence[str]) -> list[tuple[str, ...]]:

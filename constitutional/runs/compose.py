@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _NAMED_IN: Final = {"constitution": "constitution.file", "model": "model.path", "prompts": "prompts.path"}
 """Where a file or a model goes that was typed as if it were a preset."""
+_FROM: Final = re.compile(r"from=(.*)")
 _JUDGE: Final = re.compile(r"panel\.[A-Za-z_]\w*")
 """A judge of the panel, whose engine is a preset like a role's; one that only has settings is `local`."""
 _LAUNCHERS: Final = ("joblib", "submitit")
@@ -78,6 +79,8 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if start := source_of(overrides):
+        return _over_run(start, [word for word in overrides if not _FROM.fullmatch(word)])
     with hydra_ready():
         composed = _composed(overrides)
     try:
@@ -89,6 +92,57 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
     assert isinstance(values, dict)
     values.pop("sweep", None)  # which is about the runs together
     return {str(name): values[name] for name in (*RunConfig.model_fields, *values) if name in values}
+
+
+def source_of(overrides: Sequence[str]) -> Path | None:
+    """The run that the overrides begin with, typed as `from=runs/first`; None where there is none.
+
+    Raises:
+        UsageError: there are several, or it is no run.
+    """
+    folders = [match[1] for word in overrides if (match := _FROM.fullmatch(word))]
+    if not folders:
+        return None
+    if len(folders) > 1:
+        raise UsageError(f"from={folders[1]}: a run begins with one other; leave one of them out")
+    folder = Path(folders[0]).expanduser()
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"from={folders[0]}: there is no run; name a run's folder, such as from=runs/first")
+    return folder.resolve()
+
+
+def _over_run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The settings of a run, with presets and then with single settings over them; beside that run, by a new name."""
+    config = load(folder)
+    with hydra_ready():
+        parsed = [word for word in _read(overrides) if word.key_or_group != "sweep"]  # a job's, which it has chosen
+        presets = [word for word in parsed if _is_preset(word)]
+    keys = {word.key_or_group for word in parsed}
+    if "name" not in keys:
+        raise UsageError(f"from={folder}: the new run needs a name of its own; type name=NAME")
+    if "experiment" in keys:
+        raise UsageError(f"from={folder}: a preset of experiment replaces all settings; leave one of the two out")
+    beside = config.model_copy(update={"folder": folder.parent, "until": None})
+    values = beside.model_dump(mode="json")
+    if "folder" in keys:  # what was answered is no more asked for there than here
+        values["journal"]["path"] = str(beside.journal_file)
+    composed = unchecked([str(word.input_line) for word in presets]) if presets else {}
+    for word in presets:
+        group, *name = (word.package or word.key_or_group).removesuffix(".kind").split(".")
+        for key in ROLES if group == "engine" else (group,):
+            if name:
+                values[key] = values[key] | {name[0]: composed[key][name[0]]}
+            else:
+                values[key] = composed[key]
+    return _with_values(values, [word for word in parsed if word not in presets])
+
+
+def _is_preset(word: "Override") -> bool:
+    key = word.key_or_group
+    if not isinstance(word.value(), str):
+        return False
+    group = key.removesuffix(".kind")
+    return bool(_options(key)) or key in ROLES or bool(_JUDGE.fullmatch(key)) or (group != key and group in GROUPS)
 
 
 def sweep(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
@@ -437,11 +491,15 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: an override cannot be read, or is no `KEY=VALUE`.
     """
-    values = config.model_dump(mode="json")
     with hydra_ready():
         parsed = _read(overrides)
-        _refuse(UsageError, [problem for override in parsed if (problem := _refused(override, sweeps=False))])
-    for override in parsed:
+    return _with_values(config.model_dump(mode="json"), parsed)
+
+
+def _with_values(values: dict[str, Any], overrides: "Sequence[Override]") -> dict[str, Any]:
+    with hydra_ready():
+        _refuse(UsageError, [problem for override in overrides if (problem := _refused(override, sweeps=False))])
+    for override in overrides:
         *groups, name = override.key_or_group.split(".")
         place = values
         for group in groups:

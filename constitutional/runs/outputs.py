@@ -18,8 +18,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
@@ -163,6 +163,20 @@ class Outputs:
         drop_checkpoints(begun.folder)
         return entry
 
+    def take_over(self, places: Iterable[Path]) -> None:
+        """Have finished outputs of another folder here as well: the same files where the file system allows it."""
+        for place in places:
+            own = self.folder / place.name
+            if own.exists() or own.resolve() == place:
+                continue
+            made = own.with_name(f"{own.name}.{os.getpid()}")
+            with writing(own):
+                shutil.rmtree(made, ignore_errors=True)
+                shutil.copytree(place, made, copy_function=_linked, ignore=shutil.ignore_patterns(CHECKPOINTS))
+                with suppress(FileExistsError):
+                    made.rename(own)
+                shutil.rmtree(made, ignore_errors=True)
+
     def put_aside(self, place: Path) -> Path:
         """Move a damaged output out of the way, so that the stage can be made anew; returns where to."""
         number = 1
@@ -177,6 +191,14 @@ class Outputs:
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if path.is_dir() and _OUTPUT.fullmatch(path.name))
+
+
+def _linked(source: str, target: str) -> None:
+    """Nothing that is finished is ever changed, so two folders may have the same file."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
 
 
 def drop_checkpoints(place: Path) -> None:
