@@ -210,6 +210,8 @@ class JournalSession:
         """What the engine is answering, by the ticket that it has."""
         self._tickets: dict[str, list[Ticket]] = {}
         """By key, all that wait for its answer."""
+        self._uncounted: ModelError | None = None
+        """Why nothing more may be asked: a budget needs numbers of tokens, and an answer had none."""
 
     def submit(self, ticket: Ticket, request: Request) -> None:
         """Take a request."""
@@ -220,7 +222,8 @@ class JournalSession:
 
         Raises:
             RunError: the journal is damaged or cannot be written.
-            ModelError: the engine does not answer what it was asked.
+            ModelError: the engine does not answer what it was asked, or it reports no tokens and a budget needs them;
+                nothing is in flight then.
             BudgetError: a budget is reached; nothing is in flight.
         """
         answers = self._from_journal()
@@ -252,6 +255,8 @@ class JournalSession:
         return answers
 
     def _ask(self) -> None:
+        if self._uncounted:
+            return
         for _ in range(self._account.ledger.take(self._account.role, len(self._held))):
             ticket, key, request = self._held.popleft()
             self._asked[ticket] = (key, request)
@@ -276,6 +281,9 @@ class JournalSession:
         self._account.ledger.landed(self._account.role, len(finished), calls)
         if wrong:  # what does answer its request is on disk by now
             raise wrong[0]
+        self._uncounted = self._uncounted or self._account.uncounted(kept.values())
+        if self._uncounted and not self._asked:
+            raise self._uncounted
         answers = []
         for key, completion in by_key.items():
             tickets = self._tickets.pop(key)
