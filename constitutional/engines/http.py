@@ -68,6 +68,8 @@ class HttpEngine(Engine):
     def abilities(self) -> Abilities:  # type: ignore[override]
         """What the server can do, by the settings; what they leave open, it is asked once.
 
+        A failure that does not tell counts as no until the process ends, and the next process asks again.
+
         Raises:
             ModelError: it does not answer.
         """
@@ -76,8 +78,9 @@ class HttpEngine(Engine):
             with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop, as in a notebook
                 answers = pool.submit(asyncio.run, self.server.probe(unknown)).result()
             if self.journal:
-                self.journal().remember(self.identity, answers)
-            able |= answers
+                told = {name: answer for name, answer in answers.items() if answer is not None}
+                self.journal().remember(self.identity, told)
+            able |= {name: bool(answer) for name, answer in answers.items()}
         return Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])
 
     def known_abilities(self) -> dict[str, bool]:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -214,13 +215,13 @@ class Server:
             return reply.completion
         if self._echoes:
             return Fault("again", "the reply lacks log-probabilities of the prompt, which others had")
-        self._echoes = False
+        self._echoes = _no(reply.completion, "echo|logprob|prompt|token")
         return await self._likeliest(http, request)
 
     # What it can do.
 
-    async def probe(self, names: list[str]) -> dict[str, bool]:
-        """Which of the abilities `logprobs`, `prefill` and `structured` it has.
+    async def probe(self, names: list[str]) -> dict[str, bool | None]:
+        """Which of the abilities `logprobs`, `prefill` and `structured` it has; None where its answer does not tell.
 
         Raises:
             ModelError: it does not answer.
@@ -229,41 +230,48 @@ class Server:
             await self.meet(http)
             return {name: await getattr(self, f"_can_{name}")(http) for name in names}
 
-    async def _can_logprobs(self, http: aiohttp.ClientSession) -> bool:
+    async def _can_logprobs(self, http: aiohttp.ClientSession) -> bool | None:
         question = (Message("user", "Is fire hot? Answer with A for yes or B for no."),)
         if self.settings.endpoint == "completions":
-            answer = await self._persistently(lambda: self._choices(http, Request(question, choices=("A", "B"))))
-            return answer.finish == "choices"
+            scored = await self._persistently(lambda: self._choices(http, Request(question, choices=("A", "B"))))
+            if scored.finish == "choices":
+                return True
         request = Request(question, Sampling(0.0, max_tokens=16))
         reply = await self._persistently(lambda: self._reply(http, request, self._with_logprobs))
-        return bool(reply.tokens and reply.tokens[0].top)
+        return bool(reply.tokens and reply.tokens[0].top) or _no(reply.completion, "logprob")
 
-    async def _can_prefill(self, http: aiohttp.ClientSession) -> bool:
+    async def _can_prefill(self, http: aiohttp.ClientSession) -> bool | None:
         """Whether it goes on from an assistant's words; the length of the prompt tells, whatever the model replies."""
 
-        async def length(words: str, *, told: bool = True) -> int:
+        async def answer(words: str, *, told: bool = True) -> Completion:
             messages = (Message("user", "Count."), *((Message("assistant", words),) if words else ()))
             fields = {} if told else {"continue_final_message": False, "add_generation_prompt": True}
             request = Request(messages, Sampling(0.0, max_tokens=1))
-            reply = await self._persistently(lambda: self._reply(http, request, fields))
-            return 0 if reply.completion.failed else reply.completion.prompt_tokens
+            return (await self._persistently(lambda: self._reply(http, request, fields))).completion
 
         words = "1 2 3 4 5 6"
-        going_on = await length(words)
-        if not going_on:
-            return False
-        if going_on < await length(words, told=False):
+        going_on = await answer(words)
+        if going_on.failed or not going_on.prompt_tokens:
+            return _no(
+                going_on, "continue_final_message|add_generation_prompt|prefill|assistant|last (message|role|turn)"
+            )
+        if going_on.prompt_tokens < (await answer(words, told=False)).prompt_tokens:
             return True
         # Without the fields it may go on too. Then the words add as many tokens as they do the second time.
-        return going_on - await length("") <= await length(f"{words} {words}") - going_on + 1
+        bare, twice = await answer(""), await answer(f"{words} {words}")
+        if bare.failed or twice.failed:
+            return None
+        return going_on.prompt_tokens - bare.prompt_tokens <= twice.prompt_tokens - going_on.prompt_tokens + 1
 
-    async def _can_structured(self, http: aiohttp.ClientSession) -> bool:
+    async def _can_structured(self, http: aiohttp.ClientSession) -> bool | None:
         properties = {"number": {"type": "integer"}}
         schema = {"type": "object", "properties": properties, "required": ["number"], "additionalProperties": False}
         messages = (Message("user", "Say hello to me in a sentence."),)
         request = Request(messages, Sampling(0.0, max_tokens=16), schema=json.dumps(schema))
-        reply = await self._persistently(lambda: self._reply(http, request, {}))
-        return not reply.completion.failed and reply.completion.text.lstrip().startswith("{")
+        answer = (await self._persistently(lambda: self._reply(http, request, {}))).completion
+        if answer.failed:
+            return _no(answer, "response_format|json|schema|structured|grammar")
+        return answer.text.lstrip().startswith("{")
 
     async def _persistently(self, ask: Callable[[], Awaitable[T | Fault]]) -> T:
         """The answer to a question about the server, which is asked a few times.
@@ -286,6 +294,16 @@ class Server:
             f"{self.settings.url}: cannot be asked what it can do: {reason}. Start the server, or set the role's "
             "logprobs, prefill and structured to yes or no"
         )
+
+
+def _no(answer: Completion, names: str) -> bool | None:
+    """Whether an answer says that the server lacks an ability: False if it does, and None if it only failed.
+
+    Args:
+        answer: a reply that does not show the ability, or a refusal.
+        names: a pattern of what a refusal names that is about the ability.
+    """
+    return None if answer.failed and not re.search(names, answer.reason, re.IGNORECASE) else False
 
 
 def _key(settings: HttpSettings) -> str:

@@ -210,10 +210,7 @@ class Account(NamedTuple):
     prices: Prices = Prices()
 
     def uncounted(self, answers: Iterable[Completion]) -> ModelError | None:
-        """The error of a budget that needs numbers of tokens, where an answer has none; None if there is no such budget.
-
-        A provider's refusal has none anywhere.
-        """
+        """The error of a budget that needs numbers of tokens where an answer has none; a refusal needs none."""
         if all(answer.prompt_tokens or answer.finish == "refusal" for answer in answers):
             return None
         limit = self.ledger.counts_tokens(self.role, priced=self.prices != Prices())

@@ -20,7 +20,6 @@ from constitutional.base.records import Revision
 from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Session
 from constitutional.engines.journal import Journal
-from constitutional.engines.models import Models, engine_of
 from constitutional.engines.replies import TOP, Fault, chat_body, choice_sampling, choice_scores, read_reply
 from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
@@ -216,12 +215,11 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
     Raises:
         ConfigurationError: a method needs what no server is asked for.
     """
-    models = Models()
 
     def opened(settings: EngineSettings) -> Engine:
         if isinstance(settings, HttpSettings):
             return OfflineServer(settings, lambda: run_context.journal)
-        return opener(settings) if opener else engine_of(settings, models)
+        return (opener or run_context.open)(settings)
 
     templates = load_prompts(config.templates)
     with RunContext(config, ready(config).constitution, templates, Progress(), opened) as run_context:

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,26 +80,35 @@ def test_a_field_that_the_server_refuses_is_left_out_from_then_on() -> None:
 # --- Faults ---
 
 
-def faulty(dice: random.Random, done: set[str]) -> Callable[[Json, int], Answer]:
-    """A server that fails 3 times of 10, in all the ways there are."""
+HANGING = range(0, 200, 25)
+"""The rows whose first question gets no answer."""
 
-    def rule(body: Json, number: int) -> Answer:
+
+def faulty(dice: random.Random, sent: set[str]) -> Callable[[Json, int], Answer]:
+    """A server that fails 3 times of 10, in all the ways there are; no more than 3 times for one question."""
+    failures: Counter[str] = Counter()
+    hanging = {question(number).messages[0].content for number in HANGING}
+
+    def rule(body: Json, _number: int) -> Answer:
         text = body["messages"][-1]["content"]
+        if text in hanging:
+            return chat("too late", after_s=60)._replace(good=False)
         sound = chat(f"Answer to {text}", after_s=0.01)
-        if dice.random() > 0.3:
-            done.add(text)
+        if dice.random() > 0.3 or failures[text] == 3:
+            sent.add(f"Answer to {text}")
             return sound
+        failures[text] += 1
         faults = [
             error(429, "slow down", {"Retry-After": "0.2"}),
             error(429, "slow down", {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
             error(429, "slow down"),
             error(500),
+            error(503),
             Answer(b"<html><body>Gateway</body></html>"),
             Answer(sound.body[: len(sound.body) // 2]),
             Answer(json.dumps({"model": "mock", "choices": []}).encode()),
             chat(None)._replace(good=False),
             Answer(drop=True),
-            chat("too late", after_s=60)._replace(good=False) if number % 4 == 0 else error(503),
         ]
         return dice.choice(faults)
 
@@ -106,26 +116,28 @@ def faulty(dice: random.Random, done: set[str]) -> Callable[[Json, int], Answer]
 
 
 def test_with_three_faults_in_ten_every_item_is_done_or_marked_and_no_paid_reply_is_lost(tmp_path: Path) -> None:
-    done: set[str] = set()
+    sent: set[str] = set()
 
     async def row(number: int) -> list[Completion]:
         first = await ask(journalled, question(number))
         second = await ask(journalled, Request((Message("user", f"{number}, then? {first.text}"),)))
         return [first, second]
 
-    with serving(faulty(random.Random(5), done)) as server, Journal(tmp_path / "journal.sqlite") as journal:
-        journalled = JournalEngine(engine(server, concurrency=12, deadline_s=4.0), journal)
-        began_s = time.monotonic()
-        answers = [answer for pair in side_by_side(row(number) for number in range(200)) for answer in pair]
-        assert time.monotonic() - began_s < 20
+    with serving(faulty(random.Random(5), sent)) as server, Journal(tmp_path / "journal.sqlite") as journal:
+        journalled = JournalEngine(engine(server, concurrency=12, deadline_s=6.0), journal)
+        pairs = list(side_by_side(row(number) for number in range(200)))
         kept = journal._connection.execute("SELECT COUNT(*) FROM completions").fetchone()[0]
+    answers = [answer for pair in pairs for answer in pair]
     replied = [answer for answer in answers if answer.finish == "stop"]
     marked = [answer for answer in answers if answer.failed]
     assert len(answers) == len(replied) + len(marked) == 400
-    assert all("within 4 s; the last time: " in answer.reason for answer in marked)
-    assert 0 < len(marked) < 40
-    assert len({answer.text for answer in replied}) == len(replied) == len(done)  # none is doubled
-    assert kept == server.good == len(replied)
+    assert all(pairs[number][0].failed for number in HANGING)
+    assert all("within 6 s; the last time: " in answer.reason for answer in marked)
+    texts = {answer.text for answer in replied}
+    assert len(texts) == len(replied) == kept  # none is doubled, and none is lost
+    # On a busy machine, a reply may cross the deadline of its request, which is marked then.
+    assert texts <= sent
+    assert len(sent - texts) <= len(marked) - len(HANGING)
     assert server.most_open <= 12
 
 
@@ -146,11 +158,10 @@ def test_a_server_that_refuses_more_than_it_can_do_is_sent_little_more() -> None
 
 def test_a_deadline_covers_all_tries() -> None:
     with serving(lambda _body, _number: error(500, "broken")) as server:
-        began_s = time.monotonic()
-        (answer,) = engine(server, deadline_s=0.8).complete([question(0)])
-        assert time.monotonic() - began_s < 1.2
+        (answer,) = engine(server, deadline_s=2.0).complete([question(0)])
     assert answer.finish == "error"
-    assert "broken" in answer.reason
+    assert "within 2 s" in answer.reason
+    assert len(server.asked) > 1
 
 
 def test_a_slow_reply_is_given_up_at_the_deadline() -> None:
@@ -519,3 +530,34 @@ def test_what_a_server_can_do_is_remembered_by_the_journal_and_not_asked_again(t
         assert typed.choices
         other = settings.model_copy(update={"revision": "2"})
         assert HttpEngine(other, journal=lambda: journal).known_abilities() == {}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "remembered"),
+    [
+        (error(498, "over capacity"), False),
+        (error(400, "come again later"), False),
+        (error(400, "no", code="content_filter"), False),
+        (error(400, "Unsupported: logprobs, continue_final_message, response_format"), True),
+    ],
+)
+def test_only_what_a_server_says_of_its_abilities_is_remembered(
+    tmp_path: Path, refusal: Answer, remembered: bool
+) -> None:
+    with serving(lambda _body, _number: refusal) as server, Journal(tmp_path / "journal.sqlite") as journal:
+        settings = HttpSettings(url=server.url, model="mock")
+        first = HttpEngine(settings, journal=lambda: journal).abilities
+        assert (first.choices, first.prefill, first.structured) == (False, False, False)
+        server.rule = able
+        later = HttpEngine(settings, journal=lambda: journal).abilities
+        assert {later.choices, later.prefill, later.structured} == {not remembered}
+
+
+def test_a_server_that_gives_log_probabilities_has_the_ability_whatever_tokens_are_likeliest() -> None:
+    def rule(body: Json, _number: int) -> Answer:
+        logprobs = None if body.get("echo") else {"tokens": [" Yes"], "top_logprobs": [{" Yes": -0.5}]}
+        return completed({"text": " Yes", "finish_reason": "length", "logprobs": logprobs})
+
+    with serving(rule) as server:
+        asked = engine(server, endpoint="completions", tokenizer=str(MODEL_FOLDER), structured="no")
+        assert asked.abilities.choices
