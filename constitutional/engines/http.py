@@ -12,7 +12,6 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import count
 from random import uniform
@@ -22,6 +21,7 @@ import aiohttp
 
 from constitutional.base.errors import ModelError
 from constitutional.base.progress import clock
+from constitutional.base.threads import in_thread
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Ticket
 from constitutional.engines.concurrency import Limiter, back_off_s
 from constitutional.engines.journal import Journal
@@ -75,8 +75,8 @@ class HttpEngine(Engine):
         """
         able = self.known_abilities()
         if unknown := [name for name in ABILITIES if name not in able]:
-            with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop, as in a notebook
-                answers = pool.submit(asyncio.run, self.server.probe(unknown)).result()
+            # In a thread of its own, because this one may have an event loop, as in a notebook.
+            answers = in_thread(lambda: asyncio.run(self.server.probe(unknown)), "probe").result()
             if self.journal:
                 told = {name: answer for name, answer in answers.items() if answer is not None}
                 self.journal().remember(self.identity, told)

@@ -375,6 +375,7 @@ class _Asked(NamedTuple):
     """A request whose rows are in work."""
 
     request: Request
+    server: VllmServer
     rows: list[list[int]]
     shared: int
     """Tokens that the rows of choices have in common."""
@@ -404,7 +405,7 @@ class VllmSession:
             return
         shared = shared_beginning(rows) if request.choices else 0
         server = engine.server()
-        asked = self._asked[ticket] = _Asked(request, rows, shared, [], {})
+        asked = self._asked[ticket] = _Asked(request, server, rows, shared, [], {})
         for part, work in enumerate(self._work(request, rows, shared)):
             asked.keys.append(server.submit(work, self._inbox, (ticket, part)))
 
@@ -464,8 +465,7 @@ class VllmSession:
         )
 
     def close(self) -> None:
-        """Give up what is outstanding."""
-        keys = [key for asked in self._asked.values() for key in asked.keys]
+        """Give up what is outstanding, with the processes that were asked; none are started for it."""
+        for server in {asked.server for asked in self._asked.values()}:
+            server.abort([key for asked in self._asked.values() if asked.server is server for key in asked.keys])
         self._asked.clear()
-        if keys:
-            self._engine.server().abort(keys)
