@@ -84,8 +84,6 @@ class Abilities(NamedTuple):
     """It goes on from an assistant's first words."""
     seeds: bool = True
     """The same request with the same seed gets the same reply."""
-    usage: bool = True
-    """Its completions say how many tokens were read and written."""
     structured: bool = False
     """It holds replies to a JSON schema."""
 

@@ -49,7 +49,7 @@ class HttpEngine(Engine):
         journal: gives the journal that remembers what the server can do; None asks it anew in every process.
 
     Raises:
-        ConfigurationError: the environment variable of the key is not set, or the endpoint needs a tokenizer.
+        ConfigurationError: the endpoint needs a tokenizer. The key is read when the server is first asked.
     """
 
     def __init__(

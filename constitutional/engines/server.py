@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -47,7 +46,6 @@ class Server:
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
-        self._key = _key(settings)
         self._unknown: set[str] = set()
         """Fields that it does not take."""
         self._echoes: bool | None = None
@@ -67,6 +65,10 @@ class Server:
             decisive["tokenizer"] = _tokenizer_digest(settings.tokenizer)
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         return f"http {settings.model} {settings.url}" + (f" {digest[:16]}" if decisive else "")
+
+    @cached_property
+    def _key(self) -> str:
+        return self.settings.key()
 
     @cached_property
     def _tokens(self) -> ChatTokens:
@@ -304,26 +306,6 @@ def _no(answer: Completion, names: str) -> bool | None:
         names: a pattern of what a refusal names that is about the ability.
     """
     return None if answer.failed and not re.search(names, answer.reason, re.IGNORECASE) else False
-
-
-def _key(settings: HttpSettings) -> str:
-    """The key; empty where none is sent.
-
-    Raises:
-        ConfigurationError: the variable is not set, or holds no key.
-    """
-    name = settings.api_key_env
-    if name is None:
-        return ""
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigurationError(
-            f"the environment variable {name}, which should hold the key for {settings.url}, is not set; type "
-            f"export {name}=… before the command, or set the role's api_key_env to another name, or to null for none"
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError(f"the environment variable {name} holds characters that no key has; set it anew")
-    return key
 
 
 def _tokenizer_digest(tokenizer: str) -> str:

@@ -153,8 +153,7 @@ class OfflineServer(Engine):
 
         if settings.endpoint != "chat":
             raise ConfigurationError("endpoint=completions sends tokens, which no batch takes; type endpoint=chat")
-        # No key is needed, and none decides what a server answers.
-        self._server = HttpEngine(settings.model_copy(update={"api_key_env": None}), journal=journal)
+        self._server = HttpEngine(settings, journal=journal)
         self._known = self._server.known_abilities()
         able = dict.fromkeys(ABILITIES, False) | self._known
         self.abilities = Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])

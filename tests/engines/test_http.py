@@ -452,8 +452,11 @@ def test_the_key_is_sent_and_a_missing_one_is_told_before_anything_is_asked(monk
         assert "Authorization: Bearer sk-marked-1234\r\n" in server.headers[0]
         monkeypatch.delenv("SOME_KEY")
         settings = HttpSettings(url=server.url, model="mock", api_key_env="SOME_KEY")
+        model = engine_of(settings, Models())
         with pytest.raises(ConfigurationError, match="SOME_KEY"):
-            engine_of(settings, Models())
+            model.complete([question(0)])
+        with pytest.raises(ConfigurationError, match="SOME_KEY"):
+            _ = model.abilities
     assert len(server.asked) == 1
 
 
