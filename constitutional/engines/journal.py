@@ -257,9 +257,11 @@ class JournalSession:
     def _ask(self) -> None:
         if self._uncounted:
             return
-        for _ in range(self._account.ledger.take(self._account.role, len(self._held))):
-            ticket, key, request = self._held.popleft()
-            self._asked[ticket] = (key, request)
+        allowed = self._account.ledger.take(self._account.role, len(self._held))
+        taken = [self._held.popleft() for _ in range(allowed)]
+        # All of them before any is submitted, which may fail: closing lands what is here.
+        self._asked |= {ticket: (key, request) for ticket, key, request in taken}
+        for ticket, _, request in taken:
             self._session = self._session or self._through.engine.session()
             self._session.submit(ticket, request)
 
@@ -276,9 +278,11 @@ class JournalSession:
         kept = {key: answer for key, answer in by_key.items() if answer.finish not in ("too_long", "error")}
         calls = Calls.of((completion for _, completion in finished), self._account.prices, asked=len(kept))
         self._through.calls = Calls.sum([self._through.calls, calls])
-        if calls != Calls():
-            by_key |= self._through.journal.keep(kept, self._account, calls)
-        self._account.ledger.landed(self._account.role, len(finished), calls)
+        try:
+            if calls != Calls():
+                by_key |= self._through.journal.keep(kept, self._account, calls)
+        finally:
+            self._account.ledger.landed(self._account.role, len(finished), calls)
         if wrong:  # what does answer its request is on disk by now
             raise wrong[0]
         self._uncounted = self._uncounted or self._account.uncounted(kept.values())

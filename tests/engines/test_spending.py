@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import BudgetError, ModelError
+from constitutional.base.errors import BudgetError, ModelError, RunError
 from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Ticket
 from constitutional.engines.journal import Journal, JournalEngine
@@ -207,3 +207,49 @@ def test_answers_without_usage_stop_nothing_that_needs_none(tmp_path: Path, budg
         account = Account(Ledger("first", {}, {}, budget), "critic")
         engine = JournalEngine(SlowEngine(rule=lambda _: answer), journal, account=account)
         assert engine.complete(requests(50)) == [answer] * 50
+
+
+class Refusing(SlowEngine):
+    """It cannot begin a session, or takes two requests and no third."""
+
+    def __init__(self, *, begins: bool) -> None:
+        super().__init__()
+        self.begins = begins
+
+    def session(self) -> InFlight:  # type: ignore[override]
+        if not self.begins:
+            raise ModelError("the model cannot be loaded")
+        return TakesTwo(self)
+
+
+class TakesTwo(InFlight):
+    def submit(self, ticket: Ticket, request: Request) -> None:
+        if self.engine.submitted == 2:
+            raise ModelError("the process has ended")
+        super().submit(ticket, request)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_nothing_stays_in_flight_where_an_engine_takes_no_request(tmp_path: Path, begins: bool) -> None:
+    ledger = Ledger("first", {}, {"critic": Budget(max_calls=9)})
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        engine = JournalEngine(Refusing(begins=begins), journal, account=Account(ledger, "critic"))
+        with pytest.raises(ModelError):
+            engine.complete(requests(5))
+        assert ledger.in_flight["critic"] == 0
+        whole = JournalEngine(SlowEngine(), journal, account=Account(ledger, "critic"))
+        assert whole.complete(requests(5)) == [ANSWER] * 5
+
+
+def test_nothing_stays_in_flight_where_an_answer_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    ledger = Ledger("first", {}, {"critic": Budget(max_calls=9)})
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        monkeypatch.setattr(journal, "keep", full)
+        with pytest.raises(RunError, match="full"):
+            JournalEngine(SlowEngine(), journal, account=Account(ledger, "critic")).complete(requests(5))
+    assert ledger.in_flight["critic"] == 0
