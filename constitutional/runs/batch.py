@@ -20,7 +20,7 @@ from constitutional.base.records import Revision
 from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Session
 from constitutional.engines.journal import Journal
-from constitutional.engines.replies import TOP, Fault, chat_body, choice_sampling, choice_scores, read_reply
+from constitutional.engines.replies import TOP, USAGE, Fault, chat_body, choice_sampling, choice_scores, read_reply
 from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
 from constitutional.judging.labeler import WRITTEN, Method, method_for
@@ -75,8 +75,7 @@ def completion_of(settings: HttpSettings, request: Request, status: int, body: o
         scores.send(reply.tokens)
     except StopIteration as end:
         completion: Completion = end.value
-        usage = ("prompt_tokens", "cached_tokens", "completion_tokens")
-        return completion._replace(**{name: getattr(reply.completion, name) for name in usage})
+        return completion._replace(**{name: getattr(reply.completion, name) for name in USAGE})
     reason = "the choices take more tokens than one reply tells; `constitutional run` asks for the rest"
     return Completion("", "error", reason=reason)
 

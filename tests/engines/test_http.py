@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -345,6 +346,23 @@ def test_a_digit_that_begins_a_longer_number_costs_one_more_request() -> None:
     assert answer.prompt_tokens == 14
 
 
+@pytest.mark.parametrize(("fault", "finish", "read"), [(error(400), "error", 7), (error(500), "choices", 21)])
+def test_tokens_of_all_steps_are_counted_where_a_later_step_fails(fault: Answer, finish: str, read: int) -> None:
+    """A second step that is refused leaves the first one's 7 tokens; one that is tried again takes both steps anew."""
+
+    def rule(body: Json, number: int) -> Answer:
+        if number == 1:
+            return fault
+        if body["messages"][-1]["content"].endswith("1"):
+            return chat("0", logprobs=tops({"0": math.log(0.75), ".": math.log(0.2)}))
+        return chat(" 1", logprobs=tops({" ": math.log(0.9)}, {"2": math.log(0.4), "1": math.log(0.5)}))
+
+    with serving(rule) as server:
+        asked = Request((Message("user", "?"), Message("assistant", "Score:")), choices=(" 1", " 2", " 10"))
+        (answer,) = engine(server).complete([asked])
+    assert (answer.finish, answer.prompt_tokens, answer.completion_tokens) == (finish, read, 3 * read // 7)
+
+
 def completions(server: FaultyServer) -> HttpEngine:
     return engine(server, endpoint="completions", tokenizer=str(MODEL_FOLDER))
 
@@ -371,6 +389,32 @@ def test_completions_go_on_from_token_ids_and_score_whole_choices_by_echo() -> N
     assert server.paths == ["/v1/completions"] * 2
     assert answer.choice_logprobs == pytest.approx([-row[-1] / 1000 for row in rows])
     assert reply.text == "Well."
+
+
+def test_a_conversation_that_the_template_refuses_fails_alone(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_FOLDER, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    with_system = Request((Message("system", "Be kind."), Message("user", "Why?")))
+    with serving(lambda _body, _number: completed({"text": "Well.", "finish_reason": "stop"})) as server:
+        asked = engine(server, endpoint="completions", tokenizer=str(folder))
+        answers = asked.complete([with_system, question(1), with_system._replace(choices=(" A", " B"))])
+    assert [answer.finish for answer in answers] == ["error", "stop", "error"]
+    assert "no system message" in answers[0].reason
+    assert "no system message" in answers[2].reason
+
+
+def test_a_tokenizer_without_a_template_stops_the_run(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_FOLDER, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    with serving(lambda _body, _number: error(500)) as server, pytest.raises(ModelError, match="no chat template"):
+        engine(server, endpoint="completions", tokenizer=str(folder)).complete([question(0)])
+    assert server.asked == []
 
 
 def test_completions_without_echo_are_read_from_the_likeliest_tokens() -> None:
