@@ -70,6 +70,11 @@ class Completion(NamedTuple):
         """Whether there is nothing to read."""
         return self.finish in FAILED
 
+    @classmethod
+    def of_error(cls, error: ModelError) -> "Completion":
+        """The completion of a request that cannot be put to the model."""
+        return cls("", "too_long" if isinstance(error, TooLongError) else "error", reason=str(error))
+
 
 class TooLongError(ModelError):
     """A conversation is longer than the model can read."""
@@ -84,8 +89,6 @@ class Abilities(NamedTuple):
     """It goes on from an assistant's first words."""
     seeds: bool = True
     """The same request with the same seed gets the same reply."""
-    usage: bool = True
-    """Its completions say how many tokens were read and written."""
     structured: bool = False
     """It holds replies to a JSON schema."""
 

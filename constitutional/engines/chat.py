@@ -187,9 +187,17 @@ def end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "Ge
 
 
 class ChatTokens:
-    """How a conversation is put to a model: in its chat template, with no control tokens from within a message."""
+    """How a conversation is put to a model: in its chat template, with no control tokens from within a message.
+
+    Raises:
+        ModelError: the tokenizer has no chat template.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"{tokenizer.name_or_path}: its tokenizer has no chat template; use a chat model, or add one"
+            )
         self.tokenizer: Any = tokenizer
 
     def ids(self, messages: Sequence[Message], suffix: str = "") -> list[int]:

@@ -10,9 +10,8 @@ on before.
 import asyncio
 import heapq
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import count
 from random import uniform
@@ -22,10 +21,11 @@ import aiohttp
 
 from constitutional.base.errors import ModelError
 from constitutional.base.progress import clock
+from constitutional.base.threads import in_thread
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Ticket
 from constitutional.engines.concurrency import Limiter, back_off_s
 from constitutional.engines.journal import Journal
-from constitutional.engines.replies import Fault
+from constitutional.engines.replies import USAGE, Fault
 from constitutional.engines.server import Server
 from constitutional.engines.settings import HttpSettings
 
@@ -49,7 +49,7 @@ class HttpEngine(Engine):
         journal: gives the journal that remembers what the server can do; None asks it anew in every process.
 
     Raises:
-        ConfigurationError: the environment variable of the key is not set, or the endpoint needs a tokenizer.
+        ConfigurationError: the endpoint needs a tokenizer. The key is read when the server is first asked.
     """
 
     def __init__(
@@ -68,16 +68,19 @@ class HttpEngine(Engine):
     def abilities(self) -> Abilities:  # type: ignore[override]
         """What the server can do, by the settings; what they leave open, it is asked once.
 
+        A failure that does not tell counts as no until the process ends, and the next process asks again.
+
         Raises:
             ModelError: it does not answer.
         """
         able = self.known_abilities()
         if unknown := [name for name in ABILITIES if name not in able]:
-            with ThreadPoolExecutor(1) as pool:  # this thread may have an event loop, as in a notebook
-                answers = pool.submit(asyncio.run, self.server.probe(unknown)).result()
+            # In a thread of its own, because this one may have an event loop, as in a notebook.
+            answers = in_thread(lambda: asyncio.run(self.server.probe(unknown)), "probe").result()
             if self.journal:
-                self.journal().remember(self.identity, answers)
-            able |= answers
+                told = {name: answer for name, answer in answers.items() if answer is not None}
+                self.journal().remember(self.identity, told)
+            able |= {name: bool(answer) for name, answer in answers.items()}
         return Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])
 
     def known_abilities(self) -> dict[str, bool]:
@@ -171,7 +174,7 @@ class HttpSession:
 class _Job:
     """A request on its way."""
 
-    __slots__ = ("began_s", "request", "session", "task", "ticket", "tries")
+    __slots__ = ("began_s", "request", "session", "task", "ticket", "tries", "used")
 
     def __init__(self, session: HttpSession, ticket: Ticket, request: Request) -> None:
         self.session = session
@@ -181,6 +184,14 @@ class _Job:
         self.began_s: float | None = None
         """When it was first sent; None before, and after the server was down."""
         self.task: asyncio.Task[None] | None = None
+        self.used = Counter[str]()
+        """Tokens of all its tries."""
+
+    def deliver(self, completion: Completion) -> None:
+        """Hand the answer over, with what all tries have cost."""
+        read, cached, written = (self.used[name] for name in USAGE)
+        whole = completion._replace(prompt_tokens=read, cached_tokens=cached, completion_tokens=written)
+        self.session.deliver(self.ticket, whole)
 
 
 class _Worker:
@@ -290,7 +301,7 @@ class _Worker:
         outcome: Completion | Fault | Exception
         try:
             async with asyncio.timeout(max(0.0, job.began_s + self._settings.deadline_s - sent_s)):
-                outcome = await self._server.ask(self._http, job.request)
+                outcome = await self._server.ask(self._http, job.request, job.used)
         except TimeoutError:
             outcome = Fault("again", f"no answer came within {self._settings.deadline_s:g} s")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is raised in the session's own thread
@@ -312,7 +323,7 @@ class _Worker:
                 self._up()
             if not outcome.failed:
                 self._engine.limiter.answered(latency_s, waiting=bool(self._queue))
-            job.session.deliver(job.ticket, outcome)
+            job.deliver(outcome)
         elif isinstance(outcome, Exception):
             self._fail(outcome)
         elif outcome.kind == "fatal":
@@ -338,7 +349,7 @@ class _Worker:
             return
         tries = f"{job.tries} tries" if job.tries > 1 else "1 try"
         reason = f"no reply in {tries} within {deadline_s:g} s; the last time: {fault.reason}"
-        job.session.deliver(job.ticket, Completion("", "error", reason=reason))
+        job.deliver(Completion("", "error", reason=reason))
 
     def _requeue(self, job: _Job) -> None:
         self._put(job)

@@ -210,6 +210,8 @@ class JournalSession:
         """What the engine is answering, by the ticket that it has."""
         self._tickets: dict[str, list[Ticket]] = {}
         """By key, all that wait for its answer."""
+        self._uncounted: ModelError | None = None
+        """Why nothing more may be asked: a budget needs numbers of tokens, and an answer had none."""
 
     def submit(self, ticket: Ticket, request: Request) -> None:
         """Take a request."""
@@ -220,7 +222,8 @@ class JournalSession:
 
         Raises:
             RunError: the journal is damaged or cannot be written.
-            ModelError: the engine does not answer what it was asked.
+            ModelError: the engine does not answer what it was asked, or it reports no tokens and a budget needs them;
+                nothing is in flight then.
             BudgetError: a budget is reached; nothing is in flight.
         """
         answers = self._from_journal()
@@ -252,9 +255,13 @@ class JournalSession:
         return answers
 
     def _ask(self) -> None:
-        for _ in range(self._account.ledger.take(self._account.role, len(self._held))):
-            ticket, key, request = self._held.popleft()
-            self._asked[ticket] = (key, request)
+        if self._uncounted:
+            return
+        allowed = self._account.ledger.take(self._account.role, len(self._held))
+        taken = [self._held.popleft() for _ in range(allowed)]
+        # All of them before any is submitted, which may fail: closing lands what is here.
+        self._asked |= {ticket: (key, request) for ticket, key, request in taken}
+        for ticket, _, request in taken:
             self._session = self._session or self._through.engine.session()
             self._session.submit(ticket, request)
 
@@ -271,11 +278,16 @@ class JournalSession:
         kept = {key: answer for key, answer in by_key.items() if answer.finish not in ("too_long", "error")}
         calls = Calls.of((completion for _, completion in finished), self._account.prices, asked=len(kept))
         self._through.calls = Calls.sum([self._through.calls, calls])
-        if calls != Calls():
-            by_key |= self._through.journal.keep(kept, self._account, calls)
-        self._account.ledger.landed(self._account.role, len(finished), calls)
+        try:
+            if calls != Calls():
+                by_key |= self._through.journal.keep(kept, self._account, calls)
+        finally:
+            self._account.ledger.landed(self._account.role, len(finished), calls)
         if wrong:  # what does answer its request is on disk by now
             raise wrong[0]
+        self._uncounted = self._uncounted or self._account.uncounted(kept.values())
+        if self._uncounted and not self._asked:
+            raise self._uncounted
         answers = []
         for key, completion in by_key.items():
             tickets = self._tickets.pop(key)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.cores import shared_cores
 from constitutional.base.errors import ModelError
-from constitutional.engines.base import Completion, Engine, Request, Ticket, TooLongError
+from constitutional.engines.base import Completion, Engine, Request, Ticket
 from constitutional.engines.chat import (
     NOW,
     Arguments,
@@ -304,10 +304,8 @@ class LocalSession:
         """Take a request; one that cannot be asked for has failed at once, and no other does because of it."""
         try:
             self._waiting[ticket] = (request, self._engine.rows(request))
-        except TooLongError as error:
-            self._failed.append((ticket, Completion("", "too_long", reason=str(error))))
         except ModelError as error:
-            self._failed.append((ticket, Completion("", "error", reason=str(error))))
+            self._failed.append((ticket, Completion.of_error(error)))
 
     def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
         """What could not be asked for; and, unless the time is 0, the answers of the next wave."""

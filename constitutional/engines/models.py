@@ -275,8 +275,7 @@ def user_engine(settings: ScriptedSettings) -> Engine:
         expected = "a Completion with a log-probability for each choice" if request.choices else "a text"
         raise loaded.wrong(f"the function '{loaded.name}' returned {answer!r:.60}, and should return {expected}")
 
-    abilities = Abilities(choices=settings.choices, usage=False)
-    return ScriptedEngine(rule, f"{loaded.name} {digest.hexdigest()}", abilities)
+    return ScriptedEngine(rule, f"{loaded.name} {digest.hexdigest()}", Abilities(choices=settings.choices))
 
 
 def engine_of(

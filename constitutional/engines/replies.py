@@ -17,6 +17,8 @@ from constitutional.engines.base import Completion, Finish, Request, Sampling
 
 TOP: Final = 20
 """Likeliest tokens that a server is asked for: the most that OpenAI and, unless it is told otherwise, vLLM tell."""
+USAGE: Final = ("prompt_tokens", "cached_tokens", "completion_tokens")
+"""The numbers of tokens in a completion."""
 Json = dict[str, Any]
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import json
-import os
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -21,6 +22,7 @@ from constitutional.engines.concurrency import back_off_s
 from constitutional.engines.models import READ
 from constitutional.engines.replies import (
     TOP,
+    USAGE,
     Fault,
     ServerReply,
     chat_body,
@@ -46,7 +48,6 @@ class Server:
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
-        self._key = _key(settings)
         self._unknown: set[str] = set()
         """Fields that it does not take."""
         self._echoes: bool | None = None
@@ -68,6 +69,10 @@ class Server:
         return f"http {settings.model} {settings.url}" + (f" {digest[:16]}" if decisive else "")
 
     @cached_property
+    def _key(self) -> str:
+        return self.settings.key()
+
+    @cached_property
     def _tokens(self) -> ChatTokens:
         assert self.settings.tokenizer is not None, "checked when the engine was made"
         return ChatTokens(load_tokenizer(self.settings.tokenizer))
@@ -87,11 +92,26 @@ class Server:
     def _with_logprobs(self) -> Mapping[str, object]:
         return {"logprobs": True, "top_logprobs": TOP} if self.settings.endpoint == "chat" else {"logprobs": TOP}
 
-    async def ask(self, http: aiohttp.ClientSession, request: Request) -> Completion | Fault:
-        """One try. It sends several requests, one after the other, where choices need it."""
-        if request.choices:
-            return await (self._likeliest if self.settings.endpoint == "chat" else self._choices)(http, request)
-        reply = await self._reply(http, request, {})
+    async def ask(self, http: aiohttp.ClientSession, request: Request, used: Counter[str]) -> Completion | Fault:
+        """One try. It sends several requests, one after the other, where choices need it.
+
+        Args:
+            http: the connections.
+            request: what is asked.
+            used: counts the tokens of every reply that comes, by their names in `USAGE`, whatever the try ends in.
+
+        Raises:
+            ModelError: the tokenizer cannot be loaded.
+        """
+        chat = self.settings.endpoint == "chat"
+        if not chat:
+            _ = self._tokens  # where it cannot be loaded, nothing can be asked; a conversation may be refused alone
+        try:
+            if request.choices:
+                return await (self._likeliest if chat else self._choices)(http, request, used)
+            reply = await self._reply(http, request, {}, used)
+        except ModelError as error:
+            return Completion.of_error(error)
         return reply if isinstance(reply, Fault) else reply.completion
 
     async def meet(self, http: aiohttp.ClientSession) -> None:
@@ -127,7 +147,7 @@ class Server:
             )
 
     async def _reply(
-        self, http: aiohttp.ClientSession, request: Request, fields: Mapping[str, object]
+        self, http: aiohttp.ClientSession, request: Request, fields: Mapping[str, object], used: Counter[str]
     ) -> ServerReply | Fault:
         """One reply; a field that the server does not take is left out from then on."""
         fields = {**fields, **self.settings.extra}
@@ -139,7 +159,7 @@ class Server:
                 end = end_of_turn(self._tokens.tokenizer)
                 ends = {"stop_token_ids": [end]} if end is not None else {}
                 body = completions_body(self.settings.model, prompt, request, {**ends, **fields}, self._unknown)
-            reply = await self._post(http, body, request)
+            reply = await self._post(http, body, request, used)
             if not isinstance(reply, Fault) or reply.kind != "unknown_field":
                 return reply
             if reply.reason not in body:
@@ -148,7 +168,7 @@ class Server:
             self._unknown.add(reply.reason)
 
     async def _post(
-        self, http: aiohttp.ClientSession, body: Mapping[str, object], request: Request
+        self, http: aiohttp.ClientSession, body: Mapping[str, object], request: Request, used: Counter[str]
     ) -> ServerReply | Fault:
         path = "chat/completions" if self.settings.endpoint == "chat" else "completions"
         try:
@@ -164,6 +184,7 @@ class Server:
         if isinstance(reply, Fault):
             return reply._replace(reason=self._without_key(reply.reason))
         told = reply.completion
+        used.update({name: getattr(told, name) for name in USAGE})
         text, reason, reasoning = map(self._without_key, (told.text, told.reason, told.reasoning))
         return reply._replace(completion=told._replace(text=text, reason=reason, reasoning=reasoning))
 
@@ -172,36 +193,34 @@ class Server:
 
     # Choices.
 
-    async def _likeliest(self, http: aiohttp.ClientSession, request: Request) -> Completion | Fault:
+    async def _likeliest(self, http: aiohttp.ClientSession, request: Request, used: Counter[str]) -> Completion | Fault:
         """Log-probabilities from the likeliest tokens; several requests where choices have more than one token."""
         begun = request.messages[-1].content if request.messages[-1].role == "assistant" else ""
         question = request.messages[:-1] if begun else request.messages
         sampling = choice_sampling(request.choices)
         scores = choice_scores(request.choices)
-        text, read, cached, written = next(scores), 0, 0, 0
+        text = next(scores)
         while True:
             words = begun + text
             messages = (*question, Message("assistant", words)) if words else question
-            reply = await self._reply(http, Request(messages, sampling), self._with_logprobs)
+            reply = await self._reply(http, Request(messages, sampling), self._with_logprobs, used)
             if isinstance(reply, Fault) or reply.completion.failed:
                 return reply if isinstance(reply, Fault) else reply.completion
-            read += reply.completion.prompt_tokens
-            cached += reply.completion.cached_tokens
-            written += reply.completion.completion_tokens
             try:
                 text = scores.send(reply.tokens)
             except StopIteration as end:
                 completion: Completion = end.value
-                return completion._replace(prompt_tokens=read, cached_tokens=cached, completion_tokens=written)
+                return completion
 
-    async def _choices(self, http: aiohttp.ClientSession, request: Request) -> Completion | Fault:
+    async def _choices(self, http: aiohttp.ClientSession, request: Request, used: Counter[str]) -> Completion | Fault:
         """Log-probabilities of whole choices, whose tokens the server echoes; else from the likeliest tokens."""
         if self._echoes is False:
-            return await self._likeliest(http, request)
+            return await self._likeliest(http, request, used)
         rows = self._tokens.rows(request, None)
         asked = Request(request.messages, Sampling(0.0, max_tokens=1))
         fields = {"echo": True, "logprobs": 1, **self.settings.extra}
-        reply = await self._post(http, completions_body(self.settings.model, rows, asked, fields, self._unknown), asked)
+        body = completions_body(self.settings.model, rows, asked, fields, self._unknown)
+        reply = await self._post(http, body, asked, used)
         scores = () if isinstance(reply, Fault) else _echoed(rows, reply.prompt_logprobs)
         if scores and not isinstance(reply, Fault):
             self._echoes = True
@@ -214,13 +233,13 @@ class Server:
             return reply.completion
         if self._echoes:
             return Fault("again", "the reply lacks log-probabilities of the prompt, which others had")
-        self._echoes = False
-        return await self._likeliest(http, request)
+        self._echoes = _no(reply.completion, "echo|logprob|prompt|token")
+        return await self._likeliest(http, request, used)
 
     # What it can do.
 
-    async def probe(self, names: list[str]) -> dict[str, bool]:
-        """Which of the abilities `logprobs`, `prefill` and `structured` it has.
+    async def probe(self, names: list[str]) -> dict[str, bool | None]:
+        """Which of the abilities `logprobs`, `prefill` and `structured` it has; None where its answer does not tell.
 
         Raises:
             ModelError: it does not answer.
@@ -229,41 +248,49 @@ class Server:
             await self.meet(http)
             return {name: await getattr(self, f"_can_{name}")(http) for name in names}
 
-    async def _can_logprobs(self, http: aiohttp.ClientSession) -> bool:
+    async def _can_logprobs(self, http: aiohttp.ClientSession) -> bool | None:
         question = (Message("user", "Is fire hot? Answer with A for yes or B for no."),)
         if self.settings.endpoint == "completions":
-            answer = await self._persistently(lambda: self._choices(http, Request(question, choices=("A", "B"))))
-            return answer.finish == "choices"
+            choices = Request(question, choices=("A", "B"))
+            scored = await self._persistently(lambda: self._choices(http, choices, Counter()))
+            if scored.finish == "choices":
+                return True
         request = Request(question, Sampling(0.0, max_tokens=16))
-        reply = await self._persistently(lambda: self._reply(http, request, self._with_logprobs))
-        return bool(reply.tokens and reply.tokens[0].top)
+        reply = await self._persistently(lambda: self._reply(http, request, self._with_logprobs, Counter()))
+        return bool(reply.tokens and reply.tokens[0].top) or _no(reply.completion, "logprob")
 
-    async def _can_prefill(self, http: aiohttp.ClientSession) -> bool:
+    async def _can_prefill(self, http: aiohttp.ClientSession) -> bool | None:
         """Whether it goes on from an assistant's words; the length of the prompt tells, whatever the model replies."""
 
-        async def length(words: str, *, told: bool = True) -> int:
+        async def answer(words: str, *, told: bool = True) -> Completion:
             messages = (Message("user", "Count."), *((Message("assistant", words),) if words else ()))
             fields = {} if told else {"continue_final_message": False, "add_generation_prompt": True}
             request = Request(messages, Sampling(0.0, max_tokens=1))
-            reply = await self._persistently(lambda: self._reply(http, request, fields))
-            return 0 if reply.completion.failed else reply.completion.prompt_tokens
+            return (await self._persistently(lambda: self._reply(http, request, fields, Counter()))).completion
 
         words = "1 2 3 4 5 6"
-        going_on = await length(words)
-        if not going_on:
-            return False
-        if going_on < await length(words, told=False):
+        going_on = await answer(words)
+        if going_on.failed or not going_on.prompt_tokens:
+            return _no(
+                going_on, "continue_final_message|add_generation_prompt|prefill|assistant|last (message|role|turn)"
+            )
+        if going_on.prompt_tokens < (await answer(words, told=False)).prompt_tokens:
             return True
         # Without the fields it may go on too. Then the words add as many tokens as they do the second time.
-        return going_on - await length("") <= await length(f"{words} {words}") - going_on + 1
+        bare, twice = await answer(""), await answer(f"{words} {words}")
+        if bare.failed or twice.failed:
+            return None
+        return going_on.prompt_tokens - bare.prompt_tokens <= twice.prompt_tokens - going_on.prompt_tokens + 1
 
-    async def _can_structured(self, http: aiohttp.ClientSession) -> bool:
+    async def _can_structured(self, http: aiohttp.ClientSession) -> bool | None:
         properties = {"number": {"type": "integer"}}
         schema = {"type": "object", "properties": properties, "required": ["number"], "additionalProperties": False}
         messages = (Message("user", "Say hello to me in a sentence."),)
         request = Request(messages, Sampling(0.0, max_tokens=16), schema=json.dumps(schema))
-        reply = await self._persistently(lambda: self._reply(http, request, {}))
-        return not reply.completion.failed and reply.completion.text.lstrip().startswith("{")
+        answer = (await self._persistently(lambda: self._reply(http, request, {}, Counter()))).completion
+        if answer.failed:
+            return _no(answer, "response_format|json|schema|structured|grammar")
+        return answer.text.lstrip().startswith("{")
 
     async def _persistently(self, ask: Callable[[], Awaitable[T | Fault]]) -> T:
         """The answer to a question about the server, which is asked a few times.
@@ -288,24 +315,14 @@ class Server:
         )
 
 
-def _key(settings: HttpSettings) -> str:
-    """The key; empty where none is sent.
+def _no(answer: Completion, names: str) -> bool | None:
+    """Whether an answer says that the server lacks an ability: False if it does, and None if it only failed.
 
-    Raises:
-        ConfigurationError: the variable is not set, or holds no key.
+    Args:
+        answer: a reply that does not show the ability, or a refusal.
+        names: a pattern of what a refusal names that is about the ability.
     """
-    name = settings.api_key_env
-    if name is None:
-        return ""
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigurationError(
-            f"the environment variable {name}, which should hold the key for {settings.url}, is not set; type "
-            f"export {name}=… before the command, or set the role's api_key_env to another name, or to null for none"
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigurationError(f"the environment variable {name} holds characters that no key has; set it anew")
-    return key
+    return None if answer.failed and not re.search(names, answer.reason, re.IGNORECASE) else False
 
 
 def _tokenizer_digest(tokenizer: str) -> str:

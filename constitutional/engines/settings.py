@@ -3,12 +3,14 @@
 A role's settings may leave out what is as the trained model has it; `role_settings` fills that in.
 """
 
+import os
 import re
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import TECHNICAL, Frozen
 from constitutional.base.user_function import resolved
 
@@ -179,6 +181,26 @@ class HttpSettings(Frozen):
         if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError("is no name of an environment variable; name the variable, and never the key itself")
         return name
+
+    def key(self) -> str:
+        """The key; empty where none is sent.
+
+        Raises:
+            ConfigurationError: the variable is not set, or holds no key.
+        """
+        name = self.api_key_env
+        if name is None:
+            return ""
+        key = os.environ.get(name, "").strip()
+        if not key:
+            raise ConfigurationError(
+                f"the environment variable {name}, which should hold the key for {self.url}, is not set; type "
+                f"export {name}=… before the command, or set the role's api_key_env to another name, or to null for "
+                "none"
+            )
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigurationError(f"the environment variable {name} holds characters that no key has; set it anew")
+        return key
 
     def __hash__(self) -> int:
         """A hash of all settings; a mapping has none of its own."""

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from pydantic import Field
 
-from constitutional.base.errors import BudgetError
+from constitutional.base.errors import BudgetError, ModelError
 from constitutional.base.frozen import Frozen
 from constitutional.engines.base import Completion
 from constitutional.engines.settings import Budget, Prices
@@ -162,6 +162,11 @@ class Ledger:
             self.in_flight[role] -= count
             self.spent[role] = Calls.sum([self.spent.get(role, Calls()), calls])
 
+    def counts_tokens(self, role: str, *, priced: bool) -> str | None:
+        """The budget of a role's tokens or of their cost, such as `labeler.budget.max_cost`; None if there is none."""
+        names = ("max_tokens", "max_cost") if priced else ("max_tokens",)
+        return next((limit.key for limit in self._limits(role) if limit.key.endswith(names)), None)
+
     def stop_where_reached(self, role: str) -> None:
         """For a role with requests that may not be submitted: let what is in flight land, of any role, and then stop.
 
@@ -203,3 +208,15 @@ class Account(NamedTuple):
     ledger: Ledger
     role: str = ""
     prices: Prices = Prices()
+
+    def uncounted(self, answers: Iterable[Completion]) -> ModelError | None:
+        """The error of a budget that needs numbers of tokens where an answer has none; a refusal needs none."""
+        if all(answer.prompt_tokens or answer.finish == "refusal" for answer in answers):
+            return None
+        limit = self.ledger.counts_tokens(self.role, priced=self.prices != Prices())
+        if limit is None:
+            return None
+        return ModelError(
+            f"{limit} counts tokens, and the {self.role}'s server reports no usage with its replies; type "
+            f"{limit.rpartition('.')[0]}.max_calls=… in its place. What was answered is kept"
+        )

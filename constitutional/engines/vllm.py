@@ -25,7 +25,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import ConfigurationError, ModelError
-from constitutional.engines.base import Completion, Engine, Finish, Request, Ticket, TooLongError
+from constitutional.engines.base import Completion, Engine, Finish, Request, Ticket
 from constitutional.engines.chat import (
     NOW,
     ChatTokens,
@@ -346,10 +346,7 @@ class VllmEngine(Engine):
     def tokens(self) -> ChatTokens:
         """How conversations become tokens, as the local engine makes them."""
         own = self.settings
-        tokenizer = load_tokenizer(self.folder, pad_token=own.pad_token, template=own.template)
-        if not tokenizer.chat_template:
-            raise ModelError(f"{self.folder}: its tokenizer has no chat template; use a chat model, or add one")
-        return ChatTokens(tokenizer)
+        return ChatTokens(load_tokenizer(self.folder, pad_token=own.pad_token, template=own.template))
 
     @cached_property
     def limit(self) -> int | None:
@@ -375,6 +372,7 @@ class _Asked(NamedTuple):
     """A request whose rows are in work."""
 
     request: Request
+    server: VllmServer
     rows: list[list[int]]
     shared: int
     """Tokens that the rows of choices have in common."""
@@ -394,17 +392,15 @@ class VllmSession:
     def submit(self, ticket: Ticket, request: Request) -> None:
         """Take a request, with which vLLM begins in its next step; one that cannot be asked for has failed at once."""
         engine = self._engine
+        tokens = engine.tokens  # without them nothing can be asked; a conversation may be refused alone
         try:
-            rows = engine.tokens.rows(request, engine.limit)
-        except TooLongError as error:
-            self._failed.append((ticket, Completion("", "too_long", reason=str(error))))
-            return
+            rows = tokens.rows(request, engine.limit)
         except ModelError as error:
-            self._failed.append((ticket, Completion("", "error", reason=str(error))))
+            self._failed.append((ticket, Completion.of_error(error)))
             return
         shared = shared_beginning(rows) if request.choices else 0
         server = engine.server()
-        asked = self._asked[ticket] = _Asked(request, rows, shared, [], {})
+        asked = self._asked[ticket] = _Asked(request, server, rows, shared, [], {})
         for part, work in enumerate(self._work(request, rows, shared)):
             asked.keys.append(server.submit(work, self._inbox, (ticket, part)))
 
@@ -464,8 +460,7 @@ class VllmSession:
         )
 
     def close(self) -> None:
-        """Give up what is outstanding."""
-        keys = [key for asked in self._asked.values() for key in asked.keys]
+        """Give up what is outstanding, with the processes that were asked; none are started for it."""
+        for server in {asked.server for asked in self._asked.values()}:
+            server.abort([key for asked in self._asked.values() if asked.server is server for key in asked.keys])
         self._asked.clear()
-        if keys:
-            self._engine.server().abort(keys)

@@ -20,8 +20,7 @@ from constitutional.base.records import Revision
 from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Session
 from constitutional.engines.journal import Journal
-from constitutional.engines.models import Models, engine_of
-from constitutional.engines.replies import TOP, Fault, chat_body, choice_sampling, choice_scores, read_reply
+from constitutional.engines.replies import TOP, USAGE, Fault, chat_body, choice_sampling, choice_scores, read_reply
 from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
 from constitutional.judging.labeler import WRITTEN, Method, method_for
@@ -76,8 +75,7 @@ def completion_of(settings: HttpSettings, request: Request, status: int, body: o
         scores.send(reply.tokens)
     except StopIteration as end:
         completion: Completion = end.value
-        usage = ("prompt_tokens", "cached_tokens", "completion_tokens")
-        return completion._replace(**{name: getattr(reply.completion, name) for name in usage})
+        return completion._replace(**{name: getattr(reply.completion, name) for name in USAGE})
     reason = "the choices take more tokens than one reply tells; `constitutional run` asks for the rest"
     return Completion("", "error", reason=reason)
 
@@ -154,8 +152,7 @@ class OfflineServer(Engine):
 
         if settings.endpoint != "chat":
             raise ConfigurationError("endpoint=completions sends tokens, which no batch takes; type endpoint=chat")
-        # No key is needed, and none decides what a server answers.
-        self._server = HttpEngine(settings.model_copy(update={"api_key_env": None}), journal=journal)
+        self._server = HttpEngine(settings, journal=journal)
         self._known = self._server.known_abilities()
         able = dict.fromkeys(ABILITIES, False) | self._known
         self.abilities = Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])
@@ -216,12 +213,11 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
     Raises:
         ConfigurationError: a method needs what no server is asked for.
     """
-    models = Models()
 
     def opened(settings: EngineSettings) -> Engine:
         if isinstance(settings, HttpSettings):
             return OfflineServer(settings, lambda: run_context.journal)
-        return opener(settings) if opener else engine_of(settings, models)
+        return (opener or run_context.open)(settings)
 
     templates = load_prompts(config.templates)
     with RunContext(config, ready(config).constitution, templates, Progress(), opened) as run_context:

@@ -113,12 +113,13 @@ class RunContext:
         self.templates = templates
         self.progress = progress
         self._models = Models(lambda line: self.progress.say(f"  {line}"))
-        self._opener = opener or self._open
+        self._opener = opener or self.open
         self._opened: dict[EngineSettings, Engine] = {}
         self._journal: Journal | None = None
         self._ledger = Ledger()
 
-    def _open(self, settings: EngineSettings) -> Engine:
+    def open(self, settings: EngineSettings) -> Engine:
+        """A new engine of these settings, whose model is released with the run's others."""
         return engine_of(settings, self._models, self.progress.say, lambda: self.journal)
 
     def given(self, role: str) -> EngineSettings:

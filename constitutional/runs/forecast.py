@@ -27,7 +27,7 @@ from constitutional.runs.context import Opener, RunContext
 from constitutional.runs.folder import write_forecast
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
-from constitutional.runs.runner import Runner, check_budgets, ready
+from constitutional.runs.runner import Runner, check_budgets, check_keys, ready
 from constitutional.runs.scratch import Replayed, Scratch, ScratchContext, Unasked, asking, replay, scratch_run
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.prompts import SANDBOX
@@ -114,6 +114,8 @@ def forecast(
     with RunContext(config, files.constitution, templates, progress or Progress(), opener) as run_context:
         check_budgets(run_context)
         finished = Runner(run_context, Outputs(config.outputs_folder)).finished(stages)
+        if opener is None:
+            check_keys(run_context, [stage for stage in asking(stages) if stage.name not in finished])
         with scratch_run(run_context, stages, finished) as scratch:
             measured, seconds = _measure(scratch, stages, items)
         run_context.progress = Progress(StringIO())  # nothing is asked from here on

@@ -31,7 +31,7 @@ from constitutional.data.comparisons import HumanComparisons, check_pairs, read_
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.models import model_folder
-from constitutional.engines.settings import Budget, Prices
+from constitutional.engines.settings import Budget, HttpSettings, Prices, ScriptedSettings
 from constitutional.engines.spending import Calls
 from constitutional.engines.vllm import vllm_version
 from constitutional.judging.labeler import answering
@@ -94,7 +94,8 @@ def run(
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
         check_budgets(run_context)
         runner = Runner(run_context, Outputs(config.outputs_folder))
-        if opener is None and not runner.all_done(stages):
+        if opener is None and (open_stages := runner.unfinished(stages)):
+            check_keys(run_context, open_stages)
             _check_model(config, files, trains=any(stage.trains for stage in stages))
         given = (*CONSTITUTION, *GIVEN, *config.judges.values(), *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
@@ -137,13 +138,22 @@ def check_budgets(run_context: RunContext) -> None:
             advice = f"type {paid[-1]}.prices.input=… and {paid[-1]}.prices.output=…, for a million tokens"
             raise ConfigurationError(f"{key}.max_cost={budget.max_cost:g} needs prices, and there are none; {advice}")
         counted = budget.max_tokens is not None or budget.max_cost is not None
-        silent = [role for role in paid if counted and not run_context.opened(roles[role]).abilities.usage]
+        silent = [role for role in paid if counted and isinstance(roles[role], ScriptedSettings)]
         if silent:
             limit = "max_tokens" if budget.max_tokens is not None else "max_cost"
             raise ConfigurationError(
                 f"{key}.{limit} counts tokens, and the {silent[0]}'s engine does not tell how many there are; type "
                 f"{key}.max_calls=… in its place"
             )
+
+
+def check_keys(run_context: RunContext, stages: Iterable[Stage]) -> None:
+    """Refuse a server's key that is not set, before the stages work for hours and then ask that server."""
+    for need in dict.fromkeys(need for stage in stages for need in stage.needs):
+        if need in ROLES or need in run_context.config.judges.values():
+            settings = run_context.given(need)
+            if isinstance(settings, HttpSettings):
+                settings.key()
 
 
 class InputFiles(NamedTuple):
@@ -262,9 +272,10 @@ class Runner:
         self._entries: dict[str, StageEntry] = {}
         """What is known of the stages so far, by name."""
 
-    def all_done(self, stages: Sequence[Stage]) -> bool:
-        """Whether every stage's output is there, so that nothing will be asked or trained."""
-        return len(self.finished(stages)) == len(stages)
+    def unfinished(self, stages: Sequence[Stage]) -> list[Stage]:
+        """The stages that will be run, as far as is known before."""
+        finished = self.finished(stages)
+        return [stage for stage in stages if stage.name not in finished]
 
     def finished(self, stages: Sequence[Stage]) -> dict[str, tuple[Path, StageEntry]]:
         """The stages whose output is there, by name, and where it is; those after what is not made yet are unknown."""

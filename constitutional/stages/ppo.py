@@ -180,11 +180,13 @@ def run(settings: Settings, context: StageContext) -> None:
         context.warn("no draft was revised, so PPO-ptx has no supervised example to go on learning")
         settings = settings.model_copy(update={"ptx_coef": 0.0})
     trainer = make_trainer(settings, prompts, context, folder, supervised)
-    first = trainer.begin(resume=True)
-    for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):
-        trainer.train_phase(phase)
-    if settings.sampler == "vllm":
-        trainer.sampler.close()  # type: ignore[attr-defined]  # it is a VllmSampler
+    try:
+        first = trainer.begin(resume=True)
+        for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):
+            trainer.train_phase(phase)
+    finally:
+        if settings.sampler == "vllm":
+            trainer.sampler.close()  # type: ignore[attr-defined]  # it is a VllmSampler
     trainer.save_model(context.output("policy"))
     context.write("rollouts", kept_rollouts(folder, prompts))
     log = _lines(folder / LOG)

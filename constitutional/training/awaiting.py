@@ -6,8 +6,9 @@ As in TRL, such a function is an `async def`. Meanwhile the thread that calls th
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from constitutional.base.threads import in_thread
 
 
 def is_async(function: object) -> bool:
@@ -40,7 +41,4 @@ def _in_background(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Callable[[
     async def all_of_them() -> list[Any]:
         return await asyncio.gather(*coroutines)
 
-    pool = ThreadPoolExecutor(1, "rewards")
-    future = pool.submit(lambda: asyncio.run(all_of_them()))
-    pool.shutdown(wait=False)
-    return future.result
+    return in_thread(lambda: asyncio.run(all_of_them()), "rewards").result

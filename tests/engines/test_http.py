@@ -3,7 +3,9 @@
 import json
 import math
 import random
+import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,26 +81,35 @@ def test_a_field_that_the_server_refuses_is_left_out_from_then_on() -> None:
 # --- Faults ---
 
 
-def faulty(dice: random.Random, done: set[str]) -> Callable[[Json, int], Answer]:
-    """A server that fails 3 times of 10, in all the ways there are."""
+HANGING = range(0, 200, 25)
+"""The rows whose first question gets no answer."""
 
-    def rule(body: Json, number: int) -> Answer:
+
+def faulty(dice: random.Random, sent: set[str]) -> Callable[[Json, int], Answer]:
+    """A server that fails 3 times of 10, in all the ways there are; no more than 3 times for one question."""
+    failures: Counter[str] = Counter()
+    hanging = {question(number).messages[0].content for number in HANGING}
+
+    def rule(body: Json, _number: int) -> Answer:
         text = body["messages"][-1]["content"]
+        if text in hanging:
+            return chat("too late", after_s=60)._replace(good=False)
         sound = chat(f"Answer to {text}", after_s=0.01)
-        if dice.random() > 0.3:
-            done.add(text)
+        if dice.random() > 0.3 or failures[text] == 3:
+            sent.add(f"Answer to {text}")
             return sound
+        failures[text] += 1
         faults = [
             error(429, "slow down", {"Retry-After": "0.2"}),
             error(429, "slow down", {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
             error(429, "slow down"),
             error(500),
+            error(503),
             Answer(b"<html><body>Gateway</body></html>"),
             Answer(sound.body[: len(sound.body) // 2]),
             Answer(json.dumps({"model": "mock", "choices": []}).encode()),
             chat(None)._replace(good=False),
             Answer(drop=True),
-            chat("too late", after_s=60)._replace(good=False) if number % 4 == 0 else error(503),
         ]
         return dice.choice(faults)
 
@@ -106,26 +117,28 @@ def faulty(dice: random.Random, done: set[str]) -> Callable[[Json, int], Answer]
 
 
 def test_with_three_faults_in_ten_every_item_is_done_or_marked_and_no_paid_reply_is_lost(tmp_path: Path) -> None:
-    done: set[str] = set()
+    sent: set[str] = set()
 
     async def row(number: int) -> list[Completion]:
         first = await ask(journalled, question(number))
         second = await ask(journalled, Request((Message("user", f"{number}, then? {first.text}"),)))
         return [first, second]
 
-    with serving(faulty(random.Random(5), done)) as server, Journal(tmp_path / "journal.sqlite") as journal:
-        journalled = JournalEngine(engine(server, concurrency=12, deadline_s=4.0), journal)
-        began_s = time.monotonic()
-        answers = [answer for pair in side_by_side(row(number) for number in range(200)) for answer in pair]
-        assert time.monotonic() - began_s < 20
+    with serving(faulty(random.Random(5), sent)) as server, Journal(tmp_path / "journal.sqlite") as journal:
+        journalled = JournalEngine(engine(server, concurrency=12, deadline_s=6.0), journal)
+        pairs = list(side_by_side(row(number) for number in range(200)))
         kept = journal._connection.execute("SELECT COUNT(*) FROM completions").fetchone()[0]
+    answers = [answer for pair in pairs for answer in pair]
     replied = [answer for answer in answers if answer.finish == "stop"]
     marked = [answer for answer in answers if answer.failed]
     assert len(answers) == len(replied) + len(marked) == 400
-    assert all("within 4 s; the last time: " in answer.reason for answer in marked)
-    assert 0 < len(marked) < 40
-    assert len({answer.text for answer in replied}) == len(replied) == len(done)  # none is doubled
-    assert kept == server.good == len(replied)
+    assert all(pairs[number][0].failed for number in HANGING)
+    assert all("within 6 s; the last time: " in answer.reason for answer in marked)
+    texts = {answer.text for answer in replied}
+    assert len(texts) == len(replied) == kept  # none is doubled, and none is lost
+    # On a busy machine, a reply may cross the deadline of its request, which is marked then.
+    assert texts <= sent
+    assert len(sent - texts) <= len(marked) - len(HANGING)
     assert server.most_open <= 12
 
 
@@ -146,11 +159,10 @@ def test_a_server_that_refuses_more_than_it_can_do_is_sent_little_more() -> None
 
 def test_a_deadline_covers_all_tries() -> None:
     with serving(lambda _body, _number: error(500, "broken")) as server:
-        began_s = time.monotonic()
-        (answer,) = engine(server, deadline_s=0.8).complete([question(0)])
-        assert time.monotonic() - began_s < 1.2
+        (answer,) = engine(server, deadline_s=2.0).complete([question(0)])
     assert answer.finish == "error"
-    assert "broken" in answer.reason
+    assert "within 2 s" in answer.reason
+    assert len(server.asked) > 1
 
 
 def test_a_slow_reply_is_given_up_at_the_deadline() -> None:
@@ -334,6 +346,23 @@ def test_a_digit_that_begins_a_longer_number_costs_one_more_request() -> None:
     assert answer.prompt_tokens == 14
 
 
+@pytest.mark.parametrize(("fault", "finish", "read"), [(error(400), "error", 7), (error(500), "choices", 21)])
+def test_tokens_of_all_steps_are_counted_where_a_later_step_fails(fault: Answer, finish: str, read: int) -> None:
+    """A second step that is refused leaves the first one's 7 tokens; one that is tried again takes both steps anew."""
+
+    def rule(body: Json, number: int) -> Answer:
+        if number == 1:
+            return fault
+        if body["messages"][-1]["content"].endswith("1"):
+            return chat("0", logprobs=tops({"0": math.log(0.75), ".": math.log(0.2)}))
+        return chat(" 1", logprobs=tops({" ": math.log(0.9)}, {"2": math.log(0.4), "1": math.log(0.5)}))
+
+    with serving(rule) as server:
+        asked = Request((Message("user", "?"), Message("assistant", "Score:")), choices=(" 1", " 2", " 10"))
+        (answer,) = engine(server).complete([asked])
+    assert (answer.finish, answer.prompt_tokens, answer.completion_tokens) == (finish, read, 3 * read // 7)
+
+
 def completions(server: FaultyServer) -> HttpEngine:
     return engine(server, endpoint="completions", tokenizer=str(MODEL_FOLDER))
 
@@ -360,6 +389,32 @@ def test_completions_go_on_from_token_ids_and_score_whole_choices_by_echo() -> N
     assert server.paths == ["/v1/completions"] * 2
     assert answer.choice_logprobs == pytest.approx([-row[-1] / 1000 for row in rows])
     assert reply.text == "Well."
+
+
+def test_a_conversation_that_the_template_refuses_fails_alone(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_FOLDER, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    with_system = Request((Message("system", "Be kind."), Message("user", "Why?")))
+    with serving(lambda _body, _number: completed({"text": "Well.", "finish_reason": "stop"})) as server:
+        asked = engine(server, endpoint="completions", tokenizer=str(folder))
+        answers = asked.complete([with_system, question(1), with_system._replace(choices=(" A", " B"))])
+    assert [answer.finish for answer in answers] == ["error", "stop", "error"]
+    assert "no system message" in answers[0].reason
+    assert "no system message" in answers[2].reason
+
+
+def test_a_tokenizer_without_a_template_stops_the_run(tmp_path: Path) -> None:
+    folder = shutil.copytree(MODEL_FOLDER, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(folder)
+    with serving(lambda _body, _number: error(500)) as server, pytest.raises(ModelError, match="no chat template"):
+        engine(server, endpoint="completions", tokenizer=str(folder)).complete([question(0)])
+    assert server.asked == []
 
 
 def test_completions_without_echo_are_read_from_the_likeliest_tokens() -> None:
@@ -441,8 +496,11 @@ def test_the_key_is_sent_and_a_missing_one_is_told_before_anything_is_asked(monk
         assert "Authorization: Bearer sk-marked-1234\r\n" in server.headers[0]
         monkeypatch.delenv("SOME_KEY")
         settings = HttpSettings(url=server.url, model="mock", api_key_env="SOME_KEY")
+        model = engine_of(settings, Models())
         with pytest.raises(ConfigurationError, match="SOME_KEY"):
-            engine_of(settings, Models())
+            model.complete([question(0)])
+        with pytest.raises(ConfigurationError, match="SOME_KEY"):
+            _ = model.abilities
     assert len(server.asked) == 1
 
 
@@ -519,3 +577,34 @@ def test_what_a_server_can_do_is_remembered_by_the_journal_and_not_asked_again(t
         assert typed.choices
         other = settings.model_copy(update={"revision": "2"})
         assert HttpEngine(other, journal=lambda: journal).known_abilities() == {}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "remembered"),
+    [
+        (error(498, "over capacity"), False),
+        (error(400, "come again later"), False),
+        (error(400, "no", code="content_filter"), False),
+        (error(400, "Unsupported: logprobs, continue_final_message, response_format"), True),
+    ],
+)
+def test_only_what_a_server_says_of_its_abilities_is_remembered(
+    tmp_path: Path, refusal: Answer, remembered: bool
+) -> None:
+    with serving(lambda _body, _number: refusal) as server, Journal(tmp_path / "journal.sqlite") as journal:
+        settings = HttpSettings(url=server.url, model="mock")
+        first = HttpEngine(settings, journal=lambda: journal).abilities
+        assert (first.choices, first.prefill, first.structured) == (False, False, False)
+        server.rule = able
+        later = HttpEngine(settings, journal=lambda: journal).abilities
+        assert {later.choices, later.prefill, later.structured} == {not remembered}
+
+
+def test_a_server_that_gives_log_probabilities_has_the_ability_whatever_tokens_are_likeliest() -> None:
+    def rule(body: Json, _number: int) -> Answer:
+        logprobs = None if body.get("echo") else {"tokens": [" Yes"], "top_logprobs": [{" Yes": -0.5}]}
+        return completed({"text": " Yes", "finish_reason": "length", "logprobs": logprobs})
+
+    with serving(rule) as server:
+        asked = engine(server, endpoint="completions", tokenizer=str(MODEL_FOLDER), structured="no")
+        assert asked.abilities.choices

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import BudgetError
+from constitutional.base.errors import BudgetError, ModelError, RunError
 from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Ticket
 from constitutional.engines.journal import Journal, JournalEngine
@@ -172,9 +172,84 @@ def test_what_fails_costs_its_tokens_and_no_call(tmp_path: Path) -> None:
         assert journal.spent("first")["critic"].tokens == 35
 
 
-def test_an_engine_that_tells_no_tokens_is_not_held_up_by_a_budget_of_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("budget", "prices", "limit"),
+    [
+        (Budget(max_tokens=5), Prices(), r"critic\.budget\.max_tokens"),
+        (Budget(max_cost=5.0), PRICES, r"critic\.budget\.max_cost"),
+    ],
+)
+def test_a_budget_of_tokens_stops_a_server_that_reports_none_and_keeps_what_was_paid(
+    tmp_path: Path, budget: Budget, prices: Prices, limit: str
+) -> None:
     model = SlowEngine(rule=lambda _: Completion("yes", "stop"))
     with Journal(tmp_path / "journal.sqlite") as journal:
-        ledger = Ledger("first", {}, {"critic": Budget(max_tokens=5)})
-        engine = JournalEngine(model, journal, account=Account(ledger, "critic"))
-        assert len(engine.complete(requests(50))) == 50
+        account = Account(Ledger("first", {}, {"critic": budget}), "critic", prices)
+        engine = JournalEngine(model, journal, account=account)
+        with pytest.raises(ModelError, match=rf"{limit} .*critic\.budget\.max_calls"):
+            engine.complete(requests(50))
+        # What was in flight at the first answer is awaited and kept, and nothing more is asked.
+        assert (model.submitted, model.count, model.lost, engine.asked) == (FIRST, FIRST, 0, FIRST)
+        assert JournalEngine(model, journal).complete(requests(FIRST)) == [Completion("yes", "stop")] * FIRST
+        assert model.count == FIRST
+
+
+@pytest.mark.parametrize(
+    ("budget", "answer"),
+    [
+        (Budget(max_calls=60), Completion("yes", "stop")),
+        (Budget(max_cost=1.0), Completion("yes", "stop")),  # a role without prices costs nothing
+        (Budget(max_tokens=5), Completion("", "refusal", reason="filtered")),
+    ],
+)
+def test_answers_without_usage_stop_nothing_that_needs_none(tmp_path: Path, budget: Budget, answer: Completion) -> None:
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        account = Account(Ledger("first", {}, {}, budget), "critic")
+        engine = JournalEngine(SlowEngine(rule=lambda _: answer), journal, account=account)
+        assert engine.complete(requests(50)) == [answer] * 50
+
+
+class Refusing(SlowEngine):
+    """It cannot begin a session, or takes two requests and no third."""
+
+    def __init__(self, *, begins: bool) -> None:
+        super().__init__()
+        self.begins = begins
+
+    def session(self) -> InFlight:  # type: ignore[override]
+        if not self.begins:
+            raise ModelError("the model cannot be loaded")
+        return TakesTwo(self)
+
+
+class TakesTwo(InFlight):
+    def submit(self, ticket: Ticket, request: Request) -> None:
+        if self.engine.submitted == 2:
+            raise ModelError("the process has ended")
+        super().submit(ticket, request)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_nothing_stays_in_flight_where_an_engine_takes_no_request(tmp_path: Path, begins: bool) -> None:
+    ledger = Ledger("first", {}, {"critic": Budget(max_calls=9)})
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        engine = JournalEngine(Refusing(begins=begins), journal, account=Account(ledger, "critic"))
+        with pytest.raises(ModelError):
+            engine.complete(requests(5))
+        assert ledger.in_flight["critic"] == 0
+        whole = JournalEngine(SlowEngine(), journal, account=Account(ledger, "critic"))
+        assert whole.complete(requests(5)) == [ANSWER] * 5
+
+
+def test_nothing_stays_in_flight_where_an_answer_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    ledger = Ledger("first", {}, {"critic": Budget(max_calls=9)})
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        monkeypatch.setattr(journal, "keep", full)
+        with pytest.raises(RunError, match="full"):
+            JournalEngine(SlowEngine(), journal, account=Account(ledger, "critic")).complete(requests(5))
+    assert ledger.in_flight["critic"] == 0

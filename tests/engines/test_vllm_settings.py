@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import ConfigurationError
+from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.records import Message
 from constitutional.engines import vllm
+from constitutional.engines.base import Request
 from constitutional.engines.models import LazyEngine, Models, engine_of
 from constitutional.engines.settings import Budget, ModelSettings, VllmSettings
+from constitutional.engines.vllm_child import Work
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +83,37 @@ def test_a_folder_without_an_adapter_is_refused(monkeypatch: pytest.MonkeyPatch,
     installed(monkeypatch)
     with pytest.raises(ConfigurationError, match=r"adapter_config\.json"):
         _ = engine(adapter=str(tmp_path)).weights
+
+
+class Processes:
+    """In the place of vLLM's processes: they take work and end before it is done."""
+
+    def __init__(self) -> None:
+        self.aborted: list[str] = []
+        self.count = 0
+
+    def submit(self, _work: Work, inbox: vllm.Inbox, place: object) -> str:
+        inbox.put((place, ModelError("its process ended with code 1")))
+        self.count += 1
+        return str(self.count)
+
+    def abort(self, keys: list[str]) -> None:
+        self.aborted += keys
+
+
+def test_a_session_whose_processes_have_ended_starts_none_to_give_work_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch)
+    started: list[Processes] = []
+
+    def server(_engine: vllm.VllmEngine) -> Processes:
+        started.append(Processes())
+        return started[-1]
+
+    session = vllm.VllmSession(engine())
+    monkeypatch.setattr(vllm.VllmEngine, "server", server)
+    session.submit((0,), Request((Message("user", "Hello?"),)))
+    with pytest.raises(ModelError, match="code 1"):
+        session.collect()
+    session.close()
+    assert len(started) == 1
+    assert started[0].aborted == ["1"]

@@ -13,7 +13,7 @@ from constitutional.base.records import Message, Revision
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.journal import Journal, JournalEngine
-from constitutional.engines.models import Models, engine_of
+from constitutional.engines.models import LazyEngine, Models, engine_of
 from constitutional.engines.settings import Budget, EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Ledger
 from constitutional.runs.batch import (
@@ -25,6 +25,7 @@ from constitutional.runs.batch import (
     divided,
     export,
     import_answers,
+    offline,
     request_lines,
 )
 from constitutional.runs.settings import RunConfig
@@ -284,3 +285,18 @@ def test_a_budget_holds_for_a_server(tmp_path: Path) -> None:
             with pytest.raises(BudgetError):
                 engine.complete([request(str(number)) for number in range(40)])
             assert server.good == 10 == journal.spent("first")["labeler"].asked
+
+
+def test_models_that_an_export_loads_are_released_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[Models] = []
+
+    def release(models: Models) -> None:
+        released.append(models)
+
+    monkeypatch.setattr(Models, "release", release)
+    constitution(tmp_path)
+    with offline(configured(tmp_path, *by_http("labeler", "logprobs=yes", "prefill=yes"))) as run_context:
+        model = run_context.opened(run_context.given("base"))
+        assert isinstance(model, LazyEngine)
+        assert released == []
+    assert model._models in released

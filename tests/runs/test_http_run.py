@@ -7,11 +7,16 @@ import pytest
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.progress import Progress
+from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Engine
 from constitutional.engines.models import Models, engine_of
 from constitutional.engines.settings import EngineSettings, HttpSettings
-from constitutional.runs.runner import run
+from constitutional.runs.context import RunContext
+from constitutional.runs.forecast import forecast
+from constitutional.runs.runner import check_budgets, ready, run
 from tests.engines.faulty_server import Answer, FaultyServer, Json, chat, error, serving, tops
+from tests.engines.test_http import able
+from tests.runs.test_budget import by_http
 from tests.scripted_run import World, configured, constitution, stages
 
 KEY = "sk-marked-4711"
@@ -66,4 +71,36 @@ def test_a_missing_key_is_told_before_a_folder_is_made(tmp_path: Path, monkeypat
         with pytest.raises(ConfigurationError, match="SOME_KEY"):
             run(config, stages=stages(config), progress=Progress(StringIO()))
     assert server.asked == []
-    assert not (tmp_path / "runs").exists()
+    assert not config.run_folder.exists()
+
+
+def test_a_finished_run_needs_no_key_and_contacts_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with serving(able) as server:
+        config = configured(tmp_path, *configuration(tmp_path, server), "labeler.prefill=auto", "until=prompts")
+        run(config, progress=Progress(StringIO()))
+        assert len(server.asked) > 0
+    monkeypatch.delenv("SOME_KEY")
+    output = StringIO()
+    run(config, progress=Progress(output))
+    assert "done before" in output.getvalue()
+
+
+def test_a_forecast_tells_a_missing_key_before_it_asks_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with serving(rule) as server:
+        config = configured(tmp_path, *configuration(tmp_path, server))
+        with pytest.raises(ConfigurationError, match="SOME_KEY"):
+            forecast(config, progress=Progress(output := StringIO()))
+    assert server.asked == []
+    assert "measuring" not in output.getvalue()
+
+
+def test_budgets_are_checked_without_a_server(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = configured(tmp_path, *by_http("labeler"), "budget.max_tokens=10")
+    templates = load_prompts(config.templates)
+    with RunContext(config, ready(config).constitution, templates, Progress(StringIO())) as run_context:
+        check_budgets(run_context)  # the server's host does not exist

@@ -9,12 +9,14 @@ from pydantic import ValidationError
 from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Prompt, Rollout, SftExample
+from constitutional.engines.chat import load_tokenizer
 from constitutional.runs.compose import compose
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of
 from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer, run
 from constitutional.stages.reward import write_normalisation
 from constitutional.stages.summaries import LastPhase, OnlineSummary
+from constitutional.training.ppo.rollout import TransformersSampler
 from constitutional.training.reward_model import NORMALISATION, load_reward_model
 from constitutional.training.rows import chat, token_ids
 from constitutional.training.trl import LoraSettings
@@ -120,6 +122,35 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_files(
     assert digest_of(tmp_path / "stopped") == digest_of(tmp_path / "unbroken")
     assert again.rows["rollouts"] == unbroken.rows["rollouts"]
     assert again.said == unbroken.said
+
+
+@pytest.mark.parametrize("failing", [None, 1])
+def test_vllm_is_closed_whatever_the_training_ends_in(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int | None
+) -> None:
+    closed: list[int] = []
+
+    class InPlaceOfVllm(TransformersSampler):
+        def __init__(self, folder: Path, _settings: object) -> None:
+            tokenizer = load_tokenizer(folder)
+            super().__init__(frozenset([tokenizer.eos_token_id]), tokenizer.pad_token_id, batch_size=8)
+
+        def sync(self, policy: Any, phase: int) -> None:  # noqa: ANN401 - as the sampler
+            super().sync(policy, phase)
+            if phase == failing:
+                raise ModelError("out of memory")
+
+        def close(self) -> None:
+            closed.append(self.version)
+
+    monkeypatch.setattr("constitutional.training.ppo.vllm_sampler.VllmSampler", InPlaceOfVllm)
+    settings = QUICK.model_copy(update={"sampler": "vllm"})
+    if failing is None:
+        run(settings, work(tmp_path, models))
+    else:
+        with pytest.raises(ModelError, match="out of memory"):
+            run(settings, work(tmp_path, models))
+    assert closed == [3 if failing is None else failing]
 
 
 def test_with_adapters_it_is_noted_how_much_of_the_reward_model_the_critic_starts_with(
