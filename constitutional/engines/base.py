@@ -123,6 +123,8 @@ class Engine(ABC):
     """A model that answers; any number of threads may have sessions with it at the same time."""
 
     abilities: Abilities = Abilities()
+    elsewhere: bool = False
+    """Another process computes the answers, so that this one can do other work meanwhile."""
 
     @property
     @abstractmethod

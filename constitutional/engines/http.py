@@ -52,6 +52,8 @@ class HttpEngine(Engine):
         ConfigurationError: the endpoint needs a tokenizer. The key is read when the server is first asked.
     """
 
+    elsewhere = True
+
     def __init__(
         self, settings: HttpSettings, say: Say | None = None, journal: Callable[[], Journal] | None = None
     ) -> None:

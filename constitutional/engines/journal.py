@@ -177,6 +177,11 @@ class JournalEngine(Engine):
         return self.engine.abilities
 
     @property
+    def elsewhere(self) -> bool:  # type: ignore[override] # not set here
+        """As the engine says."""
+        return self.engine.elsewhere
+
+    @property
     def weights(self) -> str:
         """The engine's own."""
         return self.engine.weights

@@ -311,6 +311,8 @@ def _end(child: _Child) -> None:
 class VllmEngine(Engine):
     """An engine that is known at once, and whose processes start when it is first asked."""
 
+    elsewhere = True
+
     def __init__(self, settings: VllmSettings, models: Models) -> None:
         self.version = vllm_version()
         taken = settings.model_dump(include={"path", "revision", "dtype", "pad_token", "template"}, exclude_none=True)

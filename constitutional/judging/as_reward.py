@@ -1,13 +1,20 @@
 """The labeler as a reward: it scores a reply by one principle (direct RLAIF, Lee et al. 2023, section 2.2.2)."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from itertools import product
+from queue import SimpleQueue
 
 from constitutional.base.records import Message
+from constitutional.base.threads import in_thread
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import Labeler
-from constitutional.training.rewards import PrinciplesSettings, Reward, RewardFunction, Turns, conversation_with
+from constitutional.training.rewards import PrinciplesSettings, Reward, Turns, conversation_with
+
+Conversation = tuple[Message, ...]
+Scores = tuple[float | None, ...]
+"""Of one conversation, by each principle."""
 
 
 def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: PrinciplesSettings) -> list[Reward]:
@@ -16,16 +23,37 @@ def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: Pr
     Together they are a mean over the principles by weight. None where the labeler cannot be read. A labeler whose
     engine gives no log-probabilities writes its score instead.
     """
-    total = sum(principle.weight for principle in principles)
-    scores = _Scores(labeler, principles)
+    whole = settings.weight / sum(principle.weight for principle in principles)
+    judge = _Judge(labeler, principles)
     return [
-        Reward(f"constitution/{principle.id}", settings.weight * principle.weight / total, scores.by(index))
+        Reward(f"constitution/{principle.id}", whole * principle.weight, PrincipleReward(judge, index))
         for index, principle in enumerate(principles)
     ]
 
 
-class _Scores:
-    """The scores of a batch of replies by all principles, asked for together when the first principle's are wanted.
+class PrincipleReward:
+    """The reward by one of the principles."""
+
+    def __init__(self, judge: "_Judge", index: int) -> None:
+        self._judge = judge
+        self._index = index
+
+    def prepare(self, prompts: Sequence[Turns], completions: Sequence[Turns]) -> None:
+        """Begin to ask about replies, while a trainer draws others; what the call returns is the same without it."""
+        self._judge.prepare(list(map(conversation_with, prompts, completions)))
+
+    def __call__(self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
+        """A number for each reply, from −1 to 1; None where the labeler's answer cannot be read.
+
+        Raises:
+            ConstitutionalError: the labeler's engine cannot go on.
+        """
+        scores = [row[self._index] for row in self._judge.scores(list(map(conversation_with, prompts, completions)))]
+        return [None if score is None else scaled(score) for score in scores]
+
+
+class _Judge:
+    """The scores of a batch of replies by all principles, which are asked for beside each other.
 
     Trainers call one reward function after the other, and a labeler elsewhere would be waited for as often.
     """
@@ -33,24 +61,55 @@ class _Scores:
     def __init__(self, labeler: Labeler, principles: Sequence[Principle]) -> None:
         self._labeler = labeler
         self._principles = principles
-        self._conversations: list[tuple[Message, ...]] = []
-        self._scores: list[float | None] = []
-        """Of the conversations by the first principle, then by the next."""
+        self._known: dict[Conversation, Scores] = {}
+        """Of the replies that were asked about last."""
+        self._begun: set[Conversation] = set()
+        """Replies that the thread asks about."""
+        self._drawn: SimpleQueue[list[Conversation] | None] = SimpleQueue()
+        """What the thread has still to look at; None ends it."""
+        self._asking: Future[dict[Conversation, Scores]] | None = None
 
-    def by(self, index: int) -> RewardFunction:
-        """The reward by one of the principles."""
+    def prepare(self, conversations: Sequence[Conversation]) -> None:
+        """Ask about replies in a thread, if the labeler answers elsewhere: in this process it would only be in the way.
 
-        def score(prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
-            conversations = list(map(conversation_with, prompts, completions))
-            if conversations != self._conversations:
-                asked = product(self._principles, conversations)
-                stories = (self._labeler.score(conversation, principle) for principle, conversation in asked)
-                self._scores = list(side_by_side(stories))
-                self._conversations = conversations
-            scores = self._scores[index * len(conversations) : (index + 1) * len(conversations)]
-            return [None if score is None else scaled(score) for score in scores]
+        What it computes here would also depend on which replies were drawn by then.
+        """
+        new = [row for row in conversations if row not in self._begun and row not in self._known]
+        if not new or not self._labeler.engine.elsewhere:
+            return
+        self._begun.update(new)
+        self._drawn.put(new)
+        self._asking = self._asking or in_thread(self._ask_as_drawn, "judge")
 
-        return score
+    def scores(self, conversations: Sequence[Conversation]) -> list[Scores]:
+        """By every principle: those that are known, and those that are asked for now."""
+        if self._asking:
+            asking, self._asking = self._asking, None
+            self._begun = set()
+            self._drawn.put(None)
+            self._known |= asking.result()
+        known = {row: self._known[row] for row in conversations if row in self._known}
+        self._known = known | self._ask([row for row in dict.fromkeys(conversations) if row not in known])
+        return [self._known[conversation] for conversation in conversations]
+
+    def _ask_as_drawn(self) -> dict[Conversation, Scores]:
+        """Ask about all that has been drawn, and then about all that was drawn meanwhile, until no more is coming."""
+        scores: dict[Conversation, Scores] = {}
+        ended = False
+        while not ended:
+            waiting = [self._drawn.get()]
+            while not self._drawn.empty():
+                waiting.append(self._drawn.get())
+            ended = waiting[-1] is None
+            scores |= self._ask([conversation for drawn in waiting for conversation in drawn or ()])
+        return scores
+
+    def _ask(self, conversations: Sequence[Conversation]) -> dict[Conversation, Scores]:
+        asked = product(self._principles, conversations)
+        stories = (self._labeler.score(conversation, principle) for principle, conversation in asked)
+        scores, count = list(side_by_side(stories)), len(conversations)
+        by_principle = [scores[start : start + count] for start in range(0, len(scores), count or 1)]
+        return dict(zip(conversations, zip(*by_principle, strict=True), strict=True))
 
 
 def scaled(score: float) -> float:

@@ -1,8 +1,110 @@
-"""What the online algorithms (PPO, GRPO and RLOO) share: what they leave where there is nothing to learn."""
+"""What the online algorithms (PPO, GRPO and RLOO) share: their rewards, and what they leave where there is none."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+from constitutional.base.frozen import Frozen
+from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.as_reward import by_principle
+from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import OnlineSummary
+from constitutional.training import rewards
+from constitutional.training.reward_model import has_members
+from constitutional.training.rewards import OnlineSettings, Reward, RewardSettings
 from constitutional.training.saving import copy_model
+from constitutional.training.user_reward import load_reward
+
+S = TypeVar("S", bound=OnlineSettings)
+
+
+class Inputs(Frozen, Generic[S]):
+    """The settings that a stage depends on: its own, the labeler's where the constitution rewards, users' files."""
+
+    algorithm: S
+    labeler: LabelerSettings | None
+    """None where no reward asks the labeler, so that its settings do not matter."""
+    sources: tuple[Path, ...]
+    """Files of users' functions; the stage's fingerprint holds their content, and not where they are."""
+    functions: tuple[str, ...] = ()
+    """Names of users' functions."""
+
+    @classmethod
+    def of(cls, algorithm: S, labeler: LabelerSettings) -> Self:
+        """From the settings of a run."""
+        asked = LabelerSettings(**labeler.model_dump(include=set(LabelerSettings.model_fields)))
+        return cls(
+            algorithm=algorithm,
+            labeler=asked if asks_labeler(algorithm) else None,
+            sources=sources(algorithm),
+            functions=tuple(reward.function.rpartition(":")[2] for reward in _python_rewards(algorithm)),
+        )
+
+
+def needs(settings: OnlineSettings) -> tuple[str, ...]:
+    """What the rewards need of a run beside prompts and the SFT model."""
+    of_kind = {
+        "reward_model": ("reward_model",),
+        "constitution": ("labeler", "labeler_accuracy", "constitution", "score.j2"),
+    }
+    return tuple(need for reward in settings.rewards for need in of_kind.get(reward.kind, ()))
+
+
+def asks_labeler(settings: object) -> bool:
+    """Whether an algorithm has the constitution as one of its rewards."""
+    return isinstance(settings, OnlineSettings) and any(reward.kind == "constitution" for reward in settings.rewards)
+
+
+def _python_rewards(settings: OnlineSettings) -> list[rewards.PythonSettings]:
+    return [reward for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
+
+
+def sources(settings: OnlineSettings) -> tuple[Path, ...]:
+    """The files of the user's functions and of what they import: what they say decides what is trained."""
+    functions = [load_reward(reward.function) for reward in _python_rewards(settings)]
+    return tuple(dict.fromkeys(path for function in functions for path in function.sources))
+
+
+def check(settings: OnlineSettings) -> None:
+    """Find the user's functions, before anything is asked or trained.
+
+    Raises:
+        ConstitutionalError: one cannot be found or imported, or two have one name.
+    """
+    rewards.check_names(list(map(rewards.function, _python_rewards(settings))))
+
+
+def rewards_of(
+    chosen: Sequence[RewardSettings], context: StageContext, labeler: LabelerSettings | None
+) -> list[Reward]:
+    """The rewards that the settings name, in their order; a constitution's is one for each principle."""
+    functions: list[Reward] = []
+    for reward in chosen:
+        if isinstance(reward, rewards.RewardModelSettings):
+            functions.append(rewards.reward_model(_members(context.model("reward_model")), reward))
+        elif isinstance(reward, rewards.PrinciplesSettings):
+            assert labeler is not None
+            judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
+            accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
+            functions += by_principle(judge, trusted_principles(context.constitution, accuracies).principles, reward)
+        else:
+            functions.append(rewards.rule(reward))
+    rewards.check_names(functions)
+    return functions
+
+
+def _members(folder: Path) -> Sequence[rewards.Scorer]:
+    import torch
+
+    from constitutional.training.ppo.rollout import load_reward_models
+
+    return load_reward_models(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def lacks_reward_model(settings: OnlineSettings, context: StageContext) -> bool:
+    """Whether the reward model that is asked for has no member, as no comparison was decided."""
+    return "reward_model" in needs(settings) and not has_members(context.model("reward_model"))
 
 
 def nothing_learned(context: StageContext) -> None:

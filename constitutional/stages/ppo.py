@@ -1,8 +1,8 @@
-"""Proximal policy optimisation against the reward model, from the SFT model (Bai et al. 2022, section 4.1).
+"""Proximal policy optimisation, from the SFT model (Bai et al. 2022, section 4.1).
 
-The trainer is `training/ppo/trainer.py`. This stage hands it the training prompts and the reward models, whose scores
-are normalised and, for an ensemble, averaged less some deviations (Coste et al. 2024). Episodes are single replies,
-rewarded at their last token, with a penalty for leaving the SFT model at every token.
+The trainer is `training/ppo/trainer.py`. This stage hands it the training prompts and the rewards: by default the
+reward models, whose scores are normalised and, for an ensemble, averaged less some deviations (Coste et al. 2024).
+Episodes are single replies, rewarded at their last token, with a penalty for leaving the SFT model at every token.
 
 Some replies of every phase are kept, as `rollouts`, with their reward and KL. Evaluation scores them later by measures
 that the training could not see, which shows whether it over-optimised its reward (Gao et al. 2023).
@@ -23,11 +23,10 @@ from constitutional.base.seeds import seed_of
 from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.settings import VllmSettings
 from constitutional.stages.context import StageContext
-from constitutional.stages.online import nothing_learned
+from constitutional.stages.online import Inputs, lacks_reward_model, nothing_learned, rewards_of
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.ppo.settings import PPOConfig, PPOSettings
-from constitutional.training.reward_model import has_members
-from constitutional.training.rewards import OnlineSettings
+from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardModelSettings
 from constitutional.training.rows import Row, chat, fitting, supervised_rows
 from constitutional.training.trl import NetworkSettings, lora_config
 
@@ -38,12 +37,12 @@ if TYPE_CHECKING:
 
 LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 """As the trainer calls them."""
-NOT_THE_TRAINERS = {"kind", "lora", "max_tokens", "rollouts", "sampler", "sampler_memory"}
+NOT_THE_TRAINERS = {"kind", "lora", "max_tokens", "rewards", "rollouts", "sampler", "sampler_memory"}
 """Settings that the trainer is told otherwise."""
 
 
 class Settings(OnlineSettings, NetworkSettings, PPOSettings):
-    """Proximal policy optimisation against the reward model.
+    """Proximal policy optimisation.
 
     The values suit a model of some million weights on a CPU. A field whose name differs from the trainer's has that as
     its alias.
@@ -95,14 +94,18 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
 
 
 def make_trainer(
-    settings: Settings, prompts: list[Prompt], context: StageContext, output: "Path", supervised: Sequence[Row] = ()
+    inputs: Inputs[Settings],
+    prompts: list[Prompt],
+    context: StageContext,
+    output: "Path",
+    supervised: Sequence[Row] = (),
 ) -> "PPOTrainer":
     """The trainer for these prompts, and rows for `ptx_coef`; checkpoints, log and samples go into `output`."""
     import torch
 
     from constitutional.training.ppo.trainer import PPOTrainer
 
-    sampler = None
+    settings, sampler = inputs.algorithm, None
     if settings.sampler == "vllm":
         from constitutional.training.ppo.vllm_sampler import VllmSampler
 
@@ -110,6 +113,9 @@ def make_trainer(
         sampler = VllmSampler(
             context.model("sft_model"), VllmSettings(memory=settings.sampler_memory, max_length=longest)
         )
+    models = [reward for reward in settings.rewards if isinstance(reward, RewardModelSettings)]
+    others = [reward for reward in settings.rewards if reward not in models]
+    functions = rewards_of(others, context, inputs.labeler)
     gpu = torch.cuda.is_available()
     args = PPOConfig(
         output_dir=str(output),
@@ -120,17 +126,26 @@ def make_trainer(
         response_length=settings.max_tokens,
         sample_steps=1,
         sample_size=settings.rollouts,
+        reward_weights=[*(reward.weight for reward in models), *(reward.weight for reward in functions)],
+        ensemble_k=sum(reward.ensemble_k for reward in models),  # of the only one, if there is one
         **settings.model_dump(by_alias=True, exclude=NOT_THE_TRAINERS),
     )
     return PPOTrainer(
         context.model("sft_model"),
-        reward_model=context.model("reward_model"),
+        reward_model=context.model("reward_model") if models else None,
         args=args,
         train_dataset=[{"prompt": chat(prompt.messages)} for prompt in prompts],
         peft_config=lora_config(settings, "CAUSAL_LM"),
+        reward_funcs=list(map(_named, functions)),
         ptx_dataset=supervised,
         sampler=sampler,
     )
+
+
+def _named(reward: Reward) -> RewardFunction:
+    """The function of a reward, under the name that the trainer logs it by."""
+    setattr(reward.function, "__name__", reward.name)  # noqa: B010 - a function's, or an object's that is called as one
+    return reward.function
 
 
 def kept_rollouts(folder: "Path", prompts: list[Prompt]) -> list[Rollout]:
@@ -157,16 +172,17 @@ def _lines(path: "Path") -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def run(settings: Settings, context: StageContext) -> None:
+def run(inputs: Inputs[Settings], context: StageContext) -> None:
     """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`.
 
     With `ptx_coef`, on the SFT examples as well, as many of them in a step as there are replies. Where the reward model
     has no member, as no comparison was decided, the policy is the SFT model.
     """
+    settings = inputs.algorithm
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     if not prompts:
         raise RunError("No prompt is left to train on: all of them are held out; give more, or set prompts.held_out")
-    if not has_members(context.model("reward_model")):
+    if lacks_reward_model(settings, context):
         nothing_learned(context)
         return
     folder = context.output("checkpoints")
@@ -179,7 +195,8 @@ def run(settings: Settings, context: StageContext) -> None:
     elif settings.ptx_coef:
         context.warn("no draft was revised, so PPO-ptx has no supervised example to go on learning")
         settings = settings.model_copy(update={"ptx_coef": 0.0})
-    trainer = make_trainer(settings, prompts, context, folder, supervised)
+        inputs = inputs.model_copy(update={"algorithm": settings})
+    trainer = make_trainer(inputs, prompts, context, folder, supervised)
     try:
         first = trainer.begin(resume=True)
         for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):

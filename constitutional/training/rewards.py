@@ -65,24 +65,6 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class OnlineSettings(_Settings):
-    """How replies are sampled in an online training."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    """Temperature at which replies are sampled and log-probabilities are taken."""
-    max_tokens: int = Field(default=160, ge=1)
-    """Length in tokens at which a reply is cut off."""
-    missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """Amount that is taken from the reward of a reply that was cut off."""
-    rollouts: int = Field(default=128, ge=1)
-    """Most replies of each step, or phase of PPO, that are kept to be scored and read."""
-    sampler: Literal["transformers", "vllm"] = "transformers"
-    """What draws the replies: the model that is trained itself, or vLLM, which takes over its weights before every
-    step. With vLLM and GRPO or RLOO a training that was interrupted goes on with other replies."""
-    sampler_memory: Annotated[float, TECHNICAL] = Field(default=0.3, gt=0, le=1)
-    """The share of a GPU's memory that vLLM takes beside the training; on a CPU, of 4 GiB for what it has read."""
-
-
 class RewardModelSettings(_Settings):
     """The run's reward model, or an ensemble of them."""
 
@@ -148,6 +130,37 @@ RewardSettings = Annotated[
     RewardModelSettings | PrinciplesSettings | LengthSettings | RefusalSettings | QuestionsSettings | PythonSettings,
     Field(discriminator="kind"),
 ]
+
+
+class OnlineSettings(_Settings):
+    """What is rewarded in an online training, and how replies are sampled."""
+
+    rewards: tuple[RewardSettings, ...] = (RewardModelSettings(),)
+    """The rewards of a reply: a list of {kind: …, weight: …}."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature at which replies are sampled and log-probabilities are taken."""
+    max_tokens: int = Field(default=160, ge=1)
+    """Length in tokens at which a reply is cut off."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """Amount that is taken from the reward of a reply that was cut off."""
+    rollouts: int = Field(default=128, ge=1)
+    """Most replies of each step, or phase of PPO, that are kept to be scored and read."""
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    """What draws the replies: the model that is trained itself, or vLLM, which takes over its weights before every
+    step. With vLLM and GRPO or RLOO a training that was interrupted goes on with other replies."""
+    sampler_memory: Annotated[float, TECHNICAL] = Field(default=0.3, gt=0, le=1)
+    """The share of a GPU's memory that vLLM takes beside the training; on a CPU, of 4 GiB for what it has read."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _logged_apart(cls, chosen: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
+        kinds = [reward.kind for reward in chosen if reward.kind != "python"]
+        if not chosen:
+            raise ValueError('is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"')
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            raise ValueError(f"holds two of the kind '{min(twice)}'; take one out, as they are logged by kind")
+        return chosen
 
 
 def check_names(rewards: Iterable[Reward]) -> None:

@@ -1,7 +1,9 @@
 import math
+import threading
 
 import pytest
 
+from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Principle
@@ -73,3 +75,57 @@ def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None
     # Other replies are not taken for those of before.
     assert scores(rewards[0], "Yes.", "LOUD") == together[0][:2]
     assert scores(rewards[2], "LOUD", "Yes.") == together[2][1::-1]
+
+
+def asked_through(engine: ScriptedEngine) -> list[Reward]:
+    principles = [Principle(id=name, text=f"Be {name}.") for name in ("calm", "brief")]
+    return by_principle(Labeler(engine, load_prompts(), LabelerSettings(), 0), principles, PrinciplesSettings())
+
+
+def prepare(reward: Reward, *texts: str) -> None:
+    for text in texts:
+        prompts, replies = [[{"role": "user", "content": "May I?"}]], [[{"role": "assistant", "content": text}]]
+        reward.function.prepare(prompts, replies)  # type: ignore[attr-defined]
+
+
+def test_a_labeler_elsewhere_is_asked_about_replies_while_others_are_drawn() -> None:
+    both = threading.Event()
+
+    class Server(ScriptedEngine):
+        elsewhere = True
+
+    def answer(request: Request) -> Completion | str:
+        if any(f"{word}." in message.content for message in request.messages for word in ("No", "Well")):
+            both.set()
+        return graded(request)
+
+    engine, plain = Server(answer), ScriptedEngine(graded)
+    rewards, without = asked_through(engine), asked_through(plain)
+    for texts in (("Yes.", "LOUD", "No.", "Yes."), ("No.", "Well.")):  # two phases
+        both.clear()
+        for reward in rewards:
+            prepare(reward, *texts[:3])
+        assert both.wait(30)  # nobody has called for a number yet
+        assert [scores(reward, *texts) for reward in rewards] == [scores(reward, *texts) for reward in without]
+    assert engine.count == plain.count
+
+
+def test_a_labeler_in_this_process_is_asked_when_its_numbers_are_called_for() -> None:
+    engine = ScriptedEngine(graded)
+    rewards = asked_through(engine)
+    prepare(rewards[0], "Yes.")
+    assert not engine.count
+    assert scores(rewards[0], "Yes.") == [1.0]
+
+
+def test_an_engine_that_cannot_go_on_is_told_where_the_numbers_are_called_for() -> None:
+    class Broken(ScriptedEngine):
+        elsewhere = True
+
+    def refuse(_request: Request) -> str:
+        raise ModelError("the server is down")
+
+    (calm, _) = asked_through(Broken(refuse))
+    prepare(calm, "Yes.")
+    with pytest.raises(ModelError, match="the server is down"):
+        scores(calm, "Yes.")

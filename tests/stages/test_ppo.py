@@ -1,4 +1,5 @@
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,15 +10,24 @@ from pydantic import ValidationError
 from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Prompt, Rollout, SftExample
+from constitutional.base.templates import load_prompts
+from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.engines.base import Completion, Request
 from constitutional.engines.chat import load_tokenizer
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.labelling import LabelSettings
 from constitutional.runs.compose import compose
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of
-from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer, run
+from constitutional.stages import ppo
+from constitutional.stages.online import Inputs
+from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer
 from constitutional.stages.reward import write_normalisation
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.ppo.rollout import TransformersSampler
 from constitutional.training.reward_model import NORMALISATION, load_reward_model
+from constitutional.training.rewards import LengthSettings, PrinciplesSettings, RewardModelSettings
 from constitutional.training.rows import chat, token_ids
 from constitutional.training.trl import LoraSettings
 from tests.tiny import OneStage, tiny_model
@@ -53,6 +63,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def moments(folder: Path, deviation: float) -> None:
     (folder / NORMALISATION).write_text(json.dumps({"members": [{"mean": 0.0, "deviation": deviation}]}))
+
+
+def inputs(settings: Settings) -> Inputs[Settings]:
+    return Inputs.of(settings, LabelSettings())
+
+
+def run(settings: Settings, context: OneStage) -> None:
+    ppo.run(inputs(settings), context)
 
 
 def work(folder: Path, models: dict[str, Path], kind: type[OneStage] = OneStage) -> OneStage:
@@ -243,17 +261,18 @@ def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[s
         lam=0.8,
         kl_coef=0.25,
         kl_target=6.0,
-        ensemble_k=1.5,
+        rewards=(RewardModelSettings(ensemble_k=1.5, weight=2.0),),
         missing_eos_penalty=0.5,
         checkpoint_every=3,
     )
-    trainer = make_trainer(settings, PROMPTS, work(tmp_path, models), tmp_path / "checkpoints")
+    trainer = make_trainer(inputs(settings), PROMPTS, work(tmp_path, models), tmp_path / "checkpoints")
     args = trainer.args
     assert (trainer.batch_size, trainer.phases) == (24, 5)  # 100 episodes in phases of 3·2·4
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_mini_batches) == (3, 2, 4)
     assert (args.num_ppo_epochs, args.critic_warmup_steps, args.response_length) == (5, 4, 9)
     assert (args.max_prompt_length, args.temperature, args.lam, args.kl_coef, args.kl_target) == (77, 0.5, 0.8, 0.25, 6)
     assert (args.ensemble_k, args.missing_eos_penalty, args.save_steps) == (1.5, 0.5, 3)
+    assert args.reward_weights == [2.0]
     assert args.reward_clip is None
     assert (args.sample_size, args.learning_rate) == (128, 3e-4)
 
@@ -309,3 +328,83 @@ def test_without_prompts_to_train_on_or_a_reward_that_varies_it_says_so(
     moments(flat, 0.0)
     with pytest.raises(ModelError, match=r"reward/0: gave every reference sample the same score"):
         run(QUICK, work(tmp_path, {**models, "reward_model": flat}))
+
+
+class Judge(ScriptedEngine):
+    """Scores a reply by the number of its words, and notes the texts that it was asked about."""
+
+    def __init__(self, *, elsewhere: bool) -> None:
+        self.elsewhere = elsewhere
+        super().__init__(self._score)
+
+    def _score(self, request: Request) -> Completion | str:
+        if not request.choices:
+            return "It asks for something. Score: 1"
+        talk = " ".join(message.content for message in request.messages)
+        likely = (len(talk) + 4 * ("Be calm." in talk)) % 10
+        return Completion("", "choices", tuple(-0.1 if number == likely else -3.0 for number in range(10)))
+
+
+DIRECT = {
+    "rewards": (PrinciplesSettings(weight=2), LengthSettings(limit=1, weight=-0.5)),
+    "sampling_batch_size": 2,
+}
+
+
+def judged(folder: Path, models: dict[str, Path], judge: Judge, **changes: Any) -> OneStage:  # noqa: ANN401
+    context = work(folder, {"sft_model": models["sft_model"]})
+    context.engines["labeler"] = judge
+    context.prompts = load_prompts()
+    principles = (Principle(id="calm", text="Be calm.", weight=3), Principle(id="brief", text="Be brief."))
+    context.constitution = Constitution(name="two", principles=principles)
+    context.rows["labeler_accuracy"] = [
+        PrincipleAccuracy(principle=row.id, n=4, right=4, unreadable=0, conflicts=0, mean_p_correct=0.9, trusted=True)
+        for row in principles
+    ]
+    run(QUICK.model_copy(update=DIRECT | changes), context)
+    return context
+
+
+def test_the_constitution_rewards_without_a_reward_model_and_is_logged_by_principle(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    context = judged(tmp_path, models, Judge(elsewhere=False))
+    first = json.loads(context.output("training_log.jsonl").read_text().splitlines()[0])
+    calm, brief, words = (first[f"rewards/{name}"] for name in ("constitution/calm", "constitution/brief", "length"))
+    assert first["reward"] == pytest.approx(2 * (3 * calm + brief) / 4 - 0.5 * words, abs=1e-5)
+    assert calm != brief
+    assert "rewards/reward_model" not in first
+    assert [rollout.phase for rollout in context.rows["rollouts"]] == [phase for phase in range(1, 5) for _ in range(3)]
+
+
+def test_a_judge_that_is_asked_while_replies_are_drawn_changes_no_result(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    beside = judged(tmp_path / "beside", models, Judge(elsewhere=True))
+    after = judged(tmp_path / "after", models, Judge(elsewhere=False))
+    for name in ("policy", "training_log.jsonl"):
+        assert digest_of(beside.output(name)) == digest_of(after.output(name))
+    assert beside.rows["rollouts"] == after.rows["rollouts"]
+
+
+def test_the_first_replies_are_judged_before_the_last_are_drawn(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, drawn = Judge(elsewhere=True), list[int]()
+    asked = threading.Event()
+    score, draw = judge.rule, TransformersSampler._draw
+
+    def noted(request: Request) -> Completion | str:
+        asked.set()
+        return score(request)
+
+    def waits(sampler: TransformersSampler, prompts: Any, *others: Any) -> Any:  # noqa: ANN401
+        if len(drawn) % 4:  # not the first of a phase's four batches
+            assert asked.wait(30)
+        drawn.append(len(prompts))
+        return draw(sampler, prompts, *others)
+
+    judge.rule = noted
+    monkeypatch.setattr(TransformersSampler, "_draw", waits)
+    judged(tmp_path, models, judge, episodes=8)
+    assert drawn == [2] * 4

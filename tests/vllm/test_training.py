@@ -35,6 +35,8 @@ def log_of(folder: Path) -> list[dict[str, float]]:
 
 
 def ppo(folder: Path, lora: bool = False) -> None:
+    from constitutional.judging.labelling import LabelSettings
+    from constitutional.stages.online import Inputs
     from constitutional.stages.ppo import Settings, run
     from constitutional.stages.reward import write_normalisation
     from constitutional.training.reward_model import load_reward_model
@@ -57,7 +59,7 @@ def ppo(folder: Path, lora: bool = False) -> None:
         learning_rate=1e-3,
         lora=LoraSettings(rank=4) if lora else None,
     )
-    run(settings, stage(folder))
+    run(Inputs.of(settings, LabelSettings()), stage(folder))
 
 
 def ppo_with_adapters(folder: Path) -> None:
@@ -96,7 +98,8 @@ def test_a_sync_that_is_left_out_shows_in_the_log(tmp_path: Path) -> None:
 
 def group(kind: str, folder: Path) -> None:
     from constitutional.judging.labelling import LabelSettings
-    from constitutional.stages.grpo import GrpoSettings, Inputs, RlooSettings, run
+    from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
+    from constitutional.stages.online import Inputs
     from constitutional.training.rewards import LengthSettings
 
     settings = (GrpoSettings if kind == "grpo" else RlooSettings)(

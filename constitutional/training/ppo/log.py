@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def describe(rollout: RolloutBatch, rewards: Rewards) -> dict[str, Any]:
     """The batch as it was drawn: means over replies, and over tokens for the entropy and the sampler's mismatch.
 
-    The mismatch is the distance between the sampler's log-probability of a token and the trainer's.
+    A reply is unrewarded where no reward has a number for it. The mismatch is the distance between the sampler's log-probability of a token and the trainer's.
     """
     from constitutional.training.ppo import math as ppo_math
 
@@ -22,6 +22,7 @@ def describe(rollout: RolloutBatch, rewards: Rewards) -> dict[str, Any]:
     line: dict[str, Any] = {
         "reward": float(rewards.total(rollout.rewards).mean()),
         **{f"rewards/{name}": _mean(numbers) for name, numbers in zip(rewards.names, rollout.rewards, strict=True)},
+        "unrewarded": float(rollout.rewards.isnan().all(0).float().mean()),
         "score": float(rollout.scores.mean()),
         "kl": kl,
         "sqrt_kl": math.sqrt(max(kl, 0.0)),

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 RewardFunction = Callable[..., Sequence[float | None]]
 """TRL's: `(prompts, completions, completion_ids=…, **columns)`, a number for each row; None where it has no opinion.
 
-An `async def` is awaited while the replies are read by the models here."""
+An `async def` is awaited while the replies are read by the models here. A function may have a method `prepare(prompts,
+completions)`, which is called with some replies as soon as they are there, while others are drawn."""
 
 
 # --- Replies ---
@@ -56,8 +57,10 @@ class Sampler(Protocol):
             phase: its number, from 0.
         """
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
-        """One reply for each prompt, in order; a reply depends on its prompt, its seed and the sampling alone.
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Iterable[tuple[int, Response]]:
+        """One reply for each prompt, as it comes, behind the prompt's place; it depends on prompt, seed and sampling.
 
         Args:
             prompts: token ids of conversations.
@@ -82,17 +85,17 @@ class TransformersSampler:
         self.policy = policy
         self.version = phase
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
-        """One reply for each prompt, in order."""
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Response]]:
+        """One reply for each prompt, behind the prompt's place, batch by batch."""
         import torch
 
-        replies: dict[int, Response] = {}
-        computing = torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.bf16)
-        with torch.no_grad(), computing:
-            for rows in in_batches(range(len(prompts)), lambda row: len(prompts[row]), self.batch_size):
+        for rows in in_batches(range(len(prompts)), lambda row: len(prompts[row]), self.batch_size):
+            # Whoever takes the replies must not be in these contexts.
+            with torch.no_grad(), torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.bf16):
                 drawn = self._draw([prompts[row] for row in rows], [seeds[row] for row in rows], sampling)
-                replies |= zip(rows, drawn, strict=True)
-        return [replies[row] for row in range(len(prompts))]
+            yield from zip(rows, drawn, strict=True)
 
     def _draw(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
         import numpy as np
@@ -243,13 +246,17 @@ class Rewards:
         return [list(scores) for scores in zip(*columns, strict=True)] if columns else [[] for _ in rows]
 
     def total(self, rewards: "torch.Tensor") -> "torch.Tensor":
-        """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none."""
+        """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none.
+
+        A reply that no reward has a number for, as a judge's answer cannot be read, counts as the mean of the others.
+        """
         import torch
 
-        if bool(rewards.isnan().all(0).any()):
-            row = int(rewards.isnan().all(0).nonzero()[0])
-            raise UsageError(f"PPOTrainer: no reward function has a number for reply {row} of the batch; one must")
-        return (rewards * torch.tensor(self.weights)[:, None]).nansum(0)
+        missing = rewards.isnan().all(0)
+        if bool(missing.all()):
+            raise UsageError("PPOTrainer: no reward has a number for any reply of the batch; one must for some")
+        totals = (rewards * torch.tensor(self.weights)[:, None]).nansum(0)
+        return torch.where(missing, totals[~missing].mean(), totals)
 
 
 def begin_functions(

@@ -21,8 +21,6 @@ class PPOSettings(BaseModel):
     """KL of a reply, in nats, towards which the coefficient is adapted; null leaves the coefficient fixed."""
     kl_horizon: float = Field(default=10_000, gt=0)
     """Episodes over which the coefficient adapts."""
-    ensemble_k: float = Field(default=0.0, ge=0)
-    """How many deviations among several reward models are taken off their mean."""
     reward_clip: float | None = Field(default=None, gt=0)
     """Rewards are clipped to ± this number; null clips nothing."""
     length_penalty: float = Field(default=0.0, ge=0)
@@ -88,6 +86,8 @@ class PPOConfig(PPOSettings):
     # How a reply is scored.
     reward_weights: Sequence[float] | None = None
     """Weights of the reward model, if any, and each reward function; None weighs them alike."""
+    ensemble_k: float = Field(default=0.0, ge=0)
+    """How many deviations among several reward models are taken off their mean."""
     missing_eos_penalty: float = 0.0
     """Penalty for a reply that was cut off."""
     # The losses.

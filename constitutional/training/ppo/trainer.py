@@ -136,6 +136,7 @@ class PPOTrainer:
         functions: list[Any] = [*filter(_is_function, sources), *reward_funcs]
         self.rewards = Rewards(models, functions, self.args.reward_weights)
         self.gold_fn = gold_fn
+        self._preparing = [function.prepare for function in functions if hasattr(function, "prepare")]
         ours = self.processing_class.get_vocab()
         readers = (
             member for member in models if member.tokenizer.get_vocab() == ours and hasattr(member.model, "score")
@@ -255,7 +256,7 @@ class PPOTrainer:
 
         seeds = [seed_of(self.args.seed, "reply", phase, row) for row in own]
         prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
-        replies = self._draw(phase, prompts, seeds)
+        replies = self._draw(phase, prompts, seeds, data)
         ids = [reply.ids for reply in replies]
         texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
         functions = [*self.rewards.functions, *filter(None, [self.gold_fn])]
@@ -269,8 +270,8 @@ class PPOTrainer:
         columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
         return [Episode(*values) for values in zip(*columns, strict=True)]
 
-    def _draw(self, phase: int, prompts: list[list[int]], seeds: list[int]) -> list[Response]:
-        """Replies of the policy as it is now.
+    def _draw(self, phase: int, prompts: list[list[int]], seeds: list[int], data: list[Row]) -> list[Response]:
+        """Replies of the policy as it is now; reward functions may prepare for a reply as soon as it is there.
 
         Raises:
             ModelError: the sampler draws with other weights.
@@ -278,13 +279,19 @@ class PPOTrainer:
         sampling = Sampling(self.args.temperature, max_tokens=self.args.response_length)
         with self.networks.acting("policy") as policy:
             self.sampler.sync(policy, phase)
-            replies = self.sampler.sample(prompts, seeds, sampling)
-        if old := {reply.version for reply in replies} - {phase}:
+            replies: dict[int, Response] = {}
+            for place, reply in self.sampler.sample(prompts, seeds, sampling):
+                replies[place] = reply
+                if self._preparing:
+                    text = self.processing_class.decode(reply.ids, skip_special_tokens=True)
+                    for prepare in self._preparing:
+                        prepare([data[place]["prompt"]], [[{"role": "assistant", "content": text}]])
+        if old := {reply.version for reply in replies.values()} - {phase}:
             raise ModelError(
                 f"PPOTrainer: {type(self.sampler).__name__} drew replies of phase {phase} with the weights of phase "
                 f"{min(old)}; its sync() has to take over the policy's weights"
             )
-        return replies
+        return [replies[place] for place in range(len(prompts))]
 
     def _read(self, prompts: list[list[int]], replies: list[Response]) -> list[tuple[list[float], ...]]:
         """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""

@@ -50,17 +50,17 @@ class VllmSampler:
             take_over(self._started().engine, merged_weights(policy))
         self.version = phase
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
-        """One reply for each prompt, in order."""
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling
+    ) -> Iterator[tuple[int, Response]]:
+        """One reply for each prompt, as it comes, behind the prompt's place."""
         core, ends = self._started(), tuple(sorted(self.ends))
         for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             core.add(str(row), Work(list(prompt), sampling, seed, ends, drawn=True))
-        replies: dict[int, Response] = {}
         while core.busy:
             for key, result in core.step():
                 ids = list(result.ids)
-                replies[int(key)] = Response(ids, list(result.logprobs), ids[-1] in self.ends, self.version)
-        return [replies[row] for row in range(len(prompts))]
+                yield int(key), Response(ids, list(result.logprobs), ids[-1] in self.ends, self.version)
 
     def close(self) -> None:
         """End vLLM."""

@@ -100,9 +100,10 @@ class Given:
     def sync(self, policy: Any, phase: int) -> None:  # noqa: ANN401
         pass
 
-    def sample(self, prompts: Any, seeds: Any, sampling: Sampling) -> list[Response]:  # noqa: ANN401, ARG002
+    def sample(self, prompts: Any, seeds: Any, sampling: Sampling) -> list[tuple[int, Response]]:  # noqa: ANN401, ARG002
         rows = zip(self.replies, self.logprobs, strict=True)
-        return [Response(ids, logprobs, ended=False, version=0) for ids, logprobs in rows]
+        drawn = [Response(ids, logprobs, ended=False, version=0) for ids, logprobs in rows]
+        return list(enumerate(drawn))[::-1]  # in whatever order
 
 
 def test_a_phase_of_the_trainer_moves_all_weights_as_trls_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

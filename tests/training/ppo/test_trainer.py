@@ -1,5 +1,5 @@
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +373,8 @@ def test_a_reply_depends_on_its_own_seed_and_not_on_who_is_drawn_with_it(model: 
     def draw(size: int) -> list[Response]:
         sampler = TransformersSampler(ends, tokenizer.pad_token_id, batch_size=size)
         sampler.sync(policy, 3)
-        return sampler.sample(prompts, [11, 12, 13, 14, 15], Sampling(0.5, max_tokens=8))
+        drawn = dict(sampler.sample(prompts, [11, 12, 13, 14, 15], Sampling(0.5, max_tokens=8)))
+        return [drawn[place] for place in range(len(prompts))]
 
     together, alone = draw(5), draw(1)
     assert {reply.version for reply in together} == {3}
@@ -402,7 +403,7 @@ class Watching(TransformersSampler):
         if not (self.forgets and phase):
             super().sync(policy, phase)
 
-    def sample(self, prompts: Any, seeds: Any, sampling: Sampling) -> list[Response]:  # noqa: ANN401
+    def sample(self, prompts: Any, seeds: Any, sampling: Sampling) -> Iterator[tuple[int, Response]]:  # noqa: ANN401
         import torch
 
         self.told.append(("sample", torch.is_autocast_enabled("cpu")))
