@@ -78,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     models = Models()
     settings = VllmSettings(memory=0.25).over(ModelSettings(path=options.model, dtype="float32"))
-    engine = VllmEngine(settings, models)
+    engine = VllmEngine(settings, models.server)
     engine.complete([request(0, [user("Hello")], 4)])
     core = VllmCore(engine_arguments(engine.folder, settings))
 

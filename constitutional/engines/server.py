@@ -19,7 +19,7 @@ from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Sampling
 from constitutional.engines.chat import ChatTokens, end_of_turn, load_tokenizer, shared_beginning
 from constitutional.engines.concurrency import back_off_s
-from constitutional.engines.models import READ
+from constitutional.engines.model_files import READ
 from constitutional.engines.replies import (
     TOP,
     USAGE,
