@@ -162,6 +162,14 @@ def test_the_command_prints_the_table_and_makes_no_run(tmp_path: Path, capsys: p
     assert "2 or more" in capsys.readouterr().err
 
 
+def test_the_forecast_of_a_sweeps_job_lies_in_the_jobs_own_folder(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    words = ["run", "-m", f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", "until=prompts"]
+    assert cli.main([*words, "prompts.train=4", "prompts.held_out=2", "seed=1,2", "--dry-run"]) == 0
+    places = sorted(path.parent.name for path in tmp_path.rglob("forecast.json"))
+    assert places == ["first-seed=1", "first-seed=2"]
+
+
 def test_what_the_labeler_does_for_an_online_training_is_forecast(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"Question {number}?\n" for number in range(42)))
     file = ["prompts=file", f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=12"]
