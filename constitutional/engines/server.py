@@ -204,8 +204,10 @@ class Server:
             words = begun + text
             messages = (*question, Message("assistant", words)) if words else question
             reply = await self._reply(http, Request(messages, sampling), self._with_logprobs, used)
-            if isinstance(reply, Fault) or reply.completion.failed:
-                return reply if isinstance(reply, Fault) else reply.completion
+            if isinstance(reply, Fault):
+                return reply
+            if reply.completion.failed and not text.isspace():  # some servers refuse words that end with a space
+                return reply.completion
             try:
                 text = scores.send(reply.tokens)
             except StopIteration as end:
