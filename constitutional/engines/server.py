@@ -254,8 +254,8 @@ class Server:
         question = (Message("user", "Is fire hot? Answer with A for yes or B for no."),)
         if self.settings.endpoint == "completions":
             choices = Request(question, choices=("A", "B"))
-            scored = await self._persistently(lambda: self._choices(http, choices, Counter()))
-            if scored.finish == "choices":
+            scores = await self._persistently(lambda: self._choices(http, choices, Counter()))
+            if scores.finish == "choices":
                 return True
         request = Request(question, Sampling(0.0, max_tokens=16))
         reply = await self._persistently(lambda: self._reply(http, request, self._with_logprobs, Counter()))
