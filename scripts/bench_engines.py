@@ -221,7 +221,7 @@ def vllm(arguments: argparse.Namespace) -> None:
 
     models = Models()
     settings = VllmSettings(memory=0.25).over(ModelSettings(path=arguments.model, dtype="float32"))
-    engine = VllmEngine(settings, models)
+    engine = VllmEngine(settings, models.server)
     engine.complete([Request((Message("user", "Hello"),), Sampling(max_tokens=4))])
     core = VllmCore(engine_arguments(engine.folder, settings))
 

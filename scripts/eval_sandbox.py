@@ -16,7 +16,7 @@ from pathlib import Path
 
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError
 from constitutional.base.templates import load_prompts
-from constitutional.engines.models import model_folder
+from constitutional.engines.model_files import model_folder
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.teacher import FAMILIES
 from constitutional.sandbox.understand import shipped_engine

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,6 +106,17 @@ def violations(package: Path) -> list[str]:
 
 def test_a_room_imports_only_from_the_floors_below_it() -> None:
     assert violations(PACKAGE) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Neither at the top of a module nor within a function."""
+    paths = (path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
+    modules = {".".join(("constitutional", *path.parts)) for path in paths}
+    imported: defaultdict[str, set[str]] = defaultdict(set)
+    for importer, name in imports():
+        module = ".".join(("constitutional", *importer.with_suffix("").parts))
+        imported[module] |= {name, name.rpartition(".")[0]} & modules
+    TopologicalSorter(imported).prepare()  # raises CycleError
 
 
 def test_there_are_at_most_twelve_rooms_on_nine_floors_and_each_has_a_place() -> None:

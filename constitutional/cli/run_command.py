@@ -47,12 +47,12 @@ def run(words: Sequence[str], command: str = "run") -> int:
         from constitutional.cli.sweep_command import run_sweep
 
         return run_sweep(arguments.overrides, _run_one)
-    for number, overrides in enumerate(_jobs(arguments.overrides) if swept else [arguments.overrides]):
-        config = freeze(compose(overrides))
+    configs = _jobs(arguments.overrides) if swept else {"": freeze(compose(arguments.overrides))}
+    for number, (words_of_job, config) in enumerate(configs.items()):
         ready(config)
         if arguments.dry_run:
             print("\n" * bool(number), end="")
-            _forecast_one(config, arguments.items, " ".join(overrides) if swept else "")
+            _forecast_one(config, arguments.items, words_of_job)
         else:
             _run_one(config)
     return 0
@@ -67,11 +67,14 @@ def _take_over(source: Path, config: "RunConfig") -> None:
     Outputs(config.outputs_folder).take_over(store.stage_folder(stage).resolve() for stage in store.stages)
 
 
-def _jobs(overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """The overrides of every job of a sweep."""
-    from constitutional.runs.sweeps import jobs_of
+def _jobs(overrides: Sequence[str]) -> "dict[str, RunConfig]":
+    """The jobs of a sweep by their overrides, each with its own name, and so with its own folder."""
+    from constitutional.runs.compose import compose, freeze
+    from constitutional.runs.sweeps import jobs_of, named
 
-    return [job.overrides for job in jobs_of(overrides, multirun=True)]
+    jobs = jobs_of(overrides, multirun=True)
+    configs = named([freeze(compose(job.overrides)) for job in jobs], [job.swept for job in jobs])
+    return {" ".join(job.overrides): config for job, config in zip(jobs, configs, strict=True)}
 
 
 def job(words: Sequence[str]) -> int:

@@ -77,13 +77,12 @@ class _Jobs:
         """Check more jobs, write them down, and run them."""
         first, configs = len(self._jobs), _checked(jobs)
         self._jobs += jobs
-        bases = [config.name for config in configs]
         # Names are made of the whole sweep, so that no two are alike.
-        names = sweeps.names([bases[0]] * first + bases, [job.swept for job in self._jobs])[first:]
-        named = [config.model_copy(update={"name": name}) for config, name in zip(configs, names, strict=True)]
+        named = sweeps.named([configs[0]] * first + configs, [job.swept for job in self._jobs])[first:]
         if not first:
             runs = configs[0].folder
-            self.file, self._logs = runs / f"{bases[0]}{sweeps.ENDING}", runs / sweeps.LOGS / bases[0]
+            name = configs[0].name
+            self.file, self._logs = runs / f"{name}{sweeps.ENDING}", runs / sweeps.LOGS / name
             self._made = sweeps.made(configs[0].outputs_folder)
         self._configs += named
         sweeps.write(self.file, self._settings, self._jobs, [config.run_folder for config in self._configs])

@@ -6,6 +6,7 @@ that it can be kept and used again.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final, Literal, NamedTuple, Protocol
 
 from constitutional.base.errors import ModelError
@@ -156,3 +157,34 @@ class Engine(ABC):
         finally:
             session.close()
         return [answers[number,] for number in range(len(requests))]
+
+
+class ForwardingEngine(Engine):
+    """Stands before another engine: what a subclass does not change is that engine's own, and read when it is needed.
+
+    Args:
+        engine: the other one.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @cached_property
+    def abilities(self) -> Abilities:  # type: ignore[override] # a server may have to be asked for them
+        """The engine's own."""
+        return self.engine.abilities
+
+    @property
+    def elsewhere(self) -> bool:  # type: ignore[override] # not set here
+        """The engine's own."""
+        return self.engine.elsewhere
+
+    @property
+    def weights(self) -> str:
+        """The engine's own."""
+        return self.engine.weights
+
+    @property
+    def identity(self) -> str:
+        """The engine's own."""
+        return self.engine.identity

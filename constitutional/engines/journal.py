@@ -16,13 +16,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from constitutional.base.errors import ConstitutionalError, ModelError, RunError
-from constitutional.engines.base import Abilities, Completion, Engine, Request, Session, Ticket
+from constitutional.engines.base import Completion, Engine, ForwardingEngine, Request, Session, Ticket
 from constitutional.engines.spending import Account, Calls, Ledger
 
 FORMAT: Final = 3
@@ -134,7 +133,7 @@ class Journal:
         self.close()
 
 
-class JournalEngine(Engine):
+class JournalEngine(ForwardingEngine):
     """Answers from a journal what it holds, asks the engine for the rest, and keeps every answer as it comes.
 
     Args:
@@ -152,7 +151,7 @@ class JournalEngine(Engine):
         watch: Callable[[], None] | None = None,
         account: Account | None = None,
     ) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.journal = journal
         self.watch = watch or (lambda: None)
         self.account = account or Account(Ledger())
@@ -170,26 +169,6 @@ class JournalEngine(Engine):
     def reused(self) -> int:
         """How many were answered from the journal, or by an equal request that was asked at the same time."""
         return self.calls.reused
-
-    @cached_property
-    def abilities(self) -> Abilities:  # type: ignore[override] # asked for once, not set
-        """The engine's own, which a server may have to be asked for."""
-        return self.engine.abilities
-
-    @property
-    def elsewhere(self) -> bool:  # type: ignore[override] # not set here
-        """As the engine says."""
-        return self.engine.elsewhere
-
-    @property
-    def weights(self) -> str:
-        """The engine's own."""
-        return self.engine.weights
-
-    @property
-    def identity(self) -> str:
-        """The engine's own: whether an answer was kept makes no difference to it."""
-        return self.engine.identity
 
     def session(self) -> "JournalSession":
         """A new session."""

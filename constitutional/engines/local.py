@@ -216,8 +216,6 @@ class LocalEngine(Engine):
             requests: the requests.
             rows: what `rows` made of each.
         """
-        from constitutional.engines.models import free_memory  # which imports this module
-
         answers: dict[int, Completion] = {}
         # The longest first: if memory ends, then at once; and the last rows, which are alone, are short.
         waiting = sorted(range(len(requests)), key=lambda number: (-max(map(len, rows[number])), number))
@@ -371,3 +369,16 @@ def out_of_memory(error: BaseException) -> bool:
 
     texts = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def free_memory() -> None:
+    """Give back what models that nothing refers to any more hold, on the GPU too."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -378,6 +378,8 @@ def choice_sampling(choices: Sequence[str]) -> Sampling:
 ChoiceScores = Generator[str, tuple[Token, ...], Completion]
 NEGLIGIBLE: Final = 0.01
 """Ways to write a choice that have less than this share of the choices' probability are not followed."""
+CUT: Final = log(2)
+"""Behind a space that the server has kept, another space is less likely than the first by more than this."""
 
 
 def choice_scores(choices: Sequence[str]) -> ChoiceScores:
@@ -387,17 +389,24 @@ def choice_scores(choices: Sequence[str]) -> ChoiceScores:
     sent the tokens of that reply. A choice may be written with a space before it or without (" A" and "A"), and in
     several tokens. Where another choice is longer (" 1" and " 10"), the probability is without that of going on to it.
     A choice that is not among the likeliest tokens gets an upper bound: the probability of the least likely of them.
+
+    The words end with a space only where that token is likelier than all choices that are known, because many servers
+    cut such a space off. Where the server refuses it, the generator is sent no tokens.
     """
     scores = _ChoiceScores(choices)
-    begun = ""
+    begun, top = "", dict[str, float]()
     while True:
         tokens = yield begun
-        if not tokens or not tokens[0].top:
+        if tokens and tokens[0].top:
+            top = dict(tokens[0].top)
+            scores.add(begun, tokens)
+        elif begun.isspace():
+            scores.cut.add(begun)
+        else:
             return Completion("", "error", reason="the server gave no log-probabilities of its reply's tokens")
-        scores.add(begun, tokens)
         following = scores.next_text()
         if following is None:
-            return scores.completion(tokens[0].top)
+            return scores.completion(top)
         begun = following
 
 
@@ -413,9 +422,14 @@ class _ChoiceScores:
         self._logprobs = {"": 0.0}
         """Of the texts that were reached, by which a spelling begins."""
         self._seen: set[str] = set()
+        self.cut: set[str] = set()
+        """Spaces from which the server does not go on."""
 
     def add(self, begun: str, tokens: Sequence[Token]) -> None:
         """Count the tokens of a greedy reply that goes on from `begun`, as far as it may become a choice."""
+        if begun.isspace() and tokens[0].top.get(begun, float("-inf")) > self._logprobs[begun] - CUT:
+            self.cut.add(begun)  # the space is as likely as it was before it, so it is not there
+            return
         text = begun
         for token in tokens:
             if text not in self._logprobs or text in self._seen or not token.top:
@@ -452,8 +466,9 @@ class _ChoiceScores:
         known = [logprob for logprobs in self._known.values() for logprob in logprobs]
         enough = _sum(known) + log(NEGLIGIBLE) if known else float("-inf")
         open_texts = {text: logprob for text, logprob in self._logprobs.items() if text not in self._seen}
-        # Servers cut spaces off the end of a message, so nothing can go on from them alone.
         able = [text for text, logprob in open_texts.items() if logprob > enough and not text.isspace()]
+        least = _sum(known) if known else enough
+        able = able or [text for text in open_texts.keys() - self.cut if text.isspace() and open_texts[text] > least]
         if able:
             return max(able, key=open_texts.__getitem__)
         for text, logprob in open_texts.items():

@@ -19,7 +19,7 @@ from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Sampling
 from constitutional.engines.chat import ChatTokens, end_of_turn, load_tokenizer, shared_beginning
 from constitutional.engines.concurrency import back_off_s
-from constitutional.engines.models import READ
+from constitutional.engines.model_files import READ
 from constitutional.engines.replies import (
     TOP,
     USAGE,
@@ -204,8 +204,10 @@ class Server:
             words = begun + text
             messages = (*question, Message("assistant", words)) if words else question
             reply = await self._reply(http, Request(messages, sampling), self._with_logprobs, used)
-            if isinstance(reply, Fault) or reply.completion.failed:
-                return reply if isinstance(reply, Fault) else reply.completion
+            if isinstance(reply, Fault):
+                return reply
+            if reply.completion.failed and not text.isspace():  # some servers refuse words that end with a space
+                return reply.completion
             try:
                 text = scores.send(reply.tokens)
             except StopIteration as end:
@@ -252,8 +254,8 @@ class Server:
         question = (Message("user", "Is fire hot? Answer with A for yes or B for no."),)
         if self.settings.endpoint == "completions":
             choices = Request(question, choices=("A", "B"))
-            scored = await self._persistently(lambda: self._choices(http, choices, Counter()))
-            if scored.finish == "choices":
+            scores = await self._persistently(lambda: self._choices(http, choices, Counter()))
+            if scores.finish == "choices":
                 return True
         request = Request(question, Sampling(0.0, max_tokens=16))
         reply = await self._persistently(lambda: self._reply(http, request, self._with_logprobs, Counter()))

@@ -88,7 +88,7 @@ class Budget(Frozen):
     max_calls: Annotated[int | None, Field(ge=1), TECHNICAL] = None
     """Requests that a model answers."""
     max_tokens: Annotated[int | None, Field(ge=1), TECHNICAL] = None
-    """Tokens read and written together, as the engine counts them."""
+    """Tokens read and written together, as the engine counts them; a server that reports none stops the run."""
     max_cost: Annotated[float | None, Field(gt=0), TECHNICAL] = None
     """In the currency of the prices."""
 

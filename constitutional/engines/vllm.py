@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -36,8 +37,8 @@ from constitutional.engines.chat import (
     shared_beginning,
 )
 from constitutional.engines.local import placed
-from constitutional.engines.models import LazyEngine, Models
-from constitutional.engines.settings import Budget, ModelSettings, VllmSettings
+from constitutional.engines.model_files import model_folder, weights_digest
+from constitutional.engines.settings import SANDBOX, Budget, VllmSettings
 from constitutional.engines.vllm_child import AT_ONCE, Result, Work
 
 CPU_CACHE_BYTES: Final = 4 * 2**30
@@ -309,29 +310,29 @@ def _end(child: _Child) -> None:
 
 
 class VllmEngine(Engine):
-    """An engine that is known at once, and whose processes start when it is first asked."""
+    """An engine that is known at once, and whose processes start when it is first asked.
+
+    Args:
+        settings: the model.
+        server: gives the processes that answer with a model, started if they are not there.
+    """
 
     elsewhere = True
 
-    def __init__(self, settings: VllmSettings, models: Models) -> None:
+    def __init__(self, settings: VllmSettings, server: Callable[[VllmSettings], VllmServer]) -> None:
         self.version = vllm_version()
-        taken = settings.model_dump(include={"path", "revision", "dtype", "pad_token", "template"}, exclude_none=True)
-        self._local = LazyEngine(ModelSettings(**taken), models)
-        self._models = models
+        self.folder = model_folder(settings.path or SANDBOX, settings.revision)
+        """Where the model's files are."""
+        self._server = server
         adapter = str(Path(settings.adapter).expanduser().resolve()) if settings.adapter else None
         # Roles of one model share its processes, whatever their budgets.
         same = {"path": str(self.folder), "revision": None, "adapter": adapter, "budget": Budget()}
         self.settings = settings.model_copy(update={**same, "template": settings.template or {}})
 
-    @property
-    def folder(self) -> Path:
-        """Where the model's files are."""
-        return self._local.folder
-
     @cached_property
     def weights(self) -> str:
         """That of the local engine for the same folder; with an adapter, SHA-256 of that and of the adapter's files."""
-        base = self._local.weights
+        base = weights_digest(self.folder, self.settings)
         if not self.settings.adapter:
             return base
         adapter = adapter_digest(Path(self.settings.adapter))
@@ -362,7 +363,7 @@ class VllmEngine(Engine):
 
     def server(self) -> VllmServer:
         """The processes, started if they are not there."""
-        return self._models.server(self.settings)
+        return self._server(self.settings)
 
     def session(self) -> "VllmSession":
         """A new session, for which the processes start."""

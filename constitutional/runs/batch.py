@@ -18,7 +18,7 @@ from constitutional.base.files import atomic_write, read_rows, writing
 from constitutional.base.progress import Progress
 from constitutional.base.records import Revision
 from constitutional.base.templates import load_prompts
-from constitutional.engines.base import Abilities, Completion, Engine, Request, Session
+from constitutional.engines.base import Abilities, Completion, Engine, ForwardingEngine, Request, Session
 from constitutional.engines.journal import Journal
 from constitutional.engines.replies import TOP, USAGE, Fault, chat_body, choice_sampling, choice_scores, read_reply
 from constitutional.engines.settings import EngineSettings, HttpSettings
@@ -141,7 +141,7 @@ def answer_line(raw: bytes) -> AnswerLine:
 # --- What is missing ---
 
 
-class OfflineServer(Engine):
+class OfflineServer(ForwardingEngine):
     """A server that is known by its settings and not contacted.
 
     An ability that neither the settings nor the journal know counts as no, because nobody asks it.
@@ -152,8 +152,9 @@ class OfflineServer(Engine):
 
         if settings.endpoint != "chat":
             raise ConfigurationError("endpoint=completions sends tokens, which no batch takes; type endpoint=chat")
-        self._server = HttpEngine(settings, journal=journal)
-        self._known = self._server.known_abilities()
+        server = HttpEngine(settings, journal=journal)
+        super().__init__(server)
+        self._known = server.known_abilities()
         able = dict.fromkeys(ABILITIES, False) | self._known
         self.abilities = Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])
 
@@ -164,16 +165,6 @@ class OfflineServer(Engine):
         # Votes and written scores are asked for in JSON where the server holds replies to a schema.
         written = method_for(method, self.abilities) in WRITTEN
         return unknown or (["structured"] if written and "structured" not in self._known else [])
-
-    @property
-    def weights(self) -> str:
-        """The server's own."""
-        return self._server.weights
-
-    @property
-    def identity(self) -> str:
-        """The server's own, under which the journal has its answers."""
-        return self._server.identity
 
     def session(self) -> Session:
         """None: a batch asks nobody."""

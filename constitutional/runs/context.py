@@ -15,7 +15,8 @@ from constitutional.constitution.constitution import PURPOSES, Constitution
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Engine
 from constitutional.engines.journal import Journal, JournalEngine
-from constitutional.engines.models import Models, engine_of, model_folder
+from constitutional.engines.model_files import model_folder
+from constitutional.engines.models import Models, engine_of
 from constitutional.engines.settings import (
     SANDBOX,
     Budget,

@@ -30,7 +30,7 @@ from constitutional.constitution.file import as_yaml
 from constitutional.data.comparisons import HumanComparisons, check_pairs, read_comparisons
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
-from constitutional.engines.models import model_folder
+from constitutional.engines.model_files import model_folder
 from constitutional.engines.settings import Budget, HttpSettings, Prices, ScriptedSettings
 from constitutional.engines.spending import Calls
 from constitutional.engines.vllm import vllm_version

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.records import Comparison, Prompt, Record, Revision
-from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
+from constitutional.engines.base import Completion, Engine, ForwardingEngine, Request, Session, Ticket
 from constitutional.engines.journal import JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import EngineSettings, HttpSettings
@@ -34,37 +34,29 @@ OTHER_SEED: Final = {"sft_model": 1, "policy": 2}
 SEEDS: Final = 2**32
 
 
-class UnaskedEngine(ScriptedEngine):
+class UnaskedEngine(ForwardingEngine):
     """In the place of a model: it answers nothing and keeps what it was asked, by the journal's key."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(self._note, abilities=engine.abilities)
-        self.engine = engine
+        super().__init__(engine)
         self.requests: dict[str, Request] = {}
         self._keys = Keys(engine.identity)
 
-    @property
-    def weights(self) -> str:
-        """The model's own."""
-        return self.engine.weights
-
-    @property
-    def identity(self) -> str:
-        """The model's own, under which the journal has its answers."""
-        return self.engine.identity
+    def session(self) -> Session:
+        """A new session."""
+        return ScriptedEngine(self._note).session()
 
     def _note(self, request: Request) -> Completion:
         self.requests[self._keys.of(request)] = request
         return UNASKED
 
 
-class StandIn(Engine):
+class StandIn(ForwardingEngine):
     """A model that answers for one that is not trained yet, with other seeds than its own."""
 
     def __init__(self, engine: Engine, shift: int) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.shift = shift
-        self.abilities = engine.abilities
 
     @property
     def weights(self) -> str:

@@ -151,6 +151,12 @@ def names(bases: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
     return cleaned
 
 
+def named(configs: Sequence[RunConfig], swept: Sequence[Sequence[str]]) -> list[RunConfig]:
+    """The configurations of a sweep's jobs, with the jobs' names."""
+    unique = names([config.name for config in configs], swept)
+    return [config.model_copy(update={"name": name}) for config, name in zip(configs, unique, strict=True)]
+
+
 def shortened(override: str) -> str:
     """What stands for an override in a name."""
     listed = re.sub(r"^constitution\.(only|without)=\[([\w,-]+)\]$", r"\1_\2", override)

@@ -24,7 +24,7 @@ from constitutional.base.stats import FEWEST, calibration_error, pearson, sigmoi
 from constitutional.base.text import words
 from constitutional.data.prompts import conversation_of
 from constitutional.engines.chat import Tokenizer, load_tokenizer
-from constitutional.engines.models import free_memory
+from constitutional.engines.local import free_memory
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, RewardSummary, Share
 from constitutional.training import trl as training

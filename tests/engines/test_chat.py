@@ -8,7 +8,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines.base import TooLongError
 from constitutional.engines.chat import ChatTokens, end_of_turn, end_tokens, load_tokenizer, plain, room_to_reply
-from constitutional.engines.models import model_folder
+from constitutional.engines.model_files import model_folder
 from tests.tiny import tiny_model, tiny_tokenizer
 
 QUESTION = (Message("user", "How do I plant a tree?"),)

@@ -363,6 +363,23 @@ def test_tokens_of_all_steps_are_counted_where_a_later_step_fails(fault: Answer,
     assert (answer.finish, answer.prompt_tokens, answer.completion_tokens) == (finish, read, 3 * read // 7)
 
 
+@pytest.mark.parametrize("refuses", [False, True])
+def test_numbers_behind_a_space_of_its_own_are_scored_if_the_server_keeps_it(refuses: bool) -> None:
+    def rule(body: Json, _number: int) -> Answer:
+        if not body["messages"][-1]["content"].endswith(" "):
+            return chat("\n", logprobs=tops({"\n": math.log(0.5), " ": math.log(0.4)}))
+        digits = tops({"7": math.log(0.6), "8": math.log(0.3)})
+        return error(400, "the last message ends with a space") if refuses else chat("7", logprobs=digits)
+
+    with serving(rule) as server:
+        asked = Request((Message("user", "?"), Message("assistant", "Score:")), choices=(" 7", " 8"))
+        (answer,) = engine(server).complete([asked])
+    assert [turn["messages"][-1]["content"] for turn in server.asked] == ["Score:", "Score: "]
+    assert answer.failed == refuses
+    if not refuses:
+        assert answer.choice_logprobs == pytest.approx((math.log(0.24), math.log(0.12)))
+
+
 def completions(server: FaultyServer) -> HttpEngine:
     return engine(server, endpoint="completions", tokenizer=str(MODEL_FOLDER))
 

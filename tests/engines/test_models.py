@@ -8,13 +8,8 @@ from pydantic import ValidationError
 from constitutional.base.errors import ConfigurationError, InputError, ModelError
 from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.models import (
-    LazyEngine,
-    Models,
-    folder_digest,
-    model_folder,
-    user_engine,
-)
+from constitutional.engines.model_files import folder_digest, model_folder
+from constitutional.engines.models import LazyEngine, Models, user_engine
 from constitutional.engines.settings import LocalSettings, ModelSettings, ScriptedSettings
 from constitutional.sandbox import MODEL_FOLDER
 

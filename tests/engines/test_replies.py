@@ -177,12 +177,12 @@ def test_whether_two_names_may_be_one_model_s(asked: str, told: str, same: bool)
 
 
 def scored(choices: tuple[str, ...], **replies: list[dict[str, float]]) -> tuple[list[str], Completion]:
-    """What is asked for, and the scores, where a reply from `_` or from a text has these tokens with probabilities."""
+    """What is asked for, and the scores, where a reply from `_`, `space` or a text has these tokens' probabilities."""
     scores, asked = choice_scores(choices), []
     text = next(scores)
     while True:
         asked.append(text)
-        positions = replies[text.strip() or "_"]
+        positions = replies[text.strip() or ("space" if text else "_")]
         tokens = [Token(max(top, key=lambda t: top[t]), {t: math.log(p) for t, p in top.items()}) for top in positions]
         try:
             text = scores.send(tuple(tokens))
@@ -204,6 +204,34 @@ def test_a_space_of_its_own_is_gone_through() -> None:
     asked, answer = scored((" A", " B"), _=[{" ": 0.9, "\n": 0.1}, {"A": 0.7, "B": 0.2, "C": 0.1}])
     assert asked == [""]
     assert shares(answer) == pytest.approx([0.63, 0.18])
+
+
+NUMBERS = tuple(f" {number}" for number in range(1, 11))
+NOT_GREEDY = {"\n": 0.5, " ": 0.4}
+"""The likeliest tokens behind a word, where numbers are a space and digits."""
+
+
+def test_a_space_of_its_own_is_asked_behind_where_the_reply_begins_otherwise() -> None:
+    asked, answer = scored(
+        NUMBERS, _=[NOT_GREEDY], space=[{"7": 0.5, "8": 0.3, "1": 0.1, " ": 0.01}], **{"1": [{"0": 0.75, ".": 0.2}]}
+    )
+    assert asked == ["", " ", " 1"]
+    values = shares(answer)
+    assert (values[6], values[7]) == pytest.approx((0.4 * 0.5, 0.4 * 0.3))
+    assert (values[0], values[9]) == pytest.approx((0.4 * 0.1 * 0.25, 0.4 * 0.1 * 0.75))
+
+
+@pytest.mark.parametrize("behind", [[NOT_GREEDY], [{"\n": 0.52, " ": 0.38}], []])
+def test_a_space_that_the_server_cuts_off_or_refuses_is_given_up(behind: list[dict[str, float]]) -> None:
+    asked, answer = scored(NUMBERS, _=[NOT_GREEDY], space=behind)
+    assert asked == ["", " "]
+    assert answer.finish == "error"
+
+
+def test_a_space_is_not_asked_behind_where_choices_without_it_are_likelier() -> None:
+    asked, answer = scored((" A", " B"), _=[{" A": 0.5, " B": 0.2, " ": 0.1}])
+    assert asked == [""]
+    assert shares(answer) == pytest.approx([0.5, 0.2])
 
 
 def test_a_choice_that_is_not_among_the_likeliest_has_a_bound() -> None:

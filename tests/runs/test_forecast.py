@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import BudgetError, RunError
+from constitutional.base.errors import BudgetError, ModelError, RunError
 from constitutional.base.progress import Progress
+from constitutional.base.records import Message
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
+from constitutional.engines.http import HttpEngine
+from constitutional.engines.settings import HttpSettings
 from constitutional.engines.spending import Calls
 from constitutional.runs.compose import compose
 from constitutional.runs.forecast import Forecast, Measured, as_table, forecast, online_replies, scaled
+from constitutional.runs.scratch import UNASKED, StandIn, UnaskedEngine
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageForecast
 from tests.runs.test_budget import Priced, by_http
@@ -158,6 +162,14 @@ def test_the_command_prints_the_table_and_makes_no_run(tmp_path: Path, capsys: p
     assert "2 or more" in capsys.readouterr().err
 
 
+def test_the_forecast_of_a_sweeps_job_lies_in_the_jobs_own_folder(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    words = ["run", "-m", f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", "until=prompts"]
+    assert cli.main([*words, "prompts.train=4", "prompts.held_out=2", "seed=1,2", "--dry-run"]) == 0
+    places = sorted(path.parent.name for path in tmp_path.rglob("forecast.json"))
+    assert places == ["first-seed=1", "first-seed=2"]
+
+
 def test_what_the_labeler_does_for_an_online_training_is_forecast(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("".join(f"Question {number}?\n" for number in range(42)))
     file = ["prompts=file", f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=12"]
@@ -185,3 +197,14 @@ def test_what_the_labeler_does_for_an_online_training_is_forecast(tmp_path: Path
     told = expected(other, Scoring()).stages
     assert told["grpo"].calls == 0
     assert told["evaluate"].calls == without + 30 * 4 * 2  # the gold score of 30 replies
+
+
+def test_what_stands_for_a_server_contacts_none_before_it_is_asked() -> None:
+    server = HttpEngine(HttpSettings(url="http://nowhere.invalid/v1", model="m"))
+    request = Request((Message("user", "Hello?"),))
+    unasked, stand_in = UnaskedEngine(server), StandIn(server, 1)
+    assert unasked.complete([request]) == [UNASKED]
+    assert list(unasked.requests.values()) == [request]
+    assert unasked.identity == server.identity != stand_in.identity
+    with pytest.raises(ModelError, match="cannot be reached"):
+        _ = stand_in.abilities

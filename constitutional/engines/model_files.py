@@ -1,0 +1,119 @@
+"""Where a model's files are, and their digest, by which its weights are known without loading it."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.shipped import MODEL_FOLDER
+from constitutional.engines.settings import SANDBOX, ModelSettings, VllmSettings
+
+READ: Final = re.compile(
+    r"(generation_)?config\.json|(special_tokens_map|added_tokens|tekken)\.json|(tokenizer|vocab|merges|chat_template).*"
+    r"|.*\.(model|tiktoken)|additional_chat_templates/.*\.jinja"
+)
+"""Files that transformers reads beside the weights: settings, vocabulary, chat template."""
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+"""The weights, or the list of the files that they are divided into."""
+DOWNLOADED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
+    """Where the model's files are; a name on the hub is downloaded, or found in the hub's cache.
+
+    Args:
+        path: `sandbox`, a folder, or a name on the hub.
+        revision: a branch, a tag or a commit on the hub; nothing else has any.
+
+    Raises:
+        ConfigurationError: there is no such folder and no such name.
+        ModelError: the model cannot be downloaded, or is not whole there.
+    """
+    if path == SANDBOX:
+        if not (MODEL_FOLDER / "config.json").is_file():
+            raise ModelError(f"{MODEL_FOLDER}: the sandbox's model is not there; make it with scripts/build_sandbox.py")
+        return MODEL_FOLDER
+    if not path.strip():
+        raise ConfigurationError("model path is empty; name 'sandbox', a folder, or a model on the Hugging Face hub")
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigurationError(f"{folder}: has no config.json; name a folder that transformers can load")
+        return _whole(folder.resolve())
+    if folder.is_absolute() or path.count("/") != 1:
+        raise ConfigurationError(
+            f"model path '{path}' is neither 'sandbox', nor a folder, nor a name on the Hugging Face hub such as "
+            "Qwen/Qwen3-4B-Instruct-2507"
+        )
+    return _whole(_downloaded(path, revision))
+
+
+def _whole(folder: Path) -> Path:
+    """The folder, if all that decides what its model answers is in files that its identity covers."""
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{folder}: holds an adapter, whose base model is elsewhere; merge it (PEFT's merge_and_unload), save the "
+            "model with its tokenizer, and name that folder"
+        )
+    if not (folder / WEIGHTS).is_file() and not (folder / INDEX).is_file():
+        raise ModelError(
+            f"{folder}: has no weights in {WEIGHTS} or {INDEX}; load the model with transformers and write it with "
+            "save_pretrained"
+        )
+    return folder
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"'{name}' is no folder here and cannot be downloaded from the hub: {problem}") from error
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that decide what a model answers, in order: those that transformers reads, whatever lies beside them.
+
+    Raises:
+        ModelError: the list of the weights' files cannot be read.
+    """
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    files = [folder / name for name in names if READ.fullmatch(name)]
+    weights = [WEIGHTS]
+    if not (folder / WEIGHTS).is_file():
+        try:
+            parts = set(json.loads((folder / INDEX).read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(
+                f"{folder / INDEX}: is no list of a model's weights: {error}; download it again"
+            ) from error
+        weights = [INDEX, *parts]
+    return sorted([*files, *(folder / name for name in weights)])
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that decide what the model answers."""
+    digest = hashlib.sha256()
+    for path in model_files(folder):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror}; download the model again") from error
+    return digest.hexdigest()
+
+
+def weights_digest(folder: Path, settings: ModelSettings | VllmSettings) -> str:
+    """SHA-256 of the model's files, and of what the settings add to the tokenizer."""
+    text = folder_digest(folder)
+    added = settings.model_dump(include={"pad_token", "template"})
+    if any(added.values()):
+        text += f" {json.dumps(added, sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()
