@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def describe(rollout: RolloutBatch, rewards: Rewards) -> dict[str, Any]:
     """The batch as it was drawn: means over replies, and over tokens for the entropy and the sampler's mismatch.
 
-    A reply is unrewarded where no reward has a number for it. The mismatch is the distance between the sampler's log-probability of a token and the trainer's.
+    A reply is unrewarded where no reward has a number for it. The mismatch is the distance between the sampler's
+    log-probability of a token and the trainer's.
     """
     from constitutional.training.ppo import math as ppo_math
 
