@@ -42,6 +42,13 @@ PROBE_S: Final = 60.0
 """In which a server must answer a question about itself."""
 PROBE_TRIES: Final = 6
 
+NAMED: Final = {
+    "logprobs": "logprob",
+    "prefill": "continue_final_message|add_generation_prompt|prefill|assistant|last (message|role|turn)",
+    "structured": "response_format|json|schema|structured|grammar",
+}
+"""By ability, a pattern of what a refusal names that is about it."""
+
 
 class Server:
     """What is known of a server, and how one request is put to it."""
@@ -248,7 +255,17 @@ class Server:
         """
         async with self.connect() as http:
             await self.meet(http)
-            return {name: await getattr(self, f"_can_{name}")(http) for name in names}
+            return {name: await self._can(name, http) for name in names}
+
+    async def _can(self, name: str, http: aiohttp.ClientSession) -> bool | None:
+        try:
+            able: bool | None = await getattr(self, f"_can_{name}")(http)
+        except _NoAnswerError as error:
+            # Some servers fail at a field that they do not know (llama-cpp-python 0.3: status 500).
+            if re.search(NAMED[name], error.reason, re.IGNORECASE):
+                return False
+            raise
+        return able
 
     async def _can_logprobs(self, http: aiohttp.ClientSession) -> bool | None:
         question = (Message("user", "Is fire hot? Answer with A for yes or B for no."),)
@@ -259,7 +276,7 @@ class Server:
                 return True
         request = Request(question, Sampling(0.0, max_tokens=16))
         reply = await self._persistently(lambda: self._reply(http, request, self._with_logprobs, Counter()))
-        return bool(reply.tokens and reply.tokens[0].top) or _no(reply.completion, "logprob")
+        return bool(reply.tokens and reply.tokens[0].top) or _no(reply.completion, NAMED["logprobs"])
 
     async def _can_prefill(self, http: aiohttp.ClientSession) -> bool | None:
         """Whether it goes on from an assistant's words; the length of the prompt tells, whatever the model replies."""
@@ -273,9 +290,7 @@ class Server:
         words = "1 2 3 4 5 6"
         going_on = await answer(words)
         if going_on.failed or not going_on.prompt_tokens:
-            return _no(
-                going_on, "continue_final_message|add_generation_prompt|prefill|assistant|last (message|role|turn)"
-            )
+            return _no(going_on, NAMED["prefill"])
         if going_on.prompt_tokens < (await answer(words, told=False)).prompt_tokens:
             return True
         # Without the fields it may go on too. Then the words add as many tokens as they do the second time.
@@ -291,7 +306,7 @@ class Server:
         request = Request(messages, Sampling(0.0, max_tokens=16), schema=json.dumps(schema))
         answer = (await self._persistently(lambda: self._reply(http, request, {}, Counter()))).completion
         if answer.failed:
-            return _no(answer, "response_format|json|schema|structured|grammar")
+            return _no(answer, NAMED["structured"])
         return answer.text.lstrip().startswith("{")
 
     async def _persistently(self, ask: Callable[[], Awaitable[T | Fault]]) -> T:
@@ -311,10 +326,18 @@ class Server:
                     if answer.kind == "fatal":
                         break
                     await asyncio.sleep(back_off_s(tries) if answer.after_s is None else answer.after_s)
-        raise ModelError(
-            f"{self.settings.url}: cannot be asked what it can do: {reason}. Start the server, or set the role's "
-            "logprobs, prefill and structured to yes or no"
+        raise _NoAnswerError(self.settings.url, reason)
+
+
+class _NoAnswerError(ModelError):
+    """A server did not answer a question about itself."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(
+            f"{url}: cannot be asked what it can do: {reason}. Start the server, or set the role's logprobs, prefill "
+            "and structured to yes or no"
         )
+        self.reason = reason
 
 
 def _no(answer: Completion, names: str) -> bool | None:

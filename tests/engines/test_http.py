@@ -617,6 +617,17 @@ def test_only_what_a_server_says_of_its_abilities_is_remembered(
         assert {later.choices, later.prefill, later.structured} == {not remembered}
 
 
+def test_a_server_that_fails_at_a_field_lacks_what_the_field_is_for() -> None:
+    def rule(body: Json, number: int) -> Answer:
+        if "response_format" in body:  # as llama-cpp-python's server does
+            return error(500, "1 validation error: loc: ('body', 'response_format', 'type')")
+        return able(body, number)
+
+    with serving(rule) as server:
+        abilities = engine(server).abilities
+    assert (abilities.choices, abilities.prefill, abilities.structured) == (True, True, False)
+
+
 def test_a_server_that_gives_log_probabilities_has_the_ability_whatever_tokens_are_likeliest() -> None:
     def rule(body: Json, _number: int) -> Answer:
         logprobs = None if body.get("echo") else {"tokens": [" Yes"], "top_logprobs": [{" Yes": -0.5}]}
