@@ -31,7 +31,7 @@ from constitutional.runs.runner import Runner, check_budgets, ready
 from constitutional.runs.scratch import Replayed, Scratch, ScratchContext, Unasked, asking, replay, scratch_run
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.prompts import SANDBOX
-from constitutional.stages import evaluate, grpo
+from constitutional.stages import evaluate, grpo, online
 from constitutional.stages.context import StageForecast
 
 ITEMS: Final = 8
@@ -169,16 +169,16 @@ def _scores(
 ) -> Iterator[tuple[str, Measured]]:
     """What the labeler does for replies of an online training: as the reward, or afterwards as the gold score."""
     config = scratch.run_context.config
-    online = next((stage for stage in stages if stage.name in ("ppo", "grpo", "rloo")), None)
-    if online is None or online.name in scratch.store.stages or "comparisons" not in scratch.store.artifacts():
+    trained = next((stage for stage in stages if stage.name in ("ppo", "grpo", "rloo")), None)
+    if trained is None or trained.name in scratch.store.stages or "comparisons" not in scratch.store.artifacts():
         return
     label = next(stage for stage in asking(stages) if stage.name == "label")
     context = scratch.begin(label, None, some)
     replies = online_replies(config.algorithm, sizes.train[1])
-    rewards = isinstance(config.algorithm, grpo.Settings) and grpo.asks_labeler(config.algorithm)
+    rewards = online.asks_labeler(config.algorithm)
     from_sandbox = any(prompt.source == SANDBOX for prompt in scratch.store.read("prompts", Prompt))
     if rewards:
-        yield online.name, _scored(context, config.label, replies)
+        yield trained.name, _scored(context, config.label, replies)
     elif not from_sandbox and context.engine("labeler").abilities.choices and stages[-1].name in ("evaluate", "report"):
         yield "evaluate", _scored(context, config.label, min(replies, config.evaluate.gold_replies))
 

@@ -21,6 +21,7 @@ from constitutional.stages import (
     label,
     labeler_check,
     mix,
+    online,
     ppo,
     prompts,
     reward,
@@ -28,7 +29,7 @@ from constitutional.stages import (
     sft,
 )
 from constitutional.stages.report import gather as report
-from constitutional.training.rewards import RewardModelSettings
+from constitutional.training.rewards import OnlineSettings, RewardModelSettings
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,8 @@ class Stage:
 
 def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """The whole system for this configuration, in running order."""
-    online = not isinstance(config.algorithm, dpo.Settings)
     # What is trained on replies of its own has these replies scored and reported.
-    rollouts, gold = (("rollouts",), ("gold",)) if online else ((), ())
+    rollouts, gold = (("rollouts",), ("gold",)) if isinstance(config.algorithm, OnlineSettings) else ((), ())
     judges = tuple(config.judges.values())
     # What answers elsewhere may give no log-probabilities; then it is asked for votes, which are drawn.
     elsewhere = any(judge.kind not in ("local", "vllm") for judge in (config.labeler, *config.panel.values()))
@@ -134,7 +134,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             evaluate.Inputs(
                 evaluate=config.evaluate,
                 label=config.label,
-                labeler_rewards=isinstance(config.algorithm, grpo.Settings) and grpo.asks_labeler(config.algorithm),
+                labeler_rewards=online.asks_labeler(config.algorithm),
             ),
             needs=(
                 *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", "meanings"),
@@ -172,7 +172,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
 def outline(config: RunConfig) -> tuple[Stage, ...]:
     """The stages by name and order; users' reward functions are not loaded, so no fingerprint can be made of it."""
     chosen = config.algorithm
-    if isinstance(chosen, grpo.Settings):
+    if isinstance(chosen, OnlineSettings):
         chosen = chosen.model_copy(update={"rewards": (RewardModelSettings(),)})
     return stages_of(config.model_copy(update={"algorithm": chosen}))
 
@@ -197,11 +197,18 @@ def _algorithm(config: RunConfig) -> Stage:
         return Stage(
             "dpo", chosen, needs=("preferences", "sft_model"), makes=("policy",), run=dpo.run, trains=True, version=2
         )
-    online = ("policy", "rollouts")
+    makes = ("policy", "rollouts")
+    needs = ("prompts", "sft_model", *online.needs(chosen))
     if isinstance(chosen, ppo.Settings):
-        examples = ("sft_examples",) if chosen.ptx_coef else ()
-        needs = ("prompts", "sft_model", "reward_model", *examples)
-        return Stage("ppo", chosen, needs=needs, makes=online, run=ppo.run, trains=True, version=2)
-    inputs = grpo.Inputs.of(chosen, config.label)
-    needs = ("prompts", "sft_model", *grpo.needs(chosen))
-    return Stage(chosen.kind, inputs, needs=needs, makes=online, run=grpo.run, trains=True, version=3)
+        inputs = ppo.Inputs.of(chosen, config.label)
+        needs += ("sft_examples",) if chosen.ptx_coef else ()
+        return Stage("ppo", inputs, needs=needs, makes=makes, run=ppo.run, trains=True, version=3)
+    return Stage(
+        chosen.kind,
+        grpo.Inputs.of(chosen, config.label),
+        needs=needs,
+        makes=makes,
+        run=grpo.run,
+        trains=True,
+        version=3,
+    )

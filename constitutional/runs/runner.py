@@ -55,11 +55,12 @@ from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
-from constitutional.stages import critique_revise, dpo, evaluate, grpo, mix, sft
+from constitutional.stages import critique_revise, dpo, evaluate, mix, online, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
+from constitutional.training.rewards import OnlineSettings
 
 
 def run(
@@ -118,7 +119,7 @@ def run(
 def ways_of_answering(run_context: RunContext) -> Iterator[str]:
     """A line for every judge: how it is asked, which depends on what its engine gives."""
     config = run_context.config
-    rewards = isinstance(config.algorithm, grpo.Settings) and grpo.asks_labeler(config.algorithm)
+    rewards = online.asks_labeler(config.algorithm)
     for name, role in config.judges.items():
         abilities = run_context.opened(run_context.given(role)).abilities
         yield f"{role}: {answering(config.label.method, abilities)}"
@@ -178,8 +179,8 @@ def ready(config: RunConfig) -> InputFiles:
     mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     if config.mix.verdicts is not None:
         read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
-    if isinstance(config.algorithm, grpo.Settings):
-        grpo.check(config.algorithm)
+    if isinstance(config.algorithm, OnlineSettings):
+        online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
         vllm_version()
     held_out = config.evaluate.gold_reward_model

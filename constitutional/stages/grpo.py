@@ -17,24 +17,20 @@ from pydantic import Field, model_validator
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, read_rows, write_rows
-from constitutional.base.frozen import TECHNICAL, Frozen
+from constitutional.base.frozen import TECHNICAL
 from constitutional.base.records import Prompt, Rollout
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer, end_tokens
-from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
-from constitutional.judging.as_reward import by_principle
-from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.stages.context import StageContext
-from constitutional.stages.online import nothing_learned
+from constitutional.stages.online import RewardInputs, nothing_learned, rewards_of
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training import rewards
 from constitutional.training import trl as training
 from constitutional.training.awaiting import begin
 from constitutional.training.reward_model import has_members
-from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardSettings
+from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.training.saving import save_model
-from constitutional.training.user_reward import load_reward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +45,7 @@ MISMATCH = {
     "sampler_mismatch": "sampling/sampling_logp_difference/mean",
     "sampler_mismatch_max": "sampling/sampling_logp_difference/max",
 }
-"""How far vLLM's log-probabilities are from the trainer's, as PPO's log and as GRPO's calls it; RLOO does not tell."""
+"""How far vLLM's log-probabilities are from the trainer's, as PPO's log and as TRL's GRPO calls it."""
 
 
 class Settings(OnlineSettings, training.TrainingSettings):
@@ -58,8 +54,6 @@ class Settings(OnlineSettings, training.TrainingSettings):
     A prompt is too long if it leaves no room for `max_tokens` within `max_length`.
     """
 
-    rewards: tuple[RewardSettings, ...] = (rewards.RewardModelSettings(),)
-    """The rewards of a reply: a list of {kind: …, weight: …}."""
     num_generations: int = Field(default=8, ge=2)
     """Replies to each prompt of a step."""
     learning_rate: float = Field(default=1.5e-4, gt=0)
@@ -84,13 +78,6 @@ class Settings(OnlineSettings, training.TrainingSettings):
                 f"a step has batch_size · gradient_accumulation = {replies} replies, no multiple of num_generations, "
                 f"which is {self.num_generations}; try batch_size={math.lcm(self.batch_size, self.num_generations)}"
             )
-        kinds = [reward.kind for reward in self.rewards if reward.kind != "python"]
-        if not self.rewards:
-            raise ValueError(
-                'rewards is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"'
-            )
-        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
-            raise ValueError(f"rewards holds two of the kind '{min(twice)}'; take one out, as they are logged by kind")
         return self
 
 
@@ -114,60 +101,10 @@ class RlooSettings(Settings):
     """Divide the leads of a step by their deviation, so that the scale of rewards does not matter."""
 
 
-def needs(settings: Settings) -> tuple[str, ...]:
-    """What the rewards need of a run beside prompts and the SFT model."""
-    of_kind = {
-        "reward_model": ("reward_model",),
-        "constitution": ("labeler", "labeler_accuracy", "constitution", "score.j2"),
-    }
-    return tuple(need for reward in settings.rewards for need in of_kind.get(reward.kind, ()))
-
-
-class Inputs(Frozen):
-    """The settings that this stage depends on: its own, the labeler's where the constitution rewards, users' files."""
+class Inputs(RewardInputs):
+    """The settings that this stage depends on."""
 
     algorithm: Annotated[GrpoSettings | RlooSettings, Field(discriminator="kind")]
-    labeler: LabelerSettings | None
-    """None where no reward asks the labeler, so that its settings do not matter."""
-    sources: tuple[Path, ...]
-    """Files of users' functions; the stage's fingerprint holds their content, and not where they are."""
-    functions: tuple[str, ...] = ()
-    """Names of users' functions."""
-
-    @classmethod
-    def of(cls, algorithm: GrpoSettings | RlooSettings, labeler: LabelerSettings) -> "Inputs":
-        """From the settings of a run."""
-        asked = LabelerSettings(**labeler.model_dump(include=set(LabelerSettings.model_fields)))
-        return cls(
-            algorithm=algorithm,
-            labeler=asked if asks_labeler(algorithm) else None,
-            sources=sources(algorithm),
-            functions=tuple(reward.function.rpartition(":")[2] for reward in _python_rewards(algorithm)),
-        )
-
-
-def asks_labeler(settings: Settings) -> bool:
-    """Whether the constitution is one of the rewards."""
-    return any(reward.kind == "constitution" for reward in settings.rewards)
-
-
-def _python_rewards(settings: Settings) -> list[rewards.PythonSettings]:
-    return [reward for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
-
-
-def sources(settings: Settings) -> tuple[Path, ...]:
-    """The files of the user's functions and of what they import: what they say decides what is trained."""
-    functions = [load_reward(reward.function) for reward in _python_rewards(settings)]
-    return tuple(dict.fromkeys(path for function in functions for path in function.sources))
-
-
-def check(settings: Settings) -> None:
-    """Find the user's functions, before anything is asked or trained.
-
-    Raises:
-        ConstitutionalError: one cannot be found or imported, or two have one name.
-    """
-    rewards.check_names(list(map(rewards.function, _python_rewards(settings))))
 
 
 # --- Prompts ---
@@ -204,31 +141,6 @@ def prompt_rows(
 
 
 # --- Rewards, and the replies that are kept ---
-
-
-def rewards_of(settings: Settings, context: StageContext, labeler: LabelerSettings | None) -> list[Reward]:
-    """The rewards that the settings name, in their order; a constitution's is one for each principle."""
-    functions: list[Reward] = []
-    for reward in settings.rewards:
-        if isinstance(reward, rewards.RewardModelSettings):
-            functions.append(rewards.reward_model(_members(context.model("reward_model")), reward))
-        elif isinstance(reward, rewards.PrinciplesSettings):
-            assert labeler is not None
-            judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
-            accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
-            functions += by_principle(judge, trusted_principles(context.constitution, accuracies).principles, reward)
-        else:
-            functions.append(rewards.rule(reward))
-    rewards.check_names(functions)
-    return functions
-
-
-def _members(folder: Path) -> Sequence[rewards.Scorer]:
-    import torch
-
-    from constitutional.training.ppo.rollout import load_reward_models
-
-    return load_reward_models(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 class Recorder:
@@ -352,7 +264,7 @@ def online_trainer(
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
-    return _synchronised(RLOOTrainer(model, args=normalised, **shared))
+    return _compared(_synchronised(RLOOTrainer(model, args=normalised, **shared)))
 
 
 def vllm_arguments(settings: Settings) -> dict[str, Any]:
@@ -379,6 +291,38 @@ def _synchronised(trainer: T) -> T:
             take_over(generation.llm.llm_engine, generation._iter_named_params())  # noqa: SLF001 - no other gives them
 
         generation.sync_weights = sync_weights
+    return trainer
+
+
+def _compared(trainer: "RLOOTrainer") -> "RLOOTrainer":
+    """The trainer, which logs the mismatch as TRL's GRPO does; TRL's RLOO leaves out vLLM's log-probabilities."""
+    import torch
+
+    generation: Any = getattr(trainer, "vllm_generation", None)
+    if generation is None:
+        return trainer
+    generation.logprobs = 0  # of the tokens that were drawn alone
+    generate, compute = generation.generate, trainer._get_per_token_logps_and_entropies  # noqa: SLF001 - no other tells
+    drawn: list[list[list[float]]] = []
+
+    def generate_and_keep(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
+        results = generate(*args, **options)
+        drawn[:] = results[2]
+        return results
+
+    def compute_and_compare(model: Any, ids: Any, attended: Any, kept: int, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
+        results = compute(model, ids, attended, kept, *args, **options)
+        if drawn:  # the first time after replies were drawn: by the policy that drew them
+            ours = results[0][attended[:, -kept:].bool()]
+            theirs = [math.nan if number is None else number for reply in drawn for (number,) in reply]
+            mismatch = (ours - torch.tensor(theirs, device=ours.device)).abs()
+            for name, number in zip(MISMATCH.values(), (mismatch.nanmean(), mismatch.nan_to_num().max()), strict=True):
+                trainer._metrics["train"][name].append(float(number))  # noqa: SLF001 - where TRL's GRPO puts it
+            drawn.clear()
+        return results
+
+    generation.generate = generate_and_keep
+    vars(trainer)["_get_per_token_logps_and_entropies"] = compute_and_compare
     return trainer
 
 
@@ -420,7 +364,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
         nothing_learned(context)
         return
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
-    counted = rewards_of(settings, context, inputs.labeler)
+    counted = rewards_of(settings.rewards, context, inputs.labeler)
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     seed = seed_of(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)

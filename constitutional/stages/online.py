@@ -1,8 +1,125 @@
-"""What the online algorithms (PPO, GRPO and RLOO) share: what they leave where there is nothing to learn."""
+"""What the online algorithms (PPO, GRPO and RLOO) share: rewards, and what is left where there is nothing to learn."""
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from constitutional.base.errors import ConfigurationError
+from constitutional.base.frozen import Frozen
+from constitutional.engines.settings import HttpSettings, RoleSettings, VllmSettings
+from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.as_reward import by_principle
+from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import OnlineSummary
+from constitutional.training import rewards
+from constitutional.training.rewards import OnlineSettings, Reward, RewardSettings
 from constitutional.training.saving import copy_model
+from constitutional.training.user_reward import load_reward
+
+MOST_SHARED = 0.8
+"""Share of a GPU's memory that vLLM may take beside a training."""
+
+
+class RewardInputs(Frozen):
+    """What an online training depends on: its settings, the labeler's where the constitution rewards, users' files."""
+
+    algorithm: OnlineSettings
+    labeler: LabelerSettings | None
+    """None where no reward asks the labeler, so that its settings do not matter."""
+    sources: tuple[Path, ...]
+    """Files of users' functions; the stage's fingerprint holds their content, and not where they are."""
+    functions: tuple[str, ...] = ()
+    """Names of users' functions."""
+
+    @classmethod
+    def of(cls, algorithm: OnlineSettings, labeler: LabelerSettings) -> Self:
+        """From the settings of a run."""
+        asked = LabelerSettings(**labeler.model_dump(include=set(LabelerSettings.model_fields)))
+        return cls(
+            algorithm=algorithm,
+            labeler=asked if asks_labeler(algorithm) else None,
+            sources=sources(algorithm),
+            functions=tuple(reward.function.rpartition(":")[2] for reward in _python_rewards(algorithm)),
+        )
+
+
+def needs(settings: OnlineSettings) -> tuple[str, ...]:
+    """What the rewards need of a run beside prompts and the SFT model."""
+    of_kind = {
+        "reward_model": ("reward_model",),
+        "constitution": ("labeler", "labeler_accuracy", "constitution", "score.j2"),
+    }
+    return tuple(need for reward in settings.rewards for need in of_kind.get(reward.kind, ()))
+
+
+def asks_labeler(settings: object) -> bool:
+    """Whether these are an online algorithm's settings, with the constitution as one of the rewards."""
+    kinds = [reward.kind for reward in settings.rewards] if isinstance(settings, OnlineSettings) else []
+    return "constitution" in kinds
+
+
+def _python_rewards(settings: OnlineSettings) -> list[rewards.PythonSettings]:
+    return [reward for reward in settings.rewards if isinstance(reward, rewards.PythonSettings)]
+
+
+def sources(settings: OnlineSettings) -> tuple[Path, ...]:
+    """The files of the user's functions and of what they import: what they say decides what is trained."""
+    functions = [load_reward(reward.function) for reward in _python_rewards(settings)]
+    return tuple(dict.fromkeys(path for function in functions for path in function.sources))
+
+
+def check(settings: OnlineSettings, labeler: RoleSettings) -> None:
+    """Find the user's functions, and room for the labeler, before anything is asked or trained.
+
+    Raises:
+        ConstitutionalError: a function cannot be found or imported, two have the same name, or vLLM would take the
+            memory that the training needs on the same GPU.
+    """
+    rewards.check_names(list(map(rewards.function, _python_rewards(settings))))
+    if isinstance(labeler, VllmSettings) and asks_labeler(settings):
+        _check_room(settings, labeler.memory)
+
+
+def _check_room(settings: OnlineSettings, memory: float) -> None:
+    import torch
+
+    drawing = settings.sampler_memory if settings.sampler == "vllm" else 0.0
+    if torch.cuda.is_available() and memory + drawing > MOST_SHARED:
+        beside = f" and algorithm.sampler_memory={drawing:g}" if drawing else ""
+        raise ConfigurationError(
+            f"labeler.memory={memory:g}{beside} leave too little of the GPU's memory for the training, beside which "
+            "the labeler scores replies; type labeler.memory=0.4, or labeler=http for a server on another GPU"
+        )
+
+
+def rewards_of(
+    chosen: Iterable[RewardSettings], context: StageContext, labeler: LabelerSettings | None
+) -> list[Reward]:
+    """The rewards that the settings name, in their order; a constitution's is one for each principle."""
+    functions: list[Reward] = []
+    for reward in chosen:
+        if isinstance(reward, rewards.RewardModelSettings):
+            functions.append(rewards.reward_model(_members(context.model("reward_model")), reward))
+        elif isinstance(reward, rewards.PrinciplesSettings):
+            assert labeler is not None
+            judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
+            accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
+            trusted = trusted_principles(context.constitution, accuracies).principles
+            waits = isinstance(context.settings("labeler"), HttpSettings | VllmSettings)
+            functions += by_principle(judge, trusted, reward, waits=waits)
+        else:
+            functions.append(rewards.rule(reward))
+    rewards.check_names(functions)
+    return functions
+
+
+def _members(folder: Path) -> "list[rewards.Scorer]":
+    import torch
+
+    from constitutional.training.ppo.rollout import load_reward_models
+
+    return [*load_reward_models(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))]
 
 
 def nothing_learned(context: StageContext) -> None:

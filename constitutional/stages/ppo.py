@@ -1,8 +1,9 @@
-"""Proximal policy optimisation against the reward model, from the SFT model (Bai et al. 2022, section 4.1).
+"""Proximal policy optimisation from the SFT model, against the reward model (Bai et al. 2022, section 4.1) or others.
 
-The trainer is `training/ppo/trainer.py`. This stage hands it the training prompts and the reward models, whose scores
-are normalised and, for an ensemble, averaged less some deviations (Coste et al. 2024). Episodes are single replies,
-rewarded at their last token, with a penalty for leaving the SFT model at every token.
+The trainer is `training/ppo/trainer.py`. This stage hands it the training prompts and the rewards. The scores of reward
+models are normalised and, for an ensemble, averaged less some deviations (Coste et al. 2024); the other rewards are
+described in `training/rewards.py`. Episodes are single replies, rewarded at their last token, with a penalty for
+leaving the SFT model at every token.
 
 Some replies of every phase are kept, as `rollouts`, with their reward and KL. Evaluation scores them later by measures
 that the training could not see, which shows whether it over-optimised its reward (Gao et al. 2023).
@@ -23,11 +24,11 @@ from constitutional.base.seeds import seed_of
 from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.settings import VllmSettings
 from constitutional.stages.context import StageContext
-from constitutional.stages.online import nothing_learned
+from constitutional.stages.online import RewardInputs, nothing_learned, rewards_of
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.ppo.settings import PPOConfig, PPOSettings
 from constitutional.training.reward_model import has_members
-from constitutional.training.rewards import OnlineSettings
+from constitutional.training.rewards import OnlineSettings, RewardModelSettings, named_functions
 from constitutional.training.rows import Row, chat, fitting, supervised_rows
 from constitutional.training.trl import NetworkSettings, lora_config
 
@@ -38,12 +39,12 @@ if TYPE_CHECKING:
 
 LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 """As the trainer calls them."""
-NOT_THE_TRAINERS = {"kind", "lora", "max_tokens", "rollouts", "sampler", "sampler_memory"}
+NOT_THE_TRAINERS = {"kind", "lora", "max_tokens", "rewards", "rollouts", "sampler", "sampler_memory"}
 """Settings that the trainer is told otherwise."""
 
 
 class Settings(OnlineSettings, NetworkSettings, PPOSettings):
-    """Proximal policy optimisation against the reward model.
+    """Proximal policy optimisation.
 
     The values suit a model of some million weights on a CPU. A field whose name differs from the trainer's has that as
     its alias.
@@ -66,7 +67,7 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
     sampling_batch_size: Annotated[int, TECHNICAL] = Field(
         default=128, ge=1, serialization_alias="local_rollout_forward_batch_size"
     )
-    """Replies that are drawn at once."""
+    """Replies that are drawn at once. Rewards that wait for a server are asked while the next replies are drawn."""
     max_prompt_tokens: int = Field(default=1024, ge=1, serialization_alias="max_prompt_length")
     """Longer prompts are left out and counted."""
     learning_rate: float = Field(default=3e-4, gt=0)
@@ -91,18 +92,34 @@ class Settings(OnlineSettings, NetworkSettings, PPOSettings):
                 f"critic_warmup is {self.critic_warmup}, and {self.episodes} episodes make {phases} phases, so the "
                 f"policy would stay as it is; set critic_warmup to at most {phases - 1}, or raise episodes"
             )
+        if (model := self.reward_model) and model.ensemble_k:
+            raise ValueError(
+                "rewards sets ensemble_k of the reward model, which PPO has as a setting of its own; type "
+                f"algorithm.ensemble_k={model.ensemble_k:g}"
+            )
         return self
+
+    @property
+    def reward_model(self) -> RewardModelSettings | None:
+        """The reward model among the rewards."""
+        return next((reward for reward in self.rewards if isinstance(reward, RewardModelSettings)), None)
+
+
+class Inputs(RewardInputs):
+    """The settings that this stage depends on."""
+
+    algorithm: Settings
 
 
 def make_trainer(
-    settings: Settings, prompts: list[Prompt], context: StageContext, output: "Path", supervised: Sequence[Row] = ()
+    inputs: Inputs, prompts: list[Prompt], context: StageContext, output: "Path", supervised: Sequence[Row] = ()
 ) -> "PPOTrainer":
     """The trainer for these prompts, and rows for `ptx_coef`; checkpoints, log and samples go into `output`."""
     import torch
 
     from constitutional.training.ppo.trainer import PPOTrainer
 
-    sampler = None
+    settings, sampler = inputs.algorithm, None
     if settings.sampler == "vllm":
         from constitutional.training.ppo.vllm_sampler import VllmSampler
 
@@ -110,6 +127,8 @@ def make_trainer(
         sampler = VllmSampler(
             context.model("sft_model"), VllmSettings(memory=settings.sampler_memory, max_length=longest)
         )
+    model = settings.reward_model
+    others = rewards_of([reward for reward in settings.rewards if reward != model], context, inputs.labeler)
     gpu = torch.cuda.is_available()
     args = PPOConfig(
         output_dir=str(output),
@@ -120,21 +139,23 @@ def make_trainer(
         response_length=settings.max_tokens,
         sample_steps=1,
         sample_size=settings.rollouts,
+        reward_weights=[*([model.weight] if model else []), *(reward.weight for reward in others)],
         **settings.model_dump(by_alias=True, exclude=NOT_THE_TRAINERS),
     )
     return PPOTrainer(
         context.model("sft_model"),
-        reward_model=context.model("reward_model"),
+        reward_model=context.model("reward_model") if model else None,
         args=args,
-        train_dataset=[{"prompt": chat(prompt.messages)} for prompt in prompts],
+        train_dataset=[{"prompt": chat(prompt.messages), "prompt_id": prompt.id} for prompt in prompts],
         peft_config=lora_config(settings, "CAUSAL_LM"),
+        reward_funcs=named_functions(others),
         ptx_dataset=supervised,
         sampler=sampler,
     )
 
 
 def kept_rollouts(folder: "Path", prompts: list[Prompt]) -> list[Rollout]:
-    """The replies that the trainer kept, phase by phase."""
+    """The replies that the trainer kept and that have a reward, phase by phase."""
     ids = {_key(chat(prompt.messages)): prompt.id for prompt in prompts}
     kls = {line["step"]: line["kl"] for line in _lines(folder / LOG)}
     return [
@@ -145,6 +166,7 @@ def kept_rollouts(folder: "Path", prompts: list[Prompt]) -> list[Rollout]:
             **{name: line[name] for name in ("reply", "reward", "kl", "length", "truncated")},
         )
         for line in _lines(folder / SAMPLES)
+        if line["reward"] is not None
     ]
 
 
@@ -157,16 +179,17 @@ def _lines(path: "Path") -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def run(settings: Settings, context: StageContext) -> None:
+def run(inputs: Inputs, context: StageContext) -> None:
     """Train on the prompts that may be trained on, from `sft_model`, and write `policy` and `rollouts`.
 
     With `ptx_coef`, on the SFT examples as well, as many of them in a step as there are replies. Where the reward model
-    has no member, as no comparison was decided, the policy is the SFT model.
+    rewards and has no member, as no comparison was decided, the policy is the SFT model.
     """
+    settings = inputs.algorithm
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     if not prompts:
         raise RunError("No prompt is left to train on: all of them are held out; give more, or set prompts.held_out")
-    if not has_members(context.model("reward_model")):
+    if settings.reward_model and not has_members(context.model("reward_model")):
         nothing_learned(context)
         return
     folder = context.output("checkpoints")
@@ -178,8 +201,8 @@ def run(settings: Settings, context: StageContext) -> None:
         examples_left_out = sum(unfit.values())
     elif settings.ptx_coef:
         context.warn("no draft was revised, so PPO-ptx has no supervised example to go on learning")
-        settings = settings.model_copy(update={"ptx_coef": 0.0})
-    trainer = make_trainer(settings, prompts, context, folder, supervised)
+        inputs = inputs.model_copy(update={"algorithm": settings.model_copy(update={"ptx_coef": 0.0})})
+    trainer = make_trainer(inputs, prompts, context, folder, supervised)
     first = trainer.begin(resume=True)
     for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):
         trainer.train_phase(phase)

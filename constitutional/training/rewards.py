@@ -1,4 +1,4 @@
-"""What a reply is worth to a training online: reward functions with TRL's signature, each logged by its own name.
+"""What a reply is worth to an online training: reward functions with TRL's signature, each logged by its own name.
 
 `f(prompts, completions, **columns)` gives a number for each completion, or None where it has none; prompts and
 completions are conversations, and a row's other columns come by name. Here are the run's reward model, plain rules, and
@@ -10,7 +10,7 @@ The sandbox's exact detectors are no rewards: nothing can be evaluated by what i
 The settings that all online trainings share stand here too: how replies are sampled, and how many are kept to read.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -24,8 +24,8 @@ from constitutional.training.user_reward import load_reward
 
 Turns = Sequence[Mapping[str, str]]
 """A conversation as chat templates take it."""
-RewardFunction = Callable[..., Sequence[float | None]]
-"""Or an `async def` that gives the same."""
+RewardFunction = Callable[..., Sequence[float | None] | Awaitable[Sequence[float | None]]]
+"""It is called `(prompts, completions, completion_ids=…, **columns)`; an `async def` is awaited."""
 
 REFUSAL_PHRASES = (
     "i can't help",
@@ -63,24 +63,6 @@ class Reward(NamedTuple):
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class OnlineSettings(_Settings):
-    """How replies are sampled in an online training."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    """Temperature at which replies are sampled and log-probabilities are taken."""
-    max_tokens: int = Field(default=160, ge=1)
-    """Length in tokens at which a reply is cut off."""
-    missing_eos_penalty: float = Field(default=1.0, ge=0)
-    """Amount that is taken from the reward of a reply that was cut off."""
-    rollouts: int = Field(default=128, ge=1)
-    """Most replies of each step, or phase of PPO, that are kept to be scored and read."""
-    sampler: Literal["transformers", "vllm"] = "transformers"
-    """What draws the replies: the model that is trained itself, or vLLM, which takes over its weights before every
-    step. With vLLM and GRPO or RLOO a training that was interrupted goes on with other replies."""
-    sampler_memory: Annotated[float, TECHNICAL] = Field(default=0.3, gt=0, le=1)
-    """The share of a GPU's memory that vLLM takes beside the training; on a CPU, of 4 GiB for what it has read."""
 
 
 class RewardModelSettings(_Settings):
@@ -150,6 +132,36 @@ RewardSettings = Annotated[
 ]
 
 
+class OnlineSettings(_Settings):
+    """What an online training rewards, and how it samples replies."""
+
+    rewards: tuple[RewardSettings, ...] = (RewardModelSettings(),)
+    """The rewards of a reply: a list of {kind: …, weight: …}."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Temperature at which replies are sampled and log-probabilities are taken."""
+    max_tokens: int = Field(default=160, ge=1)
+    """Length in tokens at which a reply is cut off."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """Amount that is taken from the reward of a reply that was cut off."""
+    rollouts: int = Field(default=128, ge=1)
+    """Most replies of each step, or phase of PPO, that are kept to be scored and read."""
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    """What draws the replies: the model that is trained itself, or vLLM, which takes over its weights before every
+    step. With vLLM and GRPO or RLOO a training that was interrupted goes on with other replies."""
+    sampler_memory: Annotated[float, TECHNICAL] = Field(default=0.3, gt=0, le=1)
+    """The share of a GPU's memory that vLLM takes beside the training; on a CPU, of 4 GiB for what it has read."""
+
+    @field_validator("rewards")
+    @classmethod
+    def _told_apart(cls, rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
+        kinds = [reward.kind for reward in rewards if reward.kind != "python"]
+        if not rewards:
+            raise ValueError('is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"')
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            raise ValueError(f"holds two of the kind '{min(twice)}'; take one out, as they are logged by kind")
+        return rewards
+
+
 def check_names(rewards: Iterable[Reward]) -> None:
     """Refuse two rewards of one name, whose numbers would be mixed in the log.
 
@@ -162,6 +174,13 @@ def check_names(rewards: Iterable[Reward]) -> None:
             problem = f"two of them would be logged as '{reward.name}'; take one out, or rename the function"
             raise ConfigurationError(f"algorithm.rewards: {problem}")
         names.add(reward.name)
+
+
+def named_functions(rewards: Sequence[Reward]) -> list[RewardFunction]:
+    """The functions of rewards, whose `__name__` is from now on the reward's name: trainers log by it."""
+    for reward in rewards:
+        reward.function.__name__ = reward.name
+    return [reward.function for reward in rewards]
 
 
 # --- What functions are called with ---

@@ -1,7 +1,9 @@
 import math
+import threading
 
 import pytest
 
+from constitutional.base.errors import RunError
 from constitutional.base.records import Message
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Principle
@@ -10,6 +12,7 @@ from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.as_reward import by_principle, scaled
 from constitutional.judging.labeler import Labeler, LabelerSettings
+from constitutional.training.awaiting import begin
 from constitutional.training.rewards import PrinciplesSettings, Reward
 
 
@@ -31,7 +34,7 @@ def graded(request: Request) -> Completion | str:
 def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> None:
     labeler = Labeler(ScriptedEngine(graded), load_prompts(), LabelerSettings(), 0)
     principles = [Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3)]
-    calm, brief = by_principle(labeler, principles, PrinciplesSettings(weight=2))
+    calm, brief = by_principle(labeler, principles, PrinciplesSettings(weight=2), waits=False)
     assert (calm.name, calm.weight) == ("constitution/calm", 0.5)  # 2 · 1 / 4
     assert (brief.name, brief.weight) == ("constitution/brief", 1.5)
     assert scores(calm, "Yes.", "LOUD") == [1.0, None]
@@ -59,7 +62,7 @@ def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None
     engine = Watched(graded)
     labeler = Labeler(engine, load_prompts(), LabelerSettings(), 0)
     principles = [Principle(id=name, text=f"Be {name}.", weight=2) for name in ("calm", "brief", "kind")]
-    rewards = by_principle(labeler, principles, PrinciplesSettings())
+    rewards = by_principle(labeler, principles, PrinciplesSettings(), waits=False)
     texts = ["Yes.", "LOUD", "No.", "Well."]
     together = [scores(reward, *texts) for reward in rewards]
     assert engine.waiting == len(principles) * len(texts)
@@ -73,3 +76,57 @@ def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None
     # Other replies are not taken for those of before.
     assert scores(rewards[0], "Yes.", "LOUD") == together[0][:2]
     assert scores(rewards[2], "LOUD", "Yes.") == together[2][1::-1]
+
+
+def test_a_labeler_elsewhere_is_asked_beside_the_caller_and_beside_other_functions() -> None:
+    other_ran, computed = threading.Event(), threading.Event()
+    most_open = 0
+
+    class Slow(ScriptedEngine):
+        """Answers only after the caller has computed and another async function has run."""
+
+        def session(self) -> ScriptedSession:
+            class Session(ScriptedSession):
+                def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+                    nonlocal most_open
+                    most_open = max(most_open, len(self._waiting))
+                    assert other_ran.wait(30)
+                    assert computed.wait(30)
+                    return super().collect(timeout_s)
+
+            return Session(self)
+
+    async def other(**_: object) -> list[float]:
+        other_ran.set()
+        return [1.0]
+
+    principles = [Principle(id=name, text=f"Be {name}.", weight=2) for name in ("calm", "brief")]
+    judges = [
+        Labeler(engine, load_prompts(), LabelerSettings(), 0) for engine in (Slow(graded), ScriptedEngine(graded))
+    ]
+    waiting, plain = (
+        [reward.function for reward in by_principle(judge, principles, PrinciplesSettings(), waits=waits)]
+        for judge, waits in zip(judges, (True, False), strict=True)
+    )
+    replies = [[{"role": "assistant", "content": text}] for text in ("Yes.", "LOUD", "No.")]
+    columns = {"prompts": [[{"role": "user", "content": "May I?"}]] * 3, "completions": replies}
+    first, second = (
+        begin([*waiting, other], columns),
+        begin(waiting, {name: rows[:2] for name, rows in columns.items()}),
+    )
+    computed.set()
+    *together, _ = first()
+    assert together == [function(**columns) for function in plain]
+    assert second() == [numbers[:2] for numbers in together]
+    assert most_open == 2 * 3
+
+
+def test_what_a_labeler_elsewhere_raises_is_raised_to_the_caller() -> None:
+    def fails(_: Request) -> str:
+        raise RunError("the server is gone")
+
+    judge = Labeler(ScriptedEngine(fails), load_prompts(), LabelerSettings(), 0)
+    (reward,) = by_principle(judge, [Principle(id="calm", text="Be calm.")], PrinciplesSettings(), waits=True)
+    results = begin([reward.function], {"prompts": ["May I?"], "completions": ["Yes."]})
+    with pytest.raises(RunError, match="the server is gone"):
+        results()

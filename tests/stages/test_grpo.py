@@ -20,7 +20,7 @@ from constitutional.judging.labelling import LabelSettings
 from constitutional.runs.compose import compose, freeze
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of, ready
-from constitutional.stages import grpo
+from constitutional.stages import grpo, online
 from constitutional.stages.grpo import GrpoSettings, Inputs, RlooSettings, run
 from constitutional.stages.reward import write_normalisation
 from constitutional.stages.summaries import LastPhase, OnlineSummary
@@ -283,17 +283,17 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 
 def test_what_a_run_needs_is_what_its_rewards_ask(tmp_path: Path) -> None:
-    assert grpo.needs(GrpoSettings()) == ("reward_model",)
+    assert online.needs(GrpoSettings()) == ("reward_model",)
     direct = RlooSettings(rewards=(PrinciplesSettings(), LengthSettings()))
-    assert grpo.needs(direct) == ("labeler", "labeler_accuracy", "constitution", "score.j2")
-    assert grpo.asks_labeler(direct)
-    assert not grpo.asks_labeler(GrpoSettings())
+    assert online.needs(direct) == ("labeler", "labeler_accuracy", "constitution", "score.j2")
+    assert online.asks_labeler(direct)
+    assert not online.asks_labeler(GrpoSettings())
     path = tmp_path / "mine.py"
     path.write_text("import helper_of_mine\ndef f(**_): ...\n")
     (tmp_path / "helper_of_mine.py").write_text("")
     both = GrpoSettings(rewards=(RewardModelSettings(), PythonSettings(function=f"{path}:f")))
-    assert grpo.needs(both) == ("reward_model",)
-    assert grpo.sources(both) == (path, tmp_path / "helper_of_mine.py")
+    assert online.needs(both) == ("reward_model",)
+    assert online.sources(both) == (path, tmp_path / "helper_of_mine.py")
 
 
 def test_a_run_straight_from_the_constitution_needs_no_reward_model() -> None:

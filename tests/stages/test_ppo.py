@@ -9,13 +9,22 @@ from pydantic import ValidationError
 from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Prompt, Rollout, SftExample
+from constitutional.base.templates import load_prompts
+from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.settings import HttpSettings, VllmSettings
+from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.labelling import LabelSettings
 from constitutional.runs.compose import compose
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of
-from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer, run
+from constitutional.stages import online, ppo
+from constitutional.stages.ppo import Inputs, Settings, kept_rollouts, make_trainer
 from constitutional.stages.reward import write_normalisation
 from constitutional.stages.summaries import LastPhase, OnlineSummary
 from constitutional.training.reward_model import NORMALISATION, load_reward_model
+from constitutional.training.rewards import LengthSettings, PrinciplesSettings, PythonSettings, RewardModelSettings
 from constitutional.training.rows import chat, token_ids
 from constitutional.training.trl import LoraSettings
 from tests.tiny import OneStage, tiny_model
@@ -55,6 +64,10 @@ def moments(folder: Path, deviation: float) -> None:
 
 def work(folder: Path, models: dict[str, Path], kind: type[OneStage] = OneStage) -> OneStage:
     return kind(folder, models, {"prompts": [*PROMPTS, HELD_OUT]})
+
+
+def run(settings: Settings, context: OneStage) -> None:
+    ppo.run(Inputs.of(settings, LabelSettings()), context)
 
 
 def test_a_run_leaves_a_policy_its_log_and_replies_of_every_phase(models: dict[str, Path], tmp_path: Path) -> None:
@@ -216,7 +229,9 @@ def test_settings_reach_the_trainer_by_what_they_are_called_there(models: dict[s
         missing_eos_penalty=0.5,
         checkpoint_every=3,
     )
-    trainer = make_trainer(settings, PROMPTS, work(tmp_path, models), tmp_path / "checkpoints")
+    trainer = make_trainer(
+        Inputs.of(settings, LabelSettings()), PROMPTS, work(tmp_path, models), tmp_path / "checkpoints"
+    )
     args = trainer.args
     assert (trainer.batch_size, trainer.phases) == (24, 5)  # 100 episodes in phases of 3·2·4
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.num_mini_batches) == (3, 2, 4)
@@ -278,3 +293,111 @@ def test_without_prompts_to_train_on_or_a_reward_that_varies_it_says_so(
     moments(flat, 0.0)
     with pytest.raises(ModelError, match=r"reward/0: gave every reference sample the same score"):
         run(QUICK, work(tmp_path, {**models, "reward_model": flat}))
+
+
+# --- Rewards beside the reward model ---
+
+CALM, BRIEF = Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3)
+
+
+def scores_replies(request: Request) -> Completion | str:
+    """By calm 10, by other principles a score that depends on the reply; some cannot be read."""
+    text = " ".join(message.content for message in request.messages)
+    if not request.choices:
+        return "I do not know." if len(text) % 3 == 0 else "It does. Score: 5"
+    score = 10 if "Be calm." in text else 1 + len(text) % 10
+    return Completion("", "choices", tuple(0.0 if number == score else -99.0 for number in range(1, 11)))
+
+
+class ServedLabeler(OneStage):
+    """Its labeler is elsewhere."""
+
+    def settings(self, role: str) -> Any:  # noqa: ANN401
+        return HttpSettings(url="http://127.0.0.1:1/v1", model="m") if role == "labeler" else super().settings(role)
+
+
+class StoppedServed(ServedLabeler, Stopped):
+    """The same, stopped in the fourth phase."""
+
+
+def judged(folder: Path, models: dict[str, Path], kind: type[OneStage] = OneStage) -> OneStage:
+    accuracies = [
+        PrincipleAccuracy(principle=name, n=4, right=4, unreadable=0, conflicts=0, mean_p_correct=0.9, trusted=True)
+        for name in ("calm", "brief")
+    ]
+    context = kind(folder, models, {"prompts": [*PROMPTS, HELD_OUT], "labeler_accuracy": accuracies})
+    context.engines["labeler"] = ScriptedEngine(scores_replies)
+    context.prompts = load_prompts()
+    context.constitution = Constitution(name="ours", principles=(CALM, BRIEF))
+    return context
+
+
+DIRECT = QUICK.model_copy(update={"rewards": (PrinciplesSettings(weight=2), LengthSettings(limit=0, weight=-0.5))})
+
+
+def test_the_constitution_rewards_without_a_reward_model(models: dict[str, Path], tmp_path: Path) -> None:
+    context = judged(tmp_path, {"sft_model": models["sft_model"]})
+    run(DIRECT, context)
+    log = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
+    names = {name for name in log[0] if name.startswith("rewards/")}
+    assert names == {"rewards/constitution/calm", "rewards/constitution/brief", "rewards/length"}
+    assert {line["rewards/constitution/calm"] for line in log} == {1.0}  # 10 of 10, of the replies that can be read
+    rollouts: list[Rollout] = context.rows["rollouts"]
+    assert len(rollouts) == 4 * 3
+    assert digest_of(context.output("policy")) != digest_of(models["sft_model"])
+
+
+def test_a_labeler_elsewhere_changes_no_result_and_a_stopped_run_goes_on_to_the_same_files(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = DIRECT.model_copy(update={"sampling_batch_size": 3})
+    here, served = judged(tmp_path / "here", models), judged(tmp_path / "served", models, ServedLabeler)
+    run(settings, here)
+    run(settings, served)
+    assert digest_of(tmp_path / "here") == digest_of(tmp_path / "served")
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, judged(tmp_path / "stopped", models, StoppedServed))
+    run(settings, again := judged(tmp_path / "stopped", models, ServedLabeler))
+    assert digest_of(tmp_path / "stopped") == digest_of(tmp_path / "served")
+    assert again.rows["rollouts"] == served.rows["rollouts"] == here.rows["rollouts"]
+
+
+def test_the_reward_model_and_other_rewards_are_weighted_and_logged_apart(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("async def two(completions, prompt_id, **_): return [2.0 for _ in prompt_id]\n")
+    chosen = (RewardModelSettings(weight=0.5), PythonSettings(function=f"{path}:two", weight=3))
+    run(QUICK.model_copy(update={"episodes": 8, "rewards": chosen}), work(tmp_path / "ppo", models))
+    (line,) = (json.loads(text) for text in (tmp_path / "ppo" / "training_log.jsonl").read_text().splitlines())
+    assert line["rewards/function/two"] == 2
+    assert line["reward"] == pytest.approx(0.5 * line["rewards/reward_model"] + 3 * 2, abs=1e-5)
+
+
+def test_what_ppo_needs_is_what_its_rewards_ask() -> None:
+    def needs(*overrides: str) -> tuple[str, ...]:
+        return next(stage.needs for stage in stages_of(compose(["algorithm=ppo", *overrides])) if stage.name == "ppo")
+
+    direct = needs("algorithm.rewards=[{kind: constitution}]")
+    assert direct == ("prompts", "sft_model", "labeler", "labeler_accuracy", "constitution", "score.j2")
+    assert "reward_model" in needs("algorithm.rewards=[{kind: constitution}, {kind: reward_model}]")
+    evaluated = next(
+        stage
+        for stage in stages_of(compose(["algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"]))
+        if stage.name == "evaluate"
+    )
+    assert evaluated.settings.model_dump()["labeler_rewards"]
+    with pytest.raises(ConfigurationError, match=r"type algorithm\.ensemble_k=0\.5"):
+        needs("algorithm.rewards=[{kind: reward_model, ensemble_k: 0.5}]")
+
+
+def test_vllm_as_labeler_has_to_leave_room_for_the_training_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ConfigurationError, match=r"labeler\.memory=0\.9 .* type labeler\.memory=0\.4"):
+        online.check(DIRECT, VllmSettings(memory=0.9))
+    with pytest.raises(ConfigurationError, match=r"sampler_memory=0\.5"):
+        online.check(DIRECT.model_copy(update={"sampler": "vllm", "sampler_memory": 0.5}), VllmSettings(memory=0.4))
+    online.check(DIRECT, VllmSettings(memory=0.4))
+    online.check(QUICK, VllmSettings(memory=0.9))  # nothing asks the labeler while the policy is trained

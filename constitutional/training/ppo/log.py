@@ -42,7 +42,7 @@ def samples(rollout: RolloutBatch, rewards: Rewards, prompts: Sequence[Any]) -> 
         {
             "prompt": prompt,
             "reply": rollout.texts[row],
-            "reward": float(totals[row]),
+            "reward": None if bool(rollout.rewards[:, row].isnan().all()) else float(totals[row]),
             "score": float(rollout.scores[row]),
             "kl": float(kls[row]),
             "length": int(rollout.mask[row].sum()),

@@ -15,19 +15,14 @@ from constitutional.base.errors import ModelError, UsageError
 from constitutional.base.records import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer
-from constitutional.training.awaiting import begin
+from constitutional.training.awaiting import begin, is_async
 from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
+from constitutional.training.rewards import RewardFunction
 from constitutional.training.rows import Row, token_ids
 
 if TYPE_CHECKING:
     import torch
-
-RewardFunction = Callable[..., Sequence[float | None]]
-"""TRL's: `(prompts, completions, completion_ids=…, **columns)`, a number for each row; None where it has no opinion.
-
-An `async def` is awaited while the replies are read by the models here."""
-
 
 # --- Replies ---
 
@@ -243,22 +238,70 @@ class Rewards:
         return [list(scores) for scores in zip(*columns, strict=True)] if columns else [[] for _ in rows]
 
     def total(self, rewards: "torch.Tensor") -> "torch.Tensor":
-        """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none."""
+        """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none.
+
+        A reply without any number gets the mean of the others, so that its lack is neither wanted nor unwanted.
+
+        Raises:
+            UsageError: no reply has a number.
+        """
         import torch
 
-        if bool(rewards.isnan().all(0).any()):
-            row = int(rewards.isnan().all(0).nonzero()[0])
-            raise UsageError(f"PPOTrainer: no reward function has a number for reply {row} of the batch; one must")
-        return (rewards * torch.tensor(self.weights)[:, None]).nansum(0)
+        known = ~rewards.isnan().all(0)
+        if not known.any():
+            raise UsageError(
+                f"PPOTrainer: none of the rewards ({', '.join(self.names)}) has a number for any reply of the batch; "
+                "a judge may have given no score that can be read"
+            )
+        sums = (rewards * torch.tensor(self.weights)[:, None]).nansum(0)
+        return torch.where(known, sums, sums[known].mean())
 
 
-def begin_functions(
+class Functions:
+    """Reward functions, for replies that are drawn some at a time.
+
+    Those that are async are called for every few replies, as soon as these are there, and awaited at the end. The
+    others compute here, and are called once, for all replies.
+
+    Args:
+        functions: for the rows' replies.
+        rows: of the data, with the prompts.
+    """
+
+    def __init__(self, functions: Sequence[RewardFunction], rows: Sequence[Row]) -> None:
+        self.functions = functions
+        self.rows = rows
+        self._waiting = [index for index, function in enumerate(functions) if is_async(function)]
+        self._asked: list[tuple[Sequence[int], Callable[[], list[list[float]]]]] = []
+
+    @property
+    def wait(self) -> bool:
+        """Whether one of them is async."""
+        return bool(self._waiting)
+
+    def ask(self, places: Sequence[int], texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+        """Begin to wait for the async ones, for the replies to the rows at these places."""
+        if self._waiting:
+            functions = [self.functions[index] for index in self._waiting]
+            rows = [self.rows[place] for place in places]
+            self._asked.append((places, _begin(functions, rows, texts, ids)))
+
+    def numbers(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """For each function its numbers for the replies to all rows; NaN where it has none."""
+        here = [index for index in range(len(self.functions)) if index not in self._waiting]
+        computed = _begin([self.functions[index] for index in here], self.rows, texts, ids)()
+        numbers = dict(zip(here, computed, strict=True))
+        numbers |= {index: [math.nan] * len(self.rows) for index in self._waiting}
+        for places, results in self._asked:
+            for index, answers in zip(self._waiting, results(), strict=True):
+                for place, number in zip(places, answers, strict=True):
+                    numbers[index][place] = number
+        return [numbers[index] for index in range(len(self.functions))]
+
+
+def _begin(
     functions: Sequence[RewardFunction], rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]
 ) -> Callable[[], list[list[float]]]:
-    """Begin to wait for reward functions that are async; what is returned calls the others, and gives all numbers.
-
-    For each function these are its numbers for replies to the rows' prompts; NaN where it has none.
-    """
     others = [key for key in rows[0] if key not in {"prompt", "completion", "completion_ids"}]
     columns: dict[str, Any] = {
         "prompts": [row["prompt"] for row in rows],

@@ -18,7 +18,6 @@ Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e
 import hashlib
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ConfigurationError, ModelError, UsageError
+from constitutional.base.progress import Progress
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer, end_tokens
@@ -42,13 +42,12 @@ from constitutional.training.ppo.log import describe, samples
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
+    Functions,
     Response,
-    RewardFunction,
     Rewards,
     RolloutBatch,
     Sampler,
     TransformersSampler,
-    begin_functions,
     in_batches,
     load_reward_models,
     make_rollout,
@@ -57,6 +56,7 @@ from constitutional.training.ppo.rollout import (
 from constitutional.training.ppo.settings import TECHNICAL, PPOConfig
 from constitutional.training.preflight import preflight
 from constitutional.training.reward_model import load_reward_model
+from constitutional.training.rewards import RewardFunction
 from constitutional.training.rows import Row, token_ids
 from constitutional.training.saving import bit_sums, check_finite, check_moved, write_model
 from constitutional.training.trl import quiet_libraries
@@ -163,6 +163,7 @@ class PPOTrainer:
         self._untrained = bit_sums(self.networks.policy_weights.values())
         self.kl = AdaptiveKL(self.args.kl_coef, self.args.kl_target, self.args.kl_horizon)
         self.callbacks = list(callbacks)
+        self._progress = Progress()
         self.history: list[dict[str, Any]] = []
         """The lines of the log that this process wrote."""
 
@@ -255,36 +256,43 @@ class PPOTrainer:
 
         seeds = [seed_of(self.args.seed, "reply", phase, row) for row in own]
         prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
-        replies = self._draw(phase, prompts, seeds)
-        ids = [reply.ids for reply in replies]
-        texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
-        functions = [*self.rewards.functions, *filter(None, [self.gold_fn])]
-        numbers_of_functions = begin_functions(functions, data, texts, ids)
+        functions = Functions([*self.rewards.functions, *filter(None, [self.gold_fn])], data)
+        replies = self._draw(phase, prompts, seeds, functions)
+        texts = self._texts(replies)
         with torch.no_grad(), self.accelerator.autocast():
             read = self._read(prompts, replies)
             members = self.rewards.members(data, texts)
-        numbers = numbers_of_functions()
+        numbers = functions.numbers(texts, [reply.ids for reply in replies])
         gold = numbers.pop() if self.gold_fn else [None] * len(own)
         rewards = [list(row) for row in zip(*numbers, strict=True)] if numbers else [[] for _ in own]
         columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
         return [Episode(*values) for values in zip(*columns, strict=True)]
 
-    def _draw(self, phase: int, prompts: list[list[int]], seeds: list[int]) -> list[Response]:
-        """Replies of the policy as it is now.
+    def _texts(self, replies: Sequence[Response]) -> list[str]:
+        return [str(self.processing_class.decode(reply.ids, skip_special_tokens=True)) for reply in replies]
+
+    def _draw(self, phase: int, prompts: list[list[int]], seeds: list[int], functions: Functions) -> list[Response]:
+        """Replies of the policy as it is now; functions that wait are asked while the next replies are drawn.
 
         Raises:
             ModelError: the sampler draws with other weights.
         """
         sampling = Sampling(self.args.temperature, max_tokens=self.args.response_length)
+        size = self.args.local_rollout_forward_batch_size if functions.wait else len(prompts)
+        replies: dict[int, Response] = {}
         with self.networks.acting("policy") as policy:
             self.sampler.sync(policy, phase)
-            replies = self.sampler.sample(prompts, seeds, sampling)
-        if old := {reply.version for reply in replies} - {phase}:
+            for places in in_batches(range(len(prompts)), lambda place: len(prompts[place]), size):
+                batch = [prompts[place] for place in places], [seeds[place] for place in places]
+                drawn = self.sampler.sample(*batch, sampling)
+                replies |= zip(places, drawn, strict=True)
+                functions.ask(places, self._texts(drawn), [reply.ids for reply in drawn])
+        if old := {reply.version for reply in replies.values()} - {phase}:
             raise ModelError(
                 f"PPOTrainer: {type(self.sampler).__name__} drew replies of phase {phase} with the weights of phase "
                 f"{min(old)}; its sync() has to take over the policy's weights"
             )
-        return replies
+        return [replies[place] for place in range(len(prompts))]
 
     def _read(self, prompts: list[list[int]], replies: list[Response]) -> list[tuple[list[float], ...]]:
         """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""
@@ -315,9 +323,7 @@ class PPOTrainer:
         every = self.args.logging_steps
         if every and (phase % every == 0 or phase + 1 == self.phases):
             summary = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
-            print(
-                f"ppo: phase {phase + 1} of {self.phases}, {summary}, {speed:.0f} tokens/s", file=sys.stderr, flush=True
-            )
+            self._progress.say(f"ppo: phase {phase + 1} of {self.phases}, {summary}, {speed:.0f} tokens/s")
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (Path(self.args.output_dir) / name).open("a", encoding="utf-8") as file:

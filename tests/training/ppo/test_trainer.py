@@ -1,4 +1,6 @@
+import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -287,10 +289,69 @@ def test_an_async_reward_function_trains_the_same_as_one_that_is_not(model: Path
         return gold(**columns)
 
     awaited.__name__ = even.__name__
-    plain = trained(str(model), tmp_path / "plain", gold_fn=gold)
-    other = trained(str(model), tmp_path / "async", reward_funcs=[awaited], gold_fn=awaited_gold)
+    # Asked for few replies at a time, while the next ones are drawn.
+    few = {"local_rollout_forward_batch_size": 3}
+    plain = trained(str(model), tmp_path / "plain", gold_fn=gold, changes=few)
+    other = trained(str(model), tmp_path / "async", reward_funcs=[awaited], gold_fn=awaited_gold, changes=few)
     assert plain.history == other.history
     assert all((weight == weights(other)[name]).all() for name, weight in weights(plain).items())
+
+
+def test_rewards_that_wait_are_asked_while_the_next_replies_are_drawn(model: Path, tmp_path: Path) -> None:
+    events: list[str] = []
+    judging, drawn = threading.Event(), threading.Event()
+
+    class Watched(TransformersSampler):
+        def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling) -> list[Response]:
+            events.append("draw begins")
+            replies = super().sample(prompts, seeds, sampling)
+            if events.count("draw begins") == 3:  # the last replies of the phase
+                assert judging.wait(30)
+                drawn.set()
+            events.append("draw ends")
+            return replies
+
+    async def slow(completions: Any, **_: Any) -> list[float]:  # noqa: ANN401
+        events.append(f"judge of {len(completions)} begins")
+        judging.set()
+        assert await asyncio.to_thread(drawn.wait, 30)
+        return [float(len(reply[0]["content"])) for reply in completions]
+
+    def here(completions: Any, **_: Any) -> list[float]:  # noqa: ANN401
+        events.append(f"computed for {len(completions)}")
+        return [0.0] * len(completions)
+
+    args = config(tmp_path, local_rollout_forward_batch_size=3)
+    trainer = PPOTrainer(str(model), args=args, reward_funcs=[slow, here], train_dataset=ROWS)
+    trainer.sampler = Watched(trainer.ends, trainer.pad, batch_size=3)
+    trainer.train()
+    last_draw = [place for place, event in enumerate(events) if event == "draw ends"][-1]
+    assert events.index("judge of 3 begins") < last_draw
+    assert sorted(event for event in events if "judge" in event) == ["judge of 2 begins"] + ["judge of 3 begins"] * 2
+    assert [event for event in events if "computed" in event] == [
+        "computed for 8"
+    ]  # those here see all replies at once
+    assert trainer.history[0]["rewards/slow"] > 0
+
+
+def test_a_reply_without_a_reward_counts_as_the_others_do_on_average() -> None:
+    import torch
+
+    nan = float("nan")
+    rewards = Rewards([], [even, list], [2.0, 1.0])  # type: ignore[list-item, return-value]
+    numbers = torch.tensor([[1.0, nan, nan], [3.0, 2.0, nan]])
+    assert rewards.total(numbers).tolist() == [5.0, 2.0, 3.5]
+    with pytest.raises(UsageError, match="even"):
+        rewards.total(torch.full((2, 3), nan))
+
+
+def test_the_lines_of_a_training_go_to_standard_error_as_progress(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(str(model), tmp_path)
+    told = capsys.readouterr()
+    assert "phase 1 of 1" in told.err
+    assert told.out == ""
 
 
 def test_ensembles_and_penalties_reach_the_score_and_the_score_the_last_token(tmp_path: Path) -> None:
