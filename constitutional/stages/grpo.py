@@ -303,11 +303,11 @@ def _compared(trainer: "RLOOTrainer") -> "RLOOTrainer":
         return trainer
     generation.logprobs = 0  # of the tokens that were drawn alone
     generate, compute = generation.generate, trainer._get_per_token_logps_and_entropies  # noqa: SLF001 - no other tells
-    drawn: list[list[list[float]]] = []
+    drawn: list[Any] = []
 
     def generate_and_keep(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
         results = generate(*args, **options)
-        drawn[:] = results[2]
+        drawn.extend(results[2])
         return results
 
     def compute_and_compare(model: Any, ids: Any, attended: Any, kept: int, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's

@@ -1,5 +1,6 @@
 import math
 import threading
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ from constitutional.training.rewards import PrinciplesSettings, Reward
 def scores(reward: Reward, *texts: str) -> list[float | None]:
     prompts = [[{"role": "user", "content": "May I?"}]] * len(texts)
     replies = [[{"role": "assistant", "content": text}] for text in texts]
-    return list(reward.function(prompts=prompts, completions=replies))
+    function: Any = reward.function  # none of these is async
+    return list(function(prompts=prompts, completions=replies))
 
 
 def graded(request: Request) -> Completion | str:

@@ -10,7 +10,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines.local import load_model
 from constitutional.training.ppo.networks import side_by_side
-from constitutional.training.ppo.rollout import load_reward_models
+from constitutional.training.ppo.rollout import Functions, load_reward_models
 from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.ppo.trainer import PPOTrainer
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
@@ -53,7 +53,7 @@ def test_the_kl_is_that_from_the_reference_that_is_given_which_is_not_trained(mo
     before = copy.deepcopy(reference)
     made = trainer(models, tmp_path, ref_model=reference)
     policy, _ = load_model(tiny_model(models), dtype="float32")  # as it is before the first step
-    prompts, replies = made.prompts, made._draw(0, made.prompts, [0, 1, 2, 3])
+    prompts, replies = made.prompts, made._draw(0, made.prompts, [0, 1, 2, 3], Functions([], []))
     kls = []
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = torch.tensor([[*prompt, *reply.ids]])

@@ -338,7 +338,7 @@ def test_a_reply_without_a_reward_counts_as_the_others_do_on_average() -> None:
     import torch
 
     nan = float("nan")
-    rewards = Rewards([], [even, list], [2.0, 1.0])  # type: ignore[list-item, return-value]
+    rewards = Rewards([], [even, list], [2.0, 1.0])
     numbers = torch.tensor([[1.0, nan, nan], [3.0, 2.0, nan]])
     assert rewards.total(numbers).tolist() == [5.0, 2.0, 3.5]
     with pytest.raises(UsageError, match="even"):
