@@ -13,8 +13,9 @@ from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Prompt, Rollout
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.engines.base import Completion, Request
-from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.base import Completion, Request, Ticket
+from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
+from constitutional.engines.settings import HttpSettings
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.labelling import LabelSettings
 from constitutional.runs.compose import compose, freeze
@@ -155,6 +156,45 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         assert rollout.phase_kl == log_of(context)[rollout.phase - 1]["kl"]
         assert 1 <= rollout.length <= 12
         assert rollout.length == 12 or not rollout.truncated
+
+
+@pytest.mark.parametrize("kind", [GrpoSettings, RlooSettings])
+def test_a_labeler_elsewhere_is_asked_about_all_replies_of_a_step_at_once(
+    models: Path, tmp_path: Path, kind: type[Settings]
+) -> None:
+    asked: list[int] = []
+
+    class Watched(ScriptedEngine):
+        def session(self) -> ScriptedSession:
+            class Session(ScriptedSession):
+                def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
+                    asked.append(len(self._waiting))
+                    return super().collect(timeout_s)
+
+            return Session(self)
+
+    class Served(OneStage):
+        def settings(self, role: str) -> Any:  # noqa: ANN401, ARG002
+            return HttpSettings(url="http://127.0.0.1:1/v1", model="m")
+
+    def labeler(request: Request) -> Completion | str:
+        if not request.choices:
+            return "It does. Score: 5"
+        return Completion("", "choices", tuple(-float(number) for number in range(10)))
+
+    plain = stage(tmp_path, models)
+    context = Served(tmp_path, plain.models, {**plain.rows, "labeler_accuracy": []}, prompts=load_prompts())
+    context.engines["labeler"] = Watched(labeler)
+    principles = tuple(Principle(id=name, text=f"Be {name}.") for name in ("calm", "brief"))
+    context.constitution = Constitution(name="two", principles=principles)
+    steps = {"epochs": 1.0, "batch_size": 8, "gradient_accumulation": 2}
+    run(inputs(kind(**{**QUICK, **steps, "rewards": (PrinciplesSettings(), LengthSettings())})), context)
+    assert max(asked) == 16 * 2  # all replies of a step, by both principles
+    (first, _) = log_of(context)
+    assert {name for name in first if name.startswith("rewards/c")} == {
+        "rewards/constitution/calm",
+        "rewards/constitution/brief",
+    }
 
 
 def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_path: Path) -> None:

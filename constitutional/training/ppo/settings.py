@@ -78,7 +78,7 @@ class PPOConfig(PPOSettings):
     num_ppo_epochs: int = Field(default=4, ge=1)
     """Passes over a phase's replies."""
     local_rollout_forward_batch_size: int = Field(default=64, ge=1)
-    """Replies that a process draws at once."""
+    """Replies that a process draws at once. Async reward functions are called for so many, while it draws the next."""
     max_prompt_length: int = Field(default=1024, ge=1)
     """Longer prompts, in tokens, are left out and counted."""
     response_length: int = Field(default=128, ge=1)

@@ -87,7 +87,7 @@ class PPOTrainer:
         processing_class: the model's tokenizer, if it is not the one in its folder.
         peft_config: train adapters on one backbone, which serves policy, reference and critic.
         reward_processing_class: the tokenizer of reward models in memory, if it is not the model's.
-        reward_funcs: reward functions, with TRL's signature.
+        reward_funcs: reward functions, with TRL's signature; async ones are awaited while the next replies are drawn.
         gold_fn: a reward function that is only logged, to show whether the reward is over-optimised.
         ptx_dataset: rows with `prompt` and `completion`, for `ptx_coef`.
         callbacks: called with every line of the log and its `tokens_per_s`, which the log does not hold.
