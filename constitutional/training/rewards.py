@@ -11,9 +11,9 @@ The settings that all online trainings share stand here too: how replies are sam
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import TECHNICAL
@@ -151,15 +151,16 @@ class OnlineSettings(_Settings):
     sampler_memory: Annotated[float, TECHNICAL] = Field(default=0.3, gt=0, le=1)
     """The share of a GPU's memory that vLLM takes beside the training; on a CPU, of 4 GiB for what it has read."""
 
-    @field_validator("rewards")
-    @classmethod
-    def _told_apart(cls, rewards: tuple[RewardSettings, ...]) -> tuple[RewardSettings, ...]:
-        kinds = [reward.kind for reward in rewards if reward.kind != "python"]
-        if not rewards:
-            raise ValueError('is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"')
+    @model_validator(mode="after")
+    def _rewards_are_told_apart(self) -> Self:
+        kinds = [reward.kind for reward in self.rewards if reward.kind != "python"]
+        if not self.rewards:
+            raise ValueError(
+                'rewards is empty, so nothing would be learned; type "algorithm.rewards=[{kind: reward_model}]"'
+            )
         if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
-            raise ValueError(f"holds two of the kind '{min(twice)}'; take one out, as they are logged by kind")
-        return rewards
+            raise ValueError(f"rewards holds two of the kind '{min(twice)}'; take one out, as they are logged by kind")
+        return self
 
 
 def check_names(rewards: Iterable[Reward]) -> None:

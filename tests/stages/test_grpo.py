@@ -188,7 +188,10 @@ def test_a_labeler_elsewhere_is_asked_about_all_replies_of_a_step_at_once(
     principles = tuple(Principle(id=name, text=f"Be {name}.") for name in ("calm", "brief"))
     context.constitution = Constitution(name="two", principles=principles)
     steps = {"epochs": 1.0, "batch_size": 8, "gradient_accumulation": 2}
-    run(inputs(kind(**{**QUICK, **steps, "rewards": (PrinciplesSettings(), LengthSettings())})), context)
+    run(
+        inputs(kind(**{**QUICK, **steps, "rewards": (PrinciplesSettings(), LengthSettings(limit=0, weight=-1))})),
+        context,
+    )
     assert max(asked) == 16 * 2  # all replies of a step, by both principles
     (first, _) = log_of(context)
     assert {name for name in first if name.startswith("rewards/c")} == {
