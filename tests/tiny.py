@@ -148,7 +148,7 @@ class OneStage:
         return {"labeler": "labeler"} | {role.removeprefix("panel."): role for role in self.engines if "panel." in role}
 
     def settings(self, role: str) -> ModelSettings:
-        return ModelSettings(path=str(self.models[role]), pad_token=self.pad_token)
+        return ModelSettings(path=str(self.models.get(role, role)), pad_token=self.pad_token)
 
     def output(self, name: str) -> Path:
         path = self.folder / name

@@ -190,7 +190,7 @@ def ready(config: RunConfig) -> InputFiles:
     if config.mix.verdicts is not None:
         read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
     if isinstance(config.algorithm, OnlineSettings):
-        online.check(config.algorithm)
+        online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
         vllm_version()
     held_out = config.evaluate.gold_reward_model

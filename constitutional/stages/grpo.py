@@ -44,7 +44,7 @@ MISMATCH = {
     "sampler_mismatch": "sampling/sampling_logp_difference/mean",
     "sampler_mismatch_max": "sampling/sampling_logp_difference/max",
 }
-"""How far vLLM's log-probabilities are from the trainer's, as PPO's log and as GRPO's calls it; RLOO does not tell."""
+"""How far vLLM's log-probabilities are from the trainer's, as PPO's log and as TRL's GRPO calls it."""
 
 
 class Settings(OnlineSettings, training.TrainingSettings):
@@ -257,7 +257,7 @@ def online_trainer(
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
-    return _synchronised(RLOOTrainer(model, args=normalised, **shared))
+    return _compared(_synchronised(RLOOTrainer(model, args=normalised, **shared)))
 
 
 def vllm_arguments(settings: Settings) -> dict[str, Any]:
@@ -284,6 +284,38 @@ def _synchronised(trainer: T) -> T:
             take_over(generation.llm.llm_engine, generation._iter_named_params())  # noqa: SLF001 - no other gives them
 
         generation.sync_weights = sync_weights
+    return trainer
+
+
+def _compared(trainer: "RLOOTrainer") -> "RLOOTrainer":
+    """The trainer, which logs the mismatch as TRL's GRPO does; TRL's RLOO leaves out vLLM's log-probabilities."""
+    import torch
+
+    generation: Any = getattr(trainer, "vllm_generation", None)
+    if generation is None:
+        return trainer
+    generation.logprobs = 0  # of the tokens that were drawn alone
+    generate, compute = generation.generate, trainer._get_per_token_logps_and_entropies  # noqa: SLF001 - no other tells
+    drawn: list[Any] = []
+
+    def generate_and_keep(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
+        results = generate(*args, **options)
+        drawn.extend(results[2])
+        return results
+
+    def compute_and_compare(model: Any, ids: Any, attended: Any, kept: int, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
+        results = compute(model, ids, attended, kept, *args, **options)
+        if drawn:  # the first time after replies were drawn: by the policy that drew them
+            ours = results[0][attended[:, -kept:].bool()]
+            theirs = [math.nan if number is None else number for reply in drawn for (number,) in reply]
+            mismatch = (ours - torch.tensor(theirs, device=ours.device)).abs()
+            for name, number in zip(MISMATCH.values(), (mismatch.nanmean(), mismatch.nan_to_num().max()), strict=True):
+                trainer._metrics["train"][name].append(float(number))  # noqa: SLF001 - where TRL's GRPO puts it
+            drawn.clear()
+        return results
+
+    generation.generate = generate_and_keep
+    vars(trainer)["_get_per_token_logps_and_entropies"] = compute_and_compare
     return trainer
 
 

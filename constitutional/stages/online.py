@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Final, Generic, Self, TypeVar
 
+from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
+from constitutional.engines.settings import RoleSettings, VllmSettings
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
 from constitutional.judging.as_reward import by_principle
 from constitutional.judging.labeler import Labeler, LabelerSettings
@@ -16,6 +18,8 @@ from constitutional.training.rewards import OnlineSettings, Reward, RewardSettin
 from constitutional.training.saving import copy_model
 from constitutional.training.user_reward import load_reward
 
+MOST_SHARED: Final = 0.8
+"""Share of a GPU's memory that vLLM may take beside a training."""
 S = TypeVar("S", bound=OnlineSettings)
 
 
@@ -66,13 +70,28 @@ def sources(settings: OnlineSettings) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(path for function in functions for path in function.sources))
 
 
-def check(settings: OnlineSettings) -> None:
-    """Find the user's functions, before anything is asked or trained.
+def check(settings: OnlineSettings, labeler: RoleSettings) -> None:
+    """Find the user's functions, and room for the labeler, before anything is asked or trained.
 
     Raises:
-        ConstitutionalError: one cannot be found or imported, or two have one name.
+        ConstitutionalError: a function cannot be found or imported, two have the same name, or vLLM would take the
+            memory that the training needs on the same GPU.
     """
     rewards.check_names(list(map(rewards.function, _python_rewards(settings))))
+    if isinstance(labeler, VllmSettings) and asks_labeler(settings):
+        _check_room(settings, labeler.memory)
+
+
+def _check_room(settings: OnlineSettings, memory: float) -> None:
+    import torch
+
+    drawing = settings.sampler_memory if settings.sampler == "vllm" else 0.0
+    if torch.cuda.is_available() and memory + drawing > MOST_SHARED:
+        beside = f" and algorithm.sampler_memory={drawing:g}" if drawing else ""
+        raise ConfigurationError(
+            f"labeler.memory={memory:g}{beside} leave too little of the GPU's memory for the training, beside which "
+            "the labeler scores replies; type labeler.memory=0.4, or labeler=http for a server on another GPU"
+        )
 
 
 def rewards_of(

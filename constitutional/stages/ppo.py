@@ -134,7 +134,7 @@ def make_trainer(
         context.model("sft_model"),
         reward_model=context.model("reward_model") if models else None,
         args=args,
-        train_dataset=[{"prompt": chat(prompt.messages)} for prompt in prompts],
+        train_dataset=[{"prompt": chat(prompt.messages), "prompt_id": prompt.id} for prompt in prompts],
         peft_config=lora_config(settings, "CAUSAL_LM"),
         reward_funcs=list(map(_named, functions)),
         ptx_dataset=supervised,

@@ -5,11 +5,13 @@ import multiprocessing
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from constitutional.base.records import Message, Prompt
 from constitutional.base.shipped import MODEL_FOLDER
+from constitutional.engines.settings import VllmSettings
 from tests.tiny import OneStage
 
 if find_spec("vllm") is None:
@@ -131,5 +133,57 @@ def test_trl_draws_with_vllm(training: Callable[[Path], None], tmp_path: Path, m
     in_own_process(training, tmp_path)
     log = log_of(tmp_path)
     assert [line["step"] for line in log] == [1, 2, 3, 4]
-    if training is grpo:  # vLLM computes in the number format that it chooses, which may be bfloat16
-        assert all(0 <= line["sampler_mismatch"] < 0.05 for line in log)
+    # vLLM computes in the number format that it chooses, which may be bfloat16.
+    assert all(0 < line["sampler_mismatch"] < 0.05 for line in log)
+    assert all(line["sampler_mismatch"] < line["sampler_mismatch_max"] for line in log)
+
+
+class Served(OneStage):
+    """The labeler is vLLM, in a process of its own."""
+
+    def settings(self, role: str) -> Any:  # noqa: ANN401
+        return (
+            VllmSettings(path="sandbox", dtype="float32", memory=0.2) if role == "labeler" else super().settings(role)
+        )
+
+
+def rewarded_by_vllm(folder: Path) -> None:
+    """PPO and then GRPO, with the constitution as the reward."""
+    from constitutional.base.templates import load_prompts
+    from constitutional.constitution.constitution import Constitution, Principle
+    from constitutional.engines.models import Models, engine_of
+    from constitutional.judging.labelling import LabelSettings
+    from constitutional.stages import grpo, online, ppo
+    from constitutional.training.rewards import LengthSettings, PrinciplesSettings
+
+    models, principles = Models(), tuple(Principle(id=name, text=f"Be {name}.") for name in ("calm", "brief"))
+    common: dict[str, Any] = {
+        "rewards": (PrinciplesSettings(), LengthSettings(limit=0, weight=-0.1)),
+        "batch_size": 8,
+        "gradient_accumulation": 1,
+        "max_tokens": 12,
+    }
+    direct = ppo.Settings(episodes=16, mini_batches=1, sampling_batch_size=4, learning_rate=1e-3, **common)
+    groups = grpo.GrpoSettings(num_generations=4, epochs=1, learning_rate=1e-3, log_every=1, max_length=256, **common)
+    for name in ("ppo", "grpo"):
+        plain = stage(folder / name)
+        context = Served(plain.folder, plain.models, plain.rows, prompts=load_prompts())
+        context.constitution = Constitution(name="ours", principles=principles)
+        context.rows["labeler_accuracy"] = []
+        context.engines["labeler"] = engine_of(context.settings("labeler"), models)
+        if name == "ppo":
+            ppo.run(online.Inputs.of(direct, LabelSettings()), context)
+        else:
+            grpo.run(online.Inputs.of(groups, LabelSettings()), context)
+    models.release()
+
+
+def test_vllm_scores_replies_while_the_policy_is_trained(tmp_path: Path) -> None:
+    in_own_process(rewarded_by_vllm, tmp_path)
+    for name, steps in (("ppo", 2), ("grpo", 4)):
+        log = log_of(tmp_path / name)
+        assert len(log) == steps
+        for line in log:
+            assert -1 <= line["rewards/constitution/calm"] <= 1
+            assert -1 <= line["rewards/constitution/brief"] <= 1
+        assert any(line["reward"] for line in log)

@@ -413,6 +413,14 @@ def _gold(point: GoldPoint) -> str:
     return estimate(point.gold, point.low, point.high, percent=point.by == "traits")
 
 
+MEANINGS = {
+    "sampler_mismatch": "The mean distance, in nats, between vLLM’s log-probability of a token that it drew and the "
+    "trained model’s. It should stay near 0; where it grows, the policy learns from replies that it would not have "
+    "drawn itself."
+}
+"""What a logged quantity means, where its name does not say so."""
+
+
 def curves(run: RunReport) -> Iterator[Figure]:
     """What the trainings logged: a figure for each stage and quantity, a line for each member of an ensemble."""
     for logged in run.curves:
@@ -429,6 +437,7 @@ def curves(run: RunReport) -> Iterator[Figure]:
         if len(lines) > 3:
             last = [line.points[-1][1] for line in lines]
             note = f"{len(lines)} members, {number(min(last))} to {number(max(last))} at the last step."
+        note += f" {MEANINGS[logged.metric]}" if logged.metric in MEANINGS else ""
         table = Table(("Step", "Log", words(logged.metric)), body)
         yield Figure(title, note, table, plot=charts.curve(x, y, lines, "step"))
 

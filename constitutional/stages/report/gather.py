@@ -60,6 +60,9 @@ METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rew
 ONLINE = ("reward", "kl", "length", "entropy", "truncated", "clip_fraction", "explained_variance")
 """The same for an online training; where it has several rewards, they are drawn too."""
 
+MISMATCH = "sampler_mismatch"
+"""Drawn where another program draws the replies."""
+
 CONSTITUTION = "constitution_used"
 """The artifact that holds the principles and weights that the run had."""
 
@@ -200,12 +203,15 @@ def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) ->
     )
 
 
-def curves_of(stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]]) -> Iterator[Curve]:
+def curves_of(
+    stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]], sampler: str = "transformers"
+) -> Iterator[Curve]:
     """A curve for each quantity of a training's logs, with a line for each log, by name."""
     logged = {metric for rows in logs.values() for row in rows for metric in row}
     online = {"reward", "kl"} <= logged
     parts = sorted(metric for metric in logged if metric.startswith("rewards/"))
-    for metric in (*ONLINE, *(parts if len(parts) > 1 else ())) if online else METRICS:
+    drawn = (*ONLINE, *([MISMATCH] if sampler == "vllm" else []), *(parts if len(parts) > 1 else []))
+    for metric in drawn if online else METRICS:
         lines = {
             name: tuple((row["step"], row[metric]) for row in rows if row.get(metric) is not None)
             for name, rows in logs.items()
@@ -271,6 +277,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     kept = view.read("rollouts", Rollout) if online else []
     rollouts = rollout_examples(kept, view.read("prompts", Prompt), settings.rollout_examples) if online else ()
     records = view.records()
+    sampler = view.configuration().get("algorithm", {}).get("sampler", "")
     evaluated, rewarded = view.summary(summaries.EvaluateSummary), view.summary(summaries.RewardSummary)
     assert evaluated is not None, "the report comes after evaluation"
     accuracies = view.read("labeler_accuracy", PrincipleAccuracy)
@@ -284,7 +291,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         reward=rewarded.quality if rewarded else None,
         targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
-        curves=tuple(curve for stage, record in records.items() for curve in curves_of(stage, record.logs)),
+        curves=tuple(curve for stage, record in records.items() for curve in curves_of(stage, record.logs, sampler)),
         gold=tuple(view.read("gold", GoldPoint)) if online else (),
         rollouts=tuple(rollouts),
         revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, view.seed)),

@@ -18,7 +18,6 @@ Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e
 import hashlib
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ConfigurationError, ModelError, UsageError
+from constitutional.base.progress import Progress
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer, end_tokens
@@ -118,6 +118,7 @@ class PPOTrainer:
         from constitutional.training.ppo.update import Learner
 
         quiet_libraries()
+        self._progress = Progress()
         self.args = args or PPOConfig(output_dir="ppo")
         self.accelerator = _accelerator(self.args)
         set_seed(self.args.seed)
@@ -322,9 +323,7 @@ class PPOTrainer:
         every = self.args.logging_steps
         if every and (phase % every == 0 or phase + 1 == self.phases):
             summary = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
-            print(
-                f"ppo: phase {phase + 1} of {self.phases}, {summary}, {speed:.0f} tokens/s", file=sys.stderr, flush=True
-            )
+            self._progress.say(f"ppo: phase {phase + 1} of {self.phases}, {summary}, {speed:.0f} tokens/s")
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         with (Path(self.args.output_dir) / name).open("a", encoding="utf-8") as file:

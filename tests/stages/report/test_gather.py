@@ -268,6 +268,13 @@ def test_curves_hold_what_each_log_says_of_each_quantity() -> None:
     }
 
 
+def test_how_far_vllm_is_from_the_trainer_is_drawn_where_vllm_draws() -> None:
+    logs = {"training": [{"step": 1, "reward": 0.5, "kl": 0.0, "sampler_mismatch": 0.01}]}
+    drawn = {curve.metric: curve.lines for curve in curves_of("ppo", logs, "vllm")}
+    assert drawn["sampler_mismatch"] == {"training": ((1, 0.01),)}
+    assert "sampler_mismatch" not in {curve.metric for curve in curves_of("ppo", logs, "transformers")}
+
+
 def test_members_of_an_ensemble_keep_their_order() -> None:
     logs = {f"member {number}": [{"step": 5, "loss": number / 10}] for number in range(12)}
     (curve,) = curves_of("reward", logs)

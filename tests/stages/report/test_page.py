@@ -511,3 +511,11 @@ def test_two_constitutions_of_one_name_are_told_apart_above_several_runs() -> No
     assert "(12345678): a, c" in several
     assert "(abcdefgh): b" in several
     assert "(1" not in heading(run("a", "1234567890"), run("c", "1234567890"))
+
+
+def test_the_mismatch_of_the_sampler_is_explained() -> None:
+    curve = Curve(stage="ppo", metric="sampler_mismatch", lines={"training": ((1.0, 0.01), (2.0, 0.02))})
+    html = page_of(empty_run().model_copy(update={"curves": (curve,)}))
+    assert "PPO, sampler mismatch" in html
+    assert "0.02 at step 2" in html
+    assert "log-probability" in html
