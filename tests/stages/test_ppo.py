@@ -15,12 +15,13 @@ from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.settings import VllmSettings
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.labelling import LabelSettings
 from constitutional.runs.compose import compose
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of
-from constitutional.stages import ppo
+from constitutional.stages import online, ppo
 from constitutional.stages.online import Inputs
 from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer
 from constitutional.stages.reward import write_normalisation
@@ -408,3 +409,16 @@ def test_the_first_replies_are_judged_before_the_last_are_drawn(
     monkeypatch.setattr(TransformersSampler, "_draw", waits)
     judged(tmp_path, models, judge, episodes=8)
     assert drawn == [2] * 4
+
+
+def test_vllm_as_labeler_has_to_leave_room_for_the_training_on_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    direct = Settings(rewards=(PrinciplesSettings(),))
+    with pytest.raises(ConfigurationError, match=r"labeler\.memory=0\.9 .* type labeler\.memory=0\.4"):
+        online.check(direct, VllmSettings(memory=0.9))
+    with pytest.raises(ConfigurationError, match=r"sampler_memory=0\.5"):
+        online.check(direct.model_copy(update={"sampler": "vllm", "sampler_memory": 0.5}), VllmSettings(memory=0.4))
+    online.check(direct, VllmSettings(memory=0.4))
+    online.check(QUICK, VllmSettings(memory=0.9))  # nothing asks the labeler while the policy is trained
