@@ -206,9 +206,9 @@ def shift_row(row: "Shift") -> tuple[str, ...]:
 
 
 def tipping(example: "SwapExample") -> str:
-    """`tipped by no_flattery (+1.4 of 10)`."""
-    by = ", ".join(f"{name} ({push:+.1f})" for name, push in example.tipped).replace("-", "−")
-    return f"tipped by {by}, of {example.margin:.1f} points"
+    """`tipped by no_flattery (+1.4 of 1.6 points)`."""
+    by = " and ".join(f"{name} ({push:+.1f} of {example.margin:.1f} points)" for name, push in example.tipped)
+    return f"tipped by {by}".replace("-", "−") if by else "tipped by many principles a little"
 
 
 def cost(result: "PreviewResult") -> str:
