@@ -122,7 +122,7 @@ def bootstrap_mean(
     return Interval(float(low), float(high))
 
 
-def paired_interval(gained: int, lost: int, n: int, level: float = 0.95) -> Interval:
+def paired_interval(gained: float, lost: float, n: int, level: float = 0.95) -> Interval:
     """The interval of a rate's change over the same n items, of which so many gained and lost what is counted.
 
     Agresti and Min (2005), "Simple improved confidence intervals for comparing matched proportions": half an item is

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+
+from constitutional.judging.best_of import best, divergence, shift, swap, totals
+
+
+def test_the_divergence_is_log_k_less_its_share() -> None:
+    assert divergence(1) == 0
+    assert divergence(4) == pytest.approx(1.3863 - 0.75, abs=1e-4)
+    assert divergence(8) == pytest.approx(2.0794 - 0.875, abs=1e-4)
+
+
+def test_a_total_is_the_mean_by_weight_of_what_is_rated() -> None:
+    ratings = {"kind": [9, 1, None, None], "brief": [3, 5, 6, None], "other": [10, 10, 10, 10]}
+    assert totals(ratings, {"kind": 2, "brief": 1}) == [7, pytest.approx(7 / 3), 6, None]
+
+
+def test_all_that_share_the_best_rating_are_taken() -> None:
+    assert best([3.0, 9.0, None, 9.0 - 1e-9]) == (1, 3)
+    assert best([None, None]) == ()
+
+
+def test_a_swap_says_which_principle_tipped_it() -> None:
+    before = {"kind": [9, 3], "brief": [9, 9]}
+    after = {"kind": [2, 8], "brief": [9, 9]}
+    swapped = swap(7, before, {"kind": 1, "brief": 1}, after, {"kind": 1, "brief": 1})
+    # The new constitution sees (8 − 2)/2 in the second reply, the old one (3 − 9)/2.
+    assert swapped == (7, 0, 1, 6.0, (("kind", 6.0),))
+
+
+def test_a_removed_and_a_heavier_principle_are_named_with_their_parts() -> None:
+    ratings = {"kind": [2, 6], "brief": [9, 3]}
+    removed = swap(0, ratings, {"kind": 1, "brief": 1}, {"kind": [2, 6]}, {"kind": 1})
+    assert removed is not None
+    assert (removed.before, removed.after) == (0, 1)
+    # kind: 4/1 − 4/2; brief: 0 − (−6)/2.
+    assert dict(removed.pushes) == {"brief": 3.0, "kind": 2.0}
+    heavier = swap(0, ratings, {"kind": 1, "brief": 1}, ratings, {"kind": 3, "brief": 1})
+    assert heavier is not None
+    assert dict(heavier.pushes) == {"kind": 3 - 2, "brief": -1.5 + 3}
+    assert heavier.margin == pytest.approx(2.5)
+
+
+def test_there_is_no_swap_where_one_reply_is_best_by_both_or_nothing_is_rated() -> None:
+    ratings = {"kind": [9, 9]}
+    assert swap(0, ratings, {"kind": 1}, {"kind": [1, 9]}, {"kind": 1}) is None
+    assert swap(0, {"kind": [None, None]}, {"kind": 1}, ratings, {"kind": 1}) is None
+
+
+def test_a_shift_is_paired_over_the_prompts_that_both_sides_have() -> None:
+    values = [[0.0, 1.0]] * 12 + [[None, 1.0], [1.0, 1.0]]
+    moved = shift("flattery", "share", values, [((0,), (1,))] * 12 + [((0,), (1,)), ((0,), (1,))])
+    assert moved is not None
+    assert (moved.n, moved.before, moved.after) == (13, pytest.approx(1 / 13), 1.0)
+    assert moved.value == pytest.approx(12 / 13)
+    # Agresti and Min: 12 of 13 gained; (12 ± 1.96·√(13 − 144/15)) / 15.
+    assert moved.low == pytest.approx((12 - 1.95996 * math.sqrt(13 - 144 / 15)) / 15, abs=1e-4)
+    assert moved.clear
+
+
+def test_replies_that_share_the_best_rating_count_in_parts() -> None:
+    half = shift("flattery", "share", [[0.0, 1.0], [0.0, 0.0]], [((0,), (0, 1)), ((0,), (0, 1))])
+    assert half is not None
+    assert (half.before, half.after, half.value) == (0.0, 0.25, 0.25)
+    assert not half.clear  # of two prompts nothing is concluded
+
+
+def test_the_same_replies_give_no_change_and_a_mean_has_a_bootstrap_interval() -> None:
+    lengths = [[10.0, 20.0 + index] for index in range(20)]
+    still = shift("length", "words", lengths, [((0,), (0,))] * 20)
+    assert still is not None
+    assert (still.value, still.low, still.high, still.clear) == (0, 0, 0, False)
+    longer = shift("length", "words", lengths, [((0,), (1,))] * 20)
+    assert longer is not None
+    assert longer.value == pytest.approx(19.5)
+    assert 15 < longer.low < 19.5 < longer.high < 24
+    assert shift("length", "words", [[None]] * 5, [((0,), (0,))] * 5) is None
