@@ -173,6 +173,41 @@ def _dot_with_value(line: Line, across: float, up: float) -> Markup:
     ).format(line.series, line.title, _shape(line.series, across, up), across, up + 4, shift, anchor, line.value)
 
 
+class Place(NamedTuple):
+    """A point between two axes, with an interval on each."""
+
+    name: str
+    x: tuple[float, float, float]
+    """(value, low, high)"""
+    y: tuple[float, float, float]
+    marked: bool
+    """A place that is not marked is drawn pale, and its name is seen only when it is pointed at."""
+
+
+def scatter(x: Axis, y: Axis, places: Sequence[Place], titles: tuple[str, str]) -> Markup:
+    """Places between two axes, whose titles say what is across and what is up."""
+    parts = [_frame(x, y)]
+    height = PLOT_HEIGHT
+    for place in sorted(places, key=lambda place: place.marked):
+        across, left, right = (x.at(end) for end in place.x)
+        up, low, high = (height * (1 - y.at(end) / 100) for end in place.y)
+        value = f"{number(place.x[0], percent=x.percent)}, {number(place.y[0], percent=y.percent)}"
+        anchor, shift = ("end", -9) if across > 50 else ("start", 9)
+        text = Markup('<text x="{:g}%" y="{:g}" dx="{}" text-anchor="{}">{}</text>')
+        parts.append(
+            Markup('<g class="{}"><title>{}: {}</title>{}{}{}{}</g>').format(
+                "s2" if place.marked else "s0 pale",
+                place.name,
+                value,
+                _line("whisker", left, up, right, up),
+                _line("whisker", across, low, across, high),
+                _shape(0 if place.marked else 1, across, up),
+                text.format(across, up - 6, shift, anchor, place.name) if place.marked else "",
+            )
+        )
+    return _plot(f"{titles[1]} by {titles[0]}", parts, titles[0])
+
+
 def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
     """What was predicted (across) and the mean target (up, with an interval): (predicted, value, low, high), 0 to 1.
 
