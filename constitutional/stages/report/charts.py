@@ -180,31 +180,24 @@ class Place(NamedTuple):
     x: tuple[float, float, float]
     """(value, low, high)"""
     y: tuple[float, float, float]
-    marked: bool
-    """A place that is not marked is drawn pale, and its name is seen only when it is pointed at."""
+    number: int
+    """Written beside the place; one without a number, 0, is drawn pale and without its intervals."""
 
 
 def scatter(x: Axis, y: Axis, places: Sequence[Place], titles: tuple[str, str]) -> Markup:
     """Places between two axes, whose titles say what is across and what is up."""
     parts = [_frame(x, y)]
-    height = PLOT_HEIGHT
-    for place in sorted(places, key=lambda place: place.marked):
+    for place in sorted(places, key=lambda place: place.number):
         across, left, right = (x.at(end) for end in place.x)
-        up, low, high = (height * (1 - y.at(end) / 100) for end in place.y)
+        up, low, high = (PLOT_HEIGHT * (1 - y.at(end) / 100) for end in place.y)
         value = f"{number(place.x[0], percent=x.percent)}, {number(place.y[0], percent=y.percent)}"
-        anchor, shift = ("end", -9) if across > 50 else ("start", 9)
-        text = Markup('<text x="{:g}%" y="{:g}" dx="{}" text-anchor="{}">{}</text>')
-        parts.append(
-            Markup('<g class="{}"><title>{}: {}</title>{}{}{}{}</g>').format(
-                "s2" if place.marked else "s0 pale",
-                place.name,
-                value,
-                _line("whisker", left, up, right, up),
-                _line("whisker", across, low, across, high),
-                _shape(0 if place.marked else 1, across, up),
-                text.format(across, up - 6, shift, anchor, place.name) if place.marked else "",
-            )
-        )
+        drawn = _shape(0 if place.number else 1, across, up)
+        if place.number:
+            whiskers = _line("whisker", left, up, right, up) + _line("whisker", across, low, across, high)
+            text = Markup('<text x="{:g}%" y="{:g}" dx="8">{}</text>').format(across, up - 7, place.number)
+            drawn = whiskers + drawn + text
+        group = Markup('<g class="{}"><title>{}: {}</title>{}</g>')
+        parts.append(group.format("s2" if place.number else "s0 pale", place.name, value, drawn))
     return _plot(f"{titles[1]} by {titles[0]}", parts, titles[0])
 
 

@@ -39,6 +39,8 @@ from constitutional.stages.summaries import Direction
 
 NOT_THE_VARIANT: Final = (*TOLD, "seed")
 """Settings in which runs of one variant may differ."""
+SEED_IN_NAME: Final = re.compile(r"-seed=\d+")
+"""How a sweep writes a seed into a run's name."""
 HARM: Final = ("trait_rate/harmful_compliance", "trait_rate/privacy_leak")
 """What the sandbox's detectors count as harm."""
 CONTROL: Final = "control"
@@ -180,22 +182,27 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def variants(runs: Iterable[ComparedRun]) -> list[Variant]:
     """The runs in groups that differ in nothing but their seed, in the order of the first of each."""
-    groups: defaultdict[str, list[ComparedRun]] = defaultdict(list)
+    groups: defaultdict[str, dict[int, ComparedRun]] = defaultdict(dict)
     for run in runs:
-        own = {key: value for key, value in run.settings.items() if key not in NOT_THE_VARIANT}
-        groups[json.dumps([run.constitution.digest, own], sort_keys=True)].append(run)
-    # A run that was made twice under one seed counts once.
-    unique = [list({run.seed: run for run in group}.values()) for group in groups.values()]
-    names = [_common_name(group) for group in unique]
-    return [
-        Variant(group[0].name if names.count(name) > 1 else name, tuple(group))
-        for name, group in zip(names, unique, strict=True)
-    ]
+        # A run that was made twice under one seed counts once.
+        groups[_variant_key(run)].setdefault(run.seed, run)
+    named = [(_common_name(list(group.values())), tuple(group.values())) for group in groups.values()]
+    names = [name for name, _ in named]
+    return [Variant(of[0].name if names.count(name) > 1 else name, of) for name, of in named]
+
+
+def _variant_key(run: ComparedRun) -> str:
+    own = {key: value for key, value in run.settings.items() if key not in NOT_THE_VARIANT}
+    made_by_sweep = SEED_IN_NAME.sub("", run.name)
+    if made_by_sweep != run.name and own.get("constitution.wordings"):
+        # A sweep shuffles the words of a control by the seed: the runs are told apart by their names.
+        return json.dumps([made_by_sweep, {**own, "constitution.wordings": {}}], sort_keys=True)
+    return json.dumps([run.constitution.digest, own], sort_keys=True)
 
 
 def _common_name(runs: Sequence[ComparedRun]) -> str:
     """The runs' name without their seed, where there are several."""
-    return re.sub(r"-seed=\d+", "", runs[0].name) if len(runs) > 1 else runs[0].name
+    return SEED_IN_NAME.sub("", runs[0].name) if len(runs) > 1 else runs[0].name
 
 
 def _prior(unit: str, *, differences: bool) -> tuple[tuple[float, float], ...]:
@@ -399,7 +406,7 @@ def axes(many: Sequence[Variant]) -> tuple[tuple[str, list[str]], tuple[str, lis
 
 
 def front(many: Sequence[Variant], found: tuple[tuple[str, list[str]], tuple[str, list[str]]]) -> list[charts.Place]:
-    """All variants and the base model between helpfulness and harmlessness; those that no other beats are marked."""
+    """All variants and the base model between helpfulness and harmlessness; those that no other beats have a number."""
     rows: list[tuple[str, Variant, str]] = [(variant.name, variant, "policy") for variant in many]
     rows.insert(0, ("Base", many[0], "base"))
     ends = [
@@ -410,8 +417,10 @@ def front(many: Sequence[Variant], found: tuple[tuple[str, list[str]], tuple[str
         for _, variant, model in rows
     ]
     best = pareto({at: (x[0], y[0]) for at, (x, y) in enumerate(ends)})
+    order = sorted(best, key=lambda at: (-ends[at][1][0], ends[at][0][0]))
     return [
-        charts.Place(name, x, y, at in best) for at, ((name, *_), (x, y)) in enumerate(zip(rows, ends, strict=True))
+        charts.Place(name, x, y, order.index(at) + 1 if at in best else 0)
+        for at, ((name, *_), (x, y)) in enumerate(zip(rows, ends, strict=True))
     ]
 
 
@@ -616,11 +625,14 @@ def differing(runs: Sequence[ComparedRun]) -> tuple[list[str], list[list[str]]]:
     }
     chosen = [key for key in keys if len(set(texts[key])) > 1]
     rows = [[texts[key][at] for key in chosen] for at in range(len(runs))]
-    first = runs[0].constitution
-    if len({run.constitution.digest for run in runs}) > 1:
+    told = {json.dumps(_of_constitution(run.settings), sort_keys=True) for run in runs}
+    if len({run.constitution.digest for run in runs}) > len(told):  # a file was edited between the runs
         chosen.append(f"principles, against {runs[0].name}")
         for row, run in zip(rows, runs, strict=True):
-            row.append(
-                "; ".join(" ".join(str(change).split()) for change in difference(first, run.constitution)) or "the same"
-            )
+            changes = difference(runs[0].constitution, run.constitution)
+            row.append("; ".join(" ".join(str(change).split()) for change in changes) or "the same")
     return chosen, rows
+
+
+def _of_constitution(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key.startswith("constitution.")}

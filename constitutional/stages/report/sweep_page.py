@@ -189,7 +189,7 @@ def shown_effect(effect: Effect | None, unit: str, direction: Direction | None) 
     good = (row.value > 0) == (direction == "higher")
     return Cell(
         "good" if good else "bad",
-        strength,
+        depth,
         "▲" if good else "▼",
         value,
         ends,
@@ -228,7 +228,7 @@ def ratio_figures(rows: Sequence[RatioRow], wanted: Mapping[str, Direction]) -> 
     ):
         if len(set(across)) < 2:
             continue
-        x = charts.axis_for(across)
+        x = charts.SHARES if title.startswith("share") else charts.axis_for(across)
         for measure in chosen:
             ends = [end for row in rows for end in row.measures[measure]]
             y = charts.SHARES if max(ends) <= 1 else charts.axis_for([0.0, *ends])
