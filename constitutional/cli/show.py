@@ -102,13 +102,16 @@ def item(store: RunStore, wanted: FoundRow) -> str:
     judgements = search.about(store, "judgements", Judgement, *ids)
     revisions = search.about(store, "revisions", Revision, *_fragments(prompt))
     samples = search.about(store, "samples", Sample, *_fragments(prompt))
+    margin = 0.0
+    with suppress(InputError):  # a configuration that this version cannot read
+        margin = load(store.folder).mix.margin
     lines = list(_prompt_lines(prompt)) if prompt else []
     lines += [line for _, row in preferences for line in _preference_lines(row)]
     for _, comparison in behind:
         lines += _comparison_lines(comparison)
         of_pair = [row for _, row in judgements if row.comparison == comparison.id]
         lines += [line for row in of_pair for line in _judgement_lines(row)]
-        lines += _tipping_lines(of_pair, load(store.folder).mix.margin)
+        lines += _tipping_lines(of_pair, margin)
     lines += [line for _, row in revisions for line in _revision_lines(row)]
     lines += [line for _, row in samples for line in _sample_lines(row)]
     places = [wanted, *(row for row, _ in (*preferences, *behind, *judgements, *revisions, *samples))]

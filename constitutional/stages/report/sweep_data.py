@@ -574,9 +574,9 @@ def conflicts(pulls: Pulls, margin: float) -> list[Conflict]:
     """
     both, apart = Counter[tuple[str, str]](), defaultdict[tuple[str, str], list[tuple[float, str]]](list)
     for name, by_principle in pulls.p_a.items():
-        sides = {
-            principle: p - 0.5 for principle, p in sorted(by_principle.items()) if abs(p - 0.5) > max(margin, 1e-6)
-        }
+        # As near to 0.5 as the margin allows, give or take the rounding of 0.6 - 0.5.
+        least = max(margin, 1e-6) - 1e-9
+        sides = {principle: p - 0.5 for principle, p in sorted(by_principle.items()) if abs(p - 0.5) >= least}
         ids = list(sides)
         for at, first in enumerate(ids):
             for second in ids[at + 1 :]:
