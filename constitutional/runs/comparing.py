@@ -92,7 +92,7 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     page = render(
         runs,
         unfinished,
-        sweep and (sweep.objective, sweep.over_refusal),
+        (sweep.objective, sweep.over_refusal) if sweep else None,
         (pulls, margin),
         [file.name for file in files[1:]],
     )
@@ -196,8 +196,8 @@ def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _write_parquet(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     types = {"seed": pa.int64(), "n": pa.int64(), "change_n": pa.int64()}
     texts = {"run", "constitution", "constitution_digest", "model", "measure", "unit"}

@@ -26,6 +26,7 @@ from constitutional.stages.report.sweep_data import (
     variants,
 )
 from constitutional.stages.report.sweep_page import Unfinished, render, shown_effect
+from constitutional.stages.summaries import Direction
 
 TEXTS = {"calm": "Stay calm today.", "brief": "Be brief at once.", "kind": "Be kind to all."}
 PROMPTS = 40
@@ -43,7 +44,7 @@ def made(
     *,
     seed: int = 0,
     texts: dict[str, str] | None = None,
-    **settings: object,
+    settings: dict[str, object] | None = None,
 ) -> ComparedRun:
     """A run whose policy shows each measure on so many of 40 prompts, where the base model shows it on 20."""
     chosen = {**TEXTS, **(texts or {})}
@@ -56,11 +57,11 @@ def made(
         Score(model=model, measure=measure, value=sum(by.values()) / PROMPTS, low=0, high=1, n=PROMPTS, unit="share")
         for (model, measure), by in values.items()
     )
-    wanted = {"over_refusal": "lower", "trait_rate/flattery": "lower"}
-    own = {"name": name, "seed": seed, "constitution.wordings": texts or {}, **settings}
+    wanted: dict[str, Direction] = {"over_refusal": "lower", "trait_rate/flattery": "lower"}
+    own = {"name": name, "seed": seed, "constitution.wordings": texts or {}, **(settings or {})}
     command = f"constitutional run name={name}"
     return ComparedRun(
-        name, seed, own, constitution, scores, values, dict(wanted), Counter(calm=3, brief=1), Calls(asked=10), command
+        name, seed, own, constitution, scores, values, wanted, Counter(calm=3, brief=1), Calls(asked=10), command
     )
 
 
@@ -69,31 +70,17 @@ ALL = ("calm", "brief", "kind")
 
 def leave_one_out(seeds: Sequence[int] = (0,)) -> list[ComparedRun]:
     """Calm lowers flattery, brief raises verbosity, kind does nothing."""
-    runs = []
-    for seed in seeds:
-        more = {"seed": seed}
-        runs += [
-            made(f"x-seed={seed}-whole", ALL, {"trait_rate/flattery": 2, "trait_rate/verbosity": 30}, **more),  # type: ignore[arg-type]
-            made(
-                f"x-seed={seed}-without_calm",
-                ("brief", "kind"),
-                {"trait_rate/flattery": 22, "trait_rate/verbosity": 30},
-                **more,
-            ),  # type: ignore[arg-type]
-            made(
-                f"x-seed={seed}-without_brief",
-                ("calm", "kind"),
-                {"trait_rate/flattery": 2, "trait_rate/verbosity": 10},
-                **more,
-            ),  # type: ignore[arg-type]
-            made(
-                f"x-seed={seed}-without_kind",
-                ("calm", "brief"),
-                {"trait_rate/flattery": 3, "trait_rate/verbosity": 29},
-                **more,
-            ),  # type: ignore[arg-type]
-        ]
-    return runs
+    counts = {"whole": (2, 30), "calm": (22, 30), "brief": (2, 10), "kind": (3, 29)}
+    return [
+        made(
+            f"x-seed={seed}-{name if name == 'whole' else f'without_{name}'}",
+            [principle for principle in ALL if principle != name],
+            {"trait_rate/flattery": flattery, "trait_rate/verbosity": verbosity},
+            seed=seed,
+        )
+        for seed in seeds
+        for name, (flattery, verbosity) in counts.items()
+    ]
 
 
 def test_an_effect_is_the_whole_less_the_run_without_the_principle() -> None:
@@ -175,7 +162,11 @@ def test_shapley_values_come_with_all_subsets_and_say_what_is_missing() -> None:
 
 def test_variants_are_told_apart_by_all_but_their_seed() -> None:
     counts = {"over_refusal": 2}
-    runs = [made("a-seed=0", ALL, counts), made("a-seed=1", ALL, counts, seed=1), made("b", ALL, counts, lr=0.1)]
+    runs = [
+        made("a-seed=0", ALL, counts),
+        made("a-seed=1", ALL, counts, seed=1),
+        made("b", ALL, counts, settings={"lr": 0.1}),
+    ]
     assert [(variant.name, len(variant.runs)) for variant in variants(runs)] == [("a", 2), ("b", 1)]
     assert sources(variants(runs)) is None
     keys, rows = differing(runs)
@@ -200,8 +191,8 @@ def test_settings_by_their_dotted_names() -> None:
 def test_the_front_is_of_what_all_runs_measured() -> None:
     runs = [
         made("good", ALL, {"over_refusal": 4, "trait_rate/harmful_compliance": 4}),
-        made("worse", ALL, {"over_refusal": 8, "trait_rate/harmful_compliance": 6}, lr=1),
-        made("harmless", ALL, {"over_refusal": 30, "trait_rate/harmful_compliance": 0}, lr=2),
+        made("worse", ALL, {"over_refusal": 8, "trait_rate/harmful_compliance": 6}, settings={"lr": 1}),
+        made("harmless", ALL, {"over_refusal": 30, "trait_rate/harmful_compliance": 0}, settings={"lr": 2}),
     ]
     many = variants(runs)
     measured = axes(many)
@@ -217,8 +208,8 @@ def test_the_front_is_of_what_all_runs_measured() -> None:
 def test_the_best_run_is_named_with_whether_it_is_luck() -> None:
     runs = [
         made("a", ALL, {"violation_rate/calm": 10, "over_refusal": 0}),
-        made("b", ALL, {"violation_rate/calm": 8, "over_refusal": 0}, lr=1),
-        made("c", ALL, {"violation_rate/calm": 0, "over_refusal": 30}, lr=2),
+        made("b", ALL, {"violation_rate/calm": 8, "over_refusal": 0}, settings={"lr": 1}),
+        made("c", ALL, {"violation_rate/calm": 0, "over_refusal": 30}, settings={"lr": 2}),
     ]
     many = variants(runs)
     unbound, bound = best_of(many, "violations", None), best_of(many, "violations", 0.1)
@@ -237,7 +228,7 @@ def test_shares_of_people_s_labels_are_in_order_with_their_totals() -> None:
             ALL,
             {"over_refusal": 4 + round(8 * share)},
             seed=seed,
-            **{"mix.human_share": share},
+            settings={"mix.human_share": share},
         )
         for share in (0.5, 0.0)
         for seed in (0, 1)
@@ -304,7 +295,12 @@ def test_the_page_says_first_which_principle_did_what_and_what_is_missing() -> N
 
 def test_a_page_of_many_runs_scrolls_in_its_boxes_alone() -> None:
     runs = [
-        made(f"r{number}", ALL, {"over_refusal": number % 40, "trait_rate/harmful_compliance": 5}, lr=number)
+        made(
+            f"r{number}",
+            ALL,
+            {"over_refusal": number % 40, "trait_rate/harmful_compliance": 5},
+            settings={"lr": number},
+        )
         for number in range(60)
     ]
     html = page(runs)
