@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from constitutional.judging.reweighing import JudgementTable
 from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.runs.collection import line_of
-from constitutional.runs.compose import load
+from constitutional.runs.compose import compose, freeze, load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.runner import labels, load_run
 from constitutional.runs.settings import RunConfig
@@ -65,7 +66,8 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     Raises:
         RunError: fewer than two runs are finished, or one is damaged.
     """
-    runs, stores, unfinished = list[ComparedRun](), list[RunStore](), list[Unfinished]()
+    runs, unfinished = list[ComparedRun](), list[Unfinished]()
+    stores, jobs = dict[str, RunStore](), dict[str, SweepJob | None]()
     by_folder = {row.folder.resolve(): row for row in named}
     for name, row in zip(labels(list(by_folder)), by_folder.values(), strict=True):
         try:
@@ -75,8 +77,8 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
             unfinished.append(Unfinished(name, "not begun, or unreadable", ""))
             continue
         if "report" in store.stages:
-            runs.append(_compared(name, row.job, store))
-            stores.append(store)
+            runs.append(_compared(name, store))
+            stores[name], jobs[name] = store, row.job
         else:
             why = "; ".join(failure.message for failure in store.manifest.failures.values())
             unfinished.append(Unfinished(name, state, why))
@@ -88,13 +90,16 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     rows = list(_numbers(runs))
     files = [out, out.with_suffix(".csv"), out.with_suffix(".parquet")]
     margin = float(runs[0].settings.get("mix.margin", 0))
-    pulls = pooled((store.read("comparisons", Comparison), store.read("judgements", Judgement)) for store in stores)
+    pulls = pooled(
+        (store.read("comparisons", Comparison), store.read("judgements", Judgement)) for store in stores.values()
+    )
     page = render(
         runs,
         unfinished,
         (sweep.objective, sweep.over_refusal) if sweep else None,
         (pulls, margin),
         [file.name for file in files[1:]],
+        lambda name: command(jobs[name], load(stores[name].folder)),
     )
     atomic_write(files[0], page.encode("utf-8", "backslashreplace"))
     atomic_write(files[1], _csv(rows))
@@ -102,7 +107,7 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     return files
 
 
-def _compared(name: str, job: SweepJob | None, store: RunStore) -> ComparedRun:
+def _compared(name: str, store: RunStore) -> ComparedRun:
     config, kept = load(store.folder), store.artifact(gather.CONSTITUTION)
     try:
         constitution = Constitution.model_validate_json(kept.read_bytes())
@@ -121,7 +126,6 @@ def _compared(name: str, job: SweepJob | None, store: RunStore) -> ComparedRun:
         wanted=gather.wanted_directions(scores, evaluated.wanted or {}, meanings, config.report),
         decided=decided(store.read("preferences", Preference), store.read("judgements", Judgement)),
         calls=Calls.sum(needed(entry.calls) for entry in store.stages.values()),
-        command=command(job, config),
     )
 
 
@@ -169,11 +173,29 @@ def needed(calls: Calls) -> Calls:
 
 
 def command(job: SweepJob | None, config: RunConfig) -> str:
-    """What makes a run again."""
-    if job is None:
-        return ""
-    words = [word for word in job.overrides if not word.startswith(("sweep=", "sweep.", "name="))]
-    return shlex.join(["constitutional", "run", f"name={config.name}", *words])
+    """What makes a run again, with every setting as it was; empty where no such command is found.
+
+    What was typed for a sweep comes first; what the sweep's preset set, or what means another thing here, follows.
+    """
+    typed = [word for word in job.overrides if not word.startswith(("sweep=", "sweep.", "name="))] if job else []
+    wanted = flat(config.model_dump(mode="json"))
+    words, wrong = [f"name={config.name}", *typed], list[str]()
+    for _ in range(4):
+        try:
+            composed = flat(freeze(compose(words)).model_dump(mode="json"))
+        except ConstitutionalError:  # a preset that was added needs settings that have no default
+            kinds = list[str]()
+        else:
+            wrong = [key for key in wanted if wanted[key] != composed.get(key)]
+            if wanted.keys() == composed.keys() and not wrong:
+                return shlex.join(["constitutional", "run", *words])
+            kinds = [key for key in wrong if key.endswith(".kind")]  # presets have the names of kinds
+        words = [word for word in words if word.partition("=")[0] not in wrong]
+        words += [f"{key.removesuffix('.kind')}={wanted[key]}" for key in kinds]
+        if not kinds:
+            values = {key: json.dumps(wanted[key], ensure_ascii=False) for key in wrong if not key.endswith(".kind")}
+            words += [f"{key}={value}" for key, value in values.items()]
+    return ""
 
 
 def _numbers(runs: Iterable[ComparedRun]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """More than two runs, or a sweep, on one page with the numbers beside it."""
 
 import csv
+import shlex
 from pathlib import Path
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -9,10 +10,10 @@ import pytest
 from constitutional.base.records import Judgement, Preference, Prompt
 from constitutional.cli import main as cli
 from constitutional.engines.spending import Calls
-from constitutional.runs.comparing import decided, needed
-from constitutional.runs.compose import Job
+from constitutional.runs.comparing import command, decided, needed
+from constitutional.runs.compose import Job, compose, freeze
 from constitutional.runs.settings import SweepSettings
-from constitutional.runs.sweeps import write
+from constitutional.runs.sweeps import SweepJob, write
 from tests.scripted_run import World, configured, constitution, go
 
 JOBS = {"whole": "", "without_calm": "constitution.without=[calm]", "without_kind": "constitution.without=[kind]"}
@@ -110,3 +111,24 @@ def test_reused_answers_cost_what_asked_ones_do() -> None:
     calls = Calls(asked=2, reused=6, prompt_tokens=10, completion_tokens=4, cost=0.5)
     assert needed(calls) == Calls(asked=8, prompt_tokens=40, completion_tokens=16, cost=2.0)
     assert needed(Calls(reused=5)) == Calls(reused=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "job"),
+    [
+        (
+            ["sft.epochs=1", "constitution.without=[calm]"],
+            ["sweep=principles", "name=y", "constitution.without=[calm]"],
+        ),
+        (["label.method=votes", "seed=3"], None),
+        (["algorithm=grpo", "algorithm.beta=0.3", "labeler=http", "labeler.url=http://x/v1", "labeler.model=m"], None),
+    ],
+)
+def test_the_command_of_a_run_has_its_settings(tmp_path: Path, words: list[str], job: list[str] | None) -> None:
+    constitution(tmp_path)
+    config = freeze(compose([f"constitution.file={tmp_path}/ours.yaml", f"folder={tmp_path}/runs", "name=x", *words]))
+    swept = SweepJob(folder="x", swept=(), overrides=tuple(job)) if job else None
+    program, run, *typed = shlex.split(command(swept, config))
+    assert (program, run) == ("constitutional", "run")
+    assert not any(word.startswith("sweep") for word in typed)
+    assert freeze(compose(typed)) == config

@@ -66,8 +66,6 @@ class ComparedRun(NamedTuple):
     """The AI's training pairs by the principle that decided them, and people's under an empty name."""
     calls: Calls
     """Of all stages, as if the run had had nothing to reuse."""
-    command: str
-    """What repeats the run; empty where nobody knows."""
 
 
 class Variant(NamedTuple):
@@ -135,6 +133,8 @@ class Sources(NamedTuple):
     changed: list[Attribution]
     exact: bool | None
     """Whether the Shapley values are of all subsets; None where there are none."""
+    controls: frozenset[str]
+    """The names of variants whose words were shuffled."""
     missing: dict[int, int]
     """By size, subsets of principles that were not run."""
     decided: Counter[str]
@@ -269,6 +269,11 @@ def sources(many: Sequence[Variant]) -> Sources | None:
             if change.clear
         ],
         exact=exact,
+        controls=frozenset(
+            variant.name
+            for variant in family
+            if (name := _reworded(variant, whole)) and _is_shuffled(variant, whole, name)
+        ),
         missing=missing_subsets([*games, frozenset()], ids),
         decided=sum((run.decided for run in whole.runs), Counter[str]()),
         controls_clear=sum(cell.clear for row in rows if row.hint == CONTROL for cell in row.cells.values()),
@@ -317,12 +322,16 @@ def _rewordings(family: Sequence[Variant], whole: Variant) -> dict[str, tuple[st
     rows: dict[str, tuple[str, str, Variant]] = {}
     for variant in family:
         if name := _reworded(variant, whole):
-            text, original = variant.principles[name].text, whole.principles[name].text
-            shuffled = sorted(text.split()) == sorted(original.split())
+            shuffled = _is_shuffled(variant, whole, name)
             label = f"{name}, words shuffled" if shuffled else f"{name} as in {variant.name}"
             before = rows[label][2].runs if label in rows else ()
-            rows[label] = name, CONTROL if shuffled else text, Variant(label, (*before, *variant.runs))
+            hint = CONTROL if shuffled else variant.principles[name].text
+            rows[label] = name, hint, Variant(label, (*before, *variant.runs))
     return rows
+
+
+def _is_shuffled(variant: Variant, whole: Variant, name: str) -> bool:
+    return sorted(variant.principles[name].text.split()) == sorted(whole.principles[name].text.split())
 
 
 def _differences(before: Variant, after: Variant, units: Iterable[str]) -> dict[str, dict[Key, float]]:

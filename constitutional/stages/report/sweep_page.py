@@ -52,25 +52,26 @@ class Unfinished(NamedTuple):
 
 def verdict(found: Sources | None, best: Best | None, runs: int) -> list[str]:
     """What the page says first, a sentence a principle."""
-    sentences, clear_rows = list[str](), 0
+    sentences, effects = list[str](), list[tuple[float, str, str]]()
     principles = [row for row in found.rows if row.principle and row.hint != CONTROL] if found else []
     for row in principles:
         clear = sorted((cell for cell in row.cells.items() if cell[1].clear), key=lambda cell: -strength(cell[1]))
-        clear_rows += bool(clear)
         prompts = max((cell.estimate.prompts for cell in row.cells.values()), default=0)
         did = [_did(measure, effect) for measure, effect in clear[:NAMED]]
+        effects += [(strength(clear[0][1]), row.principle, did[0])] if clear else []
         did += [f"had {len(clear) - NAMED} more clear effects"] if len(clear) > NAMED else []
         nothing = f"did nothing that is clear, on {counted(prompts, 'prompt')}{f': {TOO_FEW}' if prompts < FEW else ''}"
         sentences.append(f"{row.principle} {'; '.join(did) or nothing}.")
     if found and any(row.hint == CONTROL for row in found.rows):
-        effects = counted(found.controls_clear, "clear effect")
-        luck = f"had {effects} all the same: not all comes from what principles mean."
+        count = counted(found.controls_clear, "clear effect")
+        luck = f"had {count} all the same: there the order of the words does not matter, or their meaning does not."
         sentences.append(
             f"Principles with shuffled words {luck if found.controls_clear else 'did nothing that is clear.'}"
         )
     if principles:
-        of = f"Of {counted(len(principles), 'principle')}, {clear_rows or 'none'}"
-        sentences.insert(0, f"{of} clearly changed what the model does, each against the same constitution without it.")
+        most = "; {1} did most: it {2}".format(*max(effects)) if effects else ""
+        of = f"Of {counted(len(principles), 'principle')}, {len(effects) or 'none'} clearly changed what the model does"
+        sentences.insert(0, f"{of}{most}.")
     elif best:
         sentences.append(
             f"Of {counted(runs, 'run')}, {best.variant.name} has the {best.measure}: {best.value}. {best.remark}"
@@ -104,6 +105,7 @@ def render(
     objective: tuple[str, float | None] | None,
     pulls: tuple[Pulls, float],
     files: Sequence[str],
+    command_of: Callable[[str], str],
 ) -> str:
     """The page as one HTML text that needs nothing else.
 
@@ -113,11 +115,13 @@ def render(
         objective: which run is the best, and the largest over-refusal that it may have; None for the fewest violations.
         pulls: what principles say of the same comparisons, and the margin of a preference.
         files: the names of the files with the numbers.
+        command_of: the command that repeats a run, by name; empty where nobody knows.
     """
     many = variants(runs)
     found, measured = sources(many), axes(many)
     wanted = (found.whole if found else many[0]).runs[0].wanted
-    best = best_of(many, *(objective or ("violations", None)))
+    meant = [variant for variant in many if not (found and variant.name in found.controls)]
+    best = best_of(meant, *(objective or ("violations", None)))
     rows = ratios(many)
     points = front(many, measured) if measured else []
     names, body = differing(runs)
@@ -134,6 +138,7 @@ def render(
             controlled=found is not None and any(row.hint == CONTROL for row in found.rows),
             found=found,
             best=best,
+            commands=[command for run in best.variant.runs if (command := command_of(run.name))] if best else [],
             wanted=wanted,
             units=units_of(runs),
             columns=columns,

@@ -59,10 +59,7 @@ def made(
     )
     wanted: dict[str, Direction] = {"over_refusal": "lower", "trait_rate/flattery": "lower"}
     own = {"name": name, "seed": seed, "constitution.wordings": texts or {}, **(settings or {})}
-    command = f"constitutional run name={name}"
-    return ComparedRun(
-        name, seed, own, constitution, scores, values, wanted, Counter(calm=3, brief=1), Calls(asked=10), command
-    )
+    return ComparedRun(name, seed, own, constitution, scores, values, wanted, Counter(calm=3, brief=1), Calls(asked=10))
 
 
 ALL = ("calm", "brief", "kind")
@@ -278,13 +275,21 @@ def test_principles_that_move_a_behaviour_opposite_ways_conflict() -> None:
 
 
 def page(runs: Sequence[ComparedRun]) -> str:
-    return render(runs, [Unfinished("late", "failed in sft", "out of <memory>")], None, (pooled([]), 0.1), ["n.csv"])
+    return render(
+        runs,
+        [Unfinished("late", "failed in sft", "out of <memory>")],
+        None,
+        (pooled([]), 0.1),
+        ["n.csv"],
+        "run {}".format,
+    )
 
 
 def test_the_page_says_first_which_principle_did_what_and_what_is_missing() -> None:
     html = page(leave_one_out((0, 1)))
     lead, *rest = re.findall(r'<p class="lead">(.*?)</p>', html)
     assert "3 principles, 2 clearly" in lead
+    assert "calm did most: it lowered flattery by 50 points" in lead
     assert not rest
     assert "calm lowered flattery by 50 points" in html
     assert "kind did nothing that is clear" in html
