@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from constitutional.runs.compose import compose, freeze, load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.runner import labels, load_run
 from constitutional.runs.settings import RunConfig
-from constitutional.runs.sweeps import Sweep, SweepJob, read, sweep_file
+from constitutional.runs.sweeps import Sweep, SweepJob, quoted, read, sweep_file
 from constitutional.stages.report import gather
 from constitutional.stages.report.sweep_data import ComparedRun, flat, pooled
 from constitutional.stages.report.sweep_page import Unfinished, render
@@ -90,9 +91,10 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     rows = list(_numbers(runs))
     files = [out, out.with_suffix(".csv"), out.with_suffix(".parquet")]
     margin = float(runs[0].settings.get("mix.margin", 0))
-    pulls = pooled(
-        (store.read("comparisons", Comparison), store.read("judgements", Judgement)) for store in stores.values()
-    )
+    pulls = pooled(row for store in stores.values() for row in store.read("judgements", Judgement))
+    if any(len(by_principle) > 1 for by_principle in pulls.p_a.values()):  # otherwise there are no examples to show
+        for store in stores.values():
+            pulls.comparisons.update((row.id, row) for row in store.read("comparisons", Comparison))
     page = render(
         runs,
         unfinished,
@@ -193,9 +195,18 @@ def command(job: SweepJob | None, config: RunConfig) -> str:
         words = [word for word in words if word.partition("=")[0] not in wrong]
         words += [f"{key.removesuffix('.kind')}={wanted[key]}" for key in kinds]
         if not kinds:
-            values = {key: json.dumps(wanted[key], ensure_ascii=False) for key in wrong if not key.endswith(".kind")}
-            words += [f"{key}={value}" for key, value in values.items()]
+            words += [f"{key}={_typed(wanted[key])}" for key in wrong if not key.endswith(".kind")]
     return ""
+
+
+def _typed(value: object) -> str:
+    """A setting's value as Hydra's grammar has it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_typed(part)}' for key, part in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_typed, value))}]"
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value) and not re.fullmatch(r"[\d.-]+", value)
+    return str(value) if plain else quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _numbers(runs: Iterable[ComparedRun]) -> Iterator[dict[str, Any]]:

@@ -44,6 +44,7 @@ def test_a_sweep_is_one_page_with_its_numbers_beside_it(
     assert "3 runs compared" in html
     assert "x-without_brief" in html  # it is not compared, and the page says so
     assert "constitutional run name=x-" in html
+    assert "less the run without the principle" in html
     with files[1].open() as file:
         rows = list(csv.DictReader(file))
     assert {row["run"] for row in rows} == {f"x-{name}" for name in JOBS}

@@ -25,7 +25,7 @@ from constitutional.base.effects import (
     pareto,
     shapley,
 )
-from constitutional.base.records import Comparison, Judgement
+from constitutional.base.records import LABELER, Comparison, Judgement
 from constitutional.base.stats import Interval, wilson
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.difference import difference
@@ -559,18 +559,20 @@ class Pulls(NamedTuple):
     """What principles say of the same comparisons, pooled over runs."""
 
     comparisons: dict[str, Comparison]
+    """By id, for examples."""
     p_a: dict[str, dict[str, float]]
     """By comparison and principle, the probability that response a is better."""
 
 
-def pooled(judged: Iterable[tuple[Iterable[Comparison], Iterable[Judgement]]]) -> Pulls:
-    """The judgements of all runs, comparison by comparison; those whose orders conflict say nothing."""
-    pulls = Pulls({}, {})
-    for comparisons, judgements in judged:
-        for judgement in judgements:
-            if judgement.p_a is not None and not judgement.conflict:
-                pulls.p_a.setdefault(judgement.comparison, {})[judgement.principle] = judgement.p_a
-        pulls.comparisons.update((row.id, row) for row in comparisons)
+def pooled(judgements: Iterable[Judgement], comparisons: Iterable[Comparison] = ()) -> Pulls:
+    """The labeler's judgements of all runs, comparison by comparison; those whose orders conflict say nothing.
+
+    Where a principle has other words in a later run, its words in the first run count.
+    """
+    pulls = Pulls({row.id: row for row in comparisons}, {})
+    for judgement in judgements:
+        if judgement.p_a is not None and not judgement.conflict and judgement.judge == LABELER:
+            pulls.p_a.setdefault(judgement.comparison, {}).setdefault(judgement.principle, judgement.p_a)
     return pulls
 
 

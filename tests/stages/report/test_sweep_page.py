@@ -258,7 +258,7 @@ def test_principles_that_prefer_different_responses_are_counted_with_examples() 
         *(judged(PAIR[2], "calm", 0.9), judged(PAIR[2], "brief", 0.45)),  # within the margin
         judged(PAIR[1], "kind", 0.1, conflict=True),
     ]
-    (row,) = conflicts(pooled([(PAIR, judgements)]), 0.1)
+    (row,) = conflicts(pooled(judgements, PAIR), 0.1)
     assert (row.pair, row.apart, row.both) == (("brief", "calm"), 1, 2)
     assert [(pair.a, first, second) for pair, first, second in row.examples] == [("A 0", 0.2, 0.9)]
 
