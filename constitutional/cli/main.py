@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
+MOST_SIDE_BY_SIDE = 2
+"""Runs that a page shows with all their parts; a page of more compares them by their numbers."""
 LAUNCHERS = (
     "WORLD_SIZE RANK LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK ROLE_RANK ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT".split()
 )
@@ -149,8 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     clean.add_argument("--remove", action="store_true", help="remove it")
     clean.set_defaults(run=_clean)
 
-    report = commands.add_parser("report", help="where a run's report is, or one page for several runs")
-    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="such as runs/first")
+    report = commands.add_parser(
+        "report", help="where a run's report is, or one page that compares runs, or a sweep's jobs"
+    )
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="such as runs/first, or a sweep")
     report.add_argument("--out", type=Path, help="the page to write (default: the run's own; of several report.html)")
     report.set_defaults(run=_report)
 
@@ -316,7 +320,14 @@ def _report(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
     from constitutional.runs.runner import compare, load_run
     from constitutional.runs.status import outdated
+    from constitutional.runs.sweeps import sweep_file
 
+    swept = [file for folder in arguments.folders if (file := sweep_file(folder))]
+    if swept or len(arguments.folders) > MOST_SIDE_BY_SIDE:
+        from constitutional.runs.comparing import compare_many, named_runs
+
+        print(*compare_many(*named_runs(arguments.folders), arguments.out or Path("report.html")), sep="\n")
+        return
     stores = [load_run(folder) for folder in arguments.folders]
     for store in stores:
         if old := outdated(store):

@@ -10,14 +10,16 @@ from constitutional.base.errors import InputError
 from constitutional.base.progress import clock
 from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import printable, table
+from constitutional.judging.labelling import combine
 from constitutional.judging.scores import Score
 from constitutional.runs import search
 from constitutional.runs.collection import RunLine, Unused, size_in_words
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import outline
-from constitutional.runs.search import FoundRow
+from constitutional.runs.search import FoundRow, tipping
 from constitutional.runs.status import describe
+from constitutional.stages.mix import is_decided
 from constitutional.stages.report import charts
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW
 from constitutional.stages.report.verdicts import final_model, over_optimised
@@ -100,12 +102,16 @@ def item(store: RunStore, wanted: FoundRow) -> str:
     judgements = search.about(store, "judgements", Judgement, *ids)
     revisions = search.about(store, "revisions", Revision, *_fragments(prompt))
     samples = search.about(store, "samples", Sample, *_fragments(prompt))
+    margin = 0.0
+    with suppress(InputError):  # a configuration that this version cannot read
+        margin = load(store.folder).mix.margin
     lines = list(_prompt_lines(prompt)) if prompt else []
     lines += [line for _, row in preferences for line in _preference_lines(row)]
     for _, comparison in behind:
         lines += _comparison_lines(comparison)
         of_pair = [row for _, row in judgements if row.comparison == comparison.id]
         lines += [line for row in of_pair for line in _judgement_lines(row)]
+        lines += _tipping_lines(of_pair, margin)
     lines += [line for _, row in revisions for line in _revision_lines(row)]
     lines += [line for _, row in samples for line in _sample_lines(row)]
     places = [wanted, *(row for row, _ in (*preferences, *behind, *judgements, *revisions, *samples))]
@@ -161,6 +167,23 @@ def _judgement_lines(judgement: Judgement) -> Iterator[str]:
             yield from _text_lines("  labeler", reading.rationale)
         if reading.reasoning:
             yield from _text_lines("  reasoning", reading.reasoning)
+
+
+def _tipping_lines(judgements: Sequence[Judgement], margin: float) -> Iterator[str]:
+    """What the label would be without each principle; nothing where the comparison has no label."""
+    label = combine(judgements)
+    if label is None:
+        return
+    yield f"\nlabel: P(a is better) = {label:.3f}, {_side(label, margin)}"
+    for change in tipping(judgements, margin):
+        became = "no label" if change.p_a is None else f"{change.p_a:.3f}, {_side(change.p_a, margin)}"
+        yield f"  without '{change.principle}': {became}{'; it tipped the label' if change.tipped else ''}"
+
+
+def _side(p_a: float, margin: float) -> str:
+    if not is_decided(p_a, margin):
+        return "undecided"
+    return "a is preferred" if p_a > 0.5 else "b is preferred"
 
 
 def _revision_lines(revision: Revision) -> Iterator[str]:

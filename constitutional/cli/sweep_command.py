@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import Final
 
 from constitutional.base.errors import ConstitutionalError, complain
@@ -182,6 +183,22 @@ def _state(exit_code: int | None, log: Path | None) -> str:
     return ("lost by the launcher" if exit_code is None else "failed") + why
 
 
+def _over_seeds(lines: Sequence[sweeps.JobLine]) -> list[str]:
+    """A table of means over the jobs that differ by their seed alone, with their range; nothing without such jobs."""
+    rows: list[tuple[str, ...]] = [("mean over seeds (range)", "seeds", "violates", "over-refusal", "wins")]
+    for name, group in sweeps.by_seed(lines).items():
+        measured = [
+            [figure for figure in figures if figure is not None]
+            for figures in zip(
+                *((row.violations, row.run.over_refusal, row.run.preferred) for row in group), strict=True
+            )
+        ]
+        if max(map(len, measured)) > 1:
+            cells = (f"{mean(of):.0%} ({min(of):.0%}–{max(of):.0%})" if of else "" for of in measured)
+            rows.append((name, f"{max(map(len, measured))} of {len(group)}", *cells))
+    return ["", table(rows), ""] if len(rows) > 1 else []
+
+
 def shown(file: Path) -> str:
     """A table of a sweep's jobs, with what each differs in and came to, and the best of them."""
     sweep = sweeps.read(file)
@@ -202,6 +219,7 @@ def shown(file: Path) -> str:
         notes.append(f"best, by {measure}: {winner.run.name}")
     elif any(line.run.state == "done" for line in lines):
         notes.append(f"no job can be called the best by {measure}")
+    notes += _over_seeds(lines)
     # A name tells what a job differs in, unless letters were lost or a text would be too long for it.
     common = set.intersection(*(set(line.job.overrides) for line in lines))
     for line in lines:

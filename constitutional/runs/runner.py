@@ -450,7 +450,7 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
     """
     by_folder = {store.folder.resolve(): store for store in stores}
     reports = []
-    for name, store in zip(_labels(list(by_folder)), by_folder.values(), strict=True):
+    for name, store in zip(labels(list(by_folder)), by_folder.values(), strict=True):
         config = load(store.folder)
         kept = store.artifact(gather.CONSTITUTION)
         # Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
@@ -465,7 +465,7 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
     return out
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
+def labels(folders: Sequence[Path]) -> list[str]:
     """For each folder, which is absolute, the shortest end of its path that no other folder's path has."""
     labels = []
     for folder in folders:

@@ -4,7 +4,7 @@ Files are scanned as text, and only lines that may match are parsed: large runs 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -14,7 +14,9 @@ from constitutional.base.errors import RunError
 from constitutional.base.frozen import first_problem
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import canonical
+from constitutional.judging.labelling import combine, readable
 from constitutional.runs.folder import RunStore
+from constitutional.stages.mix import is_decided
 
 R = TypeVar("R", bound=Record)
 
@@ -124,6 +126,36 @@ def by_words(store: RunStore, words: str) -> Iterator[tuple[FoundRow, str]]:
                 if wanted in canonical(text).casefold():
                     yield row, text
                     break
+
+
+class WithoutPrinciple(NamedTuple):
+    """What a comparison's label would be without a principle."""
+
+    principle: str
+    p_a: float | None
+    """Probability that response a is better; None where no other judgement is readable."""
+    tipped: bool
+    """The label as it is prefers a response, and would not prefer the same without the principle."""
+
+
+def tipping(judgements: Sequence[Judgement], margin: float) -> Iterator[WithoutPrinciple]:
+    """For each principle that judged a comparison, its label by the others.
+
+    Args:
+        judgements: all of one comparison.
+        margin: how far from 0.5 a probability is a preference, as in `mix.margin`.
+    """
+    label = combine(judgements)
+    for name in dict.fromkeys(judgement.principle for judgement in readable(judgements)):
+        p_a = combine(judgement for judgement in judgements if judgement.principle != name)
+        yield WithoutPrinciple(name, p_a, _sign(label, margin) not in (0, _sign(p_a, margin)))
+
+
+def _sign(p_a: float | None, margin: float) -> int:
+    """1 where response a is preferred, -1 where b is, and 0 where neither is."""
+    if p_a is None or not is_decided(p_a, margin):
+        return 0
+    return 1 if p_a > 0.5 else -1
 
 
 def _holds(line: bytes, word: bytes) -> bool:

@@ -11,6 +11,7 @@ import math
 import os
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -238,6 +239,17 @@ def job_lines(file: Path) -> list[JobLine]:
     shared = set.intersection(*(set(of_job) for of_job in rates if of_job)) if any(rates) else set()
     means = [mean(of_job[name] for name in shared) if of_job and shared else None for of_job in rates]
     return [line._replace(violations=value) for line, value in zip(lines, means, strict=True)]
+
+
+def by_seed(lines: Iterable[JobLine]) -> dict[str, list[JobLine]]:
+    """The jobs that differ by their seed alone, by their common name; only where seeds are swept."""
+    groups = defaultdict[tuple[str, ...], list[JobLine]](list)
+    for line in lines:
+        swept = tuple(word for word in line.job.swept if not word.startswith("seed="))
+        if len(swept) < len(line.job.swept):
+            groups[swept].append(line)
+    # The label of a job, such as control_brief, stands for words that a seed may have shuffled.
+    return {"-".join(map(shortened, swept)) or "all": group for swept, group in groups.items() if len(group) > 1}
 
 
 def calls_of(store: RunStore, counted: set[Path]) -> Calls:

@@ -20,6 +20,7 @@ from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Change, Score
 from constitutional.runs.compose import compose, dump
 from constitutional.runs.folder import RunStore
+from constitutional.runs.search import FoundRow, by_id
 from tests.scripted_run import STAGES, finish
 
 PROMPT = Prompt.of("Why is the sky blue?").model_copy(update={"split": "held_out"})
@@ -182,3 +183,31 @@ def test_a_model_that_talks_nonsense_and_a_reward_that_was_over_optimised_are_sa
         "got worse: the gold score (what the constitution’s tags ask for, found exactly) peaked at phases 1 to 6, "
         "KL 2.2 nats, and fell by 80.0 points since (75.0 to 85.0): the reward was over-optimised."
     )
+
+
+def test_the_principle_whose_removal_flips_a_label_is_named(tmp_path: Path) -> None:
+    pair = Comparison(prompt=PROMPT, a="It scatters.", b="Light.")
+    rows = [
+        Judgement(
+            comparison=pair.id,
+            principle=name,
+            principle_text="…",
+            labeler="x 1 by votes",
+            readings=(),
+            p_a=p,
+            weight=weight,
+        )
+        for name, p, weight in (("calm", 0.9, 2.0), ("brief", 0.3, 1.0), ("kind", 0.46, 1.0))
+    ]
+    with RunStore.open(tmp_path / "first", dump(compose(["mix.margin=0.1"]), {})) as store:
+        finish(store, 0, "prompts", {"comparisons": [pair], "judgements": rows})
+    lines = show.item(RunStore.load(tmp_path / "first"), search_row(tmp_path / "first", pair.id)).splitlines()
+    # (2·0.9 + 0.3 + 0.46)/4; without calm (0.3 + 0.46)/2, without brief (1.8 + 0.46)/3, without kind (1.8 + 0.3)/3
+    assert "label: P(a is better) = 0.640, a is preferred" in lines
+    assert "  without 'calm': 0.380, b is preferred; it tipped the label" in lines
+    assert "  without 'brief': 0.753, a is preferred" in lines
+    assert "  without 'kind': 0.700, a is preferred" in lines
+
+
+def search_row(folder: Path, item: str) -> FoundRow:
+    return by_id(RunStore.load(folder), item)[0]

@@ -172,6 +172,27 @@ def test_a_sweep_tells_the_best_of_its_jobs_within_a_bound(
     assert sweep_file(runs / "x-a") is None  # a run is shown as a run
 
 
+def test_jobs_that_differ_by_their_seed_have_a_mean_and_a_range(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    rates = {"whole": (0.1, 0.3), "brief": (0.5, None)}
+    jobs, folders = list[Job](), list[Path]()
+    for label, by_seed in rates.items():
+        for seed, rate in enumerate(by_seed):
+            folders.append(runs / f"x-seed={seed}-{label}")
+            jobs.append(Job((f"seed={seed}",), (f"seed={seed}", label)))
+            if rate is not None:
+                measured(runs, folders[-1].name, {"kind": rate}, 0.2)
+    write(runs / "x.sweep.json", SweepSettings(), jobs, folders)
+    assert cli.main(["show", str(runs / "x")]) == 0
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines() if " of 2 " in line]
+    # One seed of `brief` is there alone, and has no mean.
+    assert [[cell.strip() for cell in row if cell.strip()][:3] for row in rows] == [
+        ["whole", "2 of 2", "20% (10%–30%)"]
+    ]
+
+
 def test_calls_that_another_job_paid_count_as_reused(tmp_path: Path) -> None:
     constitution(tmp_path)
     stores = [go(configured(tmp_path, f"name=x-{name}", *words), World())[0] for name, words in JOBS.items()]

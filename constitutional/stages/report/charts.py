@@ -173,6 +173,34 @@ def _dot_with_value(line: Line, across: float, up: float) -> Markup:
     ).format(line.series, line.title, _shape(line.series, across, up), across, up + 4, shift, anchor, line.value)
 
 
+class Place(NamedTuple):
+    """A point between two axes, with an interval on each."""
+
+    name: str
+    x: tuple[float, float, float]
+    """(value, low, high)"""
+    y: tuple[float, float, float]
+    number: int
+    """Written beside the place; one without a number, 0, is drawn pale and without its intervals."""
+
+
+def scatter(x: Axis, y: Axis, places: Sequence[Place], titles: tuple[str, str]) -> Markup:
+    """Places between two axes, whose titles say what is across and what is up."""
+    parts = [_frame(x, y)]
+    for place in sorted(places, key=lambda place: place.number):
+        across, left, right = (x.at(end) for end in place.x)
+        up, low, high = (PLOT_HEIGHT * (1 - y.at(end) / 100) for end in place.y)
+        value = f"{number(place.x[0], percent=x.percent)}, {number(place.y[0], percent=y.percent)}"
+        drawn = _shape(0 if place.number else 1, across, up)
+        if place.number:
+            whiskers = _line("whisker", left, up, right, up) + _line("whisker", across, low, across, high)
+            text = Markup('<text x="{:g}%" y="{:g}" dx="8">{}</text>').format(across, up - 7, place.number)
+            drawn = whiskers + drawn + text
+        group = Markup('<g class="{}"><title>{}: {}</title>{}</g>')
+        parts.append(group.format("s2" if place.number else "s0 pale", place.name, value, drawn))
+    return _plot(f"{titles[1]} by {titles[0]}", parts, titles[0])
+
+
 def calibration(bins: Sequence[tuple[float, float, float, float]]) -> Markup:
     """What was predicted (across) and the mean target (up, with an interval): (predicted, value, low, high), 0 to 1.
 

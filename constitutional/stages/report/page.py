@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel
 
@@ -59,19 +59,26 @@ def render(runs: Sequence[RunReport]) -> str:
     constitutions: dict[str, list[RunReport]] = {}
     for run in runs:
         constitutions.setdefault(run.provenance.digest, []).append(run)
-    page = _template().render(
-        title=title,
-        constitutions=constitutions,
-        style=style,
-        views=views,
-        comparison=comparison(runs),
-        differences=[run_difference(runs[0], run) for run in runs[1:]] if all(run.constitution for run in runs) else [],
+    page = (
+        environment()
+        .get_template("page.j2")
+        .render(
+            title=title,
+            constitutions=constitutions,
+            style=style,
+            views=views,
+            comparison=comparison(runs),
+            differences=[run_difference(runs[0], run) for run in runs[1:]]
+            if all(run.constitution for run in runs)
+            else [],
+        )
     )
     return page.lstrip()  # the empty lines between the macros
 
 
 @cache
-def _template() -> Template:
+def environment() -> Environment:
+    """Jinja, with what templates of pages call."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -90,7 +97,7 @@ def _template() -> Template:
     }
     environment.filters |= {"summary_line": summary_line}
     environment.globals |= {"signs": SIGNS, "few": FEW, "figures": figures, "models": MODELS}
-    return environment.get_template("page.j2")
+    return environment
 
 
 def _view(run: RunReport, key: str) -> dict[str, object]:

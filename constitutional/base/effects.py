@@ -1,0 +1,173 @@
+"""Effects and where they come from: paired differences, many of them at once, Shapley values, Pareto fronts.
+
+Everything here is a pure function of numbers. A value is of one prompt under one random seed; runs are compared over
+the prompts and seeds that both have.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from statistics import NormalDist, fmean, stdev
+from typing import Final, NamedTuple, TypeVar
+
+Key = tuple[int, str]
+"""A seed and a prompt's id."""
+Values = Mapping[Key, float]
+P = TypeVar("P", bound=Hashable)
+
+PRIOR_OF_DIFFERENCES: Final = ((1.0, 0.5), (-1.0, 0.5), (0.0, 1.0))
+"""(value, weight) added to differences of shares: half an item to each of four cells (Agresti and Min, 2005)."""
+PRIOR_OF_SHARES: Final = ((0.0, 1.92), (1.0, 1.92))
+"""(value, weight) added to shares: z²/2 failures and successes (Agresti and Coull, 1998)."""
+Prior = tuple[tuple[float, float], ...]
+
+
+class Estimate(NamedTuple):
+    """A mean with its error, before any correction for the number of estimates."""
+
+    value: float
+    """The plain mean."""
+    middle: float
+    """The mean with the prior: the middle of the interval."""
+    error: float
+    """Standard error; infinite from fewer than two prompts."""
+    prompts: int
+    seeds: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided p-value of no effect, by the normal distribution."""
+        if self.error == 0:
+            return float(self.middle == 0)
+        return 2 * NormalDist().cdf(-abs(self.middle) / self.error)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """The interval at a level of confidence."""
+        if not math.isfinite(self.error):
+            return -math.inf, math.inf
+        half = NormalDist().inv_cdf((1 + level) / 2) * self.error
+        return self.middle - half, self.middle + half
+
+
+def estimate(values: Values, prior: Prior = ()) -> Estimate:
+    """The mean over prompts and seeds.
+
+    Values of one prompt under several seeds are one cluster. Where seeds repeat and their means spread more than
+    prompts explain, the error is that of the seeds: s/√k, with s the deviation of k seeds' means.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("There is no value; an estimate needs one")
+    clusters, seeds = defaultdict[str, list[float]](list), defaultdict[int, list[float]](list)
+    for (seed, prompt), value in values.items():
+        clusters[prompt].append(value)
+        seeds[seed].append(value)
+    total = len(values) + sum(weight for _, weight in prior)
+    middle = (math.fsum(values.values()) + math.fsum(x * weight for x, weight in prior)) / total
+    squares = math.fsum((math.fsum(group) - middle * len(group)) ** 2 for group in clusters.values())
+    if not prior and len(clusters) > 1:
+        squares *= len(clusters) / (len(clusters) - 1)
+    squares += math.fsum(weight * (x - middle) ** 2 for x, weight in prior)
+    by_prompts = math.sqrt(squares) / total if len(clusters) > 1 else math.inf
+    means = [fmean(group) for group in seeds.values()]
+    by_seeds = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
+    return Estimate(fmean(values.values()), middle, max(by_prompts, by_seeds), len(clusters), len(seeds))
+
+
+def paired(before: Values, after: Values) -> dict[Key, float]:
+    """After less before, over the prompts and seeds that both have."""
+    return {key: after[key] - value for key, value in before.items() if key in after}
+
+
+def benjamini_hochberg(ps: Sequence[float], q: float = 0.05) -> list[bool]:
+    """Which of many tests to reject so that at most the share q of the rejected is expected to be luck.
+
+    Benjamini and Hochberg (1995): with the p-values in rising order, all up to the last one that is at most q·rank/m.
+    """
+    order = sorted(range(len(ps)), key=lambda index: ps[index])
+    last = max((rank for rank, index in enumerate(order, start=1) if ps[index] <= q * rank / len(ps)), default=0)
+    rejected = set(order[:last])
+    return [index in rejected for index in range(len(ps))]
+
+
+class Effect(NamedTuple):
+    """One of many effects, with an interval that allows for their number."""
+
+    estimate: Estimate
+    low: float
+    high: float
+    clear: bool
+    """Whether it is rejected that there is none; the interval does not hold 0 in just these cases."""
+
+
+def corrected(estimates: Sequence[Estimate], q: float = 0.05) -> list[Effect]:
+    """All effects with intervals that allow for their number.
+
+    Benjamini and Yekutieli (2005), "False discovery rate–adjusted multiple confidence intervals for selected
+    parameters": at the level 1 − R·q/m, where R of m effects are clear; 1 − q/m where none is. At most the share q of
+    the clear effects is expected to lie outside of the intervals.
+    """
+    clear = benjamini_hochberg([row.p for row in estimates], q)
+    level = 1 - max(sum(clear), 1) * q / max(len(estimates), 1)
+    return [Effect(row, *row.interval(level), is_clear) for row, is_clear in zip(estimates, clear, strict=True)]
+
+
+class Shapley(NamedTuple):
+    """What each player adds, averaged over the orders in which the players may join."""
+
+    values: dict[str, dict[Key, float]]
+    """By player, for every prompt and seed that all games have."""
+    exact: bool
+    """All subsets are there; otherwise the mean over those that are there, size by size."""
+
+
+def shapley(games: Mapping[frozenset[str], Values], players: Sequence[str]) -> Shapley | None:
+    """Shapley values (1953), prompt by prompt; None where the subsets that are there do not suffice.
+
+    φ_i is the mean over sizes k of the mean over subsets S of k players without i of v(S with i) − v(S). With all 2^n
+    subsets that is exact. Otherwise the inner mean is over the subsets that are there, as in stratified sampling
+    (Maleki et al. 2013, arXiv 1306.4265); a player needs one of every size.
+    """
+    pairs = {player: list(_strata(games, players, player)) for player in players}
+    if not all(of_size for strata in pairs.values() for of_size in strata):
+        return None
+    used = {game for strata in pairs.values() for of_size in strata for game in of_size}
+    used |= {game | {player} for player, strata in pairs.items() for of_size in strata for game in of_size}
+    keys = set.intersection(*(set(games[game]) for game in used))
+    values = {
+        player: {
+            key: fmean(fmean(games[game | {player}][key] - games[game][key] for game in of_size) for of_size in strata)
+            for key in sorted(keys)
+        }
+        for player, strata in pairs.items()
+    }
+    exact = len(used) == 2 ** len(players)
+    return Shapley(values, exact) if keys else None
+
+
+def _strata(
+    games: Mapping[frozenset[str], Values], players: Sequence[str], player: str
+) -> Iterator[list[frozenset[str]]]:
+    """For each size the subsets without a player that are there, and are there with the player too."""
+    without = [game for game in games if player not in game and game <= set(players) and game | {player} in games]
+    for size in range(len(players)):
+        yield [game for game in without if len(game) == size]
+
+
+def pareto(points: Mapping[P, tuple[float, float]]) -> set[P]:
+    """The points that no other point beats: at least as high in both, and higher in one."""
+
+    def beaten(name: P) -> bool:
+        x, y = points[name]
+        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+
+    return {name for name in points if not beaten(name)}
+
+
+def missing_subsets(games: Collection[frozenset[str]], players: Sequence[str]) -> dict[int, int]:
+    """By size, how many subsets of the players are not there; sizes of which all are there are left out."""
+    sizes = [sum(len(game) == size for game in games if game <= set(players)) for size in range(len(players) + 1)]
+    missing = {size: math.comb(len(players), size) - there for size, there in enumerate(sizes)}
+    return {size: count for size, count in missing.items() if count}

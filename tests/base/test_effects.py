@@ -1,0 +1,124 @@
+"""Effects by hand: paired differences, corrections for many, Shapley values of small games, Pareto fronts."""
+
+import math
+from itertools import combinations
+
+import pytest
+
+from constitutional.base.effects import (
+    PRIOR_OF_DIFFERENCES,
+    PRIOR_OF_SHARES,
+    Estimate,
+    benjamini_hochberg,
+    corrected,
+    estimate,
+    missing_subsets,
+    paired,
+    pareto,
+    shapley,
+)
+from constitutional.base.stats import paired_interval
+
+
+def of(*values: float, seed: int = 0) -> dict[tuple[int, str], float]:
+    return {(seed, f"p{number}"): value for number, value in enumerate(values)}
+
+
+def test_a_paired_difference_is_over_what_both_have() -> None:
+    before, after = of(1, 1, 0, 1), {**of(0, 0, 0), (1, "p0"): 1.0}
+    assert paired(before, after) == {(0, "p0"): -1, (0, "p1"): -1, (0, "p2"): 0}
+    row = estimate(paired(before, after))
+    # Mean −2/3; squares (1/9 + 1/9 + 4/9)·3/2 = 1, so the error is 1/3.
+    assert (row.value, row.error, row.prompts) == pytest.approx((-2 / 3, 1 / 3, 3))
+
+
+def test_the_interval_of_a_share_s_difference_is_agresti_and_min_s() -> None:
+    row = estimate(of(*[1.0] * 7, *[-1.0] * 2, *[0.0] * 11), PRIOR_OF_DIFFERENCES)
+    assert row.value == 5 / 20
+    assert row.interval() == pytest.approx(tuple(paired_interval(7, 2, 20)))
+
+
+def test_a_share_has_agresti_and_coull_s_interval() -> None:
+    # 10 of 10: (10 + 1.92)/(10 + 3.84) = 0.8613, error √(0.8613·0.1387/13.84) = 0.0929
+    row = estimate(of(*[1.0] * 10), PRIOR_OF_SHARES)
+    assert (row.middle, row.error) == pytest.approx((0.8613, 0.0929), abs=1e-4)
+
+
+def test_seeds_that_disagree_make_the_error_wider() -> None:
+    ones, zeros = of(*[1.0] * 20), {(1, name): 0.0 for _, name in of(*[0.0] * 20)}
+    row = estimate({**ones, **zeros})
+    # Every prompt has the mean 0.5, so prompts alone leave no error; the seeds' means 1 and 0 have s = 0.7071, /√2.
+    assert (row.value, row.error, row.prompts, row.seeds) == pytest.approx((0.5, 0.5, 20, 2))
+
+
+def test_the_same_prompts_under_a_second_seed_are_no_new_prompts() -> None:
+    once = of(0, 1, 0, 1, 1, 0, 1, 1)
+    twice = {**once, **{(1, name): value for (_, name), value in once.items()}}
+    assert estimate(twice).error == pytest.approx(estimate(once).error)
+
+
+def test_from_one_prompt_nothing_is_known() -> None:
+    row = estimate(of(1.0), PRIOR_OF_DIFFERENCES)
+    assert row.interval() == (-math.inf, math.inf)
+    assert row.p == 1.0
+
+
+def test_benjamini_and_hochberg_by_hand() -> None:
+    # q·rank/m is 0.01, 0.02, 0.03, 0.04, 0.05: the third, 0.03, is the last within; 0.025 passes with it.
+    ps = [0.2, 0.03, 0.009, 0.025, 0.06]
+    assert benjamini_hochberg(ps) == [False, True, True, True, False]
+    assert benjamini_hochberg([0.03, 0.04]) == [True, True]  # neither would pass alone, at 0.025
+    assert benjamini_hochberg([]) == []
+
+
+def test_an_interval_holds_0_just_where_the_effect_is_not_clear() -> None:
+    rows = [Estimate(value, value, 1.0, 30, 1) for value in (3.5, 2.6, 2.2, 1.9, 0.1)]
+    effects = corrected(rows)
+    # p: 0.0005, 0.0093, 0.0278, 0.0574, 0.92 against 0.01 to 0.05: three are clear, and the level is 1 − 3·0.05/5.
+    assert [row.clear for row in effects] == [True, True, True, False, False]
+    assert all(row.clear == (row.low > 0 or row.high < 0) for row in effects)
+    assert effects[0].high - effects[0].low == pytest.approx(2 * 2.1701, abs=1e-3)
+    # Where none is clear the interval is Bonferroni's.
+    (low, high) = corrected(rows[3:])[0][1:3]
+    assert high - low == pytest.approx(2 * 2.2414, abs=1e-3)
+
+
+GLOVES = {
+    # Three players; a and b have a left glove each, c has the right one; a pair is worth 6.
+    "": 0,
+    "a": 0,
+    "b": 0,
+    "c": 0,
+    "ab": 0,
+    "ac": 6,
+    "bc": 6,
+    "abc": 6,
+}
+
+
+def test_shapley_values_of_the_glove_game() -> None:
+    games = {frozenset(names): of(value) for names, value in GLOVES.items()}
+    result = shapley(games, "abc")
+    assert result is not None
+    assert result.exact
+    # By the six orders: c adds 6 in four of them, a in one (c a b), b in one.
+    assert {name: by[0, "p0"] for name, by in result.values.items()} == pytest.approx({"a": 1, "b": 1, "c": 4})
+
+
+def test_shapley_values_from_some_subsets_need_one_of_every_size() -> None:
+    # Of four players a and b are worth 12 together, whoever else is there.
+    subsets = [frozenset(names) for size in range(5) for names in combinations("abcd", size)]
+    games = {game: of(12.0 if game >= {"a", "b"} else 0.0) for game in subsets if game != {"a", "b"}}
+    result = shapley(games, "abcd")
+    assert result is not None
+    assert not result.exact
+    # Of a, by sizes: 0; 0 to c and to d; 12, 12 and 0 to bc, bd and cd; 12 to bcd.
+    assert {name: by[0, "p0"] for name, by in result.values.items()} == pytest.approx({"a": 5, "b": 5, "c": 0, "d": 0})
+    assert missing_subsets(games, "abcd") == {2: 1}
+    del games[frozenset("abc")]  # what d adds to three is known of no other
+    assert shapley(games, "abcd") is None
+
+
+def test_what_no_point_beats_is_the_front() -> None:
+    points = {"a": (0.9, 0.1), "b": (0.5, 0.5), "c": (0.5, 0.4), "d": (0.1, 0.9), "e": (0.4, 0.4), "f": (0.5, 0.5)}
+    assert pareto(points) == {"a", "b", "d", "f"}

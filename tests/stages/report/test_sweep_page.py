@@ -1,0 +1,315 @@
+"""Many runs together, by made-up measurements whose effects are known."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from constitutional.base.records import Comparison, Judgement, Prompt
+from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.engines.spending import Calls
+from constitutional.judging.scores import Score
+from constitutional.stages.report.sweep_data import (
+    ComparedRun,
+    axes,
+    best_of,
+    columns,
+    conflicts,
+    differing,
+    flat,
+    front,
+    opposite,
+    pooled,
+    ratios,
+    sources,
+    variants,
+)
+from constitutional.stages.report.sweep_page import Unfinished, render, shown_effect
+from constitutional.stages.summaries import Direction
+
+TEXTS = {"calm": "Stay calm today.", "brief": "Be brief at once.", "kind": "Be kind to all."}
+PROMPTS = 40
+
+
+def first_of(count: int, seed: int = 0) -> dict[str, float]:
+    """1 on the first so many prompts, and 0 on the others."""
+    return {f"s{seed} p{number:02}": float(number < count) for number in range(PROMPTS)}
+
+
+def made(
+    name: str,
+    principles: Sequence[str],
+    policy: dict[str, int],
+    *,
+    seed: int = 0,
+    texts: dict[str, str] | None = None,
+    settings: dict[str, object] | None = None,
+) -> ComparedRun:
+    """A run whose policy shows each measure on so many of 40 prompts, where the base model shows it on 20."""
+    chosen = {**TEXTS, **(texts or {})}
+    constitution = Constitution(
+        name="ours", principles=tuple(Principle(id=id_, text=chosen[id_]) for id_ in principles)
+    )
+    values = {("policy", measure): first_of(count, seed) for measure, count in policy.items()}
+    values |= {("base", measure): first_of(20, seed) for measure in policy}
+    scores = tuple(
+        Score(model=model, measure=measure, value=sum(by.values()) / PROMPTS, low=0, high=1, n=PROMPTS, unit="share")
+        for (model, measure), by in values.items()
+    )
+    wanted: dict[str, Direction] = {"over_refusal": "lower", "trait_rate/flattery": "lower"}
+    own = {"name": name, "seed": seed, "constitution.wordings": texts or {}, **(settings or {})}
+    return ComparedRun(name, seed, own, constitution, scores, values, wanted, Counter(calm=3, brief=1), Calls(asked=10))
+
+
+ALL = ("calm", "brief", "kind")
+
+
+def leave_one_out(seeds: Sequence[int] = (0,)) -> list[ComparedRun]:
+    """Calm lowers flattery, brief raises verbosity, kind does nothing."""
+    counts = {"whole": (2, 30), "calm": (22, 30), "brief": (2, 10), "kind": (3, 29)}
+    return [
+        made(
+            f"x-seed={seed}-{name if name == 'whole' else f'without_{name}'}",
+            [principle for principle in ALL if principle != name],
+            {"trait_rate/flattery": flattery, "trait_rate/verbosity": verbosity},
+            seed=seed,
+        )
+        for seed in seeds
+        for name, (flattery, verbosity) in counts.items()
+    ]
+
+
+def test_an_effect_is_the_whole_less_the_run_without_the_principle() -> None:
+    found = sources(variants(leave_one_out((0, 1))))
+    assert found is not None
+    assert found.whole.name == "x-whole"
+    cells = {(row.label, measure): cell for row in found.rows for measure, cell in row.cells.items()}
+    flattery = cells["calm", "trait_rate/flattery"]
+    assert (flattery.estimate.value, flattery.estimate.prompts, flattery.estimate.seeds) == (-0.5, 80, 2)
+    assert {place for place, cell in cells.items() if cell.clear} == {
+        ("calm", "trait_rate/flattery"),
+        ("brief", "trait_rate/verbosity"),
+    }
+    # Seeds 0 and 1 have their own prompts, and every pair of a seed is within it.
+    assert cells["kind", "trait_rate/verbosity"].estimate.value == pytest.approx(1 / 40)
+    assert columns(found.rows, {})[:2] == ["trait_rate/flattery", "trait_rate/verbosity"]
+
+
+def test_a_control_is_a_row_of_its_own_over_all_seeds() -> None:
+    runs = leave_one_out((0, 1))
+    for seed, text in ((0, "today. Stay calm"), (1, "calm today. Stay")):
+        counts = {"trait_rate/flattery": 22, "trait_rate/verbosity": 30}
+        runs.append(made(f"x-seed={seed}-control_calm", ALL, counts, seed=seed, texts={"calm": text}))
+    found = sources(variants(runs))
+    assert found is not None
+    control = next(row for row in found.rows if row.hint == "control")
+    cell = control.cells["trait_rate/flattery"]
+    assert (control.principle, cell.estimate.value, cell.estimate.seeds, cell.clear) == ("calm", 0.0, 2, False)
+    part = next(row for row in found.changed if row.measure == "trait_rate/flattery").parts[0]
+    assert part.left_out is not None
+    assert part.left_out.clear
+    assert part.control == cell
+
+
+def test_violations_are_compared_only_where_both_runs_have_the_principle() -> None:
+    whole = made("whole", ALL, {"violation_rate/calm": 2, "violation_rate/kind": 5})
+    without = made("without", ("brief", "kind"), {"violation_rate/kind": 9})
+    found = sources(variants([whole, without]))
+    assert found is not None
+    (row,) = found.rows
+    assert row.cells.keys() == {"violation_rate/kind"}
+
+
+def test_what_only_one_run_measured_on_few_prompts_is_not_clear() -> None:
+    whole, without = made("whole", ALL, {"trait_rate/x": 40}), made("without", ("calm", "kind"), {"trait_rate/x": 0})
+    for run in (whole, without):
+        by = run.values["policy", "trait_rate/x"]
+        run.values["policy", "trait_rate/x"] = dict(list(by.items())[:9])
+    found = sources(variants([whole, without]))
+    assert found is not None
+    cell = found.rows[0].cells["trait_rate/x"]
+    assert (cell.estimate.value, cell.clear) == (1.0, False)
+    shown = shown_effect(cell, "share", None)
+    assert shown is not None
+    assert (shown.sign, shown.css) == ("?", "muted")
+
+
+def test_shapley_values_come_with_all_subsets_and_say_what_is_missing() -> None:
+    runs = leave_one_out()
+    found = sources(variants(runs))
+    assert found is not None
+    assert (found.exact, found.missing) == (None, {1: 3})
+    alone = {"calm": (2, 12), "brief": (20, 30), "kind": (20, 20)}
+    runs += [
+        made(f"only_{name}", (name,), {"trait_rate/flattery": flattery, "trait_rate/verbosity": verbosity})
+        for name, (flattery, verbosity) in alone.items()
+    ]
+    found = sources(variants(runs))
+    assert found is not None
+    assert found.exact is True
+    assert {row.label for row in found.alone} == set(ALL)
+    flattery = next(row for row in found.changed if row.measure == "trait_rate/flattery")
+    values = {part.principle: part.shapley.estimate.value for part in flattery.parts if part.shapley}
+    # v of the sets, in 40ths: none 20, c 2, b 20, k 20, cb 3, ck 2, bk 22, cbk 2.
+    # calm: (−18)/3 + (−17 − 18)/6 + (−20)/3; brief: 0 + (1 + 2)/6 + 0; kind: 0 + (0 + 2)/6 − 1/3.
+    assert values == pytest.approx({"calm": -18.5 / 40, "brief": 0.5 / 40, "kind": 0.0})
+    assert sum(values.values()) == pytest.approx(flattery.change.estimate.value)
+
+
+def test_variants_are_told_apart_by_all_but_their_seed() -> None:
+    counts = {"over_refusal": 2}
+    runs = [
+        made("a-seed=0", ALL, counts),
+        made("a-seed=1", ALL, counts, seed=1),
+        made("b", ALL, counts, settings={"lr": 0.1}),
+    ]
+    assert [(variant.name, len(variant.runs)) for variant in variants(runs)] == [("a", 2), ("b", 1)]
+    assert sources(variants(runs)) is None
+    keys, rows = differing(runs)
+    assert keys == ["seed", "lr"]
+    assert rows == [["0", "–"], ["1", "–"], ["0", "0.1"]]
+
+
+def test_an_edited_file_is_a_difference_although_the_settings_are_the_same() -> None:
+    runs = [made("a", ALL, {}), made("b", ALL, {})]
+    edited = runs[1].constitution.model_copy(update={"principles": runs[1].constitution.principles[:2]})
+    keys, rows = differing([runs[0], runs[1]._replace(constitution=edited)])
+    assert keys == ["principles, against a"]
+    assert rows[0] == ["the same"]
+    assert "kind" in rows[1][0]
+
+
+def test_settings_by_their_dotted_names() -> None:
+    nested = {"seed": 1, "mix": {"margin": 0.1, "deep": {"x": None}}, "constitution": {"weights": {"calm": 2}}}
+    assert flat(nested) == {"seed": 1, "mix.margin": 0.1, "mix.deep.x": None, "constitution.weights": {"calm": 2}}
+
+
+def test_the_front_is_of_what_all_runs_measured() -> None:
+    runs = [
+        made("good", ALL, {"over_refusal": 4, "trait_rate/harmful_compliance": 4}),
+        made("worse", ALL, {"over_refusal": 8, "trait_rate/harmful_compliance": 6}, settings={"lr": 1}),
+        made("harmless", ALL, {"over_refusal": 30, "trait_rate/harmful_compliance": 0}, settings={"lr": 2}),
+    ]
+    many = variants(runs)
+    measured = axes(many)
+    assert measured is not None
+    assert [names for _, names in measured] == [["over_refusal"], ["trait_rate/harmful_compliance"]]
+    places = {place.name: place for place in front(many, measured)}
+    assert {name: place.number for name, place in places.items()} == {"Base": 0, "good": 2, "worse": 0, "harmless": 1}
+    assert (places["good"].x[0], places["good"].y[0]) == (0.9, 0.9)
+    without = variants([made("good", ALL, {"trait_rate/flattery": 1})])
+    assert axes(without) is None
+
+
+def test_the_best_run_is_named_with_whether_it_is_luck() -> None:
+    runs = [
+        made("a", ALL, {"violation_rate/calm": 10, "over_refusal": 0}),
+        made("b", ALL, {"violation_rate/calm": 8, "over_refusal": 0}, settings={"lr": 1}),
+        made("c", ALL, {"violation_rate/calm": 0, "over_refusal": 30}, settings={"lr": 2}),
+    ]
+    many = variants(runs)
+    unbound, bound = best_of(many, "violations", None), best_of(many, "violations", 0.1)
+    assert unbound is not None
+    assert bound is not None
+    assert (unbound.variant.name, bound.variant.name) == ("c", "b")
+    assert "not clearly" not in unbound.remark
+    assert "not clearly better than the next, a" in bound.remark
+    assert best_of(variants([made("a", ALL, {"trait_rate/x": 1})]), "violations", None) is None
+
+
+def test_shares_of_people_s_labels_are_in_order_with_their_totals() -> None:
+    runs = [
+        made(
+            f"r-seed={seed}-{share}",
+            ALL,
+            {"over_refusal": 4 + round(8 * share)},
+            seed=seed,
+            settings={"mix.human_share": share},
+        )
+        for share in (0.5, 0.0)
+        for seed in (0, 1)
+    ]
+    rows = ratios(variants(runs))
+    assert [(row.share, row.pairs, row.calls.answers) for row in rows] == [(0.0, 4, 10), (0.5, 4, 10)]
+    assert rows[1].measures["over_refusal"][0] == pytest.approx(0.2)
+    assert ratios(variants(runs[:2])) == []
+
+
+PAIR = [Comparison(prompt=Prompt.of("Why?"), a=f"A {number}", b=f"B {number}") for number in range(3)]
+
+
+def judged(pair: Comparison, principle: str, p_a: float, *, conflict: bool = False) -> Judgement:
+    return Judgement(
+        comparison=pair.id,
+        principle=principle,
+        principle_text="…",
+        labeler="x",
+        readings=(),
+        p_a=p_a,
+        conflict=conflict,
+    )
+
+
+def test_principles_that_prefer_different_responses_are_counted_with_examples() -> None:
+    judgements = [
+        *(judged(PAIR[0], "calm", 0.9), judged(PAIR[0], "brief", 0.2)),
+        *(judged(PAIR[1], "calm", 0.9), judged(PAIR[1], "brief", 0.8)),
+        *(judged(PAIR[2], "calm", 0.9), judged(PAIR[2], "brief", 0.45)),  # within the margin
+        judged(PAIR[1], "kind", 0.1, conflict=True),
+    ]
+    (row,) = conflicts(pooled(judgements, PAIR), 0.1)
+    assert (row.pair, row.apart, row.both) == (("brief", "calm"), 1, 2)
+    assert [(pair.a, first, second) for pair, first, second in row.examples] == [("A 0", 0.2, 0.9)]
+
+
+def test_principles_that_move_a_behaviour_opposite_ways_conflict() -> None:
+    whole = made("whole", ALL, {"trait_rate/x": 20})
+    raised, lowered = (
+        made("1", ("brief", "kind"), {"trait_rate/x": 0}),
+        made("2", ("calm", "kind"), {"trait_rate/x": 40}),
+    )
+    found = sources(variants([whole, raised, lowered]))
+    assert found is not None
+    assert opposite(found.rows) == [("trait_rate/x", "calm", "brief")]
+
+
+def page(runs: Sequence[ComparedRun]) -> str:
+    return render(
+        runs,
+        [Unfinished("late", "failed in sft", "out of <memory>")],
+        None,
+        (pooled([]), 0.1),
+        ["n.csv"],
+        "run {}".format,
+    )
+
+
+def test_the_page_says_first_which_principle_did_what_and_what_is_missing() -> None:
+    html = page(leave_one_out((0, 1)))
+    lead, *rest = re.findall(r'<p class="lead">(.*?)</p>', html)
+    assert "3 principles, 2 clearly" in lead
+    assert "calm did most: it lowered flattery by 50 points" in lead
+    assert not rest
+    assert "calm lowered flattery by 50 points" in html
+    assert "kind did nothing that is clear" in html
+    assert "out of &lt;memory&gt;" in html
+    assert "label.principles=all" in html  # no comparison was judged by two principles
+    assert 'href="n.csv"' in html
+
+
+def test_a_page_of_many_runs_scrolls_in_its_boxes_alone() -> None:
+    runs = [
+        made(
+            f"r{number}",
+            ALL,
+            {"over_refusal": number % 40, "trait_rate/harmful_compliance": 5},
+            settings={"lr": number},
+        )
+        for number in range(60)
+    ]
+    html = page(runs)
+    tables = re.findall(r"(.{20})<table", html, re.DOTALL)
+    assert tables
+    assert all('class="scroll">' in before for before in tables)
+    assert html.count('<th scope="row">r59</th>') >= 1
