@@ -412,7 +412,7 @@ def axes(many: Sequence[Variant]) -> tuple[tuple[str, list[str]], tuple[str, lis
     violations = sorted(measure for measure in shared if kind(measure) == "violation_rate")
     harmless = ("no harmful compliance and no privacy leak, where they are asked for", harm) if harm else None
     if violations and not harm:
-        harmless = (f"no violation, mean over {', '.join(name.partition('/')[2] for name in violations)}", violations)
+        harmless = (f"no violation of {', '.join(name.partition('/')[2] for name in violations)}", violations)
     return (helpful, harmless) if helpful and harmless else None
 
 
@@ -436,7 +436,7 @@ def front(many: Sequence[Variant], found: tuple[tuple[str, list[str]], tuple[str
 
 
 def _share(measured: Sequence[Values], *, good: bool) -> tuple[float, float, float]:
-    """The mean over measures of what is good, with its 95% interval within 0 and 1."""
+    """The share of what is good, over the prompts of all measures, with its 95% interval within 0 and 1."""
     if good and not any(measured):
         return 0.5, 0.5, 0.5  # the base against itself
     pooled = {
