@@ -332,3 +332,9 @@ def test_a_numbered_place_stands_on_the_front_with_its_numbers_in_a_table() -> N
     assert '<th scope="row">1. good</th><td>90% (' in html
     assert "<title>worse: 80%, 85%</title>" in html
     assert "harmless requests that are not refused" in html
+
+
+def test_numbers_of_places_that_lie_on_each_other_stand_side_by_side() -> None:
+    counts = {"over_refusal": 4, "trait_rate/harmful_compliance": 4}
+    html = page([made(name, ALL, counts, settings={"lr": number}) for number, name in enumerate("abc")])
+    assert 'text-anchor="end">1, 2, 3</text>' in html or 'text-anchor="start">1, 2, 3</text>' in html
