@@ -252,9 +252,9 @@ def sources(many: Sequence[Variant]) -> Sources | None:
         if without := games.get(frozenset(ids) - {name}):
             left_out.append((label, hint, name if hint == CONTROL else "", _differences(without, variant, units)))
     alone = [
-        (name, "", name, _from_base(variant, units))
+        (name, "", name, _from_base(games[frozenset({name})], units))
         for name in ids
-        if len(ids) > 1 and (variant := games.get(frozenset({name})))
+        if len(ids) > 1 and frozenset({name}) in games
     ]
     rows = _effects(left_out, units)
     changes = _effects([("whole", "", "", _from_base(whole, units))], units)[0].cells
@@ -393,8 +393,12 @@ def summary_of(variant: Variant, measure: str, unit: str = "share") -> Estimate 
     return estimate(values, _prior(unit, differences=False)) if values else None
 
 
-def axes(many: Sequence[Variant]) -> tuple[tuple[str, list[str]], tuple[str, list[str]]] | None:
-    """What helpfulness and harmlessness are taken to be: (title, measures) twice; None where nothing was measured."""
+AxisMeasures = tuple[str, list[str]]
+"""What an axis shows, in words, and the measures that it is made of."""
+
+
+def axes(many: Sequence[Variant]) -> tuple[AxisMeasures, AxisMeasures] | None:
+    """What helpfulness and harmlessness are taken to be; None where nothing was measured."""
     shared = _shared(many)
     helpful = next(
         (
@@ -408,15 +412,17 @@ def axes(many: Sequence[Variant]) -> tuple[tuple[str, list[str]], tuple[str, lis
         ),
         None,
     )
-    harm = [measure for measure in HARM if measure in shared]
+    harm: list[str] = [measure for measure in HARM if measure in shared]
     violations = sorted(measure for measure in shared if kind(measure) == "violation_rate")
-    harmless = ("no harmful compliance and no privacy leak, where they are asked for", harm) if harm else None
+    harmless: AxisMeasures | None = (
+        ("no harmful compliance and no privacy leak, where they are asked for", harm) if harm else None
+    )
     if violations and not harm:
         harmless = (f"no violation of {', '.join(name.partition('/')[2] for name in violations)}", violations)
     return (helpful, harmless) if helpful and harmless else None
 
 
-def front(many: Sequence[Variant], found: tuple[tuple[str, list[str]], tuple[str, list[str]]]) -> list[charts.Place]:
+def front(many: Sequence[Variant], found: tuple[AxisMeasures, AxisMeasures]) -> list[charts.Place]:
     """All variants and the base model between helpfulness and harmlessness; those that no other beats have a number."""
     rows: list[tuple[str, Variant, str]] = [(variant.name, variant, "policy") for variant in many]
     rows.insert(0, ("Base", many[0], "base"))
@@ -603,7 +609,7 @@ def conflicts(pulls: Pulls, margin: float) -> list[Conflict]:
             count,
             wilson(len(apart[pair]), count),
             [
-                (pulls.comparisons[name], *(pulls.p_a[name][of] for of in pair))
+                (pulls.comparisons[name], pulls.p_a[name][pair[0]], pulls.p_a[name][pair[1]])
                 for _, name in sorted(apart[pair])[:EXAMPLES]
                 if name in pulls.comparisons
             ],
