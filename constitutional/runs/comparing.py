@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from constitutional.base.errors import ConstitutionalError, RunError
+from constitutional.base.errors import ConstitutionalError, RunError, UsageError
 from constitutional.base.files import atomic_write, writing
 from constitutional.base.records import Comparison, Judgement, Preference
 from constitutional.constitution.constitution import Constitution
@@ -65,8 +65,12 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     Runs that are not finished are listed with their state, and not compared.
 
     Raises:
+        UsageError: the page would have the name of a file of numbers.
         RunError: fewer than two runs are finished, or one is damaged.
     """
+    files = [out, out.with_suffix(".csv"), out.with_suffix(".parquet")]
+    if out in files[1:]:
+        raise UsageError(f"--out {out}: names the page, beside which the numbers stand; type --out {out.stem}.html")
     runs, unfinished = list[ComparedRun](), list[Unfinished]()
     stores, jobs = dict[str, RunStore](), dict[str, SweepJob | None]()
     by_folder = {row.folder.resolve(): row for row in named}
@@ -89,7 +93,6 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
             f"there are {len(runs)} finished runs to compare ({states}); type the commands that began them again"
         )
     rows = list(_numbers(runs))
-    files = [out, out.with_suffix(".csv"), out.with_suffix(".parquet")]
     margin = float(runs[0].settings.get("mix.margin", 0))
     pulls = pooled(row for store in stores.values() for row in store.read("judgements", Judgement))
     if any(len(by_principle) > 1 for by_principle in pulls.p_a.values()):  # otherwise there are no examples to show

@@ -37,6 +37,8 @@ MOST_JOBS: Final = 1000
 """Of a sweep over subsets; a larger one is a mistake more often than a wish."""
 ENDING: Final = ".sweep.json"
 LOGS: Final = ".sweeps"
+CONTROL: Final = "control_"
+"""The beginning of a control's label."""
 
 
 def jobs_of(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
@@ -100,7 +102,7 @@ def _controls(constitution: Constitution, seed: int) -> Iterator[tuple[str, list
         random.Random(f"{seed} {principle.id}").shuffle(words)
         if words == principle.text.split():  # by chance, or because there is nothing to shuffle
             words.reverse()
-        yield f"control_{principle.id}", [f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"]
+        yield f"{CONTROL}{principle.id}", [f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"]
 
 
 def _selections(
@@ -274,8 +276,12 @@ def made(outputs: Path) -> set[Path]:
 
 
 def best(lines: Iterable[JobLine], sweep: Sweep) -> JobLine | None:
-    """The job with the best objective among those within the bound; None where none was measured."""
-    measured = [line for line in lines if objective(line, sweep) is not None and excess(line, sweep) <= 0]
+    """The job with the best objective among those within the bound; None where none was measured.
+
+    A control is nobody's constitution, and is never the best.
+    """
+    meant = [line for line in lines if not any(label.startswith(CONTROL) for label in line.job.swept)]
+    measured = [line for line in meant if objective(line, sweep) is not None and excess(line, sweep) <= 0]
     return min(measured, key=lambda line: objective(line, sweep) or 0.0, default=None)
 
 

@@ -172,6 +172,15 @@ def test_a_sweep_tells_the_best_of_its_jobs_within_a_bound(
     assert sweep_file(runs / "x-a") is None  # a run is shown as a run
 
 
+def test_a_control_is_never_the_best(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    folders = [measured(runs, "x-whole", {"kind": 0.2}, 0.1), measured(runs, "x-control_kind", {"kind": 0.1}, 0.1)]
+    write(runs / "x.sweep.json", SweepSettings(), [Job((), ("whole",)), Job((), ("control_kind",))], folders)
+    winner = best(job_lines(runs / "x.sweep.json"), read(runs / "x.sweep.json"))
+    assert winner is not None
+    assert winner.run.name == "x-whole"
+
+
 def test_jobs_that_differ_by_their_seed_have_a_mean_and_a_range(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

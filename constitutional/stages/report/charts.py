@@ -194,8 +194,12 @@ def scatter(x: Axis, y: Axis, places: Sequence[Place], titles: tuple[str, str]) 
         drawn = _shape(0 if place.number else 1, across, up)
         if place.number:
             whiskers = _line("whisker", left, up, right, up) + _line("whisker", across, low, across, high)
-            text = Markup('<text x="{:g}%" y="{:g}" dx="8">{}</text>').format(across, up - 7, place.number)
-            drawn = whiskers + drawn + text
+            here = sorted(other.number for other in places if other.number and (other.x, other.y) == (place.x, place.y))
+            anchor, shift = ("end", -8) if across > 80 else ("start", 8)
+            text = Markup('<text x="{:g}%" y="{:g}" dx="{}" text-anchor="{}">{}</text>')
+            drawn = whiskers + drawn
+            if place.number == here[0]:  # places that lie on each other have their numbers side by side
+                drawn += text.format(across, up - 7, shift, anchor, ", ".join(map(str, here)))
         group = Markup('<g class="{}"><title>{}: {}</title>{}</g>')
         parts.append(group.format("s2" if place.number else "s0 pale", place.name, value, drawn))
     return _plot(f"{titles[1]} by {titles[0]}", parts, titles[0])

@@ -88,7 +88,7 @@ class Variant(NamedTuple):
         return {principle.id: principle for principle in self.runs[0].constitution.principles}
 
 
-class Row(NamedTuple):
+class EffectRow(NamedTuple):
     """A row of the heat map."""
 
     label: str
@@ -99,7 +99,7 @@ class Row(NamedTuple):
     """By measure; none where it was not measured in both variants."""
 
 
-class Part(NamedTuple):
+class Contribution(NamedTuple):
     """What a principle has to do with a change; None where it was not run."""
 
     principle: str
@@ -121,15 +121,15 @@ class Attribution(NamedTuple):
     measure: str
     change: Effect
     """From the base model to the policy of the whole constitution."""
-    parts: list[Part]
+    parts: list[Contribution]
 
 
 class Sources(NamedTuple):
     """Which principle did what, as far as the runs tell."""
 
     whole: Variant
-    rows: list[Row]
-    alone: list[Row]
+    rows: list[EffectRow]
+    alone: list[EffectRow]
     changed: list[Attribution]
     exact: bool | None
     """Whether the Shapley values are of all subsets; None where there are none."""
@@ -219,7 +219,7 @@ def units_of(runs: Sequence[ComparedRun]) -> dict[str, str]:
 
 def _effects(
     rows: Sequence[tuple[str, str, str, Mapping[str, Mapping[Key, float]]]], units: Mapping[str, str]
-) -> list[Row]:
+) -> list[EffectRow]:
     """Rows of (label, hint, principle, differences by measure), with intervals for the number of all their cells."""
     places = [(at, measure) for at, row in enumerate(rows) for measure, values in row[3].items() if values]
     estimates = [estimate(rows[at][3][measure], _prior(units[measure], differences=True)) for at, measure in places]
@@ -228,7 +228,7 @@ def _effects(
     cells: list[dict[str, Effect]] = [{} for _ in rows]
     for index, (at, measure) in enumerate(places):
         cells[at][measure] = effects.get(index) or Effect(estimates[index], *estimates[index].interval(), clear=False)
-    return [Row(*row[:3], of_row) for row, of_row in zip(rows, cells, strict=True)]
+    return [EffectRow(*row[:3], of_row) for row, of_row in zip(rows, cells, strict=True)]
 
 
 # Which principle did what
@@ -252,9 +252,9 @@ def sources(many: Sequence[Variant]) -> Sources | None:
         if without := games.get(frozenset(ids) - {name}):
             left_out.append((label, hint, name if hint == CONTROL else "", _differences(without, variant, units)))
     alone = [
-        (name, "", name, _from_base(variant, units))
+        (name, "", name, _from_base(games[frozenset({name})], units))
         for name in ids
-        if len(ids) > 1 and (variant := games.get(frozenset({name})))
+        if len(ids) > 1 and frozenset({name}) in games
     ]
     rows = _effects(left_out, units)
     changes = _effects([("whole", "", "", _from_base(whole, units))], units)[0].cells
@@ -280,12 +280,14 @@ def sources(many: Sequence[Variant]) -> Sources | None:
     )
 
 
-def _parts(measure: str, ids: Sequence[str], rows: Sequence[Row], by_shapley: Sequence[Row]) -> list[Part]:
+def _parts(
+    measure: str, ids: Sequence[str], rows: Sequence[EffectRow], by_shapley: Sequence[EffectRow]
+) -> list[Contribution]:
     left_out, controls, shares = (
         {row.principle: row.cells.get(measure) for row in of if (row.hint == CONTROL) == is_control}
         for of, is_control in ((rows, False), (rows, True), (by_shapley, False))
     )
-    return [Part(name, left_out.get(name), controls.get(name), shares.get(name)) for name in ids]
+    return [Contribution(name, left_out.get(name), controls.get(name), shares.get(name)) for name in ids]
 
 
 def _family(many: Sequence[Variant]) -> list[Variant]:
@@ -347,7 +349,7 @@ def _from_base(variant: Variant, units: Iterable[str]) -> dict[str, dict[Key, fl
 
 def _shapley(
     games: Mapping[frozenset[str], Variant], whole: Variant, units: Mapping[str, str]
-) -> tuple[list[Row], bool | None]:
+) -> tuple[list[EffectRow], bool | None]:
     """A row for each principle; no rows and None where the subsets do not suffice.
 
     Without principles nothing is trained: the base model is what no principle makes.
@@ -371,7 +373,7 @@ def strength(effect: Effect) -> float:
     return abs(effect.estimate.value) / max((effect.high - effect.low) / 2, 1e-9)
 
 
-def columns(rows: Sequence[Row], wanted: Mapping[str, Direction]) -> list[str]:
+def columns(rows: Sequence[EffectRow], wanted: Mapping[str, Direction]) -> list[str]:
     """The measures of a heat map: those with a clear effect first, then wanted ones, the strongest effect first."""
     measures = dict.fromkeys(measure for row in rows for measure in row.cells)
 
@@ -391,30 +393,36 @@ def summary_of(variant: Variant, measure: str, unit: str = "share") -> Estimate 
     return estimate(values, _prior(unit, differences=False)) if values else None
 
 
-def axes(many: Sequence[Variant]) -> tuple[tuple[str, list[str]], tuple[str, list[str]]] | None:
-    """What helpfulness and harmlessness are taken to be: (title, measures) twice; None where nothing was measured."""
+AxisMeasures = tuple[str, list[str]]
+"""What an axis shows, in words, and the measures that it is made of."""
+
+
+def axes(many: Sequence[Variant]) -> tuple[AxisMeasures, AxisMeasures] | None:
+    """What helpfulness and harmlessness are taken to be; None where nothing was measured."""
     shared = _shared(many)
     helpful = next(
         (
             (title, [measure])
             for measure, title in (
                 ("over_refusal", "harmless requests that are not refused"),
-                ("win_rate/base", "probability of being preferred to Base"),
+                ("win_rate/base", "probability of being preferred to Base, each run by its own principles"),
                 ("refusal_phrases", "replies without a refusal’s phrase"),
             )
             if measure in shared
         ),
         None,
     )
-    harm = [measure for measure in HARM if measure in shared]
+    harm: list[str] = [measure for measure in HARM if measure in shared]
     violations = sorted(measure for measure in shared if kind(measure) == "violation_rate")
-    harmless = ("no harmful compliance and no privacy leak, where they are asked for", harm) if harm else None
+    harmless: AxisMeasures | None = (
+        ("no harmful compliance and no privacy leak, where they are asked for", harm) if harm else None
+    )
     if violations and not harm:
-        harmless = (f"no violation, mean over {', '.join(name.partition('/')[2] for name in violations)}", violations)
+        harmless = (f"no violation of {', '.join(name.partition('/')[2] for name in violations)}", violations)
     return (helpful, harmless) if helpful and harmless else None
 
 
-def front(many: Sequence[Variant], found: tuple[tuple[str, list[str]], tuple[str, list[str]]]) -> list[charts.Place]:
+def front(many: Sequence[Variant], found: tuple[AxisMeasures, AxisMeasures]) -> list[charts.Place]:
     """All variants and the base model between helpfulness and harmlessness; those that no other beats have a number."""
     rows: list[tuple[str, Variant, str]] = [(variant.name, variant, "policy") for variant in many]
     rows.insert(0, ("Base", many[0], "base"))
@@ -434,7 +442,7 @@ def front(many: Sequence[Variant], found: tuple[tuple[str, list[str]], tuple[str
 
 
 def _share(measured: Sequence[Values], *, good: bool) -> tuple[float, float, float]:
-    """The mean over measures of what is good, with its 95% interval within 0 and 1."""
+    """The share of what is good, over the prompts of all measures, with its 95% interval within 0 and 1."""
     if good and not any(measured):
         return 0.5, 0.5, 0.5  # the base against itself
     pooled = {
@@ -601,7 +609,7 @@ def conflicts(pulls: Pulls, margin: float) -> list[Conflict]:
             count,
             wilson(len(apart[pair]), count),
             [
-                (pulls.comparisons[name], *(pulls.p_a[name][of] for of in pair))
+                (pulls.comparisons[name], pulls.p_a[name][pair[0]], pulls.p_a[name][pair[1]])
                 for _, name in sorted(apart[pair])[:EXAMPLES]
                 if name in pulls.comparisons
             ],
@@ -611,7 +619,7 @@ def conflicts(pulls: Pulls, margin: float) -> list[Conflict]:
     return sorted(rows, key=lambda row: (-row.apart / row.both, row.pair))
 
 
-def opposite(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+def opposite(rows: Sequence[EffectRow]) -> list[tuple[str, str, str]]:
     """(measure, a principle that clearly raises it, one that clearly lowers it)."""
     result = []
     for measure in dict.fromkeys(measure for row in rows for measure in row.cells):

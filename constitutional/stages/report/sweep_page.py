@@ -16,9 +16,9 @@ from constitutional.stages.report.sweep_data import (
     CONTROL,
     Best,
     ComparedRun,
+    EffectRow,
     Pulls,
     RatioRow,
-    Row,
     Sources,
     axes,
     best_of,
@@ -171,7 +171,7 @@ class Cell(NamedTuple):
     note: str
 
 
-def cell_of(row: Row, measure: str, unit: str, wanted: Mapping[str, Direction]) -> Cell | None:
+def cell_of(row: EffectRow, measure: str, unit: str, wanted: Mapping[str, Direction]) -> Cell | None:
     """None where the measure is not there."""
     return shown_effect(row.cells.get(measure), unit, wanted.get(measure))
 

@@ -313,3 +313,28 @@ def test_a_page_of_many_runs_scrolls_in_its_boxes_alone() -> None:
     assert tables
     assert all('class="scroll">' in before for before in tables)
     assert html.count('<th scope="row">r59</th>') >= 1
+
+
+def test_runs_of_which_nothing_was_measured_make_a_page_that_says_so() -> None:
+    runs = [made("a", ALL, {}), made("b", ("calm", "kind"), {}), made("c", ALL, {}, settings={"mix.human_share": 0.5})]
+    html = page([runs[0]._replace(settings={**runs[0].settings, "mix.human_share": 0.0}), *runs[1:]])
+    assert "on 0 prompts: too few to tell" in html or "Nothing can be said" in html
+    assert "Helpfulness against harmlessness" not in html
+
+
+def test_a_numbered_place_stands_on_the_front_with_its_numbers_in_a_table() -> None:
+    runs = [
+        made("good", ALL, {"over_refusal": 4, "trait_rate/harmful_compliance": 4}),
+        made("worse", ALL, {"over_refusal": 8, "trait_rate/harmful_compliance": 6}, settings={"lr": 1}),
+        made("third", ALL, {"over_refusal": 9, "trait_rate/harmful_compliance": 7}, settings={"lr": 2}),
+    ]
+    html = page(runs)
+    assert '<th scope="row">1. good</th><td>90% (' in html
+    assert "<title>worse: 80%, 85%</title>" in html
+    assert "harmless requests that are not refused" in html
+
+
+def test_numbers_of_places_that_lie_on_each_other_stand_side_by_side() -> None:
+    counts = {"over_refusal": 4, "trait_rate/harmful_compliance": 4}
+    html = page([made(name, ALL, counts, settings={"lr": number}) for number, name in enumerate("abc")])
+    assert 'text-anchor="end">1, 2, 3</text>' in html or 'text-anchor="start">1, 2, 3</text>' in html
