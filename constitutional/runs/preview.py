@@ -179,6 +179,8 @@ class Previewer:
         Raises:
             InputError: the constitution's file is wrong; says `file:line`.
             ConfigurationError: it has no such principle, or none to compare responses by.
+            RunError: the labeler gives no rating that can be read, or is trusted with no principle.
+            RunError: the labeler gives no rating that can be read, or is trusted with no principle.
             ModelError: a model cannot be loaded or asked.
         """
         after = selected(config)
@@ -195,6 +197,11 @@ class Previewer:
             for index in range(len(self._prompts))
         ]
         taken = [(best(totals(before, weights[0])), best(totals(edited, weights[1]))) for before, edited in ratings]
+        if not any(before and edited for before, edited in taken):
+            raise RunError(
+                f"{self.folder}: the labeler gave no rating that can be read, so no reply is the best; "
+                f"`constitutional check {USED} label.method=score` shows how it answers"
+            )
         swaps = [
             swapped
             for index, (before, edited) in enumerate(ratings)
