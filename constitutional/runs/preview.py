@@ -74,7 +74,7 @@ class PreviewResult(NamedTuple):
     samples: int
     """K: replies that were drawn for a prompt. Replies that say the same are one."""
     swapped: int
-    """Prompts for which the edit takes another reply."""
+    """Prompts for which other replies are among the best by the edit."""
     shifts: tuple[Shift, ...]
     """The measures, the clearest change first."""
     examples: tuple[SwapExample, ...]
@@ -320,6 +320,11 @@ class Previewer:
         revision = [change.id for change in _edits(self.before, after) if _only_for_revision(change.id, after)]
         if revision:
             yield f"{', '.join(revision)}: for revision alone, so this preview cannot show what the edit does."
+        if any(change.kind == "reweighted" for change in _edits(self.before, after)):
+            yield (
+                "A weight decides only between replies on which principles disagree; training, for which principles "
+                "may be drawn by weight, shows more of a new weight than a preview does."
+            )
         if self._untrusted:
             yield f"The run's labeler is not trusted with {', '.join(sorted(self._untrusted))}: left out as in the run."
         if self.config.panel:

@@ -46,14 +46,20 @@ def test_a_removed_and_a_heavier_principle_are_named_with_their_parts() -> None:
     assert heavier.margin == pytest.approx(2.5)
 
 
-def test_there_is_no_swap_where_one_reply_is_best_by_both_or_nothing_is_rated() -> None:
+def test_a_reply_that_is_among_the_best_only_now_is_a_swap_too() -> None:
+    ratings = {"kind": [9, 9], "brief": [8, 2]}
+    swapped = swap(0, ratings, {"kind": 1, "brief": 1}, {"kind": [9, 9]}, {"kind": 1})
+    assert swapped == (0, 0, 1, 3.0, (("brief", 3.0),))
+
+
+def test_there_is_no_swap_where_both_take_the_same_or_nothing_is_rated() -> None:
     ratings = {"kind": [9, 9]}
-    assert swap(0, ratings, {"kind": 1}, {"kind": [1, 9]}, {"kind": 1}) is None
+    assert swap(0, ratings, {"kind": 1}, {"kind": [5, 5]}, {"kind": 1}) is None
     assert swap(0, {"kind": [None, None]}, {"kind": 1}, ratings, {"kind": 1}) is None
 
 
 def test_a_shift_is_paired_over_the_prompts_that_both_sides_have() -> None:
-    values: list[list[float | None]] = [[0.0, 1.0]] * 12 + [[None, 1.0], [1.0, 1.0]]
+    values: list[list[float | None]] = [*([0.0, 1.0] for _ in range(12)), [None, 1.0], [1.0, 1.0]]
     moved = shift("flattery", "share", values, [((0,), (1,))] * 12 + [((0,), (1,)), ((0,), (1,))])
     assert moved is not None
     assert (moved.n, moved.after) == (13, 1.0)
