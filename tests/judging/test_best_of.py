@@ -59,8 +59,8 @@ def test_there_is_no_swap_where_both_take_the_same_or_nothing_is_rated() -> None
 
 
 def test_a_shift_is_paired_over_the_prompts_that_both_sides_have() -> None:
-    row: list[float | None] = [0.0, 1.0]
-    values = [*[row] * 12, [None, 1.0], [1.0, 1.0]]
+    rows: list[list[float | None]] = [[0.0, 1.0], [None, 1.0], [1.0, 1.0]]
+    values = rows[:1] * 12 + rows[1:]
     moved = shift("flattery", "share", values, [((0,), (1,))] * 12 + [((0,), (1,)), ((0,), (1,))])
     assert moved is not None
     assert (moved.n, moved.after) == (13, 1.0)
