@@ -13,6 +13,7 @@ from constitutional.base.errors import ConstitutionalError, UsageError, complain
 from constitutional.base.files import atomic_write
 from constitutional.base.progress import counted
 from constitutional.base.text import printable, table
+from constitutional.cli.html import rendered
 
 if TYPE_CHECKING:
     from constitutional.judging.best_of import Shift
@@ -183,7 +184,7 @@ def summary(result: "PreviewResult") -> str:
     less = [row.measure for row in result.clear if row.value < 0 and row.unit != "of 10"]
     words = [f"{way}: {', '.join(names)}" for way, names in (("more", more), ("less", less)) if names]
     said = "; ".join(words) or "no clear change of behaviour"
-    return f"{said[0].upper()}{said[1:]}. Another reply is taken for {result.swapped} of {result.prompts} prompts."
+    return f"{said[0].upper()}{said[1:]}. Other replies are the best for {result.swapped} of {result.prompts} prompts."
 
 
 def parts(result: "PreviewResult") -> tuple[tuple[str, list["Shift"]], ...]:
@@ -261,26 +262,7 @@ def error_page(heading: str, error: str) -> str:
 
 
 def _rendered(heading: str, *, watching: bool, error: str, **values: object) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from constitutional.stages.report.page import ASSETS, CONTROL
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: (
-            value.translate(CONTROL) if isinstance(value, str) and not isinstance(value, Markup) else value
-        ),
-    )
-    return environment.get_template("preview.j2").render(
-        style=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        reload=Markup(RELOAD if watching else ""),  # noqa: S704 - our own text
-        heading=heading,
-        at=time.strftime("%X"),
-        error=error,
-        **values,
-    )
+    reload = Markup(RELOAD if watching else "")  # noqa: S704 - our own text
+    return rendered("preview", heading=heading, at=time.strftime("%X"), reload=reload, error=error, **values)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from constitutional.base.errors import UsageError
 from constitutional.base.files import atomic_write
 from constitutional.base.text import printable, table
+from constitutional.cli.html import rendered
 
 if TYPE_CHECKING:
     from constitutional.runs.what_if import ChangedLabel, MixChange, WhatIf
@@ -110,26 +111,9 @@ def outcome(example: "ChangedLabel") -> str:
 
 def page(folder: Path, overrides: list[str], answer: "WhatIf") -> str:
     """The answer as one HTML text that needs nothing else."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    from constitutional.stages.report.page import ASSETS, CONTROL
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: (
-            value.translate(CONTROL) if isinstance(value, str) and not isinstance(value, Markup) else value
-        ),
-    )
     head, *body = change_rows(answer)
-    return environment.get_template(
-        "what_if.j2"
-    ).render(
-        style=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+    return rendered(
+        "what_if",
         folder=str(folder),
         overrides=overrides,
         answer=answer,

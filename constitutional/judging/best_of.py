@@ -67,11 +67,17 @@ class Swap(NamedTuple):
 def swap(
     prompt: int, before: Ratings, old: Mapping[str, float], after: Ratings, new: Mapping[str, float]
 ) -> Swap | None:
-    """The change of the reply taken; None where a reply is the best by both constitutions, or nothing is rated."""
-    taken, takes = best(totals(before, old)), best(totals(after, new))
-    if not taken or not takes or set(taken) & set(takes):
+    """The replies, one best by each constitution, on which they disagree most.
+
+    None where both take the same replies, or nothing is rated.
+    """
+    by_old, by_new = totals(before, old), totals(after, new)
+    margins = {
+        (from_, to): _gap(by_new, to, from_) + _gap(by_old, from_, to) for from_ in best(by_old) for to in best(by_new)
+    }
+    from_, to = max(margins, key=lambda pair: margins[pair], default=(0, 0))
+    if margins.get((from_, to), 0.0) < SAME:
         return None
-    from_, to = taken[0], takes[0]
     parts = dict.fromkeys([*new, *old], 0.0)
     for ratings, weights, sign in ((after, new, 1.0), (before, old, -1.0)):
         total = math.fsum(weights.values())
@@ -81,6 +87,12 @@ def swap(
                 parts[name] += sign * weight / total * (better - worse)
     pushes = sorted(((name, push) for name, push in parts.items() if push), key=lambda pair: -pair[1])
     return Swap(prompt, from_, to, math.fsum(parts.values()), tuple(pushes))
+
+
+def _gap(ratings: Sequence[float | None], better: int, worse: int) -> float:
+    """By how much a reply is ahead of another; 0 where either has no rating."""
+    first, second = ratings[better], ratings[worse]
+    return 0.0 if first is None or second is None else first - second
 
 
 class Shift(NamedTuple):

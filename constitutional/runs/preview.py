@@ -74,7 +74,7 @@ class PreviewResult(NamedTuple):
     samples: int
     """K: replies that were drawn for a prompt. Replies that say the same are one."""
     swapped: int
-    """Prompts for which the edit takes another reply."""
+    """Prompts for which other replies are among the best by the edit."""
     shifts: tuple[Shift, ...]
     """The measures, the clearest change first."""
     examples: tuple[SwapExample, ...]
@@ -179,6 +179,8 @@ class Previewer:
         Raises:
             InputError: the constitution's file is wrong; says `file:line`.
             ConfigurationError: it has no such principle, or none to compare responses by.
+            RunError: the labeler gives no rating that can be read, or is trusted with no principle.
+            RunError: the labeler gives no rating that can be read, or is trusted with no principle.
             ModelError: a model cannot be loaded or asked.
         """
         after = selected(config)
@@ -195,6 +197,11 @@ class Previewer:
             for index in range(len(self._prompts))
         ]
         taken = [(best(totals(before, weights[0])), best(totals(edited, weights[1]))) for before, edited in ratings]
+        if not any(before and edited for before, edited in taken):
+            raise RunError(
+                f"{self.folder}: the labeler gave no rating that can be read, so no reply is the best; "
+                f"`constitutional check {USED} label.method=score` shows how it answers"
+            )
         swaps = [
             swapped
             for index, (before, edited) in enumerate(ratings)
@@ -313,6 +320,11 @@ class Previewer:
         revision = [change.id for change in _edits(self.before, after) if _only_for_revision(change.id, after)]
         if revision:
             yield f"{', '.join(revision)}: for revision alone, so this preview cannot show what the edit does."
+        if any(change.kind == "reweighted" for change in _edits(self.before, after)):
+            yield (
+                "A weight decides only between replies on which principles disagree; training, for which principles "
+                "may be drawn by weight, shows more of a new weight than a preview does."
+            )
         if self._untrusted:
             yield f"The run's labeler is not trusted with {', '.join(sorted(self._untrusted))}: left out as in the run."
         if self.config.panel:

@@ -8,12 +8,11 @@ import pytest
 
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, RunError, UsageError
 from constitutional.cli import main as cli
-from constitutional.cli import preview as command
 from constitutional.engines.base import Completion, Request
 from constitutional.runs import preview
-from constitutional.runs.folder import RunStore
+from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.preview import Previewer, PreviewResult
-from tests.scripted_run import World, configured, constitution, go
+from tests.scripted_run import PRINCIPLES, World, configured, constitution, go
 
 
 class Raters(World):
@@ -170,6 +169,44 @@ def test_a_run_without_an_sl_model_says_what_to_do(tmp_path: Path) -> None:
         Previewer(RunStore.load(store.folder))
 
 
+def test_a_run_of_another_version_is_told_from_its_configuration(run: Path) -> None:
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"label": {', '"label": {"gone": 1,', 1))
+    with pytest.raises(InputError, match="this version"):
+        Previewer(RunStore.load(run))
+
+
+def test_a_labeler_that_gives_no_rating_is_no_preview(run: Path, tmp_path: Path) -> None:
+    constitution(tmp_path, **{name: f"{text} Truly." for name, text in PRINCIPLES.items()})
+    world = World()  # whose replies hold no score
+    config = run / "config.json"
+    config.write_text(config.read_text().replace('"seed": 0', '"seed": 1', 1))
+    (run / USED).write_text((tmp_path / "ours.yaml").read_text())
+    with Previewer(RunStore.load(run), opener=world.open) as previewer, pytest.raises(RunError, match="no rating"):
+        previewer.preview(previewer.edited(()))
+
+
+def test_a_principle_for_revision_alone_is_noted_and_costs_nothing(run: Path, tmp_path: Path) -> None:
+    asked(run)
+    text = (tmp_path / "ours.yaml").read_text()
+    (tmp_path / "ours.yaml").write_text(f"{text}  - id: plain\n    text: Be plain.\n    uses: [revision]\n")
+    result, world = asked(run)
+    assert not world.ratings
+    assert any("plain" in note and "revision" in note for note in result.notes)
+    assert result.swapped == 0
+
+
+def test_a_run_that_does_not_rate_is_previewed_by_expected_scores(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    run = go(configured(tmp_path, "label.principles=one", "prompts.train=6", "until=sft"), Raters())[0].folder
+    constitution(tmp_path, calm="Keep calm, always.")
+    result, world = asked(run)
+    assert result.method == "score"
+    assert any(len(request.choices) == 10 for request in world.asked)
+    rows = {row.measure: row for row in result.shifts}
+    assert rows["calm"].value >= 0
+
+
 # The command
 
 
@@ -221,7 +258,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, *steps: Callable[[], object]) -> No
             raise KeyboardInterrupt
         step()
 
-    monkeypatch.setattr(command.time, "sleep", sleep)
+    monkeypatch.setattr("time.sleep", sleep)
 
 
 @pytest.mark.usefixtures("world")
