@@ -86,6 +86,8 @@ class _Jobs:
             self.file, self._logs = runs / f"{name}{sweeps.ENDING}", runs / sweeps.LOGS / name
             self._made = sweeps.made(configs[0].outputs_folder)
         self._configs += named
+        if self._settings.trials is None and self.file.is_file():
+            sweeps.check_kept(self.file, [config.run_folder for config in self._configs])
         sweeps.write(self.file, self._settings, self._jobs, [config.run_folder for config in self._configs])
         try:
             if self._launcher:

@@ -199,6 +199,24 @@ def write(file: Path, settings: SweepSettings, jobs: Sequence[Job], run_folders:
     write_checked(file, Sweep(objective=settings.objective, over_refusal=settings.over_refusal, jobs=kept))
 
 
+def check_kept(file: Path, run_folders: Sequence[Path]) -> None:
+    """Refuse a sweep that would take the place of another one of the same name; one with more jobs goes on.
+
+    Raises:
+        UsageError: the file holds jobs that are none of these.
+    """
+    try:
+        others = {file.parent / job.folder for job in read(file).jobs} - set(run_folders)
+    except ConstitutionalError:  # damaged, so there is nothing to keep
+        return
+    if others:
+        more = f" and {len(others) - 1} more jobs" if len(others) > 1 else ""
+        raise UsageError(
+            f"{file}: is of another sweep, whose {min(others).name}{more} this one has not; type name=OTHER for this "
+            "one, or remove the file, which leaves the runs"
+        )
+
+
 def read(file: Path) -> Sweep:
     """What `write` kept.
 

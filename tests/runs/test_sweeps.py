@@ -12,7 +12,18 @@ from constitutional.judging.scores import Score
 from constitutional.runs.compose import Job, compose, dump
 from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import SweepSettings
-from constitutional.runs.sweeps import best, calls_of, job_lines, jobs_of, names, quoted, read, sweep_file, write
+from constitutional.runs.sweeps import (
+    best,
+    calls_of,
+    check_kept,
+    job_lines,
+    jobs_of,
+    names,
+    quoted,
+    read,
+    sweep_file,
+    write,
+)
 from tests.scripted_run import World, configured, constitution, finish, go
 
 JOBS: dict[str, list[str]] = {"a": [], "b": [], "c": ["constitution.without=[calm]"]}
@@ -33,6 +44,17 @@ def test_principles_are_left_out_in_turn_beside_the_whole_constitution(tmp_path:
     assert overrides(path, "sweep=principles", "constitution.without=[calm]", "sweep.whole=false") == [
         (f"constitution.without=[calm,{name}]",) for name in ("brief", "kind", "honest")
     ]
+
+
+def test_a_sweep_with_more_jobs_goes_on_and_another_one_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "leave.sweep.json"
+    folders = [tmp_path / f"leave-seed={seed}" for seed in range(3)]
+    write(file, SweepSettings(), [Job((f"seed={seed}",), (f"seed={seed}",)) for seed in range(2)], folders[:2])
+    check_kept(file, folders)
+    with pytest.raises(UsageError, match=r"leave-seed=0 .*name=OTHER"):
+        check_kept(file, folders[1:])
+    file.write_text("{")  # nothing is left of it that could be lost
+    check_kept(file, folders[1:])
 
 
 def test_principles_stand_alone_or_in_all_sets_of_a_size(tmp_path: Path) -> None:
