@@ -72,7 +72,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
-            version=5,
+            version=6,
         ),
         Stage(
             "critique_revise",
@@ -110,7 +110,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("judgements",),
             run=label.run,
             seeded=config.label.draws or elsewhere,
-            version=4,
+            version=5,
         ),
         Stage(
             "mix",

@@ -281,9 +281,14 @@ class Previewer:
             return sum(map(len, self._replies))
         engine = self._run.journalled(self._run.given(LABELER))
         labeler = Labeler(engine, self._run.templates, self.config.label, self.config.seed)
-        rate = labeler.rating if self._method == "rating" else labeler.score
+
+        async def rate(conversation: Sequence[Message]) -> float | None:
+            if self._method == "rating":
+                return (await labeler.rating(conversation, principle)).score
+            return await labeler.score(conversation, principle)
+
         stories = (
-            rate((*prompt.messages, Message("assistant", reply)), principle)
+            rate((*prompt.messages, Message("assistant", reply)))
             for prompt, replies in zip(self._prompts, self._replies, strict=True)
             for reply in replies
         )
