@@ -165,7 +165,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("report", report.CONSTITUTION),
             run=report.run,
             reads_summaries=True,
-            version=8,
+            version=9,
         ),
     )
 

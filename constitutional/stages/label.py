@@ -57,10 +57,10 @@ def run(settings: Settings, context: StageContext) -> None:
             judged = list(label_telling(comparisons, constitution, judges, violated, settings, ended=task.update))
         judgements = [judgement for prompt in judged for judgement in prompt.judgements]
         scores = [score for prompt in judged for score in prompt.scores.values()]
-        if problems := [problem for prompt in judged for problem in prompt.problems]:
+        problems = [text for prompt in judged for text in prompt.problems]
+        if 2 * len(problems) > len(scores):
             otherwise = "type label.principles=one, which compares without scores"
             problem = why_unread(problems, judges[0].labeler, otherwise)
-        if 2 * len(problems) > len(scores):
             context.warn(
                 f"the labeler gave no score to {len(problems)} of {len(scores)} responses, which were not compared: "
                 f"{problem}"

@@ -105,8 +105,8 @@ class LabelSummary(Summary):
     judgements: int
     unreadable: int
     problem: str = ""
-    """Why responses have no score, or most of the labeler's judgements no answer, and what to do; empty where all
-    have."""
+    """Why most responses have no score, or most of the labeler's judgements no answer, and what to do; empty
+    otherwise."""
     too_long: int
     conflicts: int
     ties: int
