@@ -143,7 +143,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
-            version=6,
+            version=7,
         ),
         Stage(
             "report",
