@@ -184,7 +184,7 @@ def summary(result: "PreviewResult") -> str:
     less = [row.measure for row in result.clear if row.value < 0 and row.unit != "of 10"]
     words = [f"{way}: {', '.join(names)}" for way, names in (("more", more), ("less", less)) if names]
     said = "; ".join(words) or "no clear change of behaviour"
-    return f"{said[0].upper()}{said[1:]}. Other replies are the best for {result.swapped} of {result.prompts} prompts."
+    return f"{said[0].upper()}{said[1:]}. The best replies differ on {result.swapped} of {result.prompts} prompts."
 
 
 def parts(result: "PreviewResult") -> tuple[tuple[str, list["Shift"]], ...]:

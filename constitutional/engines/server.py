@@ -300,14 +300,17 @@ class Server:
         return going_on.prompt_tokens - bare.prompt_tokens <= twice.prompt_tokens - going_on.prompt_tokens + 1
 
     async def _can_structured(self, http: aiohttp.ClientSession) -> bool | None:
-        properties = {"number": {"type": "integer"}}
-        schema = {"type": "object", "properties": properties, "required": ["number"], "additionalProperties": False}
+        """Whether a reply is whole JSON; a small model that is held to a schema may never come to an end."""
+        properties = {"reasoning": {"type": "string"}, "number": {"type": "integer", "minimum": 1, "maximum": 10}}
+        schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
         messages = (Message("user", "Say hello to me in a sentence."),)
-        request = Request(messages, Sampling(0.0, max_tokens=16), schema=json.dumps(schema))
+        request = Request(messages, Sampling(0.0, max_tokens=128), schema=json.dumps(schema))
         answer = (await self._persistently(lambda: self._reply(http, request, {}, Counter()))).completion
         if answer.failed:
             return _no(answer, NAMED["structured"])
-        return answer.text.lstrip().startswith("{")
+        with suppress(ValueError, RecursionError):
+            return isinstance(json.loads(answer.text), dict)
+        return False
 
     async def _persistently(self, ask: Callable[[], Awaitable[T | Fault]]) -> T:
         """The answer to a question about the server, which is asked a few times.

@@ -20,7 +20,7 @@ from constitutional.constitution.constitution import Constitution, Example, Prin
 from constitutional.engines.base import Engine
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import ORDERS, JudgementTask, Labeler
-from constitutional.judging.labelling import LabelSettings, probabilities_of
+from constitutional.judging.labelling import LabelSettings, probabilities_of, why_unread
 
 NEAR_CHANCE = 0.6
 """By a principle where the labeler is right less often than this, its labels are little but noise."""
@@ -108,6 +108,23 @@ def _accuracy(principle: str, judgements: Sequence[Judgement], settings: LabelSe
     )
 
 
+def rating_warning(
+    constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings
+) -> str | None:
+    """What to type where the labeler cannot rate one example of most principles; None where it can."""
+    labeler = Labeler(engine, templates, settings, seed=0)
+    examples = [(principle, example) for principle in constitution.principles for example in _telling(principle)[:1]]
+    ratings = side_by_side(
+        labeler.rating((Message("user", example.prompt), Message("assistant", example.better)), principle)
+        for principle, example in examples
+    )
+    problems = [rating.problem for rating in ratings if rating.problem]
+    if 2 * len(problems) <= len(examples):
+        return None
+    why = why_unread(problems, labeler, "type label.principles=one, which needs no scores")
+    return f"the labeler gave no score to {len(problems)} of {len(examples)} examples: {why}"
+
+
 def untrusted(accuracies: Iterable[PrincipleAccuracy], judge: str) -> set[str]:
     """The principles that a judge cannot be trusted with."""
     return {row.principle for row in accuracies if row.judge == judge and not row.trusted}
@@ -150,7 +167,7 @@ def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
     for row in accuracies:
         readable = row.n - row.unreadable
         score = f"is right in {row.right} of {readable}" if readable else "cannot be read"
-        judge = f"the {_called(row.judge)}"
+        judge = f"the {called(row.judge)}"
         if not row.n:
             warnings.append(f"principle '{row.principle}' has no examples, so nobody knows how well it is judged")
         elif not row.trusted and row.judge == LABELER:
@@ -163,7 +180,8 @@ def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def _called(judge: str) -> str:
+def called(judge: str) -> str:
+    """What people call a judge of a run."""
     return "labeler" if judge == LABELER else f"judge '{judge}'"
 
 
@@ -197,7 +215,7 @@ def check_canaries(
     if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
         raise RunError(
-            f"The {_called(judge)} fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by "
+            f"The {called(judge)} fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by "
             f"the principles {principles}; such labels would train the opposite of what is asked. Look at "
             "`constitutional check`, take another labeler or method, or raise label.max_canary_failures"
         )

@@ -47,6 +47,12 @@ _ANNOUNCES = re.compile(rf"(?:\A[\W_]*+|[.!?;] )(?:{_SO}\b[ ,]*+)?(?:(?i:here is
 
 TOO_LONG = "the question is longer than the labeler can read"
 """The problem of a reading that could not be asked for."""
+CUT_OFF = "the reply was cut off at"
+"""How the problem of a reply begins that was cut off before its answer."""
+
+_STRING = r'"(?:[^"\\]|\\.)*+"'
+_MEMBER = re.compile(rf"\s*+(?P<key>{_STRING})\s*+:\s*+(?P<value>{_STRING}|\d++(?=[\s,}}]))\s*+,?", re.DOTALL)
+"""A whole member of a JSON object. Where the text ends behind a number, the number may have had more digits."""
 
 
 def _schema(answer: str, values: dict[str, object]) -> str:
@@ -55,6 +61,17 @@ def _schema(answer: str, values: dict[str, object]) -> str:
     return json.dumps(
         {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     )
+
+
+def _whole_members(text: str) -> dict[str, object]:
+    """The members of a flat JSON object that stand whole in a text, which may be cut off."""
+    members: dict[str, object] = {}
+    text = text.lstrip()
+    place = 1 if text.startswith("{") else len(text)
+    while member := _MEMBER.match(text, place):
+        members[json.loads(member["key"])] = json.loads(member["value"])
+        place = member.end()
+    return members
 
 
 class Form(NamedTuple):
@@ -79,15 +96,20 @@ class Form(NamedTuple):
         return Request((*before, Message("user", asked)), sampling, seed, schema=self.schema)
 
     def read(self, reply: Completion, *, structured: bool) -> str | None:
-        """The answer, one of `answers`; None where there is none, or no whole reply."""
-        if reply.failed or reply.finish == "length":
+        """The answer, one of `answers`; None where there is none.
+
+        A text that was cut off has none. JSON that was cut off has one if it stands there whole, as some models write
+        spaces behind it without end.
+        """
+        cut_off = reply.finish == "length"
+        if reply.failed or (cut_off and not structured):
             return None
         text = without_thoughts(reply.text)
         if not structured:
             verdict = verdict_of(text, self.ending)
             return verdict["answer"] if verdict else None
         try:
-            value = json.loads(text)[self.key]
+            value = (_whole_members(text) if cut_off else json.loads(text))[self.key]
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
         written = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
@@ -204,6 +226,13 @@ class _Scored(NamedTuple):
     score: float | None
 
 
+class Rating(NamedTuple):
+    """The score that a labeler writes of a response, from 1 to 10, or the reason why there is none."""
+
+    score: int | None
+    problem: str | None = None
+
+
 class Labeler:
     """Asks, and reads the replies.
 
@@ -257,13 +286,14 @@ class Labeler:
         """
         return (await self._scored(conversation, principle, self._score_seed(conversation, principle))).score
 
-    async def rating(self, conversation: Sequence[Message], principle: Principle) -> int | None:
-        """The score from 1 to 10 that the labeler writes of a conversation's last message by a principle.
+    async def rating(self, conversation: Sequence[Message], principle: Principle) -> Rating:
+        """The score that the labeler writes of a conversation's last message by a principle.
 
-        It takes one reply, without log-probabilities. None where the reply does not end with a score.
+        It takes one reply, without log-probabilities.
         """
         reply = await self._written(conversation, principle, self._score_seed(conversation, principle))
-        return self._mark(reply)
+        mark = self._mark(reply)
+        return Rating(mark, None if mark else self._unread(reply, MARK))
 
     # Both responses side by side, in one of the orders.
 
@@ -310,7 +340,12 @@ class Labeler:
         seeds = [self._digest(task, order, vote) for vote in range(self.settings.votes)]
         requests = [VERDICT.request(question, sampling, seed, structured=self._structured) for seed in seeds]
         replies = await ask_all(self.engine, requests)
-        return _counted(replies, [VERDICT.read(reply, structured=self._structured) for reply in replies])
+        verdicts = [VERDICT.read(reply, structured=self._structured) for reply in replies]
+        answer = _counted(replies, verdicts)
+        if answer.p_first is None and not all(reply.failed for reply in replies):
+            unread = next(reply for reply, verdict in zip(replies, verdicts, strict=True) if not verdict)
+            return answer._replace(problem=f"{answer.problem}: {self._unread(unread, VERDICT)}")
+        return answer
 
     # Each response by itself.
 
@@ -391,7 +426,7 @@ class Labeler:
         if reply.failed:
             return _unanswered(reply)
         if reply.finish == "length":
-            return f"the reply was cut off at {self.settings.max_tokens} tokens"
+            return f"{CUT_OFF} {self.settings.max_tokens} tokens"
         if in_json and self._structured:
             return f'the reply is no JSON with one of {", ".join(form.answers)} as "{form.key}"'
         return f"the reply does not end with {form.expected}"

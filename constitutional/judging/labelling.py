@@ -6,14 +6,14 @@ judges may judge the same comparisons (a panel). The stage `label`, the evaluati
 by this.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from constitutional.base.errors import expect_all
-from constitutional.base.records import Comparison, Judgement, Message
+from constitutional.base.records import LABELER, Comparison, Judgement, Message
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
@@ -21,7 +21,7 @@ from constitutional.constitution.constitution import Constitution
 from constitutional.engines.base import Engine
 from constitutional.engines.stories import side_by_side, together
 from constitutional.judging.choosing import principle_for, telling
-from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings
+from constitutional.judging.labeler import CUT_OFF, JudgementTask, Labeler, LabelerSettings
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -33,7 +33,7 @@ class LabelSettings(LabelerSettings):
     """A comparison is judged by one principle, drawn by weight, or by all of them. With `telling`, one principle is
     drawn for a prompt, first among those that its draft violated; the labeler scores each of the prompt's responses by
     it, from 1 to 10; and only comparisons of responses at least one point apart are judged. A comparison that stands
-    alone, as in the evaluation, is then judged by one principle."""
+    alone is then judged by one principle. The evaluation draws one principle for a prompt, unless it is `all`."""
     telling_pairs: int = Field(default=2, ge=1)
     """Most comparisons of a prompt that are judged with `principles: telling`: those whose scores are furthest
     apart."""
@@ -111,7 +111,9 @@ class PromptJudgements(NamedTuple):
     """What the labeler makes of the responses to one prompt."""
 
     scores: dict[str, int | None]
-    """By response, from 1 to 10; None where the labeler's reply does not end with a score."""
+    """By response, from 1 to 10; None where the labeler gave no score."""
+    problems: list[str]
+    """Of the responses without a score."""
     judgements: list[Judgement]
     """Of the comparisons that the scores tell apart; often none."""
 
@@ -146,12 +148,32 @@ def label_telling(
         responses = list(dict.fromkeys(text for comparison in group for text in (comparison.a, comparison.b)))
         conversations = [(*group[0].prompt.messages, Message("assistant", text)) for text in responses]
         ratings = await together(labeler.rating(conversation, principle) for conversation in conversations)
-        scores = dict(zip(responses, ratings, strict=True))
+        scores = {response: rating.score for response, rating in zip(responses, ratings, strict=True)}
         pairs = telling(group, scores, settings.telling_pairs)
         judged = await together(_judged(judges, JudgementTask(pair, principle)) for pair in pairs)
-        return PromptJudgements(scores, [judgement for judgements in judged for judgement in judgements])
+        problems = [rating.problem for rating in ratings if rating.problem]
+        return PromptJudgements(scores, problems, [judgement for judgements in judged for judgement in judgements])
 
     return side_by_side(map(judge, by_prompt), ended=ended)
+
+
+def why_unread(problems: Sequence[str], labeler: Labeler, otherwise: str) -> str:
+    """The most frequent problem of a judge's replies, and what to do.
+
+    Args:
+        problems: at least one, of replies that could not be read.
+        labeler: the judge.
+        otherwise: what to do where the replies were not cut off.
+    """
+    problem, count = Counter(problems).most_common(1)[0]
+    remedy = otherwise
+    if CUT_OFF in problem:
+        remedy = f"label.max_tokens={2 * labeler.settings.max_tokens}"
+        if labeler.engine.abilities.structured:  # some models never end JSON, whatever the limit
+            role = LABELER if labeler.judge_name == LABELER else f"panel.{labeler.judge_name}"
+            remedy = f"{role}.structured=no, by which it answers in words, or {remedy}"
+        remedy = f"type {remedy}"
+    return f"{problem} ({count} of {len(problems)}); {remedy}"
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:

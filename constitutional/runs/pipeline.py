@@ -72,7 +72,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
-            version=5,
+            version=6,
         ),
         Stage(
             "critique_revise",
@@ -110,7 +110,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("judgements",),
             run=label.run,
             seeded=config.label.draws or elsewhere,
-            version=4,
+            version=5,
         ),
         Stage(
             "mix",
@@ -143,7 +143,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
-            version=6,
+            version=7,
         ),
         Stage(
             "report",
@@ -165,7 +165,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("report", report.CONSTITUTION),
             run=report.run,
             reads_summaries=True,
-            version=8,
+            version=9,
         ),
     )
 

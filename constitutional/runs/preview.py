@@ -74,7 +74,7 @@ class PreviewResult(NamedTuple):
     samples: int
     """K: replies that were drawn for a prompt. Replies that say the same are one."""
     swapped: int
-    """Prompts for which other replies are among the best by the edit."""
+    """Prompts for which the set of best replies is another by the edit."""
     shifts: tuple[Shift, ...]
     """The measures, the clearest change first."""
     examples: tuple[SwapExample, ...]
@@ -216,7 +216,7 @@ class Previewer:
             warnings=warnings,
             prompts=sum(bool(before and edited) for before, edited in taken),
             samples=self._sampling.samples,
-            swapped=len(swaps),
+            swapped=sum(before != edited for before, edited in taken if before and edited),
             shifts=tuple(sorted(shifts, key=lambda row: (not row.clear, -row.strength))),
             examples=tuple(self._example(swapped) for swapped in sorted(swaps, key=lambda row: -row.margin)[:EXAMPLES]),
             asked=dict(asked),
@@ -281,9 +281,14 @@ class Previewer:
             return sum(map(len, self._replies))
         engine = self._run.journalled(self._run.given(LABELER))
         labeler = Labeler(engine, self._run.templates, self.config.label, self.config.seed)
-        rate = labeler.rating if self._method == "rating" else labeler.score
+
+        async def rate(conversation: Sequence[Message]) -> float | None:
+            if self._method == "rating":
+                return (await labeler.rating(conversation, principle)).score
+            return await labeler.score(conversation, principle)
+
         stories = (
-            rate((*prompt.messages, Message("assistant", reply)), principle)
+            rate((*prompt.messages, Message("assistant", reply)))
             for prompt, replies in zip(self._prompts, self._replies, strict=True)
             for reply in replies
         )

@@ -24,10 +24,11 @@ from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.choosing import principle_for
 from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, checked_pattern, concludes
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
-from constitutional.judging.labeler import Labeler
-from constitutional.judging.labelling import LabelSettings, label, probabilities_of
+from constitutional.judging.labeler import JudgementTask, Labeler
+from constitutional.judging.labelling import LabelSettings, probabilities_of
 from constitutional.judging.scores import CONTESTS, Score, mean, means, measurements, rates, score
 from constitutional.judging.understanding import NOTHING_ASKED, PrincipleMeaning, tagged
 from constitutional.sandbox import teacher, world
@@ -177,23 +178,27 @@ def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Ite
 def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     """How often the labeler prefers one model's reply to another's: 0.5 is even.
 
-    Equal replies and comparisons that cannot be read are left out of the win rates, and counted for each contest.
+    Equal replies and comparisons that cannot be read are left out of the win rates, and counted for each contest. Two
+    models with one reply get one judgement of it.
     """
-    comparisons: list[Comparison] = []
+    comparisons: dict[tuple[str, str], list[Comparison]] = {}
     problems: dict[str, int] = {}
     for model, opponent in CONTESTS:
         contest = f"{model} against {opponent}"
         pairs = [(sample.prompt, sample.replies[model], sample.replies[opponent]) for sample in samples]
         unequal = [
-            Comparison(prompt=prompt, a=a, b=b, model=contest) for prompt, a, b in pairs if a.strip() != b.strip()
+            Comparison(prompt=prompt, a=a, b=b, model=f"against {opponent}")  # so that a judgement's seed is the same
+            for prompt, a, b in pairs
+            if a.strip() != b.strip()
         ]
         problems[f"equal replies, {contest}"] = len(pairs) - len(unequal)
-        comparisons += unequal
-    p_a = probabilities_of(judge(comparisons))
+        comparisons[model, opponent] = unequal
+    different = {comparison.id: comparison for asked in comparisons.values() for comparison in asked}
+    p_a = probabilities_of(judge([*different.values()]))
     scores = []
     for model, opponent in CONTESTS:
         contest = f"{model} against {opponent}"
-        asked = [comparison for comparison in comparisons if comparison.model == contest]
+        asked = comparisons[model, opponent]
         outcomes = {row.prompt.id: p for row in asked if (p := p_a.get(row.id)) is not None}
         problems[f"unreadable comparisons, {contest}"] = len(asked) - len(outcomes)
         rate, interval = win_rate(list(outcomes.values()))[:2] if outcomes else (0.5, Interval(0.0, 1.0))
@@ -361,18 +366,27 @@ def _judged(
     """What needs a model's judgement, and is asked for."""
     settings = inputs.evaluate
     if settings.judged:
-        asked = (trusted, context.engine("labeler"), context.prompts, inputs.label, context.seed)
-        per_comparison = len(trusted.principles) if inputs.label.principles == "all" else 1
+        labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
 
         def judge(comparisons: Sequence[Comparison]) -> list[Judgement]:
-            with context.task("the labeler on the models' replies", len(comparisons) * per_comparison) as task:
-                return list(label(comparisons, *asked, ended=task.update))
+            tasks = [task for row in comparisons for task in judgement_tasks(row, inputs.label, trusted, context.seed)]
+            with context.task("the labeler on the models' replies", len(tasks)) as task:
+                return list(side_by_side(map(labeler.judge, tasks), ended=task.update))
 
         yield win_scores(samples[: settings.judged], judge)
     context.release()
     if settings.critiqued:
         yield violation_scores(samples[: settings.critiqued], settings, context)
     context.release()
+
+
+def judgement_tasks(
+    comparison: Comparison, settings: LabelSettings, constitution: "Constitution", seed: int
+) -> list[JudgementTask]:
+    """By all principles, or by the one that is drawn for the prompt: the same whichever models are compared."""
+    if settings.principles == "all":
+        return [JudgementTask(comparison, principle, principle.weight) for principle in constitution.principles]
+    return [JudgementTask(comparison, principle_for(comparison.prompt.id, constitution, (), seed))]
 
 
 def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContext) -> dict[str, int]:

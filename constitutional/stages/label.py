@@ -6,14 +6,14 @@ judge the same comparisons (a panel); and with `principles: telling` only those 
 tells apart by the first labeler's scores (`judging/choosing.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from constitutional.base.records import Comparison, Revision
-from constitutional.judging.accuracy import PrincipleAccuracy, labelled_by, position_bias, untrusted
+from constitutional.base.records import LABELER, Comparison, Judgement, Revision
+from constitutional.judging.accuracy import PrincipleAccuracy, called, labelled_by, position_bias, untrusted
 from constitutional.judging.agreement import disagreement
 from constitutional.judging.choosing import violated_in_drafts
 from constitutional.judging.labeler import TOO_LONG, Labeler
-from constitutional.judging.labelling import Judge, LabelSettings, label_by, label_telling
+from constitutional.judging.labelling import Judge, LabelSettings, label_by, label_telling, why_unread
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import LabelSummary
 
@@ -33,6 +33,16 @@ def judges_of(settings: Settings, context: StageContext, accuracies: Sequence[Pr
     ]
 
 
+def unreadable(judges: Sequence[Judge], judgements: Sequence[Judgement]) -> Iterator[tuple[str, str, str]]:
+    """Of judges that gave no readable answer mostly: the name, `30 of 32`, and why."""
+    for judge in judges:
+        own = [judgement for judgement in judgements if judgement.judge == judge.labeler.judge_name]
+        problems = [judgement.problem or "" for judgement in own if judgement.p_a is None]
+        if 2 * len(problems) > len(own):
+            why = why_unread(problems, judge.labeler, "take another label.method, or another model")
+            yield judge.labeler.judge_name, f"{len(problems)} of {len(own)}", why
+
+
 def run(settings: Settings, context: StageContext) -> None:
     """Read `comparisons`, `revisions` and `labeler_accuracy`, write `judgements`."""
     accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
@@ -40,30 +50,44 @@ def run(settings: Settings, context: StageContext) -> None:
     judges = judges_of(settings, context, accuracies)
     constitution = labelled_by(settings, context.constitution, accuracies, context.judges)
     scores: list[int | None] = []
+    problem = ""
     if settings.principles == "telling":
         violated = violated_in_drafts(context.read("revisions", Revision))
         with context.task("label", len({comparison.prompt.id for comparison in comparisons}), "prompts") as task:
             judged = list(label_telling(comparisons, constitution, judges, violated, settings, ended=task.update))
         judgements = [judgement for prompt in judged for judgement in prompt.judgements]
         scores = [score for prompt in judged for score in prompt.scores.values()]
-        if 2 * scores.count(None) > len(scores):
+        problems = [text for prompt in judged for text in prompt.problems]
+        if 2 * len(problems) > len(scores):
+            otherwise = "type label.principles=one, which compares without scores"
+            problem = why_unread(problems, judges[0].labeler, otherwise)
             context.warn(
-                f"the labeler gave no score to {scores.count(None)} of {len(scores)} responses, which were not "
-                "compared; label.principles=one compares without scores"
+                f"the labeler gave no score to {len(problems)} of {len(scores)} responses, which were not compared: "
+                f"{problem}"
             )
     else:
         total = len(comparisons) * (len(constitution.principles) if settings.principles == "all" else 1)
         with context.task("label", total) as task:
             judgements = list(label_by(judges, comparisons, constitution, settings, context.seed, ended=task.update))
+    for judge, how_many, why in unreadable(judges, judgements):
+        context.warn(f"the {called(judge)} gave no readable answer in {how_many} judgements: {why}")
+        if judge == LABELER:
+            problem = problem or why
     if len(judges) > 1:
         split = disagreement(judgements)
         common = f"{len(split)} comparisons on which several have a preference"
-        context.say(f"the judges prefer different responses in {sum(split)} of {common}")
+        context.say(
+            f"the judges prefer different responses in {sum(split)} of {common}"
+            if split
+            else "no comparison has preferences of several judges, so nobody knows how far they agree"
+        )
     context.write("judgements", judgements)
     context.summarise(
         LabelSummary(
             comparisons=len(comparisons),
+            rated=len(scores) - scores.count(None),
             unrated=scores.count(None),
+            problem=problem,
             judgements=len(judgements),
             unreadable=sum(judgement.p_a is None for judgement in judgements),
             too_long=sum(TOO_LONG in (judgement.problem or "") for judgement in judgements),

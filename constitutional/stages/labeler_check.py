@@ -5,11 +5,13 @@ is tried on the constitution's own examples, and on comparisons with a plain ans
 every other judge of a panel: a labeler of no use ends a run before hours of training.
 """
 
+from constitutional.base.records import LABELER
 from constitutional.engines.settings import SANDBOX
 from constitutional.judging.accuracy import (
     check_canaries,
     labelled_by,
     measure_labeler,
+    rating_warning,
     trusted_principles,
     untrusted,
     warnings_of,
@@ -49,7 +51,12 @@ def run(settings: Settings, context: StageContext) -> None:
     warnings = warnings_of(accuracies)
     for warning in warnings:
         context.warn(warning)
-    trusted_principles(compared, accuracies)  # evaluation asks the labeler alone
+    rated = trusted_principles(compared, accuracies)  # evaluation asks the labeler alone
+    if settings.principles == "telling" and (
+        unrated := rating_warning(rated, engines[LABELER], context.prompts, settings)
+    ):
+        context.warn(unrated)
+        warnings.append(unrated)
     canaries, failed = 0, 0
     principles = [principle.id for principle in compared.principles]
     for name, engine in engines.items():

@@ -98,10 +98,15 @@ class LabelSummary(Summary):
     stages = ("label",)
     comparisons: int
     """Comparisons that could be judged."""
+    rated: int = 0
+    """Responses that the labeler gave a score."""
     unrated: int = 0
     """Responses that the labeler gave no score, so that they were not compared."""
     judgements: int
     unreadable: int
+    problem: str = ""
+    """Why most responses have no score, or most of the labeler's judgements no answer, and what to do; empty
+    otherwise."""
     too_long: int
     conflicts: int
     ties: int

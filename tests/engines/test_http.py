@@ -477,9 +477,20 @@ def strict(body: Json, number: int) -> Answer:
     return plain(body, number) if body.keys() <= known else error(400, "Unknown parameter")
 
 
+def endless(body: Json, number: int) -> Answer:
+    """A server whose model never comes to the end of its JSON."""
+    return chat('{ "number"\t: 9' + "\n" * 40, finish="length") if "response_format" in body else able(body, number)
+
+
 @pytest.mark.parametrize(
     ("rule", "abilities"),
-    [(able, (True, True, True)), (plain, (False, False, False)), (llama, (False, True, False)), (strict, (False,) * 3)],
+    [
+        (able, (True, True, True)),
+        (endless, (True, True, False)),
+        (plain, (False, False, False)),
+        (llama, (False, True, False)),
+        (strict, (False,) * 3),
+    ],
 )
 def test_a_server_is_asked_once_what_it_can_do(
     rule: Callable[[Json, int], Answer], abilities: tuple[bool, bool, bool]

@@ -11,7 +11,9 @@ from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.engines.stories import Story, side_by_side
 from constitutional.judging.labeler import (
+    MARK,
     SCORES,
+    VERDICT,
     Answering,
     Labeler,
     LabelerSettings,
@@ -169,6 +171,37 @@ def test_a_score_in_json_is_a_whole_number_from_1_to_10(score: str) -> None:
     row = judged(lambda _: f'{{"reasoning": "", "score": {score}}}', "score", PLAIN._replace(structured=True))
     assert row.p_a is None
     assert "no JSON" in (row.problem or "")
+
+
+LOOP = " \n" * 40
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ('{ "reasoning": "It asks so.","score"\t: 9' + LOOP, "9"),
+        ('{"reasoning": "Say \\"score\\": 3, and", "score": 10}' + LOOP, "10"),
+        ('{"score": 2, "reasoning": "It goes on and', "2"),
+        ('{"score": "7"', "7"),
+        ('{"reasoning": "It asks so.", "score": 1', None),  # perhaps of 10
+        ('{"reasoning": "It asks so.", "score": 1.', None),
+        ('{"reasoning": "It asks so.", "score": 11 ', None),
+        ('{"reasoning": "\\"score\\": 9, ', None),
+        ('{"reasoning": ": 9, \\"score\\": 9 , and so on \\', None),
+        ('{ "reasoning": "It ends. Score: 9(The principle asks', None),
+        ("{" + LOOP, None),
+        ("Score: 9", None),
+        ("", None),
+    ],
+)
+def test_of_json_that_was_cut_off_a_whole_answer_is_read(text: str, score: str | None) -> None:
+    assert MARK.read(Completion(text, "length"), structured=True) == score
+
+
+def test_of_json_that_was_cut_off_a_verdict_is_read() -> None:
+    assert VERDICT.read(Completion('{"reasoning": "B.", "better": "A"' + LOOP, "length"), structured=True) == "A"
+    assert VERDICT.read(Completion('{"reasoning": "B.", "better": "A', "length"), structured=True) is None
+    assert VERDICT.read(Completion("I see. Better: A", "length"), structured=False) is None
 
 
 # Thoughts.

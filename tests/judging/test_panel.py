@@ -88,6 +88,17 @@ def test_a_panel_changes_nothing_in_the_labelers_own_judgements() -> None:
     assert [row.model_dump_json() for row in both[::2]] == [row.model_dump_json() for row in labelled(alone, settings)]
 
 
+def test_of_a_judge_that_cannot_be_read_the_stage_says_so() -> None:
+    context = stage(likes_longer, lambda _: "Hm.", LONGER, labeler_accuracy=[])
+    label.run(LabelSettings(method="rationale"), context)
+    (warning,) = context.warnings
+    assert "judge 'second'" in warning
+    assert "no readable answer in 4 of 4" in warning
+    assert "does not end with" in warning
+    assert any("no comparison has preferences of several" in line for line in context.lines)
+    assert context.summarised(LabelSummary).problem == ""  # of the labeler there is none
+
+
 def test_a_principle_that_a_judge_misjudges_is_judged_by_the_others() -> None:
     settings = ALL.model_copy(update={"min_accuracy": 0.7})
     context = stage(likes_longer, likes_shorter, LONGER, SHORTER)

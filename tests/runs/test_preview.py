@@ -8,6 +8,7 @@ import pytest
 
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, RunError, UsageError
 from constitutional.cli import main as cli
+from constitutional.cli.preview import summary
 from constitutional.engines.base import Completion, Request
 from constitutional.runs import preview
 from constitutional.runs.folder import USED, RunStore
@@ -99,6 +100,19 @@ def test_what_is_taken_is_best_by_each_constitution(run: Path, tmp_path: Path) -
         assert example.margin > 0
         assert example.before != example.after
         assert example.tipped[0][0] == "calm"
+
+
+def test_a_prompt_counts_as_differing_where_one_of_several_best_replies_is_the_best_no_more(run: Path) -> None:
+    world = Raters()
+    with opened(run, world) as previewer:
+        previewer.preview(previewer.edited(()))
+        for name, words in previewer._rated:
+            # Both of the first two are the best by all principles; by `calm` alone the first has no rating.
+            row = (None, 9.0, 5.0, 5.0) if name == "calm" else (9.0, 9.0, 5.0, 5.0)
+            previewer._rated[name, words] = [row] * 12
+        result = previewer.preview(previewer.edited(["constitution.without=[brief,kind,honest]"]))
+    assert (result.swapped, result.prompts) == (12, 12)
+    assert "12 of 12 prompts" in summary(result)
 
 
 def test_a_principle_that_is_left_out_or_weighs_more_costs_nothing(run: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from constitutional.base.records import Comparison, GoldPoint, Judgement, Message, Prompt, Rollout, Sample, Split
+from constitutional.base.seeds import seed_of
 from constitutional.base.stats import wilson
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
@@ -27,6 +28,7 @@ from constitutional.stages.evaluate import (
     Inputs,
     Settings,
     held_out,
+    judgement_tasks,
     reply,
     run,
     samples_of,
@@ -38,6 +40,7 @@ from constitutional.stages.evaluate import (
 )
 from constitutional.stages.summaries import EvaluateSummary
 from constitutional.training.reward_model import load_reward_model
+from tests.judging.scripted_labeler import chances
 from tests.tiny import OneStage, tiny_model
 
 
@@ -480,6 +483,39 @@ def test_models_that_answered_are_released_before_others_are_loaded_to_be_compar
     run(inputs(Settings(prompts=3, judged=0, critiqued=0, compared=2)), context)
     assert steps[0] == steps[steps.index("compared") - 1] == "released"
     assert set(steps[steps.index("compared") :]) == {"compared"}
+
+
+@pytest.mark.parametrize("method", ["logprobs", "votes"])
+def test_models_whose_replies_are_the_same_win_as_often_against_another(method: str) -> None:
+    def by_chance(request: Request) -> Completion | str:
+        """Depends on the question and the seed alone, as a model does."""
+        first = seed_of(request.seed, request.messages) % 2 == 0
+        return chances(*((0.9, 0.1) if first else (0.1, 0.9))) if request.choices else f"Better: {'AB'[first]}"
+
+    principles = tuple(Principle(id=f"p{number}", text=f"Be like number {number}.") for number in range(8))
+    prompts = [asked(str(number)) for number in range(12)]
+    context = work(prompts, ScriptedEngine(by_chance))
+    context.constitution = Constitution(name="eight", principles=principles)
+    context.engines["policy"] = context.engines["sft_model"]
+    settings = Settings(prompts=12, judged=12, critiqued=0, compared=0)
+    for labels in ({"principles": "one"}, {"principles": "all"}):
+        context.said = None
+        run(Inputs(evaluate=settings, label=LabelSettings.model_validate({"method": method, **labels})), context)
+        rates = {row.model: row.by_prompt for row in context.rows["scores"] if row.measure == "win_rate/base"}
+        assert rates["policy"] == rates["sft_model"]
+        assert len(set(rates["policy"].values())) > 1
+
+
+def test_a_principle_is_drawn_for_a_prompt_whatever_the_replies() -> None:
+    principles = tuple(Principle(id=f"p{number}", text=f"Be like number {number}.") for number in range(8))
+    constitution = Constitution(name="eight", principles=principles)
+    drawn = []
+    for number in range(12):
+        rows = [Comparison(prompt=asked(str(number)), a=a, b="x", model="m") for a in ("u", "v", "w")]
+        tasks = [task for row in rows for task in judgement_tasks(row, LabelSettings(), constitution, 1)]
+        assert len({task.principle.id for task in tasks}) == 1
+        drawn.append(tasks[0].principle.id)
+    assert len(set(drawn)) > 3
 
 
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:

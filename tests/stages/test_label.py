@@ -6,7 +6,7 @@ import pytest
 from constitutional.base.errors import RunError
 from constitutional.base.records import Judgement, Revision, RevisionStep
 from constitutional.constitution.constitution import Principle
-from constitutional.engines.base import Completion, Request
+from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import Rule, ScriptedEngine
 from constitutional.stages import label, labeler_check
 from constitutional.stages.label import Settings
@@ -132,5 +132,49 @@ def test_a_labeler_that_rates_nothing_is_warned_of() -> None:
     context = stage(lambda _: "Hm.", LONGER, comparisons=[comparison()], labeler_accuracy=[], revisions=[])
     label.run(Settings(principles="telling"), context)
     assert context.rows["judgements"] == []
-    assert context.summarised(LabelSummary).unrated == 2
+    summary = context.summarised(LabelSummary)
+    assert (summary.rated, summary.unrated) == (0, 2)
     assert "no score to 2 of 2 responses" in context.warnings[0]
+    assert "label.principles=one" in summary.problem
+
+
+@pytest.mark.parametrize(
+    ("structured", "remedy"), [(True, "type labeler.structured=no"), (False, "type label.max_tokens=512")]
+)
+def test_where_replies_are_cut_off_the_warning_says_what_to_type(structured: bool, remedy: str) -> None:
+    def rule(_: Request) -> Completion:
+        return Completion('{"reasoning": "Score: 9 Score: 9', "length")
+
+    abilities = Abilities(choices=False, prefill=False, structured=structured)
+    rows = {"comparisons": [comparison()], "labeler_accuracy": [], "revisions": []}
+    context = stage(rule, LONGER, **rows)
+    context.engines["labeler"] = ScriptedEngine(rule, abilities=abilities)
+    label.run(Settings(principles="telling"), context)
+    assert "no score to 2 of 2 responses" in context.warnings[0]
+    assert "cut off at 256 tokens (2 of 2)" in context.warnings[0]
+    assert remedy in context.warnings[0]
+    assert remedy in context.summarised(LabelSummary).problem
+    voted = stage(rule, LONGER, **rows)
+    voted.engines["labeler"] = ScriptedEngine(rule, abilities=abilities)
+    label.run(Settings(), voted)
+    assert "no readable answer in 1 of 1" in voted.warnings[0]
+    assert remedy in voted.warnings[0]
+    assert remedy in voted.summarised(LabelSummary).problem
+
+
+def test_where_responses_are_to_be_scored_the_labeler_tries_that_on_the_examples_first() -> None:
+    def rule(request: Request) -> Completion | str:
+        if not request.choices and request.messages[-1].content.startswith("Rate"):
+            return Completion("Score: 9 Score: 9", "length")
+        return likes_longer(request)
+
+    context = stage(rule, LONGER)
+    labeler_check.run(Settings(principles="telling"), context)
+    (warning,) = context.warnings
+    assert "no score to 1 of 1 examples" in warning
+    assert "type label.max_tokens=512" in warning
+    assert context.summarised(LabelerCheckSummary).warnings == (warning,)
+    for principles, able in (("one", rule), ("telling", likes_longer)):
+        unwarned = stage(able, LONGER)
+        labeler_check.run(Settings.model_validate({"principles": principles}), unwarned)
+        assert unwarned.warnings == []

@@ -27,6 +27,7 @@ OFTEN: Final = 0.05
 
 def actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
     """What to change, and where: first what changes most in the next run."""
+    yield from _unread_actions(run)
     yield from _meaning_actions(run)
     yield from _training_actions(run)
     yield from _labeler_actions(run)
@@ -77,10 +78,24 @@ def _meaning_actions(run: RunReport) -> Iterator[str]:
             yield f"Reword the principle “{principle}” in the constitution file: the critic misunderstands it. {why}"
 
 
+def _unread_actions(run: RunReport) -> Iterator[str]:
+    """The cause of all that is missing later, where most of the labeler's answers could not be read."""
+    labels = run.summary(summaries.LabelSummary)
+    if not labels or not labels.problem:
+        return
+    if labels.unrated > labels.rated:
+        missing = f"{labels.unrated} of {labels.rated + labels.unrated} responses got no score, and were not compared"
+    else:
+        missing = f"{labels.unreadable} of {labels.judgements} judgements have no readable answer"
+    yield f"Make the labeler readable: {missing}: {labels.problem}."
+
+
 def _training_actions(run: RunReport) -> Iterator[str]:
     if (sft := run.summary(summaries.SftSummary)) and sft.nothing_revised:
         yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
     mixed = run.summary(summaries.MixSummary)
+    if (labels := run.summary(summaries.LabelSummary)) and labels.problem:
+        return  # more prompts would not be read either
     if mixed and 2 * mixed.decided < mixed.judged:
         held_out = f", and {mixed.held_out} are held out to test the reward model" if mixed.held_out < FEW else ""
         yield (

@@ -21,7 +21,7 @@ from constitutional.stages.report import figures
 from constitutional.stages.report.cautions import actions, cautions
 from constitutional.stages.report.charts import number
 from constitutional.stages.report.comparison import run_difference, summary_line
-from constitutional.stages.report.data import FEW, MODELS, RunReport
+from constitutional.stages.report.data import FEW, MODELS, RunReport, StageCost
 from constitutional.stages.report.figures import Table, change_text, few_mark, interval
 from constitutional.stages.report.verdicts import (
     Outcome,
@@ -132,17 +132,22 @@ def comparison(runs: Sequence[RunReport]) -> Table | None:
 
 
 def costs(run: RunReport) -> Table:
-    """What the stages asked and took, and their sum; where a dry run had forecast it, the forecast stands before it."""
+    """What the stages asked and took, and their sum; where a dry run had forecast it, the forecast stands before it.
+
+    The forecast is summed beside the same stages: not those that were done before, and in time not those that train.
+    """
     head = ("Stage", "Calls", "Asked", "Tokens read", "Tokens written", "Cost", "Time")
-    real = [_spent(row.calls.answers, row.calls, row.seconds) for row in run.costs]
-    whole = Calls.sum(row.calls for row in run.costs)
-    real.append(_spent(whole.answers, whole, sum(row.seconds for row in run.costs)))
-    names = (*(words(row.stage) for row in run.costs), "all")
-    forecasts = [row.forecast for row in run.costs if row.forecast]
-    if not forecasts:
+    names = [*(words(row.stage) for row in run.costs), "all"]
+    real = [*(_spent([row]) for row in run.costs), _spent(run.costs)]
+    if not any(row.forecast for row in run.costs):
         return Table(head, tuple((name, *cells) for name, cells in zip(names, real, strict=True)))
-    expected = [_expected([row.forecast] if row.forecast else []) for row in run.costs]
-    expected.append(_expected(forecasts))
+    expected = [*(_expected([row.forecast] if row.forecast else []) for row in run.costs), _expected([])]
+    forecast = {row.stage: row.forecast for row in run.costs if row.forecast and not row.forecast.done}
+    same = [row for row in run.costs if row.stage in forecast]
+    timed = [row for row in same if forecast[row.stage].seconds is not None]
+    names.insert(-1, "all that was forecast")
+    real.insert(-1, (*_spent(same)[:-1], _spent(timed)[-1]))
+    expected.insert(-1, _expected([*forecast.values()]))
     pairs = zip(names, expected, real, strict=True)
     doubled = tuple(cell for column in head[1:] for cell in (f"{column}, forecast", column))
     return Table(
@@ -151,13 +156,15 @@ def costs(run: RunReport) -> Table:
     )
 
 
-def _spent(answers: int, calls: Calls, seconds: float) -> tuple[str, ...]:
+def _spent(rows: Sequence[StageCost]) -> tuple[str, ...]:
+    """What stages asked and took."""
+    calls = Calls.sum(row.calls for row in rows)
+    return (*_cells(calls.answers, calls), clock(sum(row.seconds for row in rows)) if rows else "")
+
+
+def _cells(answers: int, calls: Calls) -> tuple[str, ...]:
     numbers = (answers, calls.asked, calls.prompt_tokens, calls.completion_tokens)
-    return (
-        *(f"{count:,}" if count else "" for count in numbers),
-        money(calls.cost) if calls.cost else "",
-        clock(seconds),
-    )
+    return (*(f"{count:,}" if count else "" for count in numbers), money(calls.cost) if calls.cost else "")
 
 
 def _expected(forecasts: Sequence[StageForecast]) -> tuple[str, ...]:
@@ -170,8 +177,7 @@ def _expected(forecasts: Sequence[StageForecast]) -> tuple[str, ...]:
         cost=sum(row.cost for row in forecasts),
     )
     times = [row.seconds for row in forecasts if row.seconds is not None]
-    *cells, _ = _spent(sum(row.calls for row in forecasts), calls, 0.0)
-    return (*cells, clock(sum(times)) if times else "")
+    return (*_cells(sum(row.calls for row in forecasts), calls), clock(sum(times)) if times else "")
 
 
 def difference(before: str, after: str, keep: str) -> Iterator[tuple[str, str]]:

@@ -57,6 +57,28 @@ def test_a_principle_that_is_taken_for_another_is_the_first_thing_to_mend() -> N
     assert "9 of 120" in second
 
 
+@pytest.mark.parametrize(
+    ("counts", "numbers"),
+    [
+        ({"rated": 0, "unrated": 32, "judgements": 0, "unreadable": 0}, "32 of 32 responses"),
+        ({"judgements": 40, "unreadable": 30}, "30 of 40 judgements"),
+    ],
+)
+def test_where_the_labeler_could_not_be_read_that_comes_first_and_is_not_put_on_too_few_prompts(
+    counts: dict[str, object], numbers: str
+) -> None:
+    problem = "the reply was cut off at 256 tokens (30 of 30); type label.max_tokens=512"
+    run = run_with(
+        summary_of("label", problem=problem, **counts),
+        summary_of("mix", decided=0, held_out=0),
+        summary_of("evaluate", misunderstood=["brief: It asks for long replies."]),
+    )
+    first, *others = todo(run)
+    assert numbers in first
+    assert problem in first
+    assert not any("mix." in action or "prompts.train" in action for action in others)
+
+
 def test_a_doubtful_meaning_is_named_with_its_probability_and_once() -> None:
     run = run_with(summary_of("evaluate", misunderstood=["brief: It asks for long replies."])).model_copy(
         update={

@@ -6,14 +6,17 @@ from html.parser import HTMLParser
 import pytest
 
 from constitutional.base.records import Prompt, Revision, RevisionStep, Sample
+from constitutional.engines.spending import Calls
 from constitutional.judging.understanding import PrincipleMeaning
+from constitutional.stages.context import StageForecast
 from constitutional.stages.report.data import (
     Curve,
     RevisionExample,
     RunReport,
+    StageCost,
 )
 from constitutional.stages.report.figures import change_text
-from constitutional.stages.report.page import comparison, difference, render
+from constitutional.stages.report.page import comparison, costs, difference, render
 from constitutional.stages.summaries import (
     SUMMARIES,
     CalibrationBin,
@@ -229,6 +232,41 @@ def test_control_characters_are_shown_and_not_dropped() -> None:
 
 def test_a_model_that_was_not_sampled_is_said() -> None:
     assert "SL not sampled RL No, honey" in section(page_of(full_run()), "replies")
+
+
+def test_a_forecast_is_summed_beside_the_stages_that_it_is_of() -> None:
+    run = run_with(
+        costs=(
+            StageCost(
+                stage="labeler_check",
+                calls=Calls(asked=200, reused=45),
+                seconds=50.0,
+                forecast=StageForecast(stage="labeler_check", done=True),
+            ),
+            StageCost(
+                stage="sft",
+                calls=Calls(),
+                seconds=300.0,
+                forecast=StageForecast(stage="sft", trains=True),
+            ),
+            StageCost(
+                stage="label",
+                calls=Calls(asked=170, reused=20),
+                seconds=30.0,
+                forecast=StageForecast(stage="label", calls=192, held=20, seconds=40.0),
+            ),
+            StageCost(stage="mix", calls=Calls(), seconds=1.0),
+        )
+    )
+    table = costs(run)
+    rows = {name: dict(zip(table.head[1:], cells, strict=True)) for name, *cells in table.body}
+    sums = rows["all that was forecast"]
+    assert (sums["Calls, forecast"], sums["Calls"]) == ("192", "190")
+    assert (sums["Asked, forecast"], sums["Asked"]) == ("172", "170")
+    assert (sums["Time, forecast"], sums["Time"]) == ("0:40", "0:30")
+    assert (rows["all"]["Calls, forecast"], rows["all"]["Calls"], rows["all"]["Time"]) == ("", "435", "6:21")
+    plain = costs(run.model_copy(update={"costs": (StageCost(stage="label", calls=Calls(asked=3), seconds=1.0),)}))
+    assert [row[:3] for row in plain.body] == [("Label", "3", "3"), ("all", "3", "3")]
 
 
 def test_the_difference_of_two_texts_is_both_texts() -> None:
