@@ -181,7 +181,8 @@ def _add_batch(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="ask servers by files of requests and answers, at a batch's price",
         description="Hosted services answer files of requests within a day at about half the price. Export writes what "
         "the run lacks of the answers of roles with labeler=http and the like; import reads the answers. No server is "
-        "contacted, so labeler.logprobs=auto and prefill=auto count as no. Costs are counted at the full prices.",
+        "contacted, so type what a judge's server can do (labeler.logprobs=yes labeler.prefill=no), unless a run has "
+        "asked it. Costs are counted at the full prices.",
     )
     batch_commands = batch.add_subparsers(title="commands", required=True, metavar="COMMAND")
     exporting = batch_commands.add_parser("export", help="write RUN/batches/*.jsonl, to be uploaded")

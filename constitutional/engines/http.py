@@ -210,8 +210,8 @@ class _Worker:
         """Requests that wait to be sent, the earliest ticket first."""
         self._numbers = count()
         self._open: set[_Job] = set()
-        self._failures = 0
-        """How many there were since the last success."""
+        self._faults = deque[Fault](maxlen=DOWN_AFTER)
+        """The latest since the last success."""
         self._down_since_s: float | None = None
         self._up_since_s = 0.0
         self._probe_wait_s = 1.0
@@ -305,7 +305,7 @@ class _Worker:
             async with asyncio.timeout(max(0.0, job.began_s + self._settings.deadline_s - sent_s)):
                 outcome = await self._server.ask(self._http, job.request, job.used)
         except TimeoutError:
-            outcome = Fault("again", f"no answer came within {self._settings.deadline_s:g} s")
+            outcome = Fault("silent", f"no answer came within {self._settings.deadline_s:g} s")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is raised in the session's own thread
             outcome = error
         except asyncio.CancelledError:
@@ -320,7 +320,7 @@ class _Worker:
 
     def _settle(self, job: _Job, outcome: Completion | Fault | Exception, latency_s: float) -> None:
         if isinstance(outcome, Completion):
-            self._failures = 0
+            self._faults.clear()
             if self._down_since_s is not None:
                 self._up()
             if not outcome.failed:
@@ -336,11 +336,11 @@ class _Worker:
     def _again(self, job: _Job, fault: Fault, latency_s: float) -> None:
         now_s, deadline_s = self._loop.time(), self._settings.deadline_s
         job.tries += 1
-        self._failures += 1
+        self._faults.append(fault)
         if fault.kind == "busy":
             self._engine.limiter.refused(now_s, latency_s)
         end_s = (job.began_s or now_s) + deadline_s
-        many = self._failures >= DOWN_AFTER and (job.tries >= DOWN_TRIES or now_s >= end_s)
+        many = len(self._faults) == DOWN_AFTER and (job.tries >= DOWN_TRIES or now_s >= end_s)
         if self._down_since_s is not None or many or (fault.after_s or 0.0) > deadline_s:
             self._put(job)
             self._down(fault)
@@ -364,13 +364,18 @@ class _Worker:
         if self._down_since_s is not None:
             self._reason = fault.reason
             return
+        kind = fault.kind
+        if (fault.after_s or 0.0) <= self._settings.deadline_s:  # a stray refusal is not why a server is down
+            kind = Counter(latest.kind for latest in self._faults).most_common(1)[0][0]
+            fault = next(latest for latest in reversed(self._faults) if latest.kind == kind)
         self._down_since_s, self._reason, self._probe_wait_s = self._loop.time(), fault.reason, 1.0
+        state = {"silent": "does not answer", "busy": "is overloaded"}.get(kind, "answers with errors only")
         patience_s, first_s = self._settings.patience_s, max(1.0, fault.after_s or 0.0)
         if first_s > patience_s:
-            self._give_up(f"wants to be asked again in {clock(first_s)}" if fault.after_s else "does not answer")
+            self._give_up(f"wants to be asked again in {clock(first_s)}" if fault.after_s else state)
             return
         self._engine.say(
-            f"{self._settings.url} does not answer: {fault.reason}; the run waits for it, {clock(patience_s)} at most"
+            f"{self._settings.url} {state}: {fault.reason}; the run waits for it, {clock(patience_s)} at most"
         )
         self._loop.call_later(first_s, self._look)
 
@@ -380,7 +385,7 @@ class _Worker:
             return
         left_s = self._down_since_s + self._settings.patience_s - self._loop.time()
         if left_s <= 0:
-            self._give_up(f"has not answered for {clock(self._settings.patience_s)}")
+            self._give_up(f"has given no reply for {clock(self._settings.patience_s)}")
             return
         if not self._open:
             self._send_next()

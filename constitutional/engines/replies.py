@@ -25,8 +25,9 @@ Json = dict[str, Any]
 class Fault(NamedTuple):
     """Why an answer is no reply, and what is to be done about it."""
 
-    kind: Literal["again", "busy", "fatal", "unknown_field"]
-    """Send the request again; send it again, and fewer at a time; stop the run; send it again without that field."""
+    kind: Literal["again", "silent", "busy", "fatal", "unknown_field"]
+    """Send the request again; the same, as no answer came; the same, and fewer at a time; stop the run; send it again
+    without that field."""
     reason: str
     """In words; of `unknown_field`, the name of the field."""
     after_s: float | None = None

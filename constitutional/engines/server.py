@@ -186,7 +186,7 @@ class Server:
         except aiohttp.ClientConnectorCertificateError as error:
             return Fault("fatal", f"{self._without_key(_problem(error))}; correct the role's url")
         except (aiohttp.ClientError, OSError) as error:
-            return Fault("again", self._without_key(_problem(error)))
+            return Fault("silent", self._without_key(_problem(error)))
         reply = read_reply(status, headers, raw, self.settings.model, request, self.settings.api_key_env)
         if isinstance(reply, Fault):
             return reply._replace(reason=self._without_key(reply.reason))

@@ -144,7 +144,8 @@ def answer_line(raw: bytes) -> AnswerLine:
 class OfflineServer(ForwardingEngine):
     """A server that is known by its settings and not contacted.
 
-    An ability that neither the settings nor the journal know counts as no, because nobody asks it.
+    An ability that neither the settings nor the journal know counts as no, because nobody asks it; where it decides how
+    a judge is asked, `offline` refuses it.
     """
 
     def __init__(self, settings: HttpSettings, journal: Callable[[], Journal] | None = None) -> None:
@@ -160,7 +161,9 @@ class OfflineServer(ForwardingEngine):
 
     def unknown(self, method: Method) -> list[str]:
         """The abilities that decide how a judge is asked by this method, and that nobody knows."""
-        decisive = [] if method == "votes" else ["logprobs", "prefill"]
+        # Where one of the two is lacking, the other is of no use.
+        lacking = any(self._known.get(name) is False for name in ("logprobs", "prefill"))
+        decisive = [] if method == "votes" or lacking else ["logprobs", "prefill"]
         unknown = [name for name in decisive if name not in self._known]
         # Votes and written scores are asked for in JSON where the server holds replies to a schema.
         written = method_for(method, self.abilities) in WRITTEN
@@ -202,8 +205,15 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
         opener: makes an engine of the settings of what is no server; None means the model itself.
 
     Raises:
-        ConfigurationError: a method needs what no server is asked for.
+        ConfigurationError: no role is played by a server, or a method needs what no server is asked for.
     """
+    roles = [config.generator, config.critic, config.labeler, *config.panel.values()]
+    if not any(isinstance(settings, HttpSettings) for settings in roles):
+        found = "holds a run in which" if config.run_folder.is_dir() else "holds no run, and by what is typed"
+        raise ConfigurationError(
+            f"{config.run_folder} {found} no role is played by a server, so there is nothing to export; type the name "
+            "of a new run, and with it labeler=http labeler.url=URL labeler.model=NAME"
+        )
 
     def opened(settings: EngineSettings) -> Engine:
         if isinstance(settings, HttpSettings):
@@ -217,8 +227,8 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
             server = run_context.opened(run_context.given(role))
             if isinstance(server, OfflineServer) and (unknown := server.unknown(config.label.method)):
                 raise ConfigurationError(
-                    f"how {role} is asked depends on what its server can do, and a batch asks no server; set "
-                    f"{' and '.join(f'{role}.{name}' for name in unknown)} to yes or no"
+                    f"how {role} is asked depends on what its server can do, and a batch asks no server; type "
+                    f"{' '.join(f'{role}.{name}=yes' for name in unknown)}, or no for what it cannot do"
                 )
         yield run_context
 
@@ -289,8 +299,13 @@ def configuration(run: str, overrides: Sequence[str], *, exported: bool = False)
         run: the run's folder, or its name in `runs`.
         overrides: settings; where the folder has no configuration, as those of `constitutional run`.
         exported: take the configuration of the last export, if there is one.
+
+    Raises:
+        UsageError: `run` is a setting, or it holds nothing that was exported.
     """
     folder = Path(run) if "/" in run or Path(run).is_dir() else Path("runs") / run
+    if "/" not in run.partition("=")[0] and "=" in run and not folder.is_dir():
+        raise UsageError(f"{run} is a setting; type a run's folder before it, such as runs/first {run}")
     places = [folder / CONFIG, folder / FOLDER / CONFIG]
     for place in reversed(places) if exported else places:
         if place.is_file():

@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError, expect
 from constitutional.base.shipped import shipped
 from constitutional.engines.settings import SANDBOX
-from constitutional.runs.config_errors import problems, reworded, truth_values
+from constitutional.runs.config_errors import problems, reworded, secret, truth_values
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.process import versions
 from constitutional.runs.settings import GROUPS, ROLES, RunConfig, SweepSettings
@@ -333,6 +333,9 @@ def _read(overrides: Sequence[str]) -> "list[Override]":
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed, unreadable = [], []
     for word in overrides:
+        if line := secret(word.partition("=")[0].lstrip("+~")):
+            unreadable.append(line)
+            continue
         # Hydra's grammar wants quotes around what is beyond ASCII; people type the name of a file as it is.
         quoted = re.sub(r"^([\w.@/]+)=([^\[\]{}'\",$\\]+)$", r"\1='\2'", word)
         for typed in dict.fromkeys((word, quoted)):

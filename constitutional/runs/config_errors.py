@@ -36,6 +36,39 @@ _REWORDED: Final = (
     (r"^Unable to extract tag using discriminator 'kind'", "it has no kind"),
 )
 """Pydantic's words where they speak of Python, and ours."""
+_SECRET: Final = re.compile(
+    r".*api[_-]?key.*|(.*[_-])?(key|secret|password|credentials?|authorization)|((api|auth|access|bearer|hf)[_-]?)?token",
+    re.IGNORECASE,
+)
+_NAMED_FREELY: Final = ("extra", "panel", "template", "weights", "wordings")
+"""Settings under which users choose the names."""
+_LENGTHS: Final = ("episodes", "epochs")
+_OF_TRL: Final[Mapping[str, Sequence[str]]] = {
+    **dict.fromkeys(("max_steps", "num_train_epochs", "total_episodes", "episodes"), _LENGTHS),
+    "num_ppo_epochs": ("epochs",),
+    "num_mini_batches": ("mini_batches",),
+    "per_device_train_batch_size": ("batch_size",),
+    "train_batch_size": ("batch_size",),
+    "gradient_accumulation_steps": ("gradient_accumulation",),
+    "local_rollout_forward_batch_size": ("sampling_batch_size",),
+    "max_completion_length": ("max_tokens",),
+    "max_new_tokens": ("max_tokens",),
+    "response_length": ("max_tokens",),
+    "max_prompt_length": ("max_prompt_tokens", "max_length"),
+    "max_seq_length": ("max_length",),
+    "lr": ("learning_rate",),
+    "lr_scheduler_type": ("schedule",),
+    "warmup_ratio": ("warmup",),
+    "warmup_steps": ("warmup",),
+    "logging_steps": ("log_every",),
+    "save_steps": ("checkpoint_every",),
+    "use_vllm": ("sampler",),
+    "reward_funcs": ("rewards",),
+    "reward_weights": ("rewards",),
+}
+"""Names of TRL's trainers, and the settings that do the same here: the first that the chosen option has."""
+_OTHER_UNITS: Final = ("max_steps", "max_prompt_length", "warmup_steps", "use_vllm", "reward_funcs", "reward_weights")
+"""Those whose value cannot be typed for the setting."""
 
 
 def problems(details: Sequence[ErrorDetails], values: Mapping[str, Any]) -> list[str]:
@@ -85,6 +118,8 @@ def _line(path: tuple[str | int, ...], details: Sequence[ErrorDetails], values: 
         advised = re.sub(r"\btry (\w+=)", rf"type {key}.\1", expected) if key else expected
         return f"{key}: {advised}" if key else advised
     expected = "it is too short" if kind == "missing" else expected.replace(" or it should be ", " or ")
+    if path[-1] == "api_key_env":
+        return f"{key} is no name of an environment variable; {_keys_place(key)}"
     wrong = json.dumps(to_jsonable_python(_at(values, path), fallback=str), ensure_ascii=False)
     found = f"{key} {expected}" if expected.startswith("is ") else f"{key} is {wrong}; {expected}"
     return f"{found}; type {_advice(path, details, values)}"
@@ -98,11 +133,43 @@ def reworded(detail: ErrorDetails) -> str:
     return message
 
 
+def secret(key: str) -> str | None:
+    """What to say of a setting that there is not and that is named as a key is; its value is shown nowhere."""
+    group, _, name = key.rpartition(".")
+    known = name == "api_key_env" or group.rpartition(".")[2] in _NAMED_FREELY
+    return None if known or not _SECRET.fullmatch(name) else f"there is no setting '{key}'; {_keys_place(key)}"
+
+
+def _keys_place(key: str) -> str:
+    role = re.match(rf"(panel\.\w+|{'|'.join(ROLES)})\.", key)
+    return (
+        "a key is never typed here, as it would be written down: type export NAME=KEY in the shell, and then "
+        f"{role[1] if role else LABELER}.api_key_env=NAME"
+    )
+
+
+def _as_in_trl(key: str, value: object, values: Mapping[str, Any]) -> str:
+    """What to type for a name of TRL's, with the option that is chosen; empty for another name."""
+    group, _, name = key.rpartition(".")
+    kinds = GROUPS.get(group := group or "algorithm", {})
+    kind = (_at(values, [group]) or {}).get("kind")
+    chosen = [model for model in kinds.values() if len(kinds) == 1 or model.model_fields["kind"].default == kind]
+    fields = chosen[0].model_fields if chosen else {}
+    for meant in filter(fields.__contains__, _OF_TRL.get(name, ())):
+        same = name not in _OTHER_UNITS and (meant not in _LENGTHS or meant in name)
+        meaning = " ".join((fields[meant].description or "").split())
+        return f"type {_word(f'{group}.{meant}', value if same else 'VALUE')} in its place. {meaning}"
+    return ""
+
+
 def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
     """What to say of a setting that there is not, or not with the option that is chosen."""
+    names = [key]
     while isinstance(value, dict) and len(value) == 1:  # as of `prompt.train=8`, where there is no `prompt`
         name, value = next(iter(value.items()))
-        key = f"{key}.{name}"
+        names.append(key := f"{key}.{name}")
+    if line := next(filter(None, map(secret, names)), None):
+        return line
     group, _, name = key.partition(".")
     role = re.match(r"panel\.\w+(?=\.)", key) or re.match(rf"({'|'.join(ROLES)})(?=\.)", key)
     if role:
@@ -113,9 +180,12 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
     kinds = GROUPS.get("engine" if role else group, {})
     having = [preset.removeprefix("schema_") for preset, model in kinds.items() if name in model.model_fields]
     if having and len(kinds) > 1:
-        chosen = f"{group}={_at(values, group.split('.')).get('kind')}"
+        chosen = f"{group}.kind={_at(values, group.split('.')).get('kind')}"
         also = " or ".join(f"{group}={preset}" for preset in having)
-        return f"{key} is a setting of {also}, and {chosen} is chosen; leave it out, or type {also} as well"
+        advice = _as_in_trl(key, value, values) or f"leave it out, or type {also} as well"
+        return f"{key} is a setting of {also}, and {chosen} is chosen; {advice}"
+    if advice := _as_in_trl(key, value, values):
+        return f"there is no setting '{key}'; {advice}"
     known = [key.replace(f"{LABELER}.", f"{group}.", 1) for key in every_key()] if role else every_key()
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)
     # Letters that changed places are the likelier slip: `lable` is label, not labeler.

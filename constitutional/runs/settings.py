@@ -170,11 +170,13 @@ class RunConfig(Frozen):
                 f"algorithm.max_tokens={algorithm.max_tokens} leaves no room for a prompt within algorithm.max_length="
                 f"{algorithm.max_length}; type algorithm.max_length={algorithm.max_tokens + 1024}"
             )
-        step = algorithm.prompts_per_step
-        if isinstance(self.prompts, SandboxPrompts) and round(algorithm.epochs * self.prompts.train) < step:
+        step, size, epochs = algorithm.prompts_per_step, algorithm.num_generations, algorithm.epochs
+        if isinstance(self.prompts, SandboxPrompts) and (prompts := round(epochs * self.prompts.train)) < step:
+            smaller = f"algorithm.batch_size={size} algorithm.gradient_accumulation={prompts or self.prompts.train}"
             raise ValueError(
-                f"prompts.train={self.prompts.train} is too few: algorithm.epochs={algorithm.epochs:g} passes make no "
-                f"step of {step} prompts; type prompts.train={round(step / algorithm.epochs) + 1}"
+                f"prompts.train={self.prompts.train} is too few: algorithm.epochs={epochs:g} passes over them are "
+                f"{prompts} prompts, and a step has {step}; type prompts.train={round(step / epochs) + 1}, or for a "
+                f"small trial {'' if prompts else 'algorithm.epochs=1 '}{smaller}"
             )
         return self
 

@@ -121,7 +121,7 @@ def prompt_rows(
         raise RunError(
             f"Nothing to train on: {len(prompts)} prompts, {len(fitting)} of at most {most} tokens, make no step of "
             f"{settings.prompts_per_step} in {settings.epochs:g} epochs; give more prompts, lower "
-            "algorithm.batch_size, or raise algorithm.epochs or algorithm.max_length"
+            "algorithm.batch_size or algorithm.gradient_accumulation, or raise algorithm.epochs or algorithm.max_length"
         )
     order: list[Prompt] = []
     while len(order) < count:

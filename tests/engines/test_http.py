@@ -281,6 +281,31 @@ def test_a_server_that_stays_down_stops_the_run_which_goes_on_later(tmp_path: Pa
         assert (again.asked, again.reused) == (15, 25)
 
 
+@pytest.mark.parametrize(
+    ("faults", "state", "reason"),
+    [
+        ([Answer(drop=True)], "does not answer", "disconnected"),
+        ([error(429, "slow down")], "is overloaded", "429: slow down"),
+        ([error(500, "it broke")], "answers with errors only", "500: it broke"),
+        # As a server that goes down may begin: what it refused before is not why it does not answer now.
+        (
+            [Answer(drop=True)] * 3 + [error(429, "slow down", {"Retry-After": "0.1"})],
+            "does not answer",
+            "disconnected",
+        ),
+    ],
+)
+def test_why_a_server_is_waited_for_is_what_most_of_the_failures_say(
+    faults: list[Answer], state: str, reason: str
+) -> None:
+    lines: list[str] = []
+    rule = serving(lambda _body, number: faults[number % len(faults)])
+    with rule as server, pytest.raises(ModelError, match="given no reply"):
+        engine(server, lines.append, patience_s=1).complete([question(number) for number in range(8)])
+    assert f"{state}: " in lines[0]
+    assert reason in lines[0]
+
+
 def test_a_wait_that_the_server_wants_is_no_fault_of_a_request() -> None:
     wait = error(429, "tokens per day", {"Retry-After": "2"})
     lines: list[str] = []

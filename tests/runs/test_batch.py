@@ -33,6 +33,7 @@ from tests.engines.faulty_server import chat, serving, tops
 from tests.runs.test_budget import Priced, by_http
 from tests.scripted_run import configured, constitution, go
 
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 HTTP = HttpSettings(url="http://nowhere.invalid/v1", model="judge")
 USAGE = {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 4}}
 
@@ -187,9 +188,41 @@ def test_choices_are_asked_by_the_likeliest_tokens(tmp_path: Path) -> None:
 
 def test_a_method_that_needs_what_no_server_was_asked_for_is_refused(tmp_path: Path) -> None:
     constitution(tmp_path)
-    config = configured(tmp_path, *by_http("labeler"), "label.method=logprobs")
-    with pytest.raises(ConfigurationError, match=r"labeler.logprobs and labeler.prefill to yes or no"):
-        export(config)
+    judged = [*by_http("labeler"), "label.method=logprobs"]
+    with pytest.raises(ConfigurationError, match=r"type labeler.logprobs=yes labeler.prefill=yes, or no"):
+        export(configured(tmp_path, *judged))
+    for lacking in ("labeler.prefill=no", "labeler.logprobs=no"):  # then the other does not matter, but JSON does
+        with pytest.raises(ConfigurationError, match=r"type labeler.structured=yes, or no"):
+            export(configured(tmp_path, *judged, lacking))
+    example = next(line for line in README.splitlines() if line.startswith("    constitutional batch export"))
+    words = [word for word in example.partition("#")[0].split() if word.startswith("labeler.")]
+    with offline(configured(tmp_path, *judged, *words)):
+        pass  # what the README types is enough
+
+
+def test_an_export_that_no_server_can_answer_is_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["batch", "export", "name=bat", "until=label"]) == 2
+    assert "runs/first name=bat" in capsys.readouterr().err
+    assert cli.main(["batch", "export", "runs/bat", "until=label"]) == 2
+    told = capsys.readouterr().err
+    assert "runs/bat holds no run" in told
+    assert "labeler=http" in told
+    assert list(tmp_path.iterdir()) == []
+    constitution(tmp_path)
+    config = configured(tmp_path)
+    go(config.model_copy(update={"until": "prompts"}), Offline())
+    assert cli.main(["batch", "export", str(config.run_folder)]) == 2
+    assert "no role is played by a server" in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_is_like_a_setting_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert configuration("runs/seeds/seed=0", []).run_folder == tmp_path / "runs/seeds/seed=0"
+    with pytest.raises(UsageError, match="folder before it"):
+        configuration("prompts.path=data/mine.txt", [])
 
 
 def test_a_body_and_its_reply_by_hand() -> None:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.runs.compose import compose
-from constitutional.runs.settings import GROUPS
+from constitutional.runs.config_errors import _OF_TRL, secret
+from constitutional.runs.settings import GROUPS, every_key
 
 GRPO = "algorithm=grpo"
 WRONG = {
@@ -64,7 +65,7 @@ def lines_of(*overrides: str, kind: type[Exception] = ConfigurationError) -> lis
 
 def advised(line: str) -> list[str]:
     """The overrides that a line tells to type, read as a shell reads them."""
-    return shlex.split(line.partition("; type ")[2].partition(", or see ")[0])
+    return shlex.split(line.partition("; type ")[2].partition(", or ")[0])
 
 
 def words_of(text: str) -> list[str]:
@@ -99,7 +100,7 @@ def test_every_wrong_value_has_a_line() -> None:
     [
         (["label=bai2022_cot"], "label.clamp.*mix.margin=0.2", ["mix.margin=0"]),
         (["sft.checkpoint_every=7"], "sft.*checkpoint_every is 7.*log_every", ["sft.checkpoint_every=5"]),
-        ([GRPO, "prompts.train=3"], "prompts.train=3.*step of 8", ["prompts.train=17"]),
+        ([GRPO, "prompts.train=3"], "prompts.train=3 .*2 prompts.* step has 8", ["prompts.train=17"]),
         ([GRPO, "algorithm.max_tokens=2000"], "max_tokens=2000.*max_length=1024", ["algorithm.max_length=3024"]),
         ([GRPO, "algorithm.num_generations=7"], "num_generations.*7", ["algorithm.batch_size=112"]),
     ],
@@ -131,6 +132,89 @@ def models_of(annotation: object) -> Iterator[type[BaseModel]]:
             yield from models_of(field.annotation)
     for part in get_args(annotation):
         yield from models_of(part)
+
+
+@pytest.mark.parametrize(
+    "words", [["prompts.train=1"], ["prompts.train=8"], ["prompts.train=8", "algorithm.epochs=0.05"]]
+)
+@pytest.mark.parametrize("preset", ["algorithm=grpo_direct", GRPO])
+def test_what_is_advised_for_a_small_trial_composes_too(preset: str, words: list[str]) -> None:
+    (line,) = lines_of(preset, *words)
+    trial = line.partition("small trial ")[2].split()
+    config = compose([preset, *words, *trial])
+    assert getattr(config.algorithm, "prompts_per_step", 0) <= 8
+    assert not any(word.startswith("prompts.") for word in trial)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "typed"),
+    [
+        ([GRPO, "algorithm.max_steps=2"], "algorithm.epochs=VALUE"),
+        (["algorithm=ppo", "algorithm.max_steps=2"], "algorithm.episodes=VALUE"),
+        (["sft.max_steps=2"], "sft.epochs=VALUE"),
+        (["max_steps=2"], "algorithm.epochs=VALUE"),
+        (["algorithm=grpo_direct", "algorithm.episodes=64"], "algorithm.epochs=VALUE"),
+        (["algorithm.num_train_epochs=3"], "algorithm.epochs=3"),
+        (["reward.num_train_epochs=3"], "reward.epochs=3"),
+        (["algorithm=ppo", "algorithm.num_train_epochs=3"], "algorithm.episodes=VALUE"),
+        (["algorithm=ppo", "algorithm.num_ppo_epochs=3"], "algorithm.epochs=3"),
+        (["algorithm=ppo", "algorithm.total_episodes=64"], "algorithm.episodes=64"),
+        (["algorithm=rloo", "algorithm.total_episodes=64"], "algorithm.epochs=VALUE"),
+        (["algorithm.per_device_train_batch_size=4"], "algorithm.batch_size=4"),
+        ([GRPO, "algorithm.max_completion_length=100"], "algorithm.max_tokens=100"),
+        ([GRPO, "algorithm.max_prompt_length=100"], "algorithm.max_length=VALUE"),
+        (["sft.lr_scheduler_type=cosine"], "sft.schedule=cosine"),
+        ([GRPO, "algorithm.use_vllm=true"], "algorithm.sampler=VALUE"),
+    ],
+)
+def test_a_name_of_trls_is_answered_with_what_does_it_here(overrides: list[str], typed: str) -> None:
+    (line,) = lines_of(*overrides)
+    assert f"type {typed} in its place" in line
+    key, _, value = typed.partition("=")
+    others = [word for word in overrides if word.startswith("algorithm=")]
+    if value != "VALUE":
+        compose([*others, typed])
+    else:  # the setting is there, and only the value is left to choose
+        assert lines_of(*others, f"{key}=[x]")[0].startswith(f"{key} is ")
+
+
+def test_every_setting_that_stands_for_a_name_of_trls_is_one() -> None:
+    keys = {key.rpartition(".")[2] for key in every_key()}
+    assert {meant for meanings in _OF_TRL.values() for meant in meanings} <= keys
+    assert not (_OF_TRL.keys() - {"episodes"}) & keys
+
+
+@pytest.mark.parametrize(
+    ("overrides", "role"),
+    [
+        ("labeler.api_key=SECRET", "labeler"),
+        ("+labeler.api_key=SECRET", "labeler"),
+        ("critic.token=SECRET", "critic"),
+        ("panel.second.key=SECRET", "panel.second"),
+        ("labeler.OPENAI_API_KEY=SECRET", "labeler"),
+        ("labeler.api_key_evn=SECRET", "labeler"),
+        ("api_key=SECRET", "labeler"),
+        ("algorithm.api_key={a:SECRET}", "labeler"),
+        ("generator.apiKey=SECRET,b", "generator"),
+        ("labeler.password=SECRET{", "labeler"),
+        ("labeler=http labeler.url=http://a/v1 labeler.model=m labeler.api_key_env=[SECRET]", "labeler"),
+        ("labeler=http labeler.url=http://a/v1 labeler.model=m labeler.api_key_env=SECRET-1", "labeler"),
+        ("labeler={api_key:SECRET}", "labeler"),
+    ],
+)
+def test_a_key_is_not_shown_and_is_told_its_place(overrides: str, role: str) -> None:
+    with pytest.raises((ConfigurationError, UsageError)) as caught:
+        compose(overrides.split())
+    line = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "SECRET" not in line
+    assert "export NAME=" in line
+    assert line.endswith(f"{role}.api_key_env=NAME")
+
+
+def test_a_setting_or_a_name_of_ones_own_is_not_taken_for_a_key() -> None:
+    assert [key for key in every_key() if secret(key)] == []
+    compose(["panel.key=local", "label.weights.key=2", "constitution.weights.secret=2", "labeler.pad_token=x"])
+    assert "max_tokens" in lines_of("label.max_token=3")[0]
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
@@ -177,11 +261,11 @@ def test_a_setting_that_nothing_is_like_is_named() -> None:
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["algorithm.cliprange_value=1"], "algorithm.cliprange_value.*algorithm=ppo.*algorithm=dpo is chosen"),
-        (["algorithm=ppo", "algorithm.beta=0.2"], "algorithm.beta.*algorithm=dpo.*algorithm=ppo is chosen"),
+        (["algorithm.cliprange_value=1"], "algorithm.cliprange_value.*algorithm=ppo.*algorithm.kind=dpo is chosen"),
+        (["algorithm=ppo", "algorithm.beta=0.2"], "algorithm.beta.*algorithm=dpo.*algorithm.kind=ppo is chosen"),
         (
             ["prompts=file", "prompts.path=p", "prompts.train=3"],
-            "prompts.train.*prompts=sandbox.*prompts=file is chosen",
+            "prompts.train.*prompts=sandbox.*prompts.kind=file is chosen",
         ),
     ],
 )
