@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from constitutional.cli.explain import explained
+from constitutional.engines.base import Completion, Request
 from constitutional.runs.compose import compose, search_space, sweep
 from constitutional.sandbox import MODEL_FOLDER
+from tests.runs.test_budget import Priced
+from tests.scripted_run import go
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,6 +68,25 @@ def test_the_file_tree_shows_every_room_and_nothing_that_is_not_there() -> None:
     rooms = {path.parent for path in (ROOT / "constitutional").glob("*/__init__.py")}
     assert len(rooms) == 10
     assert rooms <= set(named)
+
+
+def test_the_calls_of_the_labelers_trial_are_those_that_it_makes(tmp_path: Path) -> None:
+    class Reasoning(Priced):
+        def answer(self, request: Request, model: str) -> Completion:
+            answer = super().answer(request, model)
+            if request.choices:
+                return answer
+            return answer._replace(text=f"{answer.text} Better: A")
+
+    def calls(method: str) -> int:
+        words = [f"folder={tmp_path}/{method}", "until=labeler_check", f"label.method={method}"]
+        store, _ = go(compose([*words, "label.max_canary_failures=1"]), Reasoning())
+        return store.stages["labeler_check"].calls.asked
+
+    trial = " ".join(README.partition("`labeler_check` first")[2].partition("lower that.")[0].split())
+    assert f"{calls('rationale')} calls" in trial
+    assert f"{calls('votes')} with votes" in trial
+    assert f"`label.method=logprobs` ({calls('logprobs')})" in trial
 
 
 def overrides() -> list[list[str]]:

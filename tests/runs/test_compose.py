@@ -118,7 +118,7 @@ def test_a_setting_that_implies_its_option_chooses_it() -> None:
     rank = compose(["sft.lora.rank=8"]).sft.lora
     assert rank is not None
     assert rank.rank == 8
-    with pytest.raises(ConfigurationError, match=r"prompts\.path.*prompts=sandbox is chosen"):
+    with pytest.raises(ConfigurationError, match=r"prompts\.path.*prompts\.kind=sandbox is chosen"):
         compose(["prompts=sandbox", "prompts.path=p"])
 
 

@@ -121,6 +121,40 @@ def test_a_forecast_beyond_the_budget_says_so(tmp_path: Path) -> None:
     assert "warning: " in as_table(told)
 
 
+@pytest.mark.parametrize("words", [[], ["panel.second=local", "panel.second.revision=two"]])
+def test_a_labeler_that_the_run_stops_at_is_a_warning_and_the_whole_is_forecast(
+    tmp_path: Path, words: list[str]
+) -> None:
+    class Wrong(Priced):
+        """Prefers the worse response in both orders."""
+
+        def answer(self, request: Request, model: str) -> Completion:
+            answer = super().answer(request, model)
+            shown = " ".join(message.content for message in request.messages)
+            if not request.choices or "Soup." not in shown:
+                return answer
+            return answer._replace(choice_logprobs=(-2.5, -0.1) if "(A) Soup." in shown else (-0.1, -2.5))
+
+    config = setting_up(tmp_path, *words)
+    constitution(
+        tmp_path,
+        calm="Stay calm.\n    examples:\n      - {prompt: What is there?, better: Soup., worse: Shut up!}",
+    )
+    world = Wrong()
+    told = expected(config, world)
+    (stop,) = told.stops
+    assert "the run will stop" in stop
+    assert "label.max_canary_failures=" in stop
+    assert "warning: the run will stop" in as_table(told)
+    assert told.stages["label"].calls > told.stages["labeler_check"].calls > 0
+    assert len(world.asked) < told.stages["evaluate"].calls + 100
+    with pytest.raises(RunError, match="comparisons whose answer is plain") as stopped:
+        go(config, Wrong())
+    assert str(stopped.value) in stop
+    allowed = configured(tmp_path, *by_http("labeler"), *SIZES, *words, stop.split()[-1])
+    assert expected(allowed, world).stops == ()
+
+
 def test_an_error_before_any_training_is_told(tmp_path: Path) -> None:
     class Failing(Priced):
         def answer(self, request: Request, model: str) -> Completion:
