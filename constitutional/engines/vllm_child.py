@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 128
 """Most tokens whose log-probabilities vLLM gives by name for one place."""
+STEPS_ON_CPU: Final = 8
+"""On a CPU, a step that reads prompts is slow for the rows that go on as well, so new ones enter together."""
 WATCH_S: Final = 0.5
 """How often the process looks whether its parent is still there."""
 
@@ -194,10 +197,16 @@ def _pack_tied_head(model: Any) -> None:  # noqa: ANN401 - vLLM's
 # --- The process ---
 
 
-def _serve(connection: Connection, core: VllmCore) -> None:
-    """Read `add` with a key and work, and `abort` with keys; send `results`, each with its key."""
-    while True:
-        while connection.poll(0 if core.busy else None):
+def _serve(connection: Connection, core: VllmCore, every: int) -> None:
+    """Read `add` with a key and work, and `abort` with keys; send `results`, each with its key.
+
+    Args:
+        connection: to the process that asks.
+        core: answers.
+        every: steps after which is read what has come; where nothing is in work, at once.
+    """
+    for step in count():
+        while (not core.busy or step % every == 0) and connection.poll(0 if core.busy else None):
             kind, content = connection.recv()
             if kind == "abort":
                 core.abort(content)
@@ -223,7 +232,10 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         arguments, adapter = connection.recv()
-        _serve(connection, VllmCore(arguments, adapter))
+        core = VllmCore(arguments, adapter)
+        from vllm.platforms import current_platform
+
+        _serve(connection, core, STEPS_ON_CPU if current_platform.is_cpu() else 1)
     except (EOFError, BrokenPipeError):
         os._exit(0)
     except Exception as error:  # noqa: BLE001 - the parent tells the user, whatever it is
