@@ -32,7 +32,7 @@ _HYDRAS: Final = (
 
 def run(words: Sequence[str], command: str = "run") -> int:
     """Run everything, or in a sweep all its jobs; returns the exit code."""
-    from constitutional.runs.compose import compose, freeze, source_of
+    from constitutional.runs.compose import compose, freeze, source_of, sweep
     from constitutional.runs.runner import ready
 
     arguments = _parsed(command, words)
@@ -42,7 +42,8 @@ def run(words: Sequence[str], command: str = "run") -> int:
     swept = arguments.multirun or any(re.match(r"\+*sweep=", word) for word in arguments.overrides)
     if source:
         places = [word for word in arguments.overrides if re.match(r"(from|folder|name)=", word)]
-        _take_over(source, freeze(compose(places)))
+        for place in sweep(places, multirun=swept):
+            _take_over(source, freeze(compose(place.overrides)))
     if swept and not arguments.dry_run:
         from constitutional.cli.sweep_command import run_sweep
 

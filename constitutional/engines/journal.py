@@ -121,8 +121,9 @@ class Journal:
             self._connection.executemany("INSERT OR REPLACE INTO abilities VALUES (?, ?, ?)", rows)
 
     def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+        """Close the file, once no thread writes."""
+        with self._lock:
+            self._connection.close()
 
     def __enter__(self) -> Self:
         return self

@@ -10,7 +10,7 @@ alone, as those of the local engine do, computes the same batches after a kill a
 """
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
@@ -63,7 +63,7 @@ async def together(stories: Iterable[Story[T]]) -> list[T]:
 
 def side_by_side(
     stories: Iterable[Story[T]], at_once: int = AT_ONCE, ended: Callable[[int], None] | None = None
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """The results of all stories, in order.
 
     Args:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -205,8 +204,10 @@ def _serve(connection: Connection, core: VllmCore, every: int) -> None:
         core: answers.
         every: steps after which is read what has come; where nothing is in work, at once.
     """
-    for step in count():
-        while (not core.busy or step % every == 0) and connection.poll(0 if core.busy else None):
+    step = 0
+    while True:
+        step = step + 1 if core.busy else 0
+        while step % every == 0 and connection.poll(0 if core.busy else None):
             kind, content = connection.recv()
             if kind == "abort":
                 core.abort(content)

@@ -1,9 +1,12 @@
 """The labeler as a reward: it scores a reply by one principle (direct RLAIF, Lee et al. 2023, section 2.2.2)."""
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import closing, suppress
 from itertools import product
 from queue import SimpleQueue
+from typing import Final
 
 from constitutional.base.records import Message
 from constitutional.base.threads import in_thread
@@ -12,6 +15,8 @@ from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import Labeler
 from constitutional.training.rewards import PrinciplesSettings, Reward, Turns, conversation_with
 
+STOP_S: Final = 10.0
+"""How long a training that ends early waits for the labeler's next answer."""
 Conversation = tuple[Message, ...]
 Scores = tuple[float | None, ...]
 """Of one conversation, by each principle."""
@@ -42,6 +47,10 @@ class PrincipleReward:
         """Begin to ask about replies, while a trainer draws others; what the call returns is the same without it."""
         self._judge.prepare(list(map(conversation_with, prompts, completions)))
 
+    def stop(self) -> None:
+        """Begin no more, as the training ends early; what the labeler has answered is kept."""
+        self._judge.stop()
+
     def __call__(self, prompts: Sequence[Turns], completions: Sequence[Turns], **_: object) -> list[float | None]:
         """A number for each reply, from −1 to 1; None where the labeler's answer cannot be read.
 
@@ -68,6 +77,9 @@ class _Judge:
         self._drawn: SimpleQueue[list[Conversation] | None] = SimpleQueue()
         """What the thread has still to look at; None ends it."""
         self._asking: Future[dict[Conversation, Scores]] | None = None
+        self._stopped = threading.Event()
+        self._batch: Sequence[Conversation] = ()
+        """The replies that scores were asked for last."""
 
     def prepare(self, conversations: Sequence[Conversation]) -> None:
         """Ask about replies in a thread, if the labeler answers elsewhere: in this process it would only be in the way.
@@ -83,14 +95,25 @@ class _Judge:
 
     def scores(self, conversations: Sequence[Conversation]) -> list[Scores]:
         """By every principle: those that are known, and those that are asked for now."""
+        begun, self._begun = self._begun, set()
         if self._asking:
             asking, self._asking = self._asking, None
-            self._begun = set()
             self._drawn.put(None)
             self._known |= asking.result()
+        if conversations != self._batch:  # what could not be read may be read the next time
+            self._known = {row: scores for row, scores in self._known.items() if None not in scores or row in begun}
+            self._batch = conversations
         known = {row: self._known[row] for row in conversations if row in self._known}
         self._known = known | self._ask([row for row in dict.fromkeys(conversations) if row not in known])
         return [self._known[conversation] for conversation in conversations]
+
+    def stop(self) -> None:
+        """End the thread as soon as an answer has come, for `STOP_S` at most."""
+        if self._asking:
+            self._stopped.set()
+            self._drawn.put(None)
+            with suppress(Exception):
+                self._asking.result(STOP_S)
 
     def _ask_as_drawn(self) -> dict[Conversation, Scores]:
         """Ask about all that has been drawn, and then about all that was drawn meanwhile, until no more is coming."""
@@ -107,7 +130,12 @@ class _Judge:
     def _ask(self, conversations: Sequence[Conversation]) -> dict[Conversation, Scores]:
         asked = product(self._principles, conversations)
         stories = (self._labeler.score(conversation, principle) for principle, conversation in asked)
-        scores, count = list(side_by_side(stories)), len(conversations)
+        scores, count = list[float | None](), len(conversations)
+        with closing(side_by_side(stories)) as answers:  # closed, its engines keep what has been answered
+            for score in answers:
+                if self._stopped.is_set():
+                    raise InterruptedError
+                scores.append(score)
         by_principle = [scores[start : start + count] for start in range(0, len(scores), count or 1)]
         return dict(zip(conversations, zip(*by_principle, strict=True), strict=True))
 

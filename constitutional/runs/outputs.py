@@ -19,7 +19,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
@@ -167,15 +167,13 @@ class Outputs:
         """Have finished outputs of another folder here as well: the same files where the file system allows it."""
         for place in places:
             own = self.folder / place.name
-            if own.exists() or own.resolve() == place:
-                continue
+            if own.exists() or not place.is_dir() or (lock := self.lock(own)) is None:
+                continue  # it is here, it is gone there, or another process makes it
             made = own.with_name(f"{own.name}.{os.getpid()}")
-            with writing(own):
-                shutil.rmtree(made, ignore_errors=True)
-                shutil.copytree(place, made, copy_function=_linked, ignore=shutil.ignore_patterns(CHECKPOINTS))
-                with suppress(FileExistsError):
+            with lock, writing(own):
+                if not own.exists():
+                    shutil.copytree(place, made, copy_function=_linked, ignore=shutil.ignore_patterns(CHECKPOINTS))
                     made.rename(own)
-                shutil.rmtree(made, ignore_errors=True)
 
     def put_aside(self, place: Path) -> Path:
         """Move a damaged output out of the way, so that the stage can be made anew; returns where to."""

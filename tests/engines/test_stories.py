@@ -96,7 +96,7 @@ def test_so_many_are_begun_and_no_more_before_their_results_are_taken() -> None:
     results = side_by_side(stories(), at_once=10)
     next(results)
     assert len(begun) <= 10
-    results.close()  # type: ignore[attr-defined] # a generator
+    results.close()  # a generator
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,5 +1,6 @@
 import math
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from constitutional.base.records import Message
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Request, Ticket
+from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.as_reward import by_principle, scaled
@@ -129,3 +131,28 @@ def test_an_engine_that_cannot_go_on_is_told_where_the_numbers_are_called_for() 
     prepare(calm, "Yes.")
     with pytest.raises(ModelError, match="the server is down"):
         scores(calm, "Yes.")
+
+
+def test_a_training_that_ends_early_stops_the_labelers_thread_and_keeps_its_answers(tmp_path: Path) -> None:
+    class Server(ScriptedEngine):
+        elsewhere = True
+
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def slow(request: Request) -> Completion | str:
+        asked.set()
+        goes_on.wait(5)
+        return graded(request)
+
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        engine = JournalEngine(Server(slow), journal)
+        labeler = Labeler(engine, load_prompts(), LabelerSettings(), 0)
+        principles = [Principle(id="calm", text="Be calm.")]
+        (calm,) = by_principle(labeler, principles, PrinciplesSettings())
+        prepare(calm, *[f"Yes {number}." for number in range(20)])
+        assert asked.wait(30)
+        goes_on.set()
+        calm.function.stop()  # type: ignore[attr-defined]
+        counted = engine.asked
+        kept = journal._connection.execute("SELECT count(*) FROM completions").fetchone()[0]
+    assert 0 < counted == kept

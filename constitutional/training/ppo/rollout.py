@@ -27,7 +27,8 @@ RewardFunction = Callable[..., Sequence[float | None]]
 """TRL's: `(prompts, completions, completion_ids=…, **columns)`, a number for each row; None where it has no opinion.
 
 An `async def` is awaited while the replies are read by the models here. A function may have a method `prepare(prompts,
-completions)`, which is called with some replies as soon as they are there, while others are drawn."""
+completions)`, which is called with some replies as soon as they are there, while others are drawn, and a method
+`stop()`, which is called where the training ends before the numbers are called for."""
 
 
 # --- Replies ---

@@ -210,7 +210,13 @@ class PPOTrainer:
     def train_phase(self, phase: int) -> None:
         """One phase; call it for the phases from `begin()` to `phases`, in order."""
         started = time.monotonic()
-        rollout = self._roll_out(phase)
+        try:
+            rollout = self._roll_out(phase)
+        except BaseException:
+            for function in self.rewards.functions:
+                if hasattr(function, "stop"):
+                    function.stop()
+            raise
         rate: float = self.args.learning_rate * (1 - phase / self.phases)
         line: dict[str, Any] = {"step": phase + 1, "episodes": (phase + 1) * self.batch_size}
         line |= describe(rollout, self.rewards) | {"kl_coefficient": self.kl.coefficient, "learning_rate": rate}
