@@ -65,9 +65,8 @@ class Effect(NamedTuple):
 
 def written(file: Path, count: int) -> Path:
     """A constitution of the first principles, as a file."""
-    principles = [{"id": name, "text": text, "tags": [trait, "avoid"]} for name, (text, trait) in PRINCIPLES.items()][
-        :count
-    ]
+    chosen = list(PRINCIPLES.items())[:count]
+    principles = [{"id": name, "text": text, "tags": [trait, "avoid"]} for name, (text, trait) in chosen]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump({"name": f"{count} principles", "principles": principles}, sort_keys=False))
     return file
