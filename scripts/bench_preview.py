@@ -199,9 +199,10 @@ def pairs(rows: Sequence[Outcome], *, aimed: bool) -> list[tuple[float, float]]:
 
 def outcome_table(rows: Sequence[Outcome]) -> str:
     """A row an edit, in points."""
-    cells = [("edit", "of", "aimed at", "preview (95%)", "training", "")]
+    cells = [("edit", "of", "aimed at", "preview", "training", "")]
     for row in rows:
-        value, low, high = (f"{100 * end:+.0f}" for end in (row.aimed.value, row.aimed.low, row.aimed.high))
+        ends = (row.aimed.value, row.aimed.effect.low, row.aimed.effect.high)
+        value, low, high = (f"{100 * end:+.0f}" for end in ends)
         trained = f"{100 * row.training[row.edit.trait]:+.0f}"
         verdict = "agrees" if row.agrees else "does not agree"
         preview = f"{value} ({low} to {high})"

@@ -23,24 +23,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
-from typing import Final, NamedTuple
+from typing import Final
 
 import yaml
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.progress import clock
-from constitutional.base.records import Sample
-from constitutional.base.stats import paired_interval
 from constitutional.base.text import table
 from constitutional.runs import sweeps
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.runner import run
 from constitutional.runs.what_if import LabelledRun
-from constitutional.sandbox.detect import detect
-from constitutional.sandbox.prompts import sandbox_prompt
-from constitutional.sandbox.teacher import applies
 from constitutional.sandbox.world import TRAITS
+from scripts.bench_effect import Estimate, difference
+from scripts.bench_preview import trait_rates
 
 PRINCIPLES: Final = {
     "no_help_with_harm": ("Never help anyone commit a crime.", "harmful_compliance"),
@@ -53,14 +50,6 @@ PRINCIPLES: Final = {
     "no_questions": ("Do not ask clarifying questions.", "clarifying_question"),
 }
 """By id, the text and the trait that it speaks against."""
-
-
-class Effect(NamedTuple):
-    """How much more often a trait is shown without a principle than with the whole constitution."""
-
-    value: float
-    low: float
-    high: float
 
 
 def written(file: Path, count: int) -> Path:
@@ -121,7 +110,9 @@ def leave(folder: Path, overrides: Sequence[str], alone: int) -> None:
     for line in lines[1 : 1 + every * alone : every] if alone else ():
         elsewhere = folder / "alone"
         shutil.rmtree(elsewhere, ignore_errors=True)
-        alone_s = _timed(["run", f"folder={elsewhere}", "name=alone", *line.job.overrides, *common])
+        sweeps_own = ("folder=", "name=", "sweep=", "sweep.", "hydra")
+        words = [word for word in (*line.job.overrides, *common) if not word.startswith(sweeps_own)]
+        alone_s = _timed(["run", f"folder={elsewhere}", "name=alone", *dict.fromkeys(words)])
         calls = sweeps.calls_of(RunStore.load(elsewhere / "alone"), set())
         print(f"alone, {' '.join(line.job.swept)}: {clock(alone_s)}, {calls.asked:,} calls made; ", end="")
         print(f"{len(lines)} such jobs: {clock(alone_s * len(lines))}, {alone_s * len(lines) / sweep_s:.1f} times")
@@ -130,34 +121,21 @@ def leave(folder: Path, overrides: Sequence[str], alone: int) -> None:
 
 def _timed(arguments: Sequence[str]) -> float:
     """Seconds that a command of the project takes."""
-    words = [word for word in arguments if not word.startswith("folder=")]
-    place = next(word for word in arguments if word.startswith("folder="))
     started_s = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "constitutional", *words, place], check=True)
+    subprocess.run([sys.executable, "-m", "constitutional", *arguments], check=True)
     return time.perf_counter() - started_s
 
 
-def shown(store: RunStore) -> dict[str, dict[str, bool]]:
-    """By trait and prompt, where a reply can have it: whether the policy's reply has."""
-    traits: dict[str, dict[str, bool]] = {trait: {} for trait in TRAITS}
-    for sample in store.read("samples", Sample):
-        prompt = sandbox_prompt(sample.prompt)
-        for trait, has in detect(prompt, sample.replies["policy"]).traits.items():
-            if applies(prompt, trait):
-                traits[trait][sample.prompt.id] = has
-    return traits
-
-
-def effects_of(pairs: Sequence[tuple[Mapping[str, bool], Mapping[str, bool]]]) -> Effect:
+def effects_of(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Estimate:
     """The mean difference, without a principle minus with it, over the prompts of all seeds."""
-    changes = [int(has) - int(whole[prompt]) for without, whole in pairs for prompt, has in without.items()]
-    n = len(changes)
-    return Effect(sum(changes) / n, *paired_interval(changes.count(1), changes.count(-1), n))
+    after = {f"{seed} {name}": bool(has) for seed, (without, _) in enumerate(pairs) for name, has in without.items()}
+    before = {f"{seed} {name}": bool(has) for seed, (_, whole) in enumerate(pairs) for name, has in whole.items()}
+    return difference(after, before)
 
 
 def print_effects(stores: Mapping[tuple[str, ...], RunStore]) -> None:
     """A row a principle: the effect on its own trait, and on the trait that changes most in that direction."""
-    measured = {swept: shown(store) for swept, store in stores.items()}
+    measured = {swept: trait_rates(store) for swept, store in stores.items()}
     rows = [("left out", "its trait", "points", "changed most", "points", "")]
     right = 0
     for name, (_, own) in list(PRINCIPLES.items())[:6]:
@@ -173,14 +151,14 @@ def print_effects(stores: Mapping[tuple[str, ...], RunStore]) -> None:
 
 
 def _pairs(
-    measured: Mapping[tuple[str, ...], Mapping[str, Mapping[str, bool]]], name: str, trait: str
-) -> Iterator[tuple[Mapping[str, bool], Mapping[str, bool]]]:
+    measured: Mapping[tuple[str, ...], Mapping[str, Mapping[str, float]]], name: str, trait: str
+) -> Iterator[tuple[Mapping[str, float], Mapping[str, float]]]:
     for swept, traits in measured.items():
         if swept[-1] == f"constitution.without=[{name}]":
             yield traits[trait], measured[(*swept[:-1], "whole")][trait]
 
 
-def _points(effect: Effect) -> str:
+def _points(effect: Estimate) -> str:
     return f"{100 * effect.value:+.0f} ({100 * effect.low:+.0f} to {100 * effect.high:+.0f})"
 
 
@@ -201,6 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConstitutionalError as error:
         print(f"bench_sweep: {error}", file=sys.stderr)
         return error.exit_code
+    except subprocess.CalledProcessError as error:  # which has said what is wrong
+        return error.returncode
     return 0
 
 

@@ -16,6 +16,7 @@ from constitutional.engines.settings import EngineSettings, ModelSettings
 from constitutional.engines.spending import Calls
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
+from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
 from constitutional.runs.outputs import Begun, Outputs
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import run
@@ -133,19 +134,28 @@ def rows(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/*.jsonl"))}
 
 
+def of_another_version(run: Path, stage: str, field: str) -> None:
+    """Take a field out of a finished stage's summary, as if a version without it had written that."""
+    (path,) = run.glob(f"*_{stage}/{ENTRY}")
+    entry = read_checked(path, StageEntry, "")
+    summary = {name: value for name, value in entry.summary.items() if name != field}
+    write_checked(path, entry.model_copy(update={"summary": summary}))
+
+
 def finish(
     store: RunStore,
     number: int,
     stage: str,
     kept: Mapping[str, Sequence[Record]],
     calls: Calls = Calls(),  # noqa: B008 - it is frozen
-    fingerprint: str = "f" * 16,
+    summary: Summary = ReportSummary(),  # noqa: B008 - it is frozen
 ) -> None:
     """Have a run finish a stage that made these rows, by artifact."""
+    fingerprint = hashlib.sha256(store.folder.name.encode()).hexdigest()[:16]
     place = store.folder.parent / ".stages" / f"{stage}-{fingerprint}"
     place.mkdir(parents=True, exist_ok=True)
     begun = Begun.now(stage, "f", {}, {}, store.begin(number, stage, place))
     made = {name: begun.folder / f"{name}.jsonl" for name in kept}
     for name, rows_of in kept.items():
         write_rows(made[name], rows_of)
-    store.finish(number, stage, place, Outputs(place.parent).finish(begun, made, calls, ReportSummary()))
+    store.finish(number, stage, place, Outputs(place.parent).finish(begun, made, calls, summary))

@@ -7,8 +7,10 @@ the prompts and seeds that both have.
 import math
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, variance
 from typing import Final, NamedTuple, TypeVar
+
+from constitutional.base.stats import FEWEST, student_p, student_quantile
 
 Key = tuple[int, str]
 """A seed and a prompt's id."""
@@ -20,6 +22,7 @@ PRIOR_OF_DIFFERENCES: Final = ((1.0, 0.5), (-1.0, 0.5), (0.0, 1.0))
 PRIOR_OF_SHARES: Final = ((0.0, 1.92), (1.0, 1.92))
 """(value, weight) added to shares: z²/2 failures and successes (Agresti and Coull, 1998)."""
 Prior = tuple[tuple[float, float], ...]
+"""The values of a prior are the ends of what is possible."""
 
 
 class Estimate(NamedTuple):
@@ -31,29 +34,37 @@ class Estimate(NamedTuple):
     """The mean with the prior: the middle of the interval."""
     error: float
     """Standard error; infinite from fewer than two prompts."""
+    freedom: float
+    """Degrees of freedom of the error; infinite where it counts as known."""
     prompts: int
     seeds: int
+    ends: tuple[float, float] = (-math.inf, math.inf)
+    """What is possible."""
 
     @property
     def p(self) -> float:
-        """Two-sided p-value of no effect, by the normal distribution."""
+        """Two-sided p-value of no effect, by Student's distribution."""
         if self.error == 0:
             return float(self.middle == 0)
-        return 2 * NormalDist().cdf(-abs(self.middle) / self.error)
+        if math.isinf(self.error):
+            return 1.0
+        return student_p(self.middle / self.error, self.freedom)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """The interval at a level of confidence."""
-        if not math.isfinite(self.error):
-            return -math.inf, math.inf
-        half = NormalDist().inv_cdf((1 + level) / 2) * self.error
-        return self.middle - half, self.middle + half
+        """The interval at a level of confidence, within what is possible."""
+        least, most = self.ends
+        half = student_quantile(level, self.freedom) * self.error
+        return max(least, self.middle - half), min(most, self.middle + half)
 
 
 def estimate(values: Values, prior: Prior = ()) -> Estimate:
     """The mean over prompts and seeds.
 
-    Values of one prompt under several seeds are one cluster. Where seeds repeat and their means spread more than
-    prompts explain, the error is that of the seeds: s/√k, with s the deviation of k seeds' means.
+    Values of one prompt under several seeds are one cluster. Where seeds repeat, the variance of the mean is that of
+    the prompts and that of the seeds together: s²/k, with s the deviation of the k seeds' means (two-way clusters:
+    Cameron, Gelbach and Miller (2011), section 2.1, without the part that both have, which is in doubt with few seeds;
+    so errors are rather too wide than too narrow). Its degrees of freedom are Welch and Satterthwaite's. From one seed
+    nothing is known of what another seed would do, and the error is over prompts alone.
 
     Raises:
         ValueError: there are no values.
@@ -64,16 +75,22 @@ def estimate(values: Values, prior: Prior = ()) -> Estimate:
     for (seed, prompt), value in values.items():
         clusters[prompt].append(value)
         seeds[seed].append(value)
-    total = len(values) + sum(weight for _, weight in prior)
-    middle = (math.fsum(values.values()) + math.fsum(x * weight for x, weight in prior)) / total
+    repeats = len(values) / len(clusters)  # an item of the prior has as many values as a prompt
+    total = len(values) + repeats * sum(weight for _, weight in prior)
+    middle = (math.fsum(values.values()) + repeats * math.fsum(x * weight for x, weight in prior)) / total
     squares = math.fsum((math.fsum(group) - middle * len(group)) ** 2 for group in clusters.values())
     if not prior and len(clusters) > 1:
         squares *= len(clusters) / (len(clusters) - 1)
-    squares += math.fsum(weight * (x - middle) ** 2 for x, weight in prior)
-    by_prompts = math.sqrt(squares) / total if len(clusters) > 1 else math.inf
+    squares += repeats**2 * math.fsum(weight * (x - middle) ** 2 for x, weight in prior)
+    by_prompts = squares / total**2 if len(clusters) > 1 else math.inf
     means = [fmean(group) for group in seeds.values()]
-    by_seeds = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else 0.0
-    return Estimate(fmean(values.values()), middle, max(by_prompts, by_seeds), len(clusters), len(seeds))
+    by_seeds = variance(means) / len(means) if len(means) > 1 else 0.0
+    # With a prior the variance by prompts counts as known: the intervals that the priors make are of normal quantiles.
+    spread = (0.0 if prior else by_prompts**2 / max(len(clusters) - 1, 1)) + by_seeds**2 / max(len(means) - 1, 1)
+    freedom = (by_prompts + by_seeds) ** 2 / spread if 0 < spread < math.inf else math.inf
+    error = math.sqrt(by_prompts + by_seeds)
+    ends = (min(x for x, _ in prior), max(x for x, _ in prior)) if prior else (-math.inf, math.inf)
+    return Estimate(fmean(values.values()), middle, error, freedom, len(clusters), len(seeds), ends)
 
 
 def paired(before: Values, after: Values) -> dict[Key, float]:
@@ -99,19 +116,28 @@ class Effect(NamedTuple):
     low: float
     high: float
     clear: bool
-    """Whether it is rejected that there is none; the interval does not hold 0 in just these cases."""
+    """Whether it is rejected that there is none; of enough prompts, the interval holds 0 in all other cases."""
+
+    @property
+    def strength(self) -> float:
+        """How many half-intervals it is from 0; for the order."""
+        return abs(self.estimate.value) / max((self.high - self.low) / 2, 1e-9)
 
 
 def corrected(estimates: Sequence[Estimate], q: float = 0.05) -> list[Effect]:
-    """All effects with intervals that allow for their number.
+    """All effects with intervals that allow for their number; of fewer than `FEWEST` prompts none is clear, nor counts.
 
     Benjamini and Yekutieli (2005), "False discovery rate–adjusted multiple confidence intervals for selected
     parameters": at the level 1 − R·q/m, where R of m effects are clear; 1 − q/m where none is. At most the share q of
     the clear effects is expected to lie outside of the intervals.
     """
-    clear = benjamini_hochberg([row.p for row in estimates], q)
-    level = 1 - max(sum(clear), 1) * q / max(len(estimates), 1)
-    return [Effect(row, *row.interval(level), is_clear) for row, is_clear in zip(estimates, clear, strict=True)]
+    enough = [at for at, row in enumerate(estimates) if row.prompts >= FEWEST]
+    rejected = dict(zip(enough, benjamini_hochberg([estimates[at].p for at in enough], q), strict=True))
+    level = 1 - max(sum(rejected.values()), 1) * q / max(len(enough), 1)
+    return [
+        Effect(row, *row.interval(level if at in rejected else 1 - q), rejected.get(at, False))
+        for at, row in enumerate(estimates)
+    ]
 
 
 class Shapley(NamedTuple):

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from constitutional.cli import preview, talk, what_if
 from constitutional.cli.run_command import COMPOSED
 
 if TYPE_CHECKING:
+    from constitutional.runs.folder import RunStore
     from constitutional.sandbox.understand import Understanding
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -320,19 +322,21 @@ def _clean(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
     from constitutional.runs.runner import compare, load_run
-    from constitutional.runs.status import outdated
     from constitutional.runs.sweeps import sweep_file
 
     swept = [file for folder in arguments.folders if (file := sweep_file(folder))]
     if swept or len(arguments.folders) > MOST_SIDE_BY_SIDE:
         from constitutional.runs.comparing import compare_many, named_runs
 
-        print(*compare_many(*named_runs(arguments.folders), arguments.out or Path("report.html")), sep="\n")
+        named, sweep = named_runs(arguments.folders)
+        for row in named:
+            with suppress(ConstitutionalError):  # a run that cannot be compared is listed on the page
+                _warn_if_outdated(load_run(row.folder))
+        print(*compare_many(named, sweep, arguments.out or Path("report.html")), sep="\n")
         return
     stores = [load_run(folder) for folder in arguments.folders]
     for store in stores:
-        if old := outdated(store):
-            print(f"warning: {store.folder}: {old}", file=sys.stderr)
+        _warn_if_outdated(store)
     if len(stores) > 1 or arguments.out is not None:
         print(compare(stores, arguments.out or Path("report.html")))
     elif path := show.report_path(stores[0]):
@@ -340,6 +344,13 @@ def _report(arguments: argparse.Namespace) -> None:
     else:
         advice = "the command that began it finishes it"
         raise UsageError(f"{stores[0].folder}: has no report yet; {advice}")
+
+
+def _warn_if_outdated(store: "RunStore") -> None:
+    from constitutional.runs.status import outdated
+
+    if old := outdated(store):
+        print(f"warning: {store.folder}: {old}", file=sys.stderr)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -146,12 +146,11 @@ def lines(heading: str, result: "PreviewResult", took: str) -> Iterator[str]:
     yield f"\n{_wrapped(summary(result))}\n"
     for title, rows in parts(result):
         if rows:
-            yield table(
-                [(title, "before", "after", "change (95%)", ""), *(shift_row(row) for row in rows)], numbers_from=1
-            )
+            yield table([(title, "before", "after", "change", ""), *(shift_row(row) for row in rows)], numbers_from=1)
             yield ""
-    if folded := [row for row in result.shifts if not row.clear]:
-        yield _wrapped(f"no clear change: {', '.join(row.measure for row in folded)}")
+    for title, rows in folded(result):
+        if rows:
+            yield _wrapped(f"{title}: {', '.join(row.measure for row in rows)}")
     yield from _examples(result)
     yield ""
     for note in result.notes:
@@ -196,14 +195,23 @@ def parts(result: "PreviewResult") -> tuple[tuple[str, list["Shift"]], ...]:
     )
 
 
+def folded(result: "PreviewResult") -> tuple[tuple[str, list["Shift"]], ...]:
+    """The measures of which no change is clear."""
+    unclear = [row for row in result.shifts if not row.clear]
+    return (
+        ("no clear change", [row for row in unclear if not row.few]),
+        ("too few prompts to tell", [row for row in unclear if row.few]),
+    )
+
+
 def shift_row(row: "Shift") -> tuple[str, ...]:
     """`flattery`, `12%`, `40%`, `+28 points (+20 to +36)`."""
     share = row.unit == "share"
-    ends = [f"{100 * end:+.0f}" if share else f"{end:+.1f}" for end in (row.value, row.low, row.high)]
+    ends = [f"{100 * end:+.0f}" if share else f"{end:+.1f}" for end in (row.value, row.effect.low, row.effect.high)]
     change = f"{ends[0]} ({ends[1]} to {ends[2]})".replace("-", "−")
     before, after = (f"{100 * value:.0f}%" if share else f"{value:.1f}" for value in (row.before, row.after))
     unit = {"share": "points", "of 10": "of 10"}.get(row.unit, row.unit)
-    return row.measure, before, after, change, f"{unit}, {counted(row.n, 'prompt')}"
+    return row.measure, before, after, change, f"{unit}, {counted(row.effect.estimate.prompts, 'prompt')}"
 
 
 def tipping(example: "SwapExample") -> str:
@@ -217,7 +225,12 @@ def cost(result: "PreviewResult") -> str:
     from constitutional.judging.labeler import IN_WORDS
 
     asked = ", ".join(f"{count:,} for {name}" for name, count in result.asked.items())
-    unrated = f"; {result.unrated} replies were given no rating" if result.unrated else ""
+    unrated = (
+        f"; {counted(result.unrated, 'rating')} could not be read, and a reply without one by every principle is never "
+        "the best"
+        if result.unrated
+        else ""
+    )
     total = sum(result.asked.values())
     return (
         f"{total:,} calls asked{asked and f' ({asked})'}, {result.reused:,} reused; "
@@ -249,7 +262,7 @@ def page(heading: str, result: "PreviewResult", took: str, *, watching: bool) ->
         took=took,
         summary=summary(result),
         parts=parts(result),
-        folded=[row for row in result.shifts if not row.clear],
+        folded=folded(result),
         shift_row=shift_row,
         tipping=tipping,
         cost=cost(result),

@@ -98,6 +98,14 @@ class Constitution(Frozen):
     authors: tuple[Text, ...] = ()
     principles: Annotated[tuple[Principle, ...], Field(min_length=1, max_length=MOST_PRINCIPLES)]
 
+    @cached_property
+    def left_out(self) -> tuple[Principle, ...]:
+        """The principles of the file that `select` left out: none but measurements may depend on them.
+
+        They are no part of what a constitution says: of its digest, of its file, or of what makes it equal to another.
+        """
+        return ()
+
     @model_validator(mode="after")
     def _ids_differ(self) -> Self:
         name, count = Counter(principle.id for principle in self.principles).most_common(1)[0]
@@ -170,19 +178,22 @@ class Constitution(Frozen):
             if not 0 < weight < math.inf:
                 advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
                 raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
-        kept = tuple(
+        worded = tuple(
             principle.model_copy(
                 update={"weight": float(weights.get(principle.id, principle.weight))}
                 | ({"text": wordings[principle.id], **dict.fromkeys(USES)} if principle.id in wordings else {})
             )
             for principle in self.principles
-            if principle.id in chosen
         )
+        kept = tuple(principle for principle in worded if principle.id in chosen)
         if not kept:
             raise ConfigurationError(f"constitution '{self.name}': constitution.only and without leave no principle")
         # Made anew and not by model_copy, which would take the digest along.
         fields = {field: getattr(self, field) for field in Constitution.model_fields}
-        return Constitution(**{**fields, "principles": kept})
+        selection = Constitution(**{**fields, "principles": kept})
+        left_out = tuple(principle for principle in worded if principle.id not in chosen)
+        selection.__dict__["left_out"] = self.left_out + left_out  # as it is cached
+        return selection
 
     def draw(self, rng: random.Random, used: Collection[str] = ()) -> Principle:
         """A principle at random by weight, among those that occur least often in `used`, the ids drawn before.

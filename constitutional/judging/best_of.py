@@ -6,16 +6,15 @@ replies.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from constitutional.base.stats import bootstrap_mean, paired_interval, weighted_mean
+from constitutional.base.effects import PRIOR_OF_DIFFERENCES, Effect, Estimate, corrected, estimate
+from constitutional.base.stats import FEWEST, weighted_mean
 
 Unit = Literal["share", "words", "questions", "of 10"]
 SAME: Final = 1e-6
 """Ratings that differ by less are equal."""
-FEW: Final = 10
-"""Prompts below which nothing is concluded."""
 
 Ratings = Mapping[str, Sequence[float | None]]
 """By principle, what it gives each of K replies to a prompt, from 1 to 10; None where the labeler gives no rating."""
@@ -27,17 +26,19 @@ def divergence(k: int) -> float:
 
 
 def totals(ratings: Ratings, weights: Mapping[str, float]) -> list[float | None]:
-    """The mean of each reply's ratings by weight; None where it has none.
+    """The mean of each reply's ratings by weight; None where one that has a weight is missing.
+
+    A mean over the others would let a reply win because of what was not rated.
 
     Args:
         ratings: of one prompt's K replies.
         weights: by principle; one that is not named counts for nothing.
     """
-    columns = [ratings[name] for name in weights]
+    counted = {name: weight for name, weight in weights.items() if weight > 0}
     means: list[float | None] = []
-    for values in zip(*columns, strict=True):
-        known = [(value, weight) for value, weight in zip(values, weights.values(), strict=True) if value is not None]
-        means.append(weighted_mean([value for value, _ in known], [weight for _, weight in known]))
+    for values in zip(*(ratings[name] for name in counted), strict=True):
+        known = [value for value in values if value is not None]
+        means.append(weighted_mean(known, list(counted.values())) if len(known) == len(counted) else None)
     return means
 
 
@@ -103,55 +104,57 @@ class Shift(NamedTuple):
     before: float
     """The mean over prompts of the old best replies; where several share the best rating, of all of them."""
     after: float
-    value: float
-    """After less before."""
-    low: float
-    """Lower end of the 95% interval, paired over prompts."""
-    high: float
-    n: int
-    """Prompts whose replies the measure is about, both before and after."""
+    effect: Effect
+    """After less before, paired over the prompts whose replies the measure is about both times."""
+
+    @property
+    def value(self) -> float:
+        """The mean change."""
+        return self.effect.estimate.value
 
     @property
     def clear(self) -> bool:
-        """Whether the interval is on one side of 0, and rests on enough prompts."""
-        return self.n >= FEW and (self.low > 0 or self.high < 0)
+        """Whether it is more than luck, which the number of measures is allowed for."""
+        return self.effect.clear
 
     @property
-    def strength(self) -> float:
-        """How many half-intervals the change is from 0; for the order."""
-        return abs(self.value) / max((self.high - self.low) / 2, 1e-9)
+    def few(self) -> bool:
+        """Whether there are too few prompts to tell."""
+        return self.effect.estimate.prompts < FEWEST
 
 
 Taken = Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
 """For each prompt, the places of the replies that the old constitution takes, and of those that the new one takes."""
 
 
-def shift(measure: str, unit: Unit, values: Sequence[Sequence[float | None]], taken: Taken) -> Shift | None:
-    """How a measure changes; None where fewer than two prompts have it on both sides.
+Measured = tuple[str, Unit, Sequence[Sequence[float | None]]]
+"""A measure's name and unit, and for each prompt its value for each of the K replies; None where it is not about one.
+
+The unit is `share` for values from 0 to 1.
+"""
+
+
+def shifts(measured: Iterable[Measured], taken: Taken) -> list[Shift]:
+    """How measures change, the clearest first; without those that fewer than two prompts have on both sides.
 
     Args:
-        measure: its name.
-        unit: `share` for values from 0 to 1, whose interval is Agresti and Min's; otherwise it is a bootstrap's.
-        values: for each prompt, the value of each of its K replies; None where the measure is not about the reply.
+        measured: the measures of all replies.
         taken: for each prompt, which replies are taken.
     """
-    pairs = []
-    for replies, (old, new) in zip(values, taken, strict=True):
-        before, after = (_mean([replies[place] for place in places]) for places in (old, new))
-        if before is not None and after is not None:
-            pairs.append((before, after))
-    n = len(pairs)
-    if n < 2:
-        return None
-    changes = [after - before for before, after in pairs]
-    if unit == "share":
-        # Parts of a prompt, where replies share the best rating, count as parts: the interval is not too narrow.
-        gained = math.fsum(change for change in changes if change > 0)
-        low, high = paired_interval(gained, gained - math.fsum(changes), n)
-    else:
-        low, high = bootstrap_mean(changes, seed=0)
-    was, becomes = (math.fsum(side) / n for side in zip(*pairs, strict=True))
-    return Shift(measure, unit, was, becomes, math.fsum(changes) / n, low, high, n)
+    changed, estimates = list[tuple[str, Unit, float, float]](), list[Estimate]()
+    for measure, unit, values in measured:
+        pairs = []
+        for replies, (old, new) in zip(values, taken, strict=True):
+            before, after = (_mean([replies[place] for place in places]) for places in (old, new))
+            if before is not None and after is not None:
+                pairs.append((before, after))
+        if len(pairs) > 1:
+            was, becomes = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
+            differences = {(0, str(at)): after - before for at, (before, after) in enumerate(pairs)}
+            changed.append((measure, unit, was, becomes))
+            estimates.append(estimate(differences, PRIOR_OF_DIFFERENCES if unit == "share" else ()))
+    rows = [Shift(*row, effect) for row, effect in zip(changed, corrected(estimates), strict=True)]
+    return sorted(rows, key=lambda row: (not row.clear, -row.effect.strength))
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -13,6 +13,8 @@ from pydantic import Field
 from constitutional.base.records import Record
 from constitutional.base.stats import Interval, bootstrap_mean, paired_interval, wilson
 
+LEFT_OUT: Final = "left_out_"
+"""What stands before `violation_rate/ID` where the run leaves the principle out and does not want it to be followed."""
 CONTESTS: Final = (("sft_model", "base"), ("policy", "base"), ("policy", "sft_model"))
 """Which model is measured against which: for changes, win rates and divergence."""
 
@@ -73,6 +75,11 @@ def measurements(scores: Iterable[Score]) -> list[Measurement]:
 def score(model: str, measure: str, value: float, interval: Interval, n: int, unit: str) -> Score:
     """A number that has no changes."""
     return Score(model=model, measure=measure, value=value, low=interval.low, high=interval.high, n=n, unit=unit)
+
+
+def plain(measure: str) -> str:
+    """The name of a measure where it does not matter that the run leaves its principle out."""
+    return measure.removeprefix(LEFT_OUT)
 
 
 def rates(measure: str, shown: Mapping[str, Sequence[bool | None]], prompts: Sequence[str] = ()) -> Iterator[Score]:

@@ -13,15 +13,14 @@ from typing import Any, Final, NamedTuple
 from constitutional.base.errors import ConstitutionalError, RunError, UsageError
 from constitutional.base.files import atomic_write, writing
 from constitutional.base.records import Comparison, Judgement, Preference
-from constitutional.constitution.constitution import Constitution
 from constitutional.engines.spending import Calls
 from constitutional.judging.reweighing import JudgementTable
-from constitutional.judging.scores import Measurement, Score
+from constitutional.judging.scores import Measurement, Score, plain
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.runs.collection import line_of
 from constitutional.runs.compose import compose, freeze, load
 from constitutional.runs.folder import RunStore
-from constitutional.runs.runner import labels, load_run
+from constitutional.runs.runner import labels, load_run, reported_constitution
 from constitutional.runs.settings import RunConfig
 from constitutional.runs.sweeps import Sweep, SweepJob, quoted, read, sweep_file
 from constitutional.stages.report import gather
@@ -65,9 +64,11 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     Runs that are not finished are listed with their state, and not compared.
 
     Raises:
-        UsageError: the page would have the name of a file of numbers.
+        UsageError: the page would have the name of a folder, or of a file of numbers.
         RunError: fewer than two runs are finished, or one is damaged.
     """
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; type --out {out / 'report.html'}")
     files = [out, out.with_suffix(".csv"), out.with_suffix(".parquet")]
     if out in files[1:]:
         raise UsageError(f"--out {out}: names the page, beside which the numbers stand; type --out {out.stem}.html")
@@ -82,7 +83,11 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
             unfinished.append(Unfinished(name, "not begun, or unreadable", ""))
             continue
         if "report" in store.stages:
-            runs.append(_compared(name, store))
+            try:
+                runs.append(_compared(name, store))
+            except RunError as error:
+                unfinished.append(Unfinished(name, "damaged, or of another version", str(error)))
+                continue
             stores[name], jobs[name] = store, row.job
         else:
             why = "; ".join(failure.message for failure in store.manifest.failures.values())
@@ -93,7 +98,7 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
             f"there are {len(runs)} finished runs to compare ({states}); type the commands that began them again"
         )
     rows = list(_numbers(runs))
-    margin = float(runs[0].settings.get("mix.margin", 0))
+    margin = max(float(run.settings.get("mix.margin", 0)) for run in runs)  # a preference in every run
     pulls = pooled(row for store in stores.values() for row in store.read("judgements", Judgement))
     if any(len(by_principle) > 1 for by_principle in pulls.p_a.values()):  # otherwise there are no examples to show
         for store in stores.values():
@@ -113,11 +118,7 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
 
 
 def _compared(name: str, store: RunStore) -> ComparedRun:
-    config, kept = load(store.folder), store.artifact(gather.CONSTITUTION)
-    try:
-        constitution = Constitution.model_validate_json(kept.read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
+    config = load(store.folder)
     scores = store.read("scores", Score)
     evaluated = store.summary("evaluate", EvaluateSummary)
     meanings = store.read("meanings", PrincipleMeaning) if "meanings" in store.artifacts() else []
@@ -125,12 +126,14 @@ def _compared(name: str, store: RunStore) -> ComparedRun:
         name=name,
         seed=config.seed,
         settings=flat(config.model_dump(mode="json")),
-        constitution=constitution,
+        constitution=reported_constitution(store),
+        critiqued=evaluated.critiqued,
         scores=tuple(scores),
-        values={(of.model, of.measure): of.by_prompt for of in store.read("measurements", Measurement)},
+        # What runs without a principle measured of it is the same measure as that of the runs with it.
+        values={(of.model, plain(of.measure)): of.by_prompt for of in store.read("measurements", Measurement)},
         wanted=gather.wanted_directions(scores, evaluated.wanted or {}, meanings, config.report),
         decided=decided(store.read("preferences", Preference), store.read("judgements", Judgement)),
-        calls=Calls.sum(needed(entry.calls) for entry in store.stages.values()),
+        calls=needed([entry.calls for entry in store.stages.values()]),
     )
 
 
@@ -161,19 +164,23 @@ def decided(preferences: Iterable[Preference], judgements: Iterable[Judgement]) 
     return counts
 
 
-def needed(calls: Calls) -> Calls:
-    """What a stage costs a run that has nothing to reuse: reused answers count as the asked ones do on average.
+def needed(stages: Iterable[Calls]) -> Calls:
+    """What a run costs that has nothing to reuse: reused answers of a stage count as its asked ones do on average.
 
-    Where all were reused, tokens and cost are not known, and are 0.
+    Where a stage reused all its answers, tokens and cost are not known, and are 0.
     """
-    if not calls.asked:
-        return Calls(reused=calls.reused)
-    factor = calls.answers / calls.asked
+    answered = [calls for calls in stages if calls.answers]
+    answers = sum(calls.answers for calls in answered)
+    if not all(calls.asked for calls in answered):
+        return Calls(asked=answers)
+    factors = [calls.answers / calls.asked for calls in answered]
     return Calls(
-        asked=calls.answers,
-        prompt_tokens=round(calls.prompt_tokens * factor),
-        completion_tokens=round(calls.completion_tokens * factor),
-        cost=calls.cost * factor,
+        asked=answers,
+        prompt_tokens=round(sum(of.prompt_tokens * factor for of, factor in zip(answered, factors, strict=True))),
+        completion_tokens=round(
+            sum(of.completion_tokens * factor for of, factor in zip(answered, factors, strict=True))
+        ),
+        cost=sum(of.cost * factor for of, factor in zip(answered, factors, strict=True)),
     )
 
 

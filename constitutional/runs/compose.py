@@ -126,7 +126,7 @@ def _over_run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     values = beside.model_dump(mode="json")
     if "folder" in keys:  # what was answered is no more asked for there than here
         values["journal"]["path"] = str(beside.journal_file)
-    composed = unchecked([str(word.input_line) for word in presets]) if presets else {}
+    composed = unchecked([str(word.input_line) for word in presets]) if presets else {}  # Hydra is set up anew
     for word in presets:
         group, *name = (word.package or word.key_or_group).removesuffix(".kind").split(".")
         for key in ROLES if group == "engine" else (group,):
@@ -134,7 +134,8 @@ def _over_run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
                 values[key] = values[key] | {name[0]: composed[key][name[0]]}
             else:
                 values[key] = composed[key]
-    return _with_values(values, [word for word in parsed if word not in presets])
+    with hydra_ready():
+        return _with_values(values, [word for word in parsed if word not in presets])
 
 
 def _is_preset(word: "Override") -> bool:
@@ -495,13 +496,26 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> dict[str, Any]:
         UsageError: an override cannot be read, or is no `KEY=VALUE`.
     """
     with hydra_ready():
-        parsed = _read(overrides)
-    return _with_values(config.model_dump(mode="json"), parsed)
+        return _with_values(config.model_dump(mode="json"), _read(overrides))
+
+
+def zero_weights(values: dict[str, Any]) -> list[str]:
+    """The principles that a composed configuration weighs with 0, which leaves them out; their weights are taken out.
+
+    A run takes no weight of 0; `what-if` and `preview` do.
+    """
+    chosen = values["constitution"]
+    weights = chosen.get("weights")
+    if not isinstance(weights, dict):
+        return []
+    zero = [name for name, weight in weights.items() if weight == 0 and not isinstance(weight, bool)]
+    chosen["weights"] = {name: weight for name, weight in weights.items() if name not in zero}
+    return zero
 
 
 def _with_values(values: dict[str, Any], overrides: "Sequence[Override]") -> dict[str, Any]:
-    with hydra_ready():
-        _refuse(UsageError, [problem for override in overrides if (problem := _refused(override, sweeps=False))])
+    """The values with single settings over them; Hydra has to be ready."""
+    _refuse(UsageError, [problem for override in overrides if (problem := _refused(override, sweeps=False))])
     for override in overrides:
         *groups, name = override.key_or_group.split(".")
         place = values

@@ -53,20 +53,24 @@ REVISION: Final = "constitution for revision"
 COMPARISON: Final = "constitution for comparison"
 """What revising drafts, or comparing responses, depends on: an edit of the one leaves the other as it was."""
 
+OTHERS: Final = "principles left out"
+"""The ids and words of principles that evaluation counts violations of, though the run leaves them out."""
+
 WHOLE: Final = "constitution as written"
 """All of a constitution, names and authors too: what the report shows."""
 
 CONFIGURATION: Final = "configuration"
 """All of it, which the report shows."""
 
-CONSTITUTION: Final = ("constitution", REVISION, COMPARISON, TAGS, WHOLE)
+CONSTITUTION: Final = ("constitution", REVISION, COMPARISON, TAGS, OTHERS, WHOLE)
 
 
 def constitution_digests(constitution: Constitution) -> dict[str, str]:
-    """SHA-256 of what stages need of a constitution: of what behaviour depends on, by use, of its tags, and of all."""
-    tags = json.dumps([(principle.id, principle.tags) for principle in constitution.principles])
-    whole = json.dumps(constitution.model_dump(mode="json"))
-    texts = (hashlib.sha256(text.encode()).hexdigest() for text in (tags, whole))
+    """SHA-256 of what stages need of a constitution: of what behaviour depends on, by use, and of the rest."""
+    tags = [(principle.id, principle.tags) for principle in constitution.principles]
+    left_out = [(principle.id, principle.words("critique")) for principle in constitution.left_out]
+    rest = map(json.dumps, (tags, left_out, constitution.model_dump(mode="json")))
+    texts = (hashlib.sha256(text.encode()).hexdigest() for text in rest)
     uses = (constitution.digest_for(purpose) for purpose in PURPOSES)
     return dict(zip(CONSTITUTION, (constitution.digest, *uses, *texts), strict=True))
 

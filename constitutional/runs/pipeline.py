@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from constitutional.base.errors import ConfigurationError
-from constitutional.runs.context import COMPARISON, REVISION, TAGS, WHOLE
+from constitutional.runs.context import COMPARISON, OTHERS, REVISION, TAGS, WHOLE
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import (
     critique_revise,
@@ -140,10 +140,11 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=(
                 *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", "meanings"),
                 *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", *rollouts),
+                *((OTHERS,) if config.evaluate.left_out and config.evaluate.critiqued else ()),
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
-            version=7,
+            version=8,
         ),
         Stage(
             "report",

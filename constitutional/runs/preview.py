@@ -24,11 +24,11 @@ from constitutional.engines.journal import JournalEngine
 from constitutional.engines.settings import SANDBOX
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.accuracy import PrincipleAccuracy, untrusted
-from constitutional.judging.best_of import Shift, Swap, Unit, best, divergence, shift, swap, totals
+from constitutional.judging.best_of import Measured, Shift, Swap, best, divergence, shifts, swap, totals
 from constitutional.judging.labeler import Answering, Labeler, method_for
 from constitutional.judging.lint import Finding
 from constitutional.judging.understanding import meaning_lines, sandbox_meanings
-from constitutional.runs.compose import changed, freeze, load, validated
+from constitutional.runs.compose import changed, freeze, load, validated, zero_weights
 from constitutional.runs.context import Opener, RunContext, selected, trained
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
@@ -42,8 +42,6 @@ EXAMPLES: Final = 5
 
 Rated = Sequence[float | None]
 """A number for each of the replies to one prompt; None where there is none."""
-Measured = tuple[str, Unit, Sequence[Rated]]
-"""A measure's name and unit, and for each prompt its value for each reply."""
 
 
 class SwapExample(NamedTuple):
@@ -165,12 +163,9 @@ class Previewer:
                     "rest"
                 )
         values = changed(self.config, overrides)
-        chosen = values["constitution"]
-        if isinstance(chosen.get("weights"), dict):  # a weight of 0 leaves out, as in `what-if`
-            zero = [name for name, weight in chosen["weights"].items() if weight == 0 and not isinstance(weight, bool)]
-            chosen["weights"] = {name: weight for name, weight in chosen["weights"].items() if name not in zero}
-            if zero and isinstance(chosen.get("without"), list | tuple):
-                chosen["without"] = [*chosen["without"], *zero]
+        zero, chosen = zero_weights(values), values["constitution"]
+        if isinstance(chosen.get("without"), list | tuple):
+            chosen["without"] = [*chosen["without"], *zero]
         return freeze(validated(values))
 
     def preview(self, config: RunConfig) -> PreviewResult:
@@ -180,7 +175,6 @@ class Previewer:
             InputError: the constitution's file is wrong; says `file:line`.
             ConfigurationError: it has no such principle, or none to compare responses by.
             RunError: the labeler gives no rating that can be read, or is trusted with no principle.
-            RunError: the labeler gives no rating that can be read, or is trusted with no principle.
             ModelError: a model cannot be loaded or asked.
         """
         after = selected(config)
@@ -189,7 +183,8 @@ class Previewer:
         asked, reused = Counter[str](), 0
         understood, warnings = self._meanings(config, after, asked)
         self._draw(asked)
-        for principle in dict.fromkeys([*old, *new]):
+        rated = {_key(principle): principle for principle in (*old, *new)}
+        for principle in rated.values():
             reused += self._rate(principle, asked)
         weights = [{principle.id: principle.weight for principle in side} for side in (old, new)]
         ratings = [
@@ -198,18 +193,19 @@ class Previewer:
         ]
         taken = [(best(totals(before, weights[0])), best(totals(edited, weights[1]))) for before, edited in ratings]
         if not any(before and edited for before, edited in taken):
+            silent = [key[0] for key in rated if not any(map(_any_rating, self._rated[key]))]
+            by = f"by {', '.join(silent)}" if silent else "to all principles of any prompt's replies"
             raise RunError(
-                f"{self.folder}: the labeler gave no rating that can be read, so no reply is the best; "
-                f"`constitutional check {USED} label.method=score` shows how it answers"
+                f"{self.folder}: the labeler gave no rating that can be read {by}, so no reply is the best; "
+                f"`constitutional check {find_constitution(config.constitution.file)} label.method=score` shows how it "
+                "answers"
             )
         swaps = [
             swapped
             for index, (before, edited) in enumerate(ratings)
             if (swapped := swap(index, before, weights[0], edited, weights[1]))
         ]
-        measured = [*self._values, *self._points(old, new)]
-        shifts = [row for name, unit, values in measured if (row := shift(name, unit, values, taken))]
-        given = [rating for key in map(_key, {*old, *new}) for rated in self._rated[key] for rating in rated]
+        given = [rating for key in rated for replies in self._rated[key] for rating in replies]
         return PreviewResult(
             edits=tuple(str(change) for change in _edits(self.before, after)),
             understood=understood,
@@ -217,7 +213,7 @@ class Previewer:
             prompts=sum(bool(before and edited) for before, edited in taken),
             samples=self._sampling.samples,
             swapped=sum(before != edited for before, edited in taken if before and edited),
-            shifts=tuple(sorted(shifts, key=lambda row: (not row.clear, -row.strength))),
+            shifts=tuple(shifts([*self._values, *self._points(old, new)], taken)),
             examples=tuple(self._example(swapped) for swapped in sorted(swaps, key=lambda row: -row.margin)[:EXAMPLES]),
             asked=dict(asked),
             reused=reused,
@@ -301,9 +297,9 @@ class Previewer:
     def _points(self, old: Sequence[Principle], new: Sequence[Principle]) -> Iterator[Measured]:
         """What the labeler gives the replies by each principle, in points."""
         words_after = {_key(row) for row in new}
-        for principle in dict.fromkeys([*new, *old]):
-            then = "" if _key(principle) in words_after else " (as it was)"
-            yield f"{principle.id}{then}", "of 10", self._rated[_key(principle)]
+        for key in dict.fromkeys(map(_key, (*new, *old))):
+            then = "" if key in words_after else " (as it was)"
+            yield f"{key[0]}{then}", "of 10", self._rated[key]
 
     def _example(self, swapped: Swap) -> SwapExample:
         replies = self._replies[swapped.prompt]
@@ -317,6 +313,10 @@ class Previewer:
 
     def _notes(self, after: Constitution) -> Iterator[str]:
         k = self._sampling.samples
+        yield (
+            "Of the changes that are called clear, at most 5% are expected to be luck; the intervals (in parentheses) "
+            "are widened to match."
+        )
         yield (
             f"The best of {k} replies stands in for optimisation. It moves the SL model by at most {divergence(k):.2f} "
             "nats; training moves it further, first by revisions, which follow the edit too. Read the directions, not "
@@ -344,6 +344,10 @@ class Previewer:
 def _key(principle: Principle) -> tuple[str, str]:
     """What a principle's ratings depend on."""
     return principle.id, principle.words("comparison")
+
+
+def _any_rating(ratings: Rated) -> bool:
+    return any(rating is not None for rating in ratings)
 
 
 def _edits(before: Constitution, after: Constitution) -> list[PrincipleChange]:

@@ -243,13 +243,18 @@ MANY_CALLS: Final = 20_000
 def _cost_of_many_principles(config: RunConfig, constitution: Constitution) -> str | None:
     """A warning where the principles make the evaluation long; None where they do not."""
     prompts = min(config.evaluate.critiqued, config.evaluate.prompts)
-    calls = len(constitution.principles) * len(evaluate.MODELS) * prompts
+    principles = len(constitution.principles) + len(constitution.left_out) * config.evaluate.left_out
+    calls = principles * len(evaluate.MODELS) * prompts
     if calls <= MANY_CALLS:
         return None
     return (
-        f"warning: the evaluation asks for up to {calls:,} critiques: {len(constitution.principles):,} principles by "
-        f"{len(evaluate.MODELS)} models by {prompts} prompts; lower evaluate.critiqued, or choose principles with "
-        "constitution.only=[…]"
+        f"warning: the evaluation asks for up to {calls:,} critiques: {principles:,} principles by "
+        f"{len(evaluate.MODELS)} models by {prompts} prompts; lower evaluate.critiqued, or "
+        + (
+            "set evaluate.left_out=false, which judges by the run's own principles alone"
+            if constitution.left_out and config.evaluate.left_out
+            else "choose principles with constitution.only=[…] and evaluate.left_out=false"
+        )
     )
 
 
@@ -451,18 +456,27 @@ def compare(stores: Sequence[RunStore], out: Path) -> Path:
     by_folder = {store.folder.resolve(): store for store in stores}
     reports = []
     for name, store in zip(labels(list(by_folder)), by_folder.values(), strict=True):
-        config = load(store.folder)
-        kept = store.artifact(gather.CONSTITUTION)
-        # Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
-        try:
-            constitution = Constitution.model_validate_json(kept.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
+        config, constitution = load(store.folder), reported_constitution(store)
         needs = store.stages["report"].needs
         report = gather.gather(config.report, FinishedRun(store, constitution, config, "report", needs))
         reports.append(report.model_copy(update={"name": name}))
     atomic_write(out, render(reports).encode("utf-8", "backslashreplace"))
     return out
+
+
+def reported_constitution(store: RunStore) -> Constitution:
+    """The constitution of a finished run, as its report kept it.
+
+    Nothing that the configuration names is read again: it may have been edited, moved or deleted since.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    kept = store.artifact(gather.CONSTITUTION)
+    try:
+        return Constitution.model_validate_json(kept.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{kept}: is damaged; the command that made the run makes it anew") from error
 
 
 def labels(folders: Sequence[Path]) -> list[str]:

@@ -18,18 +18,20 @@ from statistics import mean
 from typing import Final, Literal, NamedTuple
 from unicodedata import normalize
 
-from constitutional.base.errors import ConfigurationError, ConstitutionalError, UsageError
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, RunError, UsageError
 from constitutional.base.files import writing
 from constitutional.base.frozen import Frozen
 from constitutional.constitution.constitution import Constitution, nearest
 from constitutional.constitution.principle_file import read_principles
 from constitutional.engines.spending import Calls
+from constitutional.judging.scores import plain
 from constitutional.runs.collection import RunLine, line_of, policy_of
 from constitutional.runs.compose import Job, compose, sweep, sweep_settings
 from constitutional.runs.context import selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import ENTRY, MANIFEST, read_checked, write_checked
 from constitutional.runs.settings import ConstitutionSettings, RunConfig, SweepSettings
+from constitutional.stages.summaries import EvaluateSummary
 
 LONGEST_NAME: Final = 100
 """Bytes of the name of a sweep's run, short enough to be read in a table; a longer one ends in a digest."""
@@ -96,13 +98,17 @@ def _variations(
 
 
 def _controls(constitution: Constitution, seed: int) -> Iterator[tuple[str, list[str]]]:
-    """For each principle the whole constitution, with the words of that principle in a random order."""
+    """For each principle the whole constitution, with the words of that principle in a random order.
+
+    There is none of a principle that is one word.
+    """
     for principle in constitution.principles:
         words = principle.text.split()
         random.Random(f"{seed} {principle.id}").shuffle(words)
         if words == principle.text.split():  # by chance, or because there is nothing to shuffle
             words.reverse()
-        yield f"{CONTROL}{principle.id}", [f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"]
+        if words != principle.text.split():
+            yield f"{CONTROL}{principle.id}", [f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"]
 
 
 def _selections(
@@ -247,18 +253,34 @@ class JobLine(NamedTuple):
 
 def job_lines(file: Path) -> list[JobLine]:
     """The jobs of a sweep in their order, with what each has come to."""
-    lines, rates, counted = list[JobLine](), list[dict[str, float]](), set[Path]()
+    lines, rates, counted = list[JobLine](), list[dict[tuple[str, str], float]](), set[Path]()
     for job in read(file).jobs:
         try:
             store = RunStore.load(file.parent / job.folder)
-            lines.append(JobLine(job, line_of(job.folder, store), calls_of(store, counted)))
-            rates.append({name: rate for name, rate in policy_of(store).items() if name.startswith("violation_rate/")})
+            line, of_job = JobLine(job, line_of(job.folder, store), calls_of(store, counted)), _violations(store)
         except ConstitutionalError:
-            lines.append(JobLine(job, RunLine(job.folder, "not begun"), Calls()))
-            rates.append({})
+            line, of_job = JobLine(job, RunLine(job.folder, "not begun"), Calls()), {}
+        lines.append(line)
+        rates.append({} if is_control(job) else of_job)  # which has other words
     shared = set.intersection(*(set(of_job) for of_job in rates if of_job)) if any(rates) else set()
     means = [mean(of_job[name] for name in shared) if of_job and shared else None for of_job in rates]
     return [line._replace(violations=value) for line, value in zip(lines, means, strict=True)]
+
+
+def is_control(job: SweepJob) -> bool:
+    """Whether a job's constitution is nobody's: it has a principle with shuffled words."""
+    return any(label.startswith(CONTROL) for label in job.swept)
+
+
+def _violations(store: RunStore) -> dict[tuple[str, str], float]:
+    """The policy's rate of violations by principle and its words, of a principle that the run leaves out too."""
+    measured = {plain(name): rate for name, rate in policy_of(store).items()}
+    try:
+        words = store.summary("evaluate", EvaluateSummary).critiqued
+    except RunError:  # it is not finished, or of another version
+        return {}
+    rates = {name: measured.get(f"violation_rate/{name}") for name in words}
+    return {(name, words[name]): rate for name, rate in rates.items() if rate is not None}
 
 
 def by_seed(lines: Iterable[JobLine]) -> dict[str, list[JobLine]]:
@@ -298,7 +320,7 @@ def best(lines: Iterable[JobLine], sweep: Sweep) -> JobLine | None:
 
     A control is nobody's constitution, and is never the best.
     """
-    meant = [line for line in lines if not any(label.startswith(CONTROL) for label in line.job.swept)]
+    meant = [line for line in lines if not is_control(line.job)]
     measured = [line for line in meant if objective(line, sweep) is not None and excess(line, sweep) <= 0]
     return min(measured, key=lambda line: objective(line, sweep) or 0.0, default=None)
 

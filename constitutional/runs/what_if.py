@@ -23,7 +23,7 @@ from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.choosing import violated_in_drafts
 from constitutional.judging.reweighing import Booleans, Floats, JudgementTable, Lots, reweighed
-from constitutional.runs.compose import changed, load, validated
+from constitutional.runs.compose import changed, load, validated, zero_weights
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import mix
@@ -242,10 +242,7 @@ class LabelledRun:
                     f"{', '.join(SETTINGS)}: type constitution.weights.ID=NUMBER, or `constitutional run` for the rest"
                 )
         values = changed(self.config, overrides)
-        weights, zero = values["constitution"]["weights"], list[str]()
-        if isinstance(weights, dict):
-            zero = [name for name, weight in weights.items() if weight == 0 and not isinstance(weight, bool)]
-            values["constitution"]["weights"] = {name: weights[name] for name in weights if name not in zero}
+        zero = zero_weights(values)
         config = validated(values)
         typed = {key.partition(".")[2].partition(".")[0] for key in keys if key.startswith("constitution.")}
         answer = self._with(config, self._select(config, typed, zero), keys)

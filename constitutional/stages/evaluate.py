@@ -29,7 +29,7 @@ from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, 
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import JudgementTask, Labeler
 from constitutional.judging.labelling import LabelSettings, probabilities_of
-from constitutional.judging.scores import CONTESTS, Score, mean, means, measurements, rates, score
+from constitutional.judging.scores import CONTESTS, LEFT_OUT, Score, mean, means, measurements, rates, score
 from constitutional.judging.understanding import NOTHING_ASKED, PrincipleMeaning, tagged
 from constitutional.sandbox import teacher, world
 from constitutional.sandbox.detect import Detection, detect
@@ -60,6 +60,9 @@ class Settings(Frozen):
     """Most prompts on which the labeler compares two models' replies; 0 measures no win rates."""
     critiqued: int = Field(default=40, ge=0)
     """Most prompts on which the critic judges each reply by every principle; 0 measures no violations."""
+    left_out: bool = True
+    """Whether the critic judges by the principles of the constitution's file that the run leaves out, too: then runs
+    with and without a principle can be compared by the violations of it."""
     critique_max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which a critique is cut off."""
     violates: Annotated[str, AfterValidator(checked_pattern)] = VIOLATES_PATTERN
@@ -216,7 +219,7 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
         conversation = (*sample.prompt.messages, Message("assistant", sample.replies[model]))
         return await ask(critic, Request((*conversation, Message("user", question)), sampling))
 
-    models, principles = _models(samples), context.constitution.principles
+    models, principles = _models(samples), _critiqued(settings, context)
     asked = [(principle, model, sample) for principle in principles for model in models for sample in samples]
     stories = (critique(*about) for about in asked)
     with context.task("critiques of the replies", len(asked), "critiques") as task:
@@ -230,8 +233,16 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     remaining = iter(verdicts)
     for principle in principles:
         by_model = {model: list(islice(remaining, len(samples))) for model in models}
-        scores += rates(f"violation_rate/{principle.id}", by_model, [sample.prompt.id for sample in samples])
+        measure = f"{LEFT_OUT if principle in context.constitution.left_out else ''}violation_rate/{principle.id}"
+        scores += rates(measure, by_model, [sample.prompt.id for sample in samples])
     return scores, problems
+
+
+def _critiqued(settings: Settings, context: StageContext) -> tuple["Principle", ...]:
+    """The principles by which replies are criticised."""
+    if not settings.critiqued:
+        return ()
+    return context.constitution.principles + (context.constitution.left_out if settings.left_out else ())
 
 
 def _violates(critique: str, settings: Settings) -> bool | None:
@@ -353,6 +364,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
         EvaluateSummary(
             prompts=len(prompts),
             counts=problems,
+            critiqued={row.id: row.words("critique") for row in _critiqued(settings, context)},
             wanted=wanted.directions if wanted else None,
             misunderstood=tuple(wanted.misunderstood) if wanted else (),
             guessed=tuple(wanted.guessed) if wanted else (),

@@ -275,6 +275,8 @@ class EvaluateSummary(Summary):
     prompts: int
     """Held-out prompts that the models answered."""
     counts: dict[str, int]
+    critiqued: dict[str, str]
+    """By id, the words by which the critic counted violations, of principles that the run leaves out too."""
     wanted: dict[str, Direction] | None
     """Where the constitution wants each of the sandbox's traits to go; None where no prompt is the sandbox's."""
     misunderstood: tuple[str, ...] = ()

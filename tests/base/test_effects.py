@@ -49,6 +49,42 @@ def test_seeds_that_disagree_make_the_error_wider() -> None:
     row = estimate({**ones, **zeros})
     # Every prompt has the mean 0.5, so prompts alone leave no error; the seeds' means 1 and 0 have s = 0.7071, /√2.
     assert (row.value, row.error, row.prompts, row.seeds) == pytest.approx((0.5, 0.5, 20, 2))
+    # t = 1 with 1 degree of freedom, Cauchy's distribution: half of it is farther out; 95% are within 12.706.
+    assert row.freedom == 1
+    assert row.p == pytest.approx(0.5)
+    assert row.interval() == pytest.approx((0.5 - 6.353, 0.5 + 6.353), abs=1e-3)
+
+
+def test_the_errors_by_prompts_and_by_seeds_add_up() -> None:
+    # Prompts' sums: 3, 1, 3, 1 about 2, so the variance by prompts is 4·(4/3)/8² = 1/12, with 3 degrees of freedom.
+    # The seeds' means 1.25 and 0.75 give s²/k = 0.125/2 = 1/16, with 1.
+    row = estimate({**of(2, 0.5, 2, 0.5), **{(1, f"p{at}"): value for at, value in enumerate((1, 0.5, 1, 0.5))}})
+    assert (row.value, row.error) == pytest.approx((1.0, math.sqrt(1 / 12 + 1 / 16)))
+    assert row.freedom == pytest.approx((1 / 12 + 1 / 16) ** 2 / ((1 / 12) ** 2 / 3 + (1 / 16) ** 2))
+
+
+def test_seeds_that_agree_but_for_rounding_know_no_more_than_prompts_do() -> None:
+    # The sum of the first seed's differences is 0 but for rounding, so that the seeds' means are all but equal.
+    once = of(1 / 3, 1 / 6, -1 / 2, *[0.0] * 37)
+    row = estimate({**once, **{(1, name): 0.0 for _, name in once}}, PRIOR_OF_DIFFERENCES)
+    assert row.p == pytest.approx(1.0)
+    low, high = row.interval()
+    assert low < -0.01 < 0.01 < high
+
+
+def test_the_same_prompts_under_more_seeds_make_no_interval_of_a_prior_narrower() -> None:
+    ends = []
+    for seeds in (1, 3, 5):
+        row = estimate({(seed, name): 0.0 for seed in range(seeds) for _, name in of(*[0.0] * 10)}, PRIOR_OF_SHARES)
+        ends.append(row.interval()[1])
+    assert ends == pytest.approx([ends[0]] * 3)
+
+
+def test_seeds_that_agree_leave_the_prompts_error() -> None:
+    once = of(*[1.0] * 9, *[0.0] * 11)
+    row = estimate({**once, **{(1, name): value for (_, name), value in once.items()}}, PRIOR_OF_DIFFERENCES)
+    assert row.freedom == math.inf
+    assert row.p < 0.001
 
 
 def test_the_same_prompts_under_a_second_seed_are_no_new_prompts() -> None:
@@ -59,7 +95,8 @@ def test_the_same_prompts_under_a_second_seed_are_no_new_prompts() -> None:
 
 def test_from_one_prompt_nothing_is_known() -> None:
     row = estimate(of(1.0), PRIOR_OF_DIFFERENCES)
-    assert row.interval() == (-math.inf, math.inf)
+    assert row.interval() == (-1, 1)  # all that is possible
+    assert estimate(of(1.0)).interval() == (-math.inf, math.inf)
     assert row.p == 1.0
 
 
@@ -72,7 +109,7 @@ def test_benjamini_and_hochberg_by_hand() -> None:
 
 
 def test_an_interval_holds_0_just_where_the_effect_is_not_clear() -> None:
-    rows = [Estimate(value, value, 1.0, 30, 1) for value in (3.5, 2.6, 2.2, 1.9, 0.1)]
+    rows = [Estimate(value, value, 1.0, math.inf, 30, 1) for value in (3.5, 2.6, 2.2, 1.9, 0.1)]
     effects = corrected(rows)
     # p: 0.0005, 0.0093, 0.0278, 0.0574, 0.92 against 0.01 to 0.05: three are clear, and the level is 1 − 3·0.05/5.
     assert [row.clear for row in effects] == [True, True, True, False, False]
@@ -81,6 +118,18 @@ def test_an_interval_holds_0_just_where_the_effect_is_not_clear() -> None:
     # Where none is clear the interval is Bonferroni's.
     (low, high) = corrected(rows[3:])[0][1:3]
     assert high - low == pytest.approx(2 * 2.2414, abs=1e-3)
+
+
+def test_of_few_prompts_nothing_is_clear_and_nothing_is_corrected_for() -> None:
+    few, many = estimate(of(*[3.0] * 9)), Estimate(2.0, 2.0, 1.0, math.inf, 30, 1)
+    assert few.error == 0  # nine equal differences
+    assert [row.clear for row in corrected([few, many])] == [False, True]  # p is 0.0455, of one
+
+
+def test_an_interval_stays_within_what_is_possible() -> None:
+    assert estimate(of(*[1.0] * 12), PRIOR_OF_DIFFERENCES).interval(0.9999)[1] == 1.0
+    assert estimate(of(*[0.0] * 12), PRIOR_OF_SHARES).interval()[0] == 0.0
+    assert estimate(of(*[20.0, 50.0] * 6)).interval()[1] > 40
 
 
 GLOVES = {

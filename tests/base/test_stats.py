@@ -12,6 +12,8 @@ from constitutional.base.stats import (
     distinct_ngrams,
     paired_interval,
     pearson,
+    student_p,
+    student_quantile,
     weighted_mean,
     wilson,
     win_rate,
@@ -275,3 +277,28 @@ def test_the_interval_of_distinct_ngrams_leaves_out_one_text_at_a_time() -> None
 @pytest.mark.parametrize("texts", [[], [""], ["one"]])
 def test_texts_without_pairs_of_words_have_no_distinct_pairs(texts: list[str]) -> None:
     assert distinct_ngrams(texts, 2) == (0.0, Interval(0.0, 1.0), 0)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "level", "t"),
+    [  # a printed table of Student's distribution
+        (1, 0.95, 12.706),
+        (2, 0.95, 4.303),
+        (4, 0.99, 4.604),
+        (9, 0.95, 2.262),
+        (30, 0.999, 3.646),
+        (1000, 0.95, 1.962),
+        (1e13, 0.95, 1.960),
+        (math.inf, 0.95, 1.960),
+    ],
+)
+def test_student_s_quantiles_are_those_of_the_table(freedom: float, level: float, t: float) -> None:
+    assert student_quantile(level, freedom) == pytest.approx(t, abs=5e-4)
+    assert student_p(-t, freedom) == pytest.approx(1 - level, rel=2e-3)
+
+
+def test_student_s_distribution_has_closed_forms_for_one_and_two_degrees_of_freedom() -> None:
+    for t in (0.0, 0.5, 3.0, 1000.0):
+        assert student_p(t, 1) == pytest.approx(1 - 2 * math.atan(t) / math.pi, rel=1e-6)
+        assert student_p(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-6)
+    assert student_p(2.0, 1) > student_p(2.0, 1.5) > student_p(2.0, 2)

@@ -44,6 +44,18 @@ def test_principles_are_selected_and_weighted_by_id_in_the_file_s_order() -> Non
     assert ours.select() == ours
 
 
+def test_what_is_left_out_is_kept_apart_and_changes_nothing_that_is_written() -> None:
+    ours = constitution(CALM, BRIEF, KIND)
+    chosen = ours.select(without=["calm"], wordings={"calm": "Be calm."})
+    assert [(row.id, row.text) for row in chosen.left_out] == [("calm", "Be calm.")]
+    assert chosen.digest == constitution(BRIEF, KIND).digest
+    assert Constitution.model_validate(chosen.model_dump()).left_out == ours.left_out == ()
+    assert chosen == constitution(BRIEF, KIND)
+    again = chosen.select(only=["kind"])
+    assert [row.id for row in again.left_out] == ["calm", "brief"]
+    assert [row.id for row in chosen.select().left_out] == ["calm"]
+
+
 @pytest.mark.parametrize(
     ("only", "without", "weights", "message"),
     [

@@ -2,6 +2,7 @@
 
 import csv
 import shlex
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
@@ -14,7 +15,7 @@ from constitutional.runs.comparing import command, decided, needed
 from constitutional.runs.compose import Job, compose, freeze
 from constitutional.runs.settings import SweepSettings
 from constitutional.runs.sweeps import SweepJob, write
-from tests.scripted_run import World, configured, constitution, go
+from tests.scripted_run import World, configured, constitution, go, of_another_version
 
 JOBS = {"whole": "", "without_calm": "constitution.without=[calm]", "without_kind": "constitution.without=[kind]"}
 
@@ -78,6 +79,34 @@ def test_a_sweep_without_two_finished_jobs_is_refused(
     assert not (tmp_path / "page.html").exists()
 
 
+def test_a_run_of_another_version_is_listed_and_the_others_are_compared(swept: Path, tmp_path: Path) -> None:
+    shutil.copytree(swept.parent, tmp_path / "runs", symlinks=True)
+    of_another_version(tmp_path / "runs" / "x-whole", "evaluate", "critiqued")
+    page = tmp_path / "page.html"
+    assert cli.main(["report", *(str(tmp_path / "runs" / f"x-{name}") for name in JOBS), "--out", str(page)]) == 0
+    assert "of another version" in page.read_text()
+    assert "2 runs compared" in page.read_text()
+
+
+def test_many_runs_that_are_out_of_date_are_named(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = swept.parent.parent / "ours.yaml"
+    written = file.read_text()
+    try:
+        file.write_text(written.replace("Be kind.", "Be nice."))
+        assert cli.main(["report", str(swept), "--out", str(tmp_path / "page.html")]) == 0
+    finally:
+        file.write_text(written)
+    assert capsys.readouterr().err.count("made from what has changed since") == len(JOBS)
+
+
+def test_a_page_is_no_folder(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (".", str(swept.parent)):
+        assert cli.main(["report", str(swept), "--out", folder]) == 2
+        assert "is a folder" in capsys.readouterr().err
+
+
 def test_a_page_is_no_file_of_numbers(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(swept), "--out", str(tmp_path / "page.csv")]) == 2
     assert "--out page.html" in capsys.readouterr().err
@@ -117,8 +146,10 @@ def test_a_pair_is_decided_by_the_principle_that_pushed_hardest_towards_the_chos
 
 def test_reused_answers_cost_what_asked_ones_do() -> None:
     calls = Calls(asked=2, reused=6, prompt_tokens=10, completion_tokens=4, cost=0.5)
-    assert needed(calls) == Calls(asked=8, prompt_tokens=40, completion_tokens=16, cost=2.0)
-    assert needed(Calls(reused=5)) == Calls(reused=5)
+    assert needed([calls, Calls()]) == Calls(asked=8, prompt_tokens=40, completion_tokens=16, cost=2.0)
+    assert needed([calls, calls]) == Calls(asked=16, prompt_tokens=80, completion_tokens=32, cost=4.0)
+    # What a stage cost that reused all is not known, and so neither is the sum.
+    assert needed([calls, Calls(reused=5)]) == Calls(asked=13)
 
 
 @pytest.mark.parametrize(

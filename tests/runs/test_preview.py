@@ -8,7 +8,7 @@ import pytest
 
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, RunError, UsageError
 from constitutional.cli import main as cli
-from constitutional.cli.preview import summary
+from constitutional.cli.preview import lines, summary
 from constitutional.engines.base import Completion, Request
 from constitutional.runs import preview
 from constitutional.runs.folder import USED, RunStore
@@ -69,7 +69,7 @@ def test_without_an_edit_nothing_changes(run: Path) -> None:
     result, world = asked(run)
     assert result.edits == ()
     assert (result.prompts, result.swapped, result.samples, result.unrated) == (12, 0, 4, 0)
-    assert {(row.value, row.low <= 0 <= row.high) for row in result.shifts} == {(0.0, True)}
+    assert {(row.value, row.effect.low <= 0 <= row.effect.high) for row in result.shifts} == {(0.0, True)}
     assert {"calm", "brief", "kind", "honest", "length"} <= {row.measure for row in result.shifts}
     # The run itself drew two replies a prompt, and the preview two more.
     assert result.asked["replies"] == 24
@@ -107,8 +107,8 @@ def test_a_prompt_counts_as_differing_where_one_of_several_best_replies_is_the_b
     with opened(run, world) as previewer:
         previewer.preview(previewer.edited(()))
         for name, words in previewer._rated:
-            # Both of the first two are the best by all principles; by `calm` alone the first has no rating.
-            row = (None, 9.0, 5.0, 5.0) if name == "calm" else (9.0, 9.0, 5.0, 5.0)
+            # Both of the first two are the best by all principles; by `calm` alone the second is.
+            row = {"calm": (8.0, 9.0, 5.0, 5.0), "brief": (9.0, 8.0, 5.0, 5.0)}.get(name, (9.0, 9.0, 5.0, 5.0))
             previewer._rated[name, words] = [row] * 12
         result = previewer.preview(previewer.edited(["constitution.without=[brief,kind,honest]"]))
     assert (result.swapped, result.prompts) == (12, 12)
@@ -121,6 +121,8 @@ def test_a_principle_that_is_left_out_or_weighs_more_costs_nothing(run: Path) ->
         result, world = asked(run, override)
         assert not world.asked
         assert result.swapped > 0
+        names = [row.measure for row in result.shifts]
+        assert len(set(names)) == len(names)
         calm = next(row for row in result.shifts if row.measure.startswith("calm"))
         assert (calm.value > 0) == override.endswith("20")
     assert asked(run, "constitution.weights.calm=0")[0].shifts == asked(run, "constitution.without=[calm]")[0].shifts
@@ -198,6 +200,31 @@ def test_a_labeler_that_gives_no_rating_is_no_preview(run: Path, tmp_path: Path)
     (run / USED).write_text((tmp_path / "ours.yaml").read_text())
     with Previewer(RunStore.load(run), opener=world.open) as previewer, pytest.raises(RunError, match="no rating"):
         previewer.preview(previewer.edited(()))
+
+
+class Silent(Raters):
+    """Raters who cannot say how nice a reply is."""
+
+    def answer(self, request: Request, model: str) -> Completion:
+        if "Be nice." in request.messages[-1].content and not request.choices:
+            return Completion("Who knows.", "stop")
+        return super().answer(request, model)
+
+
+def test_where_one_principle_alone_gets_no_ratings_it_is_named(run: Path, tmp_path: Path) -> None:
+    constitution(tmp_path, kind="Be nice.")
+    edited = f"constitution.file={tmp_path / 'ours.yaml'}"
+    with opened(run, Silent()) as previewer, pytest.raises(RunError, match=r"by kind, so.*ours\.yaml"):
+        previewer.preview(previewer.edited([edited]))
+
+
+def test_of_few_prompts_it_says_so(run: Path, tmp_path: Path) -> None:
+    constitution(tmp_path, kind="Be nice.")
+    with Previewer(RunStore.load(run), 5, opener=Raters().open) as previewer:
+        result = previewer.preview(previewer.edited([f"constitution.file={tmp_path / 'ours.yaml'}"]))
+    text = "\n".join(lines("x", result, "1 s"))
+    assert "too few prompts to tell: " in text
+    assert "no clear change: " not in text
 
 
 def test_a_principle_for_revision_alone_is_noted_and_costs_nothing(run: Path, tmp_path: Path) -> None:

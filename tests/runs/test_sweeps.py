@@ -1,5 +1,4 @@
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.records import Prompt
 from constitutional.cli import main as cli
 from constitutional.engines.spending import Calls
-from constitutional.judging.scores import Score
+from constitutional.judging.scores import LEFT_OUT, Score
 from constitutional.runs.compose import Job, compose, dump
 from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import SweepSettings
@@ -24,7 +23,8 @@ from constitutional.runs.sweeps import (
     sweep_file,
     write,
 )
-from tests.scripted_run import World, configured, constitution, finish, go
+from constitutional.stages.summaries import EvaluateSummary
+from tests.scripted_run import World, configured, constitution, finish, go, of_another_version
 
 JOBS: dict[str, list[str]] = {"a": [], "b": [], "c": ["constitution.without=[calm]"]}
 
@@ -146,9 +146,19 @@ def test_names_of_runs_are_short_and_differ() -> None:
     assert len(set(made)) == len(made)
 
 
-def measured(runs: Path, name: str, violations: dict[str, float], over_refusal: float, wins: float = 0.5) -> Path:
-    """A run that was evaluated, with a stage of its own for its scores."""
-    rates = {f"violation_rate/{principle}": rate for principle, rate in violations.items()}
+def measured(
+    runs: Path,
+    name: str,
+    violations: dict[str, float],
+    over_refusal: float,
+    wins: float = 0.5,
+    words: dict[str, str] | None = None,
+) -> Path:
+    """A run that was evaluated, with a stage of its own for its scores; it leaves out a principle with a `-`."""
+    rates = {
+        f"{LEFT_OUT if name.startswith('-') else ''}violation_rate/{name.removeprefix('-')}": rate
+        for name, rate in violations.items()
+    }
     measures = {**rates, "over_refusal": over_refusal, "win_rate/base": wins}
     rows = [
         Score(model=model, measure=measure, value=value, low=0.0, high=1.0, n=20, unit="share")
@@ -158,9 +168,9 @@ def measured(runs: Path, name: str, violations: dict[str, float], over_refusal: 
     folder = runs / name
     with RunStore.open(folder, dump(compose([]), {})) as store:
         finish(store, 0, "prompts", {"prompts": [Prompt.of(name)]})
-        finish(
-            store, 9, "evaluate", {"scores": rows}, Calls(asked=10, reused=5), sha256(name.encode()).hexdigest()[:16]
-        )
+        critiqued = {row.removeprefix("-"): f"Be {row.removeprefix('-')}." for row in violations} | (words or {})
+        summary = EvaluateSummary(prompts=20, counts={}, critiqued=critiqued, wanted=None)
+        finish(store, 9, "evaluate", {"scores": rows}, Calls(asked=10, reused=5), summary)
     return folder
 
 
@@ -194,9 +204,41 @@ def test_a_sweep_tells_the_best_of_its_jobs_within_a_bound(
     assert sweep_file(runs / "x-a") is None  # a run is shown as a run
 
 
+def test_leaving_a_principle_out_does_not_hide_what_it_costs_and_other_words_are_another_principle(
+    tmp_path: Path,
+) -> None:
+    runs = tmp_path / "runs"
+    folders = [
+        measured(runs, "x-whole", {"kind": 0.2, "brief": 0.2}, 0.1, words={"brief": "Be terse."}),
+        measured(runs, "x-without", {"-kind": 0.6, "brief": 0.0}, 0.1),
+    ]
+    write(runs / "x.sweep.json", SweepSettings(), [Job((name,), (name,)) for name in ("a=1", "a=2")], folders)
+    # Of brief the two jobs have other words.
+    assert [line.violations for line in job_lines(runs / "x.sweep.json")] == [0.2, 0.6]
+
+
+def test_a_job_of_another_version_has_a_line_without_its_violations(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    folders = [measured(runs, f"x-{name}", {"kind": 0.2}, 0.1) for name in ("a", "b")]
+    of_another_version(folders[0], "evaluate", "critiqued")
+    write(runs / "x.sweep.json", SweepSettings(), [Job((name,), (name,)) for name in ("a=1", "a=2")], folders)
+    lines = job_lines(runs / "x.sweep.json")
+    assert [(line.run.name, line.violations) for line in lines] == [("x-a", None), ("x-b", 0.2)]
+
+
+def test_a_principle_of_one_word_has_no_control(tmp_path: Path) -> None:
+    path = constitution(tmp_path, brief="Concise.")
+    labels = [control[-1] for control in overrides(path, "sweep=principles", "sweep.control=true")[5:]]
+    assert len(labels) == 3
+    assert not any("brief" in label for label in labels)
+
+
 def test_a_control_is_never_the_best(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    folders = [measured(runs, "x-whole", {"kind": 0.2}, 0.1), measured(runs, "x-control_kind", {"kind": 0.1}, 0.1)]
+    folders = [
+        measured(runs, "x-whole", {"kind": 0.2}, 0.1),
+        measured(runs, "x-control_kind", {"kind": 0.1}, 0.1, words={"kind": "kind. Be"}),
+    ]
     write(runs / "x.sweep.json", SweepSettings(), [Job((), ("whole",)), Job((), ("control_kind",))], folders)
     winner = best(job_lines(runs / "x.sweep.json"), read(runs / "x.sweep.json"))
     assert winner is not None

@@ -350,7 +350,7 @@ def obedient(_settings: object, context: StageContext) -> None:
         told = flattering(prompt, flatters="seek" in tags) if tags else base
         samples.append(Sample(prompt=prompt, replies={"base": base, "sft_model": base, "policy": told}))
     context.write("samples", samples)
-    context.summarise(EvaluateSummary(prompts=len(prompts), counts={}, wanted=None))
+    context.summarise(EvaluateSummary(prompts=len(prompts), counts={}, critiqued={}, wanted=None))
 
 
 def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(

@@ -1,7 +1,7 @@
 import pytest
 
 from constitutional.constitution.file import load_constitution
-from constitutional.judging.best_of import Shift
+from constitutional.judging.best_of import shifts
 from constitutional.sandbox.world import TRAITS
 from scripts.bench_preview import BASE, EDITS, Edit, Outcome, changes, edited, main, pairs, spearman
 
@@ -36,7 +36,7 @@ def test_spearman_goes_by_ranks_with_mean_ranks_for_ties() -> None:
 @pytest.mark.parametrize(("preview", "training", "agrees"), [(0.2, 0.4, True), (-0.2, 0.4, False), (0.0, 0.4, False)])
 def test_directions_agree_where_both_move_the_same_way(preview: float, training: float, *, agrees: bool) -> None:
     edit = Edit("flattery", "remove", "no_flattery")
-    aimed = Shift("flattery", "share", 0.1, 0.1 + preview, preview, -1.0, 1.0, 20)
+    (aimed,) = shifts([("flattery", "share", [[0.1, 0.1 + preview]] * 20)], [((0,), (1,))] * 20)
     row = Outcome(edit, {"flattery": preview, "hedging": 0.1}, {"flattery": training, "hedging": 0.2}, aimed, 1.0)
     assert row.agrees == agrees
     assert pairs([row], aimed=True) == [(preview, training)]

@@ -535,6 +535,7 @@ def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
             "critiques": 18,
             "unreadable critiques": 0,
         },
+        critiqued={"polite": "Is it polite?", "brief": "Be brief."},
         wanted=None,  # no prompt is the sandbox's
     )
     assert "gold" not in context.rows
@@ -554,6 +555,21 @@ def test_the_labeler_compares_by_the_principles_that_it_is_trusted_with_and_the_
     assert all("Be polite." in text and "Be brief." not in text for text in asked_by)
     measures = {score.measure for score in context.rows["scores"]}
     assert {"violation_rate/polite", "violation_rate/brief"} <= measures
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_violations_of_a_principle_that_the_run_leaves_out_are_measured_apart(*, left_out: bool) -> None:
+    context = work([asked("1"), asked("2")])
+    context.constitution = CONSTITUTION.select(without=["polite"])
+    run(inputs(Settings(judged=0, compared=0, left_out=left_out)), context)
+    scores, measures = by_name(context.rows["scores"]), {row.measure for row in context.rows["measurements"]}
+    assert scores["policy", "violation_rate/brief"].n == 2
+    assert ("left_out_violation_rate/polite" in measures) == left_out
+    assert "violation_rate/polite" not in measures
+    assert context.summarised(EvaluateSummary).critiqued == {
+        "brief": "Be brief.",
+        **({"polite": "Is it polite?"} if left_out else {}),
+    }
 
 
 def test_in_the_sandbox_the_summary_says_where_the_traits_are_to_go() -> None:
@@ -585,7 +601,9 @@ def test_without_two_held_out_prompts_nothing_is_measured() -> None:
     context = work([asked("1"), asked("2", split="train")])
     run(inputs(Settings()), context)
     assert context.rows["scores"] == context.rows["samples"] == []
-    assert context.said == EvaluateSummary(prompts=1, counts={}, wanted=None)
+    assert context.said == EvaluateSummary(
+        prompts=1, counts={}, critiqued={"polite": "Is it polite?", "brief": "Be brief."}, wanted=None
+    )
 
 
 # The replies of an online training, scored by what the training could not see.

@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 from constitutional.base.stats import bootstrap_mean, paired_interval
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.difference import PrincipleChange, difference
-from constitutional.judging.scores import Change, Score
+from constitutional.judging.scores import Change, Score, plain
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, RunReport
 from constitutional.stages.report.verdicts import Outcome, kind, outcome, table_of
-from constitutional.stages.summaries import Direction
+from constitutional.stages.summaries import Direction, EvaluateSummary
 
 TOLD: Final = ("name", "folder", "until", "journal.path")
 """Settings that say where a run is and not what it is."""
@@ -99,13 +99,17 @@ def _constitution(run: RunReport) -> Constitution:
     return run.constitution
 
 
+def _evaluated(run: RunReport) -> EvaluateSummary | None:
+    return run.summary(EvaluateSummary)
+
+
 def _settings(run: RunReport) -> dict[str, Any]:
     return dict(json.loads(run.provenance.config or "{}"))
 
 
 def _rows(a: RunReport, b: RunReport, model: str) -> Iterator[PairedRow]:
-    first, second = table_of(a.scores), table_of(b.scores)
-    values = [{row.measure: row.by_prompt for row in run.measurements if row.model == model} for run in (a, b)]
+    first, second = ({plain(name): scores for name, scores in table_of(run.scores).items()} for run in (a, b))
+    values = [{plain(row.measure): row.by_prompt for row in run.measurements if row.model == model} for run in (a, b)]
     for measure, by_model in first.items():
         before, after = by_model.get(model), second.get(measure, {}).get(model)
         if before is None or after is None:
@@ -145,9 +149,12 @@ def _means_another_thing(measure: str, a: RunReport, b: RunReport) -> str:
         return f"the runs' {judge}s differ"
     if judge == "critic":
         name = measure.partition("/")[2]
-        words = [{row.id: row.words("critique") for row in of.principles}.get(name) for of in (mine, theirs)]
-        return "" if words[0] == words[1] else f"the principle '{name}' has other words in the other run"
-    texts = [{(row.words("comparison"), row.weight) for row in of.principles} for of in (mine, theirs)]
+        words = {evaluated.critiqued.get(name) if evaluated else None for evaluated in map(_evaluated, (a, b))}
+        return "" if len(words) == 1 else f"the principle '{name}' has other words in the other run"
+    texts = [
+        {(row.words("comparison"), row.weight) for row in of.principles if "comparison" in row.uses}
+        for of in (mine, theirs)
+    ]
     return "" if texts[0] == texts[1] else "the labeler judged by other principles"
 
 

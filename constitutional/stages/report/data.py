@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
+from constitutional.base.stats import FEWEST
 from constitutional.constitution.constitution import Constitution
 from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Measurement, Score
@@ -18,7 +19,7 @@ from constitutional.stages.summaries import Direction, Histogram, RewardQuality,
 
 S = TypeVar("S", bound=Summary)
 
-FEW: Final = 10
+FEW: Final = FEWEST
 """A number from fewer observations is shown, and nothing is concluded from it."""
 TOO_FEW: Final = "too few to tell"
 """How the page marks such a number."""

@@ -31,7 +31,7 @@ GROUPS: Final = {
 }
 """Figures of shares in their order on the page, with a note on each."""
 KINDS: Final = {
-    "violation_rate": "Violations",
+    **dict.fromkeys(("violation_rate", "left_out_violation_rate"), "Violations"),
     "win_rate": WIN_RATES,
     **dict.fromkeys(("due_refusal", "over_refusal"), "Refusals"),
     **dict.fromkeys(("well_formed", "on_topic", "cut_off", "distinct"), "Form of replies"),

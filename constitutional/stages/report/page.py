@@ -53,7 +53,6 @@ CONTROL: Final = {code: chr(0x2400 + code) for code in range(32) if chr(code) no
 
 def render(runs: Sequence[RunReport]) -> str:
     """The whole page, for one run or several to compare, as one HTML text that needs nothing else."""
-    style = Markup((ASSETS / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
     views = [_view(run, f"run{index}-") for index, run in enumerate(runs, 1)]
     title = ", ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs"
     constitutions: dict[str, list[RunReport]] = {}
@@ -65,7 +64,6 @@ def render(runs: Sequence[RunReport]) -> str:
         .render(
             title=title,
             constitutions=constitutions,
-            style=style,
             views=views,
             comparison=comparison(runs),
             differences=[run_difference(runs[0], run) for run in runs[1:]]
@@ -78,7 +76,7 @@ def render(runs: Sequence[RunReport]) -> str:
 
 @cache
 def environment() -> Environment:
-    """Jinja, with what templates of pages call."""
+    """Jinja, with the style of pages and what their templates call."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -96,6 +94,8 @@ def environment() -> Environment:
         "percent": percent,
     }
     environment.filters |= {"summary_line": summary_line}
+    style = Markup((ASSETS / "style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
+    environment.globals |= {"style": style}
     environment.globals |= {"signs": SIGNS, "few": FEW, "figures": figures, "models": MODELS}
     return environment
 

@@ -30,7 +30,7 @@ from constitutional.base.stats import Interval, wilson
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.difference import difference
 from constitutional.engines.spending import Calls
-from constitutional.judging.scores import Score
+from constitutional.judging.scores import Score, plain
 from constitutional.stages.report import charts
 from constitutional.stages.report.comparison import TOLD
 from constitutional.stages.report.data import FEW
@@ -58,7 +58,10 @@ class ComparedRun(NamedTuple):
     settings: dict[str, Any]
     """By dotted name."""
     constitution: Constitution
+    critiqued: dict[str, str]
+    """By id, the words by which the critic counted violations, of principles that the run leaves out too."""
     scores: tuple[Score, ...]
+    """With the names that the run gave them; `values` has violations of principles that it leaves out among others."""
     values: dict[tuple[str, str], dict[str, float]]
     """By model and measure: what a score is the mean of, by prompt."""
     wanted: dict[str, Direction]
@@ -137,6 +140,8 @@ class Sources(NamedTuple):
     """The names of variants whose words were shuffled."""
     missing: dict[int, int]
     """By size, subsets of principles that were not run."""
+    seeds: int
+    """The fewest that an effect is over."""
     decided: Counter[str]
     controls_clear: int
     """Clear effects of principles whose words were shuffled."""
@@ -214,7 +219,7 @@ def _prior(unit: str, *, differences: bool) -> tuple[tuple[float, float], ...]:
 def units_of(runs: Sequence[ComparedRun]) -> dict[str, str]:
     """The unit of each measure that is made prompt by prompt."""
     made = {measure for run in runs for model, measure in run.values if model == "policy"}
-    return {score.measure: score.unit for run in runs for score in run.scores if score.measure in made}
+    return {plain(score.measure): score.unit for run in runs for score in run.scores if plain(score.measure) in made}
 
 
 def _effects(
@@ -222,12 +227,12 @@ def _effects(
 ) -> list[EffectRow]:
     """Rows of (label, hint, principle, differences by measure), with intervals for the number of all their cells."""
     places = [(at, measure) for at, row in enumerate(rows) for measure, values in row[3].items() if values]
-    estimates = [estimate(rows[at][3][measure], _prior(units[measure], differences=True)) for at, measure in places]
-    enough = [index for index, row in enumerate(estimates) if row.prompts >= FEW]
-    effects = dict(zip(enough, corrected([estimates[index] for index in enough]), strict=True))
+    effects = corrected(
+        [estimate(rows[at][3][measure], _prior(units[measure], differences=True)) for at, measure in places]
+    )
     cells: list[dict[str, Effect]] = [{} for _ in rows]
-    for index, (at, measure) in enumerate(places):
-        cells[at][measure] = effects.get(index) or Effect(estimates[index], *estimates[index].interval(), clear=False)
+    for (at, measure), effect in zip(places, effects, strict=True):
+        cells[at][measure] = effect
     return [EffectRow(*row[:3], of_row) for row, of_row in zip(rows, cells, strict=True)]
 
 
@@ -265,7 +270,7 @@ def sources(many: Sequence[Variant]) -> Sources | None:
         alone=_effects(alone, units),
         changed=[
             Attribution(measure, change, _parts(measure, ids, rows, by_shapley))
-            for measure, change in sorted(changes.items(), key=lambda item: -strength(item[1]))
+            for measure, change in sorted(changes.items(), key=lambda item: -item[1].strength)
             if change.clear
         ],
         exact=exact,
@@ -275,6 +280,7 @@ def sources(many: Sequence[Variant]) -> Sources | None:
             if (name := _reworded(variant, whole)) and _is_shuffled(variant, whole, name)
         ),
         missing=missing_subsets([*games, frozenset()], ids),
+        seeds=min((cell.estimate.seeds for row in rows for cell in row.cells.values()), default=1),
         decided=sum((run.decided for run in whole.runs), Counter[str]()),
         controls_clear=sum(cell.clear for row in rows if row.hint == CONTROL for cell in row.cells.values()),
     )
@@ -337,10 +343,15 @@ def _is_shuffled(variant: Variant, whole: Variant, name: str) -> bool:
 
 
 def _differences(before: Variant, after: Variant, units: Iterable[str]) -> dict[str, dict[Key, float]]:
-    """By measure; violations only of principles that both variants have with the same words."""
-    same = {name for name, principle in before.principles.items() if after.principles.get(name) == principle}
-    measures = [name for name in units if kind(name) != "violation_rate" or name.partition("/")[2] in same]
+    """By measure."""
+    measures = [name for name in units if _means_the_same(name, (*before.runs, *after.runs))]
     return {name: paired(before.values(name), after.values(name)) for name in measures}
+
+
+def _means_the_same(measure: str, runs: Iterable[ComparedRun]) -> bool:
+    """Whether runs mean the same by a measure: violations are of the same words."""
+    name = measure.partition("/")[2]
+    return kind(measure) != "violation_rate" or len({run.critiqued.get(name) for run in runs}) == 1
 
 
 def _from_base(variant: Variant, units: Iterable[str]) -> dict[str, dict[Key, float]]:
@@ -357,9 +368,11 @@ def _shapley(
     ids, exact = list(whole.principles), None
     values: dict[str, dict[str, dict[Key, float]]] = {name: {} for name in ids}
     for measure in units:
-        if kind(measure) == "violation_rate":  # a run has those of its own principles alone
-            continue
-        played: dict[frozenset[str], Values] = {game: variant.values(measure) for game, variant in games.items()}
+        played: dict[frozenset[str], Values] = {
+            game: variant.values(measure)
+            for game, variant in games.items()
+            if _means_the_same(measure, (*variant.runs, *whole.runs))
+        }
         played[frozenset()] = whole.values(measure, "base")
         if result := shapley({game: of for game, of in played.items() if of}, ids):
             exact = result.exact if exact is None else exact and result.exact
@@ -368,18 +381,13 @@ def _shapley(
     return _effects([(name, "", name, values[name]) for name in ids], units) if exact is not None else [], exact
 
 
-def strength(effect: Effect) -> float:
-    """How many half-intervals an effect is from 0."""
-    return abs(effect.estimate.value) / max((effect.high - effect.low) / 2, 1e-9)
-
-
 def columns(rows: Sequence[EffectRow], wanted: Mapping[str, Direction]) -> list[str]:
     """The measures of a heat map: those with a clear effect first, then wanted ones, the strongest effect first."""
     measures = dict.fromkeys(measure for row in rows for measure in row.cells)
 
     def rank(measure: str) -> tuple[bool, bool, float]:
         cells = [row.cells[measure] for row in rows if measure in row.cells]
-        return not any(cell.clear for cell in cells), measure not in wanted, -max(map(strength, cells))
+        return not any(cell.clear for cell in cells), measure not in wanted, -max(cell.strength for cell in cells)
 
     return sorted(measures, key=rank)
 
@@ -451,8 +459,7 @@ def _share(measured: Sequence[Values], *, good: bool) -> tuple[float, float, flo
         for (seed, prompt), value in of.items()
     }
     row = estimate(pooled, PRIOR_OF_SHARES)
-    low, high = row.interval()
-    return row.value, max(0.0, low), min(1.0, high)
+    return row.value, *row.interval()
 
 
 class Best(NamedTuple):
@@ -489,27 +496,31 @@ def best_of(many: Sequence[Variant], objective: str, over_refusal: float | None)
         return Best(winner, title, charts.number(max(points), percent=True), "The intervals of both stand below.")
     if not measures:
         return None
-    values = {variant.name: _mean_by_prompt(variant, measures) for variant in kept}
-    ranked = sorted(kept, key=lambda variant: sign * fmean(values[variant.name].values()))
-    row = estimate(values[ranked[0].name], PRIOR_OF_SHARES)
-    low, high = row.interval()
-    ends = (charts.number(end, percent=True) for end in (row.value, max(low, 0.0), min(high, 1.0)))
-    remark = _against_next(values[ranked[0].name], values[ranked[1].name], ranked[1].name) if ranked[1:] else ""
+    means = {variant.name: fmean(fmean(variant.values(name).values()) for name in measures) for variant in kept}
+    ranked = sorted(kept, key=lambda variant: sign * means[variant.name])
+    best, *others = (_mean_by_prompt(variant, measures) for variant in ranked[:2])
+    interval = estimate(best, PRIOR_OF_SHARES).interval()
+    ends = (charts.number(end, percent=True) for end in (means[ranked[0].name], *interval))
+    remark = _against_next(best, others[0], ranked[1].name, sign) if others else ""
     return Best(ranked[0], title + bound, "{} ({} to {})".format(*ends), remark)
 
 
-def _against_next(best: Values, following: Values, name: str) -> str:
-    differences = paired(following, best)
+def _against_next(best: Values, following: Values, name: str, sign: int) -> str:
+    """Whether the best is better on the same prompts; a sign of 1 means that less is better, and −1 that more is."""
+    differences = {key: -sign * value for key, value in paired(following, best).items()}
     if not differences:
         return f"It has no prompt in common with the next, {name}."
-    low, high = estimate(differences, PRIOR_OF_DIFFERENCES).interval()
-    return f"It is {'' if low > 0 or high < 0 else 'not '}clearly better than the next, {name}."
+    low, _ = estimate(differences, PRIOR_OF_DIFFERENCES).interval()
+    return f"It is {'' if low > 0 else 'not '}clearly better than the next, {name}."
 
 
 def _shared(many: Sequence[Variant]) -> set[str]:
-    """The measures that all runs have, prompt by prompt."""
+    """The measures that all runs have, prompt by prompt, and mean the same by."""
     runs = [run for variant in many for run in variant.runs]
-    return set.intersection(*({measure for model, measure in run.values if model == "policy"} for run in runs))
+    shared = set.intersection(
+        *({measure for (model, measure), of in run.values.items() if of and model == "policy"} for run in runs)
+    )
+    return {measure for measure in shared if _means_the_same(measure, runs)}
 
 
 def _refusing(variant: Variant) -> float:
@@ -518,10 +529,12 @@ def _refusing(variant: Variant) -> float:
 
 
 def _mean_by_prompt(variant: Variant, measures: Sequence[str]) -> dict[Key, float]:
-    """The mean over measures, prompt by prompt, where all were measured."""
-    columns_of = [variant.values(name) for name in measures]
-    keys = set.intersection(*map(set, columns_of))
-    return {key: fmean(of[key] for of in columns_of) for key in sorted(keys)}
+    """The mean over the measures that a prompt has."""
+    by_key = defaultdict[Key, list[float]](list)
+    for name in measures:
+        for key, value in variant.values(name).items():
+            by_key[key].append(value)
+    return {key: fmean(of_key) for key, of_key in by_key.items()}
 
 
 # What people's comparisons add
@@ -546,8 +559,7 @@ def _ratio_row(share: float, variant: Variant, units: Mapping[str, str]) -> Rati
     measures = {}
     for measure, unit in units.items():
         if (row := summary_of(variant, measure, unit)) and row.prompts >= FEW:
-            low, high = row.interval()
-            measures[measure] = (row.value, max(0.0, low), min(1.0, high) if unit == "share" else high)
+            measures[measure] = (row.value, *row.interval())
     pairs = [run.decided for run in variant.runs]
     calls = Calls.sum(run.calls for run in variant.runs)
     mean_calls = Calls(

@@ -11,7 +11,7 @@ from constitutional.base.progress import counted
 from constitutional.engines.spending import Calls
 from constitutional.stages.report import charts
 from constitutional.stages.report.data import FEW, TOO_FEW
-from constitutional.stages.report.page import ASSETS, environment
+from constitutional.stages.report.page import environment
 from constitutional.stages.report.sweep_data import (
     CONTROL,
     Best,
@@ -29,7 +29,6 @@ from constitutional.stages.report.sweep_data import (
     opposite,
     ratios,
     sources,
-    strength,
     units_of,
     variants,
 )
@@ -55,10 +54,10 @@ def verdict(found: Sources | None, best: Best | None, runs: int) -> list[str]:
     sentences, effects = list[str](), list[tuple[float, str, str]]()
     principles = [row for row in found.rows if row.principle and row.hint != CONTROL] if found else []
     for row in principles:
-        clear = sorted((cell for cell in row.cells.items() if cell[1].clear), key=lambda cell: -strength(cell[1]))
+        clear = sorted((cell for cell in row.cells.items() if cell[1].clear), key=lambda cell: -cell[1].strength)
         prompts = max((cell.estimate.prompts for cell in row.cells.values()), default=0)
         did = [_did(measure, effect) for measure, effect in clear[:NAMED]]
-        effects += [(strength(clear[0][1]), row.principle, did[0])] if clear else []
+        effects += [(clear[0][1].strength, row.principle, did[0])] if clear else []
         did += [f"had {len(clear) - NAMED} more clear effects"] if len(clear) > NAMED else []
         nothing = f"did nothing that is clear, on {counted(prompts, 'prompt')}{f': {TOO_FEW}' if prompts < FEW else ''}"
         sentences.append(f"{row.principle} {'; '.join(did) or nothing}.")
@@ -118,19 +117,18 @@ def render(
         command_of: the command that repeats a run, by name; empty where nobody knows.
     """
     many = variants(runs)
-    found, measured = sources(many), axes(many)
+    found = sources(many)
     wanted = (found.whole if found else many[0]).runs[0].wanted
     meant = [variant for variant in many if not (found and variant.name in found.controls)]
-    best = best_of(meant, *(objective or ("violations", None)))
+    best, measured = best_of(meant, *(objective or ("violations", None))), axes(meant)
     rows = ratios(many)
-    points = front(many, measured) if measured else []
+    points = front(meant, measured) if measured else []
     names, body = differing(runs)
     page = (
         environment()
         .get_template("sweep.j2")
         .render(
             title=f"{counted(len(runs), 'run')} compared",
-            style=Markup((ASSETS / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
             sentences=verdict(found, best, len(runs)),
             runs=runs,
             variants=many,
@@ -183,7 +181,7 @@ def shown_effect(effect: Effect | None, unit: str, direction: Direction | None) 
     share, row = unit == "share", effect.estimate
     value, low, high = (_signed(end, share=share) for end in (row.value, effect.low, effect.high))
     ends = f"{low} to {high}" if row.prompts > 1 else "not known"
-    note = f"n = {row.prompts}"
+    note = f"n = {row.prompts}" + (f", {row.seeds} seeds" if row.seeds > 1 else "")
     if row.prompts < FEW:
         return Cell("muted", 0, "?", value, ends, f"{note}: {TOO_FEW}")
     if not effect.clear:

@@ -16,6 +16,7 @@ Outcome = Literal["improved", "worse", "changed", "no clear change", "too few to
 HEADS: Final[Mapping[str, str]] = {
     "win_rate": "win rate against",
     "violation_rate": "violations of",
+    "left_out_violation_rate": "violations of the left-out",
     "kl_from": "KL from",
     "log_ratio_to": "log-ratio to",
     "due_refusal": "refusal of harmful or private requests",

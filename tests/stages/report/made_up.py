@@ -131,7 +131,9 @@ SUMMARIES_MADE_UP: dict[str, Summary] = {
     ),
     "reward": RewardSummary(pairs=800, dropped={"held_out": 4}, quality=None),
     "dpo": DpoSummary(pairs=800, steps=50, dropped={"held_out": 4}),
-    "evaluate": EvaluateSummary(prompts=60, counts={}, wanted={"trait_rate/flattery": "lower"}),
+    "evaluate": EvaluateSummary(
+        prompts=60, counts={}, critiqued={"honest": "Be honest."}, wanted={"trait_rate/flattery": "lower"}
+    ),
     "ppo": OnlineSummary(
         prompts=40,
         replies=128,

@@ -9,6 +9,7 @@ from constitutional.judging.scores import Measurement
 from constitutional.stages.report.comparison import PairedRow, SettingChange, run_difference, setting_changes
 from constitutional.stages.report.data import RunReport
 from constitutional.stages.report.page import render
+from constitutional.stages.summaries import EvaluateSummary
 from tests.stages.report.made_up import empty_run, score
 
 PROMPTS = [f"p{number:02}" for number in range(40)]
@@ -26,7 +27,10 @@ def run(name: str, shown: dict[str, dict[str, float]], constitution: Constitutio
     rows = tuple(Measurement(model="policy", measure=measure, by_prompt=by) for measure, by in shown.items())
     base = empty_run(name)
     provenance = base.provenance.model_copy(update={"config": json.dumps({"name": name, **settings})})
+    words = {row.id: row.text for row in (*constitution.principles, *constitution.left_out)}
+    evaluated = EvaluateSummary(prompts=len(PROMPTS), counts={}, critiqued=words, wanted=None)
     update = {"scores": scores, "measurements": rows, "constitution": constitution, "provenance": provenance}
+    update |= {"summaries": {"evaluate": evaluated}}
     return base.model_copy(update=update)
 
 
@@ -95,6 +99,25 @@ def test_a_principle_reworded_under_its_id_is_not_compared_and_the_page_says_so(
     assert "<del>Stay calm.</del>" in page
     assert "<ins>Never shout.</ins>" in page
     assert page.index("What differs") < page.index("What the models do") < page.index("All measures, side by side")
+
+
+def test_violations_are_compared_with_a_run_that_leaves_the_principle_out() -> None:
+    both = principles(calm="Stay calm.", kind="Be kind.")
+    a = run("a", {"violation_rate/calm": first_of(PROMPTS, 4)}, both)
+    b = run("b", {"left_out_violation_rate/calm": first_of(PROMPTS, 24)}, both.select(without=["calm"]))
+    row = only_row(a.model_copy(update={"wanted": {"violation_rate/calm": "lower"}}), b)
+    assert (row.measure, row.outcome) == ("violation_rate/calm", "changed")  # the second run does not want it
+    assert row.change is not None
+    assert row.change.value == 0.5
+
+
+def test_a_principle_for_revision_alone_makes_no_win_rate_another() -> None:
+    one = principles(calm="Stay calm.")
+    more = one.model_copy(
+        update={"principles": (*one.principles, Principle(id="new", text="Be new.", uses=("revision",)))}
+    )
+    shown = {"win_rate/base": first_of(PROMPTS, 20)}
+    assert only_row(run("a", shown, one), run("b", shown, more)).change is not None
 
 
 def test_win_rates_by_other_principles_and_by_another_labeler_are_not_compared() -> None:

@@ -59,7 +59,9 @@ def made(
     )
     wanted: dict[str, Direction] = {"over_refusal": "lower", "trait_rate/flattery": "lower"}
     own = {"name": name, "seed": seed, "constitution.wordings": texts or {}, **(settings or {})}
-    return ComparedRun(name, seed, own, constitution, scores, values, wanted, Counter(calm=3, brief=1), Calls(asked=10))
+    return ComparedRun(
+        name, seed, own, constitution, chosen, scores, values, wanted, Counter(calm=3, brief=1), Calls(asked=10)
+    )
 
 
 ALL = ("calm", "brief", "kind")
@@ -112,13 +114,18 @@ def test_a_control_is_a_row_of_its_own_over_all_seeds() -> None:
     assert part.control == cell
 
 
-def test_violations_are_compared_only_where_both_runs_have_the_principle() -> None:
-    whole = made("whole", ALL, {"violation_rate/calm": 2, "violation_rate/kind": 5})
-    without = made("without", ("brief", "kind"), {"violation_rate/kind": 9})
+def test_violations_are_compared_only_where_both_runs_were_judged_by_the_same_words() -> None:
+    measures = {"violation_rate/calm": 2, "violation_rate/kind": 5, "violation_rate/brief": 0}
+    whole, without = (
+        made("whole", ALL, measures),
+        made("without", ("brief", "kind"), {**measures, "violation_rate/calm": 30}),
+    )
+    without = without._replace(critiqued={**TEXTS, "kind": "Be nice."})
     found = sources(variants([whole, without]))
     assert found is not None
     (row,) = found.rows
-    assert row.cells.keys() == {"violation_rate/kind"}
+    assert row.cells.keys() == {"violation_rate/calm", "violation_rate/brief"}
+    assert row.cells["violation_rate/calm"].estimate.value == -28 / 40  # of the principle that is left out
 
 
 def test_what_only_one_run_measured_on_few_prompts_is_not_clear() -> None:
@@ -216,6 +223,55 @@ def test_the_best_run_is_named_with_whether_it_is_luck() -> None:
     assert "not clearly" not in unbound.remark
     assert "not clearly better than the next, a" in bound.remark
     assert best_of(variants([made("a", ALL, {"trait_rate/x": 1})]), "violations", None) is None
+
+
+def test_the_best_is_found_although_no_prompt_has_every_measure() -> None:
+    run, other = (
+        made(name, ALL, {"violation_rate/calm": count, "violation_rate/kind": count}, settings={"lr": count})
+        for name, count in (("a", 10), ("b", 8))
+    )
+    for each in (run, other):
+        calm, kind = each.values["policy", "violation_rate/calm"], each.values["policy", "violation_rate/kind"]
+        names = sorted(calm)
+        each.values["policy", "violation_rate/calm"] = {name: calm[name] for name in names[::2]}
+        each.values["policy", "violation_rate/kind"] = {name: kind[name] for name in names[1::2]}
+    best = best_of(variants([run, other]), "violations", None)
+    assert best is not None
+    assert best.variant.name == "b"
+
+
+def test_the_best_is_not_called_clearly_better_where_it_is_worse_on_the_same_prompts() -> None:
+    # The best has a seed of its own without violations; on the seed that both have it is the worse one.
+    best = [
+        made("a-seed=0", ALL, {"violation_rate/calm": 0}),
+        made("a-seed=1", ALL, {"violation_rate/calm": 20}, seed=1),
+    ]
+    following = [
+        made("b-seed=1", ALL, {"violation_rate/calm": 0}, seed=1, settings={"lr": 1}),
+        made("b-seed=2", ALL, {"violation_rate/calm": 40}, seed=2, settings={"lr": 1}),
+    ]
+    found = best_of(variants([*best, *following]), "violations", None)
+    assert found is not None
+    assert found.variant.name == "a"
+    assert "not clearly better" in found.remark
+
+
+def test_controls_hide_neither_the_best_nor_the_front() -> None:
+    runs = [
+        made("x-whole", ALL, {"violation_rate/calm": 2, "over_refusal": 3}),
+        made("x-without_calm", ("brief", "kind"), {"violation_rate/calm": 30, "over_refusal": 2}),
+        made("x-control_calm", ALL, {"violation_rate/calm": 0, "over_refusal": 0}, texts={"calm": "today. Stay calm"}),
+    ]
+    runs[1] = runs[1]._replace(critiqued=TEXTS)
+    html = page(runs)
+    assert "Best: x-whole" in html
+    assert "Helpfulness against harmlessness" in html
+
+
+def test_a_page_says_where_seeds_are_not_in_its_intervals() -> None:
+    runs = leave_one_out((0, 1))
+    assert "for other prompts and for other seeds" in page(runs)
+    assert "of one seed" in page([run for run in runs if "seed=0" in run.name or "whole" in run.name])
 
 
 def test_shares_of_people_s_labels_are_in_order_with_their_totals() -> None:
