@@ -1,4 +1,4 @@
-"""The errors that a user can do something about: a base class and six kinds.
+"""The errors that a user can do something about: a base class and seven kinds.
 
 Any module raises them, with a message that says what was found, where, what was expected, and what to do next. Only the
 command catches them: it prints one line and exits with the class's `exit_code`. A library user sees the exception. The
@@ -70,6 +70,12 @@ class ModelError(ConstitutionalError):
 
 class BudgetError(ConstitutionalError):
     """A run has spent what it may; the same command with a higher budget goes on."""
+
+    exit_code = WAITING
+
+
+class WaitingError(ConstitutionalError):
+    """A run waits for people; nothing is wrong, and it says how to go on."""
 
     exit_code = WAITING
 

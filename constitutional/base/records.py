@@ -173,6 +173,19 @@ class Judgement(Record):
         return next((reading.problem for reading in self.readings if reading.problem), None)
 
 
+class SpotCheck(Record):
+    """A comparison that people are to look at."""
+
+    comparison: str
+    """The comparison's id."""
+    reason: Literal["audit", "conflict", "margin", "panel", "random"]
+    """Why it was chosen; `audit` was drawn uniformly, and is never trained on."""
+    probability: float = Field(gt=0, le=1)
+    """That it was chosen, for whatever reason, before anything was drawn."""
+    votes: int = Field(default=1, ge=1)
+    """How many people are to vote on it."""
+
+
 class Verdict(Record):
     """A person's decision on a comparison."""
 

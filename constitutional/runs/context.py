@@ -274,6 +274,11 @@ class RunStageContext(FinishedRun):
         self.prompts = run_context.templates
 
     @property
+    def folder(self) -> Path:
+        """The run's folder, to name it."""
+        return self._store.folder
+
+    @property
     def judges(self) -> dict[str, str]:
         """The role of every judge by its name."""
         return self._run.config.judges

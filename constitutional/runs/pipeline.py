@@ -27,6 +27,7 @@ from constitutional.stages import (
     reward,
     sample_pairs,
     sft,
+    spotcheck,
 )
 from constitutional.stages.report import gather as report
 from constitutional.training.rewards import OnlineSettings, RewardModelSettings
@@ -61,6 +62,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     rollouts, gold = (("rollouts",), ("gold",)) if trains_online else ((), ())
     judges = tuple(config.judges.values())
     # What answers elsewhere may give no log-probabilities; then it is asked for votes, which are drawn.
+    asks_people = config.spotcheck.votes > 0
     elsewhere = any(judge.kind not in ("local", "vllm") for judge in (config.labeler, *config.panel.values()))
     return (
         Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run, version=2),
@@ -112,10 +114,25 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             seeded=config.label.draws or elsewhere,
             version=5,
         ),
+        *(
+            (
+                Stage(
+                    "spotcheck",
+                    config.spotcheck,
+                    needs=("comparisons", "judgements", "constitution", TAGS)
+                    if config.spotcheck.simulate
+                    else ("comparisons", "judgements"),
+                    makes=("spotchecks", "verdicts"),
+                    run=spotcheck.run,
+                ),
+            )
+            if asks_people
+            else ()
+        ),
         Stage(
             "mix",
             config.mix,
-            needs=("prompts", "comparisons", "judgements"),
+            needs=("prompts", "comparisons", "judgements", *(("spotchecks", "verdicts") if asks_people else ())),
             makes=("preferences",),
             run=mix.run,
             version=4,

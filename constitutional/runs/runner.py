@@ -19,7 +19,14 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
-from constitutional.base.errors import BudgetError, ConfigurationError, InputError, ModelError, RunError
+from constitutional.base.errors import (
+    BudgetError,
+    ConfigurationError,
+    InputError,
+    ModelError,
+    RunError,
+    WaitingError,
+)
 from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.frozen import decisive
 from constitutional.base.progress import Progress, clock
@@ -351,6 +358,9 @@ class Runner:
             stage.run(stage.settings, context)
         except KeyboardInterrupt:
             self.say(f"{heading}: stopped; the same command goes on from here")
+            raise
+        except WaitingError:
+            self.say(f"{heading}: waits for people")
             raise
         except BudgetError:
             calls = context.calls

@@ -19,7 +19,19 @@ from constitutional.data.comparisons import PAIRS
 from constitutional.engines.settings import Budget, LocalSettings, ModelSettings, RoleSettings
 from constitutional.judging.labelling import Weight
 from constitutional.runs.outputs import SHARED
-from constitutional.stages import critique_revise, dpo, evaluate, grpo, label, mix, ppo, reward, sample_pairs, sft
+from constitutional.stages import (
+    critique_revise,
+    dpo,
+    evaluate,
+    grpo,
+    label,
+    mix,
+    ppo,
+    reward,
+    sample_pairs,
+    sft,
+    spotcheck,
+)
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 from constitutional.stages.report import gather
 
@@ -123,6 +135,8 @@ class RunConfig(Frozen):
     sft: sft.Settings
     sample_pairs: sample_pairs.Settings
     label: label.Settings
+    spotcheck: spotcheck.Settings
+    """Which of the labeler's comparisons people look at."""
     mix: mix.Settings
     reward: reward.Settings
     algorithm: Annotated[
@@ -135,7 +149,8 @@ class RunConfig(Frozen):
     @model_validator(mode="after")
     def _settings_go_together(self) -> Self:
         # This is checked here because the stage that reads the file may begin hours later.
-        if self.mix.human_share and self.mix.human is None and self.mix.verdicts is None:
+        people = (self.mix.human, self.mix.verdicts, self.spotcheck.votes or None)
+        if self.mix.human_share and people == (None, None, None):
             raise ValueError(f"mix.human has no value yet; type mix.human=FILE, {PAIRS}")
         clamp, margin = self.label.clamp, self.mix.margin
         if clamp and all(mix.within_margin(end, margin) for end in clamp) and self.mix.human_share != 1:

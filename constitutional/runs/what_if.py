@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from constitutional.base.errors import ConfigurationError, RunError, UsageError
-from constitutional.base.records import Comparison, Judgement, Prompt, Revision
+from constitutional.base.records import Comparison, Judgement, Prompt, Revision, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
 from constitutional.base.text import same_text
 from constitutional.constitution.constitution import Constitution, nearest
@@ -135,7 +135,11 @@ class LabelledRun:
             )
         self.config = load(store.folder)
         self.judgements = store.read("judgements", Judgement)
-        self.comparisons = store.read("comparisons", Comparison)
+        self.comparisons, self.verdicts = store.read("comparisons", Comparison), list[Verdict]()
+        self._every = {comparison.id for comparison in self.comparisons}
+        if "spotchecks" in store.artifacts():
+            self.comparisons = mix.not_audited(self.comparisons, store.read("spotchecks", SpotCheck))
+            self.verdicts = store.read("verdicts", Verdict)
         self.ids = [comparison.id for comparison in self.comparisons]
         accuracies = store.read("labeler_accuracy", PrincipleAccuracy)
         self.untrusted = tuple(row.principle for row in accuracies if not row.trusted)
@@ -198,11 +202,11 @@ class LabelledRun:
 
     def _plan(self, settings: mix.Settings) -> _Plan:
         if settings not in self._plans:
-            people, verdicts = [], []
+            people, verdicts = [], list(self.verdicts)
             if settings.human is not None:
                 people = mix.without_evaluation_prompts(read_comparisons(settings.human).preferences, self._prompts)
             if settings.verdicts is not None:
-                verdicts = read_verdicts(settings.verdicts, set(self.ids))
+                verdicts += read_verdicts(settings.verdicts, self._every)
             overridden = {verdict.comparison for verdict in verdicts if verdict.choice != "skip"}
             everything = settings.model_copy(update={"human_share": None, "total": None})
             mixed = mix.mix(self.comparisons, (), verdicts, people, everything, self.config.seed)

@@ -103,6 +103,10 @@ class StageContext(RunView, Protocol):
         """The prompt templates."""
 
     @property
+    def folder(self) -> Path:
+        """The run's folder, to name it."""
+
+    @property
     def judges(self) -> Mapping[str, str]:
         """The role of every judge by its name: `labeler`, then those of the panel (`second`: `panel.second`)."""
 

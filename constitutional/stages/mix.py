@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
-from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, Verdict
+from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import read_comparisons
@@ -49,9 +49,16 @@ class Settings(Frozen):
     human_share: float | None = Field(default=None, ge=0, le=1)
     """Share of the preferences to train on that are people's, 0 to 1; None takes all there are of both. Those held out
     are the same whatever the share."""
-    mode: Literal["fixed_total", "additive"] = "fixed_total"
-    """With a share: `fixed_total` trains on the same number of preferences whatever the share; `additive` takes all of
-    the AI's and adds as many of people's as give the share, or all of them if there are fewer."""
+    mode: Literal["fixed_total", "fixed_cost", "additive"] = "fixed_total"
+    """With a share: `fixed_total` trains on the same number of preferences whatever the share; `fixed_cost` on as many
+    as the cost allows; `additive` takes all of the AI's and adds as many of people's as give the share, or all of them
+    if there are fewer."""
+    cost: float | None = Field(default=None, gt=0)
+    """At a fixed cost: what the labels of the preferences to train on may come to."""
+    price_of_vote: float = Field(default=0.5, gt=0)
+    """What a person's label costs, in the unit of the cost."""
+    price_of_label: float = Field(default=0.001, ge=0)
+    """What a label of the AI's costs."""
     total: int | None = Field(default=None, ge=1)
     """Number of preferences to train on at a fixed total, those held out not counted. None is the number of the scarcer
     source's, which every share from 0 to 1 allows; where that is too few for both, as many as the share
@@ -64,8 +71,12 @@ class Settings(Frozen):
     def _agrees(self) -> Self:
         if not all(low < high for low, high in zip((0.5, *self.strengths), (*self.strengths, 1.0 + 1e-9), strict=True)):
             raise ValueError(f"strengths are {self.strengths}; they must rise, from above 0.5 to at most 1")
-        if self.total is not None and (self.human_share is None or self.mode == "additive"):
+        if self.total is not None and (self.human_share is None or self.mode != "fixed_total"):
             raise ValueError("total needs a human_share and mode=fixed_total; leave total out, or give both")
+        if (self.cost is not None) != (self.mode == "fixed_cost") or (self.cost and self.human_share is None):
+            raise ValueError("mode=fixed_cost needs a cost and a human_share, and a cost needs mode=fixed_cost")
+        if self.mode == "fixed_cost" and self.human_share == 0 and not self.price_of_label:
+            raise ValueError("mode=fixed_cost with a human_share of 0 needs a price_of_label above 0")
         if self.mode == "additive" and self.human_share == 1:
             raise ValueError("mode=additive keeps all of the AI's; a human_share of 1 needs mode=fixed_total")
         return self
@@ -274,6 +285,15 @@ def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
     if settings.mode == "additive":
         return ai, min(human, _rounded(ai * share / (1 - share)))
     largest = _largest_total(ai, human, share)
+    if settings.cost is not None:
+        price = share * settings.price_of_vote + (1 - share) * settings.price_of_label
+        total = math.floor(settings.cost / price + 1e-9)
+        if total > largest:
+            raise ConfigurationError(
+                f"mix.cost={settings.cost:g} pays {total:,} preferences with mix.human_share={share}, and there are "
+                f"{largest:,} to train on in these shares; give a cost of at most {largest * price:g}"
+            )
+        return total - _rounded(total * share), _rounded(total * share)
     # The scarcer source's number is the most that every share allows: from run to run only the share changes.
     total = settings.total or min(ai, human) or largest
     if settings.total is None and 0 < share < 1 and _rounded(total * share) in (0, total):
@@ -317,6 +337,12 @@ def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Itera
     return [preference for preference in preferences if not contains_one_of(preference.prompt.messages, held_out)]
 
 
+def not_audited(comparisons: Iterable[Comparison], plan: Iterable[SpotCheck]) -> list[Comparison]:
+    """The comparisons but for the audit set, which is never trained on, whoever judged it."""
+    audit = {row.comparison for row in plan if row.reason == "audit"}
+    return [comparison for comparison in comparisons if comparison.id not in audit]
+
+
 def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settings: Settings, seed: int) -> None:
     """Refuse a share or a total that people's pairs cannot meet, whatever the AI's preferences come to be.
 
@@ -342,7 +368,7 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
 
 def run(settings: Settings, context: StageContext) -> None:
     """Read comparisons, judgements and people's files; write `preferences`."""
-    comparisons = context.read("comparisons", Comparison)
+    every = context.read("comparisons", Comparison)
     notes: dict[str, int] = {}
     human: list[Preference] = []
     if settings.human is not None:
@@ -354,8 +380,12 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows whose transcripts differ before the last reply": file.unlike,
             "human rows on evaluation prompts": len(file.preferences) - len(human),
         }
-    own = {comparison.id for comparison in comparisons}
-    verdicts = read_verdicts(settings.verdicts, own) if settings.verdicts else []
+    verdicts = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
+    comparisons = every
+    if context.has("spotchecks"):
+        verdicts += context.read("verdicts", Verdict)
+        comparisons = not_audited(every, context.read("spotchecks", SpotCheck))
+        notes["comparisons of the audit set"] = len(every) - len(comparisons)
     mixed = mix(comparisons, context.read("judgements", Judgement), verdicts, human, settings, context.seed)
     context.write("preferences", mixed.preferences)
     counts = {**notes, **mixed.counts}

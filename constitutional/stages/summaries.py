@@ -140,6 +140,23 @@ class MixSummary(Summary):
         return self.comparisons - self.counts.get("comparisons not judged", 0)
 
 
+class SpotCheckSummary(Summary):
+    """Of the stage `spotcheck`."""
+
+    stages = ("spotcheck",)
+    comparisons: int
+    """Comparisons that people were to look at."""
+    audit: int
+    """Of these, the audit set, which is never trained on."""
+    votes_wanted: int
+    votes: int
+    raters: int
+    answered: int
+    """Planned comparisons with a vote."""
+    simulated: bool
+    """Whether the votes were made up from the sandbox's exact traits, and nobody voted."""
+
+
 class Share(Frozen):
     """A proportion and the counts behind it."""
 

@@ -15,6 +15,7 @@ from constitutional.base.records import (
     Preference,
     Prompt,
     Reading,
+    SpotCheck,
     Verdict,
 )
 from constitutional.stages.mix import (
@@ -661,3 +662,44 @@ def test_peoples_opinions_of_one_pair_are_brought_together_however_it_is_spelled
     second = human("Q", 0.7, "A ", "B").model_copy(update={"comparison": first.comparison})
     (found,) = mixed(people=[first, second]).preferences
     assert found.probability == pytest.approx(0.8)
+
+
+def test_the_audit_set_is_never_trained_on_whoever_judged_it() -> None:
+    rows = [compared(f"Q{number}") for number in range(40)]
+    plan = [
+        SpotCheck(comparison=row.id, reason="audit" if number < 10 else "margin", probability=0.5)
+        for number, row in enumerate(rows[:20])
+    ]
+    votes = [Verdict(comparison=row.id, rater="x", choice="b") for row in rows[5:15]]
+    judgements = [judged(row, 0.9) for row in rows]
+    context = OneStage(
+        Path(),
+        rows={"prompts": [], "comparisons": rows, "judgements": judgements, "spotchecks": plan, "verdicts": votes},
+    )
+    run(Settings(held_out_share=0), context)
+    made = {row.comparison: row.source for row in context.rows["preferences"]}
+    assert made.keys() == {row.id for row in rows[10:]}
+    assert {name for name, source in made.items() if source == "human"} == {row.id for row in rows[10:15]}
+    assert isinstance(context.said, MixSummary)
+    assert context.said.counts["comparisons of the audit set"] == 10
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    # 10 pay 100 labels at 0.1, 10 votes at 1, or with a share of a fifth 10 / 0.28 = 35 preferences, 7 of people's.
+    [(0.0, (100, 0)), (1.0, (0, 10)), (0.2, (28, 7))],
+)
+def test_at_a_fixed_cost_people_s_labels_leave_room_for_fewer(share: float, expected: tuple[int, int]) -> None:
+    settings = Settings(mode="fixed_cost", cost=10, price_of_vote=1, price_of_label=0.1, human_share=share)
+    assert amounts_of(200, 50, settings) == expected
+    with pytest.raises(ConfigurationError, match=r"a cost of at most"):
+        amounts_of(20, 5, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"mode": "fixed_cost"}, {"cost": 5}, {"mode": "fixed_cost", "cost": 5}, {"mode": "fixed_cost", "total": 5}],
+)
+def test_a_cost_goes_with_its_mode_and_a_share(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"fixed_(cost|total)"):
+        Settings.model_validate(settings)

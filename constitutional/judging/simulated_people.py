@@ -1,0 +1,61 @@
+"""Simulated people: votes on the sandbox's comparisons, made up from its exact traits.
+
+Nobody voted. This stands in for people where sampling and mixing are tried and measured, and whatever rests on it says
+so: these raters are called `simulated 1` and so on. It is the only place where exact traits come to be trained on,
+which is what asking people means in the sandbox.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from constitutional.base.errors import ConfigurationError
+from constitutional.base.records import Comparison, SpotCheck, Verdict
+from constitutional.base.seeds import rng_of
+from constitutional.judging.gold import kept_share
+from constitutional.sandbox.prompts import SANDBOX
+
+if TYPE_CHECKING:
+    from constitutional.constitution.constitution import Constitution
+
+NAME: Final = "simulated"
+
+
+def simulated(
+    plan: Iterable[SpotCheck],
+    comparisons: Sequence[Comparison],
+    constitution: "Constitution",
+    error: float,
+    raters: int,
+    seed: int,
+) -> list[Verdict]:
+    """A vote of each simulated rater that a comparison is planned for.
+
+    A rater prefers the reply that keeps more of what the constitution's tags ask for, by weight; where both keep as
+    much it is a tie. With the probability `error` a rater who has a preference names the other side.
+
+    Raises:
+        ConfigurationError: a prompt is not the sandbox's, or no principle has tags that name a trait.
+    """
+    by_id = {comparison.id: comparison for comparison in comparisons}
+    verdicts = []
+    for row in plan:
+        comparison = by_id[row.comparison]
+        if comparison.prompt.source != SANDBOX:
+            raise ConfigurationError("spotcheck.simulate makes votes in the sandbox alone; leave it out")
+        a, b = (kept_share(constitution, comparison.prompt, reply) for reply in (comparison.a, comparison.b))
+        if a is None or b is None:
+            raise ConfigurationError(
+                "spotcheck.simulate goes by the principles' tags, such as tags: [flattery, avoid]; none has any"
+            )
+        first = rng_of(seed, "simulated rater", comparison.id).randrange(raters)
+        for number in range(row.votes):
+            rater = f"{NAME} {(first + number) % raters + 1}"
+            wrong = rng_of(seed, "simulated vote", comparison.id, rater).random() < error
+            choice = "tie" if a == b else "a" if (a > b) != wrong else "b"
+            strength = 1 + min(3, int(4 * abs(a - b)))
+            verdicts.append(
+                Verdict.model_validate(
+                    {"comparison": comparison.id, "rater": rater, "choice": choice, "strength": strength}
+                )
+            )
+    return verdicts

@@ -1,0 +1,165 @@
+"""Which comparisons people look at, and with which probability each could have been chosen.
+
+A part is drawn uniformly and is never trained on: the audit set, from which the labeler's agreement with people is
+known. The rest goes where a vote matters. As every comparison's probability is known, both together give estimates
+without bias (Horvitz and Thompson 1952; Hájek 1971), where the targeted ones alone would make the labeler look worse
+than it is.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from constitutional.base.frozen import Frozen
+from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck
+from constitutional.base.seeds import rng_of
+from constitutional.base.text import same_text
+from constitutional.judging.labelling import combine, readable
+
+Target = Literal["conflict", "margin", "panel", "random"]
+LEAST: Final = 1e-3
+"""The score of a comparison that no target is about: it is hardly ever chosen, but it could be."""
+
+
+class SpotCheckSettings(Frozen):
+    """How much people are asked, and about what."""
+
+    budget: float = Field(default=0.0, ge=0)
+    """What people's votes may come to, in the unit; 0 asks nobody."""
+    unit: Literal["votes", "minutes", "money"] = "votes"
+    """Votes, minutes of people's time, or money in the currency of the prices."""
+    seconds_a_vote: float = Field(default=45.0, gt=0)
+    """How long a vote takes, for a budget in minutes."""
+    price_a_vote: float = Field(default=0.5, gt=0)
+    """What a vote costs, for a budget in money."""
+    audit_share: float = Field(default=0.4, ge=0, le=1)
+    """Share of the comparisons that is drawn uniformly, for the audit set, which is never trained on."""
+    overlap: float = Field(default=0.15, ge=0, le=1)
+    """Share of the comparisons that two people vote on, which tells how far people agree."""
+    targets: tuple[Target, ...] = ("conflict", "margin", "panel")
+    """What the others are chosen by: `conflict` of the labeler's two orders, a small `margin` of its probability from a
+    half, disagreement in a `panel`, or at `random`."""
+    strata: Annotated[bool, Field(strict=True)] = True
+    """Whether principles get equal parts of these, where each comparison is judged by one principle."""
+
+    @property
+    def votes(self) -> int:
+        """The votes that the budget allows."""
+        price = {"votes": 1.0, "minutes": self.seconds_a_vote / 60, "money": self.price_a_vote}[self.unit]
+        return math.floor(self.budget / price + 1e-9)
+
+
+def planned(
+    comparisons: Sequence[Comparison], judgements: Iterable[Judgement], settings: SpotCheckSettings, seed: int
+) -> list[SpotCheck]:
+    """The comparisons that people are to look at, in the order in which they are shown.
+
+    Only comparisons that the labeler judged and whose responses differ. First the audit set is drawn uniformly, with a
+    probability u, then the others from the rest, with a probability c; a comparison is chosen with u + (1 − u)·c. The
+    little by which c depends on who is in the audit set is left out. With a larger budget the audit set holds that of a
+    smaller one.
+    """
+    by_comparison = defaultdict[str, list[Judgement]](list)
+    for judgement in judgements:
+        by_comparison[judgement.comparison].append(judgement)
+    judged = {
+        row.id: by_comparison[row.id]
+        for row in comparisons
+        if combine(by_comparison[row.id]) is not None and not same_text(row.a, row.b)
+    }
+    items = min(math.floor(settings.votes / (1 + settings.overlap) + 1e-9), len(judged))
+    if not items:
+        return []
+    order = {name: rng_of(seed, "spotcheck", name).random() for name in judged}
+    audits = min(round(settings.audit_share * items), items)
+    audit = set(sorted(judged, key=order.__getitem__)[:audits])
+    reasons = {name: reason_for(rows, settings.targets) for name, rows in judged.items()}
+    scores = _scores(judged, {name: score for name, (_, score) in reasons.items()}, settings)
+    chances = proportional({name: score for name, score in scores.items() if name not in audit}, items - audits)
+    targeted = systematic(chances, seed)
+    # The chance that one of the audit set would have had among the others.
+    factor = min((chance / scores[name] for name, chance in chances.items() if chance < 1), default=math.inf)
+    chances |= {name: min(1.0, factor * scores[name]) for name in audit}
+    uniform = audits / len(judged)
+    twice = min(round(settings.overlap * items), settings.votes - items)
+    chosen = sorted(audit | targeted, key=lambda name: rng_of(seed, "spotcheck order", name).random())
+    return [
+        SpotCheck(
+            comparison=name,
+            reason="audit" if name in audit else reasons[name][0],
+            probability=1 - (1 - uniform) * (1 - chances[name]),
+            votes=2 if place < twice else 1,
+        )
+        for place, name in enumerate(chosen)
+    ]
+
+
+def reason_for(judgements: Sequence[Judgement], targets: Sequence[Target]) -> tuple[Target, float]:
+    """Why people should look at a comparison, and how much it matters, from `LEAST` to 1."""
+    scores: dict[Target, float] = {
+        "conflict": float(any(judgement.conflict for judgement in readable(judgements))),
+        "margin": 1 - 2 * abs((combine(judgements) or 0.5) - 0.5),
+        "panel": _disagreement(judgements),
+        "random": 1.0,
+    }
+    wanted = {target: scores[target] for target in targets} or {"random": 1.0}
+    best = max(wanted, key=lambda target: wanted[target])
+    return best, max(wanted[best], LEAST)
+
+
+def _disagreement(judgements: Sequence[Judgement]) -> float:
+    """How far the judges of a panel are apart, 0 to 1: the distance of the furthest two means."""
+    by_judge = defaultdict[str, list[Judgement]](list)
+    for judgement in judgements:
+        by_judge[judgement.judge].append(judgement)
+    means = [p for rows in by_judge.values() if (p := combine(rows)) is not None]
+    return max(means) - min(means) if len(means) > 1 else 0.0
+
+
+def _scores(
+    judged: Mapping[str, Sequence[Judgement]], scores: Mapping[str, float], settings: SpotCheckSettings
+) -> dict[str, float]:
+    """The scores, which within each principle come to the same sum where strata are wanted and there are any."""
+    strata = {
+        name: "" if len(own := {row.principle for row in rows if row.judge == LABELER}) != 1 else own.pop()
+        for name, rows in judged.items()
+    }
+    if not settings.strata:
+        return dict(scores)
+    sums = defaultdict[str, float](float)
+    for name, score in scores.items():
+        sums[strata[name]] += score
+    return {name: score / sums[strata[name]] for name, score in scores.items()}
+
+
+def proportional(scores: Mapping[str, float], n: int) -> dict[str, float]:
+    """Probabilities in proportion to positive scores, of which none is above 1, and whose sum is n."""
+    if n >= len(scores):
+        return dict.fromkeys(scores, 1.0)
+    certain: set[str] = set()
+    while True:
+        rest = math.fsum(score for name, score in scores.items() if name not in certain)
+        factor = (n - len(certain)) / rest if rest else 0.0
+        more = {name for name, score in scores.items() if name not in certain and score * factor > 1}
+        if not more:
+            return {name: 1.0 if name in certain else score * factor for name, score in scores.items()}
+        certain |= more
+
+
+def systematic(chances: Mapping[str, float], seed: int) -> set[str]:
+    """A sample of as many as the probabilities' sum, in which each name has just its probability (Madow 1949).
+
+    The names stand in a random order on a line, each over the length of its probability; every whole number, after a
+    random start, chooses the one that it falls on.
+    """
+    order = sorted(chances, key=lambda name: rng_of(seed, "spotcheck target", name).random())
+    at, chosen = rng_of(seed, "spotcheck start").random(), set[str]()
+    for name in order:
+        after = at + chances[name]
+        if math.floor(after + 1e-9) > math.floor(at + 1e-9):
+            chosen.add(name)
+        at = after
+    return chosen

@@ -1,0 +1,80 @@
+"""People look at a part of what the labeler judged: which part, and what they said of it.
+
+The run waits for them: it ends before this stage with exit code 3, and goes on with a file of their votes, or without
+them where `wait` is false. The file is a snapshot: votes that come later change nothing that was trained, until a newer
+snapshot is named.
+"""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from constitutional.base.errors import WaitingError
+from constitutional.base.frozen import Frozen
+from constitutional.base.progress import counted
+from constitutional.base.records import Comparison, Judgement, SpotCheck, Verdict
+from constitutional.data.verdicts import read_verdicts
+from constitutional.judging.spotchecks import SpotCheckSettings, planned
+from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import SpotCheckSummary
+
+
+class Simulation(Frozen):
+    """Votes made up from the sandbox's exact traits, to try sampling and mixing on. They are marked as simulated."""
+
+    error: float = Field(default=0.1, ge=0, le=0.5)
+    """Share of the votes that name the wrong side."""
+    raters: int = Field(default=3, ge=2)
+    """Simulated people among whom the comparisons are divided."""
+
+
+class Settings(SpotCheckSettings):
+    """How much people are asked, about what, and where their votes are."""
+
+    wait: bool = True
+    """Whether the run waits for people's votes; otherwise it goes on without them."""
+    verdicts: Path | None = None
+    """People's votes on the planned comparisons: a file that `constitutional review RUN freeze` wrote."""
+    simulate: Simulation | None = None
+    """Votes that are simulated in place of people's, in the sandbox alone."""
+
+
+def run(settings: Settings, context: StageContext) -> None:
+    """Read `comparisons` and `judgements`, write `spotchecks` and `verdicts`."""
+    comparisons = context.read("comparisons", Comparison)
+    plan = planned(comparisons, context.read("judgements", Judgement), settings, context.seed)
+    verdicts = _verdicts(settings, plan, comparisons, context)
+    context.write("spotchecks", plan)
+    context.write("verdicts", verdicts)
+    answered = {verdict.comparison for verdict in verdicts}
+    context.summarise(
+        SpotCheckSummary(
+            comparisons=len(plan),
+            audit=sum(row.reason == "audit" for row in plan),
+            votes_wanted=sum(row.votes for row in plan),
+            votes=len(verdicts),
+            raters=len({verdict.rater for verdict in verdicts}),
+            answered=sum(row.comparison in answered for row in plan),
+            simulated=settings.simulate is not None,
+        )
+    )
+
+
+def _verdicts(
+    settings: Settings, plan: list[SpotCheck], comparisons: list[Comparison], context: StageContext
+) -> list[Verdict]:
+    if settings.simulate is not None:
+        from constitutional.judging.simulated_people import simulated
+
+        own = settings.simulate
+        return simulated(plan, comparisons, context.constitution, own.error, own.raters, context.seed)
+    if settings.verdicts is not None:
+        return read_verdicts(settings.verdicts, {row.id for row in comparisons})
+    if settings.wait and plan:
+        votes = counted(sum(row.votes for row in plan), "vote")
+        raise WaitingError(
+            f"{counted(len(plan), 'comparison')} wait for {votes} of people; type `constitutional review "
+            f"{context.folder}`, and when they are there `constitutional review {context.folder} freeze`, which says "
+            "how to go on; spotcheck.wait=false goes on without them"
+        )
+    return []
