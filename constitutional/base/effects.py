@@ -32,14 +32,29 @@ class Estimate(NamedTuple):
     """The plain mean."""
     middle: float
     """The mean with the prior: the middle of the interval."""
-    error: float
-    """Standard error; infinite from fewer than two prompts."""
-    freedom: float
-    """Degrees of freedom of the error; infinite where it counts as known."""
+    by_prompts: float
+    """Variance of the mean over other prompts; infinite from fewer than two."""
     prompts: int
     seeds: int
+    by_seeds: float = 0.0
+    """Variance of the mean over other seeds; 0 from one seed, of which nothing is known."""
+    freedom_of_prompts: float = math.inf
+    """Degrees of freedom of the variance; infinite where it counts as known."""
+    freedom_of_seeds: float = math.inf
     ends: tuple[float, float] = (-math.inf, math.inf)
     """What is possible."""
+
+    @property
+    def error(self) -> float:
+        """Standard error."""
+        return math.sqrt(self.by_prompts + self.by_seeds)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of the error, by Welch and Satterthwaite."""
+        spread = self.by_prompts**2 / self.freedom_of_prompts if self.by_prompts < math.inf else 0.0
+        spread += self.by_seeds**2 / self.freedom_of_seeds
+        return (self.by_prompts + self.by_seeds) ** 2 / spread if spread else math.inf
 
     @property
     def p(self) -> float:
@@ -82,15 +97,37 @@ def estimate(values: Values, prior: Prior = ()) -> Estimate:
     if not prior and len(clusters) > 1:
         squares *= len(clusters) / (len(clusters) - 1)
     squares += repeats**2 * math.fsum(weight * (x - middle) ** 2 for x, weight in prior)
-    by_prompts = squares / total**2 if len(clusters) > 1 else math.inf
     means = [fmean(group) for group in seeds.values()]
-    by_seeds = variance(means) / len(means) if len(means) > 1 else 0.0
-    # With a prior the variance by prompts counts as known: the intervals that the priors make are of normal quantiles.
-    spread = (0.0 if prior else by_prompts**2 / max(len(clusters) - 1, 1)) + by_seeds**2 / max(len(means) - 1, 1)
-    freedom = (by_prompts + by_seeds) ** 2 / spread if 0 < spread < math.inf else math.inf
-    error = math.sqrt(by_prompts + by_seeds)
-    ends = (min(x for x, _ in prior), max(x for x, _ in prior)) if prior else (-math.inf, math.inf)
-    return Estimate(fmean(values.values()), middle, error, freedom, len(clusters), len(seeds), ends)
+    several = len(means) > 1
+    return Estimate(
+        value=fmean(values.values()),
+        middle=middle,
+        by_prompts=squares / total**2 if len(clusters) > 1 else math.inf,
+        prompts=len(clusters),
+        seeds=len(seeds),
+        by_seeds=variance(means) / len(means) if several else 0.0,
+        # The intervals that the priors make are of normal quantiles.
+        freedom_of_prompts=math.inf if prior else len(clusters) - 1.0,
+        freedom_of_seeds=len(means) - 1.0 if several else math.inf,
+        ends=(min(x for x, _ in prior), max(x for x, _ in prior)) if prior else (-math.inf, math.inf),
+    )
+
+
+def with_common_seeds(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Estimates of one measure that disagree over seeds alike: the variance over seeds is the mean of theirs.
+
+    From two or three seeds, the variance of one effect is hardly known. That of R effects against one and the same run
+    has 4R/(R + 3) times the degrees of freedom: each two of them share half of their variance (Satterthwaite 1946).
+    """
+    several = [row for row in estimates if row.seeds > 1]
+    if not several:
+        return list(estimates)
+    common = fmean(row.by_seeds * row.seeds for row in several)
+    freedom = fmean(row.freedom_of_seeds for row in several) * 4 * len(several) / (len(several) + 3)
+    return [
+        row._replace(by_seeds=common / row.seeds, freedom_of_seeds=freedom) if row.seeds > 1 else row
+        for row in estimates
+    ]
 
 
 def paired(before: Values, after: Values) -> dict[Key, float]:

@@ -16,6 +16,7 @@ from constitutional.base.effects import (
     paired,
     pareto,
     shapley,
+    with_common_seeds,
 )
 from constitutional.base.stats import paired_interval
 
@@ -61,6 +62,20 @@ def test_the_errors_by_prompts_and_by_seeds_add_up() -> None:
     row = estimate({**of(2, 0.5, 2, 0.5), **{(1, f"p{at}"): value for at, value in enumerate((1, 0.5, 1, 0.5))}})
     assert (row.value, row.error) == pytest.approx((1.0, math.sqrt(1 / 12 + 1 / 16)))
     assert row.freedom == pytest.approx((1 / 12 + 1 / 16) ** 2 / ((1 / 12) ** 2 / 3 + (1 / 16) ** 2))
+
+
+def test_how_far_seeds_disagree_is_taken_from_all_effects_of_a_measure() -> None:
+    first = Estimate(1.0, 1.0, 0.02, 40, 2, by_seeds=0.01, freedom_of_seeds=1)
+    second = Estimate(0.0, 0.0, 0.02, 40, 2, by_seeds=0.03, freedom_of_seeds=1)
+    single = Estimate(0.5, 0.5, 0.02, 40, 1)
+    rows = with_common_seeds([first, second, single])
+    # The mean of 0.01 and 0.03; 4·2/(2 + 3) degrees of freedom.
+    assert [row.by_seeds for row in rows] == pytest.approx([0.02, 0.02, 0.0])
+    assert rows[0].freedom_of_seeds == pytest.approx(1.6)
+    assert rows[0].error == pytest.approx(0.2)
+    assert rows[0].freedom == pytest.approx(0.04**2 / (0.02**2 / 1.6))
+    assert rows[2] == single
+    assert with_common_seeds([single]) == [single]
 
 
 def test_seeds_that_agree_but_for_rounding_know_no_more_than_prompts_do() -> None:
@@ -109,7 +124,7 @@ def test_benjamini_and_hochberg_by_hand() -> None:
 
 
 def test_an_interval_holds_0_just_where_the_effect_is_not_clear() -> None:
-    rows = [Estimate(value, value, 1.0, math.inf, 30, 1) for value in (3.5, 2.6, 2.2, 1.9, 0.1)]
+    rows = [Estimate(value, value, 1.0, 30, 1) for value in (3.5, 2.6, 2.2, 1.9, 0.1)]
     effects = corrected(rows)
     # p: 0.0005, 0.0093, 0.0278, 0.0574, 0.92 against 0.01 to 0.05: three are clear, and the level is 1 − 3·0.05/5.
     assert [row.clear for row in effects] == [True, True, True, False, False]
@@ -121,7 +136,7 @@ def test_an_interval_holds_0_just_where_the_effect_is_not_clear() -> None:
 
 
 def test_of_few_prompts_nothing_is_clear_and_nothing_is_corrected_for() -> None:
-    few, many = estimate(of(*[3.0] * 9)), Estimate(2.0, 2.0, 1.0, math.inf, 30, 1)
+    few, many = estimate(of(*[3.0] * 9)), Estimate(2.0, 2.0, 1.0, 30, 1)
     assert few.error == 0  # nine equal differences
     assert [row.clear for row in corrected([few, many])] == [False, True]  # p is 0.0455, of one
 

@@ -164,7 +164,7 @@ DEFAULTS = {
     "mix 4 Settings": "847c5977",
     "reward 3 Settings": "23679fcc",
     "dpo 2 Settings": "7ca851c5",
-    "evaluate 7 Inputs": "e65c9b6e",
+    "evaluate 8 Inputs": "3c5d5abb",
     "report 9 Settings": "e74b089e",
     "ppo 3 Inputs": "4e9b301a",
     "grpo 3 Inputs": "9fc8bc46",

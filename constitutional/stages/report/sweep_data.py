@@ -24,6 +24,7 @@ from constitutional.base.effects import (
     paired,
     pareto,
     shapley,
+    with_common_seeds,
 )
 from constitutional.base.records import LABELER, Comparison, Judgement
 from constitutional.base.stats import Interval, wilson
@@ -227,9 +228,13 @@ def _effects(
 ) -> list[EffectRow]:
     """Rows of (label, hint, principle, differences by measure), with intervals for the number of all their cells."""
     places = [(at, measure) for at, row in enumerate(rows) for measure, values in row[3].items() if values]
-    effects = corrected(
-        [estimate(rows[at][3][measure], _prior(units[measure], differences=True)) for at, measure in places]
-    )
+    estimates: dict[tuple[int, str], Estimate] = {}
+    for measure in dict.fromkeys(measure for _, measure in places):
+        column = [at for at, of in places if of == measure]
+        prior = _prior(units[measure], differences=True)
+        alike = with_common_seeds([estimate(rows[at][3][measure], prior) for at in column])
+        estimates |= {(at, measure): row for at, row in zip(column, alike, strict=True)}
+    effects = corrected([estimates[place] for place in places])
     cells: list[dict[str, Effect]] = [{} for _ in rows]
     for (at, measure), effect in zip(places, effects, strict=True):
         cells[at][measure] = effect

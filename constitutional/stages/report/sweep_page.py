@@ -60,6 +60,12 @@ def verdict(found: Sources | None, best: Best | None, runs: int) -> list[str]:
         effects += [(clear[0][1].strength, row.principle, did[0])] if clear else []
         did += [f"had {len(clear) - NAMED} more clear effects"] if len(clear) > NAMED else []
         nothing = f"did nothing that is clear, on {counted(prompts, 'prompt')}{f': {TOO_FEW}' if prompts < FEW else ''}"
+        if row.cells and prompts >= FEW:
+            measure, effect = max(row.cells.items(), key=lambda cell: cell[1].strength)
+            share = kind(measure) != "length"
+            ends = [_signed(end, share=share) for end in (effect.estimate.value, effect.low, effect.high)]
+            nothing += f"; nearest to it: {_lower(measure)} {ends[0]} {'points' if share else 'words'} "
+            nothing += f"({ends[1]} to {ends[2]})"
         sentences.append(f"{row.principle} {'; '.join(did) or nothing}.")
     if found and any(row.hint == CONTROL for row in found.rows):
         count = counted(found.controls_clear, "clear effect")

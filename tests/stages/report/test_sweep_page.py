@@ -348,7 +348,10 @@ def test_the_page_says_first_which_principle_did_what_and_what_is_missing() -> N
     assert "calm did most: it lowered flattery by 50 points" in lead
     assert not rest
     assert "calm lowered flattery by 50 points" in html
-    assert "kind did nothing that is clear" in html
+    # 3 and 29 of 40 with it, 2 and 30 without it: one prompt of each seed.
+    assert re.search(
+        r"kind did nothing that is clear, on 80 prompts; nearest to it: \w+ .2 points \(−\d+ to \+\d+\)", html
+    )
     assert "out of &lt;memory&gt;" in html
     assert "label.principles=all" in html  # no comparison was judged by two principles
     assert 'href="n.csv"' in html
