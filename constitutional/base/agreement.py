@@ -24,7 +24,7 @@ _TAIL: Final = RESAMPLES // 40
 """Resamples that lie beyond each end of a 95% interval."""
 
 
-class Agreement(NamedTuple):
+class RaterAgreement(NamedTuple):
     """How far raters agree, with a 95% interval.
 
     `reason` says why the value is None: "too few", no item has two votes; "unanimous", all votes on the items with two
@@ -43,7 +43,7 @@ class Agreement(NamedTuple):
     """The share of the resamples in which the statistic is undefined, in [0, 1]."""
 
 
-def pairwise_agreement(votes: Votes, *, clusters: Clusters | None = None) -> Agreement:
+def pairwise_agreement(votes: Votes, *, clusters: Clusters | None = None) -> RaterAgreement:
     """The share of pairs of raters that agree on an item, averaged over the items with two or more votes, in [0, 1].
 
     With n_c votes for category c among the m votes on an item, the item's share is Σ n_c(n_c − 1) / m(m − 1): Fleiss
@@ -55,7 +55,7 @@ def pairwise_agreement(votes: Votes, *, clusters: Clusters | None = None) -> Agr
     if not len(table.counts):
         return _undefined("too few", 0)
     shares = table.pair_shares()
-    return Agreement(
+    return RaterAgreement(
         float(shares.mean()), clustered_share(shares.tolist(), table.clusters.tolist()), None, len(shares), 0.0
     )
 
@@ -68,7 +68,7 @@ def cohen_kappa(
     *,
     clusters: Clusters | None = None,
     seed: int,
-) -> Agreement:
+) -> RaterAgreement:
     """Cohen's κ of two raters on the items on which both voted, at most 1; 0 is the agreement of chance.
 
     κ = 1 − Σ d(a, b)·p(a, b) / Σ d(a, b)·p₁(a)·p₂(b), where p is the joint distribution of the two votes and p₁ and p₂
@@ -105,7 +105,7 @@ def krippendorff_alpha(
     *,
     clusters: Clusters | None = None,
     seed: int,
-) -> Agreement:
+) -> RaterAgreement:
     """Krippendorff's α of any number of raters with missing votes, at most 1; 0 is the agreement of chance.
 
     α = 1 − D_o / D_e = 1 − (n − 1)·Σ o(c, k)·δ²(c, k) / Σ n(c)·n(k)·δ²(c, k): Krippendorff (2011), "Computing
@@ -132,7 +132,9 @@ def krippendorff_alpha(
     return _bootstrap(alpha, table, seed)
 
 
-def gwet_ac1(votes: Votes, *, categories: int | None = None, clusters: Clusters | None = None, seed: int) -> Agreement:
+def gwet_ac1(
+    votes: Votes, *, categories: int | None = None, clusters: Clusters | None = None, seed: int
+) -> RaterAgreement:
     """Gwet's AC1 of any number of raters with missing votes, at most 1; 0 is the agreement of chance.
 
     AC1 = (p_a − p_e) / (1 − p_e): Gwet (2008), "Computing inter-rater reliability and its variance in the presence of
@@ -237,11 +239,11 @@ def _distances(categories: list[Any], power: int) -> Array:
     return distances
 
 
-def _undefined(reason: Reason, n: int) -> Agreement:
-    return Agreement(None, None, reason, n, 0.0)
+def _undefined(reason: Reason, n: int) -> RaterAgreement:
+    return RaterAgreement(None, None, reason, n, 0.0)
 
 
-def _bootstrap(statistic: Callable[[Array], float | None], table: _Table, seed: int) -> Agreement:
+def _bootstrap(statistic: Callable[[Array], float | None], table: _Table, seed: int) -> RaterAgreement:
     """The statistic and its percentile bootstrap interval over clusters.
 
     `statistic` takes how often each item counts. A resample draws as many clusters as there are, with replacement
@@ -254,9 +256,9 @@ def _bootstrap(statistic: Callable[[Array], float | None], table: _Table, seed: 
     value = statistic(np.ones(n))
     assert value is not None
     if value == 1:
-        return Agreement(value, None, "no disagreement", n, 0.0)
+        return RaterAgreement(value, None, "no disagreement", n, 0.0)
     if n_clusters < FEWEST:
-        return Agreement(value, None, "few clusters", n, 0.0)
+        return RaterAgreement(value, None, "few clusters", n, 0.0)
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(RESAMPLES):
@@ -265,9 +267,9 @@ def _bootstrap(statistic: Callable[[Array], float | None], table: _Table, seed: 
     defined = sorted(x for x in values if x is not None)
     undefined = RESAMPLES - len(defined)
     if undefined > _TAIL:
-        return Agreement(value, None, "undefined resamples", n, undefined / RESAMPLES)
+        return RaterAgreement(value, None, "undefined resamples", n, undefined / RESAMPLES)
     beyond = _TAIL - undefined
-    return Agreement(value, Interval(defined[beyond], defined[-1 - beyond]), None, n, undefined / RESAMPLES)
+    return RaterAgreement(value, Interval(defined[beyond], defined[-1 - beyond]), None, n, undefined / RESAMPLES)
 
 
 class Majority(NamedTuple):

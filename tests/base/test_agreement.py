@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from constitutional.base.agreement import (
-    Agreement,
     Majority,
     Metric,
+    RaterAgreement,
     Votes,
     Weights,
     _expectation_maximisation,
@@ -129,34 +129,34 @@ def test_pairwise_agreement_by_hand() -> None:
 
 def test_raw_agreement_of_all_has_a_width() -> None:
     agreement = pairwise_agreement(from_table([[20]]))
-    assert agreement == Agreement(1.0, wilson(20, 20), None, 20, 0.0)
+    assert agreement == RaterAgreement(1.0, wilson(20, 20), None, 20, 0.0)
     same_prompt = pairwise_agreement(from_table([[20]]), clusters=dict.fromkeys(range(20), "p"))
     assert same_prompt.interval == (0, 1)
 
 
 @CHANCE_CORRECTED
-def test_unanimous_votes_are_undefined(statistic: Callable[[Votes], Agreement]) -> None:
+def test_unanimous_votes_are_undefined(statistic: Callable[[Votes], RaterAgreement]) -> None:
     votes: dict[object, dict[str, str]] = {item: {"a": "yes", "b": "yes"} for item in range(30)}
-    assert statistic(votes) == Agreement(None, None, "unanimous", 30, 0.0)
+    assert statistic(votes) == RaterAgreement(None, None, "unanimous", 30, 0.0)
     # A lone vote says nothing about agreement.
     votes["lone"] = {"a": "no"}
-    assert statistic(votes) == Agreement(None, None, "unanimous", 30, 0.0)
+    assert statistic(votes) == RaterAgreement(None, None, "unanimous", 30, 0.0)
 
 
 @CHANCE_CORRECTED
 @pytest.mark.parametrize("votes", [{}, {"x": {}}, {"x": {"a": 1}, "y": {"b": 2}}], ids=["none", "empty", "single"])
-def test_without_pairs_nothing_is_defined(statistic: Callable[[Votes], Agreement], votes: Votes) -> None:
-    assert statistic(votes) == Agreement(None, None, "too few", 0, 0.0)
-    assert pairwise_agreement(votes) == Agreement(None, None, "too few", 0, 0.0)
+def test_without_pairs_nothing_is_defined(statistic: Callable[[Votes], RaterAgreement], votes: Votes) -> None:
+    assert statistic(votes) == RaterAgreement(None, None, "too few", 0, 0.0)
+    assert pairwise_agreement(votes) == RaterAgreement(None, None, "too few", 0, 0.0)
 
 
 @CHANCE_CORRECTED
-def test_agreement_without_any_disagreement_has_no_interval(statistic: Callable[[Votes], Agreement]) -> None:
-    assert statistic(from_table([[20, 0], [0, 20]])) == Agreement(1.0, None, "no disagreement", 40, 0.0)
+def test_agreement_without_any_disagreement_has_no_interval(statistic: Callable[[Votes], RaterAgreement]) -> None:
+    assert statistic(from_table([[20, 0], [0, 20]])) == RaterAgreement(1.0, None, "no disagreement", 40, 0.0)
 
 
 @CHANCE_CORRECTED
-def test_few_clusters_give_no_interval(statistic: Callable[[Votes], Agreement]) -> None:
+def test_few_clusters_give_no_interval(statistic: Callable[[Votes], RaterAgreement]) -> None:
     agreement = statistic(from_table([[4, 1], [1, 3]]))
     assert agreement.value is not None
     assert (agreement.interval, agreement.reason) == (None, "few clusters")
