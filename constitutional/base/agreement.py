@@ -109,9 +109,10 @@ def krippendorff_alpha(
     """Krippendorff's α of any number of raters with missing votes, at most 1; 0 is the agreement of chance.
 
     α = 1 − D_o / D_e = 1 − (n − 1)·Σ o(c, k)·δ²(c, k) / Σ n(c)·n(k)·δ²(c, k): Krippendorff (2011), "Computing
-    Krippendorff's Alpha-Reliability", section C. An item with m ≥ 2 votes adds 1/(m − 1) to the coincidence o(c, k) for
-    each ordered pair of its votes; n(c) are the margins of o, and n is their sum. δ² is 1 for any two different values
-    (nominal), (c − k)² (interval), or the square of the votes from the middle of c to the middle of k (ordinal).
+    Krippendorff's Alpha-Reliability", sections C and D. An item with m ≥ 2 votes adds 1/(m − 1) to the coincidence
+    o(c, k) for each ordered pair of its votes; n(c) are the margins of o, and n is their sum. δ² is 1 for any two
+    different values (nominal), (c − k)² (interval), or the square of the votes from the middle of c to the middle of k
+    (ordinal).
     """
     table = _tabulate(votes, clusters, numbers=metric != "nominal").pairable()
     if (reason := table.undefined()) is not None:
@@ -138,7 +139,7 @@ def gwet_ac1(
     """Gwet's AC1 of any number of raters with missing votes, at most 1; 0 is the agreement of chance.
 
     AC1 = (p_a − p_e) / (1 − p_e): Gwet (2008), "Computing inter-rater reliability and its variance in the presence of
-    high agreement", section 4, with missing votes as in his "Handbook of Inter-Rater Reliability" (2014), chapter 2.
+    high agreement"; with missing votes as in his "Handbook of Inter-Rater Reliability", fourth edition (2014).
     p_a is the pairwise agreement; p_e = Σ π(1 − π) / (q − 1), where π is a category's share of an item's votes,
     averaged over all items with a vote, and q is the number of categories. Unlike κ and α it stays high where raters
     agree and one category is rare. Resamples in which all votes are equal count as 1.

@@ -42,8 +42,8 @@ def from_table(table: list[list[int]]) -> dict[int, dict[str, int]]:
     return {item: {"a": first, "b": second} for item, (first, second) in enumerate(pairs)}
 
 
-# Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: four observers, 12 units. The same data
-# are the example of Gwet's Handbook (2014) and of his package irrCAC (cac.raw4raters).
+# Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", sections C and D: four observers, 12 units. Gwet's
+# package irrCAC (cac.raw4raters) has the same data.
 KRIPPENDORFF = by_item("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
 # Eight items, three raters; nobody chose 3. References: krippendorff 0.9, irrCAC 0.4.4, scikit-learn 1.9.
 SCALE = by_item("124.512.", "2241414.", "1.5.5125")
@@ -84,7 +84,7 @@ def test_alpha_of_two_raters_by_hand() -> None:
     ("votes", "categories", "expected"),
     [
         (from_table([[118, 5], [2, 0]]), None, 0.94078),  # Gwet (2002): AC1 0.9408 where κ is -0.0234
-        (KRIPPENDORFF, None, 0.77544),  # Gwet (2014), chapter 2
+        (KRIPPENDORFF, None, 0.77544),  # Gwet (2014), as in irrCAC's documentation
         (SCALE, None, 0.41104),
         (SCALE, 5, 0.45532),
     ],
