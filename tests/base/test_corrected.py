@@ -53,12 +53,19 @@ def test_hajek_of_equal_values_has_a_width() -> None:
     rate = hajek_mean([1] * 40, [0.3] * 30 + [0.1] * 10)
     assert (rate.value, rate.variance) == (1, 0)
     assert rate.interval == wilson(28, 28)
+    # Here Σ w·1 / Σ w is 0.9999999999999999.
+    rate = hajek_mean([1] * 60, [(item % 7 + 1) / 10 for item in range(60)])
+    assert (rate.value, rate.variance, rate.interval.high) == (1, 0, 1)
 
 
 def test_hajek_of_balanced_clusters_counts_each_cluster_once() -> None:
     # Each cluster has one of each value, so nothing varies between the 30: 30 · (1.95996/2.0452)² = 27.55 items.
     values, clusters = [1, 0] * 30, [item // 2 for item in range(60)]
     assert hajek_mean(values, [0.1] * 60, clusters).interval == pytest.approx(wilson(13.5, 27))
+    # Rounding makes the variance of these ten 1.5e-33, which is no reason to count items in place of clusters:
+    # 10 · (1.95996/2.2622)² = 7.5, and fewer with these weights.
+    rate = hajek_mean([1, 0] * 10, [(item // 2 % 7 + 1) / 10 for item in range(20)], [item // 2 for item in range(20)])
+    assert rate.interval.high - rate.interval.low > 0.6
 
 
 def test_hajek_of_one_cluster_says_nothing_of_others() -> None:
