@@ -1,0 +1,318 @@
+import math
+
+import numpy as np
+import pytest
+
+from constitutional.base.corrected import CorrectedRate, hajek_mean, prediction_powered_mean, rogan_gladen
+from constitutional.base.stats import Interval, clustered_share, wilson
+
+
+def test_hajek_by_hand() -> None:
+    # Weights 2, 4, 4: θ = 6/10, and the residuals w(y - θ)/Σw are 0.08, -0.24, 0.16, the sum of their squares 0.0896.
+    rate = hajek_mean([1, 0, 1], [0.5, 0.25, 0.25])
+    assert rate.value == pytest.approx(0.6)
+    assert rate.variance == pytest.approx(3 / 2 * 0.0896)
+    assert rate.interval == Interval(0, 1)  # of three items, worth less than one
+    # 20 of each: the variance is 60/59 · 0.0896/20 = 0.0045559, so 0.24/0.0045559 = 52.68 items, times
+    # (1.95996/2.0010)² = 0.95939 with t of 59 degrees of freedom: 50.54.
+    rate = hajek_mean([1, 0, 1] * 20, [0.5, 0.25, 0.25] * 20)
+    assert rate.value == pytest.approx(0.6)
+    assert rate.variance == pytest.approx(0.0045559, abs=1e-7)
+    assert rate.interval == pytest.approx(wilson(30, 50))
+
+
+def test_hajek_depends_on_the_ratios_of_the_probabilities_only() -> None:
+    values, inclusion = [1, 0, 1, 1, 0, 0.5] * 5, [0.5, 0.25, 0.25, 0.1, 0.1, 0.3] * 5
+    third, rate = hajek_mean(values, [p / 3 for p in inclusion]), hajek_mean(values, inclusion)
+    assert (third.value, third.variance) == pytest.approx((rate.value, rate.variance))
+    assert third.interval == pytest.approx(rate.interval)
+
+
+def test_hajek_of_a_uniform_sample_is_the_plain_mean() -> None:
+    values = [1, 1, 0, 0.5, 1, 0, 1, 1]
+    rate = hajek_mean(values, [0.04] * 8)
+    assert rate.value == pytest.approx(5.5 / 8)
+    assert rate.variance == pytest.approx(np.var(values, ddof=1) / 8)
+    assert rate.interval == pytest.approx(wilson(5.5, 8))
+
+
+def test_hajek_of_uniform_clusters_is_a_clustered_share() -> None:
+    # 20 clusters of five that agree, half of them right: 19 · (1.95996/2.0930)² = 16.66 items, 16 when rounded down.
+    values, clusters = [1] * 50 + [0] * 50, [item // 5 for item in range(100)]
+    rate = hajek_mean(values, [0.1] * 100, clusters)
+    assert rate.variance == pytest.approx(1 / 76)
+    assert rate.interval == pytest.approx(wilson(8, 16))
+    assert rate.interval == pytest.approx(clustered_share(values, clusters), abs=0.015)
+    # Each item five times over says no more than the item.
+    assert rate.variance == pytest.approx(hajek_mean([1] * 10 + [0] * 10, [0.1] * 20).variance)
+
+
+def test_hajek_of_equal_values_has_a_width() -> None:
+    assert hajek_mean([0] * 60, [0.1] * 60).interval == wilson(0, 60)
+    # Weights 1 and 3: (30 + 30)² / (30 + 90) = 30 items, times (1.95996/2.0227)² = 0.9389 with t of 39: 28.2.
+    rate = hajek_mean([1] * 40, [0.3] * 30 + [0.1] * 10)
+    assert (rate.value, rate.variance) == (1, 0)
+    assert rate.interval == wilson(28, 28)
+    # Here Σ w·1 / Σ w is 0.9999999999999999.
+    rate = hajek_mean([1] * 60, [(item % 7 + 1) / 10 for item in range(60)])
+    assert (rate.value, rate.variance, rate.interval.high) == (1, 0, 1)
+
+
+def test_hajek_of_balanced_clusters_counts_each_cluster_once() -> None:
+    # Each cluster has one of each value, so nothing varies between the 30: 30 · (1.95996/2.0452)² = 27.55 items.
+    values, clusters = [1, 0] * 30, [item // 2 for item in range(60)]
+    assert hajek_mean(values, [0.1] * 60, clusters).interval == pytest.approx(wilson(13.5, 27))
+    # Rounding makes the variance of these ten 1.5e-33, which is no reason to count items in place of clusters:
+    # 10 · (1.95996/2.2622)² = 7.5, and fewer with these weights.
+    rate = hajek_mean([1, 0] * 10, [(item // 2 % 7 + 1) / 10 for item in range(20)], [item // 2 for item in range(20)])
+    assert rate.interval.high - rate.interval.low > 0.6
+
+
+def test_hajek_of_one_cluster_says_nothing_of_others() -> None:
+    rate = hajek_mean([1, 0, 1], [0.5, 0.5, 0.2], ["p", "p", "p"])
+    assert rate.interval == Interval(0, 1)
+    assert (rate.variance, rate.to_halve) == (None, None)
+
+
+def test_hajek_halves_the_interval() -> None:
+    # Of p = 1/2 Wilson's width is z/√(n + z²), so n + z² must be fourfold: 4 · 100 + 3 · 3.8415 = 411.5.
+    rate = hajek_mean([1, 0] * 50, [0.1] * 100)
+    assert rate.to_halve == 312
+    more = hajek_mean([1, 0] * 206, [0.1] * 412)
+    assert more.interval.high - more.interval.low <= (rate.interval.high - rate.interval.low) / 2
+
+
+@pytest.mark.parametrize(
+    ("values", "inclusion", "clusters", "complaint"),
+    [
+        ([], [], None, "no value"),
+        ([1, math.nan], [0.5, 0.5], None, "value at place 1 is nan"),
+        ([1, 2], [0.5, 0.5], None, "value at place 1 is 2"),
+        ([1, 0], [0.5], None, "2 items, but 1 inclusion"),
+        ([1, 0], [0.5, 0], None, "probability at place 1 is 0"),
+        ([1, 0], [0.5, 2], None, "probability at place 1 is 2"),
+        ([1, 0], [0.5, 0.5], ["p"], "2 items, but 1 cluster"),
+    ],
+)
+def test_hajek_refuses(values: list[float], inclusion: list[float], clusters: list[str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        hajek_mean(values, inclusion, clusters)
+
+
+def from_counts(both: int, human_only: int, ai_only: int, neither: int) -> tuple[list[float], list[float]]:
+    """The labels by people and by the AI of items, from how many have label 1 by whom."""
+    human = [1.0] * (both + human_only) + [0.0] * (ai_only + neither)
+    ai = [1.0] * both + [0.0] * human_only + [1.0] * ai_only + [0.0] * neither
+    return human, ai
+
+
+def test_prediction_powered_inference_by_hand() -> None:
+    # Cov = 1/4 - 1/2 · 1/4 = 1/8. Three of all eight AI labels are 1, of variance 8/7 · 15/64 = 15/56, so
+    # λ = 1/8 / (2 · 15/56) = 7/30, and θ = 1/2 + λ(1/2 - 1/4) = 0.55833.
+    # V = (1/4 - 2λ/8 + 3λ²/16)/4 + λ²/4/4 = 0.053872; 1.95996·√V = 0.45492.
+    rate = prediction_powered_mean([1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1])
+    assert rate.tuning == pytest.approx(7 / 30)
+    assert rate.value == pytest.approx(0.558333, abs=1e-6)
+    assert rate.variance == pytest.approx(0.053872, abs=1e-6)
+    assert rate.interval == pytest.approx((0.558333 - 0.454915, 1), abs=1e-5)
+    assert rate.warnings == ("few labels", "few corrections")
+
+
+@pytest.mark.parametrize(
+    ("counts", "ones", "others", "expected"),
+    [  # ppi-python 0.2.3, ppi_mean_pointestimate and ppi_mean_ci
+        ((48, 12, 8, 32), 3000, 5000, (0.62351, 0.54572, 0.70129)),
+        ((15, 5, 3, 17), 260, 500, (0.53885, 0.41263, 0.66507)),
+        ((20, 30, 30, 20), 500, 1000, (0.5, 0.40200, 0.59800)),  # labels that mislead: λ is 0
+    ],
+)
+def test_prediction_powered_inference_agrees_with_its_authors(
+    counts: tuple[int, int, int, int], ones: int, others: int, expected: tuple[float, float, float]
+) -> None:
+    rate = prediction_powered_mean(*from_counts(*counts), [1.0] * ones + [0.0] * (others - ones))
+    assert (rate.value, *rate.interval) == pytest.approx(expected, abs=0.00001)
+    assert rate.warnings == (("few labels",) if sum(counts) < 50 else ())
+
+
+def test_the_tuning_stays_within_0_and_1() -> None:
+    misled = prediction_powered_mean(*from_counts(20, 30, 30, 20), [1.0, 0.0] * 500)
+    assert misled.tuning == 0
+    assert misled.value == 0.5
+    # Timid labels, 0.6 for 1 and 0.4 for 0, would be tuned to 5.
+    human = [1.0, 0.0] * 50
+    timid = prediction_powered_mean(human, [0.4 + 0.2 * label for label in human], [0.4, 0.6] * 5000)
+    assert timid.tuning == 1
+
+
+def test_the_ai_makes_the_interval_narrower() -> None:
+    human, ai = from_counts(55, 5, 5, 35)
+    rate = prediction_powered_mean(human, ai, [1.0] * 3000 + [0.0] * 2000)
+    alone = hajek_mean(human, [1.0] * 100)
+    assert rate.interval.high - rate.interval.low < 0.7 * (alone.interval.high - alone.interval.low)
+
+
+def test_prediction_powered_inference_from_an_unequal_sample() -> None:
+    # A pool of 200 hard items, of which half are violations and the AI flags all, and 800 easy ones, of which a quarter
+    # are and the AI is right: the rate is 0.3, that of the AI 0.4. 40 of each kind were drawn.
+    hard, easy = from_counts(20, 0, 20, 0), from_counts(10, 0, 0, 30)
+    human, ai = [*hard[0], *easy[0]], [*hard[1], *easy[1]]
+    pool = [1.0] * 400 + [0.0] * 600
+    rate = prediction_powered_mean(human, ai, pool, [40 / 200] * 40 + [40 / 800] * 40)
+    assert rate.value == pytest.approx(0.3)
+    assert abs(prediction_powered_mean(human, ai, pool).value - 0.3) > 0.04
+
+    # λ minimises the linearised variance.
+    weights = np.array([0.005] * 40 + [0.02] * 40)
+
+    def variance(tuning: float) -> float:
+        residuals = (np.array(human) - 0.3) - tuning * (np.array(ai) - 0.4)
+        return float(((weights * residuals) ** 2).sum() + tuning**2 * np.var(pool) / 1000)
+
+    assert 0 < rate.tuning < 1
+    assert rate.variance == pytest.approx(variance(rate.tuning))
+    assert rate.variance < min(variance(rate.tuning - 0.01), variance(rate.tuning + 0.01))
+
+
+def test_equal_probabilities_change_nothing_but_how_lambda_is_estimated() -> None:
+    human, ai = from_counts(480, 120, 80, 320)
+    others = [1.0] * 5600 + [0.0] * 4400
+    uniform = prediction_powered_mean(human, ai, others)
+    given = prediction_powered_mean(human, ai, others, [0.1] * 1000)
+    assert given.interval == pytest.approx(uniform.interval, abs=0.0001)
+
+
+def test_human_labels_without_variation_do_not_give_certainty() -> None:
+    rate = prediction_powered_mean([0.0] * 100, [0.0] * 90 + [1.0] * 10, [0.0] * 900 + [1.0] * 100)
+    assert (rate.value, rate.tuning) == (0, 0)
+    assert rate.interval == wilson(0, 100)
+    # Nor do labels that are those of the AI, where it labels all other items alike.
+    human = [1.0, 0.0] * 50
+    same = prediction_powered_mean(human, human, [1.0] * 10_000)
+    assert (same.value, same.interval, same.tuning) == (0.5, wilson(50, 100), 0)
+    assert same.warnings == ("few corrections",)
+
+
+def test_few_corrections_are_told() -> None:
+    others = [1.0, 0.0] * 500
+    assert prediction_powered_mean(*from_counts(40, 2, 2, 40), others).warnings == ("few corrections",)
+    assert prediction_powered_mean(*from_counts(40, 3, 2, 40), others).warnings == ()
+
+
+def test_groups_that_contradict_give_no_certainty() -> None:
+    # The AI gives label 1 to six in ten of the labelled items, but to none of 5,000 others: θ would be below 0.
+    rate = prediction_powered_mean(*from_counts(50, 0, 40, 60), [0.0] * 5000)
+    assert rate.warnings == ("contradictory",)
+    assert rate.interval == Interval(0, 1)
+
+
+def test_prediction_powered_inference_halves_the_interval() -> None:
+    # Where the AI's labels are of no use, four times as many labels are needed.
+    assert prediction_powered_mean(*from_counts(20, 30, 30, 20), [1.0, 0.0] * 500).to_halve == 300
+    # Elsewhere more than that, since the AI's labels stay as many.
+    counts, others = (48, 12, 8, 32), [1.0] * 580 + [0.0] * 420
+    rate = prediction_powered_mean(*from_counts(*counts), others)
+    half = (rate.interval.high - rate.interval.low) / 2
+    assert rate.to_halve is not None
+    assert 300 < rate.to_halve < 400
+    for factor in (4, 5):
+        more = prediction_powered_mean(*from_counts(*(factor * count for count in counts)), others)
+        assert (more.interval.high - more.interval.low <= half) == (factor == 5)
+    # With no end of the AI's labels, four times as many again.
+    endless = prediction_powered_mean(*from_counts(*counts), others * 1000).to_halve
+    assert endless == pytest.approx(300, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("human", "ai", "ai_only", "complaint"),
+    [
+        ([], [], [1], "no human label"),
+        ([1, 0], [1], [1], "2 human labels, but 1"),
+        ([1, 0], [1, 0], [], "no AI-only label"),
+        ([1, math.nan], [1, 0], [1], "human label at place 1 is nan"),
+        ([1, 0], [1, -1], [1], "AI label at place 1 is -1"),
+        ([1, 0], [1, 0], [7], "AI-only label at place 0 is 7"),
+    ],
+)
+def test_prediction_powered_inference_refuses(
+    human: list[float], ai: list[float], ai_only: list[float], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        prediction_powered_mean(human, ai, ai_only)
+
+
+def test_rogan_and_gladen_by_hand() -> None:
+    # t = 0.12, Se = 0.9, Sp = 0.95: (0.12 + 0.95 - 1) / 0.85 = 0.07 / 0.85.
+    rate = rogan_gladen(120, 1000, true_positives=45, positives=50, true_negatives=95, negatives=100)
+    assert rate.value == pytest.approx(0.07 / 0.85)
+    assert (rate.sensitivity, rate.specificity, rate.reason) == (0.9, 0.95, None)
+    # With pseudo-counts t = 121.9207/1003.8415 = 0.1214541, Se = 46/52 = 0.8846154, Sp = 96/102 = 0.9411765:
+    # p = 0.0626306/0.8257919 = 0.0758430. Of p·Se(1 - Se)/52 = 0.000148873 and (1 - p)·Sp(1 - Sp)/102 = 0.000501612
+    # comes the shift 2 · 3.841459 · (0.000148873 - 0.000501612) = -0.00271007; V = 0.000106294 +
+    # 0.0758430 · 0.000148873 + 0.9241570 · 0.000501612 = 0.000581154; 1.959964 · √V / 0.8257919 = 0.0572167.
+    assert rate.interval == pytest.approx(
+        (0.0758430 - 0.0027101 - 0.0572167, 0.0758430 - 0.0027101 + 0.0572167), abs=1e-5
+    )
+
+
+def test_a_perfect_labeler_needs_no_correction_but_is_not_known_to_be_perfect() -> None:
+    few = rogan_gladen(300, 1000, true_positives=20, positives=20, true_negatives=40, negatives=40)
+    many = rogan_gladen(300, 1000, true_positives=20_000, positives=20_000, true_negatives=40_000, negatives=40_000)
+    assert few.value == many.value == pytest.approx(0.3)
+    assert many.interval == pytest.approx(wilson(300, 1000), abs=0.001)
+    assert few.interval is not None
+    assert many.interval is not None
+    assert few.interval.high - few.interval.low > 1.7 * (many.interval.high - many.interval.low)
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [
+        ((9, 10, 1, 10), "uninformative"),  # 0.9 + 0.1 is 1, whatever rounding says
+        ((7, 10, 3, 10), "uninformative"),
+        ((1, 10, 1, 10), "uninformative"),
+        ((0, 0, 9, 10), "too few"),
+        ((9, 10, 0, 0), "too few"),
+    ],
+)
+def test_rogan_and_gladen_are_undefined(counts: tuple[int, int, int, int], reason: str) -> None:
+    true_positives, positives, true_negatives, negatives = counts
+    rate = rogan_gladen(
+        3, 10, true_positives=true_positives, positives=positives, true_negatives=true_negatives, negatives=negatives
+    )
+    assert (rate.value, rate.interval, rate.reason) == (None, None, reason)
+
+
+def test_a_corrected_rate_stays_within_0_and_1() -> None:
+    low = rogan_gladen(80, 1000, true_positives=45, positives=50, true_negatives=90, negatives=100)
+    assert low.value == 0
+    assert low.interval is not None
+    assert low.interval.low == 0 < low.interval.high < 0.1
+    high = rogan_gladen(920, 1000, true_positives=45, positives=50, true_negatives=90, negatives=100)
+    assert high.value == 1
+    assert high.interval is not None
+    assert 0.9 < high.interval.low < high.interval.high == 1
+    # A tenth of the negatives should be flagged, but a hundredth of all is.
+    assert rogan_gladen(10, 1000, true_positives=45, positives=50, true_negatives=90, negatives=100) == CorrectedRate(
+        None, None, 0.9, 0.9, "contradictory"
+    )
+    hardly = rogan_gladen(500, 1000, true_positives=1, positives=1, true_negatives=50, negatives=1000)
+    assert hardly.interval == Interval(0, 1)
+
+
+def test_the_corrected_interval_covers_a_rare_rate() -> None:
+    # The plain delta method covers 70% here: most samples show no false alarm.
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(500):
+        flagged = int(generator.binomial(3000, 0.02 * 0.9 + 0.98 * 0.02))
+        hits, rejections = int(generator.binomial(60, 0.9)), int(generator.binomial(60, 0.98))
+        rate = rogan_gladen(flagged, 3000, true_positives=hits, positives=60, true_negatives=rejections, negatives=60)
+        assert rate.interval is not None
+        covered += rate.interval.low <= 0.02 <= rate.interval.high
+    assert covered / 500 > 0.94
+
+
+@pytest.mark.parametrize(("flagged", "positives"), [(-1, 5), (11, 5), (3, 2)])
+def test_rogan_and_gladen_refuse_impossible_counts(flagged: int, positives: int) -> None:
+    with pytest.raises(ValueError, match=f"{flagged} of 10|3 of {positives}"):
+        rogan_gladen(flagged, 10, true_positives=3, positives=positives, true_negatives=4, negatives=5)
