@@ -177,6 +177,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
                     "samples",
                     "measurements",
                     *gold,
+                    *(("spotchecks", "verdicts") if asks_people else ()),
                     WHOLE,
                 ),
             ),

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from pydantic import Field, SerializeAsAny
 
 from constitutional.base.frozen import Frozen
-from constitutional.base.records import GoldPoint, Message, Preference, Revision, Rollout, Sample
+from constitutional.base.records import Comparison, GoldPoint, Message, Preference, Revision, Rollout, Sample, Verdict
 from constitutional.base.stats import FEWEST
 from constitutional.constitution.constitution import Constitution
 from constitutional.engines.spending import Calls
@@ -79,6 +79,42 @@ class Panel(Frozen):
     """Share of comparisons on which judges prefer different responses, by principle; those that no two judges have a
     preference on are not counted."""
     split_in_all: Share | None
+
+
+class PeopleRate(Frozen):
+    """A rate that rests on people's votes."""
+
+    name: str
+    hint: str = ""
+    value: float
+    low: float
+    high: float
+    n: int
+    to_halve: int | None = None
+    """How many more votes would make the interval half as wide, where that is known."""
+
+
+class Contradiction(Frozen):
+    """A comparison on which people and the labeler prefer different responses."""
+
+    comparison: Comparison
+    principles: tuple[str, ...]
+    labeler: float
+    """The labeler's probability that response a is better."""
+    votes: tuple[Verdict, ...]
+
+
+class PeopleReport(Frozen):
+    """What people's votes say of the labeler."""
+
+    agreement: tuple[PeopleRate, ...]
+    """The labeler's with people, in all, on the audit set, by principle and by kind of prompt; last people's with each
+    other."""
+    chance_corrected: dict[str, str]
+    """Of people with each other: the number with its interval, or why there is none."""
+    win_rates: tuple[tuple[str, PeopleRate, PeopleRate], ...]
+    """(against whom, as the labeler has it, corrected) of the last model."""
+    wrong: tuple[Contradiction, ...]
 
 
 class Curve(Frozen, allow_inf_nan=True):
@@ -163,6 +199,8 @@ class RunReport(Frozen):
     """The labeler itself, without the other judges of a panel."""
     panel: Panel | None = None
     """None where the labeler alone judged."""
+    people: PeopleReport | None = None
+    """None where nobody voted."""
     reward: RewardQuality | None = None
     targets: Histogram | None = None
     """Of the probability that the chosen response is better, 0.5 to 1, in the preferences to train on."""

@@ -12,7 +12,16 @@ from constitutional.base.records import GoldJudge, GoldPoint
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report import charts
 from constitutional.stages.report.charts import Axis, Line, Mark, number
-from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, LabelerQuality, Panel, PrincipleQuality, RunReport
+from constitutional.stages.report.data import (
+    FEW,
+    MODELS,
+    TOO_FEW,
+    LabelerQuality,
+    Panel,
+    PeopleRate,
+    PrincipleQuality,
+    RunReport,
+)
 from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, kind, phases, table_of, words
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
 
@@ -244,6 +253,59 @@ def _judge(name: str, quality: LabelerQuality) -> Iterator[Figure]:
             "sure far from 50%, and undecided at 50%."
         )
         yield _histogram(f"How sure the {name} was", note, quality.probabilities, charts.SHARES, "probability")
+
+
+def people(run: RunReport) -> Iterator[Figure]:
+    """How far the labeler agrees with people, and people with each other; win rates corrected by that."""
+    if run.people is None:
+        return
+    rates = run.people.agreement
+    few = {rate.name: few_mark(rate.n) for rate in rates}
+    text = {rate.name: estimate(rate.value, rate.low, rate.high, percent=True) + few[rate.name] for rate in rates}
+    rows = tuple(
+        _row(rate.name, rate.hint, charts.SHARES, [Mark(0, rate.value, rate.low, rate.high, text[rate.name])], 0.5)
+        for rate in rates
+    )
+    body = tuple(
+        (rate.name, text[rate.name], f"{rate.n:,}", "–" if rate.to_halve is None else f"{rate.to_halve:,}")
+        for rate in rates
+    )
+    note = (
+        "Share of the comparisons on which the labeler prefers the response that people prefer (half where one of the "
+        "two sees a tie), with 95% intervals over prompts."
+    )
+    head = ("Comparisons", "Agreement", "n", "More votes to halve the interval")
+    yield Figure("The labeler and people", note, Table(head, body), rows, charts.axis_row(charts.SHARES))
+    if run.people.win_rates:
+        rows = tuple(
+            _row(
+                f"against {name}",
+                "",
+                charts.SHARES,
+                [
+                    Mark(series, rate.value, rate.low, rate.high, f"{rate.name}: {_rate_text(rate)}")
+                    for series, rate in enumerate(pair)
+                ],
+                0.5,
+            )
+            for name, *pair in run.people.win_rates
+        )
+        body = tuple(
+            (name, _rate_text(measured), _rate_text(corrected), f"{measured.n:,}")
+            for name, measured, corrected in run.people.win_rates
+        )
+        note = (
+            "The last model’s share of the comparisons that the labeler does not call even, and the share that people "
+            "would give it if the labeler is right about these replies as often as about the audit set (Rogan and "
+            "Gladen 1978). The interval counts both errors."
+        )
+        legend = tuple((charts.shape(series), name) for series, name in enumerate(("by the labeler", "corrected")))
+        table = Table(("Against", "By the labeler", "Corrected", "n"), body)
+        yield Figure("Win rates, corrected", note, table, rows, charts.axis_row(charts.SHARES), None, legend)
+
+
+def _rate_text(rate: PeopleRate) -> str:
+    return estimate(rate.value, rate.low, rate.high, percent=True) + few_mark(rate.n)
 
 
 def _agreement(panel: Panel) -> Iterator[Figure]:

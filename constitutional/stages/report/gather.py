@@ -51,6 +51,7 @@ from constitutional.stages.report.examples import (
     rollout_examples,
 )
 from constitutional.stages.report.page import render
+from constitutional.stages.report.people import people_report
 from constitutional.stages.report.verdicts import ALWAYS_WANTED, kind
 from constitutional.stages.summaries import Direction, Histogram, Share
 
@@ -87,6 +88,8 @@ class Settings(Frozen):
     """Held-out prompts shown with the reply of each model."""
     rollout_examples: int = Field(default=8, ge=0, le=200)
     """Replies of an online training that are shown, each from another phase."""
+    vote_examples: int = Field(default=6, ge=0, le=200)
+    """Comparisons shown on which people and the labeler contradict each other."""
     wanted: dict[str, Direction] = Field(default_factory=dict)
     """The direction in which a measure should go, `higher` or `lower`, by measure; it overrides evaluation's."""
 
@@ -281,6 +284,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     evaluated, rewarded = view.summary(summaries.EvaluateSummary), view.summary(summaries.RewardSummary)
     assert evaluated is not None, "the report comes after evaluation"
     accuracies = view.read("labeler_accuracy", PrincipleAccuracy)
+    measurements = tuple(view.read("measurements", Measurement))
     return RunReport(
         name=view.name,
         scores=scores,
@@ -288,6 +292,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         understood=understood,
         labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons),
         panel=panel_of(view.constitution, accuracies, judgements, comparisons),
+        people=people_report(view, comparisons, judgements, measurements, settings.vote_examples),
         reward=rewarded.quality if rewarded else None,
         targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
@@ -304,7 +309,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         ),
         provenance=_provenance(view, comparisons, judgements),
         constitution=view.constitution,
-        measurements=tuple(view.read("measurements", Measurement)),
+        measurements=measurements,
     )
 
 

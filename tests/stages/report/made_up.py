@@ -43,6 +43,7 @@ from constitutional.stages.summaries import (
     SamplePairsSummary,
     SftSummary,
     Share,
+    SpotCheckSummary,
     Summary,
 )
 
@@ -128,6 +129,9 @@ SUMMARIES_MADE_UP: dict[str, Summary] = {
     ),
     "mix": MixSummary(
         comparisons=900, decided=900, conflicts=0, near_a_half=0, train=800, held_out=100, counts={"rows": 4}
+    ),
+    "spotcheck": SpotCheckSummary(
+        comparisons=40, audit=16, votes_wanted=46, votes=45, raters=3, answered=39, simulated=False
     ),
     "reward": RewardSummary(pairs=800, dropped={"held_out": 4}, quality=None),
     "dpo": DpoSummary(pairs=800, steps=50, dropped={"held_out": 4}),

@@ -19,6 +19,8 @@ from constitutional.base.records import (
     Revision,
     RevisionStep,
     Sample,
+    SpotCheck,
+    Verdict,
 )
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
@@ -26,7 +28,7 @@ from constitutional.engines.base import Engine
 from constitutional.engines.settings import ModelSettings
 from constitutional.engines.spending import Calls
 from constitutional.judging.accuracy import PrincipleAccuracy
-from constitutional.judging.scores import Score
+from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.context import StageRecord
 from constitutional.stages.report.data import PrincipleQuality
@@ -39,7 +41,8 @@ from constitutional.stages.report.gather import (
     run,
     wanted_directions,
 )
-from constitutional.stages.summaries import Direction, Histogram, LabelerCheckSummary, Summary
+from constitutional.stages.report.page import render
+from constitutional.stages.summaries import Direction, Histogram, LabelerCheckSummary, SpotCheckSummary, Summary
 from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -465,3 +468,31 @@ def test_versions_are_those_that_each_stage_ran_on(folder: RunFolder) -> None:
     folder.stages["sft"] = recorded(SUMMARIES_MADE_UP["sft"], torch="2.12.0", trl="1.0")
     folder.stages["dpo"] = recorded(SUMMARIES_MADE_UP["dpo"], torch="2.13.0", trl="1.0")
     assert gather(Settings(), folder).provenance.versions == {"torch": "2.12.0, 2.13.0", "trl": "1.0"}
+
+
+def test_people_s_votes_are_reported_with_who_gave_them_and_where_the_labeler_contradicts_them(
+    folder: RunFolder,
+) -> None:
+    assert gather(Settings(), folder).people is None
+    folder.write("spotchecks", [SpotCheck(comparison=COMPARISON.id, reason="audit", probability=0.5)])
+    folder.write("verdicts", [Verdict(comparison=COMPARISON.id, rater="ada", choice="b", rationale="<so> it says")])
+    counts = {"comparisons": 1, "audit": 1, "votes_wanted": 1, "votes": 1, "raters": 1, "answered": 1}
+    folder.stages["spotcheck"] = recorded(SpotCheckSummary.model_validate({**counts, "simulated": False}))
+    rates = {("policy", "win_rate/base"): {f"p{number}": 0.9 for number in range(12)}}
+    folder.write(
+        "measurements", [Measurement(model=model, measure=name, by_prompt=of) for (model, name), of in rates.items()]
+    )
+    report = gather(Settings(), folder)
+    assert report.people is not None
+    named = {rate.name: rate for rate in report.people.agreement}
+    assert (named["the audit set"].value, named["the audit set"].n) == (0.0, 1)
+    assert "people with each other" not in named  # one vote
+    assert set(report.people.chance_corrected.values()) == {"undefined: no comparison has two votes"}
+    assert [row.votes[0].rater for row in report.people.wrong] == ["ada"]
+    assert report.people.win_rates == ()  # a labeler that is never right says nothing of the models
+    page = render((report,))
+    assert "&lt;so&gt; it says" in page
+    assert "1 raters gave 1 of 1 votes" in page
+    assert "Nobody voted" not in page
+    folder.stages["spotcheck"] = recorded(SpotCheckSummary.model_validate({**counts, "simulated": True}))
+    assert "Nobody voted" in render((gather(Settings(), folder),))

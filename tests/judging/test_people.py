@@ -1,0 +1,117 @@
+"""What votes say of a labeler, by hand."""
+
+import pytest
+
+from constitutional.base.records import Comparison, Judgement, Prompt, Reading, SpotCheck, Verdict
+from constitutional.base.stats import wilson
+from constitutional.judging.people import by_kind, corrected_win_rate, people_of, wrong_first
+
+PAIRS = [
+    Comparison(
+        prompt=Prompt.of(f"Q{number}").model_copy(update={"info": {"kind": "odd" if number % 2 else "even"}}),
+        a="A",
+        b="B",
+    )
+    for number in range(12)
+]
+
+
+def judged(comparison: Comparison, p_a: float, principle: str = "calm") -> Judgement:
+    return Judgement(
+        comparison=comparison.id,
+        principle=principle,
+        principle_text="…",
+        labeler="x",
+        readings=(Reading(order="a_first", rationale="", p_a=p_a),),
+        p_a=p_a,
+    )
+
+
+def check(comparison: Comparison, *, audit: bool = False, probability: float = 0.5) -> SpotCheck:
+    return SpotCheck(comparison=comparison.id, reason="audit" if audit else "margin", probability=probability)
+
+
+def vote(comparison: Comparison, choice: str, rater: str = "x", **more: object) -> Verdict:
+    return Verdict.model_validate({"comparison": comparison.id, "rater": rater, "choice": choice, **more})
+
+
+def test_agreement_is_weighted_by_how_likely_a_comparison_was_to_be_chosen() -> None:
+    # Ten that were certain, on which both agree; two with a probability of a tenth, on which they contradict.
+    plan = [check(row, probability=1.0 if number < 10 else 0.1) for number, row in enumerate(PAIRS)]
+    votes = [vote(row, "a") for row in PAIRS]
+    judgements = [judged(row, 0.9 if number < 10 else 0.2) for number, row in enumerate(PAIRS)]
+    people = people_of(plan, votes, PAIRS, judgements, seed=0)
+    assert people.labeler is not None
+    assert people.labeler.value == pytest.approx(10 / (10 + 20))
+    assert people.audit is None
+    assert people.by_principle["calm"].value == people.labeler.value
+    assert {kind: rate.n for kind, rate in by_kind(people).items()} == {"even": 6, "odd": 6}
+
+
+def test_the_audit_set_alone_is_a_plain_share() -> None:
+    plan = [check(row, audit=number < 8, probability=0.01 * (number + 1)) for number, row in enumerate(PAIRS)]
+    votes = [vote(row, "b" if number == 0 else "a") for number, row in enumerate(PAIRS)]
+    people = people_of(plan, votes, PAIRS, [judged(row, 0.9) for row in PAIRS], seed=0)
+    assert people.audit is not None
+    assert (people.audit.value, people.audit.n) == (7 / 8, 8)
+    assert people.audit.interval == pytest.approx(wilson(7, 8))
+
+
+def test_ties_count_half_and_bad_pairs_skips_and_votes_by_a_principle_say_nothing() -> None:
+    plan = [check(row) for row in PAIRS[:7]]
+    votes = [
+        *(vote(PAIRS[0], "a"), vote(PAIRS[0], "b", "y")),  # even: half
+        vote(PAIRS[1], "tie"),  # half
+        vote(PAIRS[2], "both_bad"),
+        vote(PAIRS[3], "skip"),
+        vote(PAIRS[4], "a", principle="calm"),
+        *(vote(PAIRS[5], "a"), vote(PAIRS[5], "tie", "y")),  # three quarters: a
+        vote(PAIRS[11], "b"),  # nobody planned it
+    ]
+    people = people_of(plan, votes, PAIRS, [judged(row, 0.9) for row in PAIRS], seed=0)
+    assert [row.agreement for row in people.seen] == [0.5, 0.5, 1.0]
+    assert people.labeler is not None
+    assert people.labeler.value == pytest.approx(2 / 3)
+
+
+def test_people_s_agreement_with_each_other_is_over_double_votes_and_bad_is_a_vote() -> None:
+    plan = [check(row) for row in PAIRS]
+    votes = [vote(row, "a", rater) for row in PAIRS for rater in "xy"]
+    votes[1] = vote(PAIRS[0], "both_bad", "y")
+    people = people_of(plan, votes, PAIRS, [judged(row, 0.9) for row in PAIRS], seed=0)
+    assert people.among.value == pytest.approx(11 / 12)
+    assert people.among.n == 12
+    unanimous = people_of(plan, [vote(row, "a", rater) for row in PAIRS for rater in "xy"], PAIRS, [], seed=0)
+    assert unanimous.alpha.value is None
+    assert unanimous.alpha.reason == "unanimous"
+    assert unanimous.labeler is None  # there is no judgement
+
+
+def test_a_win_rate_is_corrected_by_how_often_the_labeler_is_right() -> None:
+    pairs = [Comparison(prompt=Prompt.of(f"Q{number}"), a="A", b="B") for number in range(100)]
+    plan = [check(row, audit=True) for row in pairs]
+    votes = [vote(row, "a" if number < 80 else "b") for number, row in enumerate(pairs)]
+    people = people_of(plan, votes, pairs, [judged(row, 0.9) for row in pairs], seed=0)
+    corrected = corrected_win_rate(62, 38, people)
+    # Right in 80%: (0.62 + 0.8 − 1)/(2·0.8 − 1).
+    assert corrected is not None
+    assert corrected.value == pytest.approx(0.7)
+    assert corrected.interval is not None
+    assert corrected.interval.low < 0.6
+    assert corrected.interval.high > 0.8
+    coin = people_of(
+        plan, [vote(row, "ab"[at % 2]) for at, row in enumerate(pairs)], pairs, [judged(row, 0.9) for row in pairs], 0
+    )
+    guessed = corrected_win_rate(62, 38, coin)
+    assert guessed is not None
+    assert guessed.reason == "uninformative"
+    nothing = people_of([check(row) for row in pairs], votes, pairs, [judged(row, 0.9) for row in pairs], seed=0)
+    assert corrected_win_rate(62, 38, nothing) is None  # without an audit set
+
+
+def test_the_surest_contradictions_come_first() -> None:
+    plan = [check(row) for row in PAIRS[:4]]
+    votes = [vote(row, "b") for row in PAIRS[:4]]
+    judgements = [judged(row, p) for row, p in zip(PAIRS, (0.6, 0.99, 0.1, 0.8), strict=False)]
+    people = people_of(plan, votes, PAIRS, judgements, seed=0)
+    assert [row.comparison.id for row in wrong_first(people, 2)] == [PAIRS[1].id, PAIRS[3].id]
