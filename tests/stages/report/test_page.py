@@ -368,6 +368,7 @@ BARE: dict[str, dict[str, object]] = {
     "labeler_check": {"warnings": [], "canaries": 0, "canaries_failed": 0},
     "prompts": {"train": 0, "held_out": 0},
     "report": {},
+    "spotcheck": {"comparisons": 0, "audit": 0, "votes_wanted": 0, "votes": 0, "raters": 0, "answered": 0},
 }
 """What the summaries hold where there was nothing to do."""
 
