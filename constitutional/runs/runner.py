@@ -193,7 +193,8 @@ def ready(config: RunConfig) -> InputFiles:
     if config.sft.helpful is not None:
         sft.read_helpful(config.sft.helpful)
     human = read_comparisons(config.mix.human) if config.mix.human is not None else None
-    mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
+    if not config.spotcheck.votes:  # how many preferences these votes make is known only later
+        mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     if config.mix.verdicts is not None:
         read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
     if isinstance(config.algorithm, OnlineSettings):

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import pytest
 
-from constitutional.base.errors import ConfigurationError
+from constitutional.base.errors import ConfigurationError, WaitingError
 from constitutional.base.progress import Progress
-from constitutional.base.records import Judgement, Message, Preference, Split
+from constitutional.base.records import Comparison, Judgement, Message, Preference, Split, SpotCheck
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
@@ -279,3 +279,36 @@ def test_half_of_a_reward_models_preferences_are_published_human_ones_from_the_c
     assert all(0 <= share.low <= share.value <= share.high <= 1 for share in accuracy.values())
     train = len(preferences) - held_out.total()
     assert reward.pairs + reward.dropped["too_long"] + reward.dropped["by_trainer"] == train
+
+
+def test_a_run_waits_for_people_and_goes_on_with_a_snapshot_of_their_votes(folder: Path) -> None:
+    asked = ["mix.human=null", "mix.held_out_share=0", "spotcheck.budget=6", "spotcheck.audit_share=0.34"]
+    asked += ["spotcheck.overlap=0"]
+    with pytest.raises(WaitingError, match="6 comparisons wait for 6 votes") as error:
+        go(configured(folder, *asked))
+    assert error.value.exit_code == 3
+    store = RunStore.load(folder / "runs" / "first")
+    assert "label" in store.stages
+    assert "spotcheck" not in store.stages
+    # Without people: the audit set is kept out all the same.
+    alone = go(configured(folder, *asked, "spotcheck.wait=false"))
+    plan = alone.store.read("spotchecks", SpotCheck)
+    audit = {row.comparison for row in plan if row.reason == "audit"}
+    assert len(audit) == 2
+    assert Counter(row.source for row in alone.preferences) == {"ai": 6}
+    # With votes on all six: four of them are trained on, in the place of the AI's.
+    votes = folder / "votes.jsonl"
+    votes.write_text("".join(f'{{"comparison": "{row.comparison}", "rater": "x", "choice": "a"}}\n' for row in plan))
+    found = go(configured(folder, *asked, f"spotcheck.verdicts={votes}", "mix.human_share=0.5"))
+    assert Counter(row.source for row in found.preferences) == {"ai": 1, "human": 1}  # the AI has two left: two in all
+    assert not audit & {row.comparison for row in found.preferences}
+    # The same snapshot makes nothing anew; one with other votes does.
+    assert "06 spotcheck: done before" in go(configured(folder, *asked, f"spotcheck.verdicts={votes}")).said
+    later = folder / "later.jsonl"
+    later.write_text(votes.read_text().replace('"a"}', '"b"}'))
+    changed = go(configured(folder, *asked, f"spotcheck.verdicts={later}"))
+    assert "06 spotcheck: running" in changed.said
+    chosen = {row.comparison: row.chosen for row in changed.preferences if row.source == "human"}
+    pairs = {row.id: row.b for row in changed.store.read("comparisons", Comparison)}
+    assert len(chosen) == 4
+    assert all(pairs[name] == text for name, text in chosen.items())
