@@ -4,8 +4,6 @@
   const find = (selector) => document.querySelector(selector), form = find("form[data-keys]");
   document.body.classList.add("scripted");
   const heading = find("h1"), status = find("#status");
-  (find("#problem") || heading).scrollIntoView({ block: "nearest" });
-  heading.focus({ preventScroll: true });
   if (status && status.textContent) {
     const notice = status.textContent;  // a live region is read out when its text changes
     status.textContent = "";
@@ -61,7 +59,7 @@
   const actions = {
     u: () => form.requestSubmit(find("#undo")),
     n: () => note && note.focus(),
-    h: () => hidden.forEach((part) => { part.open = true; }),
+    h: () => { const open = hidden.some((part) => !part.open); hidden.forEach((part) => { part.open = open; }); },
     s: () => { if (!choose("s") && find("#skip")) note.value.trim() ? form.requestSubmit(find("#skip")) : note.focus(); },
     "?": () => { const keys = find("#keys"); if (keys) { keys.open = !keys.open; keys.querySelector("summary").focus(); } },
     Enter: send,
