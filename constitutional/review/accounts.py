@@ -46,12 +46,13 @@ class Accounts:
         self._database = database
         self._clock = clock
 
-    def invite(self, name: str, role: Role | None = None) -> str:
+    def invite(self, name: str, role: Role | None = None, valid_s: float = INVITED_S) -> str:
         """A token that lets a rater in once; earlier ones that were not used lose their worth.
 
         Args:
             name: the rater's name; a rater of this name who is there already keeps all votes.
             role: what the rater may do; None leaves the role of a rater who is there as it is.
+            valid_s: seconds for which the token is worth something.
 
         Raises:
             UsageError: the name is empty, too long or cannot be shown.
@@ -72,9 +73,7 @@ class Accounts:
             unused = (INVITATION.c.rater_id == rater) & INVITATION.c.used.is_(None)
             connection.execute(update(INVITATION).where(unused).values(used=now))
             connection.execute(
-                insert(INVITATION).values(
-                    rater_id=rater, token_hash=digest(token), created=now, expires=now + INVITED_S
-                )
+                insert(INVITATION).values(rater_id=rater, token_hash=digest(token), created=now, expires=now + valid_s)
             )
 
         self._database.write(work)
@@ -114,10 +113,10 @@ class Accounts:
         ended = update(SESSION).where(SESSION.c.token_hash == digest(session)).values(expires=self._clock())
         self._database.write(lambda connection: connection.execute(ended).close())
 
-    def anybody(self) -> bool:
-        """Whether anybody has been invited."""
+    def anybody_but(self, name: str) -> bool:
+        """Whether anybody has been invited beside the rater of this name."""
         with self._database.reading() as connection:
-            return connection.scalar(select(INVITATION.c.id).limit(1)) is not None
+            return connection.scalar(select(RATER.c.id).where(RATER.c.name != name).limit(1)) is not None
 
 
 def _rater(row: Row[Any]) -> Rater:

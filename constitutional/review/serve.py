@@ -21,6 +21,8 @@ from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
 
 MOST_CONNECTIONS: Final = 500
+LOCAL_S: Final = 3600.0
+"""How long the link is worth something that is printed for whoever starts the command."""
 
 
 class Review(NamedTuple):
@@ -99,7 +101,7 @@ def invite(run: RunStore, settings: ReviewSettings, name: str, role: Role | None
     """
     if settings.url is None and settings.port == 0:
         raise UsageError(
-            "a link needs the page's address; type review.port=PORT, or review.url=https://…, as it is served"
+            "a link needs the page's address; type review.port=PORT or review.url=https://…, as the page is served"
         )
     database = Database.open(run.folder, settings.database)
     try:
@@ -126,7 +128,7 @@ def bind(settings: ReviewSettings, *, invited: bool) -> socket.socket:
 
     Args:
         settings: the address and the port.
-        invited: whether there is anybody who has an invitation.
+        invited: whether anybody has an invitation beside whoever starts the command.
 
     Raises:
         ConfigurationError: other machines would reach the address, and nobody is invited or no URL is named; or the
@@ -165,11 +167,11 @@ def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], 
         say: is told what the user must know.
         voted: is told the number of votes after each.
     """
-    bound = bind(settings, invited=review.accounts.anybody())
+    bound = bind(settings, invited=review.accounts.anybody_but(_user()))
     try:
         url = page_url(settings, bound.getsockname()[1])
         if settings.host in LOOPBACK:
-            say(f"open {link(url, review.accounts.invite(_user(), 'lead'))}")
+            say(f"open {link(url, review.accounts.invite(_user(), 'lead', LOCAL_S))}")
             say("the link works once; after it, your browser stays signed in")
         else:
             say(f"serving {url} for invited raters")

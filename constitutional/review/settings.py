@@ -33,8 +33,8 @@ class ReviewSettings(Frozen):
     """`pair` compares two replies, `rewrite` asks for a better reply, `rank` orders all replies to a prompt."""
     host: str = "127.0.0.1"
     """Address to listen on. An address that other machines reach needs invited raters."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port to listen on; 0 takes a free one."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8410
+    """Port to listen on; 0 takes a free one, on which browsers have to sign in anew."""
     url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+$")] | None = None
     """What raters type to reach the page, such as https://review.example.org where a proxy stands before it; null is
     http://HOST:PORT."""

@@ -175,7 +175,9 @@ class Site:
         item = self._store.next(self._plan, visit.rater)
         notice = NOTICES.get(visit.request.query_params.get("notice", ""), "")
         if item is None:
-            return self._rater_page(visit, "done", notice=notice, left=self._plan.wanted - self._store.answered(self._plan))
+            return self._rater_page(
+                visit, "done", notice=notice, left=self._plan.wanted - self._store.answered(self._plan)
+            )
         return self._item_page(visit, item, notice=notice)
 
     def _vote(self, visit: Visit) -> Response:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from constitutional.review.database import Database
+from tests.scripted_run import World, configured, constitution, go
 
 NUMBERS = count()
 
@@ -83,3 +84,19 @@ def sqlite(tmp_path: Path) -> Iterator[Database]:
     opened = Database.open(tmp_path, None)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of scripted models up to its comparisons."""
+    folder = tmp_path_factory.mktemp("reviewed")
+    constitution(folder)
+    store, _ = go(configured(folder, "prompts.train=40", "until=sample_pairs"), World())
+    return store.folder
+
+
+@pytest.fixture
+def run_folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of that run, for one test."""
+    shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)
+    return tmp_path / "runs" / finished_run.name
