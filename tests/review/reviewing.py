@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,13 +29,15 @@ PRINCIPLES = (
 
 
 class Clock:
-    """A clock that a test sets."""
+    """A clock that a test sets, and that also goes by itself where the test says so."""
+
+    ticking = False
 
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
 
     def __call__(self) -> float:
-        return self.now
+        return self.now + (time.monotonic() if self.ticking else 0)
 
 
 def item(number: int, replies: Sequence[str] = (), **changed: object) -> PlannedItem:

@@ -2,12 +2,13 @@
 
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import select
 
-from constitutional.review.accounts import INVITED_S, SESSION_S, digest
+from constitutional.review.accounts import INVITED_S, SESSION_S, Role, digest
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_BYTES, TRIES, TokenTries
 from constitutional.review.schema import INVITATION, SESSION
@@ -162,8 +163,9 @@ def test_signing_out_ends_the_session_itself(sqlite: Database) -> None:
 def test_a_role_is_kept_unless_another_is_typed(database: Database) -> None:
     made = setting(database, [item(0)])
     roles = []
-    for role in (None, "lead", None, "rater"):
-        session = made.accounts.enter(made.accounts.invite("ada", role))  # type: ignore[arg-type]
+    typed: tuple[Role | None, ...] = (None, "lead", None, "rater")
+    for role in typed:
+        session = made.accounts.enter(made.accounts.invite("ada", role))
         rater = made.accounts.rater_of(session or "")
         assert rater is not None
         roles.append((rater.id, rater.role))
@@ -343,7 +345,12 @@ def test_no_rater_reads_or_answers_anothers_item(sqlite: Database) -> None:
 
 
 def test_what_would_tell_the_answer_is_in_no_response(sqlite: Database) -> None:
-    secret = {"stratum": "SECRET-stratum", "gold": "SECRET-gold", "probability": 0.123456, "audit": True}
+    secret: dict[str, Any] = {
+        "stratum": "SECRET-stratum",
+        "gold": "SECRET-gold",
+        "probability": 0.123456,
+        "audit": True,
+    }
     made = setting(sqlite, [item(0, **secret), item(1, **secret)], principles=PRINCIPLES)
     browser = Browser(made.site()).enter(made.accounts, "ada")
     answers: list[httpx.Response] = [browser.page, browser.get("/start"), browser.get("/"), browser.vote()]

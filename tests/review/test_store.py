@@ -268,7 +268,7 @@ def test_many_raters_at_once_fill_every_quota_and_exceed_none(database: Database
     people = [made.rater(f"r{number}") for number in range(raters)]
 
     def work(rater: Rater) -> list[str]:
-        outcomes = []
+        outcomes: list[str] = []
         while shown := made.store.next(made.plan, rater):
             with ThreadPoolExecutor(2) as twice:
                 sent = [

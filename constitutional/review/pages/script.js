@@ -51,9 +51,13 @@
       return true;
     }
     const ranks = [...form.querySelectorAll("select")], empty = ranks.find((rank) => !rank.value);
-    if (key === "0" && ranks.length) ranks.forEach((rank) => { rank.value = ""; });
-    else if (empty && [...empty.options].some((option) => option.value === key)) { empty.value = key; empty.focus(); }
-    else return false;
+    if (key === "0" && ranks.length) {
+      ranks.forEach((rank) => { rank.value = ""; });
+      status.textContent = "All ranks are cleared.";
+    } else if (empty && [...empty.options].some((option) => option.value === key)) {
+      empty.value = key;
+      status.textContent = `${empty.labels[0].firstChild.textContent.trim()} has rank ${key}.`;
+    } else return false;
     return true;
   };
   const actions = {
