@@ -124,7 +124,7 @@ def page_url(settings: ReviewSettings, port: int) -> str:
 
 
 def bind(settings: ReviewSettings, *, invited: bool) -> socket.socket:
-    """A socket at the address that is asked for.
+    """A socket that listens at the address that is asked for.
 
     Args:
         settings: the address and the port.
@@ -145,11 +145,13 @@ def bind(settings: ReviewSettings, *, invited: bool) -> socket.socket:
             f"review.host={host} is no address that raters can type; type also review.url=https://…"
         )
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Without the protocol asyncio would not know that this is TCP, and every page would wait 40 ms for the browser.
+        bound = socket.socket(family, kind, protocol)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
+            bound.listen()  # so that whoever opens the address at once is served a little later, and not refused
         except OSError:
             bound.close()
             raise

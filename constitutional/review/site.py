@@ -1,5 +1,6 @@
 """The pages: what a browser asks for, and what it is shown."""
 
+import re
 import secrets
 import threading
 import time
@@ -187,7 +188,7 @@ class Site:
         except BallotError as error:
             return self._item_page(visit, item, 422, problem=str(error))
         key = visit.form.get("key", "")
-        if not 8 <= len(key) <= 64:
+        if not re.fullmatch("[0-9A-Za-z_-]{8,64}", key):
             raise HTTPException(400)
         outcome = self._store.vote(self._plan, visit.rater, item.id, key, ballot)
         if outcome == "saved":

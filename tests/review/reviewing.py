@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,8 @@ from constitutional.base.records import Message
 from constitutional.review.accounts import Accounts, Rater
 from constitutional.review.database import Database
 from constitutional.review.plan import ItemPayload, Plan, PlannedItem, ReviewPrinciple
-from constitutional.review.settings import Task
+from constitutional.review.serve import bind
+from constitutional.review.settings import ReviewSettings, Task
 from constitutional.review.site import Site
 from constitutional.review.store import ReviewStore, StoredPlan
 
@@ -139,8 +139,7 @@ def hidden_fields(page: str) -> dict[str, str]:
 @contextmanager
 def served(setting: Setting) -> Iterator[str]:
     """The setting's pages on a port of this machine; gives their address."""
-    bound = socket.socket()
-    bound.bind(("127.0.0.1", 0))
+    bound = bind(ReviewSettings(port=0), invited=False)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     config = uvicorn.Config(setting.site(url).app, log_level="warning", access_log=False, lifespan="off", ws="none")
     server = uvicorn.Server(config)
