@@ -96,8 +96,10 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A connection that sees the database as it is now."""
-        with self.engine.connect() as connection, connection.begin():
+        """A connection that sees the database as it is now, statement by statement."""
+        with self.engine.connect() as connection:
+            if self.engine.dialect.name == "postgresql":  # which need not be asked to begin and to end
+                connection.execution_options(isolation_level="AUTOCOMMIT")
             yield connection
 
     def close(self) -> None:
