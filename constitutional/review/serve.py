@@ -84,12 +84,15 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
 
 
 def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
-    """What a user should know where settings that make a plan are typed, and the plan was made before with others."""
+    """What a user should know where settings are typed that a plan is made of, and the plan was made with others."""
+    kept, typed = "; that was decided when the review began", settings.model_fields_set
     notes = []
-    if settings.by_principle != bool(review.plan.plan.principles) and "by_principle" in settings.model_fields_set:
-        notes.append("review.by_principle was chosen when the review began, and stays as it was")
-    if review.plan.wanted % settings.overlap and "overlap" in settings.model_fields_set:
-        notes.append("review.overlap was chosen when the review began, and stays as it was")
+    if "by_principle" in typed and settings.by_principle != bool(review.plan.plan.principles):
+        notes.append(f"raters are {'not ' * settings.by_principle}asked by principle{kept}")
+    if "overlap" in typed and settings.overlap != review.plan.overlap:
+        notes.append(f"an item gets up to {review.plan.overlap} votes, not {settings.overlap}{kept}")
+    unused = [pattern for pattern in settings.sensitive if pattern not in review.plan.categories]
+    notes += [f"no text is hidden because of '{pattern}'{kept}" for pattern in unused]
     return notes
 
 

@@ -33,6 +33,8 @@ class StoredPlan(NamedTuple):
     plan: Plan
     wanted: int
     """Votes that its items want together."""
+    overlap: int
+    """The most votes that one of them wants."""
     categories: tuple[str, ...]
     """Kinds of harmful texts among its items."""
 
@@ -316,9 +318,10 @@ def _stored_plan(connection: Connection, task: Task) -> StoredPlan | None:
         return None
     principles = tuple(map(ReviewPrinciple.model_validate, row.principles))
     plan = Plan(run=row.run, task=row.task, constitution=row.constitution, seed=row.seed, principles=principles)
-    wanted = connection.scalar(select(func.sum(ITEM.c.wanted)).where(ITEM.c.plan_id == row.id))
+    sums = select(func.sum(ITEM.c.wanted), func.max(ITEM.c.wanted)).where(ITEM.c.plan_id == row.id)
+    wanted, overlap = connection.execute(sums).one()
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
-    return StoredPlan(row.id, plan, int(wanted or 0), tuple(sorted(filter(None, categories))))
+    return StoredPlan(row.id, plan, int(wanted), overlap, tuple(sorted(filter(None, categories))))
 
 
 def _lock(connection: Connection, rater: Rater) -> None:

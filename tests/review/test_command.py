@@ -23,7 +23,7 @@ from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_table
 from constitutional.review.plan import ItemPayload, items_of
-from constitutional.review.serve import bind, open_review
+from constitutional.review.serve import bind, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task
 from constitutional.review.store import CountedVote, ReviewStore
 from constitutional.runs.folder import RunStore
@@ -159,6 +159,19 @@ def test_what_is_typed_wrongly_is_told_in_a_line(
     said = capsys.readouterr().err.splitlines()
     assert complaint in said[-1]
     assert "\x1b" not in said[-1]
+
+
+def test_settings_that_come_too_late_are_told(run_folder: Path) -> None:
+    run = RunStore.load(run_folder)
+    first = ReviewSettings(overlap=2, sensitive=("reply",))
+    review = open_review(run, first)
+    assert "reply" in review.plan.categories
+    assert old_settings(review, first) == []
+    review.database.close()
+    review = open_review(run, ReviewSettings(overlap=4, by_principle=True, sensitive=("bread",)))
+    notes = old_settings(review, ReviewSettings(overlap=4, by_principle=True, sensitive=("bread",)))
+    review.database.close()
+    assert ["by principle" in notes[0], "up to 2 votes" in notes[1], "'bread'" in notes[2]] == [True] * 3
 
 
 def test_a_run_without_comparisons_says_so(
