@@ -16,18 +16,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "constitutional"
 HEAVY = {
     "accelerate",
     "aiohttp",
+    "alembic",
     "datasets",
     "hydra",
     "numpy",
     "omegaconf",
     "peft",
-    "alembic",
     "sqlalchemy",
     "starlette",
-    "uvicorn",
     "torch",
     "transformers",
     "trl",
+    "uvicorn",
     "vllm",
 }
 

@@ -107,6 +107,7 @@ def _invite(arguments: argparse.Namespace, words: Sequence[str], name: str) -> N
 
 
 def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    from constitutional.base.files import write_rows
     from constitutional.base.records import Comparison
     from constitutional.review import export
     from constitutional.review.serve import open_review
@@ -134,7 +135,7 @@ def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             if task == "pair"
             else export.verdicts_of_ranks(votes, run.read("comparisons", Comparison))
         )
-        what = counted(export.write_verdicts(out, rows), "verdict")
+        what = counted(write_rows(out, rows), "verdict")
     table = out.with_suffix(".csv")
     export.write_table(table, votes)
     print(printable(f"{out}: {what} from {counted(len(votes), 'vote')}; {table}: the same as a table"))

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from constitutional.base.files import atomic_write, write_rows
+from constitutional.base.files import atomic_write
 from constitutional.base.records import Comparison, Verdict
 from constitutional.review.store import CountedVote
 
@@ -63,11 +63,6 @@ def write_demonstrations(path: Path, votes: Iterable[CountedVote]) -> tuple[int,
     rows = [{"prompt": vote.payload.messages[0].content, "response": vote.rewritten} for vote in single]
     atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return len(rows), len(rewritten) - len(rows)
-
-
-def write_verdicts(path: Path, verdicts: Iterable[Verdict]) -> int:
-    """Write verdicts as JSON lines, which `mix.verdicts` reads; returns how many."""
-    return write_rows(path, verdicts)
 
 
 def write_table(path: Path, votes: Sequence[CountedVote]) -> None:

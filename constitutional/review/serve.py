@@ -3,7 +3,6 @@
 import getpass
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import uvicorn
@@ -208,8 +207,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # the system does not know who this is, as in some containers
         return "lead"
-
-
-def folder_of(run: RunStore, settings: ReviewSettings) -> Path | str:
-    """Where votes are kept, as it is told."""
-    return run.folder / "review.sqlite" if settings.database is None else "the database"

@@ -439,3 +439,17 @@ def test_a_database_that_is_gone_is_told_and_no_answer_is_acknowledged(
     assert page.status_code == 500
     assert "frame-ancestors" in page.headers["content-security-policy"]
     assert "division" not in page.text
+
+
+def test_texts_that_few_files_can_hold_are_shown_and_kept(database: Database) -> None:
+    made = setting(database, [item(0, ("nul \0 and bell \a", "half \ud800 and 한국어 \u202e")), item(1)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    assert "nul \u2400 and bell \u2407" in browser.page.text
+    assert "half ? and 한국어" in browser.page.text
+    browser.vote(choice="tie", rationale="nul \0 and 한국어 😀")
+    assert made.store.counted_votes(made.plan, audit=True)[0].rationale == "nul  and 한국어 😀"
+    assert browser.vote(choice="tie", key="nul \0 nul \0").status_code == 400
+    for path in ("/?notice=%00", "/enter?token=%00%ff", "/%00"):
+        assert browser.get(path).status_code in {200, 404}
+    browser.get("/enter?token=x")
+    assert browser.post("/enter", {**browser.fields(), "token": "\0é"}).status_code == 403
