@@ -115,8 +115,10 @@ def _url(folder: Path, address: str | None) -> URL:
     except ArgumentError as error:
         raise ConfigurationError("review.database is no address; type postgresql://USER:PASSWORD@HOST/NAME") from error
     if url.get_backend_name() != "postgresql":
-        found = url.get_backend_name()
-        raise ConfigurationError(f"review.database is an address of {found}; type postgresql://USER:PASSWORD@HOST/NAME")
+        backend = url.get_backend_name()
+        raise ConfigurationError(
+            f"review.database is an address of {backend}; type postgresql://USER:PASSWORD@HOST/NAME"
+        )
     return url.set(drivername="postgresql+psycopg")
 
 

@@ -84,9 +84,9 @@ def items_of(
     A pair is a comparison. For the other tasks the replies of all comparisons of a prompt are one item: all of them are
     ranked, and one of them, drawn by the seed, is rewritten.
     """
-    found: list[tuple[str, Prompt, tuple[str, ...]]] = []
+    questions: list[tuple[str, Prompt, tuple[str, ...]]] = []
     if task == "pair":
-        found = [(comparison.id, comparison.prompt, (comparison.a, comparison.b)) for comparison in comparisons]
+        questions = [(comparison.id, comparison.prompt, (comparison.a, comparison.b)) for comparison in comparisons]
     else:
         replies_to: dict[str, tuple[Prompt, dict[str, None]]] = {}
         for comparison in comparisons:
@@ -94,8 +94,8 @@ def items_of(
             replies.update(dict.fromkeys((comparison.a, comparison.b)))
         for name, (prompt, texts) in replies_to.items():
             chosen = tuple(texts) if task == "rank" else (rng_of(seed, "rewrite", name).choice([*texts]),)
-            found.append((name, prompt, chosen))
-    found.sort(key=lambda item: (seed_of(seed, "review", item[0]), item[0]))
+            questions.append((name, prompt, chosen))
+    questions.sort(key=lambda item: (seed_of(seed, "review", item[0]), item[0]))
     return [
         PlannedItem(
             comparison=name,
@@ -103,7 +103,7 @@ def items_of(
             wanted=wanted,
             category=category_of(prompt, replies, sensitive),
         )
-        for name, prompt, replies in found
+        for name, prompt, replies in questions
     ]
 
 
