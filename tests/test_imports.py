@@ -16,14 +16,18 @@ PACKAGE = Path(__file__).resolve().parent.parent / "constitutional"
 HEAVY = {
     "accelerate",
     "aiohttp",
+    "alembic",
     "datasets",
     "hydra",
     "numpy",
     "omegaconf",
     "peft",
+    "sqlalchemy",
+    "starlette",
     "torch",
     "transformers",
     "trl",
+    "uvicorn",
     "vllm",
 }
 
@@ -34,6 +38,7 @@ FLOORS = (
     {"judging"},
     {"stages"},
     {"runs"},
+    {"review"},
     {"cli"},
     # What a process starts, and the package's own public names.
     {"__init__", "__main__"},
@@ -119,10 +124,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter(imported).prepare()  # raises CycleError
 
 
-def test_there_are_at_most_twelve_rooms_on_nine_floors_and_each_has_a_place() -> None:
+def test_there_are_at_most_thirteen_rooms_on_nine_floors_and_each_has_a_place() -> None:
     rooms = {room(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")}
     assert rooms == set().union(*FLOORS)
-    assert len(rooms) <= 12
+    assert len(rooms) <= 13
     assert len(FLOORS) <= 9
 
 

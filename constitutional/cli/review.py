@@ -1,0 +1,141 @@
+"""The command `review`: a page on which people judge a run's replies, invitations to it, and its votes as files."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from constitutional.base.errors import ConfigurationError, UsageError
+from constitutional.base.progress import Progress, counted
+from constitutional.base.text import printable
+
+_ABOUT: Final = """Serve a page on which people compare a run's replies, until Ctrl-C. It prints the address to open.
+
+  constitutional review RUN                                   # for yourself, on this machine
+  constitutional review RUN invite NAME review.port=8000      # a link for one more rater
+  constitutional review RUN export --out verdicts.jsonl       # current votes, for mix.verdicts, and a .csv beside them
+
+settings
+  review.task=pair|rewrite|rank      compare two replies, write a better one, or order several
+  review.port=PORT review.host=HOST  where to serve; other machines reach it only with invitations
+  review.url=https://…               what raters type, where it differs
+  review.database=postgresql://…     instead of RUN/review.sqlite
+  review.overlap=N                   raters who vote on each item
+  review.by_principle=true           also ask by each principle
+  review.sensitive=[WORD,…]          hide texts in which these words stand until they are asked for
+  review.minutes=N                   an item that is not answered by then goes to another rater"""
+_PACKAGES: Final = ("alembic", "multipart", "psycopg", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
+
+
+def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type of its sub-parsers to itself
+    """Add the command to those of `constitutional`."""
+    parser = commands.add_parser(
+        "review",
+        help="a page on which people compare a run's replies; invitations; votes as files",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first; it needs its comparisons")
+    parser.add_argument("overrides", nargs="*", metavar="WORD", help="invite NAME, export, or review.KEY=VALUE")
+    parser.add_argument("--role", choices=("rater", "lead"), help="of whom is invited")
+    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="where exported votes go")
+    parser.add_argument("--audit", action="store_true", help="export also votes that are only to measure")
+    parser.set_defaults(run=_review)
+
+
+def _review(arguments: argparse.Namespace) -> None:
+    names = [word for word in arguments.overrides if "=" not in word]
+    words = [word for word in arguments.overrides if "=" in word]
+    command = names.pop(0) if names else "serve"
+    wanted = {"serve": 0, "export": 0, "invite": 1}
+    if command not in wanted or len(names) != wanted[command]:
+        raise UsageError(
+            f"'{' '.join([command, *names])}' is not understood; type constitutional review RUN, … RUN invite NAME or "
+            "… RUN export --out FILE.jsonl"
+        )
+    if arguments.role and command != "invite":
+        raise UsageError("--role is of an invitation; type constitutional review RUN invite NAME --role lead")
+    if (arguments.out or arguments.audit) and command != "export":
+        raise UsageError("--out and --audit are of an export; type constitutional review RUN export --out FILE.jsonl")
+    try:
+        import constitutional.review.serve  # noqa: F401 - all packages of the extra are imported from there
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _PACKAGES:
+            raise
+        raise ConfigurationError(
+            f"the package {error.name} is not installed; in the project's folder type pip install '.[review]'"
+        ) from error
+    if command == "serve":
+        _serve(arguments.folder, words)
+    elif command == "invite":
+        _invite(arguments, words, names[0])
+    else:
+        _export(arguments, words)
+
+
+def _serve(folder: Path, words: Sequence[str]) -> None:
+    from constitutional.review.serve import old_settings, open_review, serve
+    from constitutional.review.settings import read_settings
+    from constitutional.runs.folder import RunStore
+
+    settings = read_settings(words)
+    review = open_review(RunStore.load(folder), settings)
+    print(f"{counted(review.plan.wanted, 'vote')} wanted; Ctrl-C ends, and all votes are kept", file=sys.stderr)
+    for note in old_settings(review, settings):
+        print(f"warning: {note}", file=sys.stderr)
+    before = review.store.answered(review.plan)
+    try:
+        with Progress().task("review", review.plan.wanted, "votes") as task:
+            task.update(before)
+            serve(review, settings, lambda text: print(printable(text), flush=True), task.update)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        votes = review.store.answered(review.plan)
+        review.database.close()
+    print(f"\n{counted(votes, 'vote')}; constitutional review {printable(str(folder))} export --out verdicts.jsonl")
+
+
+def _invite(arguments: argparse.Namespace, words: Sequence[str], name: str) -> None:
+    from constitutional.review.serve import invite
+    from constitutional.review.settings import read_settings
+    from constitutional.runs.folder import RunStore
+
+    print(invite(RunStore.load(arguments.folder), read_settings(words), name, arguments.role))
+    print(f"The link lets {printable(name)} in once, within 14 days.", file=sys.stderr)
+
+
+def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
+    from constitutional.base.files import write_rows
+    from constitutional.base.records import Comparison
+    from constitutional.review import export
+    from constitutional.review.serve import open_review
+    from constitutional.review.settings import read_settings
+    from constitutional.runs.folder import RunStore
+
+    out: Path | None = arguments.out
+    if out is None or out.suffix != ".jsonl":
+        raise UsageError("export writes JSON lines; type --out FILE.jsonl")
+    run = RunStore.load(arguments.folder)
+    review = open_review(run, read_settings(words), plans=False)
+    try:
+        votes = review.store.counted_votes(review.plan, audit=arguments.audit)
+    finally:
+        review.database.close()
+    task = review.plan.plan.task
+    if task == "rewrite":
+        written, left = export.write_demonstrations(out, votes)
+        what = f"{written} rewritten replies, for sft.helpful"
+        if left:
+            print(f"{left} replies to conversations of several messages are in the table alone", file=sys.stderr)
+    else:
+        rows = (
+            export.verdicts_of(votes)
+            if task == "pair"
+            else export.verdicts_of_ranks(votes, run.read("comparisons", Comparison))
+        )
+        what = counted(write_rows(out, rows), "verdict")
+    table = out.with_suffix(".csv")
+    export.write_table(table, votes)
+    print(printable(f"{out}: {what} from {counted(len(votes), 'vote')}; {table}: the same as a table"))

@@ -1,0 +1,86 @@
+"""Votes as files: JSON lines that a run reads, and a table for spreadsheets."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from constitutional.base.files import atomic_write
+from constitutional.base.records import Comparison, Verdict
+from constitutional.review.store import CountedVote
+
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What a spreadsheet takes for the beginning of a formula."""
+COLUMNS: Final = (
+    "comparison rater choice strength principles ranks rationale rewritten seconds when constitution audit".split()
+)
+
+
+def verdicts_of(votes: Iterable[CountedVote]) -> Iterator[Verdict]:
+    """What raters say of pairs, in all and by principle; a principle that does not apply is left out."""
+    for vote in votes:
+        told = {"comparison": vote.comparison, "rater": vote.rater}
+        yield Verdict.model_validate(
+            told | {"choice": vote.choice, "strength": vote.strength, "rationale": vote.rationale}
+        )
+        for principle, choice in vote.principles.items():
+            if choice != "not_applicable":
+                yield Verdict.model_validate(told | {"choice": choice, "principle": principle})
+
+
+def verdicts_of_ranks(votes: Iterable[CountedVote], comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
+    """What rankings say of the run's comparisons: the better rank, and by how many ranks it is better, up to 4."""
+    by_prompt: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        by_prompt.setdefault(comparison.prompt.id, []).append(comparison)
+    for vote in votes:
+        ranks = dict(zip(vote.payload.replies, vote.ranks, strict=False))
+        for comparison in by_prompt.get(vote.comparison, []):
+            if comparison.a not in ranks or comparison.b not in ranks:
+                continue
+            ahead = ranks[comparison.b] - ranks[comparison.a]
+            yield Verdict(
+                comparison=comparison.id,
+                rater=vote.rater,
+                choice="a" if ahead > 0 else "b" if ahead else "tie",
+                strength=min(max(abs(ahead), 1), 4),
+                rationale=vote.rationale,
+            )
+
+
+def write_demonstrations(path: Path, votes: Iterable[CountedVote]) -> tuple[int, int]:
+    """Write rewritten replies as lines {"prompt": …, "response": …}, which `sft.helpful` reads.
+
+    Returns:
+        How many were written, and how many were left out because their conversations have several messages, for which
+        that form has no place.
+    """
+    rewritten = [vote for vote in votes if vote.choice == "rewritten"]
+    single = [vote for vote in rewritten if len(vote.payload.messages) == 1]
+    rows = [{"prompt": vote.payload.messages[0].content, "response": vote.rewritten} for vote in single]
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    return len(rows), len(rewritten) - len(rows)
+
+
+def write_table(path: Path, votes: Sequence[CountedVote]) -> None:
+    """Write the votes as CSV, in which no cell is a formula."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for vote in votes:
+        when = datetime.fromtimestamp(vote.created, UTC).isoformat(timespec="seconds")
+        principles = " ".join(f"{name}={choice}" for name, choice in vote.principles.items())
+        ranks = " ".join(map(str, vote.ranks))
+        row = (vote.comparison, vote.rater, vote.choice, vote.strength, principles, ranks, vote.rationale)
+        rest = (vote.rewritten, f"{vote.seconds:.2f}", when, vote.constitution, "yes" if vote.audit else "no")
+        writer.writerow([_cell(value) for value in (*row, *rest)])
+    atomic_write(path, text.getvalue().encode("utf-8-sig", "replace"))
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - whatever stands in a table
+    """The value as text; what could be a formula begins with an apostrophe, by which spreadsheets know a text."""
+    text = str(value)
+    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text

@@ -1,0 +1,144 @@
+"""What stands before every page: hosts, origins, sizes, and the headers of every response."""
+
+import hmac
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from constitutional.review.settings import LOOPBACK
+
+MOST_BYTES: Final = 256 * 2**10
+"""Of what a page sends; URLs are bounded by the server."""
+TRIES: Final = 20
+"""Wrong tokens from one address within a minute, after which none is tried."""
+WINDOW_S: Final = 60.0
+MOST_ADDRESSES: Final = 10_000
+
+
+class Guard:
+    """Lets through what was sent to this site by its own pages, and puts the headers on whatever is answered."""
+
+    def __init__(self, app: ASGIApp, url: str) -> None:
+        self._app = app
+        self._origin = url.lower()
+        parts = urlsplit(self._origin)
+        self._hosts = {parts.netloc}
+        self._trustworthy = parts.scheme == "https" or parts.hostname in LOOPBACK
+        if parts.hostname in LOOPBACK and parts.port:
+            self._hosts |= {f"{name}:{parts.port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, as ASGI has it."""
+        if scope["type"] != "http":
+            return
+        nonce = scope.setdefault("state", {})["nonce"] = secrets.token_urlsafe(16)
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(_headers(nonce))
+            await send(message)
+
+        if refused := self._refusal(scope):
+            status, reason = refused
+            await PlainTextResponse(reason, status)(scope, receive, send_guarded)
+            return
+        body = await _body(receive)
+        if body is None:
+            await PlainTextResponse("What you sent is too large.", 413)(scope, receive, send_guarded)
+            return
+        messages = deque([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def received() -> Message:
+            return messages.popleft() if messages else await receive()
+
+        await self._app(scope, received, send_guarded)
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        # A page elsewhere whose name is made to point here (DNS rebinding) has that name as its host.
+        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
+            return 400, "This is not the address of this page."
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length[:12]) > MOST_BYTES:
+            return 413, "What you sent is too large."
+        if scope["method"] in ("GET", "HEAD"):
+            return None
+        own = {f"{urlsplit(self._origin).scheme}://{host}" for host in self._hosts}
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        # Browsers call the origin null where no referrer is sent, and then say in the other header what it is.
+        unknown = origin == "null" and site is None and self._trustworthy
+        foreign = origin not in (None, "null") and origin not in own
+        if foreign or unknown or site not in (None, "same-origin"):
+            return 403, "This was sent by another page."
+        return None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """All that is sent; None where it is more than may be."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":  # the browser has gone
+            return bytes(body)
+        body += message.get("body", b"")
+        if len(body) > MOST_BYTES:
+            return None
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _headers(nonce: str) -> dict[str, str]:
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; img-src data:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    return {
+        "Content-Security-Policy": policy,
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-store",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    }
+
+
+def form_token(secret: str) -> str:
+    """The token that a page's forms carry, derived from a cookie that pages elsewhere cannot read."""
+    return sha256(f"form {secret}".encode()).hexdigest()
+
+
+def same_token(secret: str, sent: str) -> bool:
+    """Whether a form carries the token that belongs to the cookie."""
+    return hmac.compare_digest(form_token(secret), sent.encode("ascii", "replace").decode())
+
+
+class TokenTries:
+    """Counts wrong tokens by address, so that nobody can try many."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed: dict[str, deque[float]] = {}
+
+    def allowed(self, address: str) -> bool:
+        """Whether one more token may be tried from there."""
+        times = self._failed.get(address, deque())
+        while times and times[0] < self._clock() - WINDOW_S:
+            times.popleft()
+        return len(times) < TRIES
+
+    def failed(self, address: str) -> None:
+        """Count a wrong token."""
+        if len(self._failed) >= MOST_ADDRESSES:
+            self._failed.clear()
+        self._failed.setdefault(address, deque(maxlen=TRIES)).append(self._clock())

@@ -1,0 +1,1 @@
+"""Changes of the tables over time, for Alembic."""

@@ -1,0 +1,114 @@
+"""What raters are asked: a plan and its items, which hold all that a page may show and nothing that it may not."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Final
+
+from pydantic import Field
+
+from constitutional.base.frozen import Frozen
+from constitutional.base.records import Comparison, Message, Prompt
+from constitutional.base.seeds import rng_of, seed_of
+from constitutional.review.settings import Task
+
+HARMFUL_KINDS: Final = {"harmful": "requests for harmful acts", "private": "private data of people"}
+"""Kinds of prompts, as their source names them, whose texts are hidden at first; and what raters read of them."""
+
+
+class ReviewPrinciple(Frozen):
+    """A principle as raters read it."""
+
+    id: str
+    text: str
+
+
+class ItemPayload(Frozen):
+    """What a rater sees of an item."""
+
+    messages: tuple[Message, ...]
+    """The whole conversation; the last message is the user's."""
+    replies: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Two in a pair (a, b), one to rewrite, all that are ranked."""
+
+
+class PlannedItem(Frozen):
+    """One thing to ask about, and what the lead knows of it; raters see the payload and the category alone."""
+
+    comparison: str
+    """The comparison's id; in tasks other than `pair` the prompt's id."""
+    payload: ItemPayload
+    wanted: Annotated[int, Field(ge=1)] = 1
+    """Votes wanted, each by another rater."""
+    stratum: str = ""
+    """Why the item is asked about."""
+    probability: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Probability with which the item came into the plan."""
+    audit: bool = False
+    """Its votes measure only, and are never trained on."""
+    gold: str | None = None
+    """The known answer, where the item tests raters."""
+    category: str = ""
+    """What is harmful about its texts, in the words that raters read; empty where nothing is known to be."""
+
+
+class Plan(Frozen):
+    """What all items share."""
+
+    run: str
+    """The run's name."""
+    task: Task
+    constitution: str
+    """Digest of the constitution."""
+    seed: int
+    """The sides on which replies stand come from the seed, the item and the rater."""
+    principles: tuple[ReviewPrinciple, ...] = ()
+    """Principles by which raters answer, too; empty where they are not asked."""
+
+
+def category_of(prompt: Prompt, replies: Iterable[str], sensitive: Sequence[str]) -> str:
+    """What is harmful about the texts: the prompt's kind, or the first pattern that occurs in a text; else empty."""
+    if known := HARMFUL_KINDS.get(prompt.info.get("kind", "")):
+        return known
+    texts = [*(message.content for message in prompt.messages), *replies]
+    for pattern in sensitive:
+        if any(re.search(pattern, text, re.IGNORECASE) for text in texts):
+            return pattern
+    return ""
+
+
+def items_of(
+    comparisons: Iterable[Comparison], task: Task, *, seed: int, wanted: int, sensitive: Sequence[str]
+) -> list[PlannedItem]:
+    """All that can be asked about a run's comparisons, in the order of a seeded hash.
+
+    A pair is a comparison. For the other tasks the replies of all comparisons of a prompt are one item: all of them are
+    ranked, and one of them, drawn by the seed, is rewritten.
+    """
+    questions: list[tuple[str, Prompt, tuple[str, ...]]] = []
+    if task == "pair":
+        questions = [(comparison.id, comparison.prompt, (comparison.a, comparison.b)) for comparison in comparisons]
+    else:
+        replies_to: dict[str, tuple[Prompt, dict[str, None]]] = {}
+        for comparison in comparisons:
+            _, replies = replies_to.setdefault(comparison.prompt.id, (comparison.prompt, {}))
+            replies.update(dict.fromkeys((comparison.a, comparison.b)))
+        for name, (prompt, texts) in replies_to.items():
+            chosen = tuple(texts) if task == "rank" else (rng_of(seed, "rewrite", name).choice([*texts]),)
+            questions.append((name, prompt, chosen))
+    questions.sort(key=lambda item: (seed_of(seed, "review", item[0]), item[0]))
+    return [
+        PlannedItem(
+            comparison=name,
+            payload=ItemPayload(messages=prompt.messages, replies=replies),
+            wanted=wanted,
+            category=category_of(prompt, replies, sensitive),
+        )
+        for name, prompt, replies in questions
+    ]
+
+
+def shown_order(seed: int, item: str, rater: str, replies: int) -> list[int]:
+    """The order in which a rater sees the replies, by their places: [1, 0] shows reply b on the left."""
+    order = list(range(replies))
+    rng_of(seed, "side", item, rater).shuffle(order)
+    return order

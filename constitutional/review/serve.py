@@ -1,0 +1,209 @@
+"""Serves the pages of a run's review until it is interrupted."""
+
+import getpass
+import socket
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import uvicorn
+
+from constitutional.base.errors import ConfigurationError, UsageError
+from constitutional.base.records import Comparison
+from constitutional.constitution.file import load_constitution
+from constitutional.review.accounts import Accounts, Role
+from constitutional.review.database import Database
+from constitutional.review.plan import Plan, ReviewPrinciple, items_of
+from constitutional.review.settings import EVERY_ADDRESS, LOOPBACK, ReviewSettings
+from constitutional.review.site import Site
+from constitutional.review.store import ReviewStore, StoredPlan
+from constitutional.runs.compose import load
+from constitutional.runs.folder import USED, RunStore
+
+MOST_CONNECTIONS: Final = 500
+LOCAL_S: Final = 3600.0
+"""How long the link is worth something that is printed for whoever starts the command."""
+
+
+class Review(NamedTuple):
+    """A run's review: its database, and what is asked."""
+
+    database: Database
+    accounts: Accounts
+    store: ReviewStore
+    plan: StoredPlan
+
+
+def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) -> Review:
+    """The run's review, with the plan of the task; where there is none, all comparisons of the run become one.
+
+    Args:
+        run: the run.
+        settings: the task, the database, and what a new plan is made of.
+        plans: make a plan where there is none.
+
+    Raises:
+        UsageError: there is no plan, and none is to be made.
+        ConfigurationError: the database cannot be used, or it is another run's.
+        RunError: the run has made no comparisons yet.
+    """
+    constitution = load_constitution(str(run.folder / USED))
+    database = Database.open(run.folder, settings.database)
+    store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest)
+    config = load(run.folder)
+    try:
+        stored = store.plan(settings.task)
+        if stored is None and not plans:
+            raise UsageError(f"{run.folder}: nobody was asked to do review.task={settings.task}; nothing to export")
+        if stored is None:
+            principles = constitution.used_for("comparison").principles if settings.by_principle else ()
+            plan = Plan(
+                run=config.name,
+                task=settings.task,
+                constitution=constitution.digest,
+                seed=config.seed,
+                principles=tuple(ReviewPrinciple(id=part.id, text=part.text) for part in principles),
+            )
+            items = items_of(
+                run.read("comparisons", Comparison),
+                settings.task,
+                seed=config.seed,
+                wanted=settings.overlap,
+                sensitive=settings.sensitive,
+            )
+            stored = store.add_plan(plan, items)
+        if stored.plan.run != config.name:
+            raise ConfigurationError(
+                f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
+                "review.database=… with a database of its own"
+            )
+    except BaseException:
+        database.close()
+        raise
+    return Review(database, Accounts(database), store, stored)
+
+
+def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
+    """What a user should know where settings are typed that a plan is made of, and the plan was made with others."""
+    kept, typed = "; that was decided when the review began", settings.model_fields_set
+    notes = []
+    if "by_principle" in typed and settings.by_principle != bool(review.plan.plan.principles):
+        notes.append(f"raters are {'not ' * settings.by_principle}asked by principle{kept}")
+    if "overlap" in typed and settings.overlap != review.plan.overlap:
+        notes.append(f"an item gets up to {review.plan.overlap} votes, not {settings.overlap}{kept}")
+    unused = [pattern for pattern in settings.sensitive if pattern not in review.plan.categories]
+    notes += [f"no text is hidden because of '{pattern}'{kept}" for pattern in unused]
+    return notes
+
+
+def invite(run: RunStore, settings: ReviewSettings, name: str, role: Role | None) -> str:
+    """A link that lets a rater in once.
+
+    Raises:
+        UsageError: the name cannot be one, or nobody knows where the page will be.
+    """
+    if settings.url is None and settings.port == 0:
+        raise UsageError(
+            "a link needs the page's address; type review.port=PORT or review.url=https://…, as the page is served"
+        )
+    database = Database.open(run.folder, settings.database)
+    try:
+        return link(page_url(settings, settings.port), Accounts(database).invite(name, role))
+    finally:
+        database.close()
+
+
+def link(url: str, token: str) -> str:
+    """The address that lets a rater in."""
+    return f"{url}/enter?token={token}"
+
+
+def page_url(settings: ReviewSettings, port: int) -> str:
+    """The address of the page, without a slash at its end."""
+    if settings.url is not None:
+        return settings.url
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{port}"
+
+
+def bind(settings: ReviewSettings, *, invited: bool) -> socket.socket:
+    """A socket that listens at the address that is asked for.
+
+    Args:
+        settings: the address and the port.
+        invited: whether anybody has an invitation beside whoever starts the command.
+
+    Raises:
+        ConfigurationError: other machines would reach the address, and nobody is invited or no URL is named; or the
+            address cannot be had.
+    """
+    host, port = settings.host, settings.port
+    if host not in LOOPBACK and not invited:
+        raise ConfigurationError(
+            f"review.host={host} can be reached from other machines, and nobody is invited yet; type first "
+            f"constitutional review RUN invite NAME review.host={host} review.port=PORT"
+        )
+    if host in EVERY_ADDRESS and settings.url is None:
+        raise ConfigurationError(
+            f"review.host={host} is no address that raters can type; type also review.url=https://…"
+        )
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # Without the protocol asyncio would not know that this is TCP, and every page would wait 40 ms for the browser.
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            bound.listen()  # so that whoever opens the address at once is served a little later, and not refused
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"review.host={host} review.port={port}: {error.strerror}; type another, or review.port=0 for a free port"
+        ) from error
+    return bound
+
+
+def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], voted: Callable[[int], None]) -> None:
+    """Serve the pages until Ctrl-C; the address is told first.
+
+    On loopback the address has a token that lets in whoever started the command.
+
+    Args:
+        review: the run's review.
+        settings: where to serve.
+        say: is told what the user must know.
+        voted: is told the number of votes after each.
+    """
+    bound = bind(settings, invited=review.accounts.anybody_but(_user()))
+    try:
+        url = page_url(settings, bound.getsockname()[1])
+        if settings.host in LOOPBACK:
+            say(f"open {link(url, review.accounts.invite(_user(), 'lead', LOCAL_S))}")
+            say("the link works once; after it, your browser stays signed in")
+        else:
+            say(f"serving {url} for invited raters")
+            if not url.startswith("https://"):
+                say("warning: without https others on the network can read along; put a proxy with TLS before the page")
+        site = Site(review.accounts, review.store, review.plan, url, voted)
+        config = uvicorn.Config(
+            site.app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="off",
+            ws="none",
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=5,
+        )
+        uvicorn.Server(config).run(sockets=[bound])
+    finally:
+        bound.close()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the system does not know who this is, as in some containers
+        return "lead"

@@ -1,0 +1,79 @@
+"""The settings of `constitutional review`, typed as review.KEY=VALUE."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Final, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from constitutional.base.errors import ConfigurationError, UsageError
+from constitutional.base.frozen import Frozen, first_problem
+
+PREFIX: Final = "review."
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - named in order to ask for an address
+Task = Literal["pair", "rewrite", "rank"]
+
+
+def _a_pattern(pattern: str) -> str:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"'{pattern}' is no regular expression: {error}") from error
+    if compiled.search(""):
+        raise ValueError(f"'{pattern}' matches every text")
+    return pattern
+
+
+class ReviewSettings(Frozen):
+    """How people are asked."""
+
+    task: Task = "pair"
+    """`pair` compares two replies, `rewrite` asks for a better reply, `rank` orders all replies to a prompt."""
+    host: str = "127.0.0.1"
+    """Address to listen on. An address that other machines reach needs invited raters."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8410
+    """Port to listen on; 0 takes a free one, on which browsers have to sign in anew."""
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+$")] | None = None
+    """What raters type to reach the page, such as https://review.example.org where a proxy stands before it; null is
+    http://HOST:PORT."""
+    database: str | None = None
+    """A PostgreSQL address, postgresql://USER:PASSWORD@HOST/NAME; null is review.sqlite in the run's folder."""
+    overlap: Annotated[int, Field(ge=1, le=100)] = 1
+    """Raters who vote on each item, where no plan says otherwise."""
+    by_principle: bool = False
+    """Raters also answer by each principle of the constitution."""
+    sensitive: tuple[Annotated[str, AfterValidator(_a_pattern)], ...] = ()
+    """Words or regular expressions; a text in which one occurs is hidden until a rater asks to see it. Texts about
+    prompts of a kind that is known to be harmful are hidden without this."""
+    minutes: Annotated[float, Field(gt=0)] = 30
+    """Time after which an item that a rater has not answered goes to another."""
+
+
+def read_settings(words: Sequence[str]) -> ReviewSettings:
+    """The settings that the words `review.KEY=VALUE` name; values are YAML.
+
+    Raises:
+        UsageError: a word has another form, or its key stands twice.
+        ConfigurationError: there is no such setting, or its value is wrong.
+    """
+    values: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        name = key.removeprefix(PREFIX)
+        if not equals or name == key:
+            raise UsageError(f"'{word}' is not understood; expected review.KEY=VALUE, such as review.port=8000")
+        if name in values:
+            raise UsageError(f"{key} stands twice; keep one of the two")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"{key}: '{value}' is no YAML value; put it in quotes") from error
+    if unknown := [name for name in values if name not in ReviewSettings.model_fields]:
+        known = ", ".join(f"{PREFIX}{name}" for name in ReviewSettings.model_fields)
+        raise ConfigurationError(f"there is no setting {PREFIX}{unknown[0]}; the settings are {known}")
+    try:
+        return ReviewSettings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigurationError(f"{PREFIX}{first_problem(error)}") from error

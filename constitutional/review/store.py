@@ -1,0 +1,402 @@
+"""Plans, who works at which item, and votes.
+
+Votes are never changed or deleted: an undo and a changed mind are further rows, of which the last counts. A vote is
+acknowledged when its transaction is committed. Constraints of the database hold the quotas and count a doubled
+submission once, whatever is sent at the same time.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
+
+from constitutional.base.errors import UsageError
+from constitutional.review.accounts import Rater
+from constitutional.review.ballot import LONGEST_S, Ballot
+from constitutional.review.database import Database
+from constitutional.review.plan import ItemPayload, Plan, PlannedItem, ReviewPrinciple, shown_order
+from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, PLAN, RATER, VOTE
+from constitutional.review.settings import Task
+
+BATCH: Final = 1000
+"""Items that are written at once."""
+Outcome = Literal["saved", "repeated", "not_needed"]
+"""`repeated`: the same submission came before; `not_needed`: others have given all votes that are wanted."""
+
+
+class StoredPlan(NamedTuple):
+    """A plan in the database."""
+
+    id: int
+    plan: Plan
+    wanted: int
+    """Votes that its items want together."""
+    overlap: int
+    """The most votes that one of them wants."""
+    categories: tuple[str, ...]
+    """Kinds of harmful texts among its items."""
+
+
+class Assigned(NamedTuple):
+    """An item as one rater sees it."""
+
+    id: int
+    """The assignment's."""
+    payload: ItemPayload
+    """The replies stand in the order in which this rater sees them."""
+    category: str
+    """What is harmful about the texts; empty where nothing is known to be."""
+
+
+class CountedVote(NamedTuple):
+    """What a rater now says of an item, with replies called by their places in the comparison."""
+
+    comparison: str
+    payload: ItemPayload
+    rater: str
+    choice: str
+    strength: int
+    principles: dict[str, str]
+    """`a`, `b`, `tie` or `not_applicable` by principle's id."""
+    ranks: tuple[int, ...]
+    """In the payload's order."""
+    rewritten: str
+    rationale: str
+    seconds: float
+    created: float
+    constitution: str
+    """Digest of the constitution that the run had when the vote came."""
+    audit: bool
+
+
+class ReviewStore:
+    """The items of plans, and the votes on them."""
+
+    def __init__(
+        self, database: Database, *, minutes: float = 30, constitution: str = "", clock: Callable[[], float] = time.time
+    ) -> None:
+        self._database = database
+        self._held_s = 60 * minutes
+        self._constitution = constitution
+        self._clock = clock
+
+    # Plans
+
+    def plan(self, task: Task) -> StoredPlan | None:
+        """The plan of this kind of task, if there is one."""
+        with self._database.reading() as connection:
+            return _stored_plan(connection, task)
+
+    def add_plan(self, plan: Plan, items: Sequence[PlannedItem]) -> StoredPlan:
+        """Write down a plan with its items in the order in which they are to be asked about.
+
+        If another process has just added a plan of this task, that one stays, and is returned.
+
+        Raises:
+            UsageError: there is no item.
+        """
+        if not items:
+            raise UsageError(f"{plan.run}: there is nothing to ask people about")
+
+        def work(connection: Connection) -> StoredPlan:
+            if known := _stored_plan(connection, plan.task):
+                return known
+            values = plan.model_dump(mode="json") | {"created": self._clock()}
+            plan_id = connection.execute(insert(PLAN).values(values).returning(PLAN.c.id)).scalar_one()
+            for start in range(0, len(items), BATCH):
+                batch = enumerate(items[start : start + BATCH], start)
+                rows = [item.model_dump(mode="json") | {"plan_id": plan_id, "rank": rank} for rank, item in batch]
+                connection.execute(insert(ITEM), rows)
+            stored = _stored_plan(connection, plan.task)
+            assert stored is not None
+            return stored
+
+        return self._database.write(work)
+
+    # What a rater does, in the order of a rater's day
+
+    def settle(self, plan: StoredPlan, rater: Rater, opted_out: Collection[str]) -> None:
+        """Keep that the rater has read the warning, and which categories the rater does not want to see."""
+
+        def work(connection: Connection) -> None:
+            _lock(connection, rater)
+            chosen = sorted(set(opted_out) & {*plan.categories})
+            connection.execute(
+                update(RATER).where(RATER.c.id == rater.id).values(opted_out=chosen, warned=self._clock())
+            )
+            row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.state == "open")).one_or_none()
+            if row is not None and row.category in chosen:
+                _return(connection, row)
+
+        self._database.write(work)
+
+    def next(self, plan: StoredPlan, rater: Rater) -> Assigned | None:
+        """The item that the rater is at, or else the next; None where there is none for this rater now."""
+        own = _of(plan, rater).where(ASSIGNMENT.c.state == "open")
+        now = self._clock()
+        with self._database.reading() as connection:
+            row = connection.execute(own).one_or_none()
+        if row is not None and row.expires > now + self._held_s / 2:
+            return _assigned(row)
+
+        def work(connection: Connection) -> Assigned | None:
+            _lock(connection, rater)
+            if open_row := connection.execute(own).one_or_none():
+                kept = update(ASSIGNMENT).where(ASSIGNMENT.c.id == open_row.id, ASSIGNMENT.c.state == "open")
+                if connection.execute(kept.values(expires=now + self._held_s)).rowcount:
+                    return _assigned(open_row)
+            self._return_expired(connection, plan, now)
+            return self._assign(connection, plan, rater, now)
+
+        return self._database.write(work)
+
+    def assigned(self, plan: StoredPlan, rater: Rater, assignment: int) -> Assigned | None:
+        """An item that this rater has or had; None where it is somebody else's, or nobody's."""
+        with self._database.reading() as connection:
+            row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.id == assignment)).one_or_none()
+        return None if row is None else _assigned(row)
+
+    def vote(self, plan: StoredPlan, rater: Rater, assignment: int, key: str, ballot: Ballot) -> Outcome:
+        """Keep the rater's answer; a later one on the same item supersedes it.
+
+        Args:
+            plan: the plan that the item is of.
+            rater: who votes.
+            assignment: the id of an assignment of this rater.
+            key: of the submission; the same key sent again counts once.
+            ballot: the answer.
+
+        Raises:
+            KeyError: the rater has no such assignment.
+        """
+
+        def work(connection: Connection) -> Outcome:
+            _lock(connection, rater)
+            row = connection.execute(
+                _of(plan, rater).where(ASSIGNMENT.c.id == assignment).with_for_update(of=ASSIGNMENT)
+            ).one_or_none()
+            if row is None:
+                raise KeyError(assignment)
+            if connection.scalar(select(VOTE.c.id).where(VOTE.c.rater_id == rater.id, VOTE.c.key == key)):
+                return "repeated"
+            held, answers = row.state in ("open", "voted"), ballot.choice != "skip"
+            if answers and not held and not _take(connection, row.item_id):
+                return "not_needed"
+            if held and not answers:
+                _release(connection, row.item_id)
+            self._add_vote(connection, row, key, _values(row, ballot, self._clock()))
+            _set(connection, row, state="voted" if answers else "skipped")
+            if answers:
+                self._expose(connection, row)
+            return "saved"
+
+        return self._database.write(work)
+
+    def undo(self, plan: StoredPlan, rater: Rater) -> Outcome | None:
+        """Take the rater's last answer back and show its item again; None where there is no answer."""
+        answered = ASSIGNMENT.c.state.in_(("voted", "skipped"))
+
+        def work(connection: Connection) -> Outcome | None:
+            _lock(connection, rater)
+            last = (
+                select(VOTE.c.assignment_id)
+                .join(ASSIGNMENT)
+                .where(VOTE.c.rater_id == rater.id, ASSIGNMENT.c.plan_id == plan.id, answered)
+                .order_by(VOTE.c.id.desc())
+                .limit(1)
+            )
+            row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.id == last.scalar_subquery())).one_or_none()
+            if row is None:
+                return None
+            if row.state == "skipped" and not _take(connection, row.item_id):
+                return "not_needed"
+            if other := connection.execute(_of(plan, rater).where(ASSIGNMENT.c.state == "open")).one_or_none():
+                _return(connection, other)
+            now = self._clock()
+            withdrawn = {"choice": "withdrawn", "strength": 1, "principles": {}, "rationale": "", "seconds": 0.0}
+            self._add_vote(connection, row, secrets.token_urlsafe(16), withdrawn)
+            _set(connection, row, state="open", shown=now, expires=now + self._held_s)
+            return "saved"
+
+        return self._database.write(work)
+
+    def expose(self, plan: StoredPlan, rater: Rater, assignment: int) -> None:
+        """Count that the rater has opened a harmful text."""
+
+        def work(connection: Connection) -> None:
+            _lock(connection, rater)
+            row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.id == assignment)).one_or_none()
+            if row is not None:
+                self._expose(connection, row)
+
+        self._database.write(work)
+
+    # Progress and results
+
+    def answered(self, plan: StoredPlan, rater: Rater | None = None) -> int:
+        """Items that the rater has voted on, or votes of all raters."""
+        counted = select(func.count()).where(ASSIGNMENT.c.plan_id == plan.id, ASSIGNMENT.c.state == "voted")
+        with self._database.reading() as connection:
+            return (
+                connection.scalar(counted if rater is None else counted.where(ASSIGNMENT.c.rater_id == rater.id)) or 0
+            )
+
+    def counted_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
+        """What every rater now says, by the items' order and the raters' names; skips are included.
+
+        Args:
+            plan: the plan of the items.
+            audit: also items that are only to measure.
+        """
+        latest = select(func.max(VOTE.c.id)).group_by(VOTE.c.assignment_id)
+        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, VOTE)
+        chosen = (
+            select(*columns)
+            .select_from(VOTE)
+            .join(ITEM, VOTE.c.item_id == ITEM.c.id)
+            .join(RATER, VOTE.c.rater_id == RATER.c.id)
+            .where(ITEM.c.plan_id == plan.id, VOTE.c.id.in_(latest), VOTE.c.choice != "withdrawn")
+            .order_by(ITEM.c.rank, RATER.c.name)
+        )
+        if not audit:
+            chosen = chosen.where(ITEM.c.audit.is_(False))
+        with self._database.reading() as connection:
+            return [_counted(row) for row in connection.execute(chosen)]
+
+    # Parts of the transactions above
+
+    def _assign(self, connection: Connection, plan: StoredPlan, rater: Rater, now: float) -> Assigned | None:
+        own = (ASSIGNMENT.c.item_id == ITEM.c.id) & (ASSIGNMENT.c.rater_id == rater.id)
+        opted_out = connection.execute(select(RATER.c.opted_out).where(RATER.c.id == rater.id)).scalar_one()
+        candidate = (
+            select(ITEM.c.id, ITEM.c.comparison, ITEM.c.payload)
+            .where(ITEM.c.plan_id == plan.id, ITEM.c.taken < ITEM.c.wanted, ITEM.c.category.not_in(opted_out))
+            .where(~select(ASSIGNMENT.c.id).where(own, ASSIGNMENT.c.state != "returned").exists())
+            .order_by(ITEM.c.rank)
+            .limit(1)
+        )
+        # PostgreSQL passes over items that another rater is taking; where all are, it waits for one.
+        item = (
+            connection.execute(candidate.with_for_update(skip_locked=True)).one_or_none()
+            or connection.execute(candidate.with_for_update()).one_or_none()
+        )
+        if item is None or not _take(connection, item.id):
+            return None
+        times = {"state": "open", "shown": now, "expires": now + self._held_s}
+        again = update(ASSIGNMENT).where(ASSIGNMENT.c.item_id == item.id, ASSIGNMENT.c.rater_id == rater.id)
+        if not connection.execute(again.values(times)).rowcount:
+            order = shown_order(plan.plan.seed, item.comparison, rater.name, len(item.payload["replies"]))
+            ids = {"plan_id": plan.id, "item_id": item.id, "rater_id": rater.id, "shown_order": order}
+            connection.execute(insert(ASSIGNMENT).values(ids | times))
+        row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.state == "open")).one()
+        return _assigned(row)
+
+    def _return_expired(self, connection: Connection, plan: StoredPlan, now: float) -> None:
+        late = (ASSIGNMENT.c.plan_id == plan.id) & (ASSIGNMENT.c.state == "open") & (ASSIGNMENT.c.expires < now)
+        rows = connection.execute(select(ASSIGNMENT).where(late).with_for_update(skip_locked=True))
+        for row in rows.all():
+            _return(connection, row)
+
+    def _add_vote(self, connection: Connection, row: Row[Any], key: str, values: dict[str, Any]) -> None:
+        latest = connection.scalar(select(func.max(VOTE.c.version)).where(VOTE.c.assignment_id == row.id))
+        names = {"assignment_id": row.id, "item_id": row.item_id, "rater_id": row.rater_id, "key": key}
+        told = {"version": (latest or 0) + 1, "constitution": self._constitution, "created": self._clock()}
+        connection.execute(insert(VOTE).values(names | told | values))
+
+    def _expose(self, connection: Connection, row: Row[Any]) -> None:
+        pair = (EXPOSURE.c.rater_id == row.rater_id) & (EXPOSURE.c.item_id == row.item_id)
+        if row.category and connection.scalar(select(EXPOSURE.c.id).where(pair)) is None:
+            names = {"rater_id": row.rater_id, "item_id": row.item_id, "category": row.category}
+            connection.execute(insert(EXPOSURE).values(names | {"created": self._clock()}))
+
+
+def _stored_plan(connection: Connection, task: Task) -> StoredPlan | None:
+    row = connection.execute(select(PLAN).where(PLAN.c.task == task)).one_or_none()
+    if row is None:
+        return None
+    principles = tuple(map(ReviewPrinciple.model_validate, row.principles))
+    plan = Plan(run=row.run, task=row.task, constitution=row.constitution, seed=row.seed, principles=principles)
+    sums = select(func.sum(ITEM.c.wanted), func.max(ITEM.c.wanted)).where(ITEM.c.plan_id == row.id)
+    wanted, overlap = connection.execute(sums).one()
+    categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
+    return StoredPlan(row.id, plan, int(wanted), overlap, tuple(sorted(filter(None, categories))))
+
+
+def _lock(connection: Connection, rater: Rater) -> None:
+    """What one rater sends from two windows at once is done one after the other."""
+    connection.execute(select(RATER.c.id).where(RATER.c.id == rater.id).with_for_update()).one()
+
+
+def _of(plan: StoredPlan, rater: Rater) -> Select[Any]:
+    """The rater's assignments, with what a page may show of their items."""
+    return (
+        select(ASSIGNMENT, ITEM.c.payload, ITEM.c.category)
+        .join(ITEM, ASSIGNMENT.c.item_id == ITEM.c.id)
+        .where(ASSIGNMENT.c.rater_id == rater.id, ASSIGNMENT.c.plan_id == plan.id)
+    )
+
+
+def _assigned(row: Row[Any]) -> Assigned:
+    payload = ItemPayload.model_validate(row.payload)
+    shown = tuple(payload.replies[place] for place in row.shown_order)
+    return Assigned(row.id, payload.model_copy(update={"replies": shown}), row.category)
+
+
+def _take(connection: Connection, item: int) -> bool:
+    """Take one of the votes that the item wants; False where none is left."""
+    free = update(ITEM).where(ITEM.c.id == item, ITEM.c.taken < ITEM.c.wanted)
+    return connection.execute(free.values(taken=ITEM.c.taken + 1)).rowcount == 1
+
+
+def _release(connection: Connection, item: int) -> None:
+    connection.execute(update(ITEM).where(ITEM.c.id == item).values(taken=ITEM.c.taken - 1))
+
+
+def _return(connection: Connection, row: Row[Any]) -> None:
+    """Give an open item back to the others."""
+    _set(connection, row, state="returned")
+    _release(connection, row.item_id)
+
+
+def _set(connection: Connection, row: Row[Any], **values: object) -> None:
+    connection.execute(update(ASSIGNMENT).where(ASSIGNMENT.c.id == row.id).values(**values))
+
+
+def _values(row: Row[Any], ballot: Ballot, now: float) -> dict[str, Any]:
+    """The ballot with replies called by their places in the comparison."""
+    order: list[int] = row.shown_order
+    names = {"first": "ab"[order[0]], "second": "ab"[order[1]]} if len(order) == 2 else {}
+    ranks = None
+    if ballot.choice == "ranked":
+        by_place = dict(zip(order, ballot.ranks, strict=True))
+        ranks = [by_place[place] for place in range(len(order))]
+    elapsed = max(now - row.shown, 0.0)
+    return {
+        "choice": names.get(ballot.choice, ballot.choice),
+        "strength": ballot.strength,
+        "principles": {name: names.get(choice, choice) for name, choice in ballot.principles.items()},
+        "ranks": ranks,
+        "rewritten": ballot.rewritten if ballot.choice == "rewritten" else None,
+        "rationale": ballot.rationale,
+        "seconds": min(elapsed if ballot.seconds is None else ballot.seconds, elapsed, LONGEST_S),
+    }
+
+
+def _counted(row: Row[Any]) -> CountedVote:
+    return CountedVote(
+        comparison=row.comparison,
+        payload=ItemPayload.model_validate(row.payload),
+        rater=row.name,
+        choice=row.choice,
+        strength=row.strength,
+        principles=row.principles,
+        ranks=tuple(row.ranks or ()),
+        rewritten=row.rewritten or "",
+        rationale=row.rationale,
+        seconds=row.seconds,
+        created=row.created,
+        constitution=row.constitution,
+        audit=row.audit,
+    )

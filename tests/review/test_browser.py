@@ -1,0 +1,263 @@
+"""The pages in Chromium: by keyboard, on a phone, without scripts, in the dark, and what axe-core says of them."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from playwright.sync_api import Browser, BrowserContext, Page, ViewportSize, expect, sync_playwright
+from sqlalchemy import select
+
+from constitutional.review.database import Database
+from constitutional.review.schema import EXPOSURE, VOTE
+from constitutional.review.settings import Task
+from tests.review.reviewing import PRINCIPLES, Setting, item, served, setting
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LAPTOP = ViewportSize(width=1280, height=800)
+PHONE = ViewportSize(width=390, height=844)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here; install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(chromium: Browser) -> Iterator[Callable[..., Page]]:
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def made(**options: Any) -> Page:  # noqa: ANN401 - whatever Playwright takes
+        contexts.append(chromium.new_context(**options))
+        contexts[-1].set_default_timeout(10_000)
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        return page
+
+    yield made
+    for context in contexts:
+        context.close()
+    assert [text for text in complaints if not re.search("status of 4|frame-ancestors", text)] == []
+
+
+def enter(page: Page, url: str, made: Setting, name: str = "ada") -> None:
+    page.goto(f"{url}/enter?token={made.accounts.invite(name)}")
+    page.get_by_role("button", name="Begin").click()
+    page.get_by_role("button", name="Start").click()
+    page.wait_for_url(f"{url}/")
+
+
+def choices(made: Setting) -> list[tuple[str, int]]:
+    return [(vote.choice, vote.strength) for vote in made.store.counted_votes(made.plan, audit=True)]
+
+
+def shown(page: Page) -> str:
+    return page.locator(".conversation .text").inner_text()
+
+
+def test_twenty_votes_by_keyboard_undo_and_resume(sqlite: Database, new_page: Callable[..., Page]) -> None:
+    made = setting(sqlite, [item(number) for number in range(21)])
+    made.clock.ticking = True
+    with served(made) as url:
+        page = new_page()
+        enter(page, url, made)
+        expect(page.locator("h1")).to_be_focused()
+        expected = []
+        for number in range(20):
+            assert shown(page) == f"Question {number}?"
+            sides = [text[0] for text in page.locator(".reply .text").all_inner_texts()]
+            keys, answer = [
+                (["1"], (sides[0], 1)),
+                (["2", "2"], (sides[1], 2)),
+                (["1", "1", "1", "1"], (sides[0], 4)),
+                (["0"], ("tie", 1)),
+                (["b"], ("both_bad", 1)),
+            ][number % 5]
+            for key in keys:
+                page.keyboard.press(key)
+            page.keyboard.press("Enter")
+            page.wait_for_url("**/?notice=saved")
+            expect(page.locator(".conversation .text")).to_have_text(f"Question {number + 1}?")
+            expected.append(answer)
+        assert choices(made) == expected
+
+        page.keyboard.press("u")
+        expect(page.locator(".conversation .text")).to_have_text("Question 19?")
+        expect(page.get_by_role("status")).to_contain_text("taken back")
+        page.keyboard.press("s")
+        expect(page.get_by_label("Note")).to_be_focused()
+        page.keyboard.type("1 I do not know 2")  # letters and digits in a note are no keys
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".conversation .text")).to_have_text("Question 20?")
+        assert choices(made)[-1] == ("skip", 1)
+        expect(page.locator(".progress")).to_contain_text("You: 19.")
+
+        state = page.context.storage_state()
+        page.context.close()  # the browser is closed, and opened again
+        again = new_page(storage_state=state)
+        again.goto(url)
+        assert shown(again) == "Question 20?"
+        again.keyboard.press("?")
+        expect(again.get_by_text("both bad", exact=True)).to_be_visible()
+        again.get_by_label("Use these keys").uncheck()
+        again.reload()
+        again.keyboard.press("0")
+        expect(again.get_by_label("Tie")).not_to_be_checked()
+    with sqlite.reading() as connection:
+        seconds = connection.scalars(select(VOTE.c.seconds)).all()
+    assert all(0 <= second < 10 for second in seconds)
+    assert max(seconds) > 0
+
+
+def test_ranks_and_rewriting_by_keyboard(sqlite: Database, new_page: Callable[..., Page]) -> None:
+    ranked = setting(sqlite, [item(0, ("x", "y", "z")), item(1, ("x", "y", "z"))], task="rank")
+    with served(ranked) as url:
+        page = new_page()
+        enter(page, url, ranked)
+        order = page.locator(".reply .text").all_inner_texts()
+        for key in ("3", "0", "2", "1", "2", "Enter"):  # 0 begins anew
+            page.keyboard.press(key)
+        page.wait_for_url("**/?notice=saved")
+        page.keyboard.press("n")
+        page.keyboard.type("unsure")
+        page.keyboard.press("Escape")
+        page.keyboard.press("s")
+        expect(page.locator("h1")).to_contain_text("nothing left")
+    vote, skipped = ranked.store.counted_votes(ranked.plan, audit=True)
+    assert dict(zip(vote.payload.replies, vote.ranks, strict=True)) == dict(zip(order, (2, 1, 2), strict=True))
+    assert (skipped.choice, skipped.rationale) == ("skip", "unsure")
+
+    rewritten = setting(sqlite, [item(5, ("Old.",))], task="rewrite")
+    with served(rewritten) as url:
+        page = new_page()
+        enter(page, url, rewritten, "bob")
+        expect(page.get_by_label("Your reply")).to_have_value("Old.")
+        page.get_by_label("Your reply").fill("New 1 2 b.\n\nTwo.")
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("h1")).to_contain_text("nothing left")
+    assert rewritten.store.counted_votes(rewritten.plan, audit=True)[0].rewritten == "New 1 2 b.\n\nTwo."
+
+
+def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[..., Page]) -> None:
+    made = setting(sqlite, [item(0, category="violence"), item(1), item(2)], principles=PRINCIPLES[:1])
+    with served(made) as url:
+        page = new_page(java_script_enabled=False)
+        enter(page, url, made)
+        expect(page.get_by_text("Question 0?")).not_to_be_visible()
+        page.get_by_text("Show or hide the conversation").click()
+        expect(page.get_by_text("Question 0?")).to_be_visible()
+        expect(page.locator("#keys")).not_to_be_visible()
+        page.get_by_label("Both bad").check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("alert")).to_contain_text("number 1 is missing")
+        expect(page.get_by_label("Both bad")).to_be_checked()
+        page.get_by_label("Does not apply").check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator(".conversation .text")).to_have_text("Question 1?")
+        page.get_by_role("button", name="Undo").click()
+        page.get_by_text("Show or hide the conversation").click()
+        expect(page.get_by_text("Question 0?")).to_be_visible()
+        page.get_by_role("link", name="Instructions").click()
+        page.get_by_label("violence").check()
+        page.get_by_role("button", name="Save").click()
+        expect(page.locator(".conversation .text")).to_have_text("Question 1?")
+        page.get_by_role("button", name="Sign out").click()
+        expect(page.locator("h1")).to_have_text("You are signed out")
+
+
+def test_what_is_opened_is_counted_when_it_is_opened(sqlite: Database, new_page: Callable[..., Page]) -> None:
+    made = setting(sqlite, [item(0, category="violence")])
+    with served(made) as url:
+        page = new_page()
+        enter(page, url, made)
+        with page.expect_response("**/exposed") as answer:
+            page.keyboard.press("h")
+        assert answer.value.status == 204
+        expect(page.get_by_text("Question 0?")).to_be_visible()
+    with sqlite.reading() as connection:
+        assert connection.scalars(select(EXPOSURE.c.category)).all() == ["violence"]
+
+
+def test_stored_scripts_do_not_run_and_no_page_can_frame_this_one(
+    sqlite: Database, new_page: Callable[..., Page]
+) -> None:
+    payload = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    made = setting(sqlite, [item(0, (payload, payload + "2"))])
+    with served(made) as url:
+        page = new_page()
+        enter(page, url, made)
+        assert page.locator(".reply .text").first.inner_text().startswith("<script>")
+        assert page.title() == "Which reply is better?"
+        other = new_page()
+        with other.expect_console_message(lambda message: "frame-ancestors" in message.text):
+            other.set_content(f'<iframe src="{url}/"></iframe>')
+
+
+@pytest.mark.parametrize("task", ["pair", "rank", "rewrite"])
+def test_axe_finds_no_violation_on_a_laptop_by_day_and_on_a_phone_in_the_dark(
+    sqlite: Database, new_page: Callable[..., Page], task: Task
+) -> None:
+    long = "Mix flour and water.\n\n" * 10 + "x" * 300
+    replies = (long,) if task == "rewrite" else (long, "No.") if task == "pair" else (long, "No.", "Yes.", "Perhaps.")
+    made = setting(
+        sqlite,
+        [item(0, replies, category="violence"), item(1, replies)],
+        task=task,
+        principles=PRINCIPLES if task == "pair" else (),
+    )
+    with served(made) as url:
+        page = new_page()
+        page.goto(f"{url}/enter?token={made.accounts.invite('ada')}")
+        axe = Axe()
+
+        def check() -> None:
+            schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+            for scheme, size in zip(schemes, (LAPTOP, PHONE), strict=True):
+                page.set_viewport_size(size)
+                page.emulate_media(color_scheme=scheme)
+                found = axe.run(page)
+                assert found.violations_count == 0, found.generate_report()
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+                background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+                red = int(re.findall(r"\d+", background)[0])
+                assert red < 60 if scheme == "dark" else red > 200
+
+        check()
+        page.get_by_role("button", name="Begin").click()
+        page.wait_for_url("**/start")
+        check()
+        page.get_by_role("button", name="Start").click()
+        page.wait_for_url(f"{url}/")
+        page.keyboard.press("h")
+        page.keyboard.press("?")
+        check()
+        if task == "pair":
+            left, right = (page.locator(".reply").nth(number).bounding_box() for number in (0, 1))
+            assert left is not None
+            assert right is not None
+            assert right["y"] >= left["y"] + left["height"]  # under each other on a phone
+            page.set_viewport_size(LAPTOP)
+            left, right = (page.locator(".reply").nth(number).bounding_box() for number in (0, 1))
+            assert left is not None
+            assert right is not None
+            assert right["y"] == left["y"]
+        page.get_by_role("button", name="Send").click()  # without an answer
+        if task != "pair":  # whose form the browser itself holds back
+            page.wait_for_url("**/vote")
+            check()
+            page.get_by_label("Note").fill("unsure")
+            page.get_by_role("button", name="Skip").click()
+            page.wait_for_url("**/?notice=saved")
+        check()
+        page.goto(f"{url}/nothing")
+        check()

@@ -1,0 +1,315 @@
+"""The command: serving, invitations, and votes that go back into a run."""
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from constitutional.base.errors import ConfigurationError
+from constitutional.base.records import Comparison, Message, Prompt, Verdict
+from constitutional.cli.main import main
+from constitutional.data.verdicts import read_verdicts
+from constitutional.review.accounts import Accounts
+from constitutional.review.ballot import Ballot, PrincipleChoice
+from constitutional.review.database import FILE, Database
+from constitutional.review.export import verdicts_of_ranks, write_table
+from constitutional.review.plan import ItemPayload, items_of
+from constitutional.review.serve import bind, old_settings, open_review
+from constitutional.review.settings import ReviewSettings, Task
+from constitutional.review.store import CountedVote, ReviewStore
+from constitutional.runs.folder import RunStore
+from tests.review.reviewing import hidden_fields
+from tests.review.test_kills import free_port
+from tests.scripted_run import World, configured, go
+
+
+def vote_on_all(folder: Path, ballot: Ballot, task: Task = "pair", **settings: object) -> None:
+    review = open_review(RunStore.load(folder), ReviewSettings.model_validate({"task": task, **settings}))
+    rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada")) or "")
+    assert rater is not None
+    review.store.settle(review.plan, rater, ())
+    while shown := review.store.next(review.plan, rater):
+        review.store.vote(review.plan, rater, shown.id, f"{task} {shown.id}", ballot)
+    review.database.close()
+
+
+def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(run_folder: Path) -> None:
+    words = [sys.executable, "-m", "constitutional", "review", str(run_folder), f"review.port={free_port()}"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    address = process.stdout.readline().split()[-1]
+    url = address.partition("/enter")[0]
+    with httpx.Client(base_url=url, follow_redirects=True) as client:
+        end = time.monotonic() + 20
+        while True:
+            try:
+                page = client.get(address).text
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+        for path in ("/enter", "/start"):
+            page = client.post(path, data=hidden_fields(page)).text
+        assert client.post("/vote", data=hidden_fields(page) | {"choice": "tie"}).url.params["notice"] == "saved"
+    process.send_signal(signal.SIGINT)
+    said, complained = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "1 vote;" in said
+    assert "Traceback" not in complained
+    database = Database.open(run_folder, None)
+    store = ReviewStore(database)
+    plan = store.plan("pair")
+    assert plan is not None
+    assert store.answered(plan) == 1
+    assert plan.wanted == 40
+    database.close()
+
+
+def test_an_invitation_lets_somebody_in(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["review", str(run_folder), "invite", "Bob", "--role", "lead", "review.port=9000"]) == 0
+    link = capsys.readouterr().out.strip()
+    assert link.startswith("http://127.0.0.1:9000/enter?token=")
+    assert main(["review", str(run_folder), "invite", "Eve", "review.url=https://review.example.org"]) == 0
+    assert capsys.readouterr().out.startswith("https://review.example.org/enter?token=")
+    database = Database.open(run_folder, None)
+    accounts = Accounts(database)
+    rater = accounts.rater_of(accounts.enter(link.partition("token=")[2]) or "")
+    database.close()
+    assert rater is not None
+    assert (rater.name, rater.role) == ("Bob", "lead")
+
+
+def test_exported_votes_are_verdicts_that_the_run_mixes(run_folder: Path, tmp_path: Path) -> None:
+    principles: dict[str, PrincipleChoice] = {
+        "calm": "first",
+        "brief": "tie",
+        "kind": "not_applicable",
+        "honest": "second",
+    }
+    vote_on_all(run_folder, Ballot("first", 3, principles, rationale="=1+1"), by_principle=True)
+    out = tmp_path / "verdicts.jsonl"
+    assert main(["review", str(run_folder), "export", "--out", str(out)]) == 0
+    run = RunStore.load(run_folder)
+    comparisons = {comparison.id for comparison in run.read("comparisons", Comparison)}
+    verdicts = read_verdicts(out, comparisons)
+    assert len(verdicts) == 40 * 4  # in all, and by three principles that apply
+    whole = [verdict for verdict in verdicts if verdict.principle is None]
+    assert {(verdict.rater, verdict.strength, verdict.rationale) for verdict in whole} == {("ada", 3, "=1+1")}
+    assert {verdict.choice for verdict in whole} == {"a", "b"}  # the first reply is not always reply a
+    calm = {verdict.comparison: verdict.choice for verdict in verdicts if verdict.principle == "calm"}
+    honest = {verdict.comparison: verdict.choice for verdict in verdicts if verdict.principle == "honest"}
+    assert all(calm[verdict.comparison] == verdict.choice != honest[verdict.comparison] for verdict in whole)
+    rows = list(csv.DictReader(io.StringIO(out.with_suffix(".csv").read_text(encoding="utf-8-sig"))))
+    assert len(rows) == 40
+    assert {row["rationale"] for row in rows} == {"'=1+1"}
+
+    folder = run_folder.parent.parent
+    mixed, _ = go(
+        configured(
+            folder, "prompts.train=40", f"constitution.file={run_folder}/constitution.yaml", f"mix.verdicts={out}"
+        ),
+        World(),
+    )
+    kept = [json.loads(line) for line in mixed.artifact("preferences").read_text().splitlines()]
+    assert sum(row["source"] == "human" for row in kept) == 40
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["frob"], "not understood"),
+        (["invite"], "not understood"),
+        (["invite", "A", "B"], "not understood"),
+        (["invite", " "], "name of a rater"),
+        (["invite", "A\x1b[31m"], "name of a rater"),
+        (["invite", "x" * 101], "name of a rater"),
+        (["invite", "A", "review.port=0"], "review.port=PORT"),
+        (["export"], "--out"),
+        (["export", "--out", "votes.txt"], ".jsonl"),
+        (["export", "--out", "votes.jsonl", "review.task=rank"], "review.task=rank"),
+        (["--out", "votes.jsonl"], "export"),
+        (["--role", "lead"], "invitation"),
+        (["review.prt=1"], "review.port"),
+        (["port=1"], "review.KEY=VALUE"),
+        (["review.port=1", "review.port=2"], "twice"),
+        (["review.port=[1"], "YAML"),
+        (["review.port=70000"], "review.port"),
+        (["review.sensitive=['(']"], "regular expression"),
+        (["review.sensitive=['x*']"], "every text"),
+        (["review.url=https://user:pw@host"], "review.url"),
+        (["review.host=0.0.0.0"], "nobody is invited"),
+        (["review.host=192.0.2.1"], "nobody is invited"),
+        (["review.database=mysql://host/name"], "postgresql://"),
+    ],
+)
+def test_what_is_typed_wrongly_is_told_in_a_line(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], complaint: str
+) -> None:
+    assert main(["review", str(run_folder), *words]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert complaint in said[-1]
+    assert "\x1b" not in said[-1]
+
+
+def test_settings_that_come_too_late_are_told(run_folder: Path) -> None:
+    run = RunStore.load(run_folder)
+    first = ReviewSettings(overlap=2, sensitive=("reply",))
+    review = open_review(run, first)
+    assert "reply" in review.plan.categories
+    assert old_settings(review, first) == []
+    review.database.close()
+    review = open_review(run, ReviewSettings(overlap=4, by_principle=True, sensitive=("bread",)))
+    notes = old_settings(review, ReviewSettings(overlap=4, by_principle=True, sensitive=("bread",)))
+    review.database.close()
+    assert ["by principle" in notes[0], "up to 2 votes" in notes[1], "'bread'" in notes[2]] == [True] * 3
+
+
+def test_a_run_without_comparisons_says_so(
+    tmp_path: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_folder / "04_sample_pairs").unlink()
+    assert main(["review", str(run_folder)]) == 1
+    assert "comparisons" in capsys.readouterr().err
+    assert main(["review", str(tmp_path / "nowhere")]) == 2
+
+
+def test_without_the_packages_it_says_what_to_install(
+    run_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("constitutional.review")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["review", str(run_folder)]) == 2
+    assert "pip install '.[review]'" in capsys.readouterr().err
+
+
+def test_other_machines_are_served_only_where_somebody_is_invited() -> None:
+    with pytest.raises(ConfigurationError, match="invite NAME"):
+        bind(ReviewSettings(host="0.0.0.0", port=0), invited=False)  # noqa: S104 - which is refused
+    with pytest.raises(ConfigurationError, match=r"review\.url"):
+        bind(ReviewSettings(host="0.0.0.0", port=0), invited=True)  # noqa: S104
+    bound = bind(ReviewSettings(port=0), invited=False)
+    assert bound.proto == socket.IPPROTO_TCP  # without which asyncio holds small packets back
+    with pytest.raises(ConfigurationError, match=r"review\.port=0"):
+        bind(ReviewSettings(port=bound.getsockname()[1]), invited=False)
+    bound.close()
+
+
+def test_a_database_of_another_run_is_refused(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_review(RunStore.load(run_folder), ReviewSettings()).database.close()
+    config = json.loads((run_folder / "config.json").read_text())
+    config["config"]["name"] = "second"
+    (run_folder / "config.json").write_text(json.dumps(config))
+    assert main(["review", str(run_folder), "export", "--out", str(run_folder / "v.jsonl")]) == 2
+    assert "'first'" in capsys.readouterr().err
+    assert (run_folder / FILE).exists()
+
+
+def test_rewritten_replies_are_samples_that_sft_reads(run_folder: Path, tmp_path: Path) -> None:
+    from constitutional.stages.sft import read_helpful
+
+    vote_on_all(run_folder, Ballot("rewritten", rewritten="Better."), "rewrite")
+    out = tmp_path / "written.jsonl"
+    assert main(["review", str(run_folder), "export", "--out", str(out), "review.task=rewrite"]) == 0
+    samples = read_helpful(out)
+    prompts = {row.prompt.messages for row in RunStore.load(run_folder).read("comparisons", Comparison)}
+    assert {sample.prompt.messages for sample in samples} == {messages for messages in prompts if len(messages) == 1}
+    with out.with_suffix(".csv").open(encoding="utf-8-sig", newline="") as file:
+        assert [row["rewritten"] for row in csv.DictReader(file)] == ["Better."] * len(prompts)  # all of them
+    assert {sample.reply for sample in samples} == {"Better."}
+
+
+# Plans
+
+
+def comparison(question: str, a: str, b: str, **info: str) -> Comparison:
+    return Comparison(prompt=Prompt(messages=(Message("user", question),), info=info), a=a, b=b, model="secret")
+
+
+def test_items_are_the_comparisons_in_an_order_of_the_seed() -> None:
+    comparisons = [comparison(f"Question {number}", "a", "b") for number in range(20)]
+    orders = [
+        [item.comparison for item in items_of(given, "pair", seed=seed, wanted=2, sensitive=())]
+        for given, seed in ((comparisons, 1), (comparisons[::-1], 1), (comparisons, 2))
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(row.id for row in comparisons)
+    assert orders[0] != [row.id for row in comparisons]
+
+
+def test_replies_to_a_prompt_are_ranked_together_and_one_is_rewritten() -> None:
+    rows = [comparison("Q", "x", "y"), comparison("Q", "x", "z"), comparison("R", "v", "w")]
+    ranked = {item.comparison: item.payload.replies for item in items_of(rows, "rank", seed=0, wanted=1, sensitive=())}
+    assert ranked == {rows[0].prompt.id: ("x", "y", "z"), rows[2].prompt.id: ("v", "w")}
+    (one, two) = items_of(rows, "rewrite", seed=0, wanted=1, sensitive=())
+    assert {len(one.payload.replies), len(two.payload.replies)} == {1}
+
+
+@pytest.mark.parametrize(
+    ("row", "category"),
+    [
+        (comparison("Q", "a", "b", kind="harmful"), "requests for harmful acts"),
+        (comparison("Q", "a", "b", kind="private"), "private data of people"),
+        (comparison("Q", "a", "b", kind="howto"), ""),
+        (comparison("About KNIVES", "a", "b", kind="howto"), "kni(fe|ves)"),
+        (comparison("Q", "a", "a poison", kind="howto"), "poison"),
+    ],
+)
+def test_harmful_items_are_known_by_their_kind_or_by_words(row: Comparison, category: str) -> None:
+    (item,) = items_of([row], "pair", seed=0, wanted=1, sensitive=("kni(fe|ves)", "poison"))
+    assert item.category == category
+    assert "secret" not in item.model_dump_json()
+
+
+# Files
+
+
+def counted(**changed: object) -> CountedVote:
+    vote = CountedVote(
+        comparison="c",
+        payload=ItemPayload(messages=(Message("user", "Q"),), replies=("x", "y", "z")),
+        rater="ada",
+        choice="ranked",
+        strength=1,
+        principles={},
+        ranks=(),
+        rewritten="",
+        rationale="",
+        seconds=1,
+        created=0,
+        constitution="d",
+        audit=False,
+    )
+    return vote._replace(**changed)  # type: ignore[arg-type]
+
+
+def test_a_ranking_says_of_each_comparison_which_reply_is_ahead_and_how_far() -> None:
+    rows = [comparison("Q", a, b) for a, b in (("x", "y"), ("y", "z"), ("z", "x"), ("x", "new"))]
+    verdicts = list(verdicts_of_ranks([counted(comparison=rows[0].prompt.id, ranks=(1, 3, 1))], rows))
+    expected = [("a", 2), ("b", 2), ("tie", 1)]
+    assert [(verdict.choice, verdict.strength) for verdict in verdicts] == expected
+    assert [verdict.comparison for verdict in verdicts] == [row.id for row in rows[:3]]
+    assert list(verdicts_of_ranks([counted(choice="skip", comparison=rows[0].prompt.id)], rows)) == []
+    assert all(isinstance(verdict, Verdict) for verdict in verdicts)
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "  =1", '=HYPERLINK("http://x")']
+)
+def test_no_cell_of_the_table_is_a_formula(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "votes.csv"
+    write_table(path, [counted(rater=text, rationale=text, rewritten=text, comparison=text)])
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert {row[name] for name in ("rater", "rationale", "rewritten", "comparison")} == {f"'{text}"}
+    assert row["when"] == "1970-01-01T00:00:00+00:00"

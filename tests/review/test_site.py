@@ -1,0 +1,455 @@
+"""The pages without a browser: what they do, and what attacks on them do not."""
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from constitutional.review.accounts import INVITED_S, SESSION_S, Role, digest
+from constitutional.review.database import Database
+from constitutional.review.guard import MOST_BYTES, TRIES, TokenTries
+from constitutional.review.schema import INVITATION, SESSION
+from constitutional.review.settings import Task
+from tests.review.reviewing import PRINCIPLES, URL, Browser, Clock, Setting, item, setting
+
+
+def voted(made: Setting) -> list[tuple[str, str]]:
+    return [(vote.comparison, vote.choice) for vote in made.store.counted_votes(made.plan, audit=True)]
+
+
+def test_a_rater_enters_reads_votes_undoes_and_comes_to_the_end(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0), item(1)])
+    browser = Browser(made.site()).enter(made.accounts, "ada", start=False)
+    assert "Instructions" in browser.page.text
+    assert "Question 0?" in browser.post("/start", browser.fields()).text
+    assert "Question 1?" in browser.vote(choice="tie").text
+    assert "saved" in browser.page.text
+    assert "Question 0?" in browser.post("/undo", browser.fields()).text
+    browser.vote(choice="both_bad")
+    assert "nothing left" in browser.vote(choice="skip", rationale="unsure").text
+    assert voted(made) == [("c0", "both_bad"), ("c1", "skip")]
+    assert len(made.votes) == 3
+    assert "Question 1?" in browser.post("/undo", browser.fields()).text
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({}, "Choose one"),
+        ({"choice": "a"}, "Choose one"),
+        ({"choice": "rewritten", "rewritten": "x"}, "Choose one"),
+        ({"choice": "skip", "rationale": "  "}, "why you skip"),
+        ({"choice": "tie", "principle_1": "tie"}, "number 2 is missing"),
+        ({"choice": "tie", "principle_1": "tie", "principle_2": "maybe"}, "number 2 is missing"),
+        ({"choice": "first", "principle_1": "tie", "principle_2": "tie", "strength": "5"}, "how much better"),
+        ({"choice": "first", "principle_1": "tie", "principle_2": "tie", "strength": "²"}, "how much better"),
+        ({"choice": "tie", "rationale": "x" * 5001}, "at most 5,000"),
+    ],
+)
+def test_what_is_wrong_is_told_and_what_was_written_stays(
+    sqlite: Database, fields: dict[str, str], complaint: str
+) -> None:
+    made = setting(sqlite, [item(0)], principles=PRINCIPLES)
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    page = browser.vote(**fields)
+    assert page.status_code == 422
+    assert complaint in page.text
+    assert fields.get("rationale", "") in page.text
+    assert voted(made) == []
+    browser.vote(choice="tie", principle_1="first", principle_2="not_applicable")
+    assert voted(made) == [("c0", "tie")]
+
+
+@pytest.mark.parametrize(
+    ("task", "replies", "wrong", "right"),
+    [
+        ("rewrite", ("Old.",), {"choice": "rewritten", "rewritten": " "}, {"choice": "rewritten", "rewritten": "New."}),
+        ("rank", ("x", "y", "z"), {"choice": "ranked", "rank_1": "1", "rank_2": "4", "rank_3": "2"}, None),
+    ],
+)
+def test_replies_are_rewritten_and_ranked(
+    sqlite: Database, task: Task, replies: tuple[str, ...], wrong: dict[str, str], right: dict[str, str] | None
+) -> None:
+    made = setting(sqlite, [item(0, replies), item(1, replies)], task=task)
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    assert browser.vote(**wrong).status_code == 422
+    browser.vote(**(right or {"choice": "ranked", "rank_1": "1", "rank_2": "3", "rank_3": "1"}))
+    browser.vote(choice="skip", rationale="unsure")
+    kept, skipped = made.store.counted_votes(made.plan, audit=True)
+    assert skipped.choice == "skip"
+    if task == "rewrite":
+        assert (kept.choice, kept.rewritten) == ("rewritten", "New.")
+    else:
+        assert (kept.choice, sorted(kept.ranks)) == ("ranked", [1, 1, 3])
+
+
+def test_line_ends_come_back_as_they_were(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0, ("\n  One.\n\nTwo.",))], task="rewrite")
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    area = re.search(r'<textarea id="rewritten"[^>]*>\n(.*?)</textarea>', browser.page.text, re.DOTALL)
+    assert area is not None
+    browser.vote(choice="rewritten", rewritten=area[1].replace("\n", "\r\n"))  # as browsers send it
+    assert made.store.counted_votes(made.plan, audit=True)[0].rewritten == "\n  One.\n\nTwo."
+
+
+def test_harmful_texts_are_in_closed_parts_and_can_be_opted_out_of(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0, category="violence"), item(1)])
+    browser = Browser(made.site()).enter(made.accounts, "ada", start=False)
+    assert "Some texts are harmful" in browser.page.text
+    browser.post("/start", browser.fields())
+    page = browser.page.text
+    assert page.count('<details class="hidden-text">') == 3
+    for text in ("Question 0?", ">a0<", ">b0<"):
+        before = page[: page.index(text)]
+        assert before.count('<details class="hidden-text">') > before.count("</details>")
+    browser.get("/start")
+    browser.post("/start", {**browser.fields(), "category_0": "on"})
+    assert "Question 1?" in browser.page.text
+    assert 'hidden-text">' not in browser.page.text
+    assert "checked" in browser.get("/start").text
+
+
+def test_an_opened_text_is_counted(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0, category="violence")])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    fields = {name: browser.fields()[name] for name in ("form_token", "assignment")}
+    assert browser.post("/exposed", fields).status_code == 204
+
+
+# Accounts
+
+
+def test_a_link_works_once_and_only_when_the_button_is_pressed(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    token = made.accounts.invite("ada")
+    first, second = Browser(made.site()), Browser(made.site())
+    for browser in (first, second):
+        browser.get(f"/enter?token={token}")  # as a mail scanner does
+    assert first.post("/enter", first.fields()).status_code == 200
+    assert second.post("/enter", second.fields()).status_code == 403
+    assert "used before" in second.page.text
+    assert second.get("/").status_code == 401
+    assert "Instructions" in first.get("/").text
+
+
+def test_a_new_link_ends_the_one_before_and_links_and_sessions_grow_old(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    old, new = made.accounts.invite("ada"), made.accounts.invite("ada")
+    assert made.accounts.enter(old) is None
+    made.clock.now += INVITED_S - 1
+    session = made.accounts.enter(new)
+    assert session is not None
+    made.clock.now += SESSION_S - 1
+    assert made.accounts.rater_of(session) is not None
+    made.clock.now += 2
+    assert made.accounts.rater_of(session) is None
+    late = made.accounts.invite("ada")
+    made.clock.now += INVITED_S + 1
+    assert made.accounts.enter(late) is None
+
+
+def test_signing_out_ends_the_session_itself(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    cookies, fields = dict(browser.client.cookies), browser.fields()
+    assert "signed out" in browser.post("/leave", fields).text
+    browser.client.cookies.update(cookies)
+    assert browser.get("/").status_code == 401
+
+
+def test_a_role_is_kept_unless_another_is_typed(database: Database) -> None:
+    made = setting(database, [item(0)])
+    roles = []
+    typed: tuple[Role | None, ...] = (None, "lead", None, "rater")
+    for role in typed:
+        session = made.accounts.enter(made.accounts.invite("ada", role))
+        rater = made.accounts.rater_of(session or "")
+        assert rater is not None
+        roles.append((rater.id, rater.role))
+    assert roles == [(1, "rater"), (1, "lead"), (1, "lead"), (1, "rater")]
+
+
+def test_only_digests_of_tokens_are_stored(database: Database) -> None:
+    made = setting(database, [item(0)])
+    invited = made.accounts.invite("ada")
+    session = made.accounts.enter(invited)
+    with database.reading() as connection:
+        stored = [str(row) for table in (INVITATION, SESSION) for row in connection.execute(select(table))]
+    assert session is not None
+    assert digest(invited) in stored[0]
+    assert not any(token in row for token in (invited, session) for row in stored)
+
+
+# Attacks
+
+
+class Tags(HTMLParser):
+    """The tags of a page and their attributes, as a browser reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+
+def test_stored_scripts_in_every_field_stay_text(sqlite: Database) -> None:
+    payload = """</textarea></div><script>alert(1)</script><img src=x onerror="alert(1)">'"{{7*7}}"""
+    principles = (PRINCIPLES[0].model_copy(update={"text": payload}),)
+    made = setting(sqlite, [item(0, (payload, payload + "2"), category=payload), item(1)], principles=principles)
+    browser = Browser(made.site()).enter(made.accounts, payload[:90])
+    pages = [browser.page.text, browser.get("/start").text, browser.get(f"/enter?token={payload}").text]
+    browser.get("/")
+    wrong = {"choice": payload, "rationale": payload, "key": payload[:60], "seconds": payload, "strength": payload}
+    pages.append(browser.vote(**wrong).text)
+    pages += [browser.get(f"/{payload}").text, browser.get(f"/?notice={payload}").text]
+    browser.vote(choice="tie", principle_1="tie", rationale=payload)
+    assert made.store.counted_votes(made.plan, audit=True)[0].rationale == payload
+    pages.append(browser.post("/undo", browser.fields()).text)
+    for page in pages:
+        read = Tags()
+        read.feed(page)
+        assert read.tags.count("script") == 1  # our own
+        assert "img" not in read.tags
+        assert not [name for name in read.attributes if name.startswith("on")]
+    assert "{{7*7}}" in pages[0]
+
+
+def test_every_response_has_the_headers(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site())
+    answers = [browser.get("/"), browser.get("/nothing"), browser.get("/enter?token=x"), browser.post("/vote", {})]
+    browser.enter(made.accounts, "ada")
+    answers += [browser.page, browser.post("/vote", {}), browser.client.get("/", headers={"Host": "evil.example"})]
+    answers.append(browser.client.request("DELETE", "/"))
+    assert [answer.status_code for answer in answers] == [401, 404, 200, 401, 200, 403, 400, 405]
+    nonces = set()
+    for answer in answers:
+        policy = answer.headers["content-security-policy"]
+        for part in ("default-src 'none'", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'self'"):
+            assert part in policy
+        assert "unsafe" not in policy
+        (nonce, *_) = re.findall(r"script-src 'nonce-([\w-]{20,})'", policy)
+        nonces.add(nonce)
+        if "<script" in answer.text:
+            assert f'<script nonce="{nonce}">' in answer.text
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "server" not in answer.headers
+    assert len(nonces) == len(answers)
+
+
+@pytest.mark.parametrize("path", ["/vote", "/undo", "/start", "/leave", "/exposed", "/enter"])
+@pytest.mark.parametrize("token", [None, "", "0" * 64, "é"])
+def test_a_form_without_its_token_does_nothing(sqlite: Database, path: str, token: str | None) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    fields = {**browser.fields(), "choice": "tie", "token": made.accounts.invite("bob")}
+    fields.pop("form_token")
+    assert browser.post(path, fields if token is None else {**fields, "form_token": token}).status_code == 403
+    assert voted(made) == []
+    assert browser.get("/").status_code == 200
+
+
+def test_the_form_token_of_another_rater_is_worth_nothing(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0), item(1)])
+    ada, bob = (Browser(made.site()).enter(made.accounts, name) for name in ("ada", "bob"))
+    assert ada.vote(choice="tie", form_token=bob.fields()["form_token"]).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": URL}, 200),
+        ({"Origin": "http://localhost:8123"}, 200),
+        ({"Origin": "null", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "null", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:9999"}, 403),
+        ({"Origin": "https://127.0.0.1:8123"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_only_its_own_pages_may_post(sqlite: Database, headers: dict[str, str], status: int) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    fields = {**browser.fields(), "choice": "tie"}
+    assert browser.client.post("/vote", data=fields, headers=headers).status_code == status
+    assert len(voted(made)) == (status == 200)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8123", "127.0.0.1", "127.0.0.1:80", "", "127.0.0.1:8123.evil"]
+)
+def test_a_name_that_is_made_to_point_here_is_refused(sqlite: Database, host: str) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    answer = browser.client.get("/", headers={"Host": host})
+    assert answer.status_code == 400
+    assert "Question" not in answer.text
+
+
+def test_behind_a_proxy_only_the_named_address_is_served_and_cookies_need_tls(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    url = "https://review.example.org"
+    browser = Browser(made.site(url), url)
+    assert browser.get("/enter?token=x").status_code == 200
+    cookie = browser.page.headers["set-cookie"].lower()
+    assert "secure" in cookie
+    assert browser.client.get("/", headers={"Host": "127.0.0.1:8123"}).status_code == 400
+
+
+def test_a_session_is_not_the_one_that_was_planted(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    eve = made.accounts.enter(made.accounts.invite("eve"))
+    browser = Browser(made.site())
+    browser.client.cookies.set("review_8123", eve or "", domain="127.0.0.1", path="/")
+    browser.get(f"/enter?token={made.accounts.invite('ada')}")
+    fields = browser.fields()
+    answer = browser.client.post("/enter", data=fields, follow_redirects=False)
+    cookies = answer.headers.get_list("set-cookie")
+    (own,) = (cookie for cookie in cookies if cookie.startswith("review_8123="))
+    token = own.partition("=")[2].partition(";")[0]
+    assert token != eve
+    for part in ("httponly", "samesite=strict", "path=/"):
+        assert part in own.lower()
+    rater = made.accounts.rater_of(token)
+    assert rater is not None
+    assert rater.name == "ada"
+    assert made.accounts.rater_of(fields["token"]) is None  # the link's token is no session
+
+
+def test_no_rater_reads_or_answers_anothers_item(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0), item(1)])
+    ada, bob = (Browser(made.site()).enter(made.accounts, name) for name in ("ada", "bob"))
+    assert "Question 0?" in ada.page.text
+    fields = {**bob.fields(), "assignment": ada.fields()["assignment"]}
+    for path in ("/vote", "/exposed"):
+        answer = bob.post(path, {**fields, "choice": "tie"})
+        nobodys = bob.post(path, {**fields, "assignment": "999", "choice": "tie"})
+        assert (answer.status_code, nobodys.status_code) == (404, 404)
+        assert "Question 0?" not in answer.text
+    for number in ("-1", "1 OR 1=1", "1;DROP TABLE vote", "²", "9" * 30, ""):
+        assert bob.post("/vote", {**fields, "assignment": number, "choice": "tie"}).status_code == 404
+    assert voted(made) == []
+
+
+def test_what_would_tell_the_answer_is_in_no_response(sqlite: Database) -> None:
+    secret: dict[str, Any] = {
+        "stratum": "SECRET-stratum",
+        "gold": "SECRET-gold",
+        "probability": 0.123456,
+        "audit": True,
+    }
+    made = setting(sqlite, [item(0, **secret), item(1, **secret)], principles=PRINCIPLES)
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    answers: list[httpx.Response] = [browser.page, browser.get("/start"), browser.get("/"), browser.vote()]
+    answers += [
+        browser.get("/nothing"),
+        browser.get("/"),
+        browser.vote(choice="tie", principle_1="tie", principle_2="tie"),
+    ]
+    answers += [browser.post("/undo", browser.fields()), browser.post("/vote", {})]
+    for answer in answers:
+        whole = f"{answer.headers}{answer.text}"
+        assert not re.search(r"SECRET|0\.123|audit|gold\b|weight=|probability|d0|d1\b|c0|c1\b", _without_style(whole))
+
+
+def _without_style(page: str) -> str:
+    """The answer without our own style and script, and without letters drawn at random."""
+    plain = re.sub(r"(?s)<(style|script).*?</\1>", "", page)
+    return re.sub(r'name="(form_token|key)" value="[\w-]*"|nonce[=-]"?[\w-]*|review_\d+\w*=[^;]*', "", plain)
+
+
+def test_a_body_that_is_too_large_is_refused_unread(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    fields = {**browser.fields(), "choice": "tie"}
+    assert browser.post("/vote", {**fields, "rationale": "x" * MOST_BYTES}).status_code == 413
+    stream = (b"x" * 10_000 for _ in range(40))  # without a length at its head
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = browser.client.build_request("POST", "/vote", content=b"".join(stream), headers=headers)
+    del answer.headers["content-length"]
+    assert browser.client.send(answer).status_code == 413
+    files = browser.client.post("/vote", data=fields, files={"file": b"x"})
+    assert files.status_code == 400
+    assert voted(made) == []
+
+
+def test_tokens_cannot_be_tried_without_end(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site())
+    browser.get("/enter?token=wrong")
+    fields = browser.fields()
+    statuses = [browser.post("/enter", fields).status_code for _ in range(TRIES + 2)]
+    assert statuses == [403] * TRIES + [429, 429]
+    assert browser.page.headers["retry-after"] == "60"
+    right = browser.post("/enter", {**fields, "token": made.accounts.invite("ada")})
+    assert right.status_code == 429  # also the right one has to wait
+
+
+def test_tries_are_forgotten_after_a_minute_and_are_counted_by_address() -> None:
+    clock = Clock()
+    tries = TokenTries(clock)
+    for _ in range(TRIES):
+        tries.failed("1.2.3.4")
+    assert (tries.allowed("1.2.3.4"), tries.allowed("1.2.3.5")) == (False, True)
+    clock.now += 61
+    assert tries.allowed("1.2.3.4")
+
+
+@pytest.mark.parametrize(
+    "path", ["/../review.sqlite", "/%2e%2e/review.sqlite", "/pages/base.j2", "/static/../../etc/passwd", "//etc/passwd"]
+)
+def test_no_file_can_be_asked_for(sqlite: Database, path: str) -> None:
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    assert browser.client.get(URL + path).status_code == 404
+
+
+def test_a_database_that_is_gone_is_told_and_no_answer_is_acknowledged(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    made = setting(sqlite, [item(0)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+
+    def gone(*_: object) -> None:
+        raise OperationalError("SELECT secret", {}, Exception("gone"))
+
+    monkeypatch.setattr(made.store, "vote", gone)
+    page = browser.vote(choice="tie")
+    assert page.status_code == 503
+    assert "not saved" in page.text
+    assert "secret" not in page.text
+    monkeypatch.setattr(made.store, "vote", lambda *_: 1 / 0)
+    assert browser.get("/").status_code == 200
+    page = browser.vote(choice="tie")
+    assert page.status_code == 500
+    assert "frame-ancestors" in page.headers["content-security-policy"]
+    assert "division" not in page.text
+
+
+def test_texts_that_few_files_can_hold_are_shown_and_kept(database: Database) -> None:
+    made = setting(database, [item(0, ("nul \0 and bell \a", "half \ud800 and 한국어 \u202e")), item(1)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    assert "nul \u2400 and bell \u2407" in browser.page.text
+    assert "half ? and 한국어" in browser.page.text
+    browser.vote(choice="tie", rationale="nul \0 and 한국어 😀")
+    assert made.store.counted_votes(made.plan, audit=True)[0].rationale == "nul  and 한국어 😀"
+    assert browser.vote(choice="tie", key="nul \0 nul \0").status_code == 400
+    for path in ("/?notice=%00", "/enter?token=%00%ff", "/%00"):
+        assert browser.get(path).status_code in {200, 404}
+    browser.get("/enter?token=x")
+    assert browser.post("/enter", {**browser.fields(), "token": "\0é"}).status_code == 403

@@ -1,0 +1,352 @@
+"""What the store promises, on SQLite and on PostgreSQL."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError
+
+from constitutional.base.errors import ConfigurationError, RunError, UsageError
+from constitutional.review.accounts import Rater
+from constitutional.review.ballot import Ballot
+from constitutional.review.database import FILE, Database
+from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, METADATA, VOTE
+from constitutional.review.store import Outcome
+from tests.review.reviewing import PRINCIPLES, Setting, item, setting
+
+
+def choices(made: Setting) -> list[tuple[str, str, str]]:
+    return [(vote.comparison, vote.rater, vote.choice) for vote in made.store.counted_votes(made.plan, audit=True)]
+
+
+def question(made: Setting, rater: Rater) -> str | None:
+    shown = made.store.next(made.plan, rater)
+    return shown.payload.messages[-1].content if shown else None
+
+
+def vote(made: Setting, rater: Rater, key: str, ballot: Ballot | None = None) -> Outcome:
+    shown = made.store.next(made.plan, rater)
+    assert shown is not None
+    return made.store.vote(made.plan, rater, shown.id, key, ballot or Ballot("tie"))
+
+
+def taken(made: Setting) -> list[tuple[int, int]]:
+    with made.database.reading() as connection:
+        rows = connection.execute(select(ITEM.c.taken, ITEM.c.wanted).order_by(ITEM.c.rank))
+        return [(row.taken, row.wanted) for row in rows]
+
+
+def test_items_come_by_rank_and_each_to_as_many_raters_as_it_wants(database: Database) -> None:
+    made = setting(database, [item(0), item(1, wanted=2), item(2)])
+    ada, bob = made.rater("ada"), made.rater("bob")
+    assert question(made, ada) == "Question 0?"
+    assert question(made, ada) == "Question 0?"  # and again, after the browser was closed
+    assert question(made, bob) == "Question 1?"
+    assert vote(made, ada, "1") == "saved"
+    assert question(made, ada) == "Question 1?"
+    vote(made, ada, "2")
+    vote(made, bob, "1")  # of another rater, so the key may be the same
+    assert question(made, ada) == "Question 2?"
+    assert question(made, bob) is None
+    assert taken(made) == [(1, 1), (2, 2), (1, 1)]
+    assert choices(made) == [("c0", "ada", "tie"), ("c1", "ada", "tie"), ("c1", "bob", "tie")]
+
+
+def test_a_doubled_submission_counts_once(database: Database) -> None:
+    made = setting(database, [item(0), item(1)])
+    ada = made.rater("ada")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    outcomes = [made.store.vote(made.plan, ada, shown.id, "k", Ballot("tie")) for _ in range(3)]
+    assert outcomes == ["saved", "repeated", "repeated"]
+    with database.reading() as connection:
+        assert connection.scalar(select(func.count()).select_from(VOTE)) == 1
+
+
+def test_a_changed_mind_supersedes_and_nothing_is_deleted(database: Database) -> None:
+    made = setting(database, [item(0)])
+    ada = made.rater("ada")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    for key, ballot in (("1", Ballot("tie")), ("2", Ballot("both_bad")), ("3", Ballot("skip", rationale="unsure"))):
+        assert made.store.vote(made.plan, ada, shown.id, key, ballot) == "saved"
+    assert choices(made) == [("c0", "ada", "skip")]
+    assert taken(made) == [(0, 1)]
+    assert made.store.vote(made.plan, ada, shown.id, "4", Ballot("tie")) == "saved"
+    assert taken(made) == [(1, 1)]
+    with database.reading() as connection:
+        rows = connection.execute(select(VOTE.c.version, VOTE.c.choice).order_by(VOTE.c.version)).all()
+    assert [tuple(row) for row in rows] == [(1, "tie"), (2, "both_bad"), (3, "skip"), (4, "tie")]
+
+
+def test_undo_shows_the_last_item_again_and_gives_the_open_one_back(database: Database) -> None:
+    made = setting(database, [item(0), item(1), item(2)])
+    ada = made.rater("ada")
+    assert made.store.undo(made.plan, ada) is None
+    vote(made, ada, "1")
+    vote(made, ada, "2")
+    assert question(made, ada) == "Question 2?"
+    assert made.store.undo(made.plan, ada) == "saved"
+    assert question(made, ada) == "Question 1?"
+    assert choices(made) == [("c0", "ada", "tie")]
+    assert taken(made) == [(1, 1), (1, 1), (0, 1)]
+    assert made.store.undo(made.plan, ada) == "saved"  # and the one before
+    assert question(made, ada) == "Question 0?"
+    assert taken(made) == [(1, 1), (0, 1), (0, 1)]
+    vote(made, ada, "3", Ballot("both_bad"))
+    assert choices(made) == [("c0", "ada", "both_bad")]
+    assert question(made, ada) == "Question 1?"
+
+
+def test_undo_of_a_skip_whose_item_others_have_answered_is_not_needed(database: Database) -> None:
+    made = setting(database, [item(0)])
+    ada, bob = made.rater("ada"), made.rater("bob")
+    vote(made, ada, "1", Ballot("skip", rationale="unsure"))
+    vote(made, bob, "1")
+    assert made.store.undo(made.plan, ada) == "not_needed"
+    assert choices(made) == [("c0", "ada", "skip"), ("c0", "bob", "tie")]
+
+
+def test_what_is_skipped_goes_to_others_and_comes_back_to_nobody(database: Database) -> None:
+    made = setting(database, [item(0), item(1)])
+    ada, bob = made.rater("ada"), made.rater("bob")
+    vote(made, ada, "1", Ballot("skip", rationale="unsure"))
+    assert question(made, ada) == "Question 1?"
+    assert question(made, bob) == "Question 0?"
+
+
+def test_an_abandoned_item_returns_and_a_late_vote_counts_only_where_it_is_wanted(database: Database) -> None:
+    made = setting(database, [item(0), item(1)], minutes=10)
+    ada, bob, eve = made.rater("ada"), made.rater("bob"), made.rater("eve")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    made.clock.now += 9 * 60
+    assert question(made, bob) == "Question 1?"
+    made.clock.now += 2 * 60
+    assert question(made, eve) == "Question 0?"  # ada's time is over
+    assert made.store.vote(made.plan, ada, shown.id, "1", Ballot("tie")) == "not_needed"
+    vote(made, eve, "1")
+    assert choices(made) == [("c0", "eve", "tie")]
+    assert taken(made) == [(1, 1), (1, 1)]
+
+
+def test_a_late_vote_on_an_item_that_nobody_took_counts(database: Database) -> None:
+    made = setting(database, [item(0)], minutes=10)
+    ada, bob = made.rater("ada"), made.rater("bob")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    made.clock.now += 11 * 60
+    assert question(made, bob) == "Question 0?"
+    vote(made, bob, "1", Ballot("skip", rationale="unsure"))
+    assert made.store.vote(made.plan, ada, shown.id, "1", Ballot("tie")) == "saved"
+    assert choices(made) == [("c0", "ada", "tie"), ("c0", "bob", "skip")]
+
+
+def test_who_is_still_at_an_item_keeps_it(database: Database) -> None:
+    made = setting(database, [item(0)], minutes=10)
+    ada, bob = made.rater("ada"), made.rater("bob")
+    for _ in range(4):
+        assert question(made, ada) == "Question 0?"
+        made.clock.now += 6 * 60
+    assert question(made, bob) is None
+
+
+def test_sides_come_from_seed_item_and_rater_are_kept_and_mapped_back(database: Database) -> None:
+    raters = 12
+    made = setting(database, [item(0, wanted=raters)])
+    orders = []
+    for number in range(raters):
+        rater = made.rater(f"r{number:02}")
+        shown = made.store.next(made.plan, rater)
+        assert shown is not None
+        assert shown.payload.replies in {("a0", "b0"), ("b0", "a0")}
+        orders.append(shown.payload.replies)
+        assert made.store.next(made.plan, rater) == shown
+        made.store.vote(made.plan, rater, shown.id, "k", Ballot("first", strength=3))
+    assert len(set(orders)) == 2
+    assert [choice for _, _, choice in choices(made)] == [order[0][0] for order in orders]
+    with database.reading() as connection:
+        recorded = connection.scalars(select(ASSIGNMENT.c.shown_order).order_by(ASSIGNMENT.c.id)).all()
+    assert [["a0", "b0"][order[0]] for order in recorded] == [order[0] for order in orders]
+
+
+def test_votes_keep_principles_note_time_and_the_constitution_of_the_hour(database: Database) -> None:
+    made = setting(database, [item(0)], principles=PRINCIPLES)
+    ada = made.rater("ada")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    made.clock.now += 40
+    ballot = Ballot("second", 4, {"brief": "second", "calm": "not_applicable"}, rationale="It flatters.", seconds=12.5)
+    made.store.vote(made.plan, ada, shown.id, "k", ballot)
+    (kept,) = made.store.counted_votes(made.plan, audit=True)
+    side = shown.payload.replies[1][0]
+    assert (kept.choice, kept.strength, kept.principles) == (side, 4, {"brief": side, "calm": "not_applicable"})
+    assert (kept.rationale, kept.seconds, kept.constitution, made.plan.plan.constitution) == (
+        "It flatters.",
+        12.5,
+        "d1",
+        "d0",
+    )
+
+
+@pytest.mark.parametrize(("told", "kept"), [(None, 40), (12.5, 12.5), (4000.0, 40)])
+def test_the_time_is_what_the_browser_says_if_it_can_be(sqlite: Database, told: float | None, kept: float) -> None:
+    made = setting(sqlite, [item(0)])
+    ada = made.rater("ada")
+    made.store.next(made.plan, ada)
+    made.clock.now += 40
+    vote(made, ada, "k", Ballot("tie", seconds=told))
+    assert made.store.counted_votes(made.plan, audit=True)[0].seconds == kept
+
+
+def test_rankings_are_kept_in_the_items_own_order(database: Database) -> None:
+    made = setting(database, [item(0, ("w", "x", "y", "z"))], task="rank")
+    ada = made.rater("ada")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    rank = {"w": 2, "x": 1, "y": 4, "z": 2}
+    made.store.vote(
+        made.plan, ada, shown.id, "k", Ballot("ranked", ranks=tuple(map(rank.__getitem__, shown.payload.replies)))
+    )
+    (kept,) = made.store.counted_votes(made.plan, audit=True)
+    assert (kept.payload.replies, kept.ranks) == (("w", "x", "y", "z"), (2, 1, 4, 2))
+
+
+def test_who_opts_out_of_a_category_does_not_get_it_and_gives_it_back(database: Database) -> None:
+    made = setting(database, [item(0, category="violence"), item(1, category="privacy"), item(2)])
+    ada, bob = made.rater("ada"), made.rater("bob")
+    assert made.plan.categories == ("privacy", "violence")
+    assert question(made, ada) == "Question 0?"
+    made.store.settle(made.plan, ada, ["violence", "no such category"])
+    assert question(made, ada) == "Question 1?"
+    assert question(made, bob) == "Question 0?"
+
+
+def test_exposures_are_counted_once_and_not_for_what_was_skipped_unseen(database: Database) -> None:
+    made = setting(database, [item(number, category="violence") for number in range(3)] + [item(3)])
+    ada = made.rater("ada")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    made.store.expose(made.plan, ada, shown.id)
+    made.store.expose(made.plan, ada, shown.id)
+    vote(made, ada, "1", Ballot("skip", rationale="too much"))
+    vote(made, ada, "2", Ballot("skip", rationale="not opened"))
+    vote(made, ada, "3")  # answered, so it was read, also where no script tells that it was opened
+    vote(made, ada, "4")
+    with database.reading() as connection:
+        rows = connection.execute(select(ITEM.c.comparison, EXPOSURE.c.category).join(EXPOSURE)).all()
+    assert sorted(map(tuple, rows)) == [("c0", "violence"), ("c2", "violence")]
+
+
+def test_nobody_votes_at_anothers_item(database: Database) -> None:
+    made = setting(database, [item(0), item(1)])
+    ada, bob = made.rater("ada"), made.rater("bob")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    assert made.store.assigned(made.plan, bob, shown.id) is None
+    with pytest.raises(KeyError):
+        made.store.vote(made.plan, bob, shown.id, "k", Ballot("tie"))
+    assert choices(made) == []
+
+
+def test_audit_items_are_left_out_unless_they_are_asked_for(database: Database) -> None:
+    made = setting(database, [item(0, audit=True, probability=0.1, stratum="uniform", gold="a"), item(1)])
+    ada = made.rater("ada")
+    vote(made, ada, "1")
+    vote(made, ada, "2")
+    assert [vote.comparison for vote in made.store.counted_votes(made.plan, audit=False)] == ["c1"]
+    assert [vote.comparison for vote in made.store.counted_votes(made.plan, audit=True)] == ["c0", "c1"]
+
+
+def test_many_raters_at_once_fill_every_quota_and_exceed_none(database: Database) -> None:
+    items, wanted, raters = 15, 2, 6
+    made = setting(database, [item(number, wanted=wanted) for number in range(items)])
+    people = [made.rater(f"r{number}") for number in range(raters)]
+
+    def work(rater: Rater) -> list[str]:
+        outcomes: list[str] = []
+        while shown := made.store.next(made.plan, rater):
+            with ThreadPoolExecutor(2) as twice:
+                sent = [
+                    twice.submit(made.store.vote, made.plan, rater, shown.id, f"{shown.id}", Ballot("tie"))
+                    for _ in range(2)
+                ]
+            outcomes += sorted(future.result() for future in sent)
+        return outcomes
+
+    with ThreadPoolExecutor(raters) as pool:
+        outcomes = Counter(outcome for made_by in pool.map(work, people) for outcome in made_by)
+    assert outcomes == {"saved": items * wanted, "repeated": items * wanted}
+    assert taken(made) == [(wanted, wanted)] * items
+    assert Counter(comparison for comparison, _, _ in choices(made)) == {f"c{n}": wanted for n in range(items)}
+    assert len(set(choices(made))) == items * wanted
+
+
+def test_the_database_itself_holds_the_quota_and_counts_once(database: Database) -> None:
+    made = setting(database, [item(0)])
+    vote(made, made.rater("ada"), "k")
+    with pytest.raises(IntegrityError):
+        database.write(lambda connection: connection.execute(update(ITEM).values(taken=2)).close())
+    with database.reading() as connection:
+        row = dict(connection.execute(select(VOTE)).mappings().one())
+    again = row | {"id": 99, "version": 2}
+    with pytest.raises(IntegrityError):
+        database.write(lambda connection: connection.execute(insert(VOTE).values(again)).close())
+    with pytest.raises(IntegrityError):  # foreign keys are watched
+        database.write(
+            lambda connection: connection.execute(insert(VOTE).values(again | {"key": "l", "rater_id": 77})).close()
+        )
+
+
+def test_a_plan_stays_as_it_is_when_another_is_added(database: Database) -> None:
+    made = setting(database, [item(0)])
+    again = made.store.add_plan(made.plan.plan, [item(5), item(6)])
+    assert again == made.plan
+    with pytest.raises(UsageError, match="nothing to ask"):
+        made.store.add_plan(made.plan.plan, [])
+
+
+def test_migrations_make_the_tables_that_the_code_expects(database: Database) -> None:
+    with database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_a_newer_database_is_refused(address: str | None, tmp_path: Path) -> None:
+    database = Database.open(tmp_path, address)
+    database.write(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num='r9'")).close())
+    database.close()
+    with pytest.raises(ConfigurationError, match="newer version"):
+        Database.open(tmp_path, address)
+
+
+def test_what_is_no_database_is_told_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b"something else" * 1000)
+    with pytest.raises(RunError, match="not a database"):
+        Database.open(tmp_path, None)
+    assert (tmp_path / FILE).read_bytes() == b"something else" * 1000
+
+
+@pytest.mark.parametrize("address", ["mysql://host/name", "nonsense", "sqlite:///other.db"])
+def test_other_databases_are_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="postgresql://"):
+        Database.open(tmp_path, address)
+
+
+def test_a_server_that_is_not_there_is_told_without_the_password(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Database.open(tmp_path, "postgresql://ada:secret123@127.0.0.1:9/reviews")
+    assert "127.0.0.1:9" in str(caught.value)
+    assert "secret123" not in str(caught.value)
+
+
+def test_sqlite_is_safe_against_a_loss_of_power(sqlite: Database) -> None:
+    with sqlite.reading() as connection:
+        settings = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    assert settings == ["wal", 2, 1]
