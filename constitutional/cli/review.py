@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ _ABOUT: Final = """Serve a page on which people compare a run's replies, until C
 
   constitutional review RUN                                   # for yourself, on this machine
   constitutional review RUN invite NAME review.port=8000      # a link for one more rater
+  constitutional review RUN freeze                            # a snapshot of all votes, for a run that waits
   constitutional review RUN export --out verdicts.jsonl       # current votes, for mix.verdicts, and a .csv beside them
 
 settings
@@ -37,7 +39,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first; it needs its comparisons")
-    parser.add_argument("overrides", nargs="*", metavar="WORD", help="invite NAME, export, or review.KEY=VALUE")
+    parser.add_argument("overrides", nargs="*", metavar="WORD", help="invite NAME, freeze, export, or review.KEY=VALUE")
     parser.add_argument("--role", choices=("rater", "lead"), help="of whom is invited")
     parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="where exported votes go")
     parser.add_argument("--audit", action="store_true", help="export also votes that are only to measure")
@@ -48,11 +50,11 @@ def _review(arguments: argparse.Namespace) -> None:
     names = [word for word in arguments.overrides if "=" not in word]
     words = [word for word in arguments.overrides if "=" in word]
     command = names.pop(0) if names else "serve"
-    wanted = {"serve": 0, "export": 0, "invite": 1}
+    wanted = {"serve": 0, "export": 0, "freeze": 0, "invite": 1}
     if command not in wanted or len(names) != wanted[command]:
         raise UsageError(
-            f"'{' '.join([command, *names])}' is not understood; type constitutional review RUN, … RUN invite NAME or "
-            "… RUN export --out FILE.jsonl"
+            f"'{' '.join([command, *names])}' is not understood; type constitutional review RUN, … RUN invite NAME, "
+            "… RUN freeze or … RUN export --out FILE.jsonl"
         )
     if arguments.role and command != "invite":
         raise UsageError("--role is of an invitation; type constitutional review RUN invite NAME --role lead")
@@ -70,6 +72,8 @@ def _review(arguments: argparse.Namespace) -> None:
         _serve(arguments.folder, words)
     elif command == "invite":
         _invite(arguments, words, names[0])
+    elif command == "freeze":
+        _freeze(arguments.folder, words)
     else:
         _export(arguments, words)
 
@@ -104,6 +108,33 @@ def _invite(arguments: argparse.Namespace, words: Sequence[str], name: str) -> N
 
     print(invite(RunStore.load(arguments.folder), read_settings(words), name, arguments.role))
     print(f"The link lets {printable(name)} in once, within 14 days.", file=sys.stderr)
+
+
+def _freeze(folder: Path, words: Sequence[str]) -> None:
+    """Write all votes on pairs, those of the audit set too, as a file that no later vote changes."""
+    from constitutional.base.files import digest_of, write_rows
+    from constitutional.review import export
+    from constitutional.review.serve import open_review
+    from constitutional.review.settings import read_settings
+    from constitutional.runs.folder import RunStore
+
+    settings = read_settings(words)
+    if settings.task != "pair":
+        raise UsageError("freeze is of votes on pairs, with which a run goes on; type … export for other tasks")
+    review = open_review(RunStore.load(folder), settings, plans=False)
+    try:
+        votes = review.store.counted_votes(review.plan, audit=True)
+        wanted = review.plan.wanted
+    finally:
+        review.database.close()
+    if not votes:
+        raise UsageError(f"{folder}: there is no vote yet; type constitutional review {folder}")
+    path = folder / "verdicts" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    write_rows(path, export.verdicts_of(votes))
+    given = sum(vote.choice != "skip" for vote in votes)
+    print(printable(f"{path}: {given} of {counted(wanted, 'vote')}, SHA-256 {digest_of(path)}"))
+    print(printable(f"the command that made the run goes on with spotcheck.verdicts={path}"))
 
 
 def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from constitutional.base.frozen import Frozen
-from constitutional.base.records import Comparison, Message, Prompt
+from constitutional.base.records import Comparison, Message, Prompt, SpotCheck
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.review.settings import Task
 
@@ -104,6 +104,22 @@ def items_of(
             category=category_of(prompt, replies, sensitive),
         )
         for name, prompt, replies in questions
+    ]
+
+
+def spot_checked(items: Iterable[PlannedItem], plan: Iterable[SpotCheck]) -> list[PlannedItem]:
+    """The items of a run's plan of spot-checks, in its order, with the votes that it wants of each."""
+    by_comparison = {item.comparison: item for item in items}
+    return [
+        by_comparison[check.comparison].model_copy(
+            update={
+                "wanted": check.votes,
+                "stratum": check.reason,
+                "probability": check.probability,
+                "audit": check.reason == "audit",
+            }
+        )
+        for check in plan
     ]
 
 

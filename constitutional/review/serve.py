@@ -8,11 +8,12 @@ from typing import Final, NamedTuple
 import uvicorn
 
 from constitutional.base.errors import ConfigurationError, UsageError
-from constitutional.base.records import Comparison
+from constitutional.base.records import Comparison, Judgement
 from constitutional.constitution.file import load_constitution
+from constitutional.judging.spotchecks import planned
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
-from constitutional.review.plan import Plan, ReviewPrinciple, items_of
+from constitutional.review.plan import Plan, ReviewPrinciple, items_of, spot_checked
 from constitutional.review.settings import EVERY_ADDRESS, LOOPBACK, ReviewSettings
 from constitutional.review.site import Site
 from constitutional.review.store import ReviewStore, StoredPlan
@@ -34,7 +35,10 @@ class Review(NamedTuple):
 
 
 def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) -> Review:
-    """The run's review, with the plan of the task; where there is none, all comparisons of the run become one.
+    """The run's review, with the plan of the task.
+
+    Where there is none, the comparisons that the run's settings choose for spot-checks become one; where they choose
+    none, all comparisons of the run.
 
     Args:
         run: the run.
@@ -63,13 +67,17 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
                 seed=config.seed,
                 principles=tuple(ReviewPrinciple(id=part.id, text=part.text) for part in principles),
             )
+            comparisons = run.read("comparisons", Comparison)
             items = items_of(
-                run.read("comparisons", Comparison),
+                comparisons,
                 settings.task,
                 seed=config.seed,
                 wanted=settings.overlap,
                 sensitive=settings.sensitive,
             )
+            if settings.task == "pair" and config.spotcheck.votes:
+                checks = planned(comparisons, run.read("judgements", Judgement), config.spotcheck, config.seed)
+                items = spot_checked(items, checks)
             stored = store.add_plan(plan, items)
         if stored.plan.run != config.name:
             raise ConfigurationError(

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from constitutional.base.errors import ConfigurationError
-from constitutional.base.records import Comparison, Message, Prompt, Verdict
+from constitutional.base.errors import ConfigurationError, WaitingError
+from constitutional.base.records import Comparison, Message, Preference, Prompt, SpotCheck, Verdict
 from constitutional.cli.main import main
 from constitutional.data.verdicts import read_verdicts
 from constitutional.review.accounts import Accounts
@@ -29,7 +29,7 @@ from constitutional.review.store import CountedVote, ReviewStore
 from constitutional.runs.folder import RunStore
 from tests.review.reviewing import hidden_fields
 from tests.review.test_kills import free_port
-from tests.scripted_run import World, configured, go
+from tests.scripted_run import World, configured, constitution, go
 
 
 def vote_on_all(folder: Path, ballot: Ballot, task: Task = "pair", **settings: object) -> None:
@@ -313,3 +313,32 @@ def test_no_cell_of_the_table_is_a_formula(tmp_path: Path, text: str) -> None:
         (row,) = csv.DictReader(file)
     assert {row[name] for name in ("rater", "rationale", "rewritten", "comparison")} == {f"'{text}"}
     assert row["when"] == "1970-01-01T00:00:00+00:00"
+
+
+def test_the_planned_spot_checks_are_asked_and_frozen_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    asked = ["prompts.train=20", "label.principles=all", "until=mix", "spotcheck.budget=9", "spotcheck.overlap=0"]
+    with pytest.raises(WaitingError, match="9 comparisons wait for 9 votes"):
+        go(configured(tmp_path, *asked), World())
+    folder = tmp_path / "runs" / "first"
+    assert main(["review", str(folder), "freeze"]) == 2
+    assert "nobody was asked" in capsys.readouterr().err
+    vote_on_all(folder, Ballot("first", 2))
+    assert main(["review", str(folder), "freeze"]) == 0
+    said = capsys.readouterr().out
+    assert "9 of 9 votes" in said
+    snapshot = said.strip().rpartition("spotcheck.verdicts=")[2]
+    run, _ = go(configured(tmp_path, *asked, f"spotcheck.verdicts={snapshot}"), World())
+    plan, verdicts = run.read("spotchecks", SpotCheck), run.read("verdicts", Verdict)
+    assert [verdict.comparison for verdict in verdicts] == [check.comparison for check in plan]
+    review = open_review(run, ReviewSettings())
+    votes = review.store.counted_votes(review.plan, audit=True)
+    review.database.close()
+    audit = {check.comparison for check in plan if check.reason == "audit"}
+    assert len(audit) == 4
+    assert {vote.comparison for vote in votes if vote.audit} == audit
+    human = {row.comparison for row in run.read("preferences", Preference) if row.source == "human"}
+    assert human
+    assert not human & audit
