@@ -67,6 +67,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         advice = "make room or give access, and start again: what is finished is kept"
+        if isinstance(error, FileNotFoundError):
+            advice = f"is there a folder {path.parent}? Make it, and start again: what is finished is kept"
         raise RunError(f"{path}: cannot be written: {error.strerror}; {advice}") from error
 
 

@@ -322,9 +322,11 @@ def _clean(arguments: argparse.Namespace) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     from constitutional.cli import show
+    from constitutional.cli.html import check_page
     from constitutional.runs.runner import compare, load_run
     from constitutional.runs.sweeps import sweep_file
 
+    check_page("--out", arguments.out)
     swept = [file for folder in arguments.folders if (file := sweep_file(folder))]
     if swept or len(arguments.folders) > MOST_SIDE_BY_SIDE:
         from constitutional.runs.comparing import compare_many, named_runs

@@ -13,7 +13,7 @@ from constitutional.base.errors import ConstitutionalError, UsageError, complain
 from constitutional.base.files import atomic_write
 from constitutional.base.progress import counted
 from constitutional.base.text import printable, table
-from constitutional.cli.html import rendered
+from constitutional.cli.html import check_page, rendered
 
 if TYPE_CHECKING:
     from constitutional.judging.best_of import Shift
@@ -55,13 +55,18 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
 def _preview(arguments: argparse.Namespace) -> None:
     from constitutional.runs.folder import RunStore
     from constitutional.runs.preview import PROMPTS, Previewer
+    from constitutional.runs.status import outdated
 
     prompts = PROMPTS if arguments.prompts is None else arguments.prompts
     if prompts < 2:
         raise UsageError(f"--prompts {prompts}: at least 2 prompts, and some tens to see anything")
     if arguments.samples is not None and not 2 <= arguments.samples <= 64:
         raise UsageError(f"--samples {arguments.samples}: from 2 to 64 replies a prompt")
-    with Previewer(RunStore.load(arguments.folder), prompts, arguments.samples) as previewer:
+    check_page("--html", arguments.html)
+    store = RunStore.load(arguments.folder)
+    if old := outdated(store):
+        print(f"warning: {printable(str(store.folder))}: {old}", file=sys.stderr)
+    with Previewer(store, prompts, arguments.samples) as previewer:
         previewer.edited(arguments.overrides)  # what is typed wrongly ends the command, also where it watches
         if arguments.watch:
             _watch(previewer, arguments)

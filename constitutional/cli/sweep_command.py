@@ -214,10 +214,12 @@ def shown(file: Path) -> str:
     asked, reused = sum(line.calls.asked for line in lines), sum(line.calls.reused for line in lines)
     notes = [f"in all {asked:,} model calls asked, {reused:,} reused"]
     if any(line.violations is not None for line in lines):
-        notes.append("violates: mean share of replies that violate a principle, over the principles that all jobs have")
+        notes.append("violates: mean share of replies that violate a principle, over all that every job measured")
     bound = "" if sweep.over_refusal is None else f", with an over-refusal of {sweep.over_refusal:.0%} at most"
     measure = {"violations": "the fewest violations", "preferred": "the most wins"}[sweep.objective] + bound
-    if (winner := sweeps.best(lines, sweep)) is not None:
+    if (name := sweeps.best_of_seeds(lines, sweep)) is not None:
+        notes.append(f"best, by {measure}, as a mean over seeds: {name}")
+    elif (winner := sweeps.best(lines, sweep)) is not None:
         notes.append(f"best, by {measure}: {winner.run.name}")
     elif any(line.run.state == "done" for line in lines):
         notes.append(f"no job can be called the best by {measure}")

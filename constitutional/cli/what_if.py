@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from constitutional.base.errors import UsageError
 from constitutional.base.files import atomic_write
 from constitutional.base.text import printable, table
-from constitutional.cli.html import rendered
+from constitutional.cli.html import check_page, rendered
 
 if TYPE_CHECKING:
     from constitutional.runs.what_if import ChangedLabel, MixChange, WhatIf
@@ -49,6 +49,7 @@ def _what_if(arguments: argparse.Namespace) -> None:
 
     if not arguments.overrides:
         raise UsageError("what-if needs a setting to change, such as constitution.weights.ID=0; see --help")
+    check_page("--html", arguments.html)
     run = LabelledRun(RunStore.load(arguments.folder))
     answer = run.what_if(arguments.overrides)
     if arguments.html is not None:

@@ -64,11 +64,9 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
     Runs that are not finished are listed with their state, and not compared.
 
     Raises:
-        UsageError: the page would have the name of a folder, or of a file of numbers.
+        UsageError: the page would have the name of a file of numbers.
         RunError: fewer than two runs are finished, or one is damaged.
     """
-    if out.is_dir():
-        raise UsageError(f"--out {out}: is a folder; type --out {out / 'report.html'}")
     files = [out, out.with_suffix(".csv"), out.with_suffix(".parquet")]
     if out in files[1:]:
         raise UsageError(f"--out {out}: names the page, beside which the numbers stand; type --out {out.stem}.html")

@@ -13,6 +13,7 @@ Runs that need the same stage share what it made. A run whose settings have chan
 ones stay, and going back costs nothing.
 """
 
+import difflib
 import json
 import os
 import socket
@@ -106,9 +107,7 @@ class RunStore:
             RunError: it is damaged.
         """
         if not (folder / MANIFEST).is_file():
-            raise UsageError(
-                f"{folder}: holds no run (there is no {MANIFEST} in it); expected a folder such as runs/NAME"
-            )
+            raise UsageError(f"{folder}: holds no run (there is no {MANIFEST} in it); {_instead(folder)}")
         return cls(folder, read_manifest(folder), None)
 
     def close(self) -> None:
@@ -269,6 +268,18 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     remedy = f"move it away (mv {path} {path}.old) and start the run again: finished stages are found again"
     return read_checked(path, Manifest, remedy)
+
+
+def _instead(folder: Path) -> str:
+    """What whoever names a folder that is no run may have meant."""
+    if folder.with_name(f"{folder.name}.sweep.json").is_file():
+        jobs = sorted(path.parent for path in folder.parent.glob(f"{folder.name}-*/{MANIFEST}"))
+        return f"it is a sweep, whose jobs are runs, such as {jobs[0] if jobs else f'{folder}-…'}"
+    found = (path for place in (folder.parent, Path("runs")) for path in place.glob(f"*/{MANIFEST}"))
+    beside = {path.parent.name: path.parent for path in found}
+    if near := difflib.get_close_matches(folder.name, beside, n=1):
+        return f"did you mean {beside[near[0]]}?"
+    return "expected a folder such as runs/NAME"
 
 
 def read_forecast(folder: Path) -> dict[str, StageForecast]:

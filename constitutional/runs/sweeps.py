@@ -209,8 +209,11 @@ def check_kept(file: Path, run_folders: Sequence[Path]) -> None:
     """Refuse a sweep that would take the place of another one of the same name; one with more jobs goes on.
 
     Raises:
-        UsageError: the file holds jobs that are none of these.
+        UsageError: the file holds jobs that are none of these, or a run has the sweep's name.
     """
+    run = file.with_name(file.name.removesuffix(ENDING))
+    if (run / MANIFEST).is_file():
+        raise UsageError(f"{run}: is a run, and commands could not tell a sweep of this name from it; type name=OTHER")
     try:
         others = {file.parent / job.folder for job in read(file).jobs} - set(run_folders)
     except ConstitutionalError:  # damaged, so there is nothing to keep
@@ -323,6 +326,20 @@ def best(lines: Iterable[JobLine], sweep: Sweep) -> JobLine | None:
     meant = [line for line in lines if not is_control(line.job)]
     measured = [line for line in meant if objective(line, sweep) is not None and excess(line, sweep) <= 0]
     return min(measured, key=lambda line: objective(line, sweep) or 0.0, default=None)
+
+
+def best_of_seeds(lines: Iterable[JobLine], sweep: Sweep) -> str | None:
+    """Of jobs that differ by their seeds alone the common name with the best mean objective within the bound.
+
+    None where seeds were not swept, or none was measured.
+    """
+    means: dict[str, float] = {}
+    for name, group in by_seed(lines).items():
+        values = [value for line in group if (value := objective(line, sweep)) is not None]
+        within = mean(excess(line, sweep) for line in group) <= 0
+        if len(values) == len(group) and within and not any(is_control(line.job) for line in group):
+            means[name] = mean(values)
+    return min(means, key=lambda name: means[name], default=None)
 
 
 def objective(line: JobLine, sweep: Sweep) -> float | None:

@@ -24,6 +24,7 @@ from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.choosing import violated_in_drafts
 from constitutional.judging.reweighing import Booleans, Floats, JudgementTable, Lots, reweighed
 from constitutional.runs.compose import changed, load, validated, zero_weights
+from constitutional.runs.context import COMPARISON
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import mix
@@ -145,7 +146,7 @@ class LabelledRun:
         self.untrusted = tuple(row.principle for row in accuracies if not row.trusted)
         self.constitution = load_constitution(store.folder / USED)
         """The principles of the run with their weights, untrusted ones included."""
-        self.outdated = store.stages["label"].needs.get("constitution") != self.constitution.digest
+        self.outdated = store.stages["label"].needs.get(COMPARISON) != self.constitution.digest_for("comparison")
         """Whether the judgements were made with another constitution than the run has now."""
         self._prompts = store.read("prompts", Prompt)
         telling = self.config.label.principles == "telling"
@@ -243,7 +244,8 @@ class LabelledRun:
             if not (chosen or group == "mix" or key == "label.clamp"):
                 raise UsageError(
                     f"what {key} would change cannot be known without asking a model; what-if answers for "
-                    f"{', '.join(SETTINGS)}: type constitution.weights.ID=NUMBER, or `constitutional run` for the rest"
+                    f"{', '.join(SETTINGS)}: type constitution.weights.ID=NUMBER; `constitutional preview` answers for "
+                    "other edits of the constitution, and `constitutional run` for the rest"
                 )
         values = changed(self.config, overrides)
         zero = zero_weights(values)

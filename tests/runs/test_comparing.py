@@ -110,8 +110,8 @@ def test_a_page_is_no_folder(swept: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_a_page_is_no_file_of_numbers(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(swept), "--out", str(tmp_path / "page.csv")]) == 2
     assert "--out page.html" in capsys.readouterr().err
-    assert cli.main(["report", str(swept), "--out", str(tmp_path / "none" / "page.html")]) == 1
-    assert "none" in capsys.readouterr().err
+    assert cli.main(["report", str(swept), "--out", str(tmp_path / "none" / "page.html")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def judgement(comparison: str, principle: str, p_a: float, weight: float = 1.0) -> Judgement:

@@ -13,6 +13,7 @@ from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import SweepSettings
 from constitutional.runs.sweeps import (
     best,
+    best_of_seeds,
     calls_of,
     check_kept,
     job_lines,
@@ -284,3 +285,29 @@ def test_the_jobs_are_written_with_their_overrides(tmp_path: Path) -> None:
     write(tmp_path / "x.sweep.json", SweepSettings(), [Job(("seed=1", "name=x"), ("seed=1",))], [tmp_path / "x-seed=1"])
     (job,) = json.loads((tmp_path / "x.sweep.json").read_text())["jobs"]
     assert job == {"folder": "x-seed=1", "swept": ["seed=1"], "overrides": ["seed=1", "name=x"]}
+
+
+def test_of_several_seeds_the_best_is_a_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    rates = {("0", "a"): 0.1, ("1", "a"): 0.5, ("0", "b"): 0.2, ("1", "b"): 0.2}
+    folders = [measured(runs, f"x-{seed}-{lr}", {"kind": rate}, 0.0) for (seed, lr), rate in rates.items()]
+    jobs = [Job((f"seed={seed}", f"lr={lr}"), (f"seed={seed}", f"lr={lr}")) for seed, lr in rates]
+    write(runs / "x.sweep.json", SweepSettings(), jobs, folders)
+    assert best_of_seeds(job_lines(runs / "x.sweep.json"), read(runs / "x.sweep.json")) == "lr=b"
+    assert cli.main(["show", str(runs / "x")]) == 0
+    assert "as a mean over seeds: lr=b" in capsys.readouterr().out
+
+
+def test_a_sweep_cannot_have_a_run_s_name(tmp_path: Path) -> None:
+    folder = measured(tmp_path, "x", {"kind": 0.1}, 0.0)
+    with pytest.raises(UsageError, match="name=OTHER"):
+        check_kept(tmp_path / "x.sweep.json", [folder.with_name("x-whole")])
+
+
+def test_who_names_a_sweep_or_mistypes_a_run_is_told(tmp_path: Path) -> None:
+    measured(tmp_path, "x-whole", {"kind": 0.1}, 0.0)
+    (tmp_path / "x.sweep.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"it is a sweep.*x-whole"):
+        RunStore.load(tmp_path / "x")
+    with pytest.raises(UsageError, match=r"did you mean .*x-whole"):
+        RunStore.load(tmp_path / "x-whoel")

@@ -40,6 +40,7 @@ def judged_by_one(tmp_path_factory: pytest.TempPathFactory) -> LabelledRun:
 
 def test_without_a_change_the_mix_is_what_the_run_made(judged_by_all: LabelledRun) -> None:
     answer = judged_by_all.what_if(["mix.margin=0"])
+    assert not any("another constitution" in note for note in answer.notes)
     preferences = RunStore.load(judged_by_all.folder).read("preferences", Preference)
     for name, split in (("to train on", "train"), ("held out", "held_out")):
         count = sum(row.split == split for row in preferences)

@@ -120,7 +120,7 @@ class Contribution(NamedTuple):
 
 
 class Attribution(NamedTuple):
-    """A behaviour that training changed, and what each principle has to do with it."""
+    """A behaviour that training or a principle clearly changed, and what each principle has to do with it."""
 
     measure: str
     change: Effect
@@ -142,7 +142,9 @@ class Sources(NamedTuple):
     missing: dict[int, int]
     """By size, subsets of principles that were not run."""
     seeds: int
-    """The fewest that an effect is over."""
+    """The fewest that an effect of leaving out is over."""
+    shapley_seeds: int
+    """The fewest that a Shapley value is over: those that all subsets have."""
     decided: Counter[str]
     controls_clear: int
     """Clear effects of principles whose words were shuffled."""
@@ -247,7 +249,7 @@ def _effects(
 def sources(many: Sequence[Variant]) -> Sources | None:
     """What principles did, by variants that differ in their principles alone; None where there are no such variants."""
     family = _family(many)
-    whole = max(family, key=lambda variant: (_subsets(variant, family), len(variant.principles)), default=None)
+    whole = max(family, key=lambda variant: _answers(variant, family), default=None)
     if whole is None or not _subsets(whole, family):
         return None
     ids = list(whole.principles)
@@ -269,15 +271,15 @@ def sources(many: Sequence[Variant]) -> Sources | None:
     rows = _effects(left_out, units)
     changes = _effects([("whole", "", "", _from_base(whole, units))], units)[0].cells
     by_shapley, exact = _shapley(games, whole, units)
+    attributed = [
+        Attribution(measure, change, _parts(measure, ids, rows, by_shapley))
+        for measure, change in sorted(changes.items(), key=lambda item: -item[1].strength)
+    ]
     return Sources(
         whole=whole,
         rows=rows,
         alone=_effects(alone, units),
-        changed=[
-            Attribution(measure, change, _parts(measure, ids, rows, by_shapley))
-            for measure, change in sorted(changes.items(), key=lambda item: -item[1].strength)
-            if change.clear
-        ],
+        changed=[row for row in attributed if row.change.clear or any(part.clear for part in row.parts)],
         exact=exact,
         controls=frozenset(
             variant.name
@@ -285,10 +287,15 @@ def sources(many: Sequence[Variant]) -> Sources | None:
             if (name := _reworded(variant, whole)) and _is_shuffled(variant, whole, name)
         ),
         missing=missing_subsets([*games, frozenset()], ids),
-        seeds=min((cell.estimate.seeds for row in rows for cell in row.cells.values()), default=1),
+        seeds=_fewest_seeds(rows),
+        shapley_seeds=_fewest_seeds(by_shapley),
         decided=sum((run.decided for run in whole.runs), Counter[str]()),
         controls_clear=sum(cell.clear for row in rows if row.hint == CONTROL for cell in row.cells.values()),
     )
+
+
+def _fewest_seeds(rows: Sequence[EffectRow]) -> int:
+    return min((cell.estimate.seeds for row in rows for cell in row.cells.values()), default=1)
 
 
 def _parts(
@@ -318,6 +325,12 @@ def _within(variant: Variant, whole: Variant) -> bool:
 
 def _subsets(whole: Variant, family: Sequence[Variant]) -> int:
     return sum(_within(variant, whole) and len(variant.principles) < len(whole.principles) for variant in family)
+
+
+def _answers(whole: Variant, family: Sequence[Variant]) -> tuple[int, int, int]:
+    """How much a constitution's subsets tell of it: those without one principle first, then all; then its size."""
+    single = sum(_within(variant, whole) and len(variant.principles) == len(whole.principles) - 1 for variant in family)
+    return single, _subsets(whole, family), len(whole.principles)
 
 
 def _reworded(variant: Variant, whole: Variant) -> str:

@@ -69,7 +69,11 @@ def verdict(found: Sources | None, best: Best | None, runs: int) -> list[str]:
         sentences.append(f"{row.principle} {'; '.join(did) or nothing}.")
     if found and any(row.hint == CONTROL for row in found.rows):
         count = counted(found.controls_clear, "clear effect")
-        luck = f"had {count} all the same: there the order of the words does not matter, or their meaning does not."
+        rows = [row for row in found.rows if row.hint == CONTROL and any(cell.clear for cell in row.cells.values())]
+        luck = (
+            f"had {count} all the same ({', '.join(row.principle for row in rows)}): there the order of the words does "
+            "not matter to the models, or their meaning does not. Such a control controls nothing."
+        )
         sentences.append(
             f"Principles with shuffled words {luck if found.controls_clear else 'did nothing that is clear.'}"
         )
@@ -185,7 +189,10 @@ def shown_effect(effect: Effect | None, unit: str, direction: Direction | None) 
     if effect is None:
         return None
     share, row = unit == "share", effect.estimate
-    value, low, high = (_signed(end, share=share) for end in (row.value, effect.low, effect.high))
+    numbers = (row.value, effect.low, effect.high)
+    value, low, high = (_signed(end, share=share) for end in numbers)
+    if effect.clear and "0" in (low, high):  # its interval does not hold 0, though an end is rounded to it
+        low, high = (_signed(end, share=share, digits=2) for end in numbers[1:])
     ends = f"{low} to {high}" if row.prompts > 1 else "not known"
     note = f"n = {row.prompts}" + (f", {row.seeds} seeds" if row.seeds > 1 else "")
     if row.prompts < FEW:
@@ -206,8 +213,8 @@ def shown_effect(effect: Effect | None, unit: str, direction: Direction | None) 
     )
 
 
-def _signed(value: float, *, share: bool) -> str:
-    text = f"{100 * value:.0f}" if share else f"{value:.1f}"
+def _signed(value: float, *, share: bool, digits: int = 0) -> str:
+    text = f"{100 * value:.{digits}f}" if share else f"{value:.{digits + 1}f}"
     text = "0" if float(text) == 0 else text
     return f"+{text}" if float(text) > 0 else text.replace("-", "−")
 

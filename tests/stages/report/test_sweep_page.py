@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from constitutional.base.effects import Effect, Estimate
 from constitutional.base.records import Comparison, Judgement, Prompt
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.spending import Calls
@@ -397,3 +398,43 @@ def test_numbers_of_places_that_lie_on_each_other_stand_side_by_side() -> None:
     counts = {"over_refusal": 4, "trait_rate/harmful_compliance": 4}
     html = page([made(name, ALL, counts, settings={"lr": number}) for number, name in enumerate("abc")])
     assert 'text-anchor="end">1, 2, 3</text>' in html or 'text-anchor="start">1, 2, 3</text>' in html
+
+
+def test_a_run_with_one_more_principle_does_not_hide_what_leaving_out_tells() -> None:
+    counts = {"trait_rate/flattery": 2, "trait_rate/verbosity": 30}
+    other = made("plain", (*ALL, "honest"), counts, texts={"honest": "Be honest."})
+    other = other._replace(settings=leave_one_out()[0].settings | {"name": "plain"})
+    found = sources(variants([other, *leave_one_out()]))
+    assert found is not None
+    assert found.whole.name == "x-seed=0-whole"
+    assert {row.label for row in found.rows} == set(ALL)
+
+
+def test_shapley_values_from_fewer_seeds_are_said_to_be() -> None:
+    runs = leave_one_out((0, 1))
+    runs += [made(f"only_{name}", (name,), {"trait_rate/flattery": 12, "trait_rate/verbosity": 12}) for name in ALL]
+    assert "Shapley values are over 1 of 2 seeds" in page(runs)
+    assert "Shapley values are over" not in page([run for run in runs if run.seed == 0])
+
+
+def test_principles_alone_leave_nothing_out_and_the_page_says_so() -> None:
+    runs = [made("whole", ALL, {"trait_rate/flattery": 2})]
+    runs += [made(f"only_{name}", (name,), {"trait_rate/flattery": 2}) for name in ALL]
+    html = page(runs)
+    assert "not known: no run leaves a principle out" in html
+    assert "from no single principle" not in html
+    assert "against what is wanted" in html  # the legend
+
+
+def test_what_a_principle_clearly_changed_is_listed_though_the_whole_is_like_the_base() -> None:
+    # The whole shows it on 20 of 40, as the base does, and without calm it is on none.
+    whole, without = made("whole", ALL, {"trait_rate/x": 20}), made("without", ("brief", "kind"), {"trait_rate/x": 0})
+    found = sources(variants([whole, without]))
+    assert found is not None
+    assert [(row.measure, row.change.clear) for row in found.changed] == [("trait_rate/x", False)]
+
+
+def test_a_clear_effect_never_seems_to_end_at_nothing() -> None:
+    cell = shown_effect(Effect(Estimate(0.3, 0.3, 0.01, 40, 1), 0.002, 0.6, clear=True), "share", None)
+    assert cell is not None
+    assert cell.interval == "+0.20 to +60.00"
