@@ -149,7 +149,7 @@ def _by_user(record: Mapping[str, Any]) -> Iterator[tuple[object, object, dict[s
             key = repr(user)
             users[key] = user
             answers.setdefault(key, {})[question] = value
-            statuses[key] = status if status is not None else statuses.get(key)
+            statuses.setdefault(key, status)
     yield from ((users[key], statuses[key], answers[key]) for key in answers)
 
 

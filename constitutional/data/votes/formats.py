@@ -31,6 +31,11 @@ def format_of(file: VoteFile) -> str:
         InputError: it has none of them.
     """
     name = next((name for name, form in FORMATS.items() if form.recognises(file)), None)
+    if name is None and any(
+        isinstance(row, dict) and {"comparison", "rater", "choice"} <= row.keys() for _, row in file.rows()
+    ):
+        way = f"type spotcheck.verdicts={file.path} or mix.verdicts={file.path}"
+        raise InputError(file.path, f"holds verdicts, which need no import; {way}")
     if name is None:
         known = f"an export of votes on tasks of this run: {', '.join(FORMATS)}"
         raise InputError(file.path, f"is in no format that is known; expected {known}; or name it with --format")

@@ -284,7 +284,8 @@ def _rater(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        found = "it is not said who voted" if value in (None, "") else f"the rater is {shortened(value)}"
+        blank = value is None or isinstance(value, str)
+        found = "it is not said who voted" if blank else f"the rater is {shortened(value)}"
         raise BadVoteError(f"{found}; expected a name, an address or a number")
     return whole_characters(value)
 
