@@ -25,7 +25,9 @@ CHOICES: Final = ("left", "right", "tie", "both_bad", "skip")
 _EXPECTED: Final = (
     "expected JSON, JSON lines or CSV as Label Studio, Argilla, AnnotatedPairs or this program write them"
 )
-_STRENGTH: Final = re.compile(r"\s*([1-4])(\.0)?\s*(\D.*)?", re.DOTALL)
+_STRENGTH: Final = re.compile(r"\s*([1-4])(\.0+)?(\s+[^\W\d].*)?\s*", re.DOTALL)
+"""`3`, `3.0` as a spreadsheet makes of it, or `3 much`."""
+_NAME: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
 class VoteFile(NamedTuple):
@@ -53,7 +55,8 @@ class VoteFile(NamedTuple):
             if isinstance(row, dict):
                 name = row.get("id")
                 by_name = self.lines is None and isinstance(name, str | int)
-                yield (f"{self.path}: task {name}" if by_name else place), row
+                shown = str(name) if _NAME.fullmatch(str(name)) else shortened(name)
+                yield (f"{self.path}: task {shown}" if by_name else place), row
             else:
                 self.broken.append(f"{place}: is {type(row).__name__}; expected a task, which is an object")
 
@@ -217,7 +220,7 @@ def settled(
 
 
 def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison]) -> Verdict:
-    name = _required(vote.comparison, "comparison").strip().removeprefix(ID_MARK)
+    name = _required(vote.comparison, "id of the comparison").strip().removeprefix(ID_MARK)
     if name not in comparisons:
         raise BadVoteError(f"there is no comparison {shortened(name)}; expected one of this run's {len(comparisons)}")
     choice = _choice(vote.choice, _left(vote, comparisons[name]))
@@ -245,16 +248,16 @@ def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison]) -> Verdic
 
 def _required(value: object, name: str) -> str:
     if value is None:
-        raise BadVoteError(f"there is no '{name}'; expected it as it was exported")
+        raise BadVoteError(f"the {name} is missing; expected it as it was exported")
     if not isinstance(value, str):
-        raise BadVoteError(f"'{name}' is {shortened(value)}; expected text, as it was exported")
+        raise BadVoteError(f"the {name} is {shortened(value)}; expected text, as it was exported")
     return whole_characters(value)
 
 
 def _left(vote: ForeignVote, comparison: Comparison) -> str:
     """The response that the rater saw left, by its text: a tool may show texts in another order, or drop columns."""
     item = item_of(comparison, None)
-    left, right = _required(vote.left, "left"), _required(vote.right, "right")
+    left, right = _required(vote.left, "left response"), _required(vote.right, "right response")
     orders = {"a": (item.left, item.right), "b": (item.right, item.left)}
     sides = [side for side, texts in orders.items() if same_text(texts[0], left) and same_text(texts[1], right)]
     if len(sides) != 1:
@@ -287,7 +290,7 @@ def _rater(value: object) -> str:
         blank = value is None or isinstance(value, str)
         found = "it is not said who voted" if blank else f"the rater is {shortened(value)}"
         raise BadVoteError(f"{found}; expected a name, an address or a number")
-    return whole_characters(value)
+    return whole_characters(value.strip())
 
 
 def _seconds(when: object) -> float | None:

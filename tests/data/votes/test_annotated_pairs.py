@@ -102,6 +102,14 @@ def test_what_is_no_file_of_pairs_is_refused(tmp_path: Path) -> None:
     assert (len(read.verdicts), len(read.refused)) == (0, 1)
 
 
+def test_a_strange_name_of_a_task_stays_on_one_short_line(tmp_path: Path) -> None:
+    made = version_1("c")
+    made["comparisons"][0]["id"] = "\x1b[2J\n" * 1000
+    (line,) = imported(write(tmp_path / "x.json", made), PAIRS, "annotated_pairs").refused
+    assert line.isprintable()
+    assert len(line) < 300
+
+
 def judgement(principle: str, p_a: float | None, judge: str = "labeler") -> Judgement:
     text = f"Be {principle}."
     return Judgement(

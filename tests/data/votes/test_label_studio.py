@@ -205,10 +205,10 @@ def test_a_bad_annotation_is_refused_with_its_task_and_loses_no_other(
     ("change", "problem"),
     [
         ({"comparison": "c_0000000000000000"}, "no comparison '0000000000000000'"),
-        ({"comparison": None}, "'comparison'"),
-        ({"comparison": 12}, "'comparison' is 12"),
+        ({"comparison": None}, "id of the comparison is missing"),
+        ({"comparison": 12}, "id of the comparison is 12"),
         ({"left": "somebody edited this"}, "responses"),
-        ({"right": None}, "'right'"),
+        ({"right": None}, "right response is missing"),
         ({"conversation": "User: something else"}, "conversation"),
     ],
 )

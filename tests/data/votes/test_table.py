@@ -49,7 +49,7 @@ def test_a_table_that_a_person_filled_in_comes_back(tmp_path: Path, delimiter: s
         vote = votes_by_item[row["comparison"].removeprefix("c_")]
         choice = clicked(ITEMS[vote.comparison], vote) or vote.choice
         row |= {
-            "rater": vote.rater,
+            "rater": f" {vote.rater} ",
             "choice": f" {choice.replace('_', ' ').title()} ",
             "strength": f"{vote.strength}.0",
         }
@@ -86,6 +86,11 @@ def test_begins_with_the_mark_that_spreadsheets_look_for() -> None:
         ({"choice": "a"}, "expected one of left"),
         ({"strength": "5"}, "strength"),
         ({"strength": "very"}, "strength"),
+        ({"strength": "3.5"}, "strength"),
+        ({"strength": "3,5"}, "strength"),
+        ({"strength": "1-2"}, "strength"),
+        ({"strength": "12"}, "strength"),
+        ({"strength": "4e0"}, "strength"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, change: dict[str, str], problem: str) -> None:
@@ -131,7 +136,7 @@ def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
     path.write_text("comparison,choice,rater\nc_1,left,x\n" + f"{ITEMS[VOTES[0].comparison].name},left,x\n")
     read = imported(path, ROWS, "csv")
     assert [line.partition(":")[2].partition(":")[0] for line in read.refused] == ["2", "3"]
-    assert "'left'" in read.refused[1]
+    assert "left response is missing" in read.refused[1]
 
 
 @pytest.mark.parametrize(
