@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
     exporting.add_argument("--format", required=True, choices=NAMES)
     exporting.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file of tasks to write")
     exporting.add_argument(
-        "--verdicts", type=Path, metavar="FILE", help="write these verdicts, and no tasks (annotated_pairs and csv)"
+        "--verdicts", type=Path, metavar="FILE", help="write these verdicts, and no tasks (annotated_pairs or csv)"
     )
     exporting.add_argument(
         "--judgements", action="store_true", help="write the labeler's judgements, and no tasks (annotated_pairs)"
@@ -77,7 +77,8 @@ def _export(arguments: argparse.Namespace) -> None:
         advice = f"people fill in rater, choice ({', '.join(argilla.LABELS)}), strength (1 to 4) and reason"
     else:
         atomic_write(out, _json(annotated_pairs.tasks(items)))
-        advice = "people are annotators of type human; pref is a, b, or null with no_pref_reason tie, both_bad or skip"
+        reasons = "both, neither or not_applicable"
+        advice = f"people are annotators of type human; pref is a, b, or null with the no_pref_reason {reasons}"
     files = printable(str(out))
     if beside is not None:
         atomic_write(beside, content)
@@ -96,24 +97,25 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
     from constitutional.judging.labelling import probabilities_of
 
     form, out = arguments.format, arguments.out
-    if arguments.judgements and (arguments.verdicts is not None or form != "annotated_pairs"):
-        raise UsageError("--judgements goes with --format annotated_pairs, and without --verdicts")
-    if arguments.verdicts is not None and form not in BOTH_WAYS:
+    if arguments.judgements and form != "annotated_pairs":
+        raise UsageError("--judgements goes with --format annotated_pairs alone")
+    if form not in BOTH_WAYS:
         raise UsageError(f"--verdicts goes with --format {' or '.join(BOTH_WAYS)}; {form} takes tasks alone")
     comparisons = store.read("comparisons", Comparison)
-    if arguments.judgements:
-        judgements = store.read("judgements", Judgement)
-        names = {judgement.comparison for judgement in judgements}
-        items = items_of((row for row in comparisons if row.id in names), None)
-        atomic_write(out, _json(annotated_pairs.judged(items, judgements, probabilities_of(judgements))))
-        print(f"{printable(str(out))}: {counted(len(judgements), 'judgement')} of {counted(len(items), 'comparison')}")
-        return
-    verdicts = read_verdicts(arguments.verdicts, {row.id for row in comparisons})
-    names = {verdict.comparison for verdict in verdicts}
+    file = arguments.verdicts
+    verdicts = [] if file is None else read_verdicts(file, {row.id for row in comparisons})
+    judgements = store.read("judgements", Judgement) if arguments.judgements else []
+    names = {verdict.comparison for verdict in verdicts} | {judgement.comparison for judgement in judgements}
     items = items_of((row for row in comparisons if row.id in names), None)
-    content = table.tasks(items, verdicts) if form == "csv" else _json(annotated_pairs.tasks(items, verdicts))
-    atomic_write(out, content)
-    print(f"{printable(str(out))}: {counted(len(verdicts), 'verdict')} on {counted(len(items), 'comparison')}")
+    if form == "csv":
+        atomic_write(out, table.tasks(items, verdicts))
+    else:
+        labels = probabilities_of(judgements) if judgements else None
+        atomic_write(out, _json(annotated_pairs.tasks(items, verdicts, judgements, labels)))
+    said = [counted(len(verdicts), "verdict")] * bool(verdicts) + [counted(len(judgements), "judgement")] * bool(
+        judgements
+    )
+    print(f"{printable(str(out))}: {' and '.join(said)} on {counted(len(items), 'comparison')}")
 
 
 def _tasks(store: "RunStore") -> tuple[list["VoteItem"], str]:

@@ -230,8 +230,21 @@ def test_judgements_go_out_as_annotated_pairs(tmp_path: Path) -> None:
     content = json.loads(exported(run_folder(tmp_path), "annotated_pairs", "--judgements").read_text())
     assert [row["response_a"]["text"] for row in content["comparisons"]] == [row.a for row in COMPARISONS[:12]]
     assert sorted(who["type"] for who in content["annotators"].values()) == ["principle", "unknown"]
+    assert content["metadata"]["default_annotator"] in content["annotators"]
     prefs = [{one["pref"] for one in row["annotations"].values()} for row in content["comparisons"]]
     assert prefs == [{"b"} if judgement.p_a and judgement.p_a < 0.5 else {"a"} for judgement in JUDGEMENTS]
+
+
+def test_people_stand_beside_the_judgements(tmp_path: Path) -> None:
+    run = run_folder(tmp_path)
+    write_rows(tmp_path / "mine.jsonl", [Verdict(comparison=COMPARISONS[4].id, rater="x", choice="tie")])
+    path = exported(run, "annotated_pairs", "--judgements", "--verdicts", str(tmp_path / "mine.jsonl"))
+    content = json.loads(path.read_text())
+    assert sorted(who["type"] for who in content["annotators"].values()) == ["human", "principle", "unknown"]
+    assert [len(row["annotations"]) for row in content["comparisons"]] == [2] * 4 + [3] + [2] * 7
+    out = tmp_path / "verdicts.jsonl"
+    assert main(["votes", "import", str(run), str(path), "--out", str(out)]) == 0
+    assert [row.choice for row in read_verdicts(out, None)] == ["tie"]
 
 
 @pytest.mark.parametrize(

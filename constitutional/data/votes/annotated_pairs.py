@@ -18,68 +18,68 @@ from constitutional.data.votes.reading import BadVoteError, ForeignVote, Importe
 VERSION: Final = "2.0"
 _DEFAULT: Final = "Default annotator from original dataset (from column `preferred_text`)"
 """Feedback Forensics knows the annotator that others are compared with by the digest of this description."""
-_REASONS: Final = {"tie": "tie", "both_bad": "both_bad", "skip": "skip", "not_applicable": "skip"}
-"""The choice for a reason why there is no preference; the first three are ours."""
+_WITHOUT: Final = {"tie": "both", "both_bad": "neither", "skip": "not_applicable"}
+"""How a choice of neither response is written: the reasons that ICAI knows."""
+_REASONS: Final = {reason: choice for choice, reason in _WITHOUT.items()} | {choice: choice for choice in _WITHOUT}
 
 
 def _digest(text: str) -> str:
     return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
 
 
-def tasks(items: Iterable[VoteItem], verdicts: Iterable[Verdict] = ()) -> dict[str, Any]:
-    """The file of items with the verdicts on them, each rater an annotator; with no verdict, of tasks to annotate."""
-    votes = defaultdict[str, list[Verdict]](list)
-    for verdict in verdicts:
-        votes[verdict.comparison].append(verdict)
+def tasks(
+    items: Iterable[VoteItem],
+    verdicts: Iterable[Verdict] = (),
+    judgements: Iterable[Judgement] = (),
+    labels: Mapping[str, float | None] | None = None,
+) -> dict[str, Any]:
+    """The file of items, to be annotated or with what people and judges say of them already.
+
+    Args:
+        items: the comparisons.
+        verdicts: of people; every rater is an annotator, and one more for each principle that they voted by.
+        judgements: of the labeler and of a panel; every principle and judge is an annotator.
+        labels: by comparison, the probability that a is better by all judgements, for the default annotator.
+    """
+    annotations = defaultdict[str, dict[str, dict[str, Any]]](dict)
     annotators: dict[str, dict[str, Any]] = {}
-    rows = []
-    for item in items:
-        annotations = {}
-        for vote in votes[item.comparison]:
-            name = _digest(f"human {vote.rater!r} {vote.principle!r}")
-            annotators.setdefault(name, _human(vote))
-            annotations[name] = _annotation(item.side_of(vote.choice)) | {"strength": vote.strength}
-            if vote.rationale:
-                annotations[name]["reason"] = whole_characters(vote.rationale)
-        rows.append(_row(item, annotations))
-    return _file(annotators, rows, next(iter(annotators), None))
+    shown = {item.comparison: item for item in items}
+    default = None if labels is None else _digest(_DEFAULT)
+    if default is not None:
+        about = "The run's label: the mean of its judgements by weight"
+        annotators[default] = {"name": "label", "description": about, "type": "unknown"}
+    for name, p_a in (labels or {}).items():
+        if name in shown and default is not None:
+            annotations[name][default] = _by_probability(shown[name], p_a)
+    for judgement in judgements:
+        if judgement.comparison in shown:
+            judge = "" if judgement.judge == LABELER else f" ({judgement.judge})"
+            description = whole_characters(judgement.principle_text + judge)
+            own = {"name": judgement.principle + judge, "description": description, "type": "principle"}
+            annotators[_digest(description)] = own
+            vote = _by_probability(shown[judgement.comparison], judgement.p_a)
+            annotations[judgement.comparison][_digest(description)] = vote
+    for verdict in verdicts:
+        if verdict.comparison in shown:
+            annotator = _digest(f"human {verdict.rater!r} {verdict.principle!r}")
+            annotators[annotator] = _human(verdict)
+            vote = _annotation(shown[verdict.comparison].side_of(verdict.choice)) | {"strength": verdict.strength}
+            reason = {"reason": whole_characters(verdict.rationale)} if verdict.rationale else {}
+            annotations[verdict.comparison][annotator] = vote | reason
+    metadata = {
+        "version": VERSION,
+        "description": "Comparisons with annotations",
+        "default_annotator": default,
+        "available_metadata_keys_per_comparison": ["left_is"],
+    }
+    rows = [_row(item, annotations[item.comparison]) for item in shown.values()]
+    return {"metadata": metadata, "annotators": annotators, "comparisons": rows}
 
 
 def _human(vote: Verdict) -> dict[str, Any]:
     by = f" by the principle '{vote.principle}'" if vote.principle else ""
     own = {"name": whole_characters(vote.rater), "description": whole_characters(f"{vote.rater}{by}"), "type": "human"}
     return own | ({"principle": vote.principle} if vote.principle else {})
-
-
-def judged(
-    items: Iterable[VoteItem], judgements: Iterable[Judgement], labels: Mapping[str, float | None]
-) -> dict[str, Any]:
-    """The file of a run's judgements: an annotator for each principle and judge, and their label as the default.
-
-    Args:
-        items: the comparisons.
-        judgements: of the labeler and of a panel.
-        labels: by comparison, the probability that a is better by all judgements.
-    """
-    by_comparison = defaultdict[str, list[Judgement]](list)
-    for judgement in judgements:
-        by_comparison[judgement.comparison].append(judgement)
-    default = _digest(_DEFAULT)
-    about = "The run's label: the mean of its judgements by weight"
-    annotators = {default: {"name": "label", "description": about, "type": "unknown"}}
-    rows = []
-    for item in items:
-        annotations = {default: _by_probability(item, labels.get(item.comparison))}
-        for judgement in by_comparison[item.comparison]:
-            judge = "" if judgement.judge == LABELER else f" ({judgement.judge})"
-            description = whole_characters(judgement.principle_text + judge)
-            name = _digest(description)
-            annotators.setdefault(
-                name, {"name": judgement.principle + judge, "description": description, "type": "principle"}
-            )
-            annotations[name] = _by_probability(item, judgement.p_a)
-        rows.append(_row(item, annotations))
-    return _file(annotators, rows, default)
 
 
 def _by_probability(item: VoteItem, p_a: float | None) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _by_probability(item: VoteItem, p_a: float | None) -> dict[str, Any]:
 def _annotation(choice: str) -> dict[str, Any]:
     """Response a of the file stands left."""
     pref = {"left": "a", "right": "b"}.get(choice)
-    return {"pref": pref} if pref else {"pref": None, "no_pref_reason": choice}
+    return {"pref": pref} if pref else {"pref": None, "no_pref_reason": _WITHOUT[choice]}
 
 
 def _row(item: VoteItem, annotations: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,16 +105,6 @@ def _row(item: VoteItem, annotations: Mapping[str, Any]) -> dict[str, Any]:
         "annotations": dict(annotations),
         "metadata": {"left_is": item.left_is},
     }
-
-
-def _file(annotators: Mapping[str, Any], rows: list[dict[str, Any]], default: str | None) -> dict[str, Any]:
-    metadata = {
-        "version": VERSION,
-        "description": "Comparisons with annotations",
-        "default_annotator": default,
-        "available_metadata_keys_per_comparison": ["left_is"],
-    }
-    return {"metadata": metadata, "annotators": dict(annotators), "comparisons": rows}
 
 
 def recognises(file: VoteFile) -> bool:

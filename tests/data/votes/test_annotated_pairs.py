@@ -50,7 +50,6 @@ def test_verdicts_go_out_and_come_back(tmp_path: Path) -> None:
 def test_feedback_forensics_can_read_what_is_written() -> None:
     made = annotated_pairs.tasks(ITEMS.values(), VOTES)
     assert made["metadata"]["version"] == "2.0"
-    assert made["metadata"]["default_annotator"] in made["annotators"]
     for who in made["annotators"].values():
         assert who["type"] == "human"
         assert who["description"]
@@ -68,7 +67,9 @@ def test_feedback_forensics_can_read_what_is_written() -> None:
         ("text_b", None, "a"),
         ("a", None, "b"),
         (None, "not_applicable", "skip"),
+        (None, "both", "tie"),
         (None, "tie", "tie"),
+        (None, "neither", "both_bad"),
         (None, "both_bad", "both_bad"),
     ],
 )
@@ -121,7 +122,7 @@ def test_judgements_are_annotations_by_principle_and_judge(tmp_path: Path) -> No
     rows = [judgement("calm", 0.8), judgement("brief", 0.3), judgement("calm", 0.5, "second"), judgement("kind", None)]
     (item,) = items(PAIRS).values()
     item = item._replace(left="Because.", right="Why not?", left_is="a")
-    made = annotated_pairs.judged([item], rows, {PAIR.id: 0.6})
+    made = annotated_pairs.tasks([item], (), rows, {PAIR.id: 0.6})
     (row,) = made["comparisons"]
     found = {made["annotators"][name]["description"]: one for name, one in row["annotations"].items()}
     label = made["annotators"][made["metadata"]["default_annotator"]]["description"]
@@ -129,7 +130,7 @@ def test_judgements_are_annotations_by_principle_and_judge(tmp_path: Path) -> No
         label: {"pref": "a", "probability": 0.6},
         "Be calm.": {"pref": "a", "probability": 0.8},
         "Be brief.": {"pref": "b", "probability": 0.7},
-        "Be calm. (second)": {"pref": None, "no_pref_reason": "tie", "probability": 0.5},
+        "Be calm. (second)": {"pref": None, "no_pref_reason": "both", "probability": 0.5},
         "Be kind.": {"pref": None, "no_pref_reason": "invalid"},
     }
     types = [who["type"] for who in made["annotators"].values()]
