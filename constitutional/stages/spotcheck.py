@@ -34,7 +34,8 @@ class Settings(SpotCheckSettings):
     wait: bool = True
     """Whether the run waits for people's votes; otherwise it goes on without them."""
     verdicts: Path | None = None
-    """People's votes on the planned comparisons: a file that `constitutional review RUN freeze` wrote."""
+    """People's votes on the planned comparisons: a file that `constitutional review RUN freeze` wrote, or
+    `constitutional votes import`."""
     simulate: Simulation | None = None
     """Votes that are simulated in place of people's, in the sandbox alone."""
 
@@ -75,6 +76,7 @@ def _verdicts(
         raise WaitingError(
             f"{counted(len(plan), 'comparison')} wait for {votes} of people; type `constitutional review "
             f"{context.folder}`, and when they are there `constitutional review {context.folder} freeze`, which says "
-            "how to go on; spotcheck.wait=false goes on without them"
+            "how to go on; `constitutional votes export` and `import` are for other tools, with spotcheck.verdicts=FILE; "
+            "spotcheck.wait=false goes on without them"
         )
     return []

@@ -1,0 +1,179 @@
+"""AnnotatedPairs, the format of ICAI and Feedback Forensics (version 2.0 is written, 1.0 and 2.0 are read).
+
+Every rater is an annotator of type `human`; of a run's judgements, every principle and judge is one of type
+`principle`. The keys `strength`, `reason` and `probability` of an annotation, and `principle` of a human, are ours:
+other readers pass over them.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from constitutional.base.jsonl import shortened
+from constitutional.base.records import LABELER, Comparison, Judgement, Verdict
+from constitutional.data.votes.items import VoteItem, whole_characters
+from constitutional.data.votes.reading import BadVoteError, ForeignVote, ImportedVotes, NoVote, VoteFile, settled
+
+VERSION: Final = "2.0"
+_DEFAULT: Final = "Default annotator from original dataset (from column `preferred_text`)"
+"""Feedback Forensics knows the annotator that others are compared with by the digest of this description."""
+_WITHOUT: Final = {"tie": "both", "both_bad": "neither", "skip": "not_applicable"}
+"""How a choice of neither response is written: the reasons that ICAI knows."""
+_REASONS: Final = {reason: choice for choice, reason in _WITHOUT.items()} | {choice: choice for choice in _WITHOUT}
+
+
+def _digest(text: str) -> str:
+    return hashlib.md5(text.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:8]
+
+
+def tasks(
+    items: Iterable[VoteItem],
+    verdicts: Iterable[Verdict] = (),
+    judgements: Iterable[Judgement] = (),
+    labels: Mapping[str, float | None] | None = None,
+) -> dict[str, Any]:
+    """The file of items, to be annotated or with what people and judges say of them already.
+
+    Args:
+        items: the comparisons.
+        verdicts: of people; every rater is an annotator, and one more for each principle that they voted by.
+        judgements: of the labeler and of a panel; every principle and judge is an annotator.
+        labels: by comparison, the probability that a is better by all judgements, for the default annotator.
+    """
+    annotations = defaultdict[str, dict[str, dict[str, Any]]](dict)
+    annotators: dict[str, dict[str, Any]] = {}
+    shown = {item.comparison: item for item in items}
+    default = None if labels is None else _digest(_DEFAULT)
+    if default is not None:
+        about = "The run's label: the mean of its judgements by weight"
+        annotators[default] = {"name": "label", "description": about, "type": "unknown"}
+    for name, p_a in (labels or {}).items():
+        if name in shown and default is not None:
+            annotations[name][default] = _by_probability(shown[name], p_a)
+    for judgement in judgements:
+        if judgement.comparison in shown:
+            judge = "" if judgement.judge == LABELER else f" ({judgement.judge})"
+            description = whole_characters(judgement.principle_text + judge)
+            own = {"name": judgement.principle + judge, "description": description, "type": "principle"}
+            annotators[_digest(description)] = own
+            vote = _by_probability(shown[judgement.comparison], judgement.p_a)
+            annotations[judgement.comparison][_digest(description)] = vote
+    for verdict in verdicts:
+        if verdict.comparison in shown:
+            annotator = _digest(f"human {verdict.rater!r} {verdict.principle!r}")
+            annotators[annotator] = _human(verdict)
+            vote = _annotation(shown[verdict.comparison].side_of(verdict.choice)) | {"strength": verdict.strength}
+            reason = {"reason": whole_characters(verdict.rationale)} if verdict.rationale else {}
+            annotations[verdict.comparison][annotator] = vote | reason
+    metadata = {
+        "version": VERSION,
+        "description": "Comparisons with annotations",
+        "default_annotator": default,
+        "available_metadata_keys_per_comparison": ["left_is"],
+    }
+    rows = [_row(item, annotations[item.comparison]) for item in shown.values()]
+    return {"metadata": metadata, "annotators": annotators, "comparisons": rows}
+
+
+def _human(vote: Verdict) -> dict[str, Any]:
+    by = f" by the principle '{vote.principle}'" if vote.principle else ""
+    own = {"name": whole_characters(vote.rater), "description": whole_characters(f"{vote.rater}{by}"), "type": "human"}
+    return own | ({"principle": vote.principle} if vote.principle else {})
+
+
+def _by_probability(item: VoteItem, p_a: float | None) -> dict[str, Any]:
+    """The annotation for the probability that response a is better; `probability` is of the preferred one."""
+    if p_a is None:
+        return {"pref": None, "no_pref_reason": "invalid"}
+    choice = "a" if p_a > 0.5 else "b" if p_a < 0.5 else "tie"
+    return _annotation(item.side_of(choice)) | {"probability": max(p_a, 1 - p_a)}
+
+
+def _annotation(choice: str) -> dict[str, Any]:
+    """Response a of the file stands left."""
+    pref = {"left": "a", "right": "b"}.get(choice)
+    return {"pref": pref} if pref else {"pref": None, "no_pref_reason": _WITHOUT[choice]}
+
+
+def _row(item: VoteItem, annotations: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": item.comparison,
+        "prompt": item.conversation,
+        "response_a": {"text": item.left},
+        "response_b": {"text": item.right},
+        "annotations": dict(annotations),
+        "metadata": {"left_is": item.left_is},
+    }
+
+
+def recognises(file: VoteFile) -> bool:
+    """Whether the file is one of AnnotatedPairs."""
+    return isinstance(file.content, dict) and {"annotators", "comparisons"} <= file.content.keys()
+
+
+def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison]) -> ImportedVotes:
+    """The verdicts of the annotators of type `human`; what others say is no vote of a person."""
+    return settled(file, _votes(file), comparisons)
+
+
+def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
+    content = file.content if isinstance(file.content, dict) else {}
+    annotators, rows = content.get("annotators"), content.get("comparisons")
+    if not isinstance(annotators, dict) or not isinstance(rows, list):
+        yield f"{file.path}: has no 'annotators' or no 'comparisons'; expected a file of AnnotatedPairs 2.0"
+        return
+    for place, row in file.tasks(rows):
+        annotations = row.get("annotations")
+        if not isinstance(annotations, dict):
+            yield f"{place}: 'annotations' is {shortened(annotations)}; expected an object with an entry an annotator"
+            continue
+        if not annotations:
+            yield NoVote("comparisons without an annotation")
+        for name, annotation in annotations.items():
+            who = annotators.get(name)
+            kind = who.get("type") if isinstance(who, dict) else None
+            if not isinstance(who, dict):
+                yield f"{place}: the annotator {shortened(name)} is not described in 'annotators'; expected its type"
+            elif kind != "human":
+                yield NoVote(f"annotations by annotators of type {shortened(kind)}, who are no people")
+            else:
+                try:
+                    yield _vote(place, row, annotation, {"name": name, **who})
+                except BadVoteError as error:
+                    yield f"{place}: {error}"
+
+
+def _vote(place: str, row: Mapping[str, Any], annotation: object, who: Mapping[str, Any]) -> ForeignVote:
+    if not isinstance(annotation, dict) or "pref" not in annotation:
+        raise BadVoteError(f"an annotation is {shortened(annotation)}; expected an object with 'pref'")
+    pref = annotation["pref"]
+    if pref is None:
+        reason = annotation.get("no_pref_reason")
+        choice = _REASONS.get(reason) if isinstance(reason, str) else None
+        if choice is None:
+            expected = f"expected one of {', '.join(_REASONS)}"
+            raise BadVoteError(f"there is no preference, and the reason is {shortened(reason)}; {expected}")
+    else:
+        choice = {"a": "left", "text_a": "left", "b": "right", "text_b": "right"}.get(str(pref))
+        if choice is None:
+            raise BadVoteError(f"'pref' is {shortened(pref)}; expected a, b or null")
+    metadata = row.get("metadata")
+    return ForeignVote(
+        place,
+        row.get("id"),
+        row.get("prompt"),
+        _text(row, "a"),
+        _text(row, "b"),
+        who["name"],
+        choice,
+        annotation.get("strength"),
+        annotation.get("reason"),
+        principle=who.get("principle"),
+        left_is=metadata.get("left_is") if isinstance(metadata, dict) else None,
+    )
+
+
+def _text(row: Mapping[str, Any], side: str) -> object:
+    response = row.get(f"response_{side}", row.get(f"text_{side}"))
+    return response.get("text") if isinstance(response, dict) else response

@@ -1,0 +1,83 @@
+"""A table (CSV) that people fill in with a spreadsheet: UTF-8 with a byte order mark, one row a vote.
+
+A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@` or a control character for a formula. Such cells get an
+apostrophe in front, which is taken away again when they are read.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from constitutional.base.records import Comparison, Verdict
+from constitutional.data.votes.items import VoteItem, whole_characters
+from constitutional.data.votes.reading import ForeignVote, ImportedVotes, NoVote, VoteFile, settled
+
+COLUMNS: Final = "comparison conversation left right rater choice strength reason principle left_is".split()
+_FORMULA: Final = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+
+def neutralised(cell: str) -> str:
+    """The cell as a spreadsheet shows it as text."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def restored(cell: str) -> str:
+    """The cell before `neutralised`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def tasks(items: Iterable[VoteItem], verdicts: Iterable[Verdict] = ()) -> bytes:
+    """The table, with a row for each verdict on an item, and an empty row to fill in for an item without one."""
+    votes: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        votes.setdefault(verdict.comparison, []).append(verdict)
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(COLUMNS)
+    for item in items:
+        own = votes.get(item.comparison, [])
+        for cells in [_answers(item, verdict) for verdict in own] or [("", "", "", "", "")]:
+            texts = (item.name, item.conversation, item.left, item.right, *cells, item.left_is)
+            writer.writerow([neutralised(whole_characters(text)) for text in texts])
+    return stream.getvalue().encode("utf-8-sig")
+
+
+def _answers(item: VoteItem, verdict: Verdict) -> tuple[str, ...]:
+    choice = item.side_of(verdict.choice)
+    return verdict.rater, choice, str(verdict.strength), verdict.rationale, verdict.principle or ""
+
+
+def recognises(file: VoteFile) -> bool:
+    """Whether the file is such a table."""
+    return file.columns is not None and {"comparison", "choice"} <= set(file.columns)
+
+
+def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison]) -> ImportedVotes:
+    """The verdicts in a table; rows without a choice are tasks that nobody did."""
+    return settled(file, _votes(file), comparisons)
+
+
+def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
+    for place, row in file.rows():
+        if file.columns is None or not isinstance(row, dict):
+            yield f"{place}: is no row of a table; expected CSV with the columns {', '.join(COLUMNS)}"
+            continue
+        cells = {name: restored(row[name]) for name in COLUMNS if name in row}
+        if not cells.get("choice", "-").strip():
+            yield NoVote("rows without a choice")
+            continue
+        yield ForeignVote(
+            place,
+            cells.get("comparison"),
+            cells.get("conversation"),
+            cells.get("left"),
+            cells.get("right"),
+            cells.get("rater"),
+            cells.get("choice"),
+            cells.get("strength"),
+            cells.get("reason"),
+            principle=cells.get("principle"),
+            left_is=cells.get("left_is"),
+        )
