@@ -76,7 +76,7 @@ def _verdicts(
         raise WaitingError(
             f"{counted(len(plan), 'comparison')} wait for {votes} of people; type `constitutional review "
             f"{context.folder}`, and when they are there `constitutional review {context.folder} freeze`, which says "
-            "how to go on; `constitutional votes` is for other tools, and their votes go in with spotcheck.verdicts=FILE; "
+            "how to go on; `constitutional votes` is for other tools, whose votes go in by spotcheck.verdicts=FILE; "
             "spotcheck.wait=false goes on without them"
         )
     return []
