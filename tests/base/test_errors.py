@@ -41,6 +41,7 @@ def test_what_the_user_wrote_wrong_exits_with_2_and_what_failed_with_1() -> None
         "RunError": 1,
         "ModelError": 1,
         "BudgetError": 3,
+        "WaitingError": 3,
     }
     assert {UsageError, ConfigurationError, InputError, RunError, ModelError, BudgetError} == set(
         ConstitutionalError.__subclasses__()
