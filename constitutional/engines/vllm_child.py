@@ -1,7 +1,8 @@
 """vLLM's engine, and the process in which it answers for `engines/vllm.py`.
 
 The process reads work from a connection while vLLM computes, so that a request enters the batch of the next step, and
-sends results on in the step in which they are finished. It ends when the process that started it ends, however that is.
+sends results on in the step in which they are finished, on a CPU some steps later. It ends when the process that started
+it ends, however that is.
 """
 
 import os
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 128
 """Most tokens whose log-probabilities vLLM gives by name for one place."""
-STEPS_ON_CPU: Final = 8
-"""On a CPU, a step that reads prompts is slow for the rows that go on as well, so new ones enter together."""
+STEPS_ON_CPU: Final = 16
+"""On a CPU, a step that reads prompts is slow for the rows that go on as well, and so is a process that asks while vLLM
+computes on all cores: new rows enter together, and results go on together."""
 WATCH_S: Final = 0.5
 """How often the process looks whether its parent is still there."""
 
@@ -202,9 +204,9 @@ def _serve(connection: Connection, core: VllmCore, every: int) -> None:
     Args:
         connection: to the process that asks.
         core: answers.
-        every: steps after which is read what has come; where nothing is in work, at once.
+        every: steps after which is read what has come, and sent what is finished; where nothing is in work, at once.
     """
-    step = 0
+    step, finished = 0, list[tuple[str, Result]]()
     while True:
         step = step + 1 if core.busy else 0
         while step % every == 0 and connection.poll(0 if core.busy else None):
@@ -216,8 +218,10 @@ def _serve(connection: Connection, core: VllmCore, every: int) -> None:
                 core.add(*content)
             except (ValueError, TypeError) as error:  # of this row; the others go on
                 connection.send(("results", [(content[0], Result(error=str(error)))]))
-        if finished := list(core.step()):
+        finished += core.step()
+        if finished and (step % every == 0 or not core.busy):
             connection.send(("results", finished))
+            finished = []
 
 
 def _end_with(parent: int) -> None:
