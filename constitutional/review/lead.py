@@ -145,13 +145,13 @@ def works_of(database: Database, plan: StoredPlan) -> list[RaterWork]:
 
 
 def changes(database: Database, plan: StoredPlan) -> tuple[int, ...]:
-    """Numbers that change with every vote and every decision on the plan's items, and every label that a lead sees."""
+    """How many votes and decisions there are on the plan's items, and labels that leads saw: none is ever deleted."""
     with database.reading() as connection:
-        newest = [
-            connection.scalar(select(func.max(table.c.id)).join(ITEM).where(ITEM.c.plan_id == plan.id))
+        rows = [
+            connection.scalar(select(func.count(table.c.id)).join(ITEM).where(ITEM.c.plan_id == plan.id))
             for table in (VOTE, SETTLEMENT, SIGHT)
         ]
-    return tuple(number or 0 for number in newest)
+    return tuple(number or 0 for number in rows)
 
 
 def seen_by(database: Database, plan: StoredPlan, rater: Rater) -> set[str]:
@@ -195,7 +195,9 @@ def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: L
         votes=dict(votes),
         settled=settled,
         people=people,
-        kappa=cohen_kappa(table, *raters, clusters=prompts, seed=plan.plan.seed) if len(raters) == 2 else None,
+        kappa=cohen_kappa(table, raters[0], raters[1], clusters=prompts, seed=plan.plan.seed)
+        if len(raters) == 2
+        else None,
         raters=[
             RaterAccuracy(rater, _with_others(rater, table, prompts), _on_gold(rater, table, items)) for rater in raters
         ],
@@ -226,7 +228,8 @@ def _items(
 def _check(row: Any) -> SpotCheck:  # noqa: ANN401 - a row of the database
     reasons = get_args(SpotCheck.model_fields["reason"].annotation)
     reason = "audit" if row.audit else row.stratum if row.stratum in reasons else "random"
-    return SpotCheck(comparison=row.comparison, reason=reason, probability=row.probability, votes=row.wanted)
+    values = {"comparison": row.comparison, "probability": row.probability, "votes": row.wanted}
+    return SpotCheck.model_validate({**values, "reason": reason})
 
 
 def _with_others(rater: str, votes: Mapping[str, Mapping[str, str]], prompts: Mapping[str, Hashable]) -> Share | None:

@@ -22,6 +22,8 @@ from starlette.routing import Route
 from constitutional.review.accounts import SESSION_S, Accounts, Rater
 from constitutional.review.ballot import LONGEST_NOTE, LONGEST_REPLY, BallotError, read_ballot
 from constitutional.review.guard import Guard, TokenTries, form_token, same_token
+from constitutional.review.lead import LeadSources
+from constitutional.review.lead_pages import LeadPages
 from constitutional.review.store import Assigned, ReviewStore, StoredPlan
 from constitutional.stages.report.page import ASSETS, CONTROL
 
@@ -70,6 +72,8 @@ class Site:
         plan: StoredPlan,
         url: str,
         voted: Callable[[int], None],
+        *,
+        lead: LeadSources | None = None,
     ) -> None:
         self._accounts = accounts
         self._store = store
@@ -106,6 +110,9 @@ class Site:
             Route("/exposed", self._for_rater(self._exposed), methods=["POST"]),
             Route("/leave", self._for_rater(self._leave), methods=["POST"]),
         ]
+        if lead is not None:
+            routes += LeadPages(lead, store, plan, self._rater_page).routes(self._for_rater)
+        self._pages.globals["leads"] = lead is not None
         handlers: dict[Any, Any] = {HTTPException: self._error, DBAPIError: self._unreachable, Exception: self._failed}
         self.app = Guard(Starlette(routes=routes, exception_handlers=handlers), url)
         """The application, for a server."""
