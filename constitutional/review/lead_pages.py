@@ -9,9 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from constitutional.base.agreement import RaterAgreement
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.frozen import first_problem
 from constitutional.base.records import LABELER
+from constitutional.base.stats import FEWEST
 from constitutional.constitution.add_example import ExampleEdit, edit_of, write_edit
 from constitutional.constitution.constitution import Example, Principle
 from constitutional.constitution.file import read_constitution
@@ -28,7 +30,6 @@ from constitutional.review.lead import (
     works_of,
 )
 from constitutional.review.store import Decision, ReviewStore, StoredPlan
-from constitutional.stages.report.people import in_words
 
 if TYPE_CHECKING:
     from constitutional.review.site import Visit
@@ -38,9 +39,9 @@ MOST_LISTED: Final = 50
 NOTICES: Final = {
     "saved": "The decision is saved.",
     "repeated": "This decision was saved before.",
-    "not_needed": "Another decision on this item came meanwhile. Read it, and decide anew if you must.",
     "written": "The example is written to the constitution file.",
 }
+NOT_NEEDED: Final = "Another decision on this item came meanwhile. Read it, and decide anew if you must."
 CHOICES: Final = {"a": "Reply A", "b": "Reply B", "tie": "Tie", "both_bad": "Both bad"}
 
 
@@ -159,6 +160,8 @@ class LeadPages:
             outcome = self._store.decide(self._plan, visit.rater, item.id, int(version), decision)
         except KeyError as error:  # the label was never shown to this lead
             raise HTTPException(404) from error
+        if outcome == "not_needed":
+            return self._item_page(visit, *self._asked(str(item.id)), 409, NOT_NEEDED)
         return RedirectResponse(f"/lead/item?item={item.id}&notice={outcome}", 303)
 
     def _example(self, visit: "Visit") -> Response:
@@ -275,16 +278,29 @@ def _share(share: Share | None) -> str:
     return f"{_percent(share.value)} ({low} to {high}), n = {share.n}"
 
 
+def _in_words(agreement: RaterAgreement) -> str:
+    reasons = {
+        "too few": "undefined: no item has two votes",
+        "unanimous": "undefined: unanimous",
+        "few clusters": f"no interval: fewer than {FEWEST} prompts",
+        "no disagreement": "no interval: no disagreement",
+        "undefined resamples": "no interval: too few items",
+    }
+    reason = reasons.get(agreement.reason or "", "")
+    if agreement.value is None:
+        return reason
+    ends = "{:.2f} to {:.2f}".format(*agreement.interval) if agreement.interval else reason
+    return f"{agreement.value:.2f} ({ends}), n = {agreement.n}"
+
+
 def _among(votes: Overview) -> list[Rate]:
-    people = votes.people
-    raw = people.among
+    raw = votes.people.among
     share = Share(raw.value, raw.interval, raw.n) if raw.value is not None and raw.interval is not None else None
-    rates = [
-        Rate("Votes that are the same", _share(share) if share else in_words(raw)),
-        Rate("Krippendorff’s α", in_words(people.alpha)),
-        Rate("Gwet’s AC1", in_words(people.ac1)),
+    chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1, "Cohen’s κ": votes.kappa}
+    return [
+        Rate("Votes that are the same", _share(share) if share else _in_words(raw)),
+        *(Rate(name, _in_words(agreement)) for name, agreement in chance.items() if agreement),
     ]
-    return [*rates, Rate("Cohen’s κ", in_words(votes.kappa))] if votes.kappa else rates
 
 
 def _labeler(votes: Overview) -> list[Rate]:

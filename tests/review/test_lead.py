@@ -9,7 +9,9 @@ from alembic.config import Config
 from sqlalchemy import select
 
 from constitutional.base.records import Comparison, Judgement, Message, Prompt
+from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
+from constitutional.data.verdicts import read_verdicts
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import MIGRATIONS, Database
@@ -17,7 +19,10 @@ from constitutional.review.export import verdicts_of
 from constitutional.review.lead import Labels, LeadSources, overview, works_of
 from constitutional.review.plan import PlannedItem
 from constitutional.review.schema import EXPOSURE, RATER, SETTLEMENT, SIGHT, VOTE
+from constitutional.review.serve import open_review
+from constitutional.review.settings import ReviewSettings
 from constitutional.review.store import Decision
+from constitutional.runs.folder import RunStore
 from tests.review.reviewing import Browser, Setting, item, setting
 from tests.review.test_site import Tags
 
@@ -80,22 +85,24 @@ def say(made: Setting, rater: Rater, choices: dict[str, str], seconds: float = 1
         made.store.vote(made.plan, rater, shown.id, f"{rater.name} {shown.id}", ballot)
 
 
-@pytest.fixture
-def contradicted(sqlite: Database, tmp_path: Path) -> Setting:
+def led_review(database: Database, folder: Path, category: str = "violence") -> Setting:
     """Item 0: ada a, bob b. Item 1: both a, where the labeler is sure of b. Item 2: both b, as the labeler."""
     comparisons = [compared(number) for number in range(3)]
     judgements = [judged(row, p_a) for row, p_a in zip(comparisons, (0.9, 0.1, 0.1), strict=True)]
-    path = tmp_path / "ours.yaml"
+    path = folder / "ours.yaml"
     path.write_text(FILE)
-    made = led(
-        sqlite,
-        [planned(row, number, wanted=2) for number, row in enumerate(comparisons)],
-        Labels(comparisons, judgements),
-        path,
-    )
+    items = [
+        planned(row, number, wanted=2, category="" if number else category) for number, row in enumerate(comparisons)
+    ]
+    made = led(database, items, Labels(comparisons, judgements), path)
     say(made, made.rater("ada"), {"0": "a", "1": "a", "2": "b"})
     say(made, made.rater("bob"), {"0": "b", "1": "a", "2": "b"})
     return made
+
+
+@pytest.fixture
+def contradicted(sqlite: Database, tmp_path: Path) -> Setting:
+    return led_review(sqlite, tmp_path, category="")
 
 
 def lead(made: Setting, name: str = "lea") -> Browser:
@@ -152,7 +159,7 @@ def test_the_page_shows_them_in_words(contradicted: Setting) -> None:
     page = lead(contradicted).get("/lead").text
     assert "6 of 6 votes wanted" in page
     assert "67% (" in page  # two of three pairs are the same
-    assert "Cohen’s κ" in page
+    assert "0.40 (no interval: fewer than 10 prompts)" in page  # κ: (2/3 − 4/9) / (1 − 4/9)
     assert "1 to settle" in page
     assert "comes to 0.60" in page  # 60 seconds at 36 an hour
     # Weighted and by the audit set, by principle and by kind of prompt.
@@ -164,7 +171,7 @@ def test_what_is_not_defined_is_told_in_words(sqlite: Database) -> None:
     comparisons = [compared(number) for number in range(2)]
     made = led(sqlite, [planned(row, n, wanted=2) for n, row in enumerate(comparisons)], Labels(comparisons, []))
     browser = lead(made)
-    assert "no comparison has two votes" in browser.get("/lead").text
+    assert "no item has two votes" in browser.get("/lead").text
     for name in ("ada", "bob"):
         say(made, made.rater(name), {"0": "a", "1": "a"})
     page = browser.get("/lead").text
@@ -217,7 +224,9 @@ def test_of_two_leads_the_second_is_told_of_the_first(contradicted: Setting, sql
     stale, doubled = lou.fields(), {**lea.fields(), "choice": "a"}
     lea.post("/lead/settle", doubled)
     assert "was saved before" in lea.post("/lead/settle", doubled).text
-    assert "came meanwhile" in lou.post("/lead/settle", {**stale, "choice": "b"}).text
+    page = lou.post("/lead/settle", {**stale, "choice": "b", "note": "Mine is longer."}).text
+    assert "came meanwhile" in page
+    assert "Mine is longer." in page  # what was written is not lost
     with sqlite.reading() as connection:
         assert connection.execute(select(SETTLEMENT.c.choice, SETTLEMENT.c.version)).all() == [("a", 1)]
 
@@ -475,6 +484,34 @@ def test_without_pairs_there_is_progress_alone(sqlite: Database) -> None:
     browser = lead(made)
     assert "Median seconds" in browser.get("/lead").text
     assert browser.get("/lead/item?item=1").status_code == 404
+
+
+# The command
+
+
+def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: Path, tmp_path: Path) -> None:
+    review = open_review(RunStore.load(run_folder), ReviewSettings(pay_per_hour=20))
+    labels = review.lead.labels()
+    assert (len(labels.comparisons), len(labels.judgements)) == (40, 0)  # the run has not labelled them yet
+    assert review.lead.constitution is not None
+    assert review.lead.constitution.name == "ours.yaml"
+    assert review.lead.pay_per_hour == 20
+    rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada", "lead")) or "")
+    assert rater is not None
+    for key in ("first key", "second key"):
+        shown = review.store.next(review.plan, rater)
+        assert shown is not None
+        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie"))
+    review.store.see(review.plan, rater, [1])
+    review.store.decide(review.plan, rater, 1, 0, Decision("b", 4, "Wrong."))
+    review.database.close()
+    out = tmp_path / "votes.jsonl"
+    assert main(["review", str(run_folder), "export", "--out", str(out), "--audit"]) == 0
+    verdicts = read_verdicts(out, {row.id for row in labels.comparisons})
+    assert {(row.rater, row.choice, row.strength) for row in verdicts} == {("ada (settled)", "b", 4), ("ada", "tie", 1)}
+    assert main(["review", str(run_folder), "freeze"]) == 0
+    (frozen,) = (run_folder / "verdicts").glob("*.jsonl")
+    assert {row.rater for row in read_verdicts(frozen, None)} == {"ada (settled)", "ada"}
 
 
 # The database
