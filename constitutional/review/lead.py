@@ -69,7 +69,7 @@ class LeadItem(NamedTuple):
     """That of the last decision; 0 where there is none."""
 
 
-class Share(NamedTuple):
+class RaterShare(NamedTuple):
     """A share of n outcomes, with a 95% interval."""
 
     value: float
@@ -81,9 +81,9 @@ class RaterAccuracy(NamedTuple):
     """How far one rater agrees with the others, and with known answers."""
 
     name: str
-    others: Share | None
+    others: RaterShare | None
     """None where nobody else voted on an item of this rater."""
-    gold: Share | None
+    gold: RaterShare | None
     """None where the rater voted on no item with a known answer."""
 
 
@@ -232,7 +232,9 @@ def _check(row: Any) -> SpotCheck:  # noqa: ANN401 - a row of the database
     return SpotCheck.model_validate({**values, "reason": reason})
 
 
-def _with_others(rater: str, votes: Mapping[str, Mapping[str, str]], prompts: Mapping[str, Hashable]) -> Share | None:
+def _with_others(
+    rater: str, votes: Mapping[str, Mapping[str, str]], prompts: Mapping[str, Hashable]
+) -> RaterShare | None:
     """Of the others' votes on a rater's items, the share that says the same, a mean over items."""
 
     def shares() -> Iterator[tuple[float, Hashable]]:
@@ -245,14 +247,14 @@ def _with_others(rater: str, votes: Mapping[str, Mapping[str, str]], prompts: Ma
     if not outcomes:
         return None
     values = [value for value, _ in outcomes]
-    return Share(fmean(values), clustered_share(values, [prompt for _, prompt in outcomes]), len(values))
+    return RaterShare(fmean(values), clustered_share(values, [prompt for _, prompt in outcomes]), len(values))
 
 
-def _on_gold(rater: str, votes: Mapping[str, Mapping[str, str]], items: Mapping[str, LeadItem]) -> Share | None:
+def _on_gold(rater: str, votes: Mapping[str, Mapping[str, str]], items: Mapping[str, LeadItem]) -> RaterShare | None:
     """The share of known answers that a rater gave."""
     right = [
         by_rater[rater] == items[name].gold
         for name, by_rater in votes.items()
         if rater in by_rater and items[name].gold is not None
     ]
-    return Share(fmean(right), wilson(sum(right), len(right)), len(right)) if right else None
+    return RaterShare(fmean(right), wilson(sum(right), len(right)), len(right)) if right else None

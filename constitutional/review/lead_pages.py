@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -23,16 +23,14 @@ from constitutional.review.lead import (
     LeadItem,
     LeadSources,
     Overview,
-    Share,
+    RaterShare,
     changes,
     overview,
     seen_by,
     works_of,
 )
 from constitutional.review.store import Decision, ReviewStore, StoredPlan
-
-if TYPE_CHECKING:
-    from constitutional.review.site import Visit
+from constitutional.review.visit import Visit
 
 MOST_LISTED: Final = 50
 """Items of a queue that one page lists."""
@@ -70,7 +68,7 @@ class LeadPages:
         self._made: tuple[tuple[int, ...], Overview] | None = None
         self._writing = threading.Lock()
 
-    def routes(self, endpoint: Callable[[Callable[["Visit"], Response]], Any]) -> list[Route]:
+    def routes(self, endpoint: Callable[[Callable[[Visit], Response]], Any]) -> list[Route]:
         """The addresses; `endpoint` makes what Starlette calls of a method that answers a rater's visit."""
         pages = [
             ("/lead", self._overview, "GET"),
@@ -84,7 +82,7 @@ class LeadPages:
 
     # Pages
 
-    def _overview(self, visit: "Visit") -> Response:
+    def _overview(self, visit: Visit) -> Response:
         works = works_of(self._sources.database, self._plan)
         votes = self._votes() if self._plan.plan.task == "pair" else None
         seen = seen_by(self._sources.database, self._plan, visit.rater)
@@ -107,11 +105,11 @@ class LeadPages:
             notice=NOTICES.get(visit.request.query_params.get("notice", ""), ""),
         )
 
-    def _item(self, visit: "Visit") -> Response:
+    def _item(self, visit: Visit) -> Response:
         return self._item_page(visit, *self._asked(visit.request.query_params.get("item", "")))
 
     def _item_page(
-        self, visit: "Visit", item: LeadItem, votes: Overview, status: int = 200, problem: str = ""
+        self, visit: Visit, item: LeadItem, votes: Overview, status: int = 200, problem: str = ""
     ) -> Response:
         seen = item.comparison in seen_by(self._sources.database, self._plan, visit.rater)
         if seen:  # a lead who has voted: a vote that is changed from now on is not blind
@@ -134,7 +132,7 @@ class LeadPages:
             notice=NOTICES.get(visit.request.query_params.get("notice", ""), ""),
         )
 
-    def _show(self, visit: "Visit") -> Response:
+    def _show(self, visit: Visit) -> Response:
         if visit.form.get("item") == "all":
             self._store.see(self._plan, visit.rater, [item.id for item in self._votes().labeler_wrong])
             return RedirectResponse("/lead#labeler", 303)
@@ -142,7 +140,7 @@ class LeadPages:
         self._store.see(self._plan, visit.rater, [item.id])
         return RedirectResponse(f"/lead/item?item={item.id}", 303)
 
-    def _settle(self, visit: "Visit") -> Response:
+    def _settle(self, visit: Visit) -> Response:
         item, votes = self._asked(visit.form.get("item", ""))
         choice = next(
             (name for name in get_args(Decision.__annotations__["choice"]) if name == visit.form.get("choice")), None
@@ -164,12 +162,12 @@ class LeadPages:
             return self._item_page(visit, *self._asked(str(item.id)), 409, NOT_NEEDED)
         return RedirectResponse(f"/lead/item?item={item.id}&notice={outcome}", 303)
 
-    def _example(self, visit: "Visit") -> Response:
+    def _example(self, visit: Visit) -> Response:
         query = visit.request.query_params
         item, votes = self._asked(query.get("item", ""))
         return self._example_page(visit, item, votes, query.get("principle", ""))
 
-    def _write(self, visit: "Visit") -> Response:
+    def _write(self, visit: Visit) -> Response:
         item, votes = self._asked(visit.form.get("item", ""))
         principle = visit.form.get("principle", "")
         with self._writing:
@@ -190,7 +188,7 @@ class LeadPages:
         return RedirectResponse(f"/lead/item?item={item.id}&notice=written", 303)
 
     def _example_page(
-        self, visit: "Visit", item: LeadItem, votes: Overview, principle: str, problem: str = ""
+        self, visit: Visit, item: LeadItem, votes: Overview, principle: str, problem: str = ""
     ) -> Response:
         edit = None
         try:
@@ -252,10 +250,10 @@ class LeadPages:
         return edit_of(self._sources.constitution, principle, example)
 
 
-def _for_lead(answer: Callable[["Visit"], Response]) -> Callable[["Visit"], Response]:
+def _for_lead(answer: Callable[[Visit], Response]) -> Callable[[Visit], Response]:
     """The same answer for leads; others do not learn that there is such a page."""
 
-    def answered(visit: "Visit") -> Response:
+    def answered(visit: Visit) -> Response:
         if visit.rater.role != "lead":
             raise HTTPException(404)
         return answer(visit)
@@ -271,7 +269,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 
-def _share(share: Share | None) -> str:
+def _share(share: RaterShare | None) -> str:
     if share is None:
         return "–"
     low, high = map(_percent, share.interval)
@@ -295,7 +293,7 @@ def _in_words(agreement: RaterAgreement) -> str:
 
 def _among(votes: Overview) -> list[Rate]:
     raw = votes.people.among
-    share = Share(raw.value, raw.interval, raw.n) if raw.value is not None and raw.interval is not None else None
+    share = RaterShare(raw.value, raw.interval, raw.n) if raw.value is not None and raw.interval is not None else None
     chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1, "Cohen’s κ": votes.kappa}
     return [
         Rate("Votes that are the same", _share(share) if share else _in_words(raw)),
@@ -311,4 +309,4 @@ def _labeler(votes: Overview) -> list[Rate]:
         *((f"Principle {name}", rate) for name, rate in people.by_principle.items()),
         *((f"Prompts: {name}", rate) for name, rate in by_kind(people).items()),
     ]
-    return [Rate(name, _share(Share(rate.value, rate.interval, rate.n))) for name, rate in groups if rate]
+    return [Rate(name, _share(RaterShare(rate.value, rate.interval, rate.n))) for name, rate in groups if rate]

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,12 +19,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from constitutional.review.accounts import SESSION_S, Accounts, Rater
+from constitutional.review.accounts import SESSION_S, Accounts
 from constitutional.review.ballot import LONGEST_NOTE, LONGEST_REPLY, BallotError, read_ballot
 from constitutional.review.guard import Guard, TokenTries, form_token, same_token
 from constitutional.review.lead import LeadSources
 from constitutional.review.lead_pages import LeadPages
 from constitutional.review.store import Assigned, ReviewStore, StoredPlan
+from constitutional.review.visit import Visit
 from constitutional.stages.report.page import ASSETS, CONTROL
 
 PAGES: Final = Path(__file__).parent / "pages"
@@ -50,16 +51,6 @@ ERRORS: Final[Mapping[int, str]] = {
     500: "Something went wrong here. No saved answer is lost. Reload the page; if it happens again, tell the lead.",
     503: "The database cannot be reached. Your last answer is not saved. Wait a moment and send it again.",
 }
-
-
-class Visit(NamedTuple):
-    """A request of a rater who is signed in."""
-
-    request: Request
-    rater: Rater
-    session: str
-    form: Mapping[str, str]
-    """What was sent; empty where the page is only read."""
 
 
 class Site:
