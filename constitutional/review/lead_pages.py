@@ -1,6 +1,7 @@
 """The pages for leads: progress, agreement, what is to be settled, and examples for the constitution."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, get_args
 
@@ -34,6 +35,9 @@ from constitutional.review.visit import Visit
 
 MOST_LISTED: Final = 50
 """Items of a queue that one page lists."""
+SLOW_S: Final = 1.0
+RESTS: Final = 10
+"""Where the numbers take longer than `SLOW_S`, they rest for that many times as long, however many votes come."""
 NOTICES: Final = {
     "saved": "The decision is saved.",
     "repeated": "This decision was saved before.",
@@ -65,7 +69,7 @@ class LeadPages:
         self._plan = plan
         self._page = page
         self._making = threading.Lock()
-        self._made: tuple[tuple[int, ...], Overview] | None = None
+        self._made: tuple[Overview, tuple[int, ...], float] | None = None
         self._writing = threading.Lock()
 
     def routes(self, endpoint: Callable[[Callable[[Visit], Response]], Any]) -> list[Route]:
@@ -203,13 +207,17 @@ class LeadPages:
     # What they show
 
     def _votes(self) -> Overview:
-        """The votes as they are now; made anew only where something came."""
+        """The votes as they are now, or where there are very many, as they were a little earlier."""
         with self._making:
-            number = changes(self._sources.database, self._plan)
-            if self._made is None or self._made[0] != number:
-                labels = self._sources.labels()
-                self._made = (number, overview(self._sources.database, self._store, self._plan, labels))
-            return self._made[1]
+            rows, began = changes(self._sources.database, self._plan), time.monotonic()
+            if self._made is not None:
+                votes, known, until = self._made
+                if rows == known or (rows[1:] == known[1:] and began < until):  # nothing but votes came
+                    return votes
+            votes = overview(self._sources.database, self._store, self._plan, self._sources.labels())
+            took = time.monotonic() - began
+            self._made = (votes, rows, began + RESTS * took if took > SLOW_S else began)
+            return votes
 
     def _asked(self, number: str) -> tuple[LeadItem, Overview]:
         """The item of this number, if there are votes on it."""

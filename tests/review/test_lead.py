@@ -12,6 +12,7 @@ from constitutional.base.records import Comparison, Judgement, Message, Prompt
 from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
 from constitutional.data.verdicts import read_verdicts
+from constitutional.review import lead_pages
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import MIGRATIONS, Database
@@ -197,6 +198,21 @@ def test_votes_taken_back_and_answered_anew_count_once_and_their_time_twice(sqli
     assert work.hours == pytest.approx(30 / 3600)
 
 
+def test_numbers_that_take_long_rest_while_votes_come_and_not_when_the_lead_decides(
+    contradicted: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lead_pages, "SLOW_S", 0.0)
+    monkeypatch.setattr(lead_pages, "RESTS", 1e9)
+    browser = lead(contradicted)
+    assert "each other: 1 to settle" in browser.get("/lead").text
+    contradicted.store.undo(contradicted.plan, contradicted.rater("bob"))
+    assert "n = 3" in browser.get("/lead").text
+    settle(browser, 1, "b")
+    page = browser.get("/lead").text
+    assert "each other: 0 to settle" in page
+    assert "n = 2" in page
+
+
 # Settling
 
 
@@ -241,6 +257,16 @@ def test_settling_a_harmful_text_counts_as_seeing_it(sqlite: Database) -> None:
     lea = select(RATER.c.id).where(RATER.c.name == "lea").scalar_subquery()
     with sqlite.reading() as connection:
         assert connection.scalars(select(EXPOSURE.c.category).where(EXPOSURE.c.rater_id == lea)).all() == ["violence"]
+
+
+@pytest.mark.parametrize("audit", [True, False])
+def test_the_lead_is_warned_of_settling_the_audit_set(sqlite: Database, audit: bool) -> None:
+    comparison = compared(0)
+    made = led(sqlite, [planned(comparison, 0, audit=audit)], Labels([comparison], []))
+    say(made, made.rater("ada"), {"0": "a"})
+    browser = lead(made)
+    browser.get("/lead/item?item=1")
+    assert ("estimate too high" in browser.post("/lead/show", browser.fields()).text) == audit
 
 
 @pytest.mark.parametrize("fields", [{}, {"choice": "skip"}, {"choice": "a", "strength": "5"}, {"choice": "<script>"}])
