@@ -26,7 +26,8 @@ settings
   review.overlap=N                   raters who vote on each item
   review.by_principle=true           also ask by each principle
   review.sensitive=[WORD,…]          hide texts in which these words stand until they are asked for
-  review.minutes=N                   an item that is not answered by then goes to another rater"""
+  review.minutes=N                   an item that is not answered by then goes to another rater
+  review.pay_per_hour=N              what raters are paid; the lead's page shows what their hours come to"""
 _PACKAGES: Final = ("alembic", "multipart", "psycopg", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
 
 
@@ -123,7 +124,7 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
         raise UsageError("freeze is of votes on pairs, with which a run goes on; type … export for other tasks")
     review = open_review(RunStore.load(folder), settings, plans=False)
     try:
-        votes = review.store.counted_votes(review.plan, audit=True)
+        votes = review.store.decided_votes(review.plan, audit=True)
         wanted = review.plan.wanted
     finally:
         review.database.close()
@@ -151,7 +152,7 @@ def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     run = RunStore.load(arguments.folder)
     review = open_review(run, read_settings(words), plans=False)
     try:
-        votes = review.store.counted_votes(review.plan, audit=arguments.audit)
+        votes = review.store.decided_votes(review.plan, audit=arguments.audit)
     finally:
         review.database.close()
     task = review.plan.plan.task

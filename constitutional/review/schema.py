@@ -159,3 +159,31 @@ EXPOSURE: Final = Table(
     Column("created", Double, nullable=False),
     UniqueConstraint("rater_id", "item_id"),
 )
+SIGHT: Final = Table(
+    "sight",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("rater_id", ForeignKey("rater.id"), nullable=False),
+    Column("item_id", ForeignKey("item.id"), nullable=False),
+    # The rater's last row on the item before the rater saw the labeler's label: later rows are not blind.
+    Column("last_vote", Integer, nullable=False),
+    Column("created", Double, nullable=False),
+    UniqueConstraint("rater_id", "item_id"),
+)
+SETTLEMENT: Final = Table(
+    "settlement",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("item_id", ForeignKey("item.id"), nullable=False),
+    Column("rater_id", ForeignKey("rater.id"), nullable=False),
+    # The row with the highest version is the decision; the others are superseded.
+    Column("version", Integer, nullable=False),
+    Column("choice", String, nullable=False),
+    Column("strength", Integer, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("constitution", String, nullable=False),
+    Column("created", Double, nullable=False),
+    UniqueConstraint("item_id", "version"),
+    CheckConstraint("strength BETWEEN 1 AND 4", name="strength"),
+    CheckConstraint("choice IN ('a', 'b', 'tie', 'both_bad', 'reopened')", name="choice"),
+)

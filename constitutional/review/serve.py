@@ -3,16 +3,20 @@
 import getpass
 import socket
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import uvicorn
 
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.records import Comparison, Judgement
-from constitutional.constitution.file import load_constitution
+from constitutional.base.shipped import shipped
+from constitutional.constitution.file import find_constitution, load_constitution
 from constitutional.judging.spotchecks import planned
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
+from constitutional.review.lead import Labels, LeadSources
 from constitutional.review.plan import Plan, ReviewPrinciple, items_of, spot_checked
 from constitutional.review.settings import EVERY_ADDRESS, LOOPBACK, ReviewSettings
 from constitutional.review.site import Site
@@ -32,6 +36,7 @@ class Review(NamedTuple):
     accounts: Accounts
     store: ReviewStore
     plan: StoredPlan
+    lead: LeadSources
 
 
 def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) -> Review:
@@ -87,7 +92,23 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     except BaseException:
         database.close()
         raise
-    return Review(database, Accounts(database), store, stored)
+    constitution_file = _constitution_file(config.constitution.file)
+    lead = LeadSources(database, cache(lambda: _labels(run)), constitution_file, settings.pay_per_hour)
+    return Review(database, Accounts(database), store, stored, lead)
+
+
+def _constitution_file(name: str) -> Path | None:
+    """The file to which leads add examples; None for one of the package, which is not theirs."""
+    try:
+        path = find_constitution(name)
+    except ConfigurationError:  # it was moved away since the run began
+        return Path(name)
+    return None if path.is_relative_to(shipped("constitutions")) else path
+
+
+def _labels(run: RunStore) -> Labels:
+    judged = "judgements" in run.artifacts()
+    return Labels(run.read("comparisons", Comparison), run.read("judgements", Judgement) if judged else [])
 
 
 def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
@@ -193,7 +214,7 @@ def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], 
             say(f"serving {url} for invited raters")
             if not url.startswith("https://"):
                 say("warning: without https others on the network can read along; put a proxy with TLS before the page")
-        site = Site(review.accounts, review.store, review.plan, url, voted)
+        site = Site(review.accounts, review.store, review.plan, url, voted, lead=review.lead)
         config = uvicorn.Config(
             site.app,
             log_level="warning",

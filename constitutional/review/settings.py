@@ -49,6 +49,8 @@ class ReviewSettings(Frozen):
     prompts of a kind that is known to be harmful are hidden without this."""
     minutes: Annotated[float, Field(gt=0)] = 30
     """Time after which an item that a rater has not answered goes to another."""
+    pay_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """What raters are paid for an hour, in a currency of yours; null says nothing of pay."""
 
 
 def read_settings(words: Sequence[str]) -> ReviewSettings:

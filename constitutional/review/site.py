@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,10 +19,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from constitutional.review.accounts import SESSION_S, Accounts, Rater
+from constitutional.review.accounts import SESSION_S, Accounts
 from constitutional.review.ballot import LONGEST_NOTE, LONGEST_REPLY, BallotError, read_ballot
 from constitutional.review.guard import Guard, TokenTries, form_token, same_token
+from constitutional.review.lead import LeadSources
+from constitutional.review.lead_pages import LeadPages
 from constitutional.review.store import Assigned, ReviewStore, StoredPlan
+from constitutional.review.visit import Visit
 from constitutional.stages.report.page import ASSETS, CONTROL
 
 PAGES: Final = Path(__file__).parent / "pages"
@@ -50,16 +53,6 @@ ERRORS: Final[Mapping[int, str]] = {
 }
 
 
-class Visit(NamedTuple):
-    """A request of a rater who is signed in."""
-
-    request: Request
-    rater: Rater
-    session: str
-    form: Mapping[str, str]
-    """What was sent; empty where the page is only read."""
-
-
 class Site:
     """The pages of one plan."""
 
@@ -70,6 +63,8 @@ class Site:
         plan: StoredPlan,
         url: str,
         voted: Callable[[int], None],
+        *,
+        lead: LeadSources | None = None,
     ) -> None:
         self._accounts = accounts
         self._store = store
@@ -106,6 +101,9 @@ class Site:
             Route("/exposed", self._for_rater(self._exposed), methods=["POST"]),
             Route("/leave", self._for_rater(self._leave), methods=["POST"]),
         ]
+        if lead is not None:
+            routes += LeadPages(lead, store, plan, self._rater_page).routes(self._for_rater)
+        self._pages.globals["leads"] = lead is not None
         handlers: dict[Any, Any] = {HTTPException: self._error, DBAPIError: self._unreachable, Exception: self._failed}
         self.app = Guard(Starlette(routes=routes, exception_handlers=handlers), url)
         """The application, for a server."""

@@ -17,7 +17,7 @@ from constitutional.review.accounts import Rater
 from constitutional.review.ballot import LONGEST_S, Ballot
 from constitutional.review.database import Database
 from constitutional.review.plan import ItemPayload, Plan, PlannedItem, ReviewPrinciple, shown_order
-from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, PLAN, RATER, VOTE
+from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, PLAN, RATER, SETTLEMENT, SIGHT, VOTE
 from constitutional.review.settings import Task
 
 BATCH: Final = 1000
@@ -69,6 +69,16 @@ class CountedVote(NamedTuple):
     constitution: str
     """Digest of the constitution that the run had when the vote came."""
     audit: bool
+
+
+class Decision(NamedTuple):
+    """What a lead decides on an item on which votes or labels contradict each other."""
+
+    choice: Literal["a", "b", "tie", "both_bad", "reopened"]
+    """`reopened` takes the decision before back."""
+    strength: int
+    """From slightly (1) to far better (4)."""
+    note: str
 
 
 class ReviewStore:
@@ -189,7 +199,7 @@ class ReviewStore:
             self._add_vote(connection, row, key, _values(row, ballot, self._clock()))
             _set(connection, row, state="voted" if answers else "skipped")
             if answers:
-                self._expose(connection, row)
+                self._expose(connection, rater.id, row.item_id, row.category)
             return "saved"
 
         return self._database.write(work)
@@ -229,9 +239,69 @@ class ReviewStore:
             _lock(connection, rater)
             row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.id == assignment)).one_or_none()
             if row is not None:
-                self._expose(connection, row)
+                self._expose(connection, rater.id, row.item_id, row.category)
 
         self._database.write(work)
+
+    # What a lead does
+
+    def see(self, plan: StoredPlan, rater: Rater, items: Collection[int]) -> None:
+        """Keep that the lead sees the labeler's labels of these items; what the lead votes on them later is not blind.
+
+        An item that the lead holds goes to others.
+        """
+
+        def work(connection: Connection) -> None:
+            _lock(connection, rater)
+            for item in sorted(items):
+                own = (SIGHT.c.rater_id == rater.id) & (SIGHT.c.item_id == item)
+                if connection.scalar(select(SIGHT.c.id).where(own)) is not None:
+                    continue
+                votes = select(func.max(VOTE.c.id)).where(VOTE.c.rater_id == rater.id, VOTE.c.item_id == item)
+                names = {"rater_id": rater.id, "item_id": item, "last_vote": connection.scalar(votes) or 0}
+                connection.execute(insert(SIGHT).values(names | {"created": self._clock()}))
+                held = _of(plan, rater).where(ASSIGNMENT.c.item_id == item, ASSIGNMENT.c.state == "open")
+                if (row := connection.execute(held).one_or_none()) is not None:
+                    _return(connection, row)
+
+        self._database.write(work)
+
+    def decide(self, plan: StoredPlan, rater: Rater, item: int, version: int, decision: Decision) -> Outcome:
+        """Keep a lead's decision on an item, which supersedes an earlier one.
+
+        Args:
+            plan: the plan that the item is of.
+            rater: the lead.
+            item: its id; the lead must have seen the labeler's label.
+            version: that of the decision which the lead was shown; 0 where there was none.
+            decision: the decision.
+
+        Returns:
+            `not_needed` where another decision came meanwhile.
+
+        Raises:
+            KeyError: there is no such item, or the lead has not seen its label.
+        """
+
+        def work(connection: Connection) -> Outcome:
+            _lock(connection, rater)
+            seen = (SIGHT.c.item_id == ITEM.c.id) & (SIGHT.c.rater_id == rater.id)
+            chosen = select(ITEM.c.category).join(SIGHT, seen).where(ITEM.c.id == item, ITEM.c.plan_id == plan.id)
+            row = connection.execute(chosen.with_for_update(of=ITEM)).one_or_none()
+            if row is None:
+                raise KeyError(item)
+            last = select(SETTLEMENT).where(SETTLEMENT.c.item_id == item).order_by(SETTLEMENT.c.version.desc()).limit(1)
+            latest = connection.execute(last).one_or_none()
+            if latest is not None and latest.version != version:
+                same = (latest.rater_id, latest.choice, latest.strength, latest.note) == (rater.id, *decision)
+                return "repeated" if same else "not_needed"
+            names = {"item_id": item, "rater_id": rater.id, "version": version + 1, "created": self._clock()}
+            values = names | decision._asdict() | {"constitution": self._constitution}
+            connection.execute(insert(SETTLEMENT).values(values))
+            self._expose(connection, rater.id, item, row.category)
+            return "saved"
+
+        return self._database.write(work)
 
     # Progress and results
 
@@ -246,11 +316,14 @@ class ReviewStore:
     def counted_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
         """What every rater now says, by the items' order and the raters' names; skips are included.
 
+        Left out is what a lead said of an item after seeing the labeler's label.
+
         Args:
             plan: the plan of the items.
             audit: also items that are only to measure.
         """
         latest = select(func.max(VOTE.c.id)).group_by(VOTE.c.assignment_id)
+        seen = (SIGHT.c.rater_id == VOTE.c.rater_id) & (SIGHT.c.item_id == VOTE.c.item_id)
         columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, VOTE)
         chosen = (
             select(*columns)
@@ -258,12 +331,36 @@ class ReviewStore:
             .join(ITEM, VOTE.c.item_id == ITEM.c.id)
             .join(RATER, VOTE.c.rater_id == RATER.c.id)
             .where(ITEM.c.plan_id == plan.id, VOTE.c.id.in_(latest), VOTE.c.choice != "withdrawn")
+            .where(~select(SIGHT.c.id).where(seen, SIGHT.c.last_vote < VOTE.c.id).exists())
             .order_by(ITEM.c.rank, RATER.c.name)
         )
         if not audit:
             chosen = chosen.where(ITEM.c.audit.is_(False))
         with self._database.reading() as connection:
             return [_counted(row) for row in connection.execute(chosen)]
+
+    def decided_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
+        """As `counted_votes`, but where a lead has settled an item, the decision in the place of the raters' votes."""
+        settled = self.settled_votes(plan, audit=audit)
+        votes = [vote for vote in self.counted_votes(plan, audit=audit) if vote.comparison not in settled]
+        return [*votes, *settled.values()]
+
+    def settled_votes(self, plan: StoredPlan, *, audit: bool) -> dict[str, CountedVote]:
+        """The leads' decisions by comparison, as votes of "NAME (settled)", in the items' order."""
+        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, SETTLEMENT)
+        latest = select(func.max(SETTLEMENT.c.id)).group_by(SETTLEMENT.c.item_id)
+        chosen = (
+            select(*columns)
+            .select_from(SETTLEMENT)
+            .join(ITEM, SETTLEMENT.c.item_id == ITEM.c.id)
+            .join(RATER, SETTLEMENT.c.rater_id == RATER.c.id)
+            .where(ITEM.c.plan_id == plan.id, SETTLEMENT.c.id.in_(latest), SETTLEMENT.c.choice != "reopened")
+            .order_by(ITEM.c.rank)
+        )
+        if not audit:
+            chosen = chosen.where(ITEM.c.audit.is_(False))
+        with self._database.reading() as connection:
+            return {row.comparison: _settled(row) for row in connection.execute(chosen)}
 
     # Parts of the transactions above
 
@@ -274,6 +371,7 @@ class ReviewStore:
             select(ITEM.c.id, ITEM.c.comparison, ITEM.c.payload)
             .where(ITEM.c.plan_id == plan.id, ITEM.c.taken < ITEM.c.wanted, ITEM.c.category.not_in(opted_out))
             .where(~select(ASSIGNMENT.c.id).where(own, ASSIGNMENT.c.state != "returned").exists())
+            .where(~select(SIGHT.c.id).where(SIGHT.c.item_id == ITEM.c.id, SIGHT.c.rater_id == rater.id).exists())
             .order_by(ITEM.c.rank)
             .limit(1)
         )
@@ -305,10 +403,10 @@ class ReviewStore:
         told = {"version": (latest or 0) + 1, "constitution": self._constitution, "created": self._clock()}
         connection.execute(insert(VOTE).values(names | told | values))
 
-    def _expose(self, connection: Connection, row: Row[Any]) -> None:
-        pair = (EXPOSURE.c.rater_id == row.rater_id) & (EXPOSURE.c.item_id == row.item_id)
-        if row.category and connection.scalar(select(EXPOSURE.c.id).where(pair)) is None:
-            names = {"rater_id": row.rater_id, "item_id": row.item_id, "category": row.category}
+    def _expose(self, connection: Connection, rater: int, item: int, category: str) -> None:
+        pair = (EXPOSURE.c.rater_id == rater) & (EXPOSURE.c.item_id == item)
+        if category and connection.scalar(select(EXPOSURE.c.id).where(pair)) is None:
+            names = {"rater_id": rater, "item_id": item, "category": category}
             connection.execute(insert(EXPOSURE).values(names | {"created": self._clock()}))
 
 
@@ -396,6 +494,24 @@ def _counted(row: Row[Any]) -> CountedVote:
         rewritten=row.rewritten or "",
         rationale=row.rationale,
         seconds=row.seconds,
+        created=row.created,
+        constitution=row.constitution,
+        audit=row.audit,
+    )
+
+
+def _settled(row: Row[Any]) -> CountedVote:
+    return CountedVote(
+        comparison=row.comparison,
+        payload=ItemPayload.model_validate(row.payload),
+        rater=f"{row.name} (settled)",
+        choice=row.choice,
+        strength=row.strength,
+        principles={},
+        ranks=(),
+        rewritten="",
+        rationale=row.note,
+        seconds=0.0,
         created=row.created,
         constitution=row.constitution,
         audit=row.audit,

@@ -13,8 +13,9 @@ import httpx
 import uvicorn
 
 from constitutional.base.records import Message
-from constitutional.review.accounts import Accounts, Rater
+from constitutional.review.accounts import Accounts, Rater, Role
 from constitutional.review.database import Database
+from constitutional.review.lead import LeadSources
 from constitutional.review.plan import ItemPayload, Plan, PlannedItem, ReviewPrinciple
 from constitutional.review.serve import bind
 from constitutional.review.settings import ReviewSettings, Task
@@ -59,8 +60,10 @@ class Setting:
     clock: Clock
     votes: list[int] = field(default_factory=list)
 
-    def rater(self, name: str, *, warned: bool = True) -> Rater:
-        session = self.accounts.enter(self.accounts.invite(name))
+    lead: LeadSources | None = None
+
+    def rater(self, name: str, *, warned: bool = True, role: Role | None = None) -> Rater:
+        session = self.accounts.enter(self.accounts.invite(name, role))
         assert session is not None
         rater = self.accounts.rater_of(session)
         assert rater is not None
@@ -69,7 +72,7 @@ class Setting:
         return rater
 
     def site(self, url: str = URL) -> Site:
-        return Site(self.accounts, self.store, self.plan, url, self.votes.append)
+        return Site(self.accounts, self.store, self.plan, url, self.votes.append, lead=self.lead)
 
 
 def setting(
@@ -119,8 +122,8 @@ class Browser:
         """The hidden fields of the page's main form, its last."""
         return hidden_fields(self.page.text)
 
-    def enter(self, accounts: Accounts, name: str, *, start: bool = True) -> "Browser":
-        self.get(f"/enter?token={accounts.invite(name)}")
+    def enter(self, accounts: Accounts, name: str, *, start: bool = True, role: Role | None = None) -> "Browser":
+        self.get(f"/enter?token={accounts.invite(name, role)}")
         self.post("/enter", self.fields())
         if start:
             self.post("/start", self.fields())

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -14,6 +15,7 @@ from constitutional.review.database import Database
 from constitutional.review.schema import EXPOSURE, VOTE
 from constitutional.review.settings import Task
 from tests.review.reviewing import PRINCIPLES, Setting, item, served, setting
+from tests.review.test_lead import led_review
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LAPTOP = ViewportSize(width=1280, height=800)
@@ -55,6 +57,20 @@ def enter(page: Page, url: str, made: Setting, name: str = "ada") -> None:
     page.get_by_role("button", name="Begin").click()
     page.get_by_role("button", name="Start").click()
     page.wait_for_url(f"{url}/")
+
+
+def check_with_axe(page: Page) -> None:
+    """On a laptop by day, and on a phone in the dark."""
+    schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+    for scheme, size in zip(schemes, (LAPTOP, PHONE), strict=True):
+        page.set_viewport_size(size)
+        page.emulate_media(color_scheme=scheme)
+        results = Axe().run(page)
+        assert results.violations_count == 0, results.generate_report()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        red = int(re.findall(r"\d+", background)[0])
+        assert red < 60 if scheme == "dark" else red > 200
 
 
 def choices(made: Setting) -> list[tuple[str, int]]:
@@ -218,19 +234,9 @@ def test_axe_finds_no_violation_on_a_laptop_by_day_and_on_a_phone_in_the_dark(
     with served(made) as url:
         page = new_page()
         page.goto(f"{url}/enter?token={made.accounts.invite('ada')}")
-        axe = Axe()
 
         def check() -> None:
-            schemes: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-            for scheme, size in zip(schemes, (LAPTOP, PHONE), strict=True):
-                page.set_viewport_size(size)
-                page.emulate_media(color_scheme=scheme)
-                found = axe.run(page)
-                assert found.violations_count == 0, found.generate_report()
-                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-                background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-                red = int(re.findall(r"\d+", background)[0])
-                assert red < 60 if scheme == "dark" else red > 200
+            check_with_axe(page)
 
         check()
         page.get_by_role("button", name="Begin").click()
@@ -261,3 +267,42 @@ def test_axe_finds_no_violation_on_a_laptop_by_day_and_on_a_phone_in_the_dark(
         check()
         page.goto(f"{url}/nothing")
         check()
+
+
+def test_axe_finds_no_violation_in_the_leads_pages_without_scripts_and_in_the_dark(
+    sqlite: Database, new_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    made = led_review(sqlite, tmp_path)
+    made.clock.ticking = True
+    with served(made) as url:
+        page = new_page()
+        page.goto(f"{url}/enter?token={made.accounts.invite('lea', 'lead')}")
+        page.get_by_role("button", name="Begin").click()
+        page.get_by_role("link", name="Lead").click()
+        page.wait_for_url(f"{url}/lead")
+        check_with_axe(page)
+        page.get_by_role("button", name="Show them").click()
+        page.get_by_role("link", name="Question 1?").click()
+        check_with_axe(page)
+        page.go_back()
+        page.get_by_role("link", name="Hidden text: violence").click()
+        expect(page.get_by_text("Question 0?")).to_be_hidden()
+        check_with_axe(page)
+        page.get_by_role("button", name="Show the votes and the label").click()
+        page.get_by_text("Show or hide the conversation").click()
+        expect(page.get_by_text("Question 0?")).to_be_visible()
+        page.get_by_role("radio", name="Reply B").check()
+        page.get_by_role("button", name="Settle").click()
+        expect(page.get_by_role("status")).to_contain_text("decision is saved")
+        check_with_axe(page)
+        state = page.context.storage_state()
+        plain = new_page(storage_state=state, java_script_enabled=False)
+        plain.goto(page.url)
+        plain.get_by_label("Make this an example").select_option("calm")
+        plain.get_by_role("button", name="Show what would change").click()
+        expect(plain.locator(".diff")).to_contain_text("better: b0")
+        page.goto(plain.url)
+        check_with_axe(page)
+        plain.get_by_role("button", name="Write it").click()
+        expect(plain.get_by_role("status")).to_contain_text("written")
+    assert "better: b0" in (tmp_path / "ours.yaml").read_text()

@@ -101,7 +101,7 @@ class Crowd:
 def test_no_acknowledged_vote_is_lost_and_none_counts_twice(run_folder: Path, address: str | None) -> None:
     port = free_port()
     words = [f"review.port={port}", *([f"review.database={address}"] if address else [])]
-    database, accounts, store, plan = open_review(
+    database, accounts, store, plan, _ = open_review(
         RunStore.load(run_folder), ReviewSettings(overlap=OVERLAP, database=address)
     )
     sessions = []

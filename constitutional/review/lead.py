@@ -1,0 +1,260 @@
+"""What a lead sees of a review: who did what, how far raters and the labeler agree, and what is to be settled."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, Final, NamedTuple, get_args
+
+from sqlalchemy import func, select
+
+from constitutional.base.agreement import RaterAgreement, cohen_kappa
+from constitutional.base.records import Comparison, Judgement, SpotCheck
+from constitutional.base.stats import Interval, clustered_share, wilson
+from constitutional.judging.people import CHOICES, People, people_of
+from constitutional.review.accounts import Rater, Role
+from constitutional.review.database import Database
+from constitutional.review.export import verdicts_of
+from constitutional.review.plan import ItemPayload
+from constitutional.review.schema import EXPOSURE, ITEM, RATER, SETTLEMENT, SIGHT, VOTE
+from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
+
+SURE: Final = 0.8
+"""The labeler is sure of a label from this probability on."""
+
+
+class Labels(NamedTuple):
+    """What the run holds of the comparisons that raters are asked about."""
+
+    comparisons: Sequence[Comparison]
+    judgements: Sequence[Judgement]
+
+
+class LeadSources(NamedTuple):
+    """What a lead's pages are made from, beside the votes."""
+
+    database: Database
+    labels: Callable[[], Labels]
+    """Called for each page, so it should remember what it has read."""
+    constitution: Path | None
+    """The file of the run's constitution; None where the run uses a shipped one."""
+    pay_per_hour: float | None
+
+
+class RaterWork(NamedTuple):
+    """What a rater has done for one plan."""
+
+    name: str
+    role: Role
+    votes: int
+    skips: int
+    seconds: float | None
+    """The median time of a vote; None without votes."""
+    hours: float
+    """At all items, also those skipped and those answered anew."""
+    exposures: int
+    """Items with harmful texts that the rater has seen."""
+    opted_out: tuple[str, ...]
+
+
+class LeadItem(NamedTuple):
+    """An item with votes."""
+
+    id: int
+    comparison: str
+    payload: ItemPayload
+    category: str
+    gold: str | None
+    version: int
+    """That of the last decision; 0 where there is none."""
+
+
+class RaterShare(NamedTuple):
+    """A share of n outcomes, with a 95% interval."""
+
+    value: float
+    interval: Interval
+    n: int
+
+
+class RaterAccuracy(NamedTuple):
+    """How far one rater agrees with the others, and with known answers."""
+
+    name: str
+    others: RaterShare | None
+    """None where nobody else voted on an item of this rater."""
+    gold: RaterShare | None
+    """None where the rater voted on no item with a known answer."""
+
+
+class Overview(NamedTuple):
+    """All that the votes say at one time."""
+
+    items: dict[str, LeadItem]
+    """By comparison, in the plan's order."""
+    votes: dict[str, list[CountedVote]]
+    """The raters' own, by comparison."""
+    settled: dict[str, CountedVote]
+    people: People
+    kappa: RaterAgreement | None
+    """Cohen's, where there are just two raters."""
+    raters: list[RaterAccuracy]
+    contradictions: list[LeadItem]
+    """Items that are not settled, on which raters prefer different replies."""
+    labeler_wrong: list[LeadItem]
+    """Others that are not settled, on which people prefer another reply than the labeler, which is sure; the surest
+    first."""
+
+
+def works_of(database: Database, plan: StoredPlan) -> list[RaterWork]:
+    """What all raters have done, by name."""
+    votes = (
+        select(VOTE.c.assignment_id, VOTE.c.rater_id, VOTE.c.choice, VOTE.c.seconds)
+        .join(ITEM, VOTE.c.item_id == ITEM.c.id)
+        .where(ITEM.c.plan_id == plan.id)
+        .order_by(VOTE.c.id)
+    )
+    exposed = (
+        select(EXPOSURE.c.rater_id, func.count().label("items"))
+        .join(ITEM, EXPOSURE.c.item_id == ITEM.c.id)
+        .where(ITEM.c.plan_id == plan.id)
+        .group_by(EXPOSURE.c.rater_id)
+    )
+    with database.reading() as connection:
+        raters = connection.execute(select(RATER).order_by(RATER.c.name)).all()
+        rows = connection.execute(votes).all()
+        exposures: dict[int, int] = {row.rater_id: row.items for row in connection.execute(exposed)}
+    latest = {row.assignment_id: row for row in rows}
+    works = []
+    for rater in raters:
+        own = [row for row in latest.values() if row.rater_id == rater.id]
+        seconds = [row.seconds for row in own if row.choice not in ("skip", "withdrawn")]
+        works.append(
+            RaterWork(
+                name=rater.name,
+                role=rater.role,
+                votes=len(seconds),
+                skips=sum(row.choice == "skip" for row in own),
+                seconds=median(seconds) if seconds else None,
+                hours=sum(row.seconds for row in rows if row.rater_id == rater.id) / 3600,
+                exposures=exposures.get(rater.id, 0),
+                opted_out=tuple(rater.opted_out),
+            )
+        )
+    return works
+
+
+def changes(database: Database, plan: StoredPlan) -> tuple[int, ...]:
+    """How many votes and decisions there are on the plan's items, and labels that leads saw: none is ever deleted."""
+    with database.reading() as connection:
+        rows = [
+            connection.scalar(select(func.count(table.c.id)).join(ITEM).where(ITEM.c.plan_id == plan.id))
+            for table in (VOTE, SETTLEMENT, SIGHT)
+        ]
+    return tuple(number or 0 for number in rows)
+
+
+def seen_by(database: Database, plan: StoredPlan, rater: Rater) -> set[str]:
+    """Comparisons whose label a lead may see: those that the lead has voted on, or chose to see."""
+    latest = select(func.max(VOTE.c.id)).where(VOTE.c.rater_id == rater.id).group_by(VOTE.c.item_id)
+    answered = select(VOTE.c.item_id).where(VOTE.c.id.in_(latest), VOTE.c.choice.not_in(("skip", "withdrawn")))
+    chosen = select(SIGHT.c.item_id).where(SIGHT.c.rater_id == rater.id)
+    visible = ITEM.c.id.in_(answered) | ITEM.c.id.in_(chosen)
+    with database.reading() as connection:
+        return {*connection.scalars(select(ITEM.c.comparison).where(ITEM.c.plan_id == plan.id, visible))}
+
+
+def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: Labels) -> Overview:
+    """What the votes on pairs say now. Settled items count in the agreement with their raters' own votes."""
+    known = {comparison.id: comparison for comparison in labels.comparisons}
+    votes = defaultdict[str, list[CountedVote]](list)
+    for vote in store.counted_votes(plan, audit=True):
+        if vote.comparison in known:
+            votes[vote.comparison].append(vote)
+    settled = store.settled_votes(plan, audit=True)
+    items, checks = _items(database, plan, votes)
+    verdicts = verdicts_of(vote for group in votes.values() for vote in group)
+    people = people_of(checks, verdicts, labels.comparisons, labels.judgements, plan.plan.seed)
+    table = {
+        name: {vote.rater: vote.choice for vote in group if vote.choice in CHOICES} for name, group in votes.items()
+    }
+    prompts = {name: known[name].prompt.id for name in table}
+    raters = sorted({rater for by_rater in table.values() for rater in by_rater})
+    contradictions = [
+        item for name, item in items.items() if {"a", "b"} <= {*table[name].values()} and name not in settled
+    ]
+    clashing = {item.comparison for item in contradictions}
+    wrong = [
+        row
+        for row in people.seen
+        if row.agreement == 0 and max(row.labeler, 1 - row.labeler) >= SURE - 1e-9
+        if row.comparison.id not in settled and row.comparison.id not in clashing
+    ]
+    return Overview(
+        items=items,
+        votes=dict(votes),
+        settled=settled,
+        people=people,
+        kappa=cohen_kappa(table, raters[0], raters[1], clusters=prompts, seed=plan.plan.seed)
+        if len(raters) == 2
+        else None,
+        raters=[
+            RaterAccuracy(rater, _with_others(rater, table, prompts), _on_gold(rater, table, items)) for rater in raters
+        ],
+        contradictions=contradictions,
+        labeler_wrong=[items[row.comparison.id] for row in sorted(wrong, key=lambda row: -abs(row.labeler - 0.5))],
+    )
+
+
+def _items(
+    database: Database, plan: StoredPlan, votes: Mapping[str, object]
+) -> tuple[dict[str, LeadItem], list[SpotCheck]]:
+    version = select(func.max(SETTLEMENT.c.version)).where(SETTLEMENT.c.item_id == ITEM.c.id).scalar_subquery()
+    voted = select(VOTE.c.item_id).distinct()
+    chosen = select(ITEM, version.label("version")).where(ITEM.c.plan_id == plan.id, ITEM.c.id.in_(voted))
+    items: dict[str, LeadItem] = {}
+    checks: list[SpotCheck] = []
+    with database.reading() as connection:
+        for row in connection.execute(chosen.order_by(ITEM.c.rank)):
+            if row.comparison in votes:
+                payload = ItemPayload.model_validate(row.payload)
+                items[row.comparison] = LeadItem(
+                    row.id, row.comparison, payload, row.category, row.gold, row.version or 0
+                )
+                checks.append(_check(row))
+    return items, checks
+
+
+def _check(row: Any) -> SpotCheck:  # noqa: ANN401 - a row of the database
+    reasons = get_args(SpotCheck.model_fields["reason"].annotation)
+    reason = "audit" if row.audit else row.stratum if row.stratum in reasons else "random"
+    values = {"comparison": row.comparison, "probability": row.probability, "votes": row.wanted}
+    return SpotCheck.model_validate({**values, "reason": reason})
+
+
+def _with_others(
+    rater: str, votes: Mapping[str, Mapping[str, str]], prompts: Mapping[str, Hashable]
+) -> RaterShare | None:
+    """Of the others' votes on a rater's items, the share that says the same, a mean over items."""
+
+    def shares() -> Iterator[tuple[float, Hashable]]:
+        for name, by_rater in votes.items():
+            others = [choice for other, choice in by_rater.items() if other != rater]
+            if rater in by_rater and others:
+                yield fmean(choice == by_rater[rater] for choice in others), prompts[name]
+
+    outcomes = list(shares())
+    if not outcomes:
+        return None
+    values = [value for value, _ in outcomes]
+    return RaterShare(fmean(values), clustered_share(values, [prompt for _, prompt in outcomes]), len(values))
+
+
+def _on_gold(rater: str, votes: Mapping[str, Mapping[str, str]], items: Mapping[str, LeadItem]) -> RaterShare | None:
+    """The share of known answers that a rater gave."""
+    right = [
+        by_rater[rater] == items[name].gold
+        for name, by_rater in votes.items()
+        if rater in by_rater and items[name].gold is not None
+    ]
+    return RaterShare(fmean(right), wilson(sum(right), len(right)), len(right)) if right else None

@@ -1,0 +1,570 @@
+"""The lead's pages: numbers, what is settled and what becomes of it, examples, and who may see what."""
+
+import re
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import select
+
+from constitutional.base.records import Comparison, Judgement, Message, Prompt
+from constitutional.cli.main import main
+from constitutional.constitution.file import load_constitution
+from constitutional.data.verdicts import read_verdicts
+from constitutional.review import lead_pages
+from constitutional.review.accounts import Rater
+from constitutional.review.ballot import Ballot
+from constitutional.review.database import MIGRATIONS, Database
+from constitutional.review.export import verdicts_of
+from constitutional.review.lead import Labels, LeadSources, overview, works_of
+from constitutional.review.plan import PlannedItem
+from constitutional.review.schema import EXPOSURE, RATER, SETTLEMENT, SIGHT, VOTE
+from constitutional.review.serve import open_review
+from constitutional.review.settings import ReviewSettings
+from constitutional.review.store import Decision
+from constitutional.runs.folder import RunStore
+from tests.review.reviewing import Browser, Setting, item, setting
+from tests.review.test_site import Tags
+
+FILE = """\
+# Ours, with care.
+name: Ours
+principles:
+  # The first.
+  - id: brief
+    text: Keep your answers brief.   # really
+
+  - id: calm   # the second
+    text: >
+      Stay
+      calm.
+
+# The end.
+"""
+
+
+def compared(number: int, *earlier: Message) -> Comparison:
+    messages = (*earlier, Message("user", f"Question {number}?"))
+    prompt = Prompt(messages=messages, info={"kind": "odd" if number % 2 else "even"})
+    return Comparison(prompt=prompt, a=f"a{number}", b=f"b{number}")
+
+
+def planned(comparison: Comparison, number: int, **changed: object) -> PlannedItem:
+    return item(number, (comparison.a, comparison.b), comparison=comparison.id, **changed)
+
+
+def judged(comparison: Comparison, p_a: float | None, principle: str = "brief") -> Judgement:
+    return Judgement(
+        comparison=comparison.id,
+        principle=principle,
+        principle_text=f"The text of {principle}.",
+        labeler="scripted",
+        readings=(),
+        p_a=p_a,
+    )
+
+
+def led(
+    database: Database, items: list[PlannedItem], labels: Labels, file: Path | None = None, pay: float | None = None
+) -> Setting:
+    made = setting(database, items)
+    made.lead = LeadSources(database, lambda: labels, file, pay)
+    return made
+
+
+def say(made: Setting, rater: Rater, choices: dict[str, str], seconds: float = 10.0) -> None:
+    """Vote on all items that the rater gets: `a` or `b` by the comparison's reply, or what a ballot holds."""
+    made.clock.now += 3600  # so that no vote takes longer than it may
+    while shown := made.store.next(made.plan, rater):
+        text = shown.payload.messages[-1].content
+        choice = choices[text.removeprefix("Question ").removesuffix("?")]
+        if choice in ("a", "b"):
+            choice = "first" if shown.payload.replies[0].startswith(choice) else "second"
+        made.clock.now += 100
+        ballot = Ballot(choice, rationale="because" if choice == "skip" else "", seconds=seconds)  # type: ignore[arg-type]
+        made.store.vote(made.plan, rater, shown.id, f"{rater.name} {shown.id}", ballot)
+
+
+def led_review(database: Database, folder: Path, category: str = "violence") -> Setting:
+    """Item 0: ada a, bob b. Item 1: both a, where the labeler is sure of b. Item 2: both b, as the labeler."""
+    comparisons = [compared(number) for number in range(3)]
+    judgements = [judged(row, p_a) for row, p_a in zip(comparisons, (0.9, 0.1, 0.1), strict=True)]
+    path = folder / "ours.yaml"
+    path.write_text(FILE)
+    items = [
+        planned(row, number, wanted=2, category="" if number else category) for number, row in enumerate(comparisons)
+    ]
+    made = led(database, items, Labels(comparisons, judgements), path)
+    say(made, made.rater("ada"), {"0": "a", "1": "a", "2": "b"})
+    say(made, made.rater("bob"), {"0": "b", "1": "a", "2": "b"})
+    return made
+
+
+@pytest.fixture
+def contradicted(sqlite: Database, tmp_path: Path) -> Setting:
+    return led_review(sqlite, tmp_path, category="")
+
+
+def lead(made: Setting, name: str = "lea") -> Browser:
+    return Browser(made.site()).enter(made.accounts, name, role="lead")
+
+
+def settle(browser: Browser, number: int, choice: str, **fields: str) -> None:
+    page = browser.get(f"/lead/item?item={number}")
+    if "Show the votes" in page.text:
+        browser.post("/lead/show", browser.fields())
+    browser.post("/lead/settle", {**browser.fields(), "choice": choice, **fields})
+
+
+# Numbers
+
+
+def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(4)]
+    gold = ["a", None, "b", None]
+    made = led(
+        sqlite,
+        [planned(row, n, wanted=2, gold=gold[n], category="violence" * (n == 3)) for n, row in enumerate(comparisons)],
+        Labels(comparisons, [judged(row, 0.9) for row in comparisons]),
+    )
+    ada, bob = made.rater("ada"), made.rater("bob")
+    say(made, ada, {"0": "a", "1": "a", "2": "b", "3": "tie"}, seconds=9)
+    say(made, bob, {"0": "a", "1": "b", "2": "a", "3": "skip"}, seconds=27)
+    votes = overview(sqlite, made.store, made.plan, Labels(comparisons, [judged(row, 0.9) for row in comparisons]))
+    # Pairs: a-a, a-b, b-a. Coincidences: aa 2, ab 2, ba 2; so α = 1 − (6 − 1)·4 / (2·4·2).
+    assert votes.people.among.value == pytest.approx(1 / 3)
+    assert votes.people.alpha.value == pytest.approx(1 - 5 * 4 / 16)
+    # Cohen: agreement 1/3; both say a in 2 of 3, so chance is 4/9 + 1/9.
+    assert votes.kappa is not None
+    assert votes.kappa.value == pytest.approx((1 / 3 - 5 / 9) / (1 - 5 / 9))
+    # π: a (1 + ½ + ½ + 0)/4, b (0 + ½ + ½ + 0)/4, tie ¼; chance (¼ + 3/16 + 3/16)/3.
+    assert votes.people.ac1.value == pytest.approx((1 / 3 - 0.625 / 3) / (1 - 0.625 / 3))
+    shares = {row.name: (row.others, row.gold) for row in votes.raters}
+    assert [(share.value, share.n) for share in shares["ada"] if share] == [(pytest.approx(1 / 3), 3), (1.0, 2)]
+    assert [(share.value, share.n) for share in shares["bob"] if share] == [(pytest.approx(1 / 3), 3), (0.5, 2)]
+    # The labeler says a four times; people a, even, even, even: 1, ½, ½, ½.
+    assert votes.people.labeler is not None
+    assert votes.people.labeler.value == pytest.approx(0.625)
+    works = {work.name: work for work in works_of(sqlite, made.plan)}
+    assert works["ada"][2:5] == (4, 0, 9)  # votes, skips, seconds
+    assert works["bob"][2:5] == (3, 1, 27)
+    assert [works[name].hours for name in ("ada", "bob")] == pytest.approx([36 / 3600, 108 / 3600])
+    assert [works[name].exposures for name in ("ada", "bob")] == [1, 0]
+    assert len(votes.contradictions) == 2
+
+
+def test_the_page_shows_them_in_words(contradicted: Setting) -> None:
+    assert contradicted.lead is not None
+    contradicted.lead = contradicted.lead._replace(pay_per_hour=36.0)
+    page = lead(contradicted).get("/lead").text
+    assert "6 of 6 votes wanted" in page
+    assert "67% (" in page  # two of three pairs are the same
+    assert "0.40 (no interval: fewer than 10 prompts)" in page  # κ: (2/3 − 4/9) / (1 − 4/9)
+    assert "1 to settle" in page
+    assert "comes to 0.60" in page  # 60 seconds at 36 an hour
+    # Weighted and by the audit set, by principle and by kind of prompt.
+    for name in ("All, weighted", "Principle brief", "Prompts: even", "Prompts: odd"):
+        assert name in page
+
+
+def test_what_is_not_defined_is_told_in_words(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(2)]
+    made = led(sqlite, [planned(row, n, wanted=2) for n, row in enumerate(comparisons)], Labels(comparisons, []))
+    browser = lead(made)
+    assert "no item has two votes" in browser.get("/lead").text
+    for name in ("ada", "bob"):
+        say(made, made.rater(name), {"0": "a", "1": "a"})
+    page = browser.get("/lead").text
+    assert "undefined: unanimous" in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+    assert "not known yet" in page  # the labeler judged nothing
+
+
+def test_votes_taken_back_and_answered_anew_count_once_and_their_time_twice(sqlite: Database) -> None:
+    comparison = compared(0)
+    made = led(sqlite, [planned(comparison, 0)], Labels([comparison], []))
+    ada = made.rater("ada")
+    say(made, ada, {"0": "a"})
+    made.store.undo(made.plan, ada)
+    (work,) = works_of(sqlite, made.plan)
+    assert (work.votes, work.skips, work.seconds) == (0, 0, None)
+    made.clock.now += 100
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    made.store.vote(made.plan, ada, shown.id, "again", Ballot("tie", seconds=20))
+    (work,) = works_of(sqlite, made.plan)
+    assert (work.votes, work.seconds) == (1, 20)
+    assert work.hours == pytest.approx(30 / 3600)
+
+
+def test_numbers_that_take_long_rest_while_votes_come_and_not_when_the_lead_decides(
+    contradicted: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lead_pages, "SLOW_S", 0.0)
+    monkeypatch.setattr(lead_pages, "RESTS", 1e9)
+    browser = lead(contradicted)
+    assert "each other: 1 to settle" in browser.get("/lead").text
+    contradicted.store.undo(contradicted.plan, contradicted.rater("bob"))
+    assert "n = 3" in browser.get("/lead").text
+    settle(browser, 1, "b")
+    page = browser.get("/lead").text
+    assert "each other: 0 to settle" in page
+    assert "n = 2" in page
+
+
+# Settling
+
+
+def test_a_settled_item_leaves_the_queue_and_takes_the_place_of_the_votes(contradicted: Setting) -> None:
+    browser = lead(contradicted)
+    settle(browser, 1, "b", strength="3", note="It is shorter.")
+    assert "decision is saved" in browser.page.text
+    assert "lea (settled)" in browser.page.text
+    assert "each other: 0 to settle" in browser.get("/lead").text
+    votes = contradicted.store.decided_votes(contradicted.plan, audit=True)
+    settled = [vote for vote in verdicts_of(votes) if vote.rationale]
+    assert [(vote.rater, vote.choice, vote.strength) for vote in settled] == [("lea (settled)", "b", 3)]
+    assert sorted(vote.rater for vote in votes) == ["ada", "ada", "bob", "bob", "lea (settled)"]
+    assert len(contradicted.store.counted_votes(contradicted.plan, audit=True)) == 6  # nothing is deleted
+    settle(browser, 1, "reopened")
+    assert "each other: 1 to settle" in browser.get("/lead").text
+    assert len(contradicted.store.decided_votes(contradicted.plan, audit=True)) == 6
+
+
+def test_of_two_leads_the_second_is_told_of_the_first(contradicted: Setting, sqlite: Database) -> None:
+    lea, lou = lead(contradicted), lead(contradicted, "lou")
+    for browser in (lea, lou):
+        browser.get("/lead/item?item=1")
+        browser.post("/lead/show", browser.fields())
+    stale, doubled = lou.fields(), {**lea.fields(), "choice": "a"}
+    lea.post("/lead/settle", doubled)
+    assert "was saved before" in lea.post("/lead/settle", doubled).text
+    page = lou.post("/lead/settle", {**stale, "choice": "b", "note": "Mine is longer."}).text
+    assert "came meanwhile" in page
+    assert "Mine is longer." in page  # what was written is not lost
+    with sqlite.reading() as connection:
+        assert connection.execute(select(SETTLEMENT.c.choice, SETTLEMENT.c.version)).all() == [("a", 1)]
+
+
+def test_settling_a_harmful_text_counts_as_seeing_it(sqlite: Database) -> None:
+    comparison = compared(0)
+    made = led(sqlite, [planned(comparison, 0, category="violence")], Labels([comparison], []))
+    say(made, made.rater("ada"), {"0": "a"})
+    browser = lead(made)
+    assert "Question 0?" not in browser.get("/lead").text
+    settle(browser, 1, "b")
+    lea = select(RATER.c.id).where(RATER.c.name == "lea").scalar_subquery()
+    with sqlite.reading() as connection:
+        assert connection.scalars(select(EXPOSURE.c.category).where(EXPOSURE.c.rater_id == lea)).all() == ["violence"]
+
+
+@pytest.mark.parametrize("audit", [True, False])
+def test_the_lead_is_warned_of_settling_the_audit_set(sqlite: Database, audit: bool) -> None:
+    comparison = compared(0)
+    made = led(sqlite, [planned(comparison, 0, audit=audit)], Labels([comparison], []))
+    say(made, made.rater("ada"), {"0": "a"})
+    browser = lead(made)
+    browser.get("/lead/item?item=1")
+    assert ("estimate too high" in browser.post("/lead/show", browser.fields()).text) == audit
+
+
+@pytest.mark.parametrize("fields", [{}, {"choice": "skip"}, {"choice": "a", "strength": "5"}, {"choice": "<script>"}])
+def test_what_is_no_decision_is_refused(contradicted: Setting, sqlite: Database, fields: dict[str, str]) -> None:
+    browser = lead(contradicted)
+    browser.get("/lead/item?item=1")
+    browser.post("/lead/show", browser.fields())
+    assert browser.post("/lead/settle", {**browser.fields(), **fields}).status_code == 422
+    with sqlite.reading() as connection:
+        assert connection.execute(select(SETTLEMENT)).all() == []
+
+
+# Blindness
+
+
+def test_a_label_is_hidden_until_the_lead_has_voted_or_asks_for_it(contradicted: Setting) -> None:
+    browser = lead(contradicted)
+    page = browser.get("/lead").text
+    assert "sure: 1 to settle" in page
+    assert "not voted on 1 of them" in page
+    assert "Question 1?" not in page
+    page = browser.get("/lead/item?item=2").text
+    assert "Question 1?" in page
+    assert "The text of brief." not in page
+    assert "Reply B</td>" not in page
+    page = browser.post("/lead/show", browser.fields()).text
+    assert "The text of brief." in page
+    assert "90%" in page
+    assert "ada" in page
+    assert "Question 1?" in browser.get("/lead").text
+
+
+def test_all_hidden_ones_can_be_shown_at_once(contradicted: Setting, sqlite: Database) -> None:
+    browser = lead(contradicted)
+    browser.get("/lead")
+    fields = {"form_token": browser.fields()["form_token"], "item": "all"}
+    assert "Question 1?" in browser.post("/lead/show", fields).text
+    with sqlite.reading() as connection:
+        assert connection.scalars(select(SIGHT.c.item_id)).all() == [2]
+
+
+def test_a_vote_after_the_label_was_seen_does_not_count_and_one_before_does(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(2)]
+    labels = Labels(comparisons, [judged(row, 0.1) for row in comparisons])
+    made = led(sqlite, [planned(row, n, wanted=3) for n, row in enumerate(comparisons)], labels)
+    say(made, made.rater("ada"), {"0": "a", "1": "a"})
+    lea = made.rater("lea", role="lead")
+    first = made.store.next(made.plan, lea)
+    assert first is not None
+    made.store.see(made.plan, lea, [1])  # the item that the lead holds: it goes to others
+    second = made.store.next(made.plan, lea)
+    assert second is not None
+    assert second.payload.messages[0].content == "Question 1?"
+    made.store.vote(made.plan, lea, first.id, "late", Ballot("tie"))  # from a window that was still open
+    made.store.vote(made.plan, lea, second.id, "blind", Ballot("tie"))
+
+    def own() -> list[str]:
+        votes = made.store.decided_votes(made.plan, audit=True)
+        return [vote.comparison for vote in votes if vote.rater.startswith("lea")]
+
+    assert own() == [comparisons[1].id]
+    browser = Browser(made.site()).enter(made.accounts, "lea")
+    assert "The text of brief." in browser.get("/lead/item?item=2").text  # the lead has voted on it
+    assert own() == [comparisons[1].id]
+    made.store.undo(made.plan, lea)
+    made.store.vote(made.plan, lea, second.id, "changed", Ballot("both_bad"))
+    assert own() == []
+    settle(browser, 2, "b")
+    assert own() == [comparisons[1].id]
+
+
+# Examples
+
+
+def test_a_settled_item_becomes_an_example_and_the_rest_of_the_file_stays(
+    contradicted: Setting, tmp_path: Path
+) -> None:
+    path = tmp_path / "ours.yaml"
+    path.chmod(0o640)
+    browser = lead(contradicted)
+    settle(browser, 1, "b")
+    page = browser.get("/lead/example?item=1&principle=calm").text
+    assert "+        better: b0" in page
+    assert path.read_text() == FILE  # nothing is written yet
+    assert "is written" in browser.post("/lead/example", browser.fields()).text
+    assert path.stat().st_mode & 0o777 == 0o640
+    added = "    examples:\n      - prompt: Question 0?\n        better: b0\n        worse: a0\n"
+    assert path.read_text() == FILE.replace("      calm.\n", f"      calm.\n{added}")
+    (example,) = load_constitution(path).principles[1].examples
+    assert (example.prompt, example.better, example.worse) == ("Question 0?", "b0", "a0")
+    assert "has this example already" in browser.get("/lead/example?item=1&principle=calm").text
+
+
+@pytest.mark.parametrize("changed", ["file", "decision"])
+def test_nothing_is_written_where_something_changed_since_the_diff(
+    contradicted: Setting, tmp_path: Path, changed: str
+) -> None:
+    browser = lead(contradicted)
+    settle(browser, 1, "b")
+    browser.get("/lead/example?item=1&principle=brief")
+    fields, path = browser.fields(), tmp_path / "ours.yaml"
+    if changed == "file":
+        path.write_text(FILE + "# more\n")
+    else:
+        settle(browser, 1, "a")
+    before = path.read_text()
+    page = browser.post("/lead/example", fields)
+    assert page.status_code == 409
+    assert "Nothing is written" in page.text
+    assert path.read_text() == before
+
+
+def test_what_cannot_be_an_example_is_told(contradicted: Setting, tmp_path: Path) -> None:
+    browser = lead(contradicted)
+    asked = "/lead/example?item=1&principle="
+    assert "settled for one of the replies" in browser.get(f"{asked}brief").text
+    settle(browser, 1, "tie")
+    assert "settled for one of the replies" in browser.get(f"{asked}brief").text
+    settle(browser, 1, "a")
+    assert "no principle" in browser.get(f"{asked}other").text
+    path = tmp_path / "ours.yaml"
+    path.write_text("name: Ours\nprinciples: [{id: brief, text: Be brief.}]\n")
+    assert "add it by hand" in browser.get(f"{asked}brief").text
+    path.write_text("name: Ours\nprinciples: [\n")
+    assert "ours.yaml:" in browser.get(f"{asked}brief").text
+    path.unlink()
+    assert "cannot be read" in browser.get(f"{asked}brief").text
+    assert browser.get("/lead/item?item=1").status_code == 200
+    assert contradicted.lead is not None
+    for other, word in ((tmp_path / "ours.md", "Markdown"), (None, "constitution of the package")):
+        contradicted.lead = contradicted.lead._replace(constitution=other)
+        (tmp_path / "ours.md").write_text("- Be brief.\n")
+        assert word in lead(contradicted).get(f"{asked}brief").text
+
+
+def test_a_conversation_of_several_messages_is_no_example(sqlite: Database, tmp_path: Path) -> None:
+    earlier = (Message("user", "Hello."), Message("assistant", "Hello!"))
+    comparison = compared(0, *earlier)
+    entry = planned(comparison, 0)
+    payload = entry.payload.model_copy(update={"messages": comparison.prompt.messages})
+    (tmp_path / "ours.yaml").write_text(FILE)
+    labels = Labels([comparison], [])
+    made = led(sqlite, [entry.model_copy(update={"payload": payload})], labels, tmp_path / "ours.yaml")
+    say(made, made.rater("ada"), {"0": "a"})
+    browser = lead(made)
+    settle(browser, 1, "a")
+    assert "several messages" in browser.get("/lead/example?item=1&principle=brief").text
+
+
+# Who may see it
+
+
+PAGES = ["/lead", "/lead/item?item=1", "/lead/example?item=1&principle=brief"]
+POSTS = ["/lead/show", "/lead/settle", "/lead/example"]
+
+
+def test_other_raters_learn_nothing_of_these_pages(contradicted: Setting, sqlite: Database) -> None:
+    browser = Browser(contradicted.site()).enter(contradicted.accounts, "ada")
+    assert "/lead" not in browser.page.text
+    nothing = browser.get("/nothing").text
+    browser.get("/start")
+    token = browser.fields()["form_token"]
+    fields = {"form_token": token, "item": "1", "choice": "a", "version": "0", "principle": "brief"}
+    answers = [browser.get(path) for path in PAGES] + [browser.post(path, fields) for path in POSTS]
+    without_nonce = {re.sub(r'nonce="[^"]*"', "", answer.text) for answer in answers}
+    assert without_nonce == {re.sub(r'nonce="[^"]*"', "", nothing)}
+    assert {answer.status_code for answer in answers} == {404}
+    nobody = Browser(contradicted.site())
+    assert {nobody.get(path).status_code for path in PAGES} == {401}
+    with sqlite.reading() as connection:
+        assert connection.execute(select(SETTLEMENT)).all() == connection.execute(select(SIGHT)).all() == []
+
+
+def test_a_lead_finds_the_page_from_the_items(contradicted: Setting) -> None:
+    assert 'href="/lead"' in lead(contradicted).get("/").text
+
+
+@pytest.mark.parametrize("token", [None, "", "0" * 64])
+def test_a_form_without_its_token_changes_nothing(
+    contradicted: Setting, sqlite: Database, tmp_path: Path, token: str | None
+) -> None:
+    browser = lead(contradicted)
+    settle(browser, 1, "b")
+    browser.get("/lead/example?item=1&principle=brief")
+    fields = {**browser.fields(), "item": "2", "choice": "a", "version": "0"}
+    fields.pop("form_token")
+    if token is not None:
+        fields["form_token"] = token
+    for path in POSTS:
+        assert browser.post(path, fields).status_code == 403
+    assert (tmp_path / "ours.yaml").read_text() == FILE
+    with sqlite.reading() as connection:
+        assert connection.scalars(select(SETTLEMENT.c.item_id)).all() == [1]
+        assert connection.scalars(select(SIGHT.c.item_id)).all() == [1]
+
+
+def test_no_decision_without_having_seen_the_votes_and_no_other_numbers(contradicted: Setting) -> None:
+    browser = lead(contradicted)
+    browser.get("/lead/item?item=1")
+    fields = {**browser.fields(), "choice": "a", "version": "0"}
+    assert browser.post("/lead/settle", fields).status_code == 404
+    for number in ("-1", "1 OR 1=1", "²", "9" * 30, "", "99"):
+        assert browser.get(f"/lead/item?item={number}").status_code == 404
+        assert browser.post("/lead/show", {**fields, "item": number}).status_code == 404
+    browser.post("/lead/show", {**fields, "item": "1"})
+    assert browser.post("/lead/settle", {**fields, "version": "x"}).status_code == 400
+
+
+def test_stored_scripts_stay_text(sqlite: Database, tmp_path: Path) -> None:
+    payload = """</textarea></div><script>alert(1)</script><img src=x onerror="alert(1)">'"{{7*7}}"""
+    comparison = compared(0).model_copy(update={"a": payload})
+    entry = item(0, (payload, "b"), comparison=comparison.id, category=payload)
+    path = tmp_path / "ours.yaml"
+    path.write_text(FILE)
+    label = judged(comparison, 0.9).model_copy(update={"principle_text": payload})
+    made = led(sqlite, [entry], Labels([comparison], [label]), path)
+    ada = made.rater(payload[:90])
+    made.store.settle(made.plan, ada, ())
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    made.store.vote(made.plan, ada, shown.id, "key", Ballot("tie", rationale=payload))
+    browser = lead(made)
+    settle(browser, 1, "a", note=payload)
+    pages = [browser.page.text, browser.get("/lead").text, browser.get("/lead/item?item=1").text]
+    pages.append(browser.get("/lead/example?item=1&principle=brief").text)
+    pages.append(browser.get(f"/lead/example?item=1&principle={payload}").text)
+    browser.get("/lead/item?item=1")
+    pages.append(browser.post("/lead/settle", {**browser.fields(), "note": payload}).text)
+    for page in pages:
+        read = Tags()
+        read.feed(page)
+        assert read.tags.count("script") == 1  # our own
+        assert "img" not in read.tags
+        assert not [name for name in read.attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert" in pages[0]
+
+
+def test_without_pairs_there_is_progress_alone(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0, ("x", "y", "z"))], task="rank")
+    made.lead = LeadSources(sqlite, lambda: Labels([], []), None, None)
+    browser = lead(made)
+    assert "Median seconds" in browser.get("/lead").text
+    assert browser.get("/lead/item?item=1").status_code == 404
+
+
+# The command
+
+
+def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: Path, tmp_path: Path) -> None:
+    review = open_review(RunStore.load(run_folder), ReviewSettings(pay_per_hour=20))
+    labels = review.lead.labels()
+    assert (len(labels.comparisons), len(labels.judgements)) == (40, 0)  # the run has not labelled them yet
+    assert review.lead.constitution is not None
+    assert review.lead.constitution.name == "ours.yaml"
+    assert review.lead.pay_per_hour == 20
+    rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada", "lead")) or "")
+    assert rater is not None
+    for key in ("first key", "second key"):
+        shown = review.store.next(review.plan, rater)
+        assert shown is not None
+        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie"))
+    review.store.see(review.plan, rater, [1])
+    review.store.decide(review.plan, rater, 1, 0, Decision("b", 4, "Wrong."))
+    review.database.close()
+    out = tmp_path / "votes.jsonl"
+    assert main(["review", str(run_folder), "export", "--out", str(out), "--audit"]) == 0
+    verdicts = read_verdicts(out, {row.id for row in labels.comparisons})
+    assert {(row.rater, row.choice, row.strength) for row in verdicts} == {("ada (settled)", "b", 4), ("ada", "tie", 1)}
+    assert main(["review", str(run_folder), "freeze"]) == 0
+    (frozen,) = (run_folder / "verdicts").glob("*.jsonl")
+    assert {row.rater for row in read_verdicts(frozen, None)} == {"ada (settled)", "ada"}
+
+
+# The database
+
+
+def test_a_database_of_the_first_version_is_brought_up_to_date_with_its_votes(
+    database: Database, address: str | None, tmp_path: Path
+) -> None:
+    comparison = compared(0)
+    made = setting(database, [planned(comparison, 0, wanted=2)])
+    say(made, made.rater("ada"), {"0": "a"})
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.connect().execution_options(writes=True) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.downgrade(config, "r0001")
+    again = Database.open(tmp_path, address)
+    try:
+        with again.reading() as connection:
+            assert connection.scalars(select(VOTE.c.choice)).all() == ["a"]
+        lea = made.rater("lea", role="lead")
+        made.store.see(made.plan, lea, [1])
+        assert made.store.decide(made.plan, lea, 1, 0, Decision("b", 2, "Shorter.")) == "saved"
+        assert made.store.decide(made.plan, lea, 1, 0, Decision("b", 2, "Shorter.")) == "repeated"
+        assert made.store.decide(made.plan, lea, 1, 0, Decision("a", 1, "")) == "not_needed"
+        assert made.store.decide(made.plan, lea, 1, 1, Decision("tie", 1, "")) == "saved"
+        votes = made.store.decided_votes(made.plan, audit=True)
+        assert [(vote.rater, vote.choice) for vote in votes] == [("lea (settled)", "tie")]
+    finally:
+        again.close()
