@@ -1,8 +1,8 @@
 """vLLM's engine, and the process in which it answers for `engines/vllm.py`.
 
 The process reads work from a connection while vLLM computes, so that a request enters the batch of the next step, and
-sends results on in the step in which they are finished, on a CPU some steps later. It ends when the process that started
-it ends, however that is.
+sends results on in the step in which they are finished, on a CPU some steps later. It ends when the process that
+started it ends, however that is.
 """
 
 import os
