@@ -35,8 +35,8 @@ session.submit((0,), HELLO._replace(sampling=HELLO.sampling._replace(max_tokens=
 print(*processes(models), flush=True)
 session.collect()
 session.submit((0,), HELLO)
-print("answered", flush=True)
 import time
+print("answered", flush=True)
 time.sleep(600)
 """
 
@@ -72,6 +72,7 @@ def test_it_ends_with_the_process_that_started_it(kill: signal.Signals, loaded: 
         if loaded:
             assert parent.stdout.readline().strip() == "answered"
         if kill == signal.SIGINT:
+            time.sleep(0.5)  # so that it sleeps: an interrupt within a destructor would be lost
             os.killpg(parent.pid, kill)  # as a terminal does
         else:
             os.kill(parent.pid, kill)
