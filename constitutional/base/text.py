@@ -1,5 +1,6 @@
 """Words, questions and sentences in any script, what makes two texts one, and what is safe to print on a terminal."""
 
+import re
 import shutil
 import unicodedata
 from collections.abc import Container, Sequence
@@ -150,3 +151,17 @@ def _column_widths(columns: Sequence[Sequence[str]], numbers: Container[int], ro
         while sum(widths) > room and (wide := [index for index, bound in enumerate(bounds) if widths[index] > bound]):
             widths[max(wide, key=widths.__getitem__)] -= 1
     return widths
+
+
+_FORMULA: Final = re.compile("'* *[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+"""What a spreadsheet takes for the beginning of a formula, with the apostrophes by which it is kept a text."""
+
+
+def neutralised(cell: str) -> str:
+    """A cell of a table as a spreadsheet shows it as text: with an apostrophe before what could be a formula."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def restored(cell: str) -> str:
+    """The cell before `neutralised`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

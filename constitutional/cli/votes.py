@@ -124,18 +124,14 @@ def _tasks(store: "RunStore") -> tuple[list["VoteItem"], str]:
     Raises:
         RunError: the run has no comparison yet, or none that people could judge.
     """
-    from constitutional.base.records import Comparison, Judgement, SpotCheck
+    from constitutional.base.records import Comparison
     from constitutional.data.votes.items import items_of
-    from constitutional.judging.spotchecks import planned
     from constitutional.runs.compose import load
+    from constitutional.runs.spotchecks import plan_of
 
     config = load(store.folder)
     comparisons = store.read("comparisons", Comparison)
-    plan: list[SpotCheck] | None = None
-    if "spotchecks" in store.artifacts():
-        plan = store.read("spotchecks", SpotCheck)
-    elif config.spotcheck.votes:
-        plan = planned(comparisons, store.read("judgements", Judgement), config.spotcheck, config.seed)
+    plan = plan_of(store, config, comparisons)
     by_id = {row.id: row for row in comparisons}
     chosen: Iterable[Comparison] = comparisons if plan is None else (by_id[check.comparison] for check in plan)
     items = items_of(chosen, config.seed)

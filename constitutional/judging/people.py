@@ -1,6 +1,5 @@
 """What people's votes say of the labeler, and of people: how far they agree, and what its win rates are worth."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -116,7 +115,7 @@ def _agreement(rows: Sequence[Seen], *, uniform: bool = False) -> WeightedRate |
     return hajek_mean([row.agreement for row in rows], chances, [row.comparison.prompt.id for row in rows])
 
 
-def corrected_win_rate(wins: float, losses: float, people: People) -> CorrectedRate | None:
+def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate | None:
     """A win rate by the labeler, corrected by how often it is right on the audit set; None without one.
 
     Rogan and Gladen's correction, where the labeler is as often right whichever response is better: the sides of a
@@ -132,9 +131,8 @@ def corrected_win_rate(wins: float, losses: float, people: People) -> CorrectedR
     if not clear:
         return None
     right, n = sum(row.agreement == 1 for row in clear), len(clear)
-    won, lost = math.floor(wins), math.floor(losses)
     # The same comparisons tell how often it is right where a is better, and where b is.
-    return rogan_gladen(won, won + lost, true_positives=right, positives=n, true_negatives=right, negatives=n)
+    return rogan_gladen(wins, wins + losses, true_positives=right, positives=n, true_negatives=right, negatives=n)
 
 
 def wrong_first(people: People, at_most: int) -> list[Seen]:

@@ -6,14 +6,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Comparison, Verdict
+from constitutional.base.text import neutralised
 from constitutional.review.store import CountedVote
 
-FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""What a spreadsheet takes for the beginning of a formula."""
 COLUMNS: Final = (
     "comparison rater choice strength principles ranks rationale rewritten seconds when constitution audit".split()
 )
@@ -76,11 +75,5 @@ def write_table(path: Path, votes: Sequence[CountedVote]) -> None:
         ranks = " ".join(map(str, vote.ranks))
         row = (vote.comparison, vote.rater, vote.choice, vote.strength, principles, ranks, vote.rationale)
         rest = (vote.rewritten, f"{vote.seconds:.2f}", when, vote.constitution, "yes" if vote.audit else "no")
-        writer.writerow([_cell(value) for value in (*row, *rest)])
+        writer.writerow([neutralised(str(value)) for value in (*row, *rest)])
     atomic_write(path, text.getvalue().encode("utf-8-sig", "replace"))
-
-
-def _cell(value: Any) -> str:  # noqa: ANN401 - whatever stands in a table
-    """The value as text; what could be a formula begins with an apostrophe, by which spreadsheets know a text."""
-    text = str(value)
-    return f"'{text}" if text.lstrip(" ").startswith(FORMULA) else text

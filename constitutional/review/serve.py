@@ -13,7 +13,6 @@ from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.records import Comparison, Judgement
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import find_constitution, load_constitution
-from constitutional.judging.spotchecks import planned
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
 from constitutional.review.lead import Labels, LeadSources
@@ -23,6 +22,7 @@ from constitutional.review.site import Site
 from constitutional.review.store import ReviewStore, StoredPlan
 from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
+from constitutional.runs.spotchecks import plan_of
 
 MOST_CONNECTIONS: Final = 500
 LOCAL_S: Final = 3600.0
@@ -80,8 +80,7 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
                 wanted=settings.overlap,
                 sensitive=settings.sensitive,
             )
-            if settings.task == "pair" and config.spotcheck.votes:
-                checks = planned(comparisons, run.read("judgements", Judgement), config.spotcheck, config.seed)
+            if settings.task == "pair" and (checks := plan_of(run, config, comparisons)) is not None:
                 items = spot_checked(items, checks)
             stored = store.add_plan(plan, items)
         if stored.plan.run != config.name:

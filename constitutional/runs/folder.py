@@ -30,6 +30,7 @@ from constitutional.base.records import Record
 from constitutional.runs.manifest import (
     ENTRY,
     MANIFEST,
+    SWEEP_ENDING,
     Artifact,
     Failure,
     Manifest,
@@ -272,7 +273,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _instead(folder: Path) -> str:
     """What whoever names a folder that is no run may have meant."""
-    if folder.with_name(f"{folder.name}.sweep.json").is_file():
+    if folder.with_name(f"{folder.name}{SWEEP_ENDING}").is_file():
         jobs = sorted(path.parent for path in folder.parent.glob(f"{folder.name}-*/{MANIFEST}"))
         return f"it is a sweep, whose jobs are runs, such as {jobs[0] if jobs else f'{folder}-…'}"
     found = (path for place in (folder.parent, Path("runs")) for path in place.glob(f"*/{MANIFEST}"))

@@ -23,6 +23,8 @@ MANIFEST: Final = "manifest.json"
 """What a run consists of, in the run's folder."""
 ENTRY: Final = "stage.json"
 """What a finished stage was made from and made, in the stage's folder."""
+SWEEP_ENDING: Final = ".sweep.json"
+"""Ends the name of a file that holds a sweep's jobs, beside their folders."""
 
 
 class Part(Frozen):

@@ -29,7 +29,7 @@ from constitutional.runs.collection import RunLine, line_of, policy_of
 from constitutional.runs.compose import Job, compose, sweep, sweep_settings
 from constitutional.runs.context import selected
 from constitutional.runs.folder import RunStore
-from constitutional.runs.manifest import ENTRY, MANIFEST, read_checked, write_checked
+from constitutional.runs.manifest import ENTRY, MANIFEST, SWEEP_ENDING, read_checked, write_checked
 from constitutional.runs.settings import ConstitutionSettings, RunConfig, SweepSettings
 from constitutional.stages.summaries import EvaluateSummary
 
@@ -37,7 +37,7 @@ LONGEST_NAME: Final = 100
 """Bytes of the name of a sweep's run, short enough to be read in a table; a longer one ends in a digest."""
 MOST_JOBS: Final = 1000
 """Of a sweep over subsets; a larger one is a mistake more often than a wish."""
-ENDING: Final = ".sweep.json"
+ENDING: Final = SWEEP_ENDING
 LOGS: Final = ".sweeps"
 CONTROL: Final = "control_"
 """The beginning of a control's label."""

@@ -4,10 +4,11 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import unescape
+from html.parser import HTMLParser
 
 import httpx
 import uvicorn
@@ -154,3 +155,26 @@ def served(setting: Setting) -> Iterator[str]:
         server.should_exit = True
         thread.join(timeout=20)
         bound.close()
+
+
+class Tags(HTMLParser):
+    """The tags of a page and their attributes, as a browser reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [name for name, _ in attrs]
+
+
+def assert_texts_stay_texts(pages: Iterable[str]) -> None:
+    """No page has a script but our own, an image, or a handler in an attribute."""
+    for page in pages:
+        read = Tags()
+        read.feed(page)
+        assert read.tags.count("script") == 1  # our own
+        assert "img" not in read.tags
+        assert not [name for name in read.attributes if name.startswith("on")]

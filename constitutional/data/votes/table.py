@@ -6,26 +6,15 @@ apostrophe in front, which is taken away again when they are read.
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from constitutional.base.records import Comparison, Verdict
+from constitutional.base.text import neutralised, restored
 from constitutional.data.votes.items import VoteItem, whole_characters
 from constitutional.data.votes.reading import ForeignVote, ImportedVotes, NoVote, VoteFile, settled
 
 COLUMNS: Final = "comparison conversation left right rater choice strength reason principle left_is".split()
-_FORMULA: Final = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-
-
-def neutralised(cell: str) -> str:
-    """The cell as a spreadsheet shows it as text."""
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def restored(cell: str) -> str:
-    """The cell before `neutralised`."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def tasks(items: Iterable[VoteItem], verdicts: Iterable[Verdict] = ()) -> bytes:

@@ -260,14 +260,12 @@ def people(run: RunReport) -> Iterator[Figure]:
     if run.people is None:
         return
     rates = run.people.agreement
-    few = {rate.name: few_mark(rate.n) for rate in rates}
-    text = {rate.name: estimate(rate.value, rate.low, rate.high, percent=True) + few[rate.name] for rate in rates}
     rows = tuple(
-        _row(rate.name, rate.hint, charts.SHARES, [Mark(0, rate.value, rate.low, rate.high, text[rate.name])], 0.5)
+        _row(rate.name, rate.hint, charts.SHARES, [Mark(0, rate.value, rate.low, rate.high, _rate_text(rate))], 0.5)
         for rate in rates
     )
     body = tuple(
-        (rate.name, text[rate.name], f"{rate.n:,}", "–" if rate.to_halve is None else f"{rate.to_halve:,}")
+        (rate.name, _rate_text(rate), f"{rate.n:,}", "–" if rate.to_halve is None else f"{rate.to_halve:,}")
         for rate in rates
     )
     note = (

@@ -10,9 +10,8 @@ from constitutional.judging.people import People, by_kind, corrected_win_rate, p
 from constitutional.judging.scores import Measurement
 from constitutional.stages.context import RunView
 from constitutional.stages.report.charts import number
-from constitutional.stages.report.data import Contradiction, PeopleRate, PeopleReport
-
-AGAINST = {"base": "Base", "sft_model": "SL"}
+from constitutional.stages.report.data import MODELS, Contradiction, PeopleRate, PeopleReport
+from constitutional.stages.report.verdicts import is_win_rate
 
 
 def people_report(
@@ -79,7 +78,7 @@ def in_words(agreement: RaterAgreement) -> str:
 def _win_rates(measurements: Sequence[Measurement], people: People) -> Iterator[tuple[str, PeopleRate, PeopleRate]]:
     for row in measurements:
         opponent = row.measure.removeprefix("win_rate/")
-        if row.model != "policy" or opponent not in AGAINST:
+        if row.model != "policy" or not is_win_rate(row.measure):
             continue
         wins = sum(p > 0.5 for p in row.by_prompt.values())
         losses = sum(p < 0.5 for p in row.by_prompt.values())
@@ -89,7 +88,7 @@ def _win_rates(measurements: Sequence[Measurement], people: People) -> Iterator[
         n = wins + losses
         measured = wilson(wins, n)
         yield (
-            AGAINST[opponent],
+            MODELS[opponent],
             PeopleRate(name="by the labeler", value=wins / n, low=measured.low, high=measured.high, n=n),
             PeopleRate(
                 name="corrected",

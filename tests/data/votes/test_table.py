@@ -9,6 +9,7 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.records import Verdict
+from constitutional.base.text import neutralised, restored
 from constitutional.data.votes import table
 from constitutional.data.votes.reading import read_file
 from tests.data.votes.made_up import TEXTS, clicked, comparisons, imported, items, ordered, votes, whole
@@ -68,8 +69,8 @@ def test_no_cell_is_a_formula() -> None:
 
 @pytest.mark.parametrize("text", [*TEXTS, "'", "''=x", "'plain", "\r\n=", "\uff0b1", " =x"])
 def test_a_cell_is_restored(text: str) -> None:
-    assert table.restored(table.neutralised(text)) == text
-    assert table.neutralised("=x") == "'=x"
+    assert restored(neutralised(text)) == text
+    assert neutralised("=x") == "'=x"
 
 
 def test_begins_with_the_mark_that_spreadsheets_look_for() -> None:
