@@ -2,7 +2,7 @@
 
     python scripts/bench_mixing.py [--json mixing.json] [-- OVERRIDE …]
 
-A vote costs as much as ten of the AI's labels, and every run may spend the same on the labels that it trains on: with
+A vote costs as much as five of the AI's labels, and every run may spend the same on the labels that it trains on: with
 more of people's, it has fewer in all. People are simulated from the sandbox's exact traits: each of their votes names
 the wrong side with a stated probability, and they see comparisons at random. The exact detectors measure the policy on
 held-out prompts: the rates of the traits that the constitution speaks against, and of refusing what harms nobody.
@@ -32,11 +32,11 @@ MEASURES: Final = (
     *("trait_rate/flattery", "trait_rate/verbosity", "over_refusal"),
 )
 SETTINGS: Final = (
-    *("constitution.file=sandbox_careful", "prompts.train=120", "prompts.held_out=150", "evaluate.prompts=150"),
+    *("constitution.file=sandbox_careful", "prompts.train=360", "prompts.held_out=150", "evaluate.prompts=150"),
     *("evaluate.judged=0", "evaluate.critiqued=0", "evaluate.compared=0", "label.principles=one"),
-    *("spotcheck.budget=100", "spotcheck.audit_share=0", "spotcheck.overlap=0", "spotcheck.targets=[random]"),
+    *("spotcheck.budget=150", "spotcheck.audit_share=0", "spotcheck.overlap=0", "spotcheck.targets=[random]"),
     *("spotcheck.strata=false", "spotcheck.simulate={error: 0.1}"),
-    *("mix.mode=fixed_cost", "mix.cost=40", "mix.price_of_vote=1", "mix.price_of_label=0.1"),
+    *("mix.mode=fixed_cost", "mix.cost=40", "mix.price_of_vote=1", "mix.price_of_label=0.2"),
 )
 
 

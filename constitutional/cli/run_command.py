@@ -113,8 +113,20 @@ def _forecast_one(config: "RunConfig", items: int, words: str) -> None:
 
 
 def demo(words: Sequence[str]) -> int:
-    """Run everything on the small test-bed, in runs/demo; returns the exit code."""
-    return run(["experiment=sandbox", "name=demo", *words], "demo")
+    """Run everything on the small test-bed, in runs/demo; returns the exit code.
+
+    A constitution of the user's own must be understood without doubt: whoever tries the project would else see a model
+    trained as nobody asked for.
+    """
+    usual = ["experiment=sandbox", "name=demo"]
+    return run([*usual, *(["understanding=strict"] if _names_a_file(words) else []), *words], "demo")
+
+
+def _names_a_file(words: Sequence[str]) -> bool:
+    """Whether the words of a command name a constitution's file that does not ship with the package."""
+    values = [word.partition("=")[2] for word in words if word.startswith("constitution.file=")]
+    files = [Path(name) for value in values for name in value.split(",")]
+    return any(file.is_file() and file.resolve().parent != shipped("constitutions").resolve() for file in files)
 
 
 def config(words: Sequence[str]) -> int:

@@ -81,9 +81,15 @@ class Principle(Frozen):
     `seek` tell the evaluation what the principle is after."""
     examples: tuple[Example, ...] = ()
     """What the labeler is measured on."""
+    given: dict[Use, Text] = Field(default_factory=dict)
+    """What models are given in place of the words for a use, where they would read the words as something else."""
 
     def words(self, use: Use) -> str:
-        """The words for this use, or the text if there are none."""
+        """What a model reads for this use."""
+        return self.given.get(use) or self.written(use)
+
+    def written(self, use: Use) -> str:
+        """The author's words for this use, or the text if there are none."""
         own: str | None = getattr(self, use)
         return self.text if own is None else own
 
@@ -118,12 +124,17 @@ class Constitution(Frozen):
         """SHA-256 of all that behaviour depends on: ids, words, weights and examples, in their order.
 
         Name, version, description, authors and tags are not part of it, so correcting them asks nothing again. Neither
-        is what a principle is for where it is for everything, as it is where nobody says.
+        is what a principle is for where it is for everything, as it is where nobody says, or what models are given
+        where it is the words.
         """
         content = []
         for principle in self.principles:
-            for_all = set(principle.uses) == set(PURPOSES)
-            content.append(principle.model_dump(mode="json", exclude={"tags", "uses"} if for_all else {"tags"}))
+            left_out = {"tags"}
+            if set(principle.uses) == set(PURPOSES):
+                left_out.add("uses")
+            if not principle.given:
+                left_out.add("given")
+            content.append(principle.model_dump(mode="json", exclude=left_out))
         return _digest(content)
 
     def used_for(self, purpose: Purpose) -> "Constitution":
@@ -181,7 +192,11 @@ class Constitution(Frozen):
         worded = tuple(
             principle.model_copy(
                 update={"weight": float(weights.get(principle.id, principle.weight))}
-                | ({"text": wordings[principle.id], **dict.fromkeys(USES)} if principle.id in wordings else {})
+                | (
+                    {"text": wordings[principle.id], "given": {}, **dict.fromkeys(USES)}
+                    if principle.id in wordings
+                    else {}
+                )
             )
             for principle in self.principles
         )
@@ -194,6 +209,17 @@ class Constitution(Frozen):
         left_out = tuple(principle for principle in worded if principle.id not in chosen)
         selection.__dict__["left_out"] = self.left_out + left_out  # as it is cached
         return selection
+
+    def giving(self, given: Mapping[str, Mapping[Use, str]]) -> "Constitution":
+        """The constitution of which models are given other words, by principle's id and use."""
+
+        def with_given(principle: Principle) -> Principle:
+            return principle.model_copy(update={"given": dict(given.get(principle.id, {}))})
+
+        fields = {field: getattr(self, field) for field in Constitution.model_fields}
+        made = Constitution(**{**fields, "principles": tuple(map(with_given, self.principles))})
+        made.__dict__["left_out"] = tuple(map(with_given, self.left_out))  # as it is cached
+        return made
 
     def draw(self, rng: random.Random, used: Collection[str] = ()) -> Principle:
         """A principle at random by weight, among those that occur least often in `used`, the ids drawn before.

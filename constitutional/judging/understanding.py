@@ -5,15 +5,16 @@ sentence. Both give the same record, so a run, its report and `lint` say it in t
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import groupby
 from typing import Literal, get_args
 
-from constitutional.base.progress import percent
+from constitutional.base.errors import RunError
+from constitutional.base.progress import counted, percent
 from constitutional.base.records import Message, Record
 from constitutional.base.templates import Prompts
-from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.constitution.constitution import Constitution, Principle, Use
 from constitutional.constitution.yaml import shown
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, side_by_side
@@ -56,6 +57,10 @@ class PrincipleMeaning(Record):
     """Words that the model has never seen in a principle."""
     warnings: tuple[str, ...] = ()
     """What is doubtful in it, each a sentence."""
+    model_reads: str = ""
+    """What the sandbox's model itself makes of the words; empty for other readers."""
+    given: str = ""
+    """What the sandbox's model is given in place of the words, because it would read something else."""
 
     @property
     def doubtful(self) -> bool:
@@ -89,7 +94,8 @@ def _line(meanings: Sequence[PrincipleMeaning]) -> str:
     parts = []
     for meaning in meanings:
         sure = "" if meaning.probability is None else f" ({percent(meaning.probability)})"
-        parts.append(f"{meaning.meaning or 'not read'}{sure}")
+        given = f", and given to the model as: {meaning.given}" if meaning.given else ""
+        parts.append(f"{meaning.meaning or 'not read'}{sure}{given}")
     if len({meaning.meaning for meaning in meanings}) == 1:
         return f"understood as: {parts[0]}"
     return "; ".join(
@@ -102,13 +108,41 @@ def _readings(constitution: Constitution) -> list[tuple[Principle, Reader, str]]
     """The words of every principle that are read: one if critic and labeler read the same, else two, its text first."""
     readings: list[tuple[Principle, Reader, str]] = []
     for principle in constitution.principles:
-        critic, labeler = principle.words("critique"), principle.words("comparison")
+        critic, labeler = principle.written("critique"), principle.written("comparison")
         if critic == labeler:
             readings.append((principle, "", critic))
         else:
             both: list[tuple[Principle, Reader, str]] = [(principle, "critic", critic), (principle, "labeler", labeler)]
             readings += both[::-1] if labeler == principle.text else both
     return readings
+
+
+def check_meanings(meanings: Sequence[PrincipleMeaning]) -> None:
+    """Refuse principles that are doubtful.
+
+    Raises:
+        RunError: some are; it says what they are read as, and how others word what they may mean.
+    """
+    doubtful = [meaning for meaning in meanings if meaning.doubtful]
+    if not doubtful:
+        return
+    found = [line for meaning in doubtful for line in (*meaning.messages, *_others_word_it(meaning))]
+    number = counted(len({meaning.principle for meaning in doubtful}), "principle")
+    raise RunError(
+        f"the meaning of {number} is doubtful, and a model would be trained on the wrong one:\n  "
+        + "\n  ".join(found)
+        + "\nReword what is misread in the constitution file, or type understanding=warn to train on it as it is read."
+    )
+
+
+def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
+    """How others word what a principle was read as, and what it may mean instead: the wordings nearest to it."""
+    for family in (meaning.meaning, meaning.runner_up):
+        direction, _, trait = family.partition(" ")
+        known = (trait.replace(" ", "_"), direction)
+        if family and known in FAMILIES:
+            nearest = understand.nearest_wordings(meaning.words, *known)
+            yield f"  to {family}, others write: {'; '.join(map(shown, nearest))}"
 
 
 # Any model
@@ -189,9 +223,30 @@ def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -
                 runner_up=understanding.runner_up.replace("_", " ") if understanding else "",
                 unknown_words=tuple(understanding.unknown_words) if understanding else (),
                 warnings=tuple(new),
+                model_reads=understanding.model_reads.replace("_", " ") if understanding else "",
+                given=understanding.given if understanding else "",
             )
         )
     return meanings
+
+
+def in_known_words(constitution: Constitution, uses: Collection[Use]) -> Constitution:
+    """The constitution as the sandbox's model is given it: it reads what it would misread in words that it knows.
+
+    Args:
+        constitution: as its author wrote it.
+        uses: what the sandbox's model reads principles for.
+    """
+    every = (*constitution.principles, *constitution.left_out)
+    texts = list(dict.fromkeys(principle.written(use) for principle in every for use in uses))
+    understood = dict(zip(texts, understand.understand_texts(texts), strict=True))
+    given: dict[str, dict[Use, str]] = {}
+    for principle in every:
+        for use in uses:
+            understanding = understood[principle.written(use)]
+            if understanding and understanding.given:
+                given.setdefault(principle.id, {})[use] = understanding.given
+    return constitution.giving(given) if given else constitution
 
 
 def _meaning(understanding: Understanding) -> str:

@@ -10,9 +10,10 @@ from typing import Any, Final, Self, TypeVar
 from constitutional.base.files import write_rows
 from constitutional.base.progress import Progress, Task
 from constitutional.base.records import LABELER, Record
+from constitutional.base.shipped import shipped
 from constitutional.base.templates import Prompts
-from constitutional.constitution.constitution import PURPOSES, Constitution
-from constitutional.constitution.file import load_constitution
+from constitutional.constitution.constitution import PURPOSES, USES, Constitution
+from constitutional.constitution.file import find_constitution, load_constitution
 from constitutional.engines.base import Engine
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.model_files import model_folder
@@ -29,9 +30,11 @@ from constitutional.engines.settings import (
 )
 from constitutional.engines.spending import Account, Calls, Ledger
 from constitutional.judging.labeler import decisive_abilities
+from constitutional.judging.understanding import in_known_words
 from constitutional.runs.folder import RunStore, read_forecast
 from constitutional.runs.outputs import Begun
 from constitutional.runs.settings import RunConfig
+from constitutional.sandbox.reader import encoder_folder
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
 
@@ -79,6 +82,33 @@ def selected(config: RunConfig) -> Constitution:
     """The constitution with the principles, weights and wordings that the configuration chooses."""
     chosen = config.constitution
     return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights, chosen.wordings)
+
+
+def as_models_read(config: RunConfig, constitution: Constitution) -> Constitution:
+    """The constitution as the run's models are given it: the sandbox's model in words that it knows.
+
+    It reads what ships with the package as it is meant, so nobody is asked about that.
+    """
+    roles = {"critique": config.critic, "revision": config.critic, "comparison": config.labeler}
+    uses = [use for use in USES if getattr(roles[use], "path", None) == SANDBOX]
+    if any(getattr(judge, "path", None) != SANDBOX for judge in config.panel.values()):
+        uses = [use for use in uses if use != "comparison"]  # all judges read the same words
+    is_shipped = find_constitution(config.constitution.file).parent == shipped("constitutions")
+    if not uses or (is_shipped and not config.constitution.wordings) or encoder_folder() is None:
+        return constitution
+    return in_known_words(constitution, uses)
+
+
+def as_models_read_before(constitution: Constitution, used: Constitution) -> Constitution:
+    """The constitution as models were given it when it was used, wherever the author's words are the same."""
+    before = {row.id: row for row in used.principles}
+    return constitution.giving(
+        {
+            row.id: before[row.id].given
+            for row in constitution.principles
+            if row.id in before and all(before[row.id].written(use) == row.written(use) for use in USES)
+        }
+    )
 
 
 def trained(config: RunConfig, folder: Path | None = None) -> EngineSettings:

@@ -29,7 +29,7 @@ from constitutional.judging.labeler import Answering, Labeler, method_for
 from constitutional.judging.lint import Finding
 from constitutional.judging.understanding import meaning_lines, sandbox_meanings
 from constitutional.runs.compose import changed, freeze, load, validated, zero_weights
-from constitutional.runs.context import Opener, RunContext, selected, trained
+from constitutional.runs.context import Opener, RunContext, as_models_read, selected, trained
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import sample_pairs
@@ -136,6 +136,7 @@ class Previewer:
         self._progress = progress or Progress()
         templates = load_prompts(self.config.templates)
         self._run = RunContext(self.config, self.before, templates, self._progress, opener)
+        self._scripted = opener is not None
         self._rated: dict[tuple[str, str], list[Rated]] = {}
         """By principle's id and words, its ratings of the replies to each prompt."""
         self._replies: list[tuple[str, ...]] = []
@@ -177,7 +178,7 @@ class Previewer:
             RunError: the labeler gives no rating that can be read, or is trusted with no principle.
             ModelError: a model cannot be loaded or asked.
         """
-        after = selected(config)
+        after = selected(config) if self._scripted else as_models_read(config, selected(config))
         old = self._trusted(self.before)
         new = self._trusted(after)
         asked, reused = Counter[str](), 0

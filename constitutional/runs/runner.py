@@ -43,7 +43,7 @@ from constitutional.engines.settings import Budget, HttpSettings, Prices, Script
 from constitutional.engines.spending import Calls
 from constitutional.engines.vllm import vllm_version
 from constitutional.judging.labeler import answering
-from constitutional.judging.understanding import PrincipleMeaning, lines
+from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
 from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
     CONFIGURATION,
@@ -53,6 +53,7 @@ from constitutional.runs.context import (
     Opener,
     RunContext,
     RunStageContext,
+    as_models_read,
     is_given,
     prices_of,
     selected,
@@ -84,7 +85,8 @@ def run(
     Args:
         config: what to run; its paths may be relative.
         stages: the stages, in order; None means those of the configuration.
-        opener: makes an engine of a model's settings; None means the model itself, loaded when it is first asked.
+        opener: makes an engine of a model's settings, which reads principles as they are written; None means the model
+            itself, loaded when it is first asked.
         progress: says how far this is; None means on standard error.
 
     Returns:
@@ -100,7 +102,7 @@ def run(
     started_s = time.monotonic()
     progress = progress or Progress()
     files, templates = ready(config), load_prompts(config.templates)
-    constitution = files.constitution
+    constitution = files.constitution if opener else as_models_read(config, files.constitution)
     with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
         check_budgets(run_context)
         runner = Runner(run_context, Outputs(config.outputs_folder))
@@ -338,6 +340,8 @@ class Runner:
                 self.say(f"{heading}: running" + ("; its settings or inputs have changed" if changed else ""))
                 calls = self._run(store, number, stage, planned)
         self._entries[stage.name] = store.stages[stage.name]
+        if "meanings" in stage.makes and self.run_context.config.understanding == "strict":
+            check_meanings(store.read("meanings", PrincipleMeaning))
         return calls
 
     def _plan(self, stage: Stage, before: Mapping[str, StageEntry]) -> _Planned:

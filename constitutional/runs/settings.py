@@ -115,6 +115,8 @@ class RunConfig(Frozen):
     templates: Path | None = None
     """A folder of prompt templates that replace the shipped ones of the same name."""
     constitution: ConstitutionSettings = ConstitutionSettings()
+    understanding: Literal["warn", "strict"] = "warn"
+    """Where the critic's reading of a principle is doubtful, a run warns, or it ends before anything is trained."""
     model: ModelSettings = ModelSettings()
     generator: RoleSettings = LocalSettings()
     """The model that drafts the responses which are revised. Where it is vLLM, vLLM also answers for the model that is
@@ -213,7 +215,7 @@ class RunConfig(Frozen):
     @property
     def digest(self) -> str:
         """SHA-256 of all settings, but for the last stage to run."""
-        return hashlib.sha256(self.model_dump_json(exclude={"until"}).encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"until", "understanding"}).encode()).hexdigest()
 
     @property
     def outputs_folder(self) -> Path:

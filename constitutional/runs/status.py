@@ -8,10 +8,17 @@ from typing import Literal, NamedTuple
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import digest_of
 from constitutional.base.templates import VARIABLES, load_prompts
+from constitutional.constitution.file import load_constitution
 from constitutional.engines.spending import Calls
 from constitutional.runs.compose import load
-from constitutional.runs.context import CONFIGURATION, constitution_digests, is_given, selected
-from constitutional.runs.folder import RunStore
+from constitutional.runs.context import (
+    CONFIGURATION,
+    as_models_read_before,
+    constitution_digests,
+    is_given,
+    selected,
+)
+from constitutional.runs.folder import USED, RunStore
 
 
 class StageLine(NamedTuple):
@@ -95,9 +102,10 @@ def _given(store: RunStore) -> dict[str, str]:
     try:
         config = load(store.folder)
         templates = load_prompts(config.templates)
+        constitution = as_models_read_before(selected(config), load_constitution(store.folder / USED))
         now = (
             {CONFIGURATION: config.digest}
-            | constitution_digests(selected(config))
+            | constitution_digests(constitution)
             | {f"{name}.j2": templates.digest(name) for name in VARIABLES}
         )
     except (ConstitutionalError, OSError):

@@ -1,7 +1,8 @@
 """How people word principles: a trait's phrases in frames of either polarity, whole sentences, and what stands around.
 
-The words are data, in `text/principles/`: a file for each trait, and `frames.yaml`. Coverage of vocabulary decides how
-well strangers' principles are understood, so there are many phrases and every inflection of them.
+The words are data. `text/principles/` has a file of phrases for each trait, and `frames.yaml`; `text/wordings/` has a
+file for each family, of principles as people write them: questions, complaints, stories, irony. Coverage of vocabulary
+decides how well strangers' principles are understood, so there are many of both, and every inflection of the phrases.
 """
 
 import json
@@ -81,26 +82,27 @@ _INFLECT: dict[str, Callable[[str], str]] = {
 
 @cache
 def _lexicon(trait: str) -> dict[str, list[str]]:
-    """A trait's phrases and sentences, without any that comes near a free wording."""
+    """A trait's phrases and sentences."""
     lexicon: dict[str, list[str]] = {}
     for name in (trait, f"more_{trait}"):
         if (TEXT_FOLDER / "principles" / f"{name}.yaml").exists():
             for key, texts in load_text(f"principles/{name}").items():
                 if key != "trait":
-                    fresh = [text for text in texts if not _is_like_a_free_wording(text)]
-                    lexicon[key] = list(dict.fromkeys([*lexicon.get(key, []), *fresh]))
+                    lexicon[key] = list(dict.fromkeys([*lexicon.get(key, []), *texts]))
     return lexicon
 
 
-def _is_like_a_free_wording(text: str) -> bool:
-    """Whether a text shares two thirds of its words with one of the held-out wordings."""
-    words = words_of([text])
-    return any(3 * len(words & held) >= 2 * len(words | held) for held in _held_out_words())
-
-
 @cache
-def _held_out_words() -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(words_of([entry["text"]])) for entry in free_principles())
+def whole_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
+    """Principles of a family that people wrote as a whole, each in words of its own."""
+    name = f"{direction}_{trait}" if trait != NOTHING[0] else trait
+    return tuple((TEXT_FOLDER / "wordings" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+
+
+def is_near(text: str, held: frozenset[str]) -> bool:
+    """Whether a text shares two thirds of its words with a held-out wording, of which `held` are the words."""
+    words = words_of([text])
+    return 3 * len(words & held) >= 2 * len(words | held)
 
 
 @cache
@@ -159,8 +161,14 @@ def plain_wording(rng: random.Random, trait: str, direction: Direction) -> str:
     return text[0].upper() + text[1:]
 
 
+WHOLE_SHARE = 0.5
+"""How often a wording is one that somebody wrote as a whole, and not a phrase in a frame."""
+
+
 def wording(rng: random.Random, trait: str, direction: Direction) -> str:
     """A principle of the family with what people put around it, now and then carelessly typed; never a held-out one."""
+    if rng.random() < WHOLE_SHARE:
+        return rng.choice(whole_wordings(trait, direction))
     while True:
         text = plain_wording(rng, trait, direction)
         if text.lower() in held_out_texts():
@@ -190,20 +198,36 @@ def _without_a_word(rng: random.Random, text: str) -> str:
 
 def free_principles() -> list[dict[str, str]]:
     """The 60 wordings written apart and first: `{trait, direction, text}`. No training text holds any of them."""
-    loaded: list[dict[str, str]] = json.loads((TEXT_FOLDER / "free_principles.json").read_text(encoding="utf-8"))
+    return _held_out("free_principles")
+
+
+def idiomatic_principles() -> list[dict[str, str]]:
+    """The 300 wordings of people who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
+
+    No training text holds any of them. Settings that lean on held-out wordings are chosen on the part `choose`; what
+    is said of the model is measured on the part `measure`.
+    """
+    return _held_out("idiomatic_principles")
+
+
+@cache
+def _held_out(name: str) -> list[dict[str, str]]:
+    loaded: list[dict[str, str]] = json.loads((TEXT_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return loaded
 
 
 @cache
 def held_out_texts() -> frozenset[str]:
-    """The free wordings in lower case."""
-    return frozenset(entry["text"].lower() for entry in free_principles())
+    """The held-out wordings in lower case."""
+    return frozenset(entry["text"].lower() for entry in (*free_principles(), *idiomatic_principles()))
 
 
 @cache
 def known_words() -> frozenset[str]:
     """Every word that training shows in a principle, in lower case."""
     texts: list[str] = list(_lexicon(NOTHING[0])["sentences"])
+    for family in (*FAMILIES, NOTHING):
+        texts += whole_wordings(*family)
     for _, key, text in phrases():
         texts.append(text)
         if key.endswith("verb_phrases"):

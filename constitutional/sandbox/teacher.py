@@ -36,6 +36,9 @@ FAMILIES: tuple[tuple[str, Direction], ...] = tuple(
 NOTHING: tuple[str, Direction] = ("nothing", "avoid")
 """A principle that asks for nothing that a response could show: never violated, every comparison by it a tie."""
 
+MEANINGS: tuple[tuple[str, Direction], ...] = (*FAMILIES, NOTHING)
+"""All that a principle can mean here."""
+
 FOLLOWS, VIOLATES = "So it follows the principle.", "So it violates the principle."
 SCORE_OF = {True: 2, False: 9}
 """The score, on the template's scale of 1 to 10, by whether the response violates the principle."""

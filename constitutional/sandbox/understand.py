@@ -1,7 +1,9 @@
-"""Asks the sandbox model what it takes a principle to mean, and says what in its reading is doubtful.
+"""What the sandbox takes a principle to mean, and what is doubtful in the reading.
 
 A pipeline optimises what its critic understood, not what was meant: "Keep answers short", once read as a wish for
-length, made every answer longer. So look first.
+length, made every answer longer. So look first. Two readers look: the sandbox's own model, which reads as the critic
+does, and a sentence encoder (`reader`), which knows English. Where the model would read something else, it is given the
+meaning in words that it knows.
 """
 
 import math
@@ -19,15 +21,23 @@ from constitutional.base.records import Message
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.engines.base import Completion, Engine, Request
 from constitutional.engines.stories import ask, side_by_side
-from constitutional.sandbox import MODEL_FOLDER
-from constitutional.sandbox.principles import OPPOSITE, gerund, known_words, phrases, third_person
-from constitutional.sandbox.teacher import FAMILIES, NOTHING, restate
+from constitutional.sandbox import MODEL_FOLDER, reader
+from constitutional.sandbox.principles import (
+    OPPOSITE,
+    gerund,
+    known_words,
+    phrases,
+    third_person,
+    whole_wordings,
+)
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, Direction, restate
 from constitutional.sandbox.topics import load_text
 from constitutional.sandbox.world import CONCEPTS
 
-MEANINGS = (*FAMILIES, NOTHING)
-SURE_FROM = 0.8
-"""Probability of a meaning below which the model is unsure of it."""
+READS_ITSELF = 0.9
+"""Probability from which the model is left to read the principle's own words, if it reads what the encoder reads."""
+ASKS_TWO = 0.5
+"""Probability from which a principle is taken to ask for two things."""
 
 TOO_LONG = "it is too long for the model to read; shorten it"
 
@@ -43,12 +53,19 @@ class Understanding(NamedTuple):
     restated: str
     """The meaning in the critic's own words."""
     probability: float
-    """Probability of this meaning among the 21 that the model can express, in [0, 1]."""
+    """Probability that this is what the text means, among the 21 meanings that the model can express, in [0, 1].
+    Calibrated on wordings that neither reader has learned from."""
     runner_up: str
     """The next likely meaning, such as `avoid hedging`."""
     runner_up_probability: float
     unknown_words: list[str]
     """Words that no principle in the model's training holds, in the order of the text."""
+    model_reads: str = ""
+    """What the model itself makes of the text, such as `seek hedging`."""
+    given: str = ""
+    """The words that the model is given in place of the text; empty where it is left to read the text itself."""
+    asks_two: float | None = None
+    """Probability that the text asks for two things, in [0, 1]; None without the encoder."""
 
 
 def shipped_engine(folder: Path = MODEL_FOLDER) -> Engine:
@@ -77,9 +94,10 @@ def understand_texts(
     choices = tuple(restate(*meaning) for meaning in MEANINGS)
     chats = [(Message("user", prompts.render("restate", principle=text)), Message("assistant", "")) for text in texts]
     completions = answers(engine or shipped_engine(), [Request(chat, choices=choices) for chat in chats], ended)
+    scores: Sequence[reader.Scores | None] = reader.read(texts) or [None] * len(texts)
     return [
-        completion and _understanding(text, completion.choice_logprobs)
-        for text, completion in zip(texts, completions, strict=True)
+        completion and _understanding(text, completion.choice_logprobs, score)
+        for text, completion, score in zip(texts, completions, scores, strict=True)
     ]
 
 
@@ -91,47 +109,138 @@ def answers(
     return [None if completion.failed else completion for completion in asked]
 
 
-def _understanding(text: str, logprobs: Sequence[float]) -> Understanding:
-    top = max(logprobs)
-    weights = [math.exp(logprob - top) for logprob in logprobs]
-    total = sum(weights)
-    ranked = sorted(zip(weights, MEANINGS, strict=True), reverse=True)
-    (weight, (trait, direction)), (next_weight, (next_trait, next_direction)) = ranked[:2]
+def _understanding(text: str, logprobs: Sequence[float], scores: reader.Scores | None) -> Understanding:
+    own = _log_softmax(logprobs)
+    rule = reader.calibration()
+    if scores is None:
+        weighed = [rule.model_alone * logprob for logprob in own]
+    else:
+        weighed = [
+            rule.reader * read + rule.model * logprob for read, logprob in zip(scores.meanings, own, strict=True)
+        ]
+    ranked = sorted(zip(map(math.exp, _log_softmax(weighed)), MEANINGS, strict=True), reverse=True)
+    (probability, meaning), (next_probability, next_meaning) = ranked[:2]
+    own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
+    reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
     known = _known()
-    unknown = [word for word in _words(text) if word not in known]
     return Understanding(
         text=text,
-        trait=trait,
-        direction=direction,
-        restated=restate(trait, direction),
-        probability=weight / total,
-        runner_up=next_trait if next_trait == NOTHING[0] else f"{next_direction} {next_trait}",
-        runner_up_probability=next_weight / total,
-        unknown_words=unknown,
+        trait=meaning[0],
+        direction=meaning[1],
+        restated=restate(*meaning),
+        probability=probability,
+        runner_up=in_short(*next_meaning),
+        runner_up_probability=next_probability,
+        unknown_words=[word for word in _words(text) if word not in known],
+        model_reads=in_short(*own_meaning),
+        given="" if scores is None or reads_itself else in_known_words(*meaning),
+        asks_two=scores.two if scores else None,
     )
 
 
+def _log_softmax(logits: Sequence[float]) -> list[float]:
+    top = max(logits)
+    total = top + math.log(sum(math.exp(logit - top) for logit in logits))
+    return [logit - total for logit in logits]
+
+
+def in_short(trait: str, direction: str) -> str:
+    """A meaning in two words: `avoid flattery`, or `nothing`."""
+    return trait if trait == NOTHING[0] else f"{direction} {trait}"
+
+
+def in_known_words(trait: str, direction: str) -> str:
+    """A principle of this meaning that the model reads rightly."""
+    if trait == NOTHING[0]:
+        return "Nothing in particular."
+    return f"{'Avoid' if direction == 'avoid' else 'Aim for'} {CONCEPTS[trait]}."
+
+
+def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3) -> list[str]:
+    """The shipped wordings of a meaning that share most words with a text, rare ones before common ones."""
+    wordings = [set(_words(wording)) for wording in whole_wordings(trait, direction)]
+    frequency = Counter(chain.from_iterable(wordings))
+    wanted = set(_words(text))
+
+    def likeness(words: set[str]) -> float:
+        weight = {word: math.log(len(wordings) / frequency[word]) for word in words}
+        shared = sum(weight[word] for word in words & wanted)
+        return shared / math.sqrt(1 + sum(weight.values()))
+
+    ranked = sorted(zip(wordings, whole_wordings(trait, direction), strict=True), key=lambda pair: -likeness(pair[0]))
+    return [wording for _, wording in ranked[:count]]
+
+
 def doubts(understanding: Understanding) -> list[str]:
-    """What in the model's reading of a text is doubtful, each as a sentence; what a text alone tells."""
+    """What in the reading of a text is doubtful, each as a sentence; what a text alone tells."""
+    if understanding.asks_two is None:
+        return _doubts_of_the_model_alone(understanding)
+    sentences = []
+    second = understanding.runner_up.partition(" ")[2]
+    if understanding.asks_two >= ASKS_TWO and second not in ("", understanding.trait):
+        sentences.append(_two_wishes(understanding))
+    elif understanding.probability < reader.calibration().sure_from:
+        sentences.append(_unsure(understanding))
+    if understanding.trait == NOTHING[0]:
+        sentences.append(NO_REQUEST)
+    return sentences
+
+
+NO_REQUEST = (
+    "the model finds no request in this principle, so it has no effect; reword it as a short command about one trait"
+)
+
+
+def _unsure(understanding: Understanding) -> str:
+    runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
+    return f"the model is unsure; it may also mean: {runner_up}"
+
+
+def _two_wishes(understanding: Understanding) -> str:
+    """That a principle asks for two things, and where it may be split."""
+    meaning = in_short(understanding.trait, understanding.direction).replace("_", " ")
+    what = (
+        f"it asks for two things ({meaning} and {understanding.runner_up.replace('_', ' ')}), and the model reads one"
+    )
+    if halves := split_wishes(understanding.text):
+        first, second = halves
+        return f'{what}; split it: "{first}" and "{second}"'
+    return f"{what}; write a principle for each"
+
+
+def split_wishes(text: str) -> tuple[str, str] | None:
+    """A text that asks for two things, in two where the encoder reads another trait in each part; None if nowhere."""
+    cuts = [(text[: joint.start()].strip(), text[joint.end() :].strip()) for joint in _PARTS.finditer(text)]
+    cuts = [(first, second) for first, second in cuts if len(first.split()) > 1 and len(second.split()) > 1]
+    scores = reader.read([part for cut in cuts for part in cut]) or []
+    best, found = 0.0, None
+    for index, (first, second) in enumerate(cuts):
+        tops = [max(zip(each.meanings, MEANINGS, strict=True)) for each in scores[2 * index : 2 * index + 2]]
+        sure = math.exp(sum(logprob for logprob, _ in tops))
+        traits = {trait for _, (trait, _) in tops} - {NOTHING[0]}
+        if len(traits) == 2 and sure > best:
+            best, found = sure, (first, second[:1].upper() + second[1:])
+    return found
+
+
+_PARTS = re.compile(r"(?<=[.!?;])\s+|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+")
+
+
+def _doubts_of_the_model_alone(understanding: Understanding) -> list[str]:
     sentences = []
     if in_capitals(understanding.text):
         sentences.append("it is in capitals; the model reads ordinary case better")
     if understanding.unknown_words:
         sentences.append(f"the model does not know: {', '.join(understanding.unknown_words)}")
-    if understanding.probability < SURE_FROM:
-        runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
-        sentences.append(f"the model is unsure; it may also mean: {runner_up}")
+    if understanding.probability < reader.calibration().sure_from_alone:
+        sentences.append(_unsure(understanding))
     if understanding.trait == NOTHING[0]:
-        sentences.append(
-            "the model finds no request in this principle, so it has no effect; reword it as a short command about one "
-            "trait"
-        )
+        sentences.append(NO_REQUEST)
     elif words := _against(understanding):
-        meaning = f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
+        meaning = in_short(understanding.trait, understanding.direction).replace("_", " ")
         family = (understanding.trait, OPPOSITE["avoid" if understanding.direction == "avoid" else "seek"])
-        verb = "Avoid" if family[1] == "avoid" else "Aim for"
         advice = (
-            f'reword it, for example "{verb} {CONCEPTS[family[0]]}."'
+            f'reword it, for example "{in_known_words(*family)}"'
             if family in FAMILIES
             else "the model knows no principle that asks for it"
         )

