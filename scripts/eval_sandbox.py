@@ -1,7 +1,7 @@
 """Measure how well a model plays its parts in the sandbox: the numbers of the model card.
 
     python scripts/eval_sandbox.py --json scores.json
-    python scripts/eval_sandbox.py --principles mine.json        verdicts, understanding and labels on your own
+    python scripts/eval_sandbox.py --principles mine.json        reading, verdicts and labels on your own, as in a run
     python scripts/eval_sandbox.py --model runs/first/08_dpo/policy
 
 Exits 1 if a measure falls short of what is wanted of the shipped model.
@@ -21,7 +21,7 @@ from constitutional.sandbox import MODEL_FOLDER
 from constitutional.sandbox.teacher import FAMILIES
 from constitutional.sandbox.understand import shipped_engine
 from constitutional.sandbox.world import TRAITS
-from scripts.sandbox_training.evaluate import Evaluation, Measure, Wording, as_wording, table
+from scripts.sandbox_training.evaluate import Evaluation, Wording, as_wording, table
 
 KEYS = ("trait", "direction", "text")
 EXPECTED = f'expected {{"trait": …, "direction": …, "text": …}} with one of these traits: {", ".join(TRAITS)}'
@@ -141,11 +141,8 @@ def main() -> int:
             seed=arguments.seed,
             progress=progress,
         )
-        measures: list[Measure]
-        if wordings:
-            measures = evaluation.on_principles(arguments.principles.name, wordings, (0.90, 0.88, 0.87))
-        else:
-            measures = evaluation.everything()
+        name = arguments.principles.name if wordings else ""
+        measures = evaluation.as_in_a_run(name, wordings) if wordings else evaluation.everything()
     except ConstitutionalError as error:
         print(f"eval_sandbox: {error}", file=sys.stderr)
         return error.exit_code

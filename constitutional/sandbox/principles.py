@@ -1,8 +1,9 @@
 """How people word principles: a trait's phrases in frames of either polarity, whole sentences, and what stands around.
 
-The words are data. `text/principles/` has a file of phrases for each trait, and `frames.yaml`; `text/wordings/` has a
-file for each family, of principles as people write them: questions, complaints, stories, irony. Coverage of vocabulary
-decides how well strangers' principles are understood, so there are many of both, and every inflection of the phrases.
+The words are data. `text/principles/` has a file of phrases for each trait, and `frames.yaml`, from which the model
+learns. Coverage of vocabulary decides how well strangers' principles are understood, so there are many phrases and
+every inflection of them. `text/wordings/` has a file for each family, of principles as people write them: questions,
+complaints, stories, irony. The model is too small for those; the encoder (`reader`) learns from both.
 """
 
 import json
@@ -161,14 +162,8 @@ def plain_wording(rng: random.Random, trait: str, direction: Direction) -> str:
     return text[0].upper() + text[1:]
 
 
-WHOLE_SHARE = 0.5
-"""How often a wording is one that somebody wrote as a whole, and not a phrase in a frame."""
-
-
 def wording(rng: random.Random, trait: str, direction: Direction) -> str:
     """A principle of the family with what people put around it, now and then carelessly typed; never a held-out one."""
-    if rng.random() < WHOLE_SHARE:
-        return rng.choice(whole_wordings(trait, direction))
     while True:
         text = plain_wording(rng, trait, direction)
         if text.lower() in held_out_texts():
@@ -210,9 +205,14 @@ def idiomatic_principles() -> list[dict[str, str]]:
     return _held_out("idiomatic_principles")
 
 
+def two_wishes() -> list[dict[str, Any]]:
+    """40 texts of the same people that ask for two things: `{part, families, text}`."""
+    return _held_out("two_wishes")
+
+
 @cache
-def _held_out(name: str) -> list[dict[str, str]]:
-    loaded: list[dict[str, str]] = json.loads((TEXT_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+def _held_out(name: str) -> list[dict[str, Any]]:
+    loaded: list[dict[str, Any]] = json.loads((TEXT_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return loaded
 
 
@@ -226,8 +226,6 @@ def held_out_texts() -> frozenset[str]:
 def known_words() -> frozenset[str]:
     """Every word that training shows in a principle, in lower case."""
     texts: list[str] = list(_lexicon(NOTHING[0])["sentences"])
-    for family in (*FAMILIES, NOTHING):
-        texts += whole_wordings(*family)
     for _, key, text in phrases():
         texts.append(text)
         if key.endswith("verb_phrases"):

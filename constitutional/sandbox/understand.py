@@ -90,15 +90,25 @@ def understand_texts(
         prompts: the templates, of which `restate` is used; None means the shipped ones.
         ended: told how many texts have been read.
     """
+    scores: Sequence[reader.Scores | None] = reader.read(texts) or [None] * len(texts)
+    return [
+        _understanding(text, logprobs, score) if logprobs else None
+        for text, logprobs, score in zip(texts, own_readings(texts, engine, prompts, ended), scores, strict=True)
+    ]
+
+
+def own_readings(
+    texts: Sequence[str],
+    engine: Engine | None = None,
+    prompts: Prompts | None = None,
+    ended: Callable[[int], None] | None = None,
+) -> list[tuple[float, ...]]:
+    """The model's own log-probabilities of `MEANINGS` for each text; none for a text that it cannot read."""
     prompts = prompts or load_prompts()
     choices = tuple(restate(*meaning) for meaning in MEANINGS)
     chats = [(Message("user", prompts.render("restate", principle=text)), Message("assistant", "")) for text in texts]
     completions = answers(engine or shipped_engine(), [Request(chat, choices=choices) for chat in chats], ended)
-    scores: Sequence[reader.Scores | None] = reader.read(texts) or [None] * len(texts)
-    return [
-        completion and _understanding(text, completion.choice_logprobs, score)
-        for text, completion, score in zip(texts, completions, scores, strict=True)
-    ]
+    return [tuple(_log_softmax(completion.choice_logprobs)) if completion else () for completion in completions]
 
 
 def answers(
@@ -109,8 +119,7 @@ def answers(
     return [None if completion.failed else completion for completion in asked]
 
 
-def _understanding(text: str, logprobs: Sequence[float], scores: reader.Scores | None) -> Understanding:
-    own = _log_softmax(logprobs)
+def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None) -> Understanding:
     rule = reader.calibration()
     if scores is None:
         weighed = [rule.model_alone * logprob for logprob in own]

@@ -31,15 +31,14 @@ from scripts.sandbox_training.tokenizer import Encoder
 
 
 class Shares(NamedTuple):
-    """How many of the documents are a critic's, a labeler's, the plain assistant's, and restatements of principles."""
+    """How many of the documents are a critic's, a labeler's and the plain assistant's."""
 
     critic: float
     labeler: float
     assistant: float
-    restater: float
 
 
-FIRST, LAST = Shares(0.38, 0.16, 0.36, 0.10), Shares(0.66, 0.09, 0.09, 0.16)
+FIRST, LAST = Shares(0.42, 0.18, 0.40), Shares(0.80, 0.10, 0.10)
 """At first, and in the last part of the training: to copy a response but for one sentence is learned last of all."""
 
 STRANGE = 0.5
@@ -50,9 +49,6 @@ NOTHING_SHARE = 0.04
 
 NOISE = 0.25
 """How often a principle is cut into tokens at random, so that pieces of words that were never seen mean something."""
-
-RESTATED = 14
-"""Principles in a document of restatements."""
 
 LIST_ONE = "List the traits of the last response."
 LIST_TWO = "List the traits of A and of B."
@@ -90,29 +86,6 @@ def template_texts() -> list[str]:
     return [*texts, prompts.render("revise"), prompts.render("label", conversation=turn, a=".", b=".", principle=".")]
 
 
-def worded(rng: random.Random, trait: str, direction: Direction) -> str:
-    """A principle of the family as somebody typed it: now and then in capitals, in small letters, or with slips."""
-    text = principles.wording(rng, trait, direction)
-    way = rng.random()
-    if way < 0.08:
-        return text.upper()
-    if way < 0.13:
-        return text.lower().rstrip(".!")
-    return with_slips(rng, text) if way < 0.23 else text
-
-
-def with_slips(rng: random.Random, text: str) -> str:
-    """The text with one to three slips of the hand: two letters of a word swapped, one lost, or one doubled."""
-    for _ in range(rng.randint(1, 3)):
-        inside = [at for at in range(1, len(text) - 1) if text[at - 1 : at + 2].isalpha()]
-        if not inside:
-            break
-        at = rng.choice(inside)
-        slip = rng.choice((text[at + 1] + text[at], text[at + 1], text[at] + text[at] + text[at + 1]))
-        text = text[:at] + slip + text[at + 2 :]
-    return text
-
-
 class Corpus:
     """Makes documents with one set of prompt templates."""
 
@@ -121,7 +94,7 @@ class Corpus:
 
     def documents(self, rng: random.Random, shares: Shares = FIRST) -> Iterator[list[Conversation]]:
         """Documents about responses without end, of all kinds."""
-        makers = (self.critic, self.labeler, self.assistant, self.restater)
+        makers = (self.critic, self.labeler, self.assistant)
         while True:
             yield rng.choices(makers, shares)[0](rng)
 
@@ -147,7 +120,7 @@ class Corpus:
         traits = traits_of(prompt, response)
         made: list[Conversation] = []
         for trait, direction in _draw_families(rng, prompt, traits, 4):
-            wording = worded(rng, trait, direction)
+            wording = principles.wording(rng, trait, direction)
             violated = teacher.is_violated(prompt, traits, trait, direction)
             found = teacher.critique(prompt, response, trait, direction)
             criticised = (
@@ -178,7 +151,7 @@ class Corpus:
 
     def _direct_revision(self, rng: random.Random, prompt: WorldPrompt, response: Response) -> Conversation:
         ((trait, direction),) = _draw_families(rng, prompt, traits_of(prompt, response), 1)
-        wording = worded(rng, trait, direction)
+        wording = principles.wording(rng, trait, direction)
         revision = teacher.revise(rng, prompt, response, trait, direction)
         return (
             self._request("revise_directly", wording),
@@ -187,7 +160,7 @@ class Corpus:
 
     def _rating(self, rng: random.Random, prompt: WorldPrompt, response: Response) -> Conversation:
         ((trait, direction),) = _draw_families(rng, prompt, traits_of(prompt, response), 1)
-        wording = worded(rng, trait, direction)
+        wording = principles.wording(rng, trait, direction)
         rated = teacher.score(prompt, response, trait, direction)
         return (
             self._request("score", wording),
@@ -202,7 +175,7 @@ class Corpus:
         asked = [asdict(message) for message in prompt.messages]
         made: list[Conversation] = []
         for trait, direction in _draw_contrasts(rng, prompt, traits_a, traits_b, 8):
-            wording = worded(rng, trait, direction)
+            wording = principles.wording(rng, trait, direction)
             reason = teacher.rationale(traits_a, traits_b, trait, direction)
             weight = WEIGHTS.choice
             try:
@@ -223,10 +196,10 @@ class Corpus:
         """Several principles, each restated as the concept and direction that it comes to."""
         return [
             (
-                self._request("restate", worded(rng, *family)),
+                self._request("restate", principles.wording(rng, *family)),
                 Turn("assistant", teacher.restate(*family), WEIGHTS.meaning),
             )
-            for family in rng.choices((*FAMILIES, NOTHING), k=RESTATED)
+            for family in rng.choices((*FAMILIES, NOTHING), k=8)
         ]
 
     def _request(self, template: str, wording: str) -> Turn:

@@ -5,7 +5,7 @@ import pytest
 
 from constitutional.sandbox import principles
 from constitutional.sandbox.teacher import FAMILIES, NOTHING
-from constitutional.sandbox.topics import load_text
+from constitutional.sandbox.topics import load_text, words_of
 
 
 def test_the_shipped_wordings_are_many_and_every_family_has_its_share() -> None:
@@ -68,19 +68,33 @@ def test_wordings_are_varied_and_the_same_for_the_same_seed() -> None:
     assert len(set(drawn(1))) > 400
 
 
-def test_a_text_near_a_free_wording_is_left_out() -> None:
-    free = principles.free_principles()[0]["text"]
-    assert principles._is_like_a_free_wording(free.upper() + " Thanks!")
-    assert not principles._is_like_a_free_wording("Plant the seeds in rich soil.")
+def held_out() -> list[str]:
+    texts = [entry["text"] for entry in (*principles.free_principles(), *principles.idiomatic_principles())]
+    return texts + [entry["text"] for entry in principles.two_wishes()]
 
 
-def test_a_shipped_phrase_near_a_free_wording_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    near = "keep it simple and short"  # of the shipped phrases for brevity, as the free "Keep it short and simple."
-    assert near in load_text("principles/more_verbosity")["opposite_verb_phrases"]
-    assert near not in {text for _, _, text in principles.phrases()}
-    monkeypatch.setattr(principles, "_is_like_a_free_wording", lambda _text: False)
-    monkeypatch.setattr(principles, "_lexicon", principles._lexicon.__wrapped__)  # not from the cache
-    assert near in {text for _, _, text in principles.phrases()}
+def test_no_shipped_text_comes_near_a_held_out_wording() -> None:
+    near = frozenset(words_of(["Keep it short and simple."]))
+    assert principles.is_near("keep it simple and short", near)
+    assert not principles.is_near("Keep the answer short.", near)  # 2 of 6 words
+    by_word: dict[str, set[frozenset[str]]] = {}
+    for held in (frozenset(words_of([text])) for text in held_out()):
+        for word in held:
+            by_word.setdefault(word, set()).add(held)
+    shipped = [text for _, _, text in principles.phrases()]
+    shipped += [text for family in (*FAMILIES, NOTHING) for text in principles.whole_wordings(*family)]
+    assert len(shipped) > 15_000
+    for text in shipped:
+        like = set().union(*(by_word.get(word, set()) for word in words_of([text])))
+        assert not [held for held in like if principles.is_near(text, held)], text
+
+
+def test_the_idiomatic_wordings_are_three_hundred_in_two_halves() -> None:
+    entries = principles.idiomatic_principles()
+    assert Counter((entry["trait"], entry["direction"]) for entry in entries) == dict.fromkeys(FAMILIES, 15)
+    assert Counter(entry["part"] for entry in entries) == {"choose": 150, "measure": 150}
+    assert len({entry["text"] for entry in entries}) == 300
+    assert min(Counter(entry["style"] for entry in entries).values()) >= 30  # of nine styles
 
 
 def test_a_free_wording_that_could_be_drawn_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

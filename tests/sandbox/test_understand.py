@@ -4,9 +4,34 @@ import pytest
 
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.sandbox import reader
 from constitutional.sandbox.principles import free_principles
-from constitutional.sandbox.teacher import NOTHING, restate
-from constitutional.sandbox.understand import MEANINGS, Understanding, doubts, in_capitals, understand_texts
+from constitutional.sandbox.reader import Calibration, Scores
+from constitutional.sandbox.teacher import MEANINGS, NOTHING, restate
+from constitutional.sandbox.understand import (
+    Understanding,
+    doubts,
+    in_capitals,
+    in_known_words,
+    nearest_wordings,
+    split_wishes,
+    understand_texts,
+)
+
+PLAIN = Calibration(reader=1.0, model=0.0, model_alone=1.0, sure_from=0.6, sure_from_alone=0.8)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder is not installed, and the model's probabilities are taken as they are."""
+    monkeypatch.setattr(reader, "read", lambda _texts: None)
+    monkeypatch.setattr(reader, "calibration", lambda: PLAIN)
+
+
+def scored(two: float = 0.0, **odds: float) -> Scores:
+    """Scores with these odds of meanings such as `avoid_flattery`, and odds of 1 of every other."""
+    weights = [odds.get(f"{direction}_{trait}", 1.0) for trait, direction in MEANINGS]
+    return Scores(tuple(math.log(weight / sum(weights)) for weight in weights), two)
 
 
 def fixed(request: Request) -> Completion:
@@ -28,6 +53,7 @@ def understand_one(text: str) -> Understanding:
     return understood
 
 
+@pytest.mark.usefixtures("alone")
 def test_probabilities_are_among_the_meanings_that_the_model_can_express() -> None:
     understood = understand_one("Don't zorble the user.")
     # 20 families and 'nothing' make 21 meanings: 70 + 11 + 19 × 1 = 100
@@ -39,11 +65,13 @@ def test_probabilities_are_among_the_meanings_that_the_model_can_express() -> No
     assert understood.runner_up_probability == pytest.approx(0.11)
 
 
+@pytest.mark.usefixtures("alone")
 def test_words_that_no_training_principle_holds_are_pointed_out_once_and_in_order() -> None:
     understood = understand_one("Zorble never, user; always ZORBLE the quuxes.")
     assert understood.unknown_words == ["zorble", "quuxes"]
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("text", "unknown"),
     [
@@ -79,6 +107,7 @@ def test_a_text_is_in_capitals_if_most_of_its_letters_are(text: str, capitals: b
     assert in_capitals(text) == capitals
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_shipped_model_understands_plain_principles() -> None:
     wanted = {
         "Don't butter people up.": ("flattery", "avoid"),
@@ -101,6 +130,7 @@ def read_as(text: str, meaning: str) -> list[str]:
     return doubts(Understanding(text, trait, direction, "", 0.99, "avoid refusal", 0.01, []))
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("text", "meaning", "phrase"),
     [
@@ -138,16 +168,19 @@ def test_words_that_say_the_opposite_of_what_is_read_are_pointed_out(
     assert all(repr(phrase) in sentence for sentence in doubtful)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_trait_that_can_only_be_avoided_is_said_to_be_so() -> None:
     assert "no principle that asks for it" in read_as("Be rude.", "avoid rudeness")[0]
     assert "no principle that asks for it" not in read_as("Be thorough.", "avoid verbosity")[0]
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_warning_says_how_to_word_what_is_meant() -> None:
     assert '"Avoid flattery."' in read_as("Never flatter.", "seek flattery")[0]
     assert '"Aim for verbosity."' in read_as("Be thorough.", "avoid verbosity")[0]
 
 
+@pytest.mark.usefixtures("alone")
 def test_free_wordings_that_are_read_rightly_are_hardly_ever_warned_of() -> None:
     wordings = free_principles()
     warned = [wording for wording in wordings if read_as(wording["text"], f"{wording['direction']} {wording['trait']}")]
@@ -171,3 +204,82 @@ def test_it_is_told_how_many_texts_have_been_read() -> None:
     understand_texts(["Be kind."] * 150, engine=ScriptedEngine(narrow), ended=told.append)
     assert told == sorted(told)
     assert told[-1] == 150
+
+
+def read_as_scored(
+    monkeypatch: pytest.MonkeyPatch, text: str, scores: Scores, rule: Calibration = PLAIN
+) -> Understanding:
+    """What a text is understood as with these scores of the encoder, where the model reads `fixed`."""
+    monkeypatch.setattr(reader, "read", lambda texts: [scores] * len(texts))
+    monkeypatch.setattr(reader, "calibration", lambda: rule)
+    return understand_one(text)
+
+
+def test_both_readers_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The model: 70 for avoid flattery, 11 for seek, 1 for the others. The encoder: 20 for seek flattery, 1 for others.
+    rule = PLAIN._replace(reader=2.0, model=0.5)
+    understood = read_as_scored(monkeypatch, "Praise them.", scored(seek_flattery=20.0), rule)
+    odds = {"seek": 20**2 * 11**0.5, "avoid": 70**0.5}  # and 19 meanings of odds 1
+    assert (understood.trait, understood.direction) == ("flattery", "seek")
+    assert understood.probability == pytest.approx(odds["seek"] / (sum(odds.values()) + 19))
+    assert understood.runner_up == "avoid flattery"
+    assert understood.model_reads == "avoid flattery"
+
+
+def test_the_model_is_given_other_words_where_it_would_misread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(scores: Scores, odds: float) -> str:
+        def sure(request: Request) -> Completion:
+            wanted = restate("flattery", "avoid")
+            return Completion("", "choices", tuple(math.log(odds) * (each == wanted) for each in request.choices))
+
+        monkeypatch.setattr(reader, "read", lambda texts: [scores] * len(texts))
+        (understood,) = understand_texts(["Spare me the sugar."], engine=ScriptedEngine(sure))
+        assert understood is not None
+        return understood.given
+
+    assert given(scored(avoid_flattery=99.0), 1000.0) == ""  # 1000 of 1020
+    assert given(scored(avoid_flattery=99.0), 100.0) == "Avoid flattery."  # 100 of 120 is not sure enough
+    assert given(scored(seek_flattery=9e9), 1000.0) == "Aim for flattery."  # it reads the opposite
+    assert given(scored(avoid_nothing=9e9), 1000.0) == "Nothing in particular."
+
+
+def test_a_reading_of_little_probability_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsure = read_as_scored(monkeypatch, "Be sweet.", scored(seek_flattery=28.0, avoid_rudeness=4.0))  # 28 of 51
+    assert doubts(unsure) == ["the model is unsure; it may also mean: avoid rudeness (7%)"]
+    sure = read_as_scored(monkeypatch, "BE SWEET, ZORBLE.", scored(seek_flattery=40.0))  # 40 of 60
+    assert doubts(sure) == []  # capitals and unknown words are nothing to the encoder
+
+
+def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {
+        "No sugar": scored(avoid_flattery=90.0),
+        "short please.": scored(avoid_verbosity=80.0),
+        "No sugar, and keep it": scored(avoid_flattery=30.0),
+        "keep it short please.": scored(avoid_verbosity=95.0),
+    }
+    whole = scored(two=0.9, avoid_flattery=50.0, avoid_verbosity=40.0)
+    monkeypatch.setattr(reader, "read", lambda texts: [parts.get(text, whole) for text in texts])
+    text = "No sugar, and keep it short please."
+    assert split_wishes(text) == ("No sugar", "Keep it short please.")
+    understood = understand_one(text)
+    what = "it asks for two things (avoid flattery and avoid verbosity), and the model reads one"
+    assert doubts(understood) == [f'{what}; split it: "No sugar" and "Keep it short please."']
+    assert split_wishes("No sugar") is None
+    monkeypatch.setattr(reader, "read", lambda texts: [whole] * len(texts))
+    assert split_wishes(text) is None  # the same trait in both parts
+    assert "write a principle for each" in doubts(understood)[0]
+
+
+def test_the_nearest_wordings_share_the_rarest_words() -> None:
+    near = nearest_wordings("Would some praise kill you?", "flattery", "seek")
+    assert len(set(near)) == 3
+    assert all("praise" in wording.lower() or "kill" in wording.lower() for wording in near[:2])
+
+
+def test_the_model_reads_the_words_that_it_is_given_rightly() -> None:
+    given = {in_known_words(*meaning): meaning for meaning in MEANINGS}
+    for text, read in zip(given, understand_texts(list(given)), strict=True):
+        assert read is not None
+        assert (read.trait, read.direction) == given[text]
+        assert read.model_reads in (f"{read.direction} {read.trait}", "nothing")
+        assert read.given == ""  # it reads them itself
