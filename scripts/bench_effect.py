@@ -2,6 +2,7 @@
 
     python scripts/bench_effect.py sandbox_warm sandbox_plain sandbox_control --json effect.json
     python scripts/bench_effect.py mine.yaml sandbox_plain -- prompts.train=100 seed=1     after --, Hydra overrides
+    python scripts/bench_effect.py --idiomatic 10                 ten constitutions of three held-out wordings each
 
 What a constitution is after is said by its principles' tags: a trait of the sandbox with avoid or seek, such as
 `tags: [flattery, seek]`. One without such tags is a control. Every trait is read off the replies to held-out prompts by
@@ -9,6 +10,7 @@ the exact detectors, where a reply can have it; a difference is paired over prom
 
     opposite     a trait that one constitution seeks and another avoids: their RL models are at least 40 points apart
     wanted       a targeted trait moves from the base the way that is wanted, by more than its interval
+    far          it moves so by at least 30 points, or to within 5 points of 0% or 100%
     untargeted   any other trait moves by at most 10 points
     control      under a control, no trait moves by more than its interval. With 95% for each, one in two controls that
                  change nothing would fail by luck in one of twelve traits; so here the intervals hold 95% for all
@@ -21,6 +23,7 @@ Exits 0 even if checks are not reached; 1 if a run fails, 2 if what was asked fo
 
 import argparse
 import json
+import random
 import re
 import resource
 import sys
@@ -28,6 +31,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+import yaml
 
 from constitutional.base.errors import ConstitutionalError, InputError, UsageError
 from constitutional.base.files import atomic_write
@@ -42,6 +47,7 @@ from constitutional.runs.context import selected
 from constitutional.runs.runner import run
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.detect import detect
+from constitutional.sandbox.principles import idiomatic_principles
 from constitutional.sandbox.prompts import sandbox_prompt
 from constitutional.sandbox.teacher import Direction, applies
 from constitutional.sandbox.world import TRAITS
@@ -51,6 +57,8 @@ from constitutional.stages.summaries import MixSummary
 
 APART: Final = 0.40  # what opposite constitutions must differ by, at least
 STILL: Final = 0.10  # what a trait that a constitution does not speak of may move by, at most
+FAR: Final = 0.30  # what a targeted trait must move by, unless it comes
+NEAR_THE_END: Final = 0.05  # this near to 0% or 100%
 AT_ONCE: Final = 0.95 ** (1 / len(TRAITS))
 """Of each trait's interval under a control, for 95% of all of them together."""
 MEASURES: Final = (*TRAITS, "well_formed", "on_topic")
@@ -145,6 +153,18 @@ def checks(runs: Sequence[Run]) -> Iterator[Check]:
                 yield Check("opposite", trait, seeks.name, avoids.name, wanted, found, reached if found.n > 1 else None)
     for each in runs:
         yield from (_against_base(each, trait) for trait in sorted(TRAITS, key=lambda trait: trait not in each.targets))
+        yield from (_far(each, trait, direction) for trait, direction in each.targets.items())
+
+
+def _far(its: Run, trait: str, direction: Direction) -> Check:
+    """Whether a targeted trait moved far the right way, or as far as it can."""
+    found = difference(its.shown[trait]["policy"], its.shown[trait]["base"])
+    after = rate(its.shown[trait]["policy"]).value
+    if direction == "seek":
+        wanted, reached = f"{100 * FAR:+.0f} or the ceiling", found.value >= FAR or after >= 1 - NEAR_THE_END
+    else:
+        wanted, reached = f"{-100 * FAR:+.0f} or the floor", found.value <= -FAR or after <= NEAR_THE_END
+    return Check("far", trait, its.name, "base", wanted, found, reached if found.n > 1 else None)
 
 
 def _against_base(its: Run, trait: str) -> Check:
@@ -227,6 +247,36 @@ def configurations(files: Sequence[str], folder: Path, overrides: Sequence[str])
     return list(made.values())
 
 
+def idiomatic(count: int, folder: Path) -> list[str]:
+    """Write constitutions of three held-out wordings about three traits each; returns the files.
+
+    The wordings are those of the part that nothing was chosen by; tags say what they mean.
+    """
+    left = [row for row in idiomatic_principles() if row["part"] == "measure"]
+    random.Random(0).shuffle(left)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number in range(1, count + 1):
+        chosen: dict[str, dict[str, str]] = {}
+        for row in left:
+            if len(chosen) < WORDINGS:
+                chosen.setdefault(row["trait"], row)
+        if len(chosen) < WORDINGS:
+            raise UsageError(f"--idiomatic {count}: there are wordings for {number - 1} constitutions only")
+        left = [row for row in left if row not in chosen.values()]
+        principles = [
+            {"id": trait, "text": row["text"], "tags": [trait, row["direction"]]} for trait, row in chosen.items()
+        ]
+        path = folder / f"idiomatic_{number}.yaml"
+        text = yaml.safe_dump({"name": f"Idiomatic {number}", "principles": principles}, allow_unicode=True, width=100)
+        path.write_text(text, encoding="utf-8")
+        files.append(str(path))
+    return files
+
+
+WORDINGS: Final = 3
+
+
 def ran(config: RunConfig, targets: Mapping[str, Direction]) -> Run:
     """The run of one constitution, and what its models do. Under a control the labeler may decide nothing."""
     store = run(config)
@@ -240,12 +290,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a constitution, or the name of a shipped one")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="a constitution, or the name of a shipped one")
+    parser.add_argument("--idiomatic", type=int, default=0, metavar="N", help="N constitutions of held-out wordings")
     parser.add_argument("--folder", type=Path, default=Path("runs/effect"), help="of the runs (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     arguments, overrides = parser.parse_args(words[:end]), words[end + 1 :]
     try:
-        configs = configurations(arguments.files, arguments.folder, overrides)
+        files = arguments.files + idiomatic(arguments.idiomatic, arguments.folder / "constitutions")
+        if not files:
+            raise UsageError("name a constitution, or give --idiomatic N")
+        configs = configurations(files, arguments.folder, overrides)
         if arguments.json and not arguments.json.parent.is_dir():
             raise UsageError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
         targets = [targets_in(config) for config in configs]  # every file is read before anything is run

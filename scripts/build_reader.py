@@ -28,11 +28,11 @@ from constitutional.sandbox.teacher import FAMILIES, MEANINGS
 from scripts.sandbox_training.corpus import Family
 from scripts.sandbox_training.evaluate import as_direction
 
-EPOCHS: Final = 4
+EPOCHS: Final = 3
 RATE: Final = 1e-3
 SEEDS: Final = (0, 1)
 """Two readers, whose log-probabilities are averaged."""
-RANK: Final = 16
+RANK: Final = 64
 ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
 BATCH: Final = 32
@@ -74,12 +74,15 @@ def joined(rng: random.Random) -> Example:
         first, second = rng.sample(FAMILIES, 2)
     if rng.random() < SAME:
         second = first
-    begins, ends = one(rng, first), one(rng, second)
-    joint = rng.choice(JOINTS)
-    if not joint.startswith((".", " ", "\n")):
-        ends = ends[:1].lower() + ends[1:]
-    text = typed(rng, begins.rstrip(".") + joint + ends)
-    return Example(text, *dict.fromkeys((first, second)))
+    adjectives = [principles.adjectives(*family) for family in (first, second)]
+    if rng.random() < 0.15 and all(adjectives):
+        text = "Be {} {} {}.".format(rng.choice(adjectives[0]), rng.choice(("and", "but")), rng.choice(adjectives[1]))
+    else:
+        joint, ends = rng.choice(JOINTS), one(rng, second)
+        if not joint.startswith((".", " ", "\n")):
+            ends = ends[:1].lower() + ends[1:]
+        text = one(rng, first).rstrip(".") + joint + ends
+    return Example(typed(rng, text), *dict.fromkeys((first, second)))
 
 
 def typed(rng: random.Random, text: str) -> str:

@@ -191,6 +191,11 @@ def _without_a_word(rng: random.Random, text: str) -> str:
     return " ".join(words)
 
 
+def adjectives(trait: str, direction: Direction) -> list[str]:
+    """What a reply should be by a principle of the family, such as `brief`; empty where no adjectives are known."""
+    return _lexicon(trait).get("adjectives" if direction == "seek" else "opposite_adjectives", [])
+
+
 def free_principles() -> list[dict[str, str]]:
     """The 60 wordings written apart and first: `{trait, direction, text}`. No training text holds any of them."""
     return _held_out("free_principles")
