@@ -20,14 +20,11 @@ from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import understand
 from constitutional.sandbox.teacher import FAMILIES, ONLY_AVOIDED, Direction
-from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts, two_commands
+from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts
 from constitutional.sandbox.world import TRAITS
 
 DOUBTFUL = 0.5
 """A meaning that is less likely than this is doubtful: some other meaning may be the likelier one."""
-
-SURE_OF_HALF = 0.9
-"""Probability from which half of a principle counts as a request of its own."""
 
 MOST_TOKENS = 64
 """Tokens of a sentence in which a critic restates a principle."""
@@ -193,8 +190,6 @@ def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -
     """
     readings = _readings(constitution)
     texts = list(dict.fromkeys(words for _, _, words in readings))
-    halves = [half for text in texts for half in two_commands(text) or ()]
-    texts = list(dict.fromkeys([*texts, *halves]))
     understood = dict(zip(texts, understand.understand_texts(texts, engine=engine), strict=True))
     first_words: dict[str, str] = {}
     first_principle: dict[str, str] = {}
@@ -207,7 +202,6 @@ def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -
         else:
             before = first_words.setdefault(principle.id, words)
             warnings = doubts(understanding)
-            warnings += _two_wishes(words, understood)
             warnings += _tags_against(principle, understanding)
             warnings += _other_words_against(understanding, before, understood)
             warnings += _principles_against(principle, understanding, first_principle)
@@ -253,19 +247,6 @@ def _meaning(understanding: Understanding) -> str:
     if understanding.trait == "nothing":
         return NOTHING_ASKED
     return f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
-
-
-def _two_wishes(words: str, understood: Mapping[str, Understanding | None]) -> list[str]:
-    """Whether a principle joins two commands that are surely about two traits."""
-    halves = [understood[half] for half in two_commands(words) or ()]
-    wishes = {
-        half.trait: f'"{half.text.rstrip(".!")}" ({_meaning(half)})'
-        for half in halves
-        if half and half.trait != "nothing" and half.probability >= SURE_OF_HALF
-    }
-    if len(wishes) < 2:
-        return []
-    return [f"it joins two requests, and the model reads one of them; split it: {' and '.join(wishes.values())}"]
 
 
 def tagged(principle: Principle) -> tuple[str, Literal["seek", "avoid"]] | None:

@@ -347,32 +347,6 @@ def _turning_words() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(turning | _NEGATIONS), frozenset(turned_twice - negated - _NEGATIONS)
 
 
-def two_commands(text: str) -> tuple[str, str] | None:
-    """The two commands that a text joins by "and" or "but", such as `Be polite` and `Be brief.`; None if it does not.
-
-    Few words begin the first one, so that hardly any other text counts: of 5747 of the sandbox's wordings, which ask
-    for one trait, 19 do, and in 1 of these the model reads two traits.
-    """
-    halves = _JOINT.split(_PLEASE.sub("", _composed(text)))
-    if len(halves) != 2 or not all(map(_WORD.search, halves)):
-        return None
-    first, second = halves[0][:1].upper() + halves[0][1:], halves[1]
-    begins, goes_on = (_WORD.findall(half.lower()) for half in halves)
-    if begins[0] == "be" and len(begins) == 2 and len(goes_on) == 1:  # two adjectives
-        return first, f"Be {second}"
-    return (first, second) if begins[0] in _COMMANDS and goes_on[0] in _COMMANDS | _verbs() else None
-
-
-_COMMANDS = frozenset("be do don't dont never avoid keep refuse stop".split())
-_JOINT = re.compile(r",? (?:and|but) ")
-_PLEASE = re.compile(r"^\s*please,? ", re.IGNORECASE)
-
-
-@cache
-def _verbs() -> frozenset[str]:
-    return frozenset(text.split()[0].lower() for _, key, text in phrases() if key.endswith("verb_phrases"))
-
-
 def in_capitals(text: str) -> bool:
     """Whether more than half of a text's letters are capitals, words of one letter (`I`) left out.
 

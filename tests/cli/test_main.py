@@ -13,6 +13,7 @@ from constitutional.base.errors import ModelError
 from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.sandbox.reader import Calibration
 from tests.understood import FakeUnderstanding
 
 
@@ -35,6 +36,8 @@ class FakeModel:
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
     monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", fake.understand_texts)
+    plain = Calibration(reader=1.0, model=0.0, model_alone=1.0, sure_from=0.6, sure_from_alone=0.8)
+    monkeypatch.setattr("constitutional.sandbox.reader.calibration", lambda: plain)
     return fake
 
 
@@ -122,6 +125,9 @@ def test_json_holds_everything_that_the_model_said(model: FakeModel, capsys: pyt
             "runner_up": "avoid flattery",
             "runner_up_probability": 0.009,
             "unknown_words": ["kürze"],
+            "model_reads": "",
+            "given": "",
+            "asks_two": None,
             "warnings": ["the model does not know: kürze"],
         }
     ]

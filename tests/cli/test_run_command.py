@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from constitutional.base.errors import ModelError
+from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
@@ -79,6 +80,20 @@ def test_demo_is_the_sandbox_experiment_by_its_own_name(runs: Runs) -> None:
     assert cli.main(["demo", "seed=3"]) == 0
     (config,) = runs.configs
     assert (config.name, config.model.path, config.prompts.kind, config.seed) == ("demo", "sandbox", "sandbox", 3)
+
+
+def test_demo_is_strict_about_a_constitution_of_the_users_own(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: Mine\nprinciples:\n- text: Do not flatter.\n")
+    copied = shipped("constitutions") / "sandbox_warm.yaml"
+    for words in (
+        ["constitution.file=mine.yaml"],
+        ["constitution.file=mine.yaml", "understanding=warn"],
+        ["constitution.file=sandbox_warm"],
+        [f"constitution.file={copied}"],
+    ):
+        assert cli.main(["demo", *words]) == 0
+    assert cli.main(["run", "constitution.file=mine.yaml"]) == 0
+    assert [config.understanding for config in runs.configs] == ["strict", "warn", "warn", "warn", "warn"]
 
 
 @pytest.mark.parametrize("words", [["-m", "seed=1,2", "name=x"], ["name=x", "seed=1,2", "--multirun"]])

@@ -1,5 +1,6 @@
 import pytest
 
+from constitutional.base.errors import RunError
 from constitutional.base.shipped import shipped
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
@@ -8,13 +9,18 @@ from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.understanding import (
     PrincipleMeaning,
+    check_meanings,
+    in_known_words,
     lines,
     meaning_lines,
     meanings_of,
     sandbox_meanings,
 )
+from constitutional.sandbox.reader import Calibration
 from constitutional.sandbox.understand import shipped_engine
 from tests.understood import FakeUnderstanding
+
+PLAIN = Calibration(reader=1.0, model=0.0, model_alone=1.0, sure_from=0.6, sure_from_alone=0.8)
 
 
 def constitution(*principles: Principle) -> Constitution:
@@ -30,6 +36,7 @@ class Reader:
         self.too_long: set[str] = set()
         self.asked: list[str] = []
         monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", self.understand_texts)
+        monkeypatch.setattr("constitutional.sandbox.reader.calibration", lambda: PLAIN)
 
     def understand_texts(self, texts: list[str], **_: object) -> list[FakeUnderstanding | None]:
         self.asked += texts
@@ -208,13 +215,48 @@ def test_what_a_critic_writes_cannot_steer_a_terminal() -> None:
     assert lines(meanings) == ["red: understood as: It asks for [31mred."]
 
 
-def test_the_shipped_model_s_reading_of_short_as_long_is_warned_of() -> None:
+def test_a_principle_that_the_model_misreads_is_read_by_the_encoder_and_given_in_known_words() -> None:
+    ours = constitution(Principle(id="short", text="Keep it short and get to the point."))
+    (meaning,) = sandbox_meanings(ours)
+    assert (meaning.meaning, meaning.model_reads) == ("avoid verbosity", "seek verbosity")
+    assert meaning.given == "Avoid verbosity."
+    assert meaning.warnings == ()
+    assert lines([meaning])[0].endswith("%), and given to the model as: Avoid verbosity.")
+    given = in_known_words(ours, ["critique", "comparison"])
+    assert given.principles[0].words("critique") == given.principles[0].words("comparison") == "Avoid verbosity."
+    assert given.principles[0].words("revision") == ours.principles[0].text  # nobody asked about this use
+    assert sandbox_meanings(given) == [meaning]  # the author's words are what is read
+    plain = constitution(Principle(id="plain", text="Be polite."))
+    assert in_known_words(plain, ["critique"]) is plain
+
+
+def test_without_the_encoder_the_models_misreading_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constitutional.sandbox.reader.read", lambda _texts: None)
     (meaning,) = sandbox_meanings(constitution(Principle(id="short", text="Keep it short and get to the point.")))
-    # The model errs here, and surely; what is tested is that it is said.
     assert meaning.meaning == "seek verbosity"
-    assert meaning.probability is not None
-    assert meaning.probability > 0.8
-    assert "'keep it short'" in meaning.warnings[0]
+    assert meaning.given == ""
+    assert any("'keep it short'" in warning for warning in meaning.warnings)
+
+
+def test_doubtful_meanings_can_end_a_run_with_the_wordings_of_others() -> None:
+    sure = PrincipleMeaning(principle="a", words="No flattery.", meaning="avoid flattery", probability=0.99)
+    check_meanings([sure])
+    doubtful = PrincipleMeaning(
+        principle="b",
+        words="Would some praise kill you?",
+        meaning="seek flattery",
+        probability=0.5,
+        runner_up="avoid rudeness",
+        warnings=("the model is unsure",),
+    )
+    with pytest.raises(RunError) as refused:
+        check_meanings([sure, doubtful])
+    said = str(refused.value)
+    assert said.startswith("the meaning of 1 principle is doubtful")
+    assert "principle 'b' (\"Would some praise kill you?\"): the model is unsure" in said
+    assert "to seek flattery, others write: " in said
+    assert "to avoid rudeness, others write: " in said
+    assert said.endswith("or type understanding=warn to train on it as it is read.")
 
 
 def test_two_wishes_in_one_principle_are_warned_of() -> None:
@@ -230,9 +272,9 @@ def test_two_wishes_in_one_principle_are_warned_of() -> None:
         "Just answer, and don't come back at me with questions.",
     )
     meanings = sandbox_meanings(constitution(*[Principle(id=f"p{n}", text=text) for n, text in enumerate(texts)]))
-    warned = [any("two requests" in warning for warning in meaning.warnings) for meaning in meanings]
+    warned = [any("two things" in warning for warning in meaning.warnings) for meaning in meanings]
     assert warned == [True] * 3 + [False] * 5
-    (warning,) = [warning for warning in meanings[0].warnings if "two requests" in warning]
+    (warning,) = [warning for warning in meanings[0].warnings if "two things" in warning]
     assert '"Be friendly"' in warning
     assert '"Be brief"' in warning
 
@@ -243,4 +285,4 @@ def test_no_shipped_principle_is_said_to_hold_two_wishes() -> None:
     engine = shipped_engine()
     for name in names:
         for meaning in sandbox_meanings(load_constitution(name), engine):
-            assert not any("two requests" in warning for warning in meaning.warnings)
+            assert not any("two things" in warning for warning in meaning.warnings)

@@ -18,6 +18,7 @@ from constitutional.cli import main as cli
 from constitutional.cli import show
 from constitutional.cli.find import find
 from constitutional.constitution.file import load_constitution
+from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.runs.compose import compose
 from constitutional.runs.context import FinishedRun, selected
 from constitutional.runs.folder import RunStore
@@ -26,6 +27,7 @@ from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.runner import compare, load_run, run
 from constitutional.runs.settings import RunConfig
+from constitutional.runs.status import outdated
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import (
@@ -135,6 +137,32 @@ def test_a_seed_makes_anew_what_is_drawn_by_it_alone(tmp_path: Path) -> None:
     go(compose(words), World())
     _, said = go(compose([*words, "seed=1"]), World())
     assert [line.split(":")[0] for line in said if ": running" in line] == ["00 prompts"]
+
+
+def test_a_doubtful_principle_ends_a_strict_run_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text("name: Odd\nprinciples:\n- id: odd\n  text: Colourless green ideas sleep.\n")
+    words = ["experiment=sandbox", f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/odd.yaml"]
+    words += ["prompts.train=4", "prompts.held_out=4"]
+    for _ in range(2):  # as the stage runs, and when it is done before
+        with pytest.raises(RunError, match="the meaning of 1 principle is doubtful") as refused:
+            run(compose([*words, "understanding=strict"]))
+        assert "principle 'odd'" in str(refused.value)
+    store = run(compose([*words, "until=labeler_check"]))  # warned of, and done before
+    assert "labeler_check" in store.stages
+    assert "critique_revise" not in store.stages
+
+
+def test_models_are_given_a_principle_that_they_would_misread_in_known_words(tmp_path: Path) -> None:
+    text = "Keep it short and get to the point."  # which the sandbox's model reads as a wish for length
+    (tmp_path / "short.yaml").write_text(f"name: Short\nprinciples:\n- id: short\n  text: {text}\n")
+    words = ["experiment=sandbox", f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/short.yaml"]
+    words += ["prompts.train=4", "prompts.held_out=4", "understanding=strict", "until=critique_revise"]
+    store = run(compose(words))
+    (meaning,) = store.read("meanings", PrincipleMeaning)
+    assert (meaning.words, meaning.meaning, meaning.given) == (text, "avoid verbosity", "Avoid verbosity.")
+    steps = [step for revision in store.read("revisions", Revision) for step in revision.steps]
+    assert {step.principle_text for step in steps} == {"Avoid verbosity."}
+    assert outdated(store) == ""  # which is told without asking the encoder again
 
 
 def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import InputError
+from constitutional.base.errors import InputError, UsageError
 from constitutional.base.records import Prompt, Sample
+from constitutional.constitution.file import read_constitution
 from constitutional.runs import runner
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.settings import RunConfig
+from constitutional.sandbox import principles
 from constitutional.sandbox.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.teacher import Direction
 from constitutional.sandbox.world import TRAITS, Traits, compose, settle, text_of, uniform_traits
@@ -120,7 +122,7 @@ def test_constitutions_that_want_the_same_or_other_things_are_no_opposites() -> 
 def test_a_trait_that_is_not_targeted_may_move_by_ten_points_either_way() -> None:
     one, two = "1000000000", "1100000000"
     found = list(checks([made("up", {"flattery": "seek"}, hedging=one, rudeness=two)]))
-    assert len(found) == len(TRAITS)
+    assert len(found) == len(TRAITS) + 1  # and whether the targeted one moved far
     assert the(found, "untargeted", "hedging").reached is True  # 1 of 10
     assert the(found, "untargeted", "rudeness").reached is False  # 2 of 10
     found = list(checks([made("down", {"flattery": "seek"}, base=two, rest=two, hedging=one, rudeness="0000000000")]))
@@ -139,6 +141,43 @@ def test_a_targeted_trait_must_move_the_way_that_is_wanted_by_more_than_its_inte
     assert the(found, "wanted", "flattery").reached is False
     found = list(checks([made("down", {"flattery": "avoid"}, base=half, rest=half, flattery="0000000000")]))
     assert the(found, "wanted", "flattery").reached is True
+
+
+@pytest.mark.parametrize(
+    ("direction", "before", "after", "reached"),
+    [
+        ("seek", "0000000000", "1110000000", True),
+        ("seek", "0000000000", "1100000000", False),
+        ("seek", "1111100000", "1100000000", False),  # 30 points the wrong way
+        ("seek", "1111111111", "1111111111", True),  # it cannot go further
+        ("avoid", "1111100000", "1100000000", True),
+        ("avoid", "1100000000", "1000000000", False),
+        ("avoid", "1100000000", "0000000000", True),  # the floor
+    ],
+)
+def test_a_targeted_trait_moves_far_by_thirty_points_or_to_the_end(
+    direction: Direction, before: str, after: str, *, reached: bool
+) -> None:
+    found = list(checks([made("one", {"flattery": direction}, base=before, rest=before, flattery=after)]))
+    assert the(found, "far", "flattery").reached is reached
+
+
+def test_idiomatic_constitutions_hold_three_held_out_wordings_about_three_traits(tmp_path: Path) -> None:
+    files = bench_effect.idiomatic(10, tmp_path / "made")
+    wordings = {entry["text"]: entry for entry in principles.idiomatic_principles()}
+    seen: list[str] = []
+    for file in files:
+        chosen = read_constitution(Path(file)).constitution
+        assert chosen is not None
+        assert len({principle.tags[0] for principle in chosen.principles}) == 3
+        for principle in chosen.principles:
+            entry = wordings[principle.text]
+            assert principle.tags == (entry["trait"], entry["direction"])
+            assert entry["part"] == "measure"
+            seen.append(principle.text)
+    assert len(set(seen)) == 30
+    with pytest.raises(UsageError, match="there are wordings for"):
+        bench_effect.idiomatic(100, tmp_path / "many")
 
 
 def test_under_a_control_no_trait_may_move_by_more_than_its_interval() -> None:
@@ -160,7 +199,7 @@ def test_under_a_control_no_trait_may_move_by_more_than_its_interval() -> None:
 def test_a_trait_that_can_occur_on_one_prompt_only_is_not_measured() -> None:
     runs = [made("warm", {"flattery": "seek"}, "0", "1"), made("plain", {"flattery": "avoid"}, "0", "0")]
     found = [*checks(runs), *checks([made("control", {}, "0", "0")])]
-    assert {each.kind for each in found} == {"opposite", "wanted", "untargeted", "control"}
+    assert {each.kind for each in found} == {"opposite", "wanted", "far", "untargeted", "control"}
     assert {each.reached for each in found} == {None}
     assert checks_table(found).count("not measured") == len(found)
 
@@ -389,7 +428,9 @@ def test_from_constitutions_to_numbers_and_what_is_finished_is_used_again(
     rates = {name: written["rates"][f"{name}/flattery"] for name in names}
     assert [rates[name]["policy"]["value"] for name in names] == [1, 0, 0.5]
     assert {(rates[name]["base"]["value"], rates[name]["base"]["n"]) for name in names} == {(0.5, 20)}
-    assert len(written["checks"]) == 1 + 3 * len(TRAITS)  # the pair of opposites; each of the three against the base
+    assert (
+        len(written["checks"]) == 1 + 3 * len(TRAITS) + 2
+    )  # the pair of opposites; each of the three against the base; two targets
     (opposite,) = [each for each in written["checks"] if each["kind"] == "opposite"]
     # 20 / 22 ∓ 1.96 · √(21 - 400 / 22) / 22 = 0.909 ∓ 0.1496
     assert opposite["difference"] == pytest.approx({"value": 1.0, "low": 0.7595, "high": 1.0, "n": 20}, abs=1e-4)
