@@ -14,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -31,7 +31,11 @@ from scripts.sandbox_training.evaluate import as_direction
 EPOCHS: Final = 3
 RATE: Final = 1e-3
 SEEDS: Final = (0, 1)
-"""Two readers, whose log-probabilities are averaged."""
+"""Two readers, whose probabilities are averaged."""
+RIGHT_DOUBTED: Final = 0.11
+"""The share of right readings that may be called doubtful."""
+SINGLE_AS_TWO: Final = 0.03
+"""The share of single wishes that may be taken for two."""
 RANK: Final = 64
 ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
@@ -192,58 +196,61 @@ def train(epochs: int, rate: float, seed: int) -> Reader:
 
 
 class Case(NamedTuple):
-    """A held-out wording, what it means, and what the two readers make of it, as log-probabilities of the meanings."""
+    """A held-out wording, what it means, and what the two readers make of it."""
 
-    text: str
     family: Family
-    read: Sequence[float]
-    own: Sequence[float]
+    logits: Tensor
+    """The encoder's, (networks, meanings + 1)."""
+    own: Tensor
+    """The model's own log-probabilities of the meanings."""
 
 
 def cases(part: str) -> list[Case]:
     """What both readers make of a part of the 300 held-out wordings."""
     rows = [row for row in principles.idiomatic_principles() if row["part"] == part]
     texts = [row["text"] for row in rows]
-    read = reader.read(texts)
-    assert read is not None
-    own = understand.own_readings(texts)
+    folder = reader.encoder_folder()
+    assert folder is not None
     return [
-        Case(row["text"], (row["trait"], as_direction(row["direction"])), scores.meanings, logprobs)
-        for row, scores, logprobs in zip(rows, read, own, strict=True)
+        Case((row["trait"], as_direction(row["direction"])), logits, torch.tensor(own))
+        for row, logits, own in zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
     ]
 
 
-def probabilities(case: Case, of_reader: float, of_model: float) -> list[float]:
-    """The meanings' probabilities with these weights of the two readers."""
-    weighed = torch.tensor(case.read) * of_reader + torch.tensor(case.own) * of_model
-    made: list[float] = weighed.softmax(-1).tolist()
+def by_encoder(case: Case, sharpness: float) -> list[float]:
+    """The meanings' probabilities by the encoder."""
+    return [math.exp(logprob) for logprob in reader.scores(case.logits, sharpness).meanings]
+
+
+def by_model(case: Case, sharpness: float) -> list[float]:
+    """The meanings' probabilities by the model alone."""
+    made: list[float] = (sharpness * case.own).softmax(-1).tolist()
     return made
 
 
-def loss_with(found: Sequence[Case], of_reader: float, of_model: float) -> float:
-    """The mean negative log-probability of what the texts mean."""
-    return -sum(math.log(probabilities(case, of_reader, of_model)[MEANINGS.index(case.family)]) for case in found)
+def fitted(found: Sequence[Case], by: Callable[[Case, float], list[float]]) -> tuple[float, float]:
+    """The sharpness under which what the texts mean is most probable, and the probability below which to doubt.
 
+    That is as high as `RIGHT_DOUBTED` of the right readings allow.
+    """
 
-def threshold(found: Sequence[Case], of_reader: float, of_model: float) -> float:
-    """The probability below which a reading is called doubtful: as high as 1 in 10 of the right readings allows."""
-    right = []
-    for case in found:
-        made = probabilities(case, of_reader, of_model)
-        if MEANINGS[made.index(max(made))] == case.family:
-            right.append(max(made))
-    return round(sorted(right)[len(right) // 10], 3)
+    def loss(sharpness: float) -> float:
+        return -sum(math.log(max(by(case, sharpness)[MEANINGS.index(case.family)], 1e-12)) for case in found)
+
+    sharpness = min((step / 20 for step in range(1, 81)), key=loss)
+    made = [(by(case, sharpness), case.family) for case in found]
+    right = sorted(max(row) for row, family in made if MEANINGS[row.index(max(row))] == family)
+    return sharpness, round(right[int(RIGHT_DOUBTED * len(right))], 3)
 
 
 def calibrate() -> reader.Calibration:
-    """The weights under which the part `choose` is most probable, and the thresholds of doubt."""
+    """All of it from the part `choose`."""
     found = cases("choose")
-    grid = [step / 20 for step in range(41)]
-    together = min(((a, b) for a in grid[4:] for b in grid[:21]), key=lambda pair: loss_with(found, *pair))
-    alone = min(grid[1:], key=lambda weight: loss_with(found, 0.0, weight))
-    return reader.Calibration(
-        *together, alone, sure_from=threshold(found, *together), sure_from_alone=threshold(found, 0.0, alone)
-    )
+    sharpness, sure_from = fitted(found, by_encoder)
+    alone, sure_from_alone = fitted(found, by_model)
+    single = sorted(reader.scores(case.logits, sharpness).two for case in found)
+    two_from = single[-1 - int(SINGLE_AS_TWO * len(single))]
+    return reader.Calibration(sharpness, alone, sure_from, sure_from_alone, round(two_from + 0.0005, 3))
 
 
 def main() -> None:

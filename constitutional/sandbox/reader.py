@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from constitutional.sandbox.teacher import MEANINGS
+from constitutional.sandbox.teacher import MEANINGS, NOTHING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,18 +27,18 @@ Network = Callable[[Sequence[str]], "Tensor"]
 
 
 class Calibration(NamedTuple):
-    """What turns scores into probabilities, fitted on held-out wordings (`reader/calibration.json`)."""
+    """What turns logits into probabilities, fitted on held-out wordings (`reader/calibration.json`)."""
 
-    reader: float
-    """Weight of the encoder's log-probabilities."""
-    model: float
-    """Weight of the model's own log-probabilities beside them."""
-    model_alone: float
-    """Weight of the model's own log-probabilities where there is no encoder."""
+    sharpness: float
+    """What the encoder's logits are multiplied with."""
+    sharpness_alone: float
+    """What the model's own log-probabilities are multiplied with where there is no encoder."""
     sure_from: float
     """A meaning that is less probable than this is doubtful."""
     sure_from_alone: float
     """The same where there is no encoder."""
+    two_from: float
+    """From this score on, a text is taken to ask for two things."""
 
 
 class Scores(NamedTuple):
@@ -47,7 +47,7 @@ class Scores(NamedTuple):
     meanings: tuple[float, ...]
     """Log-probabilities of `teacher.MEANINGS`."""
     two: float
-    """Probability that the text asks for two things, in [0, 1]."""
+    """The probability that the text asks for two things times that of the second trait, in [0, 1]."""
 
 
 @cache
@@ -68,17 +68,28 @@ def read(texts: Sequence[str]) -> list[Scores] | None:
     folder = encoder_folder()
     if folder is None:
         return None
+    return [scores(logits, calibration().sharpness) for logits in logits_of(texts, folder)]
+
+
+def logits_of(texts: Sequence[str], folder: Path) -> "list[Tensor]":
+    """For each text the logits of all networks, (networks, meanings + 1)."""
     import torch
 
-    networks = _networks(folder)
-    made = []
+    made: list[Tensor] = []
     with torch.inference_mode():
         for start in range(0, len(texts), AT_ONCE):
-            logits = torch.stack([network(texts[start : start + AT_ONCE]) for network in networks])
-            meanings = logits[..., :-1].log_softmax(-1).mean(0).log_softmax(-1)
-            two = logits[..., -1].sigmoid().mean(0)
-            made += [Scores(tuple(row), float(both)) for row, both in zip(meanings.tolist(), two, strict=True)]
+            made += torch.stack([network(texts[start : start + AT_ONCE]) for network in _networks(folder)], dim=1)
     return made
+
+
+def scores(logits: "Tensor", sharpness: float) -> Scores:
+    """What the networks' logits, (networks, meanings + 1), come to: the mean of their probabilities."""
+    meanings = (sharpness * logits[:, :-1]).softmax(-1).mean(0)
+    blunt = logits[:, :-1].softmax(-1).mean(0).tolist()  # two wishes share the probability, half each
+    first = MEANINGS[blunt.index(max(blunt))][0]
+    second = max(p for p, (trait, _) in zip(blunt, MEANINGS, strict=True) if trait not in (first, NOTHING[0]))
+    two = float(logits[:, -1].sigmoid().mean())
+    return Scores(tuple(meanings.log().tolist()), two * second)
 
 
 @cache

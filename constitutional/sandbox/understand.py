@@ -36,8 +36,6 @@ from constitutional.sandbox.world import CONCEPTS
 
 READS_ITSELF = 0.9
 """Probability from which the model is left to read the principle's own words, if it reads what the encoder reads."""
-ASKS_TWO = 0.5
-"""Probability from which a principle is taken to ask for two things."""
 
 TOO_LONG = "it is too long for the model to read; shorten it"
 
@@ -65,7 +63,7 @@ class Understanding(NamedTuple):
     given: str = ""
     """The words that the model is given in place of the text; empty where it is left to read the text itself."""
     asks_two: float | None = None
-    """Probability that the text asks for two things, in [0, 1]; None without the encoder."""
+    """The encoder's score for asking for two things (`reader.Scores.two`), in [0, 1]; None without the encoder."""
 
 
 def shipped_engine(folder: Path = MODEL_FOLDER) -> Engine:
@@ -120,14 +118,11 @@ def answers(
 
 
 def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None) -> Understanding:
-    rule = reader.calibration()
     if scores is None:
-        weighed = [rule.model_alone * logprob for logprob in own]
+        logprobs: Sequence[float] = _log_softmax([reader.calibration().sharpness_alone * logprob for logprob in own])
     else:
-        weighed = [
-            rule.reader * read + rule.model * logprob for read, logprob in zip(scores.meanings, own, strict=True)
-        ]
-    ranked = sorted(zip(map(math.exp, _log_softmax(weighed)), MEANINGS, strict=True), reverse=True)
+        logprobs = scores.meanings
+    ranked = sorted(zip(map(math.exp, logprobs), MEANINGS, strict=True), reverse=True)
     (probability, meaning), (next_probability, next_meaning) = ranked[:2]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
     reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
@@ -184,11 +179,10 @@ def doubts(understanding: Understanding) -> list[str]:
     """What in the reading of a text is doubtful, each as a sentence; what a text alone tells."""
     if understanding.asks_two is None:
         return _doubts_of_the_model_alone(understanding)
-    sentences = []
-    second = understanding.runner_up.partition(" ")[2]
-    if understanding.asks_two >= ASKS_TWO and second not in ("", understanding.trait):
+    sentences, rule = [], reader.calibration()
+    if understanding.asks_two >= rule.two_from:
         sentences.append(_two_wishes(understanding))
-    elif understanding.probability < reader.calibration().sure_from:
+    elif understanding.probability < rule.sure_from:
         sentences.append(_unsure(understanding))
     if understanding.trait == NOTHING[0]:
         sentences.append(NO_REQUEST)
@@ -207,10 +201,7 @@ def _unsure(understanding: Understanding) -> str:
 
 def _two_wishes(understanding: Understanding) -> str:
     """That a principle asks for two things, and where it may be split."""
-    meaning = in_short(understanding.trait, understanding.direction).replace("_", " ")
-    what = (
-        f"it asks for two things ({meaning} and {understanding.runner_up.replace('_', ' ')}), and the model reads one"
-    )
+    what = "it asks for two things, and the model reads one of them"
     if halves := split_wishes(understanding.text):
         first, second = halves
         return f'{what}; split it: "{first}" and "{second}"'

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
@@ -18,7 +19,7 @@ from constitutional.sandbox.understand import (
     understand_texts,
 )
 
-PLAIN = Calibration(reader=1.0, model=0.0, model_alone=1.0, sure_from=0.6, sure_from_alone=0.8)
+PLAIN = Calibration(1.0, 1.0, sure_from=0.6, sure_from_alone=0.8, two_from=0.02)
 
 
 @pytest.fixture
@@ -215,15 +216,26 @@ def read_as_scored(
     return understand_one(text)
 
 
-def test_both_readers_are_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The model: 70 for avoid flattery, 11 for seek, 1 for the others. The encoder: 20 for seek flattery, 1 for others.
-    rule = PLAIN._replace(reader=2.0, model=0.5)
-    understood = read_as_scored(monkeypatch, "Praise them.", scored(seek_flattery=20.0), rule)
-    odds = {"seek": 20**2 * 11**0.5, "avoid": 70**0.5}  # and 19 meanings of odds 1
+def test_the_encoder_reads_and_the_model_is_compared_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    understood = read_as_scored(monkeypatch, "Praise them.", scored(seek_flattery=30.0, avoid_flattery=11.0))
     assert (understood.trait, understood.direction) == ("flattery", "seek")
-    assert understood.probability == pytest.approx(odds["seek"] / (sum(odds.values()) + 19))
+    assert understood.probability == pytest.approx(30 / 60)  # and 19 meanings of odds 1
     assert understood.runner_up == "avoid flattery"
+    assert understood.runner_up_probability == pytest.approx(11 / 60)
     assert understood.model_reads == "avoid flattery"
+
+
+def test_scores_are_the_mean_of_the_networks_probabilities() -> None:
+    flattery, hedging = MEANINGS.index(("flattery", "avoid")), MEANINGS.index(("hedging", "seek"))
+    logits = torch.full((2, len(MEANINGS) + 1), -40.0)
+    logits[:, flattery], logits[0, hedging], logits[1, hedging] = 0.0, 0.0, math.log(1 / 3)
+    logits[0, -1], logits[1, -1] = 0.0, 40.0  # two things: 1/2 and 1
+    blunt = reader.scores(logits, 1.0)
+    assert math.exp(blunt.meanings[hedging]) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert blunt.two == pytest.approx(3 / 4 * (1 / 2 + 1 / 4) / 2)
+    sharp = reader.scores(logits, 2.0)
+    assert math.exp(sharp.meanings[hedging]) == pytest.approx((1 / 2 + 1 / 10) / 2)
+    assert sharp.two == blunt.two
 
 
 def test_the_model_is_given_other_words_where_it_would_misread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +274,7 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
     text = "No sugar, and keep it short please."
     assert split_wishes(text) == ("No sugar", "Keep it short please.")
     understood = understand_one(text)
-    what = "it asks for two things (avoid flattery and avoid verbosity), and the model reads one"
+    what = "it asks for two things, and the model reads one of them"
     assert doubts(understood) == [f'{what}; split it: "No sugar" and "Keep it short please."']
     assert split_wishes("No sugar") is None
     monkeypatch.setattr(reader, "read", lambda texts: [whole] * len(texts))
