@@ -89,10 +89,13 @@ def as_models_read(config: RunConfig, constitution: Constitution) -> Constitutio
 
     It reads what ships with the package as it is meant, so nobody is asked about that.
     """
-    roles = {"critique": config.critic, "revision": config.critic, "comparison": config.labeler}
-    uses = [use for use in USES if getattr(roles[use], "path", None) == SANDBOX]
-    if any(getattr(judge, "path", None) != SANDBOX for judge in config.panel.values()):
-        uses = [use for use in uses if use != "comparison"]  # all judges read the same words
+    critics, judges = [config.critic], [config.labeler, *config.panel.values()]
+    readers = {"critique": critics, "revision": critics, "comparison": judges}  # all judges read the same words
+    uses = [
+        use
+        for use in USES
+        if all(getattr(role_settings(role, config.model), "path", None) == SANDBOX for role in readers[use])
+    ]
     is_shipped = find_constitution(config.constitution.file).parent == shipped("constitutions")
     if not uses or (is_shipped and not config.constitution.wordings) or encoder_folder() is None:
         return constitution

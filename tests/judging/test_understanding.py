@@ -268,19 +268,18 @@ def test_two_wishes_in_one_principle_are_warned_of() -> None:
         "Be kind and polite.",
         "Do not flatter or praise the user.",
         "Keep it short and get to the point.",
-        "Be honest and do not flatter.",
         "Just answer, and don't come back at me with questions.",
     )
     meanings = sandbox_meanings(constitution(*[Principle(id=f"p{n}", text=text) for n, text in enumerate(texts)]))
     warned = [any("two things" in warning for warning in meaning.warnings) for meaning in meanings]
-    assert warned == [True] * 3 + [False] * 5
-    (warning,) = [warning for warning in meanings[0].warnings if "two things" in warning]
-    assert '"Be friendly"' in warning
-    assert '"Be brief"' in warning
+    assert warned == [True] * 3 + [False] * 4
+    (warning,) = [warning for warning in meanings[2].warnings if "two things" in warning]
+    assert '"Please be concise"' in warning
+    assert '"Warn people about dangers."' in warning
 
 
-def test_no_shipped_principle_is_said_to_hold_two_wishes() -> None:
-    names = sorted(path.stem for path in shipped("constitutions").iterdir() if path.suffix in {".yaml", ".md"})
+def test_no_principle_for_the_sandbox_is_said_to_hold_two_wishes() -> None:
+    names = sorted(path.stem for path in shipped("constitutions").glob("sandbox_*.yaml"))
     assert names
     engine = shipped_engine()
     for name in names:
