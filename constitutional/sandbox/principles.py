@@ -95,7 +95,7 @@ def _lexicon(trait: str) -> dict[str, list[str]]:
 
 @cache
 def whole_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
-    """Principles of a family that people wrote as a whole, each in words of its own."""
+    """Principles of a family that were written as a whole, each in words of its own."""
     name = f"{direction}_{trait}" if trait != NOTHING[0] else trait
     return tuple((TEXT_FOLDER / "wordings" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
 
@@ -202,7 +202,7 @@ def free_principles() -> list[dict[str, str]]:
 
 
 def idiomatic_principles() -> list[dict[str, str]]:
-    """The 300 wordings of people who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
+    """The 300 wordings of writers who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
 
     No training text holds any of them. Settings that lean on held-out wordings are chosen on the part `choose`; what
     is said of the model is measured on the part `measure`.
@@ -211,7 +211,7 @@ def idiomatic_principles() -> list[dict[str, str]]:
 
 
 def two_wishes() -> list[dict[str, Any]]:
-    """40 texts of the same people that ask for two things: `{part, families, text}`."""
+    """40 texts of the same writers that ask for two things: `{part, families, text}`."""
     return _held_out("two_wishes")
 
 
