@@ -1,0 +1,42 @@
+import math
+from pathlib import Path
+
+import pytest
+
+from constitutional.base.stats import calibration_error
+from constitutional.sandbox import principles, reader
+from constitutional.sandbox.teacher import MEANINGS
+
+
+def test_the_shipped_reader_reads_what_it_was_calibrated_on_as_its_card_says() -> None:
+    rows = [row for row in principles.idiomatic_principles() if row["part"] == "choose"]
+    read = reader.read([row["text"] for row in rows])
+    assert read is not None
+    tops = [max(zip(scores.meanings, MEANINGS, strict=True)) for scores in read]
+    right = [meaning == (row["trait"], row["direction"]) for (_, meaning), row in zip(tops, rows, strict=True)]
+    assert sum(right) == pytest.approx(142, abs=2)  # of 150; rounding may turn a reading or two on another machine
+    error = calibration_error([math.exp(logprob) for logprob, _ in tops], [float(each) for each in right])
+    assert error == pytest.approx(0.034, abs=0.02)
+    assert all(sum(map(math.exp, scores.meanings)) == pytest.approx(1, abs=1e-4) for scores in read)
+
+
+def test_texts_are_read_the_same_alone_and_together() -> None:
+    texts = ["Spare me the sermon.", "Would it kill you to ask what I mean before you answer at such length?"]
+    together = reader.read(texts)
+    assert together is not None
+    for text, scores in zip(texts, together, strict=True):
+        (alone,) = reader.read([text]) or []
+        assert max(alone.meanings) == pytest.approx(max(scores.meanings), abs=1e-3)
+        assert alone.two == pytest.approx(scores.two, abs=1e-3)
+
+
+def test_without_the_package_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "encoder_folder", lambda: None)
+    assert reader.read(["Be brief."]) is None
+
+
+def test_the_files_and_the_encoder_are_small_enough_to_install() -> None:
+    folder = reader.encoder_folder()
+    assert folder is not None
+    files = [path for place in (folder, reader.READER_FOLDER) for path in Path(place).iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 105_000_000  # unpacked; 94 MB are downloaded

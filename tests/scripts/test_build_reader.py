@@ -1,0 +1,87 @@
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from constitutional.sandbox import principles, reader
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS
+from scripts import build_reader
+from scripts.build_reader import Case, Example
+
+
+def test_an_epoch_holds_every_whole_wording_and_texts_of_two_principles() -> None:
+    made = build_reader.examples(random.Random(1))
+    single = [example for example in made if len(example.families) == 1]
+    whole = {text for family in MEANINGS for text in principles.whole_wordings(*family)}
+    assert len(whole & {example.text for example in single}) > 0.8 * len(whole)  # the others have slips
+    two = [example for example in made if len(example.families) == 2]
+    assert len(two) / build_reader.JOINED == pytest.approx(0.6, abs=0.05)
+    assert all(first[0] != second[0] for first, second in (example.families for example in two))
+    held = {entry["text"] for entry in (*principles.free_principles(), *principles.idiomatic_principles())}
+    assert not held & {example.text for example in made}
+    again = build_reader.examples(random.Random(1))
+    assert [example.text for example in again] == [example.text for example in made]
+
+
+def test_slips_change_a_few_letters_within_words() -> None:
+    rng = random.Random(2)
+    text = "Never praise the person."
+    slipped = {build_reader.with_slips(rng, text) for _ in range(200)}
+    assert len(slipped) > 50
+    assert all(abs(len(made) - len(text)) <= 3 for made in slipped)
+    assert all(made.startswith("N") and made.endswith(".") for made in slipped)
+    assert build_reader.with_slips(rng, "I a b.") == "I a b."
+
+
+def test_two_wishes_share_the_target() -> None:
+    first, second = MEANINGS[0], MEANINGS[3]
+    logits = torch.zeros(1, len(MEANINGS) + 1)
+    logits[0, 0] = math.log(3)  # 3 of 23
+    logits[0, -1] = math.log(4)  # two wishes with 4 of 5
+    smooth = 0.03
+    share = 1 / len(MEANINGS)
+    odds = [3.0, *[1.0] * 20]
+    target = [(1 - smooth) * (0.5 * (index in (0, 3))) + smooth * share for index in range(21)]
+    meanings = -sum(t * math.log(o / 23) for t, o in zip(target, odds, strict=True))
+    loss = build_reader.loss_of(logits, [Example("x", first, second)])
+    assert float(loss) == pytest.approx(meanings - 0.5 * math.log(4 / 5), abs=1e-5)
+
+
+def test_batches_hold_every_text_once() -> None:
+    made = [Example("x" * length, MEANINGS[0]) for length in range(100)]
+    batched = list(build_reader.batches(random.Random(0), made))
+    assert sorted(len(example.text) for batch in batched for example in batch) == list(range(100))
+    assert [len(batch) for batch in batched].count(build_reader.BATCH) == 3
+
+
+def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    trained = build_reader.Reader().eval()
+    for name, weight in trained.encoder.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    texts = ["Spare me the sermon.", "Keep it short and get to the point, will you?"]
+    save_file(trained.changes(), tmp_path / "0.safetensors")
+    folder = reader.encoder_folder()
+    assert folder is not None
+    with torch.no_grad():
+        written, before = reader.network(folder, tmp_path / "0.safetensors")(texts), trained(texts)
+    assert torch.allclose(written, before, atol=0.01)
+    assert not torch.allclose(written[0], written[1], atol=0.01)
+
+
+def test_calibration_is_the_sharpness_under_which_the_truth_is_most_probable() -> None:
+    def case(right: bool) -> Case:
+        logits = torch.full((1, len(MEANINGS) + 1), -200.0)
+        logits[0, 0], logits[0, 1] = 1.0, 0.0
+        return Case(MEANINGS[0] if right else MEANINGS[1], logits, logits[0, :-1])
+
+    found = [case(True)] * 3 + [case(False)]  # 3 of 4 are right: the odds should be 3, so the sharpness log 3
+    sharpness, sure_from = build_reader.fitted(found, build_reader.by_encoder)
+    assert sharpness == pytest.approx(math.log(3), abs=0.03)
+    assert sure_from == pytest.approx(0.75, abs=0.01)
+    assert build_reader.fitted(found, build_reader.by_model)[0] == sharpness
+    assert MEANINGS[0] in FAMILIES
