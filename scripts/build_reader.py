@@ -32,7 +32,7 @@ EPOCHS: Final = 3
 RATE: Final = 1e-3
 SEEDS: Final = (0, 1)
 """Two readers, whose probabilities are averaged."""
-RIGHT_DOUBTED: Final = 0.11
+RIGHT_DOUBTED: Final = 0.12
 """The share of right readings that may be called doubtful."""
 SINGLE_AS_TWO: Final = 0.03
 """The share of single wishes that may be taken for two."""

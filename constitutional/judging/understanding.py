@@ -123,13 +123,15 @@ def check_meanings(meanings: Sequence[PrincipleMeaning]) -> None:
     doubtful = [meaning for meaning in meanings if meaning.doubtful]
     if not doubtful:
         return
-    found = [line for meaning in doubtful for line in (*meaning.messages, *_others_word_it(meaning))]
     number = counted(len({meaning.principle for meaning in doubtful}), "principle")
-    raise RunError(
-        f"the meaning of {number} is doubtful, and a model would be trained on the wrong one:\n  "
-        + "\n  ".join(found)
-        + "\nReword what is misread in the constitution file, or type understanding=warn to train on it as it is read."
+    error = RunError(
+        f"the meaning of {number} is doubtful, and a wrong one would be trained; reword what is misread in "
+        "the constitution file, or type understanding=warn to train on it as it is read"
     )
+    for meaning in doubtful:
+        for line in (*meaning.messages, *_others_word_it(meaning)):
+            error.add_note(line)
+    raise error
 
 
 def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
@@ -139,7 +141,7 @@ def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
         known = (trait.replace(" ", "_"), direction)
         if family and known in FAMILIES:
             nearest = understand.nearest_wordings(meaning.words, *known)
-            yield f"  to {family}, others write: {'; '.join(map(shown, nearest))}"
+            yield f"to {family}, others write: " + "; ".join(f'"{shown(wording)}"' for wording in nearest)
 
 
 # Any model

@@ -104,7 +104,9 @@ def network(folder: Path, file: Path) -> Network:
     import torch.nn.functional as F
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     changes = {name: weight.float() for name, weight in load_file(file).items()}
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     encoder = AutoModel.from_pretrained(folder, dtype="float32").eval()

@@ -251,12 +251,11 @@ def test_doubtful_meanings_can_end_a_run_with_the_wordings_of_others() -> None:
     )
     with pytest.raises(RunError) as refused:
         check_meanings([sure, doubtful])
-    said = str(refused.value)
-    assert said.startswith("the meaning of 1 principle is doubtful")
-    assert "principle 'b' (\"Would some praise kill you?\"): the model is unsure" in said
-    assert "to seek flattery, others write: " in said
-    assert "to avoid rudeness, others write: " in said
-    assert said.endswith("or type understanding=warn to train on it as it is read.")
+    assert str(refused.value).startswith("the meaning of 1 principle is doubtful")
+    assert "understanding=warn" in str(refused.value)
+    first, *others = refused.value.__notes__
+    assert first == "principle 'b' (\"Would some praise kill you?\"): the model is unsure"
+    assert [line.partition(", others write: ")[0] for line in others] == ["to seek flattery", "to avoid rudeness"]
 
 
 def test_two_wishes_in_one_principle_are_warned_of() -> None:
