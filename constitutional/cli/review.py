@@ -27,7 +27,8 @@ settings
   review.by_principle=true           also ask by each principle
   review.sensitive=[WORD,…]          hide texts in which these words stand until they are asked for
   review.minutes=N                   an item that is not answered by then goes to another rater
-  review.pay_per_hour=N              what raters are paid; the lead's page shows what their hours come to"""
+  review.pay_per_hour=N              what raters are paid; the lead's page shows what their hours come to
+  review.currency=EUR                the currency of that pay"""
 _PACKAGES: Final = ("alembic", "multipart", "psycopg", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
 
 

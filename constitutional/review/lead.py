@@ -39,6 +39,7 @@ class LeadSources(NamedTuple):
     constitution: Path | None
     """The file of the run's constitution; None where the run uses a shipped one."""
     pay_per_hour: float | None
+    currency: str = ""
 
 
 class RaterWork(NamedTuple):

@@ -98,6 +98,7 @@ class LeadPages:
             answered=sum(work.votes for work in works),
             hours=sum(work.hours for work in works),
             pay=self._sources.pay_per_hour,
+            currency=self._sources.currency,
             votes=votes,
             among=[*_among(votes)] if votes else [],
             labeler=[*_labeler(votes)] if votes else [],

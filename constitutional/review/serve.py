@@ -92,7 +92,8 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
         database.close()
         raise
     constitution_file = _constitution_file(config.constitution.file)
-    lead = LeadSources(database, cache(lambda: _labels(run)), constitution_file, settings.pay_per_hour)
+    pay, currency = settings.pay_per_hour or config.report.pay_per_hour, settings.currency or config.report.currency
+    lead = LeadSources(database, cache(lambda: _labels(run)), constitution_file, pay, currency)
     return Review(database, Accounts(database), store, stored, lead)
 
 

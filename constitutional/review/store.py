@@ -7,12 +7,14 @@ submission once, whatever is sent at the same time.
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Exists, Row, Select, Table, func, insert, select, update
 
 from constitutional.base.errors import UsageError
+from constitutional.judging.people import SETTLED
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import LONGEST_S, Ballot
 from constitutional.review.database import Database
@@ -69,6 +71,12 @@ class CountedVote(NamedTuple):
     constitution: str
     """Digest of the constitution that the run had when the vote came."""
     audit: bool
+    spent: float | None = None
+    """Seconds with all the rater's answers to the item; None for a lead's decision, whose time is not measured."""
+    exposed: bool = False
+    """Whether the rater saw a harmful text of the item."""
+    in_place_of: "tuple[CountedVote, ...]" = ()
+    """The raters' votes that a lead's decision replaces."""
 
 
 class Decision(NamedTuple):
@@ -324,7 +332,10 @@ class ReviewStore:
         """
         latest = select(func.max(VOTE.c.id)).group_by(VOTE.c.assignment_id)
         seen = (SIGHT.c.rater_id == VOTE.c.rater_id) & (SIGHT.c.item_id == VOTE.c.item_id)
-        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, VOTE)
+        answers = VOTE.alias()
+        spent = select(func.sum(answers.c.seconds)).where(answers.c.assignment_id == VOTE.c.assignment_id)
+        known = (spent.scalar_subquery().label("spent"), _exposed_to(VOTE).label("exposed"))
+        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, *known, VOTE)
         chosen = (
             select(*columns)
             .select_from(VOTE)
@@ -342,12 +353,15 @@ class ReviewStore:
     def decided_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
         """As `counted_votes`, but where a lead has settled an item, the decision in the place of the raters' votes."""
         settled = self.settled_votes(plan, audit=audit)
-        votes = [vote for vote in self.counted_votes(plan, audit=audit) if vote.comparison not in settled]
-        return [*votes, *settled.values()]
+        votes, replaced = list[CountedVote](), defaultdict[str, list[CountedVote]](list)
+        for vote in self.counted_votes(plan, audit=audit):
+            (replaced[vote.comparison] if vote.comparison in settled else votes).append(vote)
+        return [*votes, *(row._replace(in_place_of=tuple(replaced[name])) for name, row in settled.items())]
 
     def settled_votes(self, plan: StoredPlan, *, audit: bool) -> dict[str, CountedVote]:
         """The leads' decisions by comparison, as votes of "NAME (settled)", in the items' order."""
-        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, SETTLEMENT)
+        exposed = _exposed_to(SETTLEMENT).label("exposed")
+        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, exposed, SETTLEMENT)
         latest = select(func.max(SETTLEMENT.c.id)).group_by(SETTLEMENT.c.item_id)
         chosen = (
             select(*columns)
@@ -420,6 +434,12 @@ def _stored_plan(connection: Connection, task: Task) -> StoredPlan | None:
     wanted, overlap = connection.execute(sums).one()
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
     return StoredPlan(row.id, plan, int(wanted), overlap, tuple(sorted(filter(None, categories))))
+
+
+def _exposed_to(answer: Table) -> Exists:
+    """Whether who gave an answer has seen a harmful text of its item."""
+    own = (EXPOSURE.c.rater_id == answer.c.rater_id) & (EXPOSURE.c.item_id == answer.c.item_id)
+    return select(EXPOSURE.c.id).where(own).exists()
 
 
 def _lock(connection: Connection, rater: Rater) -> None:
@@ -497,6 +517,8 @@ def _counted(row: Row[Any]) -> CountedVote:
         created=row.created,
         constitution=row.constitution,
         audit=row.audit,
+        spent=row.spent,
+        exposed=row.exposed,
     )
 
 
@@ -504,7 +526,7 @@ def _settled(row: Row[Any]) -> CountedVote:
     return CountedVote(
         comparison=row.comparison,
         payload=ItemPayload.model_validate(row.payload),
-        rater=f"{row.name} (settled)",
+        rater=f"{row.name}{SETTLED}",
         choice=row.choice,
         strength=row.strength,
         principles={},
@@ -515,4 +537,5 @@ def _settled(row: Row[Any]) -> CountedVote:
         created=row.created,
         constitution=row.constitution,
         audit=row.audit,
+        exposed=row.exposed,
     )

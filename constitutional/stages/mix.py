@@ -25,6 +25,7 @@ from constitutional.data.prompts import contains_one_of, conversation_of, prompt
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.aggregation import estimated, too_few
 from constitutional.judging.labelling import combine, readable
+from constitutional.judging.people import work_of
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import MixSummary
 
@@ -403,8 +404,8 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows whose transcripts differ before the last reply": file.unlike,
             "human rows on evaluation prompts": len(file.preferences) - len(human),
         }
-    verdicts = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
-    comparisons = every
+    from_file = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
+    verdicts, comparisons = [*from_file], every
     if context.has("spotchecks"):
         verdicts += context.read("verdicts", Verdict)
         comparisons = not_audited(every, context.read("spotchecks", SpotCheck))
@@ -420,6 +421,7 @@ def run(settings: Settings, context: StageContext) -> None:
         train=counts["preferences in train"],
         held_out=counts["preferences in held_out"],
         counts=counts,
+        work=work_of(from_file) if from_file else None,
     )
     context.summarise(summary)
     if settings.aggregate == "dawid_skene" and (problem := too_few(_about(comparisons, verdicts))):

@@ -14,6 +14,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.progress import counted
 from constitutional.base.records import Comparison, Judgement, SpotCheck, Verdict
 from constitutional.data.verdicts import read_verdicts
+from constitutional.judging.people import work_of
 from constitutional.judging.spotchecks import SpotCheckSettings, planned
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SpotCheckSummary
@@ -47,16 +48,18 @@ def run(settings: Settings, context: StageContext) -> None:
     verdicts = _verdicts(settings, plan, comparisons, context)
     context.write("spotchecks", plan)
     context.write("verdicts", verdicts)
-    answered = {verdict.comparison for verdict in verdicts}
+    votes = {(verdict.comparison, verdict.rater) for verdict in verdicts if verdict.choice != "skip"}
+    answered = {comparison for comparison, _ in votes}
     context.summarise(
         SpotCheckSummary(
             comparisons=len(plan),
             audit=sum(row.reason == "audit" for row in plan),
             votes_wanted=sum(row.votes for row in plan),
-            votes=len(verdicts),
+            votes=len(votes),
             raters=len({verdict.rater for verdict in verdicts}),
             answered=sum(row.comparison in answered for row in plan),
             simulated=settings.simulate is not None,
+            work=work_of(verdicts),
         )
     )
 

@@ -12,6 +12,7 @@ from constitutional.base.records import Comparison, Judgement, Message, Prompt
 from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
 from constitutional.data.verdicts import read_verdicts
+from constitutional.judging.people import work_of
 from constitutional.review import lead_pages
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import Ballot
@@ -25,6 +26,7 @@ from constitutional.review.settings import ReviewSettings
 from constitutional.review.store import Decision
 from constitutional.runs.folder import RunStore
 from tests.review.reviewing import Browser, Setting, assert_texts_stay_texts, item, setting
+from tests.scripted_run import World, configured, constitution, go
 
 FILE = """\
 # Ours, with care.
@@ -155,13 +157,13 @@ def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
 
 def test_the_page_shows_them_in_words(contradicted: Setting) -> None:
     assert contradicted.lead is not None
-    contradicted.lead = contradicted.lead._replace(pay_per_hour=36.0)
+    contradicted.lead = contradicted.lead._replace(pay_per_hour=36.0, currency="EUR")
     page = lead(contradicted).get("/lead").text
     assert "6 of 6 votes wanted" in page
     assert "67% (" in page  # two of three pairs are the same
     assert "0.40 (no interval: fewer than 10 prompts)" in page  # κ: (2/3 − 4/9) / (1 − 4/9)
     assert "1 to settle" in page
-    assert "comes to 0.60" in page  # 60 seconds at 36 an hour
+    assert "comes to 0.60 EUR" in page  # 60 seconds at 36 an hour
     # Weighted and by the audit set, by principle and by kind of prompt.
     for name in ("All, weighted", "Principle brief", "Prompts: even", "Prompts: odd"):
         assert name in page
@@ -509,7 +511,9 @@ def test_without_pairs_there_is_progress_alone(sqlite: Database) -> None:
 # The command
 
 
-def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_with_what_leads_decided_and_without_them(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     review = open_review(RunStore.load(run_folder), ReviewSettings(pay_per_hour=20))
     labels = review.lead.labels()
     assert (len(labels.comparisons), len(labels.judgements)) == (40, 0)  # the run has not labelled them yet
@@ -518,10 +522,13 @@ def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: 
     assert review.lead.pay_per_hour == 20
     rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada", "lead")) or "")
     assert rater is not None
+    monkeypatch.setattr(review.store, "_clock", iter(range(1_900_000_000, 1_900_100_000, 20)).__next__)
     for key in ("first key", "second key"):
         shown = review.store.next(review.plan, rater)
         assert shown is not None
-        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie"))
+        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie", seconds=5.0))
+        review.store.vote(review.plan, rater, shown.id, f"{key} again", Ballot("tie", seconds=7.5))
+    works = works_of(review.database, review.plan)
     review.store.see(review.plan, rater, [1])
     review.store.decide(review.plan, rater, 1, 0, Decision("b", 4, "Wrong."))
     review.database.close()
@@ -531,7 +538,26 @@ def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: 
     assert {(row.rater, row.choice, row.strength) for row in verdicts} == {("ada (settled)", "b", 4), ("ada", "tie", 1)}
     assert main(["review", str(run_folder), "freeze"]) == 0
     (frozen,) = (run_folder / "verdicts").glob("*.jsonl")
-    assert {row.rater for row in read_verdicts(frozen, None)} == {"ada (settled)", "ada"}
+    rows = read_verdicts(frozen, None)
+    assert {row.rater for row in rows} == {"ada (settled)", "ada"}
+    # The votes took 5 and 7.5 seconds each; the one that the decision replaced is still somebody's work.
+    work = work_of(rows)
+    assert (work.raters, work.votes, work.timed, work.seconds) == (1, 3, 2, 25.0)
+    assert work.seconds / 3600 == pytest.approx(sum(row.hours for row in works))
+    assert (work.noted, work.exposures) == (3, 0)
+
+
+def test_the_pay_is_the_runs_unless_the_review_says_otherwise(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = configured(tmp_path, "report.pay_per_hour=18", "report.currency=EUR", "until=sample_pairs")
+    store, _ = go(config, World())
+    for settings, expected in (
+        (ReviewSettings(), (18.0, "EUR")),
+        (ReviewSettings(pay_per_hour=20, currency="CHF"), (20.0, "CHF")),
+    ):
+        review = open_review(store, settings)
+        assert (review.lead.pay_per_hour, review.lead.currency) == expected
+        review.database.close()
 
 
 # The database

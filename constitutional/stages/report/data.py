@@ -160,6 +160,26 @@ class LeftOut(Frozen):
     """Why, and how many; empty if everything was used."""
 
 
+class WorkRow(Frozen):
+    """People's work behind one of a run's sources, in words."""
+
+    source: str
+    raters: str
+    votes: str
+    skips: str
+    hours: str
+    exposures: str
+    pay: str
+
+
+class WorkReport(Frozen):
+    """Who did the work that people did."""
+
+    rows: tuple[WorkRow, ...] = ()
+    notes: tuple[str, ...]
+    """What a reader must know of it, in whole sentences; at least one."""
+
+
 class Provenance(Frozen):
     """What the numbers came from."""
 
@@ -171,6 +191,8 @@ class Provenance(Frozen):
     versions: dict[str, str]
     identities: dict[str, str]
     """Digests and identities of models and files, by the name of the model or file."""
+    people: WorkReport | None = None
+    """None in a page that was made up without a run."""
     config: str | None = None
     """The resolved configuration as JSON text."""
 

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from constitutional.base.agreement import RaterAgreement
 from constitutional.base.corrected import WeightedRate
-from constitutional.base.records import Comparison, Judgement, SpotCheck, Verdict
+from constitutional.base.records import Comparison, Judgement, Preference, SpotCheck, Verdict
 from constitutional.base.stats import wilson
-from constitutional.judging.people import People, by_kind, corrected_win_rate, people_of, wrong_first
+from constitutional.judging.people import People, PeoplesWork, by_kind, corrected_win_rate, people_of, wrong_first
 from constitutional.judging.scores import Measurement
 from constitutional.stages.context import RunView
 from constitutional.stages.report.charts import number
-from constitutional.stages.report.data import MODELS, Contradiction, PeopleRate, PeopleReport
+from constitutional.stages.report.data import MODELS, Contradiction, PeopleRate, PeopleReport, WorkReport, WorkRow
 from constitutional.stages.report.verdicts import is_win_rate
+from constitutional.stages.summaries import MixSummary, SpotCheckSummary
 
 
 def people_report(
@@ -98,3 +99,59 @@ def _win_rates(measurements: Sequence[Measurement], people: People) -> Iterator[
                 n=n,
             ),
         )
+
+
+def work_report(
+    view: RunView, preferences: Sequence[Preference], pay_per_hour: float | None, currency: str
+) -> WorkReport:
+    """Who gave the votes that the run used, what it took, and what is not known of it."""
+    asked, mixed = view.summary(SpotCheckSummary), view.summary(MixSummary)
+    works = {
+        "spot-checks": asked.work if asked else None,
+        "votes of mix.verdicts": mixed.work if mixed else None,
+    }
+    rows, notes = [], []
+    for source, work in works.items():
+        if work is None:
+            continue
+        if work.simulated:
+            notes.append(
+                f"{work.simulated:,} votes ({source}) are simulated: no person gave them, nobody spent time on them, "
+                "and nobody was paid for them."
+            )
+        if work.raters:
+            rows.append(_work_row(source, work, pay_per_hour, currency))
+    # A verdict is known by its digest, and a row of a file by the file and the line.
+    from_files = sum(row.source == "human" and ":" in "".join(row.rests_on) for row in preferences)
+    if from_files:
+        notes.append(
+            f"{from_files:,} preferences come from a file of people’s comparisons (mix.human): who made them, in how "
+            "many hours and for what pay is not recorded."
+        )
+    if rows and pay_per_hour is None:
+        notes.append("No rate of pay was stated (report.pay_per_hour).")
+    if not rows and not from_files:
+        notes.append("No person voted on this run’s comparisons.")
+    return WorkReport(rows=tuple(rows), notes=tuple(notes))
+
+
+def _work_row(source: str, work: PeoplesWork, pay_per_hour: float | None, currency: str) -> WorkRow:
+    answers = work.votes + work.skips
+
+    def of_all(text: str, recorded: int) -> str:
+        if not recorded:
+            return "not recorded"
+        return text if recorded == answers else f"{text}, recorded for {recorded:,} of {answers:,} answers"
+
+    hours, pay = work.seconds / 3600, "not stated"
+    if pay_per_hour is not None:
+        pay = of_all(f"{hours * pay_per_hour:,.2f} {currency}".rstrip(), work.timed)
+    return WorkRow(
+        source=source,
+        raters=f"{work.raters:,}",
+        votes=f"{work.votes:,}",
+        skips=f"{work.skips:,}",
+        hours=of_all(f"{hours:.2f}", work.timed),
+        exposures=of_all(f"{work.exposures:,}", work.noted),
+        pay=pay,
+    )
