@@ -203,6 +203,9 @@ class Verdict(Record):
     verdict by a principle has none: the time is that of the verdict in all."""
     exposed: bool | None = Field(default=None, exclude_if=lambda value: value is None)
     """Whether the rater saw a harmful text for it; None where that was not recorded."""
+    gold: Literal["a", "b"] | None = Field(default=None, exclude_if=lambda answer: answer is None)
+    """The known answer, where the comparison is a gold item: an example of the constitution that tests the rater.
+    Such a verdict is never trained on, and says nothing of the labeler."""
     in_place_of: "tuple[Verdict, ...]" = Field(default=(), exclude_if=lambda verdicts: not verdicts)
     """The raters' verdicts that this decision of a lead replaces. They tell who worked, and are counted nowhere
     else."""

@@ -126,6 +126,7 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
     review = open_review(RunStore.load(folder), settings, plans=False)
     try:
         votes = review.store.decided_votes(review.plan, audit=True)
+        on_gold = review.store.counted_votes(review.plan, audit=True, gold=True)
         wanted = review.plan.wanted
     finally:
         review.database.close()
@@ -133,7 +134,7 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
         raise UsageError(f"{folder}: there is no vote yet; type constitutional review {folder}")
     path = folder / "verdicts" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    write_rows(path, export.verdicts_of(votes))
+    write_rows(path, export.verdicts_of([*votes, *on_gold]))
     given = sum(vote.choice != "skip" for vote in votes)
     print(printable(f"{path}: {given} of {counted(wanted, 'vote')}, SHA-256 {digest_of(path)}"))
     print(printable(f"the command that made the run goes on with spotcheck.verdicts={path}"))

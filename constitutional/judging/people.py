@@ -61,6 +61,15 @@ def work_of(verdicts: Iterable[Verdict]) -> PeoplesWork:
     )
 
 
+def on_gold(verdicts: Iterable[Verdict]) -> dict[str, tuple[int, int]]:
+    """(known answers given, gold items answered) by rater, by name. A tie is no known answer; a skip is no answer."""
+    counts = defaultdict[str, list[bool]](list)
+    for verdict in verdicts:
+        if verdict.gold is not None and verdict.principle is None and verdict.choice != "skip":
+            counts[verdict.rater].append(verdict.choice == verdict.gold)
+    return {rater: (sum(right), len(right)) for rater, right in sorted(counts.items())}
+
+
 class Seen(NamedTuple):
     """A comparison on which people voted, beside what the labeler says of it."""
 

@@ -30,6 +30,7 @@ def verdicts_of(votes: Iterable[CountedVote]) -> Iterator[Verdict]:
                 "rationale": vote.rationale,
                 "seconds": vote.spent,
                 "exposed": vote.exposed,
+                "gold": vote.gold,
                 "in_place_of": [row for row in verdicts_of(vote.in_place_of) if row.principle is None],
             }
         )

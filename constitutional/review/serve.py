@@ -16,7 +16,7 @@ from constitutional.constitution.file import find_constitution, load_constitutio
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
 from constitutional.review.lead import Labels, LeadSources
-from constitutional.review.plan import Plan, ReviewPrinciple, items_of, spot_checked
+from constitutional.review.plan import Plan, ReviewPrinciple, gold_items, items_of, spot_checked
 from constitutional.review.settings import EVERY_ADDRESS, LOOPBACK, ReviewSettings
 from constitutional.review.site import Site
 from constitutional.review.store import ReviewStore, StoredPlan
@@ -57,8 +57,9 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     """
     constitution = load_constitution(str(run.folder / USED))
     database = Database.open(run.folder, settings.database)
-    store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest)
     config = load(run.folder)
+    gold_share = config.spotcheck.gold_share
+    store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest, gold_share=gold_share)
     try:
         stored = store.plan(settings.task)
         if stored is None and not plans:
@@ -82,6 +83,14 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
             )
             if settings.task == "pair" and (checks := plan_of(run, config, comparisons)) is not None:
                 items = spot_checked(items, checks)
+            if settings.task == "pair" and config.spotcheck.gold_share:
+                gold = gold_items(constitution, settings.sensitive, config.seed)
+                if not gold:
+                    raise ConfigurationError(
+                        f"spotcheck.gold_share={config.spotcheck.gold_share:g} needs examples below the principles of "
+                        f"the constitution '{constitution.name}', and there are none; add some, or leave it out"
+                    )
+                items += gold
             stored = store.add_plan(plan, items)
         if stored.plan.run != config.name:
             raise ConfigurationError(

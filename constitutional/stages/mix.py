@@ -117,7 +117,9 @@ def mix(
     counts: Counter[str] = Counter()
     verdicts_by_comparison: defaultdict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        if verdict.choice == "skip":  # says nothing, so the AI's judgement stands
+        if verdict.gold is not None:  # tests the rater
+            counts["votes on gold items"] += 1
+        elif verdict.choice == "skip":  # says nothing, so the AI's judgement stands
             counts["verdicts that skip"] += 1
         else:
             verdicts_by_comparison[verdict.comparison].append(verdict)
@@ -159,7 +161,7 @@ def mix(
 def _about(comparisons: Iterable[Comparison], verdicts: Iterable[Verdict]) -> list[Verdict]:
     """The verdicts on those of the comparisons whose responses differ."""
     differing = {row.id for row in comparisons if not same_text(row.a, row.b)}
-    return [verdict for verdict in verdicts if verdict.comparison in differing]
+    return [verdict for verdict in verdicts if verdict.comparison in differing and verdict.gold is None]
 
 
 def _by_ai(

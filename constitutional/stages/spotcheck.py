@@ -48,7 +48,9 @@ def run(settings: Settings, context: StageContext) -> None:
     verdicts = _verdicts(settings, plan, comparisons, context)
     context.write("spotchecks", plan)
     context.write("verdicts", verdicts)
-    votes = {(verdict.comparison, verdict.rater) for verdict in verdicts if verdict.choice != "skip"}
+    votes = {
+        (verdict.comparison, verdict.rater) for verdict in verdicts if not (verdict.choice == "skip" or verdict.gold)
+    }
     answered = {comparison for comparison, _ in votes}
     context.summarise(
         SpotCheckSummary(

@@ -4,7 +4,7 @@ import pytest
 
 from constitutional.base.records import Comparison, Judgement, Prompt, Reading, SpotCheck, Verdict
 from constitutional.base.stats import wilson
-from constitutional.judging.people import by_kind, corrected_win_rate, people_of, work_of, wrong_first
+from constitutional.judging.people import by_kind, corrected_win_rate, on_gold, people_of, work_of, wrong_first
 
 PAIRS = [
     Comparison(
@@ -52,6 +52,18 @@ def test_work_is_counted_by_people_with_what_was_recorded() -> None:
     assert (work.raters, work.votes, work.skips, work.simulated) == (3, 5, 1, 2)
     assert (work.timed, work.seconds) == (4, 157.5)
     assert (work.noted, work.exposures) == (4, 2)
+
+
+def test_who_gives_known_answers_is_counted_and_nothing_else_is() -> None:
+    rows = [
+        vote(PAIRS[0], "a", "ann", gold="a"),
+        vote(PAIRS[1], "b", "ann", gold="a"),
+        vote(PAIRS[2], "skip", "ann", gold="a"),
+        vote(PAIRS[1], "tie", "bob", gold="b"),
+        vote(PAIRS[1], "b", "bob", principle="calm", gold="b"),
+        vote(PAIRS[3], "a", "cem"),
+    ]
+    assert on_gold(rows) == {"ann": (1, 2), "bob": (0, 1)}
 
 
 def test_what_is_not_recorded_does_not_stand_in_a_verdict_and_does_not_change_its_id() -> None:

@@ -208,6 +208,14 @@ def test_with_few_votes_the_majority_stands_and_the_stage_warns(tmp_path: Path) 
     assert "100 votes" in contexts[1].warnings[0]
 
 
+def test_votes_on_gold_items_are_never_trained_on() -> None:
+    one, golden = compared("1"), compared("gold")
+    tests_the_rater = said(golden, "b").model_copy(update={"gold": "b"})
+    made = mixed([(one, 0.9), (golden, 0.9)], [said(one, "b"), tests_the_rater])  # even where the ids were the same
+    assert [(row.comparison, row.source) for row in made.preferences] == [(golden.id, "ai"), (one.id, "human")]
+    assert made.counts["votes on gold items"] == 1
+
+
 def test_who_skips_leaves_the_judgement_as_it_is_and_is_counted() -> None:
     one, other = compared("1"), compared("2")
     verdicts = [said(one, "skip", "ann"), said(one, "skip", "bob"), said(other, "skip", "ann"), said(other, "b", "bob")]

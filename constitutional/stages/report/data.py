@@ -115,6 +115,8 @@ class PeopleReport(Frozen):
     win_rates: tuple[tuple[str, PeopleRate, PeopleRate], ...]
     """(against whom, as the labeler has it, corrected) of the last model."""
     wrong: tuple[Contradiction, ...]
+    gold: tuple[PeopleRate, ...] = ()
+    """The share of the known answers that a rater gave on gold items, by rater; empty where there were none."""
 
 
 class Curve(Frozen, allow_inf_nan=True):

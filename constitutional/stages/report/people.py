@@ -6,7 +6,15 @@ from constitutional.base.agreement import RaterAgreement
 from constitutional.base.corrected import WeightedRate
 from constitutional.base.records import Comparison, Judgement, Preference, SpotCheck, Verdict
 from constitutional.base.stats import wilson
-from constitutional.judging.people import People, PeoplesWork, by_kind, corrected_win_rate, people_of, wrong_first
+from constitutional.judging.people import (
+    People,
+    PeoplesWork,
+    by_kind,
+    corrected_win_rate,
+    on_gold,
+    people_of,
+    wrong_first,
+)
 from constitutional.judging.scores import Measurement
 from constitutional.stages.context import RunView
 from constitutional.stages.report.charts import number
@@ -26,7 +34,8 @@ def people_report(
     if not view.has("spotchecks"):
         return None
     plan = view.read("spotchecks", SpotCheck)
-    people = people_of(plan, view.read("verdicts", Verdict), comparisons, judgements, view.seed)
+    verdicts = view.read("verdicts", Verdict)
+    people = people_of(plan, verdicts, comparisons, judgements, view.seed)
     if not people.seen:
         return None
     chance = {"Gwet’s AC1": people.ac1, "Krippendorff’s α": people.alpha}
@@ -37,6 +46,10 @@ def people_report(
         wrong=tuple(
             Contradiction(comparison=row.comparison, principles=row.principles, labeler=row.labeler, votes=row.votes)
             for row in wrong_first(people, examples)
+        ),
+        gold=tuple(
+            PeopleRate(name=rater, value=right / n, **wilson(right, n)._asdict(), n=n)
+            for rater, (right, n) in on_gold(verdicts).items()
         ),
     )
 

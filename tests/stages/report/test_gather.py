@@ -499,6 +499,18 @@ def test_people_s_votes_are_reported_with_who_gave_them_and_where_the_labeler_co
     assert "Nobody voted" in render((gather(Settings(), folder),))
 
 
+def test_known_answers_are_reported_by_rater_and_are_no_agreement_with_the_labeler(folder: RunFolder) -> None:
+    folder.write("spotchecks", [SpotCheck(comparison=COMPARISON.id, reason="audit", probability=0.5)])
+    golden = [by_rater("ada", number, gold="a" if number else "b") for number in range(4)]
+    folder.write("verdicts", [Verdict(comparison=COMPARISON.id, rater="ada", choice="b"), *golden])
+    worked(folder, golden)
+    report = gather(Settings(), folder)
+    assert report.people is not None
+    assert [rate.n for rate in report.people.agreement if rate.name == "the audit set"] == [1]
+    assert [(rate.name, rate.value, rate.n) for rate in report.people.gold] == [("ada", 0.75, 4)]
+    assert "ada 75% (30% to 95%), n = 4" in render((report,))
+
+
 def by_rater(rater: str, number: int, **more: object) -> Verdict:
     return Verdict.model_validate({"comparison": f"c{number}", "rater": rater, "choice": "a", **more})
 
