@@ -17,7 +17,8 @@ LEAST_RATERS: Final = 3
 LEAST_VOTES: Final = 100
 """Votes that each of three raters needs on comparisons that others voted on too. In simulations with raters who are
 right in 90%, 75% and 60% of cases, the estimate had the lower log loss than the share of votes from about so many votes
-on, with two votes on each comparison; with fewer it was sure of wrong labels."""
+on, with two votes on each comparison; with fewer it was sure of wrong labels. Where all raters err equally often, in
+30% of cases, the share of votes stayed the better one."""
 SMOOTHING: Final = 1.0
 """Laplace's: one vote is added to each cell of a rater's confusion matrix. It keeps a rater with few votes near
 chance."""

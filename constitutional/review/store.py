@@ -35,9 +35,11 @@ class StoredPlan(NamedTuple):
     id: int
     plan: Plan
     wanted: int
-    """Votes that its items want together; gold items want none."""
+    """Votes that its items want together."""
     overlap: int
     """The most votes that one of them wants."""
+    gold: int
+    """Items with a known answer, which want no votes."""
     categories: tuple[str, ...]
     """Kinds of harmful texts among its items."""
 
@@ -107,7 +109,8 @@ class ReviewStore:
         self._database = database
         self._held_s = 60 * minutes
         self._constitution = constitution
-        self._gold_share = gold_share
+        self.gold_share: Final = gold_share
+        """Share of the items shown to a rater that are gold."""
         self._clock = clock
 
     # Plans
@@ -413,11 +416,11 @@ class ReviewStore:
 
     def _gold_is_due(self, connection: Connection, plan: StoredPlan, rater: Rater) -> bool:
         """A draw for each item that the rater is shown."""
-        if not self._gold_share:
+        if not self.gold_share:
             return False
         own = select(func.count()).where(ASSIGNMENT.c.plan_id == plan.id, ASSIGNMENT.c.rater_id == rater.id)
         draw = rng_of(plan.plan.seed, "gold", rater.name, connection.scalar(own) or 0).random()
-        return draw < self._gold_share
+        return draw < self.gold_share
 
     def _return_expired(self, connection: Connection, plan: StoredPlan, now: float) -> None:
         late = (ASSIGNMENT.c.plan_id == plan.id) & (ASSIGNMENT.c.state == "open") & (ASSIGNMENT.c.expires < now)
@@ -448,8 +451,10 @@ def _stored_plan(connection: Connection, task: Task) -> StoredPlan | None:
         ITEM.c.plan_id == row.id, ITEM.c.gold.is_(None)
     )
     wanted, overlap = connection.execute(sums).one()
+    known = select(func.count()).where(ITEM.c.plan_id == row.id, ITEM.c.gold.is_not(None))
+    gold = connection.scalar(known) or 0
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
-    return StoredPlan(row.id, plan, int(wanted), overlap, tuple(sorted(filter(None, categories))))
+    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(filter(None, categories))))
 
 
 def _exposed_to(answer: Table) -> Exists:

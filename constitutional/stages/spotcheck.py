@@ -14,7 +14,6 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.progress import counted
 from constitutional.base.records import Comparison, Judgement, SpotCheck, Verdict
 from constitutional.data.verdicts import read_verdicts
-from constitutional.judging.people import work_of
 from constitutional.judging.spotchecks import SpotCheckSettings, planned
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SpotCheckSummary
@@ -61,7 +60,6 @@ def run(settings: Settings, context: StageContext) -> None:
             raters=len({verdict.rater for verdict in verdicts}),
             answered=sum(row.comparison in answered for row in plan),
             simulated=settings.simulate is not None,
-            work=work_of(verdicts),
         )
     )
 

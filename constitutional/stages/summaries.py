@@ -159,8 +159,6 @@ class SpotCheckSummary(Summary):
     """Planned comparisons with a vote."""
     simulated: bool
     """Whether the votes were made up from the sandbox's exact traits, and nobody voted."""
-    work: PeoplesWork | None = None
-    """Behind the votes; None in a run of an older version."""
 
 
 class Share(Frozen):

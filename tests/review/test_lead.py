@@ -22,7 +22,7 @@ from constitutional.review.export import verdicts_of
 from constitutional.review.lead import Labels, LeadSources, overview, works_of
 from constitutional.review.plan import PlannedItem
 from constitutional.review.schema import EXPOSURE, RATER, SETTLEMENT, SIGHT, VOTE
-from constitutional.review.serve import open_review
+from constitutional.review.serve import old_settings, open_review
 from constitutional.review.settings import ReviewSettings
 from constitutional.review.store import Decision, ReviewStore
 from constitutional.runs.folder import RunStore
@@ -615,6 +615,9 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     assert [(row.choice, row.gold) for row in rows if row.gold] == [("a", "a")]
     assert on_gold(rows) == {"ada": (1, 1)}
     assert work_of(rows).votes == number
+    assert old_settings(review, ReviewSettings()) == []
+    begun = review._replace(plan=review.plan._replace(gold=0))
+    assert "gold" in old_settings(begun, ReviewSettings())[0]
     out = tmp_path / "votes.jsonl"
     assert main(["review", str(store.folder), "export", "--out", str(out), "--audit"]) == 0
     assert not [row for row in read_verdicts(out, None) if row.gold]

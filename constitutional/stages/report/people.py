@@ -13,6 +13,7 @@ from constitutional.judging.people import (
     corrected_win_rate,
     on_gold,
     people_of,
+    work_of,
     wrong_first,
 )
 from constitutional.judging.scores import Measurement
@@ -20,7 +21,7 @@ from constitutional.stages.context import RunView
 from constitutional.stages.report.charts import number
 from constitutional.stages.report.data import MODELS, Contradiction, PeopleRate, PeopleReport, WorkReport, WorkRow
 from constitutional.stages.report.verdicts import is_win_rate
-from constitutional.stages.summaries import MixSummary, SpotCheckSummary
+from constitutional.stages.summaries import MixSummary
 
 
 def people_report(
@@ -118,9 +119,9 @@ def work_report(
     view: RunView, preferences: Sequence[Preference], pay_per_hour: float | None, currency: str
 ) -> WorkReport:
     """Who gave the votes that the run used, what it took, and what is not known of it."""
-    asked, mixed = view.summary(SpotCheckSummary), view.summary(MixSummary)
+    mixed = view.summary(MixSummary)
     works = {
-        "spot-checks": asked.work if asked else None,
+        "spot-checks": work_of(view.read("verdicts", Verdict)) if view.has("spotchecks") else None,
         "votes of mix.verdicts": mixed.work if mixed else None,
     }
     rows, notes = [], []
@@ -134,16 +135,18 @@ def work_report(
             )
         if work.raters:
             rows.append(_work_row(source, work, pay_per_hour, currency))
-    # A verdict is known by its digest, and a row of a file by the file and the line.
-    from_files = sum(row.source == "human" and ":" in "".join(row.rests_on) for row in preferences)
-    if from_files:
+    # A verdict is known by its digest, and a row of a file of comparisons by the file and the line. Runs of an older
+    # version did not count the votes of mix.verdicts.
+    known = any(work is not None for work in works.values())
+    unknown = sum(row.source == "human" and (not known or ":" in "".join(row.rests_on)) for row in preferences)
+    if unknown:
         notes.append(
-            f"{from_files:,} preferences come from a file of people’s comparisons (mix.human): who made them, in how "
-            "many hours and for what pay is not recorded."
+            f"{unknown:,} preferences come from files of people’s comparisons: who made them, in how many hours and "
+            "for what pay is not recorded."
         )
     if rows and pay_per_hour is None:
         notes.append("No rate of pay was stated (report.pay_per_hour).")
-    if not rows and not from_files:
+    if not rows and not unknown:
         notes.append("No person voted on this run’s comparisons.")
     return WorkReport(rows=tuple(rows), notes=tuple(notes))
 

@@ -43,7 +43,14 @@ from constitutional.stages.report.gather import (
     wanted_directions,
 )
 from constitutional.stages.report.page import render
-from constitutional.stages.summaries import Direction, Histogram, LabelerCheckSummary, SpotCheckSummary, Summary
+from constitutional.stages.summaries import (
+    Direction,
+    Histogram,
+    LabelerCheckSummary,
+    MixSummary,
+    SpotCheckSummary,
+    Summary,
+)
 from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -503,7 +510,8 @@ def test_known_answers_are_reported_by_rater_and_are_no_agreement_with_the_label
     folder.write("spotchecks", [SpotCheck(comparison=COMPARISON.id, reason="audit", probability=0.5)])
     golden = [by_rater("ada", number, gold="a" if number else "b") for number in range(4)]
     folder.write("verdicts", [Verdict(comparison=COMPARISON.id, rater="ada", choice="b"), *golden])
-    worked(folder, golden)
+    counts = {"comparisons": 1, "audit": 1, "votes_wanted": 1, "votes": 1, "raters": 1, "answered": 1}
+    folder.stages["spotcheck"] = recorded(SpotCheckSummary.model_validate({**counts, "simulated": False}))
     report = gather(Settings(), folder)
     assert report.people is not None
     assert [rate.n for rate in report.people.agreement if rate.name == "the audit set"] == [1]
@@ -517,8 +525,10 @@ def by_rater(rater: str, number: int, **more: object) -> Verdict:
 
 def worked(folder: RunFolder, verdicts: list[Verdict], *, simulated: bool = False) -> None:
     counts = dict.fromkeys(("comparisons", "audit", "votes_wanted", "votes", "raters", "answered"), 1)
-    summary = SpotCheckSummary.model_validate({**counts, "simulated": simulated, "work": work_of(verdicts)})
+    summary = SpotCheckSummary.model_validate({**counts, "simulated": simulated})
     folder.stages["spotcheck"] = recorded(summary)
+    folder.write("spotchecks", [])
+    folder.write("verdicts", verdicts)
 
 
 def test_provenance_says_who_did_the_work_in_how_many_hours_and_for_what_pay(folder: RunFolder) -> None:
@@ -567,6 +577,15 @@ def test_provenance_says_what_is_not_known_of_a_file_of_people_s_comparisons(fol
         comparison="c",
     )
     folder.write("preferences", [row, row.model_copy(update={"rests_on": ("0123456789abcdef",)})])
-    made = gather(Settings(), folder).provenance.people
+    # Without a count of the verdicts that the other one rests on, nothing is known of them either.
+    for verdicts, expected in ((None, "2 preferences"), ([by_rater("ann", 0, seconds=36)], "1 preferences")):
+        if verdicts is not None:
+            counts = dict.fromkeys(("comparisons", "decided", "conflicts", "near_a_half", "train", "held_out"), 1)
+            summary = MixSummary.model_validate({**counts, "counts": {}, "work": work_of(verdicts)})
+            folder.stages["mix"] = recorded(summary)
+        made = gather(Settings(), folder).provenance.people
+        assert made is not None
+        assert any(note.startswith(expected) and "not recorded" in note for note in made.notes)
+        assert not any("No person" in note for note in made.notes)
     assert made is not None
-    assert any(note.startswith("1 preferences") and "not recorded" in note for note in made.notes)
+    assert [(line.source, line.hours) for line in made.rows] == [("votes of mix.verdicts", "0.01")]
