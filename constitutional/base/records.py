@@ -198,6 +198,17 @@ class Verdict(Record):
     principle: str | None = None
     """The principle that the verdict is by; None for a verdict in all."""
     rationale: str = ""
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False, exclude_if=lambda value: value is None)
+    """Time that the rater spent, in seconds, with all answers to the comparison; None where it was not recorded. A
+    verdict by a principle has none: the time is that of the verdict in all."""
+    exposed: bool | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Whether the rater saw a harmful text for it; None where that was not recorded."""
+    gold: Literal["a", "b"] | None = Field(default=None, exclude_if=lambda answer: answer is None)
+    """The known answer, where the comparison is a gold item: an example of the constitution that tests the rater.
+    Such a verdict is never trained on, and says nothing of the labeler."""
+    in_place_of: "tuple[Verdict, ...]" = Field(default=(), exclude_if=lambda verdicts: not verdicts)
+    """The raters' verdicts that this decision of a lead replaces. They tell who worked, and are counted nowhere
+    else."""
 
 
 class Rollout(Record):

@@ -27,7 +27,8 @@ settings
   review.by_principle=true           also ask by each principle
   review.sensitive=[WORD,…]          hide texts in which these words stand until they are asked for
   review.minutes=N                   an item that is not answered by then goes to another rater
-  review.pay_per_hour=N              what raters are paid; the lead's page shows what their hours come to"""
+  review.pay_per_hour=N              what raters are paid; the lead's page shows what their hours come to
+  review.currency=EUR                the currency of that pay"""
 _PACKAGES: Final = ("alembic", "multipart", "psycopg", "python_multipart", "sqlalchemy", "starlette", "uvicorn")
 
 
@@ -125,6 +126,7 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
     review = open_review(RunStore.load(folder), settings, plans=False)
     try:
         votes = review.store.decided_votes(review.plan, audit=True)
+        on_gold = review.store.counted_votes(review.plan, audit=True, gold=True)
         wanted = review.plan.wanted
     finally:
         review.database.close()
@@ -132,7 +134,7 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
         raise UsageError(f"{folder}: there is no vote yet; type constitutional review {folder}")
     path = folder / "verdicts" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    write_rows(path, export.verdicts_of(votes))
+    write_rows(path, export.verdicts_of([*votes, *on_gold]))
     given = sum(vote.choice != "skip" for vote in votes)
     print(printable(f"{path}: {given} of {counted(wanted, 'vote')}, SHA-256 {digest_of(path)}"))
     print(printable(f"the command that made the run goes on with spotcheck.verdicts={path}"))

@@ -103,7 +103,8 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
         raise UsageError(f"--verdicts goes with --format {' or '.join(BOTH_WAYS)}; {form} takes tasks alone")
     comparisons = store.read("comparisons", Comparison)
     file = arguments.verdicts
-    verdicts = [] if file is None else read_verdicts(file, {row.id for row in comparisons})
+    read = [] if file is None else read_verdicts(file, {row.id for row in comparisons})
+    verdicts = [verdict for verdict in read if verdict.gold is None]
     judgements = store.read("judgements", Judgement) if arguments.judgements else []
     names = {verdict.comparison for verdict in verdicts} | {judgement.comparison for judgement in judgements}
     items = items_of((row for row in comparisons if row.id in names), None)

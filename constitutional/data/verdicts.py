@@ -20,6 +20,8 @@ VERDICTS: Final = (
 def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdict]:
     """The verdicts in a file of JSON rows `{"comparison": id, "rater": …, "choice": "a" | "b" | "tie" | …}`.
 
+    Those on gold items are about no comparison of the run.
+
     Args:
         path: the file, plain or compressed with gzip.
         comparisons: the ids of the comparisons that there are; None where they are not made yet.
@@ -37,7 +39,7 @@ def read_verdicts(path: Path, comparisons: Collection[str] | None) -> list[Verdi
             verdict = Verdict.model_validate(row)
         except ValidationError as error:
             raise InputError(path, f"no verdict: {first_problem(error)}", line) from error
-        if comparisons is not None and verdict.comparison not in comparisons:
+        if comparisons is not None and verdict.gold is None and verdict.comparison not in comparisons:
             known = f"the id of one of this run's {len(comparisons)} comparisons"
             raise InputError(path, f"there is no comparison '{verdict.comparison}'; expected {known}", line)
         before, earlier = first.setdefault((verdict.comparison, verdict.rater, verdict.principle), (line, verdict))

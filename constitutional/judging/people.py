@@ -1,5 +1,6 @@
 """What people's votes say of the labeler, and of people: how far they agree, and what its win rates are worth."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -7,11 +8,66 @@ from typing import Final, NamedTuple
 
 from constitutional.base.agreement import RaterAgreement, gwet_ac1, krippendorff_alpha, pairwise_agreement
 from constitutional.base.corrected import CorrectedRate, WeightedRate, hajek_mean, rogan_gladen
+from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck, Verdict
 from constitutional.judging.labelling import combine
 
 CHOICES: Final = ("a", "b", "tie", "both_bad")
 """What counts as a vote; who skips says nothing."""
+SETTLED: Final = " (settled)"
+"""Stands behind a lead's name where the verdict is the lead's decision on a comparison."""
+
+
+SIMULATED: Final = "simulated"
+"""What simulated raters are called, with a number behind it."""
+
+
+class PeoplesWork(Frozen):
+    """Who gave verdicts, and what it took. Simulated votes are nobody's work, so they are counted apart."""
+
+    raters: int
+    """People, leads who settled comparisons included."""
+    votes: int
+    """Answers of one person to one comparison, also those that a lead's decision replaced."""
+    skips: int
+    timed: int
+    """Votes and skips whose time was recorded."""
+    seconds: float
+    """The sum of these times."""
+    noted: int
+    """Votes and skips of which it was recorded whether the rater saw a harmful text."""
+    exposures: int
+    """Those for which the rater did."""
+    simulated: int
+    """Votes of simulated raters."""
+
+
+def work_of(verdicts: Iterable[Verdict]) -> PeoplesWork:
+    """The work behind verdicts. A person's verdicts on one comparison, in all and by principle, are one vote."""
+    rows = [row for verdict in verdicts for row in (verdict, *verdict.in_place_of)]
+    by_simulation = [row for row in rows if row.rater.startswith(f"{SIMULATED} ")]
+    rows = [row for row in rows if not row.rater.startswith(f"{SIMULATED} ")]
+    answers = {(row.rater, row.comparison) for row in rows}
+    votes = {(row.rater, row.comparison) for row in rows if row.choice != "skip"}
+    return PeoplesWork(
+        raters=len({row.rater.removesuffix(SETTLED) for row in rows}),
+        votes=len(votes),
+        skips=len(answers - votes),
+        timed=len({(row.rater, row.comparison) for row in rows if row.seconds is not None}),
+        seconds=math.fsum(row.seconds for row in rows if row.seconds is not None),
+        noted=len({(row.rater, row.comparison) for row in rows if row.exposed is not None}),
+        exposures=sum(row.exposed is True for row in rows),
+        simulated=len({(row.rater, row.comparison) for row in by_simulation}),
+    )
+
+
+def on_gold(verdicts: Iterable[Verdict]) -> dict[str, tuple[int, int]]:
+    """(known answers given, gold items answered) by rater, by name. A tie is no known answer; a skip is no answer."""
+    counts = defaultdict[str, list[bool]](list)
+    for verdict in verdicts:
+        if verdict.gold is not None and verdict.principle is None and verdict.choice != "skip":
+            counts[verdict.rater].append(verdict.choice == verdict.gold)
+    return {rater: (sum(right), len(right)) for rater, right in sorted(counts.items())}
 
 
 class Seen(NamedTuple):

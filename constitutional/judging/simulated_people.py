@@ -6,18 +6,17 @@ which is what asking people means in the sandbox.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.records import Comparison, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
 from constitutional.judging.gold import kept_share
+from constitutional.judging.people import SIMULATED
 from constitutional.sandbox.prompts import SANDBOX
 
 if TYPE_CHECKING:
     from constitutional.constitution.constitution import Constitution
-
-NAME: Final = "simulated"
 
 
 def simulated(
@@ -49,7 +48,7 @@ def simulated(
             )
         first = rng_of(seed, "simulated rater", comparison.id).randrange(raters)
         for number in range(row.votes):
-            rater = f"{NAME} {(first + number) % raters + 1}"
+            rater = f"{SIMULATED} {(first + number) % raters + 1}"
             wrong = rng_of(seed, "simulated vote", comparison.id, rater).random() < error
             choice = "tie" if a == b else "a" if (a > b) != wrong else "b"
             strength = 1 + min(3, int(4 * abs(a - b)))

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from constitutional.base.frozen import Frozen
+from constitutional.base.frozen import TECHNICAL, Frozen
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck
 from constitutional.base.seeds import rng_of
 from constitutional.base.text import same_text
@@ -44,6 +44,11 @@ class SpotCheckSettings(Frozen):
     half, disagreement in a `panel`, or at `random`."""
     strata: Annotated[bool, Field(strict=True)] = True
     """Whether principles get equal parts of these, where each comparison is judged by one principle."""
+
+    gold_share: Annotated[float, Field(ge=0, le=0.5), TECHNICAL] = 0.0
+    """Share of the items shown to a rater whose right answer is known: the constitution's own examples of its
+    principles. They come beyond the budget, each once to a rater, and stop where the examples are used up. It is
+    decided when `constitutional review` is first started for the run."""
 
     @property
     def votes(self) -> int:

@@ -23,7 +23,16 @@ def verdicts_of(votes: Iterable[CountedVote]) -> Iterator[Verdict]:
     for vote in votes:
         told = {"comparison": vote.comparison, "rater": vote.rater}
         yield Verdict.model_validate(
-            told | {"choice": vote.choice, "strength": vote.strength, "rationale": vote.rationale}
+            {
+                **told,
+                "choice": vote.choice,
+                "strength": vote.strength,
+                "rationale": vote.rationale,
+                "seconds": vote.spent,
+                "exposed": vote.exposed,
+                "gold": vote.gold,
+                "in_place_of": [row for row in verdicts_of(vote.in_place_of) if row.principle is None],
+            }
         )
         for principle, choice in vote.principles.items():
             if choice != "not_applicable":
@@ -31,12 +40,16 @@ def verdicts_of(votes: Iterable[CountedVote]) -> Iterator[Verdict]:
 
 
 def verdicts_of_ranks(votes: Iterable[CountedVote], comparisons: Iterable[Comparison]) -> Iterator[Verdict]:
-    """What rankings say of the run's comparisons: the better rank, and by how many ranks it is better, up to 4."""
+    """What rankings say of the run's comparisons: the better rank, and by how many ranks it is better, up to 4.
+
+    The time that a ranking took stands in the first of its verdicts, and 0 in the others.
+    """
     by_prompt: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         by_prompt.setdefault(comparison.prompt.id, []).append(comparison)
     for vote in votes:
         ranks = dict(zip(vote.payload.replies, vote.ranks, strict=False))
+        seconds, exposed = vote.spent, vote.exposed
         for comparison in by_prompt.get(vote.comparison, []):
             if comparison.a not in ranks or comparison.b not in ranks:
                 continue
@@ -47,7 +60,10 @@ def verdicts_of_ranks(votes: Iterable[CountedVote], comparisons: Iterable[Compar
                 choice="a" if ahead > 0 else "b" if ahead else "tie",
                 strength=min(max(abs(ahead), 1), 4),
                 rationale=vote.rationale,
+                seconds=seconds,
+                exposed=exposed,
             )
+            seconds, exposed = 0.0 if seconds is not None else None, False
 
 
 def write_demonstrations(path: Path, votes: Iterable[CountedVote]) -> tuple[int, int]:

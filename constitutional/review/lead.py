@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 from constitutional.base.agreement import RaterAgreement, cohen_kappa
 from constitutional.base.records import Comparison, Judgement, SpotCheck
 from constitutional.base.stats import Interval, clustered_share, wilson
-from constitutional.judging.people import CHOICES, People, people_of
+from constitutional.judging.people import CHOICES, People, on_gold, people_of
 from constitutional.review.accounts import Rater, Role
 from constitutional.review.database import Database
 from constitutional.review.export import verdicts_of
@@ -39,6 +39,7 @@ class LeadSources(NamedTuple):
     constitution: Path | None
     """The file of the run's constitution; None where the run uses a shipped one."""
     pay_per_hour: float | None
+    currency: str = ""
 
 
 class RaterWork(NamedTuple):
@@ -64,7 +65,6 @@ class LeadItem(NamedTuple):
     comparison: str
     payload: ItemPayload
     category: str
-    gold: str | None
     version: int
     """That of the last decision; 0 where there is none."""
 
@@ -180,6 +180,7 @@ def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: L
     }
     prompts = {name: known[name].prompt.id for name in table}
     raters = sorted({rater for by_rater in table.values() for rater in by_rater})
+    on_known = on_gold(verdicts_of(store.counted_votes(plan, audit=True, gold=True)))
     contradictions = [
         item for name, item in items.items() if {"a", "b"} <= {*table[name].values()} and name not in settled
     ]
@@ -199,7 +200,10 @@ def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: L
         if len(raters) == 2
         else None,
         raters=[
-            RaterAccuracy(rater, _with_others(rater, table, prompts), _on_gold(rater, table, items)) for rater in raters
+            RaterAccuracy(
+                rater, _with_others(rater, table, prompts), _share_of(*on_known[rater]) if rater in on_known else None
+            )
+            for rater in sorted({*raters, *on_known})
         ],
         contradictions=contradictions,
         labeler_wrong=[items[row.comparison.id] for row in sorted(wrong, key=lambda row: -abs(row.labeler - 0.5))],
@@ -218,9 +222,7 @@ def _items(
         for row in connection.execute(chosen.order_by(ITEM.c.rank)):
             if row.comparison in votes:
                 payload = ItemPayload.model_validate(row.payload)
-                items[row.comparison] = LeadItem(
-                    row.id, row.comparison, payload, row.category, row.gold, row.version or 0
-                )
+                items[row.comparison] = LeadItem(row.id, row.comparison, payload, row.category, row.version or 0)
                 checks.append(_check(row))
     return items, checks
 
@@ -250,11 +252,5 @@ def _with_others(
     return RaterShare(fmean(values), clustered_share(values, [prompt for _, prompt in outcomes]), len(values))
 
 
-def _on_gold(rater: str, votes: Mapping[str, Mapping[str, str]], items: Mapping[str, LeadItem]) -> RaterShare | None:
-    """The share of known answers that a rater gave."""
-    right = [
-        by_rater[rater] == items[name].gold
-        for name, by_rater in votes.items()
-        if rater in by_rater and items[name].gold is not None
-    ]
-    return RaterShare(fmean(right), wilson(sum(right), len(right)), len(right)) if right else None
+def _share_of(right: int, n: int) -> RaterShare:
+    return RaterShare(right / n, wilson(right, n), n)

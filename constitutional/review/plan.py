@@ -1,14 +1,16 @@
 """What raters are asked: a plan and its items, which hold all that a page may show and nothing that it may not."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Message, Prompt, SpotCheck
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.constitution.constitution import Constitution
 from constitutional.review.settings import Task
 
 HARMFUL_KINDS: Final = {"harmful": "requests for harmful acts", "private": "private data of people"}
@@ -45,8 +47,8 @@ class PlannedItem(Frozen):
     """Probability with which the item came into the plan."""
     audit: bool = False
     """Its votes measure only, and are never trained on."""
-    gold: str | None = None
-    """The known answer, where the item tests raters."""
+    gold: Literal["a", "b"] | None = None
+    """The known answer, where the item tests raters; such items are mixed among the others."""
     category: str = ""
     """What is harmful about its texts, in the words that raters read; empty where nothing is known to be."""
 
@@ -105,6 +107,39 @@ def items_of(
         )
         for name, prompt, replies in questions
     ]
+
+
+MOST_RATERS: Final = 1_000_000
+"""Every rater may answer a gold item."""
+
+
+def gold_items(constitution: Constitution, sensitive: Sequence[str], seed: int) -> list[PlannedItem]:
+    """The examples of the principles by which responses are compared, with their known answers, in a seeded order.
+
+    Left out are examples on which principles contradict each other, and those with equal texts.
+    """
+    better = defaultdict[tuple[str, frozenset[str]], set[str]](set)
+    for principle in constitution.principles:
+        for example in principle.examples if "comparison" in principle.uses else ():
+            better[example.prompt, frozenset((example.better, example.worse))].add(example.better)
+    items = []
+    for (text, replies), preferred in better.items():
+        if len(preferred) > 1 or len(replies) < 2:
+            continue
+        (a,) = preferred
+        (b,) = replies - preferred
+        prompt = Prompt.of(text)
+        items.append(
+            PlannedItem(
+                comparison=Comparison(prompt=prompt, a=a, b=b).id,
+                payload=ItemPayload(messages=prompt.messages, replies=(a, b)),
+                wanted=MOST_RATERS,
+                stratum="gold",
+                gold="a",
+                category=category_of(prompt, (a, b), sensitive),
+            )
+        )
+    return sorted(items, key=lambda item: seed_of(seed, "gold", item.comparison))
 
 
 def spot_checked(items: Iterable[PlannedItem], plan: Iterable[SpotCheck]) -> list[PlannedItem]:

@@ -16,7 +16,7 @@ from constitutional.constitution.file import find_constitution, load_constitutio
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
 from constitutional.review.lead import Labels, LeadSources
-from constitutional.review.plan import Plan, ReviewPrinciple, items_of, spot_checked
+from constitutional.review.plan import Plan, ReviewPrinciple, gold_items, items_of, spot_checked
 from constitutional.review.settings import EVERY_ADDRESS, LOOPBACK, ReviewSettings
 from constitutional.review.site import Site
 from constitutional.review.store import ReviewStore, StoredPlan
@@ -57,8 +57,9 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     """
     constitution = load_constitution(str(run.folder / USED))
     database = Database.open(run.folder, settings.database)
-    store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest)
     config = load(run.folder)
+    gold_share = config.spotcheck.gold_share
+    store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest, gold_share=gold_share)
     try:
         stored = store.plan(settings.task)
         if stored is None and not plans:
@@ -82,6 +83,14 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
             )
             if settings.task == "pair" and (checks := plan_of(run, config, comparisons)) is not None:
                 items = spot_checked(items, checks)
+            if settings.task == "pair" and config.spotcheck.gold_share:
+                gold = gold_items(constitution, settings.sensitive, config.seed)
+                if not gold:
+                    raise ConfigurationError(
+                        f"spotcheck.gold_share={config.spotcheck.gold_share:g} needs examples below the principles of "
+                        f"the constitution '{constitution.name}', and there are none; add some, or leave it out"
+                    )
+                items += gold
             stored = store.add_plan(plan, items)
         if stored.plan.run != config.name:
             raise ConfigurationError(
@@ -92,7 +101,8 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
         database.close()
         raise
     constitution_file = _constitution_file(config.constitution.file)
-    lead = LeadSources(database, cache(lambda: _labels(run)), constitution_file, settings.pay_per_hour)
+    pay, currency = settings.pay_per_hour or config.report.pay_per_hour, settings.currency or config.report.currency
+    lead = LeadSources(database, cache(lambda: _labels(run)), constitution_file, pay, currency)
     return Review(database, Accounts(database), store, stored, lead)
 
 
@@ -118,6 +128,8 @@ def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
         notes.append(f"raters are {'not ' * settings.by_principle}asked by principle{kept}")
     if "overlap" in typed and settings.overlap != review.plan.overlap:
         notes.append(f"an item gets up to {review.plan.overlap} votes, not {settings.overlap}{kept}")
+    if review.store.gold_share and review.plan.plan.task == "pair" and not review.plan.gold:
+        notes.append(f"there are no gold items, though spotcheck.gold_share asks for them{kept}")
     unused = [pattern for pattern in settings.sensitive if pattern not in review.plan.categories]
     notes += [f"no text is hidden because of '{pattern}'{kept}" for pattern in unused]
     return notes

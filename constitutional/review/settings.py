@@ -50,7 +50,9 @@ class ReviewSettings(Frozen):
     minutes: Annotated[float, Field(gt=0)] = 30
     """Time after which an item that a rater has not answered goes to another."""
     pay_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """What raters are paid for an hour, in a currency of yours; null says nothing of pay."""
+    """What raters are paid for an hour; null is the run's report.pay_per_hour."""
+    currency: Annotated[str, Field(max_length=20)] = ""
+    """The currency of that pay, such as EUR; empty is the run's report.currency."""
 
 
 def read_settings(words: Sequence[str]) -> ReviewSettings:

@@ -7,12 +7,15 @@ submission once, whatever is sent at the same time.
 
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import Connection, Exists, Row, Select, Table, func, insert, select, update
 
 from constitutional.base.errors import UsageError
+from constitutional.base.seeds import rng_of
+from constitutional.judging.people import SETTLED
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import LONGEST_S, Ballot
 from constitutional.review.database import Database
@@ -35,6 +38,8 @@ class StoredPlan(NamedTuple):
     """Votes that its items want together."""
     overlap: int
     """The most votes that one of them wants."""
+    gold: int
+    """Items with a known answer, which want no votes."""
     categories: tuple[str, ...]
     """Kinds of harmful texts among its items."""
 
@@ -69,6 +74,14 @@ class CountedVote(NamedTuple):
     constitution: str
     """Digest of the constitution that the run had when the vote came."""
     audit: bool
+    spent: float | None = None
+    """Seconds with all the rater's answers to the item; None for a lead's decision, whose time is not measured."""
+    exposed: bool = False
+    """Whether the rater saw a harmful text of the item."""
+    gold: str | None = None
+    """The known answer, where the item tests the rater."""
+    in_place_of: "tuple[CountedVote, ...]" = ()
+    """The raters' votes that a lead's decision replaces."""
 
 
 class Decision(NamedTuple):
@@ -85,11 +98,19 @@ class ReviewStore:
     """The items of plans, and the votes on them."""
 
     def __init__(
-        self, database: Database, *, minutes: float = 30, constitution: str = "", clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        *,
+        minutes: float = 30,
+        constitution: str = "",
+        gold_share: float = 0.0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._held_s = 60 * minutes
         self._constitution = constitution
+        self.gold_share: Final = gold_share
+        """Share of the items shown to a rater that are gold."""
         self._clock = clock
 
     # Plans
@@ -306,14 +327,16 @@ class ReviewStore:
     # Progress and results
 
     def answered(self, plan: StoredPlan, rater: Rater | None = None) -> int:
-        """Items that the rater has voted on, or votes of all raters."""
+        """Items that the rater has voted on, or votes of all raters on items that are not gold."""
         counted = select(func.count()).where(ASSIGNMENT.c.plan_id == plan.id, ASSIGNMENT.c.state == "voted")
+        if rater is None:
+            counted = counted.join(ITEM, ASSIGNMENT.c.item_id == ITEM.c.id).where(ITEM.c.gold.is_(None))
+        else:
+            counted = counted.where(ASSIGNMENT.c.rater_id == rater.id)
         with self._database.reading() as connection:
-            return (
-                connection.scalar(counted if rater is None else counted.where(ASSIGNMENT.c.rater_id == rater.id)) or 0
-            )
+            return connection.scalar(counted) or 0
 
-    def counted_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
+    def counted_votes(self, plan: StoredPlan, *, audit: bool, gold: bool = False) -> list[CountedVote]:
         """What every rater now says, by the items' order and the raters' names; skips are included.
 
         Left out is what a lead said of an item after seeing the labeler's label.
@@ -321,16 +344,21 @@ class ReviewStore:
         Args:
             plan: the plan of the items.
             audit: also items that are only to measure.
+            gold: only items with a known answer, which are otherwise left out.
         """
         latest = select(func.max(VOTE.c.id)).group_by(VOTE.c.assignment_id)
         seen = (SIGHT.c.rater_id == VOTE.c.rater_id) & (SIGHT.c.item_id == VOTE.c.item_id)
-        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, VOTE)
+        answers = VOTE.alias()
+        spent = select(func.sum(answers.c.seconds)).where(answers.c.assignment_id == VOTE.c.assignment_id)
+        known = (spent.scalar_subquery().label("spent"), _exposed_to(VOTE).label("exposed"))
+        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, ITEM.c.gold, RATER.c.name, *known, VOTE)
         chosen = (
             select(*columns)
             .select_from(VOTE)
             .join(ITEM, VOTE.c.item_id == ITEM.c.id)
             .join(RATER, VOTE.c.rater_id == RATER.c.id)
             .where(ITEM.c.plan_id == plan.id, VOTE.c.id.in_(latest), VOTE.c.choice != "withdrawn")
+            .where(ITEM.c.gold.is_not(None) if gold else ITEM.c.gold.is_(None))
             .where(~select(SIGHT.c.id).where(seen, SIGHT.c.last_vote < VOTE.c.id).exists())
             .order_by(ITEM.c.rank, RATER.c.name)
         )
@@ -342,12 +370,15 @@ class ReviewStore:
     def decided_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
         """As `counted_votes`, but where a lead has settled an item, the decision in the place of the raters' votes."""
         settled = self.settled_votes(plan, audit=audit)
-        votes = [vote for vote in self.counted_votes(plan, audit=audit) if vote.comparison not in settled]
-        return [*votes, *settled.values()]
+        votes, replaced = list[CountedVote](), defaultdict[str, list[CountedVote]](list)
+        for vote in self.counted_votes(plan, audit=audit):
+            (replaced[vote.comparison] if vote.comparison in settled else votes).append(vote)
+        return [*votes, *(row._replace(in_place_of=tuple(replaced[name])) for name, row in settled.items())]
 
     def settled_votes(self, plan: StoredPlan, *, audit: bool) -> dict[str, CountedVote]:
         """The leads' decisions by comparison, as votes of "NAME (settled)", in the items' order."""
-        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, SETTLEMENT)
+        exposed = _exposed_to(SETTLEMENT).label("exposed")
+        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, exposed, SETTLEMENT)
         latest = select(func.max(SETTLEMENT.c.id)).group_by(SETTLEMENT.c.item_id)
         chosen = (
             select(*columns)
@@ -365,21 +396,13 @@ class ReviewStore:
     # Parts of the transactions above
 
     def _assign(self, connection: Connection, plan: StoredPlan, rater: Rater, now: float) -> Assigned | None:
-        own = (ASSIGNMENT.c.item_id == ITEM.c.id) & (ASSIGNMENT.c.rater_id == rater.id)
         opted_out = connection.execute(select(RATER.c.opted_out).where(RATER.c.id == rater.id)).scalar_one()
-        candidate = (
-            select(ITEM.c.id, ITEM.c.comparison, ITEM.c.payload)
-            .where(ITEM.c.plan_id == plan.id, ITEM.c.taken < ITEM.c.wanted, ITEM.c.category.not_in(opted_out))
-            .where(~select(ASSIGNMENT.c.id).where(own, ASSIGNMENT.c.state != "returned").exists())
-            .where(~select(SIGHT.c.id).where(SIGHT.c.item_id == ITEM.c.id, SIGHT.c.rater_id == rater.id).exists())
-            .order_by(ITEM.c.rank)
-            .limit(1)
-        )
-        # PostgreSQL passes over items that another rater is taking; where all are, it waits for one.
-        item = (
-            connection.execute(candidate.with_for_update(skip_locked=True)).one_or_none()
-            or connection.execute(candidate.with_for_update()).one_or_none()
-        )
+        ordinary = _free(plan, rater, opted_out).where(ITEM.c.gold.is_(None))
+        item = None
+        # Gold items come only while there is other work, so that nobody works at them alone.
+        if self._gold_is_due(connection, plan, rater) and connection.execute(ordinary).one_or_none():
+            item = _first(connection, _free(plan, rater, opted_out).where(ITEM.c.gold.is_not(None)))
+        item = item or _first(connection, ordinary)
         if item is None or not _take(connection, item.id):
             return None
         times = {"state": "open", "shown": now, "expires": now + self._held_s}
@@ -390,6 +413,14 @@ class ReviewStore:
             connection.execute(insert(ASSIGNMENT).values(ids | times))
         row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.state == "open")).one()
         return _assigned(row)
+
+    def _gold_is_due(self, connection: Connection, plan: StoredPlan, rater: Rater) -> bool:
+        """A draw for each item that the rater is shown."""
+        if not self.gold_share:
+            return False
+        own = select(func.count()).where(ASSIGNMENT.c.plan_id == plan.id, ASSIGNMENT.c.rater_id == rater.id)
+        draw = rng_of(plan.plan.seed, "gold", rater.name, connection.scalar(own) or 0).random()
+        return draw < self.gold_share
 
     def _return_expired(self, connection: Connection, plan: StoredPlan, now: float) -> None:
         late = (ASSIGNMENT.c.plan_id == plan.id) & (ASSIGNMENT.c.state == "open") & (ASSIGNMENT.c.expires < now)
@@ -416,10 +447,20 @@ def _stored_plan(connection: Connection, task: Task) -> StoredPlan | None:
         return None
     principles = tuple(map(ReviewPrinciple.model_validate, row.principles))
     plan = Plan(run=row.run, task=row.task, constitution=row.constitution, seed=row.seed, principles=principles)
-    sums = select(func.sum(ITEM.c.wanted), func.max(ITEM.c.wanted)).where(ITEM.c.plan_id == row.id)
+    sums = select(func.sum(ITEM.c.wanted), func.max(ITEM.c.wanted)).where(
+        ITEM.c.plan_id == row.id, ITEM.c.gold.is_(None)
+    )
     wanted, overlap = connection.execute(sums).one()
+    known = select(func.count()).where(ITEM.c.plan_id == row.id, ITEM.c.gold.is_not(None))
+    gold = connection.scalar(known) or 0
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
-    return StoredPlan(row.id, plan, int(wanted), overlap, tuple(sorted(filter(None, categories))))
+    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(filter(None, categories))))
+
+
+def _exposed_to(answer: Table) -> Exists:
+    """Whether who gave an answer has seen a harmful text of its item."""
+    own = (EXPOSURE.c.rater_id == answer.c.rater_id) & (EXPOSURE.c.item_id == answer.c.item_id)
+    return select(EXPOSURE.c.id).where(own).exists()
 
 
 def _lock(connection: Connection, rater: Rater) -> None:
@@ -433,6 +474,27 @@ def _of(plan: StoredPlan, rater: Rater) -> Select[Any]:
         select(ASSIGNMENT, ITEM.c.payload, ITEM.c.category)
         .join(ITEM, ASSIGNMENT.c.item_id == ITEM.c.id)
         .where(ASSIGNMENT.c.rater_id == rater.id, ASSIGNMENT.c.plan_id == plan.id)
+    )
+
+
+def _free(plan: StoredPlan, rater: Rater, opted_out: Collection[str]) -> Select[Any]:
+    """The first item that wants a vote of this rater."""
+    own = (ASSIGNMENT.c.item_id == ITEM.c.id) & (ASSIGNMENT.c.rater_id == rater.id)
+    return (
+        select(ITEM.c.id, ITEM.c.comparison, ITEM.c.payload)
+        .where(ITEM.c.plan_id == plan.id, ITEM.c.taken < ITEM.c.wanted, ITEM.c.category.not_in(opted_out))
+        .where(~select(ASSIGNMENT.c.id).where(own, ASSIGNMENT.c.state != "returned").exists())
+        .where(~select(SIGHT.c.id).where(SIGHT.c.item_id == ITEM.c.id, SIGHT.c.rater_id == rater.id).exists())
+        .order_by(ITEM.c.rank)
+        .limit(1)
+    )
+
+
+def _first(connection: Connection, free: Select[Any]) -> Row[Any] | None:
+    """PostgreSQL passes over items that another rater is taking; where all are, it waits for one."""
+    return (
+        connection.execute(free.with_for_update(skip_locked=True)).one_or_none()
+        or connection.execute(free.with_for_update()).one_or_none()
     )
 
 
@@ -497,6 +559,9 @@ def _counted(row: Row[Any]) -> CountedVote:
         created=row.created,
         constitution=row.constitution,
         audit=row.audit,
+        spent=row.spent,
+        exposed=row.exposed,
+        gold=row.gold,
     )
 
 
@@ -504,7 +569,7 @@ def _settled(row: Row[Any]) -> CountedVote:
     return CountedVote(
         comparison=row.comparison,
         payload=ItemPayload.model_validate(row.payload),
-        rater=f"{row.name} (settled)",
+        rater=f"{row.name}{SETTLED}",
         choice=row.choice,
         strength=row.strength,
         principles={},
@@ -515,4 +580,5 @@ def _settled(row: Row[Any]) -> CountedVote:
         created=row.created,
         constitution=row.constitution,
         audit=row.audit,
+        exposed=row.exposed,
     )

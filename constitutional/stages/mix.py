@@ -23,7 +23,9 @@ from constitutional.base.text import same_text
 from constitutional.data.comparisons import read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
 from constitutional.data.verdicts import read_verdicts
+from constitutional.judging.aggregation import estimated, too_few
 from constitutional.judging.labelling import combine, readable
+from constitutional.judging.people import work_of
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import MixSummary
 
@@ -42,6 +44,11 @@ class Settings(Frozen):
     """An AI judgement less than this far from 0.5 is undecided and left out; exactly 0.5 always is."""
     strengths: tuple[float, float, float, float] = (0.65, 0.8, 0.9, 0.97)
     """Probability that a person's choice is the better one, by the verdict's strength, 1 to 4; above 0.5, rising."""
+    aggregate: Literal["majority", "dawid_skene"] = "majority"
+    """How the votes of several people on one comparison become one soft label: `majority` is the mean of their votes'
+    probabilities by `strengths`; `dawid_skene` estimates the errors of each rater, and takes the posterior probability
+    where two or more voted. It needs three raters with 100 votes each on comparisons that others voted on too, and
+    otherwise warns and takes the majority. It does not look at the strength of a vote."""
     human: Path | None = None
     """A file of comparisons made by people elsewhere: hh-rlhf transcripts or rows, JSON lines, plain or .gz."""
     verdicts: Path | None = None
@@ -92,7 +99,7 @@ class Mixed(NamedTuple):
 def mix(
     comparisons: Sequence[Comparison],
     judgements: Iterable[Judgement],
-    verdicts: Iterable[Verdict],
+    verdicts: Sequence[Verdict],
     human_preferences: Sequence[Preference],
     settings: Settings,
     seed: int,
@@ -110,11 +117,15 @@ def mix(
     counts: Counter[str] = Counter()
     verdicts_by_comparison: defaultdict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        if verdict.choice == "skip":  # says nothing, so the AI's judgement stands
+        if verdict.gold is not None:  # tests the rater
+            counts["votes on gold items"] += 1
+        elif verdict.choice == "skip":  # says nothing, so the AI's judgement stands
             counts["verdicts that skip"] += 1
         else:
             verdicts_by_comparison[verdict.comparison].append(verdict)
 
+    opinions = _about(comparisons, verdicts) if settings.aggregate == "dawid_skene" else []
+    estimates = {} if too_few(opinions) else estimated(opinions)
     ai, reviewed = [], []
     by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
@@ -124,7 +135,8 @@ def mix(
             counts["comparisons of equal texts"] += 1
         elif comparison.id in verdicts_by_comparison:
             counts["AI judgements overridden by a person"] += comparison.id in by_comparison
-            reviewed += _by_people(comparison, verdicts_by_comparison[comparison.id], settings, counts)
+            p_a = estimates.get(comparison.id)
+            reviewed += _by_people(comparison, verdicts_by_comparison[comparison.id], p_a, settings, counts)
         else:
             ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
     human = _for_training(reviewed + _brought_together(human_preferences, counts), counts, settings, seed)
@@ -144,6 +156,12 @@ def mix(
     counts["preferences in train"] = _count(preferences, "train")
     counts["preferences in held_out"] = _count(preferences, "held_out")
     return Mixed(preferences, dict(counts))
+
+
+def _about(comparisons: Iterable[Comparison], verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The verdicts on those of the comparisons whose responses differ."""
+    differing = {row.id for row in comparisons if not same_text(row.a, row.b)}
+    return [verdict for verdict in verdicts if verdict.comparison in differing and verdict.gold is None]
 
 
 def _by_ai(
@@ -166,17 +184,25 @@ def _by_ai(
 
 
 def _by_people(
-    comparison: Comparison, verdicts: Sequence[Verdict], settings: Settings, counts: Counter[str]
+    comparison: Comparison,
+    verdicts: Sequence[Verdict],
+    estimate: float | None,
+    settings: Settings,
+    counts: Counter[str],
 ) -> list[Preference]:
-    """People's preference: the mean over raters who preferred one or saw a tie; none if it is even or nobody did."""
-    opinions = [verdict for verdict in verdicts if verdict.choice in ("a", "b", "tie")]
-    p_a = fmean([_p_a(opinion, settings) for opinion in opinions]) if opinions else 0.5
+    """People's preference: the estimate, or else the mean over raters who preferred a side or saw a tie.
+
+    There is none where that is even, or where all raters saw two bad responses.
+    """
+    opinions = [row for row in verdicts if estimate is not None or row.choice != "both_bad"]
+    p_a = estimate if estimate is not None else fmean([_p_a(row, settings) for row in opinions] or [0.5])
     if _even(p_a):
         choices = {verdict.choice for verdict in verdicts}
         why = choices.pop() if len(choices) == 1 else "conflict"
         counts[f"verdicts without a preference: {why}"] += 1
         return []
     counts["comparisons decided"] += 1
+    counts["comparisons decided by Dawid and Skene's estimate"] += estimate is not None
     principles = [opinion.principle for opinion in opinions if opinion.principle]
     return [_directed(comparison, p_a, "human", principles, [opinion.id for opinion in opinions])]
 
@@ -380,8 +406,8 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows whose transcripts differ before the last reply": file.unlike,
             "human rows on evaluation prompts": len(file.preferences) - len(human),
         }
-    verdicts = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
-    comparisons = every
+    from_file = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
+    verdicts, comparisons = [*from_file], every
     if context.has("spotchecks"):
         verdicts += context.read("verdicts", Verdict)
         comparisons = not_audited(every, context.read("spotchecks", SpotCheck))
@@ -397,8 +423,11 @@ def run(settings: Settings, context: StageContext) -> None:
         train=counts["preferences in train"],
         held_out=counts["preferences in held_out"],
         counts=counts,
+        work=work_of(from_file) if from_file else None,
     )
     context.summarise(summary)
+    if settings.aggregate == "dawid_skene" and (problem := too_few(_about(comparisons, verdicts))):
+        context.warn(f"mix.aggregate=dawid_skene: {problem}; the votes are aggregated by majority")
     if warning := too_little(summary):
         context.warn(warning)
 

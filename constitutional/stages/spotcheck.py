@@ -47,13 +47,16 @@ def run(settings: Settings, context: StageContext) -> None:
     verdicts = _verdicts(settings, plan, comparisons, context)
     context.write("spotchecks", plan)
     context.write("verdicts", verdicts)
-    answered = {verdict.comparison for verdict in verdicts}
+    votes = {
+        (verdict.comparison, verdict.rater) for verdict in verdicts if not (verdict.choice == "skip" or verdict.gold)
+    }
+    answered = {comparison for comparison, _ in votes}
     context.summarise(
         SpotCheckSummary(
             comparisons=len(plan),
             audit=sum(row.reason == "audit" for row in plan),
             votes_wanted=sum(row.votes for row in plan),
-            votes=len(verdicts),
+            votes=len(votes),
             raters=len({verdict.rater for verdict in verdicts}),
             answered=sum(row.comparison in answered for row in plan),
             simulated=settings.simulate is not None,

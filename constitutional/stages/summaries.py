@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Literal
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.stats import clustered_share, wilson
+from constitutional.judging.people import PeoplesWork
 
 Direction = Literal["higher", "lower"]
 
@@ -133,6 +134,8 @@ class MixSummary(Summary):
     held_out: int
     """Preferences to measure the reward model on."""
     counts: dict[str, int]
+    work: PeoplesWork | None = None
+    """Behind the verdicts of `mix.verdicts`; None where the run names no such file."""
 
     @property
     def judged(self) -> int:
@@ -150,6 +153,7 @@ class SpotCheckSummary(Summary):
     """Of these, the audit set, which is never trained on."""
     votes_wanted: int
     votes: int
+    """Without skips; a rater's verdicts on one comparison, in all and by principle, are one."""
     raters: int
     answered: int
     """Planned comparisons with a vote."""

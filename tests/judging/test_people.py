@@ -4,7 +4,7 @@ import pytest
 
 from constitutional.base.records import Comparison, Judgement, Prompt, Reading, SpotCheck, Verdict
 from constitutional.base.stats import wilson
-from constitutional.judging.people import by_kind, corrected_win_rate, people_of, wrong_first
+from constitutional.judging.people import by_kind, corrected_win_rate, on_gold, people_of, work_of, wrong_first
 
 PAIRS = [
     Comparison(
@@ -33,6 +33,45 @@ def check(comparison: Comparison, *, audit: bool = False, probability: float = 0
 
 def vote(comparison: Comparison, choice: str, rater: str = "x", **more: object) -> Verdict:
     return Verdict.model_validate({"comparison": comparison.id, "rater": rater, "choice": choice, **more})
+
+
+def test_work_is_counted_by_people_with_what_was_recorded() -> None:
+    first, second, third = PAIRS[:3]
+    replaced = (vote(third, "a", "ann", seconds=100, exposed=True), vote(third, "b", "bob", seconds=20, exposed=False))
+    work = work_of(
+        [
+            vote(first, "a", "ann", seconds=30, exposed=True),
+            vote(first, "b", "ann", principle="calm"),  # of the same vote
+            vote(second, "skip", "ann", seconds=7.5, exposed=False),
+            vote(second, "tie", "cem"),  # imported: nothing is recorded
+            vote(third, "b", "bob (settled)", in_place_of=replaced),
+            vote(first, "a", "simulated 1"),
+            vote(second, "a", "simulated 2"),
+        ]
+    )
+    assert (work.raters, work.votes, work.skips, work.simulated) == (3, 5, 1, 2)
+    assert (work.timed, work.seconds) == (4, 157.5)
+    assert (work.noted, work.exposures) == (4, 2)
+
+
+def test_who_gives_known_answers_is_counted_and_nothing_else_is() -> None:
+    rows = [
+        vote(PAIRS[0], "a", "ann", gold="a"),
+        vote(PAIRS[1], "b", "ann", gold="a"),
+        vote(PAIRS[2], "skip", "ann", gold="a"),
+        vote(PAIRS[1], "tie", "bob", gold="b"),
+        vote(PAIRS[1], "b", "bob", principle="calm", gold="b"),
+        vote(PAIRS[3], "a", "cem"),
+    ]
+    assert on_gold(rows) == {"ann": (1, 2), "bob": (0, 1)}
+
+
+def test_what_is_not_recorded_does_not_stand_in_a_verdict_and_does_not_change_its_id() -> None:
+    plain = vote(PAIRS[0], "a")
+    assert {"seconds", "exposed", "in_place_of"}.isdisjoint(plain.model_dump())
+    timed = vote(PAIRS[0], "a", seconds=3.5, exposed=False, in_place_of=[plain])
+    assert Verdict.model_validate_json(timed.model_dump_json()) == timed
+    assert timed.id != plain.id
 
 
 def test_agreement_is_weighted_by_how_likely_a_comparison_was_to_be_chosen() -> None:

@@ -82,9 +82,10 @@ def setting(
     task: Task = "pair",
     principles: tuple[ReviewPrinciple, ...] = (),
     minutes: float = 30,
+    gold_share: float = 0.0,
 ) -> Setting:
     clock = Clock()
-    store = ReviewStore(database, minutes=minutes, constitution="d1", clock=clock)
+    store = ReviewStore(database, minutes=minutes, constitution="d1", gold_share=gold_share, clock=clock)
     plan = Plan(run="first", task=task, constitution="d0", seed=7, principles=principles)
     return Setting(database, store.add_plan(plan, items), Accounts(database, clock), store, clock)
 

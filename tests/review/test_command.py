@@ -301,6 +301,8 @@ def test_a_ranking_says_of_each_comparison_which_reply_is_ahead_and_how_far() ->
     assert [verdict.comparison for verdict in verdicts] == [row.id for row in rows[:3]]
     assert list(verdicts_of_ranks([counted(choice="skip", comparison=rows[0].prompt.id)], rows)) == []
     assert all(isinstance(verdict, Verdict) for verdict in verdicts)
+    timed = list(verdicts_of_ranks([counted(comparison=rows[0].prompt.id, ranks=(1, 3, 1), spent=9.0)], rows))
+    assert [verdict.seconds for verdict in timed] == [9.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import select
 
+from constitutional.base.errors import ConfigurationError
 from constitutional.base.records import Comparison, Judgement, Message, Prompt
 from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
 from constitutional.data.verdicts import read_verdicts
+from constitutional.judging.people import on_gold, work_of
 from constitutional.review import lead_pages
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import Ballot
@@ -20,11 +22,12 @@ from constitutional.review.export import verdicts_of
 from constitutional.review.lead import Labels, LeadSources, overview, works_of
 from constitutional.review.plan import PlannedItem
 from constitutional.review.schema import EXPOSURE, RATER, SETTLEMENT, SIGHT, VOTE
-from constitutional.review.serve import open_review
+from constitutional.review.serve import old_settings, open_review
 from constitutional.review.settings import ReviewSettings
-from constitutional.review.store import Decision
+from constitutional.review.store import Decision, ReviewStore
 from constitutional.runs.folder import RunStore
 from tests.review.reviewing import Browser, Setting, assert_texts_stay_texts, item, setting
+from tests.scripted_run import World, configured, constitution, go
 
 FILE = """\
 # Ours, with care.
@@ -121,10 +124,9 @@ def settle(browser: Browser, number: int, choice: str, **fields: str) -> None:
 
 def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     comparisons = [compared(number) for number in range(4)]
-    gold = ["a", None, "b", None]
     made = led(
         sqlite,
-        [planned(row, n, wanted=2, gold=gold[n], category="violence" * (n == 3)) for n, row in enumerate(comparisons)],
+        [planned(row, n, wanted=2, category="violence" * (n == 3)) for n, row in enumerate(comparisons)],
         Labels(comparisons, [judged(row, 0.9) for row in comparisons]),
     )
     ada, bob = made.rater("ada"), made.rater("bob")
@@ -140,8 +142,11 @@ def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     # π: a (1 + ½ + ½ + 0)/4, b (0 + ½ + ½ + 0)/4, tie ¼; chance (¼ + 3/16 + 3/16)/3.
     assert votes.people.ac1.value == pytest.approx((1 / 3 - 0.625 / 3) / (1 - 0.625 / 3))
     shares = {row.name: (row.others, row.gold) for row in votes.raters}
-    assert [(share.value, share.n) for share in shares["ada"] if share] == [(pytest.approx(1 / 3), 3), (1.0, 2)]
-    assert [(share.value, share.n) for share in shares["bob"] if share] == [(pytest.approx(1 / 3), 3), (0.5, 2)]
+    for share, known in shares.values():
+        assert share is not None
+        assert known is None
+        assert share.value == pytest.approx(1 / 3)
+        assert share.n == 3
     # The labeler says a four times; people a, even, even, even: 1, ½, ½, ½.
     assert votes.people.labeler is not None
     assert votes.people.labeler.value == pytest.approx(0.625)
@@ -153,15 +158,40 @@ def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     assert len(votes.contradictions) == 2
 
 
+def test_gold_items_tell_how_good_raters_are_and_nothing_of_the_labeler(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(2)]
+    gold = [item(number, gold="a", wanted=9) for number in range(2, 6)]
+    labels = Labels(comparisons, [judged(row, 0.9) for row in comparisons])
+    made = led(sqlite, [*(planned(row, n, wanted=2) for n, row in enumerate(comparisons)), *gold], labels)
+    made.store = ReviewStore(sqlite, gold_share=1.0, clock=made.clock)  # gold first
+    say(made, made.rater("ada"), {"0": "a", "1": "a", "2": "a", "3": "a", "4": "b", "5": "a"})
+    say(made, made.rater("bob"), {"0": "a", "1": "a", "2": "b", "3": "tie", "4": "skip", "5": "skip"})
+    votes = overview(sqlite, made.store, made.plan, labels)
+    assert set(votes.items) == {row.id for row in comparisons}
+    assert votes.people.labeler is not None
+    assert (votes.people.labeler.value, votes.people.labeler.n) == (1.0, 2)
+    shares = {row.name: row.gold for row in votes.raters}
+    assert shares["ada"] is not None
+    assert shares["bob"] is not None
+    assert (shares["ada"].value, shares["ada"].n) == (0.75, 4)
+    assert (shares["bob"].value, shares["bob"].n) == (0.0, 2)  # a tie is no known answer, a skip no answer
+    # Wilson, 3 of 4: (3/4 + z²/8 ± z·√(3/64 + z²/64)) / (1 + z²/4).
+    assert shares["ada"].interval == pytest.approx((0.3006, 0.9544), abs=1e-4)
+    page = lead(made).get("/lead").text
+    assert "75% (30% to 95%), n = 4" in page
+    assert "4 of 4 votes wanted" in page
+    assert "Votes: 10." in page
+
+
 def test_the_page_shows_them_in_words(contradicted: Setting) -> None:
     assert contradicted.lead is not None
-    contradicted.lead = contradicted.lead._replace(pay_per_hour=36.0)
+    contradicted.lead = contradicted.lead._replace(pay_per_hour=36.0, currency="EUR")
     page = lead(contradicted).get("/lead").text
     assert "6 of 6 votes wanted" in page
     assert "67% (" in page  # two of three pairs are the same
     assert "0.40 (no interval: fewer than 10 prompts)" in page  # κ: (2/3 − 4/9) / (1 − 4/9)
     assert "1 to settle" in page
-    assert "comes to 0.60" in page  # 60 seconds at 36 an hour
+    assert "comes to 0.60 EUR" in page  # 60 seconds at 36 an hour
     # Weighted and by the audit set, by principle and by kind of prompt.
     for name in ("All, weighted", "Principle brief", "Prompts: even", "Prompts: odd"):
         assert name in page
@@ -509,7 +539,9 @@ def test_without_pairs_there_is_progress_alone(sqlite: Database) -> None:
 # The command
 
 
-def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: Path, tmp_path: Path) -> None:
+def test_a_run_is_exported_with_what_leads_decided_and_without_them(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     review = open_review(RunStore.load(run_folder), ReviewSettings(pay_per_hour=20))
     labels = review.lead.labels()
     assert (len(labels.comparisons), len(labels.judgements)) == (40, 0)  # the run has not labelled them yet
@@ -518,10 +550,13 @@ def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: 
     assert review.lead.pay_per_hour == 20
     rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada", "lead")) or "")
     assert rater is not None
+    monkeypatch.setattr(review.store, "_clock", iter(range(1_900_000_000, 1_900_100_000, 20)).__next__)
     for key in ("first key", "second key"):
         shown = review.store.next(review.plan, rater)
         assert shown is not None
-        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie"))
+        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie", seconds=5.0))
+        review.store.vote(review.plan, rater, shown.id, f"{key} again", Ballot("tie", seconds=7.5))
+    works = works_of(review.database, review.plan)
     review.store.see(review.plan, rater, [1])
     review.store.decide(review.plan, rater, 1, 0, Decision("b", 4, "Wrong."))
     review.database.close()
@@ -531,7 +566,81 @@ def test_a_run_is_exported_with_what_leads_decided_and_without_them(run_folder: 
     assert {(row.rater, row.choice, row.strength) for row in verdicts} == {("ada (settled)", "b", 4), ("ada", "tie", 1)}
     assert main(["review", str(run_folder), "freeze"]) == 0
     (frozen,) = (run_folder / "verdicts").glob("*.jsonl")
-    assert {row.rater for row in read_verdicts(frozen, None)} == {"ada (settled)", "ada"}
+    rows = read_verdicts(frozen, None)
+    assert {row.rater for row in rows} == {"ada (settled)", "ada"}
+    # The votes took 5 and 7.5 seconds each; the one that the decision replaced is still somebody's work.
+    work = work_of(rows)
+    assert (work.raters, work.votes, work.timed, work.seconds) == (1, 3, 2, 25.0)
+    assert work.seconds / 3600 == pytest.approx(sum(row.hours for row in works))
+    assert (work.noted, work.exposures) == (3, 0)
+
+
+GOLDEN = """\
+name: Ours
+principles:
+  - id: brief
+    text: Be brief.
+    examples:
+      - {prompt: Hello?, better: Hi., worse: Greetings to you.}
+      - {prompt: How?, better: So., worse: Like this.}
+  - id: long
+    text: Be long.
+    examples:
+      - {prompt: How?, better: Like this., worse: So.}
+"""
+
+
+def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    (tmp_path / "ours.yaml").write_text(GOLDEN)
+    config = configured(tmp_path, "spotcheck.gold_share=0.5", "until=sample_pairs")
+    store, _ = go(config, World())
+    review = open_review(store, ReviewSettings())
+    assert review.plan.wanted == len(store.read("comparisons", Comparison))
+    rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada", "lead")) or "")
+    assert rater is not None
+    number = 0
+    while shown := review.store.next(review.plan, rater):
+        known = shown.payload.messages[-1].content == "Hello?"
+        ballot = Ballot("tie")
+        if known:
+            ballot = Ballot("first" if shown.payload.replies[0] == "Hi." else "second")
+        review.store.vote(review.plan, rater, shown.id, f"key number {number}", ballot)
+        number += 1
+    review.database.close()
+    assert number == review.plan.wanted + 1  # principles contradict each other on the other example
+    assert main(["review", str(store.folder), "freeze"]) == 0
+    (frozen,) = (store.folder / "verdicts").glob("*.jsonl")
+    rows = read_verdicts(frozen, {row.id for row in store.read("comparisons", Comparison)})
+    assert [(row.choice, row.gold) for row in rows if row.gold] == [("a", "a")]
+    assert on_gold(rows) == {"ada": (1, 1)}
+    assert work_of(rows).votes == number
+    assert old_settings(review, ReviewSettings()) == []
+    begun = review._replace(plan=review.plan._replace(gold=0))
+    assert "gold" in old_settings(begun, ReviewSettings())[0]
+    out = tmp_path / "votes.jsonl"
+    assert main(["review", str(store.folder), "export", "--out", str(out), "--audit"]) == 0
+    assert not [row for row in read_verdicts(out, None) if row.gold]
+
+
+def test_a_share_of_gold_items_needs_examples(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path, "spotcheck.gold_share=0.5", "until=sample_pairs"), World())
+    with pytest.raises(ConfigurationError, match=r"spotcheck\.gold_share=0\.5 needs examples"):
+        open_review(store, ReviewSettings())
+
+
+def test_the_pay_is_the_runs_unless_the_review_says_otherwise(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config = configured(tmp_path, "report.pay_per_hour=18", "report.currency=EUR", "until=sample_pairs")
+    store, _ = go(config, World())
+    for settings, expected in (
+        (ReviewSettings(), (18.0, "EUR")),
+        (ReviewSettings(pay_per_hour=20, currency="CHF"), (20.0, "CHF")),
+    ):
+        review = open_review(store, settings)
+        assert (review.lead.pay_per_hour, review.lead.currency) == expected
+        review.database.close()
 
 
 # The database

@@ -328,11 +328,13 @@ def test_no_rater_reads_or_answers_anothers_item(sqlite: Database) -> None:
 def test_what_would_tell_the_answer_is_in_no_response(sqlite: Database) -> None:
     secret: dict[str, Any] = {
         "stratum": "SECRET-stratum",
-        "gold": "SECRET-gold",
+        "gold": "a",
         "probability": 0.123456,
         "audit": True,
     }
-    made = setting(sqlite, [item(0, **secret), item(1, **secret)], principles=PRINCIPLES)
+    made = setting(
+        sqlite, [item(0, **secret), item(1, **secret | {"gold": None})], principles=PRINCIPLES, gold_share=1.0
+    )
     browser = Browser(made.site()).enter(made.accounts, "ada")
     answers: list[httpx.Response] = [browser.page, browser.get("/start"), browser.get("/"), browser.vote()]
     answers += [

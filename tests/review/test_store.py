@@ -15,7 +15,7 @@ from constitutional.review.accounts import Rater
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import FILE, Database
 from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, METADATA, VOTE
-from constitutional.review.store import Outcome
+from constitutional.review.store import Outcome, ReviewStore
 from tests.review.reviewing import PRINCIPLES, Setting, item, setting
 
 
@@ -254,12 +254,59 @@ def test_nobody_votes_at_anothers_item(database: Database) -> None:
 
 
 def test_audit_items_are_left_out_unless_they_are_asked_for(database: Database) -> None:
-    made = setting(database, [item(0, audit=True, probability=0.1, stratum="uniform", gold="a"), item(1)])
+    made = setting(database, [item(0, audit=True, probability=0.1, stratum="uniform"), item(1)])
     ada = made.rater("ada")
     vote(made, ada, "1")
     vote(made, ada, "2")
     assert [vote.comparison for vote in made.store.counted_votes(made.plan, audit=False)] == ["c1"]
     assert [vote.comparison for vote in made.store.counted_votes(made.plan, audit=True)] == ["c0", "c1"]
+
+
+def test_gold_items_come_at_their_share_to_every_rater_and_count_apart(database: Database) -> None:
+    ordinary = [item(number) for number in range(200)]
+    gold = [item(number, gold="a", wanted=1_000_000) for number in range(200, 260)]
+    made = setting(database, [*ordinary, *gold], gold_share=0.25)
+    assert (made.plan.wanted, made.plan.overlap) == (200, 1)
+    shown: dict[str, list[str]] = {}
+    for name in ("ada", "bob"):
+        rater, shown[name] = made.rater(name), []
+        for number in range(80):
+            asked = made.store.next(made.plan, rater)
+            assert asked is not None
+            made.store.vote(made.plan, rater, asked.id, f"{name} key {number}", Ballot("first"))
+            shown[name].append(asked.payload.messages[-1].content)
+    tests = {entry.payload.messages[-1].content for entry in gold}
+    shares = [sum(text in tests for text in texts) for texts in shown.values()]
+    # 80 draws at a quarter: 20, give or take three times √(80 · ¼ · ¾) = 3.9.
+    assert all(8 <= share <= 32 for share in shares)
+    assert len({text for texts in shown.values() for text in texts if text in tests}) == max(shares)  # the same ones
+    places = [text in tests for text in shown["bob"]]
+    assert True in places[:40]
+    assert True in places[40:]  # not all at once, though bob came late
+    assert made.store.answered(made.plan) == 160 - sum(shares)
+    assert made.store.answered(made.plan, made.rater("ada")) == 80
+    known = made.store.counted_votes(made.plan, audit=True, gold=True)
+    assert len(known) == sum(shares)
+    assert {vote.gold for vote in known} == {"a"}
+    assert {vote.gold for vote in made.store.decided_votes(made.plan, audit=True)} == {None}
+
+
+def test_gold_items_end_with_the_others_and_none_is_shown_without_a_share(database: Database) -> None:
+    items = [item(0), item(1, gold="a", wanted=9), item(2, gold="b", wanted=9)]
+    made = setting(database, items, gold_share=0.5)
+    for name in ("ada", "cem", "dee", "eva"):
+        rater, texts = made.rater(name), list[str]()
+        while shown := made.store.next(made.plan, rater):
+            texts.append(shown.payload.messages[-1].content)
+            made.store.vote(made.plan, rater, shown.id, f"key number {len(texts)}", Ballot("skip"))
+        assert texts[-1] == "Question 0?"  # nobody is asked for gold alone
+    without = ReviewStore(database, clock=made.clock)
+    bob = made.rater("bob")
+    first = without.next(made.plan, bob)
+    assert first is not None
+    assert first.payload.messages[-1].content == "Question 0?"
+    without.vote(made.plan, bob, first.id, "only key", Ballot("tie"))
+    assert without.next(made.plan, bob) is None
 
 
 def test_many_raters_at_once_fill_every_quota_and_exceed_none(database: Database) -> None:

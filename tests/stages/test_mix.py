@@ -90,7 +90,7 @@ def mixed(
 ) -> Mixed:
     pairs = list(judgements)
     comparisons = list({comparison.id: comparison for comparison, _ in pairs}.values())
-    return mix(comparisons, [judged(*pair) for pair in pairs], verdicts, list(people), settings, 0)
+    return mix(comparisons, [judged(*pair) for pair in pairs], list(verdicts), list(people), settings, 0)
 
 
 def test_a_judgement_becomes_a_soft_preference_for_the_likelier_response() -> None:
@@ -167,6 +167,53 @@ def test_raters_who_disagree_are_averaged() -> None:
     assert preference.chosen == "A"
     assert preference.probability == pytest.approx((0.97 + 0.35 + 0.5) / 3)
     assert preference.rests_on == tuple(rater.id for rater in raters[:3])
+
+
+def test_dawid_and_skene_decide_a_conflict_for_the_rater_who_errs_less() -> None:
+    rows = [compared(f"{number}") for number in range(121)]
+    votes = [said(row, "a" if number % 2 else "b", rater) for number, row in enumerate(rows[:120]) for rater in "xy"]
+    # z contradicts x and y on every third comparison; on the last x and z contradict each other, and y says nothing.
+    votes += [said(row, "ab"[(number % 2 == 1) == (number % 3 == 0)], "z") for number, row in enumerate(rows[:120])]
+    votes += [said(rows[120], "b", "x", 1), said(rows[120], "a", "z", 4)]
+    alone = compared("alone")
+    votes.append(said(alone, "a", "z", 2))
+    pairs = [(row, 0.9) for row in [*rows, alone]]
+    made = mixed(pairs, votes, settings=ALL.model_copy(update={"aggregate": "dawid_skene"}))
+    by_id = {row.comparison: row for row in made.preferences}
+    assert len(by_id) == 122
+    assert by_id[rows[120].id].chosen == "B"
+    # By hand: x never errs, so its row is 61/62 to 1/62; z errs in a third. The odds of b are 61 · 21/41.
+    assert by_id[rows[120].id].probability == pytest.approx(61 * 21 / (61 * 21 + 41), abs=0.01)
+    assert by_id[alone.id].probability == 0.8  # nobody else voted: by its strength
+    assert made.counts["comparisons decided by Dawid and Skene's estimate"] == 121
+    by_majority = {row.comparison: row for row in mixed(pairs, votes).preferences}
+    assert by_majority[rows[120].id].chosen == "A"  # z says so more strongly
+
+
+def test_with_few_votes_the_majority_stands_and_the_stage_warns(tmp_path: Path) -> None:
+    rows = [compared(f"{number}") for number in range(40)]
+    votes = [said(row, choice, rater) for row in rows for rater, choice in (("x", "a"), ("y", "a"), ("z", "b"))]
+    file = tmp_path / "votes.jsonl"
+    file.write_text("".join(f"{row.model_dump_json()}\n" for row in votes))
+    settings = Settings(held_out_share=0, verdicts=file)
+    contexts = [
+        mixed_by_stage([], rows, settings.model_copy(update={"aggregate": name}))
+        for name in ("majority", "dawid_skene")
+    ]
+    by_majority, asked_for_more = (context.rows["preferences"] for context in contexts)
+    assert by_majority == asked_for_more
+    assert by_majority[0].probability == pytest.approx((0.65 + 0.65 + 0.35) / 3)
+    assert contexts[0].warnings == []
+    assert len(contexts[1].warnings) == 1
+    assert "100 votes" in contexts[1].warnings[0]
+
+
+def test_votes_on_gold_items_are_never_trained_on() -> None:
+    one, golden = compared("1"), compared("gold")
+    tests_the_rater = said(golden, "b").model_copy(update={"gold": "b"})
+    made = mixed([(one, 0.9), (golden, 0.9)], [said(one, "b"), tests_the_rater])  # even where the ids were the same
+    assert [(row.comparison, row.source) for row in made.preferences] == [(golden.id, "ai"), (one.id, "human")]
+    assert made.counts["votes on gold items"] == 1
 
 
 def test_who_skips_leaves_the_judgement_as_it_is_and_is_counted() -> None:

@@ -62,6 +62,15 @@ def test_it_takes_a_file_of_votes(tmp_path: Path) -> None:
     said = context.said
     assert isinstance(said, SpotCheckSummary)
     assert (said.votes, said.raters, said.answered) == (8, 2, 4)
+    # Skips are no votes, and a verdict by a principle is part of one.
+    file.write_text("".join(f"{row.model_copy(update={'choice': 'skip'}).model_dump_json()}\n" for row in votes[2:]))
+    with file.open("a") as lines:
+        for principle in (None, "calm"):
+            lines.write(f"{votes[0].model_copy(update={'principle': principle}).model_dump_json()}\n")
+    context = work(pairs())
+    run(Settings(budget=11, verdicts=file), context)
+    assert isinstance(context.said, SpotCheckSummary)
+    assert (context.said.votes, context.said.answered) == (1, 1)
     file.write_text('{"comparison": "none", "rater": "x", "choice": "a"}\n')
     with pytest.raises(InputError, match=r"votes\.jsonl:1"):
         run(Settings(budget=11, verdicts=file), work(pairs()))

@@ -115,6 +115,8 @@ class PeopleReport(Frozen):
     win_rates: tuple[tuple[str, PeopleRate, PeopleRate], ...]
     """(against whom, as the labeler has it, corrected) of the last model."""
     wrong: tuple[Contradiction, ...]
+    gold: tuple[PeopleRate, ...] = ()
+    """The share of the known answers that a rater gave on gold items, by rater; empty where there were none."""
 
 
 class Curve(Frozen, allow_inf_nan=True):
@@ -160,6 +162,26 @@ class LeftOut(Frozen):
     """Why, and how many; empty if everything was used."""
 
 
+class WorkRow(Frozen):
+    """People's work behind one of a run's sources, in words."""
+
+    source: str
+    raters: str
+    votes: str
+    skips: str
+    hours: str
+    exposures: str
+    pay: str
+
+
+class WorkReport(Frozen):
+    """Who did the work that people did."""
+
+    rows: tuple[WorkRow, ...] = ()
+    notes: tuple[str, ...]
+    """What a reader must know of it, in whole sentences; at least one."""
+
+
 class Provenance(Frozen):
     """What the numbers came from."""
 
@@ -171,6 +193,8 @@ class Provenance(Frozen):
     versions: dict[str, str]
     identities: dict[str, str]
     """Digests and identities of models and files, by the name of the model or file."""
+    people: WorkReport | None = None
+    """None in a page that was made up without a run."""
     config: str | None = None
     """The resolved configuration as JSON text."""
 

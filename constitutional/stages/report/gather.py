@@ -8,6 +8,7 @@ the page names what was left out or not measured.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated
 
 from pydantic import Field
 
@@ -43,6 +44,7 @@ from constitutional.stages.report.data import (
     Provenance,
     RunReport,
     StageCost,
+    WorkReport,
 )
 from constitutional.stages.report.examples import (
     example_choices,
@@ -51,7 +53,7 @@ from constitutional.stages.report.examples import (
     rollout_examples,
 )
 from constitutional.stages.report.page import render
-from constitutional.stages.report.people import people_report
+from constitutional.stages.report.people import people_report, work_report
 from constitutional.stages.report.verdicts import ALWAYS_WANTED, kind
 from constitutional.stages.summaries import Direction, Histogram, Share
 
@@ -92,6 +94,11 @@ class Settings(Frozen):
     """Comparisons shown on which people and the labeler contradict each other."""
     wanted: dict[str, Direction] = Field(default_factory=dict)
     """The direction in which a measure should go, `higher` or `lower`, by measure; it overrides evaluation's."""
+    pay_per_hour: Annotated[float, Field(gt=0)] | None = None
+    """What raters are paid for an hour; None says nothing of pay. The lead's page of `constitutional review` shows it
+    too, unless `review.pay_per_hour` says otherwise."""
+    currency: Annotated[str, Field(max_length=20)] = ""
+    """The currency of that pay, such as EUR."""
 
 
 def wanted_directions(
@@ -307,13 +314,17 @@ def gather(settings: Settings, view: RunView) -> RunReport:
             StageCost(stage=stage, calls=record.calls, seconds=record.seconds, forecast=record.forecast)
             for stage, record in records.items()
         ),
-        provenance=_provenance(view, comparisons, judgements),
+        provenance=_provenance(
+            view, comparisons, judgements, work_report(view, preferences, settings.pay_per_hour, settings.currency)
+        ),
         constitution=view.constitution,
         measurements=measurements,
     )
 
 
-def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Sequence[Judgement]) -> Provenance:
+def _provenance(
+    view: RunView, comparisons: Sequence[Comparison], judgements: Sequence[Judgement], people: WorkReport
+) -> Provenance:
     asked = {
         "sampled from": {comparison.model for comparison in comparisons},
         "labeler and method": {judgement.labeler for judgement in judgements},
@@ -330,6 +341,7 @@ def _provenance(view: RunView, comparisons: Sequence[Comparison], judgements: Se
             **{name: digest for name, digest in view.digests().items() if "constitution" not in name},
             **{name: ", ".join(sorted(values)) for name, values in asked.items() if values},
         },
+        people=people,
         config=json.dumps(view.configuration(), indent=2, ensure_ascii=False),
     )
 

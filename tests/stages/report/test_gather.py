@@ -28,6 +28,7 @@ from constitutional.engines.base import Engine
 from constitutional.engines.settings import ModelSettings
 from constitutional.engines.spending import Calls
 from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.people import work_of
 from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.context import StageRecord
@@ -42,7 +43,14 @@ from constitutional.stages.report.gather import (
     wanted_directions,
 )
 from constitutional.stages.report.page import render
-from constitutional.stages.summaries import Direction, Histogram, LabelerCheckSummary, SpotCheckSummary, Summary
+from constitutional.stages.summaries import (
+    Direction,
+    Histogram,
+    LabelerCheckSummary,
+    MixSummary,
+    SpotCheckSummary,
+    Summary,
+)
 from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -496,3 +504,88 @@ def test_people_s_votes_are_reported_with_who_gave_them_and_where_the_labeler_co
     assert "Nobody voted" not in page
     folder.stages["spotcheck"] = recorded(SpotCheckSummary.model_validate({**counts, "simulated": True}))
     assert "Nobody voted" in render((gather(Settings(), folder),))
+
+
+def test_known_answers_are_reported_by_rater_and_are_no_agreement_with_the_labeler(folder: RunFolder) -> None:
+    folder.write("spotchecks", [SpotCheck(comparison=COMPARISON.id, reason="audit", probability=0.5)])
+    golden = [by_rater("ada", number, gold="a" if number else "b") for number in range(4)]
+    folder.write("verdicts", [Verdict(comparison=COMPARISON.id, rater="ada", choice="b"), *golden])
+    counts = {"comparisons": 1, "audit": 1, "votes_wanted": 1, "votes": 1, "raters": 1, "answered": 1}
+    folder.stages["spotcheck"] = recorded(SpotCheckSummary.model_validate({**counts, "simulated": False}))
+    report = gather(Settings(), folder)
+    assert report.people is not None
+    assert [rate.n for rate in report.people.agreement if rate.name == "the audit set"] == [1]
+    assert [(rate.name, rate.value, rate.n) for rate in report.people.gold] == [("ada", 0.75, 4)]
+    assert "ada 75% (30% to 95%), n = 4" in render((report,))
+
+
+def by_rater(rater: str, number: int, **more: object) -> Verdict:
+    return Verdict.model_validate({"comparison": f"c{number}", "rater": rater, "choice": "a", **more})
+
+
+def worked(folder: RunFolder, verdicts: list[Verdict], *, simulated: bool = False) -> None:
+    counts = dict.fromkeys(("comparisons", "audit", "votes_wanted", "votes", "raters", "answered"), 1)
+    summary = SpotCheckSummary.model_validate({**counts, "simulated": simulated})
+    folder.stages["spotcheck"] = recorded(summary)
+    folder.write("spotchecks", [])
+    folder.write("verdicts", verdicts)
+
+
+def test_provenance_says_who_did_the_work_in_how_many_hours_and_for_what_pay(folder: RunFolder) -> None:
+    timed = [by_rater(rater, number, seconds=900, exposed=number == 0) for rater in ("ann", "bob") for number in (0, 1)]
+    worked(folder, timed)
+    made = gather(Settings(pay_per_hour=21.5, currency="EUR"), folder).provenance.people
+    assert made is not None
+    assert [tuple(row.model_dump().values()) for row in made.rows] == [
+        ("spot-checks", "2", "4", "0", "1.00", "2", "21.50 EUR")
+    ]
+    assert "simulated" not in " ".join(made.notes)
+    worked(folder, [*timed, by_rater("cem", 0)])  # imported
+    report = gather(Settings(pay_per_hour=21.5, currency="EUR"), folder)
+    assert report.provenance.people is not None
+    (row,) = report.provenance.people.rows
+    assert (row.raters, row.votes) == ("3", "5")
+    for text, value in ((row.hours, "1.00"), (row.exposures, "2"), (row.pay, "21.50 EUR")):
+        assert text.startswith(value)
+        assert "4 of 5" in text
+    assert "21.50 EUR, recorded for 4 of 5" in render((report,))
+    worked(folder, [by_rater("cem", 0)])
+    made = gather(Settings(), folder).provenance.people
+    assert made is not None
+    row = made.rows[0]
+    assert (row.hours, row.exposures, row.pay) == ("not recorded", "not recorded", "not stated")
+
+
+def test_provenance_says_that_simulated_votes_are_nobodys_work(folder: RunFolder) -> None:
+    worked(folder, [by_rater("simulated 1", 0), by_rater("simulated 2", 0)], simulated=True)
+    report = gather(Settings(pay_per_hour=20), folder)
+    assert report.provenance.people is not None
+    assert report.provenance.people.rows == ()
+    page = render((report,))
+    assert "2 votes (spot-checks) are simulated" in page
+    assert "No person voted" in page
+
+
+def test_provenance_says_what_is_not_known_of_a_file_of_people_s_comparisons(folder: RunFolder) -> None:
+    row = Preference(
+        prompt=COMPARISON.prompt,
+        chosen="A",
+        rejected="B",
+        probability=0.9,
+        source="human",
+        rests_on=("pairs.jsonl:3",),
+        comparison="c",
+    )
+    folder.write("preferences", [row, row.model_copy(update={"rests_on": ("0123456789abcdef",)})])
+    # Without a count of the verdicts that the other one rests on, nothing is known of them either.
+    for verdicts, expected in ((None, "2 preferences"), ([by_rater("ann", 0, seconds=36)], "1 preferences")):
+        if verdicts is not None:
+            counts = dict.fromkeys(("comparisons", "decided", "conflicts", "near_a_half", "train", "held_out"), 1)
+            summary = MixSummary.model_validate({**counts, "counts": {}, "work": work_of(verdicts)})
+            folder.stages["mix"] = recorded(summary)
+        made = gather(Settings(), folder).provenance.people
+        assert made is not None
+        assert any(note.startswith(expected) and "not recorded" in note for note in made.notes)
+        assert not any("No person" in note for note in made.notes)
+    assert made is not None
+    assert [(line.source, line.hours) for line in made.rows] == [("votes of mix.verdicts", "0.01")]
