@@ -74,7 +74,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
-            version=6,
+            version=7,
         ),
         Stage(
             "critique_revise",

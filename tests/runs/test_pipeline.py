@@ -68,6 +68,7 @@ principles:
       - {prompt: Why?, better: Because it is so., worse: No.}
   - id: shorter
     text: Prefer the shorter.
+    tags: [refusal, avoid]
     examples:
       - {prompt: Why?, better: No., worse: Because it is so.}
 """
@@ -156,16 +157,16 @@ def test_where_a_default_changes_the_stages_version_is_raised() -> None:
 
 DEFAULTS = {
     "prompts 2 SandboxPrompts": "7a86a5b1",
-    "labeler_check 6 LabelSettings": "2569882a",
+    "labeler_check 7 LabelSettings": "2569882a",
     "critique_revise 4 Settings": "d7186f58",
     "sft 3 Settings": "d22d7cf1",
     "sample_pairs 3 Settings": "05261e3f",
     "label 5 LabelSettings": "2569882a",
-    "mix 4 Settings": "f49f4731",
+    "mix 4 Settings": "a8ee5139",
     "reward 3 Settings": "23679fcc",
     "dpo 2 Settings": "7ca851c5",
     "evaluate 8 Inputs": "3c5d5abb",
-    "report 9 Settings": "480dfbda",
+    "report 9 Settings": "05129dfc",
     "ppo 3 Inputs": "4e9b301a",
     "grpo 3 Inputs": "9fc8bc46",
     "rloo 3 Inputs": "e277b80c",

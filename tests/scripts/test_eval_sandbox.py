@@ -1,7 +1,6 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,18 +8,15 @@ from typing import Any
 import pytest
 
 from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
 from constitutional.sandbox.world import TRAITS
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "eval_sandbox.py"
 
 
-class Mute:
-    """Says nothing, and gives both choices the same probability."""
-
-    identity = "mute"
-
-    def complete(self, requests: Sequence[Request]) -> list[Completion]:
-        return [Completion("", "stop", tuple(0.0 for _ in request.choices)) for request in requests]
+def mute(request: Request) -> Completion:
+    """Says nothing, and gives all choices the same probability."""
+    return Completion("", "stop", tuple(0.0 for _ in request.choices))
 
 
 @pytest.fixture
@@ -31,7 +27,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "shipped_engine", lambda _folder: Mute())
+    monkeypatch.setattr(module, "shipped_engine", lambda _folder: ScriptedEngine(mute))
     return module
 
 
@@ -92,13 +88,12 @@ def test_the_measures_go_into_a_folder_that_was_not_there(
     mine, scores = tmp_path / "mine.json", tmp_path / "new" / "folder" / "scores.json"
     mine.write_text(json.dumps([GOOD]))
     assert run(script, monkeypatch, "--principles", mine, "--json", scores) == 1  # nothing that was wanted is reached
-    understood = json.loads(scores.read_text())[1]
-    assert (understood["name"], understood["value"], understood["n"]) == (
-        "concept and direction understood, mine.json",
-        0.0,
-        1,
-    )
-    assert "| concept and direction understood, mine.json | 0.0% |" in capsys.readouterr().out
+    measured = {measure["name"]: (measure["value"], measure["n"]) for measure in json.loads(scores.read_text())}
+    assert measured["read as it is meant, mine.json"] == (1.0, 1)  # by the encoder
+    assert measured["right readings flagged, mine.json"] == (0.0, 1)
+    assert measured["misreadings flagged, mine.json"] == (None, 0)
+    assert measured["concept and direction understood, mine.json, as given"] == (0.0, 1)  # by a model that says nothing
+    assert "| concept and direction understood, mine.json, as given | 0.0% |" in capsys.readouterr().out
 
 
 def test_measures_that_cannot_be_written_are_refused_before_anything_is_measured(
