@@ -211,7 +211,9 @@ class Constitution(Frozen):
         return selection
 
     def giving(self, given: Mapping[str, Mapping[Use, str]]) -> "Constitution":
-        """The constitution of which models are given other words, by principle's id and use."""
+        """The constitution of which models are given these other words, by principle's id and use, and no others."""
+        if not given and not any(principle.given for principle in (*self.principles, *self.left_out)):
+            return self
 
         def with_given(principle: Principle) -> Principle:
             return principle.model_copy(update={"given": dict(given.get(principle.id, {}))})

@@ -242,7 +242,7 @@ def in_known_words(constitution: Constitution, uses: Collection[Use]) -> Constit
             understanding = understood[principle.written(use)]
             if understanding and understanding.given:
                 given.setdefault(principle.id, {})[use] = understanding.given
-    return constitution.giving(given) if given else constitution
+    return constitution.giving(given)
 
 
 def _meaning(understanding: Understanding) -> str:

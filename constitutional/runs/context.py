@@ -87,7 +87,8 @@ def selected(config: RunConfig) -> Constitution:
 def as_models_read(config: RunConfig, constitution: Constitution) -> Constitution:
     """The constitution as the run's models are given it: the sandbox's model in words that it knows.
 
-    It reads what ships with the package as it is meant, so nobody is asked about that.
+    It reads what ships with the package as it is meant, so nobody is asked about that. What a file says of it was
+    another run's, whose words and models may have been others.
     """
     critics, judges = [config.critic], [config.labeler, *config.panel.values()]
     readers = {"critique": critics, "revision": critics, "comparison": judges}  # all judges read the same words
@@ -98,7 +99,7 @@ def as_models_read(config: RunConfig, constitution: Constitution) -> Constitutio
     ]
     is_shipped = find_constitution(config.constitution.file).parent == shipped("constitutions")
     if not uses or (is_shipped and not config.constitution.wordings) or encoder_folder() is None:
-        return constitution
+        return constitution.giving({})
     return in_known_words(constitution, uses)
 
 

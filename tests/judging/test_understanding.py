@@ -226,6 +226,8 @@ def test_a_principle_that_the_model_misreads_is_read_by_the_encoder_and_given_in
     assert given.principles[0].words("critique") == given.principles[0].words("comparison") == "Avoid verbosity."
     assert given.principles[0].words("revision") == ours.principles[0].text  # nobody asked about this use
     assert sandbox_meanings(given) == [meaning]  # the author's words are what is read
+    edited = Principle(id="short", text="Be polite.", given={"critique": "Avoid verbosity."})  # a used file, edited
+    assert in_known_words(constitution(edited), ["critique"]).principles[0].words("critique") == "Be polite."
     plain = constitution(Principle(id="plain", text="Be polite."))
     assert in_known_words(plain, ["critique"]) is plain
 
