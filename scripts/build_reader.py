@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from constitutional.sandbox import principles, reader, understand
-from constitutional.sandbox.reader import MATRICES, MOST_TOKENS, READER_FOLDER, encoder_folder
+from constitutional.sandbox.reader import MATRICES, READER_FOLDER, encoder_folder
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS
 from scripts.sandbox_training.corpus import Family
-from scripts.sandbox_training.evaluate import as_direction
+from scripts.sandbox_training.evaluate import as_wording
 
 EPOCHS: Final = 3
 RATE: Final = 1e-3
@@ -124,10 +124,7 @@ class Reader(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """(B, meanings + 1): logits of the meanings, and of asking for two things."""
-        batch = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
-        states = self.encoder(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None].to(states.dtype)
-        mean = (states * mask).sum(1) / mask.sum(1)
+        mean = reader.mean_states(self.tokenizer, self.encoder, texts)
         logits: Tensor = self.head(F.dropout(mean.float(), 0.1, self.training))
         return logits
 
@@ -162,23 +159,23 @@ def loss_of(logits: Tensor, made: Sequence[Example]) -> Tensor:
     return meanings + 0.5 * F.binary_cross_entropy_with_logits(logits[:, -1], two)
 
 
-def train(epochs: int, rate: float, seed: int) -> Reader:
+def train(seed: int) -> Reader:
     """One reader; another seed draws other texts in another order and begins with other changes."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    reader = Reader().train()
-    lora = [weight for weight in reader.encoder.parameters() if weight.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": lora, "of": rate}]
-    groups.append({"params": list(reader.head.parameters()), "of": 3 * rate})
+    network = Reader().train()
+    lora = [weight for weight in network.encoder.parameters() if weight.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": lora, "of": RATE}]
+    groups.append({"params": list(network.head.parameters()), "of": 3 * RATE})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     started, step, losses = time.monotonic(), 0, list[float]()
-    total = epochs * -(-len(examples(random.Random(seed))) // BATCH)
-    for _ in range(epochs):
+    total = EPOCHS * -(-len(examples(random.Random(seed))) // BATCH)
+    for _ in range(EPOCHS):
         for made in batches(rng, examples(rng)):
             for group in optimizer.param_groups:
                 group["lr"] = group["of"] * min(1.0, (step + 1) / 100) * max(0.01, 1 - step / total)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = reader([example.text for example in made])
+                logits = network([example.text for example in made])
             loss = loss_of(logits.float(), made)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -189,7 +186,7 @@ def train(epochs: int, rate: float, seed: int) -> Reader:
             if step % 50 == 0:
                 mean, minutes = sum(losses[-50:]) / 50, (time.monotonic() - started) / 60
                 print(f"reader {seed}: step {step} of {total}, loss {mean:.3f}, {minutes:.1f} minutes", flush=True)
-    return reader.eval()
+    return network.eval()
 
 
 # Calibration
@@ -212,7 +209,7 @@ def cases(part: str) -> list[Case]:
     folder = reader.encoder_folder()
     assert folder is not None
     return [
-        Case((row["trait"], as_direction(row["direction"])), logits, torch.tensor(own))
+        Case(as_wording(row["trait"], row["direction"], row["text"]).family, logits, torch.tensor(own))
         for row, logits, own in zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
     ]
 
@@ -257,12 +254,10 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, action="append", help="train this one alone, and calibrate nothing")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--rate", type=float, default=RATE)
     arguments = parser.parse_args()
     READER_FOLDER.mkdir(exist_ok=True)
     for seed in arguments.seed or SEEDS:
-        save_file(train(arguments.epochs, arguments.rate, seed).changes(), READER_FOLDER / f"{seed}.safetensors")
+        save_file(train(seed).changes(), READER_FOLDER / f"{seed}.safetensors")
     if not arguments.seed:
         made = json.dumps(calibrate()._asdict(), indent=1)
         (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")

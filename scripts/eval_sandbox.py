@@ -141,8 +141,8 @@ def main() -> int:
             seed=arguments.seed,
             progress=progress,
         )
-        name = arguments.principles.name if wordings else ""
-        measures = evaluation.as_in_a_run(name, wordings) if wordings else evaluation.everything()
+        own = arguments.principles
+        measures = evaluation.as_in_a_run(own.name, wordings) if own else evaluation.everything()
     except ConstitutionalError as error:
         print(f"eval_sandbox: {error}", file=sys.stderr)
         return error.exit_code

@@ -81,7 +81,7 @@ class Principle(Frozen):
     `seek` tell the evaluation what the principle is after."""
     examples: tuple[Example, ...] = ()
     """What the labeler is measured on."""
-    given: dict[Use, Text] = Field(default_factory=dict)
+    given: dict[Use, Text] = Field(default_factory=dict, exclude_if=lambda given: not given)
     """What models are given in place of the words for a use, where they would read the words as something else."""
 
     def words(self, use: Use) -> str:
@@ -129,12 +129,8 @@ class Constitution(Frozen):
         """
         content = []
         for principle in self.principles:
-            left_out = {"tags"}
-            if set(principle.uses) == set(PURPOSES):
-                left_out.add("uses")
-            if not principle.given:
-                left_out.add("given")
-            content.append(principle.model_dump(mode="json", exclude=left_out))
+            for_all = set(principle.uses) == set(PURPOSES)
+            content.append(principle.model_dump(mode="json", exclude={"tags", "uses"} if for_all else {"tags"}))
         return _digest(content)
 
     def used_for(self, purpose: Purpose) -> "Constitution":
@@ -150,9 +146,14 @@ class Constitution(Frozen):
             raise ConfigurationError(
                 f"constitution '{self.name}' has no principle for {purpose}; write uses: [{purpose}] below one"
             )
-        return Constitution(
-            **{**{field: getattr(self, field) for field in Constitution.model_fields}, "principles": kept}
-        )
+        return self._of(kept)
+
+    def _of(self, principles: tuple[Principle, ...], left_out: tuple[Principle, ...] = ()) -> "Constitution":
+        """The same with these principles; made anew and not by model_copy, which would take the digest along."""
+        fields = {field: getattr(self, field) for field in Constitution.model_fields}
+        made = Constitution(**{**fields, "principles": principles})
+        made.__dict__["left_out"] = left_out  # as it is cached
+        return made
 
     def digest_for(self, purpose: Purpose) -> str:
         """SHA-256 of all that revising drafts, or comparing responses, depends on: no other edit makes it anew."""
@@ -189,26 +190,19 @@ class Constitution(Frozen):
             if not 0 < weight < math.inf:
                 advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
                 raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
+        cleared: dict[str, object] = {"given": {}, **dict.fromkeys(USES)}
         worded = tuple(
             principle.model_copy(
                 update={"weight": float(weights.get(principle.id, principle.weight))}
-                | (
-                    {"text": wordings[principle.id], "given": {}, **dict.fromkeys(USES)}
-                    if principle.id in wordings
-                    else {}
-                )
+                | ({"text": wordings[principle.id], **cleared} if principle.id in wordings else {})
             )
             for principle in self.principles
         )
         kept = tuple(principle for principle in worded if principle.id in chosen)
         if not kept:
             raise ConfigurationError(f"constitution '{self.name}': constitution.only and without leave no principle")
-        # Made anew and not by model_copy, which would take the digest along.
-        fields = {field: getattr(self, field) for field in Constitution.model_fields}
-        selection = Constitution(**{**fields, "principles": kept})
         left_out = tuple(principle for principle in worded if principle.id not in chosen)
-        selection.__dict__["left_out"] = self.left_out + left_out  # as it is cached
-        return selection
+        return self._of(kept, self.left_out + left_out)
 
     def giving(self, given: Mapping[str, Mapping[Use, str]]) -> "Constitution":
         """The constitution of which models are given these other words, by principle's id and use, and no others."""
@@ -218,10 +212,7 @@ class Constitution(Frozen):
         def with_given(principle: Principle) -> Principle:
             return principle.model_copy(update={"given": dict(given.get(principle.id, {}))})
 
-        fields = {field: getattr(self, field) for field in Constitution.model_fields}
-        made = Constitution(**{**fields, "principles": tuple(map(with_given, self.principles))})
-        made.__dict__["left_out"] = tuple(map(with_given, self.left_out))  # as it is cached
-        return made
+        return self._of(tuple(map(with_given, self.principles)), tuple(map(with_given, self.left_out)))
 
     def draw(self, rng: random.Random, used: Collection[str] = ()) -> Principle:
         """A principle at random by weight, among those that occur least often in `used`, the ids drawn before.

@@ -248,7 +248,7 @@ def in_known_words(constitution: Constitution, uses: Collection[Use]) -> Constit
 def _meaning(understanding: Understanding) -> str:
     if understanding.trait == "nothing":
         return NOTHING_ASKED
-    return f"{understanding.direction} {understanding.trait.replace('_', ' ')}"
+    return understand.in_short(understanding.trait, understanding.direction).replace("_", " ")
 
 
 def tagged(principle: Principle) -> tuple[str, Literal["seek", "avoid"]] | None:

@@ -100,12 +100,6 @@ def whole_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
     return tuple((TEXT_FOLDER / "wordings" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
 
 
-def is_near(text: str, held: frozenset[str]) -> bool:
-    """Whether a text shares two thirds of its words with a held-out wording, of which `held` are the words."""
-    words = words_of([text])
-    return 3 * len(words & held) >= 2 * len(words | held)
-
-
 @cache
 def _frames() -> dict[str, Any]:
     loaded: dict[str, Any] = load_text("principles/frames")

@@ -118,9 +118,15 @@ def network(folder: Path, file: Path) -> Network:
     assert weight.shape[0] == len(MEANINGS) + 1
 
     def logits(texts: Sequence[str]) -> "Tensor":
-        batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
-        states = encoder(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None].float()
-        return F.linear((states * mask).sum(1) / mask.sum(1), weight, bias)
+        return F.linear(mean_states(tokenizer, encoder, texts), weight, bias)
 
     return logits
+
+
+def mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> "Tensor":  # noqa: ANN401 - transformers' own
+    """(B, hidden): the mean of the encoder's last states over the tokens of each text."""
+    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
+    states: Tensor = encoder(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None].to(states.dtype)
+    mean: Tensor = (states * mask).sum(1) / mask.sum(1)
+    return mean

@@ -368,12 +368,7 @@ def readings(name: str, wordings: Sequence[Wording], read: Sequence[Understandin
     ]
 
 
-def as_direction(text: str) -> teacher.Direction:
-    """A direction by its name.
-
-    Raises:
-        ValueError: it is no direction.
-    """
+def _direction(text: str) -> teacher.Direction:
     if text not in ("avoid", "seek"):
         raise ValueError(f"direction is {text!r}; it must be 'avoid' or 'seek'")
     return "avoid" if text == "avoid" else "seek"
@@ -387,7 +382,7 @@ def as_wording(trait: str, direction: str, text: str) -> Wording:
     """
     if trait not in TRAITS:
         raise ValueError(f"trait is {trait!r}; it must be one of {', '.join(TRAITS)}")
-    family = (trait, as_direction(direction))
+    family = (trait, _direction(direction))
     if family not in FAMILIES:
         sought = ", ".join(trait for trait, direction in FAMILIES if direction == "seek")
         raise ValueError(f"'{trait}' can only be avoided; those that can be sought are {sought}")

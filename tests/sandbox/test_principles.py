@@ -73,10 +73,16 @@ def held_out() -> list[str]:
     return texts + [entry["text"] for entry in principles.two_wishes()]
 
 
+def is_near(text: str, held: frozenset[str]) -> bool:
+    """Whether a text shares two thirds of its words with a held-out wording, of which `held` are the words."""
+    words = words_of([text])
+    return 3 * len(words & held) >= 2 * len(words | held)
+
+
 def test_no_shipped_text_comes_near_a_held_out_wording() -> None:
     near = frozenset(words_of(["Keep it short and simple."]))
-    assert principles.is_near("keep it simple and short", near)
-    assert not principles.is_near("Keep the answer short.", near)  # 2 of 6 words
+    assert is_near("keep it simple and short", near)
+    assert not is_near("Keep the answer short.", near)  # 2 of 6 words
     by_word: dict[str, set[frozenset[str]]] = {}
     for held in (frozenset(words_of([text])) for text in held_out()):
         for word in held:
@@ -86,7 +92,7 @@ def test_no_shipped_text_comes_near_a_held_out_wording() -> None:
     assert len(shipped) > 15_000
     for text in shipped:
         like = set().union(*(by_word.get(word, set()) for word in words_of([text])))
-        assert not [held for held in like if principles.is_near(text, held)], text
+        assert not [held for held in like if is_near(text, held)], text
 
 
 def test_the_idiomatic_wordings_are_three_hundred_in_two_halves() -> None:
