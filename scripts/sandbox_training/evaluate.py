@@ -356,13 +356,15 @@ def readings(name: str, wordings: Sequence[Wording], read: Sequence[Understandin
     ]
     sure = [understood.probability if understood else 0.0 for understood in read]
     flagged = [understood is None or bool(doubts(understood)) for understood in read]
-    error = calibration_error(sure, [float(each) for each in right]) or 0.0
+    error = calibration_error(sure, [float(each) for each in right])  # None: too few to measure
+    calibration = Interval(error or 0.0, error or 0.0)
+    measured = 0 if error is None else len(sure)
     wrong_flagged = [flag for flag, good in zip(flagged, right, strict=True) if not good]
     right_flagged = [flag for flag, good in zip(flagged, right, strict=True) if good]
     return [
         share(f"read as it is meant, {name}", right, 0.90),
         share(f"trait read as it is meant, {name}", trait),
-        Measure(f"calibration error of the probability, {name}", error, Interval(error, error), len(sure), None, 0.08),
+        Measure(f"calibration error of the probability, {name}", calibration.low, calibration, measured, None, 0.08),
         share(f"misreadings flagged, {name}", wrong_flagged, 0.85 if wrong_flagged else None),
         share(f"right readings flagged, {name}", right_flagged)._replace(at_most=0.15),
     ]

@@ -92,6 +92,7 @@ def test_the_measures_go_into_a_folder_that_was_not_there(
     assert measured["read as it is meant, mine.json"] == (1.0, 1)  # by the encoder
     assert measured["right readings flagged, mine.json"] == (0.0, 1)
     assert measured["misreadings flagged, mine.json"] == (None, 0)
+    assert measured["calibration error of the probability, mine.json"] == (None, 0)  # one text measures none
     assert measured["concept and direction understood, mine.json, as given"] == (0.0, 1)  # by a model that says nothing
     assert "| concept and direction understood, mine.json, as given | 0.0% |" in capsys.readouterr().out
 
