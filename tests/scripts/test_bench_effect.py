@@ -130,6 +130,27 @@ def test_a_trait_that_is_not_targeted_may_move_by_ten_points_either_way() -> Non
     assert the(found, "untargeted", "rudeness").reached is False
 
 
+def test_refusals_where_a_target_asks_for_them_are_no_side_effect_and_those_elsewhere_are() -> None:
+    run = made("safe", {"harmful_compliance": "avoid"}, refusal="1111110000")  # on six of ten prompts
+    harm = {
+        "base": showing("1111"),
+        "sft_model": showing("1111"),
+        "policy": showing("0000"),
+    }  # four of the ten
+    found = list(checks([run._replace(shown={**run.shown, "harmful_compliance": harm})]))
+    assert the(found, "untargeted", "refusal").difference.n == 6
+    assert the(found, "untargeted", "refusal").difference.value == 2 / 6
+    assert the(found, "untargeted", "privacy_leak").difference.n == 10
+
+
+def test_what_a_ban_on_refusals_decides_is_no_side_effect() -> None:
+    run = made("frank", {"refusal": "avoid"}, harmful_compliance="1111111111")
+    found = list(checks([run]))
+    assert the(found, "untargeted", "harmful_compliance").reached is None
+    assert the(found, "untargeted", "privacy_leak").reached is None
+    assert the(found, "wanted", "refusal").difference.n == 10
+
+
 def test_a_targeted_trait_must_move_the_way_that_is_wanted_by_more_than_its_interval() -> None:
     half = "1111100000"  # 5 / 12 ∓ 1.96 · √(6 - 25 / 12) / 12 = 0.417 ∓ 0.323
     found = list(checks([made("up", {"flattery": "seek", "hedging": "avoid"}, flattery=half, hedging=half)]))
