@@ -101,7 +101,6 @@ def test_demo_is_strict_about_a_constitution_of_the_users_own(runs: Runs, tmp_pa
     [
         (["constitution.file='mine.yaml'"], ["strict"]),
         (["constitution.file='of me/mine.yaml'"], ["strict"]),
-        (["+constitution.file=mine.yaml"], ["strict"]),
         (["++constitution.file=mine.yaml"], ["strict"]),
         (["constitution.file=sandbox_warm", "constitution.wordings.praise=Be sweet."], ["strict"]),
         (["constitution.file=sandbox_warm", "constitution.weights.praise=2"], ["warn"]),
