@@ -240,14 +240,16 @@ def _check(arguments: argparse.Namespace) -> int:
     from constitutional.judging import trial as check
     from constitutional.judging.labeler import answering
     from constitutional.runs.compose import compose, freeze
-    from constitutional.runs.context import RunContext, selected
+    from constitutional.runs.context import RunContext, as_models_read, selected
 
     config = freeze(compose(arguments.overrides))
     chosen = config.constitution.model_copy(update={"file": arguments.file})
-    constitution = selected(config.model_copy(update={"constitution": chosen}))
+    trial_config = config.model_copy(update={"constitution": chosen})
+    written = selected(trial_config)
     answers = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
     progress = Progress()
+    constitution = as_models_read(trial_config, written)
 
     trials = []
 

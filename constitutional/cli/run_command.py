@@ -5,6 +5,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -36,10 +37,13 @@ def run(words: Sequence[str], command: str = "run") -> int:
     from constitutional.runs.runner import ready
 
     arguments = _parsed(command, words)
+    swept = arguments.multirun or any(re.match(r"\+*sweep=", word) for word in arguments.overrides)
+    if command == "demo" and _has_own_words(arguments.overrides, swept=swept):
+        # A principle of the user's own must be understood, or a first try ends in a model that nobody asked for.
+        arguments.overrides = ["understanding=strict", *arguments.overrides]
     if arguments.cfg:
         return _print_config(arguments)
     source = source_of(arguments.overrides)
-    swept = arguments.multirun or any(re.match(r"\+*sweep=", word) for word in arguments.overrides)
     if source:
         places = [word for word in arguments.overrides if re.match(r"(from|folder|name)=", word)]
         for place in sweep(places, multirun=swept):
@@ -113,20 +117,24 @@ def _forecast_one(config: "RunConfig", items: int, words: str) -> None:
 
 
 def demo(words: Sequence[str]) -> int:
-    """Run everything on the small test-bed, in runs/demo; returns the exit code.
-
-    A constitution of the user's own must be understood without doubt: whoever tries the project would else see a model
-    trained as nobody asked for.
-    """
-    usual = ["experiment=sandbox", "name=demo"]
-    return run([*usual, *(["understanding=strict"] if _names_a_file(words) else []), *words], "demo")
+    """Run everything on the small test-bed, in runs/demo; returns the exit code."""
+    return run(["experiment=sandbox", "name=demo", *words], "demo")
 
 
-def _names_a_file(words: Sequence[str]) -> bool:
-    """Whether the words of a command name a constitution's file that does not ship with the package."""
-    values = [word.partition("=")[2] for word in words if word.startswith("constitution.file=")]
-    files = [Path(name) for value in values for name in value.split(",")]
-    return any(file.is_file() and file.resolve().parent != shipped("constitutions").resolve() for file in files)
+def _has_own_words(overrides: Sequence[str], *, swept: bool) -> bool:
+    """Whether any run that these overrides ask for has principles that do not ship; False where they are wrong."""
+    from constitutional.runs.compose import compose, search_space, sweep_settings
+    from constitutional.runs.context import own_words
+    from constitutional.runs.sweeps import jobs_of
+
+    with suppress(ConstitutionalError):  # which is told when they are composed to be run
+        if swept and sweep_settings(overrides).trials is not None:
+            shared, spaces = search_space(overrides)
+            jobs = [shared, *([*shared, f"{space.key}={choice}"] for space in spaces for choice in space.choices)]
+        else:
+            jobs = [list(job.overrides) for job in jobs_of(overrides, multirun=swept)]
+        return any(own_words(compose(job)) != frozenset() for job in jobs)
+    return False
 
 
 def config(words: Sequence[str]) -> int:

@@ -81,8 +81,10 @@ class Principle(Frozen):
     `seek` tell the evaluation what the principle is after."""
     examples: tuple[Example, ...] = ()
     """What the labeler is measured on."""
+    as_written: bool = Field(default=False, exclude_if=lambda as_written: not as_written)
+    """Whether models are given these very words, whatever they read in them."""
     given: dict[Use, Text] = Field(default_factory=dict, exclude_if=lambda given: not given)
-    """What models are given in place of the words for a use, where they would read the words as something else."""
+    """What models are given in place of the words for a use, because they would not surely read the words rightly."""
 
     def words(self, use: Use) -> str:
         """What a model reads for this use."""
@@ -178,23 +180,26 @@ class Constitution(Frozen):
         without: Collection[str] = (),
         weights: Mapping[str, float] | None = None,
         wordings: Mapping[str, str] | None = None,
+        as_written: Collection[str] = (),
     ) -> "Constitution":
         """The constitution with only these principles (None means all), without those, with these weights and texts.
 
-        A new text replaces the words that a principle has for a single use, too.
+        A new text replaces the words that a principle has for a single use, too. Models are given the words of
+        `as_written` as they are.
         """
         weights, wordings = weights or {}, wordings or {}
-        self._check_known([*(only or []), *without, *weights, *wordings])
+        self._check_known([*(only or []), *without, *weights, *wordings, *as_written])
         chosen = set(self._by_id if only is None else only) - set(without)
         for principle_id, weight in weights.items():
             if not 0 < weight < math.inf:
                 advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
                 raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
-        cleared: dict[str, object] = {"given": {}, **dict.fromkeys(USES)}
+        cleared: dict[str, object] = {"given": {}, "as_written": False, **dict.fromkeys(USES)}
         worded = tuple(
             principle.model_copy(
                 update={"weight": float(weights.get(principle.id, principle.weight))}
                 | ({"text": wordings[principle.id], **cleared} if principle.id in wordings else {})
+                | ({"as_written": True} if principle.id in as_written else {})
             )
             for principle in self.principles
         )

@@ -6,7 +6,9 @@ from typing import Literal, NamedTuple
 
 from constitutional.constitution.constitution import Constitution, Principle
 
-Kind = Literal["added", "removed", "renamed", "reworded", "reweighted", "uses", "tags", "examples", "moved"]
+Kind = Literal[
+    "added", "removed", "renamed", "reworded", "reweighted", "uses", "as_written", "tags", "examples", "moved"
+]
 
 
 class PrincipleChange(NamedTuple):
@@ -91,6 +93,8 @@ def _changes(before: Principle, after: Principle) -> Iterator[PrincipleChange]:
         yield PrincipleChange("reweighted", before.id, f"{before.weight:g}", f"{after.weight:g}")
     if set(before.uses) != set(after.uses):
         yield PrincipleChange("uses", before.id, " and ".join(before.uses), " and ".join(after.uses))
+    if before.as_written != after.as_written:
+        yield PrincipleChange("as_written", before.id, str(before.as_written).lower(), str(after.as_written).lower())
     if before.tags != after.tags:
         yield PrincipleChange("tags", before.id, ", ".join(before.tags) or "none", ", ".join(after.tags) or "none")
     if before.examples != after.examples:

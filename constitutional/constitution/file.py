@@ -62,6 +62,15 @@ def find_constitution(name_or_path: str | Path) -> Path:
     raise ConfigurationError(f"there is no file {path} and no shipped constitution of that name; {advice}")
 
 
+def is_shipped(name_or_path: str | Path) -> bool:
+    """Whether the file ships with the package.
+
+    Raises:
+        ConfigurationError: there is no such file.
+    """
+    return find_constitution(name_or_path).resolve().parent == shipped("constitutions").resolve()
+
+
 class ReadConstitution(NamedTuple):
     """What a file holds."""
 
@@ -209,6 +218,7 @@ def _as_python(node: Node) -> object:
 
 _EXPECTED = {
     "weight": "a positive number, such as 2 or 0.5",
+    "as_written": "true or false",
     "id": "letters, digits, '_' and '-' (at most 64, a letter first)",
     "authors": "a list of texts",
     "tags": "a list of texts",

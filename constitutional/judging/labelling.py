@@ -72,7 +72,9 @@ def label(  # noqa: PLR0913 - what the public function consists of
     """Judgements of each comparison, one for each principle that it is judged by, in order.
 
     Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does. `ended`
-    is told how many judgements have been made, in whatever order.
+    is told how many judgements have been made, in whatever order. The engine is given the principles' words as the
+    constitution has them (`Principle.words`). A run gives the sandbox's model other words where it would misread them;
+    `judging.understanding.in_known_words` makes such a constitution.
     """
     settings = settings or LabelSettings()
     labeler = Labeler(engine, templates or load_prompts(), settings, seed)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from constitutional.base.errors import InputError
 from constitutional.base.progress import counted
 from constitutional.constitution.constitution import Constitution
-from constitutional.constitution.file import find_constitution, read_constitution
+from constitutional.constitution.file import find_constitution, is_shipped, read_constitution
 from constitutional.constitution.lint_rules import RULES
 from constitutional.constitution.markdown import ProseBlock
 from constitutional.constitution.yaml import shown
@@ -57,9 +57,12 @@ def lint(file: str, *, sandbox: bool, chosen: Collection[str] | None = None) -> 
     """What `lint_file` says of a file or shipped constitution; with `sandbox`, the sandbox's model understands it."""
     understand: Understand | None = None
     if sandbox:
-        from constitutional.judging.understanding import sandbox_meanings
+        from constitutional.judging.understanding import in_known_words, sandbox_meanings
 
-        understand = sandbox_meanings
+        def understand(constitution: Constitution) -> list["PrincipleMeaning"]:
+            ids = () if is_shipped(file) else None  # what ships is given as it is
+            return sandbox_meanings(in_known_words(constitution, ids=ids))
+
     return lint_file(find_constitution(file), understand, chosen)
 
 

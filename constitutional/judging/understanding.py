@@ -8,13 +8,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from constitutional.base.errors import RunError
 from constitutional.base.progress import counted, percent
 from constitutional.base.records import Message, Record
 from constitutional.base.templates import Prompts
-from constitutional.constitution.constitution import Constitution, Principle, Use
+from constitutional.constitution.constitution import USES, Constitution, Principle, Use
 from constitutional.constitution.yaml import shown
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, side_by_side
@@ -32,7 +32,7 @@ MOST_TOKENS = 64
 NOTHING_ASKED = "nothing in particular"
 """The meaning of a principle in which the sandbox's model finds no request."""
 
-Reader = Literal["", "critic", "labeler"]
+Reader = Literal["", "critic", "labeler", "reviser"]
 
 
 class PrincipleMeaning(Record):
@@ -43,7 +43,7 @@ class PrincipleMeaning(Record):
     words: str
     """The words that the model read."""
     reader: Reader = ""
-    """Whose words they are; empty if critic and labeler read the same."""
+    """Whose words they are; empty if critic and labeler are given the same."""
     meaning: str
     """Such as `avoid flattery`, or the critic's own sentence; empty if the words are too long to read."""
     probability: float | None = None
@@ -57,7 +57,7 @@ class PrincipleMeaning(Record):
     model_reads: str = ""
     """What the sandbox's model itself makes of the words; empty for other readers."""
     given: str = ""
-    """What the sandbox's model is given in place of the words, because it would read something else."""
+    """What the reader, which is the sandbox's model, is given in place of the words."""
 
     @property
     def doubtful(self) -> bool:
@@ -88,39 +88,61 @@ def meaning_lines(meanings: Sequence[PrincipleMeaning]) -> list[str]:
 
 
 def _line(meanings: Sequence[PrincipleMeaning]) -> str:
-    parts = []
+    read, given = [], []
     for meaning in meanings:
         sure = "" if meaning.probability is None else f" ({percent(meaning.probability)})"
-        given = f", and given to the model as: {meaning.given}" if meaning.given else ""
-        parts.append(f"{meaning.meaning or 'not read'}{sure}{given}")
+        read.append(f"{meaning.meaning or 'not read'}{sure}")
+        given.append(f", and given to the {meaning.reader or 'model'} as: {meaning.given}" if meaning.given else "")
     if len({meaning.meaning for meaning in meanings}) == 1:
-        return f"understood as: {parts[0]}"
+        return f"understood as: {read[0]}{''.join(given)}"
     return "; ".join(
-        f'the {meaning.reader}, which sees "{shown(meaning.words)}", reads it as: {part}'
-        for part, meaning in zip(parts, meanings, strict=True)
+        f'the {meaning.reader or "model"}, which sees "{shown(meaning.words)}", reads it as: {part}{instead}'
+        for part, instead, meaning in zip(read, given, meanings, strict=True)
     )
 
 
-def _readings(constitution: Constitution) -> list[tuple[Principle, Reader, str]]:
-    """The words of every principle that are read: one if critic and labeler read the same, else two, its text first."""
-    readings: list[tuple[Principle, Reader, str]] = []
+class _PrincipleWords(NamedTuple):
+    """Words of a principle that a model reads."""
+
+    principle: Principle
+    reader: Reader
+    words: str
+    given: str
+    """What the reader is given in their place; empty where it is given the words."""
+
+
+def _readings(constitution: Constitution) -> list[_PrincipleWords]:
+    """The words of every principle that are read: once where critic and labeler are given the same, its text first.
+
+    The words for revision alone count where a principle has some; they are said beside those for critique.
+    """
+    readings: list[_PrincipleWords] = []
     for principle in constitution.principles:
-        critic, labeler = principle.written("critique"), principle.written("comparison")
-        if critic == labeler:
-            readings.append((principle, "", critic))
-        else:
-            both: list[tuple[Principle, Reader, str]] = [(principle, "critic", critic), (principle, "labeler", labeler)]
-            readings += both[::-1] if labeler == principle.text else both
+        critic, labeler = _words_for(principle, "critic", "critique"), _words_for(principle, "labeler", "comparison")
+        one = critic[2:] == labeler[2:]
+        rows = [critic._replace(reader="")] if one else [critic, labeler]
+        reviser = _words_for(principle, "reviser", "revision")
+        if principle.revision is not None and reviser[2:] not in [row[2:] for row in rows]:
+            rows.append(reviser)
+        readings += sorted(rows, key=lambda row: row.words != row.principle.text)
     return readings
 
 
-def check_meanings(meanings: Sequence[PrincipleMeaning]) -> None:
-    """Refuse principles that are doubtful.
+def _words_for(principle: Principle, reader: Reader, use: Use) -> _PrincipleWords:
+    return _PrincipleWords(principle, reader, principle.written(use), principle.given.get(use, ""))
+
+
+def check_meanings(meanings: Sequence[PrincipleMeaning], as_written: Collection[str] = ()) -> None:
+    """Refuse principles that are doubtful, but for those whose very words are meant to be read.
+
+    Args:
+        meanings: what is read in all principles.
+        as_written: ids of principles whose words models are given whatever they read in them.
 
     Raises:
         RunError: some are; it says what they are read as, and how others word what they may mean.
     """
-    doubtful = [meaning for meaning in meanings if meaning.doubtful]
+    doubtful = [meaning for meaning in meanings if meaning.doubtful and meaning.principle not in as_written]
     if not doubtful:
         return
     number = counted(len({meaning.principle for meaning in doubtful}), "principle")
@@ -150,24 +172,29 @@ def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
 def meanings_of(constitution: Constitution, engine: Engine, templates: Prompts) -> list[PrincipleMeaning]:
     """What a critic takes every principle to mean, in a sentence of its own, greedily (template `restate`).
 
-    In the order of the principles; two for a principle whose critic and labeler read different words. A principle that
-    is too long for the critic has an empty meaning and a warning.
+    In the order of the principles; several for a principle whose critic, labeler and reviser are given different words.
+    A principle that is too long for the critic has an empty meaning and a warning.
     """
     readings = _readings(constitution)
-    texts = list(dict.fromkeys(words for _, _, words in readings))
+    texts = list(dict.fromkeys(reading.words for reading in readings))
     sampling = Sampling(temperature=0.0, max_tokens=MOST_TOKENS)
     chats = [(Message("user", templates.render("restate", principle=text)),) for text in texts]
     completions = side_by_side(ask(engine, Request(chat, sampling)) for chat in chats)
     answered = dict(zip(texts, completions, strict=True))
     meanings = []
-    for principle, reader, words in readings:
+    for principle, reader, words, given in readings:
         completion = answered[words]
         sentence = "".join(character for character in " ".join(completion.text.split()) if character.isprintable())
         cut = "…" if completion.finish == "length" else ""
         warnings = () if sentence else (_why_nothing(completion),)
         meanings.append(
             PrincipleMeaning(
-                principle=principle.id, words=words, reader=reader, meaning=sentence + cut, warnings=warnings
+                principle=principle.id,
+                words=words,
+                reader=reader,
+                meaning=sentence + cut,
+                warnings=warnings,
+                given=given,
             )
         )
     return meanings
@@ -187,25 +214,31 @@ def _why_nothing(completion: Completion) -> str:
 def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -> list[PrincipleMeaning]:
     """What the sandbox's model takes every principle to mean, and what is doubtful in it.
 
-    In the order of `meanings_of`. `engine` is the sandbox's model, such as a run's with its journal; None means the
-    shipped one.
+    In the order of `meanings_of`. The words are the author's; the constitution says what is given in their place
+    (`in_known_words`). What is to be read as it is written, the model reads without the encoder. `engine` is the
+    sandbox's model, such as a run's with its journal; None means the shipped one.
     """
     readings = _readings(constitution)
-    texts = list(dict.fromkeys(words for _, _, words in readings))
-    understood = dict(zip(texts, understand.understand_texts(texts, engine=engine), strict=True))
-    first_words: dict[str, str] = {}
+    understood: dict[tuple[bool, str], Understanding | None] = {}
+    for alone in (False, True):
+        texts = list(dict.fromkeys(row.words for row in readings if row.principle.as_written == alone))
+        if texts:
+            read = understand.understand_texts(texts, engine=engine, alone=alone)
+            understood |= {(alone, text): understanding for text, understanding in zip(texts, read, strict=True)}
+    first_read: dict[str, Understanding] = {}
     first_principle: dict[str, str] = {}
     warned: set[tuple[str, str]] = set()
     meanings = []
-    for principle, reader, words in readings:
-        understanding = understood[words]
+    for principle, reader, words, given in readings:
+        understanding = understood[principle.as_written, words]
         if understanding is None:
             warnings = [TOO_LONG]
         else:
-            before = first_words.setdefault(principle.id, words)
             warnings = doubts(understanding)
+            if not given and reader != "labeler":  # which may be another model
+                warnings += _itself_against(understanding)
             warnings += _tags_against(principle, understanding)
-            warnings += _other_words_against(understanding, before, understood)
+            warnings += _other_words_against(understanding, first_read.setdefault(principle.id, understanding))
             warnings += _principles_against(principle, understanding, first_principle)
         new = [warning for warning in warnings if (principle.id, warning) not in warned]
         warned.update((principle.id, warning) for warning in new)
@@ -219,25 +252,32 @@ def sandbox_meanings(constitution: Constitution, engine: Engine | None = None) -
                 runner_up=understanding.runner_up.replace("_", " ") if understanding else "",
                 unknown_words=tuple(understanding.unknown_words) if understanding else (),
                 warnings=tuple(new),
-                model_reads=understanding.model_reads.replace("_", " ") if understanding else "",
-                given=understanding.given if understanding else "",
+                model_reads=_itself(understanding) if understanding else "",
+                given=given,
             )
         )
     return meanings
 
 
-def in_known_words(constitution: Constitution, uses: Collection[Use]) -> Constitution:
+def in_known_words(
+    constitution: Constitution, uses: Collection[Use] = USES, ids: Collection[str] | None = None
+) -> Constitution:
     """The constitution as the sandbox's model is given it: it reads what it would misread in words that it knows.
 
     Args:
         constitution: as its author wrote it.
         uses: what the sandbox's model reads principles for.
+        ids: the principles that are looked at, but for those that are to be read as they are written; None means all.
     """
-    every = (*constitution.principles, *constitution.left_out)
-    texts = list(dict.fromkeys(principle.written(use) for principle in every for use in uses))
+    principles = [
+        principle
+        for principle in (*constitution.principles, *constitution.left_out)
+        if not principle.as_written and (ids is None or principle.id in ids)
+    ]
+    texts = list(dict.fromkeys(principle.written(use) for principle in principles for use in uses))
     understood = dict(zip(texts, understand.understand_texts(texts), strict=True))
     given: dict[str, dict[Use, str]] = {}
-    for principle in every:
+    for principle in principles:
         for use in uses:
             understanding = understood[principle.written(use)]
             if understanding and understanding.given:
@@ -249,6 +289,19 @@ def _meaning(understanding: Understanding) -> str:
     if understanding.trait == "nothing":
         return NOTHING_ASKED
     return understand.in_short(understanding.trait, understanding.direction).replace("_", " ")
+
+
+def _itself(understanding: Understanding) -> str:
+    """What the model itself makes of the words, as `_meaning` says what is read in them."""
+    reading = understanding.model_reads.replace("_", " ")
+    return NOTHING_ASKED if reading == "nothing" else reading
+
+
+def _itself_against(understanding: Understanding) -> list[str]:
+    """Whether the model, which is given the words, itself reads something else in them."""
+    if _itself(understanding) in ("", _meaning(understanding)):
+        return []
+    return [f"the model is given its words as they are, and itself reads them as '{_itself(understanding)}'"]
 
 
 def tagged(principle: Principle) -> tuple[str, Literal["seek", "avoid"]] | None:
@@ -289,16 +342,12 @@ def _unknown_traits(tags: Mapping[str, str]) -> list[str]:
     return [f"its tags ({', '.join(tags.values())}) name no trait of the sandbox; its traits are {', '.join(TRAITS)}"]
 
 
-def _other_words_against(
-    understanding: Understanding, before: str, understood: Mapping[str, Understanding | None]
-) -> list[str]:
+def _other_words_against(understanding: Understanding, other: Understanding) -> list[str]:
     """Whether the same principle's words before these are read otherwise."""
-    other = understood[before]
-    if other is None or _meaning(other) == _meaning(understanding):
+    if _meaning(other) == _meaning(understanding):
         return []
-    return [
-        f"it is read as '{_meaning(understanding)}', and its other words (\"{shown(before)}\") as '{_meaning(other)}'"
-    ]
+    before = f"its other words (\"{shown(other.text)}\") as '{_meaning(other)}'"
+    return [f"it is read as '{_meaning(understanding)}', and {before}"]
 
 
 def _principles_against(principle: Principle, understanding: Understanding, first: dict[str, str]) -> list[str]:

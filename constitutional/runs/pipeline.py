@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from constitutional.base.errors import ConfigurationError
-from constitutional.runs.context import COMPARISON, OTHERS, REVISION, TAGS, WHOLE
+from constitutional.runs.context import COMPARISON, OTHERS, READER, REVISION, TAGS, WHOLE
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import (
     critique_revise,
@@ -70,7 +70,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
         Stage(
             "labeler_check",
             config.label,
-            needs=(*judges, "critic", "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
+            needs=(*judges, "critic", READER, "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
@@ -157,7 +157,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=(
                 *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", "meanings"),
                 *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", *rollouts),
-                *((OTHERS,) if config.evaluate.left_out and config.evaluate.critiqued else ()),
+                *((OTHERS, READER) if config.evaluate.left_out and config.evaluate.critiqued else ()),
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,

@@ -29,7 +29,7 @@ from constitutional.judging.labeler import Answering, Labeler, method_for
 from constitutional.judging.lint import Finding
 from constitutional.judging.understanding import meaning_lines, sandbox_meanings
 from constitutional.runs.compose import changed, freeze, load, validated, zero_weights
-from constitutional.runs.context import Opener, RunContext, as_models_read, selected, trained
+from constitutional.runs.context import Opener, RunContext, as_models_read, as_models_read_before, selected, trained
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import sample_pairs
@@ -178,7 +178,9 @@ class Previewer:
             RunError: the labeler gives no rating that can be read, or is trusted with no principle.
             ModelError: a model cannot be loaded or asked.
         """
-        after = selected(config) if self._scripted else as_models_read(config, selected(config))
+        written = selected(config)
+        read = written if self._scripted else as_models_read(config, written)
+        after = as_models_read_before(read, self.before)
         old = self._trusted(self.before)
         new = self._trusted(after)
         asked, reused = Counter[str](), 0

@@ -49,11 +49,13 @@ from constitutional.runs.context import (
     CONFIGURATION,
     CONSTITUTION,
     GIVEN,
+    READER,
     FinishedRun,
     Opener,
     RunContext,
     RunStageContext,
     as_models_read,
+    as_used,
     is_given,
     prices_of,
     selected,
@@ -102,14 +104,18 @@ def run(
     started_s = time.monotonic()
     progress = progress or Progress()
     files, templates = ready(config), load_prompts(config.templates)
-    constitution = files.constitution if opener else as_models_read(config, files.constitution)
-    with _terminable(), RunContext(config, constitution, templates, progress, opener) as run_context:
+    with _terminable(), RunContext(config, files.constitution, templates, progress, opener) as run_context:
         check_budgets(run_context)
         runner = Runner(run_context, Outputs(config.outputs_folder))
-        if opener is None and (open_stages := runner.unfinished(stages)):
-            check_keys(run_context, open_stages)
-            _check_model(config, files, trains=any(stage.trains for stage in stages))
-        given = (*CONSTITUTION, *GIVEN, *config.judges.values(), *(f"{name}.j2" for name in VARIABLES))
+        if opener is None:
+            run_context.constitution = as_used(files.constitution, config.run_folder / USED)
+            if open_stages := runner.unfinished(stages):
+                check_keys(run_context, open_stages)
+                _check_model(config, files, trains=any(stage.trains for stage in stages))
+            # Only now: it takes seconds, and what is set wrongly is told at once.
+            run_context.constitution = as_models_read(config, files.constitution, progress.say)
+        constitution = run_context.constitution
+        given = (*CONSTITUTION, *GIVEN, READER, *config.judges.values(), *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
         if taken := _made_before(config):
             progress.say(taken)
@@ -341,7 +347,8 @@ class Runner:
                 calls = self._run(store, number, stage, planned)
         self._entries[stage.name] = store.stages[stage.name]
         if "meanings" in stage.makes and self.run_context.config.understanding == "strict":
-            check_meanings(store.read("meanings", PrincipleMeaning))
+            as_written = [row.id for row in self.run_context.constitution.principles if row.as_written]
+            check_meanings(store.read("meanings", PrincipleMeaning), as_written)
         return calls
 
     def _plan(self, stage: Stage, before: Mapping[str, StageEntry]) -> _Planned:

@@ -61,6 +61,8 @@ class ConstitutionSettings(Frozen):
     """Weights by principle's id, instead of those in the file."""
     wordings: dict[str, Text] = Field(default_factory=dict)
     """Texts by principle's id, instead of those in the file."""
+    as_written: tuple[str, ...] = ()
+    """Ids of principles whose very words models are given. The sandbox's model is given others where it misreads."""
 
 
 class JournalSettings(Frozen):

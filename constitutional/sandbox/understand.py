@@ -2,8 +2,8 @@
 
 A pipeline optimises what its critic understood, not what was meant: "Keep answers short", once read as a wish for
 length, made every answer longer. So look first. Two readers look: the sandbox's own model, which reads as the critic
-does, and a sentence encoder (`reader`), which knows English. Where the model would read something else, it is given the
-meaning in words that it knows.
+does, and a sentence encoder (`reader`), which knows English. Where the encoder is sure of the meaning, and the model is
+unsure of it or reads something else, the model is given the meaning in words that it knows.
 """
 
 import math
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from constitutional.base.progress import percent
 from constitutional.base.records import Message
@@ -35,7 +35,7 @@ from constitutional.sandbox.topics import load_text
 from constitutional.sandbox.world import CONCEPTS
 
 READS_ITSELF = 0.9
-"""Probability from which the model is left to read the principle's own words, if it reads what the encoder reads."""
+"""Probability from which the model reads the principle's own words, if it reads in them what the encoder reads."""
 
 TOO_LONG = "it is too long for the model to read; shorten it"
 
@@ -61,7 +61,7 @@ class Understanding(NamedTuple):
     model_reads: str = ""
     """What the model itself makes of the text, such as `seek hedging`."""
     given: str = ""
-    """The words that the model is given in place of the text; empty where it is left to read the text itself."""
+    """The words that the model is to be given in place of the text; empty where it is to read the text itself."""
     asks_two: float | None = None
     """The encoder's score for asking for two things (`reader.Scores.two`), in [0, 1]; None without the encoder."""
 
@@ -79,6 +79,7 @@ def understand_texts(
     engine: Engine | None = None,
     prompts: Prompts | None = None,
     ended: Callable[[int], None] | None = None,
+    alone: bool = False,
 ) -> list[Understanding | None]:
     """What the model takes each principle to mean; None for a text that is longer than it can read.
 
@@ -87,8 +88,9 @@ def understand_texts(
         engine: the model; None means the shipped one.
         prompts: the templates, of which `restate` is used; None means the shipped ones.
         ended: told how many texts have been read.
+        alone: let the model read without the encoder.
     """
-    scores: Sequence[reader.Scores | None] = reader.read(texts) or [None] * len(texts)
+    scores: Sequence[reader.Scores | None] = (None if alone else reader.read(texts)) or [None] * len(texts)
     return [
         _understanding(text, logprobs, score) if logprobs else None
         for text, logprobs, score in zip(texts, own_readings(texts, engine, prompts, ended), scores, strict=True)
@@ -101,12 +103,23 @@ def own_readings(
     prompts: Prompts | None = None,
     ended: Callable[[int], None] | None = None,
 ) -> list[tuple[float, ...]]:
-    """The model's own log-probabilities of `MEANINGS` for each text; none for a text that it cannot read."""
+    """The model's own log-probabilities of `MEANINGS` for each text; none for a text that it cannot read.
+
+    The shipped model reads each text once in a process.
+    """
+    if engine is None and prompts is None:
+        if unread := [text for text in dict.fromkeys(texts) if text not in _READ]:
+            _READ.update(zip(unread, own_readings(unread, shipped_engine(), ended=ended), strict=True))
+        return [_READ[text] for text in texts]
     prompts = prompts or load_prompts()
     choices = tuple(restate(*meaning) for meaning in MEANINGS)
     chats = [(Message("user", prompts.render("restate", principle=text)), Message("assistant", "")) for text in texts]
     completions = answers(engine or shipped_engine(), [Request(chat, choices=choices) for chat in chats], ended)
     return [tuple(_log_softmax(completion.choice_logprobs)) if completion else () for completion in completions]
+
+
+_READ: Final[dict[str, tuple[float, ...]]] = {}
+"""What the shipped model made of the texts that this process has read."""
 
 
 def answers(
@@ -126,6 +139,7 @@ def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None
     (probability, meaning), (next_probability, next_meaning) = ranked[:2]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
     reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
+    is_sure = scores is not None and probability >= reader.calibration().sure_from
     known = _known()
     return Understanding(
         text=text,
@@ -137,7 +151,7 @@ def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None
         runner_up_probability=next_probability,
         unknown_words=[word for word in _words(text) if word not in known],
         model_reads=in_short(*own_meaning),
-        given="" if scores is None or reads_itself else in_known_words(*meaning),
+        given=in_known_words(*meaning) if is_sure and not reads_itself else "",
         asks_two=scores.two if scores else None,
     )
 
@@ -213,14 +227,14 @@ def split_wishes(text: str) -> tuple[str, str] | None:
     cuts = [(text[: joint.start()].strip(), text[joint.end() :].strip()) for joint in _PARTS.finditer(text)]
     cuts = [(first, second) for first, second in cuts if len(first.split()) > 1 and len(second.split()) > 1]
     scores = reader.read([part for cut in cuts for part in cut]) or []
-    best, found = 0.0, None
+    best, halves = 0.0, None
     for index, (first, second) in enumerate(cuts):
-        tops = [max(zip(each.meanings, MEANINGS, strict=True)) for each in scores[2 * index : 2 * index + 2]]
+        tops = [max(zip(part.meanings, MEANINGS, strict=True)) for part in scores[2 * index : 2 * index + 2]]
         sure = math.exp(sum(logprob for logprob, _ in tops))
         traits = {trait for _, (trait, _) in tops} - {NOTHING[0]}
         if len(traits) == 2 and sure > best:
-            best, found = sure, (first, second[:1].upper() + second[1:])
-    return found
+            best, halves = sure, (first, second[:1].upper() + second[1:])
+    return halves
 
 
 _PARTS = re.compile(r"(?<=[.!?;])\s+|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+")

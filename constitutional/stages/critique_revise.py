@@ -43,7 +43,7 @@ class Settings(Frozen):
     few_shot_file: Path | None = None
     """JSON lines, each `{"messages": [{"role": …, "content": …}, …]}`, that go before every conversation."""
     temperature: float = Field(default=1.0, ge=0)
-    """Of drafts, critiques and revisions; 0 is greedy."""
+    """Temperature at which drafts, critiques and revisions are sampled; 0 means greedy decoding."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Tokens are drawn from the most likely ones that together have this probability."""
     draft_max_tokens: int = Field(default=256, ge=1)
@@ -68,7 +68,9 @@ def critique_revise(
 ) -> Iterator[Revision]:
     """Answer each prompt, then criticise and revise the answer, all by one model.
 
-    Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does.
+    Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does. The
+    model is given the principles' words as the constitution has them (`Principle.words`). A run gives the sandbox's
+    model other words where it would misread them; `judging.understanding.in_known_words` makes such a constitution.
     """
     reviser = Reviser(
         constitution.used_for("revision"), engine, engine, templates or load_prompts(), settings or Settings(), seed
@@ -188,7 +190,7 @@ class Reviser:
 
     def _render_revise(self, principle: Principle) -> str:
         # The critique has said the principle; only words of its own for revision add to that.
-        return self.templates.render("revise", principle=principle.revision or "")
+        return self.templates.render("revise", principle=principle.words("revision") if principle.revision else "")
 
     def _render_directly(self, principle: Principle) -> str:
         return self.templates.render("revise_directly", principle=principle.words("revision"))
@@ -206,7 +208,7 @@ def _step(
         principle=principle.id,
         principle_text=principle.words("revision" if critique is None else "critique"),
         # Without a critique they are the text that stands above.
-        revision_text=principle.revision if asked and critique is not None else None,
+        revision_text=principle.words("revision") if asked and critique is not None and principle.revision else None,
         critique=critique,
         found_nothing=found_nothing,
         revision=revision,

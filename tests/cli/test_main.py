@@ -297,6 +297,26 @@ def test_check_is_a_test_of_each_principle_by_its_own_examples(
     assert check("No.") == (1, "kind 0 of 1 0% 0%–79% too few examples to tell")
 
 
+@pytest.mark.parametrize("given", ["", "    given: {comparison: Be late.}\n"])  # what a used file gave before an edit
+def test_check_asks_the_sandboxs_labeler_as_a_run_does(
+    tmp_path: Path, judge: type[Judge], monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    asked: list[str] = []
+
+    def respond(engine: Judge, request: Request) -> Completion:
+        asked.append(request.messages[0].content)
+        return engine.judge(asked[-1])
+
+    monkeypatch.setattr(judge, "respond", respond)
+    text = "Keep it short and get to the point."
+    path = write_constitution(tmp_path / "ours.yaml", text, f"{given}{EXAMPLE}")
+    cli.main(["check", str(path), "label.method=logprobs"])
+    assert asked
+    assert {("Avoid verbosity." in question, text in question, "Be late." in question) for question in asked} == {
+        (True, False, False)
+    }
+
+
 @pytest.mark.usefixtures("judge")
 def test_from_four_examples_on_a_labeler_may_be_near_chance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = "".join(f"      - {{prompt: Why {n}?, better: No., worse: A longer answer.}}\n" for n in range(4))

@@ -96,6 +96,37 @@ def test_demo_is_strict_about_a_constitution_of_the_users_own(runs: Runs, tmp_pa
     assert [config.understanding for config in runs.configs] == ["strict", "warn", "warn", "warn", "warn"]
 
 
+@pytest.mark.parametrize(
+    ("words", "understandings"),
+    [
+        (["constitution.file='mine.yaml'"], ["strict"]),
+        (["constitution.file='of me/mine.yaml'"], ["strict"]),
+        (["++constitution.file=mine.yaml"], ["strict"]),
+        (["constitution.file=sandbox_warm", "constitution.wordings.praise=Be sweet."], ["strict"]),
+        (["constitution.file=sandbox_warm", "constitution.weights.praise=2"], ["warn"]),
+        (["-m", "constitution.file=sandbox_warm,mine.yaml"], ["strict", "strict"]),
+        (["-m", "constitution.file=sandbox_warm,sandbox_plain"], ["warn", "warn"]),
+        (["-m", "constitution.file=sandbox_warm,mine.yaml", "understanding=warn"], ["warn", "warn"]),
+        (["-m", "understanding=warn,strict", "constitution.file=mine.yaml"], ["warn", "strict"]),
+    ],
+)
+def test_demo_takes_the_constitution_from_all_that_is_typed(
+    runs: Runs, tmp_path: Path, words: list[str], understandings: list[str]
+) -> None:
+    (tmp_path / "of me").mkdir()
+    for folder in (tmp_path, tmp_path / "of me"):
+        (folder / "mine.yaml").write_text("name: Mine\nprinciples:\n- text: Do not flatter.\n")
+    assert cli.main(["demo", *words]) == 0
+    assert [config.understanding for config in runs.configs] == understandings
+
+
+def test_demo_shows_how_strict_it_is(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("name: Mine\nprinciples:\n- text: Do not flatter.\n")
+    assert cli.main(["demo", "constitution.file=mine.yaml", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["understanding"] == "strict"
+    assert runs.configs == []
+
+
 @pytest.mark.parametrize("words", [["-m", "seed=1,2", "name=x"], ["name=x", "seed=1,2", "--multirun"]])
 def test_a_sweep_gives_every_run_a_folder_of_its_own(runs: Runs, words: list[str]) -> None:
     assert cli.main(["run", *words]) == 0

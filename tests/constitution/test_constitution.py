@@ -260,3 +260,13 @@ def test_a_wording_replaces_all_words_that_a_principle_has_and_its_digest() -> N
     assert reworded.digest != ours.digest
     with pytest.raises(ConfigurationError, match="no principle 'brif'; did you mean 'brief'"):
         ours.select(wordings={"brif": "Keep it short."})
+
+
+def test_words_can_be_chosen_to_be_given_as_they_are_written() -> None:
+    ours = constitution(CALM, BRIEF)
+    chosen = ours.select(wordings={"brief": "short. it Keep"}, as_written=["brief"])
+    assert [principle.as_written for principle in chosen.principles] == [False, True]
+    assert ours.select(as_written=["brief"]).digest != ours.digest
+    assert not chosen.select(wordings={"brief": "Keep it short."}).principle("brief").as_written
+    with pytest.raises(ConfigurationError, match="no principle 'brif'; did you mean 'brief'"):
+        ours.select(as_written=["brif"])

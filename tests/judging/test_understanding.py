@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from constitutional.base.errors import RunError
@@ -7,6 +9,7 @@ from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
+from constitutional.judging.lint import lint
 from constitutional.judging.understanding import (
     PrincipleMeaning,
     check_meanings,
@@ -217,19 +220,71 @@ def test_what_a_critic_writes_cannot_steer_a_terminal() -> None:
 
 def test_a_principle_that_the_model_misreads_is_read_by_the_encoder_and_given_in_known_words() -> None:
     ours = constitution(Principle(id="short", text="Keep it short and get to the point."))
-    (meaning,) = sandbox_meanings(ours)
+    given = in_known_words(ours, ["critique", "comparison"])
+    (meaning,) = sandbox_meanings(given)
     assert (meaning.meaning, meaning.model_reads) == ("avoid verbosity", "seek verbosity")
-    assert meaning.given == "Avoid verbosity."
+    assert (meaning.words, meaning.given) == ("Keep it short and get to the point.", "Avoid verbosity.")
     assert meaning.warnings == ()
     assert lines([meaning])[0].endswith("%), and given to the model as: Avoid verbosity.")
-    given = in_known_words(ours, ["critique", "comparison"])
     assert given.principles[0].words("critique") == given.principles[0].words("comparison") == "Avoid verbosity."
     assert given.principles[0].words("revision") == ours.principles[0].text  # nobody asked about this use
-    assert sandbox_meanings(given) == [meaning]  # the author's words are what is read
     edited = Principle(id="short", text="Be polite.", given={"critique": "Avoid verbosity."})  # a used file, edited
     assert in_known_words(constitution(edited), ["critique"]).principles[0].words("critique") == "Be polite."
     plain = constitution(Principle(id="plain", text="Be polite."))
     assert in_known_words(plain, ["critique"]) is plain
+
+
+SHORT = "Keep it short and get to the point."
+"""What the sandbox's model reads as a wish for length."""
+
+
+def test_what_is_said_to_be_given_is_what_the_constitution_gives() -> None:
+    (meaning,) = sandbox_meanings(constitution(Principle(id="short", text=SHORT)))
+    assert meaning.given == ""
+    assert any("itself reads them as 'seek verbosity'" in warning for warning in meaning.warnings)
+    other = Principle(id="short", text=SHORT, given={"comparison": "Be terse."})  # the critic is another model
+    ours = constitution(other)
+    critic, labeler = sandbox_meanings(ours)
+    assert [(row.reader, row.given) for row in (critic, labeler)] == [("critic", ""), ("labeler", "Be terse.")]
+    assert meaning_lines([critic, labeler])[0].endswith("%), and given to the labeler as: Be terse.")
+    restated = meanings_of(ours, Critic(), load_prompts())
+    assert [(row.reader, row.given) for row in restated] == [("critic", ""), ("labeler", "Be terse.")]
+
+
+def test_a_principle_that_is_to_be_read_as_it_is_written_is_read_by_the_model_alone_and_refused_by_nobody() -> None:
+    shuffled = "point. the to get and short it Keep"
+    ours = constitution(Principle(id="short", text=shuffled, as_written=True), Principle(id="plain", text=shuffled))
+    given = in_known_words(ours)
+    assert [row.words("critique") for row in given.principles] == [shuffled, "Avoid verbosity."]
+    as_written, plain = sandbox_meanings(given)
+    assert (as_written.given, plain.given) == ("", "Avoid verbosity.")
+    assert as_written.meaning == as_written.model_reads
+    doubtful = as_written.model_copy(update={"warnings": ("unsure",)})
+    check_meanings([doubtful], ["short"])
+    with pytest.raises(RunError):
+        check_meanings([doubtful])
+
+
+def test_words_for_revision_alone_are_read_too(reader: Reader) -> None:
+    reader.read = {"Be calm.": ("rudeness", "avoid", 0.9), "Make it longer.": ("verbosity", "seek", 0.9)}
+    own = Principle(id="calm", text="Be calm.", revision="Make it longer.", given={"revision": "Aim for verbosity."})
+    both, reviser = sandbox_meanings(constitution(own))
+    assert (both.reader, both.words, both.given) == ("", "Be calm.", "")
+    assert (reviser.reader, reviser.words, reviser.given) == ("reviser", "Make it longer.", "Aim for verbosity.")
+    assert 'the reviser, which sees "Make it longer."' in meaning_lines([both, reviser])[0]
+    assert any("its other words" in warning for warning in reviser.warnings)
+    same = Principle(id="calm", text="Be calm.", revision="Be calm.")
+    assert [row.reader for row in sandbox_meanings(constitution(same))] == [""]
+
+
+def test_lint_says_what_a_run_would_give(tmp_path: Path) -> None:
+    path = tmp_path / "ours.yaml"
+    path.write_text(f"principles:\n- id: short\n  text: {SHORT}\n")
+    assert lint(str(path), sandbox=True).understood[0].endswith("given to the model as: Avoid verbosity.")
+    path.write_text("principles:\n- id: kind\n  text: Be polite.\n  given: {critique: Avoid verbosity.}\n")
+    assert "given" not in lint(str(path), sandbox=True).understood[0]
+    for line in lint("sandbox_careful", sandbox=True).understood:
+        assert "given" not in line  # what ships is given as it is
 
 
 def test_without_the_encoder_the_models_misreading_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from constitutional.base.errors import RunError
 from constitutional.base.frozen import TECHNICAL
 from constitutional.engines.base import Completion, Request
 from constitutional.runs.compose import compose
-from constitutional.runs.context import CONSTITUTION
+from constitutional.runs.context import CONSTITUTION, READER
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import load_run
@@ -23,8 +23,14 @@ from tests.scripted_run import STAGES, World, configured, constitution, go
 from tests.tiny import OneStage
 
 
+def test_what_reads_principles_is_among_the_needs_of_what_rests_on_it_alone() -> None:
+    assert [stage.name for stage in STAGES if READER in stage.needs] == ["labeler_check", "evaluate"]
+    stages = stages_of(compose(["evaluate.left_out=false"]))
+    assert [stage.name for stage in stages if READER in stage.needs] == ["labeler_check"]
+
+
 def test_stages_need_only_what_is_given_or_was_made_before_them() -> None:
-    made = {"base", "generator", "critic", "labeler", *CONSTITUTION}
+    made = {"base", "generator", "critic", "labeler", READER, *CONSTITUTION}
     for stage in STAGES:
         assert {need for need in stage.needs if not need.endswith(".j2")} <= made
         made |= set(stage.makes)

@@ -9,6 +9,7 @@ import pytest
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, RunError, UsageError
 from constitutional.cli import main as cli
 from constitutional.cli.preview import lines, summary
+from constitutional.constitution.file import as_yaml, load_constitution
 from constitutional.engines.base import Completion, Request
 from constitutional.runs import preview
 from constitutional.runs.folder import USED, RunStore
@@ -88,6 +89,20 @@ def test_an_edited_principle_alone_is_asked_for_and_once(run: Path, tmp_path: Pa
     assert not world.asked
     assert again.asked == {}
     assert again._replace(asked={}, reused=0) == result._replace(asked={}, reused=0)
+
+
+def test_an_edited_copy_of_the_used_file_is_judged_by_its_new_words(run: Path, tmp_path: Path) -> None:
+    used = load_constitution(run / USED).giving({"calm": {"comparison": "Avoid rudeness."}})
+    (run / USED).write_text(as_yaml(used))
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(as_yaml(used).replace("text: Stay calm.", "text: Keep calm, always."))
+    _, world = asked(run, f"constitution.file={edited}")
+    assert any("Keep calm, always." in text for text in world.ratings)
+    # What was not edited is given as the run gave it.
+    edited.write_text(as_yaml(used.giving({})))
+    result, world = asked(run, f"constitution.file={edited}")
+    assert result.edits == ()
+    assert {"Stay calm." in text for text in world.ratings} <= {False}
 
 
 def test_what_is_taken_is_best_by_each_constitution(run: Path, tmp_path: Path) -> None:

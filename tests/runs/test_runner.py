@@ -20,7 +20,7 @@ from constitutional.cli.find import find
 from constitutional.constitution.file import load_constitution
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.runs.compose import compose
-from constitutional.runs.context import FinishedRun, selected
+from constitutional.runs.context import FinishedRun, as_models_read, selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
 from constitutional.runs.pipeline import Stage, stages_of
@@ -51,6 +51,7 @@ from tests.scripted_run import (
     stages,
     trained,
 )
+from tests.understood import FakeUnderstanding
 
 
 def test_a_run_goes_through_the_stages_in_order_and_the_same_command_again_does_nothing(tmp_path: Path) -> None:
@@ -163,6 +164,106 @@ def test_models_are_given_a_principle_that_they_would_misread_in_known_words(tmp
     steps = [step for revision in store.read("revisions", Revision) for step in revision.steps]
     assert {step.principle_text for step in steps} == {"Avoid verbosity."}
     assert outdated(store) == ""  # which is told without asking the encoder again
+
+
+SHORT = "Keep it short and get to the point."
+"""What the sandbox's model reads as a wish for length."""
+
+
+def own_constitution(folder: Path, text: str = SHORT) -> list[str]:
+    (folder / "short.yaml").write_text(f"name: Short\nprinciples:\n- id: short\n  text: {text}\n")
+    words = ["experiment=sandbox", f"folder={folder}/runs", f"constitution.file={folder}/short.yaml"]
+    return [*words, "prompts.train=4", "prompts.held_out=4"]
+
+
+def ran(words: list[str]) -> tuple[RunStore, list[str]]:
+    stream = StringIO()
+    return run(compose(words), progress=Progress(stream)), stream.getvalue().splitlines()
+
+
+def test_a_control_is_given_its_shuffled_words_and_no_strict_run_ends_by_them(tmp_path: Path) -> None:
+    words = [*own_constitution(tmp_path), "understanding=strict", "until=critique_revise"]
+    other = ["constitution.wordings.short='point. the to get and short it Keep'", "constitution.as_written=[short]"]
+    store, _ = ran([*words, *other])
+    steps = [step for revision in store.read("revisions", Revision) for step in revision.steps]
+    assert {step.principle_text for step in steps} == {"point. the to get and short it Keep"}
+    assert {row.given for row in store.read("meanings", PrincipleMeaning)} == {""}
+    assert outdated(store) == ""
+
+
+def test_of_a_shipped_constitution_only_reworded_principles_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[list[str]] = []
+
+    def understand_texts(texts: list[str]) -> list[FakeUnderstanding]:
+        read.append(texts)
+        return [FakeUnderstanding(text, given="Be A.") for text in texts]
+
+    monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", understand_texts)
+    config = compose(["constitution.file=sandbox_concise", f"constitution.wordings.short={SHORT}"])
+    said: list[str] = []
+    constitution = as_models_read(config, selected(config), said.append)
+    assert read == [[SHORT]]
+    assert {row.id: row.words("critique") for row in constitution.principles if row.given} == {"short": "Be A."}
+    assert len(said) == 1
+    assert "reading 1 principle" in said[0]
+    shipped_alone = compose(["constitution.file=sandbox_concise"])
+    assert as_models_read(shipped_alone, selected(shipped_alone)) == selected(shipped_alone)
+    assert len(read) == 1
+
+
+def test_what_a_used_file_says_was_given_is_not_believed(tmp_path: Path) -> None:
+    words = own_constitution(tmp_path)
+    path = tmp_path / "short.yaml"
+    path.write_text(f"{path.read_text()}  given: {{critique: Be late.}}\n")
+    assert selected(compose(words)).principles[0].words("critique") == SHORT
+
+
+@pytest.mark.parametrize("mistake", ["budget.max_cost=1", "algorithm.max_tokens=100000", "prompts=file"])
+def test_what_is_set_wrongly_is_told_before_principles_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mistake: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", refuse)
+    (tmp_path / "long.txt").write_text("long " * 5000 + "\n")
+    changed = {
+        "prompts=file": ["prompts=file", f"prompts.path={tmp_path}/long.txt", "prompts.held_out=0"],
+        "algorithm.max_tokens=100000": ["evaluate.max_tokens=100000"],
+    }.get(mistake, [mistake])
+    words = [word for word in own_constitution(tmp_path) if not word.startswith("prompts.")]
+    with pytest.raises((ConfigurationError, InputError)):
+        run(compose([*words, *changed]))
+
+
+def test_without_the_encoder_a_run_that_had_it_says_so_and_reads_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*own_constitution(tmp_path), "until=labeler_check"]
+    store, said = ran(words)
+    assert any("reading 1 principle" in line for line in said)
+    assert store.read("meanings", PrincipleMeaning)[0].meaning == "avoid verbosity"
+    monkeypatch.setattr("constitutional.sandbox.reader.encoder_folder", lambda: None)
+    monkeypatch.setattr("constitutional.runs.context.encoder_folder", lambda: None)
+    store, said = ran(words)
+    assert any(line.startswith("warning: ") and "is not installed" in line for line in said)
+    assert store.read("meanings", PrincipleMeaning)[0].meaning == "seek verbosity"
+    own_constitution(tmp_path, "Never flatter people.")
+    _, said = ran(words)
+    assert not any("is not installed" in line for line in said)
+
+
+def test_installing_the_encoder_reads_a_shipped_constitution_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["experiment=sandbox", f"folder={tmp_path}/runs", "until=labeler_check"]
+    with monkeypatch.context() as without:
+        without.setattr("constitutional.sandbox.reader.encoder_folder", lambda: None)
+        ran(words)
+    _, said = ran(words)
+    assert any(line.startswith("01 labeler_check: running") for line in said)
+    _, said = ran(words)
+    assert any(line.startswith("01 labeler_check: done before") for line in said)
 
 
 def test_an_edited_principle_asks_only_for_what_depends_on_it(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 from constitutional.base.files import digest_of
 from constitutional.base.shipped import shipped
 from constitutional.cli import main as cli
+from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.spending import Calls
+from constitutional.runs.context import OTHERS, constitution_digests
 from constitutional.runs.folder import RunStore
 from constitutional.runs.outputs import Begun, Outputs
 from constitutional.runs.settings import RunConfig
@@ -207,6 +209,18 @@ def test_a_run_that_stops_after_an_edited_principle_was_labelled_by_says_which_s
     assert advice == ADVICE
     store, _ = go(config(), World(), learns=False)
     assert outdated(store) == ""
+
+
+def test_what_left_out_principles_are_given_makes_nothing_out_of_date() -> None:
+    # The run's file keeps none of it, so that nobody could tell later what it was.
+    brief = Principle(id="brief", text="Cut it out.")
+    whole = Constitution(name="Ours", principles=(Principle(id="calm", text="Stay calm."), brief))
+    as_written = whole.select(without=["brief"])
+    given = as_written.giving({"brief": {"critique": "Avoid verbosity."}})
+    assert given.left_out[0].words("critique") == "Avoid verbosity."
+    assert constitution_digests(given) == constitution_digests(as_written)
+    reworded = whole.select(without=["brief"], wordings={"brief": "Be brief."})
+    assert constitution_digests(reworded)[OTHERS] != constitution_digests(as_written)[OTHERS]
 
 
 def test_an_edited_constitution_makes_what_reads_it_out_of_date_before_anything_is_run(tmp_path: Path) -> None:

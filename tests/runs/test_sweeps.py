@@ -75,6 +75,12 @@ def test_a_control_has_the_words_of_one_principle_in_another_order(tmp_path: Pat
     controls = overrides(constitution(tmp_path), "sweep=principles", "sweep.control=true")[5:]
     texts = [compose([*control]).constitution.wordings for control in controls]
     assert texts == [{"calm": "calm. Stay"}, {"brief": "brief. Be"}, {"kind": "kind. Be"}, {"honest": "honest. Be"}]
+    # Whatever reads them, models are given the words in that order.
+    assert [compose([*control]).constitution.as_written for control in controls] == [
+        *(("calm",), ("brief",), ("kind",), ("honest",)),
+    ]
+    own = overrides(tmp_path / "ours.yaml", "sweep=principles", "sweep.control=true", "constitution.as_written=[kind]")
+    assert compose([*own[5]]).constitution.as_written == ("kind", "calm")
 
 
 def test_every_constitution_of_a_sweep_has_jobs_of_its_own_and_seeds_repeat_them(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,33 @@ def test_texts_are_read_the_same_alone_and_together() -> None:
 def test_without_the_package_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "encoder_folder", lambda: None)
     assert reader.read(["Be brief."]) is None
+
+
+def test_a_text_is_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Say it once.", "Say it twice."]
+    before = reader.read(texts)
+
+    def refuse(_texts: list[str], _folder: Path) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(reader, "logits_of", refuse)
+    assert reader.read(texts[::-1]) == (before or [])[::-1]
+
+
+def test_what_reads_is_another_without_the_encoder_and_by_other_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(reader.READER_FOLDER, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(reader, "READER_FOLDER", tmp_path)
+    whole = reader.identity()
+    assert whole == reader.identity()
+    (tmp_path / "0.safetensors").write_bytes(b"other")
+    other = reader.identity()
+    monkeypatch.setattr(reader, "encoder_folder", lambda: None)
+    without = reader.identity()
+    assert len({whole, other, without}) == 3
+    (tmp_path / "calibration.json").write_text("{}")
+    assert reader.identity() != without
 
 
 def test_the_files_and_the_encoder_are_small_enough_to_install() -> None:

@@ -254,6 +254,23 @@ def test_the_model_is_given_other_words_where_it_would_misread(monkeypatch: pyte
     assert given(scored(avoid_flattery=99.0), 100.0) == "Avoid flattery."  # 100 of 120 is not sure enough
     assert given(scored(seek_flattery=9e9), 1000.0) == "Aim for flattery."  # it reads the opposite
     assert given(scored(avoid_nothing=9e9), 1000.0) == "Nothing in particular."
+    sure_from = reader.calibration().sure_from
+    assert given(scored(seek_flattery=20 * sure_from / (1 - sure_from) - 0.1), 1000.0) == ""  # the encoder is unsure
+    assert given(scored(seek_flattery=20 * sure_from / (1 - sure_from) + 0.1), 1000.0) == "Aim for flattery."
+
+
+def test_the_shipped_model_reads_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[ScriptedEngine] = []
+
+    def shipped() -> ScriptedEngine:
+        opened.append(ScriptedEngine(fixed))
+        return opened[-1]
+
+    monkeypatch.setattr("constitutional.sandbox.understand.shipped_engine", shipped)
+    monkeypatch.setattr("constitutional.sandbox.understand._READ", {})
+    first = own_readings(["Be sweet.", "Be sour."])
+    assert own_readings(["Be sour.", "Be sweet."]) == first[::-1]
+    assert len(opened) == 1
 
 
 def test_a_reading_of_little_probability_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,18 @@ def test_own_words_for_revision_are_said_when_the_revision_is_asked_for() -> Non
     assert all(each.endswith("new response only.\n\nPrinciple: Take out every exclamation mark.") for each in said)
 
 
+def test_what_is_given_in_place_of_own_words_for_revision_is_said_and_kept() -> None:
+    own = Principle(id="own", text="Be calm.", revision="Less!", given={"revision": "Avoid exclamations."})
+    (said,) = asked_to_revise(own, Settings(rounds=1))
+    assert said.endswith("Principle: Avoid exclamations.")
+    constitution = Constitution(name="t", principles=(own,))
+    (item,) = critique_revise([prompt("Hi")], constitution, ScriptedEngine(marks), TEMPLATES, Settings(rounds=1), 1)
+    assert item.steps[0].revision_text == "Avoid exclamations."
+    # The text is said by the critique; what is given in its place for revision alone is not said twice.
+    text_alone = Principle(id="own", text="Be calm.", given={"revision": "Avoid exclamations."})
+    assert "Principle:" not in asked_to_revise(text_alone, Settings(rounds=1))[0]
+
+
 def test_own_words_for_revision_are_kept_with_the_round_in_which_they_were_said() -> None:
     own = Principle(id="own", text="Be calm.", revision="Take out every exclamation mark.")
     constitution = Constitution(name="t", principles=(own,))
