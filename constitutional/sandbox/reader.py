@@ -36,6 +36,8 @@ class Calibration(NamedTuple):
 
     sharpness: float
     """What the encoder's logits are multiplied with."""
+    own_share: float
+    """What the model's own log-probabilities are multiplied with before they are added to the encoder's."""
     sharpness_alone: float
     """What the model's own log-probabilities are multiplied with where there is no encoder."""
     sure_from: float

@@ -131,11 +131,7 @@ def answers(
 
 
 def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None) -> Understanding:
-    if scores is None:
-        logprobs: Sequence[float] = _log_softmax([reader.calibration().sharpness_alone * logprob for logprob in own])
-    else:
-        logprobs = scores.meanings
-    ranked = sorted(zip(map(math.exp, logprobs), MEANINGS, strict=True), reverse=True)
+    ranked = sorted(zip(probabilities(own, scores, reader.calibration()), MEANINGS, strict=True), reverse=True)
     (probability, meaning), (next_probability, next_meaning) = ranked[:2]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
     reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
@@ -154,6 +150,18 @@ def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None
         given=in_known_words(*meaning) if is_sure and not reads_itself else "",
         asks_two=scores.two if scores else None,
     )
+
+
+def probabilities(own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration) -> list[float]:
+    """What a text means by both readers, for each of `MEANINGS`; by the model's own reading where it reads alone.
+
+    Both readers' probabilities are multiplied, those of the model raised to a small power (a product of experts, Hinton
+    2002): where they contradict each other, neither meaning is sure.
+    """
+    if scores is None:
+        return list(map(math.exp, _log_softmax([rule.sharpness_alone * logprob for logprob in own])))
+    both = [theirs + rule.own_share * logprob for theirs, logprob in zip(scores.meanings, own, strict=True)]
+    return list(map(math.exp, _log_softmax(both)))
 
 
 def _log_softmax(logits: Sequence[float]) -> list[float]:
