@@ -24,6 +24,7 @@ from constitutional.review.ballot import LONGEST_NOTE, LONGEST_REPLY, BallotErro
 from constitutional.review.guard import Guard, TokenTries, form_token, same_token
 from constitutional.review.lead import LeadSources
 from constitutional.review.lead_pages import LeadPages
+from constitutional.review.plan import shown_order
 from constitutional.review.store import Assigned, ReviewStore, StoredPlan
 from constitutional.review.visit import Visit
 from constitutional.stages.report.page import ASSETS, CONTROL
@@ -89,7 +90,7 @@ class Site:
         )
         style = (ASSETS / "style.css").read_text(encoding="utf-8") + (PAGES / "style.css").read_text(encoding="utf-8")
         script = (PAGES / "script.js").read_text(encoding="utf-8")
-        self._pages.globals.update(style=Markup(style), script=Markup(script))  # noqa: S704 - our own files
+        self._pages.globals.update(style=Markup(style), script=Markup(script), shown_order=shown_order)  # noqa: S704 - ours
         routes = [
             Route("/enter", self._enter_page, methods=["GET"]),
             Route("/enter", self._enter, methods=["POST"]),

@@ -208,6 +208,64 @@ def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[.
         expect(page.locator("h1")).to_have_text("You are signed out")
 
 
+@pytest.mark.parametrize(
+    ("task", "replies"), [("pair", ("r0", "r1")), ("rank", ("r0", "r1", "r2")), ("rewrite", ("r0",))]
+)
+def test_harmful_texts_are_opened_by_keyboard_without_scripts(
+    sqlite: Database, new_page: Callable[..., Page], task: Task, replies: tuple[str, ...]
+) -> None:
+    made = setting(sqlite, [item(0, replies, category="violence")], task=task)
+    with served(made) as url:
+        page = new_page(java_script_enabled=False)
+        page.goto(f"{url}/enter?token={made.accounts.invite('ada')}")
+        page.get_by_role("button", name="Begin").click()
+        expect(page.get_by_role("heading", name="Some texts are harmful")).to_be_visible()  # before the first of them
+        page.get_by_role("button", name="Start").click()
+        for text in ("Question 0?", *replies):
+            for medium in ("print", "screen"):
+                page.emulate_media(media=medium)
+                expect(page.get_by_text(text, exact=True)).to_have_count(1)
+                expect(page.get_by_text(text, exact=True)).not_to_be_visible()
+        for part in page.get_by_text("Show or hide the ").all():
+            part.focus()
+            page.keyboard.press("Enter")
+        for text in ("Question 0?", *replies):
+            expect(page.get_by_text(text, exact=True)).to_be_visible()
+        names = page.locator(".reply h2").all_inner_texts()
+        assert (
+            names
+            == {"pair": ["Reply A", "Reply B"], "rank": ["Reply A", "Reply B", "Reply C"], "rewrite": ["Reply"]}[task]
+        )
+        for name in names if task == "pair" else ():
+            expect(page.get_by_role("radio", name=name)).to_have_count(1)  # the answers have the replies' names
+
+
+def test_a_table_that_is_wider_than_a_phone_shows_that_it_goes_on(
+    sqlite: Database, new_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    made = led_review(sqlite, tmp_path)
+    with served(made) as url:
+        page = new_page(viewport=PHONE)
+        page.goto(f"{url}/enter?token={made.accounts.invite('lea', 'lead')}")
+        with another_page(page):
+            page.get_by_role("button", name="Begin").click()
+        page.goto(f"{url}/lead")
+        table = page.get_by_role("region", name="Raters", exact=True)
+        table.evaluate("part => { document.documentElement.style.scrollBehavior = 'auto'; part.scrollIntoView(); }")
+
+        def right_edge() -> bytes:
+            """The place right of the caption, where there is no text."""
+            box = table.bounding_box()
+            assert box is not None
+            strip = {"x": box["x"] + box["width"] - 12, "y": box["y"] + 12, "width": 6.0, "height": 12.0}
+            return page.screenshot(clip=strip)  # type: ignore[arg-type] # its keys are those
+
+        before = right_edge()
+        table.evaluate("part => { part.scrollLeft = part.scrollWidth; }")
+        assert table.evaluate("part => part.scrollLeft > 0")
+        assert right_edge() != before  # the shadow is gone where the table ends
+
+
 def test_what_is_opened_is_counted_when_it_is_opened(sqlite: Database, new_page: Callable[..., Page]) -> None:
     made = setting(sqlite, [item(0, category="violence")])
     with served(made) as url:

@@ -8,11 +8,14 @@ import pytest
 from sqlalchemy import select
 
 from constitutional.review.accounts import INVITED_S, SESSION_S, Role, digest
+from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_BYTES, TRIES, TokenTries
+from constitutional.review.lead import Labels
 from constitutional.review.schema import INVITATION, SESSION
 from constitutional.review.settings import Task
 from tests.review.reviewing import PRINCIPLES, URL, Browser, Clock, Setting, assert_texts_stay_texts, item, setting
+from tests.review.test_lead import compared, lead, led, planned
 
 
 def voted(made: Setting) -> list[tuple[str, str]]:
@@ -116,6 +119,25 @@ def test_an_opened_text_is_counted(sqlite: Database) -> None:
     browser = Browser(made.site()).enter(made.accounts, "ada")
     fields = {name: browser.fields()[name] for name in ("form_token", "assignment")}
     assert browser.post("/exposed", fields).status_code == 204
+
+
+def test_a_lead_is_told_where_a_note_calls_the_other_reply_a(sqlite: Database) -> None:
+    made = led(sqlite, [planned(compared(0), 0, wanted=8)], Labels([compared(0)], []))
+    first: dict[str, str] = {}
+    for name in "abcdefgh":
+        rater = made.rater(f"rater {name}")
+        shown = made.store.next(made.plan, rater)
+        assert shown is not None
+        first[rater.name] = shown.payload.replies[0]
+        note = "A is better." if name < "g" else ""
+        made.store.vote(made.plan, rater, shown.id, f"key {name}", Ballot("first", rationale=note))
+    browser = lead(made)
+    browser.get("/lead/item?item=1")
+    page = browser.post("/lead/show", browser.fields()).text
+    told = set(re.findall("To (rater .), reply B stood on the left", page))
+    exchanged = {name for name, reply in first.items() if reply == "b0"}
+    assert told == exchanged - {"rater g", "rater h"}  # who wrote no note
+    assert 0 < len(told) < 6
 
 
 # Accounts
