@@ -228,7 +228,7 @@ def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], 
         site = Site(review.accounts, review.store, review.plan, url, voted, lead=review.lead)
         config = uvicorn.Config(
             site.app,
-            log_level="warning",
+            log_level="error",  # at `warning` whoever sends nonsense fills the terminal
             access_log=False,
             server_header=False,
             proxy_headers=False,
