@@ -266,6 +266,19 @@ def test_a_table_that_is_wider_than_a_phone_shows_that_it_goes_on(
         assert right_edge() != before  # the shadow is gone where the table ends
 
 
+def test_who_goes_back_after_signing_out_sees_nothing(sqlite: Database, new_page: Callable[..., Page]) -> None:
+    made = setting(sqlite, [item(0)])
+    with served(made) as url:
+        page = new_page()
+        enter(page, url, made)
+        expect(page.get_by_text("Question 0?")).to_be_visible()
+        with another_page(page):
+            page.get_by_role("button", name="Sign out").click()
+        page.go_back()
+        expect(page.locator("h1")).to_have_text("You are not signed in")
+        assert "Question 0?" not in page.content()
+
+
 def test_what_is_opened_is_counted_when_it_is_opened(sqlite: Database, new_page: Callable[..., Page]) -> None:
     made = setting(sqlite, [item(0, category="violence")])
     with served(made) as url:

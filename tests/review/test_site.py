@@ -420,7 +420,7 @@ def test_what_comes_too_slowly_is_refused(sqlite: Database, monkeypatch: pytest.
         statuses.append(message.get("status"))
 
     scope = {"type": "http", "method": "POST", "path": "/vote", "headers": [(b"host", URL[7:].encode())]}
-    asyncio.run(asyncio.wait_for(setting(sqlite, [item(0)]).site().app(scope, receive, send), 5))  # type: ignore[arg-type]
+    asyncio.run(asyncio.wait_for(setting(sqlite, [item(0)]).site().app(scope, receive, send), 5))
     assert statuses[0] == 408
 
 
