@@ -25,6 +25,8 @@ from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.spotchecks import plan_of
 
 MOST_CONNECTIONS: Final = 500
+KEPT_S: Final = 75
+"""How long a connection is kept while a rater reads; a vote that is sent as it closes would be lost on the way."""
 LOCAL_S: Final = 3600.0
 """How long the link is worth something that is printed for whoever starts the command."""
 
@@ -235,6 +237,7 @@ def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], 
             lifespan="off",
             ws="none",
             limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=KEPT_S,
             timeout_graceful_shutdown=5,
         )
         uvicorn.Server(config).run(sockets=[bound])
