@@ -28,7 +28,7 @@ from constitutional.base.records import Message
 from constitutional.review.accounts import Accounts
 from constitutional.review.database import Database
 from constitutional.review.plan import ItemPayload, Plan, PlannedItem
-from constitutional.review.serve import bind
+from constitutional.review.serve import KEPT_S, bind
 from constitutional.review.settings import ReviewSettings
 from constitutional.review.site import Site
 from constitutional.review.store import ReviewStore
@@ -77,7 +77,9 @@ def serve(folder: Path, address: str | None, bound: socket.socket) -> None:
     assert plan is not None
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     site = Site(Accounts(database), store, plan, url, lambda _: None)
-    config = uvicorn.Config(site.app, log_level="warning", access_log=False, lifespan="off", ws="none")
+    config = uvicorn.Config(
+        site.app, log_level="warning", access_log=False, lifespan="off", ws="none", timeout_keep_alive=KEPT_S
+    )
     uvicorn.Server(config).run(sockets=[bound])
 
 

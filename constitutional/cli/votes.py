@@ -13,6 +13,7 @@ from constitutional.base.progress import counted
 from constitutional.base.text import printable
 
 if TYPE_CHECKING:
+    from constitutional.constitution.constitution import Constitution
     from constitutional.data.votes.items import VoteItem
     from constitutional.data.votes.reading import ImportedVotes
     from constitutional.runs.folder import RunStore
@@ -38,6 +39,9 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
     exporting.add_argument("--format", required=True, choices=NAMES)
     exporting.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file of tasks to write")
     exporting.add_argument(
+        "--by-principle", action="store_true", help="ask by each principle, too (label_studio, argilla or csv)"
+    )
+    exporting.add_argument(
         "--verdicts", type=Path, metavar="FILE", help="write these verdicts, and no tasks (annotated_pairs or csv)"
     )
     exporting.add_argument(
@@ -55,26 +59,35 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
 
 def _export(arguments: argparse.Namespace) -> None:
     from constitutional.data.votes import annotated_pairs, argilla, label_studio, table
+    from constitutional.data.votes.reading import NOT_APPLICABLE
     from constitutional.runs.folder import RunStore
 
     form, out = arguments.format, arguments.out
     store = RunStore.load(arguments.folder)
     if arguments.verdicts is not None or arguments.judgements:
+        if arguments.by_principle:
+            raise UsageError("--by-principle goes with tasks; leave out --verdicts and --judgements")
         _export_answers(arguments, store)
         return
+    if arguments.by_principle and form == "annotated_pairs":
+        raise UsageError("--by-principle goes with --format label_studio, argilla or csv; annotated_pairs asks nothing")
+    constitution = _constitution(store) if arguments.by_principle else None
+    asked = () if constitution is None else constitution.used_for("comparison").principles
+    principles = {principle.id: principle.text for principle in asked}
     items, what = _tasks(store)
     beside = None
     if form == "label_studio":
         atomic_write(out, _json(label_studio.tasks(items)))
-        beside, content = out.with_suffix(".config.xml"), label_studio.CONFIG.encode()
+        beside, content = out.with_suffix(".config.xml"), label_studio.config(principles).encode()
         advice = "import the tasks into a project, and paste the configuration into its labeling interface (Code)"
     elif form == "argilla":
         atomic_write(out, _json(argilla.tasks(items)))
-        beside, content = out.with_suffix(".settings.json"), _json(argilla.settings())
+        beside, content = out.with_suffix(".settings.json"), _json(argilla.settings(principles))
         advice = "make a dataset with rg.Settings.from_json(…), and log the records with records.from_json(…)"
     elif form == "csv":
-        atomic_write(out, table.tasks(items))
+        atomic_write(out, table.tasks(items, (), principles))
         advice = f"people fill in rater, choice ({', '.join(argilla.LABELS)}), strength (1 to 4) and reason"
+        advice += f"; where a principle has no bearing, choice is {NOT_APPLICABLE}" if principles else ""
     else:
         atomic_write(out, _json(annotated_pairs.tasks(items)))
         reasons = "both, neither or not_applicable"
@@ -111,7 +124,7 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
     if form == "csv":
         atomic_write(out, table.tasks(items, verdicts))
     else:
-        labels = probabilities_of(judgements) if judgements else None
+        labels = probabilities_of(judgements) if judgements else annotated_pairs.shares_of(verdicts)
         atomic_write(out, _json(annotated_pairs.tasks(items, verdicts, judgements, labels)))
     said = [counted(len(verdicts), "verdict")] * bool(verdicts) + [counted(len(judgements), "judgement")] * bool(
         judgements
@@ -146,6 +159,13 @@ def _tasks(store: "RunStore") -> tuple[list["VoteItem"], str]:
     return items, f"{counted(len(items), 'planned spot-check')}, for {votes}"
 
 
+def _constitution(store: "RunStore") -> "Constitution":
+    from constitutional.constitution.file import load_constitution
+    from constitutional.runs.folder import USED
+
+    return load_constitution(str(store.folder / USED))
+
+
 def _import(arguments: argparse.Namespace) -> int:
     from constitutional.base.records import Comparison
     from constitutional.data.votes.formats import FORMATS, format_of
@@ -156,7 +176,8 @@ def _import(arguments: argparse.Namespace) -> int:
     comparisons = {row.id: row for row in store.read("comparisons", Comparison)}
     file = read_file(arguments.file)
     form = arguments.format or format_of(file)
-    imported = FORMATS[form].verdicts(file, comparisons)
+    principles = [principle.id for principle in _constitution(store).principles]
+    imported = FORMATS[form].verdicts(file, comparisons, principles)
     for line in imported.refused:
         print(printable(line), file=sys.stderr)
     if not imported.verdicts:

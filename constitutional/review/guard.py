@@ -1,5 +1,6 @@
 """What stands before every page: hosts, origins, sizes, and the headers of every response."""
 
+import asyncio
 import hmac
 import secrets
 import time
@@ -17,6 +18,8 @@ from constitutional.review.settings import LOOPBACK
 
 MOST_BYTES: Final = 256 * 2**10
 """Of what a page sends; URLs are bounded by the server."""
+BODY_S: Final = 30.0
+"""Seconds within which all of it must have come."""
 TRIES: Final = 20
 """Wrong tokens from one address within a minute, after which none is tried."""
 WINDOW_S: Final = 60.0
@@ -48,9 +51,16 @@ class Guard:
 
         if refused := self._refusal(scope):
             status, reason = refused
-            await PlainTextResponse(reason, status)(scope, receive, send_guarded)
+            # What follows on the connection may be meant for somebody else: it is read no further.
+            await PlainTextResponse(reason, status, {"Connection": "close"})(scope, receive, send_guarded)
             return
-        body = await _body(receive)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await _body(receive)
+        except TimeoutError:
+            closing = {"Connection": "close"}
+            await PlainTextResponse("What you sent came too slowly.", 408, closing)(scope, receive, send_guarded)
+            return
         if body is None:
             await PlainTextResponse("What you sent is too large.", 413)(scope, receive, send_guarded)
             return
@@ -67,6 +77,8 @@ class Guard:
         # A page elsewhere whose name is made to point here (DNS rebinding) has that name as its host.
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             return 400, "This is not the address of this page."
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return 400, "It is not clear where this request ends."  # a proxy may have seen another end than we
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:12]) > MOST_BYTES:
             return 413, "What you sent is too large."
@@ -142,3 +154,8 @@ class TokenTries:
         if len(self._failed) >= MOST_ADDRESSES:
             self._failed.clear()
         self._failed.setdefault(address, deque(maxlen=TRIES)).append(self._clock())
+
+    def right(self, address: str) -> None:
+        """The token that was last counted was right."""
+        if times := self._failed.get(address):
+            times.pop()

@@ -25,6 +25,8 @@ from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.spotchecks import plan_of
 
 MOST_CONNECTIONS: Final = 500
+KEPT_S: Final = 75
+"""How long a connection is kept while a rater reads; a vote that is sent as it closes would be lost on the way."""
 LOCAL_S: Final = 3600.0
 """How long the link is worth something that is printed for whoever starts the command."""
 
@@ -228,13 +230,14 @@ def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], 
         site = Site(review.accounts, review.store, review.plan, url, voted, lead=review.lead)
         config = uvicorn.Config(
             site.app,
-            log_level="warning",
+            log_level="error",  # at `warning` whoever sends nonsense fills the terminal
             access_log=False,
             server_header=False,
             proxy_headers=False,
             lifespan="off",
             ws="none",
             limit_concurrency=MOST_CONNECTIONS,
+            timeout_keep_alive=KEPT_S,
             timeout_graceful_shutdown=5,
         )
         uvicorn.Server(config).run(sockets=[bound])

@@ -24,6 +24,7 @@ from constitutional.review.ballot import LONGEST_NOTE, LONGEST_REPLY, BallotErro
 from constitutional.review.guard import Guard, TokenTries, form_token, same_token
 from constitutional.review.lead import LeadSources
 from constitutional.review.lead_pages import LeadPages
+from constitutional.review.plan import shown_order
 from constitutional.review.store import Assigned, ReviewStore, StoredPlan
 from constitutional.review.visit import Visit
 from constitutional.stages.report.page import ASSETS, CONTROL
@@ -39,6 +40,7 @@ NOTICES: Final[Mapping[str, str]] = {
     "nothing": "There is no answer to take back.",
     "settled": "Your choices are saved.",
 }
+FORM: Final = "application/x-www-form-urlencoded"
 STRENGTHS: Final = ("slightly", "clearly", "much", "far")
 """How much better a reply is, from 1 to 4."""
 ERRORS: Final[Mapping[int, str]] = {
@@ -75,8 +77,10 @@ class Site:
         self._counted = (float("-inf"), 0)
         parts = urlsplit(url)
         # Browsers share cookies among the ports of a machine, on which other reviews may run.
-        self._cookie = f"review_{parts.port or 'session'}"
         self._secure = parts.scheme == "https"
+        # With this prefix browsers take the cookie from this host alone: another name of its domain can plant none.
+        prefix = "__Host-" if self._secure else ""
+        self._cookie = f"{prefix}review_{parts.port or 'session'}"
         self._pages = Environment(
             loader=FileSystemLoader(PAGES),
             autoescape=True,
@@ -89,7 +93,7 @@ class Site:
         )
         style = (ASSETS / "style.css").read_text(encoding="utf-8") + (PAGES / "style.css").read_text(encoding="utf-8")
         script = (PAGES / "script.js").read_text(encoding="utf-8")
-        self._pages.globals.update(style=Markup(style), script=Markup(script))  # noqa: S704 - our own files
+        self._pages.globals.update(style=Markup(style), script=Markup(script), shown_order=shown_order)  # noqa: S704 - ours
         routes = [
             Route("/enter", self._enter_page, methods=["GET"]),
             Route("/enter", self._enter, methods=["POST"]),
@@ -125,10 +129,11 @@ class Site:
         address = request.client.host if request.client else ""
         if not self._tries.allowed(address):
             raise HTTPException(429, headers={"Retry-After": "60"})
+        self._tries.failed(address)  # before the try, or many at the same time would not count each other
         session = await run_in_threadpool(self._accounts.enter, form.get("token", ""))
         if session is None:
-            self._tries.failed(address)
             return self._page(request, "message", 403, title="This link lets nobody in", text=_STALE)
+        self._tries.right(address)
         response = RedirectResponse("/start", 303)
         # The session's token is new, so what somebody may have put into the browser before is worth nothing.
         self._set_cookie(response, "", session, int(SESSION_S))
@@ -286,7 +291,10 @@ _STALE: Final = (
 
 
 async def _form(request: Request) -> Mapping[str, str]:
-    """The fields of a form, without files."""
-    form = await request.form(max_files=0, max_fields=300)
+    """The fields of a form, which our pages send in one way; files come in another."""
+    kind = request.headers.get("content-type", FORM).partition(";")[0].strip().lower()
+    if kind != FORM:
+        raise HTTPException(400)
+    form = await request.form()
     fields: Sequence[tuple[str, object]] = form.multi_items()
     return {name: value for name, value in fields if isinstance(value, str)}

@@ -14,7 +14,7 @@ from constitutional.base.records import Comparison, Judgement, Prompt, Record, S
 from constitutional.cli.main import main
 from constitutional.data.verdicts import read_verdicts
 from constitutional.runs.compose import compose, dump
-from constitutional.runs.folder import RunStore
+from constitutional.runs.folder import USED, RunStore
 from tests.scripted_run import STAGES, finish
 
 COMPARISONS = [
@@ -38,6 +38,12 @@ PLAN = [
     SpotCheck(comparison=row.id, reason="audit", probability=0.4321, votes=1 + (row is COMPARISONS[3]))
     for row in COMPARISONS[2:6]
 ]
+CONSTITUTION = """
+principles:
+- {id: calm, text: Stay secretly calm., uses: [comparison]}
+- {id: Dear, text: "It costs $5, & it is <dear>.", uses: [comparison]}
+- {id: kind, text: Be kind., uses: [revision]}
+"""
 FORMATS = ("label_studio", "argilla", "annotated_pairs", "csv")
 
 
@@ -50,6 +56,7 @@ def run_folder(folder: Path, *overrides: str, plan: list[SpotCheck] | None = Non
     names = [stage.name for stage in STAGES]
     path = folder / "first"
     with RunStore.open(path, configuration(*overrides)) as store:
+        (path / USED).write_text(CONSTITUTION)
         finish(store, names.index("sample_pairs"), "sample_pairs", {"comparisons": COMPARISONS})
         finish(store, names.index("label"), "label", {"judgements": JUDGEMENTS})
         if plan is not None:
@@ -188,6 +195,26 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str, capsys:
         assert "expected" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["label_studio", "argilla", "csv"])
+def test_people_are_asked_by_principle(tmp_path: Path, form: str) -> None:
+    out = exported(run_folder(tmp_path), form, "--by-principle")
+    beside = {"label_studio": ".config.xml", "argilla": ".settings.json", "csv": ".csv"}[form]
+    text = out.with_suffix(beside).read_text().replace("\u2060", "")
+    assert "Stay secretly calm." in text
+    assert "It costs $5" in text
+    assert "Be kind" not in text  # by which no responses are compared
+
+
+def test_a_file_of_verdicts_has_somebody_to_compare_others_with(tmp_path: Path) -> None:
+    verdicts = [Verdict(comparison=COMPARISONS[number].id, rater="x", choice="b") for number in range(2)]
+    write_rows(tmp_path / "mine.jsonl", verdicts)
+    content = json.loads(
+        exported(run_folder(tmp_path), "annotated_pairs", "--verdicts", str(tmp_path / "mine.jsonl")).read_text()
+    )
+    default = content["metadata"]["default_annotator"]
+    assert [row["annotations"][default]["pref"] for row in content["comparisons"]] == ["b", "b"]
+
+
 def test_verdicts_need_no_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "verdicts.jsonl"
     write_rows(path, [Verdict(comparison=COMPARISONS[0].id, rater="x", choice="a")])
@@ -248,7 +275,14 @@ def test_people_stand_beside_the_judgements(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--format", "csv", "--judgements"], ["--format", "argilla", "--verdicts", "x"], ["--format", "toml"]]
+    "words",
+    [
+        ["--format", "csv", "--judgements"],
+        ["--format", "argilla", "--verdicts", "x"],
+        ["--format", "toml"],
+        ["--format", "annotated_pairs", "--by-principle"],
+        ["--format", "csv", "--by-principle", "--verdicts", "x"],
+    ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str]) -> None:
     run = run_folder(tmp_path)

@@ -1,18 +1,36 @@
 """The pages without a browser: what they do, and what attacks on them do not."""
 
+import asyncio
 import re
+import socket
+import time
+from collections.abc import MutableMapping
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import select
 
+from constitutional.review import guard
 from constitutional.review.accounts import INVITED_S, SESSION_S, Role, digest
+from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_BYTES, TRIES, TokenTries
+from constitutional.review.lead import Labels
 from constitutional.review.schema import INVITATION, SESSION
 from constitutional.review.settings import Task
-from tests.review.reviewing import PRINCIPLES, URL, Browser, Clock, Setting, assert_texts_stay_texts, item, setting
+from tests.review.reviewing import (
+    PRINCIPLES,
+    URL,
+    Browser,
+    Clock,
+    Setting,
+    assert_texts_stay_texts,
+    item,
+    served,
+    setting,
+)
+from tests.review.test_lead import compared, lead, led, planned
 
 
 def voted(made: Setting) -> list[tuple[str, str]]:
@@ -116,6 +134,25 @@ def test_an_opened_text_is_counted(sqlite: Database) -> None:
     browser = Browser(made.site()).enter(made.accounts, "ada")
     fields = {name: browser.fields()[name] for name in ("form_token", "assignment")}
     assert browser.post("/exposed", fields).status_code == 204
+
+
+def test_a_lead_is_told_where_a_note_calls_the_other_reply_a(sqlite: Database) -> None:
+    made = led(sqlite, [planned(compared(0), 0, wanted=8)], Labels([compared(0)], []))
+    first: dict[str, str] = {}
+    for name in "abcdefgh":
+        rater = made.rater(f"rater {name}")
+        shown = made.store.next(made.plan, rater)
+        assert shown is not None
+        first[rater.name] = shown.payload.replies[0]
+        note = "A is better." if name < "g" else ""
+        made.store.vote(made.plan, rater, shown.id, f"key {name}", Ballot("first", rationale=note))
+    browser = lead(made)
+    browser.get("/lead/item?item=1")
+    page = browser.post("/lead/show", browser.fields()).text
+    told = set(re.findall("To (rater .), reply B stood on the left", page))
+    exchanged = {name for name, reply in first.items() if reply == "b0"}
+    assert told == exchanged - {"rater g", "rater h"}  # who wrote no note
+    assert 0 < len(told) < 6
 
 
 # Accounts
@@ -287,6 +324,8 @@ def test_behind_a_proxy_only_the_named_address_is_served_and_cookies_need_tls(sq
     assert browser.get("/enter?token=x").status_code == 200
     cookie = browser.page.headers["set-cookie"].lower()
     assert "secure" in cookie
+    assert cookie.startswith("__host-")  # which another name of the same domain cannot plant
+    assert "Which reply" in browser.enter(made.accounts, "ada").page.text
     assert browser.client.get("/", headers={"Host": "127.0.0.1:8123"}).status_code == 400
 
 
@@ -369,6 +408,37 @@ def test_a_body_that_is_too_large_is_refused_unread(sqlite: Database) -> None:
     assert voted(made) == []
 
 
+def test_what_comes_too_slowly_is_refused(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "BODY_S", 0.05)
+    statuses = []
+
+    async def receive() -> dict[str, object]:
+        await asyncio.sleep(10)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "method": "POST", "path": "/vote", "headers": [(b"host", URL[7:].encode())]}
+    asyncio.run(asyncio.wait_for(setting(sqlite, [item(0)]).site().app(scope, receive, send), 5))
+    assert statuses[0] == 408
+
+
+def test_a_request_with_two_ends_is_refused_and_nothing_behind_it_is_read(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    with served(made) as url:
+        host = url.removeprefix("http://")
+        head = f"POST /vote HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        ends = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        name, _, port = host.partition(":")
+        with socket.create_connection((name, int(port)), timeout=10) as connection:
+            connection.sendall((head + ends + f"GET /smuggled HTTP/1.1\r\nHost: {host}\r\n\r\n").encode())
+            answer = b""
+            while part := connection.recv(65536):  # until the server closes
+                answer += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"400"]
+
+
 def test_tokens_cannot_be_tried_without_end(sqlite: Database) -> None:
     made = setting(sqlite, [item(0)])
     browser = Browser(made.site())
@@ -379,6 +449,31 @@ def test_tokens_cannot_be_tried_without_end(sqlite: Database) -> None:
     assert browser.page.headers["retry-after"] == "60"
     right = browser.post("/enter", {**fields, "token": made.accounts.invite("ada")})
     assert right.status_code == 429  # also the right one has to wait
+
+
+def test_tokens_that_are_tried_at_the_same_time_count_each_other(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = setting(sqlite, [item(0)])
+    browser, site = Browser(made.site()), made.site()
+    monkeypatch.setattr(made.accounts, "enter", lambda _: time.sleep(0.05))  # so that all are under way at once
+    browser.get("/enter?token=wrong")
+    fields, cookies = browser.fields(), dict(browser.client.cookies)
+
+    async def tried() -> list[int]:
+        transport = httpx.ASGITransport(site.app)
+        async with httpx.AsyncClient(transport=transport, base_url=URL, cookies=cookies) as client:
+            answers = await asyncio.gather(*(client.post("/enter", data=fields) for _ in range(3 * TRIES)))
+        return [answer.status_code for answer in answers]
+
+    assert sorted(asyncio.run(tried())) == [403] * TRIES + [429] * 2 * TRIES
+
+
+def test_right_tokens_are_no_tries(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    site = made.site()
+    for number in range(TRIES + 1):
+        assert "Instructions" in Browser(site).enter(made.accounts, f"rater {number}", start=False).page.text
 
 
 def test_tries_are_forgotten_after_a_minute_and_are_counted_by_address() -> None:

@@ -1,13 +1,14 @@
 """AnnotatedPairs, the format of ICAI and Feedback Forensics (version 2.0 is written, 1.0 and 2.0 are read).
 
 Every rater is an annotator of type `human`; of a run's judgements, every principle and judge is one of type
-`principle`. The keys `strength`, `reason` and `probability` of an annotation, and `principle` of a human, are ours:
-other readers pass over them.
+`principle`. The keys `strength`, `reason` and `probability` of an annotation, and `rater` and `principle` of a human,
+are ours: other readers pass over them. They tell annotators apart by their names.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any, Final
 
 from constitutional.base.jsonl import shortened
@@ -30,7 +31,7 @@ def _digest(text: str) -> str:
 def tasks(
     items: Iterable[VoteItem],
     verdicts: Iterable[Verdict] = (),
-    judgements: Iterable[Judgement] = (),
+    judgements: Sequence[Judgement] = (),
     labels: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """The file of items, to be annotated or with what people and judges say of them already.
@@ -39,14 +40,15 @@ def tasks(
         items: the comparisons.
         verdicts: of people; every rater is an annotator, and one more for each principle that they voted by.
         judgements: of the labeler and of a panel; every principle and judge is an annotator.
-        labels: by comparison, the probability that a is better by all judgements, for the default annotator.
+        labels: by comparison, the probability that a is better, for the default annotator, with which Feedback
+            Forensics compares the others; by all judgements, or by all people where there is no judgement.
     """
     annotations = defaultdict[str, dict[str, dict[str, Any]]](dict)
     annotators: dict[str, dict[str, Any]] = {}
     shown = {item.comparison: item for item in items}
     default = None if labels is None else _digest(_DEFAULT)
     if default is not None:
-        about = "The run's label: the mean of its judgements by weight"
+        about = "The run's label: the mean of its judgements by weight" if judgements else "What most people say"
         annotators[default] = {"name": "label", "description": about, "type": "unknown"}
     for name, p_a in (labels or {}).items():
         if name in shown and default is not None:
@@ -76,10 +78,22 @@ def tasks(
     return {"metadata": metadata, "annotators": annotators, "comparisons": rows}
 
 
+def shares_of(verdicts: Iterable[Verdict]) -> dict[str, float | None]:
+    """The share of people who say that a is better, by comparison; ties count half, and None is where nobody says."""
+    worth = {"a": 1.0, "tie": 0.5, "b": 0.0}
+    by_comparison = defaultdict[str, list[float]](list)
+    for verdict in verdicts:
+        known = verdict.principle is None and verdict.choice in worth
+        by_comparison[verdict.comparison] += [worth[verdict.choice]] if known else []
+    return {name: fmean(shares) if shares else None for name, shares in by_comparison.items()}
+
+
 def _human(vote: Verdict) -> dict[str, Any]:
-    by = f" by the principle '{vote.principle}'" if vote.principle else ""
-    own = {"name": whole_characters(vote.rater), "description": whole_characters(f"{vote.rater}{by}"), "type": "human"}
-    return own | ({"principle": vote.principle} if vote.principle else {})
+    rater = whole_characters(vote.rater)
+    if vote.principle is None:
+        return {"name": rater, "description": rater, "type": "human"}
+    name, description = f"{rater}, by {vote.principle}", f"{rater} by the principle '{vote.principle}'"
+    return {"name": name, "description": description, "type": "human", "rater": rater, "principle": vote.principle}
 
 
 def _by_probability(item: VoteItem, p_a: float | None) -> dict[str, Any]:
@@ -112,9 +126,9 @@ def recognises(file: VoteFile) -> bool:
     return isinstance(file.content, dict) and {"annotators", "comparisons"} <= file.content.keys()
 
 
-def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison]) -> ImportedVotes:
+def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison], principles: Collection[str]) -> ImportedVotes:
     """The verdicts of the annotators of type `human`; what others say is no vote of a person."""
-    return settled(file, _votes(file), comparisons)
+    return settled(file, _votes(file), comparisons, principles)
 
 
 def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
@@ -165,7 +179,7 @@ def _vote(place: str, row: Mapping[str, Any], annotation: object, who: Mapping[s
         row.get("prompt"),
         _text(row, "a"),
         _text(row, "b"),
-        who["name"],
+        who.get("rater", who["name"]),
         choice,
         annotation.get("strength"),
         annotation.get("reason"),

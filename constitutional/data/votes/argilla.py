@@ -3,13 +3,16 @@
 The records and the settings are plain values, as `Dataset.from_disk` of Argilla's client reads them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from constitutional.base.jsonl import shortened
 from constitutional.base.records import Comparison
 from constitutional.data.votes.items import VoteItem
 from constitutional.data.votes.reading import (
+    BY,
+    NOT_APPLICABLE,
     BadVoteError,
     ForeignVote,
     ImportedVotes,
@@ -26,14 +29,21 @@ LABELS: Final = {
     "both_bad": "Both are bad",
     "skip": "I cannot or do not want to say",
 }
+MOST_DESCRIPTION: Final = 1000
+"""Characters of a question's description, which Argilla's server takes at most."""
 NO_STATUS: Final = "no status"
 """Votes of which an export does not say whether they were submitted; they count."""
 
 
-def settings() -> dict[str, Any]:
-    """The dataset's settings, as `Settings.from_json` of Argilla's client reads them."""
+def settings(principles: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """The dataset's settings, as `Settings.from_json` of Argilla's client reads them.
+
+    Args:
+        principles: the texts of the principles by which raters answer, too, by id.
+    """
     fields = [("conversation", "Conversation"), ("left", "Left response"), ("right", "Right response")]
     labels = [{"value": value, "text": text} for value, text in LABELS.items()]
+    by_principle = [*labels[:3], {"value": NOT_APPLICABLE, "text": "The principle does not apply"}]
     ratings = [{"value": strength} for strength in range(1, 5)]
     return {
         "guidelines": "Read the conversation and both responses. Say which response is better, and how much: from 1 "
@@ -41,6 +51,15 @@ def settings() -> dict[str, Any]:
         "questions": [
             _question("better", "Which response is better?", {"type": "label_selection", "options": labels}),
             _question("strength", "How much better?", {"type": "rating", "options": ratings}),
+            *(
+                _question(
+                    BY + name.lower(),  # Argilla takes no capitals
+                    f"By the principle {name}",
+                    {"type": "label_selection", "options": by_principle},
+                    description=text if len(text) <= MOST_DESCRIPTION else f"{text[: MOST_DESCRIPTION - 1]}…",
+                )
+                for name, text in principles.items()
+            ),
             _question("reason", "Why?", {"type": "text", "use_markdown": False}),
         ],
         "fields": [
@@ -62,8 +81,9 @@ def settings() -> dict[str, Any]:
     }
 
 
-def _question(name: str, title: str, kind: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name, "title": title, "description": None, "required": name == "better", "settings": dict(kind)}
+def _question(name: str, title: str, kind: Mapping[str, Any], description: str | None = None) -> dict[str, Any]:
+    required = name == "better"
+    return {"name": name, "title": title, "description": description, "required": required, "settings": dict(kind)}
 
 
 def tasks(items: Iterable[VoteItem]) -> list[dict[str, Any]]:
@@ -89,13 +109,13 @@ def recognises(file: VoteFile) -> bool:
     )
 
 
-def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison]) -> ImportedVotes:
+def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison], principles: Collection[str]) -> ImportedVotes:
     """The verdicts in an export. A discarded response is a verdict `skip`; drafts and suggestions are no votes.
 
     The nested export does not say which responses are drafts. These votes count, and `left_out` counts them under
     `NO_STATUS` for a warning.
     """
-    return settled(file, _votes(file), comparisons)
+    return settled(file, _votes(file), comparisons, principles)
 
 
 def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
@@ -120,7 +140,7 @@ def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
             if status is None:
                 yield NoVote(NO_STATUS)
             own = metadata or {}
-            yield ForeignVote(
+            vote = ForeignVote(
                 place,
                 own.get("comparison", record.get("external_id", record.get("id"))),
                 fields.get("conversation"),
@@ -133,6 +153,15 @@ def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
                 answers.get("when"),
                 left_is=own.get("left_is"),
             )
+            yield vote
+            yield from _by_principle(vote, {} if status == "discarded" else answers)
+
+
+def _by_principle(vote: ForeignVote, answers: Mapping[str, Any]) -> Iterator[ForeignVote]:
+    """The votes by principle beside a vote in all."""
+    for question, answer in answers.items():
+        if question.startswith(BY) and answer is not None:
+            yield vote._replace(choice=answer, principle=question.removeprefix(BY), strength=None, reason=None)
 
 
 def _by_user(record: Mapping[str, Any]) -> Iterator[tuple[object, object, dict[str, Any]]]:
@@ -144,7 +173,10 @@ def _by_user(record: Mapping[str, Any]) -> Iterator[tuple[object, object, dict[s
     answers: dict[str, dict[str, Any]] = {}
     users: dict[str, object] = {}
     statuses: dict[str, object] = {}
-    for question in QUESTIONS:
+    nested = responses if isinstance(responses, dict) else {}
+    names = (name.removesuffix(".responses") for name in (nested or record) if name.startswith(BY))
+    by_principle = [name for name in names if "." not in name]
+    for question in (*QUESTIONS, *by_principle):
         for user, status, value in _nested(responses, question) if "responses" in record else _flat(record, question):
             key = repr(user)
             users[key] = user

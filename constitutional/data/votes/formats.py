@@ -1,6 +1,6 @@
 """The formats of files of votes by name, and which of them a file has."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, NamedTuple
 
 from constitutional.base.errors import InputError
@@ -13,7 +13,8 @@ class VoteFormat(NamedTuple):
     """How a format is known and read."""
 
     recognises: Callable[[VoteFile], bool]
-    verdicts: Callable[[VoteFile, Mapping[str, Comparison]], ImportedVotes]
+    verdicts: Callable[[VoteFile, Mapping[str, Comparison], Collection[str]], ImportedVotes]
+    """Takes the run's comparisons by id, and the ids of the principles that verdicts may be by."""
 
 
 FORMATS: Final[Mapping[str, VoteFormat]] = {

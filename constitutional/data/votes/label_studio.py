@@ -4,15 +4,18 @@ A task's `data` holds the texts. Its `meta` says which response stands left; the
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
+from xml.sax.saxutils import quoteattr
 
 from constitutional.base.jsonl import shortened
 from constitutional.base.records import Comparison
 from constitutional.data.votes.items import VoteItem
-from constitutional.data.votes.reading import BadVoteError, ForeignVote, ImportedVotes, NoVote, VoteFile, settled
+from constitutional.data.votes.reading import BY, BadVoteError, ForeignVote, ImportedVotes, NoVote, VoteFile, settled
 
-CONFIG: Final = """\
+_CONFIG: Final = """\
 <View>
   <Text name="conversation" value="$conversation" valueType="text"/>
   <Header value="Which response is better? Click on it."/>
@@ -34,11 +37,42 @@ CONFIG: Final = """\
     <Choice value="3 much"/>
     <Choice value="4 far"/>
   </Choices>
-  <Header value="Why? (optional)"/>
+{by_principle}  <Header value="Why? (optional)"/>
   <TextArea name="reason" toName="conversation" rows="3" maxSubmissions="1" editable="true"/>
 </View>
 """
-"""The labeling configuration, to be pasted into the project's settings."""
+_PRINCIPLE: Final = """\
+  <Header value={question}/>
+  <Choices name={name} toName="conversation" choice="single-radio" showInline="true">
+    <Choice value="left"/>
+    <Choice value="right"/>
+    <Choice value="tie"/>
+    <Choice value="not applicable"/>
+  </Choices>
+"""
+_NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def config(principles: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The labeling configuration, to be pasted into the project's settings.
+
+    Args:
+        principles: the texts of the principles by which raters answer, too, by id.
+    """
+    by_principle = "".join(
+        _PRINCIPLE.format(name=quoteattr(BY + name), question=_attribute(f"By the principle: {text}"))
+        for name, text in principles.items()
+    )
+    return _CONFIG.replace("{by_principle}", by_principle)
+
+
+def _attribute(text: str) -> str:
+    """The text as an attribute's value.
+
+    Label Studio puts data of the task in the place of `$name` anywhere in it; an invisible word joiner keeps it from
+    taking `$5` for that.
+    """
+    return quoteattr(_NO_XML.sub("\ufffd", text).replace("$", "$\u2060"))
 
 
 def tasks(items: Iterable[VoteItem]) -> list[dict[str, Any]]:
@@ -68,9 +102,9 @@ def recognises(file: VoteFile) -> bool:
     )
 
 
-def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison]) -> ImportedVotes:
+def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison], principles: Collection[str]) -> ImportedVotes:
     """The verdicts in an export; a task that its rater skipped is a verdict `skip`, and predictions are no votes."""
-    return settled(file, _votes(file), comparisons)
+    return settled(file, _votes(file), comparisons, principles)
 
 
 def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
@@ -87,13 +121,13 @@ def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
             yield NoVote("tasks without an annotation")
         for annotation in annotations:
             try:
-                yield _full(place, data, meta if isinstance(meta, dict) else {}, annotation)
+                yield from _full(place, data, meta if isinstance(meta, dict) else {}, annotation)
             except BadVoteError as error:
                 yield f"{place}: {error}"
 
 
-def _full(place: str, data: Mapping[str, Any], meta: Mapping[str, Any], annotation: object) -> ForeignVote:
-    """A vote from the export as JSON."""
+def _full(place: str, data: Mapping[str, Any], meta: Mapping[str, Any], annotation: object) -> Iterator[ForeignVote]:
+    """The votes of an annotation, in all and by principle, from the export as JSON."""
     if not isinstance(annotation, dict):
         raise BadVoteError(f"an annotation is {shortened(annotation)}; expected an object with 'result'")
     results = annotation.get("result") or []
@@ -102,13 +136,13 @@ def _full(place: str, data: Mapping[str, Any], meta: Mapping[str, Any], annotati
     controls = {str(result.get("from_name")): result.get("value") for result in results}
     skipped = annotation.get("was_cancelled") or annotation.get("skipped")
     when = annotation.get("updated_at") or annotation.get("created_at")
-    return _vote(
+    yield from _of_controls(
         place, data, controls | {"skipped": skipped, "rater": annotation.get("completed_by"), "when": when}, meta
     )
 
 
 def _small(place: str, row: Mapping[str, Any]) -> Iterator[ForeignVote | NoVote | str]:
-    """A vote from the export as JSON-MIN or CSV."""
+    """The votes of a row, in all and by principle, from the export as JSON-MIN or CSV."""
     if "annotation_id" not in row:
         yield f"{place}: is no task of Label Studio; expected its export as JSON, JSON-MIN or CSV"
     elif row["annotation_id"] in (None, ""):
@@ -116,19 +150,21 @@ def _small(place: str, row: Mapping[str, Any]) -> Iterator[ForeignVote | NoVote 
     else:
         own = {"rater": row.get("annotator"), "when": row.get("updated_at") or row.get("created_at")}
         try:
-            yield _vote(place, row, {**row, **own}, row)
+            yield from _of_controls(place, row, {**row, **own}, row)
         except BadVoteError as error:
             yield f"{place}: {error}"
 
 
-def _vote(place: str, data: Mapping[str, Any], controls: Mapping[str, Any], meta: Mapping[str, Any]) -> ForeignVote:
+def _of_controls(
+    place: str, data: Mapping[str, Any], controls: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Iterator[ForeignVote]:
     better, verdict = _value(controls.get("better"), "selected"), _value(controls.get("verdict"), "choices")
     if controls.get("skipped"):
         better, verdict = None, "skip"
     elif better is not None and verdict is not None:
         problem = f"says both {shortened(better)} and {shortened(verdict)}"
         raise BadVoteError(f"{problem}; expected a click on a response, or a verdict without one")
-    return ForeignVote(
+    vote = ForeignVote(
         place,
         data.get("comparison"),
         data.get("conversation"),
@@ -141,6 +177,11 @@ def _vote(place: str, data: Mapping[str, Any], controls: Mapping[str, Any], meta
         controls.get("when"),
         left_is=meta.get("left_is"),
     )
+    yield vote
+    for name, answer in controls.items():
+        choice = _value(answer, "choices") if name.startswith(BY) else None
+        if choice is not None and not controls.get("skipped"):
+            yield vote._replace(choice=choice, principle=name.removeprefix(BY), strength=None, reason=None)
 
 
 def _value(value: Any, key: str) -> object:  # noqa: ANN401 - whatever an export holds

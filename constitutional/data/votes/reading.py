@@ -10,7 +10,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,6 +22,10 @@ from constitutional.base.text import same_text
 from constitutional.data.votes.items import ID_MARK, item_of, whole_characters
 
 CHOICES: Final = ("left", "right", "tie", "both_bad", "skip")
+NOT_APPLICABLE: Final = "not_applicable"
+"""A rater's answer by a principle that has no bearing; such an answer is no verdict."""
+BY: Final = "by_"
+"""Begins the name of a question by a principle; the rest is the principle's id."""
 _EXPECTED: Final = (
     "expected JSON, JSON lines or CSV as Label Studio, Argilla, AnnotatedPairs or this program write them"
 )
@@ -71,7 +75,7 @@ class ForeignVote(NamedTuple):
     right: object
     rater: object
     choice: object
-    """One of `CHOICES`."""
+    """One of `CHOICES`, or `NOT_APPLICABLE` by a principle."""
     strength: object = None
     reason: object = None
     when: object = None
@@ -186,7 +190,10 @@ def _csv(path: Path, text: str) -> VoteFile:
 
 
 def settled(
-    file: VoteFile, votes: Iterable[ForeignVote | NoVote | str], comparisons: Mapping[str, Comparison]
+    file: VoteFile,
+    votes: Iterable[ForeignVote | NoVote | str],
+    comparisons: Mapping[str, Comparison],
+    principles: Collection[str],
 ) -> ImportedVotes:
     """The verdicts in a file. Of several votes of one rater on one comparison the latest counts.
 
@@ -194,8 +201,9 @@ def settled(
         file: the file, whose broken lines are refused.
         votes: what a format found in it; a text says what is wrong with a row.
         comparisons: the run's, by id.
+        principles: the ids of the principles that verdicts may be by.
     """
-    latest: dict[tuple[str, str, str | None], tuple[float | None, Verdict]] = {}
+    latest: dict[tuple[str, str, str | None], tuple[float | None, Verdict, bool]] = {}
     refused, left_out, replaced = list[str](), Counter[str](), 0
     for vote in votes:
         if isinstance(vote, NoVote):
@@ -205,7 +213,7 @@ def settled(
             refused.append(vote)
             continue
         try:
-            verdict, when = _verdict(vote, comparisons), _seconds(vote.when)
+            verdict, when = _verdict(vote, comparisons, principles), _seconds(vote.when)
         except BadVoteError as error:
             refused.append(f"{vote.place}: {error}")
             continue
@@ -215,15 +223,20 @@ def settled(
             before = latest[key][0]
             if when is not None and before is not None and when < before:
                 continue
-        latest[key] = (when, verdict)
-    return ImportedVotes([verdict for _, verdict in latest.values()], [*file.broken, *refused], left_out, replaced)
+        latest[key] = (when, verdict, _word(vote.choice) != NOT_APPLICABLE)
+    verdicts = [verdict for _, verdict, applies in latest.values() if applies]
+    if len(verdicts) < len(latest):
+        left_out["answers that a principle does not apply"] = len(latest) - len(verdicts)
+    return ImportedVotes(verdicts, [*file.broken, *refused], left_out, replaced)
 
 
-def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison]) -> Verdict:
+def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison], principles: Collection[str]) -> Verdict:
+    """The verdict that a vote is; `skip` where the principle does not apply."""
     name = _required(vote.comparison, "id of the comparison").strip().removeprefix(ID_MARK)
     if name not in comparisons:
         raise BadVoteError(f"there is no comparison {shortened(name)}; expected one of this run's {len(comparisons)}")
-    choice = _choice(vote.choice, _left(vote, comparisons[name]))
+    principle = None if vote.principle in (None, "") else _principle(vote.principle, principles)
+    choice = _choice(vote.choice, _left(vote, comparisons[name]), principle)
     strength = 1
     if vote.strength not in (None, ""):
         match = None if isinstance(vote.strength, bool) else _STRENGTH.fullmatch(str(vote.strength))
@@ -233,7 +246,6 @@ def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison]) -> Verdic
     reason = "" if vote.reason is None else vote.reason
     if not isinstance(reason, str):
         raise BadVoteError(f"the reason is {shortened(reason)}; expected text")
-    principle = None if vote.principle in (None, "") else _required(vote.principle, "principle")
     return Verdict.model_validate(
         {
             "comparison": name,
@@ -270,13 +282,29 @@ def _left(vote: ForeignVote, comparison: Comparison) -> str:
     return sides[0]
 
 
-def _choice(value: object, left: str) -> str:
-    word = "_".join(value.strip().casefold().replace("_", " ").split()) if isinstance(value, str) else None
+def _principle(value: object, principles: Collection[str]) -> str:
+    """The id of a principle, which some tools write in small letters."""
+    name = _required(value, "principle").strip()
+    named = {principle.casefold(): principle for principle in principles} | {part: part for part in principles}
+    principle = named.get(name, named.get(name.casefold()))
+    if principle is None:
+        raise BadVoteError(f"there is no principle {shortened(name)}; expected {', '.join(principles) or 'none'}")
+    return principle
+
+
+def _word(choice: object) -> str | None:
+    return "_".join(choice.casefold().replace("_", " ").split()) if isinstance(choice, str) else None
+
+
+def _choice(value: object, left: str, principle: str | None) -> str:
+    word = _word(value)
     if word in ("left", "right"):
         return left if word == "left" else "ab".replace(left, "")
+    if word == NOT_APPLICABLE and principle is not None:
+        return "skip"
     if word not in CHOICES:
         found = "there is no choice" if value in (None, "") else f"the choice is {shortened(value)}"
-        raise BadVoteError(f"{found}; expected one of {', '.join(CHOICES)}")
+        raise BadVoteError(f"{found}; expected one of {', '.join((*CHOICES, *[NOT_APPLICABLE] * bool(principle)))}")
     return word
 
 

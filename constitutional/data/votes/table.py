@@ -6,7 +6,8 @@ apostrophe in front, which is taken away again when they are read.
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from constitutional.base.records import Comparison, Verdict
@@ -14,11 +15,23 @@ from constitutional.base.text import neutralised, restored
 from constitutional.data.votes.items import VoteItem, whole_characters
 from constitutional.data.votes.reading import ForeignVote, ImportedVotes, NoVote, VoteFile, settled
 
-COLUMNS: Final = "comparison conversation left right rater choice strength reason principle left_is".split()
+COLUMNS: Final = (
+    "comparison conversation left right rater choice strength reason principle left_is principle_text".split()
+)
 
 
-def tasks(items: Iterable[VoteItem], verdicts: Iterable[Verdict] = ()) -> bytes:
-    """The table, with a row for each verdict on an item, and an empty row to fill in for an item without one."""
+def tasks(
+    items: Iterable[VoteItem],
+    verdicts: Iterable[Verdict] = (),
+    principles: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
+    """The table, with a row for each verdict on an item, and rows to fill in for an item without one.
+
+    Args:
+        items: the comparisons.
+        verdicts: what people said of them.
+        principles: the texts of the principles by which raters answer, by id; each has a row of its own to fill in.
+    """
     votes: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         votes.setdefault(verdict.comparison, []).append(verdict)
@@ -27,8 +40,10 @@ def tasks(items: Iterable[VoteItem], verdicts: Iterable[Verdict] = ()) -> bytes:
     writer.writerow(COLUMNS)
     for item in items:
         own = votes.get(item.comparison, [])
-        for cells in [_answers(item, verdict) for verdict in own] or [("", "", "", "", "")]:
+        to_fill_in = [("", "", "", "", principle) for principle in ("", *principles)]
+        for cells in [_answers(item, verdict) for verdict in own] or to_fill_in:
             texts = (item.name, item.conversation, item.left, item.right, *cells, item.left_is)
+            texts = (*texts, principles.get(cells[-1], ""))
             writer.writerow([neutralised(whole_characters(text)) for text in texts])
     return stream.getvalue().encode("utf-8-sig")
 
@@ -43,9 +58,9 @@ def recognises(file: VoteFile) -> bool:
     return file.columns is not None and {"comparison", "choice"} <= set(file.columns)
 
 
-def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison]) -> ImportedVotes:
+def verdicts(file: VoteFile, comparisons: Mapping[str, Comparison], principles: Collection[str]) -> ImportedVotes:
     """The verdicts in a table; rows without a choice are tasks that nobody did."""
-    return settled(file, _votes(file), comparisons)
+    return settled(file, _votes(file), comparisons, principles)
 
 
 def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:

@@ -32,6 +32,7 @@ TEXTS = (
     "c_0123",
 )
 RATERS = ("ada@example.org", "7", "=cmd", "Zoë, “the rater”", "日本")
+PRINCIPLES: Final = {"brief": "Be brief.", "Calm-2": 'Stay calm: <no> $5 & "no" {{ $left }}\nnor =x.'}
 CHOICES: Final[tuple[Choice, ...]] = ("a", "b", "tie", "both_bad", "skip")
 
 
@@ -88,7 +89,7 @@ def imported(path: Path, rows: Mapping[str, Comparison], form: str) -> ImportedV
     """The file's votes; its format is to be known from its content."""
     file = read_file(path)
     assert format_of(file) == form
-    return FORMATS[form].verdicts(file, rows)
+    return FORMATS[form].verdicts(file, rows, PRINCIPLES)
 
 
 def shuffled(values: Iterable[Any]) -> list[Any]:

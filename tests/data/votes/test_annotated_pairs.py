@@ -146,5 +146,16 @@ def test_a_rater_may_vote_in_all_and_by_principles(tmp_path: Path) -> None:
         Verdict(comparison=PAIR.id, rater="x", choice="b", principle="brief", strength=2),
     ]
     made = annotated_pairs.tasks(items(PAIRS).values(), pair)
-    assert len(made["annotators"]) == 2
+    assert sorted(who["name"] for who in made["annotators"].values()) == ["x", "x, by brief"]  # told apart by names
     assert imported(write(tmp_path / "x.json", made), PAIRS, "annotated_pairs").verdicts == pair
+
+
+def test_people_are_compared_with_what_most_of_them_say() -> None:
+    answers = {"one": ["a", "a", "b", "tie", "skip", "both_bad"], "two": ["skip"], "three": ["b"]}
+    rows = [
+        Verdict.model_validate({"comparison": name, "rater": str(number), "choice": choice})
+        for name, choices in answers.items()
+        for number, choice in enumerate(choices)
+    ]
+    rows.append(Verdict(comparison="three", rater="x", choice="a", principle="brief"))
+    assert annotated_pairs.shares_of(rows) == {"one": 0.625, "two": None, "three": 0.0}

@@ -133,4 +133,7 @@ def test_the_settings_are_those_of_the_records() -> None:
     assert questions == list(argilla.QUESTIONS)
     assert len({*fields, *metadata, *questions}) == len(fields + metadata + questions)  # Argilla refuses equal names
     assert [entry["required"] for entry in settings["questions"]] == [True, False, False]
+    asked = argilla.settings({"Calm-2": "x" * 1001})["questions"][2]
+    assert (asked["name"], asked["required"], asked["description"]) == ("by_calm-2", False, "x" * 999 + "…")
+    assert [option["value"] for option in asked["settings"]["options"]] == ["left", "right", "tie", "not_applicable"]
     json.dumps(settings)

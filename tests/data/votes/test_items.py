@@ -50,7 +50,7 @@ def test_an_export_holds_nothing_but_texts_an_id_and_the_side() -> None:
     items = items_of([ROW, *comparisons().values()], 0)
     files = (
         json.dumps(label_studio.tasks(items)),
-        label_studio.CONFIG,
+        label_studio.config(),
         json.dumps(argilla.tasks(items)),
         json.dumps(argilla.settings()),
         json.dumps(annotated_pairs.tasks(items)),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from constitutional.base.records import Verdict
 from constitutional.data.votes import label_studio
 from constitutional.data.votes.items import VoteItem
-from tests.data.votes.made_up import clicked, comparisons, imported, items, ordered, shuffled, votes, whole
+from tests.data.votes.made_up import PRINCIPLES, clicked, comparisons, imported, items, ordered, shuffled, votes, whole
 
 ROWS = comparisons()
 ITEMS = items(ROWS)
@@ -97,7 +98,7 @@ def as_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def test_the_configuration_shows_what_the_tasks_hold() -> None:
-    root = ET.fromstring(label_studio.CONFIG)  # noqa: S314 - it is ours
+    root = ET.fromstring(label_studio.config())  # noqa: S314 - it is ours
     shown = {tag.get("value", "").removeprefix("$") for tag in root.iter("Text")}
     (task, *_) = label_studio.tasks(ITEMS.values())
     assert shown == task["data"].keys() - {"comparison"}
@@ -107,6 +108,17 @@ def test_the_configuration_shows_what_the_tasks_hold() -> None:
     controls = {tag.get("name") for tag in root.iter() if tag.get("toName")}
     assert not controls & task["data"].keys()  # JSON-MIN writes both into one object
     assert [tag.get("toName") for tag in root.iter("Pairwise")] == ["left,right"]
+
+
+def test_principles_are_asked_in_their_own_words() -> None:
+    root = ET.fromstring(label_studio.config(PRINCIPLES | {"odd": "\x1b $ {{$left}}"}))  # noqa: S314 - it is ours
+    asked = {tag.get("name"): [choice.get("value") for choice in tag] for tag in root.iter("Choices")}
+    assert asked["by_Calm-2"] == ["left", "right", "tie", "not applicable"]
+    headers = [tag.get("value") or "" for tag in root.iter("Header")]
+    shown = [text.replace("\u2060", "") for text in headers if text.startswith("By the principle: ")]
+    texts = [*PRINCIPLES.values(), "\ufffd $ {{$left}}"]
+    assert shown == [f"By the principle: {text}" for text in texts]
+    assert not [text for text in headers if re.search(r"\$[\w\[\].{}]", text)]  # what Label Studio takes for a variable
 
 
 def test_votes_come_back_from_the_export_as_json(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from constitutional.base.records import Verdict
 from constitutional.base.text import neutralised, restored
 from constitutional.data.votes import table
 from constitutional.data.votes.reading import read_file
-from tests.data.votes.made_up import TEXTS, clicked, comparisons, imported, items, ordered, votes, whole
+from tests.data.votes.made_up import PRINCIPLES, TEXTS, clicked, comparisons, imported, items, ordered, votes, whole
 
 ROWS = comparisons()
 ITEMS = items(ROWS)
@@ -62,6 +62,35 @@ def test_a_table_that_a_person_filled_in_comes_back(tmp_path: Path, delimiter: s
     assert ordered(read.verdicts) == ordered(made)
 
 
+def test_a_table_by_principle_is_filled_in(tmp_path: Path) -> None:
+    (name, item) = next(iter(ITEMS.items()))
+    rows = rows_of(table.tasks([item], (), PRINCIPLES))
+    assert [restored(row["principle_text"]) for row in rows] == ["", *PRINCIPLES.values()]
+    for row, choice in zip(rows, ("right", " Not applicable", "LEFT"), strict=True):
+        row |= {"rater": "x", "choice": choice}
+    path = tmp_path / "votes.csv"
+    path.write_text(written([*rows, {**rows[1], "rater": "y", "principle": "BRIEF"}]), encoding="utf-8", newline="")
+    left, right = (item.left_is, "b" if item.left_is == "a" else "a")
+    read = imported(path, ROWS, "csv")
+    assert [(row.rater, row.principle, row.choice) for row in read.verdicts] == [
+        ("x", None, right),
+        ("x", "Calm-2", left),
+    ]
+    assert {row.comparison for row in read.verdicts} == {name}
+    assert (sum(read.left_out.values()), read.refused) == (2, [])
+
+
+def test_a_later_answer_that_a_principle_does_not_apply_takes_the_vote_back(tmp_path: Path) -> None:
+    (name, item) = next(iter(ITEMS.items()))
+    vote = Verdict(comparison=name, rater="x", choice="a", principle="brief")
+    rows = rows_of(table.tasks([item], [vote, vote.model_copy(update={"rater": "y"})]))
+    rows.append(rows[0] | {"choice": "not_applicable"})
+    path = tmp_path / "votes.csv"
+    path.write_text(written(rows), encoding="utf-8", newline="")
+    read = imported(path, ROWS, "csv")
+    assert ([row.rater for row in read.verdicts], read.replaced, read.refused) == (["y"], 1, [])
+
+
 def test_no_cell_is_a_formula() -> None:
     for row in csv.reader(io.StringIO(table.tasks(ITEMS.values(), VOTES).decode("utf-8-sig"), newline="")):
         assert not [cell for cell in row if cell[:1] in tuple("=+-@\t\r\n\uff1d")]
@@ -85,6 +114,8 @@ def test_begins_with_the_mark_that_spreadsheets_look_for() -> None:
         ({"left_is": "c"}, "left_is"),
         ({"rater": " "}, "who voted"),
         ({"choice": "a"}, "expected one of left"),
+        ({"choice": "not_applicable"}, "expected one of left"),  # in all, where no principle could apply
+        ({"principle": "clam"}, "no principle 'clam'; expected brief, Calm-2"),
         ({"strength": "5"}, "strength"),
         ({"strength": "very"}, "strength"),
         ({"strength": "3.5"}, "strength"),
