@@ -118,6 +118,9 @@ def prediction_powered_mean(
     ai: Sequence[float],
     ai_only: Sequence[float],
     inclusion: Sequence[float] | None = None,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    ai_only_clusters: Sequence[Hashable] | None = None,
 ) -> PredictionPoweredRate:
     """The mean of human labels over a population, by prediction-powered inference with a tuned weight (PPI++).
 
@@ -128,9 +131,9 @@ def prediction_powered_mean(
     to [0, 1], where Var(f) is over all n + N labels. Where V would be 0, as where all human labels are equal, λ is 0,
     and the value and the interval are those of `hajek_mean` from the human labels.
 
-    With `inclusion`, wᵢ = 1/πᵢ, and Var(y − λf)/n becomes the linearised variance of `hajek_mean`; λ minimises that V.
-
-    Items are taken as independent: give one for each prompt.
+    Where the probabilities differ, wᵢ = 1/πᵢ. There, and with clusters, such as prompts, Var(y − λf)/n becomes Σ z_c²,
+    as in `hajek_mean`, where z_c is the sum of wᵢ(yᵢ − ȳ − λ(fᵢ − f̄)) / Σ w over the items of cluster c; Var(f̃)/N
+    likewise; and λ minimises that V.
 
     Args:
         human: n labels by people, each in [0, 1].
@@ -138,6 +141,8 @@ def prediction_powered_mean(
         ai_only: N labels by the AI in [0, 1] of items that stand for the same population. Where the n items were
             drawn with unequal probabilities, those that are left over do not: give all items of the pool.
         inclusion: n probabilities in (0, 1] with which the items were drawn; None where they are equal.
+        clusters: n clusters; without it each item is its own.
+        ai_only_clusters: N clusters; without it each item is its own.
 
     Raises:
         ValueError: There are too few labels, the lengths differ, or a number is out of its range.
@@ -149,14 +154,19 @@ def prediction_powered_mean(
     weights = _weights([1.0] * n if inclusion is None else inclusion, n)
     weights /= weights.sum()
     y_mean, f_mean = float(weights @ y), float(weights @ f)
-    y_residuals, f_residuals = weights * (y - y_mean), weights * (f - f_mean)
+    members = _members(clusters, n)
+    y_residuals, f_residuals = (
+        np.bincount(members, weights * (labels - mean)) for labels, mean in ((y, y_mean), (f, f_mean))
+    )
     # The variance is y_part − 2λ·cross + λ²·(f_part + others_part).
     y_part, f_part = float(y_residuals @ y_residuals), float(f_residuals @ f_residuals)
     cross = float(y_residuals @ f_residuals)
-    others_part = float(others.var()) / n_ai
-    # Of λ's denominator: as in the paper where the probabilities are equal.
+    others_residuals = np.bincount(_members(ai_only_clusters, n_ai), (others - others.mean()) / n_ai)
+    others_part = float(others_residuals @ others_residuals)
+    # Of λ's denominator: as in the paper where it applies.
     spread = float(np.concatenate([f, others]).var(ddof=1))
-    f_spread, others_spread = (spread / n, spread / n_ai) if inclusion is None else (f_part, others_part)
+    plain = np.ptp(weights) == 0 and (len(y_residuals), len(others_residuals)) == (n, n_ai)
+    f_spread, others_spread = (spread / n, spread / n_ai) if plain else (f_part, others_part)
 
     def tuned(labels: int) -> tuple[float, float]:
         """λ and the variance if there were so many human labels."""
@@ -172,7 +182,7 @@ def prediction_powered_mean(
         warnings.append("few corrections")
     tuning, variance = tuned(n)
     if variance <= _TINY:
-        alone = hajek_mean(human, [1.0] * n if inclusion is None else inclusion)
+        alone = hajek_mean(human, [1.0] * n if inclusion is None else inclusion, clusters)
         return PredictionPoweredRate(alone.value, alone.interval, 0.0, 0.0, n, n_ai, alone.to_halve, tuple(warnings))
     value = tuning * float(others.mean()) + y_mean - tuning * f_mean
     half = _Z * math.sqrt(variance)

@@ -2,14 +2,23 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from statistics import fmean
 from typing import Final, NamedTuple
 
 from constitutional.base.agreement import RaterAgreement, gwet_ac1, krippendorff_alpha, pairwise_agreement
-from constitutional.base.corrected import CorrectedRate, WeightedRate, hajek_mean, rogan_gladen
+from constitutional.base.corrected import (
+    CorrectedRate,
+    PredictionPoweredRate,
+    WeightedRate,
+    hajek_mean,
+    prediction_powered_mean,
+    rogan_gladen,
+)
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck, Verdict
+from constitutional.base.text import same_text
 from constitutional.judging.labelling import combine
 
 CHOICES: Final = ("a", "b", "tie", "both_bad")
@@ -98,16 +107,34 @@ class People(NamedTuple):
     """The labeler's agreement with people, over all comparisons that it judged."""
     audit: WeightedRate | None
     """The same from the audit set alone."""
+    powered: PredictionPoweredRate | None
+    """The same by prediction-powered inference, where the labeler's probability of the response that it prefers
+    predicts the agreement on all comparisons that it judged."""
     by_principle: dict[str, WeightedRate]
     """Where one principle judges a comparison."""
+    ceiling: WeightedRate | None
+    """People's agreement with each other, counted and weighted as the labeler's: what a labeler can reach."""
     among: RaterAgreement
-    """People's agreement with each other, pair by pair: what a labeler can reach."""
+    """The share of pairs of people that say the same of a comparison, `both_bad` included; not weighted."""
     ac1: RaterAgreement
     alpha: RaterAgreement
 
 
 def _side(p: float) -> int:
     return (p > 0.5 + 1e-9) - (p < 0.5 - 1e-9)
+
+
+def raters_own(verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
+    """What raters said before a lead settled anything.
+
+    A lead settles what raters contradict each other on, or a label that they contradict, and has seen the label: with
+    the decisions in the place of the votes the labeler's agreement with people would be too high.
+    """
+    for verdict in verdicts:
+        if verdict.rater.endswith(SETTLED):
+            yield from verdict.in_place_of
+        else:
+            yield verdict
 
 
 def people_of(
@@ -121,24 +148,26 @@ def people_of(
 
     Args:
         plan: the comparisons that people were to look at, with their probabilities.
-        verdicts: the votes in all; those by a principle are left out here.
+        verdicts: the votes; those by a principle are left out here, and decisions of leads give way to the votes that
+            they replaced.
         comparisons: the run's.
         judgements: the labeler's, and those of a panel.
         seed: of the bootstraps.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
+    plan = list(plan)
     voted, judged = defaultdict[str, list[Verdict]](list), defaultdict[str, list[Judgement]](list)
-    for verdict in verdicts:
-        if verdict.principle is None and verdict.choice in CHOICES:
+    for verdict in raters_own(verdicts):
+        if verdict.principle is None and verdict.gold is None and verdict.choice in CHOICES:
             voted[verdict.comparison].append(verdict)
     for judgement in judgements:
         judged[judgement.comparison].append(judgement)
     seen = []
     for check in plan:
-        opinions = [row.choice for row in voted[check.comparison] if row.choice != "both_bad"]
+        opinions = opinions_of(voted[check.comparison])
         p_a = combine(judged[check.comparison])
         if opinions and p_a is not None:
-            people = fmean({"a": 1.0, "b": 0.0}.get(choice, 0.5) for choice in opinions)
+            people = fmean(opinions)
             own = dict.fromkeys(row.principle for row in judged[check.comparison] if row.judge == LABELER)
             votes = tuple(voted[check.comparison])
             seen.append(Seen(by_id[check.comparison], check, people, p_a, tuple(own), votes))
@@ -156,7 +185,9 @@ def people_of(
         seen=seen,
         labeler=_agreement(seen),
         audit=_agreement([row for row in seen if row.check.reason == "audit"], uniform=True),
+        powered=_powered(seen, by_id.values(), judged),
         by_principle={name: rate for name, rows in by_principle.items() if (rate := _agreement(rows))},
+        ceiling=_ceiling(plan, voted, prompts),
         among=pairwise_agreement(votes_by_item, clusters=prompts),
         ac1=gwet_ac1(votes_by_item, categories=len(CHOICES), clusters=prompts, seed=seed),
         alpha=krippendorff_alpha(votes_by_item, clusters=prompts, seed=seed),
@@ -169,6 +200,49 @@ def _agreement(rows: Sequence[Seen], *, uniform: bool = False) -> WeightedRate |
         return None
     chances = [1.0 if uniform else row.check.probability for row in rows]
     return hajek_mean([row.agreement for row in rows], chances, [row.comparison.prompt.id for row in rows])
+
+
+def opinions_of(votes: Iterable[Verdict], both_bad: float | None = None) -> list[float]:
+    """1 for a vote for a, 0 for b, ½ for a tie; a vote that sees two bad responses is left out if it counts None."""
+    values = {"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": both_bad}
+    return [value for vote in votes if (value := values[vote.choice]) is not None]
+
+
+def _powered(
+    seen: Sequence[Seen], comparisons: Iterable[Comparison], judged: Mapping[str, Sequence[Judgement]]
+) -> PredictionPoweredRate | None:
+    """The labeler's agreement with people, from the votes and from how sure it is of all that it judged."""
+    pool = [
+        (max(p_a, 1 - p_a), row.prompt.id)
+        for row in comparisons
+        if not same_text(row.a, row.b) and (p_a := combine(judged.get(row.id, ()))) is not None
+    ]
+    if not seen or not pool:
+        return None
+    return prediction_powered_mean(
+        [row.agreement for row in seen],
+        [max(row.labeler, 1 - row.labeler) for row in seen],
+        [sure for sure, _ in pool],
+        [row.check.probability for row in seen],
+        clusters=[row.comparison.prompt.id for row in seen],
+        ai_only_clusters=[prompt for _, prompt in pool],
+    )
+
+
+def _ceiling(
+    plan: Iterable[SpotCheck], voted: Mapping[str, Sequence[Verdict]], prompts: Mapping[str, str]
+) -> WeightedRate | None:
+    """How far two people agree on a comparison: 1 where they say the same, ½ where one sees a tie, 0 otherwise.
+
+    Who votes twice is drawn from all that are chosen, so the probability of being chosen is the weight here too.
+    """
+    shares, chances, clusters = [], [], []
+    for check in plan:
+        if pairs := list(combinations(opinions_of(voted.get(check.comparison, ())), 2)):
+            shares.append(fmean(1 - abs(first - second) for first, second in pairs))
+            chances.append(check.probability)
+            clusters.append(prompts[check.comparison])
+    return hajek_mean(shares, chances, clusters) if shares else None
 
 
 def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate | None:

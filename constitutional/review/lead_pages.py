@@ -10,11 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from constitutional.base.agreement import RaterAgreement
+from constitutional.base.agreement import in_words
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.frozen import first_problem
 from constitutional.base.records import LABELER
-from constitutional.base.stats import FEWEST
 from constitutional.constitution.add_example import ExampleEdit, edit_of, write_edit
 from constitutional.constitution.constitution import Example, Principle
 from constitutional.constitution.file import read_constitution
@@ -286,28 +285,13 @@ def _share(share: RaterShare | None) -> str:
     return f"{_percent(share.value)} ({low} to {high}), n = {share.n}"
 
 
-def _in_words(agreement: RaterAgreement) -> str:
-    reasons = {
-        "too few": "undefined: no item has two votes",
-        "unanimous": "undefined: unanimous",
-        "few clusters": f"no interval: fewer than {FEWEST} prompts",
-        "no disagreement": "no interval: no disagreement",
-        "undefined resamples": "no interval: too few items",
-    }
-    reason = reasons.get(agreement.reason or "", "")
-    if agreement.value is None:
-        return reason
-    ends = "{:.2f} to {:.2f}".format(*agreement.interval) if agreement.interval else reason
-    return f"{agreement.value:.2f} ({ends}), n = {agreement.n}"
-
-
 def _among(votes: Overview) -> list[Rate]:
     raw = votes.people.among
     share = RaterShare(raw.value, raw.interval, raw.n) if raw.value is not None and raw.interval is not None else None
     chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1, "Cohen’s κ": votes.kappa}
     return [
-        Rate("Votes that are the same", _share(share) if share else _in_words(raw)),
-        *(Rate(name, _in_words(agreement)) for name, agreement in chance.items() if agreement),
+        Rate("Votes that are the same", _share(share) if share else in_words(raw)),
+        *(Rate(name, in_words(agreement)) for name, agreement in chance.items() if agreement),
     ]
 
 

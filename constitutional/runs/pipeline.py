@@ -181,10 +181,10 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
                     WHOLE,
                 ),
             ),
-            makes=("report", report.CONSTITUTION),
+            makes=("report", report.CONSTITUTION, "people"),
             run=report.run,
             reads_summaries=True,
-            version=9,
+            version=10,
         ),
     )
 
