@@ -39,12 +39,14 @@ class PeoplesWork(Frozen):
     votes: int
     """Answers of one person to one comparison, also those that a lead's decision replaced."""
     skips: int
+    withdrawn: int = 0
+    """Answers that do not count, such as those taken back, and harmful texts that were opened and not answered."""
     timed: int
-    """Votes and skips whose time was recorded."""
+    """Of all these, those whose time was recorded."""
     seconds: float
     """The sum of these times."""
     noted: int
-    """Votes and skips of which it was recorded whether the rater saw a harmful text."""
+    """Of all these, those of which it was recorded whether the rater saw a harmful text."""
     exposures: int
     """Those for which the rater did."""
     simulated: int
@@ -58,10 +60,12 @@ def work_of(verdicts: Iterable[Verdict]) -> PeoplesWork:
     rows = [row for row in rows if not row.rater.startswith(f"{SIMULATED} ")]
     answers = {(row.rater, row.comparison) for row in rows}
     votes = {(row.rater, row.comparison) for row in rows if row.choice != "skip"}
+    withdrawn = {(row.rater, row.comparison) for row in rows if row.withdrawn} - votes
     return PeoplesWork(
         raters=len({row.rater.removesuffix(SETTLED) for row in rows}),
         votes=len(votes),
-        skips=len(answers - votes),
+        skips=len(answers - votes - withdrawn),
+        withdrawn=len(withdrawn),
         timed=len({(row.rater, row.comparison) for row in rows if row.seconds is not None}),
         seconds=math.fsum(row.seconds for row in rows if row.seconds is not None),
         noted=len({(row.rater, row.comparison) for row in rows if row.exposed is not None}),

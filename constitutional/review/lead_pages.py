@@ -1,5 +1,6 @@
 """The pages for leads: progress, agreement, what is to be settled, and examples for the constitution."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -134,6 +135,7 @@ class LeadPages:
             choices=CHOICES,
             longest_note=LONGEST_NOTE,
             problem=problem,
+            shown=visit.form.get("shown") or f"{self._store.now():.3f}",
             notice=NOTICES.get(visit.request.query_params.get("notice", ""), ""),
         )
 
@@ -160,7 +162,8 @@ class LeadPages:
             raise HTTPException(400)
         decision = Decision(choice, int(strength) if choice in ("a", "b") else 1, note)
         try:
-            outcome = self._store.decide(self._plan, visit.rater, item.id, int(version), decision)
+            shown = _seconds(visit.form.get("shown", ""))
+            outcome = self._store.decide(self._plan, visit.rater, item.id, int(version), decision, shown)
         except KeyError as error:  # the label was never shown to this lead
             raise HTTPException(404) from error
         if outcome == "not_needed":
@@ -272,6 +275,11 @@ def _for_lead(answer: Callable[[Visit], Response]) -> Callable[[Visit], Response
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _seconds(text: str) -> float | None:
+    """A time in seconds; None where the text is none."""
+    return float(text) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) else None
 
 
 def _percent(value: float) -> str:

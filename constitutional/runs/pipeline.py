@@ -124,6 +124,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
                     else ("comparisons", "judgements"),
                     makes=("spotchecks", "verdicts"),
                     run=spotcheck.run,
+                    version=2,
                 ),
             )
             if asks_people

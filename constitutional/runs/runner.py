@@ -224,10 +224,9 @@ def ready(config: RunConfig) -> InputFiles:
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
         vllm_version()
-    held_out = config.evaluate.gold_reward_model
-    trained = [held_out / "config.json", held_out / NORMALISATION] if held_out is not None else []
-    if held_out is not None and not (any(path.exists() for path in trained) and has_members(held_out)):
-        raise InputError(held_out, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
+    for model in filter(None, (config.evaluate.gold_reward_model, config.spotcheck.reward_model)):
+        if not (any((model / name).exists() for name in ("config.json", NORMALISATION)) and has_members(model)):
+            raise InputError(model, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
     return InputFiles(constitution, prompts, human)
 
 

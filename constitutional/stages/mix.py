@@ -121,6 +121,8 @@ def mix(
     for verdict in verdicts:
         if verdict.gold is not None:  # tests the rater
             counts["votes on gold items"] += 1
+        elif verdict.withdrawn:  # tells who worked
+            continue
         elif verdict.choice == "skip":  # says nothing, so the AI's judgement stands
             counts["verdicts that skip"] += 1
         else:

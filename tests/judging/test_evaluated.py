@@ -91,7 +91,7 @@ def test_several_votes_on_a_reply_are_their_mean_and_decisions_and_skips_do_not_
         vote(rows[3], "a", "lea (settled)", in_place_of=[vote(rows[3], "b")]),
     ]
     made = win_estimates(rows, votes)["base"]
-    assert (made.people.value, made.people.n) == (pytest.approx((0.75 + 0) / 2), 2)
+    assert (made.people.value, made.people.n) == pytest.approx(((0.75 + 0) / 2, 2))
     everybody = win_estimates(rows, [vote(row, "a") for row in rows])["base"]
     assert everybody.powered is None  # nothing is left to predict
     assert everybody.people.interval == wilson(4, 4)

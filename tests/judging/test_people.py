@@ -190,7 +190,7 @@ def test_the_ceiling_is_counted_and_weighted_as_the_labelers_agreement() -> None
     votes += [vote(row, choice, "bob") for row, choice in zip(PAIRS, seconds, strict=False) if choice]
     people = people_of(plan, votes, PAIRS, [judged(row, 0.9) for row in PAIRS], seed=0)
     assert people.ceiling is not None
-    assert (people.ceiling.value, people.ceiling.n) == (pytest.approx(3 / 8), 4)
+    assert (people.ceiling.value, people.ceiling.n) == pytest.approx((3 / 8, 4))
     assert people.among.value == pytest.approx(2 / 5)  # not weighted, and `both_bad` is a vote
 
 

@@ -241,7 +241,7 @@ def work_report(
 
 
 def _work_row(source: str, work: PeoplesWork, pay_per_hour: float | None, currency: str) -> WorkRow:
-    answers = work.votes + work.skips
+    answers = work.votes + work.skips + work.withdrawn
 
     def of_all(text: str, recorded: int) -> str:
         if not recorded:
