@@ -46,7 +46,7 @@ from constitutional.stages.report.data import (
     WorkRow,
 )
 from constitutional.stages.report.verdicts import is_win_rate
-from constitutional.stages.summaries import MixSummary
+from constitutional.stages.summaries import MixSummary, SftSummary
 
 POWERED: Final = "predicted by how sure the labeler is of all that it judged, and corrected by people (weighted)"
 UNVOTED: Final = (
@@ -232,6 +232,12 @@ def work_report(
         notes.append(
             f"{unknown:,} preferences come from files of people’s comparisons: who made them, in how many hours and "
             "for what pay is not recorded."
+        )
+    sft = view.summary(SftSummary)
+    if sft and sft.helpful and view.configuration().get("sft", {}).get("helpful"):
+        notes.append(
+            f"{sft.helpful:,} helpful samples come from a file (sft.helpful): whether people wrote them, in how many "
+            "hours and for what pay is not recorded."
         )
     if rows and pay_per_hour is None:
         notes.append("No rate of pay was stated (report.pay_per_hour).")
