@@ -19,7 +19,7 @@ from constitutional.base.corrected import (
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck, Verdict
 from constitutional.base.text import same_text
-from constitutional.judging.labelling import combine
+from constitutional.judging.labelling import combine, probabilities_of
 
 CHOICES: Final = ("a", "b", "tie", "both_bad")
 """What counts as a vote; who skips says nothing."""
@@ -111,9 +111,6 @@ class People(NamedTuple):
     """The labeler's agreement with people, over all comparisons that it judged."""
     audit: WeightedRate | None
     """The same from the audit set alone."""
-    powered: PredictionPoweredRate | None
-    """The same by prediction-powered inference, where the labeler's probability of the response that it prefers
-    predicts the agreement on all comparisons that it judged."""
     by_principle: dict[str, WeightedRate]
     """Where one principle judges a comparison."""
     ceiling: WeightedRate | None
@@ -189,7 +186,6 @@ def people_of(
         seen=seen,
         labeler=_agreement(seen),
         audit=_agreement([row for row in seen if row.check.reason == "audit"], uniform=True),
-        powered=_powered(seen, by_id.values(), judged),
         by_principle={name: rate for name, rows in by_principle.items() if (rate := _agreement(rows))},
         ceiling=_ceiling(plan, voted, prompts),
         among=pairwise_agreement(votes_by_item, clusters=prompts),
@@ -212,23 +208,28 @@ def opinions_of(votes: Iterable[Verdict], both_bad: float | None = None) -> list
     return [value for vote in votes if (value := values[vote.choice]) is not None]
 
 
-def _powered(
-    seen: Sequence[Seen], comparisons: Iterable[Comparison], judged: Mapping[str, Sequence[Judgement]]
+def powered_agreement(
+    people: People, comparisons: Iterable[Comparison], judgements: Iterable[Judgement]
 ) -> PredictionPoweredRate | None:
-    """The labeler's agreement with people, from the votes and from how sure it is of all that it judged."""
-    pool = [
-        (max(p_a, 1 - p_a), row.prompt.id)
-        for row in comparisons
-        if not same_text(row.a, row.b) and (p_a := combine(judged.get(row.id, ()))) is not None
-    ]
-    if not seen or not pool:
+    """The labeler's agreement with people by prediction-powered inference; None where nobody voted.
+
+    The labeler's probability of the response that it prefers predicts the agreement, on all comparisons that it judged;
+    prompts are the clusters.
+    """
+    if not people.seen:
         return None
+    p_a = probabilities_of(judgements)
+    pool = [
+        (max(p, 1 - p), row.prompt.id)
+        for row in comparisons
+        if not same_text(row.a, row.b) and (p := p_a.get(row.id)) is not None
+    ]
     return prediction_powered_mean(
-        [row.agreement for row in seen],
-        [max(row.labeler, 1 - row.labeler) for row in seen],
+        [row.agreement for row in people.seen],
+        [max(row.labeler, 1 - row.labeler) for row in people.seen],
         [sure for sure, _ in pool],
-        [row.check.probability for row in seen],
-        clusters=[row.comparison.prompt.id for row in seen],
+        [row.check.probability for row in people.seen],
+        clusters=[row.comparison.prompt.id for row in people.seen],
         ai_only_clusters=[prompt for _, prompt in pool],
     )
 

@@ -4,7 +4,15 @@ import pytest
 
 from constitutional.base.records import Comparison, Judgement, Prompt, Reading, SpotCheck, Verdict
 from constitutional.base.stats import wilson
-from constitutional.judging.people import by_kind, corrected_win_rate, on_gold, people_of, work_of, wrong_first
+from constitutional.judging.people import (
+    by_kind,
+    corrected_win_rate,
+    on_gold,
+    people_of,
+    powered_agreement,
+    work_of,
+    wrong_first,
+)
 
 PAIRS = [
     Comparison(
@@ -170,7 +178,8 @@ def test_the_labelers_agreement_by_prediction_powered_inference_is_that_of_its_a
         plan = [
             check(row, probability=chance) for rows, chance in zip((sure, unsure), chances, strict=True) for row in rows
         ]
-        made = people_of(plan, votes, pairs, judgements, seed=0).powered
+        people = people_of(plan, votes, pairs, judgements, seed=0)
+        made = powered_agreement(people, pairs, judgements)
         assert made is not None
         assert (made.n, made.n_ai) == (60, 1000)
         return (made.value, *made.interval)

@@ -31,6 +31,7 @@ from constitutional.judging.people import (
     corrected_win_rate,
     on_gold,
     people_of,
+    powered_agreement,
     work_of,
     wrong_first,
 )
@@ -92,7 +93,7 @@ def people_report(
     in_all, by_principle = violation_estimates(items, files.violations)
     chance = {"Gwet’s AC1": people.ac1, "Krippendorff’s α": people.alpha}
     return PeopleReport(
-        agreement=tuple(_rates(people)),
+        agreement=tuple(_rates(people, powered_agreement(people, comparisons, judgements))),
         chance_corrected={name: in_words(of) for name, of in chance.items()},
         win_rates=tuple(
             _win_rates(measurements, win_estimates(contests_of(samples, measurements), files.verdicts), people)
@@ -113,9 +114,9 @@ def people_report(
     )
 
 
-def _rates(people: People) -> Iterator[PeopleRate]:
+def _rates(people: People, powered: PredictionPoweredRate | None) -> Iterator[PeopleRate]:
     yield from _named("all comparisons", "weighted by how likely each was to be chosen", people.labeler)
-    yield from _named("all comparisons, PPI++", POWERED, people.powered)
+    yield from _named("all comparisons, PPI++", POWERED, powered)
     yield from _named("the audit set", "drawn uniformly, and never trained on", people.audit)
     for hint, rates in (("by this principle", people.by_principle), ("prompts of this kind", by_kind(people))):
         for name, rate in rates.items():

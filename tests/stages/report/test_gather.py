@@ -51,6 +51,7 @@ from constitutional.stages.summaries import (
     Histogram,
     LabelerCheckSummary,
     MixSummary,
+    SftSummary,
     SpotCheckSummary,
     Summary,
 )
@@ -675,3 +676,17 @@ def test_provenance_says_what_is_not_known_of_a_file_of_people_s_comparisons(fol
         assert not any("No person" in note for note in made.notes)
     assert made is not None
     assert [(line.source, line.hours) for line in made.rows] == [("votes of mix.verdicts", "0.01")]
+
+
+def test_provenance_names_a_file_of_helpful_samples_as_work_of_which_nothing_is_recorded(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = SftSummary(
+        nothing_revised=False, revision=8, helpful=3, helpful_on_evaluation_prompts=0, trained_on=11, dropped={}
+    )
+    folder.stages["sft"] = recorded(sft)
+    for file, named in ((None, False), ("rewritten.jsonl", True)):
+        monkeypatch.setattr(folder, "configuration", lambda file=file: {"sft": {"helpful": file}})
+        made = gather(Settings(), folder).provenance.people
+        assert made is not None
+        assert any("3 helpful samples" in note and "not recorded" in note for note in made.notes) == named
