@@ -395,8 +395,8 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     assert {rate["name"]: rate["value"] for rate in won["rates"]}["by people alone"] == 0.5
     assert people["estimates"]["violations"][0]["rates"][-1]["value"] == 1.0
     assert [row["source"] for row in people["work"]["rows"]] == [
-        "votes of report.verdicts",
-        "answers of report.violations",
+        "votes on the evaluated replies",
+        "answers on violations",
     ]
     assert main(["review", str(folder), "violations"]) == 2
     assert "--out FILE.csv" in capsys.readouterr().err

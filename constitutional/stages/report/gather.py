@@ -34,6 +34,7 @@ from constitutional.judging.agreement import agreements, choices_of
 from constitutional.judging.evaluated import contests_of, read_answers, violation_items
 from constitutional.judging.labeler import IN_WORDS
 from constitutional.judging.scores import Measurement, Score
+from constitutional.judging.simulated_people import simulated_answers
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages import summaries
 from constitutional.stages.context import RunView, StageContext
@@ -336,14 +337,20 @@ def gather(settings: Settings, view: RunView) -> RunReport:
 
 
 def _peoples_files(settings: Settings, view: RunView) -> PeoplesFiles:
-    """What people said of the evaluated replies.
+    """What people said of the evaluated replies; simulated people say it where the run's votes are simulated.
 
     Raises:
         InputError: a file is about other replies than this run's.
     """
-    if settings.verdicts is None and settings.violations is None:
+    spotchecks = view.summary(summaries.SpotCheckSummary)
+    simulated = spotchecks is not None and spotchecks.simulated
+    if settings.verdicts is None and settings.violations is None and not simulated:
         return PeoplesFiles()
     samples, measurements = view.read("samples", Sample), view.read("measurements", Measurement)
+    if settings.verdicts is None and settings.violations is None:
+        made_up = view.configuration().get("spotcheck", {}).get("simulate") or {}
+        error, raters = made_up.get("error", 0.0), made_up.get("raters", 2)
+        return PeoplesFiles(*simulated_answers(samples, measurements, view.constitution, error, raters, view.seed))
     contests = {row.comparison.id for row in contests_of(samples, measurements)}
     items = {row.name for row in violation_items(samples, measurements, view.constitution, view.seed)}
     return PeoplesFiles(

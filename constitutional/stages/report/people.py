@@ -211,8 +211,8 @@ def work_report(
     works = {
         "spot-checks": work_of(view.read("verdicts", Verdict)) if view.has("spotchecks") else None,
         "votes of mix.verdicts": mixed.work if mixed else None,
-        "votes of report.verdicts": work_of(files.verdicts) if files.verdicts else None,
-        "answers of report.violations": work_of_answers(files.violations) if files.violations else None,
+        "votes on the evaluated replies": work_of(files.verdicts) if files.verdicts else None,
+        "answers on violations": work_of_answers(files.violations) if files.violations else None,
     }
     rows, notes = [], []
     for source, work in works.items():

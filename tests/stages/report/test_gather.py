@@ -593,8 +593,8 @@ def test_people_s_answers_about_the_evaluated_replies_correct_the_rates(folder: 
     work = report.provenance.people
     assert work is not None
     assert [(row.source, row.raters, row.votes, row.hours) for row in work.rows] == [
-        ("votes of report.verdicts", "1", "30", "0.30"),
-        ("answers of report.violations", "1", "30", "not recorded"),
+        ("votes on the evaluated replies", "1", "30", "0.30"),
+        ("answers on violations", "1", "30", "not recorded"),
     ]
     run(settings, folder)
     kept = json.loads(folder.output("people.json").read_bytes())
