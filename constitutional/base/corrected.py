@@ -15,6 +15,8 @@ Array = NDArray[np.float64]
 Caution = Literal["few labels", "few corrections", "contradictory"]
 
 _Z: Final = NormalDist().inv_cdf(0.975)
+_ENDLESS: Final = 1e9
+"""Times the labels: as good as no end of them."""
 _TINY: Final = 1e-20
 """A variance that is rounding alone."""
 FEWEST_LABELS: Final = 50
@@ -212,6 +214,9 @@ class CorrectedRate(NamedTuple):
     "uninformative": sensitivity + specificity ≤ 1, so the labeler flags positives no more often than negatives.
     "contradictory": the interval would lie outside of [0, 1], so sensitivity and specificity are not those on these
     items."""
+    to_halve: int | None = None
+    """How many more positives and negatives together, in the same shares, would make the interval half as wide; None
+    where no number would, as the n items are too few for that."""
 
 
 def rogan_gladen(
@@ -251,21 +256,35 @@ def rogan_gladen(
     if true_positives * negatives + true_negatives * positives <= positives * negatives:  # exact, unlike the shares
         return CorrectedRate(None, None, sensitivity, specificity, "uninformative")
     value = min(1.0, max(0.0, (flagged / n + specificity - 1) / (sensitivity + specificity - 1)))
-    t, se, sp = (
-        (flagged + _Z**2 / 2) / (n + _Z**2),
-        (true_positives + 1) / (positives + 2),
-        (true_negatives + 1) / (negatives + 2),
-    )
-    if se + sp <= 1:
-        return CorrectedRate(value, Interval(0.0, 1.0), sensitivity, specificity, None)
-    p = (t + sp - 1) / (se + sp - 1)
-    se_part, sp_part = p * se * (1 - se) / (positives + 2), (1 - p) * sp * (1 - sp) / (negatives + 2)
-    middle = p + 2 * _Z**2 * (se_part - sp_part)
-    half = _Z * math.sqrt(t * (1 - t) / (n + _Z**2) + p * se_part + (1 - p) * sp_part) / (se + sp - 1)
-    if middle + half < 0 or middle - half > 1:
+    labels = positives + negatives
+
+    def interval_of(factor: float) -> Interval | None:
+        """The interval if there were so many times the labels; None where it would lie outside of [0, 1]."""
+        t, se, sp = (
+            (flagged + _Z**2 / 2) / (n + _Z**2),
+            (factor * true_positives + 1) / (factor * positives + 2),
+            (factor * true_negatives + 1) / (factor * negatives + 2),
+        )
+        if se + sp <= 1:
+            return Interval(0.0, 1.0)
+        p = (t + sp - 1) / (se + sp - 1)
+        se_part = p * se * (1 - se) / (factor * positives + 2)
+        sp_part = (1 - p) * sp * (1 - sp) / (factor * negatives + 2)
+        middle = p + 2 * _Z**2 * (se_part - sp_part)
+        half = _Z * math.sqrt(t * (1 - t) / (n + _Z**2) + p * se_part + (1 - p) * sp_part) / (se + sp - 1)
+        if middle + half < 0 or middle - half > 1:
+            return None
+        return Interval(max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)))
+
+    def width(count: float) -> float:
+        interval = interval_of(count / labels)
+        return 1.0 if interval is None else _width(interval)
+
+    interval = interval_of(1)
+    if interval is None:
         return CorrectedRate(None, None, sensitivity, specificity, "contradictory")
-    interval = Interval(max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)))
-    return CorrectedRate(value, interval, sensitivity, specificity, None)
+    to_halve = _more(width, labels) if width(labels * _ENDLESS) <= width(labels) / 2 else None
+    return CorrectedRate(value, interval, sensitivity, specificity, None, to_halve)
 
 
 def _checked(rates: Sequence[float], noun: str) -> Array:

@@ -348,6 +348,29 @@ def test_the_corrected_interval_covers_a_rare_rate() -> None:
     assert covered / 500 > 0.94
 
 
+def test_rogan_and_gladen_halve_the_interval_where_labels_are_what_is_lacking() -> None:
+    def rate(factor: int, n: int) -> CorrectedRate:
+        return rogan_gladen(
+            3 * n // 10,
+            n,
+            true_positives=18 * factor,
+            positives=20 * factor,
+            true_negatives=36 * factor,
+            negatives=40 * factor,
+        )
+
+    made = rate(1, 100_000)
+    assert made.interval is not None
+    assert made.to_halve is not None
+    # Less than fourfold the 60 labels, as pseudo-counts widen the interval from few of them.
+    assert 120 < made.to_halve < 180
+    for factor, enough in ((3, False), (4, True)):
+        more = rate(factor, 100_000).interval
+        assert more is not None
+        assert (more.high - more.low <= (made.interval.high - made.interval.low) / 2) == enough
+    assert rate(100, 100).to_halve is None  # 100 items are known too badly themselves
+
+
 @pytest.mark.parametrize(("flagged", "positives"), [(-1, 5), (11, 5), (3, 2)])
 def test_rogan_and_gladen_refuse_impossible_counts(flagged: int, positives: int) -> None:
     with pytest.raises(ValueError, match=f"{flagged} of 10|3 of {positives}"):

@@ -314,7 +314,11 @@ def _corrections(title: str, note: str, corrected: Sequence[CorrectedRates]) -> 
     )
     head = ("Rate", "How", "Estimate", "n", "More votes to halve the interval", "Remark")
     legend = tuple((charts.shape(series), name) for series, name in enumerate(names))
-    notes = " ".join(dict.fromkeys(text for row in corrected for text in row.notes))
+    named = defaultdict[str, list[str]](list)
+    for row in corrected:
+        for text in row.notes:
+            named[text].append(row.name)
+    notes = " ".join(f"{', '.join(rates)}: {text}" for text, rates in named.items())
     yield Figure(
         title, f"{note} {notes}".rstrip(), Table(head, body), rows, charts.axis_row(charts.SHARES), None, legend
     )

@@ -191,7 +191,15 @@ def _rogan_gladen(corrected: CorrectedRate, n: int) -> Iterator[PeopleRate]:
     if corrected.value is not None and corrected.interval is not None:
         low, high = corrected.interval
         hint = "without ties, if the labels are right about all replies as often as where people answered"
-        yield PeopleRate(name="Rogan–Gladen", hint=hint, value=corrected.value, low=low, high=high, n=n)
+        yield PeopleRate(
+            name="Rogan–Gladen",
+            hint=hint,
+            value=corrected.value,
+            low=low,
+            high=high,
+            n=n,
+            to_halve=corrected.to_halve,
+        )
 
 
 def _reason(corrected: CorrectedRate) -> Iterator[str]:
