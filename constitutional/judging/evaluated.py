@@ -144,13 +144,11 @@ def violation_items(
         measure, _, principle = row.measure.partition("/")
         if row.model != MODEL or measure != "violation_rate" or principle not in texts:
             continue
-        for prompt, found in row.by_prompt.items():
+        for prompt, critic in row.by_prompt.items():
             sample = by_prompt[prompt]
             digest = hashlib.sha256(f"{MODEL} {principle} {prompt}".encode()).hexdigest()[:16]
             messages, reply = sample.prompt.messages, sample.replies[MODEL]
-            items.append(
-                ViolationItem(f"v_{digest}", messages, reply, principle, texts[principle], prompt, float(found))
-            )
+            items.append(ViolationItem(f"v_{digest}", messages, reply, principle, texts[principle], prompt, critic))
     return sorted(items, key=lambda item: rng_of(seed, "violations", item.name).random())
 
 
