@@ -43,6 +43,24 @@ class RaterAgreement(NamedTuple):
     """The share of the resamples in which the statistic is undefined, in [0, 1]."""
 
 
+_REASONS: Final[dict[Reason, str]] = {
+    "too few": "undefined: no item has two votes",
+    "unanimous": "undefined: unanimous",
+    "few clusters": f"no interval: fewer than {FEWEST} prompts",
+    "no disagreement": "no interval: no disagreement",
+    "undefined resamples": "no interval: too few items",
+}
+
+
+def in_words(agreement: RaterAgreement) -> str:
+    """`0.41 (0.20 to 0.60), n = 40`, or why there is no value or no interval."""
+    reason = _REASONS[agreement.reason] if agreement.reason else ""
+    if agreement.value is None:
+        return reason
+    ends = "{:.2f} to {:.2f}".format(*agreement.interval) if agreement.interval else reason
+    return f"{agreement.value:.2f} ({ends}), n = {agreement.n}"
+
+
 def pairwise_agreement(votes: Votes, *, clusters: Clusters | None = None) -> RaterAgreement:
     """The share of pairs of raters that agree on an item, averaged over the items with two or more votes, in [0, 1].
 

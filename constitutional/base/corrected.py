@@ -15,6 +15,8 @@ Array = NDArray[np.float64]
 Caution = Literal["few labels", "few corrections", "contradictory"]
 
 _Z: Final = NormalDist().inv_cdf(0.975)
+_ENDLESS: Final = 1e9
+"""Times the labels: as good as no end of them."""
 _TINY: Final = 1e-20
 """A variance that is rounding alone."""
 FEWEST_LABELS: Final = 50
@@ -118,6 +120,9 @@ def prediction_powered_mean(
     ai: Sequence[float],
     ai_only: Sequence[float],
     inclusion: Sequence[float] | None = None,
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    ai_only_clusters: Sequence[Hashable] | None = None,
 ) -> PredictionPoweredRate:
     """The mean of human labels over a population, by prediction-powered inference with a tuned weight (PPI++).
 
@@ -128,9 +133,9 @@ def prediction_powered_mean(
     to [0, 1], where Var(f) is over all n + N labels. Where V would be 0, as where all human labels are equal, λ is 0,
     and the value and the interval are those of `hajek_mean` from the human labels.
 
-    With `inclusion`, wᵢ = 1/πᵢ, and Var(y − λf)/n becomes the linearised variance of `hajek_mean`; λ minimises that V.
-
-    Items are taken as independent: give one for each prompt.
+    Where the probabilities differ, wᵢ = 1/πᵢ. There, and with clusters, such as prompts, Var(y − λf)/n becomes Σ z_c²,
+    as in `hajek_mean`, where z_c is the sum of wᵢ(yᵢ − ȳ − λ(fᵢ − f̄)) / Σ w over the items of cluster c; Var(f̃)/N
+    likewise; and λ minimises that V.
 
     Args:
         human: n labels by people, each in [0, 1].
@@ -138,6 +143,8 @@ def prediction_powered_mean(
         ai_only: N labels by the AI in [0, 1] of items that stand for the same population. Where the n items were
             drawn with unequal probabilities, those that are left over do not: give all items of the pool.
         inclusion: n probabilities in (0, 1] with which the items were drawn; None where they are equal.
+        clusters: n clusters; without it each item is its own.
+        ai_only_clusters: N clusters; without it each item is its own.
 
     Raises:
         ValueError: There are too few labels, the lengths differ, or a number is out of its range.
@@ -149,14 +156,19 @@ def prediction_powered_mean(
     weights = _weights([1.0] * n if inclusion is None else inclusion, n)
     weights /= weights.sum()
     y_mean, f_mean = float(weights @ y), float(weights @ f)
-    y_residuals, f_residuals = weights * (y - y_mean), weights * (f - f_mean)
+    members = _members(clusters, n)
+    y_residuals, f_residuals = (
+        np.bincount(members, weights * (labels - mean)) for labels, mean in ((y, y_mean), (f, f_mean))
+    )
     # The variance is y_part − 2λ·cross + λ²·(f_part + others_part).
     y_part, f_part = float(y_residuals @ y_residuals), float(f_residuals @ f_residuals)
     cross = float(y_residuals @ f_residuals)
-    others_part = float(others.var()) / n_ai
-    # Of λ's denominator: as in the paper where the probabilities are equal.
+    others_residuals = np.bincount(_members(ai_only_clusters, n_ai), (others - others.mean()) / n_ai)
+    others_part = float(others_residuals @ others_residuals)
+    # Of λ's denominator: as in the paper where it applies.
     spread = float(np.concatenate([f, others]).var(ddof=1))
-    f_spread, others_spread = (spread / n, spread / n_ai) if inclusion is None else (f_part, others_part)
+    plain = np.ptp(weights) == 0 and (len(y_residuals), len(others_residuals)) == (n, n_ai)
+    f_spread, others_spread = (spread / n, spread / n_ai) if plain else (f_part, others_part)
 
     def tuned(labels: int) -> tuple[float, float]:
         """λ and the variance if there were so many human labels."""
@@ -172,7 +184,7 @@ def prediction_powered_mean(
         warnings.append("few corrections")
     tuning, variance = tuned(n)
     if variance <= _TINY:
-        alone = hajek_mean(human, [1.0] * n if inclusion is None else inclusion)
+        alone = hajek_mean(human, [1.0] * n if inclusion is None else inclusion, clusters)
         return PredictionPoweredRate(alone.value, alone.interval, 0.0, 0.0, n, n_ai, alone.to_halve, tuple(warnings))
     value = tuning * float(others.mean()) + y_mean - tuning * f_mean
     half = _Z * math.sqrt(variance)
@@ -202,6 +214,9 @@ class CorrectedRate(NamedTuple):
     "uninformative": sensitivity + specificity ≤ 1, so the labeler flags positives no more often than negatives.
     "contradictory": the interval would lie outside of [0, 1], so sensitivity and specificity are not those on these
     items."""
+    to_halve: int | None = None
+    """How many more positives and negatives together, in the same shares, would make the interval half as wide; None
+    where no number would, as the n items are too few for that."""
 
 
 def rogan_gladen(
@@ -241,21 +256,35 @@ def rogan_gladen(
     if true_positives * negatives + true_negatives * positives <= positives * negatives:  # exact, unlike the shares
         return CorrectedRate(None, None, sensitivity, specificity, "uninformative")
     value = min(1.0, max(0.0, (flagged / n + specificity - 1) / (sensitivity + specificity - 1)))
-    t, se, sp = (
-        (flagged + _Z**2 / 2) / (n + _Z**2),
-        (true_positives + 1) / (positives + 2),
-        (true_negatives + 1) / (negatives + 2),
-    )
-    if se + sp <= 1:
-        return CorrectedRate(value, Interval(0.0, 1.0), sensitivity, specificity, None)
-    p = (t + sp - 1) / (se + sp - 1)
-    se_part, sp_part = p * se * (1 - se) / (positives + 2), (1 - p) * sp * (1 - sp) / (negatives + 2)
-    middle = p + 2 * _Z**2 * (se_part - sp_part)
-    half = _Z * math.sqrt(t * (1 - t) / (n + _Z**2) + p * se_part + (1 - p) * sp_part) / (se + sp - 1)
-    if middle + half < 0 or middle - half > 1:
+    labels = positives + negatives
+
+    def interval_of(factor: float) -> Interval | None:
+        """The interval if there were so many times the labels; None where it would lie outside of [0, 1]."""
+        t, se, sp = (
+            (flagged + _Z**2 / 2) / (n + _Z**2),
+            (factor * true_positives + 1) / (factor * positives + 2),
+            (factor * true_negatives + 1) / (factor * negatives + 2),
+        )
+        if se + sp <= 1:
+            return Interval(0.0, 1.0)
+        p = (t + sp - 1) / (se + sp - 1)
+        se_part = p * se * (1 - se) / (factor * positives + 2)
+        sp_part = (1 - p) * sp * (1 - sp) / (factor * negatives + 2)
+        middle = p + 2 * _Z**2 * (se_part - sp_part)
+        half = _Z * math.sqrt(t * (1 - t) / (n + _Z**2) + p * se_part + (1 - p) * sp_part) / (se + sp - 1)
+        if middle + half < 0 or middle - half > 1:
+            return None
+        return Interval(max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)))
+
+    def width(count: float) -> float:
+        interval = interval_of(count / labels)
+        return 1.0 if interval is None else _width(interval)
+
+    interval = interval_of(1)
+    if interval is None:
         return CorrectedRate(None, None, sensitivity, specificity, "contradictory")
-    interval = Interval(max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)))
-    return CorrectedRate(value, interval, sensitivity, specificity, None)
+    to_halve = _more(width, labels) if width(labels * _ENDLESS) <= width(labels) / 2 else None
+    return CorrectedRate(value, interval, sensitivity, specificity, None, to_halve)
 
 
 def _checked(rates: Sequence[float], noun: str) -> Array:

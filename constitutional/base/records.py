@@ -178,7 +178,7 @@ class SpotCheck(Record):
 
     comparison: str
     """The comparison's id."""
-    reason: Literal["audit", "conflict", "margin", "panel", "random"]
+    reason: Literal["audit", "conflict", "margin", "panel", "reward", "random"]
     """Why it was chosen; `audit` was drawn uniformly, and is never trained on."""
     probability: float = Field(gt=0, le=1)
     """That it was chosen, for whatever reason, before anything was drawn."""
@@ -206,6 +206,8 @@ class Verdict(Record):
     gold: Literal["a", "b"] | None = Field(default=None, exclude_if=lambda answer: answer is None)
     """The known answer, where the comparison is a gold item: an example of the constitution that tests the rater.
     Such a verdict is never trained on, and says nothing of the labeler."""
+    withdrawn: bool = Field(default=False, exclude_if=lambda withdrawn: not withdrawn)
+    """A skip that stands for work of which no answer counts: it tells who worked, and is counted nowhere else."""
     in_place_of: "tuple[Verdict, ...]" = Field(default=(), exclude_if=lambda verdicts: not verdicts)
     """The raters' verdicts that this decision of a lead replaces. They tell who worked, and are counted nowhere
     else."""

@@ -17,13 +17,16 @@ _ABOUT: Final = """Serve a page on which people compare a run's replies, until C
   constitutional review RUN invite NAME review.port=8000      # a link for one more rater
   constitutional review RUN freeze                            # a snapshot of all votes, for a run that waits
   constitutional review RUN export --out verdicts.jsonl       # current votes, for mix.verdicts, and a .csv beside them
+  constitutional review RUN violations --out sheet.csv        # replies to judge by principle, for report.violations
 
 settings
   review.task=pair|rewrite|rank      compare two replies, write a better one, or order several
+  review.about=evaluation            the last model's replies against the earlier models', for report.verdicts
   review.port=PORT review.host=HOST  where to serve; other machines reach it only with invitations
   review.url=https://…               what raters type, where it differs
   review.database=postgresql://…     instead of RUN/review.sqlite
   review.overlap=N                   raters who vote on each item
+  review.budget=N                    ask about so much alone, of a run that was made without spotcheck.budget
   review.by_principle=true           also ask by each principle
   review.sensitive=[WORD,…]          hide texts in which these words stand until they are asked for
   review.minutes=N                   an item that is not answered by then goes to another rater
@@ -41,9 +44,11 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first; it needs its comparisons")
-    parser.add_argument("overrides", nargs="*", metavar="WORD", help="invite NAME, freeze, export, or review.KEY=VALUE")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="WORD", help="invite NAME, freeze, export, violations, or review.KEY=VALUE"
+    )
     parser.add_argument("--role", choices=("rater", "lead"), help="of whom is invited")
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="where exported votes go")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where exported votes, or the sheet, go")
     parser.add_argument("--audit", action="store_true", help="export also votes that are only to measure")
     parser.set_defaults(run=_review)
 
@@ -52,16 +57,19 @@ def _review(arguments: argparse.Namespace) -> None:
     names = [word for word in arguments.overrides if "=" not in word]
     words = [word for word in arguments.overrides if "=" in word]
     command = names.pop(0) if names else "serve"
-    wanted = {"serve": 0, "export": 0, "freeze": 0, "invite": 1}
+    wanted = {"serve": 0, "export": 0, "freeze": 0, "violations": 0, "invite": 1}
     if command not in wanted or len(names) != wanted[command]:
         raise UsageError(
             f"'{' '.join([command, *names])}' is not understood; type constitutional review RUN, … RUN invite NAME, "
-            "… RUN freeze or … RUN export --out FILE.jsonl"
+            "… RUN freeze, … RUN export --out FILE.jsonl or … RUN violations --out FILE.csv"
         )
     if arguments.role and command != "invite":
         raise UsageError("--role is of an invitation; type constitutional review RUN invite NAME --role lead")
-    if (arguments.out or arguments.audit) and command != "export":
+    if (arguments.out and command not in ("export", "violations")) or (arguments.audit and command != "export"):
         raise UsageError("--out and --audit are of an export; type constitutional review RUN export --out FILE.jsonl")
+    if command == "violations":
+        _violations(arguments.folder, arguments.out, words)
+        return
     try:
         import constitutional.review.serve  # noqa: F401 - all packages of the extra are imported from there
     except ModuleNotFoundError as error:
@@ -118,6 +126,7 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
     from constitutional.review import export
     from constitutional.review.serve import open_review
     from constitutional.review.settings import read_settings
+    from constitutional.runs.compose import load
     from constitutional.runs.folder import RunStore
 
     settings = read_settings(words)
@@ -125,19 +134,49 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
         raise UsageError("freeze is of votes on pairs, with which a run goes on; type … export for other tasks")
     review = open_review(RunStore.load(folder), settings, plans=False)
     try:
-        votes = review.store.decided_votes(review.plan, audit=True)
-        on_gold = review.store.counted_votes(review.plan, audit=True, gold=True)
-        wanted = review.plan.wanted
+        votes = review.store.all_votes(review.plan, audit=True)
+        given, wanted = review.store.answered(review.plan), review.plan.wanted
     finally:
         review.database.close()
-    if not votes:
+    if all(vote.withdrawn for vote in votes):
         raise UsageError(f"{folder}: there is no vote yet; type constitutional review {folder}")
     path = folder / "verdicts" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    write_rows(path, export.verdicts_of([*votes, *on_gold]))
-    given = sum(vote.choice != "skip" for vote in votes)
+    write_rows(path, export.verdicts_of(votes))
     print(printable(f"{path}: {given} of {counted(wanted, 'vote')}, SHA-256 {digest_of(path)}"))
+    if settings.about == "evaluation":
+        print(printable(f"the command that made the run corrects its win rates with report.verdicts={path}"))
+        return
     print(printable(f"the command that made the run goes on with spotcheck.verdicts={path}"))
+    if not load(folder).spotcheck.votes:
+        reward = "spotcheck.reward_model=FOLDER with the target reward, where FOLDER is this run's reward model"
+        print(f"the run asks nobody by its settings: type also a name of its own, spotcheck.budget=N, and {reward}")
+
+
+def _violations(folder: Path, out: Path | None, words: Sequence[str]) -> None:
+    """Write a sheet on which people say whether the last model's replies violate the principles."""
+    from constitutional.base.files import atomic_write
+    from constitutional.base.records import Sample
+    from constitutional.constitution.file import load_constitution
+    from constitutional.judging.evaluated import sheet, violation_items
+    from constitutional.judging.scores import Measurement
+    from constitutional.runs.compose import load
+    from constitutional.runs.folder import USED, RunStore
+
+    if out is None or out.suffix != ".csv" or words:
+        raise UsageError("violations writes a sheet; type constitutional review RUN violations --out FILE.csv")
+    run = RunStore.load(folder)
+    samples, measurements = run.read("samples", Sample), run.read("measurements", Measurement)
+    constitution = load_constitution(str(run.folder / USED))
+    items = violation_items(samples, measurements, constitution, load(run.folder).seed)
+    if not items:
+        raise UsageError(f"{folder}: the critic judged no reply of the last model; evaluate.critiqued says how many")
+    atomic_write(out, sheet(items))
+    print(printable(f"{out}: {counted(len(items), 'row')}, a reply and a principle in each, in a random order"))
+    print(
+        printable("people fill in rater and violates (yes or no) from the top, in as many rows as they have time for;")
+    )
+    print(printable(f"the command that made the run corrects its violation rates with report.violations={out}"))
 
 
 def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -154,7 +193,7 @@ def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     run = RunStore.load(arguments.folder)
     review = open_review(run, read_settings(words), plans=False)
     try:
-        votes = review.store.decided_votes(review.plan, audit=arguments.audit)
+        votes = review.store.all_votes(review.plan, audit=arguments.audit)
     finally:
         review.database.close()
     task = review.plan.plan.task

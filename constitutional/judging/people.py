@@ -2,15 +2,24 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from statistics import fmean
 from typing import Final, NamedTuple
 
 from constitutional.base.agreement import RaterAgreement, gwet_ac1, krippendorff_alpha, pairwise_agreement
-from constitutional.base.corrected import CorrectedRate, WeightedRate, hajek_mean, rogan_gladen
+from constitutional.base.corrected import (
+    CorrectedRate,
+    PredictionPoweredRate,
+    WeightedRate,
+    hajek_mean,
+    prediction_powered_mean,
+    rogan_gladen,
+)
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck, Verdict
-from constitutional.judging.labelling import combine
+from constitutional.base.text import same_text
+from constitutional.judging.labelling import combine, probabilities_of
 
 CHOICES: Final = ("a", "b", "tie", "both_bad")
 """What counts as a vote; who skips says nothing."""
@@ -30,12 +39,14 @@ class PeoplesWork(Frozen):
     votes: int
     """Answers of one person to one comparison, also those that a lead's decision replaced."""
     skips: int
+    withdrawn: int = 0
+    """Answers that do not count, such as those taken back, and harmful texts that were opened and not answered."""
     timed: int
-    """Votes and skips whose time was recorded."""
+    """Of all these, those whose time was recorded."""
     seconds: float
     """The sum of these times."""
     noted: int
-    """Votes and skips of which it was recorded whether the rater saw a harmful text."""
+    """Of all these, those of which it was recorded whether the rater saw a harmful text."""
     exposures: int
     """Those for which the rater did."""
     simulated: int
@@ -49,10 +60,12 @@ def work_of(verdicts: Iterable[Verdict]) -> PeoplesWork:
     rows = [row for row in rows if not row.rater.startswith(f"{SIMULATED} ")]
     answers = {(row.rater, row.comparison) for row in rows}
     votes = {(row.rater, row.comparison) for row in rows if row.choice != "skip"}
+    withdrawn = {(row.rater, row.comparison) for row in rows if row.withdrawn} - votes
     return PeoplesWork(
         raters=len({row.rater.removesuffix(SETTLED) for row in rows}),
         votes=len(votes),
-        skips=len(answers - votes),
+        skips=len(answers - votes - withdrawn),
+        withdrawn=len(withdrawn),
         timed=len({(row.rater, row.comparison) for row in rows if row.seconds is not None}),
         seconds=math.fsum(row.seconds for row in rows if row.seconds is not None),
         noted=len({(row.rater, row.comparison) for row in rows if row.exposed is not None}),
@@ -100,14 +113,29 @@ class People(NamedTuple):
     """The same from the audit set alone."""
     by_principle: dict[str, WeightedRate]
     """Where one principle judges a comparison."""
+    ceiling: WeightedRate | None
+    """People's agreement with each other, counted and weighted as the labeler's: what a labeler can reach."""
     among: RaterAgreement
-    """People's agreement with each other, pair by pair: what a labeler can reach."""
+    """The share of pairs of people that say the same of a comparison, `both_bad` included; not weighted."""
     ac1: RaterAgreement
     alpha: RaterAgreement
 
 
 def _side(p: float) -> int:
     return (p > 0.5 + 1e-9) - (p < 0.5 - 1e-9)
+
+
+def raters_own(verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
+    """What raters said before a lead settled anything.
+
+    A lead settles what raters contradict each other on, or a label that they contradict, and has seen the label: with
+    the decisions in the place of the votes the labeler's agreement with people would be too high.
+    """
+    for verdict in verdicts:
+        if verdict.rater.endswith(SETTLED):
+            yield from verdict.in_place_of
+        else:
+            yield verdict
 
 
 def people_of(
@@ -121,24 +149,26 @@ def people_of(
 
     Args:
         plan: the comparisons that people were to look at, with their probabilities.
-        verdicts: the votes in all; those by a principle are left out here.
+        verdicts: the votes; those by a principle are left out here, and decisions of leads give way to the votes that
+            they replaced.
         comparisons: the run's.
         judgements: the labeler's, and those of a panel.
         seed: of the bootstraps.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
+    plan = list(plan)
     voted, judged = defaultdict[str, list[Verdict]](list), defaultdict[str, list[Judgement]](list)
-    for verdict in verdicts:
-        if verdict.principle is None and verdict.choice in CHOICES:
+    for verdict in raters_own(verdicts):
+        if verdict.principle is None and verdict.gold is None and verdict.choice in CHOICES:
             voted[verdict.comparison].append(verdict)
     for judgement in judgements:
         judged[judgement.comparison].append(judgement)
     seen = []
     for check in plan:
-        opinions = [row.choice for row in voted[check.comparison] if row.choice != "both_bad"]
+        opinions = opinions_of(voted[check.comparison])
         p_a = combine(judged[check.comparison])
         if opinions and p_a is not None:
-            people = fmean({"a": 1.0, "b": 0.0}.get(choice, 0.5) for choice in opinions)
+            people = fmean(opinions)
             own = dict.fromkeys(row.principle for row in judged[check.comparison] if row.judge == LABELER)
             votes = tuple(voted[check.comparison])
             seen.append(Seen(by_id[check.comparison], check, people, p_a, tuple(own), votes))
@@ -157,6 +187,7 @@ def people_of(
         labeler=_agreement(seen),
         audit=_agreement([row for row in seen if row.check.reason == "audit"], uniform=True),
         by_principle={name: rate for name, rows in by_principle.items() if (rate := _agreement(rows))},
+        ceiling=_ceiling(plan, voted, prompts),
         among=pairwise_agreement(votes_by_item, clusters=prompts),
         ac1=gwet_ac1(votes_by_item, categories=len(CHOICES), clusters=prompts, seed=seed),
         alpha=krippendorff_alpha(votes_by_item, clusters=prompts, seed=seed),
@@ -169,6 +200,54 @@ def _agreement(rows: Sequence[Seen], *, uniform: bool = False) -> WeightedRate |
         return None
     chances = [1.0 if uniform else row.check.probability for row in rows]
     return hajek_mean([row.agreement for row in rows], chances, [row.comparison.prompt.id for row in rows])
+
+
+def opinions_of(votes: Iterable[Verdict], both_bad: float | None = None) -> list[float]:
+    """1 for a vote for a, 0 for b, ½ for a tie; a vote that sees two bad responses is left out if it counts None."""
+    values = {"a": 1.0, "b": 0.0, "tie": 0.5, "both_bad": both_bad}
+    return [value for vote in votes if (value := values[vote.choice]) is not None]
+
+
+def powered_agreement(
+    people: People, comparisons: Iterable[Comparison], judgements: Iterable[Judgement]
+) -> PredictionPoweredRate | None:
+    """The labeler's agreement with people by prediction-powered inference; None where nobody voted.
+
+    The labeler's probability of the response that it prefers predicts the agreement, on all comparisons that it judged;
+    prompts are the clusters.
+    """
+    if not people.seen:
+        return None
+    p_a = probabilities_of(judgements)
+    pool = [
+        (max(p, 1 - p), row.prompt.id)
+        for row in comparisons
+        if not same_text(row.a, row.b) and (p := p_a.get(row.id)) is not None
+    ]
+    return prediction_powered_mean(
+        [row.agreement for row in people.seen],
+        [max(row.labeler, 1 - row.labeler) for row in people.seen],
+        [sure for sure, _ in pool],
+        [row.check.probability for row in people.seen],
+        clusters=[row.comparison.prompt.id for row in people.seen],
+        ai_only_clusters=[prompt for _, prompt in pool],
+    )
+
+
+def _ceiling(
+    plan: Iterable[SpotCheck], voted: Mapping[str, Sequence[Verdict]], prompts: Mapping[str, str]
+) -> WeightedRate | None:
+    """How far two people agree on a comparison: 1 where they say the same, ½ where one sees a tie, 0 otherwise.
+
+    Who votes twice is drawn from all that are chosen, so the probability of being chosen is the weight here too.
+    """
+    shares, chances, clusters = [], [], []
+    for check in plan:
+        if pairs := list(combinations(opinions_of(voted.get(check.comparison, ())), 2)):
+            shares.append(fmean(1 - abs(first - second) for first, second in pairs))
+            chances.append(check.probability)
+            clusters.append(prompts[check.comparison])
+    return hajek_mean(shares, chances, clusters) if shares else None
 
 
 def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate | None:

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from constitutional.base.errors import ConfigurationError
-from constitutional.base.records import Comparison, SpotCheck, Verdict
+from constitutional.base.records import Comparison, Sample, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
+from constitutional.judging.evaluated import ViolationAnswer, contests_of, violation_items
 from constitutional.judging.gold import kept_share
 from constitutional.judging.people import SIMULATED
+from constitutional.judging.scores import Measurement
 from constitutional.sandbox.prompts import SANDBOX
 
 if TYPE_CHECKING:
@@ -58,3 +60,31 @@ def simulated(
                 )
             )
     return verdicts
+
+
+def simulated_answers(
+    samples: Sequence[Sample],
+    measurements: Sequence[Measurement],
+    constitution: "Constitution",
+    error: float,
+    raters: int,
+    seed: int,
+) -> tuple[list[Verdict], list[ViolationAnswer]]:
+    """What simulated raters say of half of the evaluated replies, one of them of each, drawn by the seed.
+
+    They vote as `simulated` does, and find a violation where a reply does not keep what a principle's tags ask for;
+    with the probability `error` they say the opposite. A principle without such tags is left out.
+    """
+    contests = [row.comparison for row in contests_of(samples, measurements)]
+    contests.sort(key=lambda row: rng_of(seed, "simulated contest", row.id).random())
+    plan = [SpotCheck(comparison=row.id, reason="random", probability=0.5) for row in contests[: len(contests) // 2]]
+    items = violation_items(samples, measurements, constitution, seed)
+    prompts = {sample.prompt.id: sample.prompt for sample in samples}
+    answers = []
+    for item in items[: len(items) // 2]:
+        kept = kept_share(constitution.select([item.principle]), prompts[item.prompt], item.reply)
+        if kept is not None:
+            draw = rng_of(seed, "simulated answer", item.name)
+            rater = f"{SIMULATED} {draw.randrange(raters) + 1}"
+            answers.append(ViolationAnswer(item.name, rater, (kept < 1) != (draw.random() < error)))
+    return simulated(plan, contests, constitution, error, raters, seed), answers

@@ -9,17 +9,20 @@ than it is.
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Final, Literal
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from constitutional.base.frozen import TECHNICAL, Frozen
-from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck
+from constitutional.base.records import LABELER, Comparison, Judgement, Message, SpotCheck
 from constitutional.base.seeds import rng_of
+from constitutional.base.stats import sigmoid
 from constitutional.base.text import same_text
 from constitutional.judging.labelling import combine, readable
 
-Target = Literal["conflict", "margin", "panel", "random"]
+Target = Literal["conflict", "margin", "panel", "reward", "random"]
 LEAST: Final = 1e-3
 """The score of a comparison that no target is about: it is hardly ever chosen, but it could be."""
 
@@ -41,7 +44,11 @@ class SpotCheckSettings(Frozen):
     """Share of the comparisons that two people vote on, which tells how far people agree."""
     targets: tuple[Target, ...] = ("conflict", "margin", "panel")
     """What the others are chosen by: `conflict` of the labeler's two orders, a small `margin` of its probability from a
-    half, disagreement in a `panel`, or at `random`."""
+    half, disagreement in a `panel`, how far a `reward` model's probability is from the labeler's, or at `random`."""
+    reward_model: Path | None = None
+    """The folder of a reward model for the target `reward`, such as runs/FIRST/07_reward/reward_model. People are asked
+    before this run's own is trained, so it is one of an earlier, finished run. Only `constitutional review RUN
+    review.budget=N`, which asks about a run that is finished, takes the run's own where none is named."""
     strata: Annotated[bool, Field(strict=True)] = True
     """Whether principles get equal parts of these, where each comparison is judged by one principle."""
 
@@ -50,6 +57,15 @@ class SpotCheckSettings(Frozen):
     principles. They come beyond the budget, each once to a rater, and stop where the examples are used up. It is
     decided when `constitutional review` is first started for the run."""
 
+    @model_validator(mode="after")
+    def _has_a_reward_model(self) -> Self:
+        if self.votes and "reward" in self.targets and self.reward_model is None:
+            raise ValueError(
+                "targets has 'reward', and this run's reward model is trained only after people are asked; type "
+                "spotcheck.reward_model=runs/FIRST/07_reward/reward_model, one of a finished run, or leave it out"
+            )
+        return self
+
     @property
     def votes(self) -> int:
         """The votes that the budget allows."""
@@ -57,15 +73,44 @@ class SpotCheckSettings(Frozen):
         return math.floor(self.budget / price + 1e-9)
 
 
+def reward_probabilities(comparisons: Sequence[Comparison], folder: Path) -> dict[str, float]:
+    """The probability that response a is better by the reward models in a folder, by comparison.
+
+    The mean over the members of σ(d), where d is the difference of a member's own scores: the loss made it a logit.
+
+    Raises:
+        ModelError: a model cannot be loaded.
+    """
+    from constitutional.training.reward_model import load_reward_model, members, raw_scores
+
+    replies = [(*row.prompt.messages, Message("assistant", reply)) for row in comparisons for reply in (row.a, row.b)]
+    columns = [raw_scores(*load_reward_model(member), replies) for member in members(folder)]
+    return {
+        row.id: fmean(sigmoid(scores[2 * place] - scores[2 * place + 1]) for scores in columns)
+        for place, row in enumerate(comparisons)
+    }
+
+
 def planned(
-    comparisons: Sequence[Comparison], judgements: Iterable[Judgement], settings: SpotCheckSettings, seed: int
+    comparisons: Sequence[Comparison],
+    judgements: Iterable[Judgement],
+    settings: SpotCheckSettings,
+    seed: int,
+    rewards: Mapping[str, float] | None = None,
 ) -> list[SpotCheck]:
     """The comparisons that people are to look at, in the order in which they are shown.
 
     Only comparisons that the labeler judged and whose responses differ. First the audit set is drawn uniformly, with a
     probability u, then the others from the rest, with a probability c; a comparison is chosen with u + (1 − u)·c. The
-    little by which c depends on who is in the audit set is left out. With a larger budget the audit set holds that of a
-    smaller one.
+    little by which c depends on who is in the audit set is left out. The plan of a larger budget holds that of a
+    smaller one, so that votes which are in already count towards it.
+
+    Args:
+        comparisons: the run's.
+        judgements: the labeler's, and those of a panel.
+        settings: how many are chosen, and by what.
+        seed: of all that is drawn.
+        rewards: by comparison, a reward model's probability that response a is better; for the target `reward`.
     """
     by_comparison = defaultdict[str, list[Judgement]](list)
     for judgement in judgements:
@@ -81,10 +126,11 @@ def planned(
     order = {name: rng_of(seed, "spotcheck", name).random() for name in judged}
     audits = min(round(settings.audit_share * items), items)
     audit = set(sorted(judged, key=order.__getitem__)[:audits])
-    reasons = {name: reason_for(rows, settings.targets) for name, rows in judged.items()}
+    preferred = rewards or {}
+    reasons = {name: reason_for(rows, settings.targets, preferred.get(name)) for name, rows in judged.items()}
     scores = _scores(judged, {name: score for name, (_, score) in reasons.items()}, settings)
-    chances = proportional({name: score for name, score in scores.items() if name not in audit}, items - audits)
-    targeted = systematic(chances, seed)
+    others = {name: score for name, score in scores.items() if name not in audit}
+    chances, targeted = proportional(others, items - audits), sequential(others, items - audits, seed)
     # The chance that one of the audit set would have had among the others.
     factor = min((chance / scores[name] for name, chance in chances.items() if chance < 1), default=math.inf)
     chances |= {name: min(1.0, factor * scores[name]) for name in audit}
@@ -102,12 +148,19 @@ def planned(
     ]
 
 
-def reason_for(judgements: Sequence[Judgement], targets: Sequence[Target]) -> tuple[Target, float]:
-    """Why people should look at a comparison, and how much it matters, from `LEAST` to 1."""
+def reason_for(
+    judgements: Sequence[Judgement], targets: Sequence[Target], reward: float | None = None
+) -> tuple[Target, float]:
+    """Why people should look at a comparison, and how much it matters, from `LEAST` to 1.
+
+    `reward` is a reward model's probability that response a is better, None where there is none.
+    """
+    p_a = combine(judgements)
     scores: dict[Target, float] = {
         "conflict": float(any(judgement.conflict for judgement in readable(judgements))),
-        "margin": 1 - 2 * abs((combine(judgements) or 0.5) - 0.5),
+        "margin": 0.0 if p_a is None else 1 - 2 * abs(p_a - 0.5),
         "panel": _disagreement(judgements),
+        "reward": 0.0 if reward is None or p_a is None else abs(reward - p_a),
         "random": 1.0,
     }
     wanted = {target: scores[target] for target in targets} or {"random": 1.0}
@@ -154,17 +207,11 @@ def proportional(scores: Mapping[str, float], n: int) -> dict[str, float]:
         certain |= more
 
 
-def systematic(chances: Mapping[str, float], seed: int) -> set[str]:
-    """A sample of as many as the probabilities' sum, in which each name has just its probability (Madow 1949).
+def sequential(scores: Mapping[str, float], n: int, seed: int) -> set[str]:
+    """A sample of n names, in which a name has about its probability of `proportional` (Ohlsson 1998).
 
-    The names stand in a random order on a line, each over the length of its probability; every whole number, after a
-    random start, chooses the one that it falls on.
+    "Sequential Poisson sampling": with a random number u of its own for each name, those with the least u / score are
+    chosen. A larger sample therefore holds a smaller one, so people can be asked about more without asking anew.
     """
-    order = sorted(chances, key=lambda name: rng_of(seed, "spotcheck target", name).random())
-    at, chosen = rng_of(seed, "spotcheck start").random(), set[str]()
-    for name in order:
-        after = at + chances[name]
-        if math.floor(after + 1e-9) > math.floor(at + 1e-9):
-            chosen.add(name)
-        at = after
-    return chosen
+    numbers = {name: rng_of(seed, "spotcheck target", name).random() / score for name, score in scores.items()}
+    return set(sorted(numbers, key=numbers.__getitem__)[:n])

@@ -14,7 +14,8 @@ from constitutional.base.text import neutralised
 from constitutional.review.store import CountedVote
 
 COLUMNS: Final = (
-    "comparison rater choice strength principles ranks rationale rewritten seconds when constitution audit".split()
+    *"comparison rater choice strength principles ranks rationale rewritten seconds when constitution audit".split(),
+    *("gold", "withdrawn"),
 )
 
 
@@ -31,6 +32,7 @@ def verdicts_of(votes: Iterable[CountedVote]) -> Iterator[Verdict]:
                 "seconds": vote.spent,
                 "exposed": vote.exposed,
                 "gold": vote.gold,
+                "withdrawn": vote.withdrawn,
                 "in_place_of": [row for row in verdicts_of(vote.in_place_of) if row.principle is None],
             }
         )
@@ -91,5 +93,6 @@ def write_table(path: Path, votes: Sequence[CountedVote]) -> None:
         ranks = " ".join(map(str, vote.ranks))
         row = (vote.comparison, vote.rater, vote.choice, vote.strength, principles, ranks, vote.rationale)
         rest = (vote.rewritten, f"{vote.seconds:.2f}", when, vote.constitution, "yes" if vote.audit else "no")
-        writer.writerow([neutralised(str(value)) for value in (*row, *rest)])
+        flags = (vote.gold or "", "yes" if vote.withdrawn else "no")
+        writer.writerow([neutralised(str(value)) for value in (*row, *rest, *flags)])
     atomic_write(path, text.getvalue().encode("utf-8-sig", "replace"))

@@ -1,5 +1,6 @@
 """The pages for leads: progress, agreement, what is to be settled, and examples for the constitution."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +11,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from constitutional.base.agreement import RaterAgreement
+from constitutional.base.agreement import in_words
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.frozen import first_problem
 from constitutional.base.records import LABELER
-from constitutional.base.stats import FEWEST
 from constitutional.constitution.add_example import ExampleEdit, edit_of, write_edit
 from constitutional.constitution.constitution import Example, Principle
 from constitutional.constitution.file import read_constitution
@@ -135,6 +135,7 @@ class LeadPages:
             choices=CHOICES,
             longest_note=LONGEST_NOTE,
             problem=problem,
+            shown=visit.form.get("shown") or f"{self._store.now():.3f}",
             notice=NOTICES.get(visit.request.query_params.get("notice", ""), ""),
         )
 
@@ -161,7 +162,8 @@ class LeadPages:
             raise HTTPException(400)
         decision = Decision(choice, int(strength) if choice in ("a", "b") else 1, note)
         try:
-            outcome = self._store.decide(self._plan, visit.rater, item.id, int(version), decision)
+            shown = _seconds(visit.form.get("shown", ""))
+            outcome = self._store.decide(self._plan, visit.rater, item.id, int(version), decision, shown)
         except KeyError as error:  # the label was never shown to this lead
             raise HTTPException(404) from error
         if outcome == "not_needed":
@@ -275,6 +277,11 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
 
 
+def _seconds(text: str) -> float | None:
+    """A time in seconds; None where the text is none."""
+    return float(text) if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,6})?", text) else None
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.0f}%"
 
@@ -286,28 +293,16 @@ def _share(share: RaterShare | None) -> str:
     return f"{_percent(share.value)} ({low} to {high}), n = {share.n}"
 
 
-def _in_words(agreement: RaterAgreement) -> str:
-    reasons = {
-        "too few": "undefined: no item has two votes",
-        "unanimous": "undefined: unanimous",
-        "few clusters": f"no interval: fewer than {FEWEST} prompts",
-        "no disagreement": "no interval: no disagreement",
-        "undefined resamples": "no interval: too few items",
-    }
-    reason = reasons.get(agreement.reason or "", "")
-    if agreement.value is None:
-        return reason
-    ends = "{:.2f} to {:.2f}".format(*agreement.interval) if agreement.interval else reason
-    return f"{agreement.value:.2f} ({ends}), n = {agreement.n}"
-
-
 def _among(votes: Overview) -> list[Rate]:
     raw = votes.people.among
     share = RaterShare(raw.value, raw.interval, raw.n) if raw.value is not None and raw.interval is not None else None
     chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1, "Cohen’s κ": votes.kappa}
+    ceiling = votes.people.ceiling
+    weighted = RaterShare(ceiling.value, ceiling.interval, ceiling.n) if ceiling else None
     return [
-        Rate("Votes that are the same", _share(share) if share else _in_words(raw)),
-        *(Rate(name, _in_words(agreement)) for name, agreement in chance.items() if agreement),
+        Rate("Votes that are the same", _share(share) if share else in_words(raw)),
+        Rate("Agreement, weighted as the labeler’s", _share(weighted)),
+        *(Rate(name, in_words(agreement)) for name, agreement in chance.items() if agreement),
     ]
 
 

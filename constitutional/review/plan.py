@@ -11,7 +11,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Message, Prompt, SpotCheck
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.constitution.constitution import Constitution
-from constitutional.review.settings import Task
+from constitutional.review.settings import About, Task
 
 HARMFUL_KINDS: Final = {"harmful": "requests for harmful acts", "private": "private data of people"}
 """Kinds of prompts, as their source names them, whose texts are hidden at first; and what raters read of them."""
@@ -59,6 +59,7 @@ class Plan(Frozen):
     run: str
     """The run's name."""
     task: Task
+    about: About = "comparisons"
     constitution: str
     """Digest of the constitution."""
     seed: int

@@ -35,6 +35,7 @@ PLAN: Final = Table(
     METADATA,
     Column("id", Integer, primary_key=True),
     Column("run", String, nullable=False),
+    # With what it is about, where that is not the run's comparisons.
     Column("task", String, nullable=False, unique=True),
     Column("constitution", String, nullable=False),
     Column("seed", BigInteger, nullable=False),
@@ -181,6 +182,8 @@ SETTLEMENT: Final = Table(
     Column("choice", String, nullable=False),
     Column("strength", Integer, nullable=False),
     Column("note", Text, nullable=False),
+    # From when the page was shown; not known of the first decisions.
+    Column("seconds", Double),
     Column("constitution", String, nullable=False),
     Column("created", Double, nullable=False),
     UniqueConstraint("item_id", "version"),

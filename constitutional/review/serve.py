@@ -10,18 +10,22 @@ from typing import Final, NamedTuple
 import uvicorn
 
 from constitutional.base.errors import ConfigurationError, UsageError
-from constitutional.base.records import Comparison, Judgement
+from constitutional.base.records import Comparison, Judgement, Sample
 from constitutional.base.shipped import shipped
+from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import find_constitution, load_constitution
+from constitutional.judging.evaluated import contests_of
+from constitutional.judging.scores import Measurement
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
 from constitutional.review.lead import Labels, LeadSources
-from constitutional.review.plan import Plan, ReviewPrinciple, gold_items, items_of, spot_checked
-from constitutional.review.settings import EVERY_ADDRESS, LOOPBACK, ReviewSettings
+from constitutional.review.plan import Plan, PlannedItem, ReviewPrinciple, gold_items, items_of, spot_checked
+from constitutional.review.settings import EVERY_ADDRESS, LOOPBACK, About, ReviewSettings
 from constitutional.review.site import Site
 from constitutional.review.store import ReviewStore, StoredPlan
 from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
+from constitutional.runs.settings import RunConfig
 from constitutional.runs.spotchecks import plan_of
 
 MOST_CONNECTIONS: Final = 500
@@ -63,37 +67,28 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     gold_share = config.spotcheck.gold_share
     store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest, gold_share=gold_share)
     try:
-        stored = store.plan(settings.task)
+        stored = store.plan(settings.task, settings.about)
         if stored is None and not plans:
-            raise UsageError(f"{run.folder}: nobody was asked to do review.task={settings.task}; nothing to export")
+            asked = f"review.task={settings.task} review.about={settings.about}"
+            raise UsageError(f"{run.folder}: nobody was asked to do {asked}; nothing to export")
         if stored is None:
             principles = constitution.used_for("comparison").principles if settings.by_principle else ()
             plan = Plan(
                 run=config.name,
                 task=settings.task,
+                about=settings.about,
                 constitution=constitution.digest,
                 seed=config.seed,
                 principles=tuple(ReviewPrinciple(id=part.id, text=part.text) for part in principles),
             )
+            stored = store.add_plan(plan, _items(run, config, settings, constitution))
+        elif plans and settings.task == "pair" and settings.about == "comparisons":
             comparisons = run.read("comparisons", Comparison)
-            items = items_of(
-                comparisons,
-                settings.task,
-                seed=config.seed,
-                wanted=settings.overlap,
-                sensitive=settings.sensitive,
-            )
-            if settings.task == "pair" and (checks := plan_of(run, config, comparisons)) is not None:
-                items = spot_checked(items, checks)
-            if settings.task == "pair" and config.spotcheck.gold_share:
-                gold = gold_items(constitution, settings.sensitive, config.seed)
-                if not gold:
-                    raise ConfigurationError(
-                        f"spotcheck.gold_share={config.spotcheck.gold_share:g} needs examples below the principles of "
-                        f"the constitution '{constitution.name}', and there are none; add some, or leave it out"
-                    )
-                items += gold
-            stored = store.add_plan(plan, items)
+            if (checks := plan_of(run, config, comparisons, settings.budget)) is not None:
+                every = items_of(
+                    comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=settings.sensitive
+                )
+                stored = store.extend_plan(stored, spot_checked(every, checks))
         if stored.plan.run != config.name:
             raise ConfigurationError(
                 f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
@@ -104,8 +99,29 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
         raise
     constitution_file = _constitution_file(config.constitution.file)
     pay, currency = settings.pay_per_hour or config.report.pay_per_hour, settings.currency or config.report.currency
-    lead = LeadSources(database, cache(lambda: _labels(run)), constitution_file, pay, currency)
+    lead = LeadSources(database, cache(lambda: _labels(run, settings.about)), constitution_file, pay, currency)
     return Review(database, Accounts(database), store, stored, lead)
+
+
+def _items(run: RunStore, config: RunConfig, settings: ReviewSettings, constitution: Constitution) -> list[PlannedItem]:
+    """What a new plan asks about."""
+    comparisons = _labels(run, settings.about).comparisons
+    items = items_of(
+        comparisons, settings.task, seed=config.seed, wanted=settings.overlap, sensitive=settings.sensitive
+    )
+    if settings.task != "pair" or settings.about != "comparisons":
+        return items
+    if (checks := plan_of(run, config, comparisons, settings.budget)) is not None:
+        items = spot_checked(items, checks)
+    if config.spotcheck.gold_share:
+        gold = gold_items(constitution, settings.sensitive, config.seed)
+        if not gold:
+            raise ConfigurationError(
+                f"spotcheck.gold_share={config.spotcheck.gold_share:g} needs examples below the principles of "
+                f"the constitution '{constitution.name}', and there are none; add some, or leave it out"
+            )
+        items += gold
+    return items
 
 
 def _constitution_file(name: str) -> Path | None:
@@ -117,7 +133,11 @@ def _constitution_file(name: str) -> Path | None:
     return None if path.is_relative_to(shipped("constitutions")) else path
 
 
-def _labels(run: RunStore) -> Labels:
+def _labels(run: RunStore, about: About) -> Labels:
+    """What people are asked about, with the labeler's judgements where they are kept one by one."""
+    if about == "evaluation":
+        contests = contests_of(run.read("samples", Sample), run.read("measurements", Measurement))
+        return Labels([contest.comparison for contest in contests], [])
     judged = "judgements" in run.artifacts()
     return Labels(run.read("comparisons", Comparison), run.read("judgements", Judgement) if judged else [])
 

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.frozen import Frozen, first_problem
@@ -14,6 +14,7 @@ PREFIX: Final = "review."
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - named in order to ask for an address
 Task = Literal["pair", "rewrite", "rank"]
+About = Literal["comparisons", "evaluation"]
 
 
 def _a_pattern(pattern: str) -> str:
@@ -31,6 +32,9 @@ class ReviewSettings(Frozen):
 
     task: Task = "pair"
     """`pair` compares two replies, `rewrite` asks for a better reply, `rank` orders all replies to a prompt."""
+    about: About = "comparisons"
+    """`comparisons` are those that the run trains on; `evaluation` are the last model's replies against the earlier
+    models', which the labeler compared at the run's end: votes on them correct its win rates, and train nothing."""
     host: str = "127.0.0.1"
     """Address to listen on. An address that other machines reach needs invited raters."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8410
@@ -42,6 +46,9 @@ class ReviewSettings(Frozen):
     """A PostgreSQL address, postgresql://USER:PASSWORD@HOST/NAME; null is review.sqlite in the run's folder."""
     overlap: Annotated[int, Field(ge=1, le=100)] = 1
     """Raters who vote on each item, where no plan says otherwise."""
+    budget: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """What people's votes may come to, in spotcheck.unit, on a run that was made without spotcheck.budget: the
+    comparisons are chosen as spotcheck.targets says, also by the run's own reward model. 0 asks about all."""
     by_principle: bool = False
     """Raters also answer by each principle of the constitution."""
     sensitive: tuple[Annotated[str, AfterValidator(_a_pattern)], ...] = ()
@@ -53,6 +60,12 @@ class ReviewSettings(Frozen):
     """What raters are paid for an hour; null is the run's report.pay_per_hour."""
     currency: Annotated[str, Field(max_length=20)] = ""
     """The currency of that pay, such as EUR; empty is the run's report.currency."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.about == "evaluation" and self.task != "pair":
+            raise ValueError(f"about=evaluation asks for votes on pairs; leave task={self.task} out")
+        return self
 
 
 def read_settings(words: Sequence[str]) -> ReviewSettings:

@@ -21,7 +21,7 @@ from constitutional.review.ballot import LONGEST_S, Ballot
 from constitutional.review.database import Database
 from constitutional.review.plan import ItemPayload, Plan, PlannedItem, ReviewPrinciple, shown_order
 from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, PLAN, RATER, SETTLEMENT, SIGHT, VOTE
-from constitutional.review.settings import Task
+from constitutional.review.settings import About, Task
 
 BATCH: Final = 1000
 """Items that are written at once."""
@@ -75,13 +75,16 @@ class CountedVote(NamedTuple):
     """Digest of the constitution that the run had when the vote came."""
     audit: bool
     spent: float | None = None
-    """Seconds with all the rater's answers to the item; None for a lead's decision, whose time is not measured."""
+    """Seconds with all the rater's answers to the item, or with all the lead's decisions on it; None where that was not
+    measured."""
     exposed: bool = False
     """Whether the rater saw a harmful text of the item."""
     gold: str | None = None
     """The known answer, where the item tests the rater."""
     in_place_of: "tuple[CountedVote, ...]" = ()
     """The raters' votes that a lead's decision replaces."""
+    withdrawn: bool = False
+    """It does not count, and was work all the same."""
 
 
 class Decision(NamedTuple):
@@ -115,15 +118,15 @@ class ReviewStore:
 
     # Plans
 
-    def plan(self, task: Task) -> StoredPlan | None:
+    def plan(self, task: Task, about: About = "comparisons") -> StoredPlan | None:
         """The plan of this kind of task, if there is one."""
         with self._database.reading() as connection:
-            return _stored_plan(connection, task)
+            return _stored_plan(connection, task, about)
 
     def add_plan(self, plan: Plan, items: Sequence[PlannedItem]) -> StoredPlan:
         """Write down a plan with its items in the order in which they are to be asked about.
 
-        If another process has just added a plan of this task, that one stays, and is returned.
+        If another process has just added a plan of this task about the same, that one stays, and is returned.
 
         Raises:
             UsageError: there is no item.
@@ -132,15 +135,51 @@ class ReviewStore:
             raise UsageError(f"{plan.run}: there is nothing to ask people about")
 
         def work(connection: Connection) -> StoredPlan:
-            if known := _stored_plan(connection, plan.task):
+            if known := _stored_plan(connection, plan.task, plan.about):
                 return known
-            values = plan.model_dump(mode="json") | {"created": self._clock()}
+            values = plan.model_dump(mode="json", exclude={"about"})
+            values |= {"task": _key(plan.task, plan.about), "created": self._clock()}
             plan_id = connection.execute(insert(PLAN).values(values).returning(PLAN.c.id)).scalar_one()
             for start in range(0, len(items), BATCH):
                 batch = enumerate(items[start : start + BATCH], start)
                 rows = [item.model_dump(mode="json") | {"plan_id": plan_id, "rank": rank} for rank, item in batch]
                 connection.execute(insert(ITEM), rows)
-            stored = _stored_plan(connection, plan.task)
+            stored = _stored_plan(connection, plan.task, plan.about)
+            assert stored is not None
+            return stored
+
+        return self._database.write(work)
+
+    def extend_plan(self, plan: StoredPlan, items: Sequence[PlannedItem]) -> StoredPlan:
+        """Make the plan one of these items: what is new is asked last, and votes that are in count towards it.
+
+        An item that is no longer planned keeps its votes, and is asked about no more. Votes beyond those that are now
+        wanted of an item are taken off what is wanted of new items a second time, as far as that goes.
+        """
+        planned = {item.comparison: item for item in items}
+
+        def work(connection: Connection) -> StoredPlan:
+            own = (ITEM.c.plan_id == plan.id) & ITEM.c.gold.is_(None)
+            rows = connection.execute(select(ITEM).where(ITEM.c.plan_id == plan.id).with_for_update()).all()
+            known = {row.comparison: row for row in rows if row.gold is None}
+            wanted = {name: item.wanted for name, item in planned.items()}
+            extra = sum(max(row.taken - wanted.get(name, 0), 0) for name, row in known.items())
+            for name in reversed(wanted):
+                if extra > 0 and wanted[name] > 1 and (name not in known or not known[name].taken):
+                    wanted[name], extra = wanted[name] - 1, extra - 1
+            for name, row in known.items():
+                item = planned.get(name)
+                values: dict[str, Any] = {"wanted": max(row.taken, wanted.get(name, 0))}
+                if item is not None:
+                    values |= {"stratum": item.stratum, "probability": item.probability, "audit": item.audit}
+                if any(getattr(row, column) != value for column, value in values.items()):
+                    connection.execute(update(ITEM).where(own, ITEM.c.id == row.id).values(values))
+            rank = max((row.rank for row in rows), default=-1) + 1
+            new = [item for name, item in planned.items() if name not in known]
+            for place, item in enumerate(new, rank):
+                values = item.model_dump(mode="json") | {"plan_id": plan.id, "rank": place}
+                connection.execute(insert(ITEM).values(values | {"wanted": wanted[item.comparison]}))
+            stored = _stored_plan(connection, plan.plan.task, plan.plan.about)
             assert stored is not None
             return stored
 
@@ -287,7 +326,13 @@ class ReviewStore:
 
         self._database.write(work)
 
-    def decide(self, plan: StoredPlan, rater: Rater, item: int, version: int, decision: Decision) -> Outcome:
+    def now(self) -> float:
+        """The time by the clock that votes are dated by."""
+        return self._clock()
+
+    def decide(
+        self, plan: StoredPlan, rater: Rater, item: int, version: int, decision: Decision, shown: float | None = None
+    ) -> Outcome:
         """Keep a lead's decision on an item, which supersedes an earlier one.
 
         Args:
@@ -296,6 +341,7 @@ class ReviewStore:
             item: its id; the lead must have seen the labeler's label.
             version: that of the decision which the lead was shown; 0 where there was none.
             decision: the decision.
+            shown: when the lead's page was made, by `now`; None where nobody knows.
 
         Returns:
             `not_needed` where another decision came meanwhile.
@@ -316,8 +362,12 @@ class ReviewStore:
             if latest is not None and latest.version != version:
                 same = (latest.rater_id, latest.choice, latest.strength, latest.note) == (rater.id, *decision)
                 return "repeated" if same else "not_needed"
-            names = {"item_id": item, "rater_id": rater.id, "version": version + 1, "created": self._clock()}
-            values = names | decision._asdict() | {"constitution": self._constitution}
+            now = self._clock()
+            seconds = None if shown is None else min(max(now - shown, 0.0), LONGEST_S)
+            names = {"item_id": item, "rater_id": rater.id, "version": version + 1}
+            values = (
+                names | {"created": now, "seconds": seconds} | decision._asdict() | {"constitution": self._constitution}
+            )
             connection.execute(insert(SETTLEMENT).values(values))
             self._expose(connection, rater.id, item, row.category)
             return "saved"
@@ -347,23 +397,11 @@ class ReviewStore:
             gold: only items with a known answer, which are otherwise left out.
         """
         latest = select(func.max(VOTE.c.id)).group_by(VOTE.c.assignment_id)
-        seen = (SIGHT.c.rater_id == VOTE.c.rater_id) & (SIGHT.c.item_id == VOTE.c.item_id)
-        answers = VOTE.alias()
-        spent = select(func.sum(answers.c.seconds)).where(answers.c.assignment_id == VOTE.c.assignment_id)
-        known = (spent.scalar_subquery().label("spent"), _exposed_to(VOTE).label("exposed"))
-        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, ITEM.c.gold, RATER.c.name, *known, VOTE)
         chosen = (
-            select(*columns)
-            .select_from(VOTE)
-            .join(ITEM, VOTE.c.item_id == ITEM.c.id)
-            .join(RATER, VOTE.c.rater_id == RATER.c.id)
-            .where(ITEM.c.plan_id == plan.id, VOTE.c.id.in_(latest), VOTE.c.choice != "withdrawn")
+            _answers(plan, audit=audit)
+            .where(VOTE.c.id.in_(latest), VOTE.c.choice != "withdrawn", ~_SEEN)
             .where(ITEM.c.gold.is_not(None) if gold else ITEM.c.gold.is_(None))
-            .where(~select(SIGHT.c.id).where(seen, SIGHT.c.last_vote < VOTE.c.id).exists())
-            .order_by(ITEM.c.rank, RATER.c.name)
         )
-        if not audit:
-            chosen = chosen.where(ITEM.c.audit.is_(False))
         with self._database.reading() as connection:
             return [_counted(row) for row in connection.execute(chosen)]
 
@@ -375,23 +413,49 @@ class ReviewStore:
             (replaced[vote.comparison] if vote.comparison in settled else votes).append(vote)
         return [*votes, *(row._replace(in_place_of=tuple(replaced[name])) for name, row in settled.items())]
 
+    def all_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
+        """All that a file of the votes holds: those that count, those on gold items, and work of which none counts."""
+        on_gold = self.counted_votes(plan, audit=audit, gold=True)
+        return [*self.decided_votes(plan, audit=audit), *on_gold, *self.withdrawn_votes(plan, audit=audit)]
+
     def settled_votes(self, plan: StoredPlan, *, audit: bool) -> dict[str, CountedVote]:
         """The leads' decisions by comparison, as votes of "NAME (settled)", in the items' order."""
-        exposed = _exposed_to(SETTLEMENT).label("exposed")
-        columns = (ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, exposed, SETTLEMENT)
         latest = select(func.max(SETTLEMENT.c.id)).group_by(SETTLEMENT.c.item_id)
-        chosen = (
-            select(*columns)
-            .select_from(SETTLEMENT)
-            .join(ITEM, SETTLEMENT.c.item_id == ITEM.c.id)
-            .join(RATER, SETTLEMENT.c.rater_id == RATER.c.id)
-            .where(ITEM.c.plan_id == plan.id, SETTLEMENT.c.id.in_(latest), SETTLEMENT.c.choice != "reopened")
-            .order_by(ITEM.c.rank)
-        )
-        if not audit:
-            chosen = chosen.where(ITEM.c.audit.is_(False))
+        chosen = _settlements(plan, audit=audit).where(SETTLEMENT.c.id.in_(latest), SETTLEMENT.c.choice != "reopened")
         with self._database.reading() as connection:
             return {row.comparison: _settled(row) for row in connection.execute(chosen)}
+
+    def withdrawn_votes(self, plan: StoredPlan, *, audit: bool) -> list[CountedVote]:
+        """The work of raters and leads of which no answer counts, as skips that are marked as withdrawn.
+
+        These are answers taken back, those of leads who had seen the label, decisions that another one replaced or
+        that were reopened, and harmful texts that were opened and not answered.
+        """
+        latest = select(func.max(VOTE.c.id)).group_by(VOTE.c.assignment_id)
+        answers = _answers(plan, audit=audit).where(VOTE.c.id.in_(latest), (VOTE.c.choice == "withdrawn") | _SEEN)
+        last = select(func.max(SETTLEMENT.c.id)).group_by(SETTLEMENT.c.item_id, SETTLEMENT.c.rater_id)
+        newest = select(func.max(SETTLEMENT.c.id)).group_by(SETTLEMENT.c.item_id)
+        replaced = SETTLEMENT.c.id.not_in(newest) | (SETTLEMENT.c.choice == "reopened")
+        decisions = _settlements(plan, audit=audit).where(SETTLEMENT.c.id.in_(last), replaced)
+        opened: Select[Any] = (
+            select(ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, ITEM.c.gold, RATER.c.name, EXPOSURE.c.created)
+            .select_from(EXPOSURE)
+            .join(ITEM, EXPOSURE.c.item_id == ITEM.c.id)
+            .join(RATER, EXPOSURE.c.rater_id == RATER.c.id)
+            .where(ITEM.c.plan_id == plan.id)
+            .where(~_of_the_same(VOTE), ~_of_the_same(SETTLEMENT))
+            .order_by(ITEM.c.rank, RATER.c.name)
+        )
+        if not audit:
+            opened = opened.where(ITEM.c.audit.is_(False))
+        with self._database.reading() as connection:
+            rows = [_counted(row) for row in connection.execute(answers)]
+            rows += [_settled(row) for row in connection.execute(decisions)]
+            rows += [_opened(row) for row in connection.execute(opened)]
+        return [
+            row._replace(choice="skip", strength=1, principles={}, ranks=(), rewritten="", rationale="", withdrawn=True)
+            for row in rows
+        ]
 
     # Parts of the transactions above
 
@@ -441,12 +505,18 @@ class ReviewStore:
             connection.execute(insert(EXPOSURE).values(names | {"created": self._clock()}))
 
 
-def _stored_plan(connection: Connection, task: Task) -> StoredPlan | None:
-    row = connection.execute(select(PLAN).where(PLAN.c.task == task)).one_or_none()
+def _key(task: Task, about: About) -> str:
+    return task if about == "comparisons" else f"{task} of {about}"
+
+
+def _stored_plan(connection: Connection, task: Task, about: About) -> StoredPlan | None:
+    row = connection.execute(select(PLAN).where(PLAN.c.task == _key(task, about))).one_or_none()
     if row is None:
         return None
     principles = tuple(map(ReviewPrinciple.model_validate, row.principles))
-    plan = Plan(run=row.run, task=row.task, constitution=row.constitution, seed=row.seed, principles=principles)
+    plan = Plan(
+        run=row.run, task=task, about=about, constitution=row.constitution, seed=row.seed, principles=principles
+    )
     sums = select(func.sum(ITEM.c.wanted), func.max(ITEM.c.wanted)).where(
         ITEM.c.plan_id == row.id, ITEM.c.gold.is_(None)
     )
@@ -455,6 +525,53 @@ def _stored_plan(connection: Connection, task: Task) -> StoredPlan | None:
     gold = connection.scalar(known) or 0
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
     return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(filter(None, categories))))
+
+
+_SEEN: Final = (
+    select(SIGHT.c.id)
+    .where(SIGHT.c.rater_id == VOTE.c.rater_id, SIGHT.c.item_id == VOTE.c.item_id, SIGHT.c.last_vote < VOTE.c.id)
+    .exists()
+)
+"""Whether the rater had seen the labeler's label when voting."""
+
+
+def _answers(plan: StoredPlan, *, audit: bool) -> Select[Any]:
+    """Answers to a plan's items with what is known of them, by the items' order and the raters' names."""
+    answers = VOTE.alias()
+    spent = select(func.sum(answers.c.seconds)).where(answers.c.assignment_id == VOTE.c.assignment_id)
+    known = (spent.scalar_subquery().label("spent"), _exposed_to(VOTE).label("exposed"))
+    chosen = (
+        select(ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, ITEM.c.gold, RATER.c.name, *known, VOTE)
+        .select_from(VOTE)
+        .join(ITEM, VOTE.c.item_id == ITEM.c.id)
+        .join(RATER, VOTE.c.rater_id == RATER.c.id)
+        .where(ITEM.c.plan_id == plan.id)
+        .order_by(ITEM.c.rank, RATER.c.name)
+    )
+    return chosen if audit else chosen.where(ITEM.c.audit.is_(False))
+
+
+def _settlements(plan: StoredPlan, *, audit: bool) -> Select[Any]:
+    """Leads' decisions on a plan's items with what is known of them, by the items' order."""
+    own = SETTLEMENT.alias()
+    same = (own.c.item_id == SETTLEMENT.c.item_id) & (own.c.rater_id == SETTLEMENT.c.rater_id)
+    spent = select(func.sum(own.c.seconds)).where(same).scalar_subquery().label("spent")
+    exposed = _exposed_to(SETTLEMENT).label("exposed")
+    chosen = (
+        select(ITEM.c.comparison, ITEM.c.payload, ITEM.c.audit, RATER.c.name, spent, exposed, SETTLEMENT)
+        .select_from(SETTLEMENT)
+        .join(ITEM, SETTLEMENT.c.item_id == ITEM.c.id)
+        .join(RATER, SETTLEMENT.c.rater_id == RATER.c.id)
+        .where(ITEM.c.plan_id == plan.id)
+        .order_by(ITEM.c.rank)
+    )
+    return chosen if audit else chosen.where(ITEM.c.audit.is_(False))
+
+
+def _of_the_same(answer: Table) -> Exists:
+    """Whether who opened a harmful text has answered, or decided on, its item."""
+    own = (answer.c.rater_id == EXPOSURE.c.rater_id) & (answer.c.item_id == EXPOSURE.c.item_id)
+    return select(answer.c.id).where(own).exists()
 
 
 def _exposed_to(answer: Table) -> Exists:
@@ -576,9 +693,31 @@ def _settled(row: Row[Any]) -> CountedVote:
         ranks=(),
         rewritten="",
         rationale=row.note,
-        seconds=0.0,
+        seconds=row.seconds or 0.0,
         created=row.created,
         constitution=row.constitution,
         audit=row.audit,
+        spent=row.spent,
         exposed=row.exposed,
+    )
+
+
+def _opened(row: Row[Any]) -> CountedVote:
+    return CountedVote(
+        comparison=row.comparison,
+        payload=ItemPayload.model_validate(row.payload),
+        rater=row.name,
+        choice="skip",
+        strength=1,
+        principles={},
+        ranks=(),
+        rewritten="",
+        rationale="",
+        seconds=0.0,
+        created=row.created,
+        constitution="",
+        audit=row.audit,
+        spent=0.0,
+        exposed=True,
+        gold=row.gold,
     )

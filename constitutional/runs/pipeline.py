@@ -124,6 +124,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
                     else ("comparisons", "judgements"),
                     makes=("spotchecks", "verdicts"),
                     run=spotcheck.run,
+                    version=2,
                 ),
             )
             if asks_people
@@ -181,10 +182,10 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
                     WHOLE,
                 ),
             ),
-            makes=("report", report.CONSTITUTION),
+            makes=("report", report.CONSTITUTION, "people"),
             run=report.run,
             reads_summaries=True,
-            version=9,
+            version=10,
         ),
     )
 

@@ -42,6 +42,7 @@ from constitutional.engines.model_files import model_folder
 from constitutional.engines.settings import Budget, HttpSettings, Prices, ScriptedSettings
 from constitutional.engines.spending import Calls
 from constitutional.engines.vllm import vllm_version
+from constitutional.judging.evaluated import read_answers
 from constitutional.judging.labeler import answering
 from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
 from constitutional.runs.compose import dump, freeze, load
@@ -224,17 +225,23 @@ def ready(config: RunConfig) -> InputFiles:
     human = read_comparisons(config.mix.human) if config.mix.human is not None else None
     if not config.spotcheck.votes:  # how many preferences these votes make is known only later
         mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
-    if config.mix.verdicts is not None:
-        read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
+    _check_answers(config)
     if isinstance(config.algorithm, OnlineSettings):
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
         vllm_version()
-    held_out = config.evaluate.gold_reward_model
-    trained = [held_out / "config.json", held_out / NORMALISATION] if held_out is not None else []
-    if held_out is not None and not (any(path.exists() for path in trained) and has_members(held_out)):
-        raise InputError(held_out, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
+    for model in filter(None, (config.evaluate.gold_reward_model, config.spotcheck.reward_model)):
+        if not (any((model / name).exists() for name in ("config.json", NORMALISATION)) and has_members(model)):
+            raise InputError(model, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
     return InputFiles(constitution, prompts, human)
+
+
+def _check_answers(config: RunConfig) -> None:
+    """Refuse files of people's answers that are wrong in themselves; what they are about may not be made yet."""
+    for verdicts in filter(None, (config.mix.verdicts, config.report.verdicts)):
+        read_verdicts(verdicts, None)
+    if config.report.violations is not None:
+        read_answers(config.report.violations, None)
 
 
 def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:

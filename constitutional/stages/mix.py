@@ -94,6 +94,8 @@ class Mixed(NamedTuple):
 
     preferences: list[Preference]
     counts: dict[str, int]
+    problem: str | None = None
+    """What the votes lack for Dawid and Skene's estimate, where it is asked for."""
 
 
 def mix(
@@ -119,13 +121,16 @@ def mix(
     for verdict in verdicts:
         if verdict.gold is not None:  # tests the rater
             counts["votes on gold items"] += 1
+        elif verdict.withdrawn:  # tells who worked
+            continue
         elif verdict.choice == "skip":  # says nothing, so the AI's judgement stands
             counts["verdicts that skip"] += 1
         else:
             verdicts_by_comparison[verdict.comparison].append(verdict)
 
     opinions = _about(comparisons, verdicts) if settings.aggregate == "dawid_skene" else []
-    estimates = {} if too_few(opinions) else estimated(opinions)
+    problem = too_few(opinions)
+    estimates = {} if problem else estimated(opinions)
     ai, reviewed = [], []
     by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
@@ -155,7 +160,7 @@ def mix(
         counts[f"held-out {source} preferences beyond {MOST_HELD_OUT}"] = held_out - kept
     counts["preferences in train"] = _count(preferences, "train")
     counts["preferences in held_out"] = _count(preferences, "held_out")
-    return Mixed(preferences, dict(counts))
+    return Mixed(preferences, dict(counts), problem)
 
 
 def _about(comparisons: Iterable[Comparison], verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -426,8 +431,8 @@ def run(settings: Settings, context: StageContext) -> None:
         work=work_of(from_file) if from_file else None,
     )
     context.summarise(summary)
-    if settings.aggregate == "dawid_skene" and (problem := too_few(_about(comparisons, verdicts))):
-        context.warn(f"mix.aggregate=dawid_skene: {problem}; the votes are aggregated by majority")
+    if mixed.problem:
+        context.warn(f"mix.aggregate=dawid_skene: {mixed.problem}; the votes are aggregated by majority")
     if warning := too_little(summary):
         context.warn(warning)
 

@@ -14,7 +14,8 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.progress import counted
 from constitutional.base.records import Comparison, Judgement, SpotCheck, Verdict
 from constitutional.data.verdicts import read_verdicts
-from constitutional.judging.spotchecks import SpotCheckSettings, planned
+from constitutional.judging.people import raters_own
+from constitutional.judging.spotchecks import SpotCheckSettings, planned, reward_probabilities
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SpotCheckSummary
 
@@ -43,13 +44,15 @@ class Settings(SpotCheckSettings):
 def run(settings: Settings, context: StageContext) -> None:
     """Read `comparisons` and `judgements`, write `spotchecks` and `verdicts`."""
     comparisons = context.read("comparisons", Comparison)
-    plan = planned(comparisons, context.read("judgements", Judgement), settings, context.seed)
+    rewards = None
+    if "reward" in settings.targets and settings.reward_model is not None:
+        rewards = reward_probabilities(comparisons, settings.reward_model)
+    plan = planned(comparisons, context.read("judgements", Judgement), settings, context.seed, rewards)
     verdicts = _verdicts(settings, plan, comparisons, context)
     context.write("spotchecks", plan)
     context.write("verdicts", verdicts)
-    votes = {
-        (verdict.comparison, verdict.rater) for verdict in verdicts if not (verdict.choice == "skip" or verdict.gold)
-    }
+    own = [verdict for verdict in raters_own(verdicts) if not verdict.withdrawn]
+    votes = {(row.comparison, row.rater) for row in own if not (row.choice == "skip" or row.gold)}
     answered = {comparison for comparison, _ in votes}
     context.summarise(
         SpotCheckSummary(
@@ -57,7 +60,7 @@ def run(settings: Settings, context: StageContext) -> None:
             audit=sum(row.reason == "audit" for row in plan),
             votes_wanted=sum(row.votes for row in plan),
             votes=len(votes),
-            raters=len({verdict.rater for verdict in verdicts}),
+            raters=len({row.rater for row in own}),
             answered=sum(row.comparison in answered for row in plan),
             simulated=settings.simulate is not None,
         )

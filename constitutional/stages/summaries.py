@@ -153,7 +153,7 @@ class SpotCheckSummary(Summary):
     """Of these, the audit set, which is never trained on."""
     votes_wanted: int
     votes: int
-    """Without skips; a rater's verdicts on one comparison, in all and by principle, are one."""
+    """Raters' own, without skips; a rater's verdicts on one comparison, in all and by principle, are one."""
     raters: int
     answered: int
     """Planned comparisons with a vote."""

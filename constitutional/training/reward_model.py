@@ -50,6 +50,19 @@ def moments(folder: Path) -> list[Moments]:
     return scales
 
 
+def members(folder: Path) -> list[Path]:
+    """The folders of the reward models in a run's folder, or the folder itself where it is one reward model.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not has_members(folder):
+        raise ModelError(f"{folder}: holds no reward model, as its run had no preference to learn from; name another")
+    if not (folder / NORMALISATION).exists():
+        return [folder]
+    return [folder / str(number) for number in range(len(json.loads((folder / NORMALISATION).read_text())["members"]))]
+
+
 def has_members(folder: Path) -> bool:
     """Whether a run trained a reward model into this folder: without preferences it has no member."""
     file = folder / NORMALISATION

@@ -4,7 +4,15 @@ import pytest
 
 from constitutional.base.records import Comparison, Judgement, Prompt, Reading, SpotCheck, Verdict
 from constitutional.base.stats import wilson
-from constitutional.judging.people import by_kind, corrected_win_rate, on_gold, people_of, work_of, wrong_first
+from constitutional.judging.people import (
+    by_kind,
+    corrected_win_rate,
+    on_gold,
+    people_of,
+    powered_agreement,
+    work_of,
+    wrong_first,
+)
 
 PAIRS = [
     Comparison(
@@ -154,3 +162,60 @@ def test_the_surest_contradictions_come_first() -> None:
     judgements = [judged(row, p) for row, p in zip(PAIRS, (0.6, 0.99, 0.1, 0.8), strict=False)]
     people = people_of(plan, votes, PAIRS, judgements, seed=0)
     assert [row.comparison.id for row in wrong_first(people, 2)] == [PAIRS[1].id, PAIRS[3].id]
+
+
+def test_the_labelers_agreement_by_prediction_powered_inference_is_that_of_its_authors() -> None:
+    # Of 1,000 pairs the labeler is 90% sure of 700 and 60% of 300. People voted on 40 of those and 20 of these.
+    pairs = [Comparison(prompt=Prompt.of(f"Q{number}"), a="A", b="B") for number in range(1000)]
+    judgements = [judged(row, 0.9 if number < 700 else 0.4) for number, row in enumerate(pairs)]
+    sure, unsure = pairs[:40], pairs[700:720]
+    votes = [
+        *(vote(row, "a" if n < 30 else "b" if n < 36 else "tie") for n, row in enumerate(sure)),
+        *(vote(row, "b" if n < 8 else "a" if n < 16 else "tie") for n, row in enumerate(unsure)),
+    ]
+
+    def powered(chances: tuple[float, float]) -> tuple[float, float, float]:
+        plan = [
+            check(row, probability=chance) for rows, chance in zip((sure, unsure), chances, strict=True) for row in rows
+        ]
+        people = people_of(plan, votes, pairs, judgements, seed=0)
+        made = powered_agreement(people, pairs, judgements)
+        assert made is not None
+        assert (made.n, made.n_ai) == (60, 1000)
+        return (made.value, *made.interval)
+
+    # ppi-python 0.2.3, ppi_mean_pointestimate and ppi_mean_ci
+    assert powered((0.06, 0.06)) == pytest.approx((0.709938, 0.609428, 0.810448), abs=1e-5)
+    # The same with w and our λ of 0.70925; the interval is that of the linearised variance.
+    assert powered((0.04, 0.2))[0] == pytest.approx(0.728238, abs=1e-5)
+
+
+def test_the_ceiling_is_counted_and_weighted_as_the_labelers_agreement() -> None:
+    # Two certain pairs on which raters agree, one with a probability of a quarter on which they contradict each other,
+    # and one of a half on which one of them sees a tie: (1 + 1 + 4 · 0 + 2 · ½) / (1 + 1 + 4 + 2).
+    chances, seconds = (1.0, 1.0, 0.25, 0.5, 1.0, 1.0), ("a", "a", "b", "tie", "both_bad", "")
+    plan = [check(row, probability=chance) for row, chance in zip(PAIRS, chances, strict=False)]
+    votes = [vote(row, "a", "ann") for row in PAIRS[:6]]
+    votes += [vote(row, choice, "bob") for row, choice in zip(PAIRS, seconds, strict=False) if choice]
+    people = people_of(plan, votes, PAIRS, [judged(row, 0.9) for row in PAIRS], seed=0)
+    assert people.ceiling is not None
+    assert (people.ceiling.value, people.ceiling.n) == pytest.approx((3 / 8, 4))
+    assert people.among.value == pytest.approx(2 / 5)  # not weighted, and `both_bad` is a vote
+
+
+def test_what_a_lead_settled_does_not_change_the_agreement() -> None:
+    # The labeler says a of all ten; people b of four. The lead, who has seen the label, takes back three of these.
+    plan = [check(row, audit=True) for row in PAIRS[:10]]
+    votes = [vote(row, "b" if number < 4 else "a", "ann") for number, row in enumerate(PAIRS[:10])]
+    settled = [
+        vote(row.model_copy(), "a", "lea (settled)", in_place_of=[own]) if number < 3 else own
+        for number, (row, own) in enumerate(zip(PAIRS, votes, strict=False))
+    ]
+    # Settled though nobody had voted: no blind vote.
+    settled.append(vote(PAIRS[10], "a", "lea (settled)"))
+    plan.append(check(PAIRS[10], audit=True))
+    judgements = [judged(row, 0.9) for row in PAIRS]
+    people = people_of(plan, settled, PAIRS, judgements, seed=0)
+    assert people.audit is not None
+    assert (people.audit.value, people.audit.n) == (0.6, 10)
+    assert people == people_of(plan, votes, PAIRS, judgements, seed=0)

@@ -1,9 +1,12 @@
 """Which comparisons people look at: how many, why, and with which probability."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from constitutional.base.errors import ModelError
 from constitutional.base.records import Comparison, Judgement, Prompt, Reading
 from constitutional.judging.spotchecks import (
     LEAST,
@@ -11,8 +14,10 @@ from constitutional.judging.spotchecks import (
     planned,
     proportional,
     reason_for,
-    systematic,
+    reward_probabilities,
+    sequential,
 )
+from constitutional.training import reward_model
 
 
 def pair(number: int) -> Comparison:
@@ -60,15 +65,15 @@ def test_probabilities_are_in_proportion_and_none_is_above_one() -> None:
     assert proportional({"a": 1.0, "b": 3.0}, 0) == {"a": 0.0, "b": 0.0}
 
 
-def test_a_systematic_sample_has_its_size_and_each_name_its_probability() -> None:
-    chances = {"a": 1.0, "b": 0.5, "c": 0.3, "d": 0.2}
-    counts = Counter[str]()
+def test_a_sequential_sample_has_its_size_and_each_name_about_its_probability() -> None:
+    scores = {f"c{number}": (number + 1) ** 2 for number in range(40)}
+    chances, counts = proportional(scores, 10), Counter[str]()
     for seed in range(2000):
-        chosen = systematic(chances, seed)
-        assert len(chosen) == 2
+        chosen = sequential(scores, 10, seed)
+        assert len(chosen) == 10
         counts.update(chosen)
     # The deviation of a share of 2,000 is at most 0.011.
-    assert {name: count / 2000 for name, count in counts.items()} == pytest.approx(chances, abs=0.045)
+    assert {name: counts[name] / 2000 for name in scores} == pytest.approx(chances, abs=0.045)
 
 
 def test_the_reason_is_what_matters_most() -> None:
@@ -80,6 +85,50 @@ def test_the_reason_is_what_matters_most() -> None:
     reason, score = reason_for(several, ("panel",))
     assert (reason, round(score, 6)) == ("panel", 0.8)
     assert reason_for(several, ()) == ("random", 1.0)
+
+
+def test_a_reward_model_that_contradicts_the_labeler_is_a_reason() -> None:
+    one = pair(0)
+    reason, score = reason_for([judged(one, 0.9)], ("margin", "reward"), 0.2)
+    assert (reason, round(score, 6)) == ("reward", 0.7)
+    assert reason_for([judged(one, 0.9)], ("margin", "reward"), 0.95)[0] == "margin"
+    assert reason_for([judged(one, 0.9)], ("reward",)) == ("reward", LEAST)  # there is no reward model
+    pairs, judgements = sample(40)
+    # The reward model contradicts the labeler on four pairs, and is of one mind with it on the others.
+    against = {row.id for row in pairs[5:9]}
+    rewards = {row.id: 0.05 if row.id in against else 0.95 for row in pairs}
+    settings = SpotCheckSettings(
+        budget=8, overlap=0, audit_share=0, targets=("reward",), strata=False, reward_model=Path("x")
+    )
+    plan = planned(pairs, judgements, settings, 0, rewards)
+    chances = {row.comparison: row.probability for row in plan}
+    assert {name: chances.get(name) for name in against} == dict.fromkeys(against, 1.0)
+    # 4 places for the 35 others, all of the same score.
+    assert {round(chance, 6) for name, chance in chances.items() if name not in against} == {round(4 / 35, 6)}
+    assert {row.reason for row in plan} == {"reward"}
+
+
+def test_a_reward_models_probability_is_the_mean_over_its_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [pair(0), pair(1)]
+    # Differences of 1 and −2 by the first member, 0 and 0 by the second.
+    scores = {"0": [3.0, 2.0, 0.0, 2.0], "1": [5.0, 5.0, 1.0, 1.0]}
+    monkeypatch.setattr(reward_model, "load_reward_model", lambda folder: (folder.name, None))
+    monkeypatch.setattr(reward_model, "raw_scores", lambda name, _, replies: scores[name][: len(replies)])
+    (tmp_path / "normalisation.json").write_text('{"members": [{}, {}], "samples": 1}')
+    made = reward_probabilities(rows, tmp_path)
+    # σ(1) = 0.731059, σ(−2) = 0.119203, σ(0) = 0.5
+    assert [made[row.id] for row in rows] == pytest.approx([(0.731059 + 0.5) / 2, (0.119203 + 0.5) / 2], abs=1e-6)
+    (tmp_path / "normalisation.json").write_text('{"members": [], "samples": 0}')
+    with pytest.raises(ModelError, match="holds no reward model"):
+        reward_probabilities(rows, tmp_path)
+
+
+def test_the_target_reward_needs_a_reward_model_that_is_there_before_people_are_asked() -> None:
+    with pytest.raises(ValidationError, match=r"spotcheck\.reward_model=runs/FIRST"):
+        SpotCheckSettings(budget=8, targets=("reward",))
+    assert SpotCheckSettings(targets=("reward",)).votes == 0  # nobody is asked by it, before or after
 
 
 def sample(count: int = 200) -> tuple[list[Comparison], list[Judgement]]:
@@ -126,8 +175,15 @@ def test_what_is_chosen_has_its_probability() -> None:
     assert sum(chance for _, chance in drawn.values()) == pytest.approx(20, abs=0.5)
 
 
-def test_a_larger_budget_holds_the_audit_set_of_a_smaller_one() -> None:
+def test_a_larger_budget_holds_the_plan_of_a_smaller_one() -> None:
     pairs, judgements = sample()
+    for budget in (10, 25, 60):
+        settings = SpotCheckSettings(budget=budget)
+        small, large = (
+            {row.comparison for row in planned(pairs, judgements, SpotCheckSettings(budget=votes), seed=budget)}
+            for votes in (settings.votes, settings.votes + 30)
+        )
+        assert small < large
 
     def audit(budget: int) -> set[str]:
         rows = planned(pairs, judgements, SpotCheckSettings(budget=budget), seed=3)

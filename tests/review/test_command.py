@@ -9,15 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
 from constitutional.base.errors import ConfigurationError, WaitingError
-from constitutional.base.records import Comparison, Message, Preference, Prompt, SpotCheck, Verdict
+from constitutional.base.records import Comparison, Message, Preference, Prompt, Sample, SpotCheck, Verdict
 from constitutional.cli.main import main
 from constitutional.data.verdicts import read_verdicts
+from constitutional.judging.evaluated import contests_of
+from constitutional.judging.scores import Measurement
 from constitutional.review.accounts import Accounts
 from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import FILE, Database
@@ -26,6 +29,8 @@ from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.serve import bind, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task
 from constitutional.review.store import CountedVote, ReviewStore
+from constitutional.runs import spotchecks
+from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from tests.review.reviewing import hidden_fields
 from tests.review.test_kills import free_port
@@ -344,3 +349,88 @@ def test_the_planned_spot_checks_are_asked_and_frozen_and_the_run_goes_on(
     human = {row.comparison for row in run.read("preferences", Preference) if row.source == "human"}
     assert human
     assert not human & audit
+
+
+def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    words = ["evaluate.judged=4", "evaluate.critiqued=4"]
+    store, _ = go(configured(tmp_path, *words), World())
+    folder, sheet = store.folder, tmp_path / "sheet.csv"
+    contests = contests_of(store.read("samples", Sample), store.read("measurements", Measurement))
+    assert {contest.opponent for contest in contests} == {"base", "sft_model"}
+    vote_on_all(folder, Ballot("first", 2))  # about the run's comparisons: another plan in the same database
+    review = open_review(store, ReviewSettings(about="evaluation"))
+    assert review.plan.wanted == len(contests)
+    assert {item.id for item in review.lead.labels().comparisons} == {row.comparison.id for row in contests}
+    rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada")) or "")
+    assert rater is not None
+    shown = review.store.next(review.plan, rater)
+    assert shown is not None
+    review.store.vote(review.plan, rater, shown.id, "key", Ballot("tie"))
+    review.database.close()
+    capsys.readouterr()
+    assert main(["review", str(folder), "freeze", "review.about=evaluation"]) == 0
+    said = capsys.readouterr().out
+    assert "1 of " in said
+    frozen = said.strip().rpartition("report.verdicts=")[2]
+    assert main(["review", str(folder), "violations", "--out", str(sheet)]) == 0
+    assert f"report.violations={sheet}" in capsys.readouterr().out
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["item"] for row in rows}) == len(rows) > 4
+    for row in rows[:4]:
+        row |= {"rater": "bob", "violates": "yes"}
+    with sheet.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    world = World()
+    again, lines = go(configured(tmp_path, *words, f"report.verdicts={frozen}", f"report.violations={sheet}"), world)
+    assert world.asked == []
+    assert [line for line in lines if "running" in line] == ["10 report: running; its settings or inputs have changed"]
+    people = json.loads(again.artifact("people").read_bytes())
+    (won,) = people["estimates"]["win_rates"]
+    assert {rate["name"]: rate["value"] for rate in won["rates"]}["by people alone"] == 0.5
+    assert people["estimates"]["violations"][0]["rates"][-1]["value"] == 1.0
+    assert [row["source"] for row in people["work"]["rows"]] == [
+        "votes on the evaluated replies",
+        "answers on violations",
+    ]
+    assert main(["review", str(folder), "violations"]) == 2
+    assert "--out FILE.csv" in capsys.readouterr().err
+    assert main(["review", str(folder), "freeze", "review.about=evaluation", "review.task=rank"]) == 2
+
+
+def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_its_own_reward_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constitution(tmp_path)
+    asked = ["prompts.train=20", "label.principles=all", "until=mix", "spotcheck.overlap=0"]
+    with pytest.raises(WaitingError, match="5 comparisons wait"):
+        go(configured(tmp_path, *asked, "spotcheck.budget=5"), World())
+    folder = tmp_path / "runs" / "first"
+    vote_on_all(folder, Ballot("first"))
+    with pytest.raises(WaitingError, match="12 comparisons wait"):
+        go(configured(tmp_path, *asked, "spotcheck.budget=12"), World())
+    review = open_review(RunStore.load(folder), ReviewSettings())
+    assert (review.plan.wanted, review.store.answered(review.plan)) == (12, 5)
+    review.database.close()
+
+    run, _ = go(configured(tmp_path, "name=second", "prompts.train=20", "spotcheck.targets=[reward]"), World())
+    comparisons, models = run.read("comparisons", Comparison), list[Path]()
+
+    def rewards(rows: Sequence[Comparison], model: Path) -> dict[str, float]:
+        models.append(model)
+        return dict.fromkeys((row.id for row in rows), 0.01)
+
+    monkeypatch.setattr(spotchecks, "reward_probabilities", rewards)
+    review = open_review(run, ReviewSettings(budget=6))
+    review.database.close()
+    assert models == [run.artifact("reward_model")]
+    plan = spotchecks.plan_of(run, load(run.folder), comparisons, 6)
+    assert plan is not None
+    assert review.plan.wanted == sum(check.votes for check in plan) <= 6
+    assert {check.reason for check in plan} == {"audit", "reward"}
+    assert all(0 < check.probability <= 1 for check in plan)

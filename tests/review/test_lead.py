@@ -1,5 +1,6 @@
 """The lead's pages: numbers, what is settled and what becomes of it, examples, and who may see what."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -289,13 +290,13 @@ def test_settling_a_harmful_text_counts_as_seeing_it(sqlite: Database) -> None:
 
 
 @pytest.mark.parametrize("audit", [True, False])
-def test_the_lead_is_warned_of_settling_the_audit_set(sqlite: Database, audit: bool) -> None:
+def test_the_lead_is_told_that_a_decision_does_not_change_the_audit(sqlite: Database, audit: bool) -> None:
     comparison = compared(0)
     made = led(sqlite, [planned(comparison, 0, audit=audit)], Labels([comparison], []))
     say(made, made.rater("ada"), {"0": "a"})
     browser = lead(made)
     browser.get("/lead/item?item=1")
-    assert ("estimate too high" in browser.post("/lead/show", browser.fields()).text) == audit
+    assert ("own votes count there" in browser.post("/lead/show", browser.fields()).text) == audit
 
 
 @pytest.mark.parametrize("fields", [{}, {"choice": "skip"}, {"choice": "a", "strength": "5"}, {"choice": "<script>"}])
@@ -306,6 +307,69 @@ def test_what_is_no_decision_is_refused(contradicted: Setting, sqlite: Database,
     assert browser.post("/lead/settle", {**browser.fields(), **fields}).status_code == 422
     with sqlite.reading() as connection:
         assert connection.execute(select(SETTLEMENT)).all() == []
+
+
+def test_files_of_votes_hold_the_time_of_settling_and_what_was_taken_back(sqlite: Database, tmp_path: Path) -> None:
+    made = led_review(sqlite, tmp_path)  # six votes of 10 seconds; item 0 is harmful
+    lea, lou = lead(made), lead(made, "lou")
+    for browser in (lea, lou):
+        browser.get("/lead/item?item=1")
+        browser.post("/lead/show", browser.fields())
+    made.clock.now += 90
+    lea.post("/lead/settle", {**lea.fields(), "choice": "a"})
+    lou.get("/lead/item?item=1")
+    made.clock.now += 30
+    lou.post("/lead/settle", {**lou.fields(), "choice": "b"})
+    made.store.undo(made.plan, made.rater("bob"))  # his vote on item 2
+    rows = list(verdicts_of(made.store.all_votes(made.plan, audit=True)))
+    told = {(row.rater, row.choice, row.seconds, row.withdrawn) for row in rows}
+    assert ("lou (settled)", "b", 30.0, False) in told
+    assert ("lea (settled)", "skip", 90.0, True) in told  # another decision replaced it
+    assert ("bob", "skip", 10.0, True) in told
+    work = work_of(rows)
+    # ada and bob, and the leads: five votes and lou's decision; 60 seconds of votes and 120 of settling.
+    assert (work.raters, work.votes, work.skips, work.withdrawn) == (4, 6, 0, 2)
+    assert (work.timed, work.seconds) == (8, 180.0)
+    assert work.exposures == 4  # item 0: ada, bob, lea, lou
+    settle(lou, 1, "reopened")
+    rows = list(verdicts_of(made.store.all_votes(made.plan, audit=True)))
+    assert {row.rater for row in rows if row.withdrawn} == {"lea (settled)", "lou (settled)", "bob"}
+    assert work_of(rows).votes == 5
+    path = tmp_path / "votes.jsonl"
+    path.write_text("".join(f"{row.model_dump_json()}\n" for row in rows))
+    assert read_verdicts(path, None) == rows
+
+
+def test_a_harmful_text_that_was_opened_and_not_answered_is_somebodys_work(database: Database) -> None:
+    comparison = compared(0)
+    made = setting(database, [planned(comparison, 0, wanted=2, category="violence")])
+    say(made, made.rater("ada"), {"0": "a"})
+    bob = made.rater("bob")
+    shown = made.store.next(made.plan, bob)
+    assert shown is not None
+    made.store.expose(made.plan, bob, shown.id)
+    rows = list(verdicts_of(made.store.all_votes(made.plan, audit=True)))
+    assert [(row.rater, row.exposed, row.withdrawn) for row in rows] == [("ada", True, False), ("bob", True, True)]
+    assert work_of(rows).exposures == 2
+
+
+def test_a_second_batch_adds_to_the_plan_and_votes_that_are_in_count(database: Database) -> None:
+    pairs = [compared(number) for number in range(6)]
+    made = setting(database, [planned(pairs[0], 0, wanted=2), planned(pairs[1], 1), planned(pairs[2], 2)])
+    ada = made.rater("ada")
+    say(made, ada, {"0": "a", "1": "b", "2": "a"})
+    assert (made.plan.wanted, made.store.answered(made.plan)) == (4, 3)
+    second = [planned(pairs[0], 0), planned(pairs[1], 1, audit=True, stratum="audit", probability=0.25)]
+    second += [planned(row, number, wanted=1 + (number == 5)) for number, row in enumerate(pairs) if number > 2]
+    made.plan = made.store.extend_plan(made.plan, second)
+    # Six votes were planned, and item 2 is planned no more: its vote is in, so one of item 5's is not asked for.
+    assert (made.plan.wanted, made.store.answered(made.plan)) == (6, 3)
+    assert made.store.extend_plan(made.plan, second) == made.plan
+    say(made, ada, {"3": "a", "4": "a", "5": "a"})
+    say(made, made.rater("bob"), {})  # nothing is left
+    votes = made.store.counted_votes(made.plan, audit=True)
+    assert [vote.comparison for vote in votes] == [row.id for row in pairs]
+    assert [vote.audit for vote in votes] == [False, True, False, False, False, False]
 
 
 # Blindness
@@ -620,7 +684,9 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     assert "gold" in old_settings(begun, ReviewSettings())[0]
     out = tmp_path / "votes.jsonl"
     assert main(["review", str(store.folder), "export", "--out", str(out), "--audit"]) == 0
-    assert not [row for row in read_verdicts(out, None) if row.gold]
+    assert read_verdicts(out, None) == rows  # with what is gold marked as such
+    with out.with_suffix(".csv").open(encoding="utf-8-sig", newline="") as file:
+        assert [row["gold"] for row in csv.DictReader(file) if row["gold"]] == ["a"]
 
 
 def test_a_share_of_gold_items_needs_examples(tmp_path: Path) -> None:

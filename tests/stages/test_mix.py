@@ -107,7 +107,7 @@ def test_principles_are_averaged_by_weight_and_the_unreadable_left_out() -> None
         judged(one, 0.1, "brief"),
         judged(one, None, "honest", weight=5),
     ]
-    [preference], counts = mix([one], judgements, [], [], ALL, 0)
+    [preference], counts, _ = mix([one], judgements, [], [], ALL, 0)
     assert preference.probability == pytest.approx(0.7)  # (3 · 0.9 + 0.1) / 4
     assert preference.principles == ("calm", "brief")
     assert preference.rests_on == (judgements[0].id, judgements[1].id)
@@ -248,7 +248,7 @@ def test_a_verdict_without_a_direction_drops_the_comparison_and_is_counted(choic
 
 def test_what_several_people_said_of_one_comparison_elsewhere_is_averaged() -> None:
     rows = [human("Q", 1.0), human("Q", 0.8), human("Q", 0.6, chosen="B", rejected="A")]
-    [preference], counts = mixed(people=rows)
+    [preference], counts, _ = mixed(people=rows)
     assert preference.chosen == "A"
     assert preference.probability == pytest.approx((1 + 0.8 + 0.4) / 3)
     assert preference.comparison == rows[0].comparison

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from constitutional.base.errors import ConfigurationError, InputError, WaitingError
-from constitutional.base.records import Comparison, Judgement, Prompt, Verdict
+from constitutional.base.records import Comparison, Judgement, Prompt, Sample, Verdict
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.judging.simulated_people import simulated
+from constitutional.judging.evaluated import contests_of, violation_items, work_of_answers
+from constitutional.judging.scores import Measurement
+from constitutional.judging.simulated_people import simulated, simulated_answers
 from constitutional.sandbox.prompts import sandbox_prompt, sandbox_prompt_set
 from constitutional.sandbox.world import TRAITS, compose, settle, text_of
 from constitutional.stages.spotcheck import Settings, Simulation, run
@@ -116,3 +118,30 @@ def test_a_pair_that_keeps_as_much_is_a_tie_and_other_people_s_prompts_are_refus
     untagged.constitution = Constitution(name="one", principles=(Principle(id="calm", text="Do not flatter."),))
     with pytest.raises(ConfigurationError, match="tags"):
         run(Settings(budget=3, simulate=Simulation()), untagged)
+
+
+def test_simulated_people_answer_about_half_of_the_evaluated_replies() -> None:
+    rows = in_the_sandbox(40)
+    # The last model flatters in every second reply, and the base model in the others.
+    replies = [(row.a, row.b) if number % 2 else (row.b, row.a) for number, row in enumerate(rows)]
+    samples = [
+        Sample(prompt=row.prompt, replies={"base": base, "policy": policy})
+        for row, (base, policy) in zip(rows, replies, strict=True)
+    ]
+    names = [row.prompt.id for row in rows]
+    measured = [
+        Measurement(model="policy", measure="win_rate/base", by_prompt=dict.fromkeys(names, 0.9)),
+        Measurement(model="policy", measure="violation_rate/calm", by_prompt=dict.fromkeys(names, 0.0)),
+    ]
+    votes, answers = simulated_answers(samples, measured, POLITE, 0.0, 3, 0)
+    assert (len(votes), len(answers)) == (20, 20)
+    flatters = {sample.prompt.id: bool(number % 2) for number, sample in enumerate(samples)}
+    contests = {row.comparison.id: row.comparison.prompt.id for row in contests_of(samples, measured)}
+    assert all((vote.choice == "b") == flatters[contests[vote.comparison]] for vote in votes)
+    items = {item.name: item.prompt for item in violation_items(samples, measured, POLITE, 0)}
+    assert all(answer.violates == flatters[items[answer.item]] for answer in answers)
+    assert {answer.rater for answer in answers} <= {"simulated 1", "simulated 2", "simulated 3"}
+    work = work_of_answers(answers)
+    assert (work.raters, work.votes, work.simulated) == (0, 0, 20)
+    wrong = simulated_answers(samples, measured, POLITE, 0.5, 3, 0)[1]
+    assert 4 < sum(answer.violates != flatters[items[answer.item]] for answer in wrong) < 16

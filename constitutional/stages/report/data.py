@@ -92,6 +92,18 @@ class PeopleRate(Frozen):
     n: int
     to_halve: int | None = None
     """How many more votes would make the interval half as wide, where that is known."""
+    caution: str = ""
+    """Why the interval may be too narrow; empty where nothing is known against it."""
+
+
+class CorrectedRates(Frozen):
+    """A rate of the last model by the labeler or the critic, and what people's answers make of it."""
+
+    name: str
+    rates: tuple[PeopleRate, ...]
+    """By the labeler or the critic first, then corrected, then from people's answers alone; those that are missing are
+    explained in the notes."""
+    notes: tuple[str, ...] = ()
 
 
 class Contradiction(Frozen):
@@ -108,12 +120,14 @@ class PeopleReport(Frozen):
     """What people's votes say of the labeler."""
 
     agreement: tuple[PeopleRate, ...]
-    """The labeler's with people, in all, on the audit set, by principle and by kind of prompt; last people's with each
-    other."""
+    """The labeler's with people, in all (weighted, and by prediction-powered inference), on the audit set, by principle
+    and by kind of prompt; last people's with each other."""
     chance_corrected: dict[str, str]
     """Of people with each other: the number with its interval, or why there is none."""
-    win_rates: tuple[tuple[str, PeopleRate, PeopleRate], ...]
-    """(against whom, as the labeler has it, corrected) of the last model."""
+    win_rates: tuple[CorrectedRates, ...] = ()
+    """Of the last model, by whom it is against."""
+    violations: tuple[CorrectedRates, ...] = ()
+    """Of the last model over all principles, then by principle, where people answered."""
     wrong: tuple[Contradiction, ...]
     gold: tuple[PeopleRate, ...] = ()
     """The share of the known answers that a rater gave on gold items, by rater; empty where there were none."""

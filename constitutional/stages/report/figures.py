@@ -16,6 +16,7 @@ from constitutional.stages.report.data import (
     FEW,
     MODELS,
     TOO_FEW,
+    CorrectedRates,
     LabelerQuality,
     Panel,
     PeopleRate,
@@ -265,41 +266,66 @@ def people(run: RunReport) -> Iterator[Figure]:
         for rate in rates
     )
     body = tuple(
-        (rate.name, _rate_text(rate), f"{rate.n:,}", "–" if rate.to_halve is None else f"{rate.to_halve:,}")
-        for rate in rates
+        (rate.name, _rate_text(rate), f"{rate.n:,}", _to_halve(rate), rate.caution or rate.hint) for rate in rates
     )
     note = (
         "Share of the comparisons on which the labeler prefers the response that people prefer (half where one of the "
-        "two sees a tie), with 95% intervals over prompts."
+        "two sees a tie), with 95% intervals over prompts. Raters’ own votes count here, also where a lead settled "
+        "the comparison."
     )
-    head = ("Comparisons", "Agreement", "n", "More votes to halve the interval")
-    yield Figure("The labeler and people", note, Table(head, body), rows, charts.axis_row(charts.SHARES))
-    if run.people.win_rates:
-        rows = tuple(
-            _row(
-                f"against {name}",
-                "",
-                charts.SHARES,
-                [
-                    Mark(series, rate.value, rate.low, rate.high, f"{rate.name}: {_rate_text(rate)}")
-                    for series, rate in enumerate(pair)
-                ],
-                0.5,
-            )
-            for name, *pair in run.people.win_rates
+    head = ("Comparisons", "Agreement", "n", "More votes to halve the interval", "Remark")
+    if rates:
+        yield Figure("The labeler and people", note, Table(head, body), rows, charts.axis_row(charts.SHARES))
+    of_the_last = "The last model’s rate as it was measured, and as people’s answers correct it, with 95% intervals. "
+    yield from _corrections(
+        "Win rates, corrected by people",
+        of_the_last + "Ties are half a win. Rogan and Gladen (1978) go by how often the labeler is right where people "
+        "voted; prediction-powered inference (PPI++, Angelopoulos et al. 2023) by how far it differs from them.",
+        [rate.model_copy(update={"name": f"against {rate.name}"}) for rate in run.people.win_rates],
+    )
+    yield from _corrections(
+        "Violation rates, corrected by people",
+        of_the_last + "A violation is a reply that goes against a principle.",
+        run.people.violations,
+    )
+
+
+def _corrections(title: str, note: str, corrected: Sequence[CorrectedRates]) -> Iterator[Figure]:
+    if not corrected:
+        return
+    names = list(dict.fromkeys(rate.name for row in corrected for rate in row.rates))
+    rows = tuple(
+        _row(
+            row.name,
+            "",
+            charts.SHARES,
+            [
+                Mark(names.index(rate.name), rate.value, rate.low, rate.high, f"{rate.name}: {_rate_text(rate)}")
+                for rate in row.rates
+            ],
+            0.5,
         )
-        body = tuple(
-            (name, _rate_text(measured), _rate_text(corrected), f"{measured.n:,}")
-            for name, measured, corrected in run.people.win_rates
-        )
-        note = (
-            "The last model’s share of the comparisons that the labeler does not call even, and the share that people "
-            "would give it if the labeler is right about these replies as often as about the audit set (Rogan and "
-            "Gladen 1978). The interval counts both errors."
-        )
-        legend = tuple((charts.shape(series), name) for series, name in enumerate(("by the labeler", "corrected")))
-        table = Table(("Against", "By the labeler", "Corrected", "n"), body)
-        yield Figure("Win rates, corrected", note, table, rows, charts.axis_row(charts.SHARES), None, legend)
+        for row in corrected
+    )
+    body = tuple(
+        (row.name, rate.name, _rate_text(rate), f"{rate.n:,}", _to_halve(rate), rate.caution or rate.hint or "–")
+        for row in corrected
+        for rate in row.rates
+    )
+    head = ("Rate", "How", "Estimate", "n", "More votes to halve the interval", "Remark")
+    legend = tuple((charts.shape(series), name) for series, name in enumerate(names))
+    named = defaultdict[str, list[str]](list)
+    for row in corrected:
+        for text in row.notes:
+            named[text].append(row.name)
+    notes = " ".join(f"{', '.join(rates)}: {text}" for text, rates in named.items())
+    yield Figure(
+        title, f"{note} {notes}".rstrip(), Table(head, body), rows, charts.axis_row(charts.SHARES), None, legend
+    )
+
+
+def _to_halve(rate: PeopleRate) -> str:
+    return "–" if rate.to_halve is None else f"{rate.to_halve:,}"
 
 
 def _rate_text(rate: PeopleRate) -> str:

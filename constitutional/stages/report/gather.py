@@ -8,6 +8,7 @@ the page names what was left out or not measured.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -27,10 +28,13 @@ from constitutional.base.records import (
     Sample,
 )
 from constitutional.constitution.constitution import Constitution
+from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.agreement import agreements, choices_of
+from constitutional.judging.evaluated import contests_of, read_answers, violation_items
 from constitutional.judging.labeler import IN_WORDS
 from constitutional.judging.scores import Measurement, Score
+from constitutional.judging.simulated_people import simulated_answers
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages import summaries
 from constitutional.stages.context import RunView, StageContext
@@ -53,7 +57,7 @@ from constitutional.stages.report.examples import (
     rollout_examples,
 )
 from constitutional.stages.report.page import render
-from constitutional.stages.report.people import people_report, work_report
+from constitutional.stages.report.people import PeoplesFiles, people_report, work_report
 from constitutional.stages.report.verdicts import ALWAYS_WANTED, kind
 from constitutional.stages.summaries import Direction, Histogram, Share
 
@@ -92,6 +96,12 @@ class Settings(Frozen):
     """Replies of an online training that are shown, each from another phase."""
     vote_examples: int = Field(default=6, ge=0, le=200)
     """Comparisons shown on which people and the labeler contradict each other."""
+    verdicts: Path | None = None
+    """People's votes on the last model's replies against the earlier models', which correct its win rates: a file that
+    `constitutional review RUN freeze review.about=evaluation` wrote. Nothing is trained anew."""
+    violations: Path | None = None
+    """People's answers whether the last model's replies violate the principles, which correct its violation rates: the
+    sheet (CSV) that `constitutional review RUN violations` wrote, filled in. Nothing is trained anew."""
     wanted: dict[str, Direction] = Field(default_factory=dict)
     """The direction in which a measure should go, `higher` or `lower`, by measure; it overrides evaluation's."""
     pay_per_hour: Annotated[float, Field(gt=0)] | None = None
@@ -292,6 +302,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     assert evaluated is not None, "the report comes after evaluation"
     accuracies = view.read("labeler_accuracy", PrincipleAccuracy)
     measurements = tuple(view.read("measurements", Measurement))
+    files = _peoples_files(settings, view)
     return RunReport(
         name=view.name,
         scores=scores,
@@ -299,7 +310,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         understood=understood,
         labeler=labeler_quality(view.constitution, accuracies, judgements, comparisons),
         panel=panel_of(view.constitution, accuracies, judgements, comparisons),
-        people=people_report(view, comparisons, judgements, measurements, settings.vote_examples),
+        people=people_report(view, comparisons, judgements, settings.vote_examples, files),
         reward=rewarded.quality if rewarded else None,
         targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
         sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
@@ -315,10 +326,36 @@ def gather(settings: Settings, view: RunView) -> RunReport:
             for stage, record in records.items()
         ),
         provenance=_provenance(
-            view, comparisons, judgements, work_report(view, preferences, settings.pay_per_hour, settings.currency)
+            view,
+            comparisons,
+            judgements,
+            work_report(view, preferences, settings.pay_per_hour, settings.currency, files),
         ),
         constitution=view.constitution,
         measurements=measurements,
+    )
+
+
+def _peoples_files(settings: Settings, view: RunView) -> PeoplesFiles:
+    """What people said of the evaluated replies; simulated people say it where the run's votes are simulated.
+
+    Raises:
+        InputError: a file is about other replies than this run's.
+    """
+    spotchecks = view.summary(summaries.SpotCheckSummary)
+    simulated = spotchecks is not None and spotchecks.simulated
+    if settings.verdicts is None and settings.violations is None and not simulated:
+        return PeoplesFiles()
+    samples, measurements = view.read("samples", Sample), view.read("measurements", Measurement)
+    if settings.verdicts is None and settings.violations is None:
+        made_up = view.configuration().get("spotcheck", {}).get("simulate") or {}
+        error, raters = made_up.get("error", 0.0), made_up.get("raters", 2)
+        return PeoplesFiles(*simulated_answers(samples, measurements, view.constitution, error, raters, view.seed))
+    contests = {row.comparison.id for row in contests_of(samples, measurements)}
+    items = {row.name for row in violation_items(samples, measurements, view.constitution, view.seed)}
+    return PeoplesFiles(
+        read_verdicts(settings.verdicts, contests) if settings.verdicts else (),
+        read_answers(settings.violations, items) if settings.violations else (),
     )
 
 
@@ -353,10 +390,16 @@ def _versions(by_stage: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Write `report.html` and the constitution that the run had."""
-    page = render((gather(settings, context),))
+    """Write `report.html`, the constitution that the run had, and as JSON what people's votes say and who gave them."""
+    report = gather(settings, context)
+    page = render((report,))
     # A page of several runs reads this, whatever becomes of the constitution's file.
     atomic_write(context.output(f"{CONSTITUTION}.json"), context.constitution.model_dump_json(indent=2).encode())
     # A model's text may hold half a surrogate pair, which no file can; it is shown by its number.
     atomic_write(context.output("report.html"), page.encode("utf-8", "backslashreplace"))
+    people = {
+        "estimates": report.people.model_dump(mode="json", exclude={"wrong"}) if report.people else None,
+        "work": report.provenance.people.model_dump(mode="json") if report.provenance.people else None,
+    }
+    atomic_write(context.output("people.json"), json.dumps(people, indent=2).encode())
     context.summarise(summaries.ReportSummary())

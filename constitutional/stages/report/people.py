@@ -1,11 +1,29 @@
 """What the report says of people's votes: how far the labeler agrees with them, and they with each other."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
-from constitutional.base.agreement import RaterAgreement
-from constitutional.base.corrected import WeightedRate
-from constitutional.base.records import Comparison, Judgement, Preference, SpotCheck, Verdict
-from constitutional.base.stats import wilson
+from constitutional.base.agreement import in_words
+from constitutional.base.corrected import (
+    FEWEST_CORRECTIONS,
+    FEWEST_LABELS,
+    Caution,
+    CorrectedRate,
+    PredictionPoweredRate,
+    WeightedRate,
+)
+from constitutional.base.records import Comparison, Judgement, Preference, Sample, SpotCheck, Verdict
+from constitutional.base.stats import wilson, win_rate
+from constitutional.judging.evaluated import (
+    MODEL,
+    Estimates,
+    ViolationAnswer,
+    contests_of,
+    violation_estimates,
+    violation_items,
+    win_estimates,
+    work_of_answers,
+)
 from constitutional.judging.people import (
     People,
     PeoplesWork,
@@ -13,37 +31,78 @@ from constitutional.judging.people import (
     corrected_win_rate,
     on_gold,
     people_of,
+    powered_agreement,
     work_of,
     wrong_first,
 )
 from constitutional.judging.scores import Measurement
 from constitutional.stages.context import RunView
-from constitutional.stages.report.charts import number
-from constitutional.stages.report.data import MODELS, Contradiction, PeopleRate, PeopleReport, WorkReport, WorkRow
+from constitutional.stages.report.data import (
+    MODELS,
+    Contradiction,
+    CorrectedRates,
+    PeopleRate,
+    PeopleReport,
+    WorkReport,
+    WorkRow,
+)
 from constitutional.stages.report.verdicts import is_win_rate
-from constitutional.stages.summaries import MixSummary
+from constitutional.stages.summaries import MixSummary, SftSummary
+
+POWERED: Final = "predicted by how sure the labeler is of all that it judged, and corrected by people (weighted)"
+UNVOTED: Final = (
+    "Nobody voted on these replies, so PPI++ has nothing to correct by; constitutional review RUN "
+    "review.about=evaluation asks people about them, and report.verdicts=FILE takes their votes."
+)
+CAUTIONS: Final[dict[Caution, str]] = {
+    "few labels": f"fewer than {FEWEST_LABELS} answers of people: the interval may be too narrow",
+    "few corrections": f"people differ on fewer than {FEWEST_CORRECTIONS} items: the interval may be too narrow",
+    "contradictory": "people’s items and the others cannot be of one population",
+}
+REASONS: Final = {
+    "too few": "people found no positives, or no negatives, without ties",
+    "uninformative": "the labels are no better than chance",
+    "contradictory": "the labels cannot err here as often as where people answered",
+}
+
+
+class PeoplesFiles(NamedTuple):
+    """What people said of the evaluated replies, after the run's models were trained."""
+
+    verdicts: Sequence[Verdict] = ()
+    """Votes on the last model's replies against the earlier models'."""
+    violations: Sequence[ViolationAnswer] = ()
 
 
 def people_report(
     view: RunView,
     comparisons: Sequence[Comparison],
     judgements: Sequence[Judgement],
-    measurements: Sequence[Measurement],
     examples: int,
+    files: PeoplesFiles,
 ) -> PeopleReport | None:
-    """What the votes say; None where nobody was asked, or nobody answered."""
-    if not view.has("spotchecks"):
+    """What the votes say; None where nobody answered anything."""
+    plan = view.read("spotchecks", SpotCheck) if view.has("spotchecks") else []
+    verdicts = view.read("verdicts", Verdict) if view.has("spotchecks") else []
+    if not verdicts and files == PeoplesFiles():
         return None
-    plan = view.read("spotchecks", SpotCheck)
-    verdicts = view.read("verdicts", Verdict)
     people = people_of(plan, verdicts, comparisons, judgements, view.seed)
-    if not people.seen:
-        return None
+    measurements = view.read("measurements", Measurement)
+    samples = view.read("samples", Sample) if files != PeoplesFiles() else []
+    items = violation_items(samples, measurements, view.constitution, view.seed) if files.violations else []
+    in_all, by_principle = violation_estimates(items, files.violations)
     chance = {"Gwet’s AC1": people.ac1, "Krippendorff’s α": people.alpha}
     return PeopleReport(
-        agreement=tuple(_rates(people)),
+        agreement=tuple(_rates(people, powered_agreement(people, comparisons, judgements))),
         chance_corrected={name: in_words(of) for name, of in chance.items()},
-        win_rates=tuple(_win_rates(measurements, people)),
+        win_rates=tuple(
+            _win_rates(measurements, win_estimates(contests_of(samples, measurements), files.verdicts), people)
+        ),
+        violations=tuple(
+            _corrected(name, "by the critic", made)
+            for name, made in {"all principles": in_all, **by_principle}.items()
+            if made is not None
+        ),
         wrong=tuple(
             Contradiction(comparison=row.comparison, principles=row.principles, labeler=row.labeler, votes=row.votes)
             for row in wrong_first(people, examples)
@@ -55,74 +114,113 @@ def people_report(
     )
 
 
-def _rates(people: People) -> Iterator[PeopleRate]:
-    groups: list[tuple[str, str, Mapping[str, WeightedRate | None]]] = [
-        ("all comparisons", "weighted by how likely each was to be chosen", {"": people.labeler}),
-        ("the audit set", "drawn uniformly, and never trained on", {"": people.audit}),
-        ("", "by this principle", people.by_principle),
-        ("", "prompts of this kind", by_kind(people)),
-    ]
-    for title, hint, rates in groups:
+def _rates(people: People, powered: PredictionPoweredRate | None) -> Iterator[PeopleRate]:
+    yield from _named("all comparisons", "weighted by how likely each was to be chosen", people.labeler)
+    yield from _named("all comparisons, PPI++", POWERED, powered)
+    yield from _named("the audit set", "drawn uniformly, and never trained on", people.audit)
+    for hint, rates in (("by this principle", people.by_principle), ("prompts of this kind", by_kind(people))):
         for name, rate in rates.items():
-            if rate is not None:
-                yield PeopleRate(
-                    name=title or name,
-                    hint=hint,
-                    value=rate.value,
-                    low=rate.interval.low,
-                    high=rate.interval.high,
-                    n=rate.n,
-                    to_halve=rate.to_halve,
-                )
-    among = people.among
-    if among.value is not None and among.interval is not None:
-        low, high = among.interval
-        hint = "pairs of people on the same comparison: more than this no labeler can reach"
-        yield PeopleRate(name="people with each other", hint=hint, value=among.value, low=low, high=high, n=among.n)
+            yield from _named(name, hint, rate)
+    hint = "two people on the same comparison, weighted likewise: more than this no labeler can reach"
+    yield from _named("people with each other", hint, people.ceiling)
 
 
-def in_words(agreement: RaterAgreement) -> str:
-    """`0.41 (0.2 to 0.6), n = 40`, or why it is not defined."""
-    if agreement.value is None:
-        reasons = {"unanimous": "undefined: unanimous", "too few": "undefined: no comparison has two votes"}
-        return reasons[agreement.reason or "too few"]
-    ends = f"({' to '.join(map(number, agreement.interval))})" if agreement.interval else f"({agreement.reason})"
-    return f"{number(agreement.value)} {ends}, n = {agreement.n}"
-
-
-def _win_rates(measurements: Sequence[Measurement], people: People) -> Iterator[tuple[str, PeopleRate, PeopleRate]]:
-    for row in measurements:
-        opponent = row.measure.removeprefix("win_rate/")
-        if row.model != "policy" or not is_win_rate(row.measure):
-            continue
-        wins = sum(p > 0.5 for p in row.by_prompt.values())
-        losses = sum(p < 0.5 for p in row.by_prompt.values())
-        corrected = corrected_win_rate(wins, losses, people)
-        if corrected is None or corrected.value is None or corrected.interval is None:
-            continue
-        n = wins + losses
-        measured = wilson(wins, n)
-        yield (
-            MODELS[opponent],
-            PeopleRate(name="by the labeler", value=wins / n, low=measured.low, high=measured.high, n=n),
-            PeopleRate(
-                name="corrected",
-                value=corrected.value,
-                low=corrected.interval.low,
-                high=corrected.interval.high,
-                n=n,
-            ),
+def _named(name: str, hint: str, rate: WeightedRate | PredictionPoweredRate | None) -> Iterator[PeopleRate]:
+    if rate is not None:
+        low, high = rate.interval
+        caution = ""
+        if isinstance(rate, PredictionPoweredRate):
+            caution = "; ".join(CAUTIONS[warning] for warning in rate.warnings)
+        yield PeopleRate(
+            name=name,
+            hint=hint,
+            value=rate.value,
+            low=low,
+            high=high,
+            n=rate.n,
+            to_halve=rate.to_halve,
+            caution=caution,
         )
 
 
+def _win_rates(
+    measurements: Sequence[Measurement], voted: Mapping[str, Estimates], people: People
+) -> Iterator[CorrectedRates]:
+    """By opponent: from votes on these replies, or else what the audit set says of the labeler."""
+    for row in measurements:
+        opponent = row.measure.removeprefix("win_rate/")
+        if row.model != MODEL or not is_win_rate(row.measure):
+            continue
+        if opponent in voted:
+            yield _corrected(MODELS[opponent], "by the labeler", voted[opponent])
+            continue
+        wins, losses = (sum(p > 0.5 for p in row.by_prompt.values()), sum(p < 0.5 for p in row.by_prompt.values()))
+        corrected = corrected_win_rate(wins, losses, people)
+        if corrected is None:
+            continue
+        outcomes = list(row.by_prompt.values())
+        value, (low, high) = win_rate(outcomes)
+        yield CorrectedRates(
+            name=MODELS[opponent],
+            rates=(
+                PeopleRate(name="by the labeler", value=value, low=low, high=high, n=len(outcomes)),
+                *_rogan_gladen(corrected, wins + losses),
+            ),
+            notes=(*_reason(corrected), UNVOTED),
+        )
+
+
+def _corrected(name: str, by: str, made: Estimates) -> CorrectedRates:
+    notes = [*_reason(made.rogan_gladen)]
+    if made.powered is None:
+        notes.append("People answered about every reply, so there is nothing to predict: their own rate is it.")
+    ai = made.ai._replace(to_halve=None)  # more answers of people would not make this one narrower
+    return CorrectedRates(
+        name=name,
+        rates=(
+            *_named(by, "", ai),
+            *_rogan_gladen(made.rogan_gladen, made.ai.n),
+            *_named("PPI++", "prediction-powered inference", made.powered),
+            *_named("by people alone", "on the replies that they judged", made.people),
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _rogan_gladen(corrected: CorrectedRate, n: int) -> Iterator[PeopleRate]:
+    if corrected.value is not None and corrected.interval is not None:
+        low, high = corrected.interval
+        hint = "without ties, if the labels are right about all replies as often as where people answered"
+        yield PeopleRate(
+            name="Rogan–Gladen",
+            hint=hint,
+            value=corrected.value,
+            low=low,
+            high=high,
+            n=n,
+            to_halve=corrected.to_halve,
+        )
+
+
+def _reason(corrected: CorrectedRate) -> Iterator[str]:
+    if corrected.reason:
+        yield f"Rogan and Gladen’s correction is not defined: {REASONS[corrected.reason]}."
+
+
 def work_report(
-    view: RunView, preferences: Sequence[Preference], pay_per_hour: float | None, currency: str
+    view: RunView,
+    preferences: Sequence[Preference],
+    pay_per_hour: float | None,
+    currency: str,
+    files: PeoplesFiles,
 ) -> WorkReport:
     """Who gave the votes that the run used, what it took, and what is not known of it."""
     mixed = view.summary(MixSummary)
     works = {
         "spot-checks": work_of(view.read("verdicts", Verdict)) if view.has("spotchecks") else None,
         "votes of mix.verdicts": mixed.work if mixed else None,
+        "votes on the evaluated replies": work_of(files.verdicts) if files.verdicts else None,
+        "answers on violations": work_of_answers(files.violations) if files.violations else None,
     }
     rows, notes = [], []
     for source, work in works.items():
@@ -144,6 +242,12 @@ def work_report(
             f"{unknown:,} preferences come from files of people’s comparisons: who made them, in how many hours and "
             "for what pay is not recorded."
         )
+    sft = view.summary(SftSummary)
+    if sft and sft.helpful and view.configuration().get("sft", {}).get("helpful"):
+        notes.append(
+            f"{sft.helpful:,} helpful samples come from a file (sft.helpful): whether people wrote them, in how many "
+            "hours and for what pay is not recorded."
+        )
     if rows and pay_per_hour is None:
         notes.append("No rate of pay was stated (report.pay_per_hour).")
     if not rows and not unknown:
@@ -152,7 +256,7 @@ def work_report(
 
 
 def _work_row(source: str, work: PeoplesWork, pay_per_hour: float | None, currency: str) -> WorkRow:
-    answers = work.votes + work.skips
+    answers = work.votes + work.skips + work.withdrawn
 
     def of_all(text: str, recorded: int) -> str:
         if not recorded:

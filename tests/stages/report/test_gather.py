@@ -1,11 +1,13 @@
 """From a run's artifacts and summaries to its report, over a run folder written by hand."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from constitutional.base.errors import InputError
 from constitutional.base.files import read_rows, write_rows
 from constitutional.base.progress import Task
 from constitutional.base.records import (
@@ -28,6 +30,7 @@ from constitutional.engines.base import Engine
 from constitutional.engines.settings import ModelSettings
 from constitutional.engines.spending import Calls
 from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.evaluated import contests_of, violation_items
 from constitutional.judging.people import work_of
 from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
@@ -48,6 +51,7 @@ from constitutional.stages.summaries import (
     Histogram,
     LabelerCheckSummary,
     MixSummary,
+    SftSummary,
     SpotCheckSummary,
     Summary,
 )
@@ -460,7 +464,7 @@ def test_the_stage_writes_one_page_that_any_browser_reads_whatever_a_model_wrote
     assert "better on 1" in page
     assert "half a pair: \\ud800" in page  # half a surrogate pair, which UTF-8 cannot hold
     made = sorted(path.name for path in folder.output("report.html").parent.iterdir())
-    assert made == ["constitution_used.json", "report.html"]
+    assert made == ["constitution_used.json", "people.json", "report.html"]
     kept = folder.output("constitution_used.json").read_bytes()
     assert Constitution.model_validate_json(kept) == folder.constitution
 
@@ -495,15 +499,19 @@ def test_people_s_votes_are_reported_with_who_gave_them_and_where_the_labeler_co
     named = {rate.name: rate for rate in report.people.agreement}
     assert (named["the audit set"].value, named["the audit set"].n) == (0.0, 1)
     assert "people with each other" not in named  # one vote
-    assert set(report.people.chance_corrected.values()) == {"undefined: no comparison has two votes"}
+    assert set(report.people.chance_corrected.values()) == {"undefined: no item has two votes"}
     assert [row.votes[0].rater for row in report.people.wrong] == ["ada"]
-    assert report.people.win_rates == ()  # a labeler that is never right says nothing of the models
+    # A labeler that is never right says nothing of the models.
+    (against_base,) = report.people.win_rates
+    assert [(rate.name, rate.value, rate.n) for rate in against_base.rates] == [("by the labeler", 1.0, 12)]
+    assert "no better than chance" in against_base.notes[0]
+    assert "review.about=evaluation" in against_base.notes[1]
     page = render((report,))
     assert "&lt;so&gt; it says" in page
     assert "1 raters gave 1 of 1 votes" in page
-    assert "Nobody voted" not in page
+    assert "votes are simulated" not in page
     folder.stages["spotcheck"] = recorded(SpotCheckSummary.model_validate({**counts, "simulated": True}))
-    assert "Nobody voted" in render((gather(Settings(), folder),))
+    assert "votes are simulated" in render((gather(Settings(), folder),))
 
 
 def test_known_answers_are_reported_by_rater_and_are_no_agreement_with_the_labeler(folder: RunFolder) -> None:
@@ -517,6 +525,85 @@ def test_known_answers_are_reported_by_rater_and_are_no_agreement_with_the_label
     assert [rate.n for rate in report.people.agreement if rate.name == "the audit set"] == [1]
     assert [(rate.name, rate.value, rate.n) for rate in report.people.gold] == [("ada", 0.75, 4)]
     assert "ada 75% (30% to 95%), n = 4" in render((report,))
+
+
+def test_where_all_votes_are_on_gold_items_people_have_a_section_all_the_same(folder: RunFolder) -> None:
+    worked(folder, [by_rater("ada", number, gold="a" if number else "b") for number in range(4)])
+    report = gather(Settings(), folder)
+    assert report.people is not None
+    assert (report.people.agreement, report.people.wrong) == ((), ())
+    page = render((report,))
+    assert "ada 75% (30% to 95%), n = 4" in page
+    assert "People</h3>" in page
+
+
+def test_people_s_answers_about_the_evaluated_replies_correct_the_rates(folder: RunFolder, tmp_path: Path) -> None:
+    replies = [
+        Sample(prompt=Prompt.of(f"Q{number}"), replies={"base": f"b{number}", "policy": f"p{number}"})
+        for number in range(60)
+    ]
+    names = [sample.prompt.id for sample in replies]
+    folder.write("samples", replies)
+    rates = {
+        "win_rate/base": [0.9] * 40 + [0.2] * 20,
+        "violation_rate/honest": [1.0] * 20 + [0.0] * 40,
+    }
+    measured = [
+        Measurement(model="policy", measure=name, by_prompt=dict(zip(names, values, strict=True)))
+        for name, values in rates.items()
+    ]
+    folder.write("measurements", measured)
+    votes, answers = tmp_path / "votes.jsonl", tmp_path / "sheet.csv"
+    rows = contests_of(replies, measured)
+    # Of each 20 people vote on ten: eight, eight and one of them are wins.
+    chosen = [(row, number % 20 < (8 if number < 40 else 1)) for number, row in enumerate(rows) if number % 20 < 10]
+    write_rows(
+        votes,
+        [
+            Verdict(comparison=row.comparison.id, rater="ada", choice="a" if won else "b", seconds=36)
+            for row, won in chosen
+        ],
+    )
+    by_prompt = {item.prompt: item for item in violation_items(replies, measured, CONSTITUTION, 7)}
+    lines = [f"{by_prompt[name].name},bob,{'yes' if n < 9 else 'no'}" for n, name in enumerate(names[:30])]
+    answers.write_text("\n".join(["item,rater,violates", *lines]))
+    settings = Settings(verdicts=votes, violations=answers)
+    report = gather(settings, folder)
+    assert report.people is not None
+    (won,) = report.people.win_rates
+    assert [rate.name for rate in won.rates] == ["by the labeler", "Rogan–Gladen", "PPI++", "by people alone"]
+    by_name = {rate.name: rate for rate in won.rates}
+    # 16 of 17 wins and 9 of 13 losses are found, and people and the labeler see as much in both halves.
+    assert by_name["by the labeler"].value == pytest.approx(2 / 3)
+    assert by_name["Rogan–Gladen"].value == pytest.approx((2 / 3 + 9 / 13 - 1) / (16 / 17 + 9 / 13 - 1))
+    assert by_name["PPI++"].value == pytest.approx(17 / 30)
+    assert "fewer than 50" in by_name["PPI++"].caution
+    assert by_name["PPI++"].to_halve is not None
+    assert [row.name for row in report.people.violations] == ["all principles", "honest"]
+    flagged = {rate.name: rate.value for rate in report.people.violations[0].rates}
+    assert flagged["by the critic"] == pytest.approx(1 / 3)
+    # Of the 30 about which bob answers, nine are violations, all flagged. Of the 21 others eleven are flagged too, more
+    # than a third: no violation is left, which is clipped to 0.
+    assert flagged["Rogan–Gladen"] == 0
+    # θ = 9/30 + λ(0 − 20/30), and λ = (9/30 − 9/30 · 20/30) / (2 · 60/59 · 2/9).
+    assert flagged["PPI++"] == pytest.approx(0.3 - 2 / 3 * 0.1 / (2 * 60 / 59 * 2 / 9))
+    page = render((report,))
+    for words in ("PPI++", "Rogan–Gladen", "Violation rates, corrected by people", "More votes to halve the interval"):
+        assert words in page
+    work = report.provenance.people
+    assert work is not None
+    assert [(row.source, row.raters, row.votes, row.hours) for row in work.rows] == [
+        ("votes on the evaluated replies", "1", "30", "0.30"),
+        ("answers on violations", "1", "30", "not recorded"),
+    ]
+    run(settings, folder)
+    kept = json.loads(folder.output("people.json").read_bytes())
+    assert kept["estimates"]["win_rates"][0]["rates"][2]["name"] == "PPI++"
+    assert kept["estimates"]["win_rates"][0]["rates"][2]["value"] == pytest.approx(17 / 30)
+    assert kept["work"]["rows"][1]["votes"] == "30"
+    answers.write_text("item,rater,violates\nv_none,bob,yes\n")
+    with pytest.raises(InputError, match=r"sheet\.csv:2"):
+        gather(settings, folder)
 
 
 def by_rater(rater: str, number: int, **more: object) -> Verdict:
@@ -589,3 +676,17 @@ def test_provenance_says_what_is_not_known_of_a_file_of_people_s_comparisons(fol
         assert not any("No person" in note for note in made.notes)
     assert made is not None
     assert [(line.source, line.hours) for line in made.rows] == [("votes of mix.verdicts", "0.01")]
+
+
+def test_provenance_names_a_file_of_helpful_samples_as_work_of_which_nothing_is_recorded(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = SftSummary(
+        nothing_revised=False, revision=8, helpful=3, helpful_on_evaluation_prompts=0, trained_on=11, dropped={}
+    )
+    folder.stages["sft"] = recorded(sft)
+    for file, named in ((None, False), ("rewritten.jsonl", True)):
+        monkeypatch.setattr(folder, "configuration", lambda file=file: {"sft": {"helpful": file}})
+        made = gather(Settings(), folder).provenance.people
+        assert made is not None
+        assert any("3 helpful samples" in note and "not recorded" in note for note in made.notes) == named
