@@ -16,11 +16,12 @@ from constitutional.sandbox.understand import (
     in_known_words,
     nearest_wordings,
     own_readings,
+    probabilities,
     split_wishes,
     understand_texts,
 )
 
-PLAIN = Calibration(1.0, 1.0, sure_from=0.6, sure_from_alone=0.8, two_from=0.02)
+PLAIN = Calibration(1.0, 0.0, 1.0, sure_from=0.6, sure_from_alone=0.8, two_from=0.02)
 
 
 @pytest.fixture
@@ -311,3 +312,12 @@ def test_the_model_reads_the_words_that_it_is_given_rightly() -> None:
     for text, logprobs in zip(given, own_readings(list(given)), strict=True):
         assert MEANINGS[logprobs.index(max(logprobs))] == given[text]
         assert max(logprobs) > math.log(0.95)
+
+
+def test_what_both_readers_say_is_multiplied() -> None:
+    # √0.9 · 0.3 = 0.2846 and √0.1 · 0.7 = 0.2214, of 0.5060
+    rule = PLAIN._replace(own_share=0.5)
+    scores = Scores((math.log(0.3), math.log(0.7)), 0.0)
+    assert probabilities([math.log(0.9), math.log(0.1)], scores, rule) == pytest.approx([0.5625, 0.4375], abs=1e-4)
+    assert probabilities([math.log(0.9), math.log(0.1)], scores, PLAIN) == pytest.approx([0.3, 0.7])
+    assert probabilities([math.log(0.9), math.log(0.1)], None, PLAIN) == pytest.approx([0.9, 0.1])

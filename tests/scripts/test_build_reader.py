@@ -73,15 +73,26 @@ def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
     assert not torch.allclose(written[0], written[1], atol=0.01)
 
 
-def test_calibration_is_the_sharpness_under_which_the_truth_is_most_probable() -> None:
-    def case(right: bool) -> Case:
-        logits = torch.full((1, len(MEANINGS) + 1), -200.0)
-        logits[0, 0], logits[0, 1] = 1.0, 0.0
-        return Case(MEANINGS[0] if right else MEANINGS[1], logits, logits[0, :-1])
+def made_up(*, right: bool, own: float) -> Case:
+    """A text that the encoder reads as the first meaning with odds of e, and the model as it with odds of e^own."""
+    logits = torch.full((1, len(MEANINGS) + 1), -200.0)
+    logits[0, 0], logits[0, 1] = 1.0, 0.0
+    return Case(MEANINGS[0] if right else MEANINGS[1], logits, [own, 0.0, *[-200.0] * (len(MEANINGS) - 2)])
 
-    found = [case(True)] * 3 + [case(False)]  # 3 of 4 are right: the odds should be 3, so the sharpness log 3
-    sharpness, sure_from = build_reader.fitted(found, build_reader.by_encoder)
-    assert sharpness == pytest.approx(math.log(3), abs=0.03)
-    assert sure_from == pytest.approx(0.75, abs=0.01)
-    assert build_reader.fitted(found, build_reader.by_model)[0] == sharpness
+
+def test_calibration_is_the_sharpness_under_which_the_truth_is_most_probable(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3 of 4 are right: the odds should be 3, so the sharpness is log 3, in steps of 0.1 and 0.05
+    found = [made_up(right=True, own=1.0)] * 3 + [made_up(right=False, own=1.0)]
+    monkeypatch.setattr(build_reader, "cases", lambda _: found)
+    rule = build_reader.calibrate()
+    assert rule.sharpness + rule.own_share == pytest.approx(math.log(3), abs=0.05)
+    assert rule.sure_from == pytest.approx(0.75, abs=0.01)
+    assert rule.sharpness_alone == pytest.approx(math.log(3), abs=0.03)
+    assert rule.sure_from_alone == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_model_s_own_reading_counts_where_it_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [made_up(right=True, own=4.0)] * 3 + [made_up(right=False, own=-4.0)]
+    monkeypatch.setattr(build_reader, "cases", lambda _: found)
+    assert build_reader.calibrate().own_share == pytest.approx(0.3)  # as much as there may be
     assert MEANINGS[0] in FAMILIES
