@@ -71,6 +71,7 @@ from constitutional.stages.report.comparison import setting_changes
 from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
 from constitutional.training.rewards import OnlineSettings
+from constitutional.training.tracking import check_installed
 
 
 def run(
@@ -220,6 +221,7 @@ def ready(config: RunConfig) -> InputFiles:
         mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     if config.mix.verdicts is not None:
         read_verdicts(config.mix.verdicts, None)  # of comparisons that this run may not have made yet
+    check_installed(config.report_to)
     if isinstance(config.algorithm, OnlineSettings):
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":

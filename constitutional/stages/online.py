@@ -14,7 +14,7 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import OnlineSummary
 from constitutional.training import rewards
 from constitutional.training.reward_model import has_members
-from constitutional.training.rewards import OnlineSettings, Reward, RewardSettings
+from constitutional.training.rewards import Aggregation, OnlineSettings, Reward, RewardSettings
 from constitutional.training.saving import copy_model
 from constitutional.training.user_reward import load_reward
 
@@ -33,6 +33,8 @@ class Inputs(Frozen, Generic[S]):
     """Files of users' functions; the stage's fingerprint holds their content, and not where they are."""
     functions: tuple[str, ...] = ()
     """Names of users' functions."""
+    aggregation: Aggregation = "sum_then_normalize"
+    """How several rewards become one."""
 
     @classmethod
     def of(cls, algorithm: S, labeler: LabelerSettings) -> Self:
@@ -43,6 +45,7 @@ class Inputs(Frozen, Generic[S]):
             labeler=asked if asks_labeler(algorithm) else None,
             sources=sources(algorithm),
             functions=tuple(reward.function.rpartition(":")[2] for reward in _python_rewards(algorithm)),
+            aggregation=algorithm.aggregation,
         )
 
 

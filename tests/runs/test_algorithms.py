@@ -50,7 +50,7 @@ def learnt_online(_settings: object, context: StageContext) -> None:
         ),
     )
     context.output("training_log.jsonl").write_text(
-        '{"step": 1, "reward": 0.5, "kl": 4.0, "explained_variance": null}\n'
+        '{"step": 1, "reward": 0.5, "objective/kl": 4.0, "val/explained_variance": null}\n'
     )
     context.summarise(OnlineSummary(prompts=8, replies=16, steps=2, dropped={}))
 

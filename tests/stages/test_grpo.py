@@ -24,7 +24,8 @@ from constitutional.stages import grpo, online
 from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
 from constitutional.stages.online import Inputs
 from constitutional.stages.reward import write_normalisation
-from constitutional.stages.summaries import LastPhase, OnlineSummary
+from constitutional.stages.summaries import OnlineSummary
+from constitutional.training.metrics import CUT_OFF, KL, LENGTH
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, score
 from constitutional.training.rewards import (
     LengthSettings,
@@ -83,17 +84,18 @@ def test_replies_become_what_is_rewarded(models: Path, tmp_path: Path, kind: typ
     run(inputs(kind(**{**QUICK, **short, "epochs": 24.0, "checkpoint_every": 100})), context)
     log = log_of(context)
     assert [line["step"] for line in log] == list(range(1, 13))  # 8 prompts · 24 epochs / 16 prompts a step
-    words = [line["rewards/length"] for line in log]
+    words = [line["rewards/length/mean"] for line in log]
     assert sum(words[-3:]) < 0.75 * sum(words[:3])
-    assert log[0]["reward"] == pytest.approx(-log[0]["rewards/length"])
-    assert log[0]["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference still
-    assert log[-1]["kl"] > 1
-    assert all(0 <= line["truncated"] <= 1 and line["entropy"] > 0 and 1 <= line["length"] <= 4 for line in log)
+    # By default a reply that was cut off costs 1.
+    assert log[0]["reward"] == pytest.approx(-log[0]["rewards/length/mean"] - log[0][CUT_OFF])
+    assert log[0]["objective/kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference still
+    assert log[-1]["objective/kl"] > 1
+    assert all(0 <= line[CUT_OFF] <= 1 and line["entropy"] > 0 and 1 <= line[LENGTH] <= 4 for line in log)
     assert "step_time" not in log[0]
     summary = context.summarised(OnlineSummary)
     assert (summary.prompts, summary.replies, summary.steps) == (8, 12 * 64, 12)
     assert summary.dropped == {"too_long": 0}
-    assert summary.last == LastPhase(**{name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})
+    assert summary.last == {name: log[-1][name] for name in ("reward", KL, LENGTH, CUT_OFF)}
     policy = json.loads((context.output("policy") / "config.json").read_text())
     assert policy["architectures"] == ["LlamaForCausalLM"]
 
@@ -137,13 +139,15 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
     ]
     run(inputs(settings), context)
     first = log_of(context)[0]
-    assert first["rewards/constitution/calm"] == 1.0
-    assert first["rewards/constitution/brief"] == -1.0
-    assert "rewards/constitution/odd" not in first  # the labeler is not trusted with it
-    assert first["rewards/function/given"] == 4.0  # of those that have a number
+    assert first["rewards/constitution/calm/mean"] == 1.0
+    assert first["rewards/constitution/brief/mean"] == -1.0
+    assert "rewards/constitution/odd/mean" not in first  # the labeler is not trusted with it
+    assert first["rewards/function/given/mean"] == 4.0  # of those that have a number
     # 2 · (3 · 1 − 1 · 1) / 4 of the constitution; half of the replies have 0.5 · 4 of the function.
-    assert first["reward"] == pytest.approx(1.0 + 1.0 - first["rewards/questions"], abs=1e-5)
-    assert first["score"] == pytest.approx(first["reward"] - 3 * first["truncated"], abs=1e-5)
+    # TRL's reward holds the penalty for replies that were cut off, which is a reward function too.
+    assert first["rewards/cut_off/mean"] == first[CUT_OFF]
+    rewarded = 1.0 + 1.0 - first["rewards/questions/mean"] - 3 * first[CUT_OFF]
+    assert first["reward"] == pytest.approx(rewarded, abs=1e-5)
 
     rollouts: list[Rollout] = context.rows["rollouts"]
     assert [rollout.phase for rollout in rollouts] == [1] * 4 + [2] * 4
@@ -153,7 +157,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         # The first reply to each prompt; of even number, so the function has its 4 for it.
         assert rollout.reward == pytest.approx(1.0 + 2.0 - len(re.findall(r"\?+", rollout.reply)))
         assert rollout.kl is None
-        assert rollout.phase_kl == log_of(context)[rollout.phase - 1]["kl"]
+        assert rollout.phase_kl == log_of(context)[rollout.phase - 1]["objective/kl"]
         assert 1 <= rollout.length <= 12
         assert rollout.length == 12 or not rollout.truncated
 

@@ -10,6 +10,7 @@ from constitutional.stages.report.charts import number
 from constitutional.stages.report.data import FEW, MODELS, LabelerQuality, Panel, PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import HEADS, Verdicts, final_model, is_win_rate, over_optimised
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
+from constitutional.training import metrics
 
 WEAK: Final = 0.55
 """A preference with a lower target than this teaches next to nothing."""
@@ -174,8 +175,8 @@ def _cut_off_actions(run: RunReport) -> Iterator[str]:
             f"Raise critique_revise.draft_max_tokens: {critiqued.cut_off_drafts} of {critiqued.prompts} drafts were "
             "cut off."
         )
-    if online and online.last and (online.last.truncated or 0) > OFTEN:
-        yield f"Raise algorithm.max_tokens: {online.last.truncated:.0%} of the last replies in training were cut off."
+    if online and online.last and (cut_off := online.last.get(metrics.CUT_OFF) or 0) > OFTEN:
+        yield f"Raise algorithm.max_tokens: {cut_off:.0%} of the last replies in training were cut off."
 
 
 def cautions(run: RunReport) -> Iterator[str]:

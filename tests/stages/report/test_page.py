@@ -350,7 +350,7 @@ def test_summaries_are_written_field_by_field_with_their_meaning() -> None:
     assert "wanted Flattery: lower" in text
     assert "dropped too long: 10; by trainer: 0" in text
     assert "critic share 0.0312" in text
-    assert "last: kl none Nats a reply" in text
+    assert "last reward: 0.5; objective/kl: none; completions/mean_length: 47.5" in text
     table = text.split("Summaries of the stages")[1].split("Configuration")[0]
     assert not re.search(r"[{}\[\]]|True|None\b(?! )", table)
 

@@ -74,14 +74,14 @@ def test_the_ratio_is_1_until_the_first_step_and_the_sampler_draws_by_the_traine
 ) -> None:
     once = {"num_ppo_epochs": 1, "temperature": 0.7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     first = trained(model, tmp_path / "first", changes=once).history[0]
-    assert first["clip_fraction"] == 0
-    assert first["approx_kl"] < 1e-9
-    assert first["sampler_mismatch"] < 1e-5
-    assert first["kl"] == pytest.approx(0, abs=1e-5)  # the policy is still the reference
-    assert first["entropy"] > 1
+    assert first["policy/clipfrac_avg"] == 0
+    assert first["policy/approxkl_avg"] < 1e-9
+    assert first["sampling/sampling_logp_difference/mean"] < 1e-5
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)  # the policy is still the reference
+    assert first["policy/entropy_avg"] > 1
     often = trained(model, tmp_path / "often", changes={"num_ppo_epochs": 4, "learning_rate": 0.03}).history[0]
-    assert often["clip_fraction"] > 0
-    assert often["approx_kl"] > 1e-4
+    assert often["policy/clipfrac_avg"] > 0
+    assert often["policy/approxkl_avg"] > 1e-4
 
 
 @pytest.mark.parametrize("how", ["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"])
@@ -141,7 +141,7 @@ def test_a_toy_reward_rises_and_less_so_where_leaving_the_reference_costs_more(m
     assert len(free) == 15
     assert free[-1]["reward"] > free[0]["reward"] + 0.2
     assert held[-1]["reward"] < free[-1]["reward"] - 0.1
-    assert held[-1]["kl"] < free[-1]["kl"] / 3
+    assert held[-1]["objective/kl"] < free[-1]["objective/kl"] / 3
     assert free[-1]["gold"] == pytest.approx(free[-1]["reward"])
     assert free[-1]["learning_rate"] == pytest.approx(0.003 / 15)
 
@@ -263,8 +263,8 @@ def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path,
     rows = [{**row, "kind": "question"} for row in ROWS]
     own: dict[str, Any] = {"reward_funcs": [two, three], "train_dataset": rows}
     line = trained(model, tmp_path, changes={"reward_weights": [10.0, -1.0]}, **own).history[0]
-    assert line["rewards/two"] == 2
-    assert line["rewards/three"] == 3
+    assert line["rewards/two/mean"] == 2
+    assert line["rewards/three/mean"] == 3
     assert line["reward"] == 7  # half the rows 10·2 − 1·3 = 17, the others −3
     prompt, *rest = seen[0]
     assert prompt in [row["prompt"] for row in ROWS]
@@ -344,7 +344,7 @@ def test_reward_models_score_normalised_and_the_first_is_where_the_critic_starts
     trainer = trained(model, tmp_path / "ppo", reward_model=folder, changes={"ensemble_k": 1.0})
     line = trainer.history[0]
     assert list(trainer.rewards.names) == ["reward_model", "even"]
-    assert line["reward"] == pytest.approx(line["rewards/reward_model"] + line["rewards/even"])
+    assert line["reward"] == pytest.approx(line["rewards/reward_model/mean"] + line["rewards/even/mean"])
 
 
 def test_adapters_are_drawn_by_the_seed_though_a_reward_model_was_loaded(model: Path, tmp_path: Path) -> None:
@@ -442,8 +442,8 @@ def test_adapters_train_policy_and_critic_on_one_backbone_which_stays_the_refere
     ups = [weight for weights in (policy, critic) for name, weight in weights.items() if "lora_B" in name]
     assert len(ups) == 2 * 2 * 7  # adapters × layers × linear maps of a layer
     assert all(bool(each.any()) for each in ups)  # they start as 0
-    assert trainer.history[0]["kl"] == pytest.approx(0, abs=1e-5)
-    assert abs(trainer.history[-1]["kl"]) > 1e-3  # k1 on a few replies may be negative
+    assert trainer.history[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(trainer.history[-1]["objective/kl"]) > 1e-3  # k1 on a few replies may be negative
 
     start, tokenizer = load_model(model, dtype="float32")
     ids = torch.tensor([[1, 5, 9, 12]])
@@ -468,7 +468,7 @@ def test_the_critic_warms_up_alone(model: Path, tmp_path: Path) -> None:
     policy, critic = trainer.networks.policy_weights, trainer.networks.critic_weights
     assert all(torch.equal(each, policy[name]) for name, each in start.named_parameters())
     assert bool(critic["score.weight"].any())  # it starts as 0
-    assert trainer.history[0]["value_loss"] > 0
+    assert trainer.history[0]["loss/value_avg"] > 0
     trainer.train_phase(1)
     assert not all(torch.equal(weight, policy[name]) for name, weight in start.named_parameters())
 
@@ -495,7 +495,7 @@ def test_the_supervised_loss_keeps_up_what_the_replies_of_others_teach(model: Pa
     ptx = [{**row, "completion": completion} for row in ROWS]
     changes = {"total_episodes": 48, "learning_rate": 0.03, "ptx_coef": 5.0}
     history = trained(model, tmp_path, changes=changes, ptx_dataset=ptx).history
-    assert history[-1]["ptx_loss"] < 0.7 * history[0]["ptx_loss"]
+    assert history[-1]["loss/ptx_avg"] < 0.7 * history[0]["loss/ptx_avg"]
 
 
 def test_what_cannot_be_trained_is_refused_by_name(model: Path, tmp_path: Path) -> None:
