@@ -76,7 +76,7 @@ class Settings(training.TrainingSettings):
         named = ",".join(self.loss_type)
         if not {"sigmoid", "sigmoid_norm"} & set(self.loss_type):
             raise ValueError(
-                f"loss_type=[{named}] does not look at the rejected replies; type loss_type="
+                f"loss_type=[{named}] does not look at the rejected replies; type algorithm.loss_type="
                 f"[{','.join(dict.fromkeys(('sigmoid', *self.loss_type)))}]"
             )
         if len(set(self.loss_type)) < len(self.loss_type):

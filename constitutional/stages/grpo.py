@@ -22,7 +22,7 @@ from constitutional.base.records import Prompt, Rollout
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.stages.context import StageContext
-from constitutional.stages.online import Inputs, lacks_reward_model, nothing_learned, rewards_of
+from constitutional.stages.online import Inputs, hardly_counted, lacks_reward_model, nothing_learned, rewards_of
 from constitutional.stages.summaries import OnlineSummary, last_of
 from constitutional.training import metrics, rewards
 from constitutional.training import trl as training
@@ -382,6 +382,8 @@ def run(inputs: Inputs[GrpoSettings | RlooSettings], context: StageContext) -> N
     if lacks_reward_model(settings, context):
         nothing_learned(context)
         return
+    for warning in hardly_counted(settings):
+        context.warn(warning)
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     counted = rewards_of(settings.rewards, context, inputs.labeler)
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)

@@ -4,7 +4,7 @@ Logs that were written before these names have others; `current` reads both.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 LENGTH: Final = "completions/mean_length"
@@ -68,6 +68,28 @@ def with_kl_of_replies(line: Mapping[str, Any]) -> dict[str, Any]:
     """
     kl = line.get("kl")
     return {**line, KL: None if kl is None else kl * line[LENGTH]}
+
+
+HIGH: Final = 0.5
+"""A share of prompts that teach nothing is worth a warning from here on."""
+PATIENCE: Final = 5
+"""Lines of the log that it has to be high in, one after the other."""
+TO_DIFFER: Final = (
+    "Raise algorithm.num_generations or algorithm.temperature, so that replies differ; take harder or easier prompts; "
+    "or add a reward with finer steps to algorithm.rewards"
+)
+"""What to change where replies to a prompt are rewarded alike."""
+
+
+def stays_high(shares: Sequence[float], *, ended: bool) -> bool:
+    """Whether the last lines of a log all have a high share of prompts that teach nothing.
+
+    Args:
+        shares: `frac_reward_zero_std` of each line, 0 to 1.
+        ended: the training is over, so that fewer lines than are waited for will do.
+    """
+    recent = shares[-PATIENCE:]
+    return bool(recent) and min(recent) >= HIGH and (ended or len(recent) == PATIENCE)
 
 
 def finite(number: float | None) -> float | None:

@@ -88,7 +88,7 @@ class LengthSettings(_Settings):
 
     kind: Literal["length"] = "length"
     weight: float = -0.01
-    """Weight of a word beyond the limit."""
+    """Weight of a word beyond the limit; of a deviation of their number, where several rewards are normalised."""
     limit: int = Field(default=60, ge=0)
     """Number of words that cost nothing; in Chinese, Japanese, Thai and the like a character counts as a word."""
 
@@ -98,7 +98,7 @@ class RefusalSettings(_Settings):
 
     kind: Literal["refusal"] = "refusal"
     weight: float = -1.0
-    """Weight of a refusal."""
+    """Weight of a refusal; of a deviation, where several rewards are normalised."""
     phrases: tuple[str, ...] = REFUSAL_PHRASES
     """A reply with one of these phrases among its first 40 words is a refusal; upper and lower case are alike."""
 
@@ -108,7 +108,7 @@ class QuestionsSettings(_Settings):
 
     kind: Literal["questions"] = "questions"
     weight: float = -0.1
-    """Weight of a question."""
+    """Weight of a question; of a deviation of their number, where several rewards are normalised."""
 
 
 class PythonSettings(_Settings):

@@ -306,11 +306,6 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     return latest
 
 
-HIGH, PATIENCE = 0.5, 5
-"""From this share of prompts whose replies are all rewarded alike, in so many lines of the log after each other, a
-training is warned of."""
-
-
 class RewardedAlike:
     """Watches the share of prompts that teach nothing, and warns once where it stays high."""
 
@@ -329,13 +324,11 @@ class RewardedAlike:
         if share is None:
             return ""
         self._shares.append(share)
-        recent = self._shares[-PATIENCE:]
-        if not self._warned and min(recent) >= HIGH and (last or len(recent) == PATIENCE):
+        if not self._warned and metrics.stays_high(self._shares, ended=last):
             self._warned = True
             self._warn(
-                f"{metrics.ALIKE} stays at {share:.0%}: so many prompts have replies that are all rewarded alike, and "
-                f"nothing is learned from them. Raise algorithm.num_generations or algorithm.temperature, so that "
-                f"replies differ; take harder or easier prompts; or add to algorithm.rewards a reward with finer steps"
+                f"{metrics.ALIKE} stays high, at {share:.0%}: so many prompts have replies that are all rewarded "
+                f"alike, and nothing is learned from them. {metrics.TO_DIFFER}"
             )
         return f", {share:.0%} of prompts rewarded alike"
 

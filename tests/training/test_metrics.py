@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from constitutional.training.metrics import current, finite, with_kl_of_replies
+from constitutional.training.metrics import current, finite, stays_high, with_kl_of_replies
 
 FORMER_PPO = {
     "step": 2,
@@ -95,6 +95,21 @@ def test_the_kl_of_a_reply_is_that_of_a_token_times_the_length() -> None:
     line = {"kl": 0.25, "completions/mean_length": 8.0}
     assert with_kl_of_replies(line) == {**line, "objective/kl": 2.0}
     assert with_kl_of_replies({"completions/mean_length": 8.0})["objective/kl"] is None
+
+
+@pytest.mark.parametrize(
+    ("shares", "ended", "high"),
+    [
+        ([], True, False),
+        ([0.5] * 5, False, True),
+        ([0.9] * 4, False, False),
+        ([0.9] * 4, True, True),
+        ([0.9] * 9 + [0.4], True, False),
+        ([0.1] * 9 + [0.6] * 5, False, True),
+    ],
+)
+def test_a_share_stays_high_if_the_last_five_lines_have_it(shares: list[float], ended: bool, high: bool) -> None:
+    assert stays_high(shares, ended=ended) == high
 
 
 def test_what_json_cannot_say_is_left_empty() -> None:

@@ -94,6 +94,13 @@ def _unread_actions(run: RunReport) -> Iterator[str]:
 def _training_actions(run: RunReport) -> Iterator[str]:
     if (sft := run.summary(summaries.SftSummary)) and sft.nothing_revised:
         yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
+    for curve in run.curves:
+        shares = [share for line in curve.lines.values() for _, share in line]
+        if curve.metric == metrics.ALIKE and metrics.stays_high(shares, ended=True):
+            yield (
+                f"{metrics.TO_DIFFER}: up to the end, {shares[-1]:.0%} of the prompts had replies that were all "
+                f"rewarded alike ({metrics.ALIKE}), and nothing was learned from them."
+            )
     mixed = run.summary(summaries.MixSummary)
     if (labels := run.summary(summaries.LabelSummary)) and labels.problem:
         return  # more prompts would not be read either

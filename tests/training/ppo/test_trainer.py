@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from constitutional.base.errors import ConfigurationError, ModelError, UsageErro
 from constitutional.base.records import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.local import load_model
+from constitutional.training import tracking
+from constitutional.training.ppo import trainer as trainer_module
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
@@ -262,13 +265,88 @@ def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path,
 
     rows = [{**row, "kind": "question"} for row in ROWS]
     own: dict[str, Any] = {"reward_funcs": [two, three], "train_dataset": rows}
-    line = trained(model, tmp_path, changes={"reward_weights": [10.0, -1.0]}, **own).history[0]
+    changes = {"reward_weights": [10.0, -1.0], "multi_objective_aggregation": "sum_then_normalize"}
+    line = trained(model, tmp_path, changes=changes, **own).history[0]
+    assert line["objective/scores"] == line["reward"]
     assert line["rewards/two/mean"] == 2
     assert line["rewards/three/mean"] == 3
     assert line["reward"] == 7  # half the rows 10·2 − 1·3 = 17, the others −3
     prompt, *rest = seen[0]
     assert prompt in [row["prompt"] for row in ROWS]
     assert rest == ["assistant", 6, "question"]
+
+
+def test_several_rewards_are_normalised_each_over_a_phase(model: Path, tmp_path: Path) -> None:
+    def rare(prompts: Any, **_: object) -> list[float]:  # noqa: ANN401
+        return [8.0] + [0.0] * (len(prompts) - 1)
+
+    def unlike(prompts: Any, **_: object) -> list[float | None]:  # noqa: ANN401
+        return [None if place == 7 else 100.0 * (place % 2) for place in range(len(prompts))]
+
+    import torch
+
+    rewards = Rewards([], [rare, unlike], [1.0, 3.0], normalise=True)
+    given = torch.tensor([rare(range(8)), [math.nan if n is None else n for n in unlike(range(8))]])
+    # 8, 0, …: mean 1, deviation √((49 + 7) / 7) = √8; of 0, 100, 0, 100, 0, 100, 0 the mean is 300/7.
+    deviation = (sum((number - 300 / 7) ** 2 for number in (0, 100, 0, 100, 0, 100, 0)) / 6) ** 0.5
+    scores = [(7 if place == 0 else -1) / (8**0.5 + 1e-4) for place in range(8)]
+    for place in range(7):
+        scores[place] += 3 * (100 * (place % 2) - 300 / 7) / (deviation + 1e-4)
+    assert rewards.scores(given).tolist() == pytest.approx(scores, abs=1e-5)
+    assert rewards.total(given).tolist() == [8, 300, 0, 300, 0, 300, 0, 0]
+    alone = Rewards([], [rare], None, normalise=True)
+    assert alone.scores(given[:1]).tolist() == given[0].tolist()
+    line = trained(model, tmp_path, reward_funcs=[rare, unlike]).history[0]
+    assert line["objective/scores"] == pytest.approx(0, abs=1e-5)
+    assert line["rewards/rare/std"] == pytest.approx(8**0.5)
+
+
+def test_the_log_has_trls_names_and_they_agree_with_each_other(model: Path, tmp_path: Path) -> None:
+    first, last = trained(model, tmp_path, changes={"kl_coef": 0.5, "total_episodes": 16}).history
+    for line in (first, last):
+        penalty = -0.5 * line["objective/kl"]
+        assert line["objective/non_score_reward"] == pytest.approx(penalty)
+        assert line["objective/rlhf_reward"] == pytest.approx(line["objective/scores"] + penalty)
+        assert line["val/num_eos_tokens"] == round(8 * (1 - line["completions/clipped_ratio"]))
+        assert line["objective/entropy"] > 0
+        assert 0 <= line["val/clipfrac_avg"] <= 1
+    assert first["val/ratio"] == pytest.approx(1, abs=0.2)
+    names = {"loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "policy/approxkl_avg", "policy/entropy_avg"}
+    assert names <= first.keys()
+
+
+@pytest.mark.parametrize("at", [None, 3])
+def test_trackers_are_told_of_every_phase(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
+) -> None:
+    told: list[Any] = []
+
+    class Fake:
+        key = "k"
+
+        def __init__(self, stage: Any, key: str | None, step: int) -> None:  # noqa: ANN401
+            told.append((stage.run, stage.stage, key, step))
+
+        def log(self, step: int, metrics: dict[str, float]) -> None:
+            told.append((step, metrics["objective/kl"]))
+
+        def finish(self, failed: bool) -> None:
+            told.append(failed)
+
+    monkeypatch.setitem(tracking._OPENED_BY, "wandb", Fake)
+    monkeypatch.setattr(trainer_module, "check_installed", lambda _: None)
+    changes = {"report_to": "wandb", "project": "p", "run_name": "r", "save_steps": 1, "total_episodes": 32}
+    if at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            trained(model, tmp_path, changes=changes, callbacks=[Kill(at)])
+        assert told[-1] is True
+        told.clear()
+    made = trained(model, tmp_path, resume=at is not None, changes=changes)
+    begun = at - 1 if at is not None else 0
+    assert told[0] == ("p", "r", "k" if at is not None else None, begun)
+    assert told[1:-1] == [(line["step"], line["objective/kl"]) for line in made.history]
+    assert [line["step"] for line in made.history] == list(range(begun + 1, made.phases + 1))
+    assert told[-1] is False
 
 
 def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Episode:
