@@ -379,7 +379,7 @@ class RunStageContext(FinishedRun):
         """What shows a training of the stage in the trackers of `report_to`."""
         values = settings.model_dump(mode="json")
         stage = TrackedStage(self.name, f"{self._begun.stage}{part}", values, self.folder)
-        return Tracking(self._config.report_to, stage, self.output(f"{CHECKPOINTS}/trackers{part}.json"))
+        return Tracking(self._config.report_to, stage, self.output(f"{CHECKPOINTS}/trackers{part}.json"), self.warn)
 
     def summarise(self, summary: Summary) -> None:
         """Keep the stage's summary."""

@@ -9,7 +9,8 @@ environment variables say where to (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_U
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, Self
 
@@ -136,17 +137,17 @@ class _Tensorboard:
         self.key = key or _unused(parent, stage.stage)
         # What was written beyond the checkpoint from which the training goes on is made again.
         purge_step = None if key is None else step + 1
-        self._writer = SummaryWriter(parent / self.key, purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(parent / self.key, purge_step=purge_step)
         if key is None:
-            self._writer.add_text("settings", json.dumps(stage.settings, indent=2))  # type: ignore[no-untyped-call]
+            self._writer.add_text("settings", json.dumps(stage.settings, indent=2))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, number in metrics.items():
-            self._writer.add_scalar(f"train/{name}", number, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(f"train/{name}", number, step)
+        self._writer.flush()
 
     def finish(self, failed: bool) -> None:  # noqa: ARG002 - it knows no failed runs
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def _unused(parent: Path, name: str) -> str:
@@ -177,13 +178,21 @@ class Tracking:
         trackers: what to show it in.
         stage: what they are told of it.
         memory: a file among the checkpoints, which keeps by what a training that goes on finds its tracker runs again.
+        warn: told where a tracker fails later on; the training then goes on without it.
     """
 
-    def __init__(self, trackers: Iterable[TrackerName], stage: TrackedStage, memory: Path) -> None:
+    def __init__(
+        self,
+        trackers: Iterable[TrackerName],
+        stage: TrackedStage,
+        memory: Path,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._trackers = tuple(trackers)
         self._stage = stage
         self._memory = memory
-        self._runs: list[TrackerRun] = []
+        self._warn = warn
+        self._runs: dict[TrackerName, TrackerRun] = {}
 
     def begin(self, step: int) -> None:
         """Begin the tracker runs, or go on with those that an earlier start of this training began.
@@ -199,13 +208,13 @@ class Tracking:
         keys: dict[str, str] = json.loads(self._memory.read_text()) if self._memory.exists() else {}
         for tracker in self._trackers:
             try:
-                self._runs.append(_OPENED_BY[tracker](self._stage, keys.get(tracker), step))
+                self._runs[tracker] = _OPENED_BY[tracker](self._stage, keys.get(tracker), step)
             except Exception as error:
                 raise RunError(
                     f"report_to={tracker}: {self._stage.stage} cannot be shown there: {error}; set it up as its manual "
                     "says, or leave it out of report_to, and start again"
                 ) from error
-            keys[tracker] = self._runs[-1].key
+            keys[tracker] = self._runs[tracker].key
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self._memory, json.dumps(keys).encode())
 
@@ -216,15 +225,28 @@ class Tracking:
             for name, number in line.items()
             if isinstance(number, int | float) and not isinstance(number, bool) and name != "step"
         }
-        for run in self._runs:
-            run.log(step, metrics)
+        for tracker, run in list(self._runs.items()):
+            with self._surviving(tracker):
+                run.log(step, metrics)
+
+    @contextmanager
+    def _surviving(self, tracker: TrackerName) -> Iterator[None]:
+        """Go on without a tracker that fails: what it shows is worth less than the training."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - whatever a tracker raises
+            with suppress(Exception):  # or the next stage would be a part of this one
+                self._runs.pop(tracker).finish(failed=True)
+            self._warn(f"{tracker} failed, and the training is no longer shown there: {error}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        while self._runs:
-            self._runs.pop().finish(failed=kind is not None)
+        for tracker, run in list(self._runs.items()):
+            with self._surviving(tracker):
+                run.finish(failed=kind is not None)
+        self._runs.clear()
 
 
 NOT_TRACKED: Final = Tracking((), TrackedStage("", "", {}, Path()), Path())

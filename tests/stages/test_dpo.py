@@ -18,6 +18,7 @@ from constitutional.training.rows import preference_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
+from tests.told import in_place_of_wandb
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +151,9 @@ def test_every_loss_is_the_one_that_its_paper_defines(models: Path, tmp_path: Pa
             x = BETA * delta - row.get("margin", 0.0)
             losses[name].append(-p * log_sigmoid(x) - (1 - p) * log_sigmoid(-x))
         losses["sft"] += [-number for number in tokens["chosen"][0]]  # a mean over the tokens of all
-    weights = settings.loss_weights or [1.0] * len(settings.loss_type)
+    shares = settings.loss_weights or (1.0,) * len(settings.loss_type)
     by_hand = sum(
-        weight * sum(losses[name]) / len(losses[name]) for name, weight in zip(settings.loss_type, weights, strict=True)
+        weight * sum(losses[name]) / len(losses[name]) for name, weight in zip(settings.loss_type, shares, strict=True)
     )
     assert loss == pytest.approx(by_hand, abs=2e-6)
 
@@ -266,6 +267,21 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     train(tmp_path / "killed")
     assert digest_of(tmp_path / "killed" / "model") == digest_of(tmp_path / "unbroken" / "model")
     assert (tmp_path / "killed" / "log.jsonl").read_text() == (tmp_path / "unbroken" / "log.jsonl").read_text()
+
+
+def test_trackers_are_told_what_the_log_says(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = in_place_of_wandb(monkeypatch)
+    rows = [preference(number) for number in range(16)]
+    context = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": rows}, report_to=("wandb",))
+    context.tracked_as = "dpo"
+    run(QUICK, context)
+    log = [json.loads(line) for line in context.output("training_log.jsonl").read_text().splitlines()]
+    first, *lines, last = told
+    assert (first, last) == (("begin", "one", "dpo", None, 0), ("end", False))
+    assert [step for step, _ in lines] == [line["step"] for line in log]
+    for (_, metrics), line in zip(lines, log, strict=True):
+        assert metrics["rewards/margins"] == line["rewards/margins"]
+        assert metrics["logps/chosen"] == line["logps/chosen"]
 
 
 def test_without_a_preference_to_learn_from_the_policy_is_the_sft_model(models: Path, tmp_path: Path) -> None:

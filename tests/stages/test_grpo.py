@@ -126,6 +126,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
             ),
             "epochs": 1.0,
             "missing_eos_penalty": 3.0,
+            "multi_objective_aggregation": "sum_then_normalize",  # each of them gives all replies the same
         }
     )
     calm, brief = Principle(id="calm", text="Be calm.", weight=3), Principle(id="brief", text="Be brief.")

@@ -35,7 +35,7 @@ class Recorded:
         self.calls.append((name, arguments))
 
 
-def fake_wandb(told: Recorded) -> ModuleType:
+def fake_wandb(told: Recorded) -> Any:  # noqa: ANN401
     module: Any = ModuleType("wandb")
 
     def init(**arguments: object) -> SimpleNamespace:
@@ -52,7 +52,7 @@ def fake_wandb(told: Recorded) -> ModuleType:
     return module
 
 
-def fake_trackio(told: Recorded) -> ModuleType:
+def fake_trackio(told: Recorded) -> Any:  # noqa: ANN401
     module: Any = ModuleType("trackio")
     module.init = lambda *, project, name, resume, config, embed: told.add(
         "init", project=project, name=name, resume=resume, config=config, embed=embed
@@ -62,7 +62,7 @@ def fake_trackio(told: Recorded) -> ModuleType:
     return module
 
 
-def fake_mlflow(told: Recorded) -> ModuleType:
+def fake_mlflow(told: Recorded) -> Any:  # noqa: ANN401
     module: Any = ModuleType("mlflow")
 
     def start_run(*, run_id: str | None, run_name: str | None, nested: bool) -> SimpleNamespace:
@@ -171,6 +171,26 @@ def test_a_tracker_that_cannot_begin_is_named_with_its_reason(told: dict[str, Re
     assert told["mlflow"].of("end_run") == [{"status": "FAILED"}]
 
 
+def test_a_tracker_that_fails_later_is_left_out_and_the_training_goes_on(
+    told: dict[str, Recorded], tmp_path: Path
+) -> None:
+    def refuse(metrics: object, step: int) -> None:
+        raise ConnectionError(f"no route to host at step {step} for {metrics}")
+
+    warnings: list[str] = []
+    stage = TrackedStage("plain", "dpo", {}, tmp_path)
+    with Tracking(("mlflow", "wandb"), stage, tmp_path / "trackers.json", warnings.append) as shown:
+        shown.begin(0)
+        sys.modules["mlflow"].log_metrics = refuse  # type: ignore[attr-defined]
+        shown.log(1, LINE)
+        shown.log(2, LINE)
+    (warning,) = warnings
+    assert "mlflow" in warning
+    assert "no route to host" in warning
+    assert len(told["wandb"].of("log")) == 2
+    assert told["mlflow"].of("end_run") == [{"status": "FAILED"}]
+
+
 def test_one_tracker_may_be_named_alone_and_none_is_an_empty_list() -> None:
     adapter: TypeAdapter[tuple[str, ...]] = TypeAdapter(Trackers)
     assert adapter.validate_python("wandb") == ("wandb",)
@@ -187,10 +207,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_asked(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     importlib.invalidate_caches()
-    for tracker in ("wandb", "mlflow"):
+    missing: tuple[TrackerName, ...] = ("wandb", "mlflow")
+    for tracker in missing:
         if tracker not in sys.modules:
             with pytest.raises(ConfigurationError, match=f"report_to names {tracker}.*pip install {tracker}"):
-                check_installed([tracker])  # type: ignore[list-item]
+                check_installed([tracker])
 
 
 def test_a_run_says_so_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +254,7 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path, monkeypatch: pytest.
     assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == {"dpo", "dpo-2"}
 
 
+@pytest.mark.filterwarnings("ignore")  # of the libraries that it uses
 def test_mlflow_holds_what_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)

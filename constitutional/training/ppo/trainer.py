@@ -210,7 +210,7 @@ class PPOTrainer:
         output, settings = Path(self.args.output_dir), self.args.model_dump(mode="json")
         stage = TrackedStage(self.args.project, self.args.run_name, settings, output)
         trackers = self.args.report_to if self.accelerator.is_main_process else ()
-        with Tracking(trackers, stage, output / "trackers.json") as tracking:
+        with Tracking(trackers, stage, output / "trackers.json", self._progress.say) as tracking:
             first = self.begin(resume_from_checkpoint)
             tracking.begin(first)
             for phase in range(first, self.phases):

@@ -51,6 +51,7 @@ from constitutional.stages.summaries import (
     SpotCheckSummary,
     Summary,
 )
+from constitutional.training.tracking import Tracking
 from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -111,6 +112,9 @@ class RunFolder:
 
     def summarise(self, summary: Summary) -> None:
         self.said = summary
+
+    def tracking(self, settings: object, part: str = "") -> Tracking:  # noqa: ARG002
+        raise AssertionError("the report trains nothing")
 
     def model(self, artifact: str) -> Path:
         raise NotImplementedError(artifact)

@@ -10,7 +10,6 @@ from constitutional.base.errors import ConfigurationError, ModelError, UsageErro
 from constitutional.base.records import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.local import load_model
-from constitutional.training import tracking
 from constitutional.training.ppo import trainer as trainer_module
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
@@ -25,6 +24,7 @@ from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.ppo.trainer import PPOTrainer
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from tests.tiny import tiny_model
+from tests.told import in_place_of_wandb
 
 ROWS = [{"prompt": [{"role": "user", "content": "Why" + "?" * number}]} for number in range(8)]
 
@@ -319,34 +319,22 @@ def test_the_log_has_trls_names_and_they_agree_with_each_other(model: Path, tmp_
 def test_trackers_are_told_of_every_phase(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
 ) -> None:
-    told: list[Any] = []
-
-    class Fake:
-        key = "k"
-
-        def __init__(self, stage: Any, key: str | None, step: int) -> None:  # noqa: ANN401
-            told.append((stage.run, stage.stage, key, step))
-
-        def log(self, step: int, metrics: dict[str, float]) -> None:
-            told.append((step, metrics["objective/kl"]))
-
-        def finish(self, failed: bool) -> None:
-            told.append(failed)
-
-    monkeypatch.setitem(tracking._OPENED_BY, "wandb", Fake)
+    told = in_place_of_wandb(monkeypatch)
     monkeypatch.setattr(trainer_module, "check_installed", lambda _: None)
     changes = {"report_to": "wandb", "project": "p", "run_name": "r", "save_steps": 1, "total_episodes": 32}
     if at is not None:
         with pytest.raises(KeyboardInterrupt):
             trained(model, tmp_path, changes=changes, callbacks=[Kill(at)])
-        assert told[-1] is True
+        assert told[-1] == ("end", True)
         told.clear()
     made = trained(model, tmp_path, resume=at is not None, changes=changes)
     begun = at - 1 if at is not None else 0
-    assert told[0] == ("p", "r", "k" if at is not None else None, begun)
-    assert told[1:-1] == [(line["step"], line["objective/kl"]) for line in made.history]
+    assert told[0] == ("begin", "p", "r", "key of r" if at is not None else None, begun)
     assert [line["step"] for line in made.history] == list(range(begun + 1, made.phases + 1))
-    assert told[-1] is False
+    assert [step for step, _ in told[1:-1]] == [line["step"] for line in made.history]
+    for (_, metrics), line in zip(told[1:-1], made.history, strict=True):
+        assert metrics["objective/kl"] == line["objective/kl"]
+    assert told[-1] == ("end", False)
 
 
 def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Episode:
