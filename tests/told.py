@@ -24,5 +24,5 @@ def in_place_of_wandb(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def finish(self, failed: bool) -> None:
             told.append(("end", failed))
 
-    monkeypatch.setitem(tracking._OPENED_BY, "wandb", Told)  # type: ignore[arg-type]  # mypy sees no class in a list
+    monkeypatch.setitem(tracking._OPENED_BY, "wandb", Told)
     return told
