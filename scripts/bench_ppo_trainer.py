@@ -232,7 +232,7 @@ def train_ours(sizes: Sizes, folder: str) -> dict[str, Any]:
     def clock(line: Mapping[str, Any]) -> None:
         ends.append(time.monotonic())
         cpu_ends.append(time.process_time())
-        tokens.append(round(line["length"] * sizes.batch))
+        tokens.append(round(line["completions/mean_length"] * sizes.batch))
 
     args = PPOConfig(
         output_dir=folder,

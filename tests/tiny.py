@@ -9,10 +9,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pydantic import BaseModel
+
 from constitutional.base.progress import Progress, Task
 from constitutional.base.records import Record
 from constitutional.engines.settings import ModelSettings
 from constitutional.stages.summaries import Summary
+from constitutional.training.tracking import TrackedStage, TrackerName, Tracking
 from scripts.sandbox_training.tokenizer import build_tokenizer
 
 R = TypeVar("R", bound=Record)
@@ -112,6 +115,8 @@ class OneStage:
     constitution: Any = None
     prompts: Any = None
     pad_token: str | None = None
+    report_to: tuple[TrackerName, ...] = ()
+    tracked_as: str = "stage"
 
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         assert all(isinstance(row, kind) for row in self.rows[artifact])
@@ -166,6 +171,10 @@ class OneStage:
         for count, item in enumerate(items, start=1):  # noqa: B007 - it is read after the last item
             yield item
         assert count == total, label
+
+    def tracking(self, settings: BaseModel, part: str = "") -> Tracking:
+        stage = TrackedStage(self.name, f"{self.tracked_as}{part}", settings.model_dump(mode="json"), self.folder)
+        return Tracking(self.report_to, stage, self.output(f"checkpoints/trackers{part}.json"))
 
     def summarise(self, summary: Summary) -> None:
         assert self.said is None, "a stage has one summary"

@@ -65,9 +65,12 @@ _OF_TRL: Final[Mapping[str, Sequence[str]]] = {
     "use_vllm": ("sampler",),
     "reward_funcs": ("rewards",),
     "reward_weights": ("rewards",),
+    "rpo_alpha": ("loss_weights",),
 }
 """Names of TRL's trainers, and the settings that do the same here: the first that the chosen option has."""
-_OTHER_UNITS: Final = ("max_steps", "max_prompt_length", "warmup_steps", "use_vllm", "reward_funcs", "reward_weights")
+_OTHER_UNITS: Final = (
+    *("max_steps", "max_prompt_length", "warmup_steps", "use_vllm", "reward_funcs", "reward_weights", "rpo_alpha"),
+)
 """Those whose value cannot be typed for the setting."""
 
 

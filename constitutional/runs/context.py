@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
+from pydantic import BaseModel
+
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import write_rows
 from constitutional.base.progress import Progress, Task, counted
@@ -33,11 +35,12 @@ from constitutional.engines.spending import Account, Calls, Ledger
 from constitutional.judging.labeler import decisive_abilities
 from constitutional.judging.understanding import in_known_words
 from constitutional.runs.folder import USED, RunStore, read_forecast
-from constitutional.runs.outputs import Begun
+from constitutional.runs.outputs import CHECKPOINTS, Begun
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.reader import PACKAGE, encoder_folder, identity
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
+from constitutional.training.tracking import TrackedStage, Tracking
 
 _MODELS_OWN: Final = ("path", "revision", "pad_token", "template", "adapter")
 """Settings of a role that are about its model, and not about how it answers."""
@@ -421,6 +424,12 @@ class RunStageContext(FinishedRun):
     def task(self, label: str, total: int = 0, unit: str = "rows") -> Task:
         """Work that tells how far it is, on the terminal; a context manager, which ends it."""
         return self._run.progress.task(label, total, unit)
+
+    def tracking(self, settings: BaseModel, part: str = "") -> Tracking:
+        """What shows a training of the stage in the trackers of `report_to`."""
+        values = settings.model_dump(mode="json")
+        stage = TrackedStage(self.name, f"{self._begun.stage}{part}", values, self.folder)
+        return Tracking(self._config.report_to, stage, self.output(f"{CHECKPOINTS}/trackers{part}.json"), self.warn)
 
     def summarise(self, summary: Summary) -> None:
         """Keep the stage's summary."""

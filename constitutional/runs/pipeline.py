@@ -215,9 +215,9 @@ def _algorithm(config: RunConfig) -> Stage:
     """The stage that makes the policy; one that trains online also makes `rollouts`, which evaluation scores."""
     chosen = config.algorithm
     if isinstance(chosen, dpo.Settings):
-        return Stage(
-            "dpo", chosen, needs=("preferences", "sft_model"), makes=("policy",), run=dpo.run, trains=True, version=2
-        )
+        scored = ("reward_model",) if chosen.margin == "reward_model" else ()
+        needs = ("preferences", "sft_model", *scored)
+        return Stage("dpo", chosen, needs=needs, makes=("policy",), run=dpo.run, trains=True, version=2)
     makes = ("policy", "rollouts")
     inputs = online.Inputs.of(chosen, config.label)
     needs = ("prompts", "sft_model", *online.needs(chosen))

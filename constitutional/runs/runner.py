@@ -74,6 +74,7 @@ from constitutional.stages.report.comparison import setting_changes
 from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
 from constitutional.training.rewards import OnlineSettings
+from constitutional.training.tracking import check_installed
 
 
 def run(
@@ -226,6 +227,7 @@ def ready(config: RunConfig) -> InputFiles:
     if not config.spotcheck.votes:  # how many preferences these votes make is known only later
         mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     _check_answers(config)
+    check_installed(config.report_to)
     if isinstance(config.algorithm, OnlineSettings):
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":

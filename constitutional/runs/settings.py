@@ -34,6 +34,7 @@ from constitutional.stages import (
 )
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 from constitutional.stages.report import gather
+from constitutional.training.tracking import Trackers
 
 JudgeName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 LONGEST_NAME: Final = 200
@@ -117,6 +118,10 @@ class RunConfig(Frozen):
     templates: Path | None = None
     """A folder of prompt templates that replace the shipped ones of the same name."""
     constitution: ConstitutionSettings = ConstitutionSettings()
+    report_to: Trackers = ()
+    """Trackers that show the trainings while they go on: trackio, wandb, mlflow, tensorboard, one or a list of them.
+    Each is installed on its own (pip install wandb) and has a tracker run for each stage, under the run's name. Without
+    any, nothing is sent; what a run makes is the same."""
     understanding: Literal["warn", "strict"] = "warn"
     """Where the critic's reading of a principle is doubtful, a run warns, or it ends before anything is trained."""
     model: ModelSettings = ModelSettings()
@@ -216,8 +221,9 @@ class RunConfig(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all settings, but for the last stage to run."""
-        return hashlib.sha256(self.model_dump_json(exclude={"until", "understanding"}).encode()).hexdigest()
+        """SHA-256 of all settings, but for the last stage to run and where trainings are shown."""
+        told = {"until", "understanding", "report_to"}
+        return hashlib.sha256(self.model_dump_json(exclude=told).encode()).hexdigest()
 
     @property
     def outputs_folder(self) -> Path:

@@ -9,12 +9,15 @@ from constitutional.base.records import Record
 from constitutional.stages.summaries import Summary
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from constitutional.base.progress import Task
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
     from constitutional.engines.settings import EngineSettings, ModelSettings
     from constitutional.engines.spending import Calls
+    from constitutional.training.tracking import Tracking
 
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Summary)
@@ -131,6 +134,12 @@ class StageContext(RunView, Protocol):
 
     def engine(self, role: str) -> "Engine":
         """A model that answers, through the journal: `base`, `generator`, `critic`, a judge's role, or an artifact."""
+
+    def tracking(self, settings: "BaseModel", part: str = "") -> "Tracking":
+        """What shows a training of these settings in the trackers of `report_to`; a context manager, which ends them.
+
+        `part` tells a stage's trainings apart, such as `-1`.
+        """
 
     def release(self) -> None:
         """Give the memory of all models back; one that is asked again is loaded again."""

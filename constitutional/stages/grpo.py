@@ -22,12 +22,12 @@ from constitutional.base.records import Prompt, Rollout
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.stages.context import StageContext
-from constitutional.stages.online import Inputs, lacks_reward_model, nothing_learned, rewards_of
-from constitutional.stages.summaries import LastPhase, OnlineSummary
-from constitutional.training import rewards
+from constitutional.stages.online import Inputs, hardly_counted, lacks_reward_model, nothing_learned, rewards_of
+from constitutional.stages.summaries import OnlineSummary, last_of
+from constitutional.training import metrics, rewards
 from constitutional.training import trl as training
 from constitutional.training.awaiting import begin
-from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction
+from constitutional.training.rewards import Aggregation, OnlineSettings, Reward, RewardFunction
 from constitutional.training.rows import Row, chat, dataset, plain_messages, token_ids
 from constitutional.training.saving import save_model
 
@@ -38,13 +38,6 @@ if TYPE_CHECKING:
 
 LOG = "training_log.jsonl"
 T = TypeVar("T", bound="GRPOTrainer | RLOOTrainer")
-
-
-MISMATCH = {
-    "sampler_mismatch": "sampling/sampling_logp_difference/mean",
-    "sampler_mismatch_max": "sampling/sampling_logp_difference/max",
-}
-"""How far vLLM's log-probabilities are from the trainer's, as PPO's log and as TRL's GRPO calls it."""
 
 
 class Settings(OnlineSettings, training.TrainingSettings):
@@ -88,6 +81,16 @@ class GrpoSettings(Settings):
     """Weight of the KL from the SFT model in each token's loss (Shao et al. 2024)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """The deviation by which a reply's lead is divided; none is Dr. GRPO (Liu et al. 2025)."""
+
+    @model_validator(mode="after")
+    def _one_way_to_divide(self) -> Self:
+        if self.aggregation == "normalize_then_sum" and self.scale_rewards != "group":
+            raise ValueError(
+                f"scale_rewards={self.scale_rewards} is about the sum of the rewards, and here each of them is divided "
+                "by its own deviation; type algorithm.multi_objective_aggregation=sum_then_normalize, or "
+                "algorithm.scale_rewards=group"
+            )
+        return self
 
 
 class RlooSettings(Settings):
@@ -137,12 +140,21 @@ def prompt_rows(
 
 
 class Recorder:
-    """Keeps some replies of every step, with their rewards, in one file a step.
+    """The rewards of a training; keeps some replies of every step, with their rewards, in one file a step.
 
     A step that is made again after a kill writes its file again, with the same replies.
     """
 
-    def __init__(self, counted: Sequence[Reward], penalties: Sequence[Reward], checkpoints: Path, keep: int) -> None:
+    def __init__(
+        self,
+        counted: Sequence[Reward],
+        penalties: Sequence[Reward],
+        checkpoints: Path,
+        keep: int,
+        aggregation: Aggregation = "sum_then_normalize",
+    ) -> None:
+        self.aggregation: Aggregation = aggregation if len(counted) > 1 else "sum_then_normalize"
+        """How the rewards become one; penalties are normalised as well where several rewards are."""
         self.counted = counted
         self.penalties = penalties
         self.rewards = (*counted, *penalties)
@@ -203,7 +215,7 @@ class Recorder:
 def kept_rollouts(folder: Path, steps: int, log: Sequence[Mapping[str, Any]]) -> Iterator[Rollout]:
     """The replies that were kept, step by step; a line of `log` tells the divergence of the steps since the last."""
     for step in range(1, steps + 1):
-        kl = next((line["kl"] for line in log if line["step"] >= step), None)
+        kl = next((line[metrics.KL] for line in log if line["step"] >= step), None)
         for rollout in read_rows(folder / f"{step:08d}.jsonl", Rollout):
             yield rollout.model_copy(update={"phase_kl": kl})
 
@@ -251,13 +263,15 @@ def online_trainer(
         from trl.trainer.grpo_config import GRPOConfig
         from trl.trainer.grpo_trainer import GRPOTrainer
 
-        grpo = GRPOTrainer(model, args=arguments(GRPOConfig, scale_rewards=settings.scale_rewards), **shared)
-        return _synchronised(grpo)
+        own = {"scale_rewards": settings.scale_rewards, "multi_objective_aggregation": recorder.aggregation}
+        grpo = GRPOTrainer(model, args=arguments(GRPOConfig, **own), **shared)
+        return _aggregated(_synchronised(grpo), recorder.aggregation)
     from trl.trainer.rloo_config import RLOOConfig
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
-    return _compared(_synchronised(RLOOTrainer(model, args=normalised, **shared)))
+    rloo = RLOOTrainer(model, args=normalised, **shared)
+    return _compared(_aggregated(_synchronised(rloo), recorder.aggregation))
 
 
 def vllm_arguments(settings: Settings) -> dict[str, Any]:
@@ -287,6 +301,45 @@ def _synchronised(trainer: T) -> T:
     return trainer
 
 
+def _aggregated(trainer: T, aggregation: Aggregation) -> T:
+    """The trainer, RLOO with rewards that are normalised as they are in TRL's GRPO, and both with a true share.
+
+    TRL's RLOO adds rewards as they are; what it logs of them stays what the reward functions gave.
+    """
+    from constitutional.training.groups import normalised, share_alike, weighted_sum
+
+    own: Any = trainer
+    group, is_rloo = own.args.num_generations, type(trainer).__name__ == "RLOOTrainer"
+    calculate, generate = own._calculate_rewards, own._generate_and_score_completions  # noqa: SLF001 - nothing else gives them
+    given: list[Any] = []
+
+    def calculate_and_keep(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
+        given[:] = [calculate(*args, **options)]  # (B, K), of all processes
+        return normalised(given[0], group) if is_rloo and aggregation == "normalize_then_sum" else given[0]
+
+    def generate_and_log(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
+        output = generate(*args, **options)
+        (rewards,) = given
+        weights = own.reward_weights.to(rewards.device)
+        counted = normalised(rewards, group) if aggregation == "normalize_then_sum" else rewards
+        totals = weighted_sum(rewards, weights)
+        numbers = {metrics.ALIKE: share_alike(weighted_sum(counted, weights), group)}
+        columns = {"reward": totals}
+        columns |= {f"rewards/{name}/mean": rewards[:, index] for index, name in enumerate(own.reward_func_names)}
+        if is_rloo and aggregation == "normalize_then_sum":
+            for name, column in columns.items():
+                known = column[~column.isnan()]
+                numbers[name] = float(known.mean())
+                numbers["reward_std" if name == "reward" else f"{name.removesuffix('mean')}std"] = float(known.std())
+        for name, number in numbers.items():
+            own._metrics["train"][name][-1] = number  # noqa: SLF001 - there is no other place
+        return output
+
+    vars(trainer)["_calculate_rewards"] = calculate_and_keep
+    vars(trainer)["_generate_and_score_completions"] = generate_and_log
+    return trainer
+
+
 def _compared(trainer: "RLOOTrainer") -> "RLOOTrainer":
     """The trainer, which logs the mismatch as TRL's GRPO does; TRL's RLOO leaves out vLLM's log-probabilities."""
     import torch
@@ -309,41 +362,15 @@ def _compared(trainer: "RLOOTrainer") -> "RLOOTrainer":
             ours = results[0][attended[:, -kept:].bool()]
             theirs = [math.nan if number is None else number for reply in drawn for (number,) in reply]
             mismatch = (ours - torch.tensor(theirs, device=ours.device)).abs()
-            for name, number in zip(MISMATCH.values(), (mismatch.nanmean(), mismatch.nan_to_num().max()), strict=True):
-                trainer._metrics["train"][name].append(float(number))  # noqa: SLF001 - where TRL's GRPO puts it
+            for name, number in (("mean", mismatch.nanmean()), ("max", mismatch.nan_to_num().max())):
+                logged = trainer._metrics["train"][f"{metrics.MISMATCH}/{name}"]  # noqa: SLF001 - where GRPO puts it
+                logged.append(float(number))
             drawn.clear()
         return results
 
     generation.generate = generate_and_keep
     vars(trainer)["_get_per_token_logps_and_entropies"] = compute_and_compare
     return trainer
-
-
-def log_line(line: Mapping[str, Any], rewarded: Sequence[Reward], penalty: float) -> dict[str, Any]:
-    """A line of TRL's log under the names of PPO's log, so that the two can be compared.
-
-    TRL's divergence is a mean over tokens. Times the mean length it is a mean over replies, in nats; in a line of
-    several steps, which has the means of both over the steps, nearly so.
-    """
-    reward, kl, cut = line["reward"], line.get("kl"), line["completions/clipped_ratio"]
-    length = line["completions/mean_length"]
-    nats = None if kl is None else kl * length
-    return {
-        "step": line["step"],
-        "loss": line["loss"],
-        "reward": None if reward is None else reward + penalty * cut,
-        **{f"rewards/{reward.name}": line[f"rewards/{reward.name}/mean"] for reward in rewarded},
-        "score": reward,
-        "kl": nats,
-        "sqrt_kl": None if nats is None else math.sqrt(max(nats, 0.0)),
-        "entropy": line["entropy"],
-        "length": length,
-        "truncated": cut,
-        "groups_alike": line["frac_reward_zero_std"],
-        **{ours: line[theirs] for ours, theirs in MISMATCH.items() if theirs in line},
-        "grad_norm": line["grad_norm"],
-        "learning_rate": line["learning_rate"],
-    }
 
 
 def run(inputs: Inputs[GrpoSettings | RlooSettings], context: StageContext) -> None:
@@ -355,6 +382,8 @@ def run(inputs: Inputs[GrpoSettings | RlooSettings], context: StageContext) -> N
     if lacks_reward_model(settings, context):
         nothing_learned(context)
         return
+    for warning in hardly_counted(settings):
+        context.warn(warning)
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
     counted = rewards_of(settings.rewards, context, inputs.labeler)
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)
@@ -363,13 +392,15 @@ def run(inputs: Inputs[GrpoSettings | RlooSettings], context: StageContext) -> N
     ends = set(end_tokens(tokenizer, model.config, model.generation_config))
     penalties = [rewards.cut_off(ends, settings.missing_eos_penalty)]
     checkpoints = context.output("checkpoints")
-    recorder = Recorder(counted, penalties, checkpoints, settings.rollouts)
+    recorder = Recorder(counted, penalties, checkpoints, settings.rollouts, inputs.aggregation)
     trainer = online_trainer(model, tokenizer, rows, settings, recorder, seed)
     checkpoints.mkdir(exist_ok=True)
-    with context.task(settings.kind, unit="steps") as task:
-        fitted = training.fit(trainer, log=checkpoints / LOG, label=settings.kind, task=task)
+    with context.task(settings.kind, unit="steps") as task, context.tracking(settings) as tracking:
+        fitted = training.fit(
+            trainer, log=checkpoints / LOG, label=settings.kind, task=task, tracking=tracking, warn=context.warn
+        )
     lines = [json.loads(line) for line in (checkpoints / LOG).read_text().splitlines()]
-    log = [log_line(line, counted, settings.missing_eos_penalty) for line in lines]
+    log = [metrics.with_kl_of_replies(line) for line in lines]
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
     context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
     save_model(trainer, context.output("policy"))
@@ -379,6 +410,6 @@ def run(inputs: Inputs[GrpoSettings | RlooSettings], context: StageContext) -> N
             replies=fitted.rows * settings.num_generations,
             steps=fitted.steps,
             dropped={"too_long": too_long},
-            last=LastPhase(**{name: log[-1][name] for name in LastPhase.model_fields}) if log else None,
+            last=last_of(log),
         )
     )

@@ -1,6 +1,6 @@
 """What the online algorithms (PPO, GRPO and RLOO) share: their rewards, and what they leave where there is none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Generic, Self, TypeVar
 
@@ -14,7 +14,7 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import OnlineSummary
 from constitutional.training import rewards
 from constitutional.training.reward_model import has_members
-from constitutional.training.rewards import OnlineSettings, Reward, RewardSettings
+from constitutional.training.rewards import Aggregation, OnlineSettings, Reward, RewardSettings
 from constitutional.training.saving import copy_model
 from constitutional.training.user_reward import load_reward
 
@@ -33,6 +33,8 @@ class Inputs(Frozen, Generic[S]):
     """Files of users' functions; the stage's fingerprint holds their content, and not where they are."""
     functions: tuple[str, ...] = ()
     """Names of users' functions."""
+    aggregation: Aggregation = "sum_then_normalize"
+    """How several rewards become one."""
 
     @classmethod
     def of(cls, algorithm: S, labeler: LabelerSettings) -> Self:
@@ -43,6 +45,7 @@ class Inputs(Frozen, Generic[S]):
             labeler=asked if asks_labeler(algorithm) else None,
             sources=sources(algorithm),
             functions=tuple(reward.function.rpartition(":")[2] for reward in _python_rewards(algorithm)),
+            aggregation=algorithm.aggregation,
         )
 
 
@@ -119,6 +122,22 @@ def _members(folder: Path) -> Sequence[rewards.Scorer]:
     from constitutional.training.ppo.rollout import load_reward_models
 
     return load_reward_models(folder, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+LITTLE: Final = 0.05
+"""Beside a reward of weight 1, a normalised one of a smaller weight than this changes next to nothing."""
+
+
+def hardly_counted(settings: OnlineSettings) -> Iterator[str]:
+    """A warning for each reward whose weight is for its own unit, such as a word, where rewards are normalised."""
+    largest = max(abs(reward.weight) for reward in settings.rewards)
+    for reward in settings.rewards if settings.aggregation == "normalize_then_sum" else ():
+        if 0 < abs(reward.weight) < LITTLE * largest:
+            yield (
+                f"the reward '{reward.kind}' has the weight {reward.weight:g} beside {largest:g}, and hardly counts: "
+                "several rewards are normalised before they are added, so that a weight is for a deviation. Give it a "
+                "larger weight in algorithm.rewards, or type algorithm.multi_objective_aggregation=sum_then_normalize"
+            )
 
 
 def lacks_reward_model(settings: OnlineSettings, context: StageContext) -> bool:

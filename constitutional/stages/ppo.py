@@ -23,8 +23,9 @@ from constitutional.base.seeds import seed_of
 from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.settings import VllmSettings
 from constitutional.stages.context import StageContext
-from constitutional.stages.online import Inputs, lacks_reward_model, nothing_learned, rewards_of
-from constitutional.stages.summaries import LastPhase, OnlineSummary
+from constitutional.stages.online import Inputs, hardly_counted, lacks_reward_model, nothing_learned, rewards_of
+from constitutional.stages.summaries import OnlineSummary, last_of
+from constitutional.training import metrics
 from constitutional.training.ppo.settings import PPOConfig, PPOSettings
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardModelSettings
 from constitutional.training.rows import Row, chat, fitting, supervised_rows
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
 
 LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 """As the trainer calls them."""
-NOT_THE_TRAINERS = {"kind", "lora", "max_tokens", "rewards", "rollouts", "sampler", "sampler_memory"}
+NOT_THE_TRAINERS = {
+    *("kind", "lora", "max_tokens", "rewards", "multi_objective_aggregation", "rollouts", "sampler", "sampler_memory")
+}
 """Settings that the trainer is told otherwise."""
 
 
@@ -127,6 +130,7 @@ def make_trainer(
         sample_steps=1,
         sample_size=settings.rollouts,
         reward_weights=[*(reward.weight for reward in models), *(reward.weight for reward in functions)],
+        multi_objective_aggregation=inputs.aggregation,
         ensemble_k=sum(reward.ensemble_k for reward in models),  # of the only one, if there is one
         **settings.model_dump(by_alias=True, exclude=NOT_THE_TRAINERS),
     )
@@ -151,7 +155,7 @@ def _named(reward: Reward) -> RewardFunction:
 def kept_rollouts(folder: "Path", prompts: list[Prompt]) -> list[Rollout]:
     """The replies that the trainer kept, phase by phase."""
     ids = {_key(chat(prompt.messages)): prompt.id for prompt in prompts}
-    kls = {line["step"]: line["kl"] for line in _lines(folder / LOG)}
+    kls = {line["step"]: metrics.current(line)[metrics.KL] for line in _lines(folder / LOG)}
     return [
         Rollout(
             phase=line["step"],
@@ -185,6 +189,8 @@ def run(inputs: Inputs[Settings], context: StageContext) -> None:
     if lacks_reward_model(settings, context):
         nothing_learned(context)
         return
+    for warning in hardly_counted(settings):
+        context.warn(warning)
     folder = context.output("checkpoints")
     supervised: Sequence[Row] = ()
     examples_left_out = 0
@@ -198,9 +204,12 @@ def run(inputs: Inputs[Settings], context: StageContext) -> None:
         inputs = inputs.model_copy(update={"algorithm": settings})
     trainer = make_trainer(inputs, prompts, context, folder, supervised)
     try:
-        first = trainer.begin(resume=True)
-        for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):
-            trainer.train_phase(phase)
+        with context.tracking(settings) as tracking:
+            first = trainer.begin(resume=True)
+            tracking.begin(first)
+            trainer.callbacks.append(lambda line: tracking.log(line["step"], line))
+            for phase in context.progress(range(first, trainer.phases), trainer.phases - first, "ppo", "phases"):
+                trainer.train_phase(phase)
     finally:
         if settings.sampler == "vllm":
             trainer.sampler.close()  # type: ignore[attr-defined]  # it is a VllmSampler
@@ -217,6 +226,6 @@ def run(inputs: Inputs[Settings], context: StageContext) -> None:
             examples=len(supervised),
             examples_left_out=examples_left_out,
             critic_share=trainer.networks.critic_share,
-            last=LastPhase(**{name: log[-1][name] for name in LastPhase.model_fields}),
+            last=last_of(log),
         )
     )

@@ -159,8 +159,8 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
     label = f"reward {number + 1} of {settings.members}"
-    with context.task(label, unit="steps") as task:
-        fitted = training.fit(trainer, log=context.output(log), label=label, task=task)
+    with context.task(label, unit="steps") as task, context.tracking(settings, f"-{number}" * bool(number)) as tracking:
+        fitted = training.fit(trainer, log=context.output(log), label=label, task=task, tracking=tracking)
     save_model(trainer, context.output(f"reward_model/{number}"))
     return fitted.rows
 

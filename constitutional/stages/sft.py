@@ -176,8 +176,9 @@ def run(settings: Settings, context: StageContext) -> None:
         return
     kept, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
-    with context.task("sft", unit="steps") as task:
-        fitted = training.fit(trainer, log=context.output("training_log.jsonl"), label="sft", task=task)
+    log = context.output("training_log.jsonl")
+    with context.task("sft", unit="steps") as task, context.tracking(settings) as tracking:
+        fitted = training.fit(trainer, log=log, label="sft", task=task, tracking=tracking)
     save_model(trainer, context.output("sft_model"))
     kinds = Counter(example.kind for example in chosen.examples)
     context.summarise(

@@ -3,12 +3,15 @@
 `dropped` and `counts` give a number of rows for each reason, in words.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, Final, Literal
+
+from pydantic import field_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.stats import clustered_share, wilson
 from constitutional.judging.people import PeoplesWork
+from constitutional.training import metrics
 
 Direction = Literal["higher", "lower"]
 
@@ -257,16 +260,14 @@ class DpoSummary(Summary):
     dropped: dict[str, int]
 
 
-class LastPhase(Frozen):
-    """The last logged step or phase of an online training; None where the trainer gives no number."""
+_LAST: Final = {"reward": "reward", "kl": metrics.KL, "length": metrics.LENGTH, "truncated": metrics.CUT_OFF}
+"""What a summary says of the last line of a log, by its name in former summaries."""
 
-    reward: float | None
-    kl: float | None
-    """Nats a reply, from the SFT model."""
-    length: float | None
-    """Tokens."""
-    truncated: float | None
-    """Share of replies that reached the most tokens allowed."""
+
+def last_of(log: Sequence[Mapping[str, float | None]]) -> dict[str, float | None] | None:
+    """What `OnlineSummary.last` holds, of the lines of a training log; None without a line."""
+    last = metrics.current(log[-1]) if log else None
+    return {name: last.get(name) for name in _LAST.values()} if last is not None else None
 
 
 class OnlineSummary(Summary):
@@ -286,7 +287,15 @@ class OnlineSummary(Summary):
     """Supervised examples that PPO-ptx leaves out, because they are longer than a prompt and a reply may be."""
     critic_share: float | None = None
     """Share of the reward model's weights that the critic's adapters hold; None where they hold all of it."""
-    last: LastPhase | None = None
+    last: dict[str, float | None] | None = None
+    """From the last line of the log: `reward`, `objective/kl` (nats of a reply from the SFT model),
+    `completions/mean_length` (tokens) and `completions/clipped_ratio` (share of replies that reached the most tokens
+    allowed); None where the trainer gives no number."""
+
+    @field_validator("last")
+    @classmethod
+    def _by_the_names_of_logs(cls, last: dict[str, float | None] | None) -> dict[str, float | None] | None:
+        return {_LAST.get(name, name): number for name, number in last.items()} if last is not None else None
 
 
 class EvaluateSummary(Summary):

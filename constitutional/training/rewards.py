@@ -88,7 +88,7 @@ class LengthSettings(_Settings):
 
     kind: Literal["length"] = "length"
     weight: float = -0.01
-    """Weight of a word beyond the limit."""
+    """Weight of a word beyond the limit; of a deviation of their number, where several rewards are normalised."""
     limit: int = Field(default=60, ge=0)
     """Number of words that cost nothing; in Chinese, Japanese, Thai and the like a character counts as a word."""
 
@@ -98,7 +98,7 @@ class RefusalSettings(_Settings):
 
     kind: Literal["refusal"] = "refusal"
     weight: float = -1.0
-    """Weight of a refusal."""
+    """Weight of a refusal; of a deviation, where several rewards are normalised."""
     phrases: tuple[str, ...] = REFUSAL_PHRASES
     """A reply with one of these phrases among its first 40 words is a refusal; upper and lower case are alike."""
 
@@ -108,7 +108,7 @@ class QuestionsSettings(_Settings):
 
     kind: Literal["questions"] = "questions"
     weight: float = -0.1
-    """Weight of a question."""
+    """Weight of a question; of a deviation of their number, where several rewards are normalised."""
 
 
 class PythonSettings(_Settings):
@@ -132,11 +132,20 @@ RewardSettings = Annotated[
 ]
 
 
+Aggregation = Literal["normalize_then_sum", "sum_then_normalize"]
+
+
 class OnlineSettings(_Settings):
     """What is rewarded in an online training, and how replies are sampled."""
 
     rewards: tuple[RewardSettings, ...] = (RewardModelSettings(),)
     """The rewards of a reply: a list of {kind: …, weight: …}."""
+    # What it comes to decides results only where there are several rewards: `stages/online.py` says it there.
+    multi_objective_aggregation: Annotated[Aggregation, TECHNICAL] = "normalize_then_sum"
+    """How several rewards, such as those of a constitution's principles, become one. normalize_then_sum divides the
+    lead of each reward over the mean of its group by the deviation of its group, and then adds them by their weights,
+    so that each counts by its weight (GDPO, arXiv 2601.05242); a group is the replies to a prompt, or a phase of PPO.
+    sum_then_normalize adds them as they are, and the reward that varies most wins. Nothing changes with one reward."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Temperature at which replies are sampled and log-probabilities are taken."""
@@ -151,6 +160,12 @@ class OnlineSettings(_Settings):
     step. With vLLM and GRPO or RLOO a training that was interrupted goes on with other replies."""
     sampler_memory: Annotated[float, TECHNICAL] = Field(default=0.3, gt=0, le=1)
     """The share of a GPU's memory that vLLM takes beside the training; on a CPU, of 4 GiB for what it has read."""
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """How rewards become one, if there are several; one alone is taken as it is."""
+        several = len(self.rewards) > 1 or any(isinstance(reward, PrinciplesSettings) for reward in self.rewards)
+        return self.multi_objective_aggregation if several else "sum_then_normalize"
 
     @field_validator("rewards")
     @classmethod

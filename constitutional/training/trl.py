@@ -8,7 +8,7 @@ the weights and the log of one that was never interrupted. Rows are made in `row
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
@@ -20,9 +20,11 @@ from constitutional.base.frozen import TECHNICAL
 from constitutional.base.progress import Progress, Task
 from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
+from constitutional.training import metrics
 from constitutional.training.preflight import preflight
 from constitutional.training.rows import Row
 from constitutional.training.saving import bit_sums, check_finite, check_moved, sync
+from constitutional.training.tracking import NOT_TRACKED, Tracking
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,8 @@ A = TypeVar("A")
 
 COMPLETE = "complete"
 """A file in a checkpoint that was written to its end."""
+_OF_THIS_START = ("num_tokens", "step_time")
+"""Logged numbers that a training which goes on would write otherwise than one that was never stopped."""
 
 
 class LoraSettings(BaseModel):
@@ -148,15 +152,16 @@ def soft_correction(logits: "torch.Tensor", probability: "torch.Tensor") -> "tor
 
 
 class SoftTargets:
-    """A collator that adds each row's soft target to what another collator makes of the rows."""
+    """A collator that adds each row's numbers, its soft target for one, to what another makes of the rows."""
 
-    columns = ("probability",)
-
-    def __init__(self, collator: Callable[[list[Row]], dict[str, Any]]) -> None:
+    def __init__(
+        self, collator: Callable[[list[Row]], dict[str, Any]], columns: Sequence[str] = ("probability",)
+    ) -> None:
         self.collator = collator
+        self.columns = columns
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        """The other collator's batch with `probability`, (B,)."""
+        """The other collator's batch with each of the columns, (B,)."""
         import torch
 
         return self.collator(rows) | {
@@ -229,7 +234,15 @@ class Fitted(NamedTuple):
     """Rows that the trainer kept."""
 
 
-def fit(trainer: "Trainer", *, log: Path, label: str, task: "Task | None" = None) -> Fitted:
+def fit(
+    trainer: "Trainer",
+    *,
+    log: Path,
+    label: str,
+    task: "Task | None" = None,
+    tracking: Tracking = NOT_TRACKED,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Fitted:
     """Train, going on from the latest complete checkpoint in the trainer's folder if there is one.
 
     Args:
@@ -237,6 +250,8 @@ def fit(trainer: "Trainer", *, log: Path, label: str, task: "Task | None" = None
         log: JSON lines of step, loss and so on, one every `log_every` steps; no times in it.
         label: begins what is said of it.
         task: told of every step; None shows it on standard error.
+        tracking: told of every line of the log.
+        warn: told once where most prompts teach nothing, as all their replies are rewarded alike.
 
     Raises:
         ModelError: the loss or a weight is no number, or no weight moved.
@@ -245,10 +260,10 @@ def fit(trainer: "Trainer", *, log: Path, label: str, task: "Task | None" = None
 
     if task is None:
         with Progress().task(label, 0, "steps") as own:
-            return fit(trainer, log=log, label=label, task=own)
+            return fit(trainer, log=log, label=label, task=own, tracking=tracking, warn=warn)
     checkpoint = _latest_checkpoint(Path(trainer.args.output_dir or ""))
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_log_callback(log, label, task))
+    trainer.add_callback(_log_callback(log, label, task, tracking, RewardedAlike(warn)))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -291,7 +306,34 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     return latest
 
 
-def _log_callback(log: Path, label: str, task: "Task") -> "TrainerCallback":
+class RewardedAlike:
+    """Watches the share of prompts that teach nothing, and warns once where it stays high."""
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._warned = False
+        self._shares: list[float] = []
+
+    def begin(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Go on after the lines of a log."""
+        self._shares = [line[metrics.ALIKE] for line in lines if metrics.ALIKE in line]
+
+    def see(self, line: Mapping[str, Any], *, last: bool) -> str:
+        """Look at a line of the log; returns what is said of it while a training goes on, empty of other trainings."""
+        share = line.get(metrics.ALIKE)
+        if share is None:
+            return ""
+        self._shares.append(share)
+        if not self._warned and metrics.stays_high(self._shares, ended=last):
+            self._warned = True
+            self._warn(
+                f"{metrics.ALIKE} stays high, at {share:.0%}: so many prompts have replies that are all rewarded "
+                f"alike, and nothing is learned from them. {metrics.TO_DIFFER}"
+            )
+        return f", {share:.0%} of prompts rewarded alike"
+
+
+def _log_callback(log: Path, label: str, task: "Task", tracking: Tracking, alike: RewardedAlike) -> "TrainerCallback":
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     class Log(TrainerCallback):
@@ -311,6 +353,8 @@ def _log_callback(log: Path, label: str, task: "Task") -> "TrainerCallback":
             # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
             whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
             atomic_write(log, "".join(f"{line}\n" for line in whole).encode())
+            alike.begin(map(json.loads, whole))
+            tracking.begin(state.global_step)
 
         def on_step_end(
             self,
@@ -332,19 +376,22 @@ def _log_callback(log: Path, label: str, task: "Task") -> "TrainerCallback":
             logs: Mapping[str, float] | None = None,
             **_: object,
         ) -> None:
-            """Write a line, without num_tokens, which begins anew when training goes on; the summary is no line."""
+            """Write a line; the summary is none."""
             if logs is None or "train_runtime" in logs:
                 return
             reward = logs.get("reward")  # of a training online, whose loss says little
             result = f"loss {logs['loss']:.4f}" if reward is None else f"reward {reward:.3f}"
+            result += alike.see(logs, last=state.global_step >= state.max_steps)
             task.update(state.global_step, result)
             if not math.isfinite(logs["loss"]):
                 raise ModelError(
                     f"{label}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"
                 )
-            row = {"step": state.global_step} | {key: value for key, value in logs.items() if key != "num_tokens"}
+            kept = {key: metrics.finite(value) for key, value in logs.items() if key not in _OF_THIS_START}
+            row = {"step": state.global_step} | kept
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+            tracking.log(state.global_step, logs)
 
         def on_save(
             self,

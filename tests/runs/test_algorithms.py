@@ -12,6 +12,7 @@ from constitutional.base.errors import ConfigurationError, InputError
 from constitutional.base.progress import Progress
 from constitutional.base.records import GoldPoint, Prompt, Rollout
 from constitutional.cli import show
+from constitutional.runs import runner
 from constitutional.runs.compose import compose
 from constitutional.runs.context import CONSTITUTION
 from constitutional.runs.folder import RunStore
@@ -22,6 +23,7 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import OnlineSummary
 from constitutional.training.reward_model import NORMALISATION
 from tests.scripted_run import STAGES, World, configured, constitution, trained
+from tests.told import in_place_of_wandb
 
 NONSENSE = "This is no sentence of the sandbox."
 
@@ -50,7 +52,7 @@ def learnt_online(_settings: object, context: StageContext) -> None:
         ),
     )
     context.output("training_log.jsonl").write_text(
-        '{"step": 1, "reward": 0.5, "kl": 4.0, "explained_variance": null}\n'
+        '{"step": 1, "reward": 0.5, "objective/kl": 4.0, "val/explained_variance": null}\n'
     )
     context.summarise(OnlineSummary(prompts=8, replies=16, steps=2, dropped={}))
 
@@ -72,6 +74,35 @@ def tagged(folder: Path) -> None:
     """The constitution of these tests, with tags on one principle."""
     path = constitution(folder)
     path.write_text(path.read_text().replace("text: Be brief.", "text: Be brief.\n    tags: [verbosity, avoid]"))
+
+
+def test_a_run_is_shown_in_trackers_by_its_name_and_shows_nothing_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = in_place_of_wandb(monkeypatch)
+    constitution(tmp_path)
+    monkeypatch.setattr(runner, "check_installed", lambda _: None)
+
+    def shown_online(inputs: Any, context: Any) -> None:  # noqa: ANN401
+        with context.tracking(inputs.algorithm) as tracking:
+            tracking.begin(0)
+            tracking.log(1, {"step": 1, "reward": 0.5})
+        learnt_online(inputs, context)
+
+    def shown(*overrides: str) -> str:
+        config = configured(tmp_path, "algorithm=ppo", *overrides)
+        stages = [replace(stage, run=shown_online) if stage.name == "ppo" else stage for stage in online(config)]
+        lines = StringIO()
+        run(config, stages=stages, opener=World().open, progress=Progress(lines))
+        return lines.getvalue()
+
+    shown("report_to=wandb")
+    name = configured(tmp_path).name
+    assert told == [("begin", name, "ppo", None, 0), (1, {"reward": 0.5}), ("end", False)]
+    again = shown("report_to=[]")
+    assert "running" not in again
+    assert "was made with another" not in again
+    assert len(told) == 3
 
 
 @pytest.mark.parametrize("kind", ["ppo", "grpo", "rloo"])

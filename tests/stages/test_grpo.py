@@ -24,16 +24,18 @@ from constitutional.stages import grpo, online
 from constitutional.stages.grpo import GrpoSettings, RlooSettings, run
 from constitutional.stages.online import Inputs
 from constitutional.stages.reward import write_normalisation
-from constitutional.stages.summaries import LastPhase, OnlineSummary
+from constitutional.stages.summaries import OnlineSummary
+from constitutional.training.metrics import CUT_OFF, KL, LENGTH
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, score
 from constitutional.training.rewards import (
     LengthSettings,
     PrinciplesSettings,
     PythonSettings,
     QuestionsSettings,
+    Reward,
     RewardModelSettings,
 )
-from constitutional.training.trl import LoraSettings
+from constitutional.training.trl import LoraSettings, load_policy
 from tests.tiny import OneStage, tiny_model, tiny_tokenizer
 
 Settings = GrpoSettings | RlooSettings
@@ -83,17 +85,17 @@ def test_replies_become_what_is_rewarded(models: Path, tmp_path: Path, kind: typ
     run(inputs(kind(**{**QUICK, **short, "epochs": 24.0, "checkpoint_every": 100})), context)
     log = log_of(context)
     assert [line["step"] for line in log] == list(range(1, 13))  # 8 prompts · 24 epochs / 16 prompts a step
-    words = [line["rewards/length"] for line in log]
+    words = [line["rewards/length/mean"] for line in log]
     assert sum(words[-3:]) < 0.75 * sum(words[:3])
-    assert log[0]["reward"] == pytest.approx(-log[0]["rewards/length"])
-    assert log[0]["kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference still
-    assert log[-1]["kl"] > 1
-    assert all(0 <= line["truncated"] <= 1 and line["entropy"] > 0 and 1 <= line["length"] <= 4 for line in log)
+    assert log[0]["reward"] == pytest.approx(-log[0]["rewards/length/mean"])
+    assert log[0]["objective/kl"] == pytest.approx(0, abs=1e-4)  # the policy is the reference still
+    assert log[-1]["objective/kl"] > 1
+    assert all(0 <= line[CUT_OFF] <= 1 and line["entropy"] > 0 and 1 <= line[LENGTH] <= 4 for line in log)
     assert "step_time" not in log[0]
     summary = context.summarised(OnlineSummary)
     assert (summary.prompts, summary.replies, summary.steps) == (8, 12 * 64, 12)
     assert summary.dropped == {"too_long": 0}
-    assert summary.last == LastPhase(**{name: log[-1][name] for name in ("reward", "kl", "length", "truncated")})
+    assert summary.last == {name: log[-1][name] for name in ("reward", KL, LENGTH, CUT_OFF)}
     policy = json.loads((context.output("policy") / "config.json").read_text())
     assert policy["architectures"] == ["LlamaForCausalLM"]
 
@@ -124,6 +126,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
             ),
             "epochs": 1.0,
             "missing_eos_penalty": 3.0,
+            "multi_objective_aggregation": "sum_then_normalize",  # each of them gives all replies the same
         }
     )
     calm, brief = Principle(id="calm", text="Be calm.", weight=3), Principle(id="brief", text="Be brief.")
@@ -137,13 +140,15 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
     ]
     run(inputs(settings), context)
     first = log_of(context)[0]
-    assert first["rewards/constitution/calm"] == 1.0
-    assert first["rewards/constitution/brief"] == -1.0
-    assert "rewards/constitution/odd" not in first  # the labeler is not trusted with it
-    assert first["rewards/function/given"] == 4.0  # of those that have a number
+    assert first["rewards/constitution/calm/mean"] == 1.0
+    assert first["rewards/constitution/brief/mean"] == -1.0
+    assert "rewards/constitution/odd/mean" not in first  # the labeler is not trusted with it
+    assert first["rewards/function/given/mean"] == 4.0  # of those that have a number
     # 2 · (3 · 1 − 1 · 1) / 4 of the constitution; half of the replies have 0.5 · 4 of the function.
-    assert first["reward"] == pytest.approx(1.0 + 1.0 - first["rewards/questions"], abs=1e-5)
-    assert first["score"] == pytest.approx(first["reward"] - 3 * first["truncated"], abs=1e-5)
+    # TRL's reward holds the penalty for replies that were cut off, which is a reward function too.
+    assert first["rewards/cut_off/mean"] == first[CUT_OFF]
+    rewarded = 1.0 + 1.0 - first["rewards/questions/mean"] - 3 * first[CUT_OFF]
+    assert first["reward"] == pytest.approx(rewarded, abs=1e-5)
 
     rollouts: list[Rollout] = context.rows["rollouts"]
     assert [rollout.phase for rollout in rollouts] == [1] * 4 + [2] * 4
@@ -153,7 +158,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
         # The first reply to each prompt; of even number, so the function has its 4 for it.
         assert rollout.reward == pytest.approx(1.0 + 2.0 - len(re.findall(r"\?+", rollout.reply)))
         assert rollout.kl is None
-        assert rollout.phase_kl == log_of(context)[rollout.phase - 1]["kl"]
+        assert rollout.phase_kl == log_of(context)[rollout.phase - 1]["objective/kl"]
         assert 1 <= rollout.length <= 12
         assert rollout.length == 12 or not rollout.truncated
 
@@ -189,6 +194,103 @@ def test_without_a_reward_model_the_policy_is_the_sft_model(models: Path, tmp_pa
     assert context.said == OnlineSummary(prompts=0, replies=0, steps=0, dropped={})
     (warning,) = context.warnings
     assert "the policy is the SFT model" in warning
+
+
+def scored(models: Path, folder: Path, settings: Settings, numbers: list[list[float]]) -> tuple[list[float], Any]:
+    """The advantages of one step of two prompts by two rewards of weights 1 and 2, and what the trainer logs of it."""
+    rewards = [Reward(f"r{index}", index + 1.0, lambda row=row, **_: row) for index, row in enumerate(numbers)]
+    model, tokenizer = load_policy(tiny_model(models), settings)
+    recorder = grpo.Recorder(rewards, [], folder, 1, settings.aggregation)
+    rows = [{"prompt": [{"role": "user", "content": text}], "prompt_id": text} for text in ("Why?", "How?")]
+    trainer: Any = grpo.online_trainer(model, tokenizer, rows * 8, settings, recorder, 0)
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([row for row in rows for _ in range(4)])
+    return output["advantages"].tolist(), {name: logged[-1] for name, logged in trainer._metrics["train"].items()}
+
+
+@pytest.mark.parametrize("kind", [GrpoSettings, RlooSettings])
+def test_several_rewards_are_normalised_each_before_they_are_added(
+    models: Path, tmp_path: Path, kind: type[Settings]
+) -> None:
+    several = {"rewards": (LengthSettings(), QuestionsSettings()), "beta": 0.0, "batch_size": 8}
+    own = {"normalize_advantages": False} if kind is RlooSettings else {}
+    numbers = [[0.0, 0, 0, 4, 7, 7, 7, 7], [1.0, 0, 1, 0, 5, 5, 5, 5]]
+    advantages, logged = scored(models, tmp_path, kind(**{**QUICK, **several, **own}), numbers)
+    # The first prompt's replies: 0, 0, 0, 4 has mean 1 and deviation 2; 1, 0, 1, 0 has 0.5 and √(1/3), and weight 2.
+    y, z = 1 / 2.0001, 0.5 / (3**-0.5 + 1e-4)
+    sums = [-y + 2 * z, -y - 2 * z, -y + 2 * z, 3 * y - 2 * z, 0, 0, 0, 0]
+    if kind is GrpoSettings:  # the batch has mean 0; its deviation has Bessel's correction
+        deviation = (sum(number**2 for number in sums) / 7) ** 0.5
+        assert advantages == pytest.approx([number / (deviation + 1e-4) for number in sums], abs=1e-5)
+    else:  # over the mean of the other three, whose sum is the number's own with another sign
+        assert advantages == pytest.approx([number * 4 / 3 for number in sums], abs=1e-5)
+    # What the functions gave is what is logged; the second prompt's replies are rewarded alike.
+    assert logged["rewards/r0/mean"] == pytest.approx(32 / 8)
+    assert logged["rewards/r1/mean"] == pytest.approx(22 / 8)
+    assert logged["rewards/r1/std"] == pytest.approx((sum((n - 2.75) ** 2 for n in numbers[1]) / 7) ** 0.5)
+    assert logged["reward"] == pytest.approx(4 + 2 * 2.75)
+    assert logged["frac_reward_zero_std"] == 0.5
+
+
+@pytest.mark.parametrize("kind", [GrpoSettings, RlooSettings])
+def test_rewards_may_be_added_as_they_are(models: Path, tmp_path: Path, kind: type[Settings]) -> None:
+    several = {"rewards": (LengthSettings(), QuestionsSettings()), "beta": 0.0, "batch_size": 8}
+    several["multi_objective_aggregation"] = "sum_then_normalize"
+    own = {"normalize_advantages": False} if kind is RlooSettings else {"scale_rewards": "none"}
+    advantages, logged = scored(
+        models, tmp_path, kind(**{**QUICK, **several, **own}), [[0.0, 0, 0, 4, 7, 7, 7, 7], [1.0, 0, 1, 0, 5, 5, 5, 5]]
+    )
+    leads = [2 - 2, 0 - 2, 2 - 2, 4 - 2, 0, 0, 0, 0]  # the sums 2, 0, 2, 4 have mean 2
+    factor = 1 if kind is GrpoSettings else 4 / 3
+    assert advantages == pytest.approx([lead * factor for lead in leads], abs=1e-5)
+    assert logged["frac_reward_zero_std"] == 0.5
+
+
+def test_how_rewards_are_divided_is_said_once() -> None:
+    several = (LengthSettings(), QuestionsSettings())
+    with pytest.raises(ValidationError, match="multi_objective_aggregation=sum_then_normalize"):
+        GrpoSettings(rewards=several, scale_rewards="none")
+    GrpoSettings(rewards=several, scale_rewards="none", multi_objective_aggregation="sum_then_normalize")
+    GrpoSettings(scale_rewards="none")
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo", "ppo"])
+def test_how_rewards_are_added_decides_what_is_made_where_there_are_several(kind: str) -> None:
+    def fingerprint(*overrides: str) -> str:
+        (stage,) = (stage for stage in stages_of(compose([f"algorithm={kind}", *overrides])) if stage.name == kind)
+        return fingerprint_of(stage, 0, {})
+
+    as_they_are = "algorithm.multi_objective_aggregation=sum_then_normalize"
+    for rewards in ("[{kind: length},{kind: questions}]", "[{kind: constitution}]"):
+        several = f"algorithm.rewards={rewards}"
+        assert fingerprint(several) != fingerprint(several, as_they_are)
+    # With one reward nothing is made anew; these are the fingerprints before there was such a setting.
+    assert fingerprint() == fingerprint(as_they_are)
+    before = {"grpo": "cbf2e1b10c588f70", "rloo": "1fe82e7338e5e591", "ppo": "a5166ec6699bfb63"}
+    assert fingerprint().startswith(before[kind])
+
+
+def test_a_training_in_which_most_prompts_teach_nothing_warns_once(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def first_only(completions, **_):\n"
+        "    return [float(number) if number < 4 else 0.0 for number in range(len(completions))]\n"
+    )
+    context = stage(tmp_path, models)
+    mine = (PythonSettings(function=f"{tmp_path / 'mine.py'}:first_only"),)
+    run(inputs(GrpoSettings(**{**QUICK, "rewards": mine, "epochs": 1.0})), context)
+    assert [line["frac_reward_zero_std"] for line in log_of(context)] == [0.75, 0.75]
+    (warning,) = context.warnings
+    assert "frac_reward_zero_std stays high, at 75%" in warning
+    assert "num_generations" in warning
+
+
+def test_a_reward_that_hardly_counts_beside_others_is_warned_of(models: Path, tmp_path: Path) -> None:
+    mixed = {"rewards": (LengthSettings(limit=0), QuestionsSettings(weight=-1.0)), "epochs": 0.5}
+    for name, changes in (("small", {}), ("summed", {"multi_objective_aggregation": "sum_then_normalize"})):
+        context = stage(tmp_path / name, models)
+        run(inputs(GrpoSettings(**{**QUICK, **mixed, **changes})), context)
+        warnings = [warning for warning in context.warnings if "length" in warning and "-0.01" in warning]
+        assert len(warnings) == (name == "small")
 
 
 @pytest.mark.parametrize(("kind", "lora"), [(GrpoSettings, LoraSettings(rank=4)), (RlooSettings, None)])
@@ -339,9 +441,6 @@ def test_a_function_that_is_not_there_is_said_before_anything_is_asked(tmp_path:
 def test_replies_are_sampled_by_the_runs_settings_alone_and_end_where_the_template_says(
     models: Path, tmp_path: Path, kind: str
 ) -> None:
-    from constitutional.training.rewards import Reward
-    from constitutional.training.trl import load_policy
-
     folder = tmp_path / "model"
     shutil.copytree(tiny_model(models, "llama"), folder)
     leftovers = {"num_beams": 2, "stop_strings": ["e"], "min_new_tokens": 9, "suppress_tokens": [5], "eos_token_id": 7}

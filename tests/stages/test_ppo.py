@@ -25,7 +25,8 @@ from constitutional.stages import online, ppo
 from constitutional.stages.online import Inputs
 from constitutional.stages.ppo import Settings, kept_rollouts, make_trainer
 from constitutional.stages.reward import write_normalisation
-from constitutional.stages.summaries import LastPhase, OnlineSummary
+from constitutional.stages.summaries import OnlineSummary
+from constitutional.training.metrics import CUT_OFF, KL, LENGTH
 from constitutional.training.ppo.rollout import TransformersSampler
 from constitutional.training.reward_model import NORMALISATION, load_reward_model
 from constitutional.training.rewards import LengthSettings, PrinciplesSettings, RewardModelSettings
@@ -93,13 +94,13 @@ def test_a_run_leaves_a_policy_its_log_and_replies_of_every_phase(models: dict[s
         replies=32,
         steps=4,
         dropped={"too_long": 0},
-        last=LastPhase(**{name: log[-1][name] for name in ("reward", "kl", "length", "truncated")}),
+        last={name: log[-1][name] for name in ("reward", KL, LENGTH, CUT_OFF)},
     )
 
     rollouts: list[Rollout] = stage.rows["rollouts"]
     assert [rollout.phase for rollout in rollouts] == [1] * 3 + [2] * 3 + [3] * 3 + [4] * 3
     assert {rollout.prompt for rollout in rollouts} <= {each.id for each in PROMPTS}  # none of them held out
-    assert [rollout.phase_kl for rollout in rollouts[::3]] == [line["kl"] for line in log]
+    assert [rollout.phase_kl for rollout in rollouts[::3]] == [line["objective/kl"] for line in log]
     first = rollouts[:3]
     assert [each.kl for each in first] == pytest.approx([0, 0, 0], abs=1e-5)  # the policy is still the SL model
     assert all(each.truncated == (each.length == 6) for each in first)
@@ -205,7 +206,7 @@ def test_with_ptx_coef_the_examples_of_sft_are_learned_as_well(models: dict[str,
     with torch.no_grad():
         logits = model(torch.tensor([whole])).logits[0, len(asked) - 1 : -1]
     by_hand = torch.nn.functional.cross_entropy(logits, torch.tensor(whole[len(asked) :]))
-    assert line["ptx_loss"] == pytest.approx(float(by_hand), abs=1e-4)
+    assert line["loss/ptx_avg"] == pytest.approx(float(by_hand), abs=1e-4)
 
 
 def test_with_ptx_coef_and_no_example_the_policy_is_trained_on_its_replies_alone(
@@ -289,7 +290,7 @@ def test_a_critic_that_warms_up_to_the_end_is_refused(models: dict[str, Path], t
 def test_replies_with_any_character_are_read_back(tmp_path: Path) -> None:
     reply = "One\u2028two\x85three\nfour."
     lines: dict[str, list[dict[str, Any]]] = {
-        "training_log.jsonl": [{"step": 1, "kl": 2.5}],
+        "training_log.jsonl": [{"step": 1, "objective/kl": 2.5}],
         "samples.jsonl": [
             {
                 "step": 1,
@@ -371,10 +372,12 @@ def test_the_constitution_rewards_without_a_reward_model_and_is_logged_by_princi
 ) -> None:
     context = judged(tmp_path, models, Judge(elsewhere=False))
     first = json.loads(context.output("training_log.jsonl").read_text().splitlines()[0])
-    calm, brief, words = (first[f"rewards/{name}"] for name in ("constitution/calm", "constitution/brief", "length"))
+    calm, brief, words = (
+        first[f"rewards/{name}/mean"] for name in ("constitution/calm", "constitution/brief", "length")
+    )
     assert first["reward"] == pytest.approx(2 * (3 * calm + brief) / 4 - 0.5 * words, abs=1e-5)
     assert calm != brief
-    assert "rewards/reward_model" not in first
+    assert "rewards/reward_model/mean" not in first
     assert [rollout.phase for rollout in context.rows["rollouts"]] == [phase for phase in range(1, 5) for _ in range(3)]
 
 

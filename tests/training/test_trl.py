@@ -11,9 +11,11 @@ from constitutional.base.progress import Progress
 from constitutional.stages import dpo, grpo, reward, sft
 from constitutional.training import rewards
 from constitutional.training.reward_model import load_reward_model
+from constitutional.training.tracking import NOT_TRACKED
 from constitutional.training.trl import (
     COMPLETE,
     LoraSettings,
+    RewardedAlike,
     TrainingSettings,
     _latest_checkpoint,
     _log_callback,
@@ -76,7 +78,8 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    callback = _log_callback(tmp_path / "log.jsonl", "dpo", Progress(StringIO()).task("dpo", 9, "steps"))
+    task = Progress(StringIO()).task("dpo", 9, "steps")
+    callback = _log_callback(tmp_path / "log.jsonl", "dpo", task, NOT_TRACKED, RewardedAlike(pytest.fail))
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ModelError, match=r"dpo: the loss is nan at step 7; lower learning_rate"):
         callback.on_log(arguments, TrainerState(global_step=7), TrainerControl(), logs={"loss": float("nan")})

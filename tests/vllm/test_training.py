@@ -12,6 +12,7 @@ import pytest
 from constitutional.base.records import Message, Prompt
 from constitutional.base.shipped import MODEL_FOLDER
 from constitutional.engines.settings import VllmSettings
+from constitutional.training.metrics import MISMATCH
 from tests.tiny import OneStage
 
 if find_spec("vllm") is None:
@@ -87,15 +88,15 @@ def test_vllm_draws_with_the_policy_as_it_is(training: Callable[[Path], None], t
     in_own_process(training, tmp_path)
     log = log_of(tmp_path)
     assert [line["step"] for line in log] == [1, 2, 3]
-    assert log[-1]["sqrt_kl"] > 0.05  # it has moved
-    assert all(line["sampler_mismatch_max"] < 1e-4 for line in log)
+    assert log[-1]["objective/kl"] > 0.05**2  # it has moved
+    assert all(line[f"{MISMATCH}/max"] < 1e-4 for line in log)
 
 
 def test_a_sync_that_is_left_out_shows_in_the_log(tmp_path: Path) -> None:
     in_own_process(ppo_without_sync, tmp_path)
     first, *others = log_of(tmp_path)
-    assert first["sampler_mismatch_max"] < 1e-4
-    assert all(line["sampler_mismatch_max"] > 1e-3 for line in others)
+    assert first[f"{MISMATCH}/max"] < 1e-4
+    assert all(line[f"{MISMATCH}/max"] > 1e-3 for line in others)
 
 
 def group(kind: str, folder: Path) -> None:
@@ -134,8 +135,8 @@ def test_trl_draws_with_vllm(training: Callable[[Path], None], tmp_path: Path, m
     log = log_of(tmp_path)
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     # vLLM computes in the number format that it chooses, which may be bfloat16.
-    assert all(0 < line["sampler_mismatch"] < 0.05 for line in log)
-    assert all(line["sampler_mismatch"] < line["sampler_mismatch_max"] for line in log)
+    assert all(0 < line[f"{MISMATCH}/mean"] < 0.05 for line in log)
+    assert all(line[f"{MISMATCH}/mean"] < line[f"{MISMATCH}/max"] for line in log)
 
 
 class Served(OneStage):
@@ -184,6 +185,6 @@ def test_vllm_scores_replies_while_the_policy_is_trained(tmp_path: Path) -> None
         log = log_of(tmp_path / name)
         assert len(log) == steps
         for line in log:
-            assert -1 <= line["rewards/constitution/calm"] <= 1
-            assert -1 <= line["rewards/constitution/brief"] <= 1
+            assert -1 <= line["rewards/constitution/calm/mean"] <= 1
+            assert -1 <= line["rewards/constitution/brief/mean"] <= 1
         assert any(line["reward"] for line in log)

@@ -10,6 +10,7 @@ from constitutional.stages.report.charts import number
 from constitutional.stages.report.data import FEW, MODELS, LabelerQuality, Panel, PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import HEADS, Verdicts, final_model, is_win_rate, over_optimised
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
+from constitutional.training import metrics
 
 WEAK: Final = 0.55
 """A preference with a lower target than this teaches next to nothing."""
@@ -93,6 +94,13 @@ def _unread_actions(run: RunReport) -> Iterator[str]:
 def _training_actions(run: RunReport) -> Iterator[str]:
     if (sft := run.summary(summaries.SftSummary)) and sft.nothing_revised:
         yield "Take another critic (critic.path), or reword the principles: the critic left every draft as it was."
+    for curve in run.curves:
+        shares = [share for line in curve.lines.values() for _, share in line]
+        if curve.metric == metrics.ALIKE and metrics.stays_high(shares, ended=True):
+            yield (
+                f"{metrics.TO_DIFFER}: up to the end, {shares[-1]:.0%} of the prompts had replies that were all "
+                f"rewarded alike ({metrics.ALIKE}), and nothing was learned from them."
+            )
     mixed = run.summary(summaries.MixSummary)
     if (labels := run.summary(summaries.LabelSummary)) and labels.problem:
         return  # more prompts would not be read either
@@ -174,8 +182,8 @@ def _cut_off_actions(run: RunReport) -> Iterator[str]:
             f"Raise critique_revise.draft_max_tokens: {critiqued.cut_off_drafts} of {critiqued.prompts} drafts were "
             "cut off."
         )
-    if online and online.last and (online.last.truncated or 0) > OFTEN:
-        yield f"Raise algorithm.max_tokens: {online.last.truncated:.0%} of the last replies in training were cut off."
+    if online and online.last and (cut_off := online.last.get(metrics.CUT_OFF) or 0) > OFTEN:
+        yield f"Raise algorithm.max_tokens: {cut_off:.0%} of the last replies in training were cut off."
 
 
 def cautions(run: RunReport) -> Iterator[str]:

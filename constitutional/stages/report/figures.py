@@ -25,6 +25,7 @@ from constitutional.stages.report.data import (
 )
 from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, kind, phases, table_of, words
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
+from constitutional.training import metrics
 
 ASKED, UNASKED, WIN_RATES = "What the constitution asks for", "Traits without a wanted direction", "Win rates"
 GROUPS: Final = {
@@ -499,12 +500,47 @@ def _gold(point: GoldPoint) -> str:
     return estimate(point.gold, point.low, point.high, percent=point.by == "traits")
 
 
-MEANINGS = {
-    "sampler_mismatch": "The mean distance, in nats, between vLLM’s log-probability of a token that it drew and the "
-    "trained model’s. It should stay near 0; where it grows, the policy learns from replies that it would not have "
-    "drawn itself."
+LOGGED: Final = {
+    "mean_token_accuracy": "share of tokens that are the likeliest",
+    "margin": "margin of chosen over rejected",
+    "rewards/accuracies": "accuracy of the implicit rewards",
+    "rewards/margins": "margin of the implicit rewards",
+    "logps/chosen": "log-probability of the chosen replies",
+    "logps/rejected": "log-probability of the rejected replies",
+    metrics.KL: "KL from the SFT model, nats a reply",
+    metrics.LENGTH: "length of replies, tokens",
+    metrics.CUT_OFF: "share of replies that were cut off",
+    metrics.ALIKE: "share of prompts whose replies are all rewarded alike",
+    "policy/entropy_avg": "entropy",
+    "policy/clipfrac_avg": "share of tokens whose ratio was clipped",
+    "val/explained_variance": "explained variance of the critic",
+    f"{metrics.MISMATCH}/mean": "distance of sampler and trainer",
 }
-"""What a logged quantity means, where its name does not say so."""
+"""What a logged quantity is, where its name does not say so."""
+
+_CHOSEN_MAY_FALL: Final = (
+    "It may fall while the model learns, and that alone is no sign of failure: DPO’s loss looks only at the difference "
+    "between chosen and rejected, and in expectation the chosen replies’ log-ratio to the SFT model falls (Rafailov et "
+    "al. 2024, “From r to Q*”, arXiv 2404.12358). Judge by the accuracy above and by the evaluation. Where "
+    "it falls far and replies get worse, algorithm.loss_type=[sigmoid,sft] keeps it up (Pang et al. 2024, arXiv "
+    "2404.19733)."
+)
+MEANINGS: Final = {
+    "logps/chosen": _CHOSEN_MAY_FALL,
+    "logps/rejected": "It should fall, or rise by less than that of the chosen replies.",
+    metrics.ALIKE: "Nothing is learned from these prompts, as no reply is better than another.",
+    f"{metrics.MISMATCH}/mean": "The mean distance, in nats, between vLLM’s log-probability of a token that it drew "
+    "and the trained model’s. It should stay near 0; where it grows, the policy learns from replies that it would not "
+    "have drawn itself.",
+}
+"""What a logged quantity tells the reader."""
+
+
+def _logged(metric: str) -> str:
+    """What a quantity of a log is, in words."""
+    if metric.startswith("rewards/") and metric.endswith("/mean"):
+        return f"reward of {metric.removeprefix('rewards/').removesuffix('/mean').replace('_', ' ')}"
+    return LOGGED.get(metric, words(metric).lower())
 
 
 def curves(run: RunReport) -> Iterator[Figure]:
@@ -518,13 +554,14 @@ def curves(run: RunReport) -> Iterator[Figure]:
             for index, (name, line) in enumerate(logged.lines.items())
         ]
         body = tuple((f"{step:g}", name, number(value)) for name, line in logged.lines.items() for step, value in line)
-        title = f"{words(logged.stage)}, {words(logged.metric).lower()}"
+        text = _logged(logged.metric)
+        title = f"{words(logged.stage)}, {text}" + ("" if text == logged.metric else f" ({logged.metric})")
         note = "; ".join(line.title for line in lines) + "."
         if len(lines) > 3:
             last = [line.points[-1][1] for line in lines]
             note = f"{len(lines)} members, {number(min(last))} to {number(max(last))} at the last step."
         note += f" {MEANINGS[logged.metric]}" if logged.metric in MEANINGS else ""
-        table = Table(("Step", "Log", words(logged.metric)), body)
+        table = Table(("Step", "Log", logged.metric), body)
         yield Figure(title, note, table, plot=charts.curve(x, y, lines, "step"))
 
 

@@ -60,14 +60,21 @@ from constitutional.stages.report.page import render
 from constitutional.stages.report.people import PeoplesFiles, people_report, work_report
 from constitutional.stages.report.verdicts import ALWAYS_WANTED, kind
 from constitutional.stages.summaries import Direction, Histogram, Share
+from constitutional.training import metrics
 
-METRICS = ("loss", "mean_token_accuracy", "accuracy", "rewards/accuracies", "rewards/margins")
+METRICS = (
+    *("loss", "mean_token_accuracy", "accuracy", "margin"),
+    *("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"),
+)
 """Quantities of a training log that are drawn; the learning rate and the like say nothing of what was learnt."""
 
-ONLINE = ("reward", "kl", "length", "entropy", "truncated", "clip_fraction", "explained_variance")
+ONLINE = (
+    *("reward", metrics.KL, metrics.LENGTH, metrics.CUT_OFF, metrics.ALIKE, "entropy", "policy/entropy_avg"),
+    *("policy/clipfrac_avg", "val/explained_variance"),
+)
 """The same for an online training; where it has several rewards, they are drawn too."""
 
-MISMATCH = "sampler_mismatch"
+MISMATCH = f"{metrics.MISMATCH}/mean"
 """Drawn where another program draws the replies."""
 
 CONSTITUTION = "constitution_used"
@@ -227,14 +234,14 @@ def curves_of(
     stage: str, logs: Mapping[str, Sequence[Mapping[str, float]]], sampler: str = "transformers"
 ) -> Iterator[Curve]:
     """A curve for each quantity of a training's logs, with a line for each log, by name."""
-    logged = {metric for rows in logs.values() for row in rows for metric in row}
-    online = {"reward", "kl"} <= logged
-    parts = sorted(metric for metric in logged if metric.startswith("rewards/"))
+    now = {name: [metrics.current(row) for row in rows] for name, rows in logs.items()}
+    logged = {metric for rows in now.values() for row in rows for metric in row}
+    parts = sorted(metric for metric in logged if metric.startswith("rewards/") and metric.endswith("/mean"))
     drawn = (*ONLINE, *([MISMATCH] if sampler == "vllm" else []), *(parts if len(parts) > 1 else []))
-    for metric in drawn if online else METRICS:
+    for metric in drawn if "reward" in logged else METRICS:
         lines = {
             name: tuple((row["step"], row[metric]) for row in rows if row.get(metric) is not None)
-            for name, rows in logs.items()
+            for name, rows in now.items()
         }
         if any(lines.values()):
             yield Curve(stage=stage, metric=metric, lines={name: line for name, line in lines.items() if line})

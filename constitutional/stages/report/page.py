@@ -33,6 +33,7 @@ from constitutional.stages.report.verdicts import (
     words,
 )
 from constitutional.stages.summaries import RewardQuality
+from constitutional.training import metrics
 
 ASSETS = Path(__file__).parent
 
@@ -203,6 +204,13 @@ def facts(summary: BaseModel) -> Iterator[tuple[str, str, str]]:
             yield label, _text(value), field.description or ""
 
 
+def _key(key: str) -> str:
+    """A key in words; a metric as the training's log calls it."""
+    if key in {metrics.KL, metrics.LENGTH, metrics.CUT_OFF}:
+        return key
+    return words(key) if "/" in key else key.replace("_", " ")
+
+
 def _text(value: object) -> str:
     """`yes`, `1,200`, `0.532`, `one; another`, `too long: 4; empty: 0`."""
     match value:
@@ -213,10 +221,7 @@ def _text(value: object) -> str:
         case float():
             return number(value)
         case Mapping():
-            named = (
-                f"{words(key) if '/' in key else key.replace('_', ' ')}: {_text(part)}" for key, part in value.items()
-            )
-            return "; ".join(named) or "none"
+            return "; ".join(f"{_key(key)}: {_text(part)}" for key, part in value.items()) or "none"
         case tuple():
             return "; ".join(map(_text, value)) or "none"
     return "none" if value is None else str(value)

@@ -263,7 +263,7 @@ class Clip(NamedTuple):
 
 
 class PolicyLoss(NamedTuple):
-    """The loss, and two numbers for the log, without gradient."""
+    """The loss, and three numbers for the log, without gradient."""
 
     per_token: Tensor
     """(B, T)."""
@@ -271,6 +271,17 @@ class PolicyLoss(NamedTuple):
     """The share of tokens whose gradient a clip took away, a scalar."""
     approx_kl: Tensor
     """KL(π_old ‖ π) by k3 on the tokens, which π_old drew, a scalar; 0 until the first step on a batch."""
+    ratio: Tensor
+    """The mean of π/π_old over the tokens, a scalar; 1 until the first step on a batch."""
+
+
+class ValueLoss(NamedTuple):
+    """The critic's loss, and a number for the log, without gradient."""
+
+    per_token: Tensor
+    """(B, T)."""
+    clip_fraction: Tensor
+    """The share of tokens whose gradient the clip took away, a scalar."""
 
 
 def policy_loss(
@@ -300,7 +311,8 @@ def policy_loss(
     with torch.no_grad():
         clip_fraction = masked_mean(clipped.to(ratio.dtype), mask)
         approx_kl = masked_mean(ratio - 1 - log_ratio, mask)
-    return PolicyLoss(per_token, clip_fraction, approx_kl)
+        mean_ratio = masked_mean(ratio, mask)
+    return PolicyLoss(per_token, clip_fraction, approx_kl, mean_ratio)
 
 
 def importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, bound: float) -> Tensor:
@@ -313,15 +325,18 @@ def importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, bound
     return (trainer_logprobs - sampler_logprobs).detach().exp().clamp(max=bound)
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> Tensor:
-    """½·max((V − R)², (clip(V, V_old ± clip) − R)²) per token, (B, T); an infinite clip is none.
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float) -> ValueLoss:
+    """½·max((V − R)², (clip(V, V_old ± clip) − R)²) per token; an infinite clip is none.
 
     As in OpenAI's baselines (Engstrom et al. (2020), "Implementation matters in deep policy gradients", section 3).
     """
-    held = old_values + (values - old_values).clamp(-clip, clip)
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
     # Masked before they are squared: the gradient of a square is NaN where the number is, even times 0.
-    free_error, held_error = (torch.where(mask, value - returns, 0.0) for value in (values, held))
-    return torch.maximum(free_error**2, held_error**2) / 2
+    free_error, held_error = (torch.where(mask, value - returns, 0.0) for value in (values, clipped))
+    free, held = free_error**2, held_error**2
+    with torch.no_grad():
+        clip_fraction = masked_mean((held > free).to(values.dtype), mask)
+    return ValueLoss(torch.maximum(free, held) / 2, clip_fraction)
 
 
 def aggregate(per_token: Tensor, mask: Tensor, how: Aggregation, denominator: float | Tensor) -> Tensor:

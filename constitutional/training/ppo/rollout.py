@@ -219,7 +219,12 @@ class Rewards:
     """The reward of a reply: a weighted sum of an ensemble of reward models, functions, or both."""
 
     def __init__(
-        self, models: Sequence[RewardModel], functions: Sequence[RewardFunction], weights: Sequence[float] | None
+        self,
+        models: Sequence[RewardModel],
+        functions: Sequence[RewardFunction],
+        weights: Sequence[float] | None,
+        *,
+        normalise: bool = False,
     ) -> None:
         self.models = models
         self.functions = functions
@@ -232,6 +237,7 @@ class Rewards:
                 f"PPOTrainer: {len(self.weights)} reward_weights for {len(self.names)} rewards "
                 f"({', '.join(self.names)}); give one for each"
             )
+        self.normalise = normalise and len(self.names) > 1
         if twice := {name for name in self.names if self.names.count(name) > 1}:
             raise UsageError(
                 f"PPOTrainer: two rewards are called {', '.join(twice)}; rename one, as they are logged apart"
@@ -245,6 +251,20 @@ class Rewards:
         ]
         columns = [model.scores(conversations) for model in self.models]
         return [list(scores) for scores in zip(*columns, strict=True)] if columns else [[] for _ in rows]
+
+    def scores(self, rewards: "torch.Tensor") -> "torch.Tensor":
+        """What replies are trained on (B,), from rewards (R, B): `total`, or of several rewards that are normalised.
+
+        Then each of them is brought to mean 0 and deviation 1 over the batch before they are added; a reply that no
+        reward has a number for counts 0, which is the mean.
+        """
+        import torch
+
+        if not self.normalise:
+            return self.total(rewards)
+        from constitutional.training.groups import normalised
+
+        return (normalised(rewards.T, rewards.shape[1]) * torch.tensor(self.weights)).nansum(1)
 
     def total(self, rewards: "torch.Tensor") -> "torch.Tensor":
         """The weighted sum (B,) of rewards (R, B), which stand in the order of `names`; NaN counts as none.
@@ -362,7 +382,7 @@ def make_rollout(
         numbers = torch.cat([of_models[None], numbers])
     clip = math.inf if args.reward_clip is None else args.reward_clip
     shaping = ppo_math.Shaping(clip, args.missing_eos_penalty, args.length_penalty)
-    scores = ppo_math.shaped(rewards.total(numbers), mask, ended, shaping)
+    scores = ppo_math.shaped(rewards.scores(numbers), mask, ended, shaping)
     per_token = ppo_math.token_rewards(scores, logprobs, ref_logprobs, mask, kl_coefficient)
     if args.whiten_rewards:
         per_token = ppo_math.masked_whiten(per_token, mask, shift_mean=False)

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from constitutional.base.errors import ConfigurationError
+from constitutional.training.rewards import Aggregation
+from constitutional.training.tracking import Trackers
 
 
 class PPOSettings(BaseModel):
@@ -86,6 +88,10 @@ class PPOConfig(PPOSettings):
     # How a reply is scored.
     reward_weights: Sequence[float] | None = None
     """Weights of the reward model, if any, and each reward function; None weighs them alike."""
+    multi_objective_aggregation: Aggregation = "normalize_then_sum"
+    """How several rewards become one: normalize_then_sum brings each of them to mean 0 and deviation 1 over a phase
+    before they are added by their weights (GDPO, arXiv 2601.05242); sum_then_normalize adds them as they are. A reward
+    model, or an ensemble of them, is one reward; one alone is taken as it is."""
     ensemble_k: float = Field(default=0.0, ge=0)
     """How many deviations among several reward models are taken off their mean."""
     missing_eos_penalty: float = 0.0
@@ -111,6 +117,12 @@ class PPOConfig(PPOSettings):
     save_steps: int = Field(default=10, ge=1)
     """Phases from one checkpoint to the next; the last phase always has one."""
     save_total_limit: int = Field(default=2, ge=1)
+    report_to: Trackers = ()
+    """Trackers that show what `train()` logs: trackio, wandb, mlflow, tensorboard, one or a list of them."""
+    project: str = "constitutional"
+    """The project, group or experiment in which trackers show the training."""
+    run_name: str = "ppo"
+    """What trackers call it."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401
         try:
@@ -126,6 +138,6 @@ class PPOConfig(PPOSettings):
 TECHNICAL = {
     *("output_dir", "use_cpu", "logging_steps", "sample_steps", "sample_size", "save_steps", "save_total_limit"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "local_rollout_forward_batch_size"),
-    "gradient_checkpointing",
+    *("gradient_checkpointing", "report_to", "project", "run_name"),
 }
 """Settings that a training may be resumed with other values of: what it comes to depends on their products at most."""

@@ -59,6 +59,7 @@ from constitutional.training.preflight import preflight
 from constitutional.training.reward_model import load_reward_model
 from constitutional.training.rows import Row, token_ids
 from constitutional.training.saving import bit_sums, check_finite, check_moved, write_model
+from constitutional.training.tracking import TrackedStage, Tracking, check_installed
 from constitutional.training.trl import quiet_libraries
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ class PPOTrainer:
             )
         ]
         functions: list[Any] = [*filter(_is_function, sources), *reward_funcs]
-        self.rewards = Rewards(models, functions, self.args.reward_weights)
+        normalise = self.args.multi_objective_aggregation == "normalize_then_sum"
+        self.rewards = Rewards(models, functions, self.args.reward_weights, normalise=normalise)
         self.gold_fn = gold_fn
         self._preparing = [function.prepare for function in functions if hasattr(function, "prepare")]
         ours = self.processing_class.get_vocab()
@@ -204,8 +206,16 @@ class PPOTrainer:
             ConfigurationError: a checkpoint is of another training, or there is one that nobody asked to go on from.
             ModelError: a gradient or a weight is no number, or the policy has not moved.
         """
-        for phase in range(self.begin(resume_from_checkpoint), self.phases):
-            self.train_phase(phase)
+        check_installed(self.args.report_to)
+        output, settings = Path(self.args.output_dir), self.args.model_dump(mode="json")
+        stage = TrackedStage(self.args.project, self.args.run_name, settings, output)
+        trackers = self.args.report_to if self.accelerator.is_main_process else ()
+        with Tracking(trackers, stage, output / "trackers.json", self._progress.say) as tracking:
+            first = self.begin(resume_from_checkpoint)
+            tracking.begin(first)
+            for phase in range(first, self.phases):
+                self.train_phase(phase)
+                tracking.log(phase + 1, self.history[-1] if self.accelerator.is_main_process else {})
 
     def train_phase(self, phase: int) -> None:
         """One phase; call it for the phases from `begin()` to `phases`, in order."""
@@ -218,14 +228,14 @@ class PPOTrainer:
                     function.stop()
             raise
         rate: float = self.args.learning_rate * (1 - phase / self.phases)
-        line: dict[str, Any] = {"step": phase + 1, "episodes": (phase + 1) * self.batch_size}
-        line |= describe(rollout, self.rewards) | {"kl_coefficient": self.kl.coefficient, "learning_rate": rate}
+        line: dict[str, Any] = {"step": phase + 1, "episode": (phase + 1) * self.batch_size, "learning_rate": rate}
+        line |= describe(rollout, self.rewards, self.kl.coefficient)
         line |= self.learner.update(rollout, phase, rate)
         for weights in (self.networks.policy_weights, self.networks.critic_weights):
             check_finite(weights.values(), "PPO", phase + 1)
         if phase + 1 == self.phases:
             check_moved(self._untrained, self.networks.policy_weights.values(), "PPO", self.phases)
-        self.kl.update(line["kl"], self.batch_size)
+        self.kl.update(line["objective/kl"], self.batch_size)
         self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
         if phase % self.args.sample_steps == 0 and self.accelerator.is_main_process:
             prompts = [self.rows[row]["prompt"] for row in self._rows(phase)[: self.args.sample_size]]
@@ -328,7 +338,8 @@ class PPOTrainer:
             callback(line | {"tokens_per_s": speed})
         every = self.args.logging_steps
         if every and (phase % every == 0 or phase + 1 == self.phases):
-            summary = f"reward {line['reward']:.3f}, KL {line['kl']:.3f}, {line['length']:.0f} tokens a reply"
+            kl, length = line["objective/kl"], line["completions/mean_length"]
+            summary = f"reward {line['reward']:.3f}, KL {kl:.3f}, {length:.0f} tokens a reply"
             self._progress.say(f"ppo: phase {phase + 1} of {self.phases}, {summary}, {speed:.0f} tokens/s")
 
     def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
@@ -385,8 +396,10 @@ class PPOTrainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a training must have in common with the one whose checkpoint it goes on from."""
-        settings = {name: value for name, value in self.args.model_dump().items() if name not in TECHNICAL}
-        others = {
+        apart = {*TECHNICAL, "multi_objective_aggregation"}
+        settings = {name: value for name, value in self.args.model_dump().items() if name not in apart}
+        others: dict[str, Any] = {"normalised rewards": True} if self.rewards.normalise else {}
+        others |= {
             "mini_batch_size": self.learner.mini_batch_size,
             "rewards": self.rewards.names,
             "reward_models": [[model.mean, model.deviation] for model in self.rewards.models],

@@ -30,8 +30,13 @@ class _Sums(NamedTuple):
     value: Tensor | float = 0.0
     ptx: Tensor | float = 0.0
     tokens: Tensor | float = 0.0
+    """Tokens that the policy was moved by; what follows is summed over them."""
     clipped: Tensor | float = 0.0
     approx_kl: Tensor | float = 0.0
+    ratio: Tensor | float = 0.0
+    value_tokens: Tensor | float = 0.0
+    """Tokens that the critic was moved by, more than the policy's while the critic alone is trained."""
+    value_clipped: Tensor | float = 0.0
 
 
 class Learner:
@@ -65,10 +70,10 @@ class Learner:
         self._sums = torch.zeros(len(_Sums._fields))
 
     def update(self, rollout: RolloutBatch, phase: int, rate: float) -> dict[str, float]:
-        """Move both networks at this learning rate, and return the numbers to log.
+        """Move both networks at this learning rate, and return the numbers to log, under TRL's names.
 
-        Losses are means over the mini-batches; the clip fraction and the KL from the policy that drew are means over
-        all tokens of all epochs.
+        Losses are means over the mini-batches; clip fractions, the ratio, and the KL from the policy that drew (by k3,
+        where TRL took half the mean square of the log-ratio) are means over all tokens of all epochs.
 
         Raises:
             ModelError: a gradient is no number.
@@ -88,10 +93,16 @@ class Learner:
         self.networks.train(False)
         sums = _Sums(*self.accelerator.reduce(self._sums, "sum").tolist())
         steps = args.num_ppo_epochs * args.num_mini_batches
-        line = {"policy_loss": float(sums.policy) / steps, "value_loss": float(sums.value) / steps}
-        line |= {"ptx_loss": float(sums.ptx) / steps} if self.supervised else {}
-        tokens = max(float(sums.tokens), 1.0)
-        return line | {"clip_fraction": float(sums.clipped) / tokens, "approx_kl": float(sums.approx_kl) / tokens}
+        line = {"loss/policy_avg": float(sums.policy) / steps, "loss/value_avg": float(sums.value) / steps}
+        line |= {"loss/ptx_avg": float(sums.ptx) / steps} if self.supervised else {}
+        line["val/clipfrac_avg"] = float(sums.value_clipped) / float(sums.value_tokens)
+        if not (tokens := float(sums.tokens)):  # the critic alone was trained
+            return line | {"policy/clipfrac_avg": 0.0, "policy/approxkl_avg": 0.0, "val/ratio": 1.0}
+        return line | {
+            "policy/clipfrac_avg": float(sums.clipped) / tokens,
+            "policy/approxkl_avg": float(sums.approx_kl) / tokens,
+            "val/ratio": float(sums.ratio) / tokens,
+        }
 
     def _step(self, rollout: RolloutBatch, rows: list[int], phase: int, ptx_seed: int) -> None:
         """One step of both optimizers on a mini-batch.
@@ -146,8 +157,8 @@ class Learner:
             loss = loss - args.entropy_coef * bonus
         self.accelerator.backward(loss)
         tokens = mask.sum()
-        clipped, approx_kl = result.clip_fraction * tokens, result.approx_kl * tokens
-        self._add(_Sums(policy=policy_loss, tokens=tokens, clipped=clipped, approx_kl=approx_kl))
+        clipped, approx_kl, ratio = (mean * tokens for mean in result[1:])
+        self._add(_Sums(policy=policy_loss, tokens=tokens, clipped=clipped, approx_kl=approx_kl, ratio=ratio))
 
     def _value_backward(self, padded: Sequences, batch: list[int], rollout: RolloutBatch, denominator: float) -> None:
         args, mask = self.args, padded.mask
@@ -156,10 +167,11 @@ class Learner:
         )
         with self.accelerator.autocast():
             values = self.networks.values(padded)
-        per_token = ppo_math.value_loss(values, old, returns, mask, args.cliprange_value)
-        loss = ppo_math.aggregate(per_token, mask, args.loss_aggregation, denominator)
+        result = ppo_math.value_loss(values, old, returns, mask, args.cliprange_value)
+        loss = ppo_math.aggregate(result.per_token, mask, args.loss_aggregation, denominator)
         self.accelerator.backward(args.vf_coef * loss)
-        self._add(_Sums(value=loss))
+        tokens = mask.sum()
+        self._add(_Sums(value=loss, value_tokens=tokens, value_clipped=result.clip_fraction * tokens))
 
     def _supervised_backward(self, drawn: list[SupervisedRow], share: slice) -> None:
         """Cross-entropy on replies of others (Ouyang et al. 2022, equation 2), a mean over tokens."""

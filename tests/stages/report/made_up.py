@@ -33,7 +33,6 @@ from constitutional.stages.summaries import (
     Histogram,
     LabelerCheckSummary,
     LabelSummary,
-    LastPhase,
     MixSummary,
     OnlineSummary,
     PromptsSummary,
@@ -145,7 +144,7 @@ SUMMARIES_MADE_UP: dict[str, Summary] = {
         dropped={"too_long": 0},
         examples=90,
         critic_share=0.03125,
-        last=LastPhase(reward=0.5, kl=None, length=47.5, truncated=0.0),
+        last={"reward": 0.5, "objective/kl": None, "completions/mean_length": 47.5, "completions/clipped_ratio": 0.0},
     ),
     "report": ReportSummary(),
 }

@@ -4,7 +4,7 @@ import pytest
 
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.report.cautions import actions, cautions
-from constitutional.stages.report.data import LabelerQuality, PrincipleQuality, RunReport
+from constitutional.stages.report.data import Curve, LabelerQuality, PrincipleQuality, RunReport
 from constitutional.stages.report.verdicts import verdicts
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, Share
 from tests.stages.report.made_up import (
@@ -132,6 +132,15 @@ def test_what_is_amiss_is_an_action_that_names_the_setting_or_file(
 )
 def test_what_is_not_amiss_is_no_action(stage: str, changes: dict[str, object]) -> None:
     assert todo(run_with(summary_of(stage, **changes))) == []
+
+
+@pytest.mark.parametrize(("shares", "amiss"), [([0.2, 0.6], False), ([0.6, 0.75], True), ([0.9] + [0.5] * 5, True)])
+def test_prompts_that_taught_nothing_to_the_end_are_an_action(shares: list[float], amiss: bool) -> None:
+    line = tuple((float(step), share) for step, share in enumerate(shares))
+    curve = Curve(stage="grpo", metric="frac_reward_zero_std", lines={"training": line})
+    actions = todo(run_with().model_copy(update={"curves": (curve,)}))
+    assert len(actions) == amiss
+    assert all("num_generations" in action and f"{shares[-1]:.0%}" in action for action in actions)
 
 
 def test_examples_are_asked_for_where_fewer_than_ten_could_be_read() -> None:

@@ -55,6 +55,7 @@ from constitutional.stages.summaries import (
     SpotCheckSummary,
     Summary,
 )
+from constitutional.training.tracking import Tracking
 from tests.stages.report.made_up import SUMMARIES_MADE_UP, summary_of
 
 R = TypeVar("R", bound=Record)
@@ -115,6 +116,9 @@ class RunFolder:
 
     def summarise(self, summary: Summary) -> None:
         self.said = summary
+
+    def tracking(self, settings: object, part: str = "") -> Tracking:  # noqa: ARG002
+        raise AssertionError("the report trains nothing")
 
     def model(self, artifact: str) -> Path:
         raise NotImplementedError(artifact)
@@ -284,10 +288,23 @@ def test_curves_hold_what_each_log_says_of_each_quantity() -> None:
 
 
 def test_how_far_vllm_is_from_the_trainer_is_drawn_where_vllm_draws() -> None:
-    logs = {"training": [{"step": 1, "reward": 0.5, "kl": 0.0, "sampler_mismatch": 0.01}]}
+    mismatch = "sampling/sampling_logp_difference/mean"
+    logs = {"training": [{"step": 1, "reward": 0.5, "objective/kl": 0.0, mismatch: 0.01}]}
     drawn = {curve.metric: curve.lines for curve in curves_of("ppo", logs, "vllm")}
-    assert drawn["sampler_mismatch"] == {"training": ((1, 0.01),)}
-    assert "sampler_mismatch" not in {curve.metric for curve in curves_of("ppo", logs, "transformers")}
+    assert drawn[mismatch] == {"training": ((1, 0.01),)}
+    assert mismatch not in {curve.metric for curve in curves_of("ppo", logs, "transformers")}
+
+
+def test_former_logs_of_online_trainings_are_drawn_as_those_of_today() -> None:
+    reward, length, cut_off = {"rewards/length/mean": 3.0}, "completions/mean_length", "completions/clipped_ratio"
+    ppo = {"step": 1, "reward": 0.5, "objective/kl": 4.0, length: 8.0, cut_off: 0.25, "policy/clipfrac_avg": 0.1}
+    former_ppo = {"step": 1, "episodes": 64, "reward": 0.5, "kl": 4.0, "sqrt_kl": 2.0, "length": 8.0}
+    former_ppo |= {"truncated": 0.25, "clip_fraction": 0.1}
+    assert list(curves_of("ppo", {"training": [former_ppo]})) == list(curves_of("ppo", {"training": [ppo]}))
+    grpo = {"step": 1, "reward": 0.25, "objective/kl": 4.0, length: 8.0, "frac_reward_zero_std": 0.5, **reward}
+    former_grpo = {"step": 1, "reward": 0.5, "score": 0.25, "kl": 4.0, "sqrt_kl": 2.0, "length": 8.0}
+    former_grpo |= {"groups_alike": 0.5, "rewards/length": 3.0}
+    assert list(curves_of("grpo", {"training": [former_grpo]})) == list(curves_of("grpo", {"training": [grpo]}))
 
 
 def test_members_of_an_ensemble_keep_their_order() -> None:

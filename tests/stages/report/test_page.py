@@ -350,7 +350,7 @@ def test_summaries_are_written_field_by_field_with_their_meaning() -> None:
     assert "wanted Flattery: lower" in text
     assert "dropped too long: 10; by trainer: 0" in text
     assert "critic share 0.0312" in text
-    assert "last: kl none Nats a reply" in text
+    assert "last reward: 0.5; objective/kl: none; completions/mean_length: 47.5" in text
     table = text.split("Summaries of the stages")[1].split("Configuration")[0]
     assert not re.search(r"[{}\[\]]|True|None\b(?! )", table)
 
@@ -553,8 +553,18 @@ def test_two_constitutions_of_one_name_are_told_apart_above_several_runs() -> No
 
 
 def test_the_mismatch_of_the_sampler_is_explained() -> None:
-    curve = Curve(stage="ppo", metric="sampler_mismatch", lines={"training": ((1.0, 0.01), (2.0, 0.02))})
+    name = "sampling/sampling_logp_difference/mean"
+    curve = Curve(stage="ppo", metric=name, lines={"training": ((1.0, 0.01), (2.0, 0.02))})
     html = page_of(empty_run().model_copy(update={"curves": (curve,)}))
-    assert "PPO, sampler mismatch" in html
+    assert f"PPO, distance of sampler and trainer ({name})" in html
     assert "0.02 at step 2" in html
     assert "log-probability" in html
+
+
+def test_a_fall_of_the_chosen_replies_is_explained_with_its_source() -> None:
+    names = ("logps/chosen", "logps/rejected", "rewards/margins")
+    drawn = tuple(Curve(stage="dpo", metric=name, lines={"training": ((1.0, -9.0), (2.0, -12.0))}) for name in names)
+    text = section(page_of(empty_run().model_copy(update={"curves": drawn})), "training")
+    assert all(f"({name})" in text for name in names)
+    assert "that alone is no sign of failure" in text
+    assert "arXiv 2404.12358" in text

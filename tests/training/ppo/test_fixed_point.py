@@ -95,7 +95,7 @@ def distance_from_optimum(
         rate = 0.5 * (1 - phase / phases) ** 2 if anneal else 0.5
         for _ in range(EPOCHS):
             of_policy = policy_loss(of.logprobs(policy), old_logprobs, advantages, mask, Clip(), reached).per_token
-            of_critic = value_loss(critic[of.prefixes], old_values, returns, mask, clip=torch.inf) * reached
+            of_critic = value_loss(critic[of.prefixes], old_values, returns, mask, clip=torch.inf).per_token * reached
             # The weights, which sum to 1 over the responses, are the mean already.
             loss = aggregate(of_policy + of_critic, mask, "seq_mean_token_sum", denominator=1.0)
             by_policy, by_critic = torch.autograd.grad(loss, (policy, critic))

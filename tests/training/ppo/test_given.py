@@ -102,7 +102,7 @@ def test_a_reward_model_in_memory_reads_by_a_tokenizer_of_its_own(models: Path, 
     # It reads other tokens than the policy, so the critic starts as the policy with a head of 0.
     assert not bool(made.networks.critic.score.weight.any())
     made.train()
-    assert made.history[0]["reward"] == made.history[0]["rewards/reward_model"]
+    assert made.history[0]["reward"] == made.history[0]["rewards/reward_model/mean"]
 
 
 def test_a_reward_model_whose_scores_do_not_vary_is_refused(models: Path, tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ def test_losses_and_clip_fractions_of_every_micro_batch_are_those_of_trl(of: str
             critic, numbers(of, "values")[rows], numbers(of, "returns")[rows], states[rows], CLIP
         )
         visited = ppo_math.denominator(states[rows], "token_mean")
-        loss = ppo_math.aggregate(value, states[rows], "token_mean", visited)
+        loss = ppo_math.aggregate(value.per_token, states[rows], "token_mean", visited)
         assert float(loss) == pytest.approx(batch["vf_loss"], abs=1e-6)
+        assert float(value.clip_fraction) == pytest.approx(batch["vf_clipfrac"], abs=1e-6)
     assert micro_batches[0]["pg_clipfrac"] == 0  # the policy is still the one that drew
     assert min(batch["pg_clipfrac"] for batch in micro_batches[-2:]) > 0.05
     assert min(batch["vf_clipfrac"] for batch in micro_batches[-2:]) > 0.05
@@ -151,9 +152,9 @@ def test_a_phase_of_the_trainer_moves_all_weights_as_trls_does(tmp_path: Path, m
     trainer.train()
     line = trainer.history[0]
     every = golden["micro_batches"]
-    assert line["policy_loss"] == pytest.approx(sum(each["pg_loss"] for each in every) / 3, abs=2e-6)
-    assert line["value_loss"] == pytest.approx(sum(each["vf_loss"] for each in every) / 3, abs=2e-6)
-    assert line["clip_fraction"] == pytest.approx(sum(each["pg_clipfrac"] for each in every) / 3, abs=1e-6)
+    assert line["loss/policy_avg"] == pytest.approx(sum(each["pg_loss"] for each in every) / 3, abs=2e-6)
+    assert line["loss/value_avg"] == pytest.approx(sum(each["vf_loss"] for each in every) / 3, abs=2e-6)
+    assert line["policy/clipfrac_avg"] == pytest.approx(sum(each["pg_clipfrac"] for each in every) / 3, abs=1e-6)
     start = golden_trl.some_weights(golden_trl.llama("CausalLM", 1))
     for model, theirs in ((trainer.networks.policy, golden["policy"]), (trainer.networks.critic, golden["critic"])):
         for name, ours in golden_trl.some_weights(model).items():

@@ -231,12 +231,12 @@ def test_what_another_program_drew_is_weighed_by_its_ratio_up_to_a_bound() -> No
 def test_the_critics_loss_is_the_worse_of_the_free_and_the_held_value() -> None:
     values = tensor([[1.0, 3.0, NAN]], requires_grad=True)
     # Held within 0 ± 0.5: 0.5 and 0.5. (1 − 2)² and (0.5 − 2)²; (3 − 1)² and (0.5 − 1)².
-    found = value_loss(values, torch.zeros(1, 3), tensor([[2.0, 1.0, 0.0]]), masks(2, width=3), clip=0.5)
+    found = value_loss(values, torch.zeros(1, 3), tensor([[2.0, 1.0, 0.0]]), masks(2, width=3), clip=0.5).per_token
     assert_close(found, tensor([[2.25 / 2, 4.0 / 2, 0.0]]))
     # The gradient is 0 where the held value counts, which does not move with V, and V − R where the free one does.
     found.sum().backward()  # type: ignore[no-untyped-call]
     assert_close(values.grad, tensor([[0.0, 2.0, 0.0]]))
-    free = value_loss(values, torch.zeros(1, 3), tensor([[2.0, 1.0, 0.0]]), masks(2, width=3), clip=INF)
+    free = value_loss(values, torch.zeros(1, 3), tensor([[2.0, 1.0, 0.0]]), masks(2, width=3), clip=INF).per_token
     assert_close(free, tensor([[1.0 / 2, 4.0 / 2, 0.0]]))
 
 
@@ -277,7 +277,7 @@ def losses(scores: Tensor, per_token: Tensor, mask: Tensor) -> tuple[Tensor, ...
     advantages, returns = gae(rewards, old_values, mask, 1.0, 0.95)
     advantages = masked_whiten(advantages, mask, shift_mean=True)
     policy = policy_loss(logprobs, old_logprobs, advantages, mask, Clip(dual=3.0))
-    critic = value_loss(values, old_values, returns, mask, 0.2)
+    critic = value_loss(values, old_values, returns, mask, 0.2).per_token
     aggregated = [
         aggregate(each, mask, how, denominator(mask, how)) for each in (policy.per_token, critic) for how in HOWS
     ]

@@ -94,7 +94,7 @@ def test_two_processes_come_to_what_one_does_also_when_they_are_stopped_and_go_o
         assert alone.keys() == together.keys()
         for name, number in alone.items():
             assert together[name] == pytest.approx(number, abs=1e-5), name
-    assert logs[0][-1]["kl_coefficient"] != logs[0][0]["kl_coefficient"]
+    assert logs[0][-1]["objective/kl_coef"] != logs[0][0]["objective/kl_coef"]
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from constitutional.base.errors import ConfigurationError, ModelError, UsageErro
 from constitutional.base.records import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.local import load_model
+from constitutional.training.ppo import trainer as trainer_module
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
@@ -22,6 +24,7 @@ from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.ppo.trainer import PPOTrainer
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from tests.tiny import tiny_model
+from tests.told import in_place_of_wandb
 
 ROWS = [{"prompt": [{"role": "user", "content": "Why" + "?" * number}]} for number in range(8)]
 
@@ -74,14 +77,14 @@ def test_the_ratio_is_1_until_the_first_step_and_the_sampler_draws_by_the_traine
 ) -> None:
     once = {"num_ppo_epochs": 1, "temperature": 0.7, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     first = trained(model, tmp_path / "first", changes=once).history[0]
-    assert first["clip_fraction"] == 0
-    assert first["approx_kl"] < 1e-9
-    assert first["sampler_mismatch"] < 1e-5
-    assert first["kl"] == pytest.approx(0, abs=1e-5)  # the policy is still the reference
-    assert first["entropy"] > 1
+    assert first["policy/clipfrac_avg"] == 0
+    assert first["policy/approxkl_avg"] < 1e-9
+    assert first["sampling/sampling_logp_difference/mean"] < 1e-5
+    assert first["objective/kl"] == pytest.approx(0, abs=1e-5)  # the policy is still the reference
+    assert first["policy/entropy_avg"] > 1
     often = trained(model, tmp_path / "often", changes={"num_ppo_epochs": 4, "learning_rate": 0.03}).history[0]
-    assert often["clip_fraction"] > 0
-    assert often["approx_kl"] > 1e-4
+    assert often["policy/clipfrac_avg"] > 0
+    assert often["policy/approxkl_avg"] > 1e-4
 
 
 @pytest.mark.parametrize("how", ["token_mean", "seq_mean_token_sum", "seq_mean_token_mean"])
@@ -141,7 +144,7 @@ def test_a_toy_reward_rises_and_less_so_where_leaving_the_reference_costs_more(m
     assert len(free) == 15
     assert free[-1]["reward"] > free[0]["reward"] + 0.2
     assert held[-1]["reward"] < free[-1]["reward"] - 0.1
-    assert held[-1]["kl"] < free[-1]["kl"] / 3
+    assert held[-1]["objective/kl"] < free[-1]["objective/kl"] / 3
     assert free[-1]["gold"] == pytest.approx(free[-1]["reward"])
     assert free[-1]["learning_rate"] == pytest.approx(0.003 / 15)
 
@@ -262,13 +265,76 @@ def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path,
 
     rows = [{**row, "kind": "question"} for row in ROWS]
     own: dict[str, Any] = {"reward_funcs": [two, three], "train_dataset": rows}
-    line = trained(model, tmp_path, changes={"reward_weights": [10.0, -1.0]}, **own).history[0]
-    assert line["rewards/two"] == 2
-    assert line["rewards/three"] == 3
+    changes = {"reward_weights": [10.0, -1.0], "multi_objective_aggregation": "sum_then_normalize"}
+    line = trained(model, tmp_path, changes=changes, **own).history[0]
+    assert line["objective/scores"] == line["reward"]
+    assert line["rewards/two/mean"] == 2
+    assert line["rewards/three/mean"] == 3
     assert line["reward"] == 7  # half the rows 10·2 − 1·3 = 17, the others −3
     prompt, *rest = seen[0]
     assert prompt in [row["prompt"] for row in ROWS]
     assert rest == ["assistant", 6, "question"]
+
+
+def test_several_rewards_are_normalised_each_over_a_phase(model: Path, tmp_path: Path) -> None:
+    def rare(prompts: Any, **_: object) -> list[float]:  # noqa: ANN401
+        return [8.0] + [0.0] * (len(prompts) - 1)
+
+    def unlike(prompts: Any, **_: object) -> list[float | None]:  # noqa: ANN401
+        return [None if place == 7 else 100.0 * (place % 2) for place in range(len(prompts))]
+
+    import torch
+
+    rewards = Rewards([], [rare, unlike], [1.0, 3.0], normalise=True)
+    given = torch.tensor([rare(range(8)), [math.nan if n is None else n for n in unlike(range(8))]])
+    # 8, 0, …: mean 1, deviation √((49 + 7) / 7) = √8; of 0, 100, 0, 100, 0, 100, 0 the mean is 300/7.
+    deviation = (sum((number - 300 / 7) ** 2 for number in (0, 100, 0, 100, 0, 100, 0)) / 6) ** 0.5
+    scores = [(7 if place == 0 else -1) / (8**0.5 + 1e-4) for place in range(8)]
+    for place in range(7):
+        scores[place] += 3 * (100 * (place % 2) - 300 / 7) / (deviation + 1e-4)
+    assert rewards.scores(given).tolist() == pytest.approx(scores, abs=1e-5)
+    assert rewards.total(given).tolist() == [8, 300, 0, 300, 0, 300, 0, 0]
+    alone = Rewards([], [rare], None, normalise=True)
+    assert alone.scores(given[:1]).tolist() == given[0].tolist()
+    line = trained(model, tmp_path, reward_funcs=[rare, unlike]).history[0]
+    assert line["objective/scores"] == pytest.approx(0, abs=1e-5)
+    assert line["rewards/rare/std"] == pytest.approx(8**0.5)
+
+
+def test_the_log_has_trls_names_and_they_agree_with_each_other(model: Path, tmp_path: Path) -> None:
+    first, last = trained(model, tmp_path, changes={"kl_coef": 0.5, "total_episodes": 16}).history
+    for line in (first, last):
+        penalty = -0.5 * line["objective/kl"]
+        assert line["objective/non_score_reward"] == pytest.approx(penalty)
+        assert line["objective/rlhf_reward"] == pytest.approx(line["objective/scores"] + penalty)
+        assert line["val/num_eos_tokens"] == round(8 * (1 - line["completions/clipped_ratio"]))
+        assert line["objective/entropy"] > 0
+        assert 0 <= line["val/clipfrac_avg"] <= 1
+    assert first["val/ratio"] == pytest.approx(1, abs=0.2)
+    names = {"loss/policy_avg", "loss/value_avg", "policy/clipfrac_avg", "policy/approxkl_avg", "policy/entropy_avg"}
+    assert names <= first.keys()
+
+
+@pytest.mark.parametrize("at", [None, 3])
+def test_trackers_are_told_of_every_phase(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
+) -> None:
+    told = in_place_of_wandb(monkeypatch)
+    monkeypatch.setattr(trainer_module, "check_installed", lambda _: None)
+    changes = {"report_to": "wandb", "project": "p", "run_name": "r", "save_steps": 1, "total_episodes": 32}
+    if at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            trained(model, tmp_path, changes=changes, callbacks=[Kill(at)])
+        assert told[-1] == ("end", True)
+        told.clear()
+    made = trained(model, tmp_path, resume=at is not None, changes=changes)
+    begun = at - 1 if at is not None else 0
+    assert told[0] == ("begin", "p", "r", "key of r" if at is not None else None, begun)
+    assert [line["step"] for line in made.history] == list(range(begun + 1, made.phases + 1))
+    assert [step for step, _ in told[1:-1]] == [line["step"] for line in made.history]
+    for (_, metrics), line in zip(told[1:-1], made.history, strict=True):
+        assert metrics["objective/kl"] == line["objective/kl"]
+    assert told[-1] == ("end", False)
 
 
 def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Episode:
@@ -344,7 +410,7 @@ def test_reward_models_score_normalised_and_the_first_is_where_the_critic_starts
     trainer = trained(model, tmp_path / "ppo", reward_model=folder, changes={"ensemble_k": 1.0})
     line = trainer.history[0]
     assert list(trainer.rewards.names) == ["reward_model", "even"]
-    assert line["reward"] == pytest.approx(line["rewards/reward_model"] + line["rewards/even"])
+    assert line["reward"] == pytest.approx(line["rewards/reward_model/mean"] + line["rewards/even/mean"])
 
 
 def test_adapters_are_drawn_by_the_seed_though_a_reward_model_was_loaded(model: Path, tmp_path: Path) -> None:
@@ -442,8 +508,8 @@ def test_adapters_train_policy_and_critic_on_one_backbone_which_stays_the_refere
     ups = [weight for weights in (policy, critic) for name, weight in weights.items() if "lora_B" in name]
     assert len(ups) == 2 * 2 * 7  # adapters × layers × linear maps of a layer
     assert all(bool(each.any()) for each in ups)  # they start as 0
-    assert trainer.history[0]["kl"] == pytest.approx(0, abs=1e-5)
-    assert abs(trainer.history[-1]["kl"]) > 1e-3  # k1 on a few replies may be negative
+    assert trainer.history[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(trainer.history[-1]["objective/kl"]) > 1e-3  # k1 on a few replies may be negative
 
     start, tokenizer = load_model(model, dtype="float32")
     ids = torch.tensor([[1, 5, 9, 12]])
@@ -468,7 +534,7 @@ def test_the_critic_warms_up_alone(model: Path, tmp_path: Path) -> None:
     policy, critic = trainer.networks.policy_weights, trainer.networks.critic_weights
     assert all(torch.equal(each, policy[name]) for name, each in start.named_parameters())
     assert bool(critic["score.weight"].any())  # it starts as 0
-    assert trainer.history[0]["value_loss"] > 0
+    assert trainer.history[0]["loss/value_avg"] > 0
     trainer.train_phase(1)
     assert not all(torch.equal(weight, policy[name]) for name, weight in start.named_parameters())
 
@@ -495,7 +561,7 @@ def test_the_supervised_loss_keeps_up_what_the_replies_of_others_teach(model: Pa
     ptx = [{**row, "completion": completion} for row in ROWS]
     changes = {"total_episodes": 48, "learning_rate": 0.03, "ptx_coef": 5.0}
     history = trained(model, tmp_path, changes=changes, ptx_dataset=ptx).history
-    assert history[-1]["ptx_loss"] < 0.7 * history[0]["ptx_loss"]
+    assert history[-1]["loss/ptx_avg"] < 0.7 * history[0]["loss/ptx_avg"]
 
 
 def test_what_cannot_be_trained_is_refused_by_name(model: Path, tmp_path: Path) -> None:
