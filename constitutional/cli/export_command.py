@@ -303,17 +303,15 @@ def _dataset_info(path: Path) -> bytes:
         InputError: the list that is there is none.
     """
     info = path.with_name("dataset_info.json")
-    entries: dict[str, Any] = {}
+    entries: Any = {}
     if info.exists():
+        expected = "expected LlamaFactory's list of data sets; repair it, or type another -o"
         try:
             entries = parse(info.read_text(encoding="utf-8"))
-            problem = "" if isinstance(entries, dict) else "is no object"
         except (BadTextError, UnicodeDecodeError) as error:
-            problem = str(error)
-        if problem:
-            raise InputError(
-                info, f"{problem}; expected LlamaFactory's list of data sets; repair it, or type another -o"
-            )
+            raise InputError(info, f"{error}; {expected}") from error
+        if not isinstance(entries, dict):
+            raise InputError(info, f"is {type(entries).__name__}; {expected}")
     columns = {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}
     entry = {"file_name": path.name, "ranking": True, "formatting": "sharegpt", "columns": columns}
     return (json.dumps({**entries, path.stem: entry}, ensure_ascii=False, indent=2) + "\n").encode()

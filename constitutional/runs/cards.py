@@ -272,12 +272,12 @@ def _figures(store: RunStore, model: str) -> Iterator[str]:
         by_measure.setdefault(score.measure, {})[score.model] = score
     yield (
         "## Figures\n\nOn prompts that were held out, with 95% intervals. Base is the model before training, SL after "
-        f"supervised learning, RL the policy. A number from fewer than {FEW} observations is marked ({TOO_FEW})."
+        f"supervised learning, RL the policy. A number from fewer than {FEW} observations is marked with * ({TOO_FEW})."
     )
-    rows = [
+    body = [
         (words(measure), *(_figure(by_model.get(name)) for name in MODELS)) for measure, by_model in by_measure.items()
     ]
-    yield _table([("measure", *MODELS.values()), *rows])
+    yield _table([("measure", *MODELS.values()), *body])
 
 
 def _figure(score: Score | None) -> str:

@@ -333,7 +333,8 @@ def test_turns_of_tools_and_turns_that_do_not_alternate_are_told_apart() -> None
     def of(*roles: str) -> set[str]:
         messages = tuple(Message(role, "Yes?") for role in roles)  # type: ignore[arg-type]
         prompt = Prompt.model_construct(messages=messages, split="train", source="", info={})
-        return set(traits(PREFERENCES[0].model_copy(update={"prompt": prompt}))) & {"tool", "irregular"}
+        own: set[str] = set(traits(PREFERENCES[0].model_copy(update={"prompt": prompt})))
+        return own & {"tool", "irregular"}
 
     assert of("user", "assistant", "tool", "assistant", "user") == {"tool"}
     assert of("user", "user") == {"irregular"}
@@ -438,8 +439,14 @@ def test_rows_are_written_one_by_one(here: Path, monkeypatch: pytest.MonkeyPatch
     from constitutional.data.export import files, formats
 
     plain = files._json
-    monkeypatch.setattr(files, "_json", lambda row: written.append(0) or plain(row))  # type: ignore[func-returns-value]
-    monkeypatch.setitem(formats.FORMATS, "trl", formats.FORMATS["trl"]._replace(row=counting))  # type: ignore[arg-type]
+
+    def counted(row: dict[str, Any]) -> bytes:
+        written.append(0)
+        return plain(row)
+
+    monkeypatch.setattr(files, "_json", counted)
+    changed = {**formats.FORMATS, "trl": formats.FORMATS["trl"]._replace(row=counting)}
+    monkeypatch.setattr(formats, "FORMATS", changed)
     assert export(run_folder(here), "trl") == 0
     assert made == [0, 1, 2, 3]  # when a row is made, those before it are written
 
