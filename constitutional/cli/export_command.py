@@ -203,6 +203,7 @@ def _write_folder(target: Target) -> None:
     from constitutional.data.export import files
     from constitutional.data.export.formats import FORMATS, Chosen
     from constitutional.runs.cards import dataset_card
+    from constitutional.runs.compose import load
 
     form, folder, counts = FORMATS[target.name], target.path, dict[str, Mapping[str, int]]()
     with writing(folder / "data"):
@@ -215,7 +216,7 @@ def _write_folder(target: Target) -> None:
             files.write_parquet(file, _rows(target, chosen), {"constitution": target.constitution.digest})
             counts[split] = chosen.written
             _say(target, [file], chosen)
-    card = dataset_card(target.run, target.constitution, counts, target.licence)
+    card = dataset_card(target.run, load(target.run.folder), target.constitution, counts, target.licence)
     atomic_write(folder / CARD, card.encode())
     licence = "" if target.licence else ", which says that the licence is unknown (--license ID says more)"
     print(f"{printable(str(folder / CARD))}: the card{licence}")

@@ -17,7 +17,7 @@ from constitutional.base.files import CARD, atomic_write
 from constitutional.base.progress import counted
 from constitutional.base.text import printable
 from constitutional.constitution.constitution import Constitution
-from constitutional.engines.settings import SANDBOX
+from constitutional.engines.settings import SANDBOX, EngineSettings, role_settings
 from constitutional.judging.people import PeoplesWork
 from constitutional.judging.scores import Score
 from constitutional.runs.folder import RunStore
@@ -58,12 +58,17 @@ _COLUMNS: Final[Mapping[str, str]] = {
 
 
 def dataset_card(
-    store: RunStore, constitution: Constitution, counts: Mapping[str, Mapping[str, int]], licence: str | None
+    store: RunStore,
+    config: RunConfig,
+    constitution: Constitution,
+    counts: Mapping[str, Mapping[str, int]],
+    licence: str | None,
 ) -> str:
     """The card of a folder of preferences, with a file `data/SPLIT.parquet` for each split.
 
     Args:
         store: the run that they come from.
+        config: its configuration.
         constitution: what they were labelled by.
         counts: preferences by split and source (`ai`, `human`).
         licence: an identifier of the hub's, such as `cc-by-4.0`; None where nobody has said.
@@ -86,9 +91,10 @@ def dataset_card(
     ]
     sections = [
         f"# Preferences by {_line(constitution.name)}",
-        f"{counted(total, 'preference')} of the run `{store.folder.name}`, made with `constitutional`.",
+        f"{counted(total, 'preference')} of the run `{store.folder.resolve().name}`, made with `constitutional`.",
         "## Data\n",
         _table([("split", *(f"by {name}" for name in SOURCES.values()), "in all"), *rows]),
+        _labels(config),
         *_people(store),
         "\n".join(f"- `{name.replace(', ', '`, `')}`: {meaning}" for name, meaning in _COLUMNS.items()),
         *_constitution(constitution),
@@ -112,26 +118,25 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     base = config.model.path
-    on_hub = base != SANDBOX and not Path(base).exists() and _HUB_NAME.fullmatch(base)
     kind = config.algorithm.kind
     method = {"sft_model": "sft", "reward_model": "reward-model", "policy": kind}[model]
     front = ModelCardData(
         license=licence or UNKNOWN,
-        base_model=base if on_hub else None,
+        base_model=base if _on_hub(base) else None,
         library_name="transformers",
         pipeline_tag="text-classification" if model == "reward_model" else "text-generation",
         tags=["constitutional-ai", method, "trl"],
     )
     title = {"sft_model": "SFT model", "reward_model": "Reward model", "policy": f"Policy ({kind.upper()})"}[model]
-    origin = "the sandbox's small model, a test-bed" if base == SANDBOX else f"`{base if on_hub else Path(base).name}`"
+    origin = _name_of(config.model)
     if config.model.revision:
         origin += f" at revision `{config.model.revision}`"
     settings = {"sft_model": config.sft, "reward_model": config.reward, "policy": config.algorithm}[model]
     sections = [
         f"# {title} of {_line(constitution.name)}",
-        f"This model {_ABOUT[model]}. The run `{store.folder.name}` of `constitutional` made it from {origin}.",
+        f"This model {_ABOUT[model]}. The run `{store.folder.resolve().name}` of `constitutional` made it from {origin}.",
         "## Data\n",
-        *_training_data(store, model),
+        *_training_data(store, config, model),
         *_constitution(constitution),
         f"## Training\n\n{_training(store, model)}\n\n```json\n{_settings(settings)}\n```",
         *_figures(store, model),
@@ -162,7 +167,7 @@ def _constitution(constitution: Constitution) -> Iterator[str]:
     yield _table([("principle", "weight", "text"), *rows])
 
 
-def _training_data(store: RunStore, model: str) -> Iterator[str]:
+def _training_data(store: RunStore, config: RunConfig, model: str) -> Iterator[str]:
     if model == "sft_model":
         sft = store.summary("sft", SftSummary)
         if sft.nothing_revised:
@@ -184,7 +189,26 @@ def _training_data(store: RunStore, model: str) -> Iterator[str]:
         used = [counts.get(f"{key} preferences used", 0) for key in ("AI", "human")]
         if sum(used):
             yield f"People's share of the preferences that were trained on: {used[1] / sum(used):.1%}."
+        yield _labels(config)
     yield from _people(store)
+
+
+def _labels(config: RunConfig) -> str:
+    """Who the AI is that judged, and how it was asked."""
+    names = [_name_of(role_settings(role, config.model)) for role in (config.labeler, *config.panel.values())]
+    return f"AI labels: by {' and '.join(names)}, asked with `label.method={config.label.method}`."
+
+
+def _name_of(engine: EngineSettings) -> str:
+    """A model's name; of a folder the last part alone."""
+    name = str(getattr(engine, "path", "") or getattr(engine, "model", "") or "a function")
+    if name == SANDBOX:
+        return "the sandbox's small model, a test-bed"
+    return f"`{name if _on_hub(name) else Path(name).name}`"
+
+
+def _on_hub(name: str) -> bool:
+    return name != SANDBOX and not Path(name).exists() and _HUB_NAME.fullmatch(name) is not None
 
 
 def _people(store: RunStore) -> Iterator[str]:

@@ -21,7 +21,7 @@ from constitutional.data.votes.formats import FORMATS as VOTES
 from constitutional.data.votes.reading import read_file
 from constitutional.runs.compose import compose, dump
 from constitutional.runs.folder import USED, RunStore
-from constitutional.stages.summaries import MixSummary
+from constitutional.stages.summaries import MixSummary, SpotCheckSummary
 from tests.scripted_run import STAGES, finish
 
 OURS = Constitution(
@@ -126,6 +126,7 @@ def content(messages: list[dict[str, str]]) -> str:
 
 
 def of_nemo(row: dict[str, Any]) -> Preference:
+    assert "task_name" not in row  # NeMo-RL adds this column, and fails where there is one
     better, worse = sorted(row["completions"], key=lambda completion: completion["rank"])
     return record(row, row["context"], content(better["completion"]), content(worse["completion"]))
 
@@ -219,6 +220,7 @@ def test_the_label_goes_to_an_annotation_tool_as_a_suggestion(here: Path, form: 
         if form == "label_studio":
             (prediction,) = row["predictions"]
             (result,) = prediction["result"]
+            assert result["to_name"] in ("left", "conversation")  # an object that the control names: others are refused
             score, who = prediction["score"], prediction["model_version"]
             side = result["value"].get("selected") or result["value"]["choices"][0]
         else:
@@ -480,3 +482,19 @@ def test_trl_trains_on_the_exported_file(here: Path, tmp_path_factory: pytest.Te
     (step,) = (row for row in trainer.state.log_history if "loss" in row)
     assert step["loss"] == pytest.approx(0.6931, abs=1e-3)  # log 2: nothing is learned before the first step
     assert "rewards/accuracies" in step
+
+
+@pytest.mark.parametrize(
+    ("simulated", "said"), [(False, "2 people gave 7 votes"), (True, "7 votes of spot-checks are sim")]
+)
+def test_a_card_says_who_voted(here: Path, simulated: bool, said: str) -> None:
+    run = run_folder(here)
+    counts = {"comparisons": 6, "audit": 1, "votes_wanted": 8, "votes": 7, "raters": 2, "answered": 6}
+    names = [stage.name for stage in STAGES]
+    with RunStore.open(run, configuration()) as store:
+        made = SpotCheckSummary(**counts, simulated=simulated)
+        finish(store, names.index("label") + 10, "spotcheck", {"spotchecks": [], "verdicts": []}, summary=made)
+    assert export(run, "parquet") == 0
+    card = (here / "first-parquet" / "README.md").read_text()
+    assert said in card
+    assert "No person voted" not in card

@@ -79,7 +79,7 @@ def traits(preference: Preference) -> Iterator[Trait]:
         yield "soft"
     if not set(roles) <= {"system", "user", "assistant"}:
         yield "tool"
-    elif turns != [("user", "assistant")[place % 2] for place in range(len(turns))] or "system" in roles[1:]:
+    elif turns != ["user", *["assistant", "user"] * (len(turns) // 2)] or "system" in roles[1:]:
         yield "irregular"
     if preference.principles:
         yield "principled"
@@ -104,7 +104,6 @@ class Chosen:
         """By source."""
         self.traits: Counter[Trait] = Counter()
         """Of those that are written, and of those that are left out for a trait."""
-        self.prompts: set[str] = set()
         self.of_other_split = 0
 
     def __iter__(self) -> Iterator[Preference]:

@@ -111,7 +111,7 @@ def openai(preference: Preference, _constitution: str) -> Row:
 def label_studio_task(preference: Preference, constitution: str) -> Row:
     """A task of Label Studio whose prediction is the label; the side of the chosen response is drawn.
 
-    The `<Pairwise>` control is its own object, as the label interface of label-studio-sdk 2.1.2 has it.
+    A result of `<Pairwise>` names the first of its objects: `validate_prediction` of label-studio-sdk 2.1.2 wants that.
     """
     item = shown(preference)
     (task,) = label_studio.tasks([item])
@@ -119,7 +119,7 @@ def label_studio_task(preference: Preference, constitution: str) -> Row:
         result = {"from_name": "verdict", "to_name": "conversation", "type": "choices", "value": {"choices": ["tie"]}}
     else:
         value = {"selected": item.side_of("a")}
-        result = {"from_name": "better", "to_name": "better", "type": "pairwise", "value": value}
+        result = {"from_name": "better", "to_name": "left", "type": "pairwise", "value": value}
     own = {"model_version": preference.source, "score": preference.probability}
     prediction = {**own, "result": [{"id": "label", **result}]}
     return {"data": task["data"], "meta": about(preference, constitution), "predictions": [prediction]}
