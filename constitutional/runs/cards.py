@@ -128,13 +128,13 @@ def model_card(
         tags=["constitutional-ai", method, "trl"],
     )
     title = {"sft_model": "SFT model", "reward_model": "Reward model", "policy": f"Policy ({kind.upper()})"}[model]
-    origin = _name_of(config.model)
+    origin, run = _name_of(config.model), store.folder.resolve().name
     if config.model.revision:
         origin += f" at revision `{config.model.revision}`"
     settings = {"sft_model": config.sft, "reward_model": config.reward, "policy": config.algorithm}[model]
     sections = [
         f"# {title} of {_line(constitution.name)}",
-        f"This model {_ABOUT[model]}. The run `{store.folder.resolve().name}` of `constitutional` made it from {origin}.",
+        f"This model {_ABOUT[model]}. The run `{run}` of `constitutional` made it from {origin}.",
         "## Data\n",
         *_training_data(store, config, model),
         *_constitution(constitution),

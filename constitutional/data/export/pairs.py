@@ -1,4 +1,8 @@
-"""AnnotatedPairs 2.0 of a run's comparisons: principles, the labeler and people are annotators."""
+"""AnnotatedPairs 2.0 of a run's comparisons: principles, the labeler and people are annotators.
+
+The schema is that of inverse-cai 0.4.8, which feedback-forensics 0.5.0 reads. The file is one JSON object,
+all of which is in memory at once.
+"""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any

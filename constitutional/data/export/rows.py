@@ -35,7 +35,10 @@ def about(preference: Preference, constitution: str) -> Row:
 
 
 def trl(preference: Preference, constitution: str) -> Row:
-    """TRL's explicit prompt with conversational messages (dataset formats of TRL 1.16)."""
+    """TRL's explicit prompt with conversational messages (dataset formats of TRL 1.16).
+
+    OpenRLHF 0.11.2 reads the same with `--data.prompt_key prompt --data.apply_chat_template`.
+    """
     return {
         "prompt": _messages(preference.prompt.messages),
         "chosen": _reply(preference.chosen),
@@ -100,7 +103,7 @@ def axolotl(preference: Preference, constitution: str) -> Row:
 
 
 def openai(preference: Preference, _constitution: str) -> Row:
-    """OpenAI's preference fine-tuning (`FineTunePreferenceRequestInput`), which has no further keys."""
+    """OpenAI's preference fine-tuning (`FineTunePreferenceRequestInput` of API 2.3.0), which has no further keys."""
     return {
         "input": {"messages": _messages(preference.prompt.messages)},
         "preferred_output": _reply(preference.chosen),
@@ -126,7 +129,7 @@ def label_studio_task(preference: Preference, constitution: str) -> Row:
 
 
 def argilla_record(preference: Preference, constitution: str) -> Row:
-    """A record of Argilla 2 whose suggestion is the label; the side of the chosen response is drawn."""
+    """A record whose suggestion is the label, as `Record.from_dict` of Argilla 2.8.0 reads it; the side is drawn."""
     item = shown(preference)
     (record,) = argilla.tasks([item])
     value = "tie" if preference.probability == 0.5 else item.side_of("a")
