@@ -40,7 +40,8 @@ UNKNOWN: Final = "unknown"
 """The licence that the hub knows for what nobody has said."""
 _ABOUT: Final[Mapping[str, str]] = {
     "sft_model": "learned revisions that a critic made of a model's drafts (supervised fine-tuning)",
-    "reward_model": "scores replies; it learned which of two replies is better",
+    "reward_model": "scores replies; it learned which of two replies is better. Every member of it has a folder, and "
+    "`normalisation.json` says how its scores are normalised",
     "policy": "was trained on preferences",
 }
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
