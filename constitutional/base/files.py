@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,6 +16,9 @@ from constitutional.base.records import Record
 
 R = TypeVar("R", bound=Record)
 
+CARD: Final = "README.md"
+"""Describes the files beside it, and decides nothing: no digest of a folder depends on it."""
+
 
 def write_rows(path: Path, rows: Iterable[Record]) -> int:
     """Write rows as JSON lines, whole or not at all; returns how many.
@@ -24,7 +27,7 @@ def write_rows(path: Path, rows: Iterable[Record]) -> int:
     two can be compared.
     """
     count = 0
-    with _replacing(path) as file:
+    with replacing(path) as file:
         for row in rows:
             line = json.dumps({"id": row.id, **row.model_dump(mode="json")}, ensure_ascii=False)
             file.write(line.encode() + b"\n")
@@ -56,7 +59,7 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Replace a file so that whoever reads it, even after a crash, finds the old content or the new, and all of it."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
@@ -73,7 +76,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of the old one once it is whole; after an error the old one stays."""
     # One name, which the next attempt overwrites, and so leaves nothing behind; the lock keeps others from it.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -100,14 +104,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, over the path and digest of every file in it, in order."""
+    """SHA-256 of a file's bytes; of a folder, over the path and digest of every file in it but cards, in order."""
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(filter(Path.is_file, path.rglob("*"))):
+        for file in files_in(path):
             digest.update(f"{file.relative_to(path).as_posix()}\0{digest_of(file)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and in the folders within, in order, without cards."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD)
 
 
 def row_count(path: Path) -> int | None:

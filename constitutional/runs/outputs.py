@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
 
 from constitutional.base.errors import RunError
-from constitutional.base.files import atomic_write, digest_of, row_count, writing
+from constitutional.base.files import atomic_write, digest_of, files_in, row_count, writing
 from constitutional.engines.spending import Calls
 from constitutional.runs.manifest import (
     ENTRY,
@@ -224,7 +224,7 @@ def damage(place: Path, entry: StageEntry) -> str | None:
 
 
 def _artifact(path: Path, folder: Path) -> Artifact:
-    files = sorted(filter(Path.is_file, path.rglob("*"))) if path.is_dir() else [path]
+    files = files_in(path) if path.is_dir() else [path]
     parts = {}
     for file in files:
         state = file.stat()

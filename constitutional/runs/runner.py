@@ -45,6 +45,7 @@ from constitutional.engines.vllm import vllm_version
 from constitutional.judging.evaluated import read_answers
 from constitutional.judging.labeler import answering
 from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
+from constitutional.runs.cards import TRAINED, write_cards
 from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
     CONFIGURATION,
@@ -354,11 +355,18 @@ class Runner:
             if not self._use_again(store, number, stage, planned.place):
                 self.say(f"{heading}: running" + ("; its settings or inputs have changed" if changed else ""))
                 calls = self._run(store, number, stage, planned)
+                self._write_cards(store, stage.makes)
+        if stage.name == "evaluate":  # its figures complete the cards, whichever run trained the models
+            self._write_cards(store, TRAINED)
         self._entries[stage.name] = store.stages[stage.name]
         if "meanings" in stage.makes and self.run_context.config.understanding == "strict":
             as_written = [row.id for row in self.run_context.constitution.principles if row.as_written]
             check_meanings(store.read("meanings", PrincipleMeaning), as_written)
         return calls
+
+    def _write_cards(self, store: RunStore, models: Sequence[str]) -> None:
+        for warning in write_cards(store, self.run_context.config, self.run_context.constitution, models):
+            self.say(warning)
 
     def _plan(self, stage: Stage, before: Mapping[str, StageEntry]) -> _Planned:
         """What a stage would be made from, after the stages before it have made what is known of them."""

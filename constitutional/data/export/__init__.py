@@ -1,0 +1,1 @@
+"""Preferences in the formats that other trainers and annotation tools read."""
