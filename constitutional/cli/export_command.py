@@ -291,7 +291,7 @@ def _beside(target: Target) -> dict[Path, bytes]:
     if target.name == "axolotl":
         return {path.with_suffix(".config.yaml"): _axolotl_config(target).encode()}
     if target.name == "label_studio":
-        return {path.with_suffix(".config.xml"): label_studio.CONFIG.encode()}
+        return {path.with_suffix(".config.xml"): label_studio.config().encode()}
     if target.name == "argilla":
         return {path.with_suffix(".settings.json"): (json.dumps(argilla.settings(), indent=1) + "\n").encode()}
     return {}

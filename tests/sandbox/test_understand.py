@@ -251,13 +251,13 @@ def test_the_model_is_given_other_words_where_it_would_misread(monkeypatch: pyte
         assert understood is not None
         return understood.given
 
+    monkeypatch.setattr(reader, "calibration", lambda: PLAIN)
     assert given(scored(avoid_flattery=99.0), 1000.0) == ""  # 1000 of 1020
     assert given(scored(avoid_flattery=99.0), 100.0) == "Avoid flattery."  # 100 of 120 is not sure enough
     assert given(scored(seek_flattery=9e9), 1000.0) == "Aim for flattery."  # it reads the opposite
     assert given(scored(avoid_nothing=9e9), 1000.0) == "Nothing in particular."
-    sure_from = reader.calibration().sure_from
-    assert given(scored(seek_flattery=20 * sure_from / (1 - sure_from) - 0.1), 1000.0) == ""  # the encoder is unsure
-    assert given(scored(seek_flattery=20 * sure_from / (1 - sure_from) + 0.1), 1000.0) == "Aim for flattery."
+    assert given(scored(seek_flattery=29.9), 1000.0) == ""  # 29.9 of 49.9 is less than 0.6: the encoder is unsure
+    assert given(scored(seek_flattery=30.1), 1000.0) == "Aim for flattery."
 
 
 def test_the_shipped_model_reads_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
