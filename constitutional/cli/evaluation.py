@@ -67,20 +67,11 @@ def _eval(arguments: argparse.Namespace) -> None:
     templates, progress = load_prompts(config.templates), Progress()
     constitution = as_models_read(config, selected(config)).used_for("comparison")
 
-    def watch() -> None:
-        task.update(done, f"{asked.asked + asked.reused} answers")
-
-    def ended(count: int) -> None:
-        nonlocal done
-        done = count
-        watch()
-
-    done, tries_labeler = 0, evaluation.name in LABELER_SETS
+    tries_labeler = evaluation.name in LABELER_SETS
     with RunContext(config, constitution, templates, progress) as context:
-        judge = context.journalled(context.given("labeler"), watch)
+        judge = context.journalled(context.given("labeler"))
         same = context.given("labeler") == context.given("base")
-        model = judge if tries_labeler or same else context.journalled(context.given("base"), watch)
-        asked = model
+        model = judge if tries_labeler or same else context.journalled(context.given("base"))
         subject = Subject(
             model,
             judge,
@@ -99,7 +90,9 @@ def _eval(arguments: argparse.Namespace) -> None:
             how = "phrases tell its refusals" if evaluation.name == "xstest" else "it judges its own replies"
             progress.say(f"the labeler is the model itself: {how}; type labeler=… for another judge")
         with progress.task(f"eval {evaluation.name}", steps(evaluation, subject), "answers") as task:
-            evaluated = evaluate(evaluation, subject, ended)
+            evaluated = evaluate(
+                evaluation, subject, lambda done: task.update(done, f"{model.asked + model.reused:,} model calls")
+            )
         engines = [model] if model is judge else [model, judge]
         counts = (
             f"{sum(engine.asked for engine in engines):,} asked, {sum(engine.reused for engine in engines):,} reused"
@@ -161,7 +154,7 @@ def _text(
     names = ", ".join(map(str, files))
     print(printable(f"{evaluation.name}: {counted(len(evaluation.rows), 'row')}{of} from {names}"))
     print(*(printable(f"{key}: {value}") for key, value in about.items()), sep="\n")
-    lines = [("", "value", "95% interval", "n", "")]
+    lines: list[tuple[str, ...]] = [("", "value", "95% interval", "n", "")]
     for metric in evaluated.metrics:
         part = f": {metric.part}" if metric.part else ""
         if number := estimate(metric, seed):

@@ -208,6 +208,22 @@ def load_evaluation(paths: Sequence[Path | str], name: str | None = None) -> Eva
     return EvaluationSet(name, tuple(rows), len(rows))
 
 
+def load_sets(paths: Iterable[Path | str]) -> list[EvaluationSet]:
+    """The sets of all these files, each once, whatever the number of its files.
+
+    Raises:
+        InputError: as `load_evaluation`.
+    """
+    sets: dict[str, EvaluationSet] = {}
+    for path in paths:
+        evaluation = load_evaluation([path])
+        before = sets.get(evaluation.name, EvaluationSet(evaluation.name, (), 0))
+        sets[evaluation.name] = before._replace(
+            rows=(*before.rows, *evaluation.rows), total=before.total + evaluation.total
+        )
+    return list(sets.values())
+
+
 def _rows_of(rows: Rows, path: Path | str, name: str, *, several: bool) -> Iterable[EvaluationRow]:
     form, subset = SETS[name], _subset_in(str(path), several=several)
     for number, value in rows:

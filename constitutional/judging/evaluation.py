@@ -146,7 +146,11 @@ def _opinions(evaluation: EvaluationSet, subject: Subject, ended: Ended | None) 
 
 def _safety(evaluation: EvaluationSet, subject: Subject, ended: Ended | None) -> Evaluated:
     rows = _of(evaluation.rows, SafetyPrompt)
-    replies, problems = _told(rows, lambda row: _classified(row, subject), ended)
+
+    def classified(row: SafetyPrompt) -> "Story[Told[Reply]]":
+        return _classified(row, subject)
+
+    replies, problems = _told(rows, classified, ended)
     return Evaluated(list(refusal_metrics(rows, replies)), problems)
 
 
@@ -356,7 +360,10 @@ async def _classified(row: SafetyPrompt, subject: Subject) -> Told[Reply]:
     if reply.failed:
         return None, _why(reply, "")
     if not subject.classes:
-        return ("refusal" if refuses(without_thoughts(reply.text), subject.refusal_phrases) else "compliance"), ""
+        by_phrases: Reply = (
+            "refusal" if refuses(without_thoughts(reply.text), subject.refusal_phrases) else "compliance"
+        )
+        return by_phrases, ""
     shares, problem = await choose(
         subject.judge, _about(row.prompt.messages, reply, _CLASSIFY), tuple(LETTERS[: len(_CLASSES)])
     )

@@ -116,6 +116,10 @@ def forecast(
     files, templates = ready(config), load_prompts(config.templates)
     with RunContext(config, files.constitution, templates, progress or Progress(), opener) as run_context:
         check_budgets(run_context)
+        if config.evaluate.sets:
+            run_context.progress.say(
+                "evaluate.sets is not forecast: three models answer up to evaluate.set_rows of each"
+            )
         finished = Runner(run_context, Outputs(config.outputs_folder)).finished(stages)
         if opener is None:
             check_keys(run_context, [stage for stage in asking(stages) if stage.name not in finished])

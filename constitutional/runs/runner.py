@@ -36,6 +36,7 @@ from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import PURPOSES, Constitution
 from constitutional.constitution.file import as_yaml
 from constitutional.data.comparisons import HumanComparisons, check_pairs, read_comparisons
+from constitutional.data.evaluation import load_sets
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.model_files import model_folder
@@ -224,6 +225,7 @@ def ready(config: RunConfig) -> InputFiles:
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
         vllm_version()
+    load_sets(config.evaluate.sets)
     held_out = config.evaluate.gold_reward_model
     trained = [held_out / "config.json", held_out / NORMALISATION] if held_out is not None else []
     if held_out is not None and not (any(path.exists() for path in trained) and has_members(held_out)):

@@ -83,7 +83,7 @@ def test_the_interval_counts_prompts_as_clusters() -> None:
 
 def test_judge_bench_wants_the_verdicts_of_both_orders_to_add_up() -> None:
     rows = [pair(str(number), 0) for number in range(6)]
-    by_order = {
+    by_order: dict[str, list[float | None]] = {
         "0": [0.9, 0.8],  # right twice
         "1": [0.9, 0.1],  # contradicts itself
         "2": [0.9, 0.5],  # right and a tie
@@ -144,7 +144,7 @@ def test_ties_have_the_weighted_score_of_the_paper() -> None:
 
 
 def test_right_replies_of_one_score_have_an_infinite_margin_and_unreadable_ones_none() -> None:
-    same = {"ref:7": [8, 3, 5], "tied:7": [9, 9, 2, 4]}
+    same: dict[str, list[float | None]] = {"ref:7": [8, 3, 5], "tied:7": [9, 9, 2, 4]}
     assert values(reward_bench_metrics(TIED[:2], same))["ties"] == 1.01  # tanh(∞) is 1
     unread: dict[str, list[float | None]] = {"ref:7": [8, 3, 5], "tied:7": [9, None, 2, 4]}
     assert values(reward_bench_metrics(TIED[:2], unread))["ties"] == 0.3  # the reference's accuracy alone
@@ -154,7 +154,7 @@ def test_right_replies_of_one_score_have_an_infinite_margin_and_unreadable_ones_
 
 def test_reward_bench_2_is_the_mean_of_its_subsets_with_ties_as_one_of_them() -> None:
     rows = [four("1", "Math"), four("2", "Math"), four("3", "Safety"), *TIED[:2]]
-    scores = {"1": [9, 1, 1, 1], "2": [1, 9, 1, 1], "3": [9, 1, 1, 1], **TIED_SCORES}
+    scores: dict[str, list[float | None]] = {"1": [9, 1, 1, 1], "2": [1, 9, 1, 1], "3": [9, 1, 1, 1], **TIED_SCORES}
     found = values(reward_bench_metrics(rows, scores))
     ties = 1 + 0.01 * math.tanh(0.5)
     assert found["accuracy Math"] == 0.5
@@ -266,7 +266,8 @@ def test_a_change_is_over_the_items_that_both_models_have() -> None:
     before, after = shares_of("accuracy", [1, 0, 0, 0]), shares_of("accuracy", [1, 1, 1])
     moved = change(after, before, 0)
     assert moved is not None
-    assert (moved.value, moved.n) == (pytest.approx(2 / 3), 3)
+    assert moved.value == pytest.approx(2 / 3)
+    assert moved.n == 3
     assert -1 <= moved.low < 2 / 3 < moved.high <= 1
     assert change(after, Metric("accuracy", ()), 0) is None
 
