@@ -146,11 +146,7 @@ def _opinions(evaluation: EvaluationSet, subject: Subject, ended: Ended | None) 
 
 def _safety(evaluation: EvaluationSet, subject: Subject, ended: Ended | None) -> Evaluated:
     rows = _of(evaluation.rows, SafetyPrompt)
-
-    def classified(row: SafetyPrompt) -> "Story[Told[Reply]]":
-        return _classified(row, subject)
-
-    replies, problems = _told(rows, classified, ended)
+    replies, problems = _told(rows, lambda row: _classified(row, subject), ended)
     return Evaluated(list(refusal_metrics(rows, replies)), problems)
 
 
