@@ -98,7 +98,9 @@ def _eval(arguments: argparse.Namespace) -> None:
             f"{sum(engine.asked for engine in engines):,} asked, {sum(engine.reused for engine in engines):,} reused"
         )
         progress.say(f"model calls: {counts}; the answers are kept in {model.journal.path}")
-        about: dict[str, object] = {"model": model.weights}
+        asked = context.given("labeler" if tries_labeler else "base")
+        name = getattr(asked, "path", None) or getattr(asked, "model", None) or getattr(asked, "function", "")
+        about: dict[str, object] = {"model": name, "weights": model.weights}
         if tries_labeler:
             about["constitution"] = constitution.name
         elif evaluation.name in JUDGED:

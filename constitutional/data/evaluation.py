@@ -5,6 +5,7 @@ a model replies. Nothing here asks a model or scores one.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class EvaluationRow:
     """One item of an evaluation set."""
 
     id: str
-    """`FILE:LINE`, or the row's number in place of the line."""
+    """A digest of the row: the same wherever the file lies, and whatever it is called."""
     prompt: Prompt
     """What is asked; of a question with options without them."""
     subset: str
@@ -228,13 +229,18 @@ def _rows_of(rows: Rows, path: Path | str, name: str, *, several: bool) -> Itera
     form, subset = SETS[name], _subset_in(str(path), several=several)
     for number, value in rows:
         place = rows.place(number)
-        source = _Source(str(place), str(path) if isinstance(path, str) else path.name, subset)
         try:
             if not isinstance(value, Mapping):
                 raise ValueError(f"it is {shortened(value)}")
-            yield form.read(_parsed(value) if rows.texts else value, source)
+            cells = _parsed(value) if rows.texts else value
+            yield form.read(cells, _Source(_digest(cells), str(path) if isinstance(path, str) else path.name, subset))
         except ValueError as error:
             raise place.error(f"is no row of {name}: {error}; expected {form.expected}") from error
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    text = json.dumps(row, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _subset_in(path: str, *, several: bool) -> str:
@@ -471,8 +477,10 @@ def _bbq(row: Mapping[str, Any], source: _Source) -> EvaluationRow:
     info = _object(row, "answer_info")
     tags = []
     for index in range(3):
-        words = _texts(info, f"ans{index}")
-        tags.append({_group(word) for word in words})
+        words = info.get(f"ans{index}")
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f'"ans{index}" of answer_info is {_shown(info, f"ans{index}")}, and no list of texts')
+        tags.append({_group(word) for word in words if word.strip()})
     unknown = [index for index, names in enumerate(tags) if "unknown" in names]
     if len(unknown) != 1:
         raise ValueError(f"{len(unknown)} of the three options are unknown by answer_info, and not 1")

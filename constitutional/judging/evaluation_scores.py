@@ -573,10 +573,10 @@ def _blind_measure(name: str) -> str:
 def _blind(name: str, rows: Sequence[EvaluationRow], baseline: str, look: Callable[[int, str], float]) -> Metric | None:
     """The accuracy of choosing by place or length; options that look the same are no choice.
 
-    None where it says nothing: RewardBench 2 has the right reply in the first place, and model-written answers are
-    letters.
+    None where it says nothing: the place of the right one where a set's files have it first, or where it is drawn, and
+    the length of model-written answers, which are letters.
     """
-    placed = name == "reward_bench_2" and baseline == "always the first"
+    placed = name in ("hhh", "reward_bench_2", "truthful_qa") and baseline == "always the first"
     if placed or (name == "model_written" and baseline != "always the first"):
         return None
     values: list[tuple[EvaluationRow, float]] = []

@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from constitutional.base.errors import ModelError
 from constitutional.cli import main as cli
+from constitutional.engines import models
 from constitutional.engines.base import Completion, Request
 from tests.cli.test_main import Judge
 from tests.data.test_evaluation import FILES, HHH_438, ROWS, json_rows, written
@@ -55,6 +57,31 @@ def test_a_set_is_recognised_scored_and_never_asked_twice(
     assert judge.requests == 6
     assert evaluated(capsys, "hhh", path) == first
     assert judge.requests == 6
+
+
+def test_what_was_answered_before_a_failure_is_not_asked_again(
+    judge: type[Judge], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = json_rows("truthful_qa")[0]
+    path = written(tmp_path / "rows.jsonl", *(template | {"question": f"Question {number}?"} for number in range(40)))
+    engine = models.LazyEngine
+
+    class Fails(engine):  # type: ignore[misc,valid-type]
+        def respond(self, request: Request) -> Completion:
+            if Judge.requests == 24:
+                raise ModelError("the model is gone")
+            return super().respond(request)  # type: ignore[no-any-return]
+
+        @property
+        def weights(self) -> str:
+            return "scripted:LongerOrLast"
+
+    monkeypatch.setattr("constitutional.engines.models.LazyEngine", Fails)
+    assert cli.main(["eval", str(path), *LABELER]) == 1
+    assert "the model is gone" in capsys.readouterr().err
+    monkeypatch.setattr("constitutional.engines.models.LazyEngine", engine)
+    assert evaluated(capsys, path)["metrics"][0]["n"] == 40
+    assert judge.requests == 40
 
 
 @pytest.mark.usefixtures("judge")

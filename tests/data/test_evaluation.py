@@ -309,3 +309,13 @@ def test_the_438_comparisons_are_recognised_and_whole() -> None:
     evaluation = load_evaluation([HHH_438])
     assert (evaluation.name, evaluation.total) == ("hhh_438", 438)
     assert len({row.cluster for row in evaluation.rows}) == 188
+
+
+def test_rows_are_known_by_what_they_say_and_not_by_their_file(tmp_path: Path) -> None:
+    folders = [tmp_path / "helpful", tmp_path / "honest"]
+    for folder, row in zip(folders, json_rows("hhh")[:2], strict=True):
+        folder.mkdir()
+        written(folder / "task.jsonl", row)
+    both = load_evaluation([folder / "task.jsonl" for folder in folders]).rows
+    assert [row.id for row in both] == [row.id for row in rows_of("hhh")[:2]]
+    assert [row.subset for row in both] == ["helpful", "honest"]

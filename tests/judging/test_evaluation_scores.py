@@ -300,6 +300,7 @@ def test_baselines_read_nothing() -> None:
     rewarded = {name: number.value for name, number in baselines("reward_bench_2", [four("1", "Math"), *TIED], 0)}
     assert rewarded == {"always the longer": 0.0, "always the shorter": 0.0, "random": 0.25}  # all as long
     assert list(baselines("xstest", [SafetyPrompt("1", ASKED, "", "1", True)], 0)) == []
+    assert "always the first" not in dict(baselines("hhh", rows, 0))
     chance: MetricValue = dict(baselines("judge_bench", rows, 0))["random"]
     assert math.isinf(chance.low)
 

@@ -14,6 +14,7 @@ from constitutional.base.seeds import seed_of
 from constitutional.base.stats import wilson
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.data.evaluation import load_evaluation
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.stories import side_by_side
@@ -764,8 +765,7 @@ def test_evaluation_sets_measure_all_three_models_with_their_changes() -> None:
     # Yes, and (B): both match the behaviour, and stand second.
     assert [scores[model, "set_matching/model_written"].value for model in MODELS] == [0.0, 1.0, 1.0]
     assert scores["policy", "set_matching/model_written"].by_prompt == {
-        "model_written.jsonl:1": 1.0,
-        "model_written.jsonl:2": 1.0,
+        row.id: 1.0 for row in load_evaluation([SETS / "model_written.jsonl"]).rows
     }
 
 
