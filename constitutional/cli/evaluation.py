@@ -99,8 +99,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         )
         progress.say(f"model calls: {counts}; the answers are kept in {model.journal.path}")
         asked = context.given("labeler" if tries_labeler else "base")
-        name = getattr(asked, "path", None) or getattr(asked, "model", None) or getattr(asked, "function", "")
-        about: dict[str, object] = {"model": name, "weights": model.weights}
+        called = getattr(asked, "path", None) or getattr(asked, "model", None) or getattr(asked, "function", "")
+        about: dict[str, object] = {"model": called, "weights": model.weights}
         if tries_labeler:
             about["constitution"] = constitution.name
         elif evaluation.name in JUDGED:

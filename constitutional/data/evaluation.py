@@ -381,10 +381,9 @@ def _reward_bench_2(row: Mapping[str, Any], source: _Source) -> EvaluationRow:
     chosen, rejected = _texts(row, "chosen"), _texts(row, "rejected")
     replies = (*chosen, *rejected)
     if subset.strip().lower() == TIES.lower():
-        name = str(row.get("id"))
-        if not re.fullmatch(r"(ref|tied):\d+", name):
-            raise ValueError(f'"id" is {_shown(row, "id")}, and not "ref:N" or "tied:N", as in the subset {TIES}')
-        kind, _, number = name.partition(":")
+        name = str(row.get("id", prompt.id))
+        named = re.fullmatch(r"(ref|tied):(\w+)", name)
+        kind, number = named.groups() if named else ("ref" if len(chosen) == 1 else "tied", name)
         if kind == "ref" and len(chosen) != 1:
             raise ValueError(f'"chosen" has {len(chosen)} replies; a prompt whose id begins with "ref:" has 1')
         good = tuple(range(len(chosen)))

@@ -25,6 +25,7 @@ from constitutional.data.evaluation import (
     MultipleChoice,
     OpinionQuestion,
     SafetyPrompt,
+    TiedCandidates,
 )
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import Story, ask, side_by_side
@@ -246,6 +247,11 @@ def _scored(evaluation: EvaluationSet, subject: Subject, ended: Ended | None) ->
     scores = {row.id: [next(marks) for _ in row.replies] for row in rows}
     unread = sum(mark is None for own in scores.values() for mark in own)
     problems = {"unreadable scores, whose prompts count as not right": unread} if unread else {}
+    kinds: defaultdict[str, set[bool]] = defaultdict(set)
+    for row in _of(rows, TiedCandidates):
+        kinds[row.cluster].add(row.reference)
+    if alone := sum(len(pair) < 2 for pair in kinds.values()):
+        problems["prompts of Ties without the other of the ids ref:N and tied:N, which have no margins"] = alone
     return Evaluated(list(reward_bench_metrics(rows, scores)), problems)
 
 

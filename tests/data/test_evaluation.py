@@ -127,6 +127,12 @@ def test_reward_bench_2_has_one_good_reply_of_four_and_several_in_ties() -> None
     assert reference.cluster == tied.cluster == reference.drawn_with == "7"
 
 
+def test_a_prompt_of_ties_without_such_an_id_is_a_reference_if_one_reply_is_right(tmp_path: Path) -> None:
+    reference, tied = (row | {"id": "7"} for row in json_rows("reward_bench_2")[-2:])
+    rows = load_evaluation([written(tmp_path / "rows.jsonl", reference, tied)]).rows
+    assert [isinstance(row, TiedCandidates) and row.reference for row in rows] == [True, False]
+
+
 def test_judge_benchs_label_says_which_response_is_right_and_its_source_which_subset() -> None:
     assert [(row.good, row.subset) for row in rows_of("judge_bench")] == [
         ((0,), "knowledge"),
@@ -226,7 +232,7 @@ def test_model_written_answers_are_options_without_a_list() -> None:
         ("reward_bench_2", {"chosen": ["a", "b"]}, "chosen"),
         ("reward_bench_2", {"rejected": "b"}, "rejected"),
         ("reward_bench_2", {"rejected": []}, "rejected"),
-        ("reward_bench_2", {"subset": "Ties", "id": "7"}, "id"),
+        ("reward_bench_2", {"subset": "Ties", "id": "ref:7", "chosen": ["a", "b"]}, "ref:"),
         ("judge_bench", {"label": "A=B"}, "label"),
         ("judge_bench", {"response_B": None}, "response_B"),
         ("truthful_qa", {"label": 2}, "label"),

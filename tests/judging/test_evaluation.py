@@ -109,6 +109,9 @@ def test_reward_bench_2_scores_every_reply_by_itself() -> None:
     assert numbers["accuracy Factuality"] == 0.75  # 1 for Lima, 1/2 for Jane Austen, who shares the best score
     assert numbers["accuracy Math"] == 0.0
     assert numbers["ties"] == 1.01
+    alone = evaluate(evaluation._replace(rows=evaluation.rows[:-1]), asked)
+    assert "ties" not in found(alone)
+    assert list(alone.problems.values()) == [1]
     assert numbers["mean_of_subsets"] == round((0.75 + 0.0 + 1.01) / 3, 4)
 
 
