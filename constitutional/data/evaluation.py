@@ -7,8 +7,9 @@ a model replies. Nothing here asks a model or scores one.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -193,9 +194,11 @@ def load_evaluation(paths: Sequence[Path | str], name: str | None = None) -> Eva
     rows: list[EvaluationRow] = []
     for path in paths:
         of_file = Rows(path, SETS[name].expected if name else _ANY)
-        first = of_file.peek()
-        if first is None:
+        numbered = iter(of_file)
+        start = next(numbered, None)
+        if start is None:
             raise InputError(path, f"holds no row; expected {SETS[name].expected if name else _ANY}")
+        first = start[1]
         known = recognise(first)
         if name is None and known is None:
             columns = ", ".join(map(str, first)) if isinstance(first, Mapping) else shortened(first)
@@ -204,7 +207,8 @@ def load_evaluation(paths: Sequence[Path | str], name: str | None = None) -> Eva
         assert name is not None
         if known not in (None, name):
             raise InputError(path, f"holds rows of {known}; expected {name}: {SETS[name].expected}")
-        rows += _rows_of(of_file, path, name, several=len(paths) > 1)
+        source = _Source("", str(path) if isinstance(path, str) else path.name, _subset_in(path, len(paths)))
+        rows += _rows_of(of_file, chain([start], numbered), name, source)
     assert name is not None, "there is a file"
     return EvaluationSet(name, tuple(rows), len(rows))
 
@@ -225,17 +229,17 @@ def load_sets(paths: Iterable[Path | str]) -> list[EvaluationSet]:
     return list(sets.values())
 
 
-def _rows_of(rows: Rows, path: Path | str, name: str, *, several: bool) -> Iterable[EvaluationRow]:
-    form, subset = SETS[name], _subset_in(str(path), several=several)
-    for number, value in rows:
-        place = rows.place(number)
+def _rows_of(file: Rows, numbered: Iterable[tuple[int, object]], name: str, source: _Source) -> Iterator[EvaluationRow]:
+    form = SETS[name]
+    for number, value in numbered:
         try:
             if not isinstance(value, Mapping):
                 raise ValueError(f"it is {shortened(value)}")
-            cells = _parsed(value) if rows.texts else value
-            yield form.read(cells, _Source(_digest(cells), str(path) if isinstance(path, str) else path.name, subset))
+            cells = _parsed(value) if file.texts else value
+            yield form.read(cells, source._replace(id=_digest(cells)))
         except ValueError as error:
-            raise place.error(f"is no row of {name}: {error}; expected {form.expected}") from error
+            problem = f"is no row of {name}: {error}; expected {form.expected}"
+            raise file.place(number).error(problem) from error
 
 
 def _digest(row: Mapping[str, Any]) -> str:
@@ -243,11 +247,11 @@ def _digest(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _subset_in(path: str, *, several: bool) -> str:
+def _subset_in(path: Path | str, files: int) -> str:
     """HHH's subset, which its rows do not say, by the name of the file; of several files the name itself."""
-    parts = re.split(r"[^a-z]+", path.lower())
+    parts = re.split(r"[^a-z]+", str(path).lower())
     known = next((part for part in reversed(parts) if part in _HHH_SUBSETS), "")
-    return known or (Path(path).name.partition(".")[0] if several else "")
+    return known or (Path(path).name.partition(".")[0] if files > 1 else "")
 
 
 def draw(evaluation: EvaluationSet, at_most: int | None, seed: int) -> EvaluationSet:
