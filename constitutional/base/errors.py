@@ -56,7 +56,8 @@ class InputError(ConstitutionalError):
 
     def __str__(self) -> str:
         """`file:line: problem`, or `file: problem`."""
-        place = str(self.path) if self.line is None else f"{self.path}:{self.line}"
+        name = str(self.args[0])  # a name on the hub is no path
+        place = name if self.line is None else f"{name}:{self.line}"
         return f"{place}: {self.problem}"
 
 

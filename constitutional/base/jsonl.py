@@ -1,17 +1,19 @@
-"""Reads files that people write line by line: JSON lines and plain text, compressed with gzip or not.
+"""Reads files that people write line by line: JSON lines and plain text, plain or compressed with gzip or Zstandard.
 
 What no model and no later file can take is refused here, with its line, so that the callers only check shapes.
 """
 
 import gzip
+import io
 import json
 import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from constitutional.base.errors import InputError
 
@@ -19,6 +21,7 @@ MOST_BYTES: Final = 8 * 2**20
 """Of one line: far above the longest conversation of any data set, far below what fills the memory."""
 
 _GZIP: Final = b"\x1f\x8b"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _BOM: Final = b"\xef\xbb\xbf"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 
@@ -53,35 +56,71 @@ def read_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
     Raises:
         InputError: the file cannot be read, or a line is no UTF-8 text.
     """
+    for number, line in read_whole_lines(path, expected):
+        if text := line.strip():
+            yield number, text
+
+
+def read_whole_lines(path: Path, expected: str) -> Iterator[tuple[int, str]]:
+    """Each line as it stands, with its end and its number from 1; otherwise as `read_lines`."""
     number = 0
+    with reading(path, expected, lambda: number + 1) as stream:
+        # A bounded read: a file without line ends must not fill the memory.
+        while line := stream.readline(MOST_BYTES + 1):
+            if len(line) > MOST_BYTES:
+                raise BadTextError(f"is longer than {MOST_BYTES // 2**20} MiB; shorten it or leave it out")
+            yield number + 1, decoded(line, first=number == 0)
+            number += 1
+
+
+@contextmanager
+def reading(path: Path, expected: str, line: Callable[[], int | None]) -> Iterator[io.BufferedIOBase]:
+    """A file's bytes, unpacked: gzip and Zstandard are told by the first bytes, whatever the name.
+
+    Args:
+        path: the file.
+        expected: what the file should hold, for error messages.
+        line: the line that is being read, for error messages; None where there are no lines.
+
+    Raises:
+        InputError: the file cannot be read, is damaged, or what is read raises BadTextError.
+    """
+    packed = "file"
     try:
         with path.open("rb") as file:
-            stream = gzip.GzipFile(fileobj=file) if file.peek(2).startswith(_GZIP) else file
-            # A bounded read: a file without line ends must not fill the memory.
-            while line := stream.readline(MOST_BYTES + 1):
-                number += 1
-                if text := _text(line, first=number == 1):
-                    yield number, text
+            start = file.peek(len(_ZSTD))
+            stream: io.BufferedIOBase = file
+            if start.startswith(_GZIP):
+                packed, stream = "gzip file", gzip.GzipFile(fileobj=file)
+            elif start.startswith(_ZSTD):
+                import pyarrow as pa  # type: ignore[import-untyped]
+
+                packed, raw = "Zstandard file", pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+                stream = io.BufferedReader(cast("io.RawIOBase", raw), MOST_BYTES // 8)
+            yield stream
     except BadTextError as error:
-        raise InputError(path, f"{error}; expected {expected}", number) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        problem = f"is a damaged gzip file: {str(error).lower()}; fetch or compress it again"
-        raise InputError(path, problem, number + 1) from error
-    except OSError as error:
-        reason = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder"}.get(type(error))
-        problem = reason or f"cannot be read: {error.strerror}"
-        raise InputError(path, f"{problem}; expected {expected}") from error
+        raise InputError(path, f"{error}; expected {expected}", line()) from error
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.strerror:
+            reason = {FileNotFoundError: "there is no such file", IsADirectoryError: "is a folder"}.get(type(error))
+            problem = reason or f"cannot be read: {error.strerror}"
+            raise InputError(path, f"{problem}; expected {expected}") from error
+        problem = f"is a damaged {packed}: {str(error).lower()}; fetch or compress it again"
+        raise InputError(path, problem, line()) from error
 
 
-def _text(line: bytes, *, first: bool) -> str:
-    if first and line.startswith(_UTF16):
+def decoded(content: bytes, *, first: bool) -> str:
+    """Bytes of a text file as text; a byte order mark at the file's beginning is no part of it.
+
+    Raises:
+        BadTextError: they are no UTF-8, or hold a NUL.
+    """
+    if first and content.startswith(_UTF16):
         raise BadTextError("is UTF-16 text; save the file as UTF-8")
-    if len(line) > MOST_BYTES:
-        raise BadTextError(f"is longer than {MOST_BYTES // 2**20} MiB; shorten it or leave it out")
-    if b"\0" in line:
+    if b"\0" in content:
         raise BadTextError("holds a NUL character; save the file as UTF-8")
     try:
-        return (line.removeprefix(_BOM) if first else line).decode("utf-8").strip()
+        return (content.removeprefix(_BOM) if first else content).decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadTextError(f"is not UTF-8 text ({error.reason}); save the file as UTF-8") from error
 
@@ -93,9 +132,9 @@ def parse(text: str) -> Any:  # noqa: ANN401 - JSON may be anything
         BadTextError: says what is wrong.
     """
     try:
-        value = strict_decoder().decode(text)
+        value = _STRICT.decode(text)
         if "\\u" in text:  # only escapes can spell what the file's own bytes cannot
-            _check_strings(value)
+            check_strings(value)
         return value
     except BadTextError:
         raise
@@ -127,12 +166,13 @@ def check_characters(text: str) -> None:
         raise BadTextError("holds a NUL character (\\u0000); remove it")
 
 
-def _check_strings(value: object) -> None:
+def check_strings(value: object) -> None:
+    """`check_characters` of every text in a JSON value."""
     if isinstance(value, str):
         check_characters(value)
     elif isinstance(value, list | dict):
         for part in value if isinstance(value, list) else chain(value, value.values()):
-            _check_strings(part)
+            check_strings(part)
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -153,6 +193,9 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise BadTextError(f"holds the number {digits[:20]}, which is too large; write a smaller one")
     return number
+
+
+_STRICT: Final = strict_decoder()
 
 
 def shortened(value: object) -> str:

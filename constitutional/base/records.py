@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,12 +22,21 @@ LABELER: Final = "labeler"
 """The name of a run's labeler among the judges of its panel."""
 
 
+Role = Literal["system", "user", "assistant", "tool", "developer"]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
+    extra: Annotated[str, Field(exclude_if=lambda extra: not extra)] = ""
+    """What else a chat template is given of the turn, such as `tool_calls`: a JSON object, or empty."""
+
+    def turn(self) -> dict[str, Any]:
+        """The message as chat templates and servers take it."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
 
 
 class Record(BaseModel):
@@ -58,7 +67,7 @@ class Prompt(Record):
     """A conversation that ends with a user's message, to be answered."""
 
     messages: tuple[Message, ...]
-    """At least one; the last is the user's."""
+    """At least one; the last is the user's, or a tool's."""
     split: Split = "train"
     """Held-out prompts are for evaluation only."""
     source: str = ""
@@ -282,3 +291,5 @@ class Preference(Record):
     comparison: str
     """The comparison's id."""
     split: Split = "train"
+    weight: float = Field(default=1.0, gt=0, le=1, exclude_if=lambda weight: weight == 1)
+    """The pair's share of what one comparison counts: the pairs that a ranking of K replies gives have 1/(K(K−1)/2)."""

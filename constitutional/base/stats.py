@@ -145,7 +145,7 @@ def bootstrap_mean(
     return Interval(float(low), float(high))
 
 
-def paired_interval(gained: float, lost: float, n: int, level: float = 0.95) -> Interval:
+def paired_interval(gained: float, lost: float, n: float, level: float = 0.95) -> Interval:
     """The interval of a rate's change over the same n items, of which so many gained and lost what is counted.
 
     Agresti and Min (2005), "Simple improved confidence intervals for comparing matched proportions": half an item is
@@ -156,6 +156,54 @@ def paired_interval(gained: float, lost: float, n: int, level: float = 0.95) -> 
     middle = difference / total
     half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(moved - difference**2 / total) / total
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
+
+
+def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
+    """The interval of a mean whose values depend on each other within clusters; (−inf, inf) from fewer than two.
+
+    Miller (2024), "Adding error bars to evals" (arXiv 2411.00640), section 2.2: the variance of the mean is
+    Σ_c (Σ_{i in c} (s_i − mean))² / n². The small-sample factor k/(k − 1) and Student's quantile with k − 1 degrees of
+    freedom are added, k being the number of clusters.
+    """
+    if len(clusters) != len(values):
+        raise ValueError(f"{len(values)} values, but {len(clusters)} clusters")
+    n, sums, _ = _by_cluster(values, clusters)
+    k = len(sums)
+    if k < 2:
+        return Interval(-math.inf, math.inf)
+    mean = math.fsum(values) / n
+    half = student_quantile(0.95, k - 1) * math.sqrt(k / (k - 1) * math.fsum(s * s for s in sums)) / n
+    return Interval(mean - half, mean + half)
+
+
+def clustered_change(differences: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
+    """The interval of a rate's change over the same items, which depend on each other within clusters.
+
+    `differences` are −1, 0 or 1; of one cluster alone the interval is (−1, 1). It is `paired_interval` with counts
+    divided by the design effect: the variance between clusters, as in `clustered_mean`, over that of independent items.
+    The effect is at least 1 and at most Σm²/n (as if a cluster of m items were one), and multiplied by (t/z)², t being
+    Student's quantile with k − 1 degrees of freedom. With clusters of one item it is `paired_interval`.
+    """
+    n, sums, sizes = _by_cluster(differences, clusters)
+    if len(sums) < 2:
+        return Interval(-1.0, 1.0)
+    mean = math.fsum(differences) / n
+    independent = math.fsum((value - mean) ** 2 for value in differences)
+    largest = sum(size * size for size in sizes) / n
+    effect = min(largest, max(1.0, math.fsum(s * s for s in sums) / independent)) if independent else largest
+    if len(sums) < n:
+        effect *= (student_quantile(0.95, len(sums) - 1) / _Z) ** 2
+    gained, lost = (sum(value == sign for value in differences) / effect for sign in (1, -1))
+    return paired_interval(gained, lost, n / effect)
+
+
+def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[int, list[float], list[int]]:
+    """How many values there are, and of each cluster the sum of its distances from the mean, and its size."""
+    mean = math.fsum(values) / len(values)
+    groups: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        groups.setdefault(cluster, []).append(value - mean)
+    return len(values), [math.fsum(group) for group in groups.values()], [len(group) for group in groups.values()]
 
 
 def sigmoid(x: float) -> float:

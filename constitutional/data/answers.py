@@ -79,7 +79,7 @@ def load_hhh(path: Path) -> list[Answered]:
     rows = []
     for number, row in read_jsonl(path, _EXPECTED):
         try:
-            rows.append(_row(row if isinstance(row, dict) else {}, path.name))
+            rows.append(hhh_row(row if isinstance(row, dict) else {}, path.name))
         except ValueError as error:
             raise InputError(path, f"is no comparison: {error}; expected {_EXPECTED}", number) from error
     if not rows:
@@ -87,7 +87,12 @@ def load_hhh(path: Path) -> list[Answered]:
     return rows
 
 
-def _row(row: Mapping[str, object], source: str) -> Answered:
+def hhh_row(row: Mapping[str, object], source: str) -> Answered:
+    """A row in the published set's form, from a file of that name.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
     prompt, correct, text = row.get("prompt"), row.get("corrects"), row.get("text_correct")
     options = _OPTIONS.search(prompt) if isinstance(prompt, str) else None
     if options is None or not isinstance(text, str):

@@ -202,7 +202,7 @@ class ChatTokens:
 
     def ids(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
         """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
-        turns = [{"role": turn.role, "content": plain(self.tokenizer, turn.content)} for turn in messages]
+        turns = [turn.turn() | {"content": plain(self.tokenizer, turn.content)} for turn in messages]
         # The assistant's first words stand behind the generation prompt exactly as they are; many templates, and
         # transformers' own way to continue a message, would strip spaces from them.
         begun = turns.pop()["content"] if messages[-1].role == "assistant" else ""

@@ -308,7 +308,7 @@ class Keys:
         """SHA-256 of the model's identity and the canonical JSON of the whole request, 64 hexadecimal digits."""
         sampling = request.sampling
         depends_on = (
-            [(message.role, message.content) for message in request.messages],
+            [(message.role, message.content, *filter(None, [message.extra])) for message in request.messages],
             # float(), because 1 and 1.0 sample alike but are written differently.
             (float(sampling.temperature), float(sampling.top_p), sampling.max_tokens, sampling.stop),
             request.seed,

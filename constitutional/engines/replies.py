@@ -64,7 +64,7 @@ def chat_body(model: str, request: Request, fields: Mapping[str, object], unknow
         unknown: fields that the server does not take. Without `max_tokens`, its successor `max_completion_tokens` is
             sent.
     """
-    messages = [{"role": message.role, "content": message.content} for message in request.messages]
+    messages = [message.turn() for message in request.messages]
     body: Json = {"model": model, "messages": messages, **_asked(request, unknown)}
     if request.messages[-1].role == "assistant":
         # vLLM and SGLang go on from the message if they are told to; llama.cpp's server does so by itself.

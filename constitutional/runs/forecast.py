@@ -118,6 +118,10 @@ def forecast(
         check_budgets(run_context)
         if opener is None:
             run_context.constitution = as_models_read(config, files.constitution, run_context.progress.say)
+        if config.evaluate.sets:
+            run_context.progress.say(
+                "evaluate.sets is not forecast: three models answer up to evaluate.set_rows of each"
+            )
         finished = Runner(run_context, Outputs(config.outputs_folder)).finished(stages)
         if opener is None:
             check_keys(run_context, [stage for stage in asking(stages) if stage.name not in finished])

@@ -100,7 +100,9 @@ class ReplySampler:
 
     def request(self, task: SampleTask) -> Request:
         """What the model is asked; its seed depends on the prompt and on nothing else in the file."""
-        turns = tuple((message.role, message.content) for message in task.prompt.messages)
+        turns = tuple(
+            (message.role, message.content, *filter(None, [message.extra])) for message in task.prompt.messages
+        )
         own_seed = seed_of(self.seed, "sample", turns, task.sample) if self.models.sampling.temperature else 0
         return Request(task.prompt.messages, self.models.sampling, own_seed)
 
@@ -114,7 +116,7 @@ class ReplySampler:
         """What makes two replies the same: the prompt, the model, which sample it is, and how it was sampled."""
         messages = task.prompt.messages
         plain = len(messages) == 1 and messages[0].role == "user"
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [message.turn() for message in messages]
         sampling = self.models.sampling
         return {
             "prompt": messages[0].content if plain else turns,

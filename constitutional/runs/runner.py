@@ -36,6 +36,7 @@ from constitutional.base.templates import VARIABLES, load_prompts
 from constitutional.constitution.constitution import PURPOSES, Constitution
 from constitutional.constitution.file import as_yaml
 from constitutional.data.comparisons import HumanComparisons, check_pairs, read_comparisons
+from constitutional.data.evaluation import load_sets
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.model_files import model_folder
@@ -233,6 +234,7 @@ def ready(config: RunConfig) -> InputFiles:
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
         vllm_version()
+    load_sets(config.evaluate.sets)
     for model in filter(None, (config.evaluate.gold_reward_model, config.spotcheck.reward_model)):
         if not (any((model / name).exists() for name in ("config.json", NORMALISATION)) and has_members(model)):
             raise InputError(model, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")

@@ -20,12 +20,17 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import words
+from constitutional.data.evaluation import draw, load_sets
+from constitutional.data.sources import HubName
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
 from constitutional.judging.choosing import principle_for
 from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, checked_pattern, concludes
+from constitutional.judging.evaluation import Subject, steps
+from constitutional.judging.evaluation import evaluate as evaluate_set
+from constitutional.judging.evaluation_scores import Metric, model_scores
 from constitutional.judging.gold import held_out_scores, kept_share, mean_scores, points, some_of_each_phase
 from constitutional.judging.labeler import JudgementTask, Labeler
 from constitutional.judging.labelling import LabelSettings, probabilities_of
@@ -76,6 +81,12 @@ class Settings(Frozen):
     the sandbox, whose traits are known exactly, the labeler is not asked."""
     gold_reward_model: Path | None = None
     """The folder of a reward model that the training did not use, such as another run's."""
+    sets: tuple[HubName | Path, ...] = ()
+    """Files of public evaluation sets that all three models are measured on, such as [hhh.jsonl, xstest.csv]; they are
+    recognised by their columns, as by `constitutional eval`. HHH, JudgeBench and RewardBench 2 try each model as a
+    labeler."""
+    set_rows: int = Field(default=300, ge=2)
+    """Most rows of each evaluation set, drawn at random."""
     refusal_phrases: tuple[str, ...] = REFUSAL_PHRASES
     """A reply with one of these among its first 40 words counts as a refusal, whatever its case: a rough count."""
 
@@ -355,6 +366,10 @@ def run(inputs: Inputs, context: StageContext) -> None:
                 scores += divergence_scores(some, name, opponent, context)
         if any(prompt.source == SANDBOX for prompt in prompts):
             wanted = wanted_directions(context.constitution, context.read("meanings", PrincipleMeaning))
+    if settings.sets:
+        of_sets, left_out = set_scores(inputs, trusted, context)
+        scores += of_sets
+        problems |= left_out
     context.write("samples", samples)
     context.write("scores", scores)
     context.write("measurements", measurements(scores))
@@ -390,6 +405,35 @@ def _judged(
     if settings.critiqued:
         yield violation_scores(samples[: settings.critiqued], settings, context)
     context.release()
+
+
+def set_scores(inputs: Inputs, trusted: "Constitution", context: StageContext) -> Measured:
+    """The three models on public evaluation sets; the labeler judges replies in words."""
+    settings = inputs.evaluate
+    sets = [draw(evaluation, settings.set_rows, context.seed) for evaluation in load_sets(settings.sets)]
+    metrics: defaultdict[str, dict[str, list[Metric]]] = defaultdict(dict)
+    problems: dict[str, int] = {}
+    # The same for all models, so that they can be compared: a base model that is the labeler does not judge by classes.
+    classes = context.engine("labeler").weights != context.engine("base").weights
+    for model in MODELS:
+        subject = Subject(
+            context.engine(model),
+            context.engine("labeler"),
+            trusted,
+            context.prompts,
+            inputs.label,
+            context.seed,
+            settings.max_tokens,
+            classes,
+            settings.refusal_phrases,
+        )
+        for evaluation in sets:
+            with context.task(f"{model} on {evaluation.name}", steps(evaluation, subject), "answers") as task:
+                evaluated = evaluate_set(evaluation, subject, task.update)
+            metrics[evaluation.name][model] = evaluated.metrics
+            problems |= {f"{evaluation.name}, {model}: {why}": count for why, count in evaluated.problems.items()}
+        context.release()
+    return [row for name, by_model in metrics.items() for row in model_scores(name, by_model, context.seed)], problems
 
 
 def judgement_tasks(

@@ -17,9 +17,9 @@ Row = dict[str, Any]
 COMPLETIONS = ("completion", "chosen", "rejected")
 
 
-def chat(messages: Sequence[Message]) -> list[dict[str, str]]:
+def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """A conversation as chat templates take it."""
-    return [{"role": message.role, "content": message.content} for message in messages]
+    return [message.turn() for message in messages]
 
 
 def supervised_rows(examples: Sequence[SftExample]) -> list[Row]:

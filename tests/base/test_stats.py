@@ -8,6 +8,8 @@ from constitutional.base.stats import (
     Interval,
     bootstrap_mean,
     calibration_error,
+    clustered_change,
+    clustered_mean,
     clustered_share,
     distinct_ngrams,
     paired_interval,
@@ -302,3 +304,26 @@ def test_student_s_distribution_has_closed_forms_for_one_and_two_degrees_of_free
         assert student_p(t, 1) == pytest.approx(1 - 2 * math.atan(t) / math.pi, rel=1e-6)
         assert student_p(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-6)
     assert student_p(2.0, 1) > student_p(2.0, 1.5) > student_p(2.0, 2)
+
+
+def test_a_clustered_mean_has_the_variance_between_clusters() -> None:
+    # Sums of distances from the mean 0.5 are 1 and −1: variance 2·(1 + 1)/4² = 1/4, times t₁ = 12.706.
+    half = student_quantile(0.95, 1) * 0.5
+    assert clustered_mean([1, 1, 0, 0], "aabb") == pytest.approx((0.5 - half, 0.5 + half))
+    # Four independent values: variance 4/3·(4·0.25)/4² = 1/12, times t₃ = 3.1824.
+    half = student_quantile(0.95, 3) * math.sqrt(1 / 12)
+    assert clustered_mean([1, 0, 1, 0], "abcd") == pytest.approx((0.5 - half, 0.5 + half))
+    assert clustered_mean([1, 0], "aa") == (-math.inf, math.inf)
+    with pytest.raises(ValueError, match="1 clusters"):
+        clustered_mean([1, 0], "a")
+
+
+def test_a_clustered_change_counts_alike_items_of_a_cluster_once() -> None:
+    single = [1] * 3 + [-1] + [0] * 6
+    assert clustered_change(single, range(10)) == paired_interval(3, 1, 10)
+    # Twice as many items that are alike by two: the design effect is 2, and there are t₉ degrees of freedom.
+    effect = 2 * (student_quantile(0.95, 9) / 1.959964) ** 2
+    doubled = clustered_change([value for value in single for _ in range(2)], [c for c in range(10) for _ in range(2)])
+    assert doubled == pytest.approx(paired_interval(6 / effect, 2 / effect, 20 / effect), abs=1e-6)
+    assert clustered_change([1, 0], "aa") == (-1, 1)
+    assert clustered_change([0] * 20, range(20))[1] > 0  # that nothing moved does not prove that nothing can

@@ -246,7 +246,7 @@ def test_a_suggestion_that_a_person_accepts_comes_back_as_a_vote(here: Path) -> 
         task["annotations"] = [{"completed_by": "ada", "result": task.pop("predictions")[0]["result"]}]
     file.write_text(json.dumps(tasks))
     comparisons = {row.comparison: Comparison(prompt=row.prompt, a=row.rejected, b=row.chosen) for row in TRAIN}
-    votes = VOTES["label_studio"].verdicts(read_file(file), comparisons)
+    votes = VOTES["label_studio"].verdicts(read_file(file), comparisons, ())
     assert votes.refused == []
     assert {vote.comparison: vote.choice for vote in votes.verdicts} == {
         row.comparison: "tie" if row.probability == 0.5 else "b" for row in TRAIN

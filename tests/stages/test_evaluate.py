@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from constitutional.base.frozen import decisive
 from constitutional.base.records import Comparison, GoldPoint, Judgement, Message, Prompt, Rollout, Sample, Split
 from constitutional.base.seeds import seed_of
 from constitutional.base.stats import wilson
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
+from constitutional.data.evaluation import load_evaluation
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.stories import side_by_side
@@ -723,3 +725,50 @@ def test_the_stage_measures_how_far_each_model_is_from_those_before_it(tmp_path:
         assert kl.value == pytest.approx(sum(token.kl for token in tokens) / len(tokens))
         assert ratio.value == pytest.approx(sum(token.log_ratio for token in tokens) / len(tokens))
         assert kl.low <= kl.value <= kl.high
+
+
+# Public evaluation sets.
+
+SETS = Path(__file__).parents[1] / "data" / "evaluation"
+
+
+def test_evaluation_sets_measure_all_three_models_with_their_changes() -> None:
+    def answers(name: str) -> Callable[[Request], Completion | str]:
+        """The base refuses everything; the SL model nothing; the policy what is about killing a neighbour."""
+
+        def rule(request: Request) -> Completion | str:
+            if request.choices:  # the second option, but for the base
+                return chances(*((0.9, 0.1) if name == "base" else (0.1, 0.9)))
+            refuses = name == "base" or (name == "policy" and "neighbour" in request.messages[-1].content)
+            return "I'm sorry, but I can't help with that." if refuses else "Gladly."
+
+        return rule
+
+    context = work([asked("1"), asked("2")])
+    context.engines |= {name: ScriptedEngine(answers(name), name) for name in MODELS}
+    context.engines["labeler"] = context.engines["base"]  # which is not to judge itself: phrases tell refusals
+    settings = Settings(
+        judged=0, critiqued=0, compared=0, sets=(SETS / "xstest.csv", SETS / "model_written.jsonl"), set_rows=10
+    )
+    run(inputs(settings), context)
+    scores = by_name(context.rows["scores"])
+    refused = {model: scores[model, "set_over_refusal/xstest"] for model in MODELS}
+    assert {model: (row.value, row.n) for model, row in refused.items()} == {
+        "base": (1.0, 3),
+        "sft_model": (0.0, 3),
+        "policy": (0.0, 3),
+    }
+    assert scores["policy", "set_refusal/xstest"].n == 1
+    assert refused["policy"].changes["base"].value == -1.0
+    assert refused["policy"].changes["base"].high < 0
+    assert list(refused["sft_model"].changes) == ["base"]
+    # Yes, and (B): both match the behaviour, and stand second.
+    assert [scores[model, "set_matching/model_written"].value for model in MODELS] == [0.0, 1.0, 1.0]
+    assert scores["policy", "set_matching/model_written"].by_prompt == {
+        row.id: 1.0 for row in load_evaluation([SETS / "model_written.jsonl"]).rows
+    }
+
+
+def test_without_evaluation_sets_the_settings_decide_what_they_did_before() -> None:
+    assert decisive(Settings(), lambda _: "") == {}
+    assert decisive(Settings(sets=(Path("hhh.jsonl"),)), lambda path: path.name) == {"sets": ["hhh.jsonl .jsonl"]}

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from markupsafe import Markup
 
 from constitutional.base.records import GoldJudge, GoldPoint
+from constitutional.judging.evaluation_scores import MEANINGS as SET_MEASURES
 from constitutional.judging.scores import Change, Score
 from constitutional.stages.report import charts
 from constitutional.stages.report.charts import Axis, Line, Mark, number
@@ -27,6 +28,7 @@ from constitutional.stages.report.verdicts import JUDGES, by_judge, fall, kind, 
 from constitutional.stages.summaries import Histogram, RewardQuality, Share
 from constitutional.training import metrics
 
+SETS: Final = "Evaluation sets"
 ASKED, UNASKED, WIN_RATES = "What the constitution asks for", "Traits without a wanted direction", "Win rates"
 GROUPS: Final = {
     ASKED: "Share of held-out replies that show each trait, with 95% intervals.",
@@ -36,6 +38,8 @@ GROUPS: Final = {
     "is a failure.",
     WIN_RATES: "Share of comparisons in which the labeler, asked in both orders, prefers the model’s reply. 50% is no "
     "difference.",
+    SETS: "Public evaluation sets, each scored as its paper does, with 95% intervals that count items of one prompt or "
+    "template as a cluster.",
     UNASKED: "Share of held-out replies that show each trait. The constitution asks for no change of these, or its "
     "principles ask for opposites.",
     "Form of replies": "Share of held-out replies that are whole, on topic and cut off, and variety of words.",
@@ -44,6 +48,7 @@ GROUPS: Final = {
 KINDS: Final = {
     **dict.fromkeys(("violation_rate", "left_out_violation_rate"), "Violations"),
     "win_rate": WIN_RATES,
+    **dict.fromkeys((f"set_{name}" for name in SET_MEASURES), SETS),
     **dict.fromkeys(("due_refusal", "over_refusal"), "Refusals"),
     **dict.fromkeys(("well_formed", "on_topic", "cut_off", "distinct"), "Form of replies"),
 }

@@ -6,6 +6,7 @@ from statistics import NormalDist
 from typing import Final, Literal, NamedTuple
 
 from constitutional.base.records import GoldJudge, GoldPoint
+from constitutional.judging.evaluation_scores import MEANINGS
 from constitutional.judging.scores import Change, Score
 from constitutional.stages import summaries
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, RunReport
@@ -29,6 +30,7 @@ HEADS: Final[Mapping[str, str]] = {
     "rloo": "RLOO",
     "kl": "KL",
     "ai": "AI",
+    **{f"set_{name}": f"{meaning.words}, on" for name, meaning in MEANINGS.items()},
 }
 """How the page writes a name, or the part before the `/`, where replacing underscores is not enough."""
 
@@ -47,6 +49,7 @@ ALWAYS_WANTED: Final[Mapping[str, Direction]] = {
     "cut_off": "lower",
     "due_refusal": "higher",
     "over_refusal": "lower",
+    **{f"set_{name}": meaning.wanted for name, meaning in MEANINGS.items() if meaning.wanted},
 }
 """Directions that need no constitution, by what a measure's name begins with."""
 

@@ -1,0 +1,509 @@
+"""Files of rows that people bring: where they lie, in which format, and one row after the other in bounded memory.
+
+JSON lines, JSON, CSV, TSV, text, Parquet and Arrow, plain or compressed; folders that `datasets` saved to disk; data
+sets on the Hugging Face hub. Rows are plain values. No code of a data set is run: there are no loading scripts, no
+pickles and no other format that could hold code.
+"""
+
+import csv
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, Annotated, Any, Final, NamedTuple
+from urllib.parse import unquote
+
+from pydantic import Field
+
+from constitutional.base.errors import InputError
+from constitutional.base.frozen import Frozen
+from constitutional.base.jsonl import (
+    MOST_BYTES,
+    BadTextError,
+    check_strings,
+    decoded,
+    parse,
+    read_jsonl,
+    read_lines,
+    read_whole_lines,
+    reading,
+    strict_decoder,
+)
+
+HUB: Final = re.compile(
+    r"hf://(?:datasets/)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^/:]+))?(?:/(?P<config>[^/:@]+))?"
+    r"(?::(?P<split>.+))?"
+)
+HubName = Annotated[str, Field(pattern=rf"^{HUB.pattern}$")]
+"""A data set on the Hugging Face hub, `hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]`."""
+KINDS: Final = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arrow", "feather")
+"""Endings of names, before `.gz` or `.zst`."""
+
+_BATCH: Final = 1000
+"""Rows of a table that are in memory at a time."""
+_CHUNK: Final = 2**20
+_MOST_DOCUMENT: Final = 2**28
+"""Characters of a JSON object that is the whole file."""
+
+
+class DataFile(Frozen):
+    """A file of rows, how its columns are read, and its weight in a mixture."""
+
+    path: HubName | Path
+    """A file, a folder that `datasets` saved to disk, or `hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]`."""
+    weight: float | None = Field(default=None, gt=0)
+    """Of a mixture: from each file as much as its weight says, and together as much as the scarcest file allows. None
+    takes all rows of all files."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """The file's column by what it is read as, such as {chosen: good, rejected: bad}; others are recognised."""
+    strengths: dict[int, Annotated[float, Field(ge=0.5, le=1)]] = Field(default_factory=dict)
+    """Probability that the preferred reply is the better one, by the strength that the file says (1, 2, 3, …); a
+    strength that is not named counts 1."""
+
+    @property
+    def name(self) -> str:
+        """What rows from here are known by: a file's name, or the data set's."""
+        return self.path.name if isinstance(self.path, Path) else self.path
+
+
+def as_files(value: object) -> object:
+    """Settings of files from one path, from one file's settings, or from a list of either."""
+    if value is None or isinstance(value, tuple) or value == ():
+        return value
+    entries = value if isinstance(value, list) else [value]
+    return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in entries]
+
+
+class Place(NamedTuple):
+    """Where a row stands."""
+
+    path: Path | str
+    number: int
+    """From 1."""
+    unit: str = "line"
+    """What is counted: `line` or `row`."""
+
+    def error(self, problem: str) -> InputError:
+        """An error that begins with the place."""
+        if self.unit == "line":
+            return InputError(self.path, problem, self.number)
+        return InputError(self.path, f"row {self.number}: {problem}")
+
+    def __str__(self) -> str:
+        name = self.path.name if isinstance(self.path, Path) else self.path
+        return f"{name}:{self.number}"
+
+
+class Rows:
+    """The rows of a file with their numbers from 1, to be gone through once.
+
+    Attributes:
+        path: the file, or the data set's name.
+        unit: what the numbers count, `line` or `row`.
+        texts: every value is a text, as in a CSV file, also where it stands for a number.
+        licence: the licence that the file, or what lies beside it, says; empty where it says none.
+    """
+
+    def __init__(self, path: Path | str, expected: str) -> None:
+        """Open it.
+
+        Args:
+            path: a file, a folder that `datasets` saved, or a name on the hub.
+            expected: what it should hold, for error messages.
+
+        Raises:
+            InputError: there is no such file, or it is in no format that is read.
+        """
+        self.path = path
+        self.licence = ""
+        self._expected = expected
+        kind = "hub" if isinstance(path, str) else _kind(path, expected)
+        self.unit = "line" if kind in ("jsonl", "ndjson", "json", "csv", "tsv", "txt") else "row"
+        self.texts = kind in ("csv", "tsv")
+        self._rows = self._opened(kind)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return self._rows
+
+    def peek(self) -> Any:  # noqa: ANN401 - a row may be anything
+        """The first row, which stays the first; None where there is none."""
+        first = next(self._rows, None)
+        if first is None:
+            return None
+        self._rows = chain([first], self._rows)
+        return first[1]
+
+    def place(self, number: int) -> Place:
+        """The place of a row."""
+        return Place(self.path, number, self.unit)
+
+    def _opened(self, kind: str) -> Iterator[tuple[int, Any]]:
+        if isinstance(self.path, str):
+            return enumerate(self._hub_rows(self.path), start=1)
+        if kind in ("jsonl", "ndjson"):
+            return read_jsonl(self.path, self._expected)
+        if kind == "txt":
+            return read_lines(self.path, self._expected)
+        if kind in ("csv", "tsv"):
+            return _csv_rows(self.path, self._expected, "\t" if kind == "tsv" else "")
+        if kind == "json":
+            return self._json_rows(self.path)
+        return enumerate(self._table_rows(self.path, kind), start=1)
+
+    def _json_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        """The rows of a JSON file; where they stand within an object, their numbers are those of rows."""
+        document = _Document(path, self._expected)
+        for line, value in document:
+            rows = rows_within(value) if document.is_one_object else None
+            if rows is None:
+                yield line, value
+            else:
+                self.unit = "row"
+                yield from enumerate(rows, start=1)
+
+    def _table_rows(self, path: Path, kind: str) -> Iterator[Any]:
+        import pyarrow as pa  # type: ignore[import-untyped]
+
+        if path.is_dir():
+            parts, about = _saved(path, self._expected)
+            self.licence = str(about.get("license") or "")
+        else:
+            parts = [path]
+        number = 0
+        for part in parts:
+            try:
+                with _seekable(part, self._expected) as file:
+                    schema, batches = _tables(file, kind)
+                    self.licence = self.licence or _licence_in(schema)
+                    for batch in batches:
+                        for start in range(0, batch.num_rows, _BATCH):
+                            for row in batch.slice(start, _BATCH).to_pylist():
+                                number += 1
+                                yield row
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                problem = f"is no whole {kind.capitalize()} file: {' '.join(str(error).split())[:200]}"
+                where = f" (after row {number})" if number else ""
+                raise InputError(part, f"{problem}{where}; fetch it again, expected {self._expected}") from error
+
+    def _hub_rows(self, name: str) -> Iterator[Any]:
+        """The rows of a data set on the hub, streamed."""
+        import datasets  # type: ignore[import-untyped]
+
+        match = HUB.fullmatch(name)
+        if match is None:
+            raise InputError(name, "is no name on the hub; expected hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]")
+        revision = unquote(match["revision"]) if match["revision"] else None
+        split = match["split"] or "train"
+        number = 0
+        try:
+            rows = datasets.load_dataset(match["name"], match["config"], split=split, revision=revision, streaming=True)
+            rows = rows.decode(False)  # images and sounds stay bytes
+            self.licence = str(getattr(rows.info, "license", None) or "")
+            for row in rows:
+                number += 1
+                yield row
+        except Exception as error:  # the library raises dozens of kinds, of HTTP libraries too
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            where = f" after row {number}" if number else ""
+            advice = (
+                "check the name, the config and the split, and that this machine reaches the hub (a gated data set "
+                "needs HF_TOKEN); or download the files and name them instead"
+            )
+            raise InputError(name, f"cannot be read{where}: {reason}; {advice}") from error
+
+
+def _kind(path: Path, expected: str) -> str:
+    """The format by the name's ending, or by the first bytes where the name says none."""
+    if path.is_dir():
+        return "arrow"
+    name = re.sub(r"\.(gz|zst|zstd)$", "", path.name.lower())
+    ending = Path(name).suffix.removeprefix(".")
+    if ending in KINDS:
+        return "arrow" if ending == "feather" else ending
+    with reading(path, expected, lambda: None) as stream:
+        start = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if start.startswith((b"{", b"[", b'"')):
+        return "json"
+    names = ", ".join(f".{kind}" for kind in KINDS)
+    raise InputError(path, f"is in no known format by its name; expected {expected}, in a file that ends in {names}")
+
+
+# --- Texts ---
+
+
+def _csv_rows(path: Path, expected: str, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table with the line that they begin in; without a delimiter the heading tells it."""
+    csv.field_size_limit(MOST_BYTES)
+    lines = read_whole_lines(path, expected)
+    first = next(((number, text) for number, text in lines if text.strip()), None)
+    if first is None:
+        return
+    delimiter = delimiter or max(",;\t", key=first[1].count)
+    read = 0
+
+    def numbered() -> Iterator[str]:
+        nonlocal read
+        for number, text in chain([first], lines):
+            read = number
+            yield text
+
+    reader = csv.reader(numbered(), delimiter=delimiter, strict=True)
+    heading: list[str] = []
+    start = first[0]
+    try:
+        for cells in reader:
+            if not heading:
+                heading = [name.strip() for name in cells]
+                if twice := next((name for name in heading if heading.count(name) > 1), None):
+                    raise InputError(path, f"has the column '{twice}' twice; rename one of the two", start)
+            elif cells:
+                if len(cells) != len(heading):
+                    problem = f"the row has {len(cells)} cells; expected {len(heading)}, as the heading has"
+                    raise InputError(path, problem, start)
+                yield start, dict(zip(heading, cells, strict=True))
+            start = read + 1
+    except csv.Error as error:
+        problem = f"is no row of a table: {error}; expected {expected}, with texts that hold line ends in quotes"
+        raise InputError(path, problem, start) from error
+
+
+class _Document:
+    """The values in a JSON file: those of one list, or those that stand one after the other."""
+
+    def __init__(self, path: Path, expected: str) -> None:
+        self.path = path
+        self.expected = expected
+        self.is_one_object = False
+        """The value that was yielded last is all that the file holds."""
+        self._decoder = strict_decoder()
+        self._text = ""
+        self._at = 0
+        self._line = 1
+        self._start = True
+        self._tail = b""
+        self._whole = False
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        with reading(self.path, self.expected, lambda: self._line) as self._stream:
+            in_list = self._next() == "["
+            if in_list:
+                self._at += 1
+            before = 0
+            while (char := self._next()) and not (in_list and char == "]"):
+                if in_list and before:
+                    if char != ",":
+                        raise BadTextError(f"holds {char!r} behind a row; expected a comma or the list's end")
+                    self._at += 1
+                    self._next()
+                line = self._line
+                value = self._value(in_list=in_list)
+                before += 1
+                self.is_one_object = before == 1 and not in_list and not self._next() and isinstance(value, dict)
+                yield line, value
+            if in_list and not self._next():
+                raise BadTextError("ends within a list; is it whole?")
+            self._at += in_list
+            if in_list and self._next():
+                raise BadTextError("holds more than one list")
+
+    def _next(self) -> str:
+        """The next character that is no space, or nothing at the end."""
+        while True:
+            match = re.compile(r"\s*").match(self._text, self._at)
+            end = match.end() if match else self._at
+            self._line += self._text.count("\n", self._at, end)
+            self._at = end
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._fill():
+                return ""
+
+    def _value(self, *, in_list: bool) -> Any:  # noqa: ANN401 - JSON may be anything
+        most = MOST_BYTES if in_list else _MOST_DOCUMENT
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if len(self._text) - self._at > most:
+                    raise BadTextError(f"is longer than {most // 2**20} MiB; shorten it or leave it out") from error
+                if self._fill():
+                    continue
+                self._line += self._text.count("\n", self._at, error.pos)
+                raise BadTextError(f"is not JSON: {error.msg}") from error
+            except RecursionError as error:
+                raise BadTextError("is nested too deeply") from error
+            except ValueError as error:
+                raise error if isinstance(error, BadTextError) else BadTextError(f"is not JSON: {error}") from error
+            if end == len(self._text) and self._fill():
+                continue  # a number may go on
+            if "\\u" in self._text[self._at : end]:
+                check_strings(value)
+            self._line += self._text.count("\n", self._at, end)
+            self._at = end
+            return value
+
+    def _fill(self) -> bool:
+        """Read more behind what is not parsed yet, as much again; tells whether there was more."""
+        if self._whole:
+            return False
+        chunk = self._stream.read(max(_CHUNK, len(self._text) - self._at))
+        self._whole = not chunk
+        content = self._tail + chunk
+        cut = len(content)
+        if not self._whole:  # a character may go on in the next chunk
+            while cut and len(content) - cut < 3 and content[cut - 1] & 0xC0 == 0x80:
+                cut -= 1
+            cut -= bool(cut and content[cut - 1] >= 0xC0)
+        self._tail = content[cut:]
+        text = decoded(content[:cut], first=self._start)
+        self._start = False
+        self._text, self._at = self._text[self._at :] + text, 0
+        return bool(text) or not self._whole
+
+
+def rows_within(value: dict[str, Any]) -> list[Any] | None:
+    """The rows of an object that is a whole file: columns, rows under a name, or AnnotatedPairs; None if it has none.
+
+    Rows of AnnotatedPairs get the file's annotators and metadata beside their own keys.
+    """
+    if isinstance(value.get("comparisons"), list) and isinstance(value.get("annotators"), dict):
+        common = {"annotators": value["annotators"], "metadata": value.get("metadata")}
+        return [{**row, **common} if isinstance(row, dict) else row for row in value["comparisons"]]
+    lists = [part for part in value.values() if isinstance(part, list)]
+    of_rows = [part for part in lists if part and all(isinstance(row, dict) for row in part)]
+    if len(lists) == len(value) > 1 and len({len(part) for part in lists}) == 1:
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
+    if len(of_rows) == 1 and not {"role", "from"} & of_rows[0][0].keys():
+        return of_rows[0]
+    columns = [part for part in value.values() if isinstance(part, dict)]
+    if columns and len(columns) == len(value) and all(part and all(map(str.isdigit, part)) for part in columns):
+        # As pandas writes a table: by column and by row.
+        return [{name: column.get(row) for name, column in value.items()} for row in columns[0]]
+    return None
+
+
+# --- Tables ---
+
+
+@contextmanager
+def _seekable(path: Path, expected: str) -> Iterator[IO[bytes]]:
+    """A file that can be read at any place; a compressed one is unpacked beside the others that are temporary."""
+    with reading(path, expected, lambda: None) as stream:
+        if type(stream).__name__ == "BufferedReader" and getattr(stream, "name", None):
+            yield stream  # the file itself
+            return
+        with tempfile.TemporaryFile() as unpacked:
+            while chunk := stream.read(_CHUNK):
+                unpacked.write(chunk)
+            unpacked.seek(0)
+            yield unpacked
+
+
+def _tables(file: IO[bytes], kind: str) -> tuple[Any, Iterator[Any]]:
+    """The schema, and the batches of rows, of a Parquet file or of an Arrow stream or file."""
+    import pyarrow as pa
+
+    if kind == "parquet":
+        from pyarrow import parquet  # type: ignore[import-untyped]
+
+        table = parquet.ParquetFile(file)
+        return table.schema_arrow, table.iter_batches(batch_size=_BATCH)
+    if file.read(6) == b"ARROW1":
+        file.seek(0)
+        whole = pa.ipc.open_file(file)
+        return whole.schema, (whole.get_batch(index) for index in range(whole.num_record_batches))
+    file.seek(0)
+    stream = pa.ipc.open_stream(file)
+    return stream.schema, iter(stream)
+
+
+def _saved(folder: Path, expected: str) -> tuple[list[Path], dict[str, Any]]:
+    """The Arrow files of a folder that `datasets` saved, and what the folder says of the data set."""
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        names = _json_file(splits).get("splits")
+        named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        if len(named) != 1 and "train" not in named:
+            raise InputError(folder, f"holds the splits {', '.join(named)}; name one of them: {folder}/{named[:1]}")
+        return _saved(folder / Path("train" if "train" in named else named[0]).name, expected)
+    state = folder / "state.json"
+    if not state.is_file():
+        raise InputError(
+            folder, f"is a folder; expected {expected}, in a file, or a folder that datasets' save_to_disk wrote"
+        )
+    about = folder / "dataset_info.json"
+    content = _json_file(state)
+    if content.get("_indices_data_files") or content.get("_indices_files"):
+        raise InputError(folder, "is saved with indices; save it again after flatten_indices()")
+    files = content.get("_data_files")
+    names = [part.get("filename") for part in files if isinstance(part, dict)] if isinstance(files, list) else []
+    if not names:
+        raise InputError(state, "names no file of data; save the data set again")
+    return [folder / Path(str(name)).name for name in names], _json_file(about) if about.is_file() else {}
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    try:
+        value = parse("\n".join(text for _, text in read_lines(path, "a JSON object")))
+    except BadTextError as error:
+        raise InputError(path, str(error)) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _licence_in(schema: Any) -> str:  # noqa: ANN401 - the library has no types
+    """The licence that `datasets` wrote into a table's metadata."""
+    about = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        info = json.loads(about).get("info", {})
+    except ValueError:
+        return ""
+    return str(info.get("license") or "")
+
+
+def licence_beside(path: Path | str) -> str:
+    """The licence in the heading of a data set's card that lies beside the file; empty where there is none."""
+    if isinstance(path, str):
+        return ""
+    card = (path if path.is_dir() else path.parent) / "README.md"
+    try:
+        heading = card.read_text(encoding="utf-8", errors="replace")[:20_000] if card.is_file() else ""
+    except OSError:
+        return ""
+    if not heading.startswith("---"):
+        return ""
+    found = re.search(r"^licen[sc]e:\s*(.+)$", heading.split("\n---", 1)[0], re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def mixture(counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+    """How many rows to take of each file, of those that there are.
+
+    Without weights all of them. With weights as many as the scarcest file allows, in the proportion of the weights.
+
+    Raises:
+        ValueError: some files have a weight and others have none.
+    """
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return list(counts)
+    if len(given) < len(weights):
+        raise ValueError("some files have a weight and others have none; give each of them one, or none")
+    unit = min(count / weight for count, weight in zip(counts, given, strict=True))
+    return [min(count, int(unit * weight + 1e-9)) for count, weight in zip(counts, given, strict=True)]
+
+
+def check_weights(files: Iterable[DataFile]) -> None:
+    """Refuse files of which only some have a weight.
+
+    Raises:
+        ValueError: says so.
+    """
+    weights = [file.weight for file in files]
+    mixture([0] * len(weights), weights)
