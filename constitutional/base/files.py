@@ -24,7 +24,7 @@ def write_rows(path: Path, rows: Iterable[Record]) -> int:
     two can be compared.
     """
     count = 0
-    with _replacing(path) as file:
+    with replacing(path) as file:
         for row in rows:
             line = json.dumps({"id": row.id, **row.model_dump(mode="json")}, ensure_ascii=False)
             file.write(line.encode() + b"\n")
@@ -56,7 +56,7 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
 
 def atomic_write(path: Path, content: bytes) -> None:
     """Replace a file so that whoever reads it, even after a crash, finds the old content or the new, and all of it."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
 
 
@@ -73,7 +73,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of another when it is whole, and of none if an error ends the block."""
     # One name, which the next attempt overwrites, and so leaves nothing behind; the lock keeps others from it.
     temporary = path.with_name(f".{path.name}.tmp")
     try:

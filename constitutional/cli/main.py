@@ -21,7 +21,7 @@ from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
 from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
-from constitutional.cli import preview, review, talk, votes, what_if
+from constitutional.cli import data_command, preview, review, talk, votes, what_if
 from constitutional.cli.run_command import COMPOSED
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def _parser() -> argparse.ArgumentParser:
     what_if.add_parser(commands)
     preview.add_parser(commands)
     talk.add_parsers(commands)
-    review.add_parser(commands)
-    votes.add_parser(commands)
+    for command in (review, votes, data_command):
+        command.add_parser(commands)
 
     listing = commands.add_parser("list", help="the runs of a folder: state, constitution, main figures, size")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")

@@ -18,6 +18,7 @@ from constitutional.base.records import (
     SpotCheck,
     Verdict,
 )
+from constitutional.data.sources import DataFile
 from constitutional.stages.mix import (
     Mixed,
     Settings,
@@ -535,7 +536,7 @@ def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: P
         },
     )
     path, verdicts = files(tmp_path, one)
-    run(Settings(human=path, verdicts=verdicts, held_out_share=0), context)
+    run(Settings(human=(DataFile(path=path),), verdicts=verdicts, held_out_share=0), context)
     written: list[Preference] = context.rows["preferences"]
     assert [(each.prompt.messages[0].content, each.chosen, each.source) for each in written] == [
         ("2", "A", "ai"),
@@ -633,7 +634,7 @@ def test_published_human_preferences_mix_at_none_half_and_all() -> None:
         context.rows["comparisons"] = [comparison for comparison, _ in MANY]
         context.rows["judgements"] = list(itertools.starmap(judged, MANY))
         context.rows["prompts"] = []
-        run(Settings(human=HH_RLHF, human_share=share, total=300), context)
+        run(Settings(human=(DataFile(path=HH_RLHF),), human_share=share, total=300), context)
         written: list[Preference] = context.rows["preferences"]
         sources.append([each.source for each in written if each.split == "train"])
         measured_on.append([each for each in written if each.split == "held_out"])
