@@ -62,7 +62,7 @@ def soft_dpo_trainer(
         def _compute_loss(
             self, model: Callable[..., Any], inputs: dict[str, Any], return_outputs: bool
         ) -> "torch.Tensor":
-            probability = inputs.pop("probability")
+            probability, weight = inputs.pop("probability"), inputs.pop("weight")
             outputs: list[Any] = []
 
             def watched(**arguments: object) -> object:
@@ -72,7 +72,7 @@ def soft_dpo_trainer(
             loss: torch.Tensor = super()._compute_loss(watched, inputs, return_outputs)  # type: ignore[no-untyped-call]
             chosen, rejected = outputs[0].log_probs.sum(dim=1).chunk(2)  # (B,) each; prompts and padding count 0
             delta = chosen - inputs["ref_chosen_logps"] - rejected + inputs["ref_rejected_logps"]
-            return loss + training.soft_correction(self.beta * delta, probability)
+            return loss + training.soft_correction(self.beta * delta, probability, weight)
 
     only_for_dpo = {"beta": settings.beta, "precompute_ref_log_probs": True, "remove_unused_columns": False}
     arguments = training.trl_arguments(DPOConfig, settings, checkpoints, seed, **only_for_dpo)
