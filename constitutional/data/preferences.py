@@ -127,7 +127,7 @@ class Form:
     """The set or the format."""
     columns: dict[str, str]
     """The file's column by what it is read as."""
-    read: Callable[[int, Row], Iterable[Candidate]]
+    read: Callable[[int, Row], Sequence[Candidate]]
     """The candidates of a row, or of rows that belong together."""
     together: str = ""
     """The column by which rows that stand one after the other belong together; their list is then read as one."""
@@ -175,7 +175,7 @@ class PreferenceReader:
         )
         return next((form for recognise in forms if (form := recognise(row))), None)
 
-    def candidates(self, form: Form, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, list[Candidate]]]:
+    def candidates(self, form: Form, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
         """The candidates of each row, with the row's number; rows that belong together give theirs at the last.
 
         Raises:
@@ -186,11 +186,11 @@ class PreferenceReader:
             return
         for number, row in rows:
             try:
-                yield number, list(form.read(number, row))
+                yield number, form.read(number, row)
             except (BadRowError, AttributeError, TypeError) as error:
                 raise BadRowError(self._problem(form, row, error), number) from error
 
-    def _grouped(self, form: Form, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, list[Candidate]]]:
+    def _grouped(self, form: Form, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
         last = 0
 
         def key(numbered: tuple[int, Any]) -> str:
@@ -204,7 +204,7 @@ class PreferenceReader:
         for _, members in groupby(rows, key):
             group = list(members)
             try:
-                made = list(form.read(group[0][0], {"rows": group}))
+                made = form.read(group[0][0], {"rows": group})
             except (BadRowError, AttributeError, TypeError) as error:
                 raise BadRowError(self._problem(form, group[0][1], error), group[0][0]) from error
             for number, _ in group[:-1]:
@@ -236,6 +236,8 @@ class PreferenceReader:
             label = "unlabelled"
         else:
             label = "preference" if choice in ("a", "b") else choice  # type: ignore[assignment]
+        if opinion is _CHOSEN:
+            return Candidate(number, a.context, a.reply, b.reply, label)
         first, second = (b.reply, a.reply) if choice == "b" else (a.reply, b.reply)
         probability = opinion.probability
         if choice not in ("a", "b"):
@@ -335,19 +337,22 @@ class PreferenceReader:
         kinds = _Kinds(pair)
         nameless = not prompt and "prompt" in row  # our own rows of pairs whose prompt nobody knows
 
-        def read(number: int, row: Row) -> Iterator[Candidate]:
+        plain = len(prompt) + len(pair)
+
+        def read(number: int, row: Row) -> Sequence[Candidate]:
             first, second = kinds.of(row)
             if not prompt and (row.get("prompt") is not None or "messages" in row):
                 raise BadRowError("has a prompt beside the replies, and the first row has none; expected one form")
             if not prompt and not nameless and isinstance(first, str) and isinstance(second, str):
                 a, b = self._without_prompt(first, second, pair)
             else:
-                context = self.context(row, prompt)
-                a, b = self.turns.side(first, pair[0], context), self.turns.side(second, pair[1], context)
+                context = () if begins_itself(first) and "system" not in prompt else self.context(row, prompt)
+                a, b = self.turns.sides((first, second), pair, context)
                 if prompt and not a.context:
                     raise BadRowError(f"'{prompt['prompt']}' holds no message; it does not end with a user's message")
-            opinion = self._own(row, own) if scores is None else self._scored(row, scores)
-            yield self.candidate(number, a, b, opinion)
+            if scores is not None:
+                return (self.candidate(number, a, b, self._scored(row, scores)),)
+            return (self.candidate(number, a, b, self._own(row, own) if len(row) > plain else _CHOSEN),)
 
         return Form(_name_of_chosen(row, pair, prompt, scores), columns, read)
 
@@ -409,12 +414,12 @@ class PreferenceReader:
             return None
         kinds = _Kinds(sides)
 
-        def read(number: int, row: Row) -> Iterator[Candidate]:
+        def read(number: int, row: Row) -> Sequence[Candidate]:
             first, second = kinds.of(row)
             context = self.context(row, prompt)
             a, b = self.turns.side(first, sides[0], context), self.turns.side(second, sides[1], context)
-            for opinion in verdicts(row) if verdicts else (Opinion(None),):
-                yield self.candidate(number, a, b, opinion)
+            opinions = verdicts(row) if verdicts else (Opinion(None),)
+            return [self.candidate(number, a, b, opinion) for opinion in opinions]
 
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1], **columns}
         return Form(_name_of_sides(row, sides), columns, read)
@@ -507,11 +512,11 @@ class PreferenceReader:
             return None
         verdicts, columns = self._verdicts(row, sides)
 
-        def read(number: int, row: Row) -> Iterator[Candidate]:
+        def read(number: int, row: Row) -> Sequence[Candidate]:
             asked, first, second = (_texts_within(row, name) for name in ("prompt", *sides))
             a, b = (self._turn_by_turn(asked, replies) for replies in (first, second))
-            for opinion in verdicts(row) if verdicts else (Opinion(None),):
-                yield self.candidate(number, a, b, opinion)
+            opinions = verdicts(row) if verdicts else (Opinion(None),)
+            return [self.candidate(number, a, b, opinion) for opinion in opinions]
 
         columns = {"prompt": "prompt", "response_a": sides[0], "response_b": sides[1], **columns}
         return Form("lmarena 55k", columns, read)
@@ -536,7 +541,7 @@ class PreferenceReader:
             return None
         read, columns = form.read, {role: _within(name, inner) for role, name in form.columns.items()}
 
-        def nested(number: int, row: Row) -> Iterable[Candidate]:
+        def nested(number: int, row: Row) -> Sequence[Candidate]:
             inner = row.get("comparison")
             if not isinstance(inner, dict):
                 raise BadRowError(f"'comparison' is {as_json_safe(inner)}; expected an object with two completions")
@@ -559,7 +564,7 @@ class PreferenceReader:
         prompt = self.prompt_columns({name: value for name, value in row.items() if name != column})
         sign = 1 if order == "rank" else -1  # the first rank and the highest score are best
 
-        def read(number: int, row: Row) -> Iterator[Candidate]:
+        def read(number: int, row: Row) -> Sequence[Candidate]:
             items = row.get(column)
             if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
                 raise BadRowError(f"'{column}' is {as_json_safe(items)}; expected a list of objects with '{text}'")
@@ -568,7 +573,7 @@ class PreferenceReader:
             for item in items:
                 value = self.number(item.get(order), f"{column}.{order}")
                 replies.append((self._listed(item, text, column, context), value))
-            yield from self._all_pairs(number, replies, sign)
+            return list(self._all_pairs(number, replies, sign))
 
         name = "Nectar" if column == "answers" else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
         columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
@@ -607,7 +612,7 @@ class PreferenceReader:
         if not prompt:
             return None
 
-        def read(number: int, group: Row) -> Iterator[Candidate]:
+        def read(number: int, group: Row) -> Sequence[Candidate]:
             replies = []
             for _, member in group["rows"]:
                 if reply not in member:
@@ -617,12 +622,13 @@ class PreferenceReader:
             if len(replies) == 1:
                 self.notes[f"rows stand alone: no row beside them has the same '{prompt['prompt']}'"] += 1
             if judged == "helpfulness":
-                yield from self._all_pairs(number, replies, -1, strengths=True)
-                return
+                return list(self._all_pairs(number, replies, -1, strengths=True))
             # Two good replies are no pair, nor are two bad ones.
             pairs = [pair for pair in combinations(replies, 2) if pair[0][1] != pair[1][1]]
-            for (a, good), (b, _) in pairs:
-                yield self.candidate(number, a, b, Opinion("a" if good else "b", weight=1 / len(pairs)))
+            return [
+                self.candidate(number, a, b, Opinion("a" if good else "b", weight=1 / len(pairs)))
+                for (a, good), (b, _) in pairs
+            ]
 
         columns = {**prompt, "reply": reply, "score" if judged == "helpfulness" else "label": judged}
         return Form("HelpSteer2" if judged == "helpfulness" else "TRL unpaired", columns, read, prompt["prompt"])
@@ -642,11 +648,10 @@ class PreferenceReader:
         if not isinstance(row.get("annotations"), dict) or not isinstance(row.get("annotators"), dict):
             return None
 
-        def read(number: int, row: Row) -> Iterator[Candidate]:
+        def read(number: int, row: Row) -> Sequence[Candidate]:
             context = self.context(row, {"prompt": "prompt"}) if row.get("prompt") else ()
             a, b = (self.turns.side(_response(row, side), f"response_{side}", context) for side in "ab")
-            for opinion in self._annotations(row) or [Opinion(None)]:
-                yield self.candidate(number, a, b, opinion)
+            return [self.candidate(number, a, b, opinion) for opinion in self._annotations(row) or [Opinion(None)]]
 
         names = ("text_a", "text_b") if "text_a" in row else ("response_a.text", "response_b.text")
         columns = {"prompt": "prompt", "response_a": names[0], "response_b": names[1], "winner": "annotations.*.pref"}
@@ -681,15 +686,15 @@ class PreferenceReader:
         others = {name: value for name, value in row["data"].items() if name not in sides}
         prompt = self.prompt_columns(others)
 
-        def read(number: int, row: Row) -> Iterator[Candidate]:
+        def read(number: int, row: Row) -> Sequence[Candidate]:
             data = row.get("data")
             if not isinstance(data, dict) or any(name not in data for name in sides):
                 raise BadRowError(f"'data' has no '{sides[0]}' and '{sides[1]}', which the first row has")
             context = self.context(data, prompt)
             a, b = (self.turns.side(data[name], name, context) for name in sides)
             annotations = row.get("annotations", row.get("completions"))
-            for opinion in [_selected(annotation) for annotation in annotations or []] or [Opinion(None)]:
-                yield self.candidate(number, a, b, opinion)
+            opinions = [_selected(annotation) for annotation in annotations or []] or [Opinion(None)]
+            return [self.candidate(number, a, b, opinion) for opinion in opinions]
 
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
         columns = {role: f"data.{name}" for role, name in columns.items()}
@@ -707,15 +712,14 @@ class PreferenceReader:
         fields = row["fields"] if nested else row
         prompt = self.prompt_columns({name: value for name, value in fields.items() if name not in sides})
 
-        def read(number: int, row: Row) -> Iterator[Candidate]:
+        def read(number: int, row: Row) -> Sequence[Candidate]:
             fields = row["fields"] if nested else row
             kinds = _Kinds(sides)
             first, second = kinds.of(fields)
             context = self.context(fields, prompt)
             a, b = self.turns.side(first, sides[0], context), self.turns.side(second, sides[1], context)
             votes = list(_votes_nested(row) if nested else _votes_flat(row, flat))
-            for opinion in self._votes(votes, sides) or [Opinion(None)]:
-                yield self.candidate(number, a, b, opinion)
+            return [self.candidate(number, a, b, opinion) for opinion in self._votes(votes, sides) or [Opinion(None)]]
 
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
         columns = {role: f"fields.{name}" for role, name in columns.items()} if nested else columns
@@ -776,6 +780,13 @@ class _Vote(NamedTuple):
     user: object
     status: object
     value: object
+
+
+def begins_itself(reply: object) -> bool:
+    """Whether a reply is a list of messages that begins with the conversation."""
+    if not isinstance(reply, list) or len(reply) < 2 or not isinstance(reply[0], dict):
+        return False
+    return reply[0].get("role", reply[0].get("from")) in ("user", "human")
 
 
 _CHOSEN: Final = Opinion("a")
@@ -956,7 +967,9 @@ def _has_silent_turn(context: Conversation) -> bool:
 
 
 def _plainly_different(first: str, second: str) -> bool:
-    """Whether the first words already tell that two texts differ, without a look at the rest."""
+    """Whether their beginnings already tell that two texts differ, without a look at the rest."""
+    if first[:1] != second[:1] and "!" <= first[:1] <= "~" and "!" <= second[:1] <= "~":
+        return True
     for one, other in zip(first.split(None, 4)[:4], second.split(None, 4)[:4], strict=False):
         if not (one.isascii() and other.isascii()):
             return False
@@ -994,10 +1007,8 @@ def _name_of_sides(row: Row, sides: tuple[str, str]) -> str:
 
 
 def duplicate_key(candidate: Candidate) -> tuple[int, int]:
-    """Digests of what two candidates share that say the same of the same texts, and of the conversation alone.
-
-    Spaces around texts do not count.
-    """
-    turns = hash(tuple([turn.content.strip() + turn.extra for turn in candidate.messages]))
-    texts = (candidate.chosen.strip(), candidate.rejected.strip(), candidate.label, candidate.rater)
-    return hash((turns, texts, candidate.principle)), turns
+    """Digests of what two candidates share that say the same of the same texts, and of the conversation alone."""
+    turns = hash(tuple([turn.content + turn.extra for turn in candidate.messages]))
+    return hash(
+        (turns, candidate.chosen, candidate.rejected, candidate.label, candidate.rater, candidate.principle)
+    ), turns

@@ -75,7 +75,7 @@ class Turns:
         if not isinstance(value, list):
             expected = 'expected [{"role": "user", "content": "…"}, …]'
             raise BadRowError(f"'{name}' is no list; it is {as_json_safe(value)}; {expected}")
-        turns = [self._message(item, name) for item in value]
+        turns = [_plain(item) or self._message(item, name) for item in value]
         # Many sets write a system message in every row, and leave it empty where there is none.
         if turns and turns[0].role == "system" and is_blank(turns[0].content):
             del turns[0]
@@ -166,6 +166,20 @@ class Turns:
             return Side(turns, "")
         return Side(turns[:-1], turns[-1].content)
 
+    def sides(self, replies: tuple[Any, Any], names: tuple[str, str], context: Conversation) -> tuple[Side, Side]:
+        """Both replies of a pair; a conversation that both bring is read once.
+
+        Raises:
+            BadRowError: one is no reply.
+        """
+        first, second = replies
+        a = self.side(first, names[0], context)
+        if type(first) is type(second) is list and len(second) > 1 and first[:-1] == second[:-1]:
+            last = _plain(second[-1])
+            if last is not None and last.role == "assistant" and a.reply:
+                return a, Side(a.context, last.content)
+        return a, self.side(second, names[1], context)
+
     def transcripts(self, first: str, second: str, names: tuple[str, str]) -> tuple[Side, Side]:
         """Two whole transcripts.
 
@@ -216,6 +230,15 @@ def as_json_safe(value: object) -> str:
         return as_json(value)
     except (TypeError, ValueError):
         return shortened(value)
+
+
+def _plain(value: object) -> Message | None:
+    """The message that most sets have, of a role and a text, without the checks that others need."""
+    if type(value) is not dict or len(value) != 2:
+        return None
+    role, content = value.get("role"), value.get("content")
+    known = ROLES.get(role) if type(role) is str else None
+    return Message(known, content) if known is not None and type(content) is str else None
 
 
 def _extra(value: Mapping[str, Any]) -> str:

@@ -236,7 +236,7 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
         )
         counts["human comparisons rated more than once"] += len(group) > 1
         counts["human comparisons undecided"] += _even(p_first)
-        if _even(p_first) and not keep:
+        if (_even(p_first) and not keep) or same_text(first.chosen, first.rejected):
             continue
         comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
         principles = [name for preference in group for name in preference.principles]
