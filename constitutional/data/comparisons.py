@@ -13,7 +13,7 @@ from constitutional.base.errors import InputError, ModelError
 from constitutional.base.records import Comparison, Message, Preference, Prompt
 from constitutional.base.seeds import seed_of
 from constitutional.base.text import canonical
-from constitutional.data.preferences import Candidate, Class, PreferenceReader
+from constitutional.data.preferences import CHOSEN, Candidate, Class, PreferenceReader
 from constitutional.data.sources import DataFile, Place, Rows, mixture
 from constitutional.data.turns import BadRowError
 
@@ -117,6 +117,10 @@ def unknown(row: object) -> str:
     """That a row is of no known form."""
     if not isinstance(row, dict):
         return f"is {type(row).__name__}; expected an object, in {PAIRS}"
+    for pair in CHOSEN:
+        missing = [name for name in pair if name not in row]
+        if len(missing) == 1:
+            return f"'{missing[0]}' is missing; expected {PAIRS}"
     names = ", ".join(map(repr, list(row)[:12])) or "no columns"
     advice = "name them with columns: {chosen: COLUMN, rejected: COLUMN}, or {response_a: …, response_b: …, winner: …}"
     return f"has {names}, which are the columns of no preferences; {advice}; expected {PAIRS}"

@@ -9,6 +9,7 @@ import pytest
 from constitutional.base.errors import InputError
 from constitutional.base.records import Message, Prompt
 from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set
+from constitutional.data.sources import DataFile
 
 
 def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
@@ -281,3 +282,77 @@ def test_a_file_may_be_compressed(tmp_path: Path) -> None:
     for name, content in (("p.jsonl.gz", b'"a"\n'), ("p.txt.gz", b"a\n"), ("p.txt", b"a\n")):
         (tmp_path / name).write_bytes(gzip.compress(content))
         assert last_texts(loaded(tmp_path / name, held_out=0, seed=0)) == ["a"]
+
+
+SFT = [
+    (
+        {
+            "messages": [
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "content": "Q"},
+                {"role": "assistant", "content": "A"},
+            ],
+            "prompt": "Q",
+            "prompt_id": "1",
+        },
+        [("system", "Be kind."), ("user", "Q")],
+    ),
+    ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, [("user", "Q")]),
+    ({"instruction": "Translate.", "input": "Q", "output": "A"}, [("user", "Translate.\nQ")]),
+    ({"instruction": "Say Q.", "input": "", "output": "A"}, [("user", "Say Q.")]),
+    ({"system_prompt": "Be kind.", "question": "Q", "response": "A"}, [("system", "Be kind."), ("user", "Q")]),
+    ({"system_prompt": "", "question": "Q", "response": "A"}, [("user", "Q")]),
+    ({"query": "Q", "response": "A"}, [("user", "Q")]),
+    (
+        {"transcript": "\n\nHuman: P\n\nAssistant: A\n\nHuman: Q\n\nAssistant: B", "rating": 1, "num_params": "52B"},
+        [("user", "P"), ("assistant", "A"), ("user", "Q")],
+    ),
+    ({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"}, [("user", "Q")]),
+    ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}], "split": "train"}, [("user", "Q")]),
+]
+
+
+@pytest.mark.parametrize(("row", "expected"), SFT)
+def test_the_columns_of_sets_for_fine_tuning_are_known(
+    tmp_path: Path, row: dict[str, object], expected: list[tuple[str, str]]
+) -> None:
+    (prompt,) = loaded(write(tmp_path, json.dumps(row | {"source": "made"})), held_out=0, seed=0)
+    assert [(message.role, message.content) for message in prompt.messages] == expected
+
+
+def test_tool_turns_are_kept_as_they_are(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "weather"}}]}
+    told = {"role": "tool", "content": "sunny", "tool_call_id": "1"}
+    turns = [{"role": "user", "content": "Rome?"}, call, told, {"role": "assistant", "content": "Sunny."}]
+    (prompt,) = loaded(write(tmp_path, json.dumps({"messages": turns})), held_out=0, seed=0)
+    assert [message.turn() for message in prompt.messages] == [turns[0], call | {"content": ""}, told]
+    assert Prompt.model_validate_json(prompt.model_dump_json()) == prompt
+    plain = Prompt.of("Rome?")
+    assert "extra" not in plain.model_dump_json()  # rows of before keep their ids
+
+
+def test_a_share_that_is_held_out_stays_so_when_the_file_grows(tmp_path: Path) -> None:
+    def held(count: int) -> set[str]:
+        path = write(tmp_path, "\n".join(json.dumps(f"prompt {number}") for number in range(count)))
+        read = load_prompt_set(path, held_out=200, seed=0, share=0.2).prompts
+        return {prompt.messages[0].content for prompt in read if prompt.split == "held_out"}
+
+    few, many = held(100), held(1000)
+    assert few == {name for name in many if int(name.split()[1]) < 100}
+    assert 10 <= len(few) <= 32  # 20 ± 3 deviations
+    talks = [line for number in range(20) for line in (talk(f"q{number}"), talk(f"q{number}", "a", "b"))]
+    read = load_prompt_set(write(tmp_path, "\n".join(talks)), held_out=0, seed=0, share=0.5).prompts
+    assert [prompt.split for prompt in read[::2]] == [prompt.split for prompt in read[1::2]]
+
+
+def test_prompts_of_several_files_are_mixed_by_their_weights(tmp_path: Path) -> None:
+    for name, count in (("a", 30), ("b", 10)):
+        write(tmp_path, "\n".join(f"{name} {number}" for number in range(count)), f"{name}.txt")
+    files = [DataFile(path=tmp_path / "a.txt", weight=1), DataFile(path=tmp_path / "b.txt", weight=1)]
+    read = load_prompt_set(files, held_out=0, seed=0)
+    assert Counter(prompt.source for prompt in read.prompts) == {"a.txt": 10, "b.txt": 10}
+    plain = load_prompt_set([DataFile(path=file.path) for file in files], held_out=0, seed=0)
+    assert Counter(prompt.source for prompt in plain.prompts) == {"a.txt": 30, "b.txt": 10}
+    named = write(tmp_path, json.dumps({"ask": "Q", "prompt": 3}))
+    (prompt,) = load_prompt_set([DataFile(path=named, columns={"prompt": "ask"})], held_out=0, seed=0).prompts
+    assert prompt.messages == (Message("user", "Q"),)
