@@ -81,6 +81,10 @@ class DataFile(Frozen):
     """Probability that the preferred reply is the better one, by the strength that the file says (1, 2, 3, …); a
     strength that is not named counts 1."""
 
+    def __hash__(self) -> int:
+        """Of settings with mappings in them."""
+        return hash(self.model_dump_json())
+
     def check_columns(self, row: Mapping[str, object]) -> str | None:
         """What is wrong with `columns` in the file that begins with this row; None if nothing is."""
         missing = [column for column in self.columns.values() if column not in row]

@@ -235,9 +235,11 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
             for preference in group
         )
         counts["human comparisons rated more than once"] += len(group) > 1
-        counts["human comparisons undecided"] += _even(p_first)
-        if (_even(p_first) and not keep) or same_text(first.chosen, first.rejected):
-            continue
+        equal = same_text(first.chosen, first.rejected)
+        if _even(p_first) or equal:
+            counts["human comparisons undecided"] += 1
+            if equal or not keep:
+                continue
         comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
         principles = [name for preference in group for name in preference.principles]
         rests_on = [place for preference in group for place in preference.rests_on]
