@@ -362,7 +362,7 @@ class PreferenceReader:
         end = common_start(first, second)
         if is_blank(first[:end]):
             # Nothing is shared, so nothing tells what is answered.
-            self.notes["rows whose replies share no beginning, and that name no prompt"] += 1
+            self.notes["rows without a prompt whose replies share no beginning"] += 1
             return Side(self.turns.prompt(first, names[0]), first), Side(self.turns.prompt(second, names[1]), second)
         context = self.turns.prompt(first[:end], names[0])
         return Side(context, first[end:]), Side(context, second[end:])
@@ -392,12 +392,14 @@ class PreferenceReader:
         better, worse = self.number(row.get(names[0]), names[0]), self.number(row.get(names[1]), names[1])
         if "score_chosen" in names and 10 in (better, worse):
             self.notes[
-                "rows have the score 10; UltraFeedback wrote 10 for many replies whose score was 1, so look at them"
+                "rows with the score 10, which UltraFeedback wrote for many replies whose score was 1; look at them"
             ] += 1
         if better is None or worse is None:
             return _CHOSEN
         if better < worse:
-            self.notes[f"rows have a lower '{names[0]}' than '{names[1]}'; they are read as their columns say"] += 1
+            self.notes[
+                f"rows with a lower '{names[0]}' than '{names[1]}', which are read as the columns of replies say"
+            ] += 1
         return Opinion("tie") if better == worse else _CHOSEN
 
     # --- Two sides and a verdict ---
@@ -489,7 +491,7 @@ class PreferenceReader:
     def _safe(self, row: Row, sides: tuple[str, str]) -> Iterator[Opinion]:
         """PKU-SafeRLHF's verdicts by two principles, which may disagree."""
         if all(row.get(f"is_response_{side}_safe") is False for side in (0, 1)):
-            self.notes["rows have two unsafe replies; their verdict on safety says which is the less harmful"] += 1
+            self.notes["rows with two unsafe replies, whose verdict on safety says which is the less harmful"] += 1
         for column, principle in SAFETY.items():
             if column in row:
                 yield Opinion(choice_of(row[column], sides, column), principle=principle)
@@ -620,7 +622,7 @@ class PreferenceReader:
                 side = self.turns.side(member[reply], reply, self.context(member, prompt))
                 replies.append((side, self._judged(member.get(judged), judged)))
             if len(replies) == 1:
-                self.notes[f"rows stand alone: no row beside them has the same '{prompt['prompt']}'"] += 1
+                self.notes[f"rows that stand alone, as no row beside them has the same '{prompt['prompt']}'"] += 1
             if judged == "helpfulness":
                 return list(self._all_pairs(number, replies, -1, strengths=True))
             # Two good replies are no pair, nor are two bad ones.
@@ -666,7 +668,7 @@ class PreferenceReader:
             about = annotators.get(name)
             kind = about.get("type") if isinstance(about, dict) else None
             if name != default and kind != "human":
-                self.notes["annotations are not by people, nor by the default annotator; they are left out"] += 1
+                self.notes["annotations that are neither by people nor by the default annotator, and are left out"] += 1
             elif not isinstance(annotation, dict):
                 raise BadRowError(f"an annotation is {shortened(annotation)}; expected an object with 'pref'")
             else:
@@ -731,7 +733,7 @@ class PreferenceReader:
         opinions: dict[str, list[Opinion]] = {}
         for vote in votes:
             if vote.status not in (None, "submitted"):
-                self.notes["drafts and discarded responses are no votes"] += 1
+                self.notes["drafts and discarded responses, which are no votes"] += 1
                 continue
             try:
                 choice = _ranked_choice(vote.value, sides)

@@ -119,13 +119,13 @@ def _gathered(file: DataFile, rows: Rows, reader: PreferenceReader, form: Form, 
     notes = list(_notes(reader.notes))
     if without_prompt:
         advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
-        notes.append(f"{without_prompt:,} pairs have no prompt: {advice}")
+        notes.append(f"pairs that have no prompt: {without_prompt:,}; {advice}")
     classes: Counter[Class] = Counter()
     for (label, _), count in tally.items():
         classes[label] += count
     duplicates = _repeated(pairs)
     if duplicates:
-        notes.append(f"{duplicates:,} pairs stand there before, with the same verdict")
+        notes.append(f"pairs that stand there before, with the same verdict: {duplicates:,}")
     return DataReading(
         format=form.name,
         kind="preferences",
@@ -179,7 +179,7 @@ def _of_prompts(
     file: DataFile, rows: Rows, seen: "_Columns", form: PromptForm, keys: "array[int]", samples: list[Mapping[str, Any]]
 ) -> DataReading:
     duplicates = _repeated(keys)
-    notes = [f"{duplicates:,} prompts stand there before; each is used once"] if duplicates else []
+    notes = [f"prompts that stand there before, and are used once: {duplicates:,}"] if duplicates else []
     return DataReading(
         format=form.name,
         kind="prompts",
@@ -237,7 +237,7 @@ def _repeated(keys: "array[int]") -> int:
 
 def _notes(notes: Counter[str]) -> Iterator[str]:
     for note, count in notes.items():
-        yield f"{count:,} {note}"
+        yield f"{note}: {count:,}"
 
 
 def _licence(file: DataFile, rows: Rows, seen: _Columns, form: str) -> Iterator[str]:

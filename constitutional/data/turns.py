@@ -71,7 +71,7 @@ class Turns:
             BadRowError: it is neither.
         """
         if isinstance(value, dict):
-            value = value.get("messages", [value])
+            value = [{"role": "user", **value}] if "full_text" in value else value.get("messages", [value])
         if not isinstance(value, list):
             expected = 'expected [{"role": "user", "content": "…"}, …]'
             raise BadRowError(f"'{name}' is no list; it is {as_json_safe(value)}; {expected}")
@@ -94,7 +94,9 @@ class Turns:
         if known is None:
             expected = "system, user, assistant, tool, developer, human, gpt"
             raise BadRowError(f"'{name}' has a message with the role {shortened(role)}; expected {expected}")
-        content = value["content"] if "content" in value else value.get("value", value.get("text"))
+        content = (
+            value["content"] if "content" in value else value.get("value", value.get("text", value.get("full_text")))
+        )
         extra = ""
         if len(value) > 2:
             extra = _extra(value)
@@ -115,7 +117,7 @@ class Turns:
             elif not isinstance(part, dict):
                 raise BadRowError(f"'{name}' has content with the part {shortened(part)}; expected a text")
             else:
-                self.notes["parts of messages that are no texts, such as images, are left out"] += 1
+                self.notes["parts of messages that are no texts, such as images, and are left out"] += 1
         return "\n".join(texts)
 
     def prompt(self, value: object, name: str) -> Conversation:
@@ -162,7 +164,7 @@ class Turns:
         elif context and context[0].role == "system" and turns[0].role != "system":
             turns = context[:1] + turns
         if not turns or turns[-1].role != "assistant":
-            self.notes["replies have no last turn of the assistant"] += 1
+            self.notes["replies without a last turn of the assistant, which count as empty"] += 1
             return Side(turns, "")
         return Side(turns[:-1], turns[-1].content)
 
@@ -197,7 +199,7 @@ class Turns:
     def _split(self, turns: Conversation) -> Side:
         if turns[-1].role == "assistant":
             return Side(turns[:-1], turns[-1].content)
-        self.notes["replies have no last turn of the assistant"] += 1
+        self.notes["replies without a last turn of the assistant, which count as empty"] += 1
         return Side(turns, "")
 
 
