@@ -13,7 +13,8 @@ from constitutional.base.errors import InputError, ModelError
 from constitutional.base.records import Comparison, Message, Preference, Prompt
 from constitutional.base.seeds import seed_of
 from constitutional.base.text import canonical
-from constitutional.data.preferences import CHOSEN, Candidate, Class, PreferenceReader
+from constitutional.data.candidates import Candidate, Class
+from constitutional.data.preferences import CHOSEN, PreferenceReader
 from constitutional.data.sources import DataFile, Place, Rows, mixture
 from constitutional.data.turns import BadRowError
 

@@ -12,8 +12,9 @@ from typing import IO, Any, Final, Literal, NamedTuple, TypeVar
 from constitutional.base.errors import InputError
 from constitutional.base.files import replacing
 from constitutional.base.records import Message
+from constitutional.data.candidates import CLASSES, Candidate, Class, duplicate_key
 from constitutional.data.comparisons import PAIRS, unknown
-from constitutional.data.preferences import CLASSES, Candidate, Class, Form, PreferenceReader, duplicate_key
+from constitutional.data.preferences import Form, PreferenceReader
 from constitutional.data.prompts import PromptForm, checked, conversation_of, prompt_form
 from constitutional.data.sources import DataFile, Rows, licence_beside
 from constitutional.data.turns import BadRowError
