@@ -15,7 +15,7 @@ from constitutional.base.seeds import seed_of
 from constitutional.base.text import canonical
 from constitutional.data.candidates import Candidate, Class
 from constitutional.data.preferences import CHOSEN, PreferenceReader
-from constitutional.data.sources import DataFile, Place, Rows, mixture
+from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
 from constitutional.data.turns import BadRowError
 
 PAIRS: Final = (
@@ -34,7 +34,7 @@ class HumanComparisons(NamedTuple):
     """Candidates of each class; only `preference` and `tie` are among the preferences."""
     without_prompt: int
     """Preferences and ties left out because the file does not say what is answered."""
-    places: list[Place]
+    places: list[RowPlace]
     """The place of each preference."""
 
 
@@ -67,13 +67,13 @@ def read_comparisons(files: Path | Sequence[DataFile], *, seed: int = 0) -> Huma
     return whole
 
 
-def _lot(preference: Preference, place: Place, seed: int) -> tuple[int, int]:
+def _lot(preference: Preference, place: RowPlace, seed: int) -> tuple[int, int]:
     return seed_of(seed, "mixture", preference.comparison), place.number
 
 
 def _read(file: DataFile) -> HumanComparisons:
     preferences: list[Preference] = []
-    places: list[Place] = []
+    places: list[RowPlace] = []
     counts: Counter[Class] = Counter()
     without_prompt = 0
     for place, candidate in read_candidates(file):
@@ -90,7 +90,7 @@ def _read(file: DataFile) -> HumanComparisons:
     return HumanComparisons(preferences, counts, without_prompt, places)
 
 
-def read_candidates(file: DataFile) -> Iterator[tuple[Place, Candidate]]:
+def read_candidates(file: DataFile) -> Iterator[tuple[RowPlace, Candidate]]:
     """The candidates of a file with their places, one by one.
 
     Raises:
@@ -145,7 +145,7 @@ def check_pairs(pairs: HumanComparisons, check: Callable[[Sequence[Message]], ob
                 raise place.error(str(error)) from error
 
 
-def _preference(candidate: Candidate, source: str, place: Place) -> Preference:
+def _preference(candidate: Candidate, source: str, place: RowPlace) -> Preference:
     a, b = sorted(map(canonical, (candidate.chosen, candidate.rejected)))
     turns = tuple(Message(turn.role, canonical(turn.content), turn.extra) for turn in candidate.messages)
     raters = [f"{place} ({candidate.rater})" if candidate.rater else str(place)]

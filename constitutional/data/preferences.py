@@ -1,8 +1,8 @@
 """Preferences of every public set, recognised by their columns.
 
-A file's first row decides what the file is: a `Form` says how each column is read, and turns rows into candidates. A
-candidate is two replies to one conversation and what somebody says of them; it is in exactly one class. Columns that a
-form does not name are ignored. Nothing is guessed from texts: a file that no form fits is refused.
+A file's first row decides what the file is: a `PairForm` says how each column is read, and turns rows into candidates.
+A candidate is two replies to one conversation and what somebody says of them; it is in exactly one class. Columns that
+a form does not name are ignored. Nothing is guessed from texts: a file that no form fits is refused.
 """
 
 import json
@@ -85,7 +85,7 @@ SAFETY: Final = {"better_response_id": "helpfulness", "safer_response_id": "safe
 
 
 @dataclass
-class Form:
+class PairForm:
     """How the rows of a file are read."""
 
     name: str
@@ -117,7 +117,7 @@ class PreferenceReader:
         self.turns = Turns()
         self.notes = self.turns.notes
 
-    def form_of(self, row: Row) -> Form | None:
+    def form_of(self, row: Row) -> PairForm | None:
         """The form of the file that begins with this row; None where it holds no preferences.
 
         Raises:
@@ -140,7 +140,7 @@ class PreferenceReader:
         )
         return next((form for recognise in forms if (form := recognise(row))), None)
 
-    def candidates(self, form: Form, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
+    def candidates(self, form: PairForm, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
         """The candidates of each row, with the row's number; rows that belong together give theirs at the last.
 
         Raises:
@@ -155,7 +155,7 @@ class PreferenceReader:
             except (BadRowError, AttributeError, TypeError) as error:
                 raise BadRowError(self._problem(form, row, error), number) from error
 
-    def _grouped(self, form: Form, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
+    def _grouped(self, form: PairForm, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
         last = 0
 
         def key(numbered: tuple[int, Any]) -> str:
@@ -176,7 +176,7 @@ class PreferenceReader:
                 yield number, []
             yield group[-1][0], made
 
-    def _problem(self, form: Form, row: object, error: Exception) -> str:
+    def _problem(self, form: PairForm, row: object, error: Exception) -> str:
         """What is wrong with a row."""
         columns = ", ".join(f"'{column}'" for column in form.columns.values())
         if not isinstance(row, dict):
@@ -277,7 +277,7 @@ class PreferenceReader:
 
     # --- chosen and rejected ---
 
-    def _chosen(self, row: Row) -> Form | None:
+    def _chosen(self, row: Row) -> PairForm | None:
         """One column of better and one of worse replies: TRL, hh-rlhf, UltraFeedback, OpenAI, LlamaFactory, axolotl."""
         given = self.file.columns
         pairs = (
@@ -319,7 +319,7 @@ class PreferenceReader:
                 return (self.candidate(number, a, b, self._scored(row, scores)),)
             return (self.candidate(number, a, b, self._own(row, own) if len(row) > plain else _CHOSEN),)
 
-        return Form(_name_of_chosen(row, pair, prompt, scores), columns, read)
+        return PairForm(_name_of_chosen(row, pair, prompt, scores), columns, read)
 
     def _without_prompt(self, first: str, second: str, names: tuple[str, str]) -> tuple[Side, Side]:
         if is_transcript(first) or is_transcript(second):
@@ -369,7 +369,7 @@ class PreferenceReader:
 
     # --- Two sides and a verdict ---
 
-    def _two_sides(self, row: Row, also: Sequence[str] = ()) -> Form | None:
+    def _two_sides(self, row: Row, also: Sequence[str] = ()) -> PairForm | None:
         """Two columns of replies, and columns that say which is better."""
         given = self.file.columns
         sides = two_columns(row, given)
@@ -389,7 +389,7 @@ class PreferenceReader:
             return [self.candidate(number, a, b, opinion) for opinion in opinions]
 
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1], **columns}
-        return Form(_name_of_sides(row, sides), columns, read)
+        return PairForm(_name_of_sides(row, sides), columns, read)
 
     def _verdicts(
         self, row: Row, sides: tuple[str, str]
@@ -472,7 +472,7 @@ class PreferenceReader:
         ]
         return tuple(float(score) for score in found if isinstance(score, int | float))
 
-    def _arena_texts(self, row: Row) -> Form | None:
+    def _arena_texts(self, row: Row) -> PairForm | None:
         """The arena's 55k rows, whose columns hold lists of turns as JSON texts."""
         sides = ("response_a", "response_b")
         if not all(isinstance(row.get(name), str) and row[name].lstrip()[:1] == "[" for name in ("prompt", *sides)):
@@ -486,7 +486,7 @@ class PreferenceReader:
             return [self.candidate(number, a, b, opinion) for opinion in opinions]
 
         columns = {"prompt": "prompt", "response_a": sides[0], "response_b": sides[1], **columns}
-        return Form("lmarena 55k", columns, read)
+        return PairForm("lmarena 55k", columns, read)
 
     def _turn_by_turn(self, asked: Sequence[str], replies: Sequence[str]) -> Side:
         if len(asked) != len(replies):
@@ -498,7 +498,7 @@ class PreferenceReader:
         ]
         return self.turns.side(turns, "prompt", ())
 
-    def _tinker(self, row: Row) -> Form | None:
+    def _tinker(self, row: Row) -> PairForm | None:
         """A comparison within an object, and a label beside it."""
         inner = row.get("comparison")
         if not isinstance(inner, dict):
@@ -514,11 +514,11 @@ class PreferenceReader:
                 raise BadRowError(f"'comparison' is {as_json_safe(inner)}; expected an object with two completions")
             return read(number, {**inner, **{key: value for key, value in row.items() if key != "comparison"}})
 
-        return Form("tinker", columns, nested)
+        return PairForm("tinker", columns, nested)
 
     # --- Ranks and scores ---
 
-    def _ranked(self, row: Row) -> Form | None:
+    def _ranked(self, row: Row) -> PairForm | None:
         """A list of replies with ranks (Nectar, NeMo-RL) or with scores (UltraFeedback)."""
         column = next((name for name in LISTS if _is_list_of_objects(row.get(name))), None)
         if column is None:
@@ -544,7 +544,7 @@ class PreferenceReader:
 
         name = "Nectar" if column == "answers" else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
         columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
-        return Form(name, columns, read)
+        return PairForm(name, columns, read)
 
     def _listed(self, item: Row, text: str, column: str, context: Conversation) -> Side:
         if text not in item:
@@ -567,7 +567,7 @@ class PreferenceReader:
 
     # --- One reply a row ---
 
-    def _vertical(self, row: Row) -> Form | None:
+    def _vertical(self, row: Row) -> PairForm | None:
         """One reply a row with a score (HelpSteer2) or with a label (TRL's unpaired rows, LlamaFactory's KTO)."""
         reply = next(
             (name for name in ("completion", "response", "output") if isinstance(row.get(name), str | list)), None
@@ -598,7 +598,7 @@ class PreferenceReader:
             ]
 
         columns = {**prompt, "reply": reply, "score" if judged == "helpfulness" else "label": judged}
-        return Form("HelpSteer2" if judged == "helpfulness" else "TRL unpaired", columns, read, prompt["prompt"])
+        return PairForm("HelpSteer2" if judged == "helpfulness" else "TRL unpaired", columns, read, prompt["prompt"])
 
     def _is_truth(self, value: object) -> bool:
         return isinstance(value, bool) or (self.texts and str(value).lower() in ("true", "false"))
@@ -610,7 +610,7 @@ class PreferenceReader:
 
     # --- Tools in which people vote ---
 
-    def _annotated_pairs(self, row: Row) -> Form | None:
+    def _annotated_pairs(self, row: Row) -> PairForm | None:
         """AnnotatedPairs 1.0 and 2.0, of ICAI and Feedback Forensics."""
         if not isinstance(row.get("annotations"), dict) or not isinstance(row.get("annotators"), dict):
             return None
@@ -622,7 +622,7 @@ class PreferenceReader:
 
         names = ("text_a", "text_b") if "text_a" in row else ("response_a.text", "response_b.text")
         columns = {"prompt": "prompt", "response_a": names[0], "response_b": names[1], "winner": "annotations.*.pref"}
-        return Form("AnnotatedPairs", columns, read)
+        return PairForm("AnnotatedPairs", columns, read)
 
     def _annotations(self, row: Row) -> list[Opinion]:
         """What people, and the data set's own annotator, say; principles are no raters."""
@@ -641,7 +641,7 @@ class PreferenceReader:
                 opinions.append(Opinion(preferred(annotation), rater=rater))
         return opinions
 
-    def _label_studio(self, row: Row) -> Form | None:
+    def _label_studio(self, row: Row) -> PairForm | None:
         """Label Studio's export as JSON: tasks with the annotations of several people."""
         if not isinstance(row.get("data"), dict) or not isinstance(
             row.get("annotations", row.get("completions")), list
@@ -665,9 +665,9 @@ class PreferenceReader:
 
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
         columns = {role: f"data.{name}" for role, name in columns.items()}
-        return Form("Label Studio", columns | {"winner": "annotations.result.value.selected"}, read)
+        return PairForm("Label Studio", columns | {"winner": "annotations.result.value.selected"}, read)
 
-    def _argilla(self, row: Row) -> Form | None:
+    def _argilla(self, row: Row) -> PairForm | None:
         """Argilla's records, flat or nested."""
         flat = [name.removesuffix(".responses") for name in row if name.endswith(".responses")]
         nested = isinstance(row.get("fields"), dict) and "responses" in row
@@ -691,7 +691,7 @@ class PreferenceReader:
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
         columns = {role: f"fields.{name}" for role, name in columns.items()} if nested else columns
         columns["winner"] = "responses" if nested else f"{flat[0]}.responses"
-        return Form("Argilla", columns, read)
+        return PairForm("Argilla", columns, read)
 
     def _votes(self, votes: Sequence["Vote"], sides: tuple[str, str]) -> list[Opinion]:
         """The submitted votes on the first question that compares the sides."""

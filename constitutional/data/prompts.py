@@ -12,7 +12,7 @@ from constitutional.base.jsonl import as_json, shortened
 from constitutional.base.records import Message, Prompt, Split
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.text import canonical
-from constitutional.data.sources import DataFile, Place, Rows, mixture
+from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
 from constitutional.data.turns import BadRowError, Turns, is_blank
 
 MAX_CHARACTERS: Final = 100_000
@@ -38,7 +38,7 @@ Conversation = tuple[tuple[str, str], ...]
 
 
 class _Line(NamedTuple):
-    place: Place
+    place: RowPlace
     messages: tuple[Message, ...]
     conversation: Conversation
     split: Split | None
@@ -49,9 +49,9 @@ class PromptSet(NamedTuple):
     """The prompts of files, each once."""
 
     prompts: list[Prompt]
-    repeated: list[Place]
+    repeated: list[RowPlace]
     """Where a prompt stands that stands in an earlier place, too; it is left out."""
-    places: list[Place]
+    places: list[RowPlace]
     """The place of each prompt; none where they come from no file."""
 
 
@@ -111,11 +111,11 @@ def _files(files: Path | Sequence[DataFile]) -> Sequence[DataFile]:
     return [DataFile(path=files)] if isinstance(files, Path) else files
 
 
-def _source(place: Place) -> str:
+def _source(place: RowPlace) -> str:
     return place.path.name if isinstance(place.path, Path) else place.path
 
 
-def _read(files: Sequence[DataFile], seed: int) -> tuple[list[_Line], list[Place]]:
+def _read(files: Sequence[DataFile], seed: int) -> tuple[list[_Line], list[RowPlace]]:
     """The first line of each prompt, and the places of the others."""
     read = [list(_lines(file)) for file in files]
     lines, repeated = _distinct(line for part in read for line in part)
@@ -272,10 +272,10 @@ def message_of(path: Path, number: int, value: Any) -> Message:  # noqa: ANN401 
     return Message(role, content)
 
 
-def _distinct(lines: Iterable[_Line]) -> tuple[list[_Line], list[Place]]:
+def _distinct(lines: Iterable[_Line]) -> tuple[list[_Line], list[RowPlace]]:
     """The first line of each prompt, with the split that any of them says, and the places of the others."""
     first: dict[Conversation, _Line] = {}
-    repeated: list[Place] = []
+    repeated: list[RowPlace] = []
     for line in lines:
         kept = first.setdefault(line.conversation, line)
         if kept is line:

@@ -14,7 +14,7 @@ from constitutional.base.files import replacing
 from constitutional.base.records import Message
 from constitutional.data.candidates import CLASSES, Candidate, Class, duplicate_key
 from constitutional.data.comparisons import PAIRS, unknown
-from constitutional.data.preferences import Form, PreferenceReader
+from constitutional.data.preferences import PairForm, PreferenceReader
 from constitutional.data.prompts import PromptForm, checked, conversation_of, prompt_form
 from constitutional.data.sources import DataFile, Rows, licence_beside
 from constitutional.data.turns import BadRowError
@@ -100,7 +100,9 @@ def _preferences(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
         raise rows.place(number).error(str(error.args[0])) from error
 
 
-def _gathered(file: DataFile, rows: Rows, reader: PreferenceReader, form: Form, out: IO[bytes] | None) -> DataReading:
+def _gathered(
+    file: DataFile, rows: Rows, reader: PreferenceReader, form: PairForm, out: IO[bytes] | None
+) -> DataReading:
     seen = _Columns(rows)
     tally: Counter[tuple[Class, str]] = Counter()
     pairs, conversations = array("q"), array("q")

@@ -106,7 +106,7 @@ def as_files(value: object) -> object:
     return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in entries]
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """Where a row stands."""
 
     path: Path | str
@@ -164,9 +164,9 @@ class Rows:
             self._rows = chain([first], self._rows)
         return first
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> RowPlace:
         """The place of a row."""
-        return Place(self.path, number, self.unit)
+        return RowPlace(self.path, number, self.unit)
 
     def _opened(self, kind: str) -> Iterator[tuple[int, Any]]:
         if isinstance(self.path, str):

@@ -27,8 +27,8 @@ class FilePrompts(Frozen):
     """Prompts from files."""
 
     kind: Literal["file"] = "file"
-    path: Path | None = None
-    """A file of prompts; `constitutional data FILE` says how it is read."""
+    path: Path | None
+    """A file of prompts; `constitutional data FILE` says how it is read. Several are named in `prompts.files`."""
     files: Annotated[tuple[DataFile, ...], BeforeValidator(as_files)] = ()
     """Files in place of `path`: a list of names, or of {path: …, weight: …, columns: {…}}; also hf://… on the hub."""
     held_out: Annotated[int, Field(ge=0)] = 200
@@ -37,10 +37,15 @@ class FilePrompts(Frozen):
     """Share of the prompts to set aside instead of a number, 0 to 1. Whether a prompt is set aside depends on it and on
     the seed alone, and stays so when files grow."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_path(cls, values: object) -> object:
+        return {"path": None, **values} if isinstance(values, dict) and values.get("files") else values
+
     @model_validator(mode="after")
     def _names_files(self) -> Self:
         if (self.path is None) == (not self.files):
-            raise ValueError("prompts.path has no value yet; type prompts.path=FILE, or prompts.files=[FILE, FILE]")
+            raise ValueError("path and files both name prompts, or neither does; give one of the two")
         check_weights(self.files)
         return self
 
