@@ -601,7 +601,7 @@ class PreferenceReader:
         return PairForm("HelpSteer2" if judged == "helpfulness" else "TRL unpaired", columns, read, prompt["prompt"])
 
     def _is_truth(self, value: object) -> bool:
-        return isinstance(value, bool) or (self.texts and str(value).lower() in ("true", "false"))
+        return value in (True, False) or (self.texts and str(value).lower() in ("true", "false"))
 
     def _judged(self, value: object, name: str) -> float | None:
         if self.texts and str(value).lower() in ("true", "false"):

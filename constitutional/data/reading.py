@@ -115,7 +115,7 @@ def _gathered(
             pairs.append(pair)
             conversations.append(conversation)
             without_prompt += not candidate.messages
-            if len(samples) < SAMPLES:
+            if len(samples) < SAMPLES and candidate is candidates[0]:
                 samples.append(candidate)
             if out is not None and candidate.label in ("preference", "tie"):
                 out.write(_line(own_row(candidate)))

@@ -123,8 +123,9 @@ def test_annotated_pairs_give_the_default_annotators_and_peoples_verdicts(tmp_pa
     reading = found(path)
     assert (reading["rows"], reading["pairs"]) == (2, 3)
     assert (reading["preferences"], reading["ties"], reading["unlabelled"]) == (1, 1, 1)
-    assert [sample.get("rater") for sample in reading["samples"]] == [None, "Ann", None]
-    assert reading["samples"][0]["chosen"] == "Yes."
+    assert [sample["chosen"] for sample in reading["samples"]] == ["Yes.", "Yes."]
+    raters = [preference.rests_on for preference in read_comparisons(path).preferences]
+    assert raters == [("pairs.json:1",), ("pairs.json:1 (Ann)",)]
 
 
 def test_persuasion_is_refused_because_it_is_not_pairwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
