@@ -8,6 +8,7 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.records import Message, Prompt
+from constitutional.cli.main import main
 from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set
 from constitutional.data.sources import DataFile
 
@@ -356,3 +357,27 @@ def test_prompts_of_several_files_are_mixed_by_their_weights(tmp_path: Path) -> 
     named = write(tmp_path, json.dumps({"ask": "Q", "prompt": 3}))
     (prompt,) = load_prompt_set([DataFile(path=named, columns={"prompt": "ask"})], held_out=0, seed=0).prompts
     assert prompt.messages == (Message("user", "Q"),)
+
+
+def test_the_command_reads_prompts_and_writes_them_as_our_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "A"}], "id": number}
+        for number, text in enumerate(("one", "two", "one"))
+    ]
+    path, to = write(tmp_path, "\n".join(map(json.dumps, rows))), tmp_path / "ours.jsonl"
+    assert main(["data", str(path), "--json", "--to", str(to)]) == 0
+    reading = json.loads(capsys.readouterr().out)
+    assert (reading["kind"], reading["rows"], reading["prompts"], reading["duplicates"]) == ("prompts", 3, 2, 1)
+    assert (reading["pairs"], reading["columns"], reading["ignored_columns"]) == (
+        0,
+        {"prompt": "conversations"},
+        ["id"],
+    )
+    assert reading["samples"][1] == {"messages": [{"role": "user", "content": "two"}]}
+    assert to.read_text() == '{"prompt": "one"}\n{"prompt": "two"}\n'
+    assert main(["data", str(write(tmp_path, '{"conversations": [{"from": "bot", "value": "x"}]}'))]) == 2
+    error = capsys.readouterr().err
+    assert "mine.jsonl:1: " in error
+    assert "role 'bot'; expected" in error
