@@ -215,10 +215,12 @@ class PreferenceReader:
         about = (opinion.weight, opinion.rater, signs, opinion.principle)
         return Candidate(number, a.context, first, second, label, probability, *about)
 
-    def prompt_columns(self, row: Row, also: Sequence[str] = ()) -> dict[str, str]:
+    def prompt_columns(self, row: Row) -> dict[str, str]:
         """The columns of the conversation that the replies answer, by what they are read as."""
         given = self.file.columns
-        names = (given["prompt"],) if "prompt" in given else (*also, *PROMPTS)
+        names = (given["prompt"],) if "prompt" in given else PROMPTS
+        if not isinstance(row.get(names[0]), str | list | dict | None):
+            raise BadRowError(f"'{names[0]}' is {as_json_safe(row[names[0]])}; expected a text or messages")
         column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
         if column is None:
             return {}
@@ -369,13 +371,13 @@ class PreferenceReader:
 
     # --- Two sides and a verdict ---
 
-    def _two_sides(self, row: Row, also: Sequence[str] = ()) -> PairForm | None:
+    def _two_sides(self, row: Row) -> PairForm | None:
         """Two columns of replies, and columns that say which is better."""
         given = self.file.columns
         sides = two_columns(row, given)
         if sides is None:
             return None
-        prompt = self.prompt_columns({name: value for name, value in row.items() if name not in sides}, also)
+        prompt = self.prompt_columns({name: value for name, value in row.items() if name not in sides})
         verdicts, columns = self._verdicts(row, sides)
         if not verdicts and not prompt:
             return None

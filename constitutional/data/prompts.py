@@ -206,6 +206,8 @@ def _own(turns: Turns, row: object) -> tuple[Message, ...]:
 
 def _no_prompt(row: Mapping[str, object]) -> str:
     """That no column of a row holds a prompt."""
+    if column := next((name for name in COLUMNS if row.get(name) is not None), None):
+        return f"'{column}' is {shortened(row[column])}, which is no prompt; expected {EXPECTED}"
     for key in row:
         if near := difflib.get_close_matches(key, COLUMNS, n=1):
             return f"has the unknown key {shortened(key)}, and no prompt; did you mean {near[0]!r}?"

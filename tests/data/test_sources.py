@@ -191,6 +191,8 @@ BROKEN = {
         "response_1,response_2,prompt,preference_strength\na,b,c,-1\na,b,c,much\n",
         ":3: 'preference_strength'",
     ),
+    "first.jsonl": ('{"prompt": 3, "chosen": "a", "rejected": "b"}', ":1: 'prompt' is 3; expected"),
+    "reply.jsonl": ('{"prompt": "a", "chosen": 3, "rejected": "b"}', ":1: 'chosen' is int; expected"),
     "comma.json": ('[{"prompt": "a", "chosen": "b", "rejected": "c"}\n {"prompt": 1}]', ":2: "),
     "open.json": ('[{"prompt": "a", "chosen": "b", "rejected": "c"},\n', ":2: "),
     "deep.json": ("[" * 100_000, "nested too deeply"),
