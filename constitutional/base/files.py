@@ -77,7 +77,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of the old one once it is whole; after an error the old one stays."""
+    """A file to write that takes the place of another when it is whole, and of none if an error ends the block."""
     # One name, which the next attempt overwrites, and so leaves nothing behind; the lock keeps others from it.
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -209,9 +209,9 @@ def _sample(arguments: argparse.Namespace) -> None:
         raise UsageError("at temperature 0 all replies to a prompt are the same; leave out --n, or raise --temperature")
     sampler = ReplySampler(models, arguments.seed)
     tasks = [
-        SampleTask(model, prompt, line, number)
+        SampleTask(model, prompt, place.number, number)
         for model in models.engines
-        for prompt, line in zip(file.prompts, file.lines, strict=True)
+        for prompt, place in zip(file.prompts, file.places, strict=True)
         for number in range(arguments.n)
     ]
     missing = sampler.missing(tasks, rows)

@@ -19,6 +19,7 @@ from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.base.stats import Interval, clustered_share
 from constitutional.base.text import canonical
 from constitutional.data.comparisons import PAIRS, read_comparisons
+from constitutional.data.sources import Rows
 
 Side = Literal["a", "b"]
 
@@ -54,8 +55,8 @@ def load_answers(path: Path) -> AnsweredComparisons:
     Raises:
         InputError: a row is not of such a form, with its line; or there is none.
     """
-    _, first = next(read_jsonl(path, PAIRS), (0, None))
-    if isinstance(first, dict) and "text_correct" in first:
+    first = Rows(path, PAIRS).peek()
+    if first and isinstance(first[1], dict) and "text_correct" in first[1]:
         return AnsweredComparisons(load_hhh(path), 0)
     rows: dict[str, Answered] = {}
     sides: defaultdict[str, set[Side | None]] = defaultdict(set)

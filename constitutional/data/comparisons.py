@@ -1,171 +1,164 @@
-r"""Comparisons made by people elsewhere, read from files.
+"""Comparisons made by people elsewhere, as the preferences that a run trains on.
 
-A file of comparisons holds one JSON object a line, plain or compressed with gzip, in either of two forms:
-
-- `{"chosen": …, "rejected": …}` with whole transcripts, as in Anthropic's hh-rlhf (Bai et al. 2022, arXiv 2204.05862):
-  `\n\nHuman: …\n\nAssistant: …`. They are split at these markers only. Whatever else is in a message stays as it
-  is, `: ` and `Human:` in the middle of a line included.
-- `{"prompt": text, …}` or `{"messages": [{"role": …, "content": …}, …], …}` with `"chosen"` and `"rejected"` replies,
-  and, where they are known, the `"probability"` that chosen is better (0.5 to 1) and the `"rater"`.
+`preferences.py` recognises the files. Rows about the same two replies, as people read them, have the same
+`comparison`, whichever reply was chosen, so that the opinions of several people can be brought together.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from constitutional.base.errors import InputError, ModelError
-from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Comparison, Message, Preference, Prompt
-from constitutional.base.text import canonical, same_text
-from constitutional.data.prompts import conversation
-
-MARKER: Final = re.compile(r"\n\n(Human|Assistant):")
-ROLES: Final[Mapping[str, Literal["user", "assistant"]]] = {"Human": "user", "Assistant": "assistant"}
-REPLIES: Final = frozenset({"chosen", "rejected"})
-KNOWN: Final = REPLIES | {"prompt", "messages", "probability", "rater"}
+from constitutional.base.seeds import seed_of
+from constitutional.base.text import canonical
+from constitutional.data.candidates import Candidate, Class
+from constitutional.data.preferences import CHOSEN, PreferenceReader
+from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
+from constitutional.data.turns import BadRowError
 
 PAIRS: Final = (
-    'a file of pairs, JSON lines, plain or .gz: {"prompt": "…", "chosen": "…", "rejected": "…"}, or as in hh-rlhf '
-    '{"chosen": …, "rejected": …} with whole transcripts'
+    'a file of pairs, such as JSON lines {"prompt": "…", "chosen": "…", "rejected": "…"}, or as in hh-rlhf '
+    '{"chosen": …, "rejected": …} with whole transcripts; `constitutional data FILE` says how a file is read'
 )
 """What a user is told to give."""
 
 
 class HumanComparisons(NamedTuple):
-    """What a file of comparisons holds."""
+    """What files of comparisons hold."""
 
     preferences: list[Preference]
-    empty: int
-    """Rows left out because a reply, or another turn of a transcript, says nothing."""
-    equal: int
-    """Rows left out because chosen and rejected are the same text."""
-    unlike: int
-    """Rows left out because the transcripts do not share everything before the last reply, so they answer differently
-    put questions."""
-    lines: list[int]
-    """The line of each preference."""
+    """Also ties, with the probability 0.5."""
+    counts: Counter[Class]
+    """Candidates of each class; only `preference` and `tie` are among the preferences."""
+    without_prompt: int
+    """Preferences and ties left out because the file does not say what is answered."""
+    places: list[RowPlace]
+    """The place of each preference."""
 
 
-def read_comparisons(path: Path) -> HumanComparisons:
-    """The preferences in a file; `rests_on` names the file and line, and the rater where there is one.
+def read_comparisons(files: Path | Sequence[DataFile], *, seed: int = 0) -> HumanComparisons:
+    """The preferences in files; `rests_on` names the file and row, and the raters where they are known.
 
-    Rows about the same two replies, as people read them, have the same `comparison`, whichever reply was chosen, so
-    that the opinions of several people can be brought together.
+    Args:
+        files: a file, or several with their settings; those with weights give as many preferences as the scarcest of
+            them allows, drawn by a digest of the comparison.
+        seed: decides which.
 
     Raises:
-        InputError: a row is not of either form, with its line; or there is none.
+        InputError: a row is not as the first one of its file, with its place; or a file holds no pair.
     """
+    chosen = [DataFile(path=files)] if isinstance(files, Path) else files
+    parts = [_read(file) for file in chosen]
+    amounts = mixture([len(part.preferences) for part in parts], [file.weight for file in chosen])
+    whole = HumanComparisons([], Counter(), 0, [])
+    for part, amount in zip(parts, amounts, strict=True):
+        drawn = sorted(
+            range(len(part.preferences)), key=lambda index: _lot(part.preferences[index], part.places[index], seed)
+        )
+        kept = range(len(part.preferences)) if amount == len(drawn) else sorted(drawn[:amount])
+        whole = HumanComparisons(
+            whole.preferences + [part.preferences[index] for index in kept],
+            whole.counts + part.counts,
+            whole.without_prompt + part.without_prompt,
+            whole.places + [part.places[index] for index in kept],
+        )
+    return whole
+
+
+def _lot(preference: Preference, place: RowPlace, seed: int) -> tuple[int, int]:
+    return seed_of(seed, "mixture", preference.comparison), place.number
+
+
+def _read(file: DataFile) -> HumanComparisons:
     preferences: list[Preference] = []
-    lines: list[int] = []
-    empty = equal = unlike = 0
-    for line, row in read_jsonl(path, PAIRS):
-        try:
-            messages, chosen, rejected = _replies(path, line, row)
-            if messages is None:
-                unlike += 1
-            elif not all(map(canonical, (chosen, rejected, *(message.content for message in messages)))):
-                empty += 1
-            elif same_text(chosen, rejected):
-                equal += 1
-            else:
-                prompt = Prompt(messages=messages, source=path.name)
-                preferences.append(_preference(row, prompt, chosen, rejected, f"{path.name}:{line}"))
-                lines.append(line)
-        except _BadRowError as error:
-            raise InputError(path, str(error), line) from error
-    if not preferences and not empty + equal + unlike:
-        raise InputError(path, f"holds no pair; expected {PAIRS}")
-    return HumanComparisons(preferences, empty, equal, unlike, lines)
+    places: list[RowPlace] = []
+    counts: Counter[Class] = Counter()
+    without_prompt = 0
+    for place, candidate in read_candidates(file):
+        counts[candidate.label] += 1
+        if candidate.label not in ("preference", "tie"):
+            continue
+        if candidate.messages:
+            preferences.append(_preference(candidate, file.name, place))
+            places.append(place)
+        else:
+            without_prompt += 1
+    if not counts:
+        raise InputError(file.path, f"holds no pair; expected {PAIRS}")
+    return HumanComparisons(preferences, counts, without_prompt, places)
 
 
-def check_pairs(path: Path, pairs: HumanComparisons, check: Callable[[Sequence[Message]], object]) -> None:
+def read_candidates(file: DataFile) -> Iterator[tuple[RowPlace, Candidate]]:
+    """The candidates of a file with their places, one by one.
+
+    Raises:
+        InputError: the file holds no preferences, or a row is not as the first one.
+    """
+    rows = Rows(file.path, PAIRS)
+    first = rows.peek()
+    if first is None:
+        raise InputError(file.path, f"holds no pair; expected {PAIRS}")
+    number, row = first
+    reader = PreferenceReader(file, texts=rows.texts)
+    try:
+        form = reader.form_of(row) if isinstance(row, dict) else None
+        if form is None:
+            raise BadRowError(unknown(row))
+        for number, candidates in reader.candidates(form, rows):
+            for candidate in candidates:
+                yield rows.place(number), candidate
+    except BadRowError as error:
+        line = error.args[1] if len(error.args) > 1 else number
+        raise rows.place(line).error(str(error.args[0])) from error
+
+
+def unknown(row: object) -> str:
+    """That a row is of no known form."""
+    if not isinstance(row, dict):
+        return f"is {type(row).__name__}; expected an object, in {PAIRS}"
+    for pair in CHOSEN:
+        missing = [name for name in pair if name not in row]
+        if len(missing) == 1:
+            return f"'{missing[0]}' is missing; expected {PAIRS}"
+    names = ", ".join(map(repr, list(row)[:12])) or "no columns"
+    advice = "name them with columns: {chosen: COLUMN, rejected: COLUMN}, or {response_a: …, response_b: …, winner: …}"
+    return f"has {names}, which are the columns of no preferences; {advice}; expected {PAIRS}"
+
+
+def check_pairs(pairs: HumanComparisons, check: Callable[[Sequence[Message]], object]) -> None:
     """Refuse pairs that the model that will be trained on them cannot read.
 
     Args:
-        path: the file that the pairs were read from.
-        pairs: what `read_comparisons` found there.
+        pairs: what `read_comparisons` read.
         check: raises ModelError for a conversation that the model cannot read.
 
     Raises:
-        InputError: names the line of the first such pair.
+        InputError: names the place of the first such pair.
     """
-    for line, preference in zip(pairs.lines, pairs.preferences, strict=True):
+    for place, preference in zip(pairs.places, pairs.preferences, strict=True):
         for reply in (preference.chosen, preference.rejected):
             try:
                 check((*preference.prompt.messages, Message("assistant", reply)))
             except ModelError as error:
-                raise InputError(path, str(error), line) from error
+                raise place.error(str(error)) from error
 
 
-class _BadRowError(Exception):
-    """What is wrong with a row."""
-
-
-def _replies(path: Path, line: int, row: object) -> tuple[tuple[Message, ...] | None, str, str]:
-    """The conversation, the better and the worse reply; no conversation if the two transcripts differ in theirs."""
-    if not isinstance(row, dict):
-        raise _BadRowError(f"is {type(row).__name__}; expected an object with 'chosen' and 'rejected'")
-    if unknown := sorted(row.keys() - KNOWN):
-        raise _BadRowError(f"unknown key '{unknown[0]}'; expected {', '.join(map(repr, sorted(KNOWN)))}")
-    for name in sorted(REPLIES):
-        if not isinstance(row.get(name), str):
-            kind = type(row[name]).__name__ if name in row else "missing"
-            raise _BadRowError(f"'{name}' is {kind}; expected text")
-    if "prompt" in row or "messages" in row:
-        return _conversation(path, line, row), row["chosen"], row["rejected"]
-    *before, chosen = _transcript(row["chosen"], "chosen")
-    *also_before, rejected = _transcript(row["rejected"], "rejected")
-    return tuple(before) if before == also_before else None, chosen.content, rejected.content
-
-
-def _transcript(text: str, name: str) -> list[Message]:
-    """The turns of a transcript; it begins with the human's and ends with the assistant's.
-
-    Two turns of one speaker in a row become one, because most chat templates take only turns that alternate.
-    """
-    first, *rest = MARKER.split(text)
-    turns: list[Message] = []
-    for speaker, passage in zip(rest[::2], rest[1::2], strict=True):
-        content = passage.removeprefix(" ")  # the one space that belongs to the marker
-        if turns and turns[-1].role == ROLES[speaker]:
-            content = f"{turns.pop().content}\n\n{content}"
-        turns.append(Message(ROLES[speaker], content))
-    if first or not turns or turns[0].role != "user":
-        raise _BadRowError(f"'{name}' begins {text[:20]!r}; expected '\\n\\nHuman: ', or a 'prompt' beside it")
-    if turns[-1].role != "assistant":
-        raise _BadRowError(f"'{name}' ends with the human's turn; expected a last '\\n\\nAssistant: '")
-    return turns
-
-
-def _conversation(path: Path, line: int, row: Mapping[str, Any]) -> tuple[Message, ...]:
-    if "prompt" in row and "messages" in row:
-        raise _BadRowError("both 'prompt' and 'messages'; expected one of them")
-    if "prompt" in row:
-        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-            raise _BadRowError("'prompt' is no text; expected the user's message")
-        return (Message("user", row["prompt"]),)
-    if not isinstance(row["messages"], list):
-        raise _BadRowError('\'messages\' is no list; expected [{"role": "user", "content": "…"}, …]')
-    return conversation(path, line, row["messages"])
-
-
-def _preference(row: Mapping[str, Any], prompt: Prompt, chosen: str, rejected: str, place: str) -> Preference:
-    probability = row.get("probability", 1.0)
-    if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0.5 <= probability <= 1:
-        expected = "expected that chosen is better, 0.5 to 1; below 0.5, swap chosen and rejected"
-        raise _BadRowError(f"'probability' is {probability!r}; {expected}")
-    rater = row.get("rater", "")
-    if not isinstance(rater, str):
-        raise _BadRowError(f"'rater' is {rater!r}; expected a name, as text")
-    a, b = sorted(map(canonical, (chosen, rejected)))
-    turns = tuple(Message(message.role, canonical(message.content)) for message in prompt.messages)
+def _preference(candidate: Candidate, source: str, place: RowPlace) -> Preference:
+    a, b = sorted(map(canonical, (candidate.chosen, candidate.rejected)))
+    turns = tuple(Message(turn.role, canonical(turn.content), turn.extra) for turn in candidate.messages)
+    raters = [f"{place} ({candidate.rater})" if candidate.rater else str(place)]
+    if candidate.raters:
+        raters = [f"{place} (rater {number}: {score:+g})" for number, score in enumerate(candidate.raters, start=1)]
     return Preference(
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        probability=probability,
+        prompt=Prompt(messages=candidate.messages, source=source),
+        chosen=candidate.chosen,
+        rejected=candidate.rejected,
+        probability=candidate.probability,
         source="human",
-        rests_on=(f"{place} ({rater})" if rater else place,),
-        comparison=Comparison(prompt=Prompt(messages=turns, source=prompt.source), a=a, b=b).id,
+        principles=(candidate.principle,) if candidate.principle else (),
+        rests_on=tuple(raters),
+        comparison=Comparison(prompt=Prompt(messages=turns, source=source), a=a, b=b).id,
+        weight=candidate.weight,
     )

@@ -1,33 +1,44 @@
-"""The prompts of a person's file, checked and split. No prompt is in both splits."""
+"""The prompts of people's files, checked and split. No prompt is in both splits."""
 
 import difflib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
 from constitutional.base.errors import InputError
-from constitutional.base.jsonl import as_json, read_jsonl, read_lines, shortened
+from constitutional.base.jsonl import as_json, shortened
 from constitutional.base.records import Message, Prompt, Split
-from constitutional.base.seeds import seed_of
+from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.text import canonical
+from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
+from constitutional.data.turns import BadRowError, Turns, is_blank
 
 MAX_CHARACTERS: Final = 100_000
 """Of all messages of one prompt together: far above any model's context, far below what stalls a tokenizer."""
 
-_KEYS: Final = ("prompt", "messages", "split")
+_OWN: Final = ("prompt", "messages", "split")
 _ROLES: Final = ("system", "user", "assistant")
-_EXPECTED: Final = (
+COLUMNS: Final = (
+    *("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "transcript"),
+    *("user_prompt", "forbidden_prompt", "goal", "inputs", "input", "text", "chosen"),
+)
+"""Columns that hold a prompt, or a conversation that begins with it, in the order in which they are looked for."""
+INPUTS: Final = ("input", "context")
+"""Columns that go on from an instruction or a question."""
+SYSTEMS: Final = ("system", "system_prompt", "system_message")
+EXPECTED: Final = (
     'a text in quotes, {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}, '
     'with "split": "train" or "held_out" if you like'
 )
 
 Conversation = tuple[tuple[str, str], ...]
-"""Role and canonical text of each message."""
+"""Role and canonical text of each message, with what else the model is given of it."""
 
 
 class _Line(NamedTuple):
-    number: int
+    place: RowPlace
     messages: tuple[Message, ...]
     conversation: Conversation
     split: Split | None
@@ -35,114 +46,213 @@ class _Line(NamedTuple):
 
 
 class PromptSet(NamedTuple):
-    """The prompts of a file, each once."""
+    """The prompts of files, each once."""
 
     prompts: list[Prompt]
-    repeated: list[int]
-    """Lines whose prompt stands in an earlier one, which are left out."""
-    lines: list[int]
-    """The line of each prompt; none where they come from no file."""
+    repeated: list[RowPlace]
+    """Where a prompt stands that stands in an earlier place, too; it is left out."""
+    places: list[RowPlace]
+    """The place of each prompt; none where they come from no file."""
 
 
-def load_prompt_set(path: Path, *, held_out: int, seed: int) -> PromptSet:
-    """The prompts of a file, in its order, each once.
+@dataclass(frozen=True)
+class PromptForm:
+    """How the rows of a file of prompts are read."""
 
-    `.jsonl`: each line a JSON string, or an object with a `prompt` or with `messages`, and a `split` if wanted. `.txt`:
-    one prompt a line. Either may be compressed (`.gz`). Blank lines are skipped. Of prompts that people would read as
-    the same (`canonical`) the first is kept. No conversation to train on goes on from a prompt that is held out.
+    name: str
+    columns: Mapping[str, str]
+    """The file's column by what it is read as."""
+    read: Callable[[Any], tuple[Message, ...]]
+    """The conversation to be answered in a row; raises BadRowError."""
+
+
+def load_prompt_set(
+    files: Path | Sequence[DataFile], *, held_out: int, seed: int, share: float | None = None
+) -> PromptSet:
+    """The prompts of files, in their order, each once.
+
+    Of prompts that people would read as the same (`canonical`) the first is kept. No conversation to train on goes on
+    from a prompt that is held out. Files with weights give as many prompts as the scarcest of them allows.
 
     Args:
-        path: the file.
-        held_out: how many prompts are to be held out at least: those that the file says, and as many more as are
+        files: a file, or several with their settings.
+        held_out: how many prompts are to be held out at least: those that the files say, and as many more as are
             missing, drawn by a digest of prompt and seed, so that prompts added later change little.
         seed: decides which.
+        share: the share of prompts to hold out instead, 0 to 1. A digest of the words up to the user's first message
+            decides, so that prompts added later change nothing.
 
     Raises:
-        InputError: a line is no prompt, or none is left to train on; says the line and what was expected.
+        InputError: a row is no prompt, or none is left to train on; says the place and what was expected.
     """
-    lines, repeated = _read(path)
+    chosen = _files(files)
+    lines, repeated = _read(chosen, seed)
+    first = chosen[0].path
+    splits = _splits(first, lines, held_out, seed) if share is None else _shared(first, lines, share, seed)
     prompts = [
-        Prompt(messages=line.messages, split=split, source=path.name)
-        for line, split in zip(lines, _splits(path, lines, held_out, seed), strict=True)
+        Prompt(messages=line.messages, split=split, source=_source(line.place))
+        for line, split in zip(lines, splits, strict=True)
     ]
-    return PromptSet(prompts, repeated, [line.number for line in lines])
+    return PromptSet(prompts, repeated, [line.place for line in lines])
 
 
 def load_prompts_as_they_are(path: Path) -> PromptSet:
     """The prompts of a file as `load_prompt_set` reads it, without a split of its own: all are held out.
 
     Raises:
-        InputError: a line is no prompt, or there is none.
+        InputError: a row is no prompt, or there is none.
     """
-    lines, repeated = _read(path)
-    prompts = [Prompt(messages=line.messages, split="held_out", source=path.name) for line in lines]
-    return PromptSet(prompts, repeated, [line.number for line in lines])
+    lines, repeated = _read(_files(path), 0)
+    prompts = [Prompt(messages=line.messages, split="held_out", source=_source(line.place)) for line in lines]
+    return PromptSet(prompts, repeated, [line.place for line in lines])
 
 
-def _read(path: Path) -> tuple[list[_Line], list[int]]:
-    """The first line of each prompt, and the numbers of the others."""
-    ending = Path(path.name.lower().removesuffix(".gz")).suffix
-    if ending not in (".jsonl", ".txt"):
-        raise InputError(path, "is no prompt set by its name; expected a file that ends in .jsonl or .txt")
-    if ending == ".jsonl":
-        read = (_json_line(path, number, value) for number, value in read_jsonl(path, _EXPECTED))
-    else:
-        texts = read_lines(path, "a file of prompts, one a line")
-        read = (_line(path, number, text, None) for number, text in texts)
-    lines, repeated = _distinct(path, read)
-    if not lines:
-        raise InputError(path, f"holds no prompt; expected {_EXPECTED if ending == '.jsonl' else 'one a line'}")
+def _files(files: Path | Sequence[DataFile]) -> Sequence[DataFile]:
+    return [DataFile(path=files)] if isinstance(files, Path) else files
+
+
+def _source(place: RowPlace) -> str:
+    return place.path.name if isinstance(place.path, Path) else place.path
+
+
+def _read(files: Sequence[DataFile], seed: int) -> tuple[list[_Line], list[RowPlace]]:
+    """The first line of each prompt, and the places of the others."""
+    read = [list(_lines(file)) for file in files]
+    lines, repeated = _distinct(line for part in read for line in part)
+    if any(file.weight for file in files):
+        by_file = [[line for line in lines if line.place.path == file.path] for file in files]
+        amounts = mixture([len(part) for part in by_file], [file.weight for file in files])
+        kept = {
+            line.place
+            for part, amount in zip(by_file, amounts, strict=True)
+            for line in sorted(part, key=lambda line: seed_of(seed, "mixture", line.conversation))[:amount]
+        }
+        lines = [line for line in lines if line.place in kept]
     return lines, repeated
 
 
-def _json_line(path: Path, number: int, value: object) -> _Line:
-    if isinstance(value, str):
-        return _line(path, number, value, None)
-    if not isinstance(value, dict):
-        raise InputError(path, f"{as_json(value)} is no prompt; expected {_EXPECTED}", number)
-    for key in value:
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; expected {', '.join(map(repr, _KEYS))}"
-            raise InputError(path, f"has the unknown key {shortened(key)}{hint}", number)
-    if ("prompt" in value) == ("messages" in value):
-        raise InputError(path, f"must have either 'prompt' or 'messages'; expected {_EXPECTED}", number)
-    split = value.get("split")
-    if split is not None and split not in get_args(Split):
-        raise InputError(path, f'has the split {shortened(split)}; expected "train" or "held_out"', number)
-    return _line(path, number, value.get("prompt", value.get("messages")), split)
+def _lines(file: DataFile) -> Iterator[_Line]:
+    rows = Rows(file.path, EXPECTED)
+    form: PromptForm | None = None
+    for number, row in rows:
+        place = rows.place(number)
+        try:
+            form = form or _form(file, row)
+            messages = checked(form.read(row))
+            split = row.get("split") if isinstance(row, dict) and row.keys() <= set(_OWN) else None
+            if split is not None and split not in get_args(Split):
+                raise BadRowError(f'has the split {shortened(split)}; expected "train" or "held_out"')
+        except BadRowError as error:
+            raise place.error(str(error)) from error
+        yield _Line(place, messages, conversation_of(messages), split)
+    if form is None:
+        raise InputError(file.path, f"holds no prompt; expected {EXPECTED if rows.unit == 'line' else 'one a row'}")
 
 
-def _line(path: Path, number: int, value: object, split: Split | None) -> _Line:
-    messages = conversation(path, number, value)
-    return _Line(number, messages, conversation_of(messages), split)
+def _form(file: DataFile, row: object) -> PromptForm:
+    form = prompt_form(file, row)
+    if form is not None:
+        return form
+    if not isinstance(row, dict):
+        raise BadRowError(f"{as_json(row)} is no prompt; expected {EXPECTED}")
+    raise BadRowError(_no_prompt(row))
 
 
-def conversation(path: Path, number: int, value: object) -> tuple[Message, ...]:
-    """A conversation to be answered, from a text or from a list of messages in a file's line, checked.
+def prompt_form(file: DataFile, row: object) -> PromptForm | None:
+    """How a file that begins with this row is read as prompts; None where it holds none."""
+    turns = Turns()
+    if isinstance(row, str):
+        return PromptForm("texts", {"prompt": "the whole line"}, lambda row: _own(turns, row))
+    if not isinstance(row, dict):
+        return None
+    if problem := file.check_columns(row):
+        raise BadRowError(problem)
+    given = file.columns
+    names = (given["prompt"],) if "prompt" in given else COLUMNS
+    column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
+    if column is None:
+        return None
+    if row.keys() <= set(_OWN) and not given:
+        return PromptForm("prompts", {"prompt": column}, lambda row: _own(turns, row))
+    columns = {"prompt": column}
+    inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
+    systems = (given["system"],) if "system" in given else SYSTEMS
+    for role, candidates in (("input", inputs), ("system", systems)):
+        more = next((name for name in candidates if name in row and isinstance(row[name], str | None)), None)
+        if more is not None:
+            columns[role] = more
+
+    def read(row: Any) -> tuple[Message, ...]:  # noqa: ANN401 - a row may be anything
+        if not isinstance(row, dict) or column not in row:
+            raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
+        return _answerable(_with_more(turns.prompt(row[column], column), row, columns))
+
+    return PromptForm(f"'{column}' of a set of conversations", columns, read)
+
+
+def _own(turns: Turns, row: object) -> tuple[Message, ...]:
+    """The conversation in a row of our own: a text, or an object with `prompt` or `messages`."""
+    if isinstance(row, str):
+        return (Message("user", row),)
+    if not isinstance(row, dict):
+        raise BadRowError(f"{as_json(row)} is no prompt; expected {EXPECTED}")
+    name = "messages" if "messages" in row else "prompt"
+    if name not in row:
+        raise BadRowError(_no_prompt(row))
+    if not isinstance(row[name], str | list):
+        raise BadRowError(f"'{name}' is {shortened(row[name])}, which is no prompt; expected {EXPECTED}")
+    return _answerable(turns.prompt(row[name], name))
+
+
+def _no_prompt(row: Mapping[str, object]) -> str:
+    """That no column of a row holds a prompt."""
+    if column := next((name for name in COLUMNS if row.get(name) is not None), None):
+        return f"'{column}' is {shortened(row[column])}, which is no prompt; expected {EXPECTED}"
+    for key in row:
+        if near := difflib.get_close_matches(key, COLUMNS, n=1):
+            return f"has the unknown key {shortened(key)}, and no prompt; did you mean {near[0]!r}?"
+    names = ", ".join(map(repr, list(row)[:12])) or "no columns"
+    return f"has {names}, none of which holds a prompt; name its column with columns: {{prompt: COLUMN}}"
+
+
+def _with_more(
+    messages: tuple[Message, ...], row: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[Message, ...]:
+    """A prompt with the input that goes on from it, and with the system's message, where columns hold them."""
+    texts: dict[str, str] = {}
+    for role in ("input", "system"):
+        value = row.get(columns.get(role, ""))
+        if not isinstance(value, str | None):
+            raise BadRowError(f"'{columns[role]}' is {type(value).__name__}; expected text")
+        texts[role] = value or ""
+    if messages and not is_blank(texts["input"]):
+        messages = (*messages[:-1], Message(messages[-1].role, f"{messages[-1].content}\n{texts['input']}"))
+    if messages and messages[0].role != "system" and not is_blank(texts["system"]):
+        messages = (Message("system", texts["system"]), *messages)
+    return messages
+
+
+def _answerable(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A conversation up to the last turn that is to be answered: what the assistant says last is a reply to it."""
+    end = len(messages)
+    while end and messages[end - 1].role not in ("user", "tool"):
+        end -= 1
+    return messages[:end]
+
+
+def checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A conversation to be answered; whether its roles follow on each other as they must is the chat template's to say.
 
     Raises:
-        InputError: it is none that every model takes.
+        BadRowError: there is nothing to answer, a message says nothing, or there is too much of it.
     """
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    elif not isinstance(value, list):
-        raise InputError(path, f"{as_json(value)} is no prompt; expected {_EXPECTED}", number)
-    messages = tuple(message_of(path, number, item) for item in value)
-    if not messages or messages[-1].role != "user":
-        raise InputError(path, "does not end with a user's message, which is the one to be answered", number)
-    if any(message.role == "system" for message in messages[1:]):
-        raise InputError(path, "has a system message that is not the first; move it to the front", number)
-    # Many chat templates refuse any other order, and that would be found only when a model is first asked.
-    turns = [message.role for message in messages if message.role != "system"]
-    for place, role in enumerate(turns):
-        if role != ("user", "assistant")[place % 2]:
-            turn = f"two messages of the {role} in a row" if place else f"a first message of the {role}"
-            problem = f"has {turn}; expected user and assistant by turns: write what one says in a row as one message"
-            raise InputError(path, problem, number)
+    if not messages:
+        raise BadRowError("does not end with a user's message, which is the one to be answered")
+    if any(is_blank(message.content) and not message.extra for message in messages):
+        raise BadRowError("has an empty message; leave out the row, or say what is asked")
     length = sum(len(message.content) for message in messages)
     if length > MAX_CHARACTERS:
-        raise InputError(path, f"has {length:,} characters; at most {MAX_CHARACTERS:,} are allowed", number)
+        raise BadRowError(f"has {length:,} characters; at most {MAX_CHARACTERS:,} are allowed")
     return messages
 
 
@@ -164,32 +274,35 @@ def message_of(path: Path, number: int, value: Any) -> Message:  # noqa: ANN401 
     return Message(role, content)
 
 
-def _distinct(path: Path, lines: Iterable[_Line]) -> tuple[list[_Line], list[int]]:
-    """The first line of each prompt, with the split that any of them says, and the numbers of the others."""
+def _distinct(lines: Iterable[_Line]) -> tuple[list[_Line], list[RowPlace]]:
+    """The first line of each prompt, with the split that any of them says, and the places of the others."""
     first: dict[Conversation, _Line] = {}
-    repeated: list[int] = []
+    repeated: list[RowPlace] = []
     for line in lines:
         kept = first.setdefault(line.conversation, line)
         if kept is line:
             continue
-        repeated.append(line.number)
+        repeated.append(line.place)
         if None not in (kept.split, line.split) and kept.split != line.split:
             splits = f"its split is {line.split} here and {kept.split} there"
-            problem = f"is the same prompt as in line {kept.number}, but {splits}; remove one of the two"
-            raise InputError(path, problem, line.number)
+            raise line.place.error(f"is the same prompt as in {_where(kept)}, but {splits}; remove one of the two")
         first[line.conversation] = kept._replace(split=kept.split or line.split)
     return list(first.values()), repeated
 
 
+def _where(line: _Line) -> str:
+    return f"{line.place.unit} {line.place.number}"
+
+
 def conversation_of(messages: Iterable[Message]) -> Conversation:
     """What makes two prompts the same: who says what, as people read it."""
-    return tuple((message.role, canonical(message.content)) for message in messages)
+    return tuple((message.role, canonical(message.content) + message.extra) for message in messages)
 
 
 def prompts_within(conversation: Conversation) -> Iterator[Conversation]:
     """The prompts that a conversation answers on its way, the shortest first and itself last."""
     for end, (role, _) in enumerate(conversation, start=1):
-        if role == "user":
+        if role in ("user", "tool"):
             yield conversation[:end]
 
 
@@ -198,9 +311,9 @@ def contains_one_of(messages: Iterable[Message], prompts: Container[Conversation
     return any(prompt in prompts for prompt in prompts_within(conversation_of(messages)))
 
 
-def _splits(path: Path, lines: Sequence[_Line], held_out: int, seed: int) -> list[Split]:
+def _splits(path: Path | str, lines: Sequence[_Line], held_out: int, seed: int) -> list[Split]:
     """The split of each line: what the file says, what follows from it, and the others by a draw."""
-    splits = _declared(path, lines)
+    splits = _declared(lines)
     open_lines = [line for line in lines if line.conversation not in splits]
     missing = held_out - sum(split == "held_out" for split in splits.values())
     among_open = {line.conversation for line in open_lines}
@@ -229,20 +342,34 @@ def _splits(path: Path, lines: Sequence[_Line], held_out: int, seed: int) -> lis
     return [splits[line.conversation] for line in lines]
 
 
-def _declared(path: Path, lines: Sequence[_Line]) -> dict[Conversation, Split]:
+def _shared(path: Path | str, lines: Sequence[_Line], share: float, seed: int) -> list[Split]:
+    """The split of each line: what the files say, what follows from it, and the others by a share of all prompts."""
+    splits = _declared(lines)
+    for line in lines:
+        if line.conversation not in splits:
+            opening = next(prompts_within(line.conversation))
+            held = rng_of(seed, "held out share", opening).random() < share
+            splits[line.conversation] = "held_out" if held else "train"
+    if "train" not in splits.values():
+        problem = f"holds {len(lines)} different prompts, and none is left to train on"
+        raise InputError(path, f"{problem} with prompts.held_out_share={share}: add prompts, or lower the share")
+    return [splits[line.conversation] for line in lines]
+
+
+def _declared(lines: Sequence[_Line]) -> dict[Conversation, Split]:
     """The splits that the file says, and of open lines those that follow.
 
     What goes on from a prompt that is held out is held out; what a conversation to train on goes on from is trained on.
     """
-    held = {line.conversation: line.number for line in lines if line.split == "held_out"}
+    held = {line.conversation: line for line in lines if line.split == "held_out"}
     trained: set[Conversation] = set()
     for line in lines:
         within = list(prompts_within(line.conversation))
         if line.split == "train":
             trained |= set(within)
             if before := next((held[prompt] for prompt in within if prompt in held), None):
-                problem = f"is to be trained on and goes on from the prompt in line {before}, which is held out"
-                raise InputError(path, f"{problem}; give both the same split, or remove one", line.number)
+                problem = f"is to be trained on and goes on from the prompt in {_where(before)}, which is held out"
+                raise line.place.error(f"{problem}; give both the same split, or remove one")
     splits: dict[Conversation, Split] = {}
     for line in lines:
         if line.split or line.conversation in trained:

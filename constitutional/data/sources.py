@@ -9,11 +9,11 @@ import csv
 import json
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, NamedTuple
+from typing import IO, Annotated, Any, Final, Literal, NamedTuple, cast
 from urllib.parse import unquote
 
 from pydantic import Field
@@ -49,6 +49,24 @@ _MOST_DOCUMENT: Final = 2**28
 """Characters of a JSON object that is the whole file."""
 
 
+ReadAs = Literal[
+    "prompt",
+    "input",
+    "system",
+    "chosen",
+    "rejected",
+    "response_a",
+    "response_b",
+    "winner",
+    "probability",
+    "rater",
+    "principle",
+    "weight",
+]
+"""What a column may be read as. `input` goes on from the prompt; `winner` says which of response_a and response_b is
+better, or how much, negative where it is response_a."""
+
+
 class DataFile(Frozen):
     """A file of rows, how its columns are read, and its weight in a mixture."""
 
@@ -57,11 +75,22 @@ class DataFile(Frozen):
     weight: float | None = Field(default=None, gt=0)
     """Of a mixture: from each file as much as its weight says, and together as much as the scarcest file allows. None
     takes all rows of all files."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[ReadAs, str] = Field(default_factory=dict)
     """The file's column by what it is read as, such as {chosen: good, rejected: bad}; others are recognised."""
     strengths: dict[int, Annotated[float, Field(ge=0.5, le=1)]] = Field(default_factory=dict)
     """Probability that the preferred reply is the better one, by the strength that the file says (1, 2, 3, …); a
     strength that is not named counts 1."""
+
+    def __hash__(self) -> int:
+        """Of settings with mappings in them."""
+        return hash(self.model_dump_json())
+
+    def check_columns(self, row: Mapping[str, object]) -> str | None:
+        """What is wrong with `columns` in the file that begins with this row; None if nothing is."""
+        missing = [column for column in self.columns.values() if column not in row]
+        if not missing:
+            return None
+        return f"has no column '{missing[0]}', which 'columns' names; the columns are {', '.join(map(repr, row))}"
 
     @property
     def name(self) -> str:
@@ -77,7 +106,7 @@ def as_files(value: object) -> object:
     return [{"path": entry} if isinstance(entry, str | Path) else entry for entry in entries]
 
 
-class Place(NamedTuple):
+class RowPlace(NamedTuple):
     """Where a row stands."""
 
     path: Path | str
@@ -128,21 +157,20 @@ class Rows:
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         return self._rows
 
-    def peek(self) -> Any:  # noqa: ANN401 - a row may be anything
-        """The first row, which stays the first; None where there is none."""
+    def peek(self) -> tuple[int, Any] | None:
+        """The first row and its number, which stays the first; None where there is none."""
         first = next(self._rows, None)
-        if first is None:
-            return None
-        self._rows = chain([first], self._rows)
-        return first[1]
+        if first is not None:
+            self._rows = chain([first], self._rows)
+        return first
 
-    def place(self, number: int) -> Place:
+    def place(self, number: int) -> RowPlace:
         """The place of a row."""
-        return Place(self.path, number, self.unit)
+        return RowPlace(self.path, number, self.unit)
 
     def _opened(self, kind: str) -> Iterator[tuple[int, Any]]:
         if isinstance(self.path, str):
-            return enumerate(self._hub_rows(self.path), start=1)
+            return self._whole(self._hub_rows(self.path))
         if kind in ("jsonl", "ndjson"):
             return read_jsonl(self.path, self._expected)
         if kind == "txt":
@@ -151,7 +179,16 @@ class Rows:
             return _csv_rows(self.path, self._expected, "\t" if kind == "tsv" else "")
         if kind == "json":
             return self._json_rows(self.path)
-        return enumerate(self._table_rows(self.path, kind), start=1)
+        return self._whole(self._table_rows(self.path, kind))
+
+    def _whole(self, rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """Rows with their numbers; what no model takes in a text is refused, as in JSON."""
+        for number, row in enumerate(rows, start=1):
+            try:
+                check_strings(row)
+            except BadTextError as error:
+                raise self.place(number).error(f"{error}; expected {self._expected}") from error
+            yield number, row
 
     def _json_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         """The rows of a JSON file; where they stand within an object, their numbers are those of rows."""
@@ -200,7 +237,8 @@ class Rows:
         number = 0
         try:
             rows = datasets.load_dataset(match["name"], match["config"], split=split, revision=revision, streaming=True)
-            rows = rows.decode(False)  # images and sounds stay bytes
+            if rows.features is not None:
+                rows = rows.decode(False)  # images and sounds stay bytes
             self.licence = str(getattr(rows.info, "license", None) or "")
             for row in rows:
                 number += 1
@@ -397,7 +435,7 @@ def _seekable(path: Path, expected: str) -> Iterator[IO[bytes]]:
     """A file that can be read at any place; a compressed one is unpacked beside the others that are temporary."""
     with reading(path, expected, lambda: None) as stream:
         if type(stream).__name__ == "BufferedReader" and getattr(stream, "name", None):
-            yield stream  # the file itself
+            yield cast("IO[bytes]", stream)  # the file itself
             return
         with tempfile.TemporaryFile() as unpacked:
             while chunk := stream.read(_CHUNK):
@@ -411,7 +449,7 @@ def _tables(file: IO[bytes], kind: str) -> tuple[Any, Iterator[Any]]:
     import pyarrow as pa
 
     if kind == "parquet":
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
 
         table = parquet.ParquetFile(file)
         return table.schema_arrow, table.iter_batches(batch_size=_BATCH)

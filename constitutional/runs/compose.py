@@ -385,7 +385,7 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
             words.append(line)
     judges = [match[0] for key in keys if (match := re.match(rf"{_JUDGE.pattern}(?=\.)", key))]
     words += [f"+engine@{judge}=local" for judge in dict.fromkeys(judges) if judge not in roles]
-    if "prompts.path" in keys and "prompts" not in chosen:
+    if {"prompts.path", "prompts.files"} & set(keys) and "prompts" not in chosen:
         words.append("prompts=file")
     _refuse(UsageError, refused)
     return list(dict.fromkeys(words))

@@ -70,7 +70,7 @@ from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.stages import critique_revise, dpo, evaluate, mix, online, sft
-from constitutional.stages.prompts import FilePrompts, prompts_of
+from constitutional.stages.prompts import prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.comparison import setting_changes
 from constitutional.stages.report.page import render
@@ -225,7 +225,7 @@ def ready(config: RunConfig) -> InputFiles:
         critique_revise.read_shots(config.critique_revise.few_shot_file)
     if config.sft.helpful is not None:
         sft.read_helpful(config.sft.helpful)
-    human = read_comparisons(config.mix.human) if config.mix.human is not None else None
+    human = read_comparisons(config.mix.human, seed=config.seed) if config.mix.human is not None else None
     if not config.spotcheck.votes:  # how many preferences these votes make is known only later
         mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     _check_answers(config)
@@ -274,15 +274,15 @@ def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
         try:
             check(prompt.messages)
         except ModelError as error:
-            if isinstance(config.prompts, FilePrompts):
-                raise InputError(config.prompts.path, str(error), files.prompts.lines[index]) from error
+            if files.prompts.places:
+                raise files.prompts.places[index].error(str(error)) from error
             raise ConfigurationError(f"{setting}={most}: {error}") from error
-    if config.mix.human is not None and files.human is not None:
+    if files.human is not None:
         from constitutional.engines.chat import load_tokenizer
         from constitutional.training.rows import chat, token_ids
 
         tokenizer = load_tokenizer(folder, pad_token=model.pad_token, template=model.template)
-        check_pairs(config.mix.human, files.human, lambda messages: token_ids(tokenizer, chat(messages)))
+        check_pairs(files.human, lambda messages: token_ids(tokenizer, chat(messages)))
 
 
 MANY_CALLS: Final = 20_000

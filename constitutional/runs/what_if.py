@@ -205,7 +205,8 @@ class LabelledRun:
         if settings not in self._plans:
             people, verdicts = [], list(self.verdicts)
             if settings.human is not None:
-                people = mix.without_evaluation_prompts(read_comparisons(settings.human).preferences, self._prompts)
+                read = read_comparisons(settings.human, seed=self.config.seed)
+                people = mix.without_evaluation_prompts(read.preferences, self._prompts)
             if settings.verdicts is not None:
                 verdicts += read_verdicts(settings.verdicts, self._every)
             overridden = {verdict.comparison for verdict in verdicts if verdict.choice != "skip"}

@@ -99,7 +99,7 @@ def soft_dpo_trainer(
     from trl.trainer.dpo_config import DPOConfig
     from trl.trainer.dpo_trainer import DataCollatorForPreference, DPOTrainer
 
-    columns = ("probability", *(("margin",) if settings.margin else ()))
+    columns = ("probability", "weight", *(("margin",) if settings.margin else ()))
 
     class SoftDPOTrainer(DPOTrainer):
         """Adds to the loss what the soft targets and the margins change."""
@@ -114,7 +114,7 @@ def soft_dpo_trainer(
         def _compute_loss(
             self, model: Callable[..., Any], inputs: dict[str, Any], return_outputs: bool
         ) -> "torch.Tensor":
-            probability, margin = inputs.pop("probability"), inputs.pop("margin", None)
+            probability, weight, margin = (inputs.pop("probability"), inputs.pop("weight"), inputs.pop("margin", None))
             outputs: list[Any] = []
 
             def watched(**arguments: object) -> object:
@@ -126,11 +126,11 @@ def soft_dpo_trainer(
             reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
             ratios = sequence_logps(outputs[0].log_probs, mask, settings.ld_alpha) - reference
             lengths = mask.sum(dim=1)
-            for name, weight in zip(self.loss_types, self.loss_weights, strict=True):
+            for name, share in zip(self.loss_types, self.loss_weights, strict=True):
                 if name != "sft":
                     chosen, rejected = (ratios / lengths if name == "sigmoid_norm" else ratios).chunk(2)  # (B,) each
                     logits = self.beta * (chosen - rejected)
-                    loss = loss + weight * preference_correction(logits, probability, margin)
+                    loss = loss + share * preference_correction(logits, probability, weight, margin)
             return loss
 
     arguments = training.trl_arguments(
@@ -173,18 +173,21 @@ def sequence_logps(per_token: "torch.Tensor", mask: "torch.Tensor", ld_alpha: fl
 
 
 def preference_correction(
-    logits: "torch.Tensor", probability: "torch.Tensor", margin: "torch.Tensor | None" = None
+    logits: "torch.Tensor",
+    probability: "torch.Tensor",
+    weight: "torch.Tensor | float" = 1.0,
+    margin: "torch.Tensor | None" = None,
 ) -> "torch.Tensor":
-    """What turns the mean of −log σ(x) into that of −p·log σ(x − m) − (1 − p)·log σ(m − x); a scalar.
+    """What turns the mean of −log σ(x) into that of w·(−p·log σ(x − m) − (1 − p)·log σ(m − x)); a scalar.
 
-    The logits x, the targets p and the margins m are (B,); without margins it is `soft_correction`.
+    The logits x, the targets p, the weights w and the margins m are (B,); without margins it is `soft_correction`.
     """
     from torch.nn.functional import logsigmoid
 
     if margin is None:
-        return training.soft_correction(logits, probability)
+        return training.soft_correction(logits, probability, weight)
     left = logits - margin
-    return training.soft_correction(left, probability) + (logsigmoid(logits) - logsigmoid(left)).mean()
+    return training.soft_correction(left, probability, weight) + (logsigmoid(logits) - logsigmoid(left)).mean()
 
 
 def with_margins(rows: Sequence[Row], settings: Settings, reward_model: Path | None = None) -> list[Row]:

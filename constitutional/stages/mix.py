@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Final, Literal, NamedTuple, Self
+from typing import Annotated, Final, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
@@ -22,6 +22,7 @@ from constitutional.base.seeds import rng_of
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
+from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.aggregation import estimated, too_few
 from constitutional.judging.labelling import combine, readable
@@ -49,8 +50,12 @@ class Settings(Frozen):
     probabilities by `strengths`; `dawid_skene` estimates the errors of each rater, and takes the posterior probability
     where two or more voted. It needs three raters with 100 votes each on comparisons that others voted on too, and
     otherwise warns and takes the majority. It does not look at the strength of a vote."""
-    human: Path | None = None
-    """A file of comparisons made by people elsewhere: hh-rlhf transcripts or rows, JSON lines, plain or .gz."""
+    human: Annotated[tuple[DataFile, ...] | None, BeforeValidator(as_files)] = None
+    """Files of comparisons made by people elsewhere: a name, or a list of names or of {path: …, weight: …,
+    columns: {…}, strengths: {…}}; also hf://… on the hub. `constitutional data FILE` says how a file is read."""
+    ties: Literal["leave_out", "keep"] = "leave_out"
+    """What becomes of people's comparisons that come out even, such as ties: `keep` trains on them with the probability
+    0.5."""
     verdicts: Path | None = None
     """A file of people's verdicts on this run's comparisons, JSON lines, plain or .gz."""
     human_share: float | None = Field(default=None, ge=0, le=1)
@@ -76,6 +81,7 @@ class Settings(Frozen):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
+        check_weights(self.human or ())
         if not all(low < high for low, high in zip((0.5, *self.strengths), (*self.strengths, 1.0 + 1e-9), strict=True)):
             raise ValueError(f"strengths are {self.strengths}; they must rise, from above 0.5 to at most 1")
         if self.total is not None and (self.human_share is None or self.mode != "fixed_total"):
@@ -144,7 +150,8 @@ def mix(
             reviewed += _by_people(comparison, verdicts_by_comparison[comparison.id], p_a, settings, counts)
         else:
             ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
-    human = _for_training(reviewed + _brought_together(human_preferences, counts), counts, settings, seed)
+    keep = settings.ties == "keep"
+    human = _for_training(reviewed + _brought_together(human_preferences, counts, keep=keep), counts, settings, seed)
     ai = _for_training(ai, counts, settings, seed)
 
     from_ai, from_people = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
@@ -217,8 +224,11 @@ def _p_a(verdict: Verdict, settings: Settings) -> float:
     return {"a": strength, "b": 1 - strength}.get(verdict.choice, 0.5)
 
 
-def _brought_together(preferences: Sequence[Preference], counts: Counter[str]) -> list[Preference]:
-    """One preference for each comparison: what several people said of it is averaged, and dropped where it is even."""
+def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *, keep: bool) -> list[Preference]:
+    """One preference for each comparison: what several people said of it is averaged.
+
+    Where it is even, it is dropped unless ties are kept.
+    """
     groups: defaultdict[str, list[Preference]] = defaultdict(list)
     for preference in preferences:
         groups[preference.comparison].append(preference)
@@ -230,14 +240,17 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str]) -
             for preference in group
         )
         counts["human comparisons rated more than once"] += len(group) > 1
-        if _even(p_first) or same_text(first.chosen, first.rejected):
+        equal = same_text(first.chosen, first.rejected)
+        if _even(p_first) or equal:
             counts["human comparisons undecided"] += 1
-            continue
+            if equal or not keep:
+                continue
         comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
         principles = [name for preference in group for name in preference.principles]
         rests_on = [place for preference in group for place in preference.rests_on]
         directed = _directed(comparison, p_first, "human", principles, rests_on)
-        made.append(directed.model_copy(update={"comparison": comparison_id}))
+        weight = fmean(preference.weight for preference in group)
+        made.append(directed.model_copy(update={"comparison": comparison_id, "weight": weight}))
     return made
 
 
@@ -386,7 +399,7 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
     if settings.verdicts is not None or not share:
         return
     counts: Counter[str] = Counter()
-    people = _brought_together(without_evaluation_prompts(pairs, prompts), counts)
+    people = _brought_together(without_evaluation_prompts(pairs, prompts), counts, keep=settings.ties == "keep")
     human = _count(_for_training(people, counts, settings, seed), "train")
     if human == 0:
         amounts_of(0, 0, settings)
@@ -403,13 +416,17 @@ def run(settings: Settings, context: StageContext) -> None:
     notes: dict[str, int] = {}
     human: list[Preference] = []
     if settings.human is not None:
-        file = read_comparisons(settings.human)
+        file = read_comparisons(settings.human, seed=context.seed)
         human = without_evaluation_prompts(file.preferences, context.read("prompts", Prompt))
         notes = {
-            "human rows with an empty message": file.empty,
-            "human rows with equal texts": file.equal,
-            "human rows whose transcripts differ before the last reply": file.unlike,
+            "human rows with an empty message": file.counts["empty"],
+            "human rows with equal texts": file.counts["equal"],
+            "human rows whose transcripts differ before the last reply": file.counts["different_contexts"],
             "human rows on evaluation prompts": len(file.preferences) - len(human),
+            "human ties": file.counts["tie"],
+            "human rows whose replies are both bad": file.counts["both_bad"],
+            "human rows without a verdict": file.counts["unlabelled"],
+            "human rows without a prompt": file.without_prompt,
         }
     from_file = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
     verdicts, comparisons = [*from_file], every

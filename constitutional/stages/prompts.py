@@ -1,12 +1,13 @@
 """The conversations that a run begins with, for training and for evaluation: from the sandbox, or from a file."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.data.prompts import PromptSet, load_prompt_set
+from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.sandbox.prompts import sandbox_prompt_set
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import PromptsSummary
@@ -23,13 +24,35 @@ class SandboxPrompts(Frozen):
 
 
 class FilePrompts(Frozen):
-    """Prompts from a file."""
+    """Prompts from files."""
 
     kind: Literal["file"] = "file"
-    path: Path
-    """One prompt a line: text (.txt), or JSON (.jsonl) that is a text, {"prompt": …} or {"messages": […]}."""
+    path: Path | None
+    """A file of prompts; `constitutional data FILE` says how it is read. Several are named in `prompts.files`."""
+    files: Annotated[tuple[DataFile, ...], BeforeValidator(as_files)] = ()
+    """Files in place of `path`: a list of names, or of {path: …, weight: …, columns: {…}}; also hf://… on the hub."""
     held_out: Annotated[int, Field(ge=0)] = 200
-    """Number of prompts to set aside for evaluation at least, those included whose line says "split": "held_out"."""
+    """Number of prompts to set aside for evaluation at least, those included whose row says "split": "held_out"."""
+    held_out_share: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the prompts to set aside instead of a number, 0 to 1. Whether a prompt is set aside depends on it and on
+    the seed alone, and stays so when files grow."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_path(cls, values: object) -> object:
+        return {"path": None, **values} if isinstance(values, dict) and values.get("files") else values
+
+    @model_validator(mode="after")
+    def _names_files(self) -> Self:
+        if (self.path is None) == (not self.files):
+            raise ValueError("path and files both name prompts, or neither does; give one of the two")
+        check_weights(self.files)
+        return self
+
+    @property
+    def sources(self) -> tuple[DataFile, ...]:
+        """The files, wherever they are named."""
+        return (DataFile(path=self.path),) if self.path is not None else self.files
 
 
 Settings = SandboxPrompts | FilePrompts
@@ -39,15 +62,15 @@ def prompts_of(settings: Settings, seed: int) -> PromptSet:
     """The prompts that the settings name."""
     if isinstance(settings, SandboxPrompts):
         return PromptSet(sandbox_prompt_set(settings.train, settings.held_out, seed), [], [])
-    return load_prompt_set(settings.path, held_out=settings.held_out, seed=seed)
+    return load_prompt_set(settings.sources, held_out=settings.held_out, seed=seed, share=settings.held_out_share)
 
 
 def run(settings: Settings, context: StageContext) -> None:
     """Write `prompts`."""
     prompts, repeated, _ = prompts_of(settings, context.seed)
     context.write("prompts", prompts)
-    if repeated and isinstance(settings, FilePrompts):
+    if repeated:
         many = f"this prompt, and {len(repeated) - 1} more," if len(repeated) > 1 else "this prompt"
-        context.warn(f"{settings.path}:{repeated[0]}: {many} stands there before; each prompt is used once")
+        context.warn(str(repeated[0].error(f"{many} stands there before; each prompt is used once")))
     train = sum(prompt.split == "train" for prompt in prompts)
     context.summarise(PromptsSummary(train=train, held_out=len(prompts) - train, repeated=len(repeated)))

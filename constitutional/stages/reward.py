@@ -32,6 +32,7 @@ from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
 from constitutional.training.saving import save_model
+from constitutional.training.together import PairsTogether, loss_of, together
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,9 @@ class Settings(training.TrainingSettings):
     """Highest learning rate, after the warm-up (AdamW); about 1e-5 suits billions of weights."""
     epochs: float = Field(default=5, gt=0)
     """Passes over the preferences; 1 suits billions of weights."""
+    pairs_together: bool = False
+    """Train on all pairs of a prompt in one batch element, so that each reply is passed once (InstructGPT, section
+    3.5). `batch_size` then counts prompts, and each prompt counts as much as another, however many pairs it has."""
 
 
 def soft_reward_trainer(
@@ -69,22 +73,53 @@ def soft_reward_trainer(
             return_outputs: bool = False,
             num_items_in_batch: "torch.Tensor | int | None" = None,
         ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
-            probability = inputs.pop("probability")
+            if settings.pairs_together:
+                return self._together(model, inputs, return_outputs=return_outputs)
+            probability, weight = inputs.pop("probability"), inputs.pop("weight")
             loss, outputs = super().compute_loss(  # type: ignore[no-untyped-call]
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
-            loss = loss + training.soft_correction(chosen - rejected, probability)
+            loss = loss + training.soft_correction(chosen - rejected, probability, weight)
             return (loss, outputs) if return_outputs else loss
 
-    return SoftRewardTrainer(
+        def _together(
+            self, model: Callable[..., Any], inputs: dict[str, Any], *, return_outputs: bool
+        ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
+            """The loss of prompts with all their pairs, and TRL's measures of it."""
+            outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+            scores = outputs.logits.squeeze(-1)  # (R,)
+            loss, difference = loss_of(scores, inputs)
+            measures = {
+                "min_reward": scores.min(),
+                "mean_reward": scores.mean(),
+                "max_reward": scores.max(),
+                "accuracy": (difference > 0).float().mean(),
+                "margin": difference.mean(),
+            }
+            for name, value in measures.items():
+                self._metrics["train"][name].append(value.item())
+            return (loss, outputs) if return_outputs else loss
+
+    pairs = training.SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id))
+    trainer = SoftRewardTrainer(
         model,
         training.trl_arguments(RewardConfig, settings, checkpoints, seed, remove_unused_columns=False),
-        data_collator=training.SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id)),
+        data_collator=PairsTogether(tokenizer.pad_token_id) if settings.pairs_together else pairs,
         train_dataset=dataset(rows),
         processing_class=tokenizer,
         peft_config=training.lora_config(settings, "SEQ_CLS"),
     )
+    if settings.pairs_together:
+        trainer.train_dataset = together(trainer.train_dataset)  # once TRL has tokenized the pairs
+    return trainer
+
+
+def pairs_of(trainer: "RewardTrainer") -> int:
+    """How many pairs a trainer trains on."""
+    rows: Any = trainer.train_dataset
+    grouped = isinstance(trainer.data_collator, PairsTogether)
+    return sum(map(len, rows["probability"])) if grouped else len(rows)
 
 
 class Scored(NamedTuple):
@@ -128,7 +163,11 @@ def quality(held_out: Sequence[Scored], trained_on: Container[str]) -> RewardQua
 def _accuracy(group: Sequence[Scored]) -> Share | None:
     # Several pairs of one prompt depend on each other.
     return Share.clustered(
-        [(pair.chosen > pair.rejected, conversation_of(pair.preference.prompt.messages)) for pair in group]
+        [
+            (pair.chosen > pair.rejected, conversation_of(pair.preference.prompt.messages))
+            for pair in group
+            if pair.preference.probability > 0.5  # a tie has no better reply
+        ]
     )
 
 
@@ -160,9 +199,9 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
     label = f"reward {number + 1} of {settings.members}"
     with context.task(label, unit="steps") as task, context.tracking(settings, f"-{number}" * bool(number)) as tracking:
-        fitted = training.fit(trainer, log=context.output(log), label=label, task=task, tracking=tracking)
+        training.fit(trainer, log=context.output(log), label=label, task=task, tracking=tracking)
     save_model(trainer, context.output(f"reward_model/{number}"))
-    return fitted.rows
+    return pairs_of(trainer)
 
 
 def measure(folder: Path, preferences: Sequence[Preference], settings: Settings, seed: int) -> RewardQuality:
@@ -242,5 +281,4 @@ def run(settings: Settings, context: StageContext) -> None:
 def _kept_by_trainer(rows: list[Row], settings: Settings, context: StageContext) -> int:
     model, tokenizer = load_reward_model(context.model("sft_model"))
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
-    kept: Any = trainer.train_dataset
-    return len(kept)
+    return pairs_of(trainer)

@@ -31,15 +31,22 @@ def supervised_rows(examples: Sequence[SftExample]) -> list[Row]:
 
 
 def preference_rows(preferences: Sequence[Preference]) -> tuple[list[Row], dict[str, int]]:
-    """Training rows of the preferences whose prompts may be trained on, and how many were left out and why."""
+    """Training rows of the preferences whose prompts may be trained on, and how many were left out and why.
+
+    Weights are divided by their mean. Rows of the same prompt have the same `group`.
+    """
     used = [pair for pair in preferences if pair.split == "train" and pair.prompt.split == "train"]
     unequal = [pair for pair in used if pair.chosen != pair.rejected]
+    mean = sum(pair.weight for pair in unequal) / max(1, len(unequal))
+    groups: dict[tuple[Message, ...], int] = {}
     rows = [
         {
             "prompt": chat(pair.prompt.messages),
             "chosen": [{"role": "assistant", "content": pair.chosen}],
             "rejected": [{"role": "assistant", "content": pair.rejected}],
             "probability": pair.probability,
+            "weight": pair.weight / mean,
+            "group": groups.setdefault(pair.prompt.messages, len(groups)),
         }
         for pair in unequal
     ]

@@ -141,21 +141,25 @@ def quiet_libraries() -> None:
 # --- Soft labels ---
 
 
-def soft_correction(logits: "torch.Tensor", probability: "torch.Tensor") -> "torch.Tensor":
-    """What turns the mean of −log σ(x) into the cross-entropy with soft targets; a scalar.
+def soft_correction(
+    logits: "torch.Tensor", probability: "torch.Tensor", weight: "torch.Tensor | float" = 1.0
+) -> "torch.Tensor":
+    """What turns the mean of −log σ(x) into the weighted cross-entropy with soft targets; a scalar.
 
-    With x the log-odds that a model gives to chosen over rejected and p the target, each (B,), the loss is the mean of
-    −p·log σ(x) − (1 − p)·log σ(−x) = −log σ(x) + (1 − p)·x. The trainers compute the mean of −log σ(x), so this is the
-    mean of (1 − p)·x.
+    With x the log-odds that a model gives to chosen over rejected, p the target and w the pair's weight, each (B,), the
+    loss is the mean of w·(−p·log σ(x) − (1 − p)·log σ(−x)) = w·(−log σ(x) + (1 − p)·x). The trainers compute the mean
+    of −log σ(x), so this is the mean of w·(1 − p)·x + (w − 1)·(−log σ(x)).
     """
-    return ((1 - probability) * logits).mean()
+    from torch.nn.functional import softplus
+
+    return (weight * (1 - probability) * logits + (weight - 1) * softplus(-logits)).mean()
 
 
 class SoftTargets:
-    """A collator that adds each row's numbers, its soft target for one, to what another makes of the rows."""
+    """A collator that adds each row's numbers, its soft target and weight, to what another makes of the rows."""
 
     def __init__(
-        self, collator: Callable[[list[Row]], dict[str, Any]], columns: Sequence[str] = ("probability",)
+        self, collator: Callable[[list[Row]], dict[str, Any]], columns: Sequence[str] = ("probability", "weight")
     ) -> None:
         self.collator = collator
         self.columns = columns

@@ -8,7 +8,9 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.records import Message, Prompt
+from constitutional.cli.main import main
 from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set
+from constitutional.data.sources import DataFile
 
 
 def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
@@ -62,37 +64,21 @@ BAD = [
     (b"17", "17 is no prompt; expected a text in quotes"),
     (b"null", "null is no prompt"),
     (b'["a"]', r'\["a"\] is no prompt'),
-    (b'{"prompt": 17}', "17 is no prompt"),
-    (b'{"prompt": null}', "null is no prompt"),
-    (b'{"prmopt": "a"}', "unknown key 'prmopt'; did you mean 'prompt'"),
-    (b'{"prompt": "a", "x": 1}', "unknown key 'x'; expected 'prompt', 'messages', 'split'"),
+    (b'{"prompt": 17}', "17, which is no prompt"),
+    (b'{"prompt": null}', "None, which is no prompt"),
+    (b'{"prmopt": "a"}', "unknown key 'prmopt'.*did you mean 'prompt'"),
     (b'{"prompt": "a", "prompt": "b"}', "has the key 'prompt' twice"),
-    (b'{"prompt": "a", "messages": []}', "must have either 'prompt' or 'messages'"),
-    (b"{}", "must have either 'prompt' or 'messages'"),
+    (b'{"prompt": "a", "messages": []}', "does not end with a user's message"),
+    (b"{}", "none of which holds a prompt"),
     (b'{"prompt": "a", "split": "test"}', 'the split \'test\'; expected "train" or "held_out"'),
     (b'{"prompt": "a", "split": []}', r"the split \[\]; expected"),
     (b'{"messages": []}', "does not end with a user's message"),
     (b'{"messages": [{"role": "assistant", "content": "a"}]}', "does not end with a user's message"),
-    (b'{"messages": [{"role": "human", "content": "a"}]}', "role 'human'; expected system, user, assistant"),
+    (b'{"messages": [{"role": "bot", "content": "a"}]}', "role 'bot'; expected system, user, assistant"),
     (b'{"messages": [{"role": [], "content": "a"}]}', r"role \[\]; expected system, user, assistant"),
-    (b'{"messages": [{"role": "user"}]}', 'a message that is not {"role"'),
-    (b'{"messages": ["a"]}', 'a message that is not {"role"'),
-    (b'{"messages": [{"role": "user", "content": 1}]}', "1 is no message"),
-    (
-        (
-            b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, '
-            b'{"role": "user", "content": "c"}]}'
-        ),
-        "a system message that is not the first",
-    ),
-    (
-        b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}',
-        "has two messages of the user in a row; expected user and assistant by turns",
-    ),
-    (
-        b'{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
-        "has a first message of the assistant; expected user and assistant by turns",
-    ),
+    (b'{"messages": [{"role": "user"}]}', "null, which is no message"),
+    (b'{"messages": ["a"]}', 'a message that is "a"; expected {"role"'),
+    (b'{"messages": [{"role": "user", "content": 1}]}', "1, which is no message"),
     (b'" \\n"', "has an empty message"),
     (rb'"\ud83d"', r"half of a surrogate pair \(\\ud83d\)"),
     (b'"\\u0000"', "holds a NUL character"),
@@ -124,7 +110,8 @@ def test_the_longest_prompt_is_allowed(tmp_path: Path) -> None:
     [
         ("mine.jsonl", "", "mine.jsonl: holds no prompt; expected"),
         ("mine.txt", "\n \n", "mine.txt: holds no prompt"),
-        ("mine.csv", "a", "mine.csv: is no prompt set by its name; expected a file that ends in .jsonl or .txt"),
+        ("mine.csv", "a", "mine.csv: holds no prompt"),
+        ("mine.docx", "a", "mine.docx: is in no known format by its name; expected"),
         ("mine.txt", "a\n\x00", "mine.txt:2: holds a NUL"),
         ("mine.txt", "a" * 100_001, "mine.txt:1: has 100,001 characters"),
         ("mine.jsonl", '\ufeff"a"'.encode("utf-16-le").decode("latin-1"), "mine.jsonl:1: holds a NUL"),
@@ -153,14 +140,20 @@ def test_a_prompt_that_stands_twice_is_kept_once_and_its_line_is_known(tmp_path:
     path = write(tmp_path, '"a"\n{"prompt": " a ", "split": "held_out"}\n"b"\n{"prompt": "a"}\n')
     prompts, repeated, _ = load_prompt_set(path, held_out=0, seed=0)
     assert [(prompt.messages[0].content, prompt.split) for prompt in prompts] == [("a", "held_out"), ("b", "train")]
-    assert repeated == [2, 4]
+    assert [place.number for place in repeated] == [2, 4]
 
 
 def test_each_prompts_line_is_known(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\ntwo\none\nthree\n")
     found = load_prompt_set(path, held_out=1, seed=0)
-    assert list(zip([prompt.messages[0].content for prompt in found.prompts], found.lines, strict=True)) == [
+    assert list(
+        zip(
+            [prompt.messages[0].content for prompt in found.prompts],
+            [place.number for place in found.places],
+            strict=True,
+        )
+    ) == [
         ("one", 1),
         ("two", 3),
         ("three", 5),
@@ -221,7 +214,7 @@ def test_prompts_that_people_read_as_one_are_one(tmp_path: Path) -> None:
     path = write(tmp_path, "\n".join(map(json.dumps, TEXTS + TWINS)))
     prompts, repeated, _ = load_prompt_set(path, held_out=2, seed=0)
     assert last_texts(prompts) == TEXTS
-    assert repeated == [6, 7, 8, 9, 10]
+    assert [place.number for place in repeated] == [6, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize(("text", "twin"), list(zip(TEXTS, TWINS, strict=True)))
@@ -290,3 +283,101 @@ def test_a_file_may_be_compressed(tmp_path: Path) -> None:
     for name, content in (("p.jsonl.gz", b'"a"\n'), ("p.txt.gz", b"a\n"), ("p.txt", b"a\n")):
         (tmp_path / name).write_bytes(gzip.compress(content))
         assert last_texts(loaded(tmp_path / name, held_out=0, seed=0)) == ["a"]
+
+
+SFT = [
+    (
+        {
+            "messages": [
+                {"role": "system", "content": "Be kind."},
+                {"role": "user", "content": "Q"},
+                {"role": "assistant", "content": "A"},
+            ],
+            "prompt": "Q",
+            "prompt_id": "1",
+        },
+        [("system", "Be kind."), ("user", "Q")],
+    ),
+    ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]}, [("user", "Q")]),
+    ({"instruction": "Translate.", "input": "Q", "output": "A"}, [("user", "Translate.\nQ")]),
+    ({"instruction": "Say Q.", "input": "", "output": "A"}, [("user", "Say Q.")]),
+    ({"system_prompt": "Be kind.", "question": "Q", "response": "A"}, [("system", "Be kind."), ("user", "Q")]),
+    ({"system_prompt": "", "question": "Q", "response": "A"}, [("user", "Q")]),
+    ({"query": "Q", "response": "A"}, [("user", "Q")]),
+    (
+        {"transcript": "\n\nHuman: P\n\nAssistant: A\n\nHuman: Q\n\nAssistant: B", "rating": 1, "num_params": "52B"},
+        [("user", "P"), ("assistant", "A"), ("user", "Q")],
+    ),
+    ({"chosen": "\n\nHuman: Q\n\nAssistant: A", "rejected": "\n\nHuman: Q\n\nAssistant: B"}, [("user", "Q")]),
+    ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}]}], "split": "train"}, [("user", "Q")]),
+]
+
+
+@pytest.mark.parametrize(("row", "expected"), SFT)
+def test_the_columns_of_sets_for_fine_tuning_are_known(
+    tmp_path: Path, row: dict[str, object], expected: list[tuple[str, str]]
+) -> None:
+    (prompt,) = loaded(write(tmp_path, json.dumps(row | {"source": "made"})), held_out=0, seed=0)
+    assert [(message.role, message.content) for message in prompt.messages] == expected
+
+
+def test_tool_turns_are_kept_as_they_are(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "weather"}}]}
+    told = {"role": "tool", "content": "sunny", "tool_call_id": "1"}
+    turns = [{"role": "user", "content": "Rome?"}, call, told, {"role": "assistant", "content": "Sunny."}]
+    (prompt,) = loaded(write(tmp_path, json.dumps({"messages": turns})), held_out=0, seed=0)
+    assert [message.turn() for message in prompt.messages] == [turns[0], call | {"content": ""}, told]
+    assert Prompt.model_validate_json(prompt.model_dump_json()) == prompt
+    plain = Prompt.of("Rome?")
+    assert "extra" not in plain.model_dump_json()  # rows of before keep their ids
+
+
+def test_a_share_that_is_held_out_stays_so_when_the_file_grows(tmp_path: Path) -> None:
+    def held(count: int) -> set[str]:
+        path = write(tmp_path, "\n".join(json.dumps(f"prompt {number}") for number in range(count)))
+        read = load_prompt_set(path, held_out=200, seed=0, share=0.2).prompts
+        return {prompt.messages[0].content for prompt in read if prompt.split == "held_out"}
+
+    few, many = held(100), held(1000)
+    assert few == {name for name in many if int(name.split()[1]) < 100}
+    assert 10 <= len(few) <= 32  # 20 ± 3 deviations
+    talks = [line for number in range(20) for line in (talk(f"q{number}"), talk(f"q{number}", "a", "b"))]
+    read = load_prompt_set(write(tmp_path, "\n".join(talks)), held_out=0, seed=0, share=0.5).prompts
+    assert [prompt.split for prompt in read[::2]] == [prompt.split for prompt in read[1::2]]
+
+
+def test_prompts_of_several_files_are_mixed_by_their_weights(tmp_path: Path) -> None:
+    for name, count in (("a", 30), ("b", 10)):
+        write(tmp_path, "\n".join(f"{name} {number}" for number in range(count)), f"{name}.txt")
+    files = [DataFile(path=tmp_path / "a.txt", weight=1), DataFile(path=tmp_path / "b.txt", weight=1)]
+    read = load_prompt_set(files, held_out=0, seed=0)
+    assert Counter(prompt.source for prompt in read.prompts) == {"a.txt": 10, "b.txt": 10}
+    plain = load_prompt_set([DataFile(path=file.path) for file in files], held_out=0, seed=0)
+    assert Counter(prompt.source for prompt in plain.prompts) == {"a.txt": 30, "b.txt": 10}
+    named = write(tmp_path, json.dumps({"ask": "Q", "prompt": 3}))
+    (prompt,) = load_prompt_set([DataFile(path=named, columns={"prompt": "ask"})], held_out=0, seed=0).prompts
+    assert prompt.messages == (Message("user", "Q"),)
+
+
+def test_the_command_reads_prompts_and_writes_them_as_our_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "A"}], "id": number}
+        for number, text in enumerate(("one", "two", "one"))
+    ]
+    path, to = write(tmp_path, "\n".join(map(json.dumps, rows))), tmp_path / "ours.jsonl"
+    assert main(["data", str(path), "--json", "--to", str(to)]) == 0
+    reading = json.loads(capsys.readouterr().out)
+    assert (reading["kind"], reading["rows"], reading["prompts"], reading["duplicates"]) == ("prompts", 3, 2, 1)
+    assert (reading["pairs"], reading["columns"], reading["ignored_columns"]) == (
+        0,
+        {"prompt": "conversations"},
+        ["id"],
+    )
+    assert reading["samples"][1] == {"messages": [{"role": "user", "content": "two"}]}
+    assert to.read_text() == '{"prompt": "one"}\n{"prompt": "two"}\n'
+    assert main(["data", str(write(tmp_path, '{"conversations": [{"from": "bot", "value": "x"}]}'))]) == 2
+    error = capsys.readouterr().err
+    assert "mine.jsonl:1: " in error
+    assert "role 'bot'; expected" in error

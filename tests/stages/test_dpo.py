@@ -162,9 +162,11 @@ def test_a_margin_shifts_the_logit_of_a_soft_target() -> None:
     import torch
 
     # −0.8·log σ(0.5) − 0.2·log σ(−0.5) = 0.8 · 0.474077 + 0.2 · 0.974077 = 0.574077; −log σ(1) = 0.313262
-    added = preference_correction(torch.tensor([1.0]), torch.tensor([0.8]), torch.tensor([0.5]))
+    added = preference_correction(torch.tensor([1.0]), torch.tensor([0.8]), margin=torch.tensor([0.5]))
     assert float(added) == pytest.approx(0.574077 - 0.313262, abs=1e-6)
     assert float(preference_correction(torch.tensor([1.0]), torch.tensor([0.8]))) == pytest.approx(0.2)
+    twice = preference_correction(torch.tensor([1.0]), torch.tensor([0.8]), 2.0, torch.tensor([0.5]))
+    assert float(twice) == pytest.approx(2 * 0.574077 - 0.313262, abs=1e-6)
 
 
 def test_a_margin_is_a_lead_by_the_runs_reward_models(models: Path, tmp_path: Path) -> None:

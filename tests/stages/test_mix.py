@@ -1,6 +1,6 @@
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from constitutional.base.records import (
     SpotCheck,
     Verdict,
 )
+from constitutional.data.sources import DataFile
 from constitutional.stages.mix import (
     Mixed,
     Settings,
@@ -535,7 +536,7 @@ def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: P
         },
     )
     path, verdicts = files(tmp_path, one)
-    run(Settings(human=path, verdicts=verdicts, held_out_share=0), context)
+    run(Settings(human=(DataFile(path=path),), verdicts=verdicts, held_out_share=0), context)
     written: list[Preference] = context.rows["preferences"]
     assert [(each.prompt.messages[0].content, each.chosen, each.source) for each in written] == [
         ("2", "A", "ai"),
@@ -633,7 +634,7 @@ def test_published_human_preferences_mix_at_none_half_and_all() -> None:
         context.rows["comparisons"] = [comparison for comparison, _ in MANY]
         context.rows["judgements"] = list(itertools.starmap(judged, MANY))
         context.rows["prompts"] = []
-        run(Settings(human=HH_RLHF, human_share=share, total=300), context)
+        run(Settings(human=(DataFile(path=HH_RLHF),), human_share=share, total=300), context)
         written: list[Preference] = context.rows["preferences"]
         sources.append([each.source for each in written if each.split == "train"])
         measured_on.append([each for each in written if each.split == "held_out"])
@@ -750,3 +751,48 @@ def test_at_a_fixed_cost_people_s_labels_leave_room_for_fewer(share: float, expe
 def test_a_cost_goes_with_its_mode_and_a_share(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=r"fixed_(cost|total)"):
         Settings.model_validate(settings)
+
+
+def people_say(folder: Path, *rows: Mapping[str, object], **settings: object) -> list[Preference]:
+    (folder / "people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    context = OneStage(folder, rows={"comparisons": [], "judgements": [], "prompts": []})
+    run(Settings.model_validate({"human": folder / "people.jsonl", "held_out_share": 0, **settings}), context)
+    written: list[Preference] = context.rows["preferences"]
+    return written
+
+
+TIED = {"prompt": "Q1", "response_a": "Yes.", "response_b": "No.", "winner": "tie"}
+
+
+def test_ties_are_trained_on_as_a_half_only_where_they_are_kept(tmp_path: Path) -> None:
+    rows = [TIED, TIED | {"prompt": "Q2", "winner": "both_bad"}, TIED | {"prompt": "Q3", "winner": "b"}]
+    assert [pair.chosen for pair in people_say(tmp_path, *rows)] == ["No."]
+    kept = people_say(tmp_path, *rows, ties="keep")
+    assert [(pair.prompt.messages[0].content, pair.probability) for pair in kept] == [("Q1", 0.5), ("Q3", 1.0)]
+
+
+def test_a_tie_of_one_rater_counts_beside_the_votes_of_others(tmp_path: Path) -> None:
+    rows = [TIED | {"rater": name, "winner": winner} for name, winner in (("a", "a"), ("b", "a"), ("c", "tie"))]
+    (pair,) = people_say(tmp_path, *rows)
+    assert pair.chosen == "Yes."
+    assert pair.probability == pytest.approx(5 / 6)
+    assert len(pair.rests_on) == 3
+
+
+def test_weights_of_ranks_and_strengths_reach_the_preferences(tmp_path: Path) -> None:
+    ranks = {"prompt": "Q", "answers": [{"answer": text, "rank": place} for place, text in enumerate("abc")]}
+    pairs = people_say(tmp_path, ranks)
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [pair.weight for pair in pairs] == [pytest.approx(1 / 3)] * 3
+    steered = {"prompt": "Q", "response1": "Yes.", "response2": "No.", "overall_preference": 2}
+    file = {"path": tmp_path / "people.jsonl", "strengths": {2: 0.8}}
+    (pair,) = people_say(tmp_path, steered, human=[file])
+    assert (pair.chosen, pair.probability, pair.weight) == ("No.", 0.8, 1.0)
+
+
+def test_files_have_all_a_weight_or_none() -> None:
+    with pytest.raises(ValueError, match="some files have a weight"):
+        Settings.model_validate({"human": [{"path": "a", "weight": 1}, {"path": "b"}]})
+    one = Settings.model_validate({"human": "a.jsonl"})
+    assert one.human == (DataFile(path=Path("a.jsonl")),)
+    assert hash(one) == hash(Settings.model_validate({"human": [{"path": "a.jsonl"}]}))

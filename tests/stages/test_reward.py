@@ -1,4 +1,5 @@
 import json
+from itertools import combinations
 from math import exp, log, sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from constitutional.stages.reward import (
     Scored,
     Settings,
     measure,
+    pairs_of,
     quality,
     reference_conversations,
     run,
@@ -79,6 +81,61 @@ def test_the_loss_is_the_cross_entropy_with_soft_targets(models: Path, tmp_path:
         p, sigma = item.probability, 1 / (1 + exp(rejected - chosen))
         by_hand.append(-p * log(sigma) - (1 - p) * log(1 - sigma))
     assert loss.item() == pytest.approx(sum(by_hand) / 3, abs=1e-6)
+
+
+def ranked(number: int, replies: str) -> list[Preference]:
+    """All pairs of replies to one question, the best first."""
+    pairs = list(combinations(replies, 2))
+    return [
+        preference(number).model_copy(
+            update={"chosen": f"Yes, {better}.", "rejected": f"Yes, {worse}.", "weight": 1 / len(pairs)}
+        )
+        for better, worse in pairs
+    ]
+
+
+def by_hand(model: Any, tokenizer: Any, item: Preference) -> float:  # noqa: ANN401
+    conversations = [conversation(item, item.chosen), conversation(item, item.rejected)]
+    chosen, rejected = raw_scores(model, tokenizer, conversations)
+    p, sigma = item.probability, 1 / (1 + exp(rejected - chosen))
+    return -p * log(sigma) - (1 - p) * log(1 - sigma)
+
+
+def test_pairs_of_a_ranking_share_the_weight_of_one(models: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_reward_model(tiny_model(models), dtype="float64")
+    items = [*ranked(1, "abcd"), preference(2, 0.7)]
+    rows, _ = preference_rows(items)
+    trainer = soft_reward_trainer(model, tokenizer, rows, Settings(), tmp_path, 0)
+    data: Any = trainer.train_dataset
+    loss = trainer.compute_loss(model, trainer.data_collator(list(data)))  # type: ignore[no-untyped-call]
+    ranking = sum(by_hand(model, tokenizer, item) for item in items[:6]) / 6
+    assert loss.item() == pytest.approx((ranking + by_hand(model, tokenizer, items[6])) / 2, abs=1e-6)
+
+
+def test_pairs_together_pass_each_reply_once_with_the_same_loss(models: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_reward_model(tiny_model(models), dtype="float64")
+    items = [*ranked(1, "abcd"), *ranked(2, "ef"), preference(3, 0.7)]
+    rows, _ = preference_rows(items[::-1])
+    settings = Settings(pairs_together=True)
+    trainer = soft_reward_trainer(model, tokenizer, rows, settings, tmp_path, 0)
+    data: Any = trainer.train_dataset
+    assert (len(data), pairs_of(trainer)) == (3, 8)
+    batch = trainer.data_collator(list(data))
+    assert len(batch["input_ids"]) == 4 + 2 + 2
+    loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
+    first = sum(by_hand(model, tokenizer, item) for item in items[:6]) / 6
+    others = [by_hand(model, tokenizer, item) for item in items[6:]]
+    assert loss.item() == pytest.approx((first + sum(others)) / 3, abs=1e-6)
+
+
+def test_a_reward_model_learns_from_pairs_together(models: Path, tmp_path: Path) -> None:
+    pairs = [pair for number in range(6) for pair in ranked(number, "abc")]
+    context = OneStage(tmp_path, {"sft_model": tiny_model(models)}, {"preferences": [*pairs, *HELD_OUT]})
+    run(QUICK.model_copy(update={"pairs_together": True}), context)
+    assert context.summarised(RewardSummary).pairs == 18
+    lines = (tmp_path / "training_log.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["accuracy"] > json.loads(lines[0])["accuracy"] - 0.1
+    assert json.loads(lines[-1])["loss"] < json.loads(lines[0])["loss"]
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside(models: Path) -> None:

@@ -1,0 +1,136 @@
+"""The command `data`: what a file of data is recognised as, what it holds, and how to have it read otherwise."""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from constitutional.base.errors import UsageError
+from constitutional.base.text import printable, table
+
+if TYPE_CHECKING:
+    from constitutional.data.reading import DataReading
+    from constitutional.data.sources import DataFile
+
+_LONGEST: Final = 300
+"""Characters of a text that are shown."""
+_SETTINGS: Final = ("columns", "strengths")
+_COUNTS: Final = (
+    *("rows", "pairs", "preferences", "ties", "both_bad", "equal", "empty", "different_contexts", "unlabelled"),
+    *("duplicates", "prompts", "items", "principles"),
+)
+
+
+def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type of its sub-parsers to itself
+    """Add the command to those of `constitutional`."""
+    data = commands.add_parser(
+        "data",
+        help="what a file of data is recognised as, how its columns are read, and what it holds",
+        description="Reads preferences and prompts in JSON lines, JSON, CSV, Parquet or Arrow, plain, .gz or .zst, a "
+        "folder that datasets saved to disk, or hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT].",
+    )
+    data.add_argument("file", metavar="FILE", help="a file, a folder, or hf://…")
+    data.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="how to read it: columns.chosen=COLUMN columns.rejected=COLUMN, or strengths.1=0.7",
+    )
+    data.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    data.add_argument("--to", type=Path, metavar="FILE", help="write the rows as our own JSON lines")
+    data.set_defaults(run=_data)
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from constitutional.data.reading import read_data
+
+    file = _file(arguments.file, arguments.overrides)
+    if arguments.to is not None and arguments.to.resolve() == Path(arguments.file).resolve():
+        raise UsageError(f"--to {arguments.to} is the file that is read; name another")
+    reading = read_data(file, arguments.to)
+    if arguments.json:
+        print(json.dumps(reading.as_json(), ensure_ascii=False, indent=2, default=str))
+        return
+    for line in _lines(reading, file):
+        print(printable(line))
+    if arguments.to is not None:
+        print(f"written: {arguments.to}")
+
+
+def _file(name: str, words: list[str]) -> "DataFile":
+    """The file with the settings of the command line."""
+    import yaml
+    from pydantic import ValidationError
+
+    from constitutional.base.frozen import first_problem
+    from constitutional.data.sources import DataFile
+
+    settings: dict[str, Any] = {"path": name}
+    for word in words:
+        key, equals, value = word.partition("=")
+        setting, _, part = key.partition(".")
+        if not equals or setting not in _SETTINGS:
+            raise UsageError(f"{word}: expected columns.chosen=COLUMN, or strengths.1=0.7")
+        try:
+            parsed = value if part and setting == "columns" else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{word}: the value cannot be read; expected {{chosen: COLUMN, …}}") from error
+        place = settings.setdefault(setting, {})
+        place |= {part: parsed} if part else parsed if isinstance(parsed, dict) else {"": parsed}
+    try:
+        return DataFile.model_validate(settings)
+    except ValidationError as error:
+        raise UsageError(f"{first_problem(error)}; see constitutional data --help") from error
+
+
+def _lines(reading: "DataReading", file: "DataFile") -> Iterator[str]:
+    found = reading.as_json()
+    yield f"{file.path}: {reading.kind}, read as: {reading.format}"
+    yield ""
+    yield table([["read as", "column"], *([role, column] for role, column in reading.columns.items())])
+    if reading.ignored_columns:
+        yield f"ignored ({len(reading.ignored_columns)}): {', '.join(reading.ignored_columns)}"
+    yield ""
+    yield table([[name.replace("_", " "), f"{found[name]:,}", ""] for name in _COUNTS if found[name]], numbers_from=1)
+    for warning in reading.warnings:
+        yield f"warning: {warning}"
+    for number, sample in enumerate(reading.samples, start=1):
+        yield ""
+        yield f"row {number} as it is read:"
+        yield from _sample(sample)
+    yield ""
+    yield from _advice(reading, file)
+
+
+def _sample(sample: Mapping[str, Any]) -> Iterator[str]:
+    for message in sample.get("messages", []):
+        more = ", ".join(f"{key}={value}" for key, value in message.items() if key not in ("role", "content"))
+        yield f"  {message['role']}: {_short(message['content'])}{f' [{_short(more)}]' if more else ''}"
+    for name, value in sample.items():
+        if name != "messages" and value != "":
+            yield f"  {name}: {_short(value)}"
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _advice(reading: "DataReading", file: "DataFile") -> Iterator[str]:
+    """The settings that have the file read otherwise, and where they go."""
+    if reading.kind not in ("preferences", "prompts"):
+        return
+    if reading.kind == "prompts":
+        yield f"To read other columns: prompts.files=[{{path: {file.path}, columns: {{prompt: COLUMN}}}}]"
+        return
+    columns = "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}"
+    if "response_a" in reading.columns:
+        columns = "{prompt: COLUMN, response_a: COLUMN, response_b: COLUMN, winner: COLUMN}"
+    yield f"To read other columns: mix.human=[{{path: {file.path}, columns: {columns}}}]"
+    shown = ", ".join(f"{strength}: {probability:g}" for strength, probability in sorted(file.strengths.items()))
+    yield (
+        f"Strengths as probabilities: {shown or 'none, the sign alone counts (every strength is 1.0)'}; to change: "
+        f"mix.human=[{{path: {file.path}, strengths: {{1: 0.7, 2: 0.85, 3: 0.95}}}}]"
+    )
+    yield "Ties are left out of training; to keep them with the probability 0.5: mix.ties=keep"

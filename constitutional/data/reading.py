@@ -1,0 +1,294 @@
+"""What a file of data is, how its columns are read, what it holds, and the same rows as our own JSON lines."""
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Final, Literal, NamedTuple, TypeVar
+
+from constitutional.base.errors import InputError
+from constitutional.base.files import replacing
+from constitutional.base.records import Message
+from constitutional.data.candidates import CLASSES, Candidate, Class, duplicate_key
+from constitutional.data.comparisons import PAIRS, unknown
+from constitutional.data.preferences import PairForm, PreferenceReader
+from constitutional.data.prompts import PromptForm, checked, conversation_of, prompt_form
+from constitutional.data.sources import DataFile, Rows, licence_beside
+from constitutional.data.turns import BadRowError
+
+T = TypeVar("T")
+Kind = Literal["preferences", "prompts", "constitution", "evaluation"]
+SAMPLES: Final = 3
+"""Rows that are shown as they are read."""
+NON_COMMERCIAL: Final = ("-nc", "noncommercial", "non-commercial")
+"""What stands in the names of licences that allow no commercial use."""
+
+
+class DataReading(NamedTuple):
+    """What a file was recognised as, and what it holds."""
+
+    format: str
+    kind: Kind
+    rows: int = 0
+    classes: Mapping[Class, int] = {}
+    """Candidates by class, those of ranks expanded."""
+    duplicates: int = 0
+    """Candidates, or prompts, that say the same of the same texts as an earlier one."""
+    prompts: int = 0
+    """Different conversations that are answered, or are to be."""
+    items: int = 0
+    """Of an evaluation set."""
+    principles: int = 0
+    """Of a constitution; or principles that verdicts are by."""
+    columns: Mapping[str, str] = {}
+    """The file's column by what it is read as."""
+    ignored_columns: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    samples: tuple[Mapping[str, Any], ...] = ()
+    """The first rows as they are read."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as one object."""
+        names = {"preference": "preferences", "tie": "ties"}
+        counts = {names.get(label, label): self.classes.get(label, 0) for label in CLASSES}
+        rest = self._asdict()
+        del rest["classes"]
+        head = {name: rest.pop(name) for name in ("format", "kind", "rows")}
+        lists = {name: list(rest[name]) for name in ("ignored_columns", "warnings", "samples")}
+        return {**head, "pairs": sum(self.classes.values()), **counts, **rest, "columns": dict(self.columns), **lists}
+
+
+Reader = Callable[[DataFile, IO[bytes] | None], DataReading | None]
+"""Reads a file, and writes its rows as our own where it is given a file to write; None where the file is not of the
+reader's kind."""
+
+
+def read_data(file: DataFile, to: Path | None = None) -> DataReading:
+    """What a file is and what it holds, in bounded memory; `to` is a file in which the rows are written as our own.
+
+    Raises:
+        InputError: the file is of no known kind, or a row is not as it should be. Nothing is written then.
+    """
+    with replacing(to) if to is not None else nullcontext() as out:
+        for reader in READERS:
+            reading = reader(file, out)
+            if reading is not None:
+                return reading
+        rows = Rows(file.path, PAIRS)
+        first = rows.peek()
+        if first is None:
+            raise InputError(file.path, f"holds no row; expected {PAIRS}")
+        raise rows.place(first[0]).error(unknown(first[1]))
+
+
+def _preferences(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
+    rows = Rows(file.path, PAIRS)
+    first = rows.peek()
+    if first is None or not isinstance(first[1], dict):
+        return None
+    reader = PreferenceReader(file, texts=rows.texts)
+    try:
+        form = reader.form_of(first[1])
+        if form is None:
+            return None
+        return _gathered(file, rows, reader, form, out)
+    except BadRowError as error:
+        number = error.args[1] if len(error.args) > 1 else first[0]
+        raise rows.place(number).error(str(error.args[0])) from error
+
+
+def _gathered(
+    file: DataFile, rows: Rows, reader: PreferenceReader, form: PairForm, out: IO[bytes] | None
+) -> DataReading:
+    seen = _Columns(rows)
+    tally: Counter[tuple[Class, str]] = Counter()
+    pairs, conversations = array("q"), array("q")
+    samples: list[Candidate] = []
+    without_prompt = 0
+    for _, candidates in reader.candidates(form, seen):
+        for candidate in candidates:
+            tally[candidate.label, candidate.principle] += 1
+            pair, conversation = duplicate_key(candidate)
+            pairs.append(pair)
+            conversations.append(conversation)
+            without_prompt += not candidate.messages
+            if len(samples) < SAMPLES and candidate is candidates[0]:
+                samples.append(candidate)
+            if out is not None and candidate.label in ("preference", "tie"):
+                out.write(_line(own_row(candidate)))
+    notes = list(_notes(reader.notes))
+    if without_prompt:
+        advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
+        notes.append(f"pairs that have no prompt: {without_prompt:,}; {advice}")
+    classes: Counter[Class] = Counter()
+    for (label, _), count in tally.items():
+        classes[label] += count
+    duplicates = _repeated(pairs)
+    if duplicates:
+        notes.append(f"pairs that stand there before, with the same verdict: {duplicates:,}")
+    return DataReading(
+        format=form.name,
+        kind="preferences",
+        rows=seen.rows,
+        classes=classes,
+        duplicates=duplicates,
+        prompts=len(conversations) - _repeated(conversations),
+        principles=len({principle for _, principle in tally if principle}),
+        columns=form.columns,
+        ignored_columns=seen.ignored(form.columns.values()),
+        warnings=(*notes, *_licence(file, rows, seen, form.name)),
+        samples=tuple(shown(candidate) for candidate in samples),
+    )
+
+
+def _prompts(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
+    rows = Rows(file.path, PAIRS)
+    first = rows.peek()
+    form = _checked(rows, first[0], lambda: prompt_form(file, first[1])) if first else None
+    if form is None:
+        return None
+    seen = _Columns(rows)
+    keys = array("q")
+    samples: list[Mapping[str, Any]] = []
+    written: set[int] = set()
+    for number, row in seen:
+        messages = _checked(rows, number, partial(_conversation, form, row))
+        key = hash(conversation_of(messages))
+        keys.append(key)
+        if len(samples) < SAMPLES:
+            samples.append({"messages": [message.turn() for message in messages]})
+        if out is not None and key not in written:
+            written.add(key)
+            out.write(_line(_own_prompt(messages, row)))
+    return _of_prompts(file, rows, seen, form, keys, samples)
+
+
+def _conversation(form: PromptForm, row: object) -> tuple[Message, ...]:
+    return checked(form.read(row))
+
+
+def _checked(rows: Rows, number: int, read: Callable[[], T]) -> T:
+    """What a function reads; what is wrong with the row is told with its place."""
+    try:
+        return read()
+    except BadRowError as error:
+        raise rows.place(number).error(str(error)) from error
+
+
+def _of_prompts(
+    file: DataFile, rows: Rows, seen: "_Columns", form: PromptForm, keys: "array[int]", samples: list[Mapping[str, Any]]
+) -> DataReading:
+    duplicates = _repeated(keys)
+    notes = [f"prompts that stand there before, and are used once: {duplicates:,}"] if duplicates else []
+    return DataReading(
+        format=form.name,
+        kind="prompts",
+        rows=seen.rows,
+        duplicates=duplicates,
+        prompts=len(keys) - duplicates,
+        columns=form.columns,
+        ignored_columns=seen.ignored((*form.columns.values(), "split")),
+        warnings=(*notes, *_licence(file, rows, seen, form.name)),
+        samples=tuple(samples),
+    )
+
+
+READERS: tuple[Reader, ...] = (_preferences, _prompts)
+"""They are asked in this order: what a more particular reader recognises comes first."""
+
+
+class _Columns:
+    """The rows of a file, with all columns that occur, and the licences that rows name."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._source = rows
+        self.rows = 0
+        self._columns: dict[str, None] = {}
+        self._licences: set[str] = set()
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        columns: Any = None
+        for number, row in self._source:
+            self.rows += 1
+            if isinstance(row, dict) and row.keys() != columns:
+                columns = row.keys()
+                self._columns |= dict.fromkeys(columns)
+                self._licences |= {str(row[name]) for name in ("license", "licence") if row.get(name)}
+            yield number, row
+
+    def ignored(self, used: Iterable[str]) -> tuple[str, ...]:
+        """The columns that are not read."""
+        names = tuple(used)
+        read = {name for column in names for name in (column, column.partition(".")[0])}
+        parts = tuple(f"{column}." for column in names)
+        return tuple(name for name in self._columns if name not in read and not name.startswith(parts))
+
+    def licences(self) -> set[str]:
+        """What rows say that they may be used for."""
+        return self._licences
+
+
+def _repeated(keys: "array[int]") -> int:
+    """How many keys stand there before."""
+    import numpy as np
+
+    return len(keys) - len(np.unique(np.frombuffer(keys, dtype=np.int64))) if len(keys) else 0
+
+
+def _notes(notes: Counter[str]) -> Iterator[str]:
+    for note, count in notes.items():
+        yield f"{note}: {count:,}"
+
+
+def _licence(file: DataFile, rows: Rows, seen: _Columns, form: str) -> Iterator[str]:
+    """A warning of a licence that forbids commercial use, where the file, its card or its format says so."""
+    licences = {rows.licence, licence_beside(file.path), *seen.licences()}
+    if form == "PKU-SafeRLHF":
+        licences.add("cc-by-nc-4.0")  # all of that set is published so
+    for licence in sorted(licences):
+        if any(part in licence.lower().replace("_", "-") for part in NON_COMMERCIAL):
+            yield f"the licence {licence} allows no commercial use"
+
+
+def own_row(candidate: Candidate) -> dict[str, Any]:
+    """A preference or a tie as a row of our own."""
+    messages = candidate.messages
+    plain = len(messages) == 1 and messages[0] == Message("user", messages[0].content)
+    prompt = {"prompt": messages[0].content} if plain else {"messages": [message.turn() for message in messages]}
+    row: dict[str, Any] = {**(prompt if messages else {"prompt": None})}
+    row |= {"chosen": candidate.chosen, "rejected": candidate.rejected}
+    if candidate.probability != 1:
+        row["probability"] = candidate.probability
+    more = {"rater": candidate.rater, "principle": candidate.principle}
+    row |= {name: value for name, value in more.items() if value}
+    if candidate.weight != 1:
+        row["weight"] = candidate.weight
+    return row
+
+
+def shown(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as it is shown."""
+    row = {
+        "class": candidate.label,
+        "messages": [message.turn() for message in candidate.messages],
+        "chosen": candidate.chosen,
+        "rejected": candidate.rejected,
+        "probability": candidate.probability,
+        "weight": candidate.weight,
+    }
+    more = {"rater": candidate.rater, "raters": list(candidate.raters), "principle": candidate.principle}
+    return row | {name: value for name, value in more.items() if value}
+
+
+def _own_prompt(messages: tuple[Message, ...], row: object) -> dict[str, Any]:
+    plain = len(messages) == 1 and messages[0] == Message("user", messages[0].content)
+    own = {"prompt": messages[0].content} if plain else {"messages": [message.turn() for message in messages]}
+    split = row.get("split") if isinstance(row, dict) else None
+    return own | ({"split": split} if split in ("train", "held_out") else {})
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"

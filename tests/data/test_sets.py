@@ -1,0 +1,191 @@
+"""Rows of the shape that public sets have, written for these tests, with the right reading beside them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from constitutional.cli.main import main
+from constitutional.data.comparisons import read_comparisons
+from constitutional.data.reading import read_data
+from constitutional.data.sources import DataFile
+
+SETS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.glob("sets/*.json")}
+sets = pytest.mark.parametrize("name", sorted(SETS))
+
+
+def written(folder: Path, rows: list[Any], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def found(path: Path, **settings: object) -> dict[str, Any]:
+    return read_data(DataFile.model_validate({"path": path, **settings})).as_json()
+
+
+def checked(reading: dict[str, Any], expected: dict[str, Any]) -> None:
+    classes = ("preferences", "ties", "both_bad", "equal", "empty", "different_contexts", "unlabelled")
+    none = dict.fromkeys(("duplicates", "principles", *classes), 0)
+    assert {name: reading[name] for name in {**none, **expected["counts"]}} == none | expected["counts"]
+    assert sum(reading[name] for name in classes) == reading["pairs"]
+    first = reading["samples"][0]
+    assert {name: first[name] for name in expected["first"]} == expected["first"]
+
+
+@sets
+def test_every_set_is_recognised_by_its_columns(tmp_path: Path, name: str) -> None:
+    expected = SETS[name]
+    reading = found(written(tmp_path, expected["rows"]))
+    assert reading["kind"] == "preferences"
+    checked(reading, expected)
+    assert reading["ignored_columns"] == expected["ignored"]
+    for warning in expected["warnings"]:
+        assert any(warning in line for line in reading["warnings"])
+    assert bool(expected["warnings"]) == bool(reading["warnings"])
+
+
+@sets
+def test_parquet_with_its_missing_values_is_read_alike(tmp_path: Path, name: str) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist(SETS[name]["rows"]), tmp_path / "rows.parquet")
+    checked(found(tmp_path / "rows.parquet"), SETS[name])
+
+
+@sets
+def test_our_own_rows_hold_the_same_preferences(tmp_path: Path, name: str) -> None:
+    expected = SETS[name]["counts"]
+    to = tmp_path / "ours.jsonl"
+    read_data(DataFile(path=written(tmp_path, SETS[name]["rows"])), to)
+    again = found(to)
+    kept = ("preferences", "ties", "duplicates", "principles")
+    assert [again[key] for key in kept] == [expected.get(key, 0) for key in kept]
+    assert again["samples"][0]["chosen"] == SETS[name]["first"]["chosen"]
+
+
+@sets
+def test_columns_that_nobody_knows_change_nothing(tmp_path: Path, name: str) -> None:
+    rows = [{"zz": None, **row, "unheard of": {"x": [1]}} for row in SETS[name]["rows"]]
+    reading = found(written(tmp_path, rows))
+    checked(reading, SETS[name])
+    assert set(reading["ignored_columns"]) == {"zz", "unheard of", *SETS[name]["ignored"]}
+
+
+@pytest.mark.parametrize("name", ["icai", "lmarena_55k", "trl_explicit", "argilla_ultrafeedback"])
+def test_tables_of_texts_are_read_alike(tmp_path: Path, name: str) -> None:
+    rows = SETS[name]["rows"]
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    expected = SETS[name] | {"first": {key: SETS[name]["first"][key] for key in ("messages", "chosen", "rejected")}}
+    checked(found(tmp_path / "rows.csv"), expected)
+
+
+def annotated(version: str) -> dict[str, Any]:
+    texts = (
+        {"text_a": "Yes.", "text_b": "No."}
+        if version == "1.0"
+        else {
+            "response_a": {"text": "Yes.", "model": "x"},
+            "response_b": {"text": "No.", "model": "y"},
+        }
+    )
+    a = "text_a" if version == "1.0" else "a"
+    annotations = {"d": {"pref": a}, "ann": {"pref": None, "no_pref_reason": "both"}, "p": {"pref": a}}
+    return {
+        "metadata": {"version": version, "default_annotator": "d"},
+        "annotators": {
+            "d": {"type": "unknown", "name": "original"},
+            "ann": {"type": "human", "name": "Ann"},
+            "p": {"type": "principle"},
+        },
+        "comparisons": [
+            {"id": "1", "prompt": "Is it so?", **texts, "annotations": annotations},
+            {
+                "id": "2",
+                "prompt": "And so?",
+                **texts,
+                "annotations": {"d": {"pref": None, "no_pref_reason": "invalid"}},
+            },
+        ],
+    }
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_annotated_pairs_give_the_default_annotators_and_peoples_verdicts(tmp_path: Path, version: str) -> None:
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(annotated(version)))
+    reading = found(path)
+    assert (reading["rows"], reading["pairs"]) == (2, 3)
+    assert (reading["preferences"], reading["ties"], reading["unlabelled"]) == (1, 1, 1)
+    assert [sample["chosen"] for sample in reading["samples"]] == ["Yes.", "Yes."]
+    raters = [preference.rests_on for preference in read_comparisons(path).preferences]
+    assert raters == [("pairs.json:1",), ("pairs.json:1 (Ann)",)]
+
+
+def test_persuasion_is_refused_because_it_is_not_pairwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"claim": "c", "argument": "a", "rating_initial": "3 - Neutral", "rating_final": "5 - Support", "source": "m"}
+    assert main(["data", str(written(tmp_path, [row]))]) == 2
+    error = capsys.readouterr().err
+    assert "rows.jsonl:1: " in error
+    assert "not pairwise" in error
+
+
+def test_strengths_become_probabilities_by_the_table_alone(tmp_path: Path) -> None:
+    path = written(tmp_path, SETS["helpsteer3"]["rows"])
+    plain = found(path)["samples"]
+    assert [sample["probability"] for sample in plain] == [1.0, 0.5, 1.0]
+    table = found(path, strengths={1: 0.6, 2: 0.8})["samples"]
+    assert [sample["probability"] for sample in table] == [0.8, 0.5, 1.0]  # 3 is not named
+
+
+def test_ranks_share_the_weight_of_one_comparison(tmp_path: Path) -> None:
+    preferences = read_comparisons(written(tmp_path, SETS["nectar"]["rows"])).preferences
+    assert len(preferences) == 21
+    assert sum(preference.weight for preference in preferences) == pytest.approx(1)
+    assert all(preference.chosen < preference.rejected for preference in preferences)  # Answer 1 is the best
+
+
+def test_raters_stay_several_and_principles_are_named(tmp_path: Path) -> None:
+    pku = read_comparisons(written(tmp_path, SETS["pku_saferlhf"]["rows"])).preferences
+    assert [preference.principles for preference in pku[:2]] == [("helpfulness",), ("safety",)]
+    assert pku[2].chosen != pku[3].chosen  # the verdicts of the second row disagree
+    steer = read_comparisons(written(tmp_path, SETS["helpsteer3"]["rows"])).preferences
+    assert [place.rpartition(" (")[2] for place in steer[0].rests_on] == [
+        "rater 1: +2)",
+        "rater 2: +3)",
+        "rater 3: -1)",
+    ]
+
+
+def test_columns_may_be_named(tmp_path: Path) -> None:
+    row = {"ask": "Q?", "good": "Yes.", "bad": "No.", "chosen": 3}
+    columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
+    reading = found(written(tmp_path, [row]), columns=columns)
+    assert (reading["columns"], reading["ignored_columns"]) == (columns, ["chosen"])
+    assert reading["samples"][0]["chosen"] == "Yes."
+    sides = {"prompt": "ask", "response_a": "good", "response_b": "bad", "winner": "chosen"}
+    reading = found(written(tmp_path, [row]), columns=sides, strengths={3: 0.9})
+    assert reading["columns"] == sides
+
+
+def test_the_command_prints_what_it_read_and_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, SETS["helpsteer3"]["rows"])
+    assert main(["data", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("preferences", "overall_preference", "ignored (2): domain, language", "columns: {", "strengths: {1:"):
+        assert words in printed
+    to = tmp_path / "ours.jsonl"
+    assert main(["data", str(path), "strengths.2=0.7", "--json", "--to", str(to)]) == 0
+    reading = json.loads(capsys.readouterr().out)
+    assert reading["samples"][0]["probability"] == 0.7
+    assert [json.loads(line).get("probability", 1) for line in to.read_text().splitlines()] == [0.7, 0.5, 1]
+    assert main(["data", str(path), "columns.chosen=nowhere", "columns.rejected=response2"]) == 2
+    assert "no column 'nowhere'" in capsys.readouterr().err
+    assert main(["data", str(path), "colums.chosen=x"]) == 2
+    assert main(["data", str(path), "columns.choosen=x"]) == 2
