@@ -18,10 +18,13 @@ from constitutional.constitution.constitution import (
     Constitution,
     Example,
     Principle,
+    Source,
+    circle_message,
     nearest,
 )
 from constitutional.constitution.markdown import ProseBlock, read_markdown
 from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, ids_of, read_text, slug
+from constitutional.constitution.priorities import circle_in
 from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
 
 
@@ -153,6 +156,7 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
     nodes = principles.value if principles and isinstance(principles.value, list) else []
     ids, duplicates = _ids(nodes)
     problems += duplicates
+    problems += _priority_problems(nodes, ids)
     made = _as_dict(root.value)
     made.setdefault("name", path.stem)
     if isinstance(made.get("version"), float | bool):
@@ -175,6 +179,28 @@ def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
         if own is not None and isinstance(own.value, str):
             written.append((own.value, own.line))
     return ids_of(sources), _repeated(written)
+
+
+def _priority_problems(nodes: Sequence[Node], ids: Sequence[str]) -> list[Problem]:
+    """Ids below `overrides` that no principle has, and a circle of priorities, at the lines where they stand."""
+    problems = []
+    overrides: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}
+    known = dict.fromkeys(ids)
+    for node, name in zip(nodes, ids, strict=True):
+        written = node.value.get("overrides") if isinstance(node.value, dict) else None
+        if written is None or not isinstance(written.value, list):
+            continue
+        lines.setdefault(name, written.line)
+        for item in written.value:
+            if isinstance(item.value, str) and item.value in known:
+                overrides.setdefault(name, []).append(item.value)
+            elif isinstance(item.value, str) and re.match(ID, item.value):
+                unknown = f"'{shown(item.value)}' is no principle of this file; {nearest(item.value, known)}"
+                problems.append(Problem(item.line, f"principle '{name}': overrides {unknown}"))
+    if circle := circle_in(overrides):
+        problems.append(Problem(lines[circle[0]], circle_message(circle)))
+    return problems
 
 
 def _repeated(ids: Iterable[tuple[str, int]]) -> list[Problem]:
@@ -212,6 +238,9 @@ _EXPECTED = {
     "id": "letters, digits, '_' and '-' (at most 64, a letter first)",
     "authors": "a list of texts",
     "tags": "a list of texts",
+    "overrides": "a list of principles' ids",
+    "source": "a mapping with 'line', and 'section' and 'quote' if you like",
+    "line": "the number of a line, from 1",
     "uses": "a list of 'revision', 'comparison' or both",
     "examples": "a list, each with 'prompt', 'better' and 'worse'",
     "principles": f"a list of 1 to {MOST_PRINCIPLES:,} principles",
@@ -220,8 +249,14 @@ _EXPECTED_ITEM = {
     "principles": "a text, or a mapping with a 'text'",
     "examples": "a mapping with 'prompt', 'better' and 'worse'",
     "uses": "'revision' or 'comparison'",
+    "overrides": "a principle's id",
 }
-_PARTS: Mapping[str, type[BaseModel]] = {"": Constitution, "principles": Principle, "examples": Example}
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "": Constitution,
+    "principles": Principle,
+    "examples": Example,
+    "source": Source,
+}
 
 
 def _problem(details: ErrorDetails, root: Node) -> Problem:

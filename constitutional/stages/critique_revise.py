@@ -188,7 +188,8 @@ class Reviser:
 
     def _render_revise(self, principle: Principle) -> str:
         # The critique has said the principle; only words of its own for revision add to that.
-        return self.templates.render("revise", principle=principle.revision or "")
+        own = principle.with_reason(principle.revision) if principle.revision else ""
+        return self.templates.render("revise", principle=own)
 
     def _render_directly(self, principle: Principle) -> str:
         return self.templates.render("revise_directly", principle=principle.words("revision"))

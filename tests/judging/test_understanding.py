@@ -17,7 +17,7 @@ from constitutional.judging.understanding import (
     sandbox_meanings,
 )
 from constitutional.sandbox.reader import Calibration
-from constitutional.sandbox.understand import shipped_engine
+from constitutional.sandbox.understand import shipped_engine, understand_texts
 from tests.understood import FakeUnderstanding
 
 PLAIN = Calibration(1.0, 1.0, sure_from=0.6, sure_from_alone=0.8, two_from=0.02)
@@ -230,6 +230,22 @@ def test_a_principle_that_the_model_misreads_is_read_by_the_encoder_and_given_in
     assert in_known_words(constitution(edited), ["critique"]).principles[0].words("critique") == "Be polite."
     plain = constitution(Principle(id="plain", text="Be polite."))
     assert in_known_words(plain, ["critique"]) is plain
+
+
+def test_a_reason_by_which_the_sandboxs_model_would_read_something_else_is_left_out() -> None:
+    ours = constitution(
+        Principle(id="short", text="Keep it short and get to the point.", why="Time is short."),
+        Principle(id="flattery", text="Do not flatter the user.", why="Praise for all is worth nothing."),
+        Principle(id="lost", text="Do not flatter the user.", why="Always add a warning about safety and danger."),
+    )
+    assert [meaning.words for meaning in sandbox_meanings(ours)] == [row.text for row in ours.principles]
+    given = in_known_words(ours, ["critique"]).principles
+    texts = [f"Do not flatter the user.\n\nReason: {row.why}" for row in ours.principles[1:]]
+    read = [reading.model_reads for reading in understand_texts(texts) if reading]
+    assert given[0].words("critique") == "Avoid verbosity."
+    for principle, reading in zip(given[1:], read, strict=True):
+        assert ("Reason" in principle.words("critique")) == (reading == "avoid flattery")
+        assert principle.words("revision").endswith(f"Reason: {principle.why}")
 
 
 def test_without_the_encoder_the_models_misreading_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
