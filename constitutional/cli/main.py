@@ -21,7 +21,7 @@ from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
 from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
-from constitutional.cli import preview, review, talk, votes, what_if
+from constitutional.cli import import_command, preview, review, talk, votes, what_if
 from constitutional.cli.run_command import COMPOSED
 
 if TYPE_CHECKING:
@@ -135,11 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--all", action="store_true", help="list all items, and not the first of each kind")
     show.set_defaults(run=_show)
 
-    what_if.add_parser(commands)
-    preview.add_parser(commands)
+    for command in (import_command, what_if, preview, review, votes):
+        command.add_parser(commands)
     talk.add_parsers(commands)
-    review.add_parser(commands)
-    votes.add_parser(commands)
 
     listing = commands.add_parser("list", help="the runs of a folder: state, constitution, main figures, size")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER")
