@@ -180,12 +180,17 @@ def foreign_constitution(foreign: Foreign, path: Path) -> ReadConstitution:
     entries = [{**entry.values, "id": name} for (entry, _), name in zip(rows, ids, strict=True)]
     if not entries:
         return ReadConstitution(None, problems or [Problem(1, "holds no principle")], {}, [], foreign.family)
+    known = list(problems)
     values = {"name": path.stem, **foreign.about, "principles": entries}
     read = _checked(
         values, problems, lambda details: _line_problem(details, ids, lines), dict(zip(ids, lines, strict=True)), []
     )
+    # What is no text is no principle either, which need not be said.
+    told = {problem.line for problem in foreign.problems}
     return read._replace(
-        family=foreign.family, left_out=sorted(foreign.left_out, key=lambda note: (note.line or 0, note.text))
+        problems=[problem for problem in read.problems if problem in known or problem.line not in told],
+        family=foreign.family,
+        left_out=sorted(foreign.left_out, key=lambda note: (note.line or 0, note.text)),
     )
 
 

@@ -65,9 +65,7 @@ class _Turn(NamedTuple):
 
 
 def is_model_spec(content: str) -> bool:
-    """Whether headings have authorities: at least half of those that have no heading below them, or any beside blocks
-    that no other format has.
-    """
+    """Whether headings have authorities: half of those without headings below them, or any beside blocks of its own."""
     lines = list(_outside_fences(content))
     headings = [match for line in lines if (match := _HEADING.match(line))]
     with_authority = sum("authority=" in (match[3] or "") for match in headings)

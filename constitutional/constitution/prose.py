@@ -37,7 +37,7 @@ _MARKS = re.compile(r"(\*\*|__|(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w)|`)|!?\[([^\]\
 _ENDS = re.compile(r"[.!?:;…][\"'”’)\]]*$")
 _SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9À-Þ])")  # noqa: RUF001 - quotation marks
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|mr|mrs|ms|dr|prof|st|no|nos|p|pp|fig|sec|ch|art|inc|u\.s|u\.k)|\b[A-Z])\.$",
+    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|mr|mrs|ms|dr|prof|st|no|nos|p|pp|fig|sec|ch|art|inc|u\.s|u\.k)|(?-i:\b[A-Z]))\.$",
     re.IGNORECASE,
 )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from constitutional.base.text import printable
 from constitutional.constitution.constitution import Constitution, Example
@@ -72,7 +73,12 @@ def with_example(text: str, place: int, example: Example) -> str:
     principle = root["principles"][place]
     if isinstance(principle, str):
         principle = root["principles"][place] = {"text": principle}
-    principle.setdefault("examples", []).append(example.model_dump(mode="json"))
+    # In quotes, as the editor writes YAML 1.2, in which `yes` needs none, and readers of 1.1 take it for a truth value.
+    written = {key: DoubleQuotedScalarString(text) for key, text in example.model_dump(mode="json").items()}
+    if principle.get("examples"):
+        principle["examples"].append(written)
+    else:
+        principle["examples"] = [written]  # an empty list stands in brackets
     file = io.StringIO()
     editor.dump(root, file)
     return file.getvalue()
