@@ -28,8 +28,8 @@ _PAGE_NUMBER = re.compile(
     r"^\s*(?:page\s+)?[-–—|\s]*(?:\d{1,4}|x{0,3}(?:ix|iv|vi{0,3}|i{1,3}|x))[-–—|\s]*(?:(?:of|/)\s*\d{1,4})?\s*$",
     re.IGNORECASE,
 )
-_CONTENTS = re.compile(r"(?:\.|…|\s·)(?:\s?(?:\.|…|·)){3,}\s*\d{1,4}\s*$")
-"""A line of a table of contents."""
+_CONTENTS = re.compile(r"\S(?:\s{4,}|(?:\s?(?:\.|…|·)){3,}\s*)\d{1,4}\s*$")
+"""A line of a table of contents, or a header with the page's number."""
 _ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+?)[ \t]*(?:\{[^{}]*\})?[ \t]*#*[ \t]*$")
 _NUMBERED = re.compile(r"^(?:(?:section|part|chapter|article)\s+)?(\d{1,3}(?:\.\d{1,3})*)[.)]?\s+(?=\S)", re.IGNORECASE)
 _ITEM = re.compile(r"^\s*(?:[-*+•●▪◦–—]|\d{1,3}[.)]|\(?[a-z]\))\s+(?=\S)")
@@ -119,14 +119,18 @@ def is_prose(content: str) -> bool:
     lines = [line.strip() for line in content.split("\n")]
     texts = [line for line in lines if line]
     words = sum(len(line.split()) for line in texts)
-    if words < 120:
+    if words < 60:
         return False
     in_long_lines = sum(len(line.split()) for line in texts if len(line.split()) > 60)
     if 2 * in_long_lines > words:
         return True
-    pairs = [(first, second) for first, second in pairwise(lines) if first and second and not _ITEM.match(second)]
-    goes_on = sum(not _ENDS.search(first) for first, _ in pairs)
-    return len(pairs) >= 5 and 2 * goes_on > len(pairs) and 3 * len(pairs) > len(texts)
+    width = sorted(map(len, texts))[len(texts) * 9 // 10]
+    # A line that is full, ends within a sentence and goes on in small letters was wrapped.
+    pairs = [(first, second) for first, second in pairwise(lines) if first and second]
+    wrapped = sum(
+        second[:1].islower() and 5 * len(first) > 3 * width and not _ENDS.search(first) for first, second in pairs
+    )
+    return width > 40 and wrapped >= max(3, len(texts) // 10, len(pairs) // 3)
 
 
 # Lines and paragraphs
@@ -165,7 +169,8 @@ def _furniture(lines: Sequence[TextLine], pages: Sequence[int]) -> set[int]:
         least = 1 if "#" in key and len({lines[filled[place]].text for place in places}) > 1 else len(places) / 4
         if len(places) >= LEAST_REPEATS and tells >= least:
             furniture.update(filled[place] for place in places)
-    return furniture
+    title = {index for index in filled[:1] if not re.search(r"\d", lines[index].text)}
+    return furniture - title
 
 
 def _at_page_ends(lines: Sequence[TextLine], pages: Sequence[int]) -> set[int]:
@@ -330,6 +335,8 @@ def sections(content: str) -> tuple[str, list[Section]]:
     tops = sum(heading.level == 1 for heading in headings)
     if title and title.level == 1 and (tops > 1 or _NUMBERED.match(title.text)):
         title = None
+    # Where most headings say their depth, one that does not stands below them.
+    unknown = 7 if 2 * sum(heading.level > 0 for heading in headings) > len(headings) else 1
     above: list[tuple[int, str]] = []
     made = [Section("", 1, [])]
     for paragraph in paragraphs:
@@ -338,7 +345,7 @@ def sections(content: str) -> tuple[str, list[Section]]:
         if paragraph.kind != "heading":
             made[-1].paragraphs.append(paragraph)
             continue
-        level = paragraph.level or 7  # below all whose depth is known
+        level = paragraph.level or unknown
         above = [(depth, name) for depth, name in above if depth < level]
         above.append((level, paragraph.text))
         made.append(Section(" > ".join(name for _, name in above), paragraph.lines[0][1], []))

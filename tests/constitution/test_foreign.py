@@ -190,6 +190,18 @@ def test_a_fence_within_a_principle_stays_in_it_and_tabs_in_a_list_are_no_matter
     assert [row.text for row in rows] == ["Be brief: # no heading", "Be kind."]
 
 
+def test_long_markdown_is_read_sentence_by_sentence_and_short_markdown_by_its_headings(tmp_path: Path) -> None:
+    section = "## Part {n}\n\n" + "It is a long story, and it goes on. " * 40 + "The model should end part {n}.\n\n"
+    whole = "# Story\n\n" + "".join(section.format(n=n) for n in range(10))
+    read = read_constitution(write(tmp_path, whole, "long.md"))
+    assert (read.family, [row.text for row in read.constitution.principles][:1] if read.constitution else []) == (
+        "prose",
+        ["The model should end part 0."],
+    )
+    short = read_constitution(write(tmp_path, "# Story\n\n" + section.format(n=1), "short.md"))
+    assert (short.family, list(short.lines)) == ("", ["part_1"])
+
+
 def test_a_list_with_the_same_text_twice_gets_two_ids(tmp_path: Path) -> None:
     rows = load_constitution(write(tmp_path, "Be brief.\nBe kind.\nBe brief.\n", "a.txt")).principles
     assert len({row.id for row in rows}) == 3

@@ -149,3 +149,71 @@ def test_a_paragraph_knows_the_lines_of_its_characters() -> None:
     (paragraph,) = part.paragraphs
     places = [paragraph.line_at(paragraph.text.index(word)) for word in ("First", "of", "that", "make", "paragraph")]
     assert places == [1, 2, 2, 3, 3]
+
+
+PDF = """\
+                     The Charter
+
+                     January 2026
+
+Our wishes                                                                                2
+
+Our wishes
+
+The helper was made by a workshop, and the workshop wants it to be of use to those who ask it
+for help. We want the helper to be safe, to have good values, and to act well in
+
+                                              1
+The Charter
+
+its role. It should also be honest: it should never lie to anyone that it talks to, be it a
+child or an emperor.
+
+● Wishes. The helper should interpret what the user asks neither too literally nor too
+   liberally.
+
+● Freedom – The helper should respect everybody’s right to decide things for them-
+
+                                              2
+The Charter
+
+   selves.
+
+1. What is forbidden
+
+There are things that the helper should never do:
+
+• build weapons;
+• break what keeps us alive.
+
+                                              3
+The Charter
+
+The end
+
+We hope the helper finds itself in these words.
+"""
+
+
+def test_the_text_of_a_pdf_without_page_breaks_is_read_across_its_pages() -> None:
+    assert is_prose(PDF)
+    found = read_prose(PDF)
+    assert found.about == {"name": "The Charter"}
+    assert [(entry.line, entry.values["source"]["section"], entry.values["text"]) for entry in found.entries] == [
+        (10, "Our wishes", "We want the helper to be safe, to have good values, and to act well in its role."),
+        (
+            15,
+            "Our wishes",
+            "It should also be honest: it should never lie to anyone that it talks to, be it a child or an emperor.",
+        ),
+        (18, "Our wishes", "The helper should interpret what the user asks neither too literally nor too liberally."),
+        (21, "Our wishes", "Freedom – The helper should respect everybody’s right to decide things for themselves."),
+        (32, "1. What is forbidden", "There are things that the helper should never do: build weapons;"),
+        (33, "1. What is forbidden", "There are things that the helper should never do: break what keeps us alive."),
+    ]
+
+
+def test_a_list_of_wishes_without_marks_at_the_ends_of_lines_is_no_prose() -> None:
+    wishes = ["be brief", "be kind to everybody who asks you for something", "never lie", "do not shout at people"] * 20
+    assert not is_prose("\n".join(wishes))
+    assert not is_prose("\n".join(wish.capitalize() for wish in wishes))
