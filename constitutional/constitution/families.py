@@ -67,7 +67,7 @@ def is_ours(root: Node) -> bool:
     items = principles if isinstance(principles, list) else []
     mappings = [item.value for item in items if isinstance(item.value, dict)]
     others = {*_TEXT, *_CRITIQUE} - Principle.model_fields.keys()
-    return not mappings or any("text" in keys or "id" in keys or not others & keys.keys() for keys in mappings)
+    return not mappings or any("text" in keys or not others & keys.keys() for keys in mappings)
 
 
 # Lists
@@ -130,7 +130,7 @@ def _of_texts(items: Sequence[Node], texts: Sequence[str]) -> Foreign:
 
 
 def _plain(values: dict[str, Any], _: Mapping[str, Node], __: Fields) -> None:
-    """Nothing is particular to it."""
+    """Add nothing: the fields that many formats share are all."""
 
 
 def _salmon(values: dict[str, Any], mapping: Mapping[str, Node], _: Fields) -> None:
@@ -151,9 +151,9 @@ def _entries(
             entries.append(Entry(item.line, {"text": fields.text(item, "a principle")}))
             continue
         if not isinstance(item.value, dict):
-            found = f"is {described(item)}"
+            kind = f"is {described(item)}"
             fields.problems.append(
-                Problem(item.line, f"a principle must be a mapping with '{text_fields[0]}', and {found}")
+                Problem(item.line, f"a principle must be a mapping with '{text_fields[0]}', and {kind}")
             )
             continue
         entry = _entry(item, item.value, text_fields, fields)
@@ -261,9 +261,8 @@ def _below(key: str, mapping: Mapping[str, Node]) -> Foreign | None:
     if inner is None:
         return None
     about = {name: str(mapping[source].value) for name, source in _about(mapping).items()}
-    fields = Fields()
     notes = _other_keys(mapping, [key, *_about(mapping).values()])
-    return inner._replace(left_out=[*inner.left_out, *notes, *fields.notes()], about={**inner.about, **about})
+    return inner._replace(left_out=[*inner.left_out, *notes], about={**inner.about, **about})
 
 
 def _about(mapping: Mapping[str, Node]) -> dict[str, str]:
@@ -273,8 +272,8 @@ def _about(mapping: Mapping[str, Node]) -> dict[str, str]:
         "version": ("version",),
         "description": ("description", "summary", "overview"),
     }
-    found = {ours: _first(keys, mapping) for ours, keys in sources.items()}
-    return {ours: key for ours, key in found.items() if key and isinstance(mapping[key].value, str)}
+    sources_here = {ours: _first(keys, mapping) for ours, keys in sources.items()}
+    return {ours: key for ours, key in sources_here.items() if key and isinstance(mapping[key].value, str)}
 
 
 def _other_keys(mapping: Mapping[str, Node], known: Sequence[str]) -> list[Problem]:
@@ -290,8 +289,8 @@ def _pairs(family: str, items: Sequence[Node], ids: Sequence[str] = ()) -> Forei
     fields, entries = Fields(), list[Entry]()
     for item, outer in zip_longest(items, ids):
         if not isinstance(item.value, dict):
-            found = described(item)
-            fields.problems.append(Problem(item.line, f"a principle must hold a critique and a revision, not {found}"))
+            kind = described(item)
+            fields.problems.append(Problem(item.line, f"a principle must hold a critique and a revision, not {kind}"))
             continue
         mapping = item.value
         critique, revision = _first(_CRITIQUE, mapping), _first(_REVISION, mapping)

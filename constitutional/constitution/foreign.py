@@ -46,8 +46,8 @@ class Fields:
         """A text; what is no text, or an empty one, becomes a problem."""
         if node is None or not isinstance(node.value, str) or not node.value.strip():
             line = 1 if node is None else node.line
-            found = "missing" if node is None else f"{described(node)}"
-            self.problems.append(Problem(line, f"{what} must be a text, and is {found}"))
+            kind = "missing" if node is None else f"{described(node)}"
+            self.problems.append(Problem(line, f"{what} must be a text, and is {kind}"))
             return ""
         return node.value.strip()
 

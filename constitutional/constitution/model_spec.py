@@ -89,7 +89,7 @@ def read_model_spec(content: str) -> Foreign:
         above = [parent for parent in above if parent.level < section.level]
         path = " > ".join(parent.title for parent in [*above, section])
         above += [section] if section.title else []
-        left_out += _said_of_blocks(section)
+        left_out += _not_carried(section)
         if not section.authority:
             left_out += _container(section)
             continue
@@ -213,7 +213,7 @@ def _container(section: _Section) -> Iterator[Problem]:
         yield Problem(section.line, f"{what} ({counted(words, 'word')}): {why_not}")
 
 
-def _said_of_blocks(section: _Section) -> Iterator[Problem]:
+def _not_carried(section: _Section) -> Iterator[Problem]:
     for block in section.blocks:
         if block.kind == "commentary":
             text = " ".join(" ".join(block.lines[1:]).split())

@@ -107,6 +107,8 @@ def test_keys_that_others_use_for_the_same_things_are_known(tmp_path: Path) -> N
     assert read.constitution
     assert (read.constitution.name, [row.id for row in read.constitution.principles]) == ("T", ["a1", "a2"])
     assert ["'model'" in note.text for note in read.left_out] == [True]
+    described = {"principles": [{"id": "calm", "description": "Stay calm."}]}
+    assert load_constitution(write(tmp_path, json.dumps(described), "d.json")).principles[0].text == "Stay calm."
     few_shot = {
         "harmful": {"prompt": "Human: CritiqueRequest: old\n\nCritique: x CritiqueRequest: New?", "edit_request": "E"}
     }

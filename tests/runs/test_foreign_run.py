@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from constitutional.base.records import Judgement
 from constitutional.constitution.file import load_constitution
 from constitutional.runs.folder import USED
-from constitutional.stages.label import Judgement
 from constitutional.stages.summaries import LabelSummary
 from tests.scripted_run import World, configured, go
 
