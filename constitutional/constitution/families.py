@@ -231,10 +231,15 @@ def _numbered(text: str, line: int) -> Foreign | None:
 
 
 def _of_mapping(mapping: Mapping[str, Node]) -> Foreign | None:
-    if "constitutions" in mapping and isinstance(mapping["constitutions"].value, list):
-        return _handbook(mapping)
-    if "annotators" in mapping and isinstance(mapping["annotators"].value, dict):
-        return _annotators(mapping)
+    for name, kind, family, read in (
+        ("constitutions", list, "the alignment handbook", _handbook),
+        ("annotators", dict, "AnnotatedPairs", _annotators),
+    ):
+        if name in mapping and not isinstance(mapping[name].value, kind):
+            expected = f"'{name}' must be a {'list' if kind is list else 'mapping'}, not {described(mapping[name])}"
+            return Foreign(family, [], problems=[Problem(mapping[name].line, expected)])
+        if name in mapping:
+            return read(mapping)
     if "criteria" in mapping or "schema_version" in mapping:
         return _constitutional_evals(mapping)
     if "trait" in mapping:  # a file of one line

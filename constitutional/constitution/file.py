@@ -251,6 +251,8 @@ def _line_problem(details: ErrorDetails, ids: Sequence[str], lines: Sequence[int
             line, where = lines[number], f"principle '{ids[number]}':{f' {field[0]!r}' if field else ''}"
         case place:
             line, where = 1, f"'{place[0]}'"
+    if details["type"] == "missing":
+        return Problem(line, f"{where} has no '{details['loc'][-1]}'")
     problem = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
     return Problem(line, f"{where} {_too_large(details) or problem}")
 
