@@ -309,12 +309,13 @@ def _pairs(family: str, items: Sequence[Node], ids: Sequence[str] = ()) -> Forei
                     Problem(item.line, f"a principle has no request for {what}, which must be a text")
                 )
         name_key = _first(_ID, mapping)
-        own = outer or (str(mapping[name_key].value) if name_key else "")
+        name = str(mapping[name_key].value) if name_key else ""
+        own = outer or (name if name_key in ("id", "key") else "")
         values: dict[str, Any] = {"text": asked[1], "critique": asked[0], "revision": asked[1]}
         if own:
             values["id"] = own
         fields.ignore(mapping, [critique, revision, name_key])
-        entries.append(Entry(item.line, values))
+        entries.append(Entry(item.line, values, name))
     note = "words of their own for comparison: the file has none, so the request for a revision stands as the text"
     left_out = [Problem(items[0].line, note), *fields.notes(NOT_ASKED)]
     return Foreign(family, entries, left_out, fields.problems)
