@@ -175,6 +175,8 @@ class Judgement(Record):
     """The two orders prefer different responses: the labeler kept the position, not the answer."""
     weight: float = Field(default=1.0, ge=0)
     """The principle's weight among those that this comparison is judged by, times the judge's in a panel."""
+    gives_way_to: tuple[str, ...] = Field(default=(), exclude_if=lambda ids: not ids)
+    """Ids of the principles that override this one, among those that this comparison is judged by."""
 
     @property
     def problem(self) -> str | None:

@@ -46,6 +46,7 @@ VARIABLES: Final[Mapping[str, frozenset[str]]] = {
     "label": frozenset({"conversation", "a", "b", "principle"}),
     "score": frozenset({"principle"}),
     "restate": frozenset({"principle"}),
+    "tenets": frozenset({"section", "text"}),
 }
 """The templates and their variables. `conversation` holds a conversation, every other variable text."""
 

@@ -21,7 +21,17 @@ from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
 from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
-from constitutional.cli import data_command, evaluation, export_command, preview, review, talk, votes, what_if
+from constitutional.cli import (
+    data_command,
+    evaluation,
+    export_command,
+    import_command,
+    preview,
+    review,
+    talk,
+    votes,
+    what_if,
+)
 from constitutional.cli.run_command import COMPOSED
 
 if TYPE_CHECKING:
@@ -135,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--all", action="store_true", help="list all items, and not the first of each kind")
     show.set_defaults(run=_show)
 
-    for command in (evaluation, what_if, preview, review, votes, export_command, data_command):
+    for command in (evaluation, what_if, preview, review, votes, import_command, data_command, export_command):
         command.add_parser(commands)
     talk.add_parsers(commands)
 

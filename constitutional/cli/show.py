@@ -10,7 +10,8 @@ from constitutional.base.errors import InputError
 from constitutional.base.progress import clock
 from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Record, Revision, Sample
 from constitutional.base.text import printable, table
-from constitutional.judging.labelling import combine
+from constitutional.judging.labelling import combine, readable
+from constitutional.judging.priorities import overridden
 from constitutional.judging.scores import Score
 from constitutional.runs import search
 from constitutional.runs.collection import RunLine, Unused, size_in_words
@@ -175,6 +176,8 @@ def _tipping_lines(judgements: Sequence[Judgement], margin: float) -> Iterator[s
     if label is None:
         return
     yield f"\nlabel: P(a is better) = {label:.3f}, {_side(label, margin)}"
+    for name, above in overridden(readable(judgements)).items():
+        yield f"  '{name}' does not count: '{above}' overrides it, and prefers the other response"
     for change in tipping(judgements, margin):
         became = "no label" if change.p_a is None else f"{change.p_a:.3f}, {_side(change.p_a, margin)}"
         yield f"  without '{change.principle}': {became}{'; it tipped the label' if change.tipped else ''}"

@@ -1,4 +1,8 @@
-"""Adds an example to a principle in a YAML file, and leaves every other line of the file as it is."""
+"""Adds an example to a principle in a YAML file, and leaves every other line of the file as it is.
+
+Where a principle is written in braces, so that no line can be inserted, the file is written out again: comments and
+order stay, line breaks within texts may not.
+"""
 
 import difflib
 import hashlib
@@ -13,6 +17,7 @@ from constitutional.base.files import atomic_write
 from constitutional.constitution.constitution import Constitution, Example
 from constitutional.constitution.file import read_constitution
 from constitutional.constitution.principle_file import YAML_ENDINGS
+from constitutional.constitution.writing import with_example
 
 
 class ExampleEdit(NamedTuple):
@@ -47,14 +52,18 @@ def edit_of(path: Path, principle: str, example: Example) -> ExampleEdit:
     # The first byte-order mark belongs to no line.
     mark = raw[: len(raw) - len(text.encode())]
     place = [part.id for part in constitution.principles].index(principle)
-    inserted = _inserted(text, place, example)
-    content = mark + inserted.encode()
     parts = tuple(
         part.model_copy(update={"examples": (*part.examples, example)}) if part.id == principle else part
         for part in constitution.principles
     )
+    wanted = constitution.model_copy(update={"principles": parts})
     # Whatever way of writing YAML was not thought of: the file must come to mean the example more, and nothing else.
-    if _reread(content, path) != constitution.model_copy(update={"principles": parts}):
+    for edited in (_inserted, _rewritten):
+        inserted = edited(text, place, example)
+        content = mark + inserted.encode()
+        if _reread(content, path) == wanted:
+            break
+    else:
         problem = f"the principle '{principle}' is written in a form into which no example can be inserted"
         raise InputError(path, f"{problem}; add it by hand", lines[principle])
     before, after = (part.replace("\r\n", "\n").split("\n") for part in (text, inserted))
@@ -74,6 +83,8 @@ def _read(path: Path) -> tuple[Constitution, dict[str, int]]:
     read = read_constitution(path)
     if read.constitution is None:
         raise InputError(path, f"{read.problems[0].text}; mend the file first", read.problems[0].line)
+    if read.family:
+        raise InputError(path, f"is no file of ours, but {read.family}: constitutional import {path} -o OURS.yaml", 1)
     return read.constitution, read.lines
 
 
@@ -101,6 +112,12 @@ def _inserted(text: str, place: int, example: Example) -> str:
     if examples is None or not examples.value:
         return _insert(text, _end(principle), _examples(example, principle.start_mark.column, newline), newline)
     return _insert(text, _end(examples), _written(example, newline, examples.start_mark.column), newline)
+
+
+def _rewritten(text: str, place: int, example: Example) -> str:
+    """The whole text written out again with the example, with comments and in its order."""
+    newline = "\r\n" if "\r\n" in text else "\n"
+    return with_example(text, place, example).replace("\n", newline)
 
 
 def _value(mapping: Any, key: str) -> Any:  # noqa: ANN401 - PyYAML has no types

@@ -14,12 +14,13 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
-from typing import Annotated, Final, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
+from constitutional.constitution.priorities import circle_in, overriding, within
 
 Use = Literal["critique", "revision", "comparison"]
 Purpose = Literal["revision", "comparison"]
@@ -57,6 +58,19 @@ class Example(Frozen):
     """The response that the principle prefers."""
     worse: Text
     """The response that it does not."""
+    why: Text | None = Field(default=None, exclude_if=lambda why: why is None)
+    """Why the one is better. For people; no model sees it."""
+
+
+class Source(Frozen):
+    """Where a principle stands in the text that it was taken from."""
+
+    section: str = ""
+    """The headings above it, the outermost first, joined by ` > `."""
+    line: Annotated[int, Field(ge=1)]
+    """Of the text as it was imported, from 1."""
+    quote: Text | None = Field(default=None, exclude_if=lambda quote: quote is None)
+    """The words of the text that it was made from, where its own words are others."""
 
 
 class Principle(Frozen):
@@ -83,12 +97,23 @@ class Principle(Frozen):
     """What the labeler is measured on."""
     as_written: bool = Field(default=False, exclude_if=lambda as_written: not as_written)
     """Whether models are given these very words, whatever they read in them."""
+    why: Text | None = Field(default=None, exclude_if=lambda why: why is None)
+    """The reason for it, which models read beside it."""
+    overrides: tuple[Id, ...] = Field(default=(), exclude_if=lambda ids: not ids)
+    """Ids of the principles that give way to it, and so do those that give way to them: where the labeler prefers one
+    response by it and the other by one of those, its judgement counts alone."""
+    source: Source | None = Field(default=None, exclude_if=lambda source: source is None)
+    """For people to find it in the text that it was taken from."""
     given: dict[Use, Text] = Field(default_factory=dict, exclude_if=lambda given: not given)
     """What models are given in place of the words for a use, because they would not surely read the words rightly."""
 
     def words(self, use: Use) -> str:
         """What a model reads for this use."""
-        return self.given.get(use) or self.written(use)
+        return self.given.get(use) or self.with_reason(self.written(use))
+
+    def with_reason(self, words: str) -> str:
+        """The words with the reason beside them, if there is one."""
+        return f"{words}\n\nReason: {self.why}" if self.why else words
 
     def written(self, use: Use) -> str:
         """The author's words for this use, or the text if there are none."""
@@ -121,19 +146,41 @@ class Constitution(Frozen):
             raise ValueError(f"two principles have the id '{name}'; rename one")
         return self
 
+    @model_validator(mode="after")
+    def _priorities_are_an_order(self) -> Self:
+        overrides = {principle.id: principle.overrides for principle in self.principles if principle.overrides}
+        known = dict.fromkeys(principle.id for principle in self.principles) if overrides else {}
+        for name, others in overrides.items():
+            if unknown := next((other for other in others if other not in known), None):
+                raise ValueError(f"'{name}' overrides '{unknown}', which is no principle; {nearest(unknown, known)}")
+        if circle := circle_in(overrides):
+            raise ValueError(circle_message(circle))
+        return self
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that behaviour depends on: ids, words, weights and examples, in their order.
 
-        Name, version, description, authors and tags are not part of it, so correcting them asks nothing again. Neither
-        is what a principle is for where it is for everything, as it is where nobody says, or what models are given
-        where it is the words.
+        Name, version, description, authors, tags, sources and the reasons of examples are not part of it, so correcting
+        them asks nothing again. Neither is what a principle is for where it is for everything, as it is where nobody
+        says, or what models are given where it is the words.
         """
         content = []
         for principle in self.principles:
             for_all = set(principle.uses) == set(PURPOSES)
-            content.append(principle.model_dump(mode="json", exclude={"tags", "uses"} if for_all else {"tags"}))
+            exclude = {**_FOR_PEOPLE, "uses": True} if for_all else _FOR_PEOPLE
+            content.append(principle.model_dump(mode="json", exclude=exclude))
         return _digest(content)
+
+    @cached_property
+    def overridden_by(self) -> dict[str, tuple[str, ...]]:
+        """By principle, the ids of those that override it, directly or through others, in the order of the file.
+
+        Principles that nothing overrides are not in it.
+        """
+        above = overriding({principle.id: principle.overrides for principle in self.principles if principle.overrides})
+        order = {principle.id: place for place, principle in enumerate(self.principles)}
+        return {name: tuple(sorted(names, key=order.__getitem__)) for name, names in above.items()}
 
     def used_for(self, purpose: Purpose) -> "Constitution":
         """The principles that drafts are revised by, or responses compared.
@@ -153,6 +200,11 @@ class Constitution(Frozen):
     def _of(self, principles: tuple[Principle, ...], left_out: tuple[Principle, ...] = ()) -> "Constitution":
         """The same with these principles; made anew and not by model_copy, which would take the digest along."""
         fields = {field: getattr(self, field) for field in Constitution.model_fields}
+        overrides = within({row.id: row.overrides for row in self.principles}, {row.id for row in principles})
+        principles = tuple(
+            row if row.overrides == overrides[row.id] else row.model_copy(update={"overrides": overrides[row.id]})
+            for row in principles
+        )
         made = Constitution(**{**fields, "principles": principles})
         made.__dict__["left_out"] = left_out  # as it is cached
         return made
@@ -162,10 +214,11 @@ class Constitution(Frozen):
         content: list[object] = []
         for principle in self.principles:
             if purpose in principle.uses and purpose == "comparison":
-                content.append([principle.id, principle.words("comparison"), principle.weight])
+                overrides = [list(principle.overrides)] if principle.overrides else []
+                content.append([principle.id, principle.words("comparison"), principle.weight, *overrides])
             elif purpose in principle.uses:
                 words = (principle.words("critique"), principle.words("revision"), principle.revision)
-                examples = [example.model_dump(mode="json") for example in principle.examples]
+                examples = [example.model_dump(mode="json", exclude={"why"}) for example in principle.examples]
                 content.append([principle.id, words, principle.weight, examples])
         return _digest(content)
 
@@ -184,8 +237,8 @@ class Constitution(Frozen):
     ) -> "Constitution":
         """The constitution with only these principles (None means all), without those, with these weights and texts.
 
-        A new text replaces the words that a principle has for a single use, too. Models are given the words of
-        `as_written` as they are.
+        A new text replaces the words that a principle has for a single use, and its reason, too. Models are given the
+        words of `as_written` as they are.
         """
         weights, wordings = weights or {}, wordings or {}
         self._check_known([*(only or []), *without, *weights, *wordings, *as_written])
@@ -194,7 +247,7 @@ class Constitution(Frozen):
             if not 0 < weight < math.inf:
                 advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
                 raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
-        cleared: dict[str, object] = {"given": {}, "as_written": False, **dict.fromkeys(USES)}
+        cleared: dict[str, object] = {"given": {}, "as_written": False, "why": None, **dict.fromkeys(USES)}
         worded = tuple(
             principle.model_copy(
                 update={"weight": float(weights.get(principle.id, principle.weight))}
@@ -242,6 +295,10 @@ class Constitution(Frozen):
                 raise ConfigurationError(f"constitution '{self.name}' has no principle '{principle_id}'; {advice}")
 
 
+_FOR_PEOPLE: Final[dict[str, Any]] = {"tags": True, "source": True, "examples": {"__all__": {"why": True}}}
+"""Fields of a principle that no model sees."""
+
+
 def _digest(content: object) -> str:
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
@@ -251,6 +308,13 @@ def wait(lot: int, principle_id: str) -> float:
     """How long a principle of weight 1 waits in a draw: -ln(u), with u from the draw's lot and the principle's id."""
     drawn = hashlib.blake2b(f"{lot} {principle_id}".encode(), digest_size=8).digest()
     return -math.log((int.from_bytes(drawn) + 1) / 2**64)
+
+
+def circle_message(circle: Iterable[str]) -> str:
+    """What is wrong where principles override each other in a circle; its first id stands at its end again."""
+    first, *others = circle
+    chain = ", which overrides ".join(f"'{name}'" for name in others)
+    return f"'{first}' overrides {chain}: priorities must not go in a circle; take one of them out"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

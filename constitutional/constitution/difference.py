@@ -7,7 +7,17 @@ from typing import Literal, NamedTuple
 from constitutional.constitution.constitution import Constitution, Principle
 
 Kind = Literal[
-    "added", "removed", "renamed", "reworded", "reweighted", "uses", "as_written", "tags", "examples", "moved"
+    "added",
+    "removed",
+    "renamed",
+    "reworded",
+    "reweighted",
+    "uses",
+    "as_written",
+    "overrides",
+    "tags",
+    "examples",
+    "moved",
 ]
 
 
@@ -22,7 +32,7 @@ class PrincipleChange(NamedTuple):
     after: str
     """Empty if it was removed."""
     field: str = "text"
-    """The words of a reworded principle that changed: text, critique, revision or comparison."""
+    """The words of a reworded principle that changed: text, critique, revision, comparison or why."""
 
     def __str__(self) -> str:
         """One line, or three where words changed."""
@@ -85,10 +95,14 @@ def _place(constitution: Constitution, number: int) -> str:
 
 
 def _changes(before: Principle, after: Principle) -> Iterator[PrincipleChange]:
-    for field in ("text", "critique", "revision", "comparison"):
+    for field in ("text", "critique", "revision", "comparison", "why"):
         old, new = getattr(before, field), getattr(after, field)
+        nothing = "(none)" if field == "why" else "(as the text)"
         if old != new:
-            yield PrincipleChange("reworded", before.id, old or "(as the text)", new or "(as the text)", field)
+            yield PrincipleChange("reworded", before.id, old or nothing, new or nothing, field)
+    if set(before.overrides) != set(after.overrides):
+        old, new = (", ".join(row.overrides) or "nothing" for row in (before, after))
+        yield PrincipleChange("overrides", before.id, old, new)
     if before.weight != after.weight:
         yield PrincipleChange("reweighted", before.id, f"{before.weight:g}", f"{after.weight:g}")
     if set(before.uses) != set(after.uses):

@@ -1,7 +1,12 @@
-"""Reads a constitution from a YAML or a Markdown file, with the line of every principle and of all that is wrong."""
+"""Reads a constitution from a file, with the line of every principle and of all that is wrong.
+
+Our own form is YAML; Markdown is read as its headings and bullets. What other people's files look like is recognised by
+what they hold (`families.py`, `model_spec.py`, `prose.py`).
+"""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +23,28 @@ from constitutional.constitution.constitution import (
     Constitution,
     Example,
     Principle,
+    Source,
+    circle_message,
     nearest,
 )
-from constitutional.constitution.markdown import ProseBlock, read_markdown
+from constitutional.constitution.families import EXPECTED, is_ours, of_node, table_of
+from constitutional.constitution.foreign import Entry, Foreign
+from constitutional.constitution.json_nodes import read_json
+from constitutional.constitution.markdown import Prose, ProseBlock, read_markdown
+from constitutional.constitution.model_spec import is_model_spec, read_model_spec
 from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, ids_of, read_text, slug
-from constitutional.constitution.yaml import Node, Problem, read_yaml, shown
+from constitutional.constitution.priorities import circle_in
+from constitutional.constitution.prose import is_prose, read_prose
+from constitutional.constitution.yaml import Node, Problem, described, read_yaml, shown
+
+JSON_ENDINGS = frozenset({".json", ".jsonl", ".ndjson"})
+TABLE_ENDINGS = frozenset({".csv", ".tsv"})
+LONG_WORDS = 2_000
+LONG_MEAN = 120
+"""A Markdown file of more words, and of more words a principle, is read sentence by sentence: nobody weighs a page."""
+_JSON_START = re.compile(r"\s*(?:[\[{]\s*[\[{\"\]}]|\"(?:[^\"\\\n]|\\.)*\"\s*\Z)")
+_OURS_START = re.compile(r"^principles[ \t]*:", re.MULTILINE)
+_LIST_ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
 
 
 def load_constitution(name_or_path: str | Path) -> Constitution:
@@ -81,19 +103,107 @@ class ReadConstitution(NamedTuple):
     """The line of every principle, by its id."""
     asides: list[ProseBlock]
     """The blocks of a Markdown file that are no principles."""
+    family: str = ""
+    """What other people's format the file is in; empty for our YAML and for Markdown."""
+    left_out: Sequence[Problem] = ()
+    """What of another format our schema has no place for."""
 
 
 def read_constitution(path: Path) -> ReadConstitution:
     """The constitution in a file with its lines, or all that is wrong with it; only an unreadable file is raised."""
     content = read_text(path)
     ending = path.suffix.lower()
-    if ending not in YAML_ENDINGS | MARKDOWN_ENDINGS:
-        raise InputError(path, "a constitution is YAML or Markdown; name the file .yaml or .md", 1)
-    return _from_yaml(content, path) if ending in YAML_ENDINGS else _from_markdown(content, path)
+    if ending in YAML_ENDINGS or (ending not in MARKDOWN_ENDINGS and _OURS_START.search(content)):
+        return _from_nodes(*read_yaml(content, path), content, path)
+    if ending in JSON_ENDINGS or (ending not in MARKDOWN_ENDINGS | TABLE_ENDINGS and _JSON_START.match(content)):
+        if not content.strip():
+            raise InputError(path, f"is empty; {EXPECTED}", 1)
+        return _from_nodes(*read_json(content, path), content, path)
+    if foreign := _foreign_text(content.replace("\r\n", "\n").replace("\r", "\n"), path):
+        return foreign_constitution(foreign, path)
+    return _from_markdown(read_markdown(content), path)
 
 
-def _from_markdown(content: str, path: Path) -> ReadConstitution:
-    prose = read_markdown(content)
+def _foreign_text(content: str, path: Path) -> Foreign | None:
+    """What a text in another format says; None for Markdown whose headings or bullets are principles."""
+    ending = path.suffix.lower()
+    if ending not in MARKDOWN_ENDINGS:
+        if not content.strip():
+            raise InputError(path, f"is empty; {EXPECTED}", 1)
+        if table := table_of(content, path, certainly=ending in TABLE_ENDINGS):
+            return table
+    if is_model_spec(content):
+        return read_model_spec(content)
+    if ending in MARKDOWN_ENDINGS:
+        return read_prose(content) if _is_long(read_markdown(content)) else None
+    if _is_list(content):
+        return None
+    if is_prose(content):
+        return read_prose(content)
+    lines = [(number, line.strip()) for number, line in enumerate(content.split("\n"), start=1)]
+    filled = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    return Foreign("a list, one principle a line", [Entry(number, {"text": line}) for number, line in filled])
+
+
+def _is_list(content: str) -> bool:
+    """Whether most lines, or the first lines of all paragraphs, begin as items of a list do."""
+    lines = [line for line in content.split("\n") if not line.startswith("#")]
+    outer = [line for line in lines if line.strip() and not line[0].isspace()]
+    firsts = [line for before, line in pairwise(["", *lines]) if line[:1].strip() and not before.strip()]
+    return any(
+        rows and 2 * sum(bool(_LIST_ITEM.match(line)) for line in rows) > least * len(rows)
+        for rows, least in ((outer, 1), (firsts, 1.9))
+    )
+
+
+def _is_long(prose: Prose) -> bool:
+    words = [len(principle.text.split()) for principle in prose.principles]
+    return sum(words) > max(LONG_WORDS, LONG_MEAN * len(words))
+
+
+def check_prose(path: Path) -> str:
+    """The text of a file that a model can split into tenets.
+
+    Raises:
+        InputError: it is in a format whose principles stand by themselves.
+    """
+    content = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    structured = YAML_ENDINGS | JSON_ENDINGS | TABLE_ENDINGS
+    if path.suffix.lower() in structured or _JSON_START.match(content) or _OURS_START.search(content):
+        raise InputError(path, "is no prose, so there is nothing for a model to split; leave --with-model out")
+    if not content.strip():
+        raise InputError(path, "is empty; expected prose that says how a model should behave", 1)
+    return content
+
+
+def foreign_constitution(foreign: Foreign, path: Path) -> ReadConstitution:
+    """The constitution that a file in another format holds, checked as ours is."""
+    rows = [(entry, entry.values.get("id")) for entry in foreign.entries]
+    own_ids = [None if own is None else _as_id(str(own)) for _, own in rows]
+    texts = [str(entry.values.get("text", "")) for entry, _ in rows]
+    names = [entry.name or text for (entry, _), text in zip(rows, texts, strict=True)]
+    ids = ids_of(list(zip(own_ids, names, texts, strict=True)))
+    lines = [entry.line for entry, _ in rows]
+    problems = list(foreign.problems)
+    problems += _repeated((own, line) for own, line in zip(own_ids, lines, strict=True) if own is not None)
+    entries = [{**entry.values, "id": name} for (entry, _), name in zip(rows, ids, strict=True)]
+    if not entries:
+        return ReadConstitution(None, problems or [Problem(1, "holds no principle")], {}, [], foreign.family)
+    known = list(problems)
+    values = {"name": path.stem, **foreign.about, "principles": entries}
+    read = _checked(
+        values, problems, lambda details: _line_problem(details, ids, lines), dict(zip(ids, lines, strict=True)), []
+    )
+    # What is no text is no principle either, which need not be said.
+    told = {problem.line for problem in foreign.problems}
+    return read._replace(
+        problems=[problem for problem in read.problems if problem in known or problem.line not in told],
+        family=foreign.family,
+        left_out=sorted(foreign.left_out, key=lambda note: (note.line or 0, note.text)),
+    )
+
+
+def _from_markdown(prose: Prose, path: Path) -> ReadConstitution:
     passages = prose.principles
     if not passages:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
@@ -112,7 +222,9 @@ def _from_markdown(content: str, path: Path) -> ReadConstitution:
     ]
     values = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
     lines = dict(zip(ids, (passage.line for passage in passages), strict=True))
-    return _checked(values, problems, lambda details: _passage_problem(details, ids, passages), lines, prose.asides)
+    return _checked(
+        values, problems, lambda details: _line_problem(details, ids, list(lines.values())), lines, prose.asides
+    )
 
 
 def _checked(
@@ -142,18 +254,27 @@ def _as_id(written: str) -> str:
     return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
 
 
-def _passage_problem(details: ErrorDetails, ids: Sequence[str], passages: Sequence[ProseBlock]) -> Problem:
+def _line_problem(details: ErrorDetails, ids: Sequence[str], lines: Sequence[int]) -> Problem:
     match details["loc"]:
         case ("principles", int(number), *field):
-            line, where = passages[number].line, f"principle '{ids[number]}':{f' {field[0]!r}' if field else ''}"
+            line, where = lines[number], f"principle '{ids[number]}':{f' {field[0]!r}' if field else ''}"
         case place:
             line, where = 1, f"'{place[0]}'"
+    if details["type"] == "missing":
+        return Problem(line, f"{where} has no '{details['loc'][-1]}'")
     problem = details["ctx"]["error"] if details["type"] == "value_error" else details["msg"]
     return Problem(line, f"{where} {_too_large(details) or problem}")
 
 
-def _from_yaml(content: str, path: Path) -> ReadConstitution:
-    root, problems = read_yaml(content, path)
+def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -> ReadConstitution:
+    """Our own schema, or what another one is recognised as."""
+    a_text = isinstance(root.value, str) and path.suffix.lower() in YAML_ENDINGS
+    if not is_ours(root) and not a_text and (foreign := of_node(root)):
+        return foreign_constitution(foreign._replace(problems=[*problems, *foreign.problems]), path)
+    if path.suffix.lower() not in YAML_ENDINGS and not is_ours(root):
+        return ReadConstitution(
+            None, [*problems, Problem(root.line, f"is of no kind that is known; {EXPECTED}")], {}, []
+        )
     if not isinstance(root.value, dict):
         problem = "must be a mapping with 'name:' and 'principles:'"
         problem = problem if content.strip() else f"is empty; {problem}"
@@ -162,6 +283,7 @@ def _from_yaml(content: str, path: Path) -> ReadConstitution:
     nodes = principles.value if principles and isinstance(principles.value, list) else []
     ids, duplicates = _ids(nodes)
     problems += duplicates
+    problems += _priority_problems(nodes, ids)
     made = _as_dict(root.value)
     made.setdefault("name", path.stem)
     if isinstance(made.get("version"), float | bool):
@@ -184,6 +306,28 @@ def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
         if own is not None and isinstance(own.value, str):
             written.append((own.value, own.line))
     return ids_of(sources), _repeated(written)
+
+
+def _priority_problems(nodes: Sequence[Node], ids: Sequence[str]) -> list[Problem]:
+    """Ids below `overrides` that no principle has, and a circle of priorities, at the lines where they stand."""
+    problems = []
+    overrides: dict[str, list[str]] = {}
+    lines: dict[str, int] = {}
+    known = dict.fromkeys(ids)
+    for node, name in zip(nodes, ids, strict=True):
+        written = node.value.get("overrides") if isinstance(node.value, dict) else None
+        if written is None or not isinstance(written.value, list):
+            continue
+        lines.setdefault(name, written.line)
+        for item in written.value:
+            if isinstance(item.value, str) and item.value in known:
+                overrides.setdefault(name, []).append(item.value)
+            elif isinstance(item.value, str) and re.match(ID, item.value):
+                unknown = f"'{shown(item.value)}' is no principle of this file; {nearest(item.value, known)}"
+                problems.append(Problem(item.line, f"principle '{name}': overrides {unknown}"))
+    if circle := circle_in(overrides):
+        problems.append(Problem(lines[circle[0]], circle_message(circle)))
+    return problems
 
 
 def _repeated(ids: Iterable[tuple[str, int]]) -> list[Problem]:
@@ -222,6 +366,9 @@ _EXPECTED = {
     "id": "letters, digits, '_' and '-' (at most 64, a letter first)",
     "authors": "a list of texts",
     "tags": "a list of texts",
+    "overrides": "a list of principles' ids",
+    "source": "a mapping with 'line', and 'section' and 'quote' if you like",
+    "line": "the number of a line, from 1",
     "uses": "a list of 'revision', 'comparison' or both",
     "examples": "a list, each with 'prompt', 'better' and 'worse'",
     "principles": f"a list of 1 to {MOST_PRINCIPLES:,} principles",
@@ -230,8 +377,14 @@ _EXPECTED_ITEM = {
     "principles": "a text, or a mapping with a 'text'",
     "examples": "a mapping with 'prompt', 'better' and 'worse'",
     "uses": "'revision' or 'comparison'",
+    "overrides": "a principle's id",
 }
-_PARTS: Mapping[str, type[BaseModel]] = {"": Constitution, "principles": Principle, "examples": Example}
+_PARTS: Mapping[str, type[BaseModel]] = {
+    "": Constitution,
+    "principles": Principle,
+    "examples": Example,
+    "source": Source,
+}
 
 
 def _problem(details: ErrorDetails, root: Node) -> Problem:
@@ -253,7 +406,7 @@ def _problem(details: ErrorDetails, root: Node) -> Problem:
         return Problem(node.line, f"{where}{label} {problem}")
     unquoted = isinstance(node.value, float | bool) and expected == "a text"
     advice = f'; write "{shown(node.written)}", in quotes' if unquoted else ""
-    return Problem(node.line, f"{where}{label} must be {expected}, not {_described(node)}{advice}")
+    return Problem(node.line, f"{where}{label} must be {expected}, not {described(node)}{advice}")
 
 
 def _too_large(details: ErrorDetails) -> str | None:
@@ -285,14 +438,3 @@ def _where(place: Sequence[str | int], root: Node) -> str:
         name = f"'{shown(own.value)}'" if own and isinstance(own.value, str) else int(place[depth]) + 1
         made += f"{str(place[depth - 1]).removesuffix('s')} {name}: "
     return made
-
-
-def _described(node: Node) -> str:
-    if isinstance(node.value, dict):
-        return "a mapping"
-    if isinstance(node.value, list):
-        return "a list" if node.value else "an empty list"
-    if isinstance(node.value, float | bool):
-        return f"the {'yes/no value' if isinstance(node.value, bool) else 'number'} {shown(node.written)}"
-    text = (node.value or "").strip()
-    return f"'{shown(text)}'" if text else "empty"

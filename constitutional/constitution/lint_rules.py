@@ -85,6 +85,8 @@ def _stem(word: str) -> str:
 
 
 _EMPTY_STEMS = frozenset(map(_stem, _EMPTY))
+_GIVES_A_REASON = frozenset(map(_stem, "because since reason therefore thus important matter".split()))
+"""Words that say that a reason comes, and give none."""
 
 
 def _telling(text: str) -> set[str]:
@@ -164,9 +166,27 @@ def _several_wishes(constitution: Constitution) -> Warnings:
 def _template_syntax(constitution: Constitution) -> Warnings:
     """Principles in which somebody may expect something to be filled in."""
     for principle in constitution.principles:
-        if match := _TEMPLATE.search(principle.text):
+        if match := _TEMPLATE.search(f"{principle.text}\n{principle.why or ''}"):
             syntax = textwrap.shorten(match[0], 60, placeholder="…")
             yield _of(principle, f"holds '{syntax}', which models see as it is: nothing fills it in")
+
+
+def _empty_reasons(constitution: Constitution) -> Warnings:
+    """Reasons that only say the principle again."""
+    for principle in constitution.principles:
+        if principle.why is not None and _telling(principle.why) <= _telling(principle.text) | _GIVES_A_REASON:
+            yield _of(principle, "gives a 'why' that adds nothing to its text; say what it protects, or leave it out")
+
+
+def _idle_priorities(constitution: Constitution) -> Warnings:
+    """Priorities that can never decide a label."""
+    for principle in constitution.principles:
+        if principle.overrides and "comparison" not in principle.uses:
+            yield _of(principle, "overrides others, but is not used for comparison, so it never decides a label")
+    compared = {principle.id for principle in constitution.principles if "comparison" in principle.uses}
+    for principle in constitution.principles:
+        if idle := [name for name in principle.overrides if name not in compared]:
+            yield _of(principle, f"overrides '{idle[0]}', which is not used for comparison, so they never meet")
 
 
 def _missing_examples(constitution: Constitution) -> Warnings:
@@ -193,6 +213,8 @@ RULES: Mapping[str, Callable[[Constitution], Warnings]] = {
     "too-much": _too_much,
     "several-wishes": _several_wishes,
     "template-syntax": _template_syntax,
+    "empty-why": _empty_reasons,
+    "idle-priority": _idle_priorities,
     "no-examples": _missing_examples,
     "equal-example": _equal_examples,
 }

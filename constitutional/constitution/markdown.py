@@ -110,6 +110,12 @@ def read_markdown(content: str) -> Prose:
     return Prose(top[0].text if top else "", description, principles, asides)
 
 
+def plain_text(content: str) -> str:
+    """Prose in Markdown on one line, without marks, fences and tables."""
+    kinds = ("heading", "item", "paragraph")
+    return _joined(block.text for block in _blocks(content) if block.kind in kinds)
+
+
 def _blocks(content: str) -> Iterator[ProseBlock]:
     content = _BLANKED.sub(lambda match: "\n" * match[0].count("\n"), re.sub(r"\r\n?", "\n", content))
     content = _CHECKBOX.sub(r"\1", _BULLET.sub(r"\1-", content))

@@ -21,6 +21,12 @@ MOST_BYTES = 32 * 2**20
 YAML_ENDINGS = frozenset({".yaml", ".yml"})
 MARKDOWN_ENDINGS = frozenset({".md", ".markdown"})
 
+_NO_TEXT = {
+    b"%PDF-": "a PDF; take its text out first: pdftotext FILE.pdf FILE.txt",
+    b"PK\x03\x04": "an archive, such as a Word document; save it as text",
+    b"\x1f\x8b": "compressed; unpack it first: gunzip FILE",
+}
+"""What some files begin with that hold text and are none, and what to do."""
 _BETWEEN_ITEMS = " \t\r\n,"
 _ID_WORDS = 6
 _ID_LENGTH = 48
@@ -65,6 +71,8 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(path, f"cannot be read: {error.strerror}") from error
+    if remedy := next((remedy for start, remedy in _NO_TEXT.items() if raw.startswith(start)), ""):
+        raise InputError(path, f"is {remedy}")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise InputError(path, "is UTF-16 text; save it as UTF-8", 1)
     try:

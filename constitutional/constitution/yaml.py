@@ -33,6 +33,18 @@ def shown(text: str) -> str:
     return line if len(line) <= MOST_SHOWN else f"{line[:MOST_SHOWN]}…"
 
 
+def described(node: "Node") -> str:
+    """What a value is, for a message that says what it should be."""
+    if isinstance(node.value, dict):
+        return "a mapping"
+    if isinstance(node.value, list):
+        return "a list" if node.value else "an empty list"
+    if isinstance(node.value, float | bool):
+        return f"the {'yes/no value' if isinstance(node.value, bool) else 'number'} {shown(node.written)}"
+    text = (node.value or "").strip()
+    return f"'{shown(text)}'" if text else "empty"
+
+
 @dataclass(slots=True)
 class Node:
     """A value in a YAML file, and where it is."""

@@ -206,6 +206,8 @@ class JudgementTask(NamedTuple):
     principle: Principle
     weight: float = 1.0
     """Of the judgement among those of the comparison: the principle's, times the labeler's in a panel."""
+    gives_way_to: tuple[str, ...] = ()
+    """Ids of the principles that override this one, among those that the comparison is judged by."""
 
 
 class _Answer(NamedTuple):
@@ -278,6 +280,7 @@ class Labeler:
             p_a=sum(sides) / len(sides) if readable else None,
             conflict=readable and min(sides) < 0.5 < max(sides),
             weight=task.weight,
+            gives_way_to=task.gives_way_to,
         )
 
     async def score(self, conversation: Sequence[Message], principle: Principle) -> float | None:

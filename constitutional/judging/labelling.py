@@ -22,6 +22,7 @@ from constitutional.engines.base import Engine
 from constitutional.engines.stories import side_by_side, together
 from constitutional.judging.choosing import principle_for, telling
 from constitutional.judging.labeler import CUT_OFF, JudgementTask, Labeler, LabelerSettings
+from constitutional.judging.priorities import overridden
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -30,7 +31,8 @@ class LabelSettings(LabelerSettings):
     """How comparisons are judged."""
 
     principles: Literal["one", "all", "telling"] = "one"
-    """A comparison is judged by one principle, drawn by weight, or by all of them. With `telling`, one principle is
+    """A comparison is judged by one principle, drawn by weight, or by all of them; where two of all disagree and one
+    overrides the other, it decides. With `telling`, one principle is
     drawn for a prompt, first among those that its draft violated; the labeler scores each of the prompt's responses by
     it, from 1 to 10; and only comparisons of responses at least one point apart are judged. A comparison that stands
     alone is then judged by one principle. The evaluation draws one principle for a prompt, unless it is `all`."""
@@ -183,12 +185,20 @@ def readable(judgements: Iterable[Judgement]) -> list[Judgement]:
     return [judgement for judgement in judgements if judgement.p_a is not None and judgement.weight > 0]
 
 
+def decisive(judgements: Iterable[Judgement]) -> list[Judgement]:
+    """A comparison's readable judgements, without those by a principle that another overrides (`priorities.py`)."""
+    usable = readable(judgements)
+    beaten = overridden(usable)
+    return [judgement for judgement in usable if judgement.principle not in beaten] if beaten else usable
+
+
 def combine(judgements: Iterable[Judgement]) -> float | None:
     """The probability that response a is better: the mean over a comparison's readable judgements, by weight.
 
     None if no judgement is readable. A judgement whose two orders conflict counts with the probability that it has.
+    One by a principle that is overridden does not count.
     """
-    pairs = [(judgement.p_a, judgement.weight) for judgement in readable(judgements) if judgement.p_a is not None]
+    pairs = [(judgement.p_a, judgement.weight) for judgement in decisive(judgements) if judgement.p_a is not None]
     return weighted_mean([p_a for p_a, _ in pairs], [weight for _, weight in pairs])
 
 
@@ -205,7 +215,8 @@ def _tasks(
 ) -> Iterator[JudgementTask]:
     if settings.principles == "all":
         for principle in constitution.principles:
-            yield JudgementTask(comparison, principle, principle.weight)
+            above = constitution.overridden_by.get(principle.id, ())
+            yield JudgementTask(comparison, principle, principle.weight, above)
     else:
         rng = rng_of(seed, "label", comparison.id)
         yield JudgementTask(comparison, constitution.draw(rng, ()), 1.0)  # the draw was by weight; it counts once

@@ -76,11 +76,13 @@ def lint_file(path: Path, understand: Understand | None = None, chosen: Collecti
             all.
     """
     try:
-        constitution, problems, lines, asides = read_constitution(path)
+        read = read_constitution(path)
     except InputError as error:
         return LintResult([], [Finding(path, error.line, "error", "unreadable", error.problem)])
-    findings = [Finding(path, problem.line, "error", "invalid", problem.text) for problem in problems]
-    findings += [_not_read(path, aside) for aside in asides]
+    constitution, lines = read.constitution, read.lines
+    findings = [Finding(path, problem.line, "error", "invalid", problem.text) for problem in read.problems]
+    findings += [_not_read(path, aside) for aside in read.asides]
+    findings += [Finding(path, note.line, "note", "not-carried-over", note.text) for note in read.left_out]
     understood: list[str] = []
     if constitution:
         if chosen is not None:

@@ -31,26 +31,37 @@ class JudgementTable(NamedTuple):
     """(N, P) Probability that response a is better; 0 where no judgement can be read."""
     readable: Booleans
     """(N, P) Whether there is a judgement with a probability."""
+    torn: Booleans
+    """(N, P) Whether a judgement's two orders conflict, so that it prefers neither response."""
+    gives_way_to: Mapping[str, Sequence[str]] = {}
+    """By principle, those that override it (`priorities.overridden`)."""
 
     @classmethod
     def of(cls, judgements: Iterable[Judgement]) -> "JudgementTable":
         """The table of these judgements; a judgement of weight 0 counts for nothing, as in `labelling.readable`."""
         rows, columns = dict[str, int](), dict[str, int]()
-        places, values = list[tuple[int, int]](), list[float]()
+        places, values, conflicts = list[tuple[int, int]](), list[float](), list[bool]()
+        above = dict[str, Sequence[str]]()
         for judgement in judgements:
             row = rows.setdefault(judgement.comparison, len(rows))
             column = columns.setdefault(judgement.principle, len(columns))
             if judgement.p_a is not None and judgement.weight > 0:
                 places.append((row, column))
                 values.append(judgement.p_a)
-        p_a, readable = np.zeros((len(rows), len(columns))), np.zeros((len(rows), len(columns)), dtype=bool)
+                conflicts.append(judgement.conflict)
+            if judgement.gives_way_to:
+                above[judgement.principle] = judgement.gives_way_to
+        shape = (len(rows), len(columns))
+        p_a, readable, torn = np.zeros(shape), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
         if places:
             at = tuple(np.array(places).T)
-            p_a[at], readable[at] = values, True
-        return cls(tuple(rows), tuple(columns), p_a, readable)
+            p_a[at], readable[at], torn[at] = values, True, conflicts
+        return cls(tuple(rows), tuple(columns), p_a, readable, torn, above)
 
     def shares(self, weights: Mapping[str, float]) -> Floats:
         """(N, P) Each judgement's part in its comparison's mean; a row is all 0 where nothing is left of it.
+
+        A judgement has no part where its principle is overridden by one that has a weight.
 
         Raises:
             UsageError: a principle has no judgement in the table, or a weight is below 0.
@@ -61,6 +72,12 @@ class JudgementTable(NamedTuple):
             if not 0 <= weight < np.inf:
                 raise UsageError(f"the weight of '{name}' is {weight}; a weight is a number from 0")
         counted = self.readable * np.array([weights.get(name, 0.0) for name in self.principles], float)
+        leanings = np.where(self.torn, 0.0, self.p_a - 0.5)
+        columns = {name: column for column, name in enumerate(self.principles)}
+        for name in sorted(self.gives_way_to, key=lambda name: len(self.gives_way_to[name])):  # the highest first
+            for above in filter(columns.__contains__, self.gives_way_to[name]):
+                against = leanings[:, columns[above]] * leanings[:, columns[name]] < 0
+                counted[against & (counted[:, columns[above]] > 0), columns[name]] = 0.0
         total = counted.sum(axis=1, keepdims=True)
         shares: Floats = np.divide(counted, total, out=np.zeros_like(counted), where=total > 0)
         return shares

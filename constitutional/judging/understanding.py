@@ -7,7 +7,7 @@ sentence. Both give the same record, so a run, its report and `lint` say it in t
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Literal, NamedTuple, get_args
 
 from constitutional.base.errors import RunError
@@ -274,14 +274,22 @@ def in_known_words(
         for principle in (*constitution.principles, *constitution.left_out)
         if not principle.as_written and (ids is None or principle.id in ids)
     ]
-    texts = list(dict.fromkeys(principle.written(use) for principle in principles for use in uses))
+    words = [
+        (principle.written(use), principle.with_reason(principle.written(use)))
+        for principle in principles
+        for use in uses
+    ]
+    texts = list(dict.fromkeys(chain.from_iterable(words)))
     understood = dict(zip(texts, understand.understand_texts(texts), strict=True))
     given: dict[str, dict[Use, str]] = {}
     for principle in principles:
         for use in uses:
-            understanding = understood[principle.written(use)]
-            if understanding and understanding.given:
-                given.setdefault(principle.id, {})[use] = understanding.given
+            written = principle.written(use)
+            alone, with_reason = understood[written], understood[principle.with_reason(written)]
+            if alone and alone.given:
+                given.setdefault(principle.id, {})[use] = alone.given
+            elif alone and (with_reason is None or with_reason.model_reads != alone.model_reads):
+                given.setdefault(principle.id, {})[use] = written  # the reason would make it read something else
     return constitution.giving(given)
 
 

@@ -169,14 +169,15 @@ class LabelledRun:
         rows = {name: row for row, name in enumerate(made.comparisons)}
         principles = tuple(dict.fromkeys([*self.weights, *made.principles]))
         p_a = np.zeros((len(self.ids), len(principles)))
-        readable = np.zeros(p_a.shape, dtype=bool)
+        readable, torn = np.zeros(p_a.shape, dtype=bool), np.zeros(p_a.shape, dtype=bool)
         judged = [(index, rows[name]) for index, name in enumerate(self.ids) if name in rows]
         if judged:
             target, source = np.array(judged).T
             columns = [principles.index(name) for name in made.principles]
             p_a[np.ix_(target, columns)] = made.p_a[source]
             readable[np.ix_(target, columns)] = made.readable[source]
-        return JudgementTable(tuple(self.ids), principles, p_a, readable)
+            torn[np.ix_(target, columns)] = made.torn[source]
+        return JudgementTable(tuple(self.ids), principles, p_a, readable, torn, made.gives_way_to)
 
     @cached_property
     def _lots(self) -> Lots | None:

@@ -6,14 +6,24 @@ judge the same comparisons (a panel); and with `principles: telling` only those 
 tells apart by the first labeler's scores (`judging/choosing.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
+from constitutional.base.progress import counted
 from constitutional.base.records import LABELER, Comparison, Judgement, Revision
 from constitutional.judging.accuracy import PrincipleAccuracy, called, labelled_by, position_bias, untrusted
 from constitutional.judging.agreement import disagreement
 from constitutional.judging.choosing import violated_in_drafts
 from constitutional.judging.labeler import TOO_LONG, Labeler
-from constitutional.judging.labelling import Judge, LabelSettings, label_by, label_telling, why_unread
+from constitutional.judging.labelling import (
+    Judge,
+    LabelSettings,
+    decisive,
+    label_by,
+    label_telling,
+    readable,
+    why_unread,
+)
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import LabelSummary
 
@@ -81,6 +91,16 @@ def run(settings: Settings, context: StageContext) -> None:
             if split
             else "no comparison has preferences of several judges, so nobody knows how far they agree"
         )
+    outvoted = _overridden(judgements)
+    if any(outvoted):
+        settled = counted(sum(map(bool, outvoted)), "comparison")
+        context.say(f"on {settled} principles disagree of which one overrides the other, and it decides")
+    elif constitution.overridden_by and settings.principles != "all":
+        context.warn(
+            "the constitution says which principles override which, but each comparison is judged by one principle "
+            f"(label.principles={settings.principles}), so no two can disagree; type label.principles=all to judge by "
+            "all, and let those decide that override"
+        )
     context.write("judgements", judgements)
     context.summarise(
         LabelSummary(
@@ -95,5 +115,15 @@ def run(settings: Settings, context: StageContext) -> None:
             ties=sum(judgement.p_a == 0.5 for judgement in judgements),
             position_bias=position_bias(judgements),
             bounded=sum(any(reading.bounded for reading in judgement.readings) for judgement in judgements),
+            overridden=sum(outvoted),
+            settled=sum(map(bool, outvoted)),
         )
     )
+
+
+def _overridden(judgements: Iterable[Judgement]) -> list[int]:
+    """For each comparison, how many of its readable judgements a principle overrides."""
+    groups: defaultdict[str, list[Judgement]] = defaultdict(list)
+    for judgement in readable(judgements):
+        groups[judgement.comparison].append(judgement)
+    return [len(group) - len(decisive(group)) for group in groups.values()]

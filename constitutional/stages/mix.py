@@ -25,7 +25,7 @@ from constitutional.data.prompts import contains_one_of, conversation_of, prompt
 from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.aggregation import estimated, too_few
-from constitutional.judging.labelling import combine, readable
+from constitutional.judging.labelling import combine, decisive
 from constitutional.judging.people import work_of
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import MixSummary
@@ -180,7 +180,7 @@ def _by_ai(
     comparison: Comparison, judgements: Sequence[Judgement], settings: Settings, counts: Counter[str]
 ) -> list[Preference]:
     """The soft preference of the labeler: the mean over what can be read, by weight."""
-    usable, p_a = readable(judgements), combine(judgements)
+    usable, p_a = decisive(judgements), combine(judgements)
     unreadable = sum(judgement.p_a is None for judgement in judgements)
     counts["judgements unreadable"] += unreadable
     if p_a is None:

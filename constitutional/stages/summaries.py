@@ -118,6 +118,10 @@ class LabelSummary(Summary):
     """Share of readings that prefer the response shown first; 0.5 means no bias, None that no reading prefers any."""
     bounded: int = 0
     """Judgements whose probability is only a bound, as the engine tells the likeliest tokens alone."""
+    overridden: int = 0
+    """Judgements that count for nothing, because a principle that overrides theirs prefers the other response."""
+    settled: int = 0
+    """Comparisons with such judgements, whose label is by the principles that override."""
 
 
 class MixSummary(Summary):

@@ -59,8 +59,6 @@ def test_all_other_lines_stay(tmp_path: Path, principle: str, text: str) -> None
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("principles:\n  - {id: a, text: T.}\n", "by hand"),
-        ("principles:\n  - id: a\n    text: T.\n    examples: []\n", "by hand"),
         ("principles:\n  - id: b\n    text: T.\n", "no principle 'a'"),
         ("principles:\n  - id: a\n    txt: T.\n", "ours.yaml:2"),
     ],
@@ -88,3 +86,41 @@ def test_a_link_to_the_file_stays_a_link(tmp_path: Path) -> None:
     write_edit(edit_of(link, "a", EXAMPLE))
     assert link.is_symlink()
     assert load_constitution(path).principles[0].examples == (EXAMPLE,)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_principle_in_braces_gets_its_example_and_the_comments_stay(tmp_path: Path, ends: str) -> None:
+    content = (
+        "# Why we wrote it.\n"
+        "name: 'Ours'  # the name\n"
+        "principles:\n"
+        "  # The first.\n"
+        "  - {id: calm, text: Stay calm.}  # braces\n"
+        '  - "Be brief."\n'
+    ).replace("\n", ends)
+    path = written(tmp_path, content)
+    example = Example(prompt="Hi", better="Hello.\nAgain.", worse="No: never")
+    write_edit(edit_of(path, "calm", example))
+    read = load_constitution(path)
+    assert read.principles[0].examples == (example,)
+    assert read.principles[1].text == "Be brief."
+    after = path.read_bytes().decode()
+    for comment in ("# Why we wrote it.", "# the name", "# The first.", "# braces", "'Ours'", '"Be brief."'):
+        assert comment in after
+    assert after.index("# The first.") < after.index("calm") < after.index("Be brief.")
+    assert (after.count("\r\n") == after.count("\n")) == (ends == "\r\n")
+    write_edit(edit_of(path, "be_brief", example))
+    assert load_constitution(path).principles[1].examples == (example,)
+
+
+def test_a_file_in_another_format_is_to_be_imported_first(tmp_path: Path) -> None:
+    path = written(tmp_path, "- Be brief.\n")
+    with pytest.raises(InputError, match="constitutional import"):
+        edit_of(path, "be_brief", Example(prompt="p", better="b", worse="w"))
+
+
+def test_an_empty_list_of_examples_takes_one(tmp_path: Path) -> None:
+    path = written(tmp_path, "principles:\n  - id: a  # mine\n    text: T.\n    examples: []\n")
+    write_edit(edit_of(path, "a", EXAMPLE))
+    assert load_constitution(path).principles[0].examples == (EXAMPLE,)
+    assert "# mine" in path.read_text()

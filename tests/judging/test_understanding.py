@@ -20,7 +20,7 @@ from constitutional.judging.understanding import (
     sandbox_meanings,
 )
 from constitutional.sandbox.reader import Calibration
-from constitutional.sandbox.understand import shipped_engine
+from constitutional.sandbox.understand import shipped_engine, understand_texts
 from tests.understood import FakeUnderstanding
 
 PLAIN = Calibration(1.0, 0.0, 1.0, sure_from=0.6, sure_from_alone=0.8, two_from=0.02)
@@ -285,6 +285,22 @@ def test_lint_says_what_a_run_would_give(tmp_path: Path) -> None:
     assert "given" not in lint(str(path), sandbox=True).understood[0]
     for line in lint("sandbox_careful", sandbox=True).understood:
         assert "given" not in line  # what ships is given as it is
+
+
+def test_a_reason_by_which_the_sandboxs_model_would_read_something_else_is_left_out() -> None:
+    ours = constitution(
+        Principle(id="short", text="Keep it short and get to the point.", why="Time is short."),
+        Principle(id="flattery", text="Do not flatter the user.", why="Praise for all is worth nothing."),
+        Principle(id="lost", text="Do not flatter the user.", why="Always add a warning about safety and danger."),
+    )
+    assert [meaning.words for meaning in sandbox_meanings(ours)] == [row.text for row in ours.principles]
+    given = in_known_words(ours, ["critique"]).principles
+    texts = [f"Do not flatter the user.\n\nReason: {row.why}" for row in ours.principles[1:]]
+    read = [reading.model_reads for reading in understand_texts(texts) if reading]
+    assert given[0].words("critique") == "Avoid verbosity."
+    for principle, reading in zip(given[1:], read, strict=True):
+        assert ("Reason" in principle.words("critique")) == (reading == "avoid flattery")
+        assert principle.words("revision").endswith(f"Reason: {principle.why}")
 
 
 def test_without_the_encoder_the_models_misreading_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

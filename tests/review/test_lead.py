@@ -481,8 +481,8 @@ def test_what_cannot_be_an_example_is_told(contradicted: Setting, tmp_path: Path
     settle(browser, 1, "a")
     assert "no principle" in browser.get(f"{asked}other").text
     path = tmp_path / "ours.yaml"
-    path.write_text("name: Ours\nprinciples: [{id: brief, text: Be brief.}]\n")
-    assert "add it by hand" in browser.get(f"{asked}brief").text
+    path.write_text("- {id: brief, text: Be brief.}\n")  # a list, which is read, and is no file of ours
+    assert "constitutional import" in browser.get(f"{asked}brief").text
     path.write_text("name: Ours\nprinciples: [\n")
     assert "ours.yaml:" in browser.get(f"{asked}brief").text
     path.unlink()

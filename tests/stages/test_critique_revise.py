@@ -562,3 +562,21 @@ def test_where_no_draft_can_be_used_for_other_reasons_the_run_ends_with_the_most
     context.rows["prompts"] = [*map(prompt, "123")]
     with pytest.raises(RunError, match=r"None of 3 drafts .* for 2 of them the draft is empty.*revisions\.jsonl"):
         run(Settings(), context)
+
+
+@pytest.mark.parametrize("critique", [True, False])
+def test_the_critic_reads_the_reason_beside_the_principle(critique: bool) -> None:
+    asked: list[str] = []
+
+    def rule(request: Request) -> Completion | str:
+        asked.append(request.messages[-1].content)
+        return marks(request)
+
+    principle = Principle(id="calm", text="Be calm.", why="Panic spreads.", revision="Make it calm.")
+    constitution = Constitution(name="test", principles=(principle,))
+    settings = Settings(rounds=1, critique=critique)
+    list(critique_revise([prompt("Hi")], constitution, ScriptedEngine(rule), TEMPLATES, settings, seed=1))
+    _, *questions = asked
+    reasons = [question.partition("Principle: ")[2] for question in questions]
+    words = ["Be calm.", "Make it calm."] if critique else ["Make it calm."]
+    assert reasons == [f"{text}\n\nReason: Panic spreads." for text in words]

@@ -178,3 +178,32 @@ def test_where_responses_are_to_be_scored_the_labeler_tries_that_on_the_examples
         unwarned = stage(able, LONGER)
         labeler_check.run(Settings.model_validate({"principles": principles}), unwarned)
         assert unwarned.warnings == []
+
+
+def test_comparisons_that_priorities_settle_are_counted_and_said() -> None:
+    first = LONGER.model_copy(update={"overrides": ("shorter",)})
+    many = [comparison(question=f"Question {number}?") for number in range(3)]
+
+    def rule(request: Request) -> Completion | str:
+        longer = likes_longer(request)
+        if not isinstance(longer, str) or "Prefer the longer." in request.messages[-1].content:
+            return longer
+        return longer[:-1] + ("B" if longer.endswith("A") else "A")
+
+    context = stage(rule, SHORTER, first, comparisons=list(many), labeler_accuracy=[])
+    label.run(Settings(principles="all", method="votes", votes=1), context)
+    summary = context.summarised(LabelSummary)
+    assert (summary.judgements, summary.settled, summary.overridden) == (6, 3, 3)
+    assert any("3 comparisons" in line and "overrides" in line for line in context.lines)
+    assert context.warnings == []
+
+
+def test_priorities_that_cannot_decide_are_warned_of() -> None:
+    first = LONGER.model_copy(update={"overrides": ("shorter",)})
+    context = stage(likes_longer, first, SHORTER, comparisons=[comparison()], labeler_accuracy=[])
+    label.run(Settings(principles="one"), context)
+    (warning,) = context.warnings
+    assert "label.principles=all" in warning
+    plain = stage(likes_longer, LONGER, SHORTER, comparisons=[comparison()], labeler_accuracy=[])
+    label.run(Settings(principles="one"), plain)
+    assert plain.warnings == []

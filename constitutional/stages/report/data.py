@@ -204,6 +204,10 @@ class Provenance(Frozen):
     digest: str
     principles: dict[str, str]
     """Text by id."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """The reason for a principle by its id, where it has one."""
+    overrides: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """By id, the ids of the principles that give way to it, where there are any."""
     versions: dict[str, str]
     identities: dict[str, str]
     """Digests and identities of models and files, by the name of the model or file."""

@@ -379,6 +379,8 @@ def _provenance(
         version=constitution.version,
         digest=constitution.digest,
         principles={principle.id: principle.text for principle in constitution.principles},
+        reasons={row.id: row.why for row in constitution.principles if row.why},
+        overrides={row.id: row.overrides for row in constitution.principles if row.overrides},
         versions=_versions([record.versions for record in records.values()]),
         identities={
             # The digests hold the constitution as it was when the run was last begun, maybe after this report.

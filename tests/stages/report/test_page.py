@@ -568,3 +568,17 @@ def test_a_fall_of_the_chosen_replies_is_explained_with_its_source() -> None:
     assert all(f"({name})" in text for name in names)
     assert "that alone is no sign of failure" in text
     assert "arXiv 2404.12358" in text
+
+
+def test_the_reasons_and_priorities_of_principles_are_shown_and_the_conflicts_that_they_settled() -> None:
+    run = full_run()
+    provenance = run.provenance.model_copy(
+        update={"reasons": {"honest": "Trust is slow to mend."}, "overrides": {"honest": ("plain",)}}
+    )
+    label = SUMMARIES_MADE_UP["label"].model_copy(update={"settled": 7, "overridden": 9})
+    html = page_of(run.model_copy(update={"provenance": provenance, "summaries": {**run.summaries, "label": label}}))
+    text = section(html, "provenance")
+    assert "Why: Trust is slow to mend." in text
+    assert "Overrides: plain" in text
+    assert "disagreed on 7 of 900 comparisons" in section(html, "labeler")
+    assert "disagreed on" not in section(page_of(run), "labeler")

@@ -1,0 +1,234 @@
+"""Constitutions in other people's formats: the right reading, and what is wrong with a file, with its line."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from constitutional.base.errors import InputError
+from constitutional.constitution.file import load_constitution, read_constitution
+from constitutional.constitution.writing import imported_yaml, remarks_of
+
+DATA = Path(__file__).parent.parent / "data" / "constitutions"
+READINGS: dict[str, Any] = yaml.safe_load((DATA / "readings.yaml").read_text(encoding="utf-8"))
+
+
+def write(folder: Path, content: str | bytes, name: str) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def reading(path: Path) -> dict[str, Any]:
+    """A file as `readings.yaml` has it."""
+    read = read_constitution(path)
+    constitution = read.constitution
+    assert constitution, read.problems
+    about = {name: value for name in ("version", "description") if (value := getattr(constitution, name))}
+    return {
+        "family": read.family,
+        "name": constitution.name,
+        "principles": {
+            row.id: {"line": read.lines[row.id]} | row.model_dump(mode="json", exclude_defaults=True, exclude={"id"})
+            for row in constitution.principles
+        },
+        "left_out": [note.line for note in read.left_out],
+        **about,
+    }
+
+
+def test_every_file_has_its_reading_beside_it() -> None:
+    assert {path.name for path in DATA.iterdir()} - {"readings.yaml"} == READINGS.keys()
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_file_of_each_family_is_read_rightly(name: str) -> None:
+    assert reading(DATA / name) == READINGS[name]
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_what_is_written_is_the_same_constitution(tmp_path: Path, name: str) -> None:
+    read = read_constitution(DATA / name)
+    assert read.constitution
+    remarks = remarks_of(name, read.family, "some principles", read.left_out)
+    path = write(tmp_path, imported_yaml(read.constitution, remarks), "ours.yaml")
+    assert load_constitution(path) == read.constitution
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith(f"# {name}, read as ")
+    assert sum(line.startswith(f"# {name}:") for line in lines) == len(read.left_out)
+
+
+@pytest.mark.parametrize("name", sorted(set(READINGS) - {"charter.txt", "clean_comments.csv"}))
+@pytest.mark.parametrize("disguise", ["bom", "crlf"])
+def test_byte_order_marks_and_line_ends_of_windows_change_nothing(tmp_path: Path, name: str, disguise: str) -> None:
+    raw = (DATA / name).read_bytes()
+    raw = b"\xef\xbb\xbf" + raw if disguise == "bom" else raw.replace(b"\n", b"\r\n")
+    assert reading(write(tmp_path, raw, name)) == READINGS[name]
+
+
+@pytest.mark.parametrize("name", ["charter.txt", "clean_comments.csv"])
+def test_texts_of_several_lines_read_the_same_with_the_line_ends_of_windows(tmp_path: Path, name: str) -> None:
+    raw = b"\xef\xbb\xbf" + (DATA / name).read_bytes().replace(b"\n", b"\r\n")
+    assert reading(write(tmp_path, raw, name)) == READINGS[name]
+
+
+@pytest.mark.parametrize("ending", [".txt", "", ".dat"])
+@pytest.mark.parametrize("name", ["bai_requests.json", "clean_comments.csv", "model_spec.md", "character.jsonl"])
+def test_the_content_tells_the_family_whatever_the_file_is_called(tmp_path: Path, name: str, ending: str) -> None:
+    path = write(tmp_path, (DATA / name).read_bytes(), f"file{ending}")
+    assert reading(path)["principles"] == READINGS[name]["principles"]
+
+
+def test_our_own_schema_is_read_from_json_and_under_another_name_too(tmp_path: Path) -> None:
+    ours = {"name": "Ours", "principles": [{"id": "calm", "text": "Stay calm.", "weight": 2, "why": "Panic spreads."}]}
+    for name, content in (("a.json", json.dumps(ours)), ("b.txt", yaml.safe_dump(ours)), ("c", yaml.safe_dump(ours))):
+        (principle,) = load_constitution(write(tmp_path, content, name)).principles
+        assert (principle.id, principle.weight, principle.why) == ("calm", 2.0, "Panic spreads.")
+        assert read_constitution(tmp_path / name).family == ""
+
+
+def test_the_same_families_are_read_from_yaml(tmp_path: Path) -> None:
+    for name in ("bai_requests.json", "salmon_weight.json", "constitutional_evals_1_2.json", "icai_list.json"):
+        content = yaml.safe_dump(json.loads((DATA / name).read_text()), sort_keys=False)
+        found = reading(write(tmp_path, content, "file.yaml"))["principles"]
+        expected = READINGS[name]["principles"]
+        assert [{**row, "line": 0} for row in found.values()] == [{**row, "line": 0} for row in expected.values()]
+
+
+def test_keys_that_others_use_for_the_same_things_are_known(tmp_path: Path) -> None:
+    pairs = [{"name": "Kind", "critique_request": "Is it kind?", "revision_request": "Make it kind."}]
+    (kind,) = load_constitution(write(tmp_path, json.dumps(pairs), "a.json")).principles
+    assert (kind.critique, kind.revision) == ("Is it kind?", "Make it kind.")
+    below = {"title": "T", "constitution": {"a1": "Be brief.", "a2": "Be kind."}, "model": "m"}
+    read = read_constitution(write(tmp_path, json.dumps(below), "b.json"))
+    assert read.constitution
+    assert (read.constitution.name, [row.id for row in read.constitution.principles]) == ("T", ["a1", "a2"])
+    assert ["'model'" in note.text for note in read.left_out] == [True]
+    described = {"principles": [{"id": "calm", "description": "Stay calm."}]}
+    assert load_constitution(write(tmp_path, json.dumps(described), "d.json")).principles[0].text == "Stay calm."
+    few_shot = {
+        "harmful": {"prompt": "Human: CritiqueRequest: old\n\nCritique: x CritiqueRequest: New?", "edit_request": "E"}
+    }
+    (last,) = load_constitution(write(tmp_path, json.dumps(few_shot), "c.json")).principles
+    assert last.critique == "New?"
+
+
+def test_criteria_for_several_things_keep_what_they_are_for(tmp_path: Path) -> None:
+    texts = [f"Criterion 1 for {name}: prefer the response that is {name}." for name in ("Calm", "Wit")]
+    rows = load_constitution(write(tmp_path, json.dumps(texts), "a.json")).principles
+    assert [(row.tags, row.text) for row in rows] == [
+        (("Calm",), "Prefer the response that is Calm."),
+        (("Wit",), "Prefer the response that is Wit."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line", "word"),
+    [
+        ("a.json", "", 1, "empty"),
+        ("a.txt", " \n\n", 1, "empty"),
+        ("a.csv", "", 1, "empty"),
+        ("a.json", "[]", 1, "expected"),
+        ("a.json", "12", 1, "expected"),
+        ("a.json", '{"a": 1}', 1, "expected"),
+        ("a.json", '["Be brief.",\n', 2, "not JSON"),
+        ("a.json", '["Be brief.",\n12]', 2, "must be a text"),
+        ("a.json", '["Be brief.", "\\ud800"]', 1, "surrogate"),
+        ("a.json", '[{"trait": "A."},\n {"trait": ["B."]}]', 2, "must be a text"),
+        ("a.json", '[{"trait": "A."},\n {"questions": ["B?"]}]', 2, "must be a text"),
+        ("a.json", '[{"trait": "A."},\n null]', 2, "mapping"),
+        (
+            "a.json",
+            '{"x": {"prompt": "C", "edit_request": "R"},\n"x": {"prompt": "C", "edit_request": "R"}}',
+            2,
+            "twice",
+        ),
+        ("a.json", '[{"id": "a", "text": "A."},\n{"id": "a", "text": "B."}]', 2, "twice"),
+        ("a.json", '{"x": {"prompt": [],\n"edit_request": "R"}}', 1, "critique"),
+        ("a.json", '{"constitutions": []}', 1, "no principle"),
+        ("a.json", '{"constitutions": [{"critic": "C"}]}', 1, "revision"),
+        ("a.json", '{"constitutions": "C"}', 1, "must be a list"),
+        ("a.json", '{"annotators": []}', 1, "must be a mapping"),
+        ("a.json", '[{"trait": "A.",\n"examples": [{"prompt": "p"}]}]', 1, "'better'"),
+        ("a.json", '[{"dimension": "D", "definition": "x",\n"weight": -1}]', 1, "weight"),
+        ("a.json", "[" * 50 + "]" * 50, 1, "nested"),
+        ("a.json", "[" * 100_000, 1, "n"),
+        ("a.json", '{"schema_version": "1.2", "criteria": {}}', 1, "must be a list"),
+        ("a.jsonl", '{"trait": "A."}\n{"trait": }\n', 2, "not JSON"),
+        ("a.jsonl", '{"trait": "A."}\n\n{"trait": "A.", "trait": "B."}\n', 3, "twice"),
+        ("a.csv", "when,who\n1,2\n", 1, "comment-body"),
+        ("a.csv", "comment-id,comment-body\n1,A.\n2,B.,C.\n", 3, "3 cells"),
+        ("a.csv", 'comment-id,comment-body\n1,"A.\n2,B.\n', 2, "no table"),
+        ("a.csv", "comment-id,comment-body\n1,A.\n1,B.\n", 3, "twice"),
+        ("a.csv", "comment-id,agrees,disagrees,comment-body\n1,many,2,A.\n", 2, "number"),
+        ("a.csv", "id,text,weight\nx,A.,heavy\n", 2, "number"),
+        ("a.csv", "id,text\nx,\n", 2, "empty"),
+        ("a.txt", b"Be brief.\nBe k\xffind.\n", 2, "UTF-8"),
+        ("a.txt", "Be brief.\n".encode("utf-16"), 1, "UTF-16"),
+        ("a.bin", b"\x7fELF\0\0\1", 1, "NUL"),
+        ("a.pdf", b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", None, "pdftotext"),
+        ("a.docx", b"PK\x03\x04\x14\x00\x06\x00\xff", None, "save it as text"),
+        ("a.txt", "Be brief.\nBe \x07kind.\n", 2, "U+0007"),
+        ("a.yaml", "name: x\nprinciples:\n\t- A.\n", 3, "not YAML"),
+        ("a.yaml", "just a text", 1, "mapping"),
+        ("a.txt", f"Be brief.\n{'x' * 20_001}\n", 2, "20,000"),
+        ("a.md", "# A {#a authority=root}\n\nOne.\n\n# B {#a authority=user}\n\nTwo.\n", 5, "twice"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_with_its_line(
+    tmp_path: Path, name: str, content: str | bytes, line: int | None, word: str
+) -> None:
+    path = write(tmp_path, content, name)
+    with pytest.raises(InputError) as refused:
+        load_constitution(path)
+    assert refused.value.line == line, str(refused.value)
+    assert word in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_a_fence_within_a_principle_stays_in_it_and_tabs_in_a_list_are_no_matter(tmp_path: Path) -> None:
+    content = "1.\tBe brief:\n\n\t```\n\t# no heading\n\t```\n2.\tBe kind.\n"
+    rows = load_constitution(write(tmp_path, content, "a.txt")).principles
+    assert [row.text for row in rows] == ["Be brief: # no heading", "Be kind."]
+
+
+def test_long_markdown_is_read_sentence_by_sentence_and_short_markdown_by_its_headings(tmp_path: Path) -> None:
+    section = "## Part {n}\n\n" + "It is a long story, and it goes on. " * 40 + "The model should end part {n}.\n\n"
+    whole = "# Story\n\n" + "".join(section.format(n=n) for n in range(10))
+    read = read_constitution(write(tmp_path, whole, "long.md"))
+    assert (read.family, [row.text for row in read.constitution.principles][:1] if read.constitution else []) == (
+        "prose",
+        ["The model should end part 0."],
+    )
+    short = read_constitution(write(tmp_path, "# Story\n\n" + section.format(n=1), "short.md"))
+    assert (short.family, list(short.lines)) == ("", ["part_1"])
+
+
+def test_a_list_with_the_same_text_twice_gets_two_ids(tmp_path: Path) -> None:
+    rows = load_constitution(write(tmp_path, "Be brief.\nBe kind.\nBe brief.\n", "a.txt")).principles
+    assert len({row.id for row in rows}) == 3
+
+
+def test_five_megabytes_of_prose_and_of_json_are_read_in_seconds(tmp_path: Path) -> None:
+    sentences = (
+        f"In case {n} the model should write\nthe number {n} and no other. {'This is a remark. ' * 13}\n"
+        for n in range(18_000)
+    )
+    prose = write(tmp_path, "\n".join(sentences), "a.txt")
+    rows = write(
+        tmp_path, json.dumps([{"trait": f"I like the number {n}."} for n in range(20_000)], indent=1), "a.json"
+    )
+    one = write(tmp_path, "The model should go on\n" * 100_000, "b.txt")
+    assert prose.stat().st_size > 5_000_000
+    started_s = time.process_time()
+    read = read_constitution(prose)
+    assert read.constitution
+    assert len(read.constitution.principles) == 18_000
+    assert read.lines[read.constitution.principles[-1].id] == 3 * 17_999 + 1
+    assert len(load_constitution(rows).principles) == 20_000
+    with pytest.raises(InputError):
+        load_constitution(one)  # a sentence of two megabytes
+    assert time.process_time() - started_s < 60
