@@ -37,7 +37,7 @@ def annotated_pairs(
         Verdict(comparison=name, rater=f"people of {row.prompt.source or 'a file'}", choice="a")
         for name, row in elsewhere.items()
     ]
-    content = tasks([*items, *map(shown, elsewhere.values())], [*verdicts, *votes], judgements, labels)
+    content = tasks([*items, *map(shown, elsewhere.values())], [*verdicts, *votes], list(judgements), labels)
     for row in content["comparisons"]:
         if preference := elsewhere.get(row["id"]):  # how much better the chosen one is, nobody said
             for annotation in row["annotations"].values():
