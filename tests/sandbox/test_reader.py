@@ -13,9 +13,9 @@ def test_the_shipped_reader_reads_what_it_was_calibrated_on_as_its_card_says() -
     assert len(read) == len(rows) == 270
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(255, abs=3)  # rounding may turn a reading or two on another machine
+    assert sum(right) == pytest.approx(257, abs=3)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.034, abs=0.02)
+    assert error == pytest.approx(0.021, abs=0.02)
 
 
 def test_texts_are_read_the_same_alone_and_together() -> None:
