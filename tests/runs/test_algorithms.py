@@ -14,7 +14,7 @@ from constitutional.base.records import GoldPoint, Prompt, Rollout
 from constitutional.cli import show
 from constitutional.runs import runner
 from constitutional.runs.compose import compose
-from constitutional.runs.context import CONSTITUTION
+from constitutional.runs.context import CONSTITUTION, READER
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.runner import compare, run
@@ -109,7 +109,7 @@ def test_a_run_is_shown_in_trackers_by_its_name_and_shows_nothing_that_is_done(
 def test_every_algorithm_stands_where_dpo_stands_and_gets_what_it_needs(kind: str) -> None:
     stages = stages_of(compose([f"algorithm={kind}"]))
     assert [each.name for each in stages] == [kind if each.name == "dpo" else each.name for each in STAGES]
-    made = {"base", "generator", "critic", "labeler", *CONSTITUTION}
+    made = {"base", "generator", "critic", "labeler", READER, *CONSTITUTION}
     for stage in stages:
         assert {need for need in stage.needs if not need.endswith(".j2")} <= made
         made |= set(stage.makes)
