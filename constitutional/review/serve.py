@@ -152,8 +152,10 @@ def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
         notes.append(f"an item gets up to {review.plan.overlap} votes, not {settings.overlap}{kept}")
     if review.store.gold_share and review.plan.plan.task == "pair" and not review.plan.gold:
         notes.append(f"there are no gold items, though spotcheck.gold_share asks for them{kept}")
-    unused = [pattern for pattern in settings.sensitive if pattern not in review.plan.categories]
-    notes += [f"no text is hidden because of '{pattern}'{kept}" for pattern in unused]
+    unused = [name for name in settings.sensitive if name not in review.plan.categories]
+    notes += [
+        f"no text is hidden because of '{name}': it occurs in none, or the review began without it" for name in unused
+    ]
     return notes
 
 
