@@ -68,6 +68,11 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest, gold_share=gold_share)
     try:
         stored = store.plan(settings.task, settings.about)
+        if stored is not None and stored.plan.run != config.name:
+            raise ConfigurationError(
+                f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
+                "review.database=… with a database of its own"
+            )
         if stored is None and not plans:
             asked = f"review.task={settings.task} review.about={settings.about}"
             raise UsageError(f"{run.folder}: nobody was asked to do {asked}; nothing to export")
@@ -89,11 +94,6 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
                     comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=settings.sensitive
                 )
                 stored = store.extend_plan(stored, spot_checked(every, checks))
-        if stored.plan.run != config.name:
-            raise ConfigurationError(
-                f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
-                "review.database=… with a database of its own"
-            )
     except BaseException:
         database.close()
         raise

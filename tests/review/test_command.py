@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ from constitutional.review.export import verdicts_of_ranks, write_table
 from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.serve import bind, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
-from constitutional.review.store import CountedVote, ReviewStore
+from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 from constitutional.runs import spotchecks
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
@@ -444,3 +445,20 @@ def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_
     assert review.plan.wanted == sum(check.votes for check in plan) <= 6
     assert {check.reason for check in plan} == {"audit", "reward"}
     assert all(0 < check.probability <= 1 for check in plan)
+
+    for file in run.folder.glob(f"{FILE}*"):
+        file.unlink()
+    shutil.copy(folder / FILE, run.folder / FILE)
+    before = open_plan(run.folder)
+    with pytest.raises(ConfigurationError, match="the run 'first', not of 'second'"):
+        open_review(run, ReviewSettings(budget=6))
+    assert open_plan(run.folder) == before
+
+
+def open_plan(folder: Path) -> StoredPlan | None:
+    """The plan in a folder's database, whoever's it is."""
+    database = Database.open(folder, None)
+    try:
+        return ReviewStore(database).plan("pair")
+    finally:
+        database.close()
