@@ -69,6 +69,8 @@ class Plan(Frozen):
     """The sides on which replies stand come from the seed, the item and the rater."""
     principles: tuple[ReviewPrinciple, ...] = ()
     """Principles by which raters answer, too; empty where they are not asked."""
+    sensitive: dict[str, str] = Field(default={})
+    """Regular expressions by category of harm; texts in which one occurs are hidden."""
 
 
 def category_of(prompt: Prompt, replies: Iterable[str], sensitive: Mapping[str, str]) -> str:

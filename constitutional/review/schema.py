@@ -40,6 +40,8 @@ PLAN: Final = Table(
     Column("constitution", String, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("principles", JSON, nullable=False),
+    # Regular expressions by category of harm: items that come later are looked through likewise.
+    Column("sensitive", JSON, nullable=False, server_default="{}"),
     Column("created", Double, nullable=False),
 )
 ITEM: Final = Table(

@@ -85,15 +85,16 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
                 constitution=constitution.digest,
                 seed=config.seed,
                 principles=tuple(ReviewPrinciple(id=part.id, text=part.text) for part in principles),
+                sensitive=settings.sensitive,
             )
             stored = store.add_plan(plan, _items(run, config, settings, constitution))
         elif plans and settings.task == "pair" and settings.about == "comparisons":
             comparisons = run.read("comparisons", Comparison)
             if (checks := plan_of(run, config, comparisons, settings.budget)) is not None:
-                every = items_of(
-                    comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=settings.sensitive
-                )
-                stored = store.extend_plan(stored, spot_checked(every, checks))
+                # Patterns that were typed when the review began hide texts that come later, too.
+                sensitive = {**stored.plan.sensitive, **settings.sensitive}
+                every = items_of(comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=sensitive)
+                stored = store.extend_plan(stored, spot_checked(every, checks), sensitive)
     except BaseException:
         database.close()
         raise

@@ -8,7 +8,7 @@ submission once, whatever is sent at the same time.
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Exists, Row, Select, Table, func, insert, literal, select, update
@@ -150,8 +150,12 @@ class ReviewStore:
 
         return self._database.write(work)
 
-    def extend_plan(self, plan: StoredPlan, items: Sequence[PlannedItem]) -> StoredPlan:
+    def extend_plan(
+        self, plan: StoredPlan, items: Sequence[PlannedItem], sensitive: Mapping[str, str] | None = None
+    ) -> StoredPlan:
         """Make the plan one of these items: what is new is asked last, and votes that are in count towards it.
+
+        `sensitive` is kept as the plan's, if it is given: the items are categorised by it.
 
         An item that is no longer planned keeps its votes, and is asked about no more. Votes beyond those that are now
         wanted of an item are taken off what is wanted of new items a second time, as far as that goes.
@@ -174,6 +178,8 @@ class ReviewStore:
                     values |= {"stratum": item.stratum, "probability": item.probability, "audit": item.audit}
                 if any(getattr(row, column) != value for column, value in values.items()):
                     connection.execute(update(ITEM).where(own, ITEM.c.id == row.id).values(values))
+            if sensitive is not None:
+                connection.execute(update(PLAN).where(PLAN.c.id == plan.id).values(sensitive={**sensitive}))
             rank = max((row.rank for row in rows), default=-1) + 1
             new = [item for name, item in planned.items() if name not in known]
             for place, item in enumerate(new, rank):
@@ -527,7 +533,13 @@ def _stored_plan(connection: Connection, task: Task, about: About) -> StoredPlan
         return None
     principles = tuple(map(ReviewPrinciple.model_validate, row.principles))
     plan = Plan(
-        run=row.run, task=task, about=about, constitution=row.constitution, seed=row.seed, principles=principles
+        run=row.run,
+        task=task,
+        about=about,
+        constitution=row.constitution,
+        seed=row.seed,
+        principles=principles,
+        sensitive=row.sensitive,
     )
     sums = select(func.sum(ITEM.c.wanted), func.max(ITEM.c.wanted)).where(
         ITEM.c.plan_id == row.id, ITEM.c.gold.is_(None)

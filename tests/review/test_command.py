@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from constitutional.base.errors import ConfigurationError, WaitingError
 from constitutional.base.records import Comparison, Message, Preference, Prompt, Sample, SpotCheck, Verdict
@@ -27,6 +28,7 @@ from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_table
 from constitutional.review.plan import ItemPayload, items_of
+from constitutional.review.schema import ITEM
 from constitutional.review.serve import bind, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
@@ -422,10 +424,18 @@ def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_
     with pytest.raises(WaitingError, match="5 comparisons wait"):
         go(configured(tmp_path, *asked, "spotcheck.budget=5"), World())
     folder = tmp_path / "runs" / "first"
+    open_review(RunStore.load(folder), ReviewSettings(sensitive={"everything": "."})).database.close()
     vote_on_all(folder, Ballot("first"))
     with pytest.raises(WaitingError, match="12 comparisons wait"):
         go(configured(tmp_path, *asked, "spotcheck.budget=12"), World())
+    review = open_review(RunStore.load(folder), ReviewSettings(sensitive={"asked": "[?]"}))
+    review.database.close()
     review = open_review(RunStore.load(folder), ReviewSettings())
+    assert review.plan.plan.sensitive == {"everything": ".", "asked": "[?]"}
+    with review.database.reading() as connection:
+        categories = connection.scalars(select(ITEM.c.category)).all()
+    assert len(categories) == 12
+    assert all("everything" in category for category in categories)
     assert (review.plan.wanted, review.store.answered(review.plan)) == (12, 5)
     review.database.close()
 

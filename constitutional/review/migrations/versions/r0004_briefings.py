@@ -1,4 +1,4 @@
-"""Raters read instructions and a warning for every plan, where one time was kept for all plans."""
+"""Raters read instructions and a warning for every plan, and a plan keeps what its texts are hidden by."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,6 +11,7 @@ depends_on = None
 
 def upgrade() -> None:
     """Make the change."""
+    op.add_column("plan", sa.Column("sensitive", sa.JSON(), nullable=False, server_default="{}"))
     briefing = op.create_table(
         "briefing",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -38,3 +39,4 @@ def downgrade() -> None:
     op.add_column("rater", sa.Column("warned", sa.Double(), nullable=True))
     op.execute("UPDATE rater SET warned = (SELECT MIN(created) FROM briefing WHERE rater_id = rater.id)")
     op.drop_table("briefing")
+    op.drop_column("plan", "sensitive")
