@@ -20,7 +20,7 @@ _ENDLESS: Final = 1e9
 _TINY: Final = 1e-20
 """A variance that is rounding alone."""
 FEWEST_LABELS: Final = 50
-"""Human labels below which the interval of prediction-powered inference is too narrow."""
+"""Human labels, of as many clusters, below which the interval of prediction-powered inference is too narrow."""
 FEWEST_CORRECTIONS: Final = 5
 """Items on which the AI's label differs from the human's, below which its rate of error is hardly known."""
 
@@ -110,9 +110,9 @@ class PredictionPoweredRate(NamedTuple):
     """How many more human labels, drawn in the same way, would make the interval half as wide with the same AI-only
     labels; None from one human label."""
     warnings: tuple[Caution, ...]
-    """Why the interval may be too narrow: "few labels", fewer than `FEWEST_LABELS` human labels; "few corrections", the
-    two labels differ on fewer than `FEWEST_CORRECTIONS` items. "contradictory": the interval would lie outside of
-    [0, 1], so the two groups of items are not of the same population; it is then (0, 1)."""
+    """Why the interval may be too narrow: "few labels", fewer than `FEWEST_LABELS` clusters with a human label; "few
+    corrections", the two labels differ on fewer than `FEWEST_CORRECTIONS` items. "contradictory": the interval would
+    lie outside of [0, 1], so the two groups of items are not of the same population; it is then (0, 1)."""
 
 
 def prediction_powered_mean(
@@ -133,18 +133,18 @@ def prediction_powered_mean(
     to [0, 1], where Var(f) is over all n + N labels. Where V would be 0, as where all human labels are equal, λ is 0,
     and the value and the interval are those of `hajek_mean` from the human labels.
 
-    Where the probabilities differ, wᵢ = 1/πᵢ. There, and with clusters, such as prompts, Var(y − λf)/n becomes Σ z_c²,
-    as in `hajek_mean`, where z_c is the sum of wᵢ(yᵢ − ȳ − λ(fᵢ − f̄)) / Σ w over the items of cluster c; Var(f̃)/N
-    likewise; and λ minimises that V.
+    Where the probabilities differ, wᵢ = 1/πᵢ. There, and with clusters, such as prompts, V is Σ z_c², and λ minimises
+    that. z_c is the sum of wᵢ(yᵢ − ȳ − λ(fᵢ − f̄)) / Σ w over the human-labelled items of cluster c, and of
+    λ(f̃ᵢ − mean(f̃))/N over the others. A cluster can have items of both kinds, and an item can be of both kinds.
 
     Args:
         human: n labels by people, each in [0, 1].
         ai: The AI's labels of the same items, in [0, 1].
         ai_only: N labels by the AI in [0, 1] of items that stand for the same population. Where the n items were
-            drawn with unequal probabilities, those that are left over do not: give all items of the pool.
+            drawn with unequal probabilities, those that are left over do not: give all items of the pool, and clusters.
         inclusion: n probabilities in (0, 1] with which the items were drawn; None where they are equal.
         clusters: n clusters; without it each item is its own.
-        ai_only_clusters: N clusters; without it each item is its own.
+        ai_only_clusters: N clusters, with the same names; without it each item is its own.
 
     Raises:
         ValueError: There are too few labels, the lengths differ, or a number is out of its range.
@@ -156,29 +156,32 @@ def prediction_powered_mean(
     weights = _weights([1.0] * n if inclusion is None else inclusion, n)
     weights /= weights.sum()
     y_mean, f_mean = float(weights @ y), float(weights @ f)
-    members = _members(clusters, n)
+    names = [*_names(clusters, n, "human"), *_names(ai_only_clusters, n_ai, "AI")]
+    members = _members(names, n + n_ai)
+    k = int(members.max()) + 1
     y_residuals, f_residuals = (
-        np.bincount(members, weights * (labels - mean)) for labels, mean in ((y, y_mean), (f, f_mean))
+        np.bincount(members[:n], weights * (labels - mean), k) for labels, mean in ((y, y_mean), (f, f_mean))
     )
-    # The variance is y_part − 2λ·cross + λ²·(f_part + others_part).
+    others_residuals = np.bincount(members[n:], (others - others.mean()) / n_ai, k)
+    # The variance is y_part − 2λ·cross + λ²·(f_part + others_part) + 2λ·(y_shared − λ·f_shared).
     y_part, f_part = float(y_residuals @ y_residuals), float(f_residuals @ f_residuals)
-    cross = float(y_residuals @ f_residuals)
-    others_residuals = np.bincount(_members(ai_only_clusters, n_ai), (others - others.mean()) / n_ai)
-    others_part = float(others_residuals @ others_residuals)
+    cross, others_part = float(y_residuals @ f_residuals), float(others_residuals @ others_residuals)
+    y_shared, f_shared = float(y_residuals @ others_residuals), float(f_residuals @ others_residuals)
     # Of λ's denominator: as in the paper where it applies.
     spread = float(np.concatenate([f, others]).var(ddof=1))
-    plain = np.ptp(weights) == 0 and (len(y_residuals), len(others_residuals)) == (n, n_ai)
+    plain = np.ptp(weights) == 0 and k == n + n_ai
     f_spread, others_spread = (spread / n, spread / n_ai) if plain else (f_part, others_part)
 
     def tuned(labels: int) -> tuple[float, float]:
         """λ and the variance if there were so many human labels."""
         ratio = n / labels
-        denominator = ratio * f_spread + others_spread
-        tuning = min(1.0, max(0.0, ratio * cross / denominator)) if denominator else 0.0
-        return tuning, ratio * (y_part - 2 * tuning * cross + tuning**2 * f_part) + tuning**2 * others_part
+        denominator = ratio * f_spread + others_spread - 2 * f_shared
+        tuning = min(1.0, max(0.0, (ratio * cross - y_shared) / denominator)) if denominator > _TINY else 0.0
+        variance = ratio * (y_part - 2 * tuning * cross + tuning**2 * f_part) + tuning**2 * others_part
+        return tuning, max(0.0, variance + 2 * tuning * (y_shared - tuning * f_shared))
 
     warnings: list[Caution] = []
-    if n < FEWEST_LABELS:
+    if len({*members[:n].tolist()}) < FEWEST_LABELS:
         warnings.append("few labels")
     if np.count_nonzero(y != f) < FEWEST_CORRECTIONS:
         warnings.append("few corrections")
@@ -315,6 +318,15 @@ def _members(clusters: Sequence[Hashable] | None, n: int) -> NDArray[np.intp]:
         raise ValueError(f"{n} items, but {len(clusters)} clusters")
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters], np.intp)
+
+
+def _names(clusters: Sequence[Hashable] | None, n: int, kind: str) -> list[Hashable]:
+    """Of n items of a kind; an item without a cluster has a name that nothing else has."""
+    if clusters is None:
+        return [(kind, place) for place in range(n)]
+    if len(clusters) != n:
+        raise ValueError(f"{n} items, but {len(clusters)} clusters")
+    return [("cluster", cluster) for cluster in clusters]
 
 
 def _width(interval: Interval) -> float:

@@ -28,7 +28,8 @@ settings
   review.overlap=N                   raters who vote on each item
   review.budget=N                    ask about so much alone, of a run that was made without spotcheck.budget
   review.by_principle=true           also ask by each principle
-  review.sensitive=[WORD,…]          hide texts in which these words stand until they are asked for
+  review.sensitive=[WORD,…]          hide texts in which these words stand until they are asked for; or, with the
+                                     categories that raters can opt out of, "review.sensitive={violence: 'kill|stab'}"
   review.minutes=N                   an item that is not answered by then goes to another rater
   review.pay_per_hour=N              what raters are paid; the lead's page shows what their hours come to
   review.currency=EUR                the currency of that pay"""

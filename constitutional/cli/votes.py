@@ -117,7 +117,11 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
     comparisons = store.read("comparisons", Comparison)
     file = arguments.verdicts
     read = [] if file is None else read_verdicts(file, {row.id for row in comparisons})
-    verdicts = [verdict for verdict in read if verdict.gold is None]
+    verdicts = [verdict for verdict in read if verdict.gold is None and not verdict.withdrawn]
+    if file is not None and not verdicts:
+        raise InputError(
+            file, "holds no verdict that counts; expected one that is neither withdrawn nor on a gold item"
+        )
     judgements = store.read("judgements", Judgement) if arguments.judgements else []
     names = {verdict.comparison for verdict in verdicts} | {judgement.comparison for judgement in judgements}
     items = items_of((row for row in comparisons if row.id in names), None)
@@ -126,10 +130,9 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
     else:
         labels = probabilities_of(judgements) if judgements else annotated_pairs.shares_of(verdicts)
         atomic_write(out, _json(annotated_pairs.tasks(items, verdicts, judgements, labels)))
-    said = [counted(len(verdicts), "verdict")] * bool(verdicts) + [counted(len(judgements), "judgement")] * bool(
-        judgements
-    )
-    print(f"{printable(str(out))}: {' and '.join(said)} on {counted(len(items), 'comparison')}")
+    numbers = [(len(verdicts), "verdict"), (len(judgements), "judgement")]
+    written = " and ".join(counted(number, noun) for number, noun in numbers if number)
+    print(f"{printable(str(out))}: {written} on {counted(len(items), 'comparison')}")
 
 
 def _tasks(store: "RunStore") -> tuple[list["VoteItem"], str]:

@@ -266,8 +266,9 @@ def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate 
     if not clear:
         return None
     right, n = sum(row.agreement == 1 for row in clear), len(clear)
-    # The same comparisons tell how often it is right where a is better, and where b is.
-    return rogan_gladen(wins, wins + losses, true_positives=right, positives=n, true_negatives=right, negatives=n)
+    # The same comparisons tell how often it is right where a is better, and where b is: each is counted twice.
+    rate = rogan_gladen(wins, wins + losses, true_positives=right, positives=n, true_negatives=right, negatives=n)
+    return rate if rate.to_halve is None else rate._replace(to_halve=math.ceil(rate.to_halve / 2))
 
 
 def wrong_first(people: People, at_most: int) -> list[Seen]:

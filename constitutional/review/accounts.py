@@ -30,8 +30,6 @@ class Rater(NamedTuple):
     role: Role
     opted_out: tuple[str, ...]
     """Categories of harmful texts that the rater does not want to see."""
-    warned: bool
-    """The rater has read what the task is, and the warning."""
 
 
 def digest(token: str) -> str:
@@ -120,4 +118,4 @@ class Accounts:
 
 
 def _rater(row: Row[Any]) -> Rater:
-    return Rater(row.id, row.name, row.role, tuple(row.opted_out), row.warned is not None)
+    return Rater(row.id, row.name, row.role, tuple(row.opted_out))

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -15,6 +15,8 @@ from constitutional.review.settings import About, Task
 
 HARMFUL_KINDS: Final = {"harmful": "requests for harmful acts", "private": "private data of people"}
 """Kinds of prompts, as their source names them, whose texts are hidden at first; and what raters read of them."""
+BETWEEN: Final = "; "
+"""Stands between the categories of an item; the name of none has a semicolon."""
 
 
 class ReviewPrinciple(Frozen):
@@ -50,7 +52,8 @@ class PlannedItem(Frozen):
     gold: Literal["a", "b"] | None = None
     """The known answer, where the item tests raters; such items are mixed among the others."""
     category: str = ""
-    """What is harmful about its texts, in the words that raters read; empty where nothing is known to be."""
+    """What is harmful about its texts, in the words that raters read, with `BETWEEN` between the categories; empty
+    where nothing is known to be."""
 
 
 class Plan(Frozen):
@@ -66,21 +69,29 @@ class Plan(Frozen):
     """The sides on which replies stand come from the seed, the item and the rater."""
     principles: tuple[ReviewPrinciple, ...] = ()
     """Principles by which raters answer, too; empty where they are not asked."""
+    sensitive: dict[str, str] = Field(default={})
+    """Regular expressions by category of harm; texts in which one occurs are hidden."""
 
 
-def category_of(prompt: Prompt, replies: Iterable[str], sensitive: Sequence[str]) -> str:
-    """What is harmful about the texts: the prompt's kind, or the first pattern that occurs in a text; else empty."""
-    if known := HARMFUL_KINDS.get(prompt.info.get("kind", "")):
-        return known
+def category_of(prompt: Prompt, replies: Iterable[str], sensitive: Mapping[str, str]) -> str:
+    """What is harmful about the texts: the prompt's kind, and every category whose pattern occurs in a text.
+
+    Args:
+        prompt: the prompt.
+        replies: the replies that a rater sees.
+        sensitive: regular expressions by category.
+    """
     texts = [*(message.content for message in prompt.messages), *replies]
-    for pattern in sensitive:
+    kind = HARMFUL_KINDS.get(prompt.info.get("kind", ""))
+    categories = {} if kind is None else {kind: None}
+    for name, pattern in sensitive.items():
         if any(re.search(pattern, text, re.IGNORECASE) for text in texts):
-            return pattern
-    return ""
+            categories[name] = None
+    return BETWEEN.join(categories)
 
 
 def items_of(
-    comparisons: Iterable[Comparison], task: Task, *, seed: int, wanted: int, sensitive: Sequence[str]
+    comparisons: Iterable[Comparison], task: Task, *, seed: int, wanted: int, sensitive: Mapping[str, str]
 ) -> list[PlannedItem]:
     """All that can be asked about a run's comparisons, in the order of a seeded hash.
 
@@ -114,7 +125,7 @@ MOST_RATERS: Final = 1_000_000
 """Every rater may answer a gold item."""
 
 
-def gold_items(constitution: Constitution, sensitive: Sequence[str], seed: int) -> list[PlannedItem]:
+def gold_items(constitution: Constitution, sensitive: Mapping[str, str], seed: int) -> list[PlannedItem]:
     """The examples of the principles by which responses are compared, with their known answers, in a seeded order.
 
     Left out are examples on which principles contradict each other, and those with equal texts.

@@ -40,6 +40,8 @@ PLAN: Final = Table(
     Column("constitution", String, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("principles", JSON, nullable=False),
+    # Regular expressions by category of harm: items that come later are looked through likewise.
+    Column("sensitive", JSON, nullable=False, server_default="{}"),
     Column("created", Double, nullable=False),
 )
 ITEM: Final = Table(
@@ -72,9 +74,19 @@ RATER: Final = Table(
     Column("name", String, nullable=False, unique=True),
     Column("role", String, nullable=False),
     Column("opted_out", JSON, nullable=False),
-    Column("warned", Double),
     Column("created", Double, nullable=False),
     CheckConstraint("role IN ('rater', 'lead')", name="role"),
+)
+BRIEFING: Final = Table(
+    "briefing",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("rater_id", ForeignKey("rater.id"), nullable=False),
+    Column("plan_id", ForeignKey("plan.id"), nullable=False),
+    # Of harmful texts that the rater was warned of; a plan that is extended may come to have others.
+    Column("categories", JSON, nullable=False),
+    Column("created", Double, nullable=False),
+    UniqueConstraint("rater_id", "plan_id"),
 )
 INVITATION: Final = Table(
     "invitation",

@@ -68,6 +68,11 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest, gold_share=gold_share)
     try:
         stored = store.plan(settings.task, settings.about)
+        if stored is not None and stored.plan.run != config.name:
+            raise ConfigurationError(
+                f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
+                "review.database=… with a database of its own"
+            )
         if stored is None and not plans:
             asked = f"review.task={settings.task} review.about={settings.about}"
             raise UsageError(f"{run.folder}: nobody was asked to do {asked}; nothing to export")
@@ -80,20 +85,16 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
                 constitution=constitution.digest,
                 seed=config.seed,
                 principles=tuple(ReviewPrinciple(id=part.id, text=part.text) for part in principles),
+                sensitive=settings.sensitive,
             )
             stored = store.add_plan(plan, _items(run, config, settings, constitution))
         elif plans and settings.task == "pair" and settings.about == "comparisons":
             comparisons = run.read("comparisons", Comparison)
             if (checks := plan_of(run, config, comparisons, settings.budget)) is not None:
-                every = items_of(
-                    comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=settings.sensitive
-                )
-                stored = store.extend_plan(stored, spot_checked(every, checks))
-        if stored.plan.run != config.name:
-            raise ConfigurationError(
-                f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
-                "review.database=… with a database of its own"
-            )
+                # Patterns that were typed when the review began hide texts that come later, too.
+                sensitive = {**stored.plan.sensitive, **settings.sensitive}
+                every = items_of(comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=sensitive)
+                stored = store.extend_plan(stored, spot_checked(every, checks), sensitive)
     except BaseException:
         database.close()
         raise
@@ -152,8 +153,10 @@ def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
         notes.append(f"an item gets up to {review.plan.overlap} votes, not {settings.overlap}{kept}")
     if review.store.gold_share and review.plan.plan.task == "pair" and not review.plan.gold:
         notes.append(f"there are no gold items, though spotcheck.gold_share asks for them{kept}")
-    unused = [pattern for pattern in settings.sensitive if pattern not in review.plan.categories]
-    notes += [f"no text is hidden because of '{pattern}'{kept}" for pattern in unused]
+    unused = [name for name in settings.sensitive if name not in review.plan.categories]
+    notes += [
+        f"no text is hidden because of '{name}': it occurs in none, or the review began without it" for name in unused
+    ]
     return notes
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Final, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.frozen import Frozen, first_problem
@@ -15,6 +15,21 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 EVERY_ADDRESS: Final = ("0.0.0.0", "::")  # noqa: S104 - named in order to ask for an address
 Task = Literal["pair", "rewrite", "rank"]
 About = Literal["comparisons", "evaluation"]
+
+
+def _named(value: object) -> object:
+    """A list's patterns are their own names."""
+    if not isinstance(value, list | tuple):
+        return value
+    if not all(isinstance(pattern, str) for pattern in value):
+        raise ValueError("expected words, such as [kill, stab], or patterns by category, {violence: 'kill|stab'}")
+    return {pattern: pattern for pattern in value}
+
+
+def _a_name(name: str) -> str:
+    if not name.strip() or ";" in name:
+        raise ValueError(f"'{name}' is no name of a category: it is empty or has a semicolon; type {{NAME: '{name}'}}")
+    return name
 
 
 def _a_pattern(pattern: str) -> str:
@@ -51,9 +66,13 @@ class ReviewSettings(Frozen):
     comparisons are chosen as spotcheck.targets says, also by the run's own reward model. 0 asks about all."""
     by_principle: bool = False
     """Raters also answer by each principle of the constitution."""
-    sensitive: tuple[Annotated[str, AfterValidator(_a_pattern)], ...] = ()
-    """Words or regular expressions; a text in which one occurs is hidden until a rater asks to see it. Texts about
-    prompts of a kind that is known to be harmful are hidden without this."""
+    sensitive: Annotated[
+        dict[Annotated[str, AfterValidator(_a_name)], Annotated[str, AfterValidator(_a_pattern)]],
+        BeforeValidator(_named),
+    ] = Field(default={})
+    """Words or regular expressions, in a list or by the categories of harm that raters read and can opt out of, such as
+    {violence: 'kill|stab'}. A text in which one occurs is hidden until a rater asks to see it. Texts about prompts of a
+    kind that is known to be harmful are hidden without this."""
     minutes: Annotated[float, Field(gt=0)] = 30
     """Time after which an item that a rater has not answered goes to another."""
     pay_per_hour: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -166,15 +166,16 @@ class Site:
     # A rater's pages
 
     def _start(self, visit: Visit) -> Response:
-        return self._rater_page(visit, "start")
+        return self._rater_page(visit, "start", briefed=self._store.briefed(self._plan, visit.rater))
 
     def _settle(self, visit: Visit) -> Response:
         chosen = [name for place, name in enumerate(self._plan.categories) if f"category_{place}" in visit.form]
+        again = self._store.briefed(self._plan, visit.rater)
         self._store.settle(self._plan, visit.rater, chosen)
-        return RedirectResponse("/?notice=settled" if visit.rater.warned else "/", 303)
+        return RedirectResponse("/?notice=settled" if again else "/", 303)
 
     def _item(self, visit: Visit) -> Response:
-        if not visit.rater.warned:
+        if not self._store.briefed(self._plan, visit.rater):
             return RedirectResponse("/start", 303)
         item = self._store.next(self._plan, visit.rater)
         notice = NOTICES.get(visit.request.query_params.get("notice", ""), "")

@@ -8,10 +8,10 @@ submission once, whatever is sent at the same time.
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
-from sqlalchemy import Connection, Exists, Row, Select, Table, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Exists, Row, Select, Table, func, insert, literal, select, update
 
 from constitutional.base.errors import UsageError
 from constitutional.base.seeds import rng_of
@@ -19,8 +19,8 @@ from constitutional.judging.people import SETTLED
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import LONGEST_S, Ballot
 from constitutional.review.database import Database
-from constitutional.review.plan import ItemPayload, Plan, PlannedItem, ReviewPrinciple, shown_order
-from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, PLAN, RATER, SETTLEMENT, SIGHT, VOTE
+from constitutional.review.plan import BETWEEN, ItemPayload, Plan, PlannedItem, ReviewPrinciple, shown_order
+from constitutional.review.schema import ASSIGNMENT, BRIEFING, EXPOSURE, ITEM, PLAN, RATER, SETTLEMENT, SIGHT, VOTE
 from constitutional.review.settings import About, Task
 
 BATCH: Final = 1000
@@ -150,8 +150,12 @@ class ReviewStore:
 
         return self._database.write(work)
 
-    def extend_plan(self, plan: StoredPlan, items: Sequence[PlannedItem]) -> StoredPlan:
+    def extend_plan(
+        self, plan: StoredPlan, items: Sequence[PlannedItem], sensitive: Mapping[str, str] | None = None
+    ) -> StoredPlan:
         """Make the plan one of these items: what is new is asked last, and votes that are in count towards it.
+
+        `sensitive` is kept as the plan's, if it is given: the items are categorised by it.
 
         An item that is no longer planned keeps its votes, and is asked about no more. Votes beyond those that are now
         wanted of an item are taken off what is wanted of new items a second time, as far as that goes.
@@ -174,6 +178,8 @@ class ReviewStore:
                     values |= {"stratum": item.stratum, "probability": item.probability, "audit": item.audit}
                 if any(getattr(row, column) != value for column, value in values.items()):
                     connection.execute(update(ITEM).where(own, ITEM.c.id == row.id).values(values))
+            if sensitive is not None:
+                connection.execute(update(PLAN).where(PLAN.c.id == plan.id).values(sensitive={**sensitive}))
             rank = max((row.rank for row in rows), default=-1) + 1
             new = [item for name, item in planned.items() if name not in known]
             for place, item in enumerate(new, rank):
@@ -188,19 +194,31 @@ class ReviewStore:
     # What a rater does, in the order of a rater's day
 
     def settle(self, plan: StoredPlan, rater: Rater, opted_out: Collection[str]) -> None:
-        """Keep that the rater has read the warning, and which categories the rater does not want to see."""
+        """Keep that the rater has read the plan's instructions and warning, and does not want to see some categories.
+
+        What the rater chose among the categories of other plans stays.
+        """
 
         def work(connection: Connection) -> None:
             _lock(connection, rater)
-            chosen = sorted(set(opted_out) & {*plan.categories})
-            connection.execute(
-                update(RATER).where(RATER.c.id == rater.id).values(opted_out=chosen, warned=self._clock())
-            )
+            known = set(connection.execute(select(RATER.c.opted_out).where(RATER.c.id == rater.id)).scalar_one())
+            chosen = (known - {*plan.categories}) | ({*opted_out} & {*plan.categories})
+            connection.execute(update(RATER).where(RATER.c.id == rater.id).values(opted_out=sorted(chosen)))
+            values = {"categories": plan.categories, "created": self._clock()}
+            if not connection.execute(update(BRIEFING).where(_own_briefing(plan, rater)).values(values)).rowcount:
+                ids = {"rater_id": rater.id, "plan_id": plan.id}
+                connection.execute(insert(BRIEFING).values(ids | values))
             row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.state == "open")).one_or_none()
-            if row is not None and row.category in chosen:
+            if row is not None and chosen.intersection(row.category.split(BETWEEN)):
                 _return(connection, row)
 
         self._database.write(work)
+
+    def briefed(self, plan: StoredPlan, rater: Rater) -> bool:
+        """Whether the rater has read the plan's instructions, and the warning of all harmful texts in it."""
+        with self._database.reading() as connection:
+            row = connection.execute(select(BRIEFING.c.categories).where(_own_briefing(plan, rater))).one_or_none()
+        return row is not None and {*plan.categories} <= {*row.categories}
 
     def next(self, plan: StoredPlan, rater: Rater) -> Assigned | None:
         """The item that the rater is at, or else the next; None where there is none for this rater now."""
@@ -515,7 +533,13 @@ def _stored_plan(connection: Connection, task: Task, about: About) -> StoredPlan
         return None
     principles = tuple(map(ReviewPrinciple.model_validate, row.principles))
     plan = Plan(
-        run=row.run, task=task, about=about, constitution=row.constitution, seed=row.seed, principles=principles
+        run=row.run,
+        task=task,
+        about=about,
+        constitution=row.constitution,
+        seed=row.seed,
+        principles=principles,
+        sensitive=row.sensitive,
     )
     sums = select(func.sum(ITEM.c.wanted), func.max(ITEM.c.wanted)).where(
         ITEM.c.plan_id == row.id, ITEM.c.gold.is_(None)
@@ -524,7 +548,8 @@ def _stored_plan(connection: Connection, task: Task, about: About) -> StoredPlan
     known = select(func.count()).where(ITEM.c.plan_id == row.id, ITEM.c.gold.is_not(None))
     gold = connection.scalar(known) or 0
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
-    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(filter(None, categories))))
+    names = {name for category in categories for name in category.split(BETWEEN) if name}
+    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(names)))
 
 
 _SEEN: Final = (
@@ -585,6 +610,10 @@ def _lock(connection: Connection, rater: Rater) -> None:
     connection.execute(select(RATER.c.id).where(RATER.c.id == rater.id).with_for_update()).one()
 
 
+def _own_briefing(plan: StoredPlan, rater: Rater) -> ColumnElement[bool]:
+    return (BRIEFING.c.rater_id == rater.id) & (BRIEFING.c.plan_id == plan.id)
+
+
 def _of(plan: StoredPlan, rater: Rater) -> Select[Any]:
     """The rater's assignments, with what a page may show of their items."""
     return (
@@ -599,12 +628,18 @@ def _free(plan: StoredPlan, rater: Rater, opted_out: Collection[str]) -> Select[
     own = (ASSIGNMENT.c.item_id == ITEM.c.id) & (ASSIGNMENT.c.rater_id == rater.id)
     return (
         select(ITEM.c.id, ITEM.c.comparison, ITEM.c.payload)
-        .where(ITEM.c.plan_id == plan.id, ITEM.c.taken < ITEM.c.wanted, ITEM.c.category.not_in(opted_out))
+        .where(ITEM.c.plan_id == plan.id, ITEM.c.taken < ITEM.c.wanted, *(~_is_of(name) for name in opted_out))
         .where(~select(ASSIGNMENT.c.id).where(own, ASSIGNMENT.c.state != "returned").exists())
         .where(~select(SIGHT.c.id).where(SIGHT.c.item_id == ITEM.c.id, SIGHT.c.rater_id == rater.id).exists())
         .order_by(ITEM.c.rank)
         .limit(1)
     )
+
+
+def _is_of(category: str) -> ColumnElement[bool]:
+    """Whether the category is one of an item's."""
+    categories = literal(BETWEEN) + ITEM.c.category + BETWEEN
+    return categories.contains(f"{BETWEEN}{category}{BETWEEN}", autoescape=True)
 
 
 def _first(connection: Connection, free: Select[Any]) -> Row[Any] | None:

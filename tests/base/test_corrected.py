@@ -202,12 +202,33 @@ def test_clusters_of_equal_items_count_once_in_prediction_powered_inference() ->
         rest * 2,
         [0.2, 0.4] * 40,
         clusters=[*range(40)] * 2,
-        ai_only_clusters=[*range(40)] * 2,
+        ai_only_clusters=[*range(40, 80)] * 2,
     )
     assert (twice.value, twice.variance, twice.tuning) == pytest.approx((once.value, once.variance, once.tuning))
     assert twice.n == 80
     independent = prediction_powered_mean(human * 2, ai * 2, rest * 2, [0.2, 0.4] * 40)
     assert independent.variance == pytest.approx(once.variance / 2)
+
+
+def test_items_in_both_groups_are_no_second_witness() -> None:
+    human, ai = [1.0, 0.0, 1.0, 0.0] * 30, [1.0, 0.0, 0.0, 0.0] * 30
+    names = [*range(120)]
+    # All that the AI labelled people labelled too, so its labels add nothing: 0.5 ± 1.96 · √(0.25 / 120).
+    rate = prediction_powered_mean(human, ai, ai, clusters=names, ai_only_clusters=names)
+    assert (rate.value, rate.variance) == pytest.approx((0.5, 0.25 / 120))
+    # Half of a pool: the same as with the half alone that people did not label.
+    pool = [1.0, 0.0, 0.0, 0.0] * 60
+    whole = prediction_powered_mean(human, ai, pool, clusters=names, ai_only_clusters=[*range(240)])
+    half = prediction_powered_mean(human, ai, pool[120:])
+    assert (whole.value, whole.variance) == pytest.approx((half.value, half.variance), rel=0.01)
+    assert prediction_powered_mean(human, ai, pool).variance < 0.95 * whole.variance  # as if nothing were in both
+
+
+def test_few_prompts_with_many_items_are_few_labels() -> None:
+    human, ai = from_counts(30, 10, 10, 50)
+    ten, hundred = ([place % number for place in range(100)] for number in (10, 100))
+    assert "few labels" in prediction_powered_mean(human, ai, ai * 5, clusters=ten).warnings
+    assert "few labels" not in prediction_powered_mean(human, ai, ai * 5, clusters=hundred).warnings
 
 
 def test_equal_probabilities_change_nothing() -> None:

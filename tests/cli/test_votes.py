@@ -253,6 +253,30 @@ def test_verdicts_go_out_and_come_back(tmp_path: Path, form: str) -> None:
     assert read_verdicts(out, None) == verdicts
 
 
+@pytest.mark.parametrize("form", ["annotated_pairs", "csv"])
+def test_verdicts_that_do_not_count_stay_here(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_folder(tmp_path)
+    first, second = COMPARISONS[:2]
+    counting = Verdict(comparison=first.id, rater="x", choice="skip", rationale="I cannot tell.")
+    others = [
+        Verdict(comparison=first.id, rater="y", choice="skip", seconds=8.0, withdrawn=True),
+        Verdict(comparison=second.id, rater="y", choice="skip", withdrawn=True),
+        Verdict(comparison="an example", rater="x", choice="a", gold="a"),
+    ]
+    file = tmp_path / "mine.jsonl"
+    write_rows(file, [counting, *others])
+    path = exported(run, form, "--verdicts", str(file))
+    assert "1 verdict on 1 comparison" in capsys.readouterr().out
+    assert ids_of(path, form) == [first.id]
+    assert '"y"' not in path.read_text()
+    assert "y,skip" not in path.read_text()
+    write_rows(file, others)
+    path.unlink()
+    assert main(["votes", "export", str(run), "--format", form, "--out", str(path), "--verdicts", str(file)]) == 2
+    assert "no verdict that counts" in capsys.readouterr().err
+    assert not path.exists()
+
+
 def test_judgements_go_out_as_annotated_pairs(tmp_path: Path) -> None:
     content = json.loads(exported(run_folder(tmp_path), "annotated_pairs", "--judgements").read_text())
     assert [row["response_a"]["text"] for row in content["comparisons"]] == [row.a for row in COMPARISONS[:12]]

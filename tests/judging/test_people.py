@@ -2,6 +2,7 @@
 
 import pytest
 
+from constitutional.base.corrected import rogan_gladen
 from constitutional.base.records import Comparison, Judgement, Prompt, Reading, SpotCheck, Verdict
 from constitutional.base.stats import wilson
 from constitutional.judging.people import (
@@ -146,6 +147,16 @@ def test_a_win_rate_is_corrected_by_how_often_the_labeler_is_right() -> None:
     assert corrected.interval is not None
     assert corrected.interval.low < 0.6
     assert corrected.interval.high > 0.8
+    much = corrected_win_rate(6200, 3800, people)
+    assert much is not None
+    assert much.interval is not None
+    assert much.to_halve is not None
+    votes_then = 100 + much.to_halve
+    right = round(0.8 * votes_then)
+    counts = {"true_positives": right, "positives": votes_then, "true_negatives": right, "negatives": votes_then}
+    then = rogan_gladen(6200, 10_000, **counts).interval
+    assert then is not None
+    assert then.high - then.low == pytest.approx((much.interval.high - much.interval.low) / 2, rel=0.02)
     coin = people_of(
         plan, [vote(row, "ab"[at % 2]) for at, row in enumerate(pairs)], pairs, [judged(row, 0.9) for row in pairs], 0
     )
@@ -164,7 +175,7 @@ def test_the_surest_contradictions_come_first() -> None:
     assert [row.comparison.id for row in wrong_first(people, 2)] == [PAIRS[1].id, PAIRS[3].id]
 
 
-def test_the_labelers_agreement_by_prediction_powered_inference_is_that_of_its_authors() -> None:
+def test_the_labelers_agreement_by_prediction_powered_inference() -> None:
     # Of 1,000 pairs the labeler is 90% sure of 700 and 60% of 300. People voted on 40 of those and 20 of these.
     pairs = [Comparison(prompt=Prompt.of(f"Q{number}"), a="A", b="B") for number in range(1000)]
     judgements = [judged(row, 0.9 if number < 700 else 0.4) for number, row in enumerate(pairs)]
@@ -184,10 +195,12 @@ def test_the_labelers_agreement_by_prediction_powered_inference_is_that_of_its_a
         assert (made.n, made.n_ai) == (60, 1000)
         return (made.value, *made.interval)
 
-    # ppi-python 0.2.3, ppi_mean_pointestimate and ppi_mean_ci
-    assert powered((0.06, 0.06)) == pytest.approx((0.709938, 0.609428, 0.810448), abs=1e-5)
-    # The same with w and our λ of 0.70925; the interval is that of the linearised variance.
-    assert powered((0.04, 0.2))[0] == pytest.approx(0.728238, abs=1e-5)
+    # People agree in 0.8 of the sure and 0.5 of the unsure, so λ is 0.3/0.3 and the value that by strata, 0.56 + 0.15.
+    # Its variance is 9.4/60² from the rest, and 0.0189/1000 from how many of such pairs are sure.
+    # ppi-python 0.2.3, which takes the 60 as no part of the 1,000: 0.709938 (0.609428 to 0.810448).
+    assert powered((0.06, 0.06)) == pytest.approx((0.71, 0.609486, 0.810514), abs=1e-6)
+    # The means are 850/1100 and 960/1100, and λ is (46.10 − 7.44) / (46.10 + 18.90 − 2 · 7.44).
+    assert powered((0.04, 0.2))[0] == pytest.approx(850 / 1100 - 38.66 / 50.12 * (960 / 1100 - 0.81), abs=1e-5)
 
 
 def test_the_ceiling_is_counted_and_weighted_as_the_labelers_agreement() -> None:

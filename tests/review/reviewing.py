@@ -63,12 +63,12 @@ class Setting:
 
     lead: LeadSources | None = None
 
-    def rater(self, name: str, *, warned: bool = True, role: Role | None = None) -> Rater:
+    def rater(self, name: str, *, briefed: bool = True, role: Role | None = None) -> Rater:
         session = self.accounts.enter(self.accounts.invite(name, role))
         assert session is not None
         rater = self.accounts.rater_of(session)
         assert rater is not None
-        if warned:
+        if briefed:
             self.store.settle(self.plan, rater, ())
         return rater
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import select
 
 from constitutional.base.errors import ConfigurationError, WaitingError
 from constitutional.base.records import Comparison, Message, Preference, Prompt, Sample, SpotCheck, Verdict
@@ -26,9 +28,10 @@ from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_table
 from constitutional.review.plan import ItemPayload, items_of
+from constitutional.review.schema import ITEM
 from constitutional.review.serve import bind, old_settings, open_review
-from constitutional.review.settings import ReviewSettings, Task
-from constitutional.review.store import CountedVote, ReviewStore
+from constitutional.review.settings import ReviewSettings, Task, read_settings
+from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 from constitutional.runs import spotchecks
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
@@ -151,6 +154,13 @@ def test_exported_votes_are_verdicts_that_the_run_mixes(run_folder: Path, tmp_pa
         (["review.port=70000"], "review.port"),
         (["review.sensitive=['(']"], "regular expression"),
         (["review.sensitive=['x*']"], "every text"),
+        (["review.sensitive={violence: 'x*'}"], "every text"),
+        (["review.sensitive={violence: [stab]}"], "review.sensitive.violence"),
+        (["review.sensitive={'  ': stab}"], "name of a category"),
+        (["review.sensitive=['a;b']"], "{NAME: 'a;b'}"),
+        (["review.sensitive=[[stab]]"], "expected words"),
+        (["review.sensitive=[1984]"], "expected words"),
+        (["review.sensitive=stab"], "review.sensitive"),
         (["review.url=https://user:pw@host"], "review.url"),
         (["review.host=0.0.0.0"], "nobody is invited"),
         (["review.host=192.0.2.1"], "nobody is invited"),
@@ -168,15 +178,16 @@ def test_what_is_typed_wrongly_is_told_in_a_line(
 
 def test_settings_that_come_too_late_are_told(run_folder: Path) -> None:
     run = RunStore.load(run_folder)
-    first = ReviewSettings(overlap=2, sensitive=("reply",))
+    first = read_settings(["review.overlap=2", "review.sensitive=[reply]"])
     review = open_review(run, first)
     assert "reply" in review.plan.categories
     assert old_settings(review, first) == []
     review.database.close()
-    review = open_review(run, ReviewSettings(overlap=4, by_principle=True, sensitive=("bread",)))
-    notes = old_settings(review, ReviewSettings(overlap=4, by_principle=True, sensitive=("bread",)))
+    later = ReviewSettings(overlap=4, by_principle=True, sensitive={"food": "bread"})
+    review = open_review(run, later)
+    notes = old_settings(review, later)
     review.database.close()
-    assert ["by principle" in notes[0], "up to 2 votes" in notes[1], "'bread'" in notes[2]] == [True] * 3
+    assert ["by principle" in notes[0], "up to 2 votes" in notes[1], "'food'" in notes[2]] == [True] * 3
 
 
 def test_a_run_without_comparisons_says_so(
@@ -244,7 +255,7 @@ def comparison(question: str, a: str, b: str, **info: str) -> Comparison:
 def test_items_are_the_comparisons_in_an_order_of_the_seed() -> None:
     comparisons = [comparison(f"Question {number}", "a", "b") for number in range(20)]
     orders = [
-        [item.comparison for item in items_of(given, "pair", seed=seed, wanted=2, sensitive=())]
+        [item.comparison for item in items_of(given, "pair", seed=seed, wanted=2, sensitive={})]
         for given, seed in ((comparisons, 1), (comparisons[::-1], 1), (comparisons, 2))
     ]
     assert orders[0] == orders[1] != orders[2]
@@ -254,9 +265,9 @@ def test_items_are_the_comparisons_in_an_order_of_the_seed() -> None:
 
 def test_replies_to_a_prompt_are_ranked_together_and_one_is_rewritten() -> None:
     rows = [comparison("Q", "x", "y"), comparison("Q", "x", "z"), comparison("R", "v", "w")]
-    ranked = {item.comparison: item.payload.replies for item in items_of(rows, "rank", seed=0, wanted=1, sensitive=())}
+    ranked = {item.comparison: item.payload.replies for item in items_of(rows, "rank", seed=0, wanted=1, sensitive={})}
     assert ranked == {rows[0].prompt.id: ("x", "y", "z"), rows[2].prompt.id: ("v", "w")}
-    (one, two) = items_of(rows, "rewrite", seed=0, wanted=1, sensitive=())
+    (one, two) = items_of(rows, "rewrite", seed=0, wanted=1, sensitive={})
     assert {len(one.payload.replies), len(two.payload.replies)} == {1}
 
 
@@ -266,12 +277,14 @@ def test_replies_to_a_prompt_are_ranked_together_and_one_is_rewritten() -> None:
         (comparison("Q", "a", "b", kind="harmful"), "requests for harmful acts"),
         (comparison("Q", "a", "b", kind="private"), "private data of people"),
         (comparison("Q", "a", "b", kind="howto"), ""),
-        (comparison("About KNIVES", "a", "b", kind="howto"), "kni(fe|ves)"),
+        (comparison("About KNIVES", "a", "b", kind="howto"), "weapons"),
         (comparison("Q", "a", "a poison", kind="howto"), "poison"),
+        (comparison("Knives", "a poison", "b", kind="harmful"), "requests for harmful acts; weapons; poison"),
     ],
 )
 def test_harmful_items_are_known_by_their_kind_or_by_words(row: Comparison, category: str) -> None:
-    (item,) = items_of([row], "pair", seed=0, wanted=1, sensitive=("kni(fe|ves)", "poison"))
+    sensitive = {"weapons": "kni(fe|ves)", "poison": "poison"}
+    (item,) = items_of([row], "pair", seed=0, wanted=1, sensitive=sensitive)
     assert item.category == category
     assert "secret" not in item.model_dump_json()
 
@@ -411,10 +424,18 @@ def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_
     with pytest.raises(WaitingError, match="5 comparisons wait"):
         go(configured(tmp_path, *asked, "spotcheck.budget=5"), World())
     folder = tmp_path / "runs" / "first"
+    open_review(RunStore.load(folder), ReviewSettings(sensitive={"everything": "."})).database.close()
     vote_on_all(folder, Ballot("first"))
     with pytest.raises(WaitingError, match="12 comparisons wait"):
         go(configured(tmp_path, *asked, "spotcheck.budget=12"), World())
+    review = open_review(RunStore.load(folder), ReviewSettings(sensitive={"asked": "[?]"}))
+    review.database.close()
     review = open_review(RunStore.load(folder), ReviewSettings())
+    assert review.plan.plan.sensitive == {"everything": ".", "asked": "[?]"}
+    with review.database.reading() as connection:
+        categories = connection.scalars(select(ITEM.c.category)).all()
+    assert len(categories) == 12
+    assert all("everything" in category for category in categories)
     assert (review.plan.wanted, review.store.answered(review.plan)) == (12, 5)
     review.database.close()
 
@@ -434,3 +455,20 @@ def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_
     assert review.plan.wanted == sum(check.votes for check in plan) <= 6
     assert {check.reason for check in plan} == {"audit", "reward"}
     assert all(0 < check.probability <= 1 for check in plan)
+
+    for file in run.folder.glob(f"{FILE}*"):
+        file.unlink()
+    shutil.copy(folder / FILE, run.folder / FILE)
+    before = open_plan(run.folder)
+    with pytest.raises(ConfigurationError, match="the run 'first', not of 'second'"):
+        open_review(run, ReviewSettings(budget=6))
+    assert open_plan(run.folder) == before
+
+
+def open_plan(folder: Path) -> StoredPlan | None:
+    """The plan in a folder's database, whoever's it is."""
+    database = Database.open(folder, None)
+    try:
+        return ReviewStore(database).plan("pair")
+    finally:
+        database.close()

@@ -17,6 +17,7 @@ from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_BYTES, TRIES, TokenTries
 from constitutional.review.lead import Labels
+from constitutional.review.plan import Plan
 from constitutional.review.schema import INVITATION, SESSION
 from constitutional.review.settings import Task
 from tests.review.reviewing import (
@@ -127,6 +128,21 @@ def test_harmful_texts_are_in_closed_parts_and_can_be_opted_out_of(sqlite: Datab
     assert "Question 1?" in browser.page.text
     assert 'hidden-text">' not in browser.page.text
     assert "checked" in browser.get("/start").text
+
+
+def test_a_second_task_shows_its_own_instructions_and_warning(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0)])
+    Browser(made.site()).enter(made.accounts, "ada")
+    made.plan = made.store.add_plan(
+        Plan(run="first", task="rank", constitution="d0", seed=7), [item(0, category="violence")]
+    )
+    browser = Browser(made.site()).enter(made.accounts, "ada", start=False)
+    page = browser.get("/").text
+    assert "Rank them" in page
+    assert "Some texts are harmful" in page
+    assert "Question 0?" not in page
+    browser.post("/start", browser.fields())
+    assert "Question 0?" in browser.page.text
 
 
 def test_an_opened_text_is_counted(sqlite: Database) -> None:

@@ -4,8 +4,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import func, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
@@ -13,9 +15,10 @@ from sqlalchemy.exc import IntegrityError
 from constitutional.base.errors import ConfigurationError, RunError, UsageError
 from constitutional.review.accounts import Rater
 from constitutional.review.ballot import Ballot
-from constitutional.review.database import FILE, Database
-from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, METADATA, VOTE
-from constitutional.review.store import Outcome, ReviewStore
+from constitutional.review.database import FILE, MIGRATIONS, Database
+from constitutional.review.plan import Plan, PlannedItem
+from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, METADATA, RATER, VOTE
+from constitutional.review.store import Outcome, ReviewStore, StoredPlan
 from tests.review.reviewing import PRINCIPLES, Setting, item, setting
 
 
@@ -226,6 +229,63 @@ def test_who_opts_out_of_a_category_does_not_get_it_and_gives_it_back(database: 
     assert question(made, bob) == "Question 0?"
 
 
+def test_who_opts_out_of_a_category_does_not_get_items_of_another_as_well(database: Database) -> None:
+    items = [
+        item(0, category="sex; violence"),
+        item(1, category="50% of violence"),
+        item(2, category="violence"),
+        item(3, category="private; violence; war"),
+        item(4, category="sex"),
+    ]
+    made = setting(database, items)
+    ada = made.rater("ada")
+    assert made.plan.categories == ("50% of violence", "private", "sex", "violence", "war")
+    assert question(made, ada) == "Question 0?"
+    made.store.settle(made.plan, ada, ["violence"])
+    assert question(made, ada) == "Question 1?"
+    vote(made, ada, "1")
+    assert question(made, ada) == "Question 4?"
+    made.store.settle(made.plan, ada, ["50% of violence", "war"])  # the others again
+    assert question(made, ada) == "Question 4?"
+    vote(made, ada, "2")
+    assert question(made, ada) == "Question 0?"
+
+
+def ranking(made: Setting, *items: PlannedItem) -> StoredPlan:
+    """A second plan in the same database, with another task."""
+    return made.store.add_plan(Plan(run="first", task="rank", constitution="d0", seed=7), items)
+
+
+def test_opting_out_in_one_task_leaves_what_was_chosen_in_another(database: Database) -> None:
+    made = setting(database, [item(0, category="violence"), item(1, category="sex"), item(2)])
+    ranks = ranking(made, item(0, category="violence"), item(1, category="war"), item(2))
+    ada = made.rater("ada")
+    made.store.settle(made.plan, ada, ["violence", "sex"])
+    made.store.settle(ranks, ada, ["war"])  # and violence is wanted, which both plans have
+    with database.reading() as connection:
+        assert connection.scalar(select(RATER.c.opted_out)) == ["sex", "war"]
+    assert question(made, ada) == "Question 0?"
+    vote(made, ada, "1")
+    assert question(made, ada) == "Question 2?"
+
+
+def test_instructions_and_warning_are_read_for_every_plan_and_for_new_harm(database: Database) -> None:
+    made = setting(database, [item(0), item(1, category="violence")])
+    ranks = ranking(made, item(0))
+    ada, bob = made.rater("ada"), made.rater("bob", briefed=False)
+    assert [made.store.briefed(made.plan, rater) for rater in (ada, bob)] == [True, False]
+    assert not made.store.briefed(ranks, ada)
+    made.store.settle(ranks, ada, ())
+    made.store.settle(ranks, ada, ())
+    assert made.store.briefed(ranks, ada)
+    extended = made.store.extend_plan(made.plan, [item(0), item(2, category="violence")])
+    assert made.store.briefed(extended, ada)
+    extended = made.store.extend_plan(made.plan, [item(0), item(3, category="sex; violence")])
+    assert not made.store.briefed(extended, ada)
+    made.store.settle(extended, ada, ())
+    assert made.store.briefed(extended, ada)
+
+
 def test_exposures_are_counted_once_and_not_for_what_was_skipped_unseen(database: Database) -> None:
     made = setting(database, [item(number, category="violence") for number in range(3)] + [item(3)])
     ada = made.rater("ada")
@@ -360,6 +420,28 @@ def test_a_plan_stays_as_it_is_when_another_is_added(database: Database) -> None
 def test_migrations_make_the_tables_that_the_code_expects(database: Database) -> None:
     with database.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_raters_of_an_older_database_know_the_tasks_they_worked_at(database: Database) -> None:
+    made = setting(database, [item(0)])
+    ada, bob = made.rater("ada"), made.rater("bob", briefed=False)
+    vote(made, ada, "1")
+    harmful = ranking(made, item(0, category="violence"))
+    made.store.settle(harmful, ada, ["violence"])
+    made.store.next(harmful, ada)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with database.engine.connect().execution_options(writes=True) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "r0003")
+        warned = connection.execute(text("SELECT name, warned FROM rater ORDER BY name")).all()
+        alembic.command.upgrade(config, "head")
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+    assert [tuple(row) for row in warned] == [("ada", made.clock.now), ("bob", None)]
+    assert [made.store.briefed(made.plan, rater) for rater in (ada, bob)] == [True, False]
+    assert not made.store.briefed(harmful, ada)
+    with database.reading() as connection:
+        assert connection.scalars(select(RATER.c.opted_out).order_by(RATER.c.name)).all() == [["violence"], []]
 
 
 def test_a_newer_database_is_refused(address: str | None, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ UNVOTED: Final = (
     "review.about=evaluation asks people about them, and report.verdicts=FILE takes their votes."
 )
 CAUTIONS: Final[dict[Caution, str]] = {
-    "few labels": f"fewer than {FEWEST_LABELS} answers of people: the interval may be too narrow",
+    "few labels": f"people answered about fewer than {FEWEST_LABELS} prompts: the interval may be too narrow",
     "few corrections": f"people differ on fewer than {FEWEST_CORRECTIONS} items: the interval may be too narrow",
     "contradictory": "people’s items and the others cannot be of one population",
 }
