@@ -442,7 +442,7 @@ def _is_header(header: Sequence[str]) -> bool:
 
 def _rows(content: str, path: Path, delimiter: str) -> tuple[list[tuple[int, list[str]]], list[Problem]]:
     """The rows that are not empty, each with the line that it begins in."""
-    csv.field_size_limit(len(content) + 1)
+    csv.field_size_limit(max(csv.field_size_limit(), len(content)))
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     rows, line = list[tuple[int, list[str]]](), 1
     try:

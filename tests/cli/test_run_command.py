@@ -203,7 +203,8 @@ def test_config_shows_what_is_still_to_be_given(capsys: pytest.CaptureFixture[st
     streams = capsys.readouterr()
     assert streams.err.startswith("constitutional: prompts.path has no value yet; type prompts.path=FILE. ")
     printed = yaml.safe_load(streams.out)
-    assert printed["prompts"] == {"kind": "file", "path": "???", "held_out": 200}
+    assert printed["prompts"]["path"] == "???"
+    assert printed["prompts"]["held_out"] == 200
     assert printed["seed"] == 5
     assert list(printed) == list(RunConfig.model_fields)
 

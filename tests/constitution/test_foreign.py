@@ -214,20 +214,21 @@ def test_a_list_with_the_same_text_twice_gets_two_ids(tmp_path: Path) -> None:
 
 def test_five_megabytes_of_prose_and_of_json_are_read_in_seconds(tmp_path: Path) -> None:
     sentences = (
-        f"In case {n} the model should write\nthe number {n} and no other. {'This is a remark. ' * 13}\n"
-        for n in range(18_000)
+        f"In case {n}, {'whatever else may be the case, ' * 3}the model should write\n"
+        f"the number {n} and no other. {'This is a remark. ' * 6}\n"
+        for n in range(20_000)
     )
     prose = write(tmp_path, "\n".join(sentences), "a.txt")
     rows = write(
         tmp_path, json.dumps([{"trait": f"I like the number {n}."} for n in range(20_000)], indent=1), "a.json"
     )
-    one = write(tmp_path, "The model should go on\n" * 100_000, "b.txt")
+    one = write(tmp_path, "the model should go on and on with what it has begun\n" * 50_000, "b.txt")
     assert prose.stat().st_size > 5_000_000
     started_s = time.process_time()
     read = read_constitution(prose)
     assert read.constitution
-    assert len(read.constitution.principles) == 18_000
-    assert read.lines[read.constitution.principles[-1].id] == 3 * 17_999 + 1
+    assert len(read.constitution.principles) == 20_000
+    assert read.lines[read.constitution.principles[-1].id] == 3 * 19_999 + 1
     assert len(load_constitution(rows).principles) == 20_000
     with pytest.raises(InputError):
         load_constitution(one)  # a sentence of two megabytes
