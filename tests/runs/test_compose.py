@@ -100,7 +100,8 @@ def test_without_presets_every_default_is_the_settings_own() -> None:
     assert config.constitution == ConstitutionSettings()
     assert config.prompts == SandboxPrompts()
     assert {name for name in RunConfig.model_fields if name not in GROUPS} == {
-        *("name", "folder", "until", "seed", "templates", "understanding", "generator", "critic", "labeler", "panel")
+        *("name", "folder", "until", "seed", "templates", "understanding", "generator", "critic", "labeler", "panel"),
+        "report_to",
     }
 
 

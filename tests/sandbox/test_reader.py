@@ -64,4 +64,4 @@ def test_the_files_and_the_encoder_are_small_enough_to_install() -> None:
     folder = reader.encoder_folder()
     assert folder is not None
     files = [path for place in (folder, reader.READER_FOLDER) for path in Path(place).iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 105_000_000  # unpacked; 94 MB are downloaded
+    assert sum(path.stat().st_size for path in files) < 110_000_000  # unpacked; 99 MB are downloaded
