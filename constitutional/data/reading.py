@@ -300,8 +300,10 @@ def own_row(candidate: Candidate) -> dict[str, Any]:
     prompt = {"prompt": messages[0].content} if plain else {"messages": [message.turn() for message in messages]}
     row: dict[str, Any] = {**(prompt if messages else {"prompt": None})}
     row |= {"chosen": candidate.chosen, "rejected": candidate.rejected}
-    if candidate.probability != 1:
+    if candidate.probability != 1 or candidate.source == "ai":
         row["probability"] = candidate.probability
+    if candidate.source == "ai":
+        row["source"] = candidate.source
     more = {"rater": candidate.rater, "principle": candidate.principle}
     row |= {name: value for name, value in more.items() if value}
     if candidate.weight != 1:
@@ -318,6 +320,7 @@ def shown(candidate: Candidate) -> dict[str, Any]:
         "rejected": candidate.rejected,
         "probability": candidate.probability,
         "weight": candidate.weight,
+        "source": candidate.source,
     }
     more = {"rater": candidate.rater, "raters": list(candidate.raters), "principle": candidate.principle}
     return row | {name: value for name, value in more.items() if value}
