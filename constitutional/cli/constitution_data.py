@@ -8,7 +8,7 @@ from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import atomic_write
 from constitutional.base.progress import counted
 from constitutional.cli.import_command import asides_of, yaml_of
-from constitutional.constitution.file import JSON_ENDINGS, ReadConstitution, read_constitution
+from constitutional.constitution.file import ReadConstitution, read_constitution
 from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, read_text
 from constitutional.constitution.prose import binds
 from constitutional.data.comparisons import PAIRS
@@ -42,7 +42,7 @@ _BEGINS: Final = re.compile(
 _LEAST_BINDING: Final = 0.15
 """Share of sentences that bind in prose that is a constitution."""
 _ITEM: Final = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)])[ \t]+\S", re.MULTILINE)
-_OURS: Final = re.compile(r"^principles[ \t]*:", re.MULTILINE)
+_OURS: Final = re.compile(r"^principles[ \t]*:|\"principles\"\s*:", re.MULTILINE)
 _PARAGRAPH_END: Final = re.compile(r"\S[ \t]*\n[ \t]*\n")
 _SENTENCE_END: Final = re.compile(r"[.!?][\"”’)]*(?:\s|\Z)")
 
@@ -148,7 +148,7 @@ def _prompt_column(file: DataFile, row: object) -> str | None:
 
 
 def _is_ours(read: ReadConstitution, path: Path) -> bool:
-    return not read.family and (path.suffix.lower() in JSON_ENDINGS or bool(_OURS.search(read_text(path))))
+    return not read.family and bool(_OURS.search(read_text(path)))
 
 
 def _of_prose(read: ReadConstitution, path: Path) -> ReadAsPrinciples:

@@ -104,8 +104,8 @@ def _file(name: str, words: list[str]) -> "DataFile":
 def _lines(reading: "DataReading", file: "DataFile") -> Iterator[str]:
     found = reading.as_json()
     yield f"{file.path}: {reading.kind}, read as: {reading.format}"
-    yield ""
     if reading.columns:
+        yield ""
         yield table([["read as", "column"], *([role, column] for role, column in reading.columns.items())])
     if reading.ignored_columns:
         yield f"ignored ({len(reading.ignored_columns)}): {', '.join(reading.ignored_columns)}"
@@ -147,6 +147,9 @@ def _advice(reading: "DataReading", file: "DataFile") -> Iterator[str]:
         yield f"To measure a model by it: constitutional eval {file.path} model.path=FOLDER"
         return
     if reading.kind == "prompts":
+        if "the whole line" in reading.columns.values():
+            yield f"To use them: constitutional run prompts.files=[{file.path}]"
+            return
         yield f"To read other columns: prompts.files=[{{path: {file.path}, columns: {{prompt: COLUMN}}}}]"
         return
     columns = "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}"
