@@ -39,6 +39,8 @@ _BEGINS: Final = re.compile(
     re.IGNORECASE,
 )
 """How principles begin that hold no verb of duty."""
+_MOST_DOUBTFUL: Final = 1000
+"""Texts that bind nothing and could still be principles; more of them are prompts."""
 _LEAST_BINDING: Final = 0.15
 """Share of sentences that bind in prose that is a constitution."""
 _ITEM: Final = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)])[ \t]+\S", re.MULTILINE)
@@ -111,7 +113,9 @@ def _of_texts(read: ReadConstitution, path: Path) -> ReadAsPrinciples | None:
         return None
     listed = read.family == "" and bool(_ITEM.search(read_text(path)))
     binding = sum(bool(_BEGINS.match(text)) or binds(text) for text in texts)
-    return ReadAsPrinciples(read, listed or 2 * binding > len(texts), True)
+    if listed or 2 * binding > len(texts):
+        return ReadAsPrinciples(read, True, True)
+    return ReadAsPrinciples(read, False, True) if len(texts) <= _MOST_DOUBTFUL else None
 
 
 def _first_row(path: Path) -> object:

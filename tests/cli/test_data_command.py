@@ -117,6 +117,18 @@ def test_texts_that_could_be_principles_or_prompts_say_how_to_read_them_as_the_o
     assert all(other in warning for warning in reading["warnings"])
 
 
+def test_many_texts_that_bind_nothing_are_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading = told(written(tmp_path, "many.txt", "".join(f"Write poem {n}.\n" for n in range(1001))), capsys)
+    assert (reading["kind"], reading["prompts"], reading["warnings"]) == ("prompts", 1001, [])
+
+
+def test_what_is_printed_says_what_to_do_with_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(SETS["bbq.jsonl"])]) == 0
+    out = capsys.readouterr().out
+    assert "evaluation, read as: bbq" in out
+    assert "constitutional eval " in out
+
+
 def test_annotated_pairs_are_preferences_where_people_annotate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from constitutional.base.errors import InputError
 from constitutional.base.records import Comparison, Judgement, Message, Preference, Prompt, Verdict
 from constitutional.cli.main import main
 from constitutional.constitution.constitution import Constitution, Principle
@@ -220,6 +221,33 @@ def test_a_models_labels_do_not_count_as_peoples(here: Path) -> None:
     counts = mix([], [], [], back(here / "made.jsonl"), MixSettings(held_out_share=0.0), 0).counts
     assert counts["human preferences available"] == 1
     assert counts["AI preferences available"] == len(DECIDED) - 1
+
+
+def test_people_count_before_a_model_on_the_same_pair(here: Path) -> None:
+    ai, human = ({"prompt": "Tea?", "probability": 0.9, "source": source} for source in ("ai", "human"))
+    lines = [{**ai, "chosen": "Yes.", "rejected": "No."}, {**human, "chosen": "No.", "rejected": "Yes."}]
+    (here / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mixed = mix([], [], [], back(here / "both.jsonl"), MixSettings(held_out_share=0.0), 0)
+    assert [(row.chosen, row.source) for row in mixed.preferences] == [("No.", "human")]
+
+
+def test_a_row_whose_source_is_unknown_is_refused_with_its_line(here: Path) -> None:
+    row = {"prompt": "Tea?", "chosen": "Yes.", "rejected": "No.", "probability": 0.9}
+    lines = [{**row, "source": "ai"}, {**row, "source": "robot"}]
+    (here / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"rows\.jsonl:2.*source"):
+        back(here / "rows.jsonl")
+
+
+def test_turns_stay_turns_where_people_voted_on_one_text(here: Path) -> None:
+    assert export(run_folder(here), "label_studio", "-o", "tasks.json") == 0
+    tasks = read(here / "tasks.json")
+    for task in tasks:
+        del task["meta"]
+        task["annotations"] = [{"completed_by": "ada", "result": task.pop("predictions")[0]["result"]}]
+    (here / "tasks.json").write_text(json.dumps(tasks))
+    votes = back(here / "tasks.json")
+    assert [(row.prompt.messages, row.source) for row in votes] == [(row.prompt.messages, "human") for row in TRAIN]
 
 
 TOOLS = preference(
