@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 300
 """Characters of a text that are shown."""
+_MOST_WARNINGS: Final = 40
+"""Warnings that are printed."""
 _SETTINGS: Final = ("columns", "strengths")
 _COUNTS: Final = (
     *("rows", "pairs", "preferences", "ties", "both_bad", "equal", "empty", "different_contexts", "unlabelled"),
@@ -27,8 +29,9 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
     data = commands.add_parser(
         "data",
         help="what a file of data is recognised as, how its columns are read, and what it holds",
-        description="Reads preferences and prompts in JSON lines, JSON, CSV, Parquet or Arrow, plain, .gz or .zst, a "
-        "folder that datasets saved to disk, or hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT].",
+        description="Reads preferences, prompts and evaluation sets in JSON lines, JSON, CSV, Parquet or Arrow, plain, "
+        ".gz or .zst, a folder that datasets saved to disk, or hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]; and "
+        "constitutions in YAML, Markdown or any other format that constitutional import reads.",
     )
     data.add_argument("file", metavar="FILE", help="a file, a folder, or hf://…")
     data.add_argument(
@@ -38,17 +41,17 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
         help="how to read it: columns.chosen=COLUMN columns.rejected=COLUMN, or strengths.1=0.7",
     )
     data.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    data.add_argument("--to", type=Path, metavar="FILE", help="write the rows as our own JSON lines")
+    data.add_argument(
+        "--to", type=Path, metavar="FILE", help="write the rows as our own JSON lines, a constitution as our YAML"
+    )
     data.set_defaults(run=_data)
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from constitutional.data.reading import read_data
-
     file = _file(arguments.file, arguments.overrides)
     if arguments.to is not None and arguments.to.resolve() == Path(arguments.file).resolve():
         raise UsageError(f"--to {arguments.to} is the file that is read; name another")
-    reading = read_data(file, arguments.to)
+    reading = _reading(file, arguments.to)
     if arguments.json:
         print(json.dumps(reading.as_json(), ensure_ascii=False, indent=2, default=str))
         return
@@ -56,6 +59,20 @@ def _data(arguments: argparse.Namespace) -> None:
         print(printable(line))
     if arguments.to is not None:
         print(f"written: {arguments.to}")
+
+
+def _reading(file: "DataFile", to: Path | None) -> "DataReading":
+    """What a file is; a constitution is looked for first."""
+    from constitutional.cli.constitution_data import as_principles, constitution_reading, principles_in
+    from constitutional.data.reading import read_data
+
+    principles = principles_in(file)
+    if principles is not None and principles.is_constitution:
+        return constitution_reading(file, principles, to)
+    reading = read_data(file, to)
+    if principles is None or reading.kind != "prompts":
+        return reading
+    return reading._replace(warnings=(*reading.warnings, as_principles(file, principles)))
 
 
 def _file(name: str, words: list[str]) -> "DataFile":
@@ -87,17 +104,21 @@ def _file(name: str, words: list[str]) -> "DataFile":
 def _lines(reading: "DataReading", file: "DataFile") -> Iterator[str]:
     found = reading.as_json()
     yield f"{file.path}: {reading.kind}, read as: {reading.format}"
-    yield ""
-    yield table([["read as", "column"], *([role, column] for role, column in reading.columns.items())])
+    if reading.columns:
+        yield ""
+        yield table([["read as", "column"], *([role, column] for role, column in reading.columns.items())])
     if reading.ignored_columns:
         yield f"ignored ({len(reading.ignored_columns)}): {', '.join(reading.ignored_columns)}"
     yield ""
     yield table([[name.replace("_", " "), f"{found[name]:,}", ""] for name in _COUNTS if found[name]], numbers_from=1)
-    for warning in reading.warnings:
+    for warning in reading.warnings[:_MOST_WARNINGS]:
         yield f"warning: {warning}"
+    if len(reading.warnings) > _MOST_WARNINGS:
+        yield f"… and {len(reading.warnings) - _MOST_WARNINGS} more warnings, which --json prints"
+    what = "principle" if reading.kind == "constitution" else "row"
     for number, sample in enumerate(reading.samples, start=1):
         yield ""
-        yield f"row {number} as it is read:"
+        yield f"{what} {number} as it is read:"
         yield from _sample(sample)
     yield ""
     yield from _advice(reading, file)
@@ -119,9 +140,16 @@ def _short(value: object) -> str:
 
 def _advice(reading: "DataReading", file: "DataFile") -> Iterator[str]:
     """The settings that have the file read otherwise, and where they go."""
-    if reading.kind not in ("preferences", "prompts"):
+    if reading.kind == "constitution":
+        yield f"To use it: constitutional run constitution.file={file.path}"
+        return
+    if reading.kind == "evaluation":
+        yield f"To measure a model by it: constitutional eval {file.path} model.path=FOLDER"
         return
     if reading.kind == "prompts":
+        if "the whole line" in reading.columns.values():
+            yield f"To use them: constitutional run prompts.files=[{file.path}]"
+            return
         yield f"To read other columns: prompts.files=[{{path: {file.path}, columns: {{prompt: COLUMN}}}}]"
         return
     columns = "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}"

@@ -160,9 +160,10 @@ def _preferences(target: Target) -> "Iterator[Preference]":
 def _write_rows(target: Target, *, force: bool) -> None:
     """One file of preferences, and what its reader wants beside it."""
     from constitutional.data.export import files
-    from constitutional.data.export.formats import FORMATS, Chosen
+    from constitutional.data.export.formats import FORMATS, Chosen, in_table
 
     form, path = FORMATS[target.name], target.path
+    form = in_table(form) if path.suffix == ".parquet" else form
     chosen = Chosen(_preferences(target), form, None if target.split == "all" else target.split)
     beside = _beside(target)
     taken = [file for file in beside if file.exists() and file.name != "dataset_info.json"]
@@ -201,11 +202,11 @@ def _rows(target: Target, chosen: "Chosen") -> "Iterator[Row]":
 def _write_folder(target: Target) -> None:
     """A folder with a Parquet file for each split, and the card that describes them."""
     from constitutional.data.export import files
-    from constitutional.data.export.formats import FORMATS, Chosen
+    from constitutional.data.export.formats import FORMATS, Chosen, in_table
     from constitutional.runs.cards import dataset_card
     from constitutional.runs.compose import load
 
-    form, folder, counts = FORMATS[target.name], target.path, dict[str, Mapping[str, int]]()
+    form, folder, counts = in_table(FORMATS[target.name]), target.path, dict[str, Mapping[str, int]]()
     with writing(folder / "data"):
         (folder / "data").mkdir(parents=True, exist_ok=True)
     for split in ("train", "held_out") if target.split == "all" else (target.split,):

@@ -3,12 +3,18 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import InputError, UsageError
 from constitutional.base.progress import counted
 from constitutional.base.text import printable
+
+if TYPE_CHECKING:
+    from constitutional.constitution.file import ReadConstitution
+    from constitutional.constitution.markdown import ProseBlock
+    from constitutional.constitution.yaml import Problem
 
 MOST_PRINTED = 40
 """Lines on the terminal; the file holds all of them."""
@@ -45,8 +51,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
 def _import(arguments: argparse.Namespace) -> None:
     from constitutional.base.files import atomic_write
     from constitutional.constitution.file import foreign_constitution, read_constitution
-    from constitutional.constitution.principle_file import YAML_ENDINGS, read_text
-    from constitutional.constitution.writing import imported_yaml, remarks_of
+    from constitutional.constitution.principle_file import YAML_ENDINGS
 
     file, out = arguments.file, arguments.out
     if out is not None and out.suffix.lower() not in YAML_ENDINGS:
@@ -67,11 +72,7 @@ def _import(arguments: argparse.Namespace) -> None:
         for problem in others[:MOST_MISTAKES]:
             error.add_note(str(InputError(file, problem.text, problem.line)))
         raise error
-    ours = file.suffix.lower() in YAML_ENDINGS and not read.family
-    what = read.family or ("our own YAML, kept as it is" if ours else "Markdown")
-    left_out = [*read.left_out, *_asides(read.asides)]
-    remarks = remarks_of(file.name, what, counted(len(read.constitution.principles), "principle"), left_out)
-    content = read_text(file) if ours else imported_yaml(read.constitution, remarks)
+    content, remarks = yaml_of(read, file)
     if out is None:
         print(content, end="")
     else:
@@ -85,7 +86,20 @@ def _import(arguments: argparse.Namespace) -> None:
         print(f"written to {printable(str(out))}; look at it: constitutional lint {printable(shlex.quote(str(out)))}")
 
 
-def _asides(asides: Any) -> list[Any]:  # noqa: ANN401 - imported when needed
+def yaml_of(read: "ReadConstitution", file: Path) -> tuple[str, list[str]]:
+    """A constitution as our YAML, and what is said of its import; YAML of our own stays as it is."""
+    from constitutional.constitution.principle_file import YAML_ENDINGS, read_text
+    from constitutional.constitution.writing import imported_yaml, remarks_of
+
+    assert read.constitution is not None, "it has no mistakes"
+    ours = file.suffix.lower() in YAML_ENDINGS and not read.family
+    what = read.family or ("our own YAML, kept as it is" if ours else "Markdown")
+    left_out = [*read.left_out, *asides_of(read.asides)]
+    remarks = remarks_of(file.name, what, counted(len(read.constitution.principles), "principle"), left_out)
+    return read_text(file) if ours else imported_yaml(read.constitution, remarks), remarks
+
+
+def asides_of(asides: "Sequence[ProseBlock]") -> "list[Problem]":
     """The blocks of a Markdown file that are no principles and no description."""
     from constitutional.constitution.yaml import Problem, shown
 

@@ -15,6 +15,7 @@ Class = Literal["preference", "tie", "both_bad", "equal", "empty", "different_co
 `different_contexts`: the replies do not answer the same conversation. `unlabelled`: nobody says which is better."""
 CLASSES: Final[tuple[Class, ...]] = get_args(Class)
 Choice = Literal["a", "b", "tie", "both_bad"]
+Source = Literal["ai", "human"]
 SIDES: Final = re.compile(r"(?P<stem>.*?)[-_ ]?(?P<side>a|b|A|B|0|1|2|left|right)")
 OPPOSITE: Final = {"a": "b", "A": "B", "0": "1", "1": "2", "left": "right"}
 STEMS: Final = (
@@ -47,6 +48,8 @@ class Candidate(NamedTuple):
     """Strengths that single raters gave, where the label is their common one; positive where they prefer chosen."""
     principle: str = ""
     """What the verdict is by; empty for a verdict in all."""
+    source: Source = "human"
+    """Who prefers: a model where the file says so, else people."""
 
 
 class Opinion(NamedTuple):
@@ -63,6 +66,7 @@ class Opinion(NamedTuple):
     probability: float | None = None
     """Of the choice, where the file says one."""
     weight: float = 1.0
+    source: Source = "human"
 
 
 class Vote(NamedTuple):

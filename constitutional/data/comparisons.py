@@ -156,7 +156,7 @@ def _preference(candidate: Candidate, source: str, place: RowPlace) -> Preferenc
         chosen=candidate.chosen,
         rejected=candidate.rejected,
         probability=candidate.probability,
-        source="human",
+        source=candidate.source,
         principles=(candidate.principle,) if candidate.principle else (),
         rests_on=tuple(raters),
         comparison=Comparison(prompt=Prompt(messages=turns, source=source), a=a, b=b).id,

@@ -147,6 +147,8 @@ class EvaluationSet(NamedTuple):
     rows: tuple[EvaluationRow, ...]
     total: int
     """Rows of the files, of which `rows` may be some."""
+    columns: tuple[str, ...] = ()
+    """The columns that were read."""
 
 
 class _Source(NamedTuple):
@@ -157,6 +159,23 @@ class _Source(NamedTuple):
     """The file's name."""
     subset: str
     """What the file's name says of the subset; empty where it says nothing."""
+
+
+class _Cells(dict[str, Any]):
+    """The cells of a row, which note in `read` the columns that are asked for."""
+
+    def __init__(self, cells: Mapping[str, Any], read: dict[str, None]) -> None:
+        super().__init__(cells)
+        self._read = read
+
+    def __getitem__(self, column: str) -> Any:  # noqa: ANN401 - a cell may be anything
+        self._read[column] = None
+        return super().__getitem__(column)
+
+    def get(self, column: str, default: Any = None) -> Any:  # noqa: ANN401 - a cell may be anything
+        if column in self:
+            self._read[column] = None
+        return super().get(column, default)
 
 
 class _Form(NamedTuple):
@@ -192,6 +211,7 @@ def load_evaluation(paths: Sequence[Path | str], name: str | None = None) -> Eva
     if name is not None and name not in SETS:
         raise UsageError(f"there is no evaluation set '{name}'; there are {', '.join(SETS)}")
     rows: list[EvaluationRow] = []
+    read: dict[str, None] = {}
     for path in paths:
         of_file = Rows(path, SETS[name].expected if name else _ANY)
         numbered = iter(of_file)
@@ -208,9 +228,9 @@ def load_evaluation(paths: Sequence[Path | str], name: str | None = None) -> Eva
         if known not in (None, name):
             raise InputError(path, f"holds rows of {known}; expected {name}: {SETS[name].expected}")
         source = _Source("", str(path) if isinstance(path, str) else path.name, _subset_in(path, len(paths)))
-        rows += _rows_of(of_file, chain([start], numbered), name, source)
+        rows += _rows_of(of_file, chain([start], numbered), name, source, read)
     assert name is not None, "there is a file"
-    return EvaluationSet(name, tuple(rows), len(rows))
+    return EvaluationSet(name, tuple(rows), len(rows), tuple(read))
 
 
 def load_sets(paths: Iterable[Path | str]) -> list[EvaluationSet]:
@@ -229,14 +249,16 @@ def load_sets(paths: Iterable[Path | str]) -> list[EvaluationSet]:
     return list(sets.values())
 
 
-def _rows_of(file: Rows, numbered: Iterable[tuple[int, object]], name: str, source: _Source) -> Iterator[EvaluationRow]:
+def _rows_of(
+    file: Rows, numbered: Iterable[tuple[int, object]], name: str, source: _Source, columns: dict[str, None]
+) -> Iterator[EvaluationRow]:
     form = SETS[name]
     for number, value in numbered:
         try:
             if not isinstance(value, Mapping):
                 raise ValueError(f"it is {shortened(value)}")
             cells = _parsed(value) if file.texts else value
-            yield form.read(cells, source._replace(id=_digest(cells)))
+            yield form.read(_Cells(cells, columns), source._replace(id=_digest(cells)))
         except ValueError as error:
             problem = f"is no row of {name}: {error}; expected {form.expected}"
             raise file.place(number).error(problem) from error

@@ -45,6 +45,7 @@ from constitutional.data.turns import (
     common_start,
     is_blank,
     is_transcript,
+    spoken,
 )
 
 CHOSEN: Final = (
@@ -212,7 +213,7 @@ class PreferenceReader:
             if probability == 0.5 and label == "preference":
                 label = "tie"
         signs = tuple(-strength for strength in opinion.raters) if choice != "b" else opinion.raters
-        about = (opinion.weight, opinion.rater, signs, opinion.principle)
+        about = (opinion.weight, opinion.rater, signs, opinion.principle, opinion.source)
         return Candidate(number, a.context, first, second, label, probability, *about)
 
     def prompt_columns(self, row: Row) -> dict[str, str]:
@@ -299,7 +300,7 @@ class PreferenceReader:
         columns = {**prompt, "chosen": pair[0], "rejected": pair[1]}
         if scores:
             columns |= {"score of chosen": scores[0], "score of rejected": scores[1]}
-        own = {role: given.get(role, role) for role in ("probability", "rater", "principle", "weight")}
+        own = self._own_columns(row)
         columns |= {role: column for role, column in own.items() if column in row and not scores}
         kinds = _Kinds(pair)
         nameless = not prompt and "prompt" in row  # our own rows of pairs whose prompt nobody knows
@@ -334,19 +335,30 @@ class PreferenceReader:
         context = self.turns.prompt(first[:end], names[0])
         return Side(context, first[end:]), Side(context, second[end:])
 
+    def _own_columns(self, row: Row) -> dict[str, str]:
+        """The columns of our own rows, and of those that `export` writes, by what they are read as."""
+        given = self.file.columns
+        own = {role: given.get(role, role) for role in _OWN}
+        if row.get("source") in ("ai", "human") and own["probability"] in row:
+            own["source"] = "source"
+        return own
+
     def _own(self, row: Row, own: Mapping[str, str]) -> Opinion:
         """What our own rows say beside the replies."""
         probability = row.get(own["probability"])
         rater, principle, weight = (row.get(own[role]) for role in ("rater", "principle", "weight"))
+        source: Any = row.get(own["source"]) if "source" in own else "human"
         if probability is None and rater is None and principle is None and weight is None:
             return _CHOSEN
+        if source not in ("ai", "human"):
+            raise BadRowError(f'\'source\' is {as_json_safe(source)}; expected "ai" or "human", as in the first row')
         value = 1.0 if probability is None else self._between(probability, own["probability"], 0.5)
         share = 1.0 if weight is None else self._between(weight, own["weight"], 0.0)
         if not isinstance(rater, str | None):
             raise BadRowError(f"'{own['rater']}' is {rater!r}; expected a name, as text")
         choice: Choice = "tie" if value == 0.5 else "a"
         by = self.text(principle, own["principle"])
-        return Opinion(choice, rater=rater or "", principle=by, probability=value, weight=share)
+        return Opinion(choice, rater=rater or "", principle=by, probability=value, weight=share, source=source)
 
     def _between(self, value: object, name: str, least: float) -> float:
         number = None if isinstance(value, bool) else self.number(value, name)
@@ -532,6 +544,8 @@ class PreferenceReader:
             return None
         prompt = self.prompt_columns({name: value for name, value in row.items() if name != column})
         sign = 1 if order == "rank" else -1  # the first rank and the highest score are best
+        own = self._own_columns(row)
+        own = own if "source" in own else {}
 
         def read(number: int, row: Row) -> Sequence[Candidate]:
             items = row.get(column)
@@ -542,11 +556,21 @@ class PreferenceReader:
             for item in items:
                 value = self.number(item.get(order), f"{column}.{order}")
                 replies.append((self._listed(item, text, column, context), value))
-            return list(self._all_pairs(number, replies, sign))
+            pairs = list(self._all_pairs(number, replies, sign))
+            if own and len(pairs) == 1 and pairs[0].label == "preference":
+                return [self._as_exported(pairs[0], self._own(row, own))]
+            return pairs
 
         name = "Nectar" if column == "answers" else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
         columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
+        columns |= {role: own[role] for role in ("probability", "source") if own}
         return PairForm(name, columns, read)
+
+    def _as_exported(self, pair: Candidate, opinion: Opinion) -> Candidate:
+        """A preference with the probability and the source that an exported row says."""
+        probability = 1.0 if opinion.probability is None else opinion.probability
+        label: Class = "tie" if probability == 0.5 else "preference"
+        return pair._replace(label=label, probability=probability, source=opinion.source)
 
     def _listed(self, item: Row, text: str, column: str, context: Conversation) -> Side:
         if text not in item:
@@ -618,13 +642,22 @@ class PreferenceReader:
             return None
 
         def read(number: int, row: Row) -> Sequence[Candidate]:
-            context = self.context(row, {"prompt": "prompt"}) if row.get("prompt") else ()
+            context = self._asked(row) or (self.context(row, {"prompt": "prompt"}) if row.get("prompt") else ())
             a, b = (self.turns.side(response_of(row, side), f"response_{side}", context) for side in "ab")
             return [self.candidate(number, a, b, opinion) for opinion in self._annotations(row) or [Opinion(None)]]
 
         names = ("text_a", "text_b") if "text_a" in row else ("response_a.text", "response_b.text")
         columns = {"prompt": "prompt", "response_a": names[0], "response_b": names[1], "winner": "annotations.*.pref"}
         return PairForm("AnnotatedPairs", columns, read)
+
+    def _asked(self, row: Row) -> Conversation:
+        """The conversation of a row that this project wrote; empty for rows of others."""
+        about = row.get("metadata")
+        if not isinstance(about, dict) or "left_is" not in about:
+            return ()
+        if about.get("messages") is not None:
+            return self.turns.messages(about["messages"], "metadata.messages")
+        return spoken(self.text(row.get("prompt"), "prompt"))
 
     def _annotations(self, row: Row) -> list[Opinion]:
         """What people, and the data set's own annotator, say; principles are no raters."""
@@ -640,14 +673,22 @@ class PreferenceReader:
                 raise BadRowError(f"an annotation is {shortened(annotation)}; expected an object with 'pref'")
             else:
                 rater = "" if name == default else str(about.get("name") or name) if isinstance(about, dict) else name
-                opinions.append(Opinion(preferred(annotation), rater=rater))
+                probability = annotation.get("probability")
+                own = isinstance(metadata, dict) and "left_is" in metadata
+                opinions.append(
+                    Opinion(
+                        preferred(annotation),
+                        rater=rater,
+                        probability=None if probability is None else self._between(probability, "probability", 0.5),
+                        source="ai" if own and name == default and kind == "unknown" else "human",
+                    )
+                )
         return opinions
 
     def _label_studio(self, row: Row) -> PairForm | None:
         """Label Studio's export as JSON: tasks with the annotations of several people."""
-        if not isinstance(row.get("data"), dict) or not isinstance(
-            row.get("annotations", row.get("completions")), list
-        ):
+        annotations = row.get("annotations", row.get("completions", row.get("predictions")))
+        if not isinstance(row.get("data"), dict) or not isinstance(annotations, list):
             return None
         sides = two_columns(row["data"], self.file.columns)
         if sides is None:
@@ -659,10 +700,15 @@ class PreferenceReader:
             data = row.get("data")
             if not isinstance(data, dict) or any(name not in data for name in sides):
                 raise BadRowError(f"'data' has no '{sides[0]}' and '{sides[1]}', which the first row has")
-            context = self.context(data, prompt)
+            about = row.get("meta")
+            context = self._exported_prompt(about) or self.context(data, prompt)
             a, b = (self.turns.side(data[name], name, context) for name in sides)
             annotations = row.get("annotations", row.get("completions"))
-            opinions = [selected(annotation) for annotation in annotations or []] or [Opinion(None)]
+            opinions = [selected(annotation) for annotation in annotations or []]
+            opinions = opinions or [
+                self._exported(about, selected(prediction)) for prediction in row.get("predictions") or []
+            ]
+            opinions = opinions or [Opinion(None)]
             return [self.candidate(number, a, b, opinion) for opinion in opinions]
 
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
@@ -685,15 +731,38 @@ class PreferenceReader:
             fields = row["fields"] if nested else row
             kinds = _Kinds(sides)
             first, second = kinds.of(fields)
-            context = self.context(fields, prompt)
+            about = row.get("metadata") if nested else None
+            context = self._exported_prompt(about) or self.context(fields, prompt)
             a, b = self.turns.side(first, sides[0], context), self.turns.side(second, sides[1], context)
             votes = list(votes_nested(row) if nested else votes_flat(row, flat))
-            return [self.candidate(number, a, b, opinion) for opinion in self._votes(votes, sides) or [Opinion(None)]]
+            opinions = self._votes(votes, sides) or [self._suggested(row, about, sides)]
+            return [self.candidate(number, a, b, opinion) for opinion in opinions]
 
         columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
         columns = {role: f"fields.{name}" for role, name in columns.items()} if nested else columns
         columns["winner"] = "responses" if nested else f"{flat[0]}.responses"
         return PairForm("Argilla", columns, read)
+
+    def _exported_prompt(self, about: object) -> Conversation:
+        """The conversation beside a task that `export` wrote, where its text does not tell the turns."""
+        messages = about.get("messages") if isinstance(about, dict) else None
+        if messages is None:
+            return ()
+        return self.turns.prompt(messages, "messages")
+
+    def _exported(self, about: object, opinion: Opinion) -> Opinion:
+        """The label that `export` wrote as a prediction or a suggestion; other tools' predictions are no labels."""
+        if not isinstance(about, dict) or about.get("source") not in ("ai", "human"):
+            return Opinion(None)
+        probability = self._between(about.get("probability"), "probability", 0.5)
+        return opinion._replace(rater="", probability=probability, source=about["source"])
+
+    def _suggested(self, row: Row, about: object, sides: tuple[str, str]) -> Opinion:
+        suggestions = row.get("suggestions")
+        better = suggestions.get("better") if isinstance(suggestions, dict) else None
+        if not isinstance(better, dict):
+            return Opinion(None)
+        return self._exported(about, Opinion(choice_of(better.get("value"), sides, "suggestions.better")))
 
     def _votes(self, votes: Sequence["Vote"], sides: tuple[str, str]) -> list[Opinion]:
         """The submitted votes on the first question that compares the sides."""
@@ -750,6 +819,8 @@ def begins_itself(reply: object) -> bool:
 
 
 _CHOSEN: Final = Opinion("a")
+_OWN: Final = ("probability", "rater", "principle", "weight")
+"""Columns of our own rows beside the replies."""
 _OTHER: Final = {"prompt": "messages", "messages": "prompt"}
 
 

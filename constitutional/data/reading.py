@@ -5,15 +5,17 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, Literal, NamedTuple, TypeVar
 
-from constitutional.base.errors import InputError
+from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import replacing
 from constitutional.base.records import Message
 from constitutional.data.candidates import CLASSES, Candidate, Class, duplicate_key
 from constitutional.data.comparisons import PAIRS, unknown
+from constitutional.data.evaluation import EvaluationRow, load_evaluation, recognise
 from constitutional.data.preferences import PairForm, PreferenceReader
 from constitutional.data.prompts import PromptForm, checked, conversation_of, prompt_form
 from constitutional.data.sources import DataFile, Rows, licence_beside
@@ -196,7 +198,45 @@ def _of_prompts(
     )
 
 
-READERS: tuple[Reader, ...] = (_preferences, _prompts)
+def _evaluation(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
+    rows = Rows(file.path, PAIRS)
+    first = rows.peek()
+    name = recognise(first[1]) if first and not file.columns else None
+    if name is None:
+        return None
+    if out is not None:
+        raise UsageError(
+            f"{file.path} is an evaluation set ({name}), and is written in no other form; leave --to out, and measure "
+            f"a model by it: constitutional eval {file.path} model.path=FOLDER"
+        )
+    evaluation = load_evaluation([file.path], name)
+    seen = _Columns(rows)
+    for _ in seen:
+        pass
+    duplicates = len(evaluation.rows) - len({row.id for row in evaluation.rows})
+    notes = [f"items that stand there before: {duplicates:,}"] if duplicates else []
+    return DataReading(
+        format=name,
+        kind="evaluation",
+        rows=seen.rows,
+        duplicates=duplicates,
+        prompts=len({row.prompt.id for row in evaluation.rows}),
+        items=evaluation.total,
+        columns={column: column for column in evaluation.columns},
+        ignored_columns=seen.ignored(evaluation.columns),
+        warnings=(*notes, *_licence(file, rows, seen, name)),
+        samples=tuple(map(_item, evaluation.rows[:SAMPLES])),
+    )
+
+
+def _item(row: EvaluationRow) -> dict[str, Any]:
+    """An item of an evaluation set as it is shown."""
+    own = {field.name: getattr(row, field.name) for field in fields(row) if field.name not in ("id", "prompt")}
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+    return {"messages": [message.turn() for message in row.prompt.messages], **lists}
+
+
+READERS: tuple[Reader, ...] = (_evaluation, _preferences, _prompts)
 """They are asked in this order: what a more particular reader recognises comes first."""
 
 
@@ -260,8 +300,10 @@ def own_row(candidate: Candidate) -> dict[str, Any]:
     prompt = {"prompt": messages[0].content} if plain else {"messages": [message.turn() for message in messages]}
     row: dict[str, Any] = {**(prompt if messages else {"prompt": None})}
     row |= {"chosen": candidate.chosen, "rejected": candidate.rejected}
-    if candidate.probability != 1:
+    if candidate.probability != 1 or candidate.source == "ai":
         row["probability"] = candidate.probability
+    if candidate.source == "ai":
+        row["source"] = candidate.source
     more = {"rater": candidate.rater, "principle": candidate.principle}
     row |= {name: value for name, value in more.items() if value}
     if candidate.weight != 1:
@@ -278,6 +320,7 @@ def shown(candidate: Candidate) -> dict[str, Any]:
         "rejected": candidate.rejected,
         "probability": candidate.probability,
         "weight": candidate.weight,
+        "source": candidate.source,
     }
     more = {"rater": candidate.rater, "raters": list(candidate.raters), "principle": candidate.principle}
     return row | {name: value for name, value in more.items() if value}

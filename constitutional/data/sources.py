@@ -204,7 +204,9 @@ class Rows:
     def _table_rows(self, path: Path, kind: str) -> Iterator[Any]:
         import pyarrow as pa  # type: ignore[import-untyped]
 
-        if path.is_dir():
+        if kind == "parquet" and path.is_dir():
+            parts = _parquet_files(path)
+        elif path.is_dir():
             parts, about = _saved(path, self._expected)
             self.licence = str(about.get("license") or "")
         else:
@@ -256,7 +258,7 @@ class Rows:
 def _kind(path: Path, expected: str) -> str:
     """The format by the name's ending, or by the first bytes where the name says none."""
     if path.is_dir():
-        return "arrow"
+        return "parquet" if _parquet_files(path) else "arrow"
     name = re.sub(r"\.(gz|zst|zstd)$", "", path.name.lower())
     ending = Path(name).suffix.removeprefix(".")
     if ending in KINDS:
@@ -412,8 +414,17 @@ def rows_within(value: dict[str, Any]) -> list[Any] | None:
     Rows of AnnotatedPairs get the file's annotators and metadata beside their own keys.
     """
     if isinstance(value.get("comparisons"), list) and isinstance(value.get("annotators"), dict):
-        common = {"annotators": value["annotators"], "metadata": value.get("metadata")}
-        return [{**row, **common} if isinstance(row, dict) else row for row in value["comparisons"]]
+        annotators, about = value["annotators"], value.get("metadata")
+        return [
+            {
+                **row,
+                "annotators": annotators,
+                "metadata": {**_as_object(row.get("metadata")), **_as_object(about)},
+            }
+            if isinstance(row, dict)
+            else row
+            for row in value["comparisons"]
+        ]
     lists = [part for part in value.values() if isinstance(part, list)]
     of_rows = [part for part in lists if part and all(isinstance(row, dict) for row in part)]
     if len(lists) == len(value) > 1 and len({len(part) for part in lists}) == 1:
@@ -425,6 +436,10 @@ def rows_within(value: dict[str, Any]) -> list[Any] | None:
         # As pandas writes a table: by column and by row.
         return [{name: column.get(row) for name, column in value.items()} for row in columns[0]]
     return None
+
+
+def _as_object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 # --- Tables ---
@@ -460,6 +475,14 @@ def _tables(file: IO[bytes], kind: str) -> tuple[Any, Iterator[Any]]:
     file.seek(0)
     stream = pa.ipc.open_stream(file)
     return stream.schema, iter(stream)
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files of a folder as the hub has them, in it or in its `data`; of several splits those of `train`."""
+    for place in (folder, folder / "data"):
+        if files := sorted(place.glob("*.parquet")):
+            return [file for file in files if re.match(r"train\b", file.name)] or files
+    return []
 
 
 def _saved(folder: Path, expected: str) -> tuple[list[Path], dict[str, Any]]:

@@ -42,6 +42,8 @@ LISTS: Final = ("messages", "conversations", "conversation")
 _MARKER: Final = re.compile(r"\n\n(Human|Assistant):")
 _REPLY: Final = "\n\nAssistant:"
 _SPEAKERS: Final[Mapping[str, Role]] = {"Human": "user", "Assistant": "assistant"}
+_SPOKEN: Final = re.compile(r"(?:\A|\n\n)(System|Developer|User|Assistant|Tool): ")
+"""How a turn begins in a conversation that people see as one text (`votes/items.py`)."""
 _EXTRA_ID: Final = re.compile(r"\n?<extra_id_1>(System|User|Assistant)\n?")
 
 Conversation = tuple[Message, ...]
@@ -133,7 +135,7 @@ class Turns:
                 return self.messages(value, name)
             raise BadRowError(f"'{name}' is {as_json_safe(value)}, which is no prompt; expected a text or messages")
         if name in LISTS:
-            return self.messages(_parsed(value, name), name)
+            return (name == "conversation" and spoken(value)) or self.messages(_parsed(value, name), name)
         if is_transcript(value):
             turns = transcript(value, name)
             return turns[:-1] if turns[-1].role == "assistant" and is_blank(turns[-1].content) else turns
@@ -272,6 +274,16 @@ def transcript(text: str, name: str) -> Conversation:
     if first or not turns or turns[0].role != "user":
         raise BadRowError(f"'{name}' begins {text[:20]!r}; expected '\\n\\nHuman: ', or a 'prompt' beside it")
     return tuple(turns)
+
+
+def spoken(text: str) -> Conversation:
+    """The turns of a text in which speakers' names begin them, as people see conversations; empty for another text."""
+    first, *rest = _SPOKEN.split(text)
+    if first or not rest:
+        return ()
+    return tuple(
+        Message(ROLES[speaker.lower()], passage) for speaker, passage in zip(rest[::2], rest[1::2], strict=True)
+    )
 
 
 def _steered(text: str) -> Conversation:

@@ -151,8 +151,10 @@ def mix(
         else:
             ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
     keep = settings.ties == "keep"
-    human = _for_training(reviewed + _brought_together(human_preferences, counts, keep=keep), counts, settings, seed)
-    ai = _for_training(ai, counts, settings, seed)
+    brought = _brought_together(human_preferences, counts, keep=keep)
+    people = reviewed + [preference for preference in brought if preference.source == "human"]
+    human = _for_training(people, counts, settings, seed)
+    ai = _for_training(ai + [preference for preference in brought if preference.source == "ai"], counts, settings, seed)
 
     from_ai, from_people = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
     preferences: list[Preference] = []
@@ -227,11 +229,14 @@ def _p_a(verdict: Verdict, settings: Settings) -> float:
 def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *, keep: bool) -> list[Preference]:
     """One preference for each comparison: what several people said of it is averaged.
 
-    Where it is even, it is dropped unless ties are kept.
+    Where it is even, it is dropped unless ties are kept. What a file says that a model prefers counts where no person
+    judged the comparison.
     """
+    by_people = {preference.comparison for preference in preferences if preference.source == "human"}
     groups: defaultdict[str, list[Preference]] = defaultdict(list)
     for preference in preferences:
-        groups[preference.comparison].append(preference)
+        if preference.source == "human" or preference.comparison not in by_people:
+            groups[preference.comparison].append(preference)
     made = []
     for comparison_id, group in groups.items():
         first = group[0]
@@ -248,7 +253,7 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
         comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
         principles = [name for preference in group for name in preference.principles]
         rests_on = [place for preference in group for place in preference.rests_on]
-        directed = _directed(comparison, p_first, "human", principles, rests_on)
+        directed = _directed(comparison, p_first, first.source, principles, rests_on)
         weight = fmean(preference.weight for preference in group)
         made.append(directed.model_copy(update={"comparison": comparison_id, "weight": weight}))
     return made
@@ -400,6 +405,7 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
         return
     counts: Counter[str] = Counter()
     people = _brought_together(without_evaluation_prompts(pairs, prompts), counts, keep=settings.ties == "keep")
+    people = [preference for preference in people if preference.source == "human"]
     human = _count(_for_training(people, counts, settings, seed), "train")
     if human == 0:
         amounts_of(0, 0, settings)

@@ -11,16 +11,22 @@ from typing import Any
 import pytest
 import yaml
 
+from constitutional.base.errors import InputError
 from constitutional.base.records import Comparison, Judgement, Message, Preference, Prompt, Verdict
 from constitutional.cli.main import main
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.file import as_yaml
+from constitutional.data.comparisons import read_comparisons
 from constitutional.data.export.formats import traits
 from constitutional.data.export.rows import trl
+from constitutional.data.reading import read_data
+from constitutional.data.sources import DataFile
 from constitutional.data.votes.formats import FORMATS as VOTES
 from constitutional.data.votes.reading import read_file
 from constitutional.runs.compose import compose, dump
 from constitutional.runs.folder import USED, RunStore
+from constitutional.stages.mix import Settings as MixSettings
+from constitutional.stages.mix import mix
 from constitutional.stages.summaries import MixSummary, SpotCheckSummary
 from tests.scripted_run import STAGES, finish
 
@@ -68,6 +74,7 @@ MIXED = MixSummary(
         "human preferences available": 1,
     },
 )
+ENDINGS = {"verl": ".parquet", "label_studio": ".json", "argilla": ".json", "parquet": ""}
 OF_ROWS = ("trl", "openrlhf", "verl", "nemo-rl", "llamafactory", "axolotl", "openai", "label_studio", "argilla")
 
 
@@ -158,6 +165,127 @@ def test_the_same_records_come_back(here: Path, form: str) -> None:
     rows = read(file)
     assert [BACK[form](row) for row in rows] == [without_notes(row) for row in DECIDED]
     assert {row["constitution"] for row in rows} == {OURS.digest}
+
+
+def back(path: Path) -> list[Preference]:
+    """What a run reads of the file as `mix.human`."""
+    return read_comparisons([DataFile(path=path)]).preferences
+
+
+def facts(rows: Sequence[Preference]) -> list[tuple[Any, ...]]:
+    """Which reply of a tie is called chosen says nothing."""
+    replies = [(row.chosen, row.rejected) if row.probability > 0.5 else {row.chosen, row.rejected} for row in rows]
+    return [(row.prompt.messages, pair, row.probability, row.source) for row, pair in zip(rows, replies, strict=True)]
+
+
+WITH_TIES = ("parquet", "label_studio", "argilla")
+AMBIGUOUS = preference(
+    Prompt(messages=(Message("user", "What comes next?\n\nAssistant: Hello.\n\nUser: Hi"),)), "Bye.", "Hey."
+)
+
+
+@pytest.mark.parametrize("form", [*OF_ROWS, "trl.parquet", "parquet"])
+def test_the_general_reader_reads_what_was_written(here: Path, form: str) -> None:
+    rows = [*PREFERENCES, AMBIGUOUS]
+    file = here / ("made.parquet" if form == "trl.parquet" else f"made{ENDINGS.get(form, '.jsonl')}")
+    form = form.removesuffix(".parquet")
+    assert export(run_folder(here, rows), form, "-o", str(file)) == 0
+    expected = [row for row in rows if row.split == "train" and (row.probability > 0.5 or form in WITH_TIES)]
+    if form == "openai":  # which has no place for either
+        expected = [row.model_copy(update={"probability": 1.0, "source": "human"}) for row in expected]
+    assert facts(back(file)) == facts(expected)
+    reading = read_data(DataFile(path=file))
+    assert reading.kind == "preferences"
+    assert reading.classes.get("preference") == sum(row.probability > 0.5 for row in expected)
+    assert reading.warnings == ()
+    ours = here / "ours.jsonl"
+    read_data(DataFile(path=file), ours)
+    assert facts(back(ours)) == facts(expected)
+
+
+def test_annotated_pairs_are_read_back_with_the_label_and_who_gives_it(here: Path) -> None:
+    rows = [row for row in [*PREFERENCES, AMBIGUOUS] if row.source == "ai" and row.probability > 0.5]
+    comparisons = [Comparison(prompt=row.prompt, a=row.chosen, b=row.rejected) for row in rows]
+    judgements = [
+        judgement(comparison, "calm", row.probability) for comparison, row in zip(comparisons, rows, strict=True)
+    ]
+    run = run_folder(here, [*rows, PREFERENCES[3]], comparisons=comparisons, judgements=judgements)
+    assert export(run, "annotated_pairs", "-o", "pairs.json") == 0
+    read = back(here / "pairs.json")
+    assert facts(read) == facts([*rows, PREFERENCES[3]])
+    assert [row.chosen for row in read if row.source == "human"] == ["Yes."]
+
+
+def test_a_models_labels_do_not_count_as_peoples(here: Path) -> None:
+    assert export(run_folder(here), "trl", "-o", "made.jsonl") == 0
+    counts = mix([], [], [], back(here / "made.jsonl"), MixSettings(held_out_share=0.0), 0).counts
+    assert counts["human preferences available"] == 1
+    assert counts["AI preferences available"] == len(DECIDED) - 1
+
+
+def test_people_count_before_a_model_on_the_same_pair(here: Path) -> None:
+    ai, human = ({"prompt": "Tea?", "probability": 0.9, "source": source} for source in ("ai", "human"))
+    lines = [{**ai, "chosen": "Yes.", "rejected": "No."}, {**human, "chosen": "No.", "rejected": "Yes."}]
+    (here / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mixed = mix([], [], [], back(here / "both.jsonl"), MixSettings(held_out_share=0.0), 0)
+    assert [(row.chosen, row.source) for row in mixed.preferences] == [("No.", "human")]
+
+
+def test_a_row_whose_source_is_unknown_is_refused_with_its_line(here: Path) -> None:
+    row = {"prompt": "Tea?", "chosen": "Yes.", "rejected": "No.", "probability": 0.9}
+    lines = [{**row, "source": "ai"}, {**row, "source": "robot"}]
+    (here / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match=r"rows\.jsonl:2.*source"):
+        back(here / "rows.jsonl")
+
+
+def test_turns_stay_turns_where_people_voted_on_one_text(here: Path) -> None:
+    assert export(run_folder(here), "label_studio", "-o", "tasks.json") == 0
+    tasks = read(here / "tasks.json")
+    for task in tasks:
+        del task["meta"]
+        task["annotations"] = [{"completed_by": "ada", "result": task.pop("predictions")[0]["result"]}]
+    (here / "tasks.json").write_text(json.dumps(tasks))
+    votes = back(here / "tasks.json")
+    assert [(row.prompt.messages, row.source) for row in votes] == [(row.prompt.messages, "human") for row in TRAIN]
+
+
+TOOLS = preference(
+    Prompt(
+        messages=(
+            Message("user", "How warm is it?"),
+            Message("assistant", "", '{"tool_calls": [{"function": {"arguments": "{}", "name": "weather"}}]}'),
+            Message("tool", "21 degrees", '{"name": "weather", "tool_call_id": "c1"}'),
+            Message("user", "And now?"),
+        )
+    ),
+    "Still 21 degrees.",
+    "I do not know.",
+)
+
+
+@pytest.mark.parametrize("form", ["trl", "openrlhf", "nemo-rl", "openai"])
+def test_turns_of_tools_are_kept_where_the_format_can(
+    here: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(run_folder(here, [TOOLS]), form, "-o", "made.jsonl") == 0
+    assert "left out" not in capsys.readouterr().out
+    (row,) = back(here / "made.jsonl")
+    assert row.prompt.messages == TOOLS.prompt.messages
+    assert '"tool_calls"' in (here / "made.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "form", ["verl", "llamafactory", "axolotl", "label_studio", "argilla", "parquet", "trl.parquet"]
+)
+def test_turns_of_tools_are_left_out_with_counts_elsewhere(
+    here: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("-o", "made.parquet") if form == "trl.parquet" else ()
+    assert export(run_folder(here, [TOOLS, TRAIN[0]]), form.removesuffix(".parquet"), *more) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"  1 conversation with .*: left out", out)
+    assert ": 1 preference\n" in out
 
 
 def test_trl_as_parquet_holds_the_same_rows_as_json_lines(here: Path) -> None:

@@ -8,7 +8,7 @@ from constitutional.base.records import Preference
 from constitutional.data.export import rows
 from constitutional.data.export.rows import Row
 
-Trait = Literal["tie", "tool", "irregular", "soft", "principled", "votes", "system", "dialogue", "info"]
+Trait = Literal["tie", "tool", "extra", "irregular", "soft", "principled", "votes", "system", "dialogue", "info"]
 """What a preference may have that a format has no place for."""
 Fate = Literal["left out", "column", "gone", "text"]
 """What becomes of it: the preference is not written; it stands in a column that the trainer passes over; it is not in
@@ -17,6 +17,10 @@ the file; it is written as plain text."""
 _NAMES: Final[Mapping[Trait, tuple[str, str]]] = {
     "tie": ("tie", "ties"),
     "tool": ("conversation with turns of tools", "conversations with turns of tools"),
+    "extra": (
+        "conversation with more than texts, such as tool_calls",
+        "conversations with more than texts, such as tool_calls",
+    ),
     "irregular": ("conversation whose turns do not alternate", "conversations whose turns do not alternate"),
     "soft": ("label is less than certain", "labels are less than certain"),
     "principled": ("label names principles", "labels name principles"),
@@ -44,7 +48,6 @@ class ExportFormat(NamedTuple):
 
 _IN_COLUMNS: Final[Mapping[Trait, Fate]] = {
     "tie": "left out",
-    "tool": "left out",
     "soft": "column",
     "principled": "column",
     "votes": "column",
@@ -52,16 +55,19 @@ _IN_COLUMNS: Final[Mapping[Trait, Fate]] = {
 }
 _GONE: Final[Mapping[Trait, Fate]] = {"soft": "gone", "principled": "gone", "votes": "gone"}
 _AS_TEXT: Final[Mapping[Trait, Fate]] = {"system": "text", "dialogue": "text"}
-_TO_LOOK_AT: Final[Mapping[Trait, Fate]] = {"votes": "column", "tool": "left out", "info": "gone", **_AS_TEXT}
+_NO_TOOLS: Final[Mapping[Trait, Fate]] = {"tool": "left out", "extra": "left out"}
+_TO_LOOK_AT: Final[Mapping[Trait, Fate]] = {"votes": "column", **_NO_TOOLS, "info": "gone", **_AS_TEXT}
 
 FORMATS: Final[Mapping[str, ExportFormat]] = {
     "trl": ExportFormat("TRL", rows.trl, _IN_COLUMNS, (".jsonl", ".parquet")),
-    "parquet": ExportFormat("datasets", rows.trl, {"tool": "left out", "votes": "column", "info": "gone"}, ("",)),
+    "parquet": ExportFormat("datasets", rows.trl, {"votes": "column", "info": "gone"}, ("",)),
     "openrlhf": ExportFormat("OpenRLHF", rows.trl, _IN_COLUMNS),
-    "verl": ExportFormat("verl", rows.verl, {**_IN_COLUMNS, **_AS_TEXT}, (".parquet",)),
+    "verl": ExportFormat("verl", rows.verl, {**_IN_COLUMNS, **_NO_TOOLS, **_AS_TEXT}, (".parquet",)),
     "nemo-rl": ExportFormat("NeMo-RL", rows.nemo_rl, _IN_COLUMNS),
-    "llamafactory": ExportFormat("LlamaFactory", rows.llamafactory, {**_IN_COLUMNS, "irregular": "left out"}),
-    "axolotl": ExportFormat("axolotl", rows.axolotl, _IN_COLUMNS),
+    "llamafactory": ExportFormat(
+        "LlamaFactory", rows.llamafactory, {**_IN_COLUMNS, **_NO_TOOLS, "irregular": "left out"}
+    ),
+    "axolotl": ExportFormat("axolotl", rows.axolotl, {**_IN_COLUMNS, **_NO_TOOLS}),
     "openai": ExportFormat("OpenAI", rows.openai, {**_IN_COLUMNS, **_GONE}),
     "label_studio": ExportFormat("Label Studio", rows.label_studio_task, _TO_LOOK_AT, (".json",)),
     "argilla": ExportFormat("Argilla", rows.argilla_record, _TO_LOOK_AT, (".json",)),
@@ -69,18 +75,23 @@ FORMATS: Final[Mapping[str, ExportFormat]] = {
 """By the name that is typed."""
 
 
+def in_table(wanted: ExportFormat) -> ExportFormat:
+    """The format in Parquet, whose messages have a role and a text and no further keys."""
+    return wanted._replace(fates={**wanted.fates, "extra": "left out"})
+
+
 def traits(preference: Preference) -> Iterator[Trait]:
     """What a preference has that some format has no place for."""
     roles = [message.role for message in preference.prompt.messages]
     turns = [role for role in roles if role != "system"]
-    if preference.probability == 0.5:
-        yield "tie"
-    elif preference.probability < 1:
-        yield "soft"
+    if preference.probability < 1:
+        yield "tie" if preference.probability == 0.5 else "soft"
     if not set(roles) <= {"system", "user", "assistant"}:
         yield "tool"
     elif turns != ["user", *["assistant", "user"] * (len(turns) // 2)] or "system" in roles[1:]:
         yield "irregular"
+    if any(message.extra for message in preference.prompt.messages):
+        yield "extra"
     if preference.principles:
         yield "principled"
     if preference.source == "human" and len(preference.rests_on) > 1:
@@ -130,8 +141,9 @@ class Chosen:
                 if trait == "votes":
                     yield f"{count:,} {names[count != 1]}: --to annotated_pairs has the votes themselves"
                     continue
+                place = "the file" if trait == "extra" else trainer
                 sentence = {
-                    "left out": f"left out, as {trainer} has no place for such",
+                    "left out": f"left out, as {place} has no place for such",
                     "column": f"{trainer} passes over the column {_COLUMNS.get(trait, '')}",
                     "gone": "the file has no place for that",
                     "text": "written as one text, with the speakers' names before their turns",

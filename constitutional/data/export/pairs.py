@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from constitutional.base.records import Comparison, Judgement, Preference, Verdict
-from constitutional.data.export.rows import shown
+from constitutional.data.export.rows import shown, unspoken
 from constitutional.data.votes.annotated_pairs import tasks
 from constitutional.data.votes.items import items_of
 
@@ -38,7 +38,9 @@ def annotated_pairs(
         for name, row in elsewhere.items()
     ]
     content = tasks([*items, *map(shown, elsewhere.values())], [*verdicts, *votes], list(judgements), labels)
+    prompts = {name: row.prompt for name, row in (by_id | elsewhere).items()}
     for row in content["comparisons"]:
+        row["metadata"] |= unspoken(prompts[row["id"]].messages, row["prompt"])
         if preference := elsewhere.get(row["id"]):  # how much better the chosen one is, nobody said
             for annotation in row["annotations"].values():
                 del annotation["strength"]

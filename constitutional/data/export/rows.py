@@ -3,10 +3,12 @@
 The columns of `about` stand in every format that allows columns of one's own. Trainers pass over them.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
 from constitutional.base.records import Comparison, Message, Preference
+from constitutional.data.turns import spoken
 from constitutional.data.votes import argilla, label_studio
 from constitutional.data.votes.items import ID_MARK, VoteItem, item_of
 
@@ -125,7 +127,8 @@ def label_studio_task(preference: Preference, constitution: str) -> Row:
         result = {"from_name": "better", "to_name": "left", "type": "pairwise", "value": value}
     own = {"model_version": preference.source, "score": preference.probability}
     prediction = {**own, "result": [{"id": "label", **result}]}
-    return {"data": task["data"], "meta": about(preference, constitution), "predictions": [prediction]}
+    meta = about(preference, constitution) | unspoken(preference.prompt.messages, item.conversation)
+    return {"data": task["data"], "meta": meta, "predictions": [prediction]}
 
 
 def argilla_record(preference: Preference, constitution: str) -> Row:
@@ -135,6 +138,8 @@ def argilla_record(preference: Preference, constitution: str) -> Row:
     value = "tie" if preference.probability == 0.5 else item.side_of("a")
     suggestion = {"value": value, "score": preference.probability, "agent": preference.source}
     metadata = about(preference, constitution) | {"comparison": item.name}
+    if messages := unspoken(preference.prompt.messages, item.conversation):
+        metadata["messages"] = json.dumps(messages["messages"], ensure_ascii=False)  # Argilla takes no lists of objects
     return {**record, "metadata": metadata, "suggestions": {"better": suggestion}}
 
 
@@ -144,8 +149,13 @@ def shown(preference: Preference) -> VoteItem:
     return item_of(pair, seed=0)._replace(name=ID_MARK + preference.comparison)
 
 
+def unspoken(messages: Sequence[Message], conversation: str) -> Row:
+    """The messages, where the text that people see does not tell them; empty where it does."""
+    return {} if spoken(conversation) == tuple(messages) else {"messages": _messages(messages)}
+
+
 def _messages(messages: Sequence[Message]) -> list[Row]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+    return [message.turn() for message in messages]
 
 
 def _reply(text: str) -> list[Row]:

@@ -1,0 +1,143 @@
+"""The command `data`: which kind a file is of, and what is written of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from constitutional.cli.main import main
+from constitutional.constitution.file import load_constitution
+
+DATA = Path(__file__).parent.parent / "data"
+SETS = {path.name: path for path in sorted((DATA / "evaluation").iterdir())}
+CONSTITUTIONS = {path.name: path for path in sorted((DATA / "constitutions").iterdir()) if path.name != "readings.yaml"}
+
+
+def told(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> dict[str, Any]:
+    assert main(["data", str(path), "--json", *more]) == 0
+    reading: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return reading
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_evaluation_sets_are_told_from_preferences_and_prompts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reading = told(SETS[name], capsys)
+    assert reading["kind"] == "evaluation"
+    assert reading["format"] == ("hhh" if name in ("hhh_helpful.jsonl", "hhh_honest.jsonl") else Path(name).stem)
+    assert reading["items"] == reading["rows"] > 0
+    assert reading["pairs"] == 0
+    assert reading["samples"][0]["messages"][-1]["role"] == "user"
+    assert not set(reading["columns"]) & set(reading["ignored_columns"])
+
+
+def test_the_columns_of_an_evaluation_set_are_those_that_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"question": "2+2?", "response_A": "4", "response_B": "5", "label": "A>B", "source": "x", "zz": 1}
+    reading = told(written(tmp_path, "judge.jsonl", f"{json.dumps(row)}\n" * 2), capsys)
+    assert set(reading["columns"]) == {"question", "response_A", "response_B", "label", "source"}
+    assert reading["ignored_columns"] == ["zz"]
+    assert (reading["items"], reading["prompts"], reading["duplicates"]) == (2, 1, 1)
+    assert reading["samples"][0]["replies"] == ["4", "5"]
+
+
+def test_an_evaluation_set_is_not_written_in_another_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(SETS["xstest.csv"]), "--to", str(tmp_path / "ours.jsonl")]) == 2
+    assert "constitutional eval" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in CONSTITUTIONS if name != "list.txt"])
+def test_constitutions_of_every_family_are_recognised(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "ours.yaml"
+    reading = told(CONSTITUTIONS[name], capsys, "--to", str(to))
+    ours, read = load_constitution(to).principles, load_constitution(CONSTITUTIONS[name]).principles
+    assert reading["kind"] == "constitution"
+    assert reading["principles"] == len(read)
+    assert [sample["text"] for sample in reading["samples"]] == [principle.text for principle in read[:3]]
+    assert ours == read
+
+
+def test_what_a_constitution_does_not_carry_over_is_told_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    reading = told(CONSTITUTIONS["constitutional_evals_1_1.json"], capsys)
+    assert any("line 11" in warning and "license" in warning for warning in reading["warnings"])
+    assert main(["data", str(CONSTITUTIONS["model_spec.md"])]) == 0
+    assert "constitution.file=" in capsys.readouterr().out
+
+
+def test_our_own_yaml_is_written_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, "mine.yaml", "# mine\nname: Mine\nprinciples:\n  - Be brief.\n")
+    reading = told(path, capsys, "--to", str(tmp_path / "to.yaml"))
+    assert (reading["kind"], reading["principles"]) == ("constitution", 1)
+    assert (tmp_path / "to.yaml").read_text() == path.read_text()
+    assert main(["data", str(path), "--to", str(tmp_path / "to.jsonl")]) == 2
+    assert "to.yaml" in capsys.readouterr().err
+
+
+def test_a_constitution_with_a_mistake_is_refused_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", str(written(tmp_path, "mine.yaml", "name: Mine\nprinciples:\n  - text: 3\n"))]) == 2
+    assert "mine.yaml:3" in capsys.readouterr().err
+
+
+PROMPTS = "Write a poem about the rain.\nTell me a joke about bread.\n"
+RULES = "The assistant should admit what it does not know.\nNever flatter the user.\nBe brief.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind", "other"),
+    [
+        ("questions.txt", "How do I bake bread?\nWhat should I never do?\nWrite a poem.\n", "prompts", ""),
+        ("requests.txt", PROMPTS, "prompts", "constitution.file="),
+        ("rules.txt", RULES, "constitution", "prompts.files="),
+        ("rules.json", json.dumps(RULES.splitlines()), "constitution", "prompts.files="),
+        ("requests.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in PROMPTS.splitlines()), "prompts", "c"),
+        ("rules.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in RULES.splitlines()), "constitution", "p"),
+        ("list.txt", "- Admit what you do not know.\n- Be kind.\n", "constitution", "prompts.files="),
+        ("named.jsonl", '{"principle": "Write as people talk."}\n', "constitution", ""),
+        ("prompt.jsonl", '{"prompt": "You must never do this. Why?"}\n', "prompts", ""),
+        ("trait.jsonl", '{"prompt": "Hi", "trait": "I should be kind to everybody."}\n', "prompts", ""),
+    ],
+)
+def test_texts_that_could_be_principles_or_prompts_say_how_to_read_them_as_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, kind: str, other: str
+) -> None:
+    reading = told(written(tmp_path, name, text), capsys)
+    assert reading["kind"] == kind
+    assert bool(reading["warnings"]) == bool(other)
+    assert all(other in warning for warning in reading["warnings"])
+
+
+def test_many_texts_that_bind_nothing_are_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reading = told(written(tmp_path, "many.txt", "".join(f"Write poem {n}.\n" for n in range(1001))), capsys)
+    assert (reading["kind"], reading["prompts"], reading["warnings"]) == ("prompts", 1001, [])
+
+
+def test_what_is_printed_says_what_to_do_with_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(SETS["bbq.jsonl"])]) == 0
+    out = capsys.readouterr().out
+    assert "evaluation, read as: bbq" in out
+    assert "constitutional eval " in out
+
+
+def test_annotated_pairs_are_preferences_where_people_annotate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(CONSTITUTIONS["annotated_pairs.json"].read_text())
+    content["comparisons"][0]["annotations"]["h1"] = {"pref": "a"}
+    reading = told(written(tmp_path, "pairs.json", json.dumps(content)), capsys)
+    assert (reading["kind"], reading["preferences"]) == ("preferences", 1)
+
+
+def test_a_misspelt_column_is_no_constitution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(written(tmp_path, "a.jsonl", '{"promt": "Hello"}\n'))]) == 2
+    assert "a.jsonl:1" in capsys.readouterr().err
