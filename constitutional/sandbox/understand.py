@@ -135,7 +135,6 @@ def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None
     (probability, meaning), (next_probability, next_meaning) = ranked[:2]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
     reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
-    is_sure = scores is not None and probability >= reader.calibration().sure_from
     known = _known()
     return Understanding(
         text=text,
@@ -147,7 +146,8 @@ def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None
         runner_up_probability=next_probability,
         unknown_words=[word for word in _words(text) if word not in known],
         model_reads=in_short(*own_meaning),
-        given=in_known_words(*meaning) if is_sure and not reads_itself else "",
+        # A doubtful reading by both is still right more often than the model's alone, and the doubt is said.
+        given=in_known_words(*meaning) if scores is not None and not reads_itself else "",
         asks_two=scores.two if scores else None,
     )
 

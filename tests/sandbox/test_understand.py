@@ -256,8 +256,7 @@ def test_the_model_is_given_other_words_where_it_would_misread(monkeypatch: pyte
     assert given(scored(avoid_flattery=99.0), 100.0) == "Avoid flattery."  # 100 of 120 is not sure enough
     assert given(scored(seek_flattery=9e9), 1000.0) == "Aim for flattery."  # it reads the opposite
     assert given(scored(avoid_nothing=9e9), 1000.0) == "Nothing in particular."
-    assert given(scored(seek_flattery=29.9), 1000.0) == ""  # 29.9 of 49.9 is less than 0.6: the encoder is unsure
-    assert given(scored(seek_flattery=30.1), 1000.0) == "Aim for flattery."
+    assert given(scored(seek_flattery=29.9), 1000.0) == "Aim for flattery."  # doubtful, 29.9 of 49.9, and likelier
 
 
 def test_the_shipped_model_reads_a_text_once(monkeypatch: pytest.MonkeyPatch) -> None:
