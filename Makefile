@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-vllm lint demo clean
+.PHONY: install test test-slow test-vllm lint demo clean
 
 install: $(INSTALLED)
 
@@ -23,7 +23,11 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow'
+
+# What takes minutes, for the night.
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 # vLLM for CPUs has an environment of its own, as it pins other versions. What it pulls in beside PyTorch is built for
 # CUDA and breaks transformers on a PyTorch for CPUs, so it goes again.
