@@ -243,7 +243,7 @@ def ready(config: RunConfig) -> InputFiles:
 
 def _check_answers(config: RunConfig) -> None:
     """Refuse files of people's answers that are wrong in themselves; what they are about may not be made yet."""
-    for verdicts in filter(None, (config.mix.verdicts, config.report.verdicts)):
+    for verdicts in filter(None, (config.spotcheck.verdicts, config.mix.verdicts, config.report.verdicts)):
         read_verdicts(verdicts, None)
     if config.report.violations is not None:
         read_answers(config.report.violations, None)

@@ -6,8 +6,9 @@ snapshot is named.
 """
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from constitutional.base.errors import WaitingError
 from constitutional.base.frozen import Frozen
@@ -39,6 +40,15 @@ class Settings(SpotCheckSettings):
     `constitutional votes import`."""
     simulate: Simulation | None = None
     """Votes that are simulated in place of people's, in the sandbox alone."""
+
+    @model_validator(mode="after")
+    def _votes_have_a_plan(self) -> Self:
+        if self.verdicts is not None and not self.votes:
+            raise ValueError(
+                "verdicts are votes on the comparisons that a budget plans, and there is no budget; type the "
+                "spotcheck.budget that the run was made with, or mix.verdicts=FILE for votes on other comparisons"
+            )
+        return self
 
 
 def run(settings: Settings, context: StageContext) -> None:

@@ -40,6 +40,12 @@ def test_it_waits_for_people_and_says_what_to_type() -> None:
     assert "spotchecks" not in context.rows
 
 
+def test_votes_without_the_budget_that_planned_them_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"spotcheck\.budget"):
+        Settings(verdicts=tmp_path / "votes.jsonl")
+    assert Settings(verdicts=tmp_path / "votes.jsonl", budget=11).votes == 11
+
+
 def test_it_goes_on_without_them_if_told_so() -> None:
     context = work(pairs())
     run(Settings(budget=11, wait=False), context)
