@@ -123,7 +123,9 @@ def unknown(row: object) -> str:
         if len(missing) == 1:
             return f"'{missing[0]}' is missing; expected {PAIRS}"
     names = ", ".join(map(repr, list(row)[:12])) or "no columns"
-    advice = "name them with columns: {chosen: COLUMN, rejected: COLUMN}, or {response_a: …, response_b: …, winner: …}"
+    advice = (
+        "name them with columns: {prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}, or response_a, response_b, winner"
+    )
     return f"has {names}, which are the columns of no preferences; {advice}; expected {PAIRS}"
 
 
