@@ -48,7 +48,7 @@ class PeoplesWork(Frozen):
     noted: int
     """Of all these, those of which it was recorded whether the rater saw a harmful text."""
     exposures: int
-    """Those for which the rater did."""
+    """Comparisons whose harmful text a person saw, for each person once."""
     simulated: int
     """Votes of simulated raters."""
 
@@ -69,7 +69,7 @@ def work_of(verdicts: Iterable[Verdict]) -> PeoplesWork:
         timed=len({(row.rater, row.comparison) for row in rows if row.seconds is not None}),
         seconds=math.fsum(row.seconds for row in rows if row.seconds is not None),
         noted=len({(row.rater, row.comparison) for row in rows if row.exposed is not None}),
-        exposures=sum(row.exposed is True for row in rows),
+        exposures=len({(row.rater.removesuffix(SETTLED), row.comparison) for row in rows if row.exposed}),
         simulated=len({(row.rater, row.comparison) for row in by_simulation}),
     )
 

@@ -636,7 +636,7 @@ def test_a_run_is_exported_with_what_leads_decided_and_without_them(
     work = work_of(rows)
     assert (work.raters, work.votes, work.timed, work.seconds) == (1, 3, 2, 25.0)
     assert work.seconds / 3600 == pytest.approx(sum(row.hours for row in works))
-    assert (work.noted, work.exposures) == (3, 0)
+    assert (work.noted, work.exposures) == (3, sum(row.exposures for row in works))
 
 
 GOLDEN = """\
