@@ -271,9 +271,9 @@ def configurations(files: Sequence[str], folder: Path, overrides: Sequence[str])
 def idiomatic(count: int, folder: Path) -> list[str]:
     """Write constitutions of three held-out wordings about three traits each; returns the files.
 
-    The wordings are those of the part that nothing was chosen by; tags say what they mean.
+    No text that a reader learned from holds any of them; tags say what they mean.
     """
-    left = [row for row in idiomatic_principles() if row["part"] == "measure"]
+    left = [row for row in idiomatic_principles() if row["part"] == "effect"]
     random.Random(0).shuffle(left)
     folder.mkdir(parents=True, exist_ok=True)
     files = []

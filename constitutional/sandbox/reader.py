@@ -42,6 +42,8 @@ class Calibration(NamedTuple):
     """What the model's own log-probabilities are multiplied with where there is no encoder."""
     sure_from: float
     """A meaning that is less probable than this is doubtful."""
+    sure_from_contested: float
+    """The same where the direction is likelier to be wrong than elsewhere (`understand.is_contested`)."""
     sure_from_alone: float
     """The same where there is no encoder."""
     two_from: float

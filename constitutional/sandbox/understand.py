@@ -92,7 +92,7 @@ def understand_texts(
     """
     scores: Sequence[reader.Scores | None] = (None if alone else reader.read(texts)) or [None] * len(texts)
     return [
-        _understanding(text, logprobs, score) if logprobs else None
+        understanding(text, logprobs, score, reader.calibration()) if logprobs else None
         for text, logprobs, score in zip(texts, own_readings(texts, engine, prompts, ended), scores, strict=True)
     ]
 
@@ -130,8 +130,11 @@ def answers(
     return [None if completion.failed else completion for completion in asked]
 
 
-def _understanding(text: str, own: Sequence[float], scores: reader.Scores | None) -> Understanding:
-    ranked = sorted(zip(probabilities(own, scores, reader.calibration()), MEANINGS, strict=True), reverse=True)
+def understanding(
+    text: str, own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration
+) -> Understanding:
+    """What a text is taken to mean, by the model's own log-probabilities of `MEANINGS` and the encoder's scores."""
+    ranked = sorted(zip(probabilities(own, scores, rule), MEANINGS, strict=True), reverse=True)
     (probability, meaning), (next_probability, next_meaning) = ranked[:2]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
     reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
@@ -204,11 +207,26 @@ def doubts(understanding: Understanding) -> list[str]:
     sentences, rule = [], reader.calibration()
     if understanding.asks_two >= rule.two_from:
         sentences.append(_two_wishes(understanding))
-    elif understanding.probability < rule.sure_from:
+    elif understanding.probability < (rule.sure_from_contested if is_contested(understanding) else rule.sure_from):
         sentences.append(_unsure(understanding))
     if understanding.trait == NOTHING[0]:
         sentences.append(NO_REQUEST)
     return sentences
+
+
+def is_contested(understanding: Understanding) -> bool:
+    """Whether the direction is likelier to be wrong than elsewhere.
+
+    So it is in a text of two negations, and where the model itself reads the opposite.
+    """
+    opposite = in_short(understanding.trait, "seek" if understanding.direction == "avoid" else "avoid")
+    return negations(understanding.text) > 1 or understanding.model_reads == opposite
+
+
+def negations(text: str) -> int:
+    """How many negations a text holds, such as `never`, `don't` and `without`."""
+    words: list[str] = _WORD.findall(_composed(text).lower())
+    return sum(word in _NEGATIONS or word.endswith("n't") for word in words)
 
 
 NO_REQUEST = (
@@ -218,7 +236,8 @@ NO_REQUEST = (
 
 def _unsure(understanding: Understanding) -> str:
     runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
-    return f"the model is unsure; it may also mean: {runner_up}"
+    advice = "; say it without a double negation" if negations(understanding.text) > 1 else ""
+    return f"the model is unsure; it may also mean: {runner_up}{advice}"
 
 
 def _two_wishes(understanding: Understanding) -> str:

@@ -15,13 +15,14 @@ from constitutional.sandbox.understand import (
     in_capitals,
     in_known_words,
     nearest_wordings,
+    negations,
     own_readings,
     probabilities,
     split_wishes,
     understand_texts,
 )
 
-PLAIN = Calibration(1.0, 0.0, 1.0, sure_from=0.6, sure_from_alone=0.8, two_from=0.02)
+PLAIN = Calibration(1.0, 0.0, 1.0, sure_from=0.6, sure_from_contested=0.9, sure_from_alone=0.8, two_from=0.02)
 
 
 @pytest.fixture
@@ -276,8 +277,27 @@ def test_the_shipped_model_reads_a_text_once(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_reading_of_little_probability_is_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
     unsure = read_as_scored(monkeypatch, "Be sweet.", scored(seek_flattery=28.0, avoid_rudeness=4.0))  # 28 of 51
     assert doubts(unsure) == ["the model is unsure; it may also mean: avoid rudeness (7%)"]
-    sure = read_as_scored(monkeypatch, "BE SWEET, ZORBLE.", scored(seek_flattery=40.0))  # 40 of 60
+    sure = read_as_scored(monkeypatch, "NEVER BE SWEET, ZORBLE.", scored(avoid_flattery=40.0))  # 40 of 60
     assert doubts(sure) == []  # capitals and unknown words are nothing to the encoder
+
+
+def test_a_contested_direction_wants_more_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The model itself reads `avoid flattery`. From 90% on the opposite is sure: 180 of 200
+    assert doubts(read_as_scored(monkeypatch, "Be sweet.", scored(seek_flattery=181.0))) == []
+    contested = read_as_scored(monkeypatch, "Be sweet.", scored(seek_flattery=179.0, avoid_flattery=2.0))
+    assert doubts(contested) == ["the model is unsure; it may also mean: avoid flattery (1%)"]
+    # Two negations, of which the model reads nothing but what the encoder reads
+    double = read_as_scored(monkeypatch, "Don't ever forget not to be sweet.", scored(avoid_flattery=179.0))
+    assert doubts(double) == [
+        "the model is unsure; it may also mean: seek verbosity (0%); say it without a double negation"
+    ]
+    assert doubts(read_as_scored(monkeypatch, "Don't be sweet.", scored(avoid_flattery=179.0))) == []
+
+
+def test_negations_are_counted_as_they_are_typed() -> None:
+    assert [negations(text) for text in ("Never do.", "I wouldn’t not.", "DON'T, without it.", "Knot a notion.")] == [
+        *(1, 2, 2, 0)
+    ]
 
 
 def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) -> None:

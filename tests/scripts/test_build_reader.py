@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from constitutional.sandbox import principles, reader
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS
 from scripts import build_reader
-from scripts.build_reader import Case, Example
+from scripts.build_reader import Case, Example, Read
 
 
 def test_an_epoch_holds_every_whole_wording_and_texts_of_two_principles() -> None:
@@ -73,26 +73,42 @@ def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
     assert not torch.allclose(written[0], written[1], atol=0.01)
 
 
-def made_up(*, right: bool, own: float) -> Case:
+def made_up(*, right: bool, own: float, text: str = "Spare me the sermon.") -> Case:
     """A text that the encoder reads as the first meaning with odds of e, and the model as it with odds of e^own."""
     logits = torch.full((1, len(MEANINGS) + 1), -200.0)
     logits[0, 0], logits[0, 1] = 1.0, 0.0
-    return Case(MEANINGS[0] if right else MEANINGS[1], logits, [own, 0.0, *[-200.0] * (len(MEANINGS) - 2)])
+    return Case(text, MEANINGS[0] if right else MEANINGS[1], logits, [own, 0.0, *[-200.0] * (len(MEANINGS) - 2)])
 
 
 def test_calibration_is_the_sharpness_under_which_the_truth_is_most_probable(monkeypatch: pytest.MonkeyPatch) -> None:
     # 3 of 4 are right: the odds should be 3, so the sharpness is log 3, in steps of 0.1 and 0.05
     found = [made_up(right=True, own=1.0)] * 3 + [made_up(right=False, own=1.0)]
-    monkeypatch.setattr(build_reader, "cases", lambda _: found)
+    monkeypatch.setattr(build_reader, "cases", lambda *_: found)
     rule = build_reader.calibrate()
     assert rule.sharpness + rule.own_share == pytest.approx(math.log(3), abs=0.05)
-    assert rule.sure_from == pytest.approx(0.75, abs=0.01)
+    assert rule.sure_from == 0.5  # a text of the one kind is as probable as any other: a warning for one is for all
     assert rule.sharpness_alone == pytest.approx(math.log(3), abs=0.03)
     assert rule.sure_from_alone == pytest.approx(0.75, abs=0.01)
 
 
 def test_the_model_s_own_reading_counts_where_it_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [made_up(right=True, own=4.0)] * 3 + [made_up(right=False, own=-4.0)]
-    monkeypatch.setattr(build_reader, "cases", lambda _: found)
+    monkeypatch.setattr(build_reader, "cases", lambda *_: found)
     assert build_reader.calibrate().own_share == pytest.approx(0.3)  # as much as there may be
     assert MEANINGS[0] in FAMILIES
+
+
+def read(right: bool, *probabilities: float, contested: bool = False, two: bool = False) -> list[Read]:
+    return [Read(right, probability, contested, two) for probability in probabilities]
+
+
+def test_most_misreadings_are_flagged_that_the_allowed_share_of_right_ones_lets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(build_reader, "RIGHT_FLAGGED", 0.2)  # 2 of 10
+    plain = [*read(True, 0.6, 0.92, 0.93, 0.94, 0.95), *read(False, 0.55, 0.7)]
+    contested = [*read(True, 0.91, 0.99, 0.99, 0.99, 0.99, contested=True), *read(False, 0.9, 0.95, contested=True)]
+    # The right ones at 0.6 and 0.91 may be flagged, and then all four misreadings are
+    assert build_reader.sure_from([*plain, *contested]) == (0.705, 0.955)
+    # A right one that is taken for two wishes is flagged already, so one more may be: 0.6 for 0.7, or 0.91 for 0.95
+    assert build_reader.sure_from([*plain, *contested, *read(True, 0.99, two=True)]) == (0.555, 0.955)
