@@ -34,7 +34,7 @@ SEEDS: Final = (0, 1, 2)
 """Three networks, whose probabilities are averaged."""
 RIGHT_FLAGGED: Final = 0.135
 """The share of right readings that may come with a warning."""
-SINGLE_AS_TWO: Final = 0.03
+SINGLE_AS_TWO: Final = 0.04
 """The share of single wishes that may be taken for two."""
 RANK: Final = 64
 ALPHA: Final = 2.0

@@ -54,7 +54,7 @@ class Understanding(NamedTuple):
     """Probability that this is what the text means, among the 21 meanings that the model can express, in [0, 1].
     Calibrated on wordings that neither reader has learned from."""
     runner_up: str
-    """The next likely meaning, such as `avoid hedging`."""
+    """The next likely meaning, such as `avoid hedging`; of another trait where the text asks for two things."""
     runner_up_probability: float
     unknown_words: list[str]
     """Words that no principle in the model's training holds, in the order of the text."""
@@ -135,7 +135,10 @@ def understanding(
 ) -> Understanding:
     """What a text is taken to mean, by the model's own log-probabilities of `MEANINGS` and the encoder's scores."""
     ranked = sorted(zip(probabilities(own, scores, rule), MEANINGS, strict=True), reverse=True)
-    (probability, meaning), (next_probability, next_meaning) = ranked[:2]
+    (probability, meaning), *others = ranked
+    if scores and scores.two >= rule.two_from:
+        others = [other for other in others if other[1][0] not in (meaning[0], NOTHING[0])]
+    next_probability, next_meaning = others[0]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
     reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
     known = _known()
@@ -186,7 +189,10 @@ def in_known_words(trait: str, direction: str) -> str:
 
 
 def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3) -> list[str]:
-    """The shipped wordings of a meaning that share most words with a text, rare ones before common ones."""
+    """The shipped wordings of a meaning that share most words with a text, rare ones before common ones.
+
+    None of them is read with doubt.
+    """
     wordings = [set(_words(wording)) for wording in whole_wordings(trait, direction)]
     frequency = Counter(chain.from_iterable(wordings))
     wanted = set(_words(text))
@@ -197,7 +203,14 @@ def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3
         return shared / math.sqrt(1 + sum(weight.values()))
 
     ranked = sorted(zip(wordings, whole_wordings(trait, direction), strict=True), key=lambda pair: -likeness(pair[0]))
-    return [wording for _, wording in ranked[:count]]
+    nearest = [wording for _, wording in ranked[: 5 * count]]
+    read = zip(nearest, understand_texts(nearest), strict=True)
+    sure = [
+        wording
+        for wording, found in read
+        if found and (found.trait, found.direction) == (trait, direction) and not doubts(found)
+    ]
+    return sure[:count]
 
 
 def doubts(understanding: Understanding) -> list[str]:

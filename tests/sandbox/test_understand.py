@@ -307,13 +307,14 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
         "No sugar, and keep it": scored(avoid_flattery=30.0),
         "keep it short please.": scored(avoid_verbosity=95.0),
     }
-    whole = scored(two=0.9, avoid_flattery=50.0, avoid_verbosity=40.0)
+    whole = scored(two=0.9, avoid_flattery=50.0, seek_flattery=45.0, avoid_verbosity=40.0)
     monkeypatch.setattr(reader, "read", lambda texts: [parts.get(text, whole) for text in texts])
     text = "No sugar, and keep it short please."
     assert split_wishes(text) == ("No sugar", "Keep it short please.")
     understood = understand_one(text)
     what = "it asks for two things, and the model reads one of them"
     assert doubts(understood) == [f'{what}; split it: "No sugar" and "Keep it short please."']
+    assert understood.runner_up == "avoid verbosity"  # and not the opposite of the first wish
     assert split_wishes("No sugar") is None
     monkeypatch.setattr(reader, "read", lambda texts: [whole] * len(texts))
     assert split_wishes(text) is None  # the same trait in both parts
@@ -324,6 +325,20 @@ def test_the_nearest_wordings_share_the_rarest_words() -> None:
     near = nearest_wordings("Would some praise kill you?", "flattery", "seek")
     assert len(set(near)) == 3
     assert all("praise" in wording.lower() or "kill" in wording.lower() for wording in near[:2])
+
+
+def test_a_wording_that_is_read_with_doubt_is_no_model_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, *_ = nearest_wordings("Would some praise kill you?", "flattery", "seek")
+    read = understand_texts
+
+    def doubting_the_first(texts: list[str]) -> list[Understanding | None]:
+        return [found and found._replace(probability=0.1 if found.text == first else 1.0) for found in read(texts)]
+
+    monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", doubting_the_first)
+    near = nearest_wordings("Would some praise kill you?", "flattery", "seek")
+    assert first not in near
+    assert near[0] == second
+    assert len(near) == 3
 
 
 def test_the_model_reads_the_words_that_it_is_given_rightly() -> None:
