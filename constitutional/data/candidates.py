@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from constitutional.base.jsonl import shortened
@@ -20,7 +21,7 @@ SIDES: Final = re.compile(r"(?P<stem>.*?)[-_ ]?(?P<side>a|b|A|B|0|1|2|left|right
 OPPOSITE: Final = {"a": "b", "A": "B", "0": "1", "1": "2", "left": "right"}
 STEMS: Final = (
     *("response", "completion", "answer", "conversation", "text", "output", "reply", "generation", "candidate"),
-    *("message", "option", "summary", "assistant", "human_ref", ""),
+    *("messages", "message", "option", "summary", "assistant", "human_ref", ""),
 )
 """What columns of two replies are called, without the side."""
 INVALID_STRENGTH: Final = -100
@@ -148,6 +149,12 @@ def ranked_choice(value: object, sides: tuple[str, str]) -> Choice | None:
         return "a" if a < b else "b" if b < a else "tie"
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
+    if isinstance(value, list) and len(value) == 2:
+        # A ranking by names, the best first.
+        best, other = (choice_of(name, sides, "response") for name in value)
+        if {best, other} == {"a", "b"}:
+            return best
+        raise BadRowError("a ranking does not rank both sides")
     return choice_of(value, sides, "response")
 
 
@@ -178,8 +185,17 @@ def votes_nested(record: Row) -> Iterator[Vote]:
             yield Vote(question, answer.get("user_id"), answer.get("status"), answer.get("value"))
 
 
-def selected(annotation: object) -> Opinion:
-    """What one person says of a task of Label Studio."""
+def votes_of_column(record: Row, questions: Iterable[str]) -> Iterator[Vote]:
+    """The answers in a record of Argilla 1, whose questions are columns of votes."""
+    for question in questions:
+        for vote in record.get(question) or []:
+            if not isinstance(vote, dict):
+                raise BadRowError(f"'{question}' has the vote {shortened(vote)}; expected an object with 'value'")
+            yield Vote(question, vote.get("user_id"), vote.get("status"), vote.get("value"))
+
+
+def selected(annotation: object, sides: tuple[str, str]) -> Opinion:
+    """What one person says of a task of Label Studio: a side by its place, or a choice by the name of its column."""
     if not isinstance(annotation, dict):
         raise BadRowError(f"an annotation is {shortened(annotation)}; expected an object with 'result'")
     who = annotation.get("completed_by")
@@ -190,12 +206,11 @@ def selected(annotation: object) -> Opinion:
     values = [value for result in results if isinstance(value := result.get("value"), dict)]
     selected = [value["selected"] for value in values if "selected" in value]
     choices = [choice for value in values for choice in value.get("choices") or []]
-    for value in (*selected, *choices):
-        try:
-            return Opinion(choice_of(value, ("left", "right"), "selected"), rater=rater)
-        except BadRowError:
-            if value in selected:
-                raise
+    for value in selected:
+        return Opinion(choice_of(value, ("left", "right"), "selected"), rater=rater)
+    for value in choices:
+        with suppress(BadRowError):  # another question
+            return Opinion(choice_of(value, sides, "choices"), rater=rater)
     return Opinion(None, rater=rater)
 
 

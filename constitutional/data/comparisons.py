@@ -14,7 +14,8 @@ from constitutional.base.records import Comparison, Message, Preference, Prompt
 from constitutional.base.seeds import seed_of
 from constitutional.base.text import canonical
 from constitutional.data.candidates import Candidate, Class
-from constitutional.data.preferences import CHOSEN, PreferenceReader
+from constitutional.data.pairs.chosen import COLUMNS
+from constitutional.data.preferences import PreferenceReader
 from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
 from constitutional.data.turns import BadRowError
 
@@ -118,7 +119,7 @@ def unknown(row: object) -> str:
     """That a row is of no known form."""
     if not isinstance(row, dict):
         return f"is {type(row).__name__}; expected an object, in {PAIRS}"
-    for pair in CHOSEN:
+    for pair in COLUMNS:
         missing = [name for name in pair if name not in row]
         if len(missing) == 1:
             return f"'{missing[0]}' is missing; expected {PAIRS}"

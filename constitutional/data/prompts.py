@@ -13,7 +13,7 @@ from constitutional.base.records import Message, Prompt, Split
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.text import canonical
 from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
-from constitutional.data.turns import BadRowError, Turns, is_blank
+from constitutional.data.turns import BadRowError, Turns, decoded_messages, is_blank, is_list_of, looks_encoded
 
 MAX_CHARACTERS: Final = 100_000
 """Of all messages of one prompt together: far above any model's context, far below what stalls a tokenizer."""
@@ -22,7 +22,8 @@ _OWN: Final = ("prompt", "messages", "split")
 _ROLES: Final = ("system", "user", "assistant")
 COLUMNS: Final = (
     *("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "transcript"),
-    *("user_prompt", "forbidden_prompt", "goal", "inputs", "input", "text", "chosen"),
+    *("user_prompt", "user_input", "forbidden_prompt", "Behavior", "behavior", "goal", "inputs", "input", "data"),
+    *("text", "chosen"),
 )
 """Columns that hold a prompt, or a conversation that begins with it, in the order in which they are looked for."""
 INPUTS: Final = ("input", "context")
@@ -169,25 +170,49 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
         raise BadRowError(problem)
     given = file.columns
     names = (given["prompt"],) if "prompt" in given else COLUMNS
-    column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
+    column = next((name for name in names if _may_be_prompt(name, row.get(name))), None)
     if column is None:
         return None
     if row.keys() <= set(_OWN) and not given:
         return PromptForm("prompts", {"prompt": column}, lambda row: _own(turns, row))
-    columns = {"prompt": column}
+    columns = _columns(file, row, column)
+    encoded = looks_encoded(row[column])
+
+    def read(row: Any) -> tuple[Message, ...]:  # noqa: ANN401 - a row may be anything
+        if not isinstance(row, dict) or column not in row:
+            raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
+        value = row[column]
+        if encoded and isinstance(value, str):
+            value = decoded_messages(value, column)
+        messages = _with_more(turns.prompt(value, column), row, columns)
+        return _answerable(_after_history(turns, messages, row) if "history" in columns else messages)
+
+    return PromptForm(f"'{column}' of a set of conversations", columns, read)
+
+
+def _columns(file: DataFile, row: Mapping[str, object], column: str) -> dict[str, str]:
+    """The columns of a prompt by what they are read as, where it stands in this one."""
+    given, columns = file.columns, {"prompt": column}
     inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
     systems = (given["system"],) if "system" in given else SYSTEMS
     for role, candidates in (("input", inputs), ("system", systems)):
         more = next((name for name in candidates if name in row and isinstance(row[name], str | None)), None)
         if more is not None:
             columns[role] = more
+    if column == "instruction" and isinstance(row.get("history"), list):
+        columns["history"] = "history"
+    return columns
 
-    def read(row: Any) -> tuple[Message, ...]:  # noqa: ANN401 - a row may be anything
-        if not isinstance(row, dict) or column not in row:
-            raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
-        return _answerable(_with_more(turns.prompt(row[column], column), row, columns))
 
-    return PromptForm(f"'{column}' of a set of conversations", columns, read)
+def _after_history(turns: Turns, messages: tuple[Message, ...], row: Mapping[str, object]) -> tuple[Message, ...]:
+    """A prompt with the earlier turns before it, behind the system's message."""
+    system = messages[:1] if messages and messages[0].role == "system" else ()
+    return (*system, *turns.history(row.get("history"), "history"), *messages[len(system) :])
+
+
+def _may_be_prompt(name: str, value: object) -> bool:
+    """Whether a column of a name that prompts have holds them."""
+    return is_list_of(str, value) if name == "data" else isinstance(value, str | list | dict)
 
 
 def _own(turns: Turns, row: object) -> tuple[Message, ...]:

@@ -16,7 +16,8 @@ from constitutional.base.records import Message
 from constitutional.data.candidates import CLASSES, Candidate, Class, duplicate_key
 from constitutional.data.comparisons import PAIRS, unknown
 from constitutional.data.evaluation import EvaluationRow, load_evaluation, recognise
-from constitutional.data.preferences import PairForm, PreferenceReader
+from constitutional.data.pairs.reader import PairForm
+from constitutional.data.preferences import PreferenceReader
 from constitutional.data.prompts import PromptForm, checked, conversation_of, prompt_form
 from constitutional.data.sources import DataFile, Rows, licence_beside
 from constitutional.data.turns import BadRowError

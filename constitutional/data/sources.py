@@ -58,13 +58,14 @@ ReadAs = Literal[
     "response_a",
     "response_b",
     "winner",
+    "strength",
     "probability",
     "rater",
     "principle",
     "weight",
 ]
 """What a column may be read as. `input` goes on from the prompt; `winner` says which of response_a and response_b is
-better, or how much, negative where it is response_a."""
+better, `strength` how much, negative where it is response_a."""
 
 
 class DataFile(Frozen):

@@ -5,6 +5,7 @@ Transcripts are those of Anthropic's sets, `\n\nHuman: …\n\nAssistant: …`, a
 is, `: ` and `Human:` in the middle of a line included.
 """
 
+import ast
 import json
 import re
 from bisect import bisect
@@ -39,12 +40,16 @@ _KEPT: Final = ("tool_calls", "tool_call_id", "name", "function_call")
 
 LISTS: Final = ("messages", "conversations", "conversation")
 """Columns of lists of messages."""
+_ALTERNATING: Final = (*LISTS, "data", "history")
+"""Columns of texts that alternate, of the user's and the assistant's."""
+_ENCODED: Final = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
+"""How a list of messages begins that was written into a text, as JSON or as Python shows it."""
 _MARKER: Final = re.compile(r"\n\n(Human|Assistant):")
 _REPLY: Final = "\n\nAssistant:"
 _SPEAKERS: Final[Mapping[str, Role]] = {"Human": "user", "Assistant": "assistant"}
 _SPOKEN: Final = re.compile(r"(?:\A|\n\n)(System|Developer|User|Assistant|Tool): ")
 """How a turn begins in a conversation that people see as one text (`votes/items.py`)."""
-_EXTRA_ID: Final = re.compile(r"\n?<extra_id_1>(System|User|Assistant)\n?")
+_EXTRA_ID: Final = re.compile(r"\n?<extra_id_[01]>(System|User|Assistant)\n?")
 
 Conversation = tuple[Message, ...]
 
@@ -73,10 +78,13 @@ class Turns:
             BadRowError: it is neither.
         """
         if isinstance(value, dict):
-            value = [{"role": "user", **value}] if "full_text" in value else value.get("messages", [value])
+            alone = "full_text" in value or ("text" in value and not {"role", "from"} & value.keys())
+            value = [{"role": "user", **value}] if alone else value.get("messages", [value])
         if not isinstance(value, list):
             expected = 'expected [{"role": "user", "content": "…"}, …]'
             raise BadRowError(f"'{name}' is no list; it is {as_json_safe(value)}; {expected}")
+        if value and not (isinstance(value[0], dict) and {"role", "from"} & value[0].keys()):
+            value = _in_pairs(value, name)
         turns = [_plain(item) or self._message(item, name) for item in value]
         # Many sets write a system message in every row, and leave it empty where there is none.
         if turns and turns[0].role == "system" and is_blank(turns[0].content):
@@ -122,6 +130,17 @@ class Turns:
                 self.notes["parts of messages that are no texts, such as images, and are left out"] += 1
         return "\n".join(texts)
 
+    def history(self, value: object, name: str) -> Conversation:
+        """Earlier turns in pairs of what the user said and what the assistant answered, as LlamaFactory has them.
+
+        Raises:
+            BadRowError: they are no pairs.
+        """
+        pairs = [] if value is None else value
+        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected pairs of texts, [[question, answer], …]")
+        return self.messages(_in_pairs([text for pair in pairs for text in pair], name), name)
+
     def prompt(self, value: object, name: str) -> Conversation:
         """A conversation to be answered: messages, a transcript, or what a user says.
 
@@ -135,7 +154,7 @@ class Turns:
                 return self.messages(value, name)
             raise BadRowError(f"'{name}' is {as_json_safe(value)}, which is no prompt; expected a text or messages")
         if name in LISTS:
-            return (name == "conversation" and spoken(value)) or self.messages(_parsed(value, name), name)
+            return (name == "conversation" and spoken(value)) or self.messages(decoded_messages(value, name), name)
         if is_transcript(value):
             turns = transcript(value, name)
             return turns[:-1] if turns[-1].role == "assistant" and is_blank(turns[-1].content) else turns
@@ -216,16 +235,37 @@ def _answered(context: Conversation) -> Conversation:
     return context
 
 
-def _parsed(text: str, name: str) -> object:
-    """A list of messages that stands in a text, as in a CSV file.
+def looks_encoded(value: object) -> bool:
+    """Whether a value is a text that holds a list of messages, as in many CSV files."""
+    return isinstance(value, str) and _ENCODED.match(value) is not None
+
+
+def decoded_messages(text: str, name: str) -> object:
+    """A list of messages that stands in a text, as JSON or as Python or NumPy show it. No code in it is run.
 
     Raises:
-        BadRowError: the text is no JSON.
+        BadRowError: the text is no such list.
     """
     try:
         return parse(text)
     except BadTextError as error:
-        raise BadRowError(f"'{name}' is no list of messages: it {error}") from error
+        problem = error
+    try:
+        # NumPy breaks the line between objects, and leaves out the comma.
+        return ast.literal_eval(text.strip().replace("}\n {", "}, {"))
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        advice = "write lists of messages as JSON, or save the rows as JSON lines or Parquet"
+        raise BadRowError(f"'{name}' is no list of messages: it {problem}; {advice}") from error
+
+
+def _in_pairs(items: list[Any], name: str) -> list[Any]:
+    """Messages of turns that have no roles: texts that alternate, the user's first, or objects of input and output."""
+    if all(isinstance(item, str) for item in items) and name in _ALTERNATING:
+        return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(items)]
+    if all(isinstance(item, dict) and {"input", "output"} <= item.keys() for item in items):
+        pairs = (zip(("user", "assistant"), (item["input"], item["output"]), strict=True) for item in items)
+        return [{"role": role, "content": text} for pair in pairs for role, text in pair]
+    return items
 
 
 def as_json_safe(value: object) -> str:
@@ -294,6 +334,8 @@ def _steered(text: str) -> Conversation:
         turns.append(Message(ROLES[speaker.lower()], passage))
     while turns and turns[-1].role == "assistant" and is_blank(turns[-1].content):
         del turns[-1]
+    if turns and turns[0].role == "system" and is_blank(turns[0].content):
+        del turns[0]
     return tuple(turns)
 
 
@@ -314,3 +356,8 @@ def common_start(first: str, second: str) -> int:
 def is_blank(text: str) -> bool:
     """Whether people see nothing of a text."""
     return not "!" <= text[:1] <= "~" and not canonical(text)  # these characters are all visible
+
+
+def is_list_of(kind: type, value: object) -> bool:
+    """Whether a value is a list that is not empty and begins with one of a kind."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], kind)

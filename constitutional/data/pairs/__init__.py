@@ -1,0 +1,1 @@
+"""The forms that rows of preferences have, each recognised by its columns."""

@@ -1,0 +1,188 @@
+"""Ranks and scores of several replies (Nectar, NeMo-RL, UltraFeedback), and one reply a row (HelpSteer, KTO)."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Final
+
+from constitutional.data.candidates import Candidate, Class, Opinion, Row
+from constitutional.data.pairs.reader import PairForm, PairReader, key_of_column
+from constitutional.data.turns import BadRowError, Side, as_json_safe, is_list_of
+
+LISTS: Final = (
+    *("answers", "completions", "responses", "candidates", "outputs", "replies", "generations"),
+    *("candidates_completions", "all_generated_responses"),
+)
+"""Columns of several replies."""
+LISTED: Final = ("answer", "completion", "response", "output", "text", "reply", "generation", "content")
+"""Keys of a reply in a list of objects."""
+RATED: Final = ("overall_score", "score", "rating", "reward", "pm_score", "fine-grained_score")
+"""Keys of its score, of which the highest is best; `rank` is best where it is lowest."""
+RANKS: Final = ("ranks", "rank", "ranking")
+BESIDE: Final = (*RANKS, "ratings", "rating", "scores", "score", "rewards", "all_rm_scores")
+"""Columns of ranks or scores beside a list of texts."""
+_TURNS: Final = ("messages", "conversations", "conversation")
+"""Columns of a whole conversation, of which the last turn is the reply."""
+_LABELS: Final = ("helpfulness", "label", "kto_tag")
+"""Columns that say how good the one reply of a row is."""
+
+
+def ranked(reader: PairReader, row: Row) -> PairForm | None:
+    """A list of replies with ranks (Nectar, NeMo-RL) or with scores (UltraFeedback, StackExchange)."""
+    column = next((name for name in LISTS if is_list_of(dict, row.get(name))), None)
+    if column is None:
+        return None
+    item = row[column][0]
+    text = next((key for key in LISTED if isinstance(item.get(key), str | list | dict)), None)
+    order = next((key for key in ("rank", *RATED) if key in item), None)
+    if text is None or order is None:
+        return None
+    prompt = reader.prompt_columns({name: value for name, value in row.items() if name != column})
+    sign = 1 if order == "rank" else -1  # the first rank and the highest score are best
+    own = reader.own_columns(row)
+    own = own if "source" in own else {}
+
+    def read(number: int, row: Row) -> Sequence[Candidate]:
+        items = row.get(column)
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise BadRowError(f"'{column}' is {as_json_safe(items)}; expected a list of objects with '{text}'")
+        context = reader.context(row, prompt)
+        replies = []
+        for item in items:
+            if text not in item:
+                raise BadRowError(f"'{column}' has an entry without '{text}', which the first row has")
+            value = reader.number(item.get(order), f"{column}.{order}")
+            replies.append((reader.turns.side(item[text], f"{column}.{text}", context), value))
+        pairs = reader.all_pairs(number, replies, sign)
+        if own and len(pairs) == 1 and pairs[0].label == "preference":
+            return [_as_exported(pairs[0], reader.own(row, own))]
+        return pairs
+
+    name = "Nectar" if column == "answers" else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
+    columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
+    columns |= {role: own[role] for role in ("probability", "source") if own}
+    return PairForm(name, columns, read)
+
+
+def _as_exported(pair: Candidate, opinion: Opinion) -> Candidate:
+    """A preference with the probability and the source that an exported row says."""
+    probability = 1.0 if opinion.probability is None else opinion.probability
+    label: Class = "tie" if probability == 0.5 else "preference"
+    return pair._replace(label=label, probability=probability, source=opinion.source)
+
+
+def side_by_side(reader: PairReader, row: Row) -> PairForm | None:
+    """A list of texts, and a list of ranks or scores beside it, as distilabel writes them."""
+    column = next((name for name in LISTS if is_list_of(str, row.get(name)) and len(row[name]) > 1), None)
+    if column is None:
+        return None
+    count = len(row[column])
+    order = next((name for name in BESIDE if _are_numbers(row.get(name), count)), None)
+    prompt = reader.prompt_columns({name: value for name, value in row.items() if name != column})
+    if order is None or not prompt:
+        return None
+    sign = 1 if order in RANKS else -1
+
+    def read(number: int, row: Row) -> Sequence[Candidate]:
+        texts, values = row.get(column), row.get(order)
+        if not isinstance(texts, list) or not isinstance(values, list) or len(texts) != len(values):
+            raise BadRowError(f"'{column}' and '{order}' are no lists of one length; expected a number for each reply")
+        context = reader.context(row, prompt)
+        replies = [
+            (reader.turns.side(text, column, context), reader.number(value, order))
+            for text, value in zip(texts, values, strict=True)
+        ]
+        return reader.all_pairs(number, replies, sign)
+
+    return PairForm(f"replies and their {order}", {**prompt, "replies": column, "order": order}, read)
+
+
+def _are_numbers(value: object, count: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == count
+        and all(isinstance(item, int | float | None) for item in value)
+        and any(item is not None for item in value)
+    )
+
+
+# --- One reply a row ---
+
+
+def one_a_row(reader: PairReader, row: Row) -> PairForm | None:
+    """One reply a row with a score (HelpSteer) or with a label (TRL's unpaired rows, LlamaFactory's KTO).
+
+    Rows of one conversation stand one after the other.
+    """
+    judged = next((name for name in _LABELS if name in row), None)
+    if judged is None or (judged != "helpfulness" and not _is_truth(reader, row[judged])):
+        return None
+    found = _reply_column(reader, row) or _reply_within(reader, row)
+    if found is None:
+        return None
+    columns, key, side_of = found
+
+    def read(number: int, group: Row) -> Sequence[Candidate]:
+        replies = []
+        for place, member in group["rows"]:
+            try:
+                replies.append((side_of(member), _judged(reader, member.get(judged), judged)))
+            except BadRowError as error:
+                raise BadRowError(str(error), place) from error
+        if len(replies) == 1:
+            reader.notes[f"rows that stand alone, as no row beside them has the same '{columns['prompt']}'"] += 1
+        if judged == "helpfulness":
+            return reader.all_pairs(number, replies, -1, strengths=True)
+        # Two good replies are no pair, nor are two bad ones.
+        pairs = [pair for pair in combinations(replies, 2) if pair[0][1] != pair[1][1]]
+        return [
+            reader.candidate(number, a, b, Opinion("a" if good else "b", weight=1 / len(pairs)))
+            for (a, good), (b, _) in pairs
+        ]
+
+    columns = {**columns, "score" if judged == "helpfulness" else "label": judged}
+    return PairForm("HelpSteer2" if judged == "helpfulness" else "TRL unpaired", columns, read, key)
+
+
+_Found = tuple[dict[str, str], Callable[[Row], object], Callable[[Row], Side]]
+"""The columns that are read, what rows of one conversation share, and the reply of a row."""
+
+
+def _reply_column(reader: PairReader, row: Row) -> _Found | None:
+    """A column of replies beside that of the conversation."""
+    reply = next((name for name in ("completion", "response", "output") if isinstance(row.get(name), str | list)), None)
+    prompt = reader.prompt_columns({name: value for name, value in row.items() if name != reply})
+    if reply is None or not prompt:
+        return None
+
+    def side(row: Row) -> Side:
+        if reply not in row:
+            raise BadRowError(f"has no '{reply}', which the first row has; expected it in every row")
+        return reader.turns.side(row[reply], reply, reader.context(row, prompt))
+
+    return {**prompt, "reply": reply}, key_of_column(prompt["prompt"]), side
+
+
+def _reply_within(reader: PairReader, row: Row) -> _Found | None:
+    """A conversation that ends with the reply."""
+    column = next((name for name in _TURNS if is_list_of(dict, row.get(name)) and len(row[name]) > 1), None)
+    if column is None or row[column][-1].get("role", row[column][-1].get("from")) not in ("assistant", "gpt"):
+        return None
+
+    def key(row: Row) -> object:
+        value = row.get(column)
+        if not isinstance(value, list):
+            raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected messages, as in the first row")
+        return json.dumps(value[:-1], default=str)
+
+    return {"prompt": column, "reply": column}, key, lambda row: reader.turns.side(row[column], column, ())
+
+
+def _is_truth(reader: PairReader, value: object) -> bool:
+    return value in (True, False) or (reader.texts and str(value).lower() in ("true", "false"))
+
+
+def _judged(reader: PairReader, value: object, name: str) -> float | None:
+    if reader.texts and str(value).lower() in ("true", "false"):
+        return float(str(value).lower() == "true")
+    return reader.number(value, name)

@@ -1,0 +1,302 @@
+"""What all forms of preferences share: how rows become candidates, and how prompts, texts and numbers are read."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Final
+
+from constitutional.base.text import same_text
+from constitutional.data.candidates import (
+    Candidate,
+    Choice,
+    Class,
+    Opinion,
+    Row,
+    alike,
+    has_silent_turn,
+    plainly_different,
+)
+from constitutional.data.sources import DataFile
+from constitutional.data.turns import (
+    BadRowError,
+    Conversation,
+    Side,
+    Turns,
+    as_json_safe,
+    decoded_messages,
+    is_blank,
+    looks_encoded,
+)
+
+PROMPTS: Final = (
+    *("prompt", "prompt_conversation", "instruction", "question", "query", "messages", "conversations"),
+    *("conversation", "context", "input", "history", "post", "trajectory"),
+)
+"""Columns of the conversation before the replies, in the order in which they are looked for."""
+INPUTS: Final = ("input", "context")
+"""Columns that go on from an instruction or a question."""
+SYSTEMS: Final = ("system", "system_prompt", "system_message")
+RATERS: Final = ("rater", "judge", "annotator", "worker", "judge_hash")
+"""Columns that say who compares."""
+_OWN: Final = ("probability", "rater", "principle", "weight")
+"""Columns of our own rows beside the replies."""
+_OTHER: Final = {"prompt": "messages", "messages": "prompt"}
+
+CHOSEN: Final = Opinion("a")
+"""The opinion of a row that says nothing but which reply is better."""
+
+
+@dataclass
+class PairForm:
+    """How the rows of a file are read."""
+
+    name: str
+    """The set or the format."""
+    columns: dict[str, str]
+    """The file's column by what it is read as."""
+    read: Callable[[int, Row], Sequence[Candidate]]
+    """The candidates of a row; or of rows that belong together, as (number, row) under the key `rows`."""
+    together: Callable[[Row], object] | None = None
+    """What rows share that stand one after the other and belong together; raises BadRowError."""
+
+
+class PairReader:
+    """Makes candidates of a file's rows; `notes` counts what deserves a warning."""
+
+    def __init__(self, file: DataFile, *, texts: bool = False) -> None:
+        """Read rows by the settings of a file.
+
+        Args:
+            file: names columns and the probabilities of strengths.
+            texts: numbers stand as texts, as in CSV.
+        """
+        self.file = file
+        self.texts = texts
+        self.turns = Turns()
+        self.notes: Counter[str] = self.turns.notes
+        self._encoded: set[str] = set()
+
+    def candidate(self, number: int, a: Side, b: Side, opinion: Opinion) -> Candidate:
+        """Two replies and an opinion on them, in its class."""
+        choice, strength = opinion.choice, opinion.strength
+        label: Class
+        if a.context is not b.context and not alike(a.context, b.context):
+            label = "different_contexts"
+        elif is_blank(a.reply) or is_blank(b.reply) or has_silent_turn(a.context):
+            label = "empty"
+        elif a.reply == b.reply or (not plainly_different(a.reply, b.reply) and same_text(a.reply, b.reply)):
+            label = "equal"
+        elif choice is None:
+            label = "unlabelled"
+        else:
+            label = "preference" if choice in ("a", "b") else choice  # type: ignore[assignment]
+        if opinion is CHOSEN:
+            return Candidate(number, a.context, a.reply, b.reply, label)
+        first, second = (b.reply, a.reply) if choice == "b" else (a.reply, b.reply)
+        probability = opinion.probability
+        if choice not in ("a", "b"):
+            probability = 0.5
+        elif probability is None:
+            probability = self.file.strengths.get(strength, 1.0) if strength else 1.0
+            if probability == 0.5 and label == "preference":
+                label = "tie"
+        signs = tuple(-strength for strength in opinion.raters) if choice != "b" else opinion.raters
+        about = (opinion.weight, opinion.rater, signs, opinion.principle, opinion.source)
+        return Candidate(number, a.context, first, second, label, probability, *about)
+
+    def all_pairs(
+        self,
+        number: int,
+        replies: Sequence[tuple[Side, float | None]],
+        sign: int,
+        *,
+        strengths: bool = False,
+        rater: str = "",
+    ) -> list[Candidate]:
+        """Every pair of K replies, with the weight of one comparison shared among the K(K−1)/2 pairs.
+
+        Args:
+            number: the row's.
+            replies: each with its rank or score; without one, nobody says how good it is.
+            sign: 1 where the lowest is the best, as of ranks; -1 where the highest is, as of scores.
+            strengths: the difference is a strength.
+            rater: who ranks.
+        """
+        weight = 2 / (len(replies) * (len(replies) - 1)) if len(replies) > 1 else 1.0
+        made = []
+        for (a, first), (b, second) in combinations(replies, 2):
+            if first is None or second is None:
+                opinion = Opinion(None, rater=rater, weight=weight)
+            else:
+                difference = sign * (second - first)
+                choice: Choice = "a" if difference > 0 else "b" if difference < 0 else "tie"
+                opinion = Opinion(choice, round(abs(difference)) if strengths else 0, rater=rater, weight=weight)
+            made.append(self.candidate(number, a, b, opinion))
+        return made
+
+    def prompt_columns(self, row: Row) -> dict[str, str]:
+        """The columns of the conversation that the replies answer, by what they are read as."""
+        given = self.file.columns
+        names = (given["prompt"],) if "prompt" in given else PROMPTS
+        if not isinstance(row.get(names[0]), str | list | dict | None):
+            raise BadRowError(f"'{names[0]}' is {as_json_safe(row[names[0]])}; expected a text or messages")
+        column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
+        if column is None:
+            return {}
+        if looks_encoded(row[column]):
+            self._encoded.add(column)
+        columns = {"prompt": column}
+        # An "input" that goes on from an instruction, unless it is the conversation itself.
+        inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
+        systems = (given["system"],) if "system" in given else SYSTEMS
+        for role, candidates in (("input", inputs), ("system", systems)):
+            if more := next(
+                (name for name in candidates if isinstance(row.get(name), str | None) and name in row), None
+            ):
+                columns[role] = more
+        if column == "instruction" and isinstance(row.get("history"), list):
+            columns["history"] = "history"
+        return columns
+
+    def context(self, row: Row, columns: Mapping[str, str]) -> Conversation:
+        """The conversation that the replies answer.
+
+        Raises:
+            BadRowError: it is none.
+        """
+        column = columns.get("prompt")
+        if column is None:
+            return ()
+        if column not in row and _OTHER.get(column) in row:
+            column = _OTHER[column]  # our own rows have either
+        if column not in row:
+            raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
+        value = row[column]
+        if column in self._encoded and isinstance(value, str):
+            value = decoded_messages(value, column)
+        turns = self.turns.prompt(value, column)
+        if "input" in columns and (more := row.get(columns["input"])):
+            last = turns[-1]
+            turns = (*turns[:-1], type(last)(last.role, f"{last.content}\n{self.text(more, columns['input'])}"))
+        if "history" in columns:
+            turns = (*self.turns.history(row.get("history"), "history"), *turns)
+        if "system" in columns and (system := row.get(columns["system"])) and turns[:1] and turns[0].role != "system":
+            turns = (type(turns[0])("system", self.text(system, columns["system"])), *turns)
+        return turns
+
+    def text(self, value: object, name: str) -> str:
+        """A text; nothing where there is none."""
+        if not isinstance(value, str | None):
+            raise BadRowError(f"'{name}' is {type(value).__name__}; expected text")
+        return value or ""
+
+    def number(self, value: object, name: str) -> float | None:
+        """A number; None where there is none."""
+        if value is None or (self.texts and value == ""):
+            return None
+        if self.texts and isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)
+        if isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a number")
+        return float(value)
+
+    def between(self, value: object, name: str, least: float) -> float:
+        """A probability of 0.5 to 1, or a share above 0, as the least value says."""
+        number = None if isinstance(value, bool) else self.number(value, name)
+        if number is None or not least <= number <= 1 or not number:
+            expected = "expected that chosen is better, 0.5 to 1; below 0.5, swap chosen and rejected"
+            raise BadRowError(f"'{name}' is {value!r}; {expected if least else 'expected a share above 0, at most 1'}")
+        return number
+
+    def rater_column(self, row: Row) -> dict[str, str]:
+        """The column that says who compares, if there is one."""
+        given = self.file.columns
+        names = (given["rater"],) if "rater" in given else RATERS
+        column = next((name for name in names if isinstance(row.get(name), str | int)), None)
+        return {} if column is None else {"rater": column}
+
+    def own_columns(self, row: Row) -> dict[str, str]:
+        """The columns of our own rows, and of those that `export` writes, by what they are read as."""
+        given = self.file.columns
+        own = {role: given.get(role, role) for role in _OWN}
+        if row.get("source") in ("ai", "human") and own["probability"] in row:
+            own["source"] = "source"
+        return own
+
+    def own(self, row: Row, own: Mapping[str, str]) -> Opinion:
+        """What our own rows say beside the replies."""
+        probability = row.get(own["probability"])
+        rater, principle, weight = (row.get(own[role]) for role in ("rater", "principle", "weight"))
+        if self.texts:  # an empty cell says nothing
+            probability, rater, principle, weight = (value or None for value in (probability, rater, principle, weight))
+        source: Any = row.get(own["source"]) if "source" in own else "human"
+        if probability is None and rater is None and principle is None and weight is None:
+            return CHOSEN
+        if source not in ("ai", "human"):
+            raise BadRowError(f'\'source\' is {as_json_safe(source)}; expected "ai" or "human", as in the first row')
+        value = 1.0 if probability is None else self.between(probability, own["probability"], 0.5)
+        share = 1.0 if weight is None else self.between(weight, own["weight"], 0.0)
+        if not isinstance(rater, str | None):
+            raise BadRowError(f"'{own['rater']}' is {rater!r}; expected a name, as text")
+        choice: Choice = "tie" if value == 0.5 else "a"
+        by = self.text(principle, own["principle"])
+        return Opinion(choice, rater=rater or "", principle=by, probability=value, weight=share, source=source)
+
+
+class Replies:
+    """The two columns of replies, which are of one type in all rows: texts, or messages."""
+
+    def __init__(self, names: tuple[str, str], row: Row) -> None:
+        """Read the columns of these names in the file that begins with this row."""
+        self.names = names
+        self.kind: type | None = None
+        self._encoded = all(looks_encoded(row.get(name)) for name in names)
+
+    def of(self, row: Row) -> tuple[Any, Any]:
+        """The two replies of a row.
+
+        Raises:
+            BadRowError: one is missing, or is of another type than those before.
+        """
+        first, second = self.names
+        try:
+            values = row[first], row[second]
+        except KeyError as error:
+            raise BadRowError(f"{error} is missing; expected text or messages, as in the first row") from error
+        if self._encoded:
+            values = self._decoded(values[0], first), self._decoded(values[1], second)
+        if type(values[0]) is self.kind is type(values[1]):
+            return values
+        for name, value in zip(self.names, values, strict=True):
+            kind = list if isinstance(value, dict) else type(value)
+            if value is None:
+                continue
+            if kind not in (str, list):
+                raise BadRowError(f"'{name}' is {type(value).__name__}; expected text or messages")
+            self.kind = self.kind or kind
+            if kind is not self.kind:
+                raise BadRowError(f"'{name}' is {kind.__name__}; expected {self.kind.__name__}, as in the rows before")
+        return values
+
+    @staticmethod
+    def _decoded(value: object, name: str) -> object:
+        return decoded_messages(value, name) if isinstance(value, str) and value else value
+
+
+def key_of_column(column: str) -> Callable[[Row], object]:
+    """What rows share that have the same value in a column."""
+
+    def key(row: Row) -> object:
+        if column not in row:
+            raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
+        value = row[column]
+        return value if isinstance(value, str) else json.dumps(value, default=str)
+
+    return key

@@ -1,0 +1,265 @@
+"""Two columns of replies, and columns that say which is better: PKU-SafeRLHF, HelpSteer, the arenas, SHP, ICAI."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from constitutional.base.jsonl import BadTextError, parse
+from constitutional.data.candidates import (
+    SIDES,
+    Candidate,
+    Choice,
+    Opinion,
+    Row,
+    choice_of,
+    signed_opinion,
+    two_columns,
+)
+from constitutional.data.pairs.reader import PairForm, PairReader, Replies
+from constitutional.data.turns import BadRowError, Side, as_json_safe
+
+VERDICTS: Final = (
+    *("winner", "preferred_text", "preference", "preferred", "choice", "label", "better", "vote", "verdict"),
+    *("preferred_response", "overall_response"),
+)
+"""Columns that name the better side."""
+SIGNED: Final = ("preference_strength", "overall_preference")
+"""Columns with a strength that is negative where the first reply is better."""
+SAFETY: Final = {"better_response_id": "helpfulness", "safer_response_id": "safety"}
+"""PKU-SafeRLHF's two verdicts, and the principles that they are by."""
+SINGLE: Final = ("individual_preference", "all_preferences_unprocessed")
+"""HelpSteer's columns of what single raters say."""
+
+Verdicts = Callable[[Row], Iterable[Opinion]]
+
+
+def two_sides(reader: PairReader, row: Row) -> PairForm | None:
+    """The form of rows with two replies side by side."""
+    given = reader.file.columns
+    sides = two_columns(row, given)
+    if sides is None:
+        return None
+    prompt = reader.prompt_columns({name: value for name, value in row.items() if name not in sides})
+    verdicts, columns = _verdicts(reader, row, sides)
+    if not verdicts and not prompt:
+        return None
+    replies = Replies(sides, row)
+
+    def read(number: int, row: Row) -> Sequence[Candidate]:
+        first, second = replies.of(row)
+        context = reader.context(row, prompt)
+        a, b = reader.turns.side(first, sides[0], context), reader.turns.side(second, sides[1], context)
+        if verdicts is None:
+            reader.notes["pairs of which no column says which is better; name it with columns: {winner: COLUMN}"] += 1
+            return [reader.candidate(number, a, b, Opinion(None))]
+        return [reader.candidate(number, a, b, opinion) for opinion in verdicts(row)]
+
+    columns = {**prompt, "response_a": sides[0], "response_b": sides[1], **columns}
+    return PairForm(_name(row, sides), columns, read)
+
+
+def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Verdicts | None, dict[str, str]]:
+    """What reads the opinions of a row, and the columns that it reads."""
+    given = reader.file.columns
+    rater = reader.rater_column(row)
+    named = given.keys() & {"winner", "strength"}
+    if not named and "winner_model_a" in row and "winner_model_b" in row:
+        flags = [name for name in ("winner_model_a", "winner_model_b", "winner_tie") if name in row]
+        return lambda row: [_flagged(reader, row, flags)], {f"winner {flag[7:]}": flag for flag in flags}
+    if not named and SAFETY.keys() & row.keys():
+        columns = {f"winner by {principle}": name for name, principle in SAFETY.items() if name in row}
+        return lambda row: _safe(reader, row, sides), columns
+    signed = [given["strength"]] if "strength" in given else SIGNED
+    if "winner" in given:
+        signed = [name for name in signed if name == given["winner"]]
+    column = next((name for name in signed if name in row), None)
+    if column is not None:
+        opinion_of = _signed(reader, column)
+    else:
+        names = (given["winner"],) if "winner" in given else VERDICTS
+        column = next((name for name in names if name in row and _may_name(row[name])), None)
+        if column is None:
+            return _by_scores(reader, row, sides)
+        opinion_of = _naming(reader, row[column], sides, column)
+    single = next((name for name in SINGLE if name in row), "") if column in SIGNED else ""
+    columns = {"winner": column, **({"raters": single} if single else {}), **rater}
+
+    def read(row: Row) -> Iterable[Opinion]:
+        who = row.get(rater["rater"]) if rater else ""
+        if column not in row:
+            raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
+        opinion = opinion_of(row[column])
+        if single:
+            opinion = opinion._replace(raters=_raters(row.get(single)))
+        return (opinion if who in (None, "") else opinion._replace(rater=str(who)),)
+
+    return read, columns
+
+
+def _may_name(value: object) -> bool:
+    """Whether a value may name a side: a text, a number, or a selection of Label Studio."""
+    return not isinstance(value, list | dict) or _selection(value) is not None
+
+
+def _selection(value: object) -> object:
+    """What is selected in an annotation of Label Studio, in its short form."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value.get("selected") if isinstance(value, dict) else None
+
+
+def _signed(reader: PairReader, column: str) -> Callable[[Any], Opinion]:
+    return lambda value: signed_opinion(reader.number(value, column), column)
+
+
+def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: str) -> Callable[[Any], Opinion]:
+    """What reads a column that names the better side; a number names a side where the sides have numbers.
+
+    Raises:
+        BadRowError: the column holds numbers that could be sides or strengths.
+    """
+    ends = [match["side"] for name in sides if (match := SIDES.fullmatch(name))]
+    is_number = isinstance(first, int | float) and not isinstance(first, bool)
+    if is_number and ends == ["1", "2"] and (first == 0 or 1 <= first <= 2):  # type: ignore[operator]
+        return lambda value: _of_one_or_two(reader.number(value, column), column)
+    if is_number and ends != ["0", "1"]:
+        if "winner" not in reader.file.columns and first in (0, 1):
+            raise BadRowError(
+                f"'{column}' is {as_json_safe(first)}, which could be a side, a truth or a strength; write "
+                f"'{sides[0]}', '{sides[1]}' or 'tie' in it, or have it read as a strength that is negative where "
+                f"'{sides[0]}' is better, with columns: {{strength: {column}}}"
+            )
+        return _signed(reader, column)
+
+    def read(value: object) -> Opinion:
+        selected = _selection(value)
+        if selected is not None:
+            return Opinion(choice_of(selected, ("left", "right"), column))
+        return Opinion(choice_of(value, sides, column))
+
+    return read
+
+
+def _of_one_or_two(value: float | None, column: str) -> Opinion:
+    """A side by its number; between the numbers stands the probability of the second, as in AlpacaEval."""
+    if value is None:
+        return Opinion(None)
+    if value in (0, 1.5):
+        return Opinion("tie")
+    if not 1 <= value <= 2:
+        raise BadRowError(
+            f"'{column}' is {value:g}; expected 1 or 2, the number of the better reply, as in the first row; where it "
+            f"is a strength that is negative where the first reply is better, say columns: {{strength: {column}}}"
+        )
+    second = value - 1
+    return Opinion("b" if second > 0.5 else "a", probability=max(second, 1 - second))
+
+
+def _by_scores(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Verdicts | None, dict[str, str]]:
+    """Scores of both sides, such as `score_0` and `score_1`; or the one column of a selection."""
+    ends = [match["side"] for name in sides if (match := SIDES.fullmatch(name))]
+    for stem in ("score", "rating", "reward"):
+        names = [f"{stem}_{end}" for end in ends]
+        if len(names) == 2 and all(name in row for name in names):
+
+            def read(row: Row, names: Sequence[str] = tuple(names)) -> Iterable[Opinion]:
+                a, b = (reader.number(row.get(name), name) for name in names)
+                if a is None or b is None:
+                    return (Opinion(None),)
+                return (Opinion("a" if a > b else "b" if b > a else "tie"),)
+
+            return read, {"score of response_a": names[0], "score of response_b": names[1]}
+    selected = next((name for name, value in row.items() if _selection(value) is not None), None)
+    if selected is None:
+        return None, {}
+    opinion_of = _naming(reader, row[selected], sides, selected)
+    rater = reader.rater_column(row)
+
+    def select(row: Row) -> Iterable[Opinion]:
+        value = row.get(selected)
+        opinion = Opinion(None) if _selection(value) is None else opinion_of(value)
+        return (opinion._replace(rater=str(row[rater["rater"]])) if rater and rater["rater"] in row else opinion,)
+
+    return select, {"winner": selected, **rater}
+
+
+def _flagged(reader: PairReader, row: Row, flags: Sequence[str]) -> Opinion:
+    """One of three columns is 1."""
+    values = [reader.number(row.get(flag), flag) for flag in flags]
+    choices: tuple[Choice, ...] = ("a", "b", "tie")
+    marked = [choice for choice, value in zip(choices, values, strict=False) if value]
+    if len(marked) > 1 or any(value not in (None, 0, 1) for value in values):
+        raise BadRowError(f"'{flags[0]}' and the columns beside it are {values}; expected a 1 in one of them")
+    return Opinion(marked[0] if marked else None)
+
+
+def _safe(reader: PairReader, row: Row, sides: tuple[str, str]) -> Iterator[Opinion]:
+    """PKU-SafeRLHF's verdicts by two principles, which may disagree."""
+    if all(str(row.get(f"is_response_{side}_safe")).lower() == "false" for side in (0, 1)):
+        reader.notes["rows with two unsafe replies, whose verdict on safety says which is the less harmful"] += 1
+    for column, principle in SAFETY.items():
+        if column in row:
+            yield Opinion(choice_of(row[column], sides, column), principle=principle)
+
+
+def _raters(value: object) -> tuple[float, ...]:
+    """Strengths of single raters, in HelpSteer's lists of objects."""
+    if not isinstance(value, list):
+        return ()
+    found = [
+        next((item[key] for key in ("score", "strength", "preference") if key in item), None)
+        for item in value
+        if isinstance(item, dict)
+    ]
+    return tuple(float(score) for score in found if isinstance(score, int | float))
+
+
+def lists_as_texts(reader: PairReader, row: Row) -> PairForm | None:
+    """The arena's 55k rows, whose columns hold lists of turns as JSON texts."""
+    sides = ("response_a", "response_b")
+    if not all(isinstance(row.get(name), str) and row[name].lstrip()[:1] == "[" for name in ("prompt", *sides)):
+        return None
+    verdicts, columns = _verdicts(reader, row, sides)
+
+    def read(number: int, row: Row) -> Sequence[Candidate]:
+        asked, first, second = (_texts_within(row, name) for name in ("prompt", *sides))
+        a, b = (_turn_by_turn(reader, asked, replies) for replies in (first, second))
+        opinions = verdicts(row) if verdicts else (Opinion(None),)
+        return [reader.candidate(number, a, b, opinion) for opinion in opinions]
+
+    columns = {"prompt": "prompt", "response_a": sides[0], "response_b": sides[1], **columns}
+    return PairForm("lmarena 55k", columns, read)
+
+
+def _turn_by_turn(reader: PairReader, asked: Sequence[str], replies: Sequence[str]) -> Side:
+    if len(asked) != len(replies):
+        raise BadRowError(f"'prompt' has {len(asked)} turns and a response {len(replies)}; expected as many")
+    turns = [
+        {"role": role, "content": text}
+        for pair in zip(asked, replies, strict=True)
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return reader.turns.side(turns, "prompt", ())
+
+
+def _texts_within(row: Row, name: str) -> list[str]:
+    """The texts of a JSON list that stands in a text."""
+    value = row.get(name)
+    try:
+        texts = parse(value) if isinstance(value, str) else value
+    except BadTextError as error:
+        raise BadRowError(f"'{name}' {error}; expected a JSON list of texts") from error
+    if not isinstance(texts, list) or not all(isinstance(text, str | None) for text in texts):
+        raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a JSON list of texts")
+    return [text or "" for text in texts]
+
+
+def _name(row: Row, sides: tuple[str, str]) -> str:
+    known = {
+        "PKU-SafeRLHF": "safer_response_id",
+        "HelpSteer2 preference": "preference_strength",
+        "HelpSteer3 preference": "overall_preference",
+        "ICAI": "preferred_text",
+        "tinker": "completion_A",
+        "lmarena": "winner",
+    }
+    return next((name for name, column in known.items() if column in row), f"'{sides[0]}' and '{sides[1]}'")
