@@ -13,7 +13,7 @@ from constitutional.base.records import Message, Prompt, Split
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.text import canonical
 from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
-from constitutional.data.turns import BadRowError, Turns, decoded_messages, is_blank, is_list_of, looks_encoded
+from constitutional.data.turns import BadRowError, Turns, is_blank, is_list_of
 
 MAX_CHARACTERS: Final = 100_000
 """Of all messages of one prompt together: far above any model's context, far below what stalls a tokenizer."""
@@ -176,15 +176,11 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
     if row.keys() <= set(_OWN) and not given:
         return PromptForm("prompts", {"prompt": column}, lambda row: _own(turns, row))
     columns = _columns(file, row, column)
-    encoded = looks_encoded(row[column])
 
     def read(row: Any) -> tuple[Message, ...]:  # noqa: ANN401 - a row may be anything
         if not isinstance(row, dict) or column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
-        value = row[column]
-        if encoded and isinstance(value, str):
-            value = decoded_messages(value, column)
-        messages = _with_more(turns.prompt(value, column), row, columns)
+        messages = _with_more(turns.prompt(row[column], column), row, columns)
         return _answerable(_after_history(turns, messages, row) if "history" in columns else messages)
 
     return PromptForm(f"'{column}' of a set of conversations", columns, read)

@@ -32,6 +32,7 @@ from constitutional.base.jsonl import (
     reading,
     strict_decoder,
 )
+from constitutional.data.cells import columns_of_lists, decoded_cell
 
 HUB: Final = re.compile(
     r"hf://(?:datasets/)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^/:]+))?(?:/(?P<config>[^/:@]+))?"
@@ -153,7 +154,7 @@ class Rows:
         kind = "hub" if isinstance(path, str) else _kind(path, expected)
         self.unit = "line" if kind in ("jsonl", "ndjson", "json", "csv", "tsv", "txt") else "row"
         self.texts = kind in ("csv", "tsv")
-        self._rows = self._opened(kind)
+        self._rows = self._with_lists(self._opened(kind))
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         return self._rows
@@ -181,6 +182,27 @@ class Rows:
         if kind == "json":
             return self._json_rows(self.path)
         return self._whole(self._table_rows(self.path, kind))
+
+    def _with_lists(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """Rows in which lists and objects stand as such, where the first row has them as texts."""
+        first = next(rows, None)
+        if first is None:
+            return
+        columns = columns_of_lists(first[1]) if isinstance(first[1], dict) else []
+        yield first[0], self._as_lists(*first, columns) if columns else first[1]
+        if not columns:
+            yield from rows
+        for number, row in rows:
+            yield number, self._as_lists(number, row, columns)
+
+    def _as_lists(self, number: int, row: Any, columns: Sequence[str]) -> Any:  # noqa: ANN401 - a row may be anything
+        for name in columns if isinstance(row, dict) else ():
+            if isinstance(text := row.get(name), str):
+                try:
+                    row[name] = decoded_cell(text)
+                except BadTextError as error:
+                    raise self.place(number).error(f"'{name}' is no list or object: it {error}") from error
+        return row
 
     def _whole(self, rows: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """Rows with their numbers; what no model takes in a text is refused, as in JSON."""

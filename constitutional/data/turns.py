@@ -5,7 +5,6 @@ Transcripts are those of Anthropic's sets, `\n\nHuman: …\n\nAssistant: …`, a
 is, `: ` and `Human:` in the middle of a line included.
 """
 
-import ast
 import json
 import re
 from bisect import bisect
@@ -13,9 +12,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from constitutional.base.jsonl import BadTextError, as_json, parse, shortened
+from constitutional.base.jsonl import BadTextError, as_json, shortened
 from constitutional.base.records import Message, Role
 from constitutional.base.text import canonical
+from constitutional.data.cells import decoded_cell
 
 ROLES: Final[Mapping[str, Role]] = {
     "system": "system",
@@ -40,10 +40,8 @@ _KEPT: Final = ("tool_calls", "tool_call_id", "name", "function_call")
 
 LISTS: Final = ("messages", "conversations", "conversation")
 """Columns of lists of messages."""
-_ALTERNATING: Final = (*LISTS, "data", "history")
+_ALTERNATING: Final = ("conversations", "data", "history")
 """Columns of texts that alternate, of the user's and the assistant's."""
-_ENCODED: Final = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
-"""How a list of messages begins that was written into a text, as JSON or as Python shows it."""
 _MARKER: Final = re.compile(r"\n\n(Human|Assistant):")
 _REPLY: Final = "\n\nAssistant:"
 _SPEAKERS: Final[Mapping[str, Role]] = {"Human": "user", "Assistant": "assistant"}
@@ -154,7 +152,7 @@ class Turns:
                 return self.messages(value, name)
             raise BadRowError(f"'{name}' is {as_json_safe(value)}, which is no prompt; expected a text or messages")
         if name in LISTS:
-            return (name == "conversation" and spoken(value)) or self.messages(decoded_messages(value, name), name)
+            return (name == "conversation" and spoken(value)) or self.messages(_decoded(value, name), name)
         if is_transcript(value):
             turns = transcript(value, name)
             return turns[:-1] if turns[-1].role == "assistant" and is_blank(turns[-1].content) else turns
@@ -235,27 +233,16 @@ def _answered(context: Conversation) -> Conversation:
     return context
 
 
-def looks_encoded(value: object) -> bool:
-    """Whether a value is a text that holds a list of messages, as in many CSV files."""
-    return isinstance(value, str) and _ENCODED.match(value) is not None
-
-
-def decoded_messages(text: str, name: str) -> object:
-    """A list of messages that stands in a text, as JSON or as Python or NumPy show it. No code in it is run.
+def _decoded(text: str, name: str) -> object:
+    """A list of messages that stands in a text.
 
     Raises:
-        BadRowError: the text is no such list.
+        BadRowError: the text is no list.
     """
     try:
-        return parse(text)
+        return decoded_cell(text)
     except BadTextError as error:
-        problem = error
-    try:
-        # NumPy breaks the line between objects, and leaves out the comma.
-        return ast.literal_eval(text.strip().replace("}\n {", "}, {"))
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        advice = "write lists of messages as JSON, or save the rows as JSON lines or Parquet"
-        raise BadRowError(f"'{name}' is no list of messages: it {problem}; {advice}") from error
+        raise BadRowError(f"'{name}' is no list of messages: it {error}") from error
 
 
 def _in_pairs(items: list[Any], name: str) -> list[Any]:

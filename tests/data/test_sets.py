@@ -75,15 +75,48 @@ def test_columns_that_nobody_knows_change_nothing(tmp_path: Path, name: str) -> 
     assert set(reading["ignored_columns"]) == {"zz", "unheard of", *SETS[name]["ignored"]}
 
 
-@pytest.mark.parametrize("name", ["icai", "lmarena_55k", "trl_explicit", "argilla_ultrafeedback"])
-def test_tables_of_texts_are_read_alike(tmp_path: Path, name: str) -> None:
+NO_TABLES = {"argilla_1", "llamafactory_alpaca_best_first", "oasst_trees"}
+"""A column of texts with brackets could be texts: these are not read from CSV files."""
+
+
+@pytest.mark.parametrize("name", sorted(SETS.keys() - NO_TABLES))
+@pytest.mark.parametrize("lists", ["as JSON", "as Python shows them"])
+def test_tables_of_texts_are_read_alike(tmp_path: Path, name: str, lists: str) -> None:
     rows = SETS[name]["rows"]
+
+    def cell(value: object) -> object:
+        return json.dumps(value) if lists == "as JSON" and isinstance(value, list | dict) else value
+
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8-sig") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        writer = csv.DictWriter(file, dict.fromkeys(key for row in rows for key in row))
         writer.writeheader()
-        writer.writerows(rows)
-    expected = SETS[name] | {"first": {key: SETS[name]["first"][key] for key in ("messages", "chosen", "rejected")}}
-    checked(found(tmp_path / "rows.csv"), expected)
+        writer.writerows([{key: cell(value) for key, value in row.items()} for row in rows])
+    checked(found(tmp_path / "rows.csv"), SETS[name])
+
+
+def test_messages_as_numpy_shows_them_are_read_and_what_cannot_be_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    messages = """[{'role': 'user', 'content': "It's"}\n {'role': 'assistant', 'content': 'A.'}]"""
+    other = messages.replace("A.", "B.")
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("chosen", "rejected"), (messages, other), (messages, "[{'role': open('x')}]")])
+    assert main(["data", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{path}:5: 'rejected' is no list" in error
+    assert "write lists in cells as JSON" in error
+    path.write_text("\n".join(path.read_text().split("\n")[:4]) + "\n")
+    first = found(path)["samples"][0]
+    assert (first["messages"], first["chosen"]) == ([{"role": "user", "content": "It's"}], "A.")
+
+
+def test_a_reply_that_is_json_stays_a_text(tmp_path: Path) -> None:
+    row = {"prompt": "List two.", "chosen": '["a", "b"]', "rejected": '[{"name": "a"}]'}
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([row.keys(), row.values()])
+    first = found(tmp_path / "rows.csv")["samples"][0]
+    assert (first["chosen"], first["rejected"]) == (row["chosen"], row["rejected"])
 
 
 def annotated(version: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def chosen_and_rejected(reader: PairReader, row: Row) -> PairForm | None:
         return None
     prompt = reader.prompt_columns(row)
     opinion_of, about = _opinions(reader, row, len(prompt) + len(pair))
-    replies = Replies(pair, row)
+    replies = Replies(pair)
     nameless = not prompt and "prompt" in row  # our own rows of pairs whose prompt nobody knows
     asked = row.get(prompt.get("prompt", ""))
     spaced = isinstance(asked, str) and is_transcript(asked) and asked.endswith(_PLAIN_MARKER)

@@ -27,9 +27,7 @@ from constitutional.data.turns import (
     Side,
     Turns,
     as_json_safe,
-    decoded_messages,
     is_blank,
-    looks_encoded,
 )
 
 PROMPTS: Final = (
@@ -78,7 +76,6 @@ class PairReader:
         self.texts = texts
         self.turns = Turns()
         self.notes: Counter[str] = self.turns.notes
-        self._encoded: set[str] = set()
 
     def candidate(self, number: int, a: Side, b: Side, opinion: Opinion) -> Candidate:
         """Two replies and an opinion on them, in its class."""
@@ -147,8 +144,6 @@ class PairReader:
         column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
         if column is None:
             return {}
-        if looks_encoded(row[column]):
-            self._encoded.add(column)
         columns = {"prompt": column}
         # An "input" that goes on from an instruction, unless it is the conversation itself.
         inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
@@ -175,10 +170,7 @@ class PairReader:
             column = _OTHER[column]  # our own rows have either
         if column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
-        value = row[column]
-        if column in self._encoded and isinstance(value, str):
-            value = decoded_messages(value, column)
-        turns = self.turns.prompt(value, column)
+        turns = self.turns.prompt(row[column], column)
         if "input" in columns and (more := row.get(columns["input"])):
             last = turns[-1]
             turns = (*turns[:-1], type(last)(last.role, f"{last.content}\n{self.text(more, columns['input'])}"))
@@ -253,11 +245,10 @@ class PairReader:
 class Replies:
     """The two columns of replies, which are of one type in all rows: texts, or messages."""
 
-    def __init__(self, names: tuple[str, str], row: Row) -> None:
-        """Read the columns of these names in the file that begins with this row."""
+    def __init__(self, names: tuple[str, str]) -> None:
+        """Read the columns of these names."""
         self.names = names
         self.kind: type | None = None
-        self._encoded = all(looks_encoded(row.get(name)) for name in names)
 
     def of(self, row: Row) -> tuple[Any, Any]:
         """The two replies of a row.
@@ -270,8 +261,6 @@ class Replies:
             values = row[first], row[second]
         except KeyError as error:
             raise BadRowError(f"{error} is missing; expected text or messages, as in the first row") from error
-        if self._encoded:
-            values = self._decoded(values[0], first), self._decoded(values[1], second)
         if type(values[0]) is self.kind is type(values[1]):
             return values
         for name, value in zip(self.names, values, strict=True):
@@ -284,10 +273,6 @@ class Replies:
             if kind is not self.kind:
                 raise BadRowError(f"'{name}' is {kind.__name__}; expected {self.kind.__name__}, as in the rows before")
         return values
-
-    @staticmethod
-    def _decoded(value: object, name: str) -> object:
-        return decoded_messages(value, name) if isinstance(value, str) and value else value
 
 
 def key_of_column(column: str) -> Callable[[Row], object]:

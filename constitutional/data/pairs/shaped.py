@@ -132,9 +132,9 @@ def messages_of_trees(reader: PairReader, row: Row) -> PairForm | None:
         nodes = [node for _, node in group["rows"]]
         below: defaultdict[object, list[Row]] = defaultdict(list)
         for node in nodes:
-            below[node.get("parent_id")].append(node)
+            below[node.get("parent_id") or None].append(node)
         known = {node.get("message_id") for node in nodes}
-        lost = sum(parent is not None and parent not in known for parent in (node.get("parent_id") for node in nodes))
+        lost = sum(len(below[parent]) for parent in below if parent is not None and parent not in known)
         if lost:
             reader.notes["messages whose parent is not among the rows of their tree beside them, and are left out"] += (
                 lost
@@ -145,7 +145,8 @@ def messages_of_trees(reader: PairReader, row: Row) -> PairForm | None:
             for candidate in _of_tree(reader, number, root, lambda node: below[node.get("message_id")])
         ]
 
-    columns = {"prompt": "text", "replies": "text", "order": "rank", "below": "parent_id"}
+    columns = {"prompt": "text", "replies": "text", "order": "rank", "conversation": "message_tree_id"}
+    columns |= {"message": "message_id", "answers": "parent_id", "role": "role"}
     return PairForm("OpenAssistant messages", columns, read, key_of_column("message_tree_id"))
 
 
@@ -156,7 +157,7 @@ def _of_tree(reader: PairReader, number: int, root: Row, below: Callable[[Row], 
         node, before = open_nodes.pop()
         (message,) = reader.turns.messages(node, "text")
         path = (*before, message)
-        replies = [reply for reply in below(node) if not reply.get("deleted")]
+        replies = [reply for reply in below(node) if str(reply.get("deleted")).lower() != "true"]
         open_nodes += [(reply, path) for reply in reversed(replies)]
         if message.role == "user":
             ranks = [(_reply(reader, reply, path), reader.number(reply.get("rank"), "rank")) for reply in replies]
@@ -200,7 +201,8 @@ def utterances(reader: PairReader, row: Row) -> PairForm | None:
         asked = {row.get("turn"): row.get("user_prompt") for row in rows}
         return list(_of_chat(reader, number, asked, rows, "model_response", _rater(rows[0])))
 
-    columns = {"prompt": "user_prompt", "replies": "model_response", "order": "score"}
+    columns = {"prompt": "user_prompt", "replies": "model_response", "order": "score", "turn": "turn"}
+    columns |= {"conversation": "conversation_id", "goes on with": "if_chosen"}
     columns |= {"rater": "user_id"} if "user_id" in row else {}
     return PairForm("PRISM utterances", columns, read, key_of_column("conversation_id"))
 

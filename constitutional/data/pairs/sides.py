@@ -1,6 +1,7 @@
 """Two columns of replies, and columns that say which is better: PKU-SafeRLHF, HelpSteer, the arenas, SHP, ICAI."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from constitutional.base.jsonl import BadTextError, parse
@@ -42,7 +43,7 @@ def two_sides(reader: PairReader, row: Row) -> PairForm | None:
     verdicts, columns = _verdicts(reader, row, sides)
     if not verdicts and not prompt:
         return None
-    replies = Replies(sides, row)
+    replies = Replies(sides)
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
         first, second = replies.of(row)
@@ -118,6 +119,9 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
         BadRowError: the column holds numbers that could be sides or strengths.
     """
     ends = [match["side"] for name in sides if (match := SIDES.fullmatch(name))]
+    if reader.texts and isinstance(first, str):
+        with suppress(ValueError):
+            first = float(first)
     is_number = isinstance(first, int | float) and not isinstance(first, bool)
     if is_number and ends == ["1", "2"] and (first == 0 or 1 <= first <= 2):  # type: ignore[operator]
         return lambda value: _of_one_or_two(reader.number(value, column), column)
@@ -150,7 +154,7 @@ def _of_one_or_two(value: float | None, column: str) -> Opinion:
             f"'{column}' is {value:g}; expected 1 or 2, the number of the better reply, as in the first row; where it "
             f"is a strength that is negative where the first reply is better, say columns: {{strength: {column}}}"
         )
-    second = value - 1
+    second = round(value - 1, 9)  # 1.9 - 1 is 0.8999999999999999
     return Opinion("b" if second > 0.5 else "a", probability=max(second, 1 - second))
 
 

@@ -121,7 +121,7 @@ def argilla(reader: PairReader, row: Row) -> PairForm | None:
     if sides is None:
         return None
     prompt = reader.prompt_columns({name: value for name, value in fields.items() if name not in sides})
-    replies = Replies(sides, fields)
+    replies = Replies(sides)
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
         fields = row["fields"] if nested else row
