@@ -229,34 +229,44 @@ def _p_a(verdict: Verdict, settings: Settings) -> float:
 def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *, keep: bool) -> list[Preference]:
     """One preference for each comparison: what several people said of it is averaged.
 
-    Where it is even, it is dropped unless ties are kept. What a file says that a model prefers counts where no person
-    judged the comparison.
+    Verdicts by different principles stay several, as on PKU-SafeRLHF's pairs, where the more helpful reply may be the
+    less safe; together they weigh as one. What comes out even is dropped unless ties are kept. What a file says that a
+    model prefers counts where no person judged the comparison.
     """
     by_people = {preference.comparison for preference in preferences if preference.source == "human"}
-    groups: defaultdict[str, list[Preference]] = defaultdict(list)
+    groups: defaultdict[str, dict[tuple[str, ...], list[Preference]]] = defaultdict(dict)
     for preference in preferences:
         if preference.source == "human" or preference.comparison not in by_people:
-            groups[preference.comparison].append(preference)
+            groups[preference.comparison].setdefault(preference.principles, []).append(preference)
     made = []
-    for comparison_id, group in groups.items():
-        first = group[0]
-        p_first = fmean(
-            preference.probability if same_text(preference.chosen, first.chosen) else 1 - preference.probability
-            for preference in group
-        )
-        counts["human comparisons rated more than once"] += len(group) > 1
-        equal = same_text(first.chosen, first.rejected)
-        if _even(p_first) or equal:
-            counts["human comparisons undecided"] += 1
-            if equal or not keep:
-                continue
-        comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
-        principles = [name for preference in group for name in preference.principles]
-        rests_on = [place for preference in group for place in preference.rests_on]
-        directed = _directed(comparison, p_first, first.source, principles, rests_on)
-        weight = fmean(preference.weight for preference in group)
-        made.append(directed.model_copy(update={"comparison": comparison_id, "weight": weight}))
+    for comparison_id, by_principle in groups.items():
+        counts["human comparisons judged by several principles"] += len(by_principle) > 1
+        for group in by_principle.values():
+            averaged = _averaged(group, counts, keep=keep)
+            if averaged is not None:
+                share = averaged.weight / len(by_principle)
+                made.append(averaged.model_copy(update={"comparison": comparison_id, "weight": share}))
     return made
+
+
+def _averaged(group: Sequence[Preference], counts: Counter[str], *, keep: bool) -> Preference | None:
+    """What several people said of one comparison; None where it comes out even, unless ties are kept."""
+    first = group[0]
+    p_first = fmean(
+        preference.probability if same_text(preference.chosen, first.chosen) else 1 - preference.probability
+        for preference in group
+    )
+    counts["human comparisons rated more than once"] += len(group) > 1
+    equal = same_text(first.chosen, first.rejected)
+    if _even(p_first) or equal:
+        counts["human comparisons undecided"] += 1
+        if equal or not keep:
+            return None
+    comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
+    principles = [name for preference in group for name in preference.principles]
+    rests_on = [place for preference in group for place in preference.rests_on]
+    directed = _directed(comparison, p_first, first.source, principles, rests_on)
+    return directed.model_copy(update={"weight": fmean(preference.weight for preference in group)})
 
 
 def _directed(

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from constitutional.base.errors import InputError
 from constitutional.cli.main import main
 from constitutional.data.comparisons import read_comparisons
+from constitutional.data.preferences import MOST_TOGETHER
 from constitutional.data.reading import read_data
 from constitutional.data.sources import DataFile
+from constitutional.stages.mix import Settings, mix
 
 SETS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in Path(__file__).parent.glob("sets/*.json")}
 sets = pytest.mark.parametrize("name", sorted(SETS))
@@ -194,6 +197,47 @@ def test_raters_stay_several_and_principles_are_named(tmp_path: Path) -> None:
         "rater 2: +3)",
         "rater 3: -1)",
     ]
+
+
+def test_verdicts_that_disagree_are_both_trained_on_and_one_may_be_chosen(tmp_path: Path) -> None:
+    path = written(tmp_path, SETS["pku_saferlhf"]["rows"])
+    settings = Settings(held_out_share=0)
+    both = mix([], [], [], read_comparisons(path).preferences, settings, 0).preferences
+    assert [(row.chosen[:4], *row.principles, row.weight) for row in both] == [
+        ("Keep", "helpfulness", 0.5),
+        ("Keep", "safety", 0.5),
+        ("Put ", "helpfulness", 0.5),
+        ("Keep", "safety", 0.5),
+        ("Keep", "helpfulness", 0.5),
+        ("Put ", "safety", 0.5),
+    ]
+    file = DataFile(path=path, columns={"winner": "safer_response_id"})
+    safer = mix([], [], [], read_comparisons([file]).preferences, settings, 0).preferences
+    assert [(row.chosen[:4], row.weight) for row in safer] == [("Keep", 1), ("Keep", 1), ("Put ", 1)]
+
+
+def test_numbers_that_could_be_sides_or_strengths_are_asked_about(tmp_path: Path) -> None:
+    row = {"prompt": "Q?", "response_a": "Yes.", "response_b": "No.", "preference": 1}
+    with pytest.raises(InputError, match=r":1: 'preference' is 1, which could be .*columns: {strength: preference}"):
+        found(written(tmp_path, [row]))
+    signed = found(written(tmp_path, [row]), columns={"strength": "preference"})
+    assert signed["samples"][0]["chosen"] == "No."
+    numbered = {"prompt": "Q?", "output_1": "Yes.", "output_2": "No.", "preference": 1}
+    assert found(written(tmp_path, [numbered]))["samples"][0]["chosen"] == "Yes."
+    with pytest.raises(InputError, match=r":2: 'preference' is -1; expected 1 or 2"):
+        found(written(tmp_path, [numbered, {**numbered, "preference": -1}]))
+
+
+def test_too_many_rows_of_one_conversation_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q?", "completion": str(number), "label": bool(number)} for number in range(MOST_TOGETHER + 1)]
+    with pytest.raises(InputError, match=r":1: begins more than 1,000 rows of one conversation"):
+        found(written(tmp_path, rows))
+
+
+def test_a_wrong_row_among_rows_that_belong_together_is_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q?", "completion": "A.", "label": True}, {"prompt": "Q?", "completion": "B.", "label": "x"}]
+    with pytest.raises(InputError, match=r":2: 'label' is \"x\"; expected a number"):
+        found(written(tmp_path, rows))
 
 
 def test_columns_may_be_named(tmp_path: Path) -> None:

@@ -94,6 +94,25 @@ def mixed(
     return mix(comparisons, [judged(*pair) for pair in pairs], list(verdicts), list(people), settings, 0)
 
 
+def test_verdicts_by_different_principles_stay_several_and_weigh_as_one() -> None:
+    helpful, safe, again = (
+        human("1").model_copy(update={"principles": (name,)}) for name in ("helpful", "safe", "safe")
+    )
+    unsafe = human("1", chosen="B", rejected="A").model_copy(update={"principles": ("safe",)})
+    found = mixed(people=[helpful, unsafe])
+    assert [(row.chosen, row.principles, row.weight) for row in found.preferences] == [
+        ("A", ("helpful",), 0.5),
+        ("B", ("safe",), 0.5),
+    ]
+    assert found.preferences[0].comparison == found.preferences[1].comparison
+    assert found.counts["human comparisons judged by several principles"] == 1
+    agreed = mixed(people=[helpful, safe, again])
+    assert [(row.principles, row.weight, len(row.rests_on)) for row in agreed.preferences] == [
+        (("helpful",), 0.5, 1),
+        (("safe",), 0.5, 2),
+    ]
+
+
 def test_a_judgement_becomes_a_soft_preference_for_the_likelier_response() -> None:
     first, second = compared("1"), compared("2")
     found = mixed([(first, 0.8), (second, 0.3)]).preferences
