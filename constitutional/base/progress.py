@@ -383,6 +383,13 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def enumerated(names: Iterable[str], most: int = 10) -> str:
+    """`a, b and 12 more`: the first names, and how many others there are."""
+    listed = list(names)
+    shown, more = listed[:most], len(listed) - most
+    return f"{', '.join(shown)} and {more:,} more" if more > 0 else ", ".join(shown)
+
+
 def percent(probability: float) -> str:
     """`57%`, rounded down, so that 100% is certain and what is pointed out as less than 80% never reads as that."""
     # The small number makes up for products such as 0.57 * 100 = 56.99999999999999.

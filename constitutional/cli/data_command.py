@@ -2,11 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.errors import UsageError
+from constitutional.base.progress import Progress, counted
 from constitutional.base.text import printable, table
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ _LONGEST: Final = 300
 _MOST_WARNINGS: Final = 40
 """Warnings that are printed."""
 _SETTINGS: Final = ("columns", "strengths")
+_CALLED: Final = {
+    "both_bad": "both replies bad",
+    "equal": "equal replies",
+    "empty": "empty replies or turns",
+    "different_contexts": "replies to different conversations",
+    "unlabelled": "without a verdict",
+}
+"""What is said of candidates that are no preferences."""
 _COUNTS: Final = (
     *("rows", "pairs", "preferences", "ties", "both_bad", "equal", "empty", "different_contexts", "unlabelled"),
     *("duplicates", "prompts", "items", "principles"),
@@ -51,17 +60,29 @@ def _data(arguments: argparse.Namespace) -> None:
     file = _file(arguments.file, arguments.overrides)
     if arguments.to is not None and arguments.to.resolve() == Path(arguments.file).resolve():
         raise UsageError(f"--to {arguments.to} is the file that is read; name another")
-    reading = _reading(file, arguments.to)
+    with Progress().task(f"reading {file.name}", 0) as task:
+        reading = _reading(file, arguments.to, task.update)
     if arguments.json:
         print(json.dumps(reading.as_json(), ensure_ascii=False, indent=2, default=str))
         return
     for line in _lines(reading, file):
         print(printable(line))
     if arguments.to is not None:
-        print(f"written: {arguments.to}")
+        print(printable(_written(reading, arguments.to)))
 
 
-def _reading(file: "DataFile", to: Path | None) -> "DataReading":
+def _written(reading: "DataReading", to: Path) -> str:
+    """How much was written, and which candidates were not."""
+    if reading.written is None:
+        return f"written to {to}"
+    left = {_CALLED[name]: count for name, count in reading.classes.items() if name in _CALLED}
+    if reading.kind == "prompts" and reading.duplicates:
+        left = {"that stand there before": reading.duplicates}
+    rest = f"; left out: {', '.join(f'{count:,} {name}' for name, count in left.items())}" if left else ""
+    return f"written: {counted(reading.written, 'row')} to {to}{rest}"
+
+
+def _reading(file: "DataFile", to: Path | None, progress: Callable[[int], object]) -> "DataReading":
     """What a file is; a constitution is looked for first."""
     from constitutional.cli.constitution_data import as_principles, constitution_reading, principles_in
     from constitutional.data.reading import read_data
@@ -69,7 +90,7 @@ def _reading(file: "DataFile", to: Path | None) -> "DataReading":
     principles = principles_in(file)
     if principles is not None and principles.is_constitution:
         return constitution_reading(file, principles, to)
-    reading = read_data(file, to)
+    reading = read_data(file, to, progress)
     if principles is None or reading.kind != "prompts":
         return reading
     return reading._replace(warnings=(*reading.warnings, as_principles(file, principles)))
@@ -110,7 +131,8 @@ def _lines(reading: "DataReading", file: "DataFile") -> Iterator[str]:
     if reading.ignored_columns:
         yield f"ignored ({len(reading.ignored_columns)}): {', '.join(reading.ignored_columns)}"
     yield ""
-    yield table([[name.replace("_", " "), f"{found[name]:,}", ""] for name in _COUNTS if found[name]], numbers_from=1)
+    called = {**_CALLED, "preferences": "preferences", "ties": "ties"}
+    yield table([[called.get(name, name), f"{found[name]:,}", ""] for name in _COUNTS if found[name]], numbers_from=1)
     for warning in reading.warnings[:_MOST_WARNINGS]:
         yield f"warning: {warning}"
     if len(reading.warnings) > _MOST_WARNINGS:
@@ -156,9 +178,11 @@ def _advice(reading: "DataReading", file: "DataFile") -> Iterator[str]:
     if "response_a" in reading.columns:
         columns = "{prompt: COLUMN, response_a: COLUMN, response_b: COLUMN, winner: COLUMN}"
     yield f"To read other columns: mix.human=[{{path: {file.path}, columns: {columns}}}]"
-    shown = ", ".join(f"{strength}: {probability:g}" for strength, probability in sorted(file.strengths.items()))
-    yield (
-        f"Strengths as probabilities: {shown or 'none, the sign alone counts (every strength is 1.0)'}; to change: "
-        f"mix.human=[{{path: {file.path}, strengths: {{1: 0.7, 2: 0.85, 3: 0.95}}}}]"
-    )
-    yield "Ties are left out of training; to keep them with the probability 0.5: mix.ties=keep"
+    if reading.strengths:
+        shown = ", ".join(f"{strength}: {probability:g}" for strength, probability in sorted(file.strengths.items()))
+        yield (
+            f"Strengths as probabilities: {shown or 'none, the sign alone counts (every strength is 1.0)'}; to change: "
+            f"mix.human=[{{path: {file.path}, strengths: {{1: 0.7, 2: 0.85, 3: 0.95}}}}]"
+        )
+    if reading.classes.get("tie"):
+        yield "Ties are left out of training; to keep them with the probability 0.5: mix.ties=keep"

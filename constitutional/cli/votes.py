@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from constitutional.base.errors import WRONG_USE, InputError, RunError, UsageError
+from constitutional.base.errors import InputError, RunError, UsageError
 from constitutional.base.files import atomic_write, write_rows
 from constitutional.base.progress import counted
 from constitutional.base.text import printable
@@ -53,7 +53,9 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
     importing.add_argument("file", type=Path, metavar="FILE", help="what the tool exported, plain or .gz")
     importing.add_argument("--out", type=Path, required=True, metavar="FILE", help="the verdicts, JSON lines")
     importing.add_argument("--format", choices=NAMES, help="(default: from the file's content)")
-    importing.add_argument("--strict", action="store_true", help=f"exit with {WRONG_USE} if any row is refused")
+    importing.add_argument(
+        "--skip-refused", action="store_true", help="take the other votes where rows are refused (default: take none)"
+    )
     importing.set_defaults(run=_import)
 
 
@@ -169,7 +171,7 @@ def _constitution(store: "RunStore") -> "Constitution":
     return load_constitution(str(store.folder / USED))
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import(arguments: argparse.Namespace) -> None:
     from constitutional.base.records import Comparison
     from constitutional.data.votes.formats import FORMATS, format_of
     from constitutional.data.votes.reading import read_file
@@ -186,12 +188,14 @@ def _import(arguments: argparse.Namespace) -> int:
     if not imported.verdicts:
         problem = f"holds no vote that can be used ({form}): {_rest(imported)}"
         raise InputError(arguments.file, f"{problem}; expected votes on tasks of {arguments.folder}, as exported")
+    if imported.refused and not arguments.skip_refused:
+        problem = f"{_rest(imported)}, as listed above, so nothing is written"
+        raise InputError(arguments.file, f"{problem}; mend them, or take the other votes with --skip-refused")
     write_rows(arguments.out, imported.verdicts)
     raters = counted(len({verdict.rater for verdict in imported.verdicts}), "rater")
     out = printable(str(arguments.out))
     print(f"{out}: {counted(len(imported.verdicts), 'verdict')} of {raters} ({form}); {_rest(imported)}")
     print(f"Next: the run's command with spotcheck.verdicts={out} (its spot-checks) or mix.verdicts={out}")
-    return WRONG_USE if imported.refused and arguments.strict else 0
 
 
 def _rest(imported: "ImportedVotes") -> str:

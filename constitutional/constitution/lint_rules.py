@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
+from constitutional.base.progress import enumerated
 from constitutional.base.text import words as words_of
 from constitutional.constitution.constitution import Constitution, Principle
 
@@ -195,8 +196,11 @@ def _missing_examples(constitution: Constitution) -> Warnings:
     if len(without) == len(constitution.principles):
         yield None, "no principle has examples (prompt, better, worse), so the labeler cannot be measured on them"
         return
-    for principle in without:
-        yield _of(principle, "has no examples, so the labeler cannot be measured on it")
+    if len(without) == 1:
+        yield _of(without[0], "has no examples, so the labeler cannot be measured on it")
+    elif without:
+        names = enumerated(f"'{principle.id}'" for principle in without)
+        yield None, f"principles {names} have no examples, so the labeler cannot be measured on them"
 
 
 def _equal_examples(constitution: Constitution) -> Warnings:

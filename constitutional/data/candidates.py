@@ -51,6 +51,8 @@ class Candidate(NamedTuple):
     """What the verdict is by; empty for a verdict in all."""
     source: Source = "human"
     """Who prefers: a model where the file says so, else people."""
+    strength: int = 0
+    """How much better chosen is, from 1, where the file says that and no probability; 0 elsewhere."""
 
 
 class Opinion(NamedTuple):

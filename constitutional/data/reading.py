@@ -1,14 +1,17 @@
 """What a file of data is, how its columns are read, what it holds, and the same rows as our own JSON lines."""
 
+import gzip
 import json
+import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, Literal, NamedTuple, TypeVar
+from typing import IO, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import replacing
@@ -26,6 +29,13 @@ T = TypeVar("T")
 Kind = Literal["preferences", "prompts", "constitution", "evaluation"]
 SAMPLES: Final = 3
 """Rows that are shown as they are read."""
+ENDINGS: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+"""Of a file of our own JSON lines."""
+_ENDINGS: Final = re.compile(
+    r"(\.(jsonl?|ndjson|csv|tsv|txt|parquet|arrow|feather|ya?ml|gz|zstd?|bz2|xz|zip))+$", re.IGNORECASE
+)
+_EVERY: Final = 5000
+"""Rows between two reports of how many are read."""
 NON_COMMERCIAL: Final = ("-nc", "noncommercial", "non-commercial")
 """What stands in the names of licences that allow no commercial use."""
 
@@ -52,42 +62,54 @@ class DataReading(NamedTuple):
     warnings: tuple[str, ...] = ()
     samples: tuple[Mapping[str, Any], ...] = ()
     """The first rows as they are read."""
+    strengths: bool = False
+    """The file says how much better replies are."""
+    written: int | None = None
+    """Rows that were written as our own; None where nothing was to be written."""
 
     def as_json(self) -> dict[str, Any]:
         """All of it as one object."""
         names = {"preference": "preferences", "tie": "ties"}
         counts = {names.get(label, label): self.classes.get(label, 0) for label in CLASSES}
         rest = self._asdict()
-        del rest["classes"]
+        del rest["classes"], rest["strengths"]
+        if self.written is None:
+            del rest["written"]
         head = {name: rest.pop(name) for name in ("format", "kind", "rows")}
         lists = {name: list(rest[name]) for name in ("ignored_columns", "warnings", "samples")}
         return {**head, "pairs": sum(self.classes.values()), **counts, **rest, "columns": dict(self.columns), **lists}
 
 
-Reader = Callable[[DataFile, IO[bytes] | None], DataReading | None]
+Progress = Callable[[int], object]
+Reader = Callable[[DataFile, Path | None, Progress], DataReading | None]
 """Reads a file, and writes its rows as our own where it is given a file to write; None where the file is not of the
 reader's kind."""
 
 
-def read_data(file: DataFile, to: Path | None = None) -> DataReading:
-    """What a file is and what it holds, in bounded memory; `to` is a file in which the rows are written as our own.
+def read_data(file: DataFile, to: Path | None = None, progress: Progress = lambda _: None) -> DataReading:
+    """What a file is and what it holds, in bounded memory.
+
+    Args:
+        file: the file and how to read it.
+        to: a file in which the rows are written as our own JSON lines, compressed where its name ends so.
+        progress: told now and then how many rows are read.
 
     Raises:
         InputError: the file is of no known kind, or a row is not as it should be. Nothing is written then.
+        UsageError: `to` does not end as a file of JSON lines, or what the file holds is not written in that form.
     """
-    with replacing(to) if to is not None else nullcontext() as out:
-        for reader in READERS:
-            reading = reader(file, out)
-            if reading is not None:
-                return reading
-        rows = Rows(file.path, PAIRS)
-        first = rows.peek()
-        if first is None:
-            raise InputError(file.path, f"holds no row; expected {PAIRS}")
-        raise rows.place(first[0]).error(unknown(first[1]))
+    for reader in READERS:
+        reading = reader(file, to, progress)
+        if reading is not None:
+            return reading
+    rows = Rows(file.path, PAIRS)
+    first = rows.peek()
+    if first is None:
+        raise InputError(file.path, f"holds no row; expected {PAIRS}")
+    raise rows.place(first[0]).error(unknown(first[1]))
 
 
-def _preferences(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
+def _preferences(file: DataFile, to: Path | None, progress: Progress) -> DataReading | None:
     rows = Rows(file.path, PAIRS)
     first = rows.peek()
     if first is None or not isinstance(first[1], dict):
@@ -97,20 +119,21 @@ def _preferences(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
         form = reader.form_of(first[1])
         if form is None:
             return None
-        return _gathered(file, rows, reader, form, out)
+        with own_file(to) as out:
+            return _gathered(file, _Columns(rows, progress), reader, form, out)
     except BadRowError as error:
         number = error.args[1] if len(error.args) > 1 else first[0]
         raise rows.place(number).error(str(error.args[0])) from error
 
 
 def _gathered(
-    file: DataFile, rows: Rows, reader: PreferenceReader, form: PairForm, out: IO[bytes] | None
+    file: DataFile, seen: "_Columns", reader: PreferenceReader, form: PairForm, out: IO[bytes] | None
 ) -> DataReading:
-    seen = _Columns(rows)
     tally: Counter[tuple[Class, str]] = Counter()
     pairs, conversations = array("q"), array("q")
     samples: list[Candidate] = []
-    without_prompt = 0
+    without_prompt = written = 0
+    strengths = False
     for _, candidates in reader.candidates(form, seen):
         for candidate in candidates:
             tally[candidate.label, candidate.principle] += 1
@@ -118,10 +141,12 @@ def _gathered(
             pairs.append(pair)
             conversations.append(conversation)
             without_prompt += not candidate.messages
+            strengths = strengths or candidate.strength > 0
             if len(samples) < SAMPLES and candidate is candidates[0]:
                 samples.append(candidate)
             if out is not None and candidate.label in ("preference", "tie"):
                 out.write(_line(own_row(candidate)))
+                written += 1
     notes = list(_notes(reader.notes))
     if without_prompt:
         advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
@@ -142,31 +167,35 @@ def _gathered(
         principles=len({principle for _, principle in tally if principle}),
         columns=form.columns,
         ignored_columns=seen.ignored(form.columns.values()),
-        warnings=(*notes, *_licence(file, rows, seen, form.name)),
+        warnings=(*notes, *_licence(file, seen, form.name)),
         samples=tuple(shown(candidate) for candidate in samples),
+        strengths=strengths,
+        written=None if out is None else written,
     )
 
 
-def _prompts(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
+def _prompts(file: DataFile, to: Path | None, progress: Progress) -> DataReading | None:
     rows = Rows(file.path, PAIRS)
     first = rows.peek()
     form = _checked(rows, first[0], lambda: prompt_form(file, first[1])) if first else None
     if form is None:
         return None
-    seen = _Columns(rows)
+    seen = _Columns(rows, progress)
     keys = array("q")
     samples: list[Mapping[str, Any]] = []
     written: set[int] = set()
-    for number, row in seen:
-        messages = _checked(rows, number, partial(_conversation, form, row))
-        key = hash(conversation_of(messages))
-        keys.append(key)
-        if len(samples) < SAMPLES:
-            samples.append({"messages": [message.turn() for message in messages]})
-        if out is not None and key not in written:
-            written.add(key)
-            out.write(_line(_own_prompt(messages, row)))
-    return _of_prompts(file, rows, seen, form, keys, samples)
+    with own_file(to) as out:
+        for number, row in seen:
+            messages = _checked(rows, number, partial(_conversation, form, row))
+            key = hash(conversation_of(messages))
+            keys.append(key)
+            if len(samples) < SAMPLES:
+                samples.append({"messages": [message.turn() for message in messages]})
+            if out is not None and key not in written:
+                written.add(key)
+                out.write(_line(_own_prompt(messages, row)))
+    reading = _of_prompts(file, seen, form, keys, samples)
+    return reading if to is None else reading._replace(written=len(written))
 
 
 def _conversation(form: PromptForm, row: object) -> tuple[Message, ...]:
@@ -182,7 +211,7 @@ def _checked(rows: Rows, number: int, read: Callable[[], T]) -> T:
 
 
 def _of_prompts(
-    file: DataFile, rows: Rows, seen: "_Columns", form: PromptForm, keys: "array[int]", samples: list[Mapping[str, Any]]
+    file: DataFile, seen: "_Columns", form: PromptForm, keys: "array[int]", samples: list[Mapping[str, Any]]
 ) -> DataReading:
     duplicates = _repeated(keys)
     notes = [f"prompts that stand there before, and are used once: {duplicates:,}"] if duplicates else []
@@ -194,24 +223,24 @@ def _of_prompts(
         prompts=len(keys) - duplicates,
         columns=form.columns,
         ignored_columns=seen.ignored((*form.columns.values(), "split")),
-        warnings=(*notes, *_licence(file, rows, seen, form.name)),
+        warnings=(*notes, *_licence(file, seen, form.name)),
         samples=tuple(samples),
     )
 
 
-def _evaluation(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
+def _evaluation(file: DataFile, to: Path | None, progress: Progress) -> DataReading | None:
     rows = Rows(file.path, PAIRS)
     first = rows.peek()
     name = recognise(first[1]) if first and not file.columns else None
     if name is None:
         return None
-    if out is not None:
+    if to is not None:
         raise UsageError(
             f"{file.path} is an evaluation set ({name}), and is written in no other form; leave --to out, and measure "
             f"a model by it: constitutional eval {file.path} model.path=FOLDER"
         )
     evaluation = load_evaluation([file.path], name)
-    seen = _Columns(rows)
+    seen = _Columns(rows, progress)
     for _ in seen:
         pass
     duplicates = len(evaluation.rows) - len({row.id for row in evaluation.rows})
@@ -225,7 +254,7 @@ def _evaluation(file: DataFile, out: IO[bytes] | None) -> DataReading | None:
         items=evaluation.total,
         columns={column: column for column in evaluation.columns},
         ignored_columns=seen.ignored(evaluation.columns),
-        warnings=(*notes, *_licence(file, rows, seen, name)),
+        warnings=(*notes, *_licence(file, seen, name)),
         samples=tuple(map(_item, evaluation.rows[:SAMPLES])),
     )
 
@@ -244,8 +273,9 @@ READERS: tuple[Reader, ...] = (_evaluation, _preferences, _prompts)
 class _Columns:
     """The rows of a file, with all columns that occur, and the licences that rows name."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, progress: Progress) -> None:
         self._source = rows
+        self._progress = progress
         self.rows = 0
         self._columns: dict[str, None] = {}
         self._licences: set[str] = set()
@@ -254,6 +284,8 @@ class _Columns:
         columns: Any = None
         for number, row in self._source:
             self.rows += 1
+            if not self.rows % _EVERY:
+                self._progress(self.rows)
             if isinstance(row, dict) and row.keys() != columns:
                 columns = row.keys()
                 self._columns |= dict.fromkeys(columns)
@@ -268,8 +300,8 @@ class _Columns:
         return tuple(name for name in self._columns if name not in read and not name.startswith(parts))
 
     def licences(self) -> set[str]:
-        """What rows say that they may be used for."""
-        return self._licences
+        """What rows, and the file that they stand in, say that they may be used for."""
+        return {self._source.licence, *self._licences}
 
 
 def _repeated(keys: "array[int]") -> int:
@@ -284,14 +316,47 @@ def _notes(notes: Counter[str]) -> Iterator[str]:
         yield f"{note}: {count:,}"
 
 
-def _licence(file: DataFile, rows: Rows, seen: _Columns, form: str) -> Iterator[str]:
+def _licence(file: DataFile, seen: _Columns, form: str) -> Iterator[str]:
     """A warning of a licence that forbids commercial use, where the file, its card or its format says so."""
-    licences = {rows.licence, licence_beside(file.path), *seen.licences()}
+    licences = {licence_beside(file.path), *seen.licences()}
     if form == "PKU-SafeRLHF":
         licences.add("cc-by-nc-4.0")  # all of that set is published so
     for licence in sorted(licences):
         if any(part in licence.lower().replace("_", "-") for part in NON_COMMERCIAL):
             yield f"the licence {licence} allows no commercial use"
+
+
+@contextmanager
+def own_file(to: Path | None) -> Iterator[IO[bytes] | None]:
+    """A file of our own JSON lines to write, compressed where its name ends so; None where none is to be written.
+
+    Raises:
+        UsageError: it does not end as one.
+    """
+    if to is None:
+        yield None
+        return
+    name = to.name.lower()
+    if not name.endswith(ENDINGS):
+        stem = _ENDINGS.sub("", to.name) or "rows"
+        raise UsageError(
+            f"--to {to}: rows are written as our own JSON lines; type --to {to.with_name(stem)}.jsonl (or .jsonl.gz, "
+            ".jsonl.zst). What a run has learned from is written in other formats by constitutional export RUN --to "
+            "parquet, trl, …"
+        )
+    with replacing(to) as file:
+        if name.endswith(".gz"):
+            with gzip.GzipFile(fileobj=file, mode="wb", filename="", mtime=0) as packed:
+                yield cast("IO[bytes]", packed)
+        elif name.endswith(".zst"):
+            import pyarrow as pa  # type: ignore[import-untyped]
+
+            # pyarrow closes what it writes to.
+            open_below = os.fdopen(os.dup(file.fileno()), "wb")
+            with pa.CompressedOutputStream(pa.PythonFile(open_below, mode="w"), "zstd") as packed:
+                yield packed
+        else:
+            yield file
 
 
 def own_row(candidate: Candidate) -> dict[str, Any]:
@@ -301,12 +366,16 @@ def own_row(candidate: Candidate) -> dict[str, Any]:
     prompt = {"prompt": messages[0].content} if plain else {"messages": [message.turn() for message in messages]}
     row: dict[str, Any] = {**(prompt if messages else {"prompt": None})}
     row |= {"chosen": candidate.chosen, "rejected": candidate.rejected}
-    if candidate.probability != 1 or candidate.source == "ai":
+    if candidate.source == "ai" or candidate.probability != 1:
         row["probability"] = candidate.probability
+    if candidate.strength:
+        row["strength"] = candidate.strength
     if candidate.source == "ai":
         row["source"] = candidate.source
     more = {"rater": candidate.rater, "principle": candidate.principle}
     row |= {name: value for name, value in more.items() if value}
+    if candidate.raters:
+        row["raters"] = list(candidate.raters)
     if candidate.weight != 1:
         row["weight"] = candidate.weight
     return row

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from constitutional.base.errors import RunError
+from constitutional.base.progress import enumerated
 from constitutional.base.records import LABELER, Comparison, Judgement, Message, Prompt, Record
 from constitutional.base.stats import calibration_error
 from constitutional.base.templates import Prompts
@@ -162,15 +163,22 @@ def labelled_by(
 
 
 def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
-    """A line for each principle by which nobody knows that a judge judges well."""
+    """What is known against the judges' labels: a line for all principles without examples, and one for each other."""
     warnings = []
+    without = dict.fromkeys(f"'{row.principle}'" for row in accuracies if not row.n)
+    if without:
+        them, have, is_judged = (
+            ("principle", "has", "it is") if len(without) == 1 else ("principles", "have", "they are")
+        )
+        names = enumerated(without)
+        warnings.append(f"{them} {names} {have} no examples, so nobody knows how well {is_judged} judged")
     for row in accuracies:
+        if not row.n:
+            continue
         readable = row.n - row.unreadable
         score = f"is right in {row.right} of {readable}" if readable else "cannot be read"
         judge = f"the {called(row.judge)}"
-        if not row.n:
-            warnings.append(f"principle '{row.principle}' has no examples, so nobody knows how well it is judged")
-        elif not row.trusted and row.judge == LABELER:
+        if not row.trusted and row.judge == LABELER:
             warnings.append(f"principle '{row.principle}' is left out: {judge} {score} on its examples")
         elif not row.trusted:
             warnings.append(f"principle '{row.principle}' is left to others: {judge} {score} on its examples")

@@ -137,7 +137,7 @@ def test_votes_come_back_as_a_file_that_a_run_takes(
     path = exported(run, form)
     count = answered(path, form)
     out = tmp_path / "verdicts.jsonl"
-    assert main(["votes", "import", str(run), str(path), "--out", str(out), "--strict"]) == 0
+    assert main(["votes", "import", str(run), str(path), "--out", str(out)]) == 0
     verdicts = read_verdicts(out, {row.id for row in COMPARISONS})
     assert len(verdicts) == count == 12
     assert {row.rater for row in verdicts} == {"ada"}
@@ -148,7 +148,7 @@ def test_votes_come_back_as_a_file_that_a_run_takes(
     assert f"spotcheck.verdicts={out}" in told
 
 
-def test_bad_rows_are_listed_and_end_the_command_only_if_told_so(
+def test_bad_rows_are_listed_and_nothing_is_written_unless_they_may_be_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = run_folder(tmp_path)
@@ -159,12 +159,13 @@ def test_bad_rows_are_listed_and_end_the_command_only_if_told_so(
     path.write_text("\n".join(lines))
     out = tmp_path / "verdicts.jsonl"
     command = ["votes", "import", str(run), str(path), "--out", str(out)]
-    assert main(command) == 0
-    told = capsys.readouterr()
-    assert [line.split(": ")[0] for line in told.err.splitlines()] == [f"{path}:2", f"{path}:5"]
-    assert "2 rows refused" in told.out
-    assert len(out.read_text().splitlines()) == 10
-    assert main([*command, "--strict"]) == 2
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert [line.split(": ")[0] for line in told.splitlines()[:2]] == [f"{path}:2", f"{path}:5"]
+    assert "2 rows refused, as listed above, so nothing is written; mend them, or" in told
+    assert not out.exists()
+    assert main([*command, "--skip-refused"]) == 0
+    assert "2 rows refused" in capsys.readouterr().out
     assert len(out.read_text().splitlines()) == 10
 
 

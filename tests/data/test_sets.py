@@ -1,6 +1,7 @@
 """Rows of the shape that public sets have, written for these tests, with the right reading beside them."""
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,47 @@ def test_ranks_share_the_weight_of_one_comparison(tmp_path: Path) -> None:
     assert all(preference.chosen < preference.rejected for preference in preferences)  # Answer 1 is the best
 
 
+def test_strengths_and_raters_are_kept_in_rows_of_our_own(tmp_path: Path) -> None:
+    path, ours = written(tmp_path, SETS["helpsteer3"]["rows"]), tmp_path / "ours.jsonl.gz"
+    read_data(DataFile(path=path), ours)
+    assert gzip.decompress(ours.read_bytes()).count(b"\n") == 3
+    assert found(ours)["samples"] == found(path)["samples"]
+    table = {1: 0.6, 2: 0.8}
+    assert found(ours, strengths=table)["samples"] == found(path, strengths=table)["samples"]
+    read_data(DataFile(path=ours), tmp_path / "again.jsonl.zst")
+    read_data(DataFile(path=tmp_path / "again.jsonl.zst"), tmp_path / "plain.jsonl")
+    assert (tmp_path / "plain.jsonl").read_bytes() == gzip.decompress(ours.read_bytes())
+
+
+def test_columns_of_other_sets_that_are_called_strength_or_raters_change_nothing(tmp_path: Path) -> None:
+    row = {"prompt": "Q?", "chosen": "Yes.", "rejected": "No.", "strength": "high", "raters": ["ann", "bob"]}
+    reading = found(written(tmp_path, [row]))
+    assert (reading["preferences"], reading["samples"][0]["probability"]) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv", "x.arrow", "x.json", "x.jsonl.bz2", "x", "x.parquet.gz"])
+def test_rows_are_written_as_json_lines_alone(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, SETS["pku_saferlhf"]["rows"])
+    assert main(["data", str(path), "--to", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert f"type --to {tmp_path / 'x'}.jsonl (or" in error
+    assert "constitutional export" in error
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_written_and_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    to = tmp_path / "ours.jsonl"
+    assert main(["data", str(written(tmp_path, SETS["lmarena_140k"]["rows"])), "--to", str(to)]) == 0
+    printed = capsys.readouterr().out
+    assert f"written: 2 rows to {to}; left out: 1 both replies bad, 1 replies to different conversations" in printed
+    assert "Strengths" not in printed
+    assert "mix.ties=keep" in printed
+    assert main(["data", str(written(tmp_path, [{"prompt": "Q?"}, {"prompt": "Q?"}])), "--to", str(to)]) == 0
+    printed = capsys.readouterr().out
+    assert f"written: 1 row to {to}; left out: 1 that stand there before" in printed
+    assert "mix.ties" not in printed
+
+
 def test_raters_stay_several_and_principles_are_named(tmp_path: Path) -> None:
     pku = read_comparisons(written(tmp_path, SETS["pku_saferlhf"]["rows"])).preferences
     assert [preference.principles for preference in pku[:2]] == [("helpfulness",), ("safety",)]
@@ -262,6 +304,8 @@ def test_the_command_prints_what_it_read_and_one_object(tmp_path: Path, capsys: 
     reading = json.loads(capsys.readouterr().out)
     assert reading["samples"][0]["probability"] == 0.7
     assert [json.loads(line).get("probability", 1) for line in to.read_text().splitlines()] == [0.7, 0.5, 1]
+    assert "written" not in found(path)
+    assert reading["written"] == 3
     assert main(["data", str(path), "columns.chosen=nowhere", "columns.rejected=response2"]) == 2
     assert "no column 'nowhere'" in capsys.readouterr().err
     assert main(["data", str(path), "colums.chosen=x"]) == 2

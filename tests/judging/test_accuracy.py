@@ -65,9 +65,13 @@ def test_principles_that_the_labeler_misjudges_are_left_out() -> None:
     trusted = trusted_principles(constitution(LONGER, SHORTER, CALM), accuracies)
     assert [principle.id for principle in trusted.principles] == ["longer", "calm"]
     assert warnings_of(accuracies) == [
-        "principle 'shorter' is left out: the labeler is right in 0 of 3 on its examples",
         "principle 'calm' has no examples, so nobody knows how well it is judged",
+        "principle 'shorter' is left out: the labeler is right in 0 of 3 on its examples",
     ]
+    others = [Principle(id=f"p{number}", text="Be calm.") for number in range(12)]
+    (told,) = warnings_of(measured(likes_longer, *others))
+    assert told.startswith("principles 'p0', 'p1', ")
+    assert told.endswith(", 'p9' and 2 more have no examples, so nobody knows how well they are judged")
 
 
 def test_near_chance_is_a_warning_where_nothing_is_left_out() -> None:

@@ -40,8 +40,8 @@ INPUTS: Final = ("input", "context")
 SYSTEMS: Final = ("system", "system_prompt", "system_message")
 RATERS: Final = ("rater", "judge", "annotator", "worker", "judge_hash")
 """Columns that say who compares."""
-_OWN: Final = ("probability", "rater", "principle", "weight")
-"""Columns of our own rows beside the replies."""
+_OWN: Final = ("probability", "rater", "principle", "weight", "strength", "raters")
+"""Columns of our own rows beside the replies. Other sets have a `strength` and `raters`, too, of other kinds."""
 _OTHER: Final = {"prompt": "messages", "messages": "prompt"}
 
 CHOSEN: Final = Opinion("a")
@@ -102,7 +102,8 @@ class PairReader:
             if probability == 0.5 and label == "preference":
                 label = "tie"
         signs = tuple(-strength for strength in opinion.raters) if choice != "b" else opinion.raters
-        about = (opinion.weight, opinion.rater, signs, opinion.principle, opinion.source)
+        says_strength = opinion.probability is None and choice in ("a", "b")
+        about = (opinion.weight, opinion.rater, signs, opinion.principle, opinion.source, strength * says_strength)
         return Candidate(number, a.context, first, second, label, probability, *about)
 
     def all_pairs(
@@ -217,7 +218,8 @@ class PairReader:
     def own_columns(self, row: Row) -> dict[str, str]:
         """The columns of our own rows, and of those that `export` writes, by what they are read as."""
         given = self.file.columns
-        own = {role: given.get(role, role) for role in _OWN}
+        named: Mapping[str, str] = {role: column for role, column in given.items() if role != "strength"}
+        own = {role: named.get(role, role) for role in _OWN}
         if row.get("source") in ("ai", "human") and own["probability"] in row:
             own["source"] = "source"
         return own
@@ -226,20 +228,34 @@ class PairReader:
         """What our own rows say beside the replies."""
         probability = row.get(own["probability"])
         rater, principle, weight = (row.get(own[role]) for role in ("rater", "principle", "weight"))
+        strength, raters = _strength(row.get(own["strength"])), _strengths(row.get(own["raters"]))
         if self.texts:  # an empty cell says nothing
             probability, rater, principle, weight = (value or None for value in (probability, rater, principle, weight))
         source: Any = row.get(own["source"]) if "source" in own else "human"
-        if probability is None and rater is None and principle is None and weight is None:
+        if not strength and not raters and probability is rater is principle is weight is None:
             return CHOSEN
         if source not in ("ai", "human"):
             raise BadRowError(f'\'source\' is {as_json_safe(source)}; expected "ai" or "human", as in the first row')
-        value = 1.0 if probability is None else self.between(probability, own["probability"], 0.5)
+        value = None if probability is None else self.between(probability, own["probability"], 0.5)
         share = 1.0 if weight is None else self.between(weight, own["weight"], 0.0)
         if not isinstance(rater, str | None):
             raise BadRowError(f"'{own['rater']}' is {rater!r}; expected a name, as text")
         choice: Choice = "tie" if value == 0.5 else "a"
         by = self.text(principle, own["principle"])
-        return Opinion(choice, rater=rater or "", principle=by, probability=value, weight=share, source=source)
+        signs = tuple(-sign for sign in raters)
+        return Opinion(choice, strength, rater or "", signs, by, value, share, source)
+
+
+def _strength(value: object) -> int:
+    """A strength of our own rows; 0 where a column of that name holds something else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _strengths(value: object) -> tuple[float, ...]:
+    """What single raters say in our own rows; nothing where a column of that name holds something else."""
+    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
+        return ()
+    return tuple(float(item) for item in value)
 
 
 class Replies:

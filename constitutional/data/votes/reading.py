@@ -1,6 +1,6 @@
 """Reads files of votes that another tool or a person wrote, and tells the votes that count from those that do not.
 
-A row that is wrong loses no other row: it is listed with its place and what was expected.
+A row that is wrong is listed with its place and what was expected, and so are all others that are.
 """
 
 import csv
