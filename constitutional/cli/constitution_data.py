@@ -9,7 +9,7 @@ from constitutional.base.files import atomic_write
 from constitutional.base.progress import counted
 from constitutional.cli.import_command import asides_of, yaml_of
 from constitutional.constitution.file import ReadConstitution, read_constitution
-from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, read_text
+from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, read_text, unpacked
 from constitutional.constitution.prose import binds
 from constitutional.data.comparisons import PAIRS
 from constitutional.data.evaluation import recognise
@@ -21,7 +21,7 @@ from constitutional.data.turns import BadRowError
 
 _ALWAYS: Final = YAML_ENDINGS | MARKDOWN_ENDINGS
 """Endings of files that hold no rows."""
-_NEVER: Final = frozenset({".gz", ".zst", ".zstd", ".parquet", ".arrow", ".feather"})
+_NEVER: Final = frozenset({".parquet", ".arrow", ".feather"})
 _LARGEST: Final = 4 * 2**20
 """Bytes of a file whose ending does not tell; a larger one is data."""
 _UNSURE: Final = frozenset(
@@ -71,7 +71,7 @@ def principles_in(file: DataFile) -> ReadAsPrinciples | None:
     path = file.path
     if isinstance(path, str) or not _may_be_one(file, path):
         return None
-    if path.suffix.lower() in _ALWAYS:
+    if unpacked(path).suffix.lower() in _ALWAYS:
         return ReadAsPrinciples(_without_mistakes(read_constitution(path), path), True, False)
     try:
         row = _first_row(path)
@@ -83,7 +83,7 @@ def principles_in(file: DataFile) -> ReadAsPrinciples | None:
 
 def _may_be_one(file: DataFile, path: Path) -> bool:
     """Whether a file can hold a constitution, by its settings, its name and its size."""
-    ending = path.suffix.lower()
+    ending = unpacked(path).suffix.lower()
     if file.columns or file.strengths or ending in _NEVER or not path.is_file():
         return False
     return ending in _ALWAYS or path.stat().st_size <= _LARGEST
@@ -183,7 +183,7 @@ def constitution_reading(file: DataFile, principles: ReadAsPrinciples, to: Path 
                 f"{to}: {path} is a constitution, which is written as YAML; type --to {to.with_suffix('.yaml')}"
             )
         atomic_write(to, yaml_of(read, path)[0].encode())
-    own = "our own schema" if path.suffix.lower() in YAML_ENDINGS or _is_ours(read, path) else "Markdown"
+    own = "our own schema" if unpacked(path).suffix.lower() in YAML_ENDINGS or _is_ours(read, path) else "Markdown"
     left_out = [*read.left_out, *asides_of(read.asides)]
     warnings = [f"not carried over, line {note.line}: {note.text}" for note in left_out]
     if principles.could_be_other:

@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
         ".gz or .zst, a folder that datasets saved to disk, or hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]; and "
         "constitutions in YAML, Markdown or any other format that constitutional import reads.",
     )
-    data.add_argument("file", metavar="FILE", help="a file, a folder, or hf://…")
+    data.add_argument("file", nargs="?", metavar="FILE", help="a file, a folder, or hf://…")
     data.add_argument(
         "overrides",
         nargs="*",
@@ -57,6 +57,11 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
 
 
 def _data(arguments: argparse.Namespace) -> None:
+    if arguments.file is None:
+        raise UsageError(
+            "no file is named; type constitutional data FILE, such as constitutional data pairs.jsonl, a folder that "
+            "datasets saved, or hf://ORGANISATION/NAME"
+        )
     file = _file(arguments.file, arguments.overrides)
     if arguments.to is not None and arguments.to.resolve() == Path(arguments.file).resolve():
         raise UsageError(f"--to {arguments.to} is the file that is read; name another")

@@ -36,7 +36,9 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
         description=_ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="JSON, JSON lines, YAML, CSV, Markdown or text")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="JSON, JSON lines, YAML, CSV, Markdown or text; plain, .gz or .zst"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="of the model, such as critic=http critic.url=…"
     )
@@ -88,11 +90,11 @@ def _import(arguments: argparse.Namespace) -> None:
 
 def yaml_of(read: "ReadConstitution", file: Path) -> tuple[str, list[str]]:
     """A constitution as our YAML, and what is said of its import; YAML of our own stays as it is."""
-    from constitutional.constitution.principle_file import YAML_ENDINGS, read_text
+    from constitutional.constitution.principle_file import YAML_ENDINGS, read_text, unpacked
     from constitutional.constitution.writing import imported_yaml, remarks_of
 
     assert read.constitution is not None, "it has no mistakes"
-    ours = file.suffix.lower() in YAML_ENDINGS and not read.family
+    ours = unpacked(file).suffix.lower() in YAML_ENDINGS and not read.family
     what = read.family or ("our own YAML, kept as it is" if ours else "Markdown")
     left_out = [*read.left_out, *asides_of(read.asides)]
     remarks = remarks_of(file.name, what, counted(len(read.constitution.principles), "principle"), left_out)

@@ -32,7 +32,14 @@ from constitutional.constitution.foreign import Entry, Foreign
 from constitutional.constitution.json_nodes import read_json
 from constitutional.constitution.markdown import Prose, ProseBlock, read_markdown
 from constitutional.constitution.model_spec import is_model_spec, read_model_spec
-from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, ids_of, read_text, slug
+from constitutional.constitution.principle_file import (
+    MARKDOWN_ENDINGS,
+    YAML_ENDINGS,
+    ids_of,
+    read_text,
+    slug,
+    unpacked,
+)
 from constitutional.constitution.priorities import circle_in
 from constitutional.constitution.prose import is_prose, read_prose
 from constitutional.constitution.yaml import Node, Problem, described, read_yaml, shown
@@ -112,7 +119,7 @@ class ReadConstitution(NamedTuple):
 def read_constitution(path: Path) -> ReadConstitution:
     """The constitution in a file with its lines, or all that is wrong with it; only an unreadable file is raised."""
     content = read_text(path)
-    ending = path.suffix.lower()
+    ending = unpacked(path).suffix.lower()
     if ending in YAML_ENDINGS or (ending not in MARKDOWN_ENDINGS and _OURS_START.search(content)):
         return _from_nodes(*read_yaml(content, path), content, path)
     if ending in JSON_ENDINGS or (ending not in MARKDOWN_ENDINGS | TABLE_ENDINGS and _JSON_START.match(content)):
@@ -126,7 +133,7 @@ def read_constitution(path: Path) -> ReadConstitution:
 
 def _foreign_text(content: str, path: Path) -> Foreign | None:
     """What a text in another format says; None for Markdown whose headings or bullets are principles."""
-    ending = path.suffix.lower()
+    ending = unpacked(path).suffix.lower()
     if ending not in MARKDOWN_ENDINGS:
         if not content.strip():
             raise InputError(path, f"is empty; {EXPECTED}", 1)
@@ -169,7 +176,7 @@ def check_prose(path: Path) -> str:
     """
     content = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
     structured = YAML_ENDINGS | JSON_ENDINGS | TABLE_ENDINGS
-    if path.suffix.lower() in structured or _JSON_START.match(content) or _OURS_START.search(content):
+    if unpacked(path).suffix.lower() in structured or _JSON_START.match(content) or _OURS_START.search(content):
         raise InputError(path, "is no prose, so there is nothing for a model to split; leave --with-model out")
     if not content.strip():
         raise InputError(path, "is empty; expected prose that says how a model should behave", 1)
@@ -190,7 +197,7 @@ def foreign_constitution(foreign: Foreign, path: Path) -> ReadConstitution:
     if not entries:
         return ReadConstitution(None, problems or [Problem(1, "holds no principle")], {}, [], foreign.family)
     known = list(problems)
-    values = {"name": path.stem, **foreign.about, "principles": entries}
+    values = {"name": unpacked(path).stem, **foreign.about, "principles": entries}
     read = _checked(
         values, problems, lambda details: _line_problem(details, ids, lines), dict(zip(ids, lines, strict=True)), []
     )
@@ -220,7 +227,7 @@ def _from_markdown(prose: Prose, path: Path) -> ReadConstitution:
         }
         for name, passage in zip(ids, passages, strict=True)
     ]
-    values = {"name": prose.title or path.stem, "description": prose.description, "principles": entries}
+    values = {"name": prose.title or unpacked(path).stem, "description": prose.description, "principles": entries}
     lines = dict(zip(ids, (passage.line for passage in passages), strict=True))
     return _checked(
         values, problems, lambda details: _line_problem(details, ids, list(lines.values())), lines, prose.asides
@@ -268,10 +275,10 @@ def _line_problem(details: ErrorDetails, ids: Sequence[str], lines: Sequence[int
 
 def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -> ReadConstitution:
     """Our own schema, or what another one is recognised as."""
-    a_text = isinstance(root.value, str) and path.suffix.lower() in YAML_ENDINGS
+    a_text = isinstance(root.value, str) and unpacked(path).suffix.lower() in YAML_ENDINGS
     if not is_ours(root) and not a_text and (foreign := of_node(root)):
         return foreign_constitution(foreign._replace(problems=[*problems, *foreign.problems]), path)
-    if path.suffix.lower() not in YAML_ENDINGS and not is_ours(root):
+    if unpacked(path).suffix.lower() not in YAML_ENDINGS and not is_ours(root):
         return ReadConstitution(
             None, [*problems, Problem(root.line, f"is of no kind that is known; {EXPECTED}")], {}, []
         )
@@ -285,7 +292,7 @@ def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -
     problems += duplicates
     problems += _priority_problems(nodes, ids)
     made = _as_dict(root.value)
-    made.setdefault("name", path.stem)
+    made.setdefault("name", unpacked(path).stem)
     if isinstance(made.get("version"), float | bool):
         made["version"] = root.value["version"].written
     if nodes:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from constitutional.base.errors import InputError
-from constitutional.base.jsonl import BadTextError, check_characters, strict_decoder
+from constitutional.base.jsonl import BadTextError, check_characters, reading, strict_decoder
 from constitutional.constitution.markdown import read_markdown
 from constitutional.constitution.yaml import read_yaml
 
@@ -20,11 +20,11 @@ MOST_BYTES = 32 * 2**20
 """A hundred thousand principles fit; reading takes time and memory in proportion."""
 YAML_ENDINGS = frozenset({".yaml", ".yml"})
 MARKDOWN_ENDINGS = frozenset({".md", ".markdown"})
+PACKED_ENDINGS = frozenset({".gz", ".zst", ".zstd"})
 
 _NO_TEXT = {
     b"%PDF-": "a PDF; take its text out first: pdftotext FILE.pdf FILE.txt",
     b"PK\x03\x04": "an archive, such as a Word document; save it as text",
-    b"\x1f\x8b": "compressed; unpack it first: gunzip FILE",
 }
 """What some files begin with that hold text and are none, and what to do."""
 _BETWEEN_ITEMS = " \t\r\n,"
@@ -42,7 +42,7 @@ def read_principles(path: Path) -> list[str]:
     and those that start with `#`.
     """
     content = read_text(path)
-    ending = path.suffix.lower()
+    ending = unpacked(path).suffix.lower()
     entries: Iterable[_Entry]
     if ending == ".json":
         entries = _from_json(content, path)
@@ -63,14 +63,11 @@ def read_principles(path: Path) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file of reasonable size, without a byte-order mark."""
-    try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise InputError(path, f"is {size / 2**20:.0f} MiB; at most {MOST_BYTES // 2**20} MiB are read")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, f"cannot be read: {error.strerror}") from error
+    """The text of a UTF-8 file of reasonable size, plain, .gz or .zst, without a byte-order mark."""
+    with reading(path, "a text", lambda: None) as stream:
+        raw = stream.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise InputError(path, f"holds more than {MOST_BYTES // 2**20} MiB, which is more than is read of a text")
     if remedy := next((remedy for start, remedy in _NO_TEXT.items() if raw.startswith(start)), ""):
         raise InputError(path, f"is {remedy}")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -83,6 +80,11 @@ def read_text(path: Path) -> str:
         line = content.count("\n", 0, content.index("\0")) + 1
         raise InputError(path, "holds a NUL character: it is no text, or not UTF-8; save it as UTF-8", line)
     return content
+
+
+def unpacked(path: Path) -> Path:
+    """The name without the ending of its compression, by which its format is told."""
+    return path.with_suffix("") if path.suffix.lower() in PACKED_ENDINGS else path
 
 
 def slug(text: str) -> str:

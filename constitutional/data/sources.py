@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, Literal, NamedTuple, cast
@@ -48,6 +48,18 @@ _BATCH: Final = 1000
 _CHUNK: Final = 2**20
 _MOST_DOCUMENT: Final = 2**28
 """Characters of a JSON object that is the whole file."""
+
+
+_START: Final = 2**16
+"""Bytes of a file of texts that are looked at to tell whether it holds something else."""
+_COLUMN: Final = re.compile(r"[a-z][\w.-]{0,40}( [\w.-]{1,20})?")
+_HEADINGS: Final = frozenset(
+    (
+        "prompt instruction question input query messages conversation chosen rejected response completion answer "
+        "response_a response_b text_a text_b preferred_text winner label preference output"
+    ).split()
+)
+"""Columns of which one at least is in the heading of a table that is called .txt."""
 
 
 ReadAs = Literal[
@@ -284,6 +296,8 @@ def _kind(path: Path, expected: str) -> str:
         return "parquet" if _parquet_files(path) else "arrow"
     name = re.sub(r"\.(gz|zst|zstd)$", "", path.name.lower())
     ending = Path(name).suffix.removeprefix(".")
+    if ending == "txt":
+        return _kind_of_text(path, expected)
     if ending in KINDS:
         return "arrow" if ending == "feather" else ending
     with reading(path, expected, lambda: None) as stream:
@@ -299,6 +313,29 @@ def _kind(path: Path, expected: str) -> str:
 
 
 # --- Texts ---
+
+
+def _kind_of_text(path: Path, expected: str) -> str:
+    """`txt` where a file of that name holds texts, one a line; else the format that its first lines are in."""
+    with reading(path, expected, lambda: None) as stream:
+        start = stream.read(_START)
+    lines = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        return "txt"
+    if re.match(r"\s*[\[{]\s*[\[{\"]|\s*[\[{]\s*$", lines[0]):
+        try:
+            return "jsonl" if isinstance(parse(lines[0]), dict) else "json"
+        except BadTextError:
+            return "json" if re.match(r"\s*[\[{]\s*$|\s*\[\s*\{", lines[0]) else "txt"
+    for kind, delimiter in (("csv", ","), ("csv", ";"), ("tsv", "\t")):
+        heading = [cell.strip().strip('"').lower() for cell in lines[0].split(delimiter)]
+        are_names = len(set(heading)) == len(heading) > 1 and all(_COLUMN.fullmatch(cell) for cell in heading)
+        if are_names and _HEADINGS & set(heading):
+            with suppress(csv.Error):
+                second = next(csv.reader(lines[1:], delimiter=delimiter), [])
+                return kind if len(second) == len(heading) else "txt"
+    return "txt"
 
 
 def _csv_rows(path: Path, expected: str, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from constitutional.base.errors import ConstitutionalError, InputError, UsageError
 from constitutional.base.files import writing
+from constitutional.constitution.principle_file import unpacked
 from constitutional.judging.scores import Score
 from constitutional.runs.compose import load
 from constitutional.runs.folder import CONFIG, RunStore, read_manifest
@@ -70,7 +71,7 @@ def line_of(name: str, store: RunStore) -> RunLine:
     state, constitution, algorithm = "of another version", "", ""
     with suppress(InputError):
         config = load(store.folder)
-        constitution, algorithm = Path(config.constitution.file).stem, config.algorithm.kind
+        constitution, algorithm = unpacked(Path(config.constitution.file)).stem, config.algorithm.kind
         state = _state(store, [stage.name for stage in outline(config)])
     scores = store.read("scores", Score) if "scores" in store.artifacts() else []
     policy = policy_of(store)

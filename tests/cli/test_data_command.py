@@ -1,6 +1,8 @@
 """The command `data`: which kind a file is of, and what is written of it."""
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,84 @@ def test_annotated_pairs_are_preferences_where_people_annotate(
     content["comparisons"][0]["annotations"]["h1"] = {"pref": "a"}
     reading = told(written(tmp_path, "pairs.json", json.dumps(content)), capsys)
     assert (reading["kind"], reading["preferences"]) == ("preferences", 1)
+
+
+def test_without_a_file_it_says_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data"]) == 2
+    assert "type constitutional data FILE, such as" in capsys.readouterr().err
+
+
+def zstd(content: bytes) -> bytes:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    packed: bytes = sink.getvalue().to_pybytes()
+    return packed
+
+
+@pytest.mark.parametrize("name", CONSTITUTIONS)
+@pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".zst", zstd)])
+def test_compressed_constitutions_are_read_alike(
+    tmp_path: Path, name: str, ending: str, pack: Callable[[bytes], bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"{name}{ending}"
+    path.write_bytes(pack(CONSTITUTIONS[name].read_bytes()))
+    assert load_constitution(path) == load_constitution(CONSTITUTIONS[name])
+    reading, plain = told(path, capsys), told(CONSTITUTIONS[name], capsys)
+    assert [warning.replace(str(path), "") for warning in reading.pop("warnings")] == [
+        warning.replace(str(CONSTITUTIONS[name]), "") for warning in plain.pop("warnings")
+    ]
+    assert reading == plain
+
+
+def test_a_compressed_constitution_that_is_cut_off_or_too_large_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml.gz"
+    path.write_bytes(gzip.compress(b"name: Mine\nprinciples:\n  - Be brief.\n")[:-12])
+    assert main(["lint", str(path)]) == 2
+    assert "mine.yaml.gz: error: is a damaged gzip file" in capsys.readouterr().out
+    path.write_bytes(gzip.compress(b"# " + b"a" * 2**25))
+    assert main(["lint", str(path)]) == 2
+    assert "mine.yaml.gz: error: holds more than 32 MiB" in capsys.readouterr().out
+
+
+TABLES = {
+    "comma": "prompt,chosen,rejected\nWhy?,Because.,No.\n",
+    "semicolon": "\ufeffprompt;chosen;rejected\r\nWhy?;Because.;No.\r\n",
+    "tab": 'prompt\tchosen\trejected\n"Why?"\tBecause.\tNo.\n',
+    "JSON lines": '{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}\n',
+    "JSON": '[\n {"prompt": "Why?", "chosen": "Because.", "rejected": "No."}]\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_is_called_txt_is_no_list_of_prompts(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading = told(written(tmp_path, "rows.txt", TABLES[name]), capsys)
+    assert (reading["kind"], reading["preferences"]) == ("preferences", 1)
+    assert reading["samples"][0]["messages"] == [{"role": "user", "content": "Why?"}]
+    assert reading["samples"][0]["chosen"] == "Because."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Prompt, question\nHow do I bake bread?\n",
+        "Hello, world\nHow are you, friend\n",
+        "[sic] is what?\nWhy, then?\n",
+        '{"a": 1} is what?\nWhy?\n',
+    ],
+)
+def test_texts_with_commas_and_brackets_stay_prompts(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading = told(written(tmp_path, "rows.txt", text), capsys)
+    assert (reading["kind"], reading["rows"]) == ("prompts", 2)
+    assert reading["samples"][0]["messages"][0]["content"] == text.split("\n", maxsplit=1)[0]
 
 
 def test_a_misspelt_column_is_no_constitution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

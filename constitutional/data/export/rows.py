@@ -28,6 +28,7 @@ def about(preference: Preference, constitution: str) -> Row:
         "source": preference.source,
         "probability": preference.probability,
         "principles": list(preference.principles),
+        "weight": preference.weight,
         "constitution": constitution,
         "comparison": preference.comparison,
         "rests_on": list(preference.rests_on),

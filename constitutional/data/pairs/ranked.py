@@ -60,15 +60,15 @@ def ranked(reader: PairReader, row: Row) -> PairForm | None:
 
     name = "Nectar" if column == "answers" else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
     columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
-    columns |= {role: own[role] for role in ("probability", "source") if own}
+    columns |= {role: own[role] for role in ("probability", "weight", "source") if own}
     return PairForm(name, columns, read)
 
 
 def _as_exported(pair: Candidate, opinion: Opinion) -> Candidate:
-    """A preference with the probability and the source that an exported row says."""
+    """A preference with the probability, the weight and the source that an exported row says."""
     probability = 1.0 if opinion.probability is None else opinion.probability
     label: Class = "tie" if probability == 0.5 else "preference"
-    return pair._replace(label=label, probability=probability, source=opinion.source)
+    return pair._replace(label=label, probability=probability, weight=opinion.weight, source=opinion.source)
 
 
 def side_by_side(reader: PairReader, row: Row) -> PairForm | None:

@@ -163,7 +163,8 @@ def _exported(reader: PairReader, about: object, opinion: Opinion) -> Opinion:
     if not isinstance(about, dict) or about.get("source") not in ("ai", "human"):
         return Opinion(None)
     probability = reader.between(about.get("probability"), "probability", 0.5)
-    return opinion._replace(rater="", probability=probability, source=about["source"])
+    weight = reader.between(about.get("weight", 1.0), "weight", 0.0)
+    return opinion._replace(rater="", probability=probability, weight=weight, source=about["source"])
 
 
 def _suggested(reader: PairReader, row: Row, about: object, sides: tuple[str, str]) -> Opinion:
