@@ -366,12 +366,11 @@ def own_row(candidate: Candidate) -> dict[str, Any]:
     prompt = {"prompt": messages[0].content} if plain else {"messages": [message.turn() for message in messages]}
     row: dict[str, Any] = {**(prompt if messages else {"prompt": None})}
     row |= {"chosen": candidate.chosen, "rejected": candidate.rejected}
-    if candidate.source == "ai" or candidate.probability != 1:
-        row["probability"] = candidate.probability
     if candidate.strength:
         row["strength"] = candidate.strength
-    if candidate.source == "ai":
-        row["source"] = candidate.source
+    if not candidate.strength or candidate.probability != 1:  # by no table: whoever reads the row may have one
+        row["probability"] = candidate.probability
+    row["source"] = candidate.source
     more = {"rater": candidate.rater, "principle": candidate.principle}
     row |= {name: value for name, value in more.items() if value}
     if candidate.raters:

@@ -203,6 +203,34 @@ def test_the_general_reader_reads_what_was_written(here: Path, form: str) -> Non
     assert facts(back(ours)) == facts(expected)
 
 
+SHARED = [
+    preference(Prompt.of("Ranks?"), "First.", "Third.", source="human", probability=1.0, weight=1 / 3),
+    preference(Prompt.of("Ranks?"), "First.", "Second.", source="human", probability=1.0, weight=1 / 3),
+    preference(Prompt.of("Ranks?"), "Third.", "Second.", source="ai", probability=0.5, weight=1 / 3),
+]
+
+
+@pytest.mark.parametrize("form", [*OF_ROWS, "trl.parquet", "parquet"])
+def test_a_run_that_takes_exported_files_has_the_same_preferences(here: Path, form: str) -> None:
+    rows = [*PREFERENCES, AMBIGUOUS, *SHARED]
+    file = here / ("made.parquet" if form == "trl.parquet" else f"made{ENDINGS.get(form, '.jsonl')}")
+    form = form.removesuffix(".parquet")
+    assert export(run_folder(here, rows), form, "-o", str(file)) == 0
+    expected = [row for row in rows if row.split == "train" and (row.probability > 0.5 or form in WITH_TIES)]
+    if form == "openai":
+        plain = {"probability": 1.0, "source": "human", "weight": 1.0}
+        expected = [row.model_copy(update=plain) for row in expected]
+    ours = here / "ours.jsonl.gz"
+    assert main(["data", str(file), "--to", str(ours)]) == 0
+    for path in (file, ours):
+        settings = MixSettings.model_validate({"human": [path], "held_out_share": 0, "ties": "keep"})
+        made = mix([], [], [], read_comparisons(settings.human or ()).preferences, settings, 0).preferences
+        # The AI's come first in a run.
+        expected.sort(key=lambda row: row.source)
+        assert facts(made) == facts(expected)
+        assert [row.weight for row in made] == [row.weight for row in expected]
+
+
 def test_annotated_pairs_are_read_back_with_the_label_and_who_gives_it(here: Path) -> None:
     rows = [row for row in [*PREFERENCES, AMBIGUOUS] if row.source == "ai" and row.probability > 0.5]
     comparisons = [Comparison(prompt=row.prompt, a=row.chosen, b=row.rejected) for row in rows]

@@ -66,7 +66,7 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, name: str, content:
 def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.txt: there is no such file"):
         read_principles(tmp_path / "nowhere.txt")
-    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+    with pytest.raises(InputError, match="is a folder"):
         read_principles(tmp_path)
 
 

@@ -8,7 +8,9 @@ from constitutional.base.records import Preference
 from constitutional.data.export import rows
 from constitutional.data.export.rows import Row
 
-Trait = Literal["tie", "tool", "extra", "irregular", "soft", "principled", "votes", "system", "dialogue", "info"]
+Trait = Literal[
+    "tie", "tool", "extra", "irregular", "soft", "weighted", "principled", "votes", "system", "dialogue", "info"
+]
 """What a preference may have that a format has no place for."""
 Fate = Literal["left out", "column", "gone", "text"]
 """What becomes of it: the preference is not written; it stands in a column that the trainer passes over; it is not in
@@ -23,6 +25,7 @@ _NAMES: Final[Mapping[Trait, tuple[str, str]]] = {
     ),
     "irregular": ("conversation whose turns do not alternate", "conversations whose turns do not alternate"),
     "soft": ("label is less than certain", "labels are less than certain"),
+    "weighted": ("pair counts less than one comparison", "pairs count less than one comparison"),
     "principled": ("label names principles", "labels name principles"),
     "votes": ("label brings several votes together", "labels bring several votes together"),
     "system": ("system prompt", "system prompts"),
@@ -30,7 +33,7 @@ _NAMES: Final[Mapping[Trait, tuple[str, str]]] = {
     "info": ("prompt has notes for the evaluation", "prompts have notes for the evaluation"),
 }
 """One of them, and several."""
-_COLUMNS: Final[Mapping[Trait, str]] = {"soft": "probability", "principled": "principles"}
+_COLUMNS: Final[Mapping[Trait, str]] = {"soft": "probability", "weighted": "weight", "principled": "principles"}
 
 
 class ExportFormat(NamedTuple):
@@ -49,11 +52,12 @@ class ExportFormat(NamedTuple):
 _IN_COLUMNS: Final[Mapping[Trait, Fate]] = {
     "tie": "left out",
     "soft": "column",
+    "weighted": "column",
     "principled": "column",
     "votes": "column",
     "info": "gone",
 }
-_GONE: Final[Mapping[Trait, Fate]] = {"soft": "gone", "principled": "gone", "votes": "gone"}
+_GONE: Final[Mapping[Trait, Fate]] = {"soft": "gone", "weighted": "gone", "principled": "gone", "votes": "gone"}
 _AS_TEXT: Final[Mapping[Trait, Fate]] = {"system": "text", "dialogue": "text"}
 _NO_TOOLS: Final[Mapping[Trait, Fate]] = {"tool": "left out", "extra": "left out"}
 _TO_LOOK_AT: Final[Mapping[Trait, Fate]] = {"votes": "column", **_NO_TOOLS, "info": "gone", **_AS_TEXT}
@@ -90,18 +94,16 @@ def traits(preference: Preference) -> Iterator[Trait]:
         yield "tool"
     elif turns != ["user", *["assistant", "user"] * (len(turns) // 2)] or "system" in roles[1:]:
         yield "irregular"
-    if any(message.extra for message in preference.prompt.messages):
-        yield "extra"
-    if preference.principles:
-        yield "principled"
-    if preference.source == "human" and len(preference.rests_on) > 1:
-        yield "votes"
-    if "system" in roles:
-        yield "system"
-    if len(turns) > 1:
-        yield "dialogue"
-    if preference.prompt.info:
-        yield "info"
+    others: dict[Trait, bool] = {
+        "extra": any(message.extra for message in preference.prompt.messages),
+        "weighted": preference.weight < 1,
+        "principled": bool(preference.principles),
+        "votes": preference.source == "human" and len(preference.rests_on) > 1,
+        "system": "system" in roles,
+        "dialogue": len(turns) > 1,
+        "info": bool(preference.prompt.info),
+    }
+    yield from (trait for trait, has in others.items() if has)
 
 
 class Chosen:

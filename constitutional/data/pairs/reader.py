@@ -220,7 +220,7 @@ class PairReader:
         given = self.file.columns
         named: Mapping[str, str] = {role: column for role, column in given.items() if role != "strength"}
         own = {role: named.get(role, role) for role in _OWN}
-        if row.get("source") in ("ai", "human") and own["probability"] in row:
+        if row.get("source") in ("ai", "human") and (own["probability"] in row or own["strength"] in row):
             own["source"] = "source"
         return own
 
