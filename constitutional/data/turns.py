@@ -81,7 +81,7 @@ class Turns:
         if not isinstance(value, list):
             expected = 'expected [{"role": "user", "content": "…"}, …]'
             raise BadRowError(f"'{name}' is no list; it is {as_json_safe(value)}; {expected}")
-        if value and not (isinstance(value[0], dict) and {"role", "from"} & value[0].keys()):
+        if value and not (isinstance(value[0], dict) and ("role" in value[0] or "from" in value[0])):
             value = _in_pairs(value, name)
         turns = [_plain(item) or self._message(item, name) for item in value]
         # Many sets write a system message in every row, and leave it empty where there is none.

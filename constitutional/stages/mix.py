@@ -244,8 +244,7 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
         for group in by_principle.values():
             averaged = _averaged(group, counts, keep=keep)
             if averaged is not None:
-                share = averaged.weight / len(by_principle)
-                made.append(averaged.model_copy(update={"comparison": comparison_id, "weight": share}))
+                made.append(_with(averaged, comparison=comparison_id, weight=averaged.weight / len(by_principle)))
     return made
 
 
@@ -262,11 +261,19 @@ def _averaged(group: Sequence[Preference], counts: Counter[str], *, keep: bool) 
         counts["human comparisons undecided"] += 1
         if equal or not keep:
             return None
+    if len(group) == 1:
+        return first  # as most are: a copy of a million would take minutes and gigabytes
     comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
     principles = [name for preference in group for name in preference.principles]
     rests_on = [place for preference in group for place in preference.rests_on]
     directed = _directed(comparison, p_first, first.source, principles, rests_on)
     return directed.model_copy(update={"weight": fmean(preference.weight for preference in group)})
+
+
+def _with(preference: Preference, **values: object) -> Preference:
+    """The preference with these values; itself where it has them."""
+    changed = any(getattr(preference, name) != value for name, value in values.items())
+    return preference.model_copy(update=values) if changed else preference
 
 
 def _directed(
@@ -313,7 +320,7 @@ def _for_training(
     placed = []
     for preference in kept:
         held_out = is_held_out(preference.prompt, settings, seed)
-        placed.append(preference.model_copy(update={"split": "held_out" if held_out else "train"}))
+        placed.append(_with(preference, split="held_out" if held_out else "train"))
     return placed
 
 

@@ -80,7 +80,8 @@ def _opinions(reader: PairReader, row: Row, plain: int) -> tuple[Callable[[Row],
         return lambda row: Opinion("tie") if row.get("status") == "tie" else CHOSEN, {"tie": "status"}
     own = reader.own_columns(row)
     columns = {role: column for role, column in own.items() if column in row}
-    return lambda row: CHOSEN if len(row) == plain else reader.own(row, own), columns
+    names = frozenset(own.values())
+    return lambda row: CHOSEN if len(row) == plain or names.isdisjoint(row) else reader.own(row, own), columns
 
 
 def _scores_of(row: Row) -> tuple[str, str] | None:
