@@ -23,6 +23,7 @@ MOST_BYTES: Final = 8 * 2**20
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _BOM: Final = b"\xef\xbb\xbf"
+_POINTER: Final = b"version https://git-lfs"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -90,7 +91,9 @@ def reading(path: Path, expected: str, line: Callable[[], int | None]) -> Iterat
     packed = "file"
     try:
         with path.open("rb") as file:
-            start = file.peek(len(_ZSTD))
+            start = file.peek(len(_POINTER))
+            if start.startswith(_POINTER):
+                raise InputError(path, "is a pointer of Git LFS, which stands for the file; fetch it with git lfs pull")
             stream: io.BufferedIOBase = file
             if start.startswith(_GZIP):
                 packed, stream = "gzip file", gzip.GzipFile(fileobj=file)

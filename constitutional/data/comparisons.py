@@ -123,7 +123,9 @@ def unknown(row: object) -> str:
         missing = [name for name in pair if name not in row]
         if len(missing) == 1:
             return f"'{missing[0]}' is missing; expected {PAIRS}"
-    names = ", ".join(map(repr, list(row)[:12])) or "no columns"
+    if not row:
+        return f"has no columns; expected {PAIRS}"
+    names = ", ".join(map(repr, list(row)[:12]))
     advice = (
         "name them with columns: {prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}, or response_a, response_b, winner"
     )

@@ -298,6 +298,9 @@ def _kind(path: Path, expected: str) -> str:
     ending = Path(name).suffix.removeprefix(".")
     if ending == "txt":
         return _kind_of_text(path, expected)
+    if ending in ("jsonl", "ndjson"):
+        with reading(path, expected, lambda: 1) as stream:  # some call one list of all rows so
+            return "json" if stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") else ending
     if ending in KINDS:
         return "arrow" if ending == "feather" else ending
     with reading(path, expected, lambda: None) as stream:
@@ -552,12 +555,18 @@ def _saved(folder: Path, expected: str) -> tuple[list[Path], dict[str, Any]]:
         names = _json_file(splits).get("splits")
         named = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
         if len(named) != 1 and "train" not in named:
-            raise InputError(folder, f"holds the splits {', '.join(named)}; name one of them: {folder}/{named[:1]}")
+            first = Path(named[0]).name if named else "SPLIT"
+            raise InputError(folder, f"holds the splits {', '.join(named)}; name one of them, such as {folder / first}")
         return _saved(folder / Path("train" if "train" in named else named[0]).name, expected)
     state = folder / "state.json"
     if not state.is_file():
+        files = [
+            file.name for file in sorted(folder.iterdir()) if re.search(rf"\.({'|'.join(KINDS)})(\.|$)", file.name)
+        ]
+        advice = f"; name a file in it, such as {folder / files[0]}" if files else ""
         raise InputError(
-            folder, f"is a folder; expected {expected}, in a file, or a folder that datasets' save_to_disk wrote"
+            folder,
+            f"is a folder; expected {expected}, in a file, or a folder that datasets' save_to_disk wrote{advice}",
         )
     about = folder / "dataset_info.json"
     content = _json_file(state)

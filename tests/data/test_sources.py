@@ -92,10 +92,13 @@ def test_a_folder_that_datasets_saved_is_read_by_its_split(tmp_path: Path) -> No
     assert [row for _, row in Rows(tmp_path / "two", "rows")] == ROWS[:5]
     assert [row for _, row in Rows(tmp_path / "two/test", "rows")] == ROWS[4:5]
     datasets.DatasetDict({"a": made, "b": made}).save_to_disk(str(tmp_path / "three"))
-    with pytest.raises(InputError, match="the splits a, b; name one"):
+    with pytest.raises(InputError, match=r"the splits a, b; name one of them, such as \S+/three/a$"):
         list(Rows(tmp_path / "three", "rows"))
     (tmp_path / "four").mkdir()
     with pytest.raises(InputError, match=r"is a folder; expected rows"):
+        list(Rows(tmp_path / "four", "rows"))
+    (tmp_path / "four/rows.jsonl.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"is a folder; .*such as \S+/four/rows.jsonl.gz"):
         list(Rows(tmp_path / "four", "rows"))
 
 
@@ -202,6 +205,13 @@ BROKEN = {
     "empty.json": ("", "holds no row"),
     "empty.csv": ("a,b\n", "holds no row"),
     "other.bin": ("PK\x03\x04", "in no known format"),
+    "pointer.parquet": ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    "list.jsonl": ('[\n {"prompt": "a", "chosen": "b", "rejected": "c"},\n {"prompt": 1}]', ":3: "),
+    "digits.jsonl": (
+        '{"prompt": "a", "answer_0": "b", "answer_1": "c", "score_0": ' + "9" * 400 + ', "score_1": 1}',
+        ":1: 'score_0' is ",
+    ),
+    "object.json": ("{}", ":1: has no columns; expected"),
 }
 
 

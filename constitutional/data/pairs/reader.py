@@ -194,11 +194,12 @@ class PairReader:
         if self.texts and isinstance(value, str):
             with suppress(ValueError):
                 value = float(value)
-        if isinstance(value, bool):
-            return float(value)
-        if not isinstance(value, int | float) or math.isnan(value):
-            raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a number")
-        return float(value)
+        if isinstance(value, int | float):
+            with suppress(OverflowError):  # an integer of hundreds of digits
+                number = float(value)
+                if math.isfinite(number):
+                    return number
+        raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a number")
 
     def between(self, value: object, name: str, least: float) -> float:
         """A probability of 0.5 to 1, or a share above 0, as the least value says."""
