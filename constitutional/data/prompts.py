@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import as_json, shortened
+from constitutional.base.progress import counted
 from constitutional.base.records import Message, Prompt, Split
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.text import canonical
@@ -351,7 +352,7 @@ def _splits(path: Path | str, lines: Sequence[_Line], held_out: int, seed: int) 
         splits |= {line.conversation: "held_out" if missing > 0 else "train" for line in members}
         missing -= len(members)
     declared = sum(line.split == "held_out" for line in lines)
-    problem = f"holds {len(lines)} different prompts, {declared} of them with the split held_out"
+    problem = f"holds {counted(len(lines), 'different prompt')}, {declared} of them with the split held_out"
     advice = "add prompts to train on, or " + (
         "ask for fewer with prompts.held_out" if held_out > declared else "take that split off some of them"
     )
@@ -372,7 +373,7 @@ def _shared(path: Path | str, lines: Sequence[_Line], share: float, seed: int) -
             held = rng_of(seed, "held out share", opening).random() < share
             splits[line.conversation] = "held_out" if held else "train"
     if "train" not in splits.values():
-        problem = f"holds {len(lines)} different prompts, and none is left to train on"
+        problem = f"holds {counted(len(lines), 'different prompt')}, and none is left to train on"
         raise InputError(path, f"{problem} with prompts.held_out_share={share}: add prompts, or lower the share")
     return [splits[line.conversation] for line in lines]
 

@@ -5,12 +5,11 @@ sets on the Hugging Face hub. Rows are plain values. No code of a data set is ru
 pickles and no other format that could hold code.
 """
 
-import csv
 import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, Literal, NamedTuple, cast
@@ -21,18 +20,16 @@ from pydantic import Field
 from constitutional.base.errors import InputError
 from constitutional.base.frozen import Frozen
 from constitutional.base.jsonl import (
-    MOST_BYTES,
     BadTextError,
     check_strings,
-    decoded,
     parse,
     read_jsonl,
     read_lines,
-    read_whole_lines,
     reading,
-    strict_decoder,
 )
 from constitutional.data.cells import columns_of_lists, decoded_cell
+from constitutional.data.documents import Document, csv_rows, rows_within
+from constitutional.data.kinds import KINDS, kind_of, parquet_files
 
 HUB: Final = re.compile(
     r"hf://(?:datasets/)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^/:]+))?(?:/(?P<config>[^/:@]+))?"
@@ -40,26 +37,11 @@ HUB: Final = re.compile(
 )
 HubName = Annotated[str, Field(pattern=rf"^{HUB.pattern}$")]
 """A data set on the Hugging Face hub, `hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]`."""
-KINDS: Final = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arrow", "feather")
-"""Endings of names, before `.gz` or `.zst`."""
-
 _BATCH: Final = 1000
 """Rows of a table that are in memory at a time."""
 _CHUNK: Final = 2**20
-_MOST_DOCUMENT: Final = 2**28
-"""Characters of a JSON object that is the whole file."""
-
-
-_START: Final = 2**16
-"""Bytes of a file of texts that are looked at to tell whether it holds something else."""
-_COLUMN: Final = re.compile(r"[a-z][\w.-]{0,40}( [\w.-]{1,20})?")
-_HEADINGS: Final = frozenset(
-    (
-        "prompt instruction question input query messages conversation chosen rejected response completion answer "
-        "response_a response_b text_a text_b preferred_text winner label preference output"
-    ).split()
-)
-"""Columns of which one at least is in the heading of a table that is called .txt."""
+_ROWS: Final = re.compile(rf"\.({'|'.join(KINDS)})(\.(gz|zst|zstd))?$", re.IGNORECASE)
+"""How files of rows end."""
 
 
 ReadAs = Literal[
@@ -163,7 +145,7 @@ class Rows:
         self.path = path
         self.licence = ""
         self._expected = expected
-        kind = "hub" if isinstance(path, str) else _kind(path, expected)
+        kind = "hub" if isinstance(path, str) else kind_of(path, expected)
         self.unit = "line" if kind in ("jsonl", "ndjson", "json", "csv", "tsv", "txt") else "row"
         self.texts = kind in ("csv", "tsv")
         self._rows = self._with_lists(self._opened(kind))
@@ -190,7 +172,7 @@ class Rows:
         if kind == "txt":
             return read_lines(self.path, self._expected)
         if kind in ("csv", "tsv"):
-            return _csv_rows(self.path, self._expected, "\t" if kind == "tsv" else "")
+            return csv_rows(self.path, self._expected, "\t" if kind == "tsv" else "")
         if kind == "json":
             return self._json_rows(self.path)
         return self._whole(self._table_rows(self.path, kind))
@@ -227,7 +209,7 @@ class Rows:
 
     def _json_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         """The rows of a JSON file; where they stand within an object, their numbers are those of rows."""
-        document = _Document(path, self._expected)
+        document = Document(path, self._expected)
         for line, value in document:
             rows = rows_within(value) if document.is_one_object else None
             if rows is None:
@@ -240,7 +222,7 @@ class Rows:
         import pyarrow as pa  # type: ignore[import-untyped]
 
         if kind == "parquet" and path.is_dir():
-            parts = _parquet_files(path)
+            parts = parquet_files(path)
         elif path.is_dir():
             parts, about = _saved(path, self._expected)
             self.licence = str(about.get("license") or "")
@@ -290,221 +272,6 @@ class Rows:
             raise InputError(name, f"cannot be read{where}: {reason}; {advice}") from error
 
 
-def _kind(path: Path, expected: str) -> str:
-    """The format by the name's ending, or by the first bytes where the name says none."""
-    if path.is_dir():
-        return "parquet" if _parquet_files(path) else "arrow"
-    name = re.sub(r"\.(gz|zst|zstd)$", "", path.name.lower())
-    ending = Path(name).suffix.removeprefix(".")
-    if ending == "txt":
-        return _kind_of_text(path, expected)
-    if ending in ("jsonl", "ndjson"):
-        with reading(path, expected, lambda: 1) as stream:  # some call one list of all rows so
-            return "json" if stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[") else ending
-    if ending in KINDS:
-        return "arrow" if ending == "feather" else ending
-    with reading(path, expected, lambda: None) as stream:
-        start = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
-        return "arrow"
-    if start.startswith((b"{", b"[", b'"')):
-        return "json"
-    names = ", ".join(f".{kind}" for kind in KINDS)
-    raise InputError(path, f"is in no known format by its name; expected {expected}, in a file that ends in {names}")
-
-
-# --- Texts ---
-
-
-def _kind_of_text(path: Path, expected: str) -> str:
-    """`txt` where a file of that name holds texts, one a line; else the format that its first lines are in."""
-    with reading(path, expected, lambda: None) as stream:
-        start = stream.read(_START)
-    lines = start.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
-    lines = [line for line in lines if line.strip()]
-    if not lines:
-        return "txt"
-    if re.match(r"\s*[\[{]\s*[\[{\"]|\s*[\[{]\s*$", lines[0]):
-        try:
-            return "jsonl" if isinstance(parse(lines[0]), dict) else "json"
-        except BadTextError:
-            return "json" if re.match(r"\s*[\[{]\s*$|\s*\[\s*\{", lines[0]) else "txt"
-    for kind, delimiter in (("csv", ","), ("csv", ";"), ("tsv", "\t")):
-        heading = [cell.strip().strip('"').lower() for cell in lines[0].split(delimiter)]
-        are_names = len(set(heading)) == len(heading) > 1 and all(_COLUMN.fullmatch(cell) for cell in heading)
-        if are_names and _HEADINGS & set(heading):
-            with suppress(csv.Error):
-                second = next(csv.reader(lines[1:], delimiter=delimiter), [])
-                return kind if len(second) == len(heading) else "txt"
-    return "txt"
-
-
-def _csv_rows(path: Path, expected: str, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a table with the line that they begin in; without a delimiter the heading tells it."""
-    csv.field_size_limit(MOST_BYTES)
-    lines = read_whole_lines(path, expected)
-    first = next(((number, text) for number, text in lines if text.strip()), None)
-    if first is None:
-        return
-    delimiter = delimiter or max(",;\t", key=first[1].count)
-    read = 0
-
-    def numbered() -> Iterator[str]:
-        nonlocal read
-        for number, text in chain([first], lines):
-            read = number
-            yield text
-
-    reader = csv.reader(numbered(), delimiter=delimiter, strict=True)
-    heading: list[str] = []
-    start = first[0]
-    try:
-        for cells in reader:
-            if not heading:
-                heading = [name.strip() for name in cells]
-                if twice := next((name for name in heading if heading.count(name) > 1), None):
-                    raise InputError(path, f"has the column '{twice}' twice; rename one of the two", start)
-            elif cells:
-                if len(cells) != len(heading):
-                    problem = f"the row has {len(cells)} cells; expected {len(heading)}, as the heading has"
-                    raise InputError(path, problem, start)
-                yield start, dict(zip(heading, cells, strict=True))
-            start = read + 1
-    except csv.Error as error:
-        problem = f"is no row of a table: {error}; expected {expected}, with texts that hold line ends in quotes"
-        raise InputError(path, problem, start) from error
-
-
-class _Document:
-    """The values in a JSON file: those of one list, or those that stand one after the other."""
-
-    def __init__(self, path: Path, expected: str) -> None:
-        self.path = path
-        self.expected = expected
-        self.is_one_object = False
-        """The value that was yielded last is all that the file holds."""
-        self._decoder = strict_decoder()
-        self._text = ""
-        self._at = 0
-        self._line = 1
-        self._start = True
-        self._tail = b""
-        self._whole = False
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        with reading(self.path, self.expected, lambda: self._line) as self._stream:
-            in_list = self._next() == "["
-            if in_list:
-                self._at += 1
-            before = 0
-            while (char := self._next()) and not (in_list and char == "]"):
-                if in_list and before:
-                    if char != ",":
-                        raise BadTextError(f"holds {char!r} behind a row; expected a comma or the list's end")
-                    self._at += 1
-                    self._next()
-                line = self._line
-                value = self._value(in_list=in_list)
-                before += 1
-                self.is_one_object = before == 1 and not in_list and not self._next() and isinstance(value, dict)
-                yield line, value
-            if in_list and not self._next():
-                raise BadTextError("ends within a list; is it whole?")
-            self._at += in_list
-            if in_list and self._next():
-                raise BadTextError("holds more than one list")
-
-    def _next(self) -> str:
-        """The next character that is no space, or nothing at the end."""
-        while True:
-            match = re.compile(r"\s*").match(self._text, self._at)
-            end = match.end() if match else self._at
-            self._line += self._text.count("\n", self._at, end)
-            self._at = end
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._fill():
-                return ""
-
-    def _value(self, *, in_list: bool) -> Any:  # noqa: ANN401 - JSON may be anything
-        most = MOST_BYTES if in_list else _MOST_DOCUMENT
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:
-                if len(self._text) - self._at > most:
-                    raise BadTextError(f"is longer than {most // 2**20} MiB; shorten it or leave it out") from error
-                if self._fill():
-                    continue
-                self._line += self._text.count("\n", self._at, error.pos)
-                raise BadTextError(f"is not JSON: {error.msg}") from error
-            except RecursionError as error:
-                raise BadTextError("is nested too deeply") from error
-            except ValueError as error:
-                raise error if isinstance(error, BadTextError) else BadTextError(f"is not JSON: {error}") from error
-            if end == len(self._text) and self._fill():
-                continue  # a number may go on
-            if "\\u" in self._text[self._at : end]:
-                check_strings(value)
-            self._line += self._text.count("\n", self._at, end)
-            self._at = end
-            return value
-
-    def _fill(self) -> bool:
-        """Read more behind what is not parsed yet, as much again; tells whether there was more."""
-        if self._whole:
-            return False
-        chunk = self._stream.read(max(_CHUNK, len(self._text) - self._at))
-        self._whole = not chunk
-        content = self._tail + chunk
-        cut = len(content)
-        if not self._whole:  # a character may go on in the next chunk
-            while cut and len(content) - cut < 3 and content[cut - 1] & 0xC0 == 0x80:
-                cut -= 1
-            cut -= bool(cut and content[cut - 1] >= 0xC0)
-        self._tail = content[cut:]
-        text = decoded(content[:cut], first=self._start)
-        self._start = False
-        self._text, self._at = self._text[self._at :] + text, 0
-        return bool(text) or not self._whole
-
-
-def rows_within(value: dict[str, Any]) -> list[Any] | None:
-    """The rows of an object that is a whole file: columns, rows under a name, or AnnotatedPairs; None if it has none.
-
-    Rows of AnnotatedPairs get the file's annotators and metadata beside their own keys.
-    """
-    if isinstance(value.get("comparisons"), list) and isinstance(value.get("annotators"), dict):
-        annotators, about = value["annotators"], value.get("metadata")
-        return [
-            {
-                **row,
-                "annotators": annotators,
-                "metadata": {**_as_object(row.get("metadata")), **_as_object(about)},
-            }
-            if isinstance(row, dict)
-            else row
-            for row in value["comparisons"]
-        ]
-    lists = [part for part in value.values() if isinstance(part, list)]
-    of_rows = [part for part in lists if part and all(isinstance(row, dict) for row in part)]
-    if len(lists) == len(value) > 1 and len({len(part) for part in lists}) == 1:
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
-    if len(of_rows) == 1 and not {"role", "from"} & of_rows[0][0].keys():
-        return of_rows[0]
-    columns = [part for part in value.values() if isinstance(part, dict)]
-    if columns and len(columns) == len(value) and all(part and all(map(str.isdigit, part)) for part in columns):
-        # As pandas writes a table: by column and by row.
-        return [{name: column.get(row) for name, column in value.items()} for row in columns[0]]
-    return None
-
-
-def _as_object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 # --- Tables ---
 
 
@@ -540,14 +307,6 @@ def _tables(file: IO[bytes], kind: str) -> tuple[Any, Iterator[Any]]:
     return stream.schema, iter(stream)
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder as the hub has them, in it or in its `data`; of several splits those of `train`."""
-    for place in (folder, folder / "data"):
-        if files := sorted(place.glob("*.parquet")):
-            return [file for file in files if re.match(r"train\b", file.name)] or files
-    return []
-
-
 def _saved(folder: Path, expected: str) -> tuple[list[Path], dict[str, Any]]:
     """The Arrow files of a folder that `datasets` saved, and what the folder says of the data set."""
     splits = folder / "dataset_dict.json"
@@ -560,10 +319,8 @@ def _saved(folder: Path, expected: str) -> tuple[list[Path], dict[str, Any]]:
         return _saved(folder / Path("train" if "train" in named else named[0]).name, expected)
     state = folder / "state.json"
     if not state.is_file():
-        files = [
-            file.name for file in sorted(folder.iterdir()) if re.search(rf"\.({'|'.join(KINDS)})(\.|$)", file.name)
-        ]
-        advice = f"; name a file in it, such as {folder / files[0]}" if files else ""
+        inside = next((file for file in sorted(folder.iterdir()) if _ROWS.search(file.name)), None)
+        advice = f"; name a file in it, such as {inside}" if inside else ""
         raise InputError(
             folder,
             f"is a folder; expected {expected}, in a file, or a folder that datasets' save_to_disk wrote{advice}",

@@ -14,8 +14,9 @@ from pyarrow import parquet
 from constitutional.base.errors import InputError
 from constitutional.cli.main import main
 from constitutional.data.comparisons import read_comparisons
+from constitutional.data.documents import rows_within
 from constitutional.data.reading import read_data
-from constitutional.data.sources import DataFile, Rows, mixture, rows_within
+from constitutional.data.sources import DataFile, Rows, mixture
 
 ROWS = [
     {"prompt": f"Q {number}\u2028?", "chosen": "Yes.\u0085" if number else "Où ?", "rejected": "No.", "n": number}
