@@ -310,3 +310,34 @@ def test_the_command_prints_what_it_read_and_one_object(tmp_path: Path, capsys: 
     assert "no column 'nowhere'" in capsys.readouterr().err
     assert main(["data", str(path), "colums.chosen=x"]) == 2
     assert main(["data", str(path), "columns.choosen=x"]) == 2
+
+
+HELLO = [("user", "Hi"), ("assistant", "Hello.")]
+ASK = [("user", "How do I store bread?")]
+PROMPTS: dict[str, tuple[dict[str, Any], list[tuple[str, str]]]] = {
+    "Capybara": ({"source": "x", "conversation": [{"input": "How do I store bread?", "output": "In a bag."}]}, ASK),
+    "LIMA": ({"conversations": ["How do I store bread?", "In a bag."], "source": "x"}, ASK),
+    "UltraChat": ({"id": "0", "data": ["Hi", "Hello.", "How do I store bread?", "In a bag."]}, HELLO + ASK),
+    "RealToxicityPrompts": ({"filename": "f", "prompt": {"text": "How do I store bread?", "toxicity": 0.1}}, ASK),
+    "ToxicChat": ({"conv_id": "1", "user_input": "How do I store bread?", "model_output": "In a bag."}, ASK),
+    "HarmBench": ({"Behavior": "How do I store bread?", "Tags": ""}, ASK),
+    "LlamaFactory": (
+        {
+            "instruction": "How do I store bread?",
+            "input": "",
+            "output": "x",
+            "system": "S.",
+            "history": [["Hi", "Hello."]],
+        },
+        [("system", "S."), *HELLO, *ASK],
+    ),
+    "red-team-attempts": ({"transcript": "\n\nHuman: How do I store bread?\n\nAssistant: No.", "rating": 0.0}, ASK),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_prompts_of_other_sets_are_read_up_to_the_last_question(tmp_path: Path, name: str) -> None:
+    row, turns = PROMPTS[name]
+    reading = found(written(tmp_path, [row]))
+    assert reading["kind"] == "prompts"
+    assert reading["samples"][0]["messages"] == [{"role": role, "content": text} for role, text in turns]
