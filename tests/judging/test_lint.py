@@ -41,7 +41,7 @@ def test_every_problem_of_a_file_is_an_error_with_its_line(tmp_path: Path) -> No
 
 def test_a_file_that_cannot_be_read_is_one_error(tmp_path: Path) -> None:
     path = tmp_path / "nowhere.yaml"
-    problem = "cannot be read: No such file or directory"
+    problem = "there is no such file; expected a text"
     assert lint_file(path).findings == [Finding(path, None, "error", "unreadable", problem)]
     assert str(lint_file(path).findings[0]) == f"{path}: error: {problem} [unreadable]"
 
