@@ -21,9 +21,12 @@ CONTAINERS: Final = frozenset(
 _CONTAINER_ENDS: Final = (".responses", ".responses.users", ".responses.status")
 _BEGINS: Final = re.compile(r"\s*[\[{]")
 _MESSAGES: Final = re.compile(
-    r"""\s*(?:\[\s*)?\{\s*['"](?:role|content|from|value|messages)['"]\s*:|\s*\{.*['"]full_text['"]\s*:""", re.DOTALL
+    r"""(?=.*['"](?:role|from)['"]\s*:\s*['"](?:system|developer|user|human|assistant|gpt|tool)['"])"""
+    r"""\s*(?:\[\s*)?\{\s*['"](?:role|content|from|value|messages)['"]\s*:"""
+    r"""|\s*\{\s*['"]dataset['"]\s*:.*['"]full_text['"]\s*:""",
+    re.DOTALL | re.IGNORECASE,
 )
-"""How a message, or a list of messages, begins."""
+"""How a message or a list of messages looks, or WebGPT's question."""
 
 
 def columns_of_lists(row: dict[str, Any]) -> list[str]:
@@ -34,7 +37,7 @@ def columns_of_lists(row: dict[str, Any]) -> list[str]:
 def _holds(name: str, text: str) -> bool:
     if name in CONTAINERS or name.endswith(_CONTAINER_ENDS):
         return _BEGINS.match(text) is not None
-    return _MESSAGES.match(text) is not None
+    return _BEGINS.match(text) is not None and _MESSAGES.match(text) is not None
 
 
 def decoded_cell(text: str) -> Any:  # noqa: ANN401 - a cell may hold anything

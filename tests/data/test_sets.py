@@ -115,8 +115,13 @@ def test_messages_as_numpy_shows_them_are_read_and_what_cannot_be_is_refused(
     assert (first["messages"], first["chosen"]) == ([{"role": "user", "content": "It's"}], "A.")
 
 
-def test_a_reply_that_is_json_stays_a_text(tmp_path: Path) -> None:
-    row = {"prompt": "List two.", "chosen": '["a", "b"]', "rejected": '[{"name": "a"}]'}
+@pytest.mark.parametrize(
+    ("chosen", "rejected"),
+    [('["a", "b"]', '[{"name": "a"}]'), ('{"content": "a"}', '[{"value": 1}]'), ('{"role": "admin"}', "{}")],
+)
+def test_a_reply_that_is_json_stays_a_text(tmp_path: Path, chosen: str, rejected: str) -> None:
+    row = {"prompt": "List two.", "chosen": chosen, "rejected": rejected}
+    assert found(written(tmp_path, [row]))["samples"][0]["chosen"] == chosen
     with (tmp_path / "rows.csv").open("w", newline="") as file:
         csv.writer(file).writerows([row.keys(), row.values()])
     first = found(tmp_path / "rows.csv")["samples"][0]
