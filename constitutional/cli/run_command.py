@@ -34,6 +34,7 @@ _HYDRAS: Final = (
 def run(words: Sequence[str], command: str = "run") -> int:
     """Run everything, or in a sweep all its jobs; returns the exit code."""
     from constitutional.runs.compose import compose, freeze, source_of, sweep
+    from constitutional.runs.former import check_typed
     from constitutional.runs.runner import ready
 
     arguments = _parsed(command, words)
@@ -53,6 +54,10 @@ def run(words: Sequence[str], command: str = "run") -> int:
 
         return run_sweep(arguments.overrides, _run_one)
     configs = _jobs(arguments.overrides) if swept else {"": freeze(compose(arguments.overrides))}
+    if not swept:
+        check_typed(configs[""], arguments.overrides)
+    if not arguments.overrides:
+        print(_default_run(configs[""]), file=sys.stderr)
     for number, (words_of_job, config) in enumerate(configs.items()):
         ready(config)
         if arguments.dry_run:
@@ -61,6 +66,15 @@ def run(words: Sequence[str], command: str = "run") -> int:
         else:
             _run_one(config)
     return 0
+
+
+def _default_run(config: "RunConfig") -> str:
+    """What is run where nothing was typed, before it begins."""
+    return (
+        f"nothing was typed, so this is the default run: the constitution {config.constitution.file}, the model "
+        f"{config.model.path}, in {printable(str(config.run_folder))}. Ctrl-C stops it, and the same command goes on. "
+        "`constitutional run name=NAME constitution.file=FILE` runs your own; --dry-run says what a run asks"
+    )
 
 
 def _take_over(source: Path, config: "RunConfig") -> None:
