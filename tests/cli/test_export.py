@@ -387,6 +387,17 @@ def judgement(comparison: Comparison, principle: str, p_a: float | None) -> Judg
     return Judgement(comparison=comparison.id, principle=principle, p_a=p_a, **more)
 
 
+def test_annotated_pairs_describe_a_principle_by_the_authors_words_and_not_by_those_the_judge_was_given(here: Path) -> None:
+    first, second, *_ = COMPARISONS
+    given = judgement(first, "calm", 0.1).model_copy(update={"principle_text": "Avoid alarm."})
+    run = run_folder(here, judgements=[given, judgement(second, "brief", 0.8)])
+    assert export(run, "annotated_pairs") == 0
+    made = json.loads((here / "first-annotated_pairs.json").read_text())
+    found = {who["name"]: who for who in made["annotators"].values() if who["type"] == "principle"}
+    assert found["calm"] == {"name": "calm", "description": "Stay calm.", "type": "principle", "given": "Avoid alarm."}
+    assert found["brief"] == {"name": "brief", "description": "Be | brief.", "type": "principle"}
+
+
 def test_annotated_pairs_have_principles_the_labeler_and_people(here: Path) -> None:
     first, second, third, *_ = COMPARISONS
     judgements = [judgement(first, "calm", 0.1), judgement(first, "brief", 0.8), judgement(second, "brief", None)]
