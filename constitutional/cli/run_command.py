@@ -130,6 +130,21 @@ def _forecast_one(config: "RunConfig", items: int, words: str) -> None:
     print(as_table(forecast(config, items=items)))
 
 
+def refuse_name(words: Sequence[str], instead: str) -> None:
+    """Refuse a run's name among the settings of a command that makes no run, and would not look at that run.
+
+    Args:
+        words: the settings.
+        instead: what to type, as a sentence.
+
+    Raises:
+        UsageError: there is one, and no `from=` that says whose settings it takes.
+    """
+    named = next((word for word in words if word.startswith("name=")), None)
+    if named and not any(word.startswith("from=") for word in words):
+        raise UsageError(f"{named} names a run, and this command makes none and looks at none; leave it out: {instead}")
+
+
 def demo(words: Sequence[str]) -> int:
     """Run everything on the small test-bed, in runs/demo; returns the exit code."""
     return run(["experiment=sandbox", "name=demo", *words], "demo")
