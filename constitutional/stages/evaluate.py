@@ -441,7 +441,8 @@ def judgement_tasks(
 ) -> list[JudgementTask]:
     """By all principles, or by the one that is drawn for the prompt: the same whichever models are compared."""
     if settings.principles == "all":
-        return [JudgementTask(comparison, principle, principle.weight) for principle in constitution.principles]
+        above = constitution.overridden_by
+        return [JudgementTask(comparison, row, row.weight, above.get(row.id, ())) for row in constitution.principles]
     return [JudgementTask(comparison, principle_for(comparison.prompt.id, constitution, (), seed))]
 
 
