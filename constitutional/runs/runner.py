@@ -517,6 +517,12 @@ def reported_constitution(store: RunStore) -> Constitution:
     Raises:
         RunError: it is damaged.
     """
+    if "report" not in store.stages:
+        last = f"its last finished stage is '{list(store.stages)[-1]}'" if store.stages else "no stage is finished"
+        raise RunError(
+            f"{store.folder}: has no report yet, and {last}; `constitutional run from={store.folder} "
+            f"name={store.folder.name}` finishes it"
+        )
     kept = store.artifact(gather.CONSTITUTION)
     try:
         return Constitution.model_validate_json(kept.read_bytes())

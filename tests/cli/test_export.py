@@ -637,3 +637,12 @@ def test_a_card_says_who_voted(here: Path, simulated: bool, said: str) -> None:
     card = (here / "first-parquet" / "README.md").read_text()
     assert said in card
     assert "No person voted" not in card
+
+
+@pytest.mark.parametrize(("probability", "told"), [(0.99997, []), (0.9949, ["soft"]), (0.5, ["tie"]), (1.0, [])])
+def test_a_label_that_is_certain_but_for_rounding_is_not_called_less_than_certain(
+    probability: float, told: list[str]
+) -> None:
+    preference = PREFERENCES[0].model_copy(update={"probability": probability, "principles": (), "rests_on": ()})
+    plain = preference.model_copy(update={"prompt": Prompt.of("Why?")})
+    assert list(traits(plain)) == told
