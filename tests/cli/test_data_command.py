@@ -152,3 +152,12 @@ def test_numbers_and_lists_are_printed_as_people_read_them(tmp_path: Path, capsy
     ours = "name: x\nprinciples:\n  - {id: a, text: Be kind., overrides: [b]}\n  - {id: b, text: Be brief.}\n"
     assert main(["data", str(written(tmp_path, "ours.yaml", ours))]) == 0
     assert "  overrides: b\n" in capsys.readouterr().out
+
+
+def test_rules_behind_labels_are_principles_and_speakers_are_no_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = "Stereotypes: Do not use stereotypes.\nMedical advice: Never offer medical advice.\nThreats: Be gentle.\n"
+    assert told(written(tmp_path, "rules.txt", rules), capsys)["kind"] == "constitution"
+    talk = "Human: Do not worry about me, tell me a joke.\nUser: Never mind, give me a poem.\nHuman: Be a pirate.\n"
+    assert told(written(tmp_path, "talk.txt", talk), capsys)["kind"] == "prompts"
