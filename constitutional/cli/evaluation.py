@@ -53,10 +53,10 @@ def _words(words: list[str]) -> tuple[str | None, list[Path | str], list[str]]:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from constitutional.base.templates import load_prompts
-    from constitutional.data.evaluation import draw, load_evaluation
-    from constitutional.judging.evaluation import JUDGED, LABELER_SETS, Subject, evaluate, steps
     from constitutional.cli.run_command import refuse_name
+    from constitutional.data.evaluation import draw, load_evaluation
     from constitutional.engines.settings import SANDBOX
+    from constitutional.judging.evaluation import JUDGED, LABELER_SETS, Subject, evaluate, steps
     from constitutional.judging.labeler import answering, unfit
     from constitutional.runs.compose import compose, freeze
     from constitutional.runs.context import RunContext, as_models_read, selected

@@ -147,7 +147,9 @@ def _foreign_text(content: str, path: Path) -> Foreign | None:
     about = {}
     if _is_title([line for _, line in filled]):
         about = {"name": filled.pop(0)[1].rstrip(" :")}
-    return Foreign("a list, one principle a line", [Entry(number, {"text": row}) for number, row in filled], about=about)
+    return Foreign(
+        "a list, one principle a line", [Entry(number, {"text": row}) for number, row in filled], about=about
+    )
 
 
 def _is_title(lines: Sequence[str]) -> bool:

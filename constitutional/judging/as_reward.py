@@ -71,9 +71,7 @@ class _Judge:
     Trainers call one reward function after the other, and a labeler elsewhere would be waited for as often.
     """
 
-    def __init__(
-        self, labeler: Labeler, principles: Sequence[Principle], above: Mapping[str, Sequence[str]]
-    ) -> None:
+    def __init__(self, labeler: Labeler, principles: Sequence[Principle], above: Mapping[str, Sequence[str]]) -> None:
         self._labeler = labeler
         self._principles = principles
         self._above = above

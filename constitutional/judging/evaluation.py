@@ -29,6 +29,7 @@ from constitutional.data.evaluation import (
 )
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import Story, ask, side_by_side
+from constitutional.judging.best_of import totals
 from constitutional.judging.evaluation_scores import (
     Metric,
     Reply,
@@ -43,7 +44,6 @@ from constitutional.judging.evaluation_scores import (
     reward_bench_metrics,
     rubric_metrics,
 )
-from constitutional.judging.best_of import totals
 from constitutional.judging.gold import scores_by_principle
 from constitutional.judging.labeler import ORDERS, Labeler, without_thoughts
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of, readable

@@ -56,7 +56,6 @@ def mean_scores(
 
     None where a score cannot be read: a mean over the others would be of other principles than the other replies'.
     """
-
     weights = [principle.weight for principle in constitution.principles]
     for scores in scores_by_principle(constitution, conversations, labeler, ended):
         readable = [score for score in scores if score is not None]

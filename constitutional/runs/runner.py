@@ -22,7 +22,6 @@ from pydantic import BaseModel
 from constitutional.base.errors import (
     BudgetError,
     ConfigurationError,
-    ConstitutionalError,
     InputError,
     ModelError,
     RunError,

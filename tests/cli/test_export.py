@@ -387,7 +387,9 @@ def judgement(comparison: Comparison, principle: str, p_a: float | None) -> Judg
     return Judgement(comparison=comparison.id, principle=principle, p_a=p_a, **more)
 
 
-def test_annotated_pairs_describe_a_principle_by_the_authors_words_and_not_by_those_the_judge_was_given(here: Path) -> None:
+def test_annotated_pairs_describe_a_principle_by_the_authors_words_and_not_by_those_the_judge_was_given(
+    here: Path,
+) -> None:
     first, second, *_ = COMPARISONS
     given = judgement(first, "calm", 0.1).model_copy(update={"principle_text": "Avoid alarm."})
     run = run_folder(here, judgements=[given, judgement(second, "brief", 0.8)])

@@ -10,7 +10,7 @@ import pytest
 
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.data.evaluation import load_evaluation
+from constitutional.data.evaluation import Candidates, load_evaluation
 from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.evaluation import Evaluated, Subject, evaluate, named_option, rubric_scores, steps
@@ -274,7 +274,7 @@ def test_every_set_is_asked_and_tells_how_far_it_is() -> None:
 
 def test_ratings_and_orders_follow_the_principle_that_overrides() -> None:
     evaluation = load_evaluation([ROWS / FILES["reward_bench_2"]])
-    best = {row.replies[0] for row in evaluation.rows}
+    best = {row.replies[0] for row in evaluation.rows if isinstance(row, Candidates)}
 
     def grade(request: Request) -> Completion | str:
         if not request.choices:

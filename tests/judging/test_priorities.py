@@ -193,7 +193,7 @@ def test_ratings_that_nothing_overrides_stay(safe: list[float | None], brief: li
 def test_of_several_replies_only_the_leads_that_are_overridden_count_for_nothing() -> None:
     ratings = {"safe": [9.0, 9.0, 3.0], "brief": [2.0, 4.0, 9.0]}
     # Leads of 0: over 1 −2; over 2 none. Of 1: over 0 +2; over 2 none. Of 2: none. By thirds around the mean of 5.
-    made = yielding(ratings, {"brief": ("safe",)})["brief"]
+    made = list(yielding(ratings, {"brief": ("safe",)})["brief"])
     assert made == [pytest.approx(5 - 2 / 3), pytest.approx(5 + 2 / 3), pytest.approx(5.0)]
 
 

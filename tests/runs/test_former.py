@@ -77,7 +77,9 @@ def test_a_setting_of_no_result_that_is_left_out_is_no_other_run(made: list[str]
 def test_a_run_from_another_that_leaves_out_its_own_edit_is_refused(made: list[str], tmp_path: Path) -> None:
     assert made
     go(configured(tmp_path, "name=kinder", "seed=4"), World())
-    with pytest.raises(UsageError, match=r"runs/kinder was made with seed=4, which .* anew with seed=0; .*from=runs/ki"):
+    with pytest.raises(
+        UsageError, match=r"runs/kinder was made with seed=4, which .* anew with seed=0; .*from=runs/ki"
+    ):
         typed("from=runs/first", "name=kinder")
     typed("from=runs/first", "name=kinder", "seed=4")
 

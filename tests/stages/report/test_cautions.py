@@ -145,10 +145,9 @@ def test_a_principle_that_got_hardly_any_labels_is_named_with_how_many() -> None
     few = summary_of("labeler_check", left_out_principles=["distrusted"])
     run = run.model_copy(update={"summaries": {**SUMMARIES_MADE_UP, "labeler_check": few}})
     found = [action for action in todo(run) if "prompts to which" in action]
-    assert found == [
-        "Give more prompts to which “rare” (7), “never” (0) matters, or a higher weight (constitution.weights.rare): of "
-        "77 labels, so few are by it that hardly anything of it was learned."
-    ]
+    (action,) = found
+    assert "to which “rare” (7), “never” (0) matters, or a higher weight (constitution.weights.rare)" in action
+    assert "of 77 labels, so few are by it" in action
     unread = {**run.summaries, "label": summary_of("label", problem="no answer")}
     assert not any("prompts to which" in action for action in todo(run.model_copy(update={"summaries": unread})))
 
