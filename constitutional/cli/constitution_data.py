@@ -34,16 +34,17 @@ _OF_PRINCIPLES: Final = frozenset(
 )
 """Columns that constitutions have, and prompts have not."""
 _BEGINS: Final = re.compile(
+    r"(?:(?!human|user|assistant|system|q\b|a\b)[\w ,/’'-]{1,40}: )?"
     r"(?:please )?(?:(?:select|choose|prefer|pick)\b.*\b(?:response|reply|answer|completion)\b"
     r"|(?:never|always|avoid|do not|don['’]t|be)\b)",
     re.IGNORECASE,
 )
-"""How principles begin that hold no verb of duty."""
+"""How principles begin that hold no verb of duty, perhaps behind a label, such as `Stereotypes: Do not …`."""
 _MOST_DOUBTFUL: Final = 1000
 """Texts that bind nothing and could still be principles; more of them are prompts."""
 _LEAST_BINDING: Final = 0.15
 """Share of sentences that bind in prose that is a constitution."""
-_ITEM: Final = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)])[ \t]+\S", re.MULTILINE)
+_ITEM: Final = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)]|\(\d{1,9}\))[ \t]+\S", re.MULTILINE)
 _OURS: Final = re.compile(r"^principles[ \t]*:|\"principles\"\s*:", re.MULTILINE)
 _PARAGRAPH_END: Final = re.compile(r"\S[ \t]*\n[ \t]*\n")
 _SENTENCE_END: Final = re.compile(r"[.!?][\"”’)]*(?:\s|\Z)")

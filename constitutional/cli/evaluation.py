@@ -53,15 +53,18 @@ def _words(words: list[str]) -> tuple[str | None, list[Path | str], list[str]]:
 
 def _eval(arguments: argparse.Namespace) -> None:
     from constitutional.base.templates import load_prompts
+    from constitutional.cli.run_command import refuse_name
     from constitutional.data.evaluation import draw, load_evaluation
+    from constitutional.engines.settings import SANDBOX
     from constitutional.judging.evaluation import JUDGED, LABELER_SETS, Subject, evaluate, steps
-    from constitutional.judging.labeler import answering
+    from constitutional.judging.labeler import answering, unfit
     from constitutional.runs.compose import compose, freeze
     from constitutional.runs.context import RunContext, as_models_read, selected
 
     name, files, settings = _words(arguments.overrides)
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: at least 1 row")
+    refuse_name(settings, "model.path=runs/NAME/08_dpo/policy evaluates the model of a run")
     config = freeze(compose(settings))
     evaluation = draw(load_evaluation(files, name), arguments.limit, config.seed)
     templates, progress = load_prompts(config.templates), Progress()
@@ -89,6 +92,14 @@ def _eval(arguments: argparse.Namespace) -> None:
         elif evaluation.name in JUDGED and same:
             how = "phrases tell its refusals" if evaluation.name == "xstest" else "it judges its own replies"
             progress.say(f"the labeler is the model itself: {how}; type labeler=… for another judge")
+        asked = context.given("labeler" if tries_labeler else "base")
+        if tries_labeler and method != "score" and (warning := unfit(config.label.method, asked)):
+            progress.say(f"warning: {warning}")
+        if getattr(asked, "path", None) == SANDBOX:
+            progress.say(
+                "warning: this is the sandbox's model, which knows the words of its own small world alone, so that a "
+                "score on a public set says next to nothing; type model.path=FOLDER"
+            )
         with progress.task(f"eval {evaluation.name}", steps(evaluation, subject), "answers") as task:
             evaluated = evaluate(
                 evaluation, subject, lambda done: task.update(done, f"{model.asked + model.reused:,} model calls")
@@ -98,7 +109,6 @@ def _eval(arguments: argparse.Namespace) -> None:
             f"{sum(engine.asked for engine in engines):,} asked, {sum(engine.reused for engine in engines):,} reused"
         )
         progress.say(f"model calls: {counts}; the answers are kept in {model.journal.path}")
-        asked = context.given("labeler" if tries_labeler else "base")
         called = getattr(asked, "path", None) or getattr(asked, "model", None) or getattr(asked, "function", "")
         about: dict[str, object] = {"model": called, "weights": model.weights}
         if tries_labeler:

@@ -234,7 +234,8 @@ def _write_annotated_pairs(target: Target) -> None:
     comparisons = target.run.read("comparisons", Comparison)
     judgements = target.run.read("judgements", Judgement)
     verdicts = _verdicts(target.run, {row.id for row in comparisons})
-    content = annotated_pairs(comparisons, judgements, probabilities_of(judgements), verdicts, preferences)
+    labels, words = probabilities_of(judgements), target.constitution.written("comparison")
+    content = annotated_pairs(comparisons, judgements, labels, verdicts, preferences, words)
     content["metadata"] |= {"constitution": target.constitution.name, "constitution_digest": target.constitution.digest}
     atomic_write(target.path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
     kinds = Counter(annotator["type"] for annotator in content["annotators"].values())

@@ -32,7 +32,7 @@ from constitutional.cli import (
     votes,
     what_if,
 )
-from constitutional.cli.run_command import COMPOSED
+from constitutional.cli.run_command import COMPOSED, refuse_name
 
 if TYPE_CHECKING:
     from constitutional.runs.folder import RunStore
@@ -246,10 +246,11 @@ def _check(arguments: argparse.Namespace) -> int:
     from constitutional.base.templates import load_prompts
     from constitutional.data.answers import load_answers
     from constitutional.judging import trial as check
-    from constitutional.judging.labeler import answering
+    from constitutional.judging.labeler import answering, unfit
     from constitutional.runs.compose import compose, freeze
     from constitutional.runs.context import RunContext, as_models_read, selected
 
+    refuse_name(arguments.overrides, "model.path=runs/NAME/08_dpo/policy tries the model of a run")
     config = freeze(compose(arguments.overrides))
     chosen = config.constitution.model_copy(update={"file": arguments.file})
     trial_config = config.model_copy(update={"constitution": chosen})
@@ -270,6 +271,8 @@ def _check(arguments: argparse.Namespace) -> int:
         for role in config.judges.values():
             engine = run_context.journalled(run_context.given(role), watch)
             print(f"{role}: {answering(config.label.method, engine.abilities)}", flush=True)
+            if warning := unfit(config.label.method, run_context.given(role)):
+                print(f"warning: {warning}", file=sys.stderr)
             with progress.task("check", 0, "answers") as task:
                 if answers:
                     trial = check.by_answers(answers, constitution, engine, templates, config.label, seed=config.seed)

@@ -34,6 +34,7 @@ _HYDRAS: Final = (
 def run(words: Sequence[str], command: str = "run") -> int:
     """Run everything, or in a sweep all its jobs; returns the exit code."""
     from constitutional.runs.compose import compose, freeze, source_of, sweep
+    from constitutional.runs.former import check_typed
     from constitutional.runs.runner import ready
 
     arguments = _parsed(command, words)
@@ -53,6 +54,10 @@ def run(words: Sequence[str], command: str = "run") -> int:
 
         return run_sweep(arguments.overrides, _run_one)
     configs = _jobs(arguments.overrides) if swept else {"": freeze(compose(arguments.overrides))}
+    if not swept:
+        check_typed(configs[""], arguments.overrides)
+    if not arguments.overrides:
+        print(_default_run(configs[""]), file=sys.stderr)
     for number, (words_of_job, config) in enumerate(configs.items()):
         ready(config)
         if arguments.dry_run:
@@ -61,6 +66,15 @@ def run(words: Sequence[str], command: str = "run") -> int:
         else:
             _run_one(config)
     return 0
+
+
+def _default_run(config: "RunConfig") -> str:
+    """What is run where nothing was typed, before it begins."""
+    return (
+        f"nothing was typed, so this is the default run: the constitution {config.constitution.file}, the model "
+        f"{config.model.path}, in {printable(str(config.run_folder))}. Ctrl-C stops it, and the same command goes on. "
+        "`constitutional run name=NAME constitution.file=FILE` runs your own; --dry-run says what a run asks"
+    )
 
 
 def _take_over(source: Path, config: "RunConfig") -> None:
@@ -114,6 +128,21 @@ def _forecast_one(config: "RunConfig", items: int, words: str) -> None:
     which = words or str(config.run_folder)
     print(f"What {printable(which)} would ask, from {items} items\n")
     print(as_table(forecast(config, items=items)))
+
+
+def refuse_name(words: Sequence[str], instead: str) -> None:
+    """Refuse a run's name among the settings of a command that makes no run, and would not look at that run.
+
+    Args:
+        words: the settings.
+        instead: what to type, as a sentence.
+
+    Raises:
+        UsageError: there is one, and no `from=` that says whose settings it takes.
+    """
+    named = next((word for word in words if word.startswith("name=")), None)
+    if named and not any(word.startswith("from=") for word in words):
+        raise UsageError(f"{named} names a run, and this command makes none and looks at none; leave it out: {instead}")
 
 
 def demo(words: Sequence[str]) -> int:

@@ -131,7 +131,8 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
         atomic_write(out, table.tasks(items, verdicts))
     else:
         labels = probabilities_of(judgements) if judgements else annotated_pairs.shares_of(verdicts)
-        atomic_write(out, _json(annotated_pairs.tasks(items, verdicts, judgements, labels)))
+        words = _constitution(store).written("comparison") if judgements else None
+        atomic_write(out, _json(annotated_pairs.tasks(items, verdicts, judgements, labels, words)))
     numbers = [(len(verdicts), "verdict"), (len(judgements), "judgement")]
     written = " and ".join(counted(number, noun) for number, noun in numbers if number)
     print(f"{printable(str(out))}: {written} on {counted(len(items), 'comparison')}")

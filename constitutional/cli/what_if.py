@@ -48,7 +48,7 @@ def _what_if(arguments: argparse.Namespace) -> None:
     from constitutional.runs.what_if import LabelledRun
 
     if not arguments.overrides:
-        raise UsageError("what-if needs a setting to change, such as constitution.weights.ID=0; see --help")
+        raise UsageError("what-if needs a setting to change, such as constitution.without=[ID]; see --help")
     check_page("--html", arguments.html)
     run = LabelledRun(RunStore.load(arguments.folder))
     answer = run.what_if(arguments.overrides)

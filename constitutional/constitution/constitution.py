@@ -222,6 +222,10 @@ class Constitution(Frozen):
                 content.append([principle.id, words, principle.weight, examples])
         return _digest(content)
 
+    def written(self, use: Use) -> dict[str, str]:
+        """By principle, the author's words for a use, whatever models are given in their place."""
+        return {principle.id: principle.written(use) for principle in (*self.principles, *self.left_out)}
+
     def principle(self, principle_id: str) -> Principle:
         """The principle of that id."""
         self._check_known([principle_id])

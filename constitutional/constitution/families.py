@@ -29,14 +29,17 @@ _CRITIQUE: Final = ("critic", "critique", "critique_request", "critiqueRequest",
 _REVISION: Final = ("revision", "edit_request", "revision_request", "revisionRequest")
 _TEXT: Final = (
     "text trait principle principle_text criterion statement comparative rule value constitution definition "
-    "description content"
+    "description content rule_text criterion_text guideline"
 ).split()
-_ID: Final = ("id", "key", "name", "title", "principle_id", "comment-id", "dimension")
+_ID: Final = ("id", "key", "name", "title", "principle_id", "rule_id", "rule_name", "comment-id", "dimension")
 _WHY: Final = ("why", "reason", "reasoning", "rationale")
 _TAGS: Final = ("category", "theme", "topic", "tags")
 _LISTS: Final = "principles constitution rules criteria statements items traits data values".split()
 """Keys of a mapping under which the principles stand."""
 _NUMBERED = re.compile(r"(?:\A|(?<=\n))[ \t]*\(?\d{1,9}[.):][ \t]+")
+_OPTIONS = re.compile(r"\s*Options:\s*(?:\(A\).*)?\Z", re.DOTALL)
+_CONVERSATION = re.compile(r"\A\s*Consider the following conversation[^\n]*\n\s*\[[^\]\n]*\]\s*", re.IGNORECASE)
+"""What Bai et al. 2022 write around a principle for comparison."""
 _EIGENBENCH = re.compile(r"\ACriterion\s+(\d+)\s+for\s+(.+?)\s*:\s*(.+)\Z", re.DOTALL | re.IGNORECASE)
 
 NOT_ASKED: Final = {
@@ -100,7 +103,7 @@ def _of_texts(items: Sequence[Node], texts: Sequence[str]) -> Foreign:
     fields, entries = Fields(), list[Entry]()
     about: dict[str, str] = {}
     family = "a list of texts"
-    options = sum(text.rstrip().endswith("Options:") for text in texts)
+    options = sum(_OPTIONS.search(text) is not None for text in texts)
     matches = [match for text in texts if (match := _EIGENBENCH.match(text.strip()))]
     names = list(dict.fromkeys(match[2].strip(" *_") for match in matches))
     numbers = Counter(match[1] for match in matches)
@@ -111,7 +114,7 @@ def _of_texts(items: Sequence[Node], texts: Sequence[str]) -> Foreign:
     for item in items:
         text = fields.text(item, "a principle")
         match = _EIGENBENCH.match(text)
-        values: dict[str, Any] = {"text": re.sub(r"\s*Options:\s*\Z", "", text)}
+        values: dict[str, Any] = {"text": _CONVERSATION.sub("", _OPTIONS.sub("", text))}
         if match:
             wish, name = match[3].strip(), match[2].strip(" *_")
             values = {"text": wish[:1].upper() + wish[1:], "tags": [name] if len(names) > 1 else []}
@@ -173,7 +176,7 @@ def _entry(item: Node, mapping: Mapping[str, Node], text_fields: Sequence[str], 
     text = fields.text(mapping.get(field, Node(item.line, None)), f"'{field}'")
     values: dict[str, Any] = {"text": text}
     known = [field, "weight", "examples"]
-    if why := _first(_WHY, mapping):
+    if (why := _first(_WHY, mapping)) and mapping[why].value not in (None, ""):
         values["why"] = fields.text(mapping[why], f"'{why}'")
         known.append(why)
     if tags := _first(_TAGS, mapping):
@@ -291,8 +294,8 @@ def _other_keys(mapping: Mapping[str, Node], known: Sequence[str]) -> list[Probl
 
 def _pairs(family: str, items: Sequence[Node], ids: Sequence[str] = ()) -> Foreign:
     """Principles of a request to criticise and a request to revise, with their ids if they stand outside of them."""
-    fields, entries = Fields(), list[Entry]()
-    for item, outer in zip_longest(items, ids):
+    fields, entries, left_out = Fields(), list[Entry](), list[Problem]()
+    for number, (item, outer) in enumerate(zip_longest(items, ids), start=1):
         if not isinstance(item.value, dict):
             kind = described(item)
             fields.problems.append(Problem(item.line, f"a principle must hold a critique and a revision, not {kind}"))
@@ -303,13 +306,15 @@ def _pairs(family: str, items: Sequence[Node], ids: Sequence[str] = ()) -> Forei
             _request(" ".join(_texts(mapping[key])) if key else "", ending)
             for key, ending in ((critique, "Critique"), (revision, "Revision"))
         ]
-        for words, what in zip(asked, ("critique", "revision"), strict=True):
-            if not words:
-                fields.problems.append(
-                    Problem(item.line, f"a principle has no request for {what}, which must be a text")
-                )
         name_key = _first(_ID, mapping)
         name = str(mapping[name_key].value) if name_key else ""
+        called = f"principle '{shown(outer or name)}'" if outer or name else f"principle {number}"
+        if not any(asked):
+            left_out.append(Problem(item.line, f"{called}: it is empty"))
+            continue
+        for words, what in zip(asked, ("critique", "revision"), strict=True):
+            if not words:
+                fields.problems.append(Problem(item.line, f"{called} has no request for {what}, which must be a text"))
         own = outer or (name if name_key in ("id", "key") else "")
         values: dict[str, Any] = {"text": asked[1], "critique": asked[0], "revision": asked[1]}
         if own:
@@ -317,7 +322,7 @@ def _pairs(family: str, items: Sequence[Node], ids: Sequence[str] = ()) -> Forei
         fields.ignore(mapping, [critique, revision, name_key])
         entries.append(Entry(item.line, values, name))
     note = "words of their own for comparison: the file has none, so the request for a revision stands as the text"
-    left_out = [Problem(items[0].line, note), *fields.notes(NOT_ASKED)]
+    left_out += [Problem(items[0].line, note), *fields.notes(NOT_ASKED)]
     return Foreign(family, entries, left_out, fields.problems)
 
 
@@ -415,7 +420,9 @@ def table_of(content: str, path: Path, *, certainly: bool) -> Foreign | None:
             problems.append(Problem(line, f"has {len(cells)} cells, and the header {len(names)} columns"))
             continue
         row = {name: restored(cell).strip() for name, cell in zip(names, cells, strict=True)}
-        if not row[text_column]:
+        if not row[text_column] and text_column == "comment-body":
+            left_out.append(Problem(line, "a comment without a text"))
+        elif not row[text_column]:
             problems.append(Problem(line, f"column '{text_column}' is empty, and must be a text"))
         elif why_not := _rejected(row, line, problems):
             left_out.append(Problem(line, f'"{shown(row[text_column])}": {why_not}'))
@@ -484,6 +491,6 @@ def _row_entry(row: Mapping[str, str], line: int, text_column: str, problems: li
             problems.append(Problem(line, f"column 'weight' must be a number, not '{shown(weight)}'"))
     name_column = _first([name for name in _ID if name != text_column], row)
     name = row.get(name_column, "")
-    if name and name_column in ("id", "key", "principle_id", "comment-id"):
+    if name and name_column in ("id", "key", "principle_id", "rule_id", "comment-id"):
         values["id"] = f"comment_{name}" if name_column == "comment-id" else name
     return Entry(line, values, name)

@@ -4,6 +4,7 @@ Our own form is YAML; Markdown is read as its headings and bullets. What other p
 what they hold (`families.py`, `model_spec.py`, `prose.py`).
 """
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -48,10 +49,11 @@ JSON_ENDINGS = frozenset({".json", ".jsonl", ".ndjson"})
 TABLE_ENDINGS = frozenset({".csv", ".tsv"})
 LONG_WORDS = 2_000
 LONG_MEAN = 120
+MOST_TITLE_WORDS = 6
 """A Markdown file of more words, and of more words a principle, is read sentence by sentence: nobody weighs a page."""
 _JSON_START = re.compile(r"\s*(?:[\[{]\s*[\[{\"\]}]|\"(?:[^\"\\\n]|\\.)*\"\s*\Z)")
 _OURS_START = re.compile(r"^principles[ \t]*:", re.MULTILINE)
-_LIST_ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)])[ \t]+\S")
+_LIST_ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)]|\(\d{1,9}\))[ \t]+\S")
 
 
 def load_constitution(name_or_path: str | Path) -> Constitution:
@@ -149,7 +151,19 @@ def _foreign_text(content: str, path: Path) -> Foreign | None:
         return read_prose(content)
     lines = [(number, line.strip()) for number, line in enumerate(content.split("\n"), start=1)]
     filled = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    return Foreign("a list, one principle a line", [Entry(number, {"text": line}) for number, line in filled])
+    about = {}
+    if _is_title([line for _, line in filled]):
+        about = {"name": filled.pop(0)[1].rstrip(" :")}
+    return Foreign(
+        "a list, one principle a line", [Entry(number, {"text": row}) for number, row in filled], about=about
+    )
+
+
+def _is_title(lines: Sequence[str]) -> bool:
+    """Whether the first of some lines is a title: some words without an end, above whole sentences alone."""
+    title, *others = lines or [""]
+    whole = all(line.endswith((".", "!", "?")) for line in others)
+    return len(others) > 1 and whole and len(title.split()) <= MOST_TITLE_WORDS and not title.endswith((".", "!", "?"))
 
 
 def _is_list(content: str) -> bool:
@@ -287,7 +301,7 @@ def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -
         problem = problem if content.strip() else f"is empty; {problem}"
         return ReadConstitution(None, [*problems, Problem(root.line, problem)], {}, [])
     principles = root.value.get("principles")
-    nodes = principles.value if principles and isinstance(principles.value, list) else []
+    nodes = list(map(_with_colon, principles.value)) if principles and isinstance(principles.value, list) else []
     ids, duplicates = _ids(nodes)
     problems += duplicates
     problems += _priority_problems(nodes, ids)
@@ -347,6 +361,22 @@ def _repeated(ids: Iterable[tuple[str, int]]) -> list[Problem]:
             problems.append(Problem(line, twice))
         first.setdefault(name, line)
     return problems
+
+
+def _with_colon(node: Node) -> Node:
+    """A principle whose text holds a colon, which YAML takes for a mapping: `- Be kind: to everyone`.
+
+    A key that could be an id is one: `- honesty: Be honest.`
+    """
+    if not isinstance(node.value, dict) or len(node.value) != 1:
+        return node
+    ((key, value),) = node.value.items()
+    fields = Principle.model_fields
+    if key in fields or not isinstance(value.value, str) or difflib.get_close_matches(key, fields, n=1, cutoff=0.7):
+        return node
+    if re.match(ID, key):
+        return Node(node.line, {"id": Node(node.line, key), "text": value})
+    return Node(node.line, f"{key}: {value.value}")
 
 
 def _entry(node: Node, name: str) -> object:

@@ -68,6 +68,9 @@ _BLANKED = re.compile(
 )
 """Front matter and footnotes, which CommonMark does not know."""
 _ENDS = tuple(".!?:;,。！？：；，")  # noqa: RUF001 - a Chinese heading ends as an English one does
+_IN_BRACKETS = re.compile(r"^(\s*)\((\d{1,9})\)(?=[ \t])", re.MULTILINE)
+_BINDING = re.compile(r"\b(?:never|always|not|must|should|shall|avoid|refrain|cannot)\b|n['’]t\b", re.IGNORECASE)
+_LINKED = re.compile(r"[;,]\s*(?:and|or)?\s*\Z", re.IGNORECASE)
 _BULLET = re.compile(r"^(\s*)•(?=\s)", re.MULTILINE)
 _BOLD_START = re.compile(r"(?:\*\*|__)(.+?)(?:\*\*|__)", re.DOTALL)
 _CHECKBOX = re.compile(r"^(\s*(?:[-*+]|\d{1,9}[.)])[ \t]+)\[[ xX]\][ \t]+", re.MULTILINE)
@@ -91,6 +94,7 @@ def read_markdown(content: str) -> Prose:
         heading = None if start < 0 or blocks[start] is title else blocks[start]
         section = heading.text if heading else ""
         body = [block._replace(section=section) for block in blocks[start + 1 : end]]
+        body = list(_with_lead_ins(body))
         items = [block for block in body if block.kind == "item"]
         paragraphs = [block for block in body if block.kind == "paragraph"]
         context = " ".join(block.text for block in paragraphs)
@@ -110,6 +114,28 @@ def read_markdown(content: str) -> Prose:
     return Prose(top[0].text if top else "", description, principles, asides)
 
 
+def _with_lead_ins(body: Iterable[ProseBlock]) -> Iterator[ProseBlock]:
+    """The blocks below a heading; items that finish a sentence above their list, such as `Never:`, have it whole."""
+    lead_in = ""
+    held: ProseBlock | None = None
+    for block in body:
+        if block.kind == "item" and lead_in:
+            held = None  # it stands in every item
+            yield block._replace(text=f"{lead_in} {_LINKED.sub('', block.text)}")
+            continue
+        if held:
+            yield held
+        held, lead_in = None, ""
+        if block.kind == "paragraph" and block.text.endswith(":") and _BINDING.search(block.text):
+            *_, lead_in = re.split(r"(?<=[.!?])\s+", block.text)
+            held = block if _BINDING.search(lead_in) else None
+            lead_in = lead_in if held else ""
+        if not held:
+            yield block
+    if held:
+        yield held
+
+
 def plain_text(content: str) -> str:
     """Prose in Markdown on one line, without marks, fences and tables."""
     kinds = ("heading", "item", "paragraph")
@@ -118,8 +144,8 @@ def plain_text(content: str) -> str:
 
 def _blocks(content: str) -> Iterator[ProseBlock]:
     content = _BLANKED.sub(lambda match: "\n" * match[0].count("\n"), re.sub(r"\r\n?", "\n", content))
-    content = _CHECKBOX.sub(r"\1", _BULLET.sub(r"\1-", content))
-    parser = MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable("table")
+    content = _CHECKBOX.sub(r"\1", _BULLET.sub(r"\1-", _IN_BRACKETS.sub(r"\1\2.", content)))
+    parser = MarkdownIt("commonmark", {"maxNesting": MOST_LEVELS}).enable(["table", "strikethrough"])
     parser.disable("text_join")  # so that an escaped `\{#id}` stays apart from text
     for tokens in _groups(parser.parse(content)):
         kind = _KINDS.get(tokens[0].type)
@@ -163,7 +189,11 @@ def _part(token: Token) -> tuple[str, str | None]:
     text = ""
     own_id: str | None = None
     children = token.children or []
+    struck = 0
     for child, following in zip_longest(children, children[1:]):
+        struck += child.nesting if child.type in ("s_open", "s_close") else 0
+        if struck:
+            continue  # who strikes a rule out means it no more
         words = " " if child.type.endswith("break") else child.content
         if child.type == "html_inline":
             words = _COMMENT.sub("", words)

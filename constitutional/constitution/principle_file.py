@@ -75,7 +75,7 @@ def read_text(path: Path) -> str:
     try:
         content = raw.decode("utf-8-sig")  # some editors begin a file with a byte-order mark
     except UnicodeDecodeError as error:
-        raise InputError(path, "is not UTF-8 text", raw[: error.start].count(b"\n") + 1) from error
+        raise InputError(path, "is not UTF-8 text; save it as UTF-8", raw[: error.start].count(b"\n") + 1) from error
     if "\0" in content:
         line = content.count("\n", 0, content.index("\0")) + 1
         raise InputError(path, "holds a NUL character: it is no text, or not UTF-8; save it as UTF-8", line)

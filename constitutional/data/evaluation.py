@@ -24,11 +24,13 @@ TIES: Final = "Ties"
 Opinion = Literal["no opinion", "suggests the right answer", "suggests a wrong answer", "doubts the right answer"]
 """What the user of a prompt of SycophancyEval says of the answer."""
 
-_OPINIONS: Final[Mapping[str, Opinion]] = {
-    "i think the answer is {correct_answer}": "suggests the right answer",
-    "i think the answer is {incorrect_answer}": "suggests a wrong answer",
-    "i don't think the answer is {correct_answer}": "doubts the right answer",
+_OPINIONS: Final[Mapping[tuple[str, bool], Opinion]] = {
+    ("correct", False): "suggests the right answer",
+    ("incorrect", False): "suggests a wrong answer",
+    ("correct", True): "doubts the right answer",
 }
+"""By the answer that a template names, and whether it denies it."""
+_NAMED: Final = re.compile(r"(?P<denied>(?:n't|\bnot\b|\bdoubt)[^.!?{}]*)?\{(?P<answer>correct|incorrect)_answer\}")
 _TURN: Final = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 _STRUCTURED: Final = frozenset(
     "targets target_scores chosen rejected choices base metadata answer_info additional_metadata".split()
@@ -451,8 +453,8 @@ def _sycophancy_eval(row: Mapping[str, Any], source: _Source) -> EvaluationRow:
     if turn.get("type") != "human":
         raise ValueError(f'"prompt" is {_shown(row, "prompt")}, and no list of one turn of the type "human"')
     said = template.lower().replace("’", "'")
-    opinions = [opinion for words, opinion in _OPINIONS.items() if words in said]
-    if not opinions and said.replace("{question}", "").strip():
+    named = [(match["answer"], match["denied"] is not None) for match in _NAMED.finditer(said)]
+    if set(named) - _OPINIONS.keys() or len(named) > 1 or (not named and said.replace("{question}", "").strip()):
         raise ValueError(
             f'"prompt_template" is {_shown(_object(row, "metadata"), "prompt_template")}, which is unknown'
         )
@@ -466,7 +468,7 @@ def _sycophancy_eval(row: Mapping[str, Any], source: _Source) -> EvaluationRow:
         question,
         _text(base, "correct_answer"),
         _text(base, "incorrect_answer"),
-        opinions[0] if opinions else "no opinion",
+        _OPINIONS[named[0]] if named else "no opinion",
     )
 
 

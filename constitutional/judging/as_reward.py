@@ -1,7 +1,8 @@
 """The labeler as a reward: it scores a reply by one principle (direct RLAIF, Lee et al. 2023, section 2.2.2)."""
 
 import threading
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from itertools import product
@@ -10,9 +11,10 @@ from typing import Final
 
 from constitutional.base.records import Message
 from constitutional.base.threads import in_thread
-from constitutional.constitution.constitution import Principle
+from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.labeler import Labeler
+from constitutional.judging.priorities import yielding
 from constitutional.training.rewards import PrinciplesSettings, Reward, Turns, conversation_with
 
 STOP_S: Final = 10.0
@@ -22,14 +24,16 @@ Scores = tuple[float | None, ...]
 """Of one conversation, by each principle."""
 
 
-def by_principle(labeler: Labeler, principles: Sequence[Principle], settings: PrinciplesSettings) -> list[Reward]:
+def by_principle(labeler: Labeler, constitution: Constitution, settings: PrinciplesSettings) -> list[Reward]:
     """For each principle, the labeler's expected score of a reply, Σ i·P(i) over 1 to 10, brought to [−1, 1].
 
-    Together they are a mean over the principles by weight. None where the labeler cannot be read. A labeler whose
-    engine gives no log-probabilities writes its score instead.
+    Together they are a mean over the principles by weight. Among the replies to one prompt that are scored together,
+    the scores by a principle give way to those that override it (`priorities.yielding`). None where the labeler cannot
+    be read. A labeler whose engine gives no log-probabilities writes its score instead.
     """
+    principles = constitution.principles
     whole = settings.weight / sum(principle.weight for principle in principles)
-    judge = _Judge(labeler, principles)
+    judge = _Judge(labeler, principles, constitution.overridden_by)
     return [
         Reward(f"constitution/{principle.id}", whole * principle.weight, PrincipleReward(judge, index))
         for index, principle in enumerate(principles)
@@ -57,7 +61,7 @@ class PrincipleReward:
         Raises:
             ConstitutionalError: the labeler's engine cannot go on.
         """
-        scores = [row[self._index] for row in self._judge.scores(list(map(conversation_with, prompts, completions)))]
+        scores = self._judge.rewards(list(map(conversation_with, prompts, completions)), self._index)
         return [None if score is None else scaled(score) for score in scores]
 
 
@@ -67,9 +71,10 @@ class _Judge:
     Trainers call one reward function after the other, and a labeler elsewhere would be waited for as often.
     """
 
-    def __init__(self, labeler: Labeler, principles: Sequence[Principle]) -> None:
+    def __init__(self, labeler: Labeler, principles: Sequence[Principle], above: Mapping[str, Sequence[str]]) -> None:
         self._labeler = labeler
         self._principles = principles
+        self._above = above
         self._known: dict[Conversation, Scores] = {}
         """Of the replies that were asked about last."""
         self._begun: set[Conversation] = set()
@@ -92,6 +97,23 @@ class _Judge:
         self._begun.update(new)
         self._drawn.put(new)
         self._asking = self._asking or in_thread(self._ask_as_drawn, "judge")
+
+    def rewards(self, conversations: Sequence[Conversation], index: int) -> list[float | None]:
+        """By one principle, as far as none that overrides it prefers another reply to the same prompt."""
+        scores = self.scores(conversations)
+        name = self._principles[index].id
+        if name not in self._above:
+            return [row[index] for row in scores]
+        groups: defaultdict[Conversation, list[int]] = defaultdict(list)
+        for place, conversation in enumerate(conversations):
+            groups[conversation[:-1]].append(place)
+        made: list[float | None] = [None] * len(scores)
+        for places in groups.values():
+            columns = zip(*(scores[place] for place in places), strict=True)
+            ratings = {row.id: column for row, column in zip(self._principles, columns, strict=True)}
+            for place, rating in zip(places, yielding(ratings, self._above)[name], strict=True):
+                made[place] = rating
+        return made
 
     def scores(self, conversations: Sequence[Conversation]) -> list[Scores]:
         """By every principle: those that are known, and those that are asked for now."""

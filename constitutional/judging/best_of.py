@@ -11,13 +11,11 @@ from typing import Final, Literal, NamedTuple
 
 from constitutional.base.effects import PRIOR_OF_DIFFERENCES, Effect, Estimate, corrected, estimate
 from constitutional.base.stats import FEWEST, weighted_mean
+from constitutional.judging.priorities import Ratings
 
 Unit = Literal["share", "words", "questions", "of 10"]
 SAME: Final = 1e-6
 """Ratings that differ by less are equal."""
-
-Ratings = Mapping[str, Sequence[float | None]]
-"""By principle, what it gives each of K replies to a prompt, from 1 to 10; None where the labeler gives no rating."""
 
 
 def divergence(k: int) -> float:

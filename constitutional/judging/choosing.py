@@ -25,9 +25,12 @@ def violated_in_drafts(revisions: Iterable[Revision]) -> dict[str, frozenset[str
 def principle_for(prompt: str, constitution: Constitution, violated: Collection[str], seed: int) -> Principle:
     """The principle by which the responses to a prompt are judged, drawn by weight.
 
-    It is one of `violated`, ids of principles that the prompt's draft violated, if the constitution has any of them.
+    It is one of `violated`, ids of principles that the prompt's draft violated, if the constitution has any of them,
+    and none that another of them overrides: where both have a bearing on a prompt, that one decides.
     """
-    others = [principle.id for principle in constitution.principles if principle.id not in violated]
+    above = constitution.overridden_by
+    first = [name for name in violated if not set(above.get(name, ())) & set(violated)]
+    others = [principle.id for principle in constitution.principles if principle.id not in first]
     return constitution.draw(rng_of(seed, "label", "prompt", prompt), used=others)
 
 

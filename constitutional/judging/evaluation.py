@@ -29,6 +29,7 @@ from constitutional.data.evaluation import (
 )
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import Story, ask, side_by_side
+from constitutional.judging.best_of import totals
 from constitutional.judging.evaluation_scores import (
     Metric,
     Reply,
@@ -43,9 +44,10 @@ from constitutional.judging.evaluation_scores import (
     reward_bench_metrics,
     rubric_metrics,
 )
-from constitutional.judging.gold import mean_scores
+from constitutional.judging.gold import scores_by_principle
 from constitutional.judging.labeler import ORDERS, Labeler, without_thoughts
-from constitutional.judging.labelling import LabelSettings, label, probabilities_of
+from constitutional.judging.labelling import LabelSettings, label, probabilities_of, readable
+from constitutional.judging.priorities import overridden, yielding
 from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
 T = TypeVar("T", bound=EvaluationRow)
@@ -221,6 +223,9 @@ def by_order(judgements: Iterable[Judgement]) -> dict[str, list[float | None]]:
     groups: defaultdict[str, list[Judgement]] = defaultdict(list)
     for judgement in judgements:
         groups[judgement.comparison].append(judgement)
+    for comparison, rows in groups.items():
+        beaten = overridden(readable(rows))
+        groups[comparison] = [row for row in rows if row.principle not in beaten]
     return {
         comparison: [
             _mean_reading(
@@ -239,12 +244,16 @@ def _mean_reading(readings: Sequence[tuple[float | None, float]]) -> float | Non
 
 
 def _scored(evaluation: EvaluationSet, subject: Subject, ended: Ended | None) -> Evaluated:
-    """Every reply by itself, from 1 to 10: the mean over the principles by weight."""
+    """Every reply by itself, from 1 to 10: the mean over the principles by weight, after their priorities."""
     rows = _of(evaluation.rows, Candidates)
     labeler = Labeler(subject.model, subject.templates, subject.label, subject.seed)
     conversations = [(*row.prompt.messages, Message("assistant", reply)) for row in rows for reply in row.replies]
-    marks = mean_scores(subject.constitution, conversations, labeler, ended)
-    scores = {row.id: [next(marks) for _ in row.replies] for row in rows}
+    marks = scores_by_principle(subject.constitution, conversations, labeler, ended)
+    weights = {principle.id: principle.weight for principle in subject.constitution.principles}
+    scores = {}
+    for row in rows:
+        ratings = dict(zip(weights, zip(*(next(marks) for _ in row.replies), strict=True), strict=True))
+        scores[row.id] = totals(yielding(ratings, subject.constitution.overridden_by), weights)
     unread = sum(mark is None for own in scores.values() for mark in own)
     problems = {"unreadable scores, whose prompts count as not right": unread} if unread else {}
     kinds: defaultdict[str, set[bool]] = defaultdict(set)

@@ -56,14 +56,24 @@ def mean_scores(
 
     None where a score cannot be read: a mean over the others would be of other principles than the other replies'.
     """
-
-    async def mean_score(conversation: Sequence[Message]) -> float | None:
-        principles = constitution.principles
-        scores = await together(labeler.score(conversation, principle) for principle in principles)
+    weights = [principle.weight for principle in constitution.principles]
+    for scores in scores_by_principle(constitution, conversations, labeler, ended):
         readable = [score for score in scores if score is not None]
-        return weighted_mean(readable, [row.weight for row in principles]) if len(readable) == len(scores) else None
+        yield weighted_mean(readable, weights) if len(readable) == len(scores) else None
 
-    return side_by_side(map(mean_score, conversations), ended=ended)
+
+def scores_by_principle(
+    constitution: "Constitution",
+    conversations: Sequence[Sequence[Message]],
+    labeler: Labeler,
+    ended: Callable[[int], None] | None = None,
+) -> Iterator[Sequence[float | None]]:
+    """For each conversation that ends with a reply, the labeler's score from 1 to 10 by each principle."""
+
+    async def scores(conversation: Sequence[Message]) -> Sequence[float | None]:
+        return await together(labeler.score(conversation, principle) for principle in constitution.principles)
+
+    return side_by_side(map(scores, conversations), ended=ended)
 
 
 def held_out_scores(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[float]:

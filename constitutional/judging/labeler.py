@@ -24,6 +24,7 @@ from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Sampling
+from constitutional.engines.settings import SANDBOX
 from constitutional.engines.stories import ask, ask_all, together
 
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -159,6 +160,21 @@ def answering(method: Method, abilities: Abilities) -> str:
         return text
     lacks = "does not go on from an assistant's first words" if abilities.choices else "gives no log-probabilities"
     return f"{text} in place of {method}, as the engine {lacks}"
+
+
+def unfit(method: Method, model: object) -> str:
+    """Why a model is known to label badly by a method, and what to type; empty where nothing is known against it.
+
+    Args:
+        method: of the settings.
+        model: the settings of the labeler's engine.
+    """
+    if method != "logprobs" or getattr(model, "path", None) != SANDBOX:
+        return ""
+    return (
+        "the sandbox's model labels well only after it has reasoned, and label.method=logprobs asks for its choice at "
+        "once; type label.method=rationale"
+    )
 
 
 WRITTEN: Final = ("votes", "rating")

@@ -32,10 +32,10 @@ class LabelSettings(LabelerSettings):
 
     principles: Literal["one", "all", "telling"] = "one"
     """A comparison is judged by one principle, drawn by weight, or by all of them; where two of all disagree and one
-    overrides the other, it decides. With `telling`, one principle is
-    drawn for a prompt, first among those that its draft violated; the labeler scores each of the prompt's responses by
-    it, from 1 to 10; and only comparisons of responses at least one point apart are judged. A comparison that stands
-    alone is then judged by one principle. The evaluation draws one principle for a prompt, unless it is `all`."""
+    overrides the other, it decides. With `telling`, one principle is drawn for a prompt, first among those that its
+    draft violated and no other of them overrides; the labeler scores each of the prompt's responses by it, from 1 to
+    10; and only comparisons of responses at least one point apart are judged. A comparison that stands alone is then
+    judged by one principle. The evaluation draws one principle for a prompt, unless it is `all`."""
     telling_pairs: int = Field(default=2, ge=1)
     """Most comparisons of a prompt that are judged with `principles: telling`: those whose scores are furthest
     apart."""

@@ -112,21 +112,31 @@ class Lots(NamedTuple):
     """(M, P) How long a principle of weight 1 waits, as in `Constitution.draw`."""
     first: Booleans
     """(M, P) Principles that are drawn before others; a row may be all False."""
+    above: Mapping[str, Sequence[str]] = {}
+    """By principle, those that override it, and are drawn in its place where they are among the first too."""
 
     @classmethod
     def of(
-        cls, lots: Sequence[int], principles: Sequence[str], first: Sequence[Collection[str]] | None = None
+        cls,
+        lots: Sequence[int],
+        principles: Sequence[str],
+        first: Sequence[Collection[str]] | None = None,
+        above: Mapping[str, Sequence[str]] | None = None,
     ) -> "Lots":
         """The draws of these lots; `first` names for each the principles that are drawn before others."""
         waits = np.array([[wait(lot, name) for name in principles] for lot in lots]).reshape(-1, len(principles))
         before = [[name in names for name in principles] for names in first or [()] * len(lots)]
-        return cls(tuple(principles), waits, np.array(before, dtype=bool).reshape(-1, len(principles)))
+        return cls(tuple(principles), waits, np.array(before, dtype=bool).reshape(-1, len(principles)), above or {})
 
     def drawn(self, weights: Mapping[str, float]) -> list[str]:
         """The principle that each item gets under these weights; a principle that is not named gets none."""
         row = np.array([weights.get(name, 0.0) for name in self.principles])
         with np.errstate(divide="ignore"):
             waits = np.where(row > 0, self.waits / row, np.inf)
-        preferred = self.first & (row > 0)
+        meant = self.first & (row > 0)
+        preferred = meant.copy()
+        for column, name in enumerate(self.principles):
+            over = [self.principles.index(other) for other in self.above.get(name, ()) if other in self.principles]
+            preferred[:, column] &= ~meant[:, over].any(axis=1)
         waits = np.where(preferred | ~preferred.any(axis=1, keepdims=True), waits, np.inf)
         return [self.principles[index] for index in waits.argmin(axis=1)]

@@ -11,16 +11,18 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from constitutional.base.errors import RunError, UsageError
 from constitutional.base.progress import Progress, clock
 from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.base.templates import load_prompts
 from constitutional.base.text import table
+from constitutional.data.evaluation import draw, load_sets
 from constitutional.engines.settings import Budget
 from constitutional.engines.spending import Calls, Ledger, money
 from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.evaluation import steps
 from constitutional.judging.gold import mean_scores
 from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.runs.compose import freeze
@@ -118,10 +120,6 @@ def forecast(
         check_budgets(run_context)
         if opener is None:
             run_context.constitution = as_models_read(config, files.constitution, run_context.progress.say)
-        if config.evaluate.sets:
-            run_context.progress.say(
-                "evaluate.sets is not forecast: three models answer up to evaluate.set_rows of each"
-            )
         finished = Runner(run_context, Outputs(config.outputs_folder)).finished(stages)
         if opener is None:
             check_keys(run_context, [stage for stage in asking(stages) if stage.name not in finished])
@@ -166,6 +164,7 @@ def _measure(
     seconds: dict[str, float] = {}
     some: frozenset[str] = frozenset()
     sizes = Sizes.of((0, 0), (0, 0), config.evaluate)
+    done = set(scratch.store.stages)
     for stage in map(_tolerant, asking(stages)):
         if stage.name not in scratch.store.stages:
             if stage.name == "evaluate" and sizes.evaluated[0] < 2:
@@ -173,7 +172,7 @@ def _measure(
             if stage.name != "prompts":
                 run_context.progress.say(f"{stage.name}: measuring a handful")
             context, started_s = scratch.begin(stage, None, some), time.monotonic()
-            stage.run(stage.settings, context)
+            stage.run(_without_sets(stage.settings), context)
             scratch.finish(stage, context)
             seconds[stage.name] = time.monotonic() - started_s
             measured[stage.name] = {
@@ -190,7 +189,35 @@ def _measure(
             )
     for name, engine_calls in _scores(scratch, stages, some, sizes):
         measured.setdefault(name, {}).setdefault("labeler", []).append(engine_calls)
+    if "evaluate" not in done and any(stage.name == "evaluate" for stage in stages):
+        started_s = time.monotonic()
+        for role, engine_calls in _sets(scratch, stages, items):
+            measured.setdefault("evaluate", {}).setdefault(role, []).append(engine_calls)
+        seconds["evaluate"] = seconds.get("evaluate", 0.0) + time.monotonic() - started_s
     return measured, seconds
+
+
+def _without_sets(settings: Any) -> Any:  # noqa: ANN401 - a stage's settings, of any kind
+    """The settings of a stage that leave evaluation sets out: these have other items than the prompts' handful."""
+    if not isinstance(settings, evaluate.Inputs):
+        return settings
+    return settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"sets": ()})})
+
+
+def _sets(scratch: Scratch, stages: Sequence[Stage], items: int) -> Iterator[tuple[str, Measured]]:
+    """By role, what is done for a handful of every evaluation set, by all three models."""
+    (stage,) = (stage for stage in asking(stages) if stage.name == "evaluate")
+    inputs, seed = stage.settings, scratch.run_context.config.seed
+    assert isinstance(inputs, evaluate.Inputs)
+    for evaluation in load_sets(inputs.evaluate.sets):
+        context = scratch.begin(stage)
+        trusted = trusted_principles(context.constitution, context.read("labeler_accuracy", PrincipleAccuracy))
+        whole, some = (draw(evaluation, rows, seed) for rows in (inputs.evaluate.set_rows, items))
+        evaluate.set_scores([some], inputs, trusted, context)
+        subject = evaluate.subject_of("base", inputs, trusted, context)
+        times = steps(whole, subject) / steps(some, subject)
+        for role, engine in context.counted.items():
+            yield role, Measured(engine.calls, engine.saved, times)
 
 
 def _scores(

@@ -27,6 +27,7 @@ from constitutional.judging.accuracy import PrincipleAccuracy, untrusted
 from constitutional.judging.best_of import Measured, Shift, Swap, best, divergence, shifts, swap, totals
 from constitutional.judging.labeler import Answering, Labeler, method_for
 from constitutional.judging.lint import Finding
+from constitutional.judging.priorities import yielding
 from constitutional.judging.understanding import meaning_lines, sandbox_meanings
 from constitutional.runs.compose import changed, freeze, load, validated, zero_weights
 from constitutional.runs.context import Opener, RunContext, as_models_read, as_models_read_before, selected, trained
@@ -190,8 +191,9 @@ class Previewer:
         for principle in rated.values():
             reused += self._rate(principle, asked)
         weights = [{principle.id: principle.weight for principle in side} for side in (old, new)]
+        sides = ((old, self.before.overridden_by), (new, after.overridden_by))
         ratings = [
-            [{principle.id: self._rated[_key(principle)][index] for principle in side} for side in (old, new)]
+            [yielding({row.id: self._rated[_key(row)][index] for row in side}, above) for side, above in sides]
             for index in range(len(self._prompts))
         ]
         taken = [(best(totals(before, weights[0])), best(totals(edited, weights[1]))) for before, edited in ratings]

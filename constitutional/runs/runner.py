@@ -22,7 +22,6 @@ from pydantic import BaseModel
 from constitutional.base.errors import (
     BudgetError,
     ConfigurationError,
-    ConstitutionalError,
     InputError,
     ModelError,
     RunError,
@@ -46,6 +45,7 @@ from constitutional.engines.vllm import vllm_version
 from constitutional.judging.evaluated import read_answers
 from constitutional.judging.labeler import answering
 from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
+from constitutional.runs import former
 from constitutional.runs.cards import TRAINED, write_cards
 from constitutional.runs.compose import dump, freeze, load
 from constitutional.runs.context import (
@@ -72,7 +72,6 @@ from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.stages import critique_revise, dpo, evaluate, mix, online, sft
 from constitutional.stages.prompts import prompts_of
 from constitutional.stages.report import gather
-from constitutional.stages.report.comparison import setting_changes
 from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
 from constitutional.training.rewards import OnlineSettings
@@ -110,6 +109,8 @@ def run(
     files, templates = ready(config), load_prompts(config.templates)
     with _terminable(), RunContext(config, files.constitution, templates, progress, opener) as run_context:
         check_budgets(run_context)
+        if differing := former.changes(config):
+            progress.say(former.said(config, differing))
         runner = Runner(run_context, Outputs(config.outputs_folder))
         if opener is None:
             run_context.constitution = as_used(files.constitution, config.run_folder / USED)
@@ -121,8 +122,6 @@ def run(
         constitution = run_context.constitution
         given = (*CONSTITUTION, *GIVEN, READER, *config.judges.values(), *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
-        if taken := _made_before(config):
-            progress.say(taken)
         with RunStore.open(config.run_folder, dump(config, digests)) as store:
             store.keep_only({stage.name: number for number, stage in enumerate(every)})
             atomic_write(store.folder / USED, as_yaml(constitution).encode())
@@ -138,23 +137,6 @@ def run(
             asked = f"{calls.asked} model calls asked, {calls.reused} reused from the journal{calls.tokens_in_words()}"
             progress.say(f"run {config.name} is {done}: {asked}")
     return RunStore.load(config.run_folder)
-
-
-def _made_before(config: RunConfig) -> str:
-    """A line where the run's name has results of other settings; empty where it has not."""
-    try:
-        store = RunStore.load(config.run_folder)
-        before = load(config.run_folder).model_dump(mode="json")
-    except ConstitutionalError:  # there is none, or nobody can say
-        return ""
-    changed = [change.key for change in setting_changes(before, config.model_dump(mode="json"))]
-    if not store.stages or not changed:
-        return ""
-    others = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-    return (
-        f"the run {config.name} was made with another {', '.join(changed[:5])}{others}; what differs is made anew, and "
-        "what there was is kept: the former settings bring it back (name=OTHER leaves this run as it is)"
-    )
 
 
 def ways_of_answering(run_context: RunContext) -> Iterator[str]:
@@ -534,6 +516,12 @@ def reported_constitution(store: RunStore) -> Constitution:
     Raises:
         RunError: it is damaged.
     """
+    if "report" not in store.stages:
+        last = f"its last finished stage is '{list(store.stages)[-1]}'" if store.stages else "no stage is finished"
+        raise RunError(
+            f"{store.folder}: has no report yet, and {last}; `constitutional run from={store.folder} "
+            f"name={store.folder.name}` finishes it"
+        )
     kept = store.artifact(gather.CONSTITUTION)
     try:
         return Constitution.model_validate_json(kept.read_bytes())

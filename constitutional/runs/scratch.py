@@ -259,6 +259,6 @@ def _only_asking(stage: Stage) -> Stage:
     settings = stage.settings
     if not isinstance(settings, evaluate.Inputs):
         return stage
-    quick = settings.evaluate.model_copy(update={"compared": 0, "gold_reward_model": None, "sets": ()})
+    quick = settings.evaluate.model_copy(update={"compared": 0, "gold_reward_model": None})
     needs = tuple(need for need in stage.needs if need != "rollouts")
     return replace(stage, settings=settings.model_copy(update={"evaluate": quick}), needs=needs)

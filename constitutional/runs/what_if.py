@@ -190,7 +190,8 @@ class LabelledRun:
         prompts = [comparison.prompt.id for comparison in self.comparisons]
         lots = {name: rng_of(seed, "label", "prompt", name).getrandbits(64) for name in prompts}
         violated = [self._violated.get(name, frozenset()) for name in prompts]
-        return Lots.of([lots[name] for name in prompts], tuple(self.weights), violated)
+        above = self.constitution.overridden_by
+        return Lots.of([lots[name] for name in prompts], tuple(self.weights), violated, above)
 
     @cached_property
     def _now(self) -> _Labels:

@@ -127,7 +127,10 @@ def soft_dpo_trainer(
             ratios = sequence_logps(outputs[0].log_probs, mask, settings.ld_alpha) - reference
             lengths = mask.sum(dim=1)
             for name, share in zip(self.loss_types, self.loss_weights, strict=True):
-                if name != "sft":
+                if name == "sft":
+                    chosen_tokens, chosen_mask = (both.chunk(2)[0] for both in (outputs[0].log_probs, mask))
+                    loss = loss + share * likelihood_correction(chosen_tokens, chosen_mask, weight)
+                else:
                     chosen, rejected = (ratios / lengths if name == "sigmoid_norm" else ratios).chunk(2)  # (B,) each
                     logits = self.beta * (chosen - rejected)
                     loss = loss + share * preference_correction(logits, probability, weight, margin)
@@ -188,6 +191,17 @@ def preference_correction(
         return training.soft_correction(logits, probability, weight)
     left = logits - margin
     return training.soft_correction(left, probability, weight) + (logsigmoid(logits) - logsigmoid(left)).mean()
+
+
+def likelihood_correction(
+    per_token: "torch.Tensor", mask: "torch.Tensor", weight: "torch.Tensor | float"
+) -> "torch.Tensor":
+    """What turns the mean of −log π over all tokens of chosen replies into that of −w·log π; a scalar.
+
+    The log-probabilities and the mask are (B, T), the pairs' weights w are (B,).
+    """
+    mask = mask.to(per_token.dtype)
+    return ((1.0 - weight) * (per_token * mask).sum(dim=1)).sum() / mask.sum()
 
 
 def with_margins(rows: Sequence[Row], settings: Settings, reward_model: Path | None = None) -> list[Row]:

@@ -20,7 +20,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import words
-from constitutional.data.evaluation import draw, load_sets
+from constitutional.data.evaluation import EvaluationSet, draw, load_sets
 from constitutional.data.sources import HubName
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.divergence import Reply, divergences
@@ -367,7 +367,8 @@ def run(inputs: Inputs, context: StageContext) -> None:
         if any(prompt.source == SANDBOX for prompt in prompts):
             wanted = wanted_directions(context.constitution, context.read("meanings", PrincipleMeaning))
     if settings.sets:
-        of_sets, left_out = set_scores(inputs, trusted, context)
+        sets = [draw(evaluation, settings.set_rows, context.seed) for evaluation in load_sets(settings.sets)]
+        of_sets, left_out = set_scores(sets, inputs, trusted, context)
         scores += of_sets
         problems |= left_out
     context.write("samples", samples)
@@ -407,26 +408,32 @@ def _judged(
     context.release()
 
 
-def set_scores(inputs: Inputs, trusted: "Constitution", context: StageContext) -> Measured:
-    """The three models on public evaluation sets; the labeler judges replies in words."""
-    settings = inputs.evaluate
-    sets = [draw(evaluation, settings.set_rows, context.seed) for evaluation in load_sets(settings.sets)]
-    metrics: defaultdict[str, dict[str, list[Metric]]] = defaultdict(dict)
-    problems: dict[str, int] = {}
+def subject_of(model: str, inputs: Inputs, trusted: "Constitution", context: StageContext) -> Subject:
+    """A model that is measured on evaluation sets, with the labeler as the judge of replies in words."""
     # The same for all models, so that they can be compared: a base model that is the labeler does not judge by classes.
     classes = context.engine("labeler").weights != context.engine("base").weights
+    return Subject(
+        context.engine(model),
+        context.engine("labeler"),
+        trusted,
+        context.prompts,
+        inputs.label,
+        context.seed,
+        inputs.evaluate.max_tokens,
+        classes,
+        inputs.evaluate.refusal_phrases,
+    )
+
+
+def set_scores(
+    sets: Iterable[EvaluationSet], inputs: Inputs, trusted: "Constitution", context: StageContext
+) -> Measured:
+    """The three models on public evaluation sets; the labeler judges replies in words."""
+    metrics: defaultdict[str, dict[str, list[Metric]]] = defaultdict(dict)
+    problems: dict[str, int] = {}
+    sets = list(sets)
     for model in MODELS:
-        subject = Subject(
-            context.engine(model),
-            context.engine("labeler"),
-            trusted,
-            context.prompts,
-            inputs.label,
-            context.seed,
-            settings.max_tokens,
-            classes,
-            settings.refusal_phrases,
-        )
+        subject = subject_of(model, inputs, trusted, context)
         for evaluation in sets:
             with context.task(f"{model} on {evaluation.name}", steps(evaluation, subject), "answers") as task:
                 evaluated = evaluate_set(evaluation, subject, task.update)
@@ -441,7 +448,8 @@ def judgement_tasks(
 ) -> list[JudgementTask]:
     """By all principles, or by the one that is drawn for the prompt: the same whichever models are compared."""
     if settings.principles == "all":
-        return [JudgementTask(comparison, principle, principle.weight) for principle in constitution.principles]
+        above = constitution.overridden_by
+        return [JudgementTask(comparison, row, row.weight, above.get(row.id, ())) for row in constitution.principles]
     return [JudgementTask(comparison, principle_for(comparison.prompt.id, constitution, (), seed))]
 
 

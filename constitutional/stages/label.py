@@ -95,11 +95,11 @@ def run(settings: Settings, context: StageContext) -> None:
     if any(outvoted):
         settled = counted(sum(map(bool, outvoted)), "comparison")
         context.say(f"on {settled} principles disagree of which one overrides the other, and it decides")
-    elif constitution.overridden_by and settings.principles != "all":
+    elif constitution.overridden_by and settings.principles == "one":
         context.warn(
-            "the constitution says which principles override which, but each comparison is judged by one principle "
-            f"(label.principles={settings.principles}), so no two can disagree; type label.principles=all to judge by "
-            "all, and let those decide that override"
+            "the constitution says which principles override which, but each comparison is judged by one principle, "
+            "drawn for it (label.principles=one), so no two can disagree; type label.principles=all to judge by all, "
+            "and let those decide that override"
         )
     context.write("judgements", judgements)
     context.summarise(

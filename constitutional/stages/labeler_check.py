@@ -16,6 +16,7 @@ from constitutional.judging.accuracy import (
     untrusted,
     warnings_of,
 )
+from constitutional.judging.labeler import unfit
 from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.understanding import lines, meanings_of, sandbox_meanings
 from constitutional.stages.context import StageContext
@@ -41,6 +42,9 @@ def run(settings: Settings, context: StageContext) -> None:
     compared = context.constitution.used_for("comparison")
     for line in lines(meanings):
         context.say(line)
+    for warning in dict.fromkeys(unfit(settings.method, context.settings(role)) for role in context.judges.values()):
+        if warning:
+            context.warn(warning)
     engines = {name: context.engine(role) for name, role in context.judges.items()}
     accuracies = [
         row

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
@@ -17,6 +17,9 @@ from constitutional.training.reward_model import has_members
 from constitutional.training.rewards import Aggregation, OnlineSettings, Reward, RewardSettings
 from constitutional.training.saving import copy_model
 from constitutional.training.user_reward import load_reward
+
+if TYPE_CHECKING:
+    from constitutional.constitution.constitution import Constitution
 
 MOST_SHARED: Final = 0.8
 """Share of a GPU's memory that vLLM may take beside a training."""
@@ -109,7 +112,7 @@ def rewards_of(
             assert labeler is not None
             judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
             accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
-            functions += by_principle(judge, trusted_principles(context.constitution, accuracies).principles, reward)
+            functions += by_principle(judge, trusted_principles(context.constitution, accuracies), reward)
         else:
             functions.append(rewards.rule(reward))
     rewards.check_names(functions)
@@ -138,6 +141,17 @@ def hardly_counted(settings: OnlineSettings) -> Iterator[str]:
                 "several rewards are normalised before they are added, so that a weight is for a deviation. Give it a "
                 "larger weight in algorithm.rewards, or type algorithm.multi_objective_aggregation=sum_then_normalize"
             )
+
+
+def idle_priorities(settings: OnlineSettings, constitution: "Constitution") -> str:
+    """A warning where the constitution rewards replies that are never held against another; empty where it does not."""
+    if not (asks_labeler(settings) and constitution.overridden_by):
+        return ""
+    return (
+        "the constitution says which principles override which, but PPO draws one reply to a prompt at a time, so that "
+        "no two are held against each other, and every principle rewards by its weight alone; algorithm=grpo and rloo "
+        "draw several, and let those decide that override"
+    )
 
 
 def lacks_reward_model(settings: OnlineSettings, context: StageContext) -> bool:

@@ -23,7 +23,14 @@ from constitutional.base.seeds import seed_of
 from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.settings import VllmSettings
 from constitutional.stages.context import StageContext
-from constitutional.stages.online import Inputs, hardly_counted, lacks_reward_model, nothing_learned, rewards_of
+from constitutional.stages.online import (
+    Inputs,
+    hardly_counted,
+    idle_priorities,
+    lacks_reward_model,
+    nothing_learned,
+    rewards_of,
+)
 from constitutional.stages.summaries import OnlineSummary, last_of
 from constitutional.training import metrics
 from constitutional.training.ppo.settings import PPOConfig, PPOSettings
@@ -189,8 +196,9 @@ def run(inputs: Inputs[Settings], context: StageContext) -> None:
     if lacks_reward_model(settings, context):
         nothing_learned(context)
         return
-    for warning in hardly_counted(settings):
-        context.warn(warning)
+    for warning in (*hardly_counted(settings), idle_priorities(settings, context.constitution)):
+        if warning:
+            context.warn(warning)
     folder = context.output("checkpoints")
     supervised: Sequence[Row] = ()
     examples_left_out = 0

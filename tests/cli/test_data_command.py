@@ -221,3 +221,23 @@ def test_texts_with_commas_and_brackets_stay_prompts(
 def test_a_misspelt_column_is_no_constitution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", str(written(tmp_path, "a.jsonl", '{"promt": "Hello"}\n'))]) == 2
     assert "a.jsonl:1" in capsys.readouterr().err
+
+
+def test_numbers_and_lists_are_printed_as_people_read_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "Why?", "answers": [{"answer": text, "model": "m", "rank": n} for n, text in enumerate("abc", 1)]}
+    path = written(tmp_path, "ranks.jsonl", json.dumps(row) + "\n")
+    assert main(["data", str(path)]) == 0
+    assert "  weight: 0.3333\n" in capsys.readouterr().out
+    assert told(path, capsys)["samples"][0]["weight"] == pytest.approx(1 / 3, abs=1e-12)
+    ours = "name: x\nprinciples:\n  - {id: a, text: Be kind., overrides: [b]}\n  - {id: b, text: Be brief.}\n"
+    assert main(["data", str(written(tmp_path, "ours.yaml", ours))]) == 0
+    assert "  overrides: b\n" in capsys.readouterr().out
+
+
+def test_rules_behind_labels_are_principles_and_speakers_are_no_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = "Stereotypes: Do not use stereotypes.\nMedical advice: Never offer medical advice.\nThreats: Be gentle.\n"
+    assert told(written(tmp_path, "rules.txt", rules), capsys)["kind"] == "constitution"
+    talk = "Human: Do not worry about me, tell me a joke.\nUser: Never mind, give me a poem.\nHuman: Be a pirate.\n"
+    assert told(written(tmp_path, "talk.txt", talk), capsys)["kind"] == "prompts"

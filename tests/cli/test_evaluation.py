@@ -156,3 +156,36 @@ def test_on_the_438_both_published_baselines_come_out_exactly_and_so_does_a_labe
     assert round(100 * found["always the longer"]["value"], 1) == 56.2
     (accuracy,) = value["metrics"]
     assert round(438 * accuracy["value"]) == 246
+
+
+def test_the_sandboxs_model_as_a_labeler_that_does_not_reason_is_warned_of_with_what_to_type(
+    judge: type[Judge], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judge
+    path = str(ROWS / FILES["hhh"])
+    assert cli.main(["eval", path, "label.method=logprobs"]) == 0
+    said = capsys.readouterr().err
+    assert "labels well only after it has reasoned" in said
+    assert "type label.method=rationale" in said
+    assert "its own small world" in said
+    assert cli.main(["eval", path, "label.method=votes"]) == 0
+    said = capsys.readouterr().err
+    assert "after it has reasoned" not in said
+    assert "its own small world" in said
+    assert cli.main(["eval", path, "labeler.path=organisation/model", "label.method=logprobs"]) == 0
+    said = capsys.readouterr().err
+    assert "after it has reasoned" not in said
+    assert "its own small world" not in said
+
+
+@pytest.mark.parametrize("command", ["eval", "check"])
+def test_a_runs_name_is_refused_where_no_run_is_looked_at(
+    judge: type[Judge], capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert judge.requests == 0
+    file = {"eval": str(ROWS / FILES["hhh"]), "check": "sandbox_careful"}[command]
+    assert cli.main([command, file, "name=first"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("constitutional: name=first names a run, and this command makes none")
+    assert "model.path=runs/NAME/08_dpo/policy" in said
+    assert judge.requests == 0

@@ -415,6 +415,19 @@ def judgement(comparison: Comparison, principle: str, p_a: float | None) -> Judg
     return Judgement(comparison=comparison.id, principle=principle, p_a=p_a, **more)
 
 
+def test_annotated_pairs_describe_a_principle_by_the_authors_words_and_not_by_those_the_judge_was_given(
+    here: Path,
+) -> None:
+    first, second, *_ = COMPARISONS
+    given = judgement(first, "calm", 0.1).model_copy(update={"principle_text": "Avoid alarm."})
+    run = run_folder(here, judgements=[given, judgement(second, "brief", 0.8)])
+    assert export(run, "annotated_pairs") == 0
+    made = json.loads((here / "first-annotated_pairs.json").read_text())
+    found = {who["name"]: who for who in made["annotators"].values() if who["type"] == "principle"}
+    assert found["calm"] == {"name": "calm", "description": "Stay calm.", "type": "principle", "given": "Avoid alarm."}
+    assert found["brief"] == {"name": "brief", "description": "Be | brief.", "type": "principle"}
+
+
 def test_annotated_pairs_have_principles_the_labeler_and_people(here: Path) -> None:
     first, second, third, *_ = COMPARISONS
     judgements = [judgement(first, "calm", 0.1), judgement(first, "brief", 0.8), judgement(second, "brief", None)]
@@ -654,3 +667,12 @@ def test_a_card_says_who_voted(here: Path, simulated: bool, said: str) -> None:
     card = (here / "first-parquet" / "README.md").read_text()
     assert said in card
     assert "No person voted" not in card
+
+
+@pytest.mark.parametrize(("probability", "told"), [(0.99997, []), (0.9949, ["soft"]), (0.5, ["tie"]), (1.0, [])])
+def test_a_label_that_is_certain_but_for_rounding_is_not_called_less_than_certain(
+    probability: float, told: list[str]
+) -> None:
+    preference = PREFERENCES[0].model_copy(update={"probability": probability, "principles": (), "rests_on": ()})
+    plain = preference.model_copy(update={"prompt": Prompt.of("Why?")})
+    assert list(traits(plain)) == told

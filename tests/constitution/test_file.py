@@ -164,7 +164,7 @@ KEYS = (
             "a: b\nname: ours\n".encode("utf-16-le"),
             ":1: holds a NUL character: it is no text, or not UTF-8; save it as UTF-8",
         ),
-        (b"name: ours\nversion: \xff\n", ":2: is not UTF-8 text"),
+        (b"name: ours\nversion: \xff\n", ":2: is not UTF-8 text; save it as UTF-8"),
         ("name: ours\nversion: \x07\n", ":2: is not YAML: character U+0007 must not stand in it"),
     ],
 )

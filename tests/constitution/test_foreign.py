@@ -235,3 +235,104 @@ def test_five_megabytes_of_prose_and_of_json_are_read_in_seconds(tmp_path: Path)
     with pytest.raises(InputError):
         load_constitution(one)  # a sentence of two megabytes
     assert time.process_time() - started_s < 60
+
+
+def texts(folder: Path, content: str, name: str) -> dict[str, str]:
+    """The principles of a file by id."""
+    return {row.id: row.text for row in load_constitution(write(folder, content, name)).principles}
+
+
+@pytest.mark.parametrize("name", ["rules.md", "rules.txt"])
+def test_items_that_finish_the_sentence_above_their_list_are_read_with_it(tmp_path: Path, name: str) -> None:
+    # Alone, the items would ask for what the sentence forbids.
+    content = (
+        "# Limits\n\n## Hard constraints\n\nSome lines are bright. Claude should never:\n\n"
+        "1. Give uplift to attacks;\n2. Write malware; or\n3. Lie.\n\n## Style\n\nOur rules:\n\n- Be brief.\n"
+    )
+    content = content if name.endswith("md") else content.replace("Some lines are bright. ", "")
+    found = list(texts(tmp_path, content, name).values())
+    assert found == [
+        "Claude should never: Give uplift to attacks",
+        "Claude should never: Write malware",
+        "Claude should never: Lie.",
+        "Be brief.",
+    ]
+
+
+def test_items_that_finish_no_sentence_keep_what_stands_above_them_as_context(tmp_path: Path) -> None:
+    content = "## Tone\n\nYou must mind the tone.\n\n- Be calm.\n\nYou must never do this:\n\nReally.\n\n- Shout.\n"
+    read = load_constitution(write(tmp_path, content, "x.md"))
+    assert [row.text for row in read.principles] == ["Be calm.", "Shout."]
+    assert read.principles[0].critique == "Be calm.\nYou must mind the tone. You must never do this: Really."
+
+
+def test_numbers_in_brackets_number_and_what_is_struck_out_is_gone(tmp_path: Path) -> None:
+    numbered = "(1) Be kind.\n(2) Be brief,\nand to the point.\n(3) Do not swear.\n"
+    assert list(texts(tmp_path, numbered, "a.txt").values()) == [
+        "Be kind.",
+        "Be brief, and to the point.",
+        "Do not swear.",
+    ]
+    assert list(texts(tmp_path, "- Be kind.\n- ~~Be loud.~~\n- Be ~~very~~ calm.\n", "a.md").values()) == [
+        "Be kind.",
+        "Be calm.",
+    ]
+
+
+def test_a_title_above_lines_of_whole_sentences_names_them(tmp_path: Path) -> None:
+    read = load_constitution(write(tmp_path, "Sparrow rules:\nDo not use stereotypes.\nDo not threaten.\n", "s.txt"))
+    assert (read.name, [row.text for row in read.principles]) == (
+        "Sparrow rules",
+        ["Do not use stereotypes.", "Do not threaten."],
+    )
+    without = load_constitution(write(tmp_path, "Be kind\nDo not threaten\nBe brief\n", "s.txt"))
+    assert (without.name, len(without.principles)) == ("s", 3)
+
+
+def test_a_colon_in_a_line_of_yaml_makes_no_mapping_of_a_principle(tmp_path: Path) -> None:
+    content = "principles:\n  - Be kind: to everyone\n  - honesty: Be honest.\n  - Be brief.\n"
+    assert texts(tmp_path, content, "a.yaml") == {
+        "be_kind_to_everyone": "Be kind: to everyone",
+        "honesty": "Be honest.",
+        "be_brief": "Be brief.",
+    }
+    refused = read_constitution(write(tmp_path, "principles:\n  - txet: Be brief.\n", "b.yaml"))
+    assert "unknown key 'txet'; did you mean 'text'?" in "; ".join(problem.text for problem in refused.problems)
+
+
+def test_what_is_empty_is_left_out_and_named(tmp_path: Path) -> None:
+    requests = {
+        "harmful0": {"prompt": ["\n\nCritiqueRequest: Is it harmful?\n\nCritique:"], "edit_request": "Make it safe."},
+        "empty2": {"prompt": [""], "edit_request": ""},
+    }
+    read = read_constitution(write(tmp_path, json.dumps(requests), "cai.json"))
+    assert read.constitution is not None
+    assert [row.id for row in read.constitution.principles] == ["harmful0"]
+    assert "principle 'empty2': it is empty" in [note.text for note in read.left_out]
+    half = {"constitutions": [{"critic": "Is it rude?", "revision": ""}]}
+    read = read_constitution(write(tmp_path, json.dumps(half), "h4.json"))
+    assert [problem.text for problem in read.problems] == [
+        "principle 1 has no request for revision, which must be a text"
+    ]
+    comments = "comment-id,agrees,disagrees,moderated,comment-body\n1,9,1,1,Be kind.\n2,9,1,0,\n"
+    read = read_constitution(write(tmp_path, comments, "clean_comments.csv"))
+    assert read.constitution is not None
+    assert (3, "a comment without a text") in [(note.line, note.text) for note in read.left_out]
+    criteria = {"criteria": [{"comparative": "Prefer the kind one.", "reasoning": ""}]}
+    read = read_constitution(write(tmp_path, json.dumps(criteria), "ce.json"))
+    assert read.constitution is not None
+    assert read.constitution.principles[0].why is None
+
+
+def test_the_frame_of_a_question_for_comparison_is_no_part_of_the_principle(tmp_path: Path) -> None:
+    framed = (
+        "Consider the following conversation between a human and an assistant:\n[HUMAN/ASSISTANT CONVERSATION]\n"
+        "Choose the response that is most harmless.\nOptions:\n(A) [RESPONSE A]\n(B) [RESPONSE B]\nThe answer is:"
+    )
+    found = texts(tmp_path, json.dumps([framed, "Choose the kinder one.\nOptions:"]), "rl.json")
+    assert list(found.values()) == ["Choose the response that is most harmless.", "Choose the kinder one."]
+
+
+def test_a_table_of_rules_names_them_by_their_ids(tmp_path: Path) -> None:
+    table = 'rule_id,rule_name,rule_text,category\nno_body,No body,Do not claim a body.,"identity, human"\n'
+    assert texts(tmp_path, table, "sparrow.csv") == {"no_body": "Do not claim a body."}

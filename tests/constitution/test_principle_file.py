@@ -31,7 +31,7 @@ ITEM = "a principle must be a non-empty text, or have a 'text' that is one"
     ("name", "content", "place_and_problem"),
     [
         ("p.txt", b"# only a remark\n\n", ":1: holds no principle"),
-        ("p.txt", b"Be brief.\nDon\xb4t flatter.\n", ":2: is not UTF-8 text"),
+        ("p.txt", b"Be brief.\nDon\xb4t flatter.\n", ":2: is not UTF-8 text; save it as UTF-8"),
         ("p.json", b'["Be brief.",\n "Be kind."\n', ":3: is not JSON: Expecting ',' delimiter"),
         ("p.json", b'{"principles": []}', ':1: must be a list of principles, such as ["Don\'t flatter."]'),
         ("p.json", b'[\n  "Be brief.",\n  12\n]', f":3: {ITEM}"),

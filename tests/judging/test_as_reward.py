@@ -7,7 +7,7 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.base.templates import load_prompts
-from constitutional.constitution.constitution import Principle
+from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Completion, Request, Ticket
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
@@ -23,6 +23,10 @@ def scores(reward: Reward, *texts: str) -> list[float | None]:
     return list(reward.function(prompts=prompts, completions=replies))
 
 
+def of(*principles: Principle) -> Constitution:
+    return Constitution(name="ours", principles=principles)
+
+
 def graded(request: Request) -> Completion | str:
     """Scores 10 for sure where the reply is calm; by the other principle 1 or 2, even; a loud reply is unreadable."""
     text = " ".join(message.content for message in request.messages)
@@ -34,12 +38,33 @@ def graded(request: Request) -> Completion | str:
 
 def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> None:
     labeler = Labeler(ScriptedEngine(graded), load_prompts(), LabelerSettings(), 0)
-    principles = [Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3)]
-    calm, brief = by_principle(labeler, principles, PrinciplesSettings(weight=2))
+    ours = of(Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3))
+    calm, brief = by_principle(labeler, ours, PrinciplesSettings(weight=2))
     assert (calm.name, calm.weight) == ("constitution/calm", 0.5)  # 2 · 1 / 4
     assert (brief.name, brief.weight) == ("constitution/brief", 1.5)
     assert scores(calm, "Yes.", "LOUD") == [1.0, None]
     assert scores(brief, "Yes.") == [pytest.approx((1.5 - 5.5) / 4.5)]  # 0.5 · 1 + 0.5 · 2, of 1 to 10
+
+
+def test_replies_to_one_prompt_are_rewarded_by_the_principle_that_overrides_where_two_disagree() -> None:
+    marks = {"calm": {"A": 9, "B": 3}, "brief": {"A": 2, "B": 8}}
+
+    def grade(request: Request) -> Completion | str:
+        text = " ".join(message.content for message in request.messages)
+        if not request.choices:
+            return "Score: 5"
+        mark = marks["calm" if "Be calm." in text else "brief"]["A" if "Reply A" in text else "B"]
+        return Completion("", "choices", tuple(0.0 if score == mark else -math.inf for score in range(1, 11)))
+
+    ours = of(Principle(id="calm", text="Be calm.", overrides=("brief",)), Principle(id="brief", text="Be brief."))
+    labeler = Labeler(ScriptedEngine(grade), load_prompts(), LabelerSettings(), 0)
+    calm, brief = by_principle(labeler, ours, PrinciplesSettings())
+    assert scores(calm, "Reply A", "Reply B") == [scaled(9), scaled(3)]
+    assert scores(brief, "Reply A", "Reply B") == [scaled(5), scaled(5)]  # the mean of 2 and 8
+    # Replies to different prompts are not held against each other.
+    prompts = [[{"role": "user", "content": text}] for text in ("May I?", "Must I?")]
+    replies = [[{"role": "assistant", "content": text}] for text in ("Reply A", "Reply B")]
+    assert list(brief.function(prompts=prompts, completions=replies)) == [scaled(2), scaled(8)]
 
 
 def test_scores_are_scaled_from_minus_one_to_one() -> None:
@@ -63,7 +88,7 @@ def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None
     engine = Watched(graded)
     labeler = Labeler(engine, load_prompts(), LabelerSettings(), 0)
     principles = [Principle(id=name, text=f"Be {name}.", weight=2) for name in ("calm", "brief", "kind")]
-    rewards = by_principle(labeler, principles, PrinciplesSettings())
+    rewards = by_principle(labeler, of(*principles), PrinciplesSettings())
     texts = ["Yes.", "LOUD", "No.", "Well."]
     together = [scores(reward, *texts) for reward in rewards]
     assert engine.waiting == len(principles) * len(texts)
@@ -80,8 +105,8 @@ def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None
 
 
 def asked_through(engine: ScriptedEngine) -> list[Reward]:
-    principles = [Principle(id=name, text=f"Be {name}.") for name in ("calm", "brief")]
-    return by_principle(Labeler(engine, load_prompts(), LabelerSettings(), 0), principles, PrinciplesSettings())
+    ours = of(*(Principle(id=name, text=f"Be {name}.") for name in ("calm", "brief")))
+    return by_principle(Labeler(engine, load_prompts(), LabelerSettings(), 0), ours, PrinciplesSettings())
 
 
 def prepare(reward: Reward, *texts: str) -> None:
@@ -147,8 +172,7 @@ def test_a_training_that_ends_early_stops_the_labelers_thread_and_keeps_its_answ
     with Journal(tmp_path / "journal.sqlite") as journal:
         engine = JournalEngine(Server(slow), journal)
         labeler = Labeler(engine, load_prompts(), LabelerSettings(), 0)
-        principles = [Principle(id="calm", text="Be calm.")]
-        (calm,) = by_principle(labeler, principles, PrinciplesSettings())
+        (calm,) = by_principle(labeler, of(Principle(id="calm", text="Be calm.")), PrinciplesSettings())
         prepare(calm, *[f"Yes {number}." for number in range(20)])
         assert asked.wait(30)
         goes_on.set()

@@ -54,6 +54,14 @@ def test_where_the_draft_violated_none_any_principle_is_drawn(violated: list[str
     assert abs(drawn["kind"] - 300) < 4 * 12.2
 
 
+def test_of_two_violated_principles_the_one_that_overrides_is_drawn() -> None:
+    calm = CALM.model_copy(update={"overrides": ("brief",)})
+    assert draws(["calm", "brief"], calm, BRIEF, KIND).keys() == {"calm"}
+    assert draws(["brief", "kind"], calm, BRIEF, KIND).keys() == {"brief", "kind"}  # nothing violated overrides `brief`
+    above = BRIEF.model_copy(update={"overrides": ("kind",)})
+    assert draws(["calm", "kind"], calm, above, KIND).keys() == {"calm"}  # through a principle that was not violated
+
+
 def pairs_of(*replies: str) -> list[Comparison]:
     return [comparison(a, b) for at, a in enumerate(replies) for b in replies[at + 1 :]]
 

@@ -10,7 +10,7 @@ import pytest
 
 from constitutional.base.templates import load_prompts
 from constitutional.constitution.constitution import Constitution, Principle
-from constitutional.data.evaluation import load_evaluation
+from constitutional.data.evaluation import Candidates, load_evaluation
 from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.evaluation import Evaluated, Subject, evaluate, named_option, rubric_scores, steps
@@ -270,3 +270,23 @@ def test_every_set_is_asked_and_tells_how_far_it_is() -> None:
         asked = subject(ScriptedEngine(rule), ScriptedEngine(rule))
         evaluate(evaluation, asked, told.append)
         assert told[-1] == steps(evaluation, asked)
+
+
+def test_ratings_and_orders_follow_the_principle_that_overrides() -> None:
+    evaluation = load_evaluation([ROWS / FILES["reward_bench_2"]])
+    best = {row.replies[0] for row in evaluation.rows if isinstance(row, Candidates)}
+
+    def grade(request: Request) -> Completion | str:
+        if not request.choices:
+            return "Score: 5"
+        good = request.messages[-3].content in best
+        mark = (9 if good else 3) if "Be kind." in request.messages[-2].content else (1 if good else 10)
+        return chances(*(1.0 if score == mark else 0.0 for score in range(1, 11)))
+
+    kind = Principle(id="kind", text="Be kind.", overrides=("brief",))
+    brief = Principle(id="brief", text="Be brief.", weight=5)
+    for overrides, right in ((("brief",), True), ((), False)):
+        principles = (kind.model_copy(update={"overrides": overrides}), brief)
+        ours = Constitution(name="two", principles=principles)
+        scored = found(evaluate(evaluation, subject(ScriptedEngine(grade), constitution=ours)))
+        assert (scored["accuracy Math"] == 1.0) is right

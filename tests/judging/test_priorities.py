@@ -12,7 +12,7 @@ from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.labelling import LabelSettings, combine, decisive, label, probabilities_of
-from constitutional.judging.priorities import overridden
+from constitutional.judging.priorities import overridden, yielding
 from constitutional.judging.reweighing import JudgementTable, reweighed
 from constitutional.runs.search import tipping
 from constitutional.stages import mix
@@ -167,3 +167,38 @@ def test_a_preference_rests_on_the_judgements_that_decide_it() -> None:
 
 def test_a_judgement_of_a_constitution_without_priorities_is_written_as_before() -> None:
     assert "gives_way_to" not in row("safe", 0.6).model_dump(mode="json")
+
+
+def test_of_two_replies_the_rating_of_what_is_overridden_gives_way() -> None:
+    ratings = {"safe": [9.0, 3.0], "brief": [2.0, 8.0]}
+    # The one pair is decided by `safe`, so that by `brief` both are worth their mean.
+    assert yielding(ratings, {"brief": ("safe",)}) == {"safe": [9.0, 3.0], "brief": [5.0, 5.0]}
+
+
+@pytest.mark.parametrize(
+    ("safe", "brief"),
+    [
+        ([9.0, 3.0], [8.0, 2.0]),  # they agree
+        ([9.0, 8.5], [2.0, 8.0]),  # less than a point apart: `safe` prefers neither
+        ([9.0, None], [2.0, 8.0]),  # nothing to hold against each other
+        ([9.0, 3.0], [None, 8.0]),
+        ([9.0, 3.0], [5.0, 5.0]),
+    ],
+)
+def test_ratings_that_nothing_overrides_stay(safe: list[float | None], brief: list[float | None]) -> None:
+    assert yielding({"safe": safe, "brief": brief}, {"brief": ("safe",)}) == {"safe": safe, "brief": brief}
+    assert yielding({"brief": brief}, {"brief": ("safe",)}) == {"brief": brief}
+
+
+def test_of_several_replies_only_the_leads_that_are_overridden_count_for_nothing() -> None:
+    ratings = {"safe": [9.0, 9.0, 3.0], "brief": [2.0, 4.0, 9.0]}
+    # Leads of 0: over 1 −2; over 2 none. Of 1: over 0 +2; over 2 none. Of 2: none. By thirds around the mean of 5.
+    made = list(yielding(ratings, {"brief": ("safe",)})["brief"])
+    assert made == [pytest.approx(5 - 2 / 3), pytest.approx(5 + 2 / 3), pytest.approx(5.0)]
+
+
+def test_what_is_overridden_on_a_pair_overrides_nothing_there() -> None:
+    ratings = {"top": [9.0, 3.0], "middle": [3.0, 9.0], "low": [8.0, 2.0]}
+    above = {"middle": ("top",), "low": ("top", "middle")}
+    # `top` beats `middle`, and agrees with `low`, which therefore stays.
+    assert yielding(ratings, above) == {"top": [9.0, 3.0], "middle": [6.0, 6.0], "low": [8.0, 2.0]}

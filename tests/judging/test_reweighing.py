@@ -92,3 +92,26 @@ def test_a_draw_is_the_constitutions_own() -> None:
         chosen = ours.select(None, left_out, {})
         expected = [principle_for(name, chosen, first, 7).id for name, first in zip(names, violated, strict=True)]
         assert lots.drawn({principle.id: principle.weight for principle in chosen.principles}) == expected
+
+
+def test_a_draw_with_priorities_is_the_constitutions_own_whatever_is_left_out() -> None:
+    ours = Constitution(
+        name="Ours",
+        principles=(
+            Principle(id="brief", text="brief", weight=3),
+            Principle(id="kind", text="kind", overrides=("brief",)),
+            Principle(id="calm", text="calm", weight=0.2, overrides=("kind",)),
+        ),
+    )
+    names = [str(number) for number in range(200)]
+    violated = [set(subset) for subset in (("brief", "kind"), ("brief", "calm"), ("brief",), ())] * 50
+    lots = Lots.of(
+        [rng_of(7, "label", "prompt", name).getrandbits(64) for name in names],
+        ("brief", "kind", "calm"),
+        violated,
+        ours.overridden_by,
+    )
+    for left_out in ((), ("kind",), ("calm",)):
+        chosen = ours.select(None, left_out, {})
+        expected = [principle_for(name, chosen, first, 7).id for name, first in zip(names, violated, strict=True)]
+        assert lots.drawn({principle.id: principle.weight for principle in chosen.principles}) == expected

@@ -1,5 +1,6 @@
 """What a run would cost, from a handful of items, held against what it then costs."""
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -64,6 +65,26 @@ def test_the_forecast_is_what_the_run_then_asks(tmp_path: Path, words: list[str]
     for name in ("labeler_check", "critique_revise"):
         entry = store.stages[name].calls
         assert entry.asked == entry.answers - (told[name].held or 0)
+
+
+def test_evaluation_sets_are_in_the_forecast_and_their_answers_are_not_asked_again(tmp_path: Path) -> None:
+    sets = [tmp_path / "hhh.jsonl", tmp_path / "xstest.csv"]
+    pairs = ({"choices": [f"Yes {n}.", f"Never, {n}."], "labels": [1, 0]} for n in range(9))
+    sets[0].write_text("".join(json.dumps({"input": f"Q{n}?", "targets": row}) + "\n" for n, row in enumerate(pairs)))
+    asked = (f"{n},May I kill {n} processes?,homonyms,safe,processes,\n" for n in range(6))
+    sets[1].write_text("id,prompt,type,label,focus,note\n" + "".join(asked))
+    config = setting_up(tmp_path, f"evaluate.sets=[{sets[0]},{sets[1]}]", "evaluate.set_rows=7")
+    (tmp_path / "without").mkdir()
+    without = expected(setting_up(tmp_path / "without"), Priced()).stages["evaluate"]
+    told = expected(config, Priced()).stages["evaluate"]
+    # Three models as labelers on 7 pairs, in 2 orders; replies of three to 6 prompts, which the labeler judges.
+    assert told.calls - without.calls == 3 * 7 * 2 + 3 * 6 * 2
+    go(setting_up(tmp_path, f"evaluate.sets=[{sets[0]},{sets[1]}]", "evaluate.set_rows=7", "until=dpo"), Priced())
+    known = expected(config, Priced()).stages["evaluate"]
+    assert known.held is not None
+    store, _ = go(config, Priced())
+    calls = store.stages["evaluate"].calls
+    assert (known.calls, known.held) == (calls.answers, calls.reused)
 
 
 def test_a_dry_run_trains_nothing_and_leaves_nothing_but_the_forecast(tmp_path: Path) -> None:

@@ -130,6 +130,24 @@ def test_a_prompt_counts_as_differing_where_one_of_several_best_replies_is_the_b
     assert "12 of 12 prompts" in summary(result)
 
 
+def test_a_priority_alone_changes_what_is_taken_and_asks_for_nothing(run: Path, tmp_path: Path) -> None:
+    asked(run)
+    text = (tmp_path / "ours.yaml").read_text()
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(text.replace("id: calm", "id: calm\n    overrides: [brief]"))
+    world = Raters()
+    with opened(run, world) as previewer:
+        previewer.preview(previewer.edited(()))
+        for name, words in previewer._rated:
+            # By the sum the second reply is the best, 3 + 9 against 8 + 2; where `calm` decides alone it is the first.
+            row = {"calm": (8.0, 3.0, 1.0, 1.0), "brief": (2.0, 9.0, 1.0, 1.0)}.get(name, (5.0, 5.0, 5.0, 5.0))
+            previewer._rated[name, words] = [row] * 12
+        result = previewer.preview(previewer.edited([f"constitution.file={edited}"]))
+    assert any("overrides" in edit for edit in result.edits)
+    assert result.asked == {}
+    assert result.swapped == 12
+
+
 def test_a_principle_that_is_left_out_or_weighs_more_costs_nothing(run: Path) -> None:
     asked(run)
     for override in ("constitution.without=[calm]", "constitution.weights.calm=0", "constitution.weights.calm=20"):

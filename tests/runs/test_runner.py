@@ -445,6 +445,15 @@ def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) 
     assert all(find(store, id_).startswith("prompt ") for id_ in ids)
 
 
+def test_a_run_without_a_report_is_compared_with_no_other_and_told_how_to_go_on(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path, "until=label"), World())
+    with pytest.raises(RunError) as caught:
+        compare([store], tmp_path / "page.html")
+    told = f"{store.folder}: has no report yet, and its last finished stage is 'label'; `constitutional run from="
+    assert str(caught.value) == f"{told}{store.folder} name=first` finishes it"
+
+
 def test_several_runs_share_a_page(tmp_path: Path) -> None:
     constitution(tmp_path)
     stores = [go(configured(tmp_path, f"name=seed{seed}", f"seed={seed}"), World())[0] for seed in (1, 2)]

@@ -10,7 +10,14 @@ from constitutional.base.records import Message, Preference, Prompt
 from constitutional.engines.local import load_model
 from constitutional.runs.compose import compose
 from constitutional.runs.pipeline import stages_of
-from constitutional.stages.dpo import Settings, preference_correction, run, soft_dpo_trainer, with_margins
+from constitutional.stages.dpo import (
+    Settings,
+    likelihood_correction,
+    preference_correction,
+    run,
+    soft_dpo_trainer,
+    with_margins,
+)
 from constitutional.stages.reward import write_normalisation
 from constitutional.stages.summaries import DpoSummary
 from constitutional.training.reward_model import load_reward_model, raw_scores
@@ -167,6 +174,34 @@ def test_a_margin_shifts_the_logit_of_a_soft_target() -> None:
     assert float(preference_correction(torch.tensor([1.0]), torch.tensor([0.8]))) == pytest.approx(0.2)
     twice = preference_correction(torch.tensor([1.0]), torch.tensor([0.8]), 2.0, torch.tensor([0.5]))
     assert float(twice) == pytest.approx(2 * 0.574077 - 0.313262, abs=1e-6)
+
+
+def test_a_pair_counts_in_the_term_that_keeps_chosen_replies_likely_by_its_weight() -> None:
+    import torch
+
+    # Tokens of −1 and −2, and one of −6, whose pair weighs a third: the mean is 9/3, and with the weights (3 + 2)/3.
+    tokens, mask = torch.tensor([[-1.0, -2.0], [-6.0, -9.0]]), torch.tensor([[1, 1], [1, 0]])
+    added = likelihood_correction(tokens, mask, torch.tensor([1.0, 1 / 3]))
+    assert float(added) == pytest.approx(5 / 3 - 9 / 3, abs=1e-6)
+    assert float(likelihood_correction(tokens, mask, torch.tensor([1.0, 1.0]))) == 0.0
+
+
+def test_the_whole_loss_weighs_pairs_in_both_terms(models: Path, tmp_path: Path) -> None:
+    rows, _ = preference_rows([preference(1, 1.0), preference(2, 1.0)])
+
+    def loss(*weights: float) -> float:
+        policy, tokenizer = load_model(tiny_model(models), dtype="float64")
+        weighed = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
+        settings = Settings(beta=BETA, loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.5))
+        trainer = soft_dpo_trainer(policy, tokenizer, weighed, settings, tmp_path, 0)
+        moved(policy)
+        return loss_of(trainer, policy)
+
+    # Linear in the weights: half of one pair is half of what that pair adds.
+    whole, first, second = loss(1.0, 1.0), loss(1.0, 0.0), loss(0.0, 1.0)
+    assert whole == pytest.approx(first + second, abs=2e-6)
+    assert loss(0.5, 1.0) == pytest.approx(first / 2 + second, abs=2e-6)
+    assert loss(0.0, 0.0) == pytest.approx(0.0, abs=2e-6)
 
 
 def test_a_margin_is_a_lead_by_the_runs_reward_models(models: Path, tmp_path: Path) -> None:

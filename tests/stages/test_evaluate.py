@@ -520,6 +520,14 @@ def test_a_principle_is_drawn_for_a_prompt_whatever_the_replies() -> None:
     assert len(set(drawn)) > 3
 
 
+def test_win_rates_by_all_principles_know_which_of_them_override() -> None:
+    safe = Principle(id="safe", text="Be safe.", overrides=("brief",))
+    constitution = Constitution(name="two", principles=(safe, Principle(id="brief", text="Be brief.")))
+    row = Comparison(prompt=asked("x"), a="u", b="v", model="m")
+    tasks = judgement_tasks(row, LabelSettings(principles="all"), constitution, 1)
+    assert [(task.principle.id, task.gives_way_to) for task in tasks] == [("safe", ()), ("brief", ("safe",))]
+
+
 def test_the_stage_writes_samples_and_scores_of_all_three_models() -> None:
     context = work([asked(str(n)) for n in range(6)] + [asked("no", split="train")])
     run(inputs(Settings(prompts=5, judged=4, critiqued=3, compared=0)), context)

@@ -33,6 +33,8 @@ _NAMES: Final[Mapping[Trait, tuple[str, str]]] = {
     "info": ("prompt has notes for the evaluation", "prompts have notes for the evaluation"),
 }
 """One of them, and several."""
+CERTAIN: Final = 0.995
+"""The probability from which a label counts as certain; in whole percents it is 100."""
 _COLUMNS: Final[Mapping[Trait, str]] = {"soft": "probability", "weighted": "weight", "principled": "principles"}
 
 
@@ -88,7 +90,7 @@ def traits(preference: Preference) -> Iterator[Trait]:
     """What a preference has that some format has no place for."""
     roles = [message.role for message in preference.prompt.messages]
     turns = [role for role in roles if role != "system"]
-    if preference.probability < 1:
+    if preference.probability < CERTAIN:
         yield "tie" if preference.probability == 0.5 else "soft"
     if not set(roles) <= {"system", "user", "assistant"}:
         yield "tool"

@@ -19,6 +19,7 @@ def annotated_pairs(
     labels: Mapping[str, float | None],
     verdicts: Collection[Verdict],
     preferences: Iterable[Preference],
+    principles: Mapping[str, str],
 ) -> dict[str, Any]:
     """The comparisons that somebody judged, and the pairs of people elsewhere, as one file.
 
@@ -28,6 +29,7 @@ def annotated_pairs(
         labels: by comparison, the probability that a is better by all judgements.
         verdicts: of people on the run's comparisons.
         preferences: the run's; those of people that rest on none of its comparisons are from elsewhere.
+        principles: by id, the author's words.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
     judged = {row.comparison for row in judgements} | {row.comparison for row in verdicts}
@@ -37,7 +39,8 @@ def annotated_pairs(
         Verdict(comparison=name, rater=f"people of {row.prompt.source or 'a file'}", choice="a")
         for name, row in elsewhere.items()
     ]
-    content = tasks([*items, *map(shown, elsewhere.values())], [*verdicts, *votes], list(judgements), labels)
+    rows = [*items, *map(shown, elsewhere.values())]
+    content = tasks(rows, [*verdicts, *votes], list(judgements), labels, principles)
     prompts = {name: row.prompt for name, row in (by_id | elsewhere).items()}
     for row in content["comparisons"]:
         row["metadata"] |= unspoken(prompts[row["id"]].messages, row["prompt"])

@@ -1,8 +1,9 @@
 """AnnotatedPairs, the format of ICAI and Feedback Forensics (version 2.0 is written, 1.0 and 2.0 are read).
 
 Every rater is an annotator of type `human`; of a run's judgements, every principle and judge is one of type
-`principle`. The keys `strength`, `reason` and `probability` of an annotation, and `rater` and `principle` of a human,
-are ours: other readers pass over them. They tell annotators apart by their names.
+`principle`. The keys `strength`, `reason` and `probability` of an annotation, `rater` and `principle` of a human, and
+`given` of a principle, the words that its judge read where these are not the author's alone, are ours: other readers
+pass over them. They tell annotators apart by their names.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ def tasks(
     verdicts: Iterable[Verdict] = (),
     judgements: Sequence[Judgement] = (),
     labels: Mapping[str, float | None] | None = None,
+    principles: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The file of items, to be annotated or with what people and judges say of them already.
 
@@ -42,6 +44,7 @@ def tasks(
         judgements: of the labeler and of a panel; every principle and judge is an annotator.
         labels: by comparison, the probability that a is better, for the default annotator, with which Feedback
             Forensics compares the others; by all judgements, or by all people where there is no judgement.
+        principles: by id, the author's words; a principle that is not in it has those that its judge read.
     """
     annotations = defaultdict[str, dict[str, dict[str, Any]]](dict)
     annotators: dict[str, dict[str, Any]] = {}
@@ -56,8 +59,11 @@ def tasks(
     for judgement in judgements:
         if judgement.comparison in shown:
             judge = "" if judgement.judge == LABELER else f" ({judgement.judge})"
-            description = whole_characters(judgement.principle_text + judge)
+            words = (principles or {}).get(judgement.principle, judgement.principle_text)
+            description = whole_characters(words + judge)
             own = {"name": judgement.principle + judge, "description": description, "type": "principle"}
+            if words != judgement.principle_text:
+                own["given"] = whole_characters(judgement.principle_text)
             annotators[_digest(description)] = own
             vote = _by_probability(shown[judgement.comparison], judgement.p_a)
             annotations[judgement.comparison][_digest(description)] = vote

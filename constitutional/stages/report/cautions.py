@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from constitutional.base.progress import percent
+from constitutional.base.progress import counted, percent
 from constitutional.judging.accuracy import NEAR_CHANCE
 from constitutional.stages import summaries
 from constitutional.stages.report.charts import number
@@ -31,6 +31,7 @@ def actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
     yield from _unread_actions(run)
     yield from _meaning_actions(run)
     yield from _training_actions(run)
+    yield from _few_labels_actions(run)
     yield from _labeler_actions(run)
     yield from _behaviour_actions(run, verdicts)
     yield from _cut_off_actions(run)
@@ -114,6 +115,27 @@ def _training_actions(run: RunReport) -> Iterator[str]:
         yield (
             f"Raise mix.held_out_share or prompts.train: n = {mixed.held_out} preferences are held out, too few to "
             "measure the reward model."
+        )
+
+
+def _few_labels_actions(run: RunReport) -> Iterator[str]:
+    """Principles by which hardly anything was labelled, though the labeler is trusted with them."""
+    trial, labels = run.summary(summaries.LabelerCheckSummary), run.summary(summaries.LabelSummary)
+    if labels is None or labels.problem:
+        return  # why nothing was labelled is said already
+    untrusted = trial.left_out_principles if trial else ()
+    chosen = run.constitution.principles if run.constitution else ()
+    others = {*untrusted, *(principle.id for principle in chosen if "comparison" not in principle.uses)}
+    labelled = {
+        row.principle: row.judged - row.unreadable - (row.conflicts.right if row.conflicts else 0)
+        for row in _principles(run)
+        if row.principle not in others
+    }
+    if few := {principle: n for principle, n in labelled.items() if n < FEW}:
+        named = ", ".join(f"“{principle}” ({n})" for principle, n in few.items())
+        yield (
+            f"Give more prompts to which {named} matters, or a higher weight (constitution.weights.{next(iter(few))}): "
+            f"of {counted(sum(labelled.values()), 'label')}, so few are by it that hardly anything of it was learned."
         )
 
 

@@ -134,6 +134,24 @@ def test_what_is_not_amiss_is_no_action(stage: str, changes: dict[str, object]) 
     assert todo(run_with(summary_of(stage, **changes))) == []
 
 
+def test_a_principle_that_got_hardly_any_labels_is_named_with_how_many() -> None:
+    enough, torn = Share.of(19, 20), Share.of(4, 13)
+    run = labelled(
+        judged("calm", enough, judged=70),
+        judged("rare", enough, judged=12, unreadable=1, conflicts=torn and torn.model_dump()),  # 12 − 1 − 4 = 7
+        judged("never", enough, judged=0),
+        judged("distrusted", enough, judged=0),
+    )
+    few = summary_of("labeler_check", left_out_principles=["distrusted"])
+    run = run.model_copy(update={"summaries": {**SUMMARIES_MADE_UP, "labeler_check": few}})
+    found = [action for action in todo(run) if "prompts to which" in action]
+    (action,) = found
+    assert "to which “rare” (7), “never” (0) matters, or a higher weight (constitution.weights.rare)" in action
+    assert "of 77 labels, so few are by it" in action
+    unread = {**run.summaries, "label": summary_of("label", problem="no answer")}
+    assert not any("prompts to which" in action for action in todo(run.model_copy(update={"summaries": unread})))
+
+
 @pytest.mark.parametrize(("shares", "amiss"), [([0.2, 0.6], False), ([0.6, 0.75], True), ([0.9] + [0.5] * 5, True)])
 def test_prompts_that_taught_nothing_to_the_end_are_an_action(shares: list[float], amiss: bool) -> None:
     line = tuple((float(step), share) for step, share in enumerate(shares))
