@@ -19,9 +19,9 @@ from constitutional.base.corrected import (
     CorrectedRate,
     PredictionPoweredRate,
     WeightedRate,
+    clustered_rogan_gladen,
     hajek_mean,
     prediction_powered_mean,
-    rogan_gladen,
 )
 from constitutional.base.errors import InputError
 from constitutional.base.records import Comparison, Message, Sample, Verdict
@@ -181,8 +181,6 @@ def _estimates(ai: Mapping[str, float], people: Mapping[str, float], clusters: M
     if not answered:
         return None
     clear = [name for name in answered if ai[name] != 0.5 and people[name] != 0.5]
-    positives = [name for name in clear if people[name] > 0.5]
-    negatives = [name for name in clear if people[name] < 0.5]
     y, own = [people[name] for name in answered], [clusters[name] for name in answered]
     powered = None
     if rest:
@@ -195,13 +193,10 @@ def _estimates(ai: Mapping[str, float], people: Mapping[str, float], clusters: M
         )
     return Estimates(
         ai=hajek_mean([*ai.values()], [1.0] * len(ai), [clusters[name] for name in ai]),
-        rogan_gladen=rogan_gladen(
-            sum(label > 0.5 for label in ai.values()),
-            sum(label != 0.5 for label in ai.values()),
-            true_positives=sum(ai[name] > 0.5 for name in positives),
-            positives=len(positives),
-            true_negatives=sum(ai[name] < 0.5 for name in negatives),
-            negatives=len(negatives),
+        rogan_gladen=clustered_rogan_gladen(
+            [(label > 0.5, clusters[name]) for name, label in ai.items() if label != 0.5],
+            [(ai[name] > 0.5, clusters[name]) for name in clear if people[name] > 0.5],
+            [(ai[name] < 0.5, clusters[name]) for name in clear if people[name] < 0.5],
         ),
         powered=powered,
         people=hajek_mean(y, [1.0] * len(y), own),

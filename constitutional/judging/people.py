@@ -12,9 +12,9 @@ from constitutional.base.corrected import (
     CorrectedRate,
     PredictionPoweredRate,
     WeightedRate,
+    clustered_rogan_gladen,
     hajek_mean,
     prediction_powered_mean,
-    rogan_gladen,
 )
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck, Verdict
@@ -255,7 +255,8 @@ def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate 
 
     Rogan and Gladen's correction, where the labeler is as often right whichever response is better: the sides of a
     comparison are arbitrary. It rests on the labeler being right about the models' replies as often as about the
-    comparisons that people saw. Ties of either side are left out, as half votes are no counts.
+    comparisons that people saw. Ties of either side are left out, as half votes are no counts. Prompts are the clusters
+    of the audit set.
 
     Args:
         wins: comparisons that the labeler gives to the one model.
@@ -265,9 +266,9 @@ def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate 
     clear = [row for row in people.seen if row.check.reason == "audit" and _side(row.people) and _side(row.labeler)]
     if not clear:
         return None
-    right, n = sum(row.agreement == 1 for row in clear), len(clear)
+    right = [(row.agreement == 1, row.comparison.prompt.id) for row in clear]
     # The same comparisons tell how often it is right where a is better, and where b is: each is counted twice.
-    rate = rogan_gladen(wins, wins + losses, true_positives=right, positives=n, true_negatives=right, negatives=n)
+    rate = clustered_rogan_gladen([(place < wins, place) for place in range(wins + losses)], right, right)
     return rate if rate.to_halve is None else rate._replace(to_halve=math.ceil(rate.to_halve / 2))
 
 

@@ -164,7 +164,7 @@ def _win_rates(
             name=MODELS[opponent],
             rates=(
                 PeopleRate(name="by the labeler", value=value, low=low, high=high, n=len(outcomes)),
-                *_rogan_gladen(corrected, wins + losses),
+                *_rogan_gladen(corrected),
             ),
             notes=(*_reason(corrected), UNVOTED),
         )
@@ -179,7 +179,7 @@ def _corrected(name: str, by: str, made: Estimates) -> CorrectedRates:
         name=name,
         rates=(
             *_named(by, "", ai),
-            *_rogan_gladen(made.rogan_gladen, made.ai.n),
+            *_rogan_gladen(made.rogan_gladen),
             *_named("PPI++", "prediction-powered inference", made.powered),
             *_named("by people alone", "on the replies that they judged", made.people),
         ),
@@ -187,7 +187,7 @@ def _corrected(name: str, by: str, made: Estimates) -> CorrectedRates:
     )
 
 
-def _rogan_gladen(corrected: CorrectedRate, n: int) -> Iterator[PeopleRate]:
+def _rogan_gladen(corrected: CorrectedRate) -> Iterator[PeopleRate]:
     if corrected.value is not None and corrected.interval is not None:
         low, high = corrected.interval
         hint = "without ties, if the labels are right about all replies as often as where people answered"
@@ -197,7 +197,7 @@ def _rogan_gladen(corrected: CorrectedRate, n: int) -> Iterator[PeopleRate]:
             value=corrected.value,
             low=low,
             high=high,
-            n=n,
+            n=corrected.n,
             to_halve=corrected.to_halve,
         )
 
