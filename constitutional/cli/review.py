@@ -90,12 +90,14 @@ def _review(arguments: argparse.Namespace) -> None:
 
 
 def _serve(folder: Path, words: Sequence[str]) -> None:
-    from constitutional.review.serve import old_settings, open_review, serve
+    from constitutional.review.serve import equal_replies, old_settings, open_review, serve
     from constitutional.review.settings import read_settings
     from constitutional.runs.folder import RunStore
 
-    settings = read_settings(words)
-    review = open_review(RunStore.load(folder), settings)
+    settings, run = read_settings(words), RunStore.load(folder)
+    review = open_review(run, settings)
+    if settings.about == "evaluation" and (same := equal_replies(run)):
+        print(f"{counted(same, 'comparison')} of equal replies are left out: they are ties", file=sys.stderr)
     print(f"{counted(review.plan.wanted, 'vote')} wanted; Ctrl-C ends, and all votes are kept", file=sys.stderr)
     for note in old_settings(review, settings):
         print(f"warning: {note}", file=sys.stderr)

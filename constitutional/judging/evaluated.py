@@ -26,7 +26,7 @@ from constitutional.base.corrected import (
 from constitutional.base.errors import InputError
 from constitutional.base.records import Comparison, Message, Sample, Verdict
 from constitutional.base.seeds import rng_of
-from constitutional.base.text import neutralised, restored
+from constitutional.base.text import neutralised, restored, same_text
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.votes.items import whole_characters
 from constitutional.data.votes.reading import read_file
@@ -77,6 +77,8 @@ def contests_of(samples: Iterable[Sample], measurements: Iterable[Measurement]) 
 def win_estimates(contests: Iterable[Contest], verdicts: Iterable[Verdict]) -> dict[str, Estimates]:
     """The last model's win rate by opponent, where people voted. A tie, and two bad replies, are half a win.
 
+    Replies that read the same are left out, as they are of the labeler's win rates: an evaluation of an older version
+    compared some of them.
     For Rogan and Gladen's correction, which takes counts, ties of either side are left out.
     """
     votes = defaultdict[str, list[Verdict]](list)
@@ -85,7 +87,8 @@ def win_estimates(contests: Iterable[Contest], verdicts: Iterable[Verdict]) -> d
             votes[verdict.comparison].append(verdict)
     by_opponent = defaultdict[str, list[Contest]](list)
     for contest in contests:
-        by_opponent[contest.opponent].append(contest)
+        if not same_text(contest.comparison.a, contest.comparison.b):
+            by_opponent[contest.opponent].append(contest)
     return {
         opponent: made
         for opponent, rows in by_opponent.items()

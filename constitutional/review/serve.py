@@ -12,10 +12,11 @@ import uvicorn
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.records import Comparison, Judgement, Sample
 from constitutional.base.shipped import shipped
+from constitutional.base.text import same_text
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import find_constitution, load_constitution
-from constitutional.judging.evaluated import contests_of
-from constitutional.judging.scores import Measurement
+from constitutional.judging.evaluated import MODEL, contests_of
+from constitutional.judging.scores import CONTESTS, Measurement
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
 from constitutional.review.lead import Labels, LeadSources
@@ -141,6 +142,13 @@ def _labels(run: RunStore, about: About) -> Labels:
         return Labels([contest.comparison for contest in contests], [])
     judged = "judgements" in run.artifacts()
     return Labels(run.read("comparisons", Comparison), run.read("judgements", Judgement) if judged else [])
+
+
+def equal_replies(run: RunStore) -> int:
+    """Comparisons of the evaluation about which nobody is asked, as the replies read the same."""
+    opponents = [opponent for model, opponent in CONTESTS if model == MODEL]
+    samples = run.read("samples", Sample)[: load(run.folder).evaluate.judged]
+    return sum(same_text(row.replies[MODEL], row.replies[name]) for row in samples for name in opponents)
 
 
 def old_settings(review: Review, settings: ReviewSettings) -> list[str]:

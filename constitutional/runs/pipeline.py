@@ -162,7 +162,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
-            version=8,
+            version=9,
         ),
         Stage(
             "report",

@@ -104,6 +104,16 @@ def test_several_votes_on_a_reply_are_their_mean_and_decisions_and_skips_do_not_
     assert win_estimates(rows, []) == {}
 
 
+def test_replies_that_read_the_same_are_in_no_win_rate() -> None:
+    # An evaluation of an older version compared them. People see a tie where the labeler guessed.
+    same = Sample(prompt=Prompt.of("Q"), replies={"base": "Bake  bread.", "policy": "Bake bread."})
+    by_prompt = {sample.prompt.id: 0.9 for sample in (same, *samples(4))}
+    rows = contests_of([same, *samples(4)], [Measurement(model="policy", measure="win_rate/base", by_prompt=by_prompt)])
+    votes = [vote(row, "tie" if row.comparison.prompt == same.prompt else "a") for row in rows]
+    made = win_estimates(rows, votes)["base"]
+    assert (made.ai.n, made.people.value, made.people.n) == (4, 1, 4)
+
+
 def violations(found: list[float], principle: str = "calm") -> list[ViolationItem]:
     return [ViolationItem(f"{principle}{n}", (), "", principle, "", f"p{n}", critic) for n, critic in enumerate(found)]
 

@@ -21,6 +21,7 @@ from constitutional.base.errors import ConfigurationError, WaitingError
 from constitutional.base.records import Comparison, Message, Preference, Prompt, Sample, SpotCheck, Verdict
 from constitutional.cli.main import main
 from constitutional.data.verdicts import read_verdicts
+from constitutional.engines.base import Completion, Request
 from constitutional.judging.evaluated import contests_of
 from constitutional.judging.scores import Measurement
 from constitutional.review.accounts import Accounts
@@ -29,7 +30,7 @@ from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_table
 from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.schema import ITEM
-from constitutional.review.serve import bind, old_settings, open_review
+from constitutional.review.serve import bind, equal_replies, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 from constitutional.runs import spotchecks
@@ -414,6 +415,31 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     assert main(["review", str(folder), "violations"]) == 2
     assert "--out FILE.csv" in capsys.readouterr().err
     assert main(["review", str(folder), "freeze", "review.about=evaluation", "review.task=rank"]) == 2
+
+
+class Alike(World):
+    """Models that often give the reply of the others, with other spaces."""
+
+    def answer(self, request: Request, model: str) -> Completion:
+        said = super().answer(request, model)
+        last = request.messages[-1].content
+        alike = not request.choices and "principle" not in last and sum(last.encode()) % 2
+        return Completion(f"The same{' ' * (1 + len(model) % 3)}reply.", "stop") if alike else said
+
+
+def test_nobody_is_asked_about_equal_replies(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path, "evaluate.judged=12", "evaluate.critiqued=0"), Alike())
+    samples = store.read("samples", Sample)[:12]
+    same = [row for row in samples if "same" in row.replies["policy"]]
+    assert 0 < len(same) < 12
+    assert any(row.replies["policy"] != row.replies["base"] for row in same)
+    assert equal_replies(store) == 2 * len(same)
+    contests = contests_of(samples, store.read("measurements", Measurement))
+    assert contests
+    assert not [row for row in contests if "same" in row.comparison.a]
+    rows = [comparison("Q", "The same reply.", "The same  reply."), comparison("Q", "One.", "Another.")]
+    assert [item.comparison for item in items_of(rows, "pair", seed=0, wanted=1, sensitive={})] == [rows[1].id]
 
 
 def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_its_own_reward_model(
