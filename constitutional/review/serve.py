@@ -68,12 +68,14 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     gold_share = config.spotcheck.gold_share
     store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest, gold_share=gold_share)
     try:
-        stored = store.plan(settings.task, settings.about)
-        if stored is not None and stored.plan.run != config.name:
+        if others := store.runs() - {config.name}:
+            place = database.engine.url.render_as_string(hide_password=True)
             raise ConfigurationError(
-                f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
-                "review.database=… with a database of its own"
+                f"{place} holds the review of the run '{min(others)}', not of '{config.name}'; type "
+                "review.database=… with a database of its own, or leave it out: then it is review.sqlite in the run's "
+                "folder"
             )
+        stored = store.plan(settings.task, settings.about)
         if stored is None and not plans:
             asked = f"review.task={settings.task} review.about={settings.about}"
             raise UsageError(f"{run.folder}: nobody was asked to do {asked}; nothing to export")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from constitutional.base.errors import ConfigurationError, WaitingError
 from constitutional.base.records import Comparison, Message, Preference, Prompt, Sample, SpotCheck, Verdict
@@ -29,7 +29,7 @@ from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_table
 from constitutional.review.plan import ItemPayload, items_of
-from constitutional.review.schema import ITEM
+from constitutional.review.schema import ITEM, PLAN
 from constitutional.review.serve import bind, equal_replies, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
@@ -247,6 +247,22 @@ def test_rewritten_replies_are_samples_that_sft_reads(run_folder: Path, tmp_path
 
 
 # Plans
+
+
+@pytest.mark.parametrize("task", ["pair", "rank", "rewrite"])
+def test_no_plan_is_added_to_the_database_of_another_run(run_folder: Path, task: Task) -> None:
+    run = RunStore.load(run_folder)
+    review = open_review(run, ReviewSettings())
+    review.database.write(lambda connection: connection.execute(update(PLAN).values(run="other")).close())
+    review.database.close()
+    complaint = f"holds the review of the run 'other', not of '{load(run_folder).name}'; type review.database="
+    for plans in (True, False):
+        with pytest.raises(ConfigurationError, match=complaint):
+            open_review(run, ReviewSettings(task=task), plans=plans)
+    database = Database.open(run_folder, None)
+    with database.reading() as connection:
+        assert [*connection.scalars(select(PLAN.c.task))] == ["pair"]
+    database.close()
 
 
 def comparison(question: str, a: str, b: str, **info: str) -> Comparison:
