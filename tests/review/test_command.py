@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -34,7 +35,7 @@ from constitutional.review.serve import bind, equal_replies, old_settings, open_
 from constitutional.review.settings import ReviewSettings, Task, read_settings
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 from constitutional.runs import spotchecks
-from constitutional.runs.compose import load
+from constitutional.runs.compose import compose, freeze, load
 from constitutional.runs.folder import RunStore
 from tests.review.reviewing import hidden_fields
 from tests.review.test_kills import free_port
@@ -366,8 +367,14 @@ def test_the_planned_spot_checks_are_asked_and_frozen_and_the_run_goes_on(
     assert main(["review", str(folder), "freeze"]) == 0
     said = capsys.readouterr().out
     assert "9 of 9 votes" in said
-    snapshot = said.strip().rpartition("spotcheck.verdicts=")[2]
-    run, _ = go(configured(tmp_path, *asked, f"spotcheck.verdicts={snapshot}"), World())
+    assert "Votes that `constitutional votes import` read are not in it" in said
+    words = shlex.split(said.strip().rpartition("\nNext: ")[2])
+    assert words[:2] == ["constitutional", "run"]
+    snapshot = words[-1].removeprefix("spotcheck.verdicts=")
+    config = freeze(compose([*words[2:], "until=mix"]))
+    assert config == freeze(configured(tmp_path, *asked, f"spotcheck.verdicts={snapshot}"))
+    run, lines = go(config, World())
+    assert len([line for line in lines if "done before" in line]) == 6  # whatever came before the votes
     plan, verdicts = run.read("spotchecks", SpotCheck), run.read("verdicts", Verdict)
     assert [verdict.comparison for verdict in verdicts] == [check.comparison for check in plan]
     review = open_review(run, ReviewSettings())
@@ -405,6 +412,7 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     said = capsys.readouterr().out
     assert "1 of " in said
     frozen = said.strip().rpartition("report.verdicts=")[2]
+    assert said.strip().splitlines()[-1].startswith(f"Next: constitutional run from={folder} name=")
     assert main(["review", str(folder), "violations", "--out", str(sheet)]) == 0
     assert f"report.violations={sheet}" in capsys.readouterr().out
     with sheet.open(encoding="utf-8-sig", newline="") as file:
@@ -492,6 +500,13 @@ def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_
     review = open_review(run, ReviewSettings(budget=6))
     review.database.close()
     assert models == [run.artifact("reward_model")]
+    words = shlex.split(spotchecks.command_with_votes(run, tmp_path / "votes.jsonl", budget=6))
+    config = compose(words[2:])
+    assert (config.name, config.spotcheck.votes, config.spotcheck.targets) == ("second-people", 6, ("reward",))
+    assert config.spotcheck.reward_model == run.artifact("reward_model").resolve()
+    assert config.spotcheck.verdicts == tmp_path / "votes.jsonl"
+    unknown = spotchecks.command_with_votes(run, tmp_path / "votes.jsonl")
+    assert " spotcheck.budget=BUDGET " in unknown  # whoever asked people knows it
     plan = spotchecks.plan_of(run, load(run.folder), comparisons, 6)
     assert plan is not None
     assert review.plan.wanted == sum(check.votes for check in plan) <= 6
