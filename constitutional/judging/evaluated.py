@@ -30,7 +30,7 @@ from constitutional.base.text import neutralised, restored, same_text
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.votes.items import whole_characters
 from constitutional.data.votes.reading import read_file
-from constitutional.judging.people import CHOICES, SIMULATED, PeoplesWork, opinions_of, raters_own
+from constitutional.judging.people import CHOICES, PeoplesWork, is_simulated, opinions_of, raters_own
 from constitutional.judging.scores import CONTESTS, Measurement
 
 MODEL: Final = "policy"
@@ -128,8 +128,8 @@ class ViolationAnswer(NamedTuple):
 
 def work_of_answers(answers: Sequence[ViolationAnswer]) -> PeoplesWork:
     """The work behind a sheet, of which neither the time nor who saw harmful texts is recorded."""
-    made_up = [row for row in answers if row.rater.startswith(f"{SIMULATED} ")]
-    answers = [row for row in answers if not row.rater.startswith(f"{SIMULATED} ")]
+    made_up = [row for row in answers if is_simulated(row.rater)]
+    answers = [row for row in answers if not is_simulated(row.rater)]
     raters, votes = len({answer.rater for answer in answers}), len({(row.item, row.rater) for row in answers})
     return PeoplesWork(
         raters=raters, votes=votes, skips=0, timed=0, seconds=0.0, noted=0, exposures=0, simulated=len(made_up)

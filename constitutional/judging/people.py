@@ -27,8 +27,17 @@ SETTLED: Final = " (settled)"
 """Stands behind a lead's name where the verdict is the lead's decision on a comparison."""
 
 
-SIMULATED: Final = "simulated"
-"""What simulated raters are called, with a number behind it."""
+_SIMULATED: Final = "simulated"
+
+
+def simulated_rater(number: int) -> str:
+    """What a simulated rater is called."""
+    return f"{_SIMULATED} {number}"
+
+
+def is_simulated(rater: str) -> bool:
+    """Whether a rater of this name is nobody."""
+    return rater.startswith(f"{_SIMULATED} ")
 
 
 class PeoplesWork(Frozen):
@@ -56,8 +65,8 @@ class PeoplesWork(Frozen):
 def work_of(verdicts: Iterable[Verdict]) -> PeoplesWork:
     """The work behind verdicts. A person's verdicts on one comparison, in all and by principle, are one vote."""
     rows = [row for verdict in verdicts for row in (verdict, *verdict.in_place_of)]
-    by_simulation = [row for row in rows if row.rater.startswith(f"{SIMULATED} ")]
-    rows = [row for row in rows if not row.rater.startswith(f"{SIMULATED} ")]
+    by_simulation = [row for row in rows if is_simulated(row.rater)]
+    rows = [row for row in rows if not is_simulated(row.rater)]
     answers = {(row.rater, row.comparison) for row in rows}
     votes = {(row.rater, row.comparison) for row in rows if row.choice != "skip"}
     withdrawn = {(row.rater, row.comparison) for row in rows if row.withdrawn} - votes

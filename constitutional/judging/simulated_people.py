@@ -13,7 +13,7 @@ from constitutional.base.records import Comparison, Prompt, Sample, SpotCheck, V
 from constitutional.base.seeds import rng_of
 from constitutional.judging.evaluated import ViolationAnswer, contests_of, violation_items
 from constitutional.judging.gold import kept_share
-from constitutional.judging.people import SIMULATED
+from constitutional.judging.people import simulated_rater
 from constitutional.judging.scores import Measurement
 from constitutional.judging.understanding import tagged
 from constitutional.sandbox.prompts import SANDBOX
@@ -64,7 +64,7 @@ def simulated(
         assert b is not None, "there are tags"
         first = rng_of(seed, "simulated rater", comparison.id).randrange(raters)
         for number in range(row.votes):
-            rater = f"{SIMULATED} {(first + number) % raters + 1}"
+            rater = simulated_rater((first + number) % raters + 1)
             wrong = rng_of(seed, "simulated vote", comparison.id, rater).random() < error
             choice = "tie" if a == b else "a" if (a > b) != wrong else "b"
             strength = 1 + min(3, int(4 * abs(a - b)))
@@ -99,6 +99,6 @@ def simulated_answers(
         kept = kept_share(constitution.select([item.principle]), prompts[item.prompt], item.reply)
         if kept is not None:
             draw = rng_of(seed, "simulated answer", item.name)
-            rater = f"{SIMULATED} {draw.randrange(raters) + 1}"
+            rater = simulated_rater(draw.randrange(raters) + 1)
             answers.append(ViolationAnswer(item.name, rater, (kept < 1) != (draw.random() < error)))
     return simulated(plan, contests, constitution, error, raters, seed), answers

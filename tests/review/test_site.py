@@ -11,8 +11,9 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from constitutional.base.errors import UsageError
 from constitutional.review import guard
-from constitutional.review.accounts import INVITED_S, SESSION_S, Role, digest
+from constitutional.review.accounts import INVITED_S, SESSION_S, Accounts, Role, digest
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_ADDRESSES, MOST_BYTES, TRIES, TokenTries
@@ -222,6 +223,13 @@ def test_a_role_is_kept_unless_another_is_typed(database: Database) -> None:
         assert rater is not None
         roles.append((rater.id, rater.role))
     assert roles == [(1, "rater"), (1, "lead"), (1, "lead"), (1, "rater")]
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 101, "a\tb\x07", "simulated 1", "lea (settled)"])
+def test_no_rater_has_a_name_that_cannot_be_shown_or_means_something_else(sqlite: Database, name: str) -> None:
+    with pytest.raises(UsageError, match="another"):
+        Accounts(sqlite).invite(name)
+    assert Accounts(sqlite).invite("simulated")  # which only looks alike
 
 
 def test_only_digests_of_tokens_are_stored(database: Database) -> None:
