@@ -112,7 +112,11 @@ def _serve(folder: Path, words: Sequence[str]) -> None:
     finally:
         votes = review.store.answered(review.plan)
         review.database.close()
-    print(f"\n{counted(votes, 'vote')}; constitutional review {printable(str(folder))} export --out verdicts.jsonl")
+    command = "freeze" if settings.task == "pair" else "export --out FILE.jsonl"
+    kept = [word for word in words if word.startswith(("review.task=", "review.about=", "review.budget="))]
+    kept += ["review.database=…"] if settings.database else []  # which may hold a password
+    typed = " ".join([shlex.quote(str(folder)), command, *kept])
+    print(printable(f"\n{counted(votes, 'vote')}; constitutional review {typed}"))
 
 
 def _invite(arguments: argparse.Namespace, words: Sequence[str], name: str) -> None:

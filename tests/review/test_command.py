@@ -74,7 +74,7 @@ def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(run_folder: Path)
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert "1 vote;" in said
+    assert f"1 vote; constitutional review {run_folder} freeze\n" in said
     assert "Traceback" not in complained
     database = Database.open(run_folder, None)
     store = ReviewStore(database)
