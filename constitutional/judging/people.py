@@ -7,7 +7,13 @@ from itertools import combinations
 from statistics import fmean
 from typing import Final, NamedTuple
 
-from constitutional.base.agreement import RaterAgreement, gwet_ac1, krippendorff_alpha, pairwise_agreement
+from constitutional.base.agreement import (
+    RaterAgreement,
+    cohen_kappa,
+    gwet_ac1,
+    krippendorff_alpha,
+    pairwise_agreement,
+)
 from constitutional.base.corrected import (
     CorrectedRate,
     PredictionPoweredRate,
@@ -128,10 +134,27 @@ class People(NamedTuple):
     """The share of pairs of people that say the same of a comparison, `both_bad` included; not weighted."""
     ac1: RaterAgreement
     alpha: RaterAgreement
+    beyond_chance: dict[str, RaterAgreement]
+    """By the measure's name, the labeler's agreement with people beyond chance, on the audit set; on all comparisons
+    where there is none. Those chosen by what the labeler is unsure of would make it look worse."""
 
 
 def _side(p: float) -> int:
     return (p > 0.5 + 1e-9) - (p < 0.5 - 1e-9)
+
+
+def _beyond_chance(seen: Sequence[Seen], seed: int) -> dict[str, RaterAgreement]:
+    rows = [row for row in seen if row.check.reason == "audit"] or seen
+    sides = {1: "a", 0: "tie", -1: "b"}
+    votes = {
+        row.comparison.id: {"people": sides[_side(row.people)], "labeler": sides[_side(row.labeler)]} for row in rows
+    }
+    prompts = {row.comparison.id: row.comparison.prompt.id for row in rows}
+    return {
+        "Cohen’s κ": cohen_kappa(votes, "people", "labeler", clusters=prompts, seed=seed),
+        "Krippendorff’s α": krippendorff_alpha(votes, clusters=prompts, seed=seed),
+        "Gwet’s AC1": gwet_ac1(votes, categories=len(sides), clusters=prompts, seed=seed),
+    }
 
 
 def raters_own(verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
@@ -200,6 +223,7 @@ def people_of(
         among=pairwise_agreement(votes_by_item, clusters=prompts),
         ac1=gwet_ac1(votes_by_item, categories=len(CHOICES), clusters=prompts, seed=seed),
         alpha=krippendorff_alpha(votes_by_item, clusters=prompts, seed=seed),
+        beyond_chance=_beyond_chance(seen, seed),
     )
 
 

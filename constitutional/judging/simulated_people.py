@@ -55,7 +55,8 @@ def simulated(
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
     plan = list(plan)
-    check_simulation(constitution, (by_id[row.comparison].prompt for row in plan))
+    if plan:
+        check_simulation(constitution, (by_id[row.comparison].prompt for row in plan))
     verdicts = []
     for row in plan:
         comparison = by_id[row.comparison]

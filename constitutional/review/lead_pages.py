@@ -317,4 +317,6 @@ def _labeler(votes: Overview) -> list[Rate]:
         *((f"Principle {name}", rate) for name, rate in people.by_principle.items()),
         *((f"Prompts: {name}", rate) for name, rate in by_kind(people).items()),
     ]
-    return [Rate(name, _share(RaterShare(rate.value, rate.interval, rate.n))) for name, rate in groups if rate]
+    rates = [Rate(name, _share(RaterShare(rate.value, rate.interval, rate.n))) for name, rate in groups if rate]
+    where = "the audit set" if people.audit else "all"
+    return rates + [Rate(f"{name}, {where}", in_words(of)) for name, of in people.beyond_chance.items() if rates]

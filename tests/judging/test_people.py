@@ -103,6 +103,9 @@ def test_the_audit_set_alone_is_a_plain_share() -> None:
     assert people.audit is not None
     assert (people.audit.value, people.audit.n) == (7 / 8, 8)
     assert people.audit.interval == pytest.approx(wilson(7, 8))
+    # Of the eight the labeler says a; people a of seven.
+    assert people.beyond_chance["Cohen’s κ"].value == pytest.approx(0)
+    assert people.beyond_chance["Gwet’s AC1"].n == 8
 
 
 def test_ties_count_half_and_bad_pairs_skips_and_votes_by_a_principle_say_nothing() -> None:

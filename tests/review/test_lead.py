@@ -151,6 +151,13 @@ def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     # The labeler says a four times; people a, even, even, even: 1, ½, ½, ½.
     assert votes.people.labeler is not None
     assert votes.people.labeler.value == pytest.approx(0.625)
+    # So they say the same of one in four, as by chance: people say a in 1/4, the labeler always. For α the coincidences
+    # are aa 2 and a-tie 6 of five a and three ties; for AC1 π is 5/8 and 3/8, and b 0.
+    beyond = {name: of.value for name, of in votes.people.beyond_chance.items()}
+    chance = 2 * (5 / 8) * (3 / 8) / 2
+    assert beyond == pytest.approx(
+        {"Cohen’s κ": 0, "Krippendorff’s α": 1 - 7 * 6 / 30, "Gwet’s AC1": (1 / 4 - chance) / (1 - chance)}
+    )
     works = {work.name: work for work in works_of(sqlite, made.plan)}
     assert works["ada"][2:5] == (4, 0, 9)  # votes, skips, seconds
     assert works["bob"][2:5] == (3, 1, 27)
@@ -195,7 +202,7 @@ def test_the_page_shows_them_in_words(contradicted: Setting) -> None:
     assert "At 36 EUR an hour their work comes to 0.60 EUR" in page  # 60 seconds
     assert "ada: 0.01 hours, 0.30 EUR" in page
     # Weighted and by the audit set, by principle and by kind of prompt.
-    for name in ("All, weighted", "Principle brief", "Prompts: even", "Prompts: odd"):
+    for name in ("All, weighted", "Principle brief", "Prompts: even", "Prompts: odd", "Krippendorff’s α, all"):
         assert name in page
 
 

@@ -95,6 +95,7 @@ def people_report(
     return PeopleReport(
         agreement=tuple(_rates(people, powered_agreement(people, comparisons, judgements))),
         chance_corrected={name: in_words(of) for name, of in chance.items()},
+        labeler_beyond_chance={name: in_words(of) for name, of in people.beyond_chance.items() if people.seen},
         win_rates=tuple(
             _win_rates(measurements, win_estimates(contests_of(samples, measurements), files.verdicts), people)
         ),
