@@ -76,12 +76,7 @@ def hajek_mean(
         return WeightedRate(value, Interval(0.0, 1.0), None, n, None)
     residuals = np.bincount(members, weights * (outcomes - value) / total)
     variance = float(k / (k - 1) * (residuals**2).sum())
-    if k == n and np.ptp(weights) == 0:
-        size: float = n
-    else:
-        kish = float(total**2 / (np.bincount(members, weights) ** 2).sum())
-        size = min(n, value * (1 - value) / variance) if variance > _TINY else kish
-        size *= (_Z / student_quantile(0.95, k - 1)) ** 2
+    size = float(n) if k == n and np.ptp(weights) == 0 else _size(value, variance, weights, members)
 
     def interval(labels: int) -> Interval:
         """The interval if there were so many labels."""
@@ -130,12 +125,17 @@ def prediction_powered_mean(
     Angelopoulos, Duchi and Zrnic (2023), "PPI++: Efficient Prediction-Powered Inference", section 6. It is
     unbiased however wrong the AI's labels are; the better they are, the smaller the variance
     V = Var(y − λf)/n + λ²·Var(f̃)/N. The interval is θ ± 1.96·√V. λ minimises V: Cov(y, f) / ((1 + n/N)·Var(f)), clipped
-    to [0, 1], where Var(f) is over all n + N labels. Where V would be 0, as where all human labels are equal, λ is 0,
-    and the value and the interval are those of `hajek_mean` from the human labels.
+    to [0, 1], where Var(f) is over all n + N labels. Where V would be 0, as where all human labels are equal, or the
+    AI-only items are of one cluster, λ is 0, and the value and the interval are those of `hajek_mean` from the human
+    labels.
 
-    Where the probabilities differ, wᵢ = 1/πᵢ. There, and with clusters, such as prompts, V is Σ z_c², and λ minimises
-    that. z_c is the sum of wᵢ(yᵢ − ȳ − λ(fᵢ − f̄)) / Σ w over the human-labelled items of cluster c, and of
-    λ(f̃ᵢ − mean(f̃))/N over the others. A cluster can have items of both kinds, and an item can be of both kinds.
+    The paper's interval is for many labels. With clusters, such as prompts, and where the probabilities differ, so that
+    wᵢ = 1/πᵢ, it is one for few as well: V is Σ z_c², and the interval is θ ± t·√V with Student's t for k − 1 degrees
+    of freedom, k being the number of clusters with a human label. z_c is the sum of √(k/(k − 1))·wᵢ(yᵢ − ȳ −
+    λ(fᵢ − f̄)) / Σ w over the human-labelled items of cluster c, and of √(K/(K − 1))·λ(f̃ᵢ − mean(f̃))/N over the
+    others, which are of K clusters. A cluster can have items of both kinds, and an item can be of both kinds. λ is the
+    paper's where every item is its own cluster and the probabilities are equal; elsewhere it minimises Σ z_c² without
+    the factors of k and K.
 
     Args:
         human: n labels by people, each in [0, 1].
@@ -159,6 +159,8 @@ def prediction_powered_mean(
     names = [*_names(clusters, n, "human"), *_names(ai_only_clusters, n_ai, "AI")]
     members = _members(names, n + n_ai)
     k = int(members.max()) + 1
+    many = clusters is None and ai_only_clusters is None and np.ptp(weights) == 0  # the paper's case
+    k_human, k_ai = len({*members[:n].tolist()}), len({*members[n:].tolist()})
     y_residuals, f_residuals = (
         np.bincount(members[:n], weights * (labels - mean), k) for labels, mean in ((y, y_mean), (f, f_mean))
     )
@@ -172,30 +174,37 @@ def prediction_powered_mean(
     plain = np.ptp(weights) == 0 and k == n + n_ai
     f_spread, others_spread = (spread / n, spread / n_ai) if plain else (f_part, others_part)
 
-    def tuned(labels: int) -> tuple[float, float]:
-        """λ and the variance if there were so many human labels."""
-        ratio = n / labels
+    def tuned(labels: int) -> tuple[float, float, float]:
+        """λ, the variance and the quantile if there were so many human labels, in as many more clusters."""
+        ratio, then = n / labels, k_human * labels / n
         denominator = ratio * f_spread + others_spread - 2 * f_shared
         tuning = min(1.0, max(0.0, (ratio * cross - y_shared) / denominator)) if denominator > _TINY else 0.0
-        variance = ratio * (y_part - 2 * tuning * cross + tuning**2 * f_part) + tuning**2 * others_part
-        return tuning, max(0.0, variance + 2 * tuning * (y_shared - tuning * f_shared))
+        few, few_ai = (1.0, 1.0) if many else (then / (then - 1), k_ai / (k_ai - 1))
+        variance = few * ratio * (y_part - 2 * tuning * cross + tuning**2 * f_part) + few_ai * tuning**2 * others_part
+        variance += 2 * math.sqrt(few * few_ai) * tuning * (y_shared - tuning * f_shared)
+        return tuning, max(0.0, variance), _Z if many else student_quantile(0.95, then - 1)
 
     warnings: list[Caution] = []
-    if len({*members[:n].tolist()}) < FEWEST_LABELS:
+    if k_human < FEWEST_LABELS:
         warnings.append("few labels")
     if np.count_nonzero(y != f) < FEWEST_CORRECTIONS:
         warnings.append("few corrections")
-    tuning, variance = tuned(n)
+    tuning, variance, quantile = tuned(n) if min(k_human, k_ai) > 1 else (0.0, 0.0, _Z)
     if variance <= _TINY:
         alone = hajek_mean(human, [1.0] * n if inclusion is None else inclusion, clusters)
         return PredictionPoweredRate(alone.value, alone.interval, 0.0, 0.0, n, n_ai, alone.to_halve, tuple(warnings))
     value = tuning * float(others.mean()) + y_mean - tuning * f_mean
-    half = _Z * math.sqrt(variance)
+    half = quantile * math.sqrt(variance)
     low, high = max(0.0, value - half), min(1.0, value + half)
     if low > high:
         low, high = 0.0, 1.0
         warnings.append("contradictory")
-    more = _more(lambda labels: math.sqrt(tuned(labels)[1]), n)
+
+    def width(labels: int) -> float:
+        _, then, quantile = tuned(labels)
+        return quantile * math.sqrt(then)
+
+    more = _more(width, n)
     return PredictionPoweredRate(
         min(1.0, max(0.0, value)), Interval(low, high), variance, tuning, n, n_ai, more, tuple(warnings)
     )
@@ -217,6 +226,8 @@ class CorrectedRate(NamedTuple):
     "uninformative": sensitivity + specificity ≤ 1, so the labeler flags positives no more often than negatives.
     "contradictory": the interval would lie outside of [0, 1], so sensitivity and specificity are not those on these
     items."""
+    n: int
+    """Items of which the labeler flagged some."""
     to_halve: int | None = None
     """How many more positives and negatives together, in the same shares, would make the interval half as wide; None
     where no number would, as the n items are too few for that."""
@@ -249,32 +260,79 @@ def rogan_gladen(
     Raises:
         ValueError: A count is below 0 or above its total.
     """
-    for part, whole in ((flagged, n), (true_positives, positives), (true_negatives, negatives)):
+    shares = [(flagged, n), (true_positives, positives), (true_negatives, negatives)]
+    for part, whole in shares:
         if not 0 <= part <= whole:
             raise ValueError(f"{part} of {whole}; a count is at least 0 and at most its total")
-    sensitivity = true_positives / positives if positives else None
-    specificity = true_negatives / negatives if negatives else None
+    return _corrected(*(_Share(part, whole, whole) for part, whole in shares))
+
+
+def clustered_rogan_gladen(
+    flagged: Sequence[tuple[bool, Hashable]],
+    found: Sequence[tuple[bool, Hashable]],
+    passed: Sequence[tuple[bool, Hashable]],
+) -> CorrectedRate:
+    """`rogan_gladen` from items that depend on each other within clusters, such as a prompt's by several principles.
+
+    In the interval each of the three shares counts for as many items as it is worth if these were independent: the
+    effective sample size of `hajek_mean`, with the share's own clusters. Items of one cluster are worth none, and those
+    of as many clusters are worth themselves, so that with clusters of one item this is `rogan_gladen` of the counts.
+    Where people's items are among those that were flagged, the interval is a little wider than it need be.
+
+    Args:
+        flagged: whether the labeler flagged an item, and its cluster, by item.
+        found: whether it flagged an item that people found positive, and its cluster, by such item.
+        passed: whether it did not flag an item that people found negative, and its cluster, by such item.
+    """
+    return _corrected(_share(flagged), _share(found), _share(passed))
+
+
+class _Share(NamedTuple):
+    """A share of items."""
+
+    part: int
+    whole: int
+    size: float
+    """How many independent items the whole is worth."""
+
+
+def _share(items: Sequence[tuple[bool, Hashable]]) -> _Share:
+    n, part = len(items), sum(outcome for outcome, _ in items)
+    members = _members([cluster for _, cluster in items], n)
+    k = len({*members.tolist()})
+    if k == n or k < 2:
+        return _Share(part, n, n if k == n else 0)
+    residuals = np.bincount(members, np.array([outcome for outcome, _ in items], np.float64) - part / n)
+    return _Share(part, n, _size(part / n, k / (k - 1) * float(residuals @ residuals) / n**2, np.ones(n), members))
+
+
+def _corrected(flagged: _Share, found: _Share, passed: _Share) -> CorrectedRate:
+    n, positives, negatives = flagged.whole, found.whole, passed.whole
+    sensitivity = found.part / positives if positives else None
+    specificity = passed.part / negatives if negatives else None
     if not n or sensitivity is None or specificity is None:
-        return CorrectedRate(None, None, sensitivity, specificity, "too few")
-    if true_positives * negatives + true_negatives * positives <= positives * negatives:  # exact, unlike the shares
-        return CorrectedRate(None, None, sensitivity, specificity, "uninformative")
-    value = min(1.0, max(0.0, (flagged / n + specificity - 1) / (sensitivity + specificity - 1)))
+        return CorrectedRate(None, None, sensitivity, specificity, "too few", n)
+    if found.part * negatives + passed.part * positives <= positives * negatives:  # exact, unlike the shares
+        return CorrectedRate(None, None, sensitivity, specificity, "uninformative", n)
+    share = flagged.part / n
+    value = min(1.0, max(0.0, (share + specificity - 1) / (sensitivity + specificity - 1)))
     labels = positives + negatives
 
     def interval_of(factor: float) -> Interval | None:
         """The interval if there were so many times the labels; None where it would lie outside of [0, 1]."""
+        se_size, sp_size = factor * found.size, factor * passed.size
         t, se, sp = (
-            (flagged + _Z**2 / 2) / (n + _Z**2),
-            (factor * true_positives + 1) / (factor * positives + 2),
-            (factor * true_negatives + 1) / (factor * negatives + 2),
+            (share * flagged.size + _Z**2 / 2) / (flagged.size + _Z**2),
+            (sensitivity * se_size + 1) / (se_size + 2),
+            (specificity * sp_size + 1) / (sp_size + 2),
         )
         if se + sp <= 1:
             return Interval(0.0, 1.0)
         p = (t + sp - 1) / (se + sp - 1)
-        se_part = p * se * (1 - se) / (factor * positives + 2)
-        sp_part = (1 - p) * sp * (1 - sp) / (factor * negatives + 2)
+        se_part = p * se * (1 - se) / (se_size + 2)
+        sp_part = (1 - p) * sp * (1 - sp) / (sp_size + 2)
         middle = p + 2 * _Z**2 * (se_part - sp_part)
-        half = _Z * math.sqrt(t * (1 - t) / (n + _Z**2) + p * se_part + (1 - p) * sp_part) / (se + sp - 1)
+        half = _Z * math.sqrt(t * (1 - t) / (flagged.size + _Z**2) + p * se_part + (1 - p) * sp_part) / (se + sp - 1)
         if middle + half < 0 or middle - half > 1:
             return None
         return Interval(max(0.0, min(value, middle - half)), min(1.0, max(value, middle + half)))
@@ -285,9 +343,9 @@ def rogan_gladen(
 
     interval = interval_of(1)
     if interval is None:
-        return CorrectedRate(None, None, sensitivity, specificity, "contradictory")
+        return CorrectedRate(None, None, sensitivity, specificity, "contradictory", n)
     to_halve = _more(width, labels) if width(labels * _ENDLESS) <= width(labels) / 2 else None
-    return CorrectedRate(value, interval, sensitivity, specificity, None, to_halve)
+    return CorrectedRate(value, interval, sensitivity, specificity, None, n, to_halve)
 
 
 def _checked(rates: Sequence[float], noun: str) -> Array:
@@ -327,6 +385,13 @@ def _names(clusters: Sequence[Hashable] | None, n: int, kind: str) -> list[Hasha
     if len(clusters) != n:
         raise ValueError(f"{n} items, but {len(clusters)} clusters")
     return [("cluster", cluster) for cluster in clusters]
+
+
+def _size(value: float, variance: float, weights: Array, members: NDArray[np.intp]) -> float:
+    """How many independent items a rate from two or more clusters is worth."""
+    kish = float(weights.sum() ** 2 / (np.bincount(members, weights) ** 2).sum())
+    size = min(len(weights), value * (1 - value) / variance) if variance > _TINY else kish
+    return size * (_Z / student_quantile(0.95, int(members.max()))) ** 2
 
 
 def _width(interval: Interval) -> float:

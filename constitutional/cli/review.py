@@ -1,6 +1,7 @@
 """The command `review`: a page on which people judge a run's replies, invitations to it, and its votes as files."""
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -90,12 +91,14 @@ def _review(arguments: argparse.Namespace) -> None:
 
 
 def _serve(folder: Path, words: Sequence[str]) -> None:
-    from constitutional.review.serve import old_settings, open_review, serve
+    from constitutional.review.serve import equal_replies, old_settings, open_review, serve
     from constitutional.review.settings import read_settings
     from constitutional.runs.folder import RunStore
 
-    settings = read_settings(words)
-    review = open_review(RunStore.load(folder), settings)
+    settings, run = read_settings(words), RunStore.load(folder)
+    review = open_review(run, settings)
+    if settings.about == "evaluation" and (same := equal_replies(run)):
+        print(f"{counted(same, 'comparison')} of equal replies are left out: they are ties", file=sys.stderr)
     print(f"{counted(review.plan.wanted, 'vote')} wanted; Ctrl-C ends, and all votes are kept", file=sys.stderr)
     for note in old_settings(review, settings):
         print(f"warning: {note}", file=sys.stderr)
@@ -109,7 +112,11 @@ def _serve(folder: Path, words: Sequence[str]) -> None:
     finally:
         votes = review.store.answered(review.plan)
         review.database.close()
-    print(f"\n{counted(votes, 'vote')}; constitutional review {printable(str(folder))} export --out verdicts.jsonl")
+    command = "freeze" if settings.task == "pair" else "export --out FILE.jsonl"
+    kept = [word for word in words if word.startswith(("review.task=", "review.about=", "review.budget="))]
+    kept += ["review.database=…"] if settings.database else []  # which may hold a password
+    typed = " ".join([shlex.quote(str(folder)), command, *kept])
+    print(printable(f"\n{counted(votes, 'vote')}; constitutional review {typed}"))
 
 
 def _invite(arguments: argparse.Namespace, words: Sequence[str], name: str) -> None:
@@ -127,13 +134,14 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
     from constitutional.review import export
     from constitutional.review.serve import open_review
     from constitutional.review.settings import read_settings
-    from constitutional.runs.compose import load
     from constitutional.runs.folder import RunStore
+    from constitutional.runs.spotchecks import command_with, command_with_votes
 
     settings = read_settings(words)
     if settings.task != "pair":
         raise UsageError("freeze is of votes on pairs, with which a run goes on; type … export for other tasks")
-    review = open_review(RunStore.load(folder), settings, plans=False)
+    run = RunStore.load(folder)
+    review = open_review(run, settings, plans=False)
     try:
         votes = review.store.all_votes(review.plan, audit=True)
         given, wanted = review.store.answered(review.plan), review.plan.wanted
@@ -144,14 +152,17 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
     path = folder / "verdicts" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.jsonl"
     path.parent.mkdir(exist_ok=True)
     write_rows(path, export.verdicts_of(votes))
+    shown = printable(shlex.quote(str(path)))
     print(printable(f"{path}: {given} of {counted(wanted, 'vote')}, SHA-256 {digest_of(path)}"))
     if settings.about == "evaluation":
-        print(printable(f"the command that made the run corrects its win rates with report.verdicts={path}"))
+        print(printable(f"Next: {command_with(folder, report__verdicts=path)}"))
         return
-    print(printable(f"the command that made the run goes on with spotcheck.verdicts={path}"))
-    if not load(folder).spotcheck.votes:
-        reward = "spotcheck.reward_model=FOLDER with the target reward, where FOLDER is this run's reward model"
-        print(f"the run asks nobody by its settings: type also a name of its own, spotcheck.budget=N, and {reward}")
+    print(f"Votes that `constitutional votes import` read are not in it; with them: cat {shown} FILE > all.jsonl")
+    planned = bool(settings.budget) or any(vote.audit for vote in votes)
+    command = command_with_votes(run, path, budget=settings.budget, planned=planned)
+    if "=BUDGET" in command:
+        print("BUDGET is the review.budget that people were asked with; the run asks nobody by its own settings.")
+    print(printable(f"Next: {command}"))
 
 
 def _violations(folder: Path, out: Path | None, words: Sequence[str]) -> None:
@@ -163,6 +174,7 @@ def _violations(folder: Path, out: Path | None, words: Sequence[str]) -> None:
     from constitutional.judging.scores import Measurement
     from constitutional.runs.compose import load
     from constitutional.runs.folder import USED, RunStore
+    from constitutional.runs.spotchecks import command_with
 
     if out is None or out.suffix != ".csv" or words:
         raise UsageError("violations writes a sheet; type constitutional review RUN violations --out FILE.csv")
@@ -177,7 +189,7 @@ def _violations(folder: Path, out: Path | None, words: Sequence[str]) -> None:
     print(
         printable("people fill in rater and violates (yes or no) from the top, in as many rows as they have time for;")
     )
-    print(printable(f"the command that made the run corrects its violation rates with report.violations={out}"))
+    print(printable(f"then: {command_with(folder, report__violations=out)}"))
 
 
 def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:

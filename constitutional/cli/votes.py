@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -177,6 +178,7 @@ def _import(arguments: argparse.Namespace) -> None:
     from constitutional.data.votes.formats import FORMATS, format_of
     from constitutional.data.votes.reading import read_file
     from constitutional.runs.folder import RunStore
+    from constitutional.runs.spotchecks import command_with_votes
 
     store = RunStore.load(arguments.folder)
     comparisons = {row.id: row for row in store.read("comparisons", Comparison)}
@@ -196,7 +198,11 @@ def _import(arguments: argparse.Namespace) -> None:
     raters = counted(len({verdict.rater for verdict in imported.verdicts}), "rater")
     out = printable(str(arguments.out))
     print(f"{out}: {counted(len(imported.verdicts), 'verdict')} of {raters} ({form}); {_rest(imported)}")
-    print(f"Next: the run's command with spotcheck.verdicts={out} (its spot-checks) or mix.verdicts={out}")
+    print(
+        "The pages of `constitutional review` and its snapshots do not count these votes; where people vote there as "
+        f"well, both files together are one: cat {printable(shlex.quote(str(arguments.out)))} SNAPSHOT > all.jsonl"
+    )
+    print(printable(f"Next: {command_with_votes(store, arguments.out, planned=False)}"))
 
 
 def _rest(imported: "ImportedVotes") -> str:

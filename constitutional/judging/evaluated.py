@@ -19,18 +19,18 @@ from constitutional.base.corrected import (
     CorrectedRate,
     PredictionPoweredRate,
     WeightedRate,
+    clustered_rogan_gladen,
     hajek_mean,
     prediction_powered_mean,
-    rogan_gladen,
 )
 from constitutional.base.errors import InputError
 from constitutional.base.records import Comparison, Message, Sample, Verdict
 from constitutional.base.seeds import rng_of
-from constitutional.base.text import neutralised, restored
+from constitutional.base.text import neutralised, restored, same_text
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.votes.items import whole_characters
 from constitutional.data.votes.reading import read_file
-from constitutional.judging.people import CHOICES, SIMULATED, PeoplesWork, opinions_of, raters_own
+from constitutional.judging.people import CHOICES, PeoplesWork, is_simulated, opinions_of, raters_own
 from constitutional.judging.scores import CONTESTS, Measurement
 
 MODEL: Final = "policy"
@@ -77,6 +77,8 @@ def contests_of(samples: Iterable[Sample], measurements: Iterable[Measurement]) 
 def win_estimates(contests: Iterable[Contest], verdicts: Iterable[Verdict]) -> dict[str, Estimates]:
     """The last model's win rate by opponent, where people voted. A tie, and two bad replies, are half a win.
 
+    Replies that read the same are left out, as they are of the labeler's win rates: an evaluation of an older version
+    compared some of them.
     For Rogan and Gladen's correction, which takes counts, ties of either side are left out.
     """
     votes = defaultdict[str, list[Verdict]](list)
@@ -85,7 +87,8 @@ def win_estimates(contests: Iterable[Contest], verdicts: Iterable[Verdict]) -> d
             votes[verdict.comparison].append(verdict)
     by_opponent = defaultdict[str, list[Contest]](list)
     for contest in contests:
-        by_opponent[contest.opponent].append(contest)
+        if not same_text(contest.comparison.a, contest.comparison.b):
+            by_opponent[contest.opponent].append(contest)
     return {
         opponent: made
         for opponent, rows in by_opponent.items()
@@ -125,8 +128,8 @@ class ViolationAnswer(NamedTuple):
 
 def work_of_answers(answers: Sequence[ViolationAnswer]) -> PeoplesWork:
     """The work behind a sheet, of which neither the time nor who saw harmful texts is recorded."""
-    made_up = [row for row in answers if row.rater.startswith(f"{SIMULATED} ")]
-    answers = [row for row in answers if not row.rater.startswith(f"{SIMULATED} ")]
+    made_up = [row for row in answers if is_simulated(row.rater)]
+    answers = [row for row in answers if not is_simulated(row.rater)]
     raters, votes = len({answer.rater for answer in answers}), len({(row.item, row.rater) for row in answers})
     return PeoplesWork(
         raters=raters, votes=votes, skips=0, timed=0, seconds=0.0, noted=0, exposures=0, simulated=len(made_up)
@@ -181,8 +184,6 @@ def _estimates(ai: Mapping[str, float], people: Mapping[str, float], clusters: M
     if not answered:
         return None
     clear = [name for name in answered if ai[name] != 0.5 and people[name] != 0.5]
-    positives = [name for name in clear if people[name] > 0.5]
-    negatives = [name for name in clear if people[name] < 0.5]
     y, own = [people[name] for name in answered], [clusters[name] for name in answered]
     powered = None
     if rest:
@@ -195,13 +196,10 @@ def _estimates(ai: Mapping[str, float], people: Mapping[str, float], clusters: M
         )
     return Estimates(
         ai=hajek_mean([*ai.values()], [1.0] * len(ai), [clusters[name] for name in ai]),
-        rogan_gladen=rogan_gladen(
-            sum(label > 0.5 for label in ai.values()),
-            sum(label != 0.5 for label in ai.values()),
-            true_positives=sum(ai[name] > 0.5 for name in positives),
-            positives=len(positives),
-            true_negatives=sum(ai[name] < 0.5 for name in negatives),
-            negatives=len(negatives),
+        rogan_gladen=clustered_rogan_gladen(
+            [(label > 0.5, clusters[name]) for name, label in ai.items() if label != 0.5],
+            [(ai[name] > 0.5, clusters[name]) for name in clear if people[name] > 0.5],
+            [(ai[name] < 0.5, clusters[name]) for name in clear if people[name] < 0.5],
         ),
         powered=powered,
         people=hajek_mean(y, [1.0] * len(y), own),

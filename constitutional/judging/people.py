@@ -7,14 +7,20 @@ from itertools import combinations
 from statistics import fmean
 from typing import Final, NamedTuple
 
-from constitutional.base.agreement import RaterAgreement, gwet_ac1, krippendorff_alpha, pairwise_agreement
+from constitutional.base.agreement import (
+    RaterAgreement,
+    cohen_kappa,
+    gwet_ac1,
+    krippendorff_alpha,
+    pairwise_agreement,
+)
 from constitutional.base.corrected import (
     CorrectedRate,
     PredictionPoweredRate,
     WeightedRate,
+    clustered_rogan_gladen,
     hajek_mean,
     prediction_powered_mean,
-    rogan_gladen,
 )
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck, Verdict
@@ -27,8 +33,17 @@ SETTLED: Final = " (settled)"
 """Stands behind a lead's name where the verdict is the lead's decision on a comparison."""
 
 
-SIMULATED: Final = "simulated"
-"""What simulated raters are called, with a number behind it."""
+_SIMULATED: Final = "simulated"
+
+
+def simulated_rater(number: int) -> str:
+    """What a simulated rater is called."""
+    return f"{_SIMULATED} {number}"
+
+
+def is_simulated(rater: str) -> bool:
+    """Whether a rater of this name is nobody."""
+    return rater.startswith(f"{_SIMULATED} ")
 
 
 class PeoplesWork(Frozen):
@@ -56,8 +71,8 @@ class PeoplesWork(Frozen):
 def work_of(verdicts: Iterable[Verdict]) -> PeoplesWork:
     """The work behind verdicts. A person's verdicts on one comparison, in all and by principle, are one vote."""
     rows = [row for verdict in verdicts for row in (verdict, *verdict.in_place_of)]
-    by_simulation = [row for row in rows if row.rater.startswith(f"{SIMULATED} ")]
-    rows = [row for row in rows if not row.rater.startswith(f"{SIMULATED} ")]
+    by_simulation = [row for row in rows if is_simulated(row.rater)]
+    rows = [row for row in rows if not is_simulated(row.rater)]
     answers = {(row.rater, row.comparison) for row in rows}
     votes = {(row.rater, row.comparison) for row in rows if row.choice != "skip"}
     withdrawn = {(row.rater, row.comparison) for row in rows if row.withdrawn} - votes
@@ -119,10 +134,27 @@ class People(NamedTuple):
     """The share of pairs of people that say the same of a comparison, `both_bad` included; not weighted."""
     ac1: RaterAgreement
     alpha: RaterAgreement
+    beyond_chance: dict[str, RaterAgreement]
+    """By the measure's name, the labeler's agreement with people beyond chance, on the audit set; on all comparisons
+    where there is none. Those chosen by what the labeler is unsure of would make it look worse."""
 
 
 def _side(p: float) -> int:
     return (p > 0.5 + 1e-9) - (p < 0.5 - 1e-9)
+
+
+def _beyond_chance(seen: Sequence[Seen], seed: int) -> dict[str, RaterAgreement]:
+    rows = [row for row in seen if row.check.reason == "audit"] or seen
+    sides = {1: "a", 0: "tie", -1: "b"}
+    votes = {
+        row.comparison.id: {"people": sides[_side(row.people)], "labeler": sides[_side(row.labeler)]} for row in rows
+    }
+    prompts = {row.comparison.id: row.comparison.prompt.id for row in rows}
+    return {
+        "Cohen’s κ": cohen_kappa(votes, "people", "labeler", clusters=prompts, seed=seed),
+        "Krippendorff’s α": krippendorff_alpha(votes, clusters=prompts, seed=seed),
+        "Gwet’s AC1": gwet_ac1(votes, categories=len(sides), clusters=prompts, seed=seed),
+    }
 
 
 def raters_own(verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
@@ -191,6 +223,7 @@ def people_of(
         among=pairwise_agreement(votes_by_item, clusters=prompts),
         ac1=gwet_ac1(votes_by_item, categories=len(CHOICES), clusters=prompts, seed=seed),
         alpha=krippendorff_alpha(votes_by_item, clusters=prompts, seed=seed),
+        beyond_chance=_beyond_chance(seen, seed),
     )
 
 
@@ -255,7 +288,8 @@ def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate 
 
     Rogan and Gladen's correction, where the labeler is as often right whichever response is better: the sides of a
     comparison are arbitrary. It rests on the labeler being right about the models' replies as often as about the
-    comparisons that people saw. Ties of either side are left out, as half votes are no counts.
+    comparisons that people saw. Ties of either side are left out, as half votes are no counts. Prompts are the clusters
+    of the audit set.
 
     Args:
         wins: comparisons that the labeler gives to the one model.
@@ -265,9 +299,9 @@ def corrected_win_rate(wins: int, losses: int, people: People) -> CorrectedRate 
     clear = [row for row in people.seen if row.check.reason == "audit" and _side(row.people) and _side(row.labeler)]
     if not clear:
         return None
-    right, n = sum(row.agreement == 1 for row in clear), len(clear)
+    right = [(row.agreement == 1, row.comparison.prompt.id) for row in clear]
     # The same comparisons tell how often it is right where a is better, and where b is: each is counted twice.
-    rate = rogan_gladen(wins, wins + losses, true_positives=right, positives=n, true_negatives=right, negatives=n)
+    rate = clustered_rogan_gladen([(place < wins, place) for place in range(wins + losses)], right, right)
     return rate if rate.to_halve is None else rate._replace(to_halve=math.ceil(rate.to_halve / 2))
 
 

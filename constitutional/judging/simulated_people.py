@@ -9,16 +9,32 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from constitutional.base.errors import ConfigurationError
-from constitutional.base.records import Comparison, Sample, SpotCheck, Verdict
+from constitutional.base.records import Comparison, Prompt, Sample, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
 from constitutional.judging.evaluated import ViolationAnswer, contests_of, violation_items
 from constitutional.judging.gold import kept_share
-from constitutional.judging.people import SIMULATED
+from constitutional.judging.people import simulated_rater
 from constitutional.judging.scores import Measurement
+from constitutional.judging.understanding import tagged
 from constitutional.sandbox.prompts import SANDBOX
 
 if TYPE_CHECKING:
     from constitutional.constitution.constitution import Constitution
+
+
+def check_simulation(constitution: "Constitution", prompts: Iterable[Prompt]) -> None:
+    """Refuse to simulate people where nothing says what they would want.
+
+    Raises:
+        ConfigurationError: a prompt is not the sandbox's, or no principle has tags that name a trait.
+    """
+    if any(prompt.source != SANDBOX for prompt in prompts):
+        raise ConfigurationError("spotcheck.simulate makes votes in the sandbox alone; leave it out")
+    if not any(tagged(principle) for principle in constitution.principles):
+        raise ConfigurationError(
+            "spotcheck.simulate goes by the principles' tags, such as tags: [flattery, avoid], and none of "
+            f"'{constitution.name}' has any that name a trait; add them, or leave spotcheck.simulate out"
+        )
 
 
 def simulated(
@@ -35,22 +51,21 @@ def simulated(
     much it is a tie. With the probability `error` a rater who has a preference names the other side.
 
     Raises:
-        ConfigurationError: a prompt is not the sandbox's, or no principle has tags that name a trait.
+        ConfigurationError: as `check_simulation`.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
+    plan = list(plan)
+    if plan:
+        check_simulation(constitution, (by_id[row.comparison].prompt for row in plan))
     verdicts = []
     for row in plan:
         comparison = by_id[row.comparison]
-        if comparison.prompt.source != SANDBOX:
-            raise ConfigurationError("spotcheck.simulate makes votes in the sandbox alone; leave it out")
         a, b = (kept_share(constitution, comparison.prompt, reply) for reply in (comparison.a, comparison.b))
-        if a is None or b is None:
-            raise ConfigurationError(
-                "spotcheck.simulate goes by the principles' tags, such as tags: [flattery, avoid]; none has any"
-            )
+        assert a is not None, "there are tags"
+        assert b is not None, "there are tags"
         first = rng_of(seed, "simulated rater", comparison.id).randrange(raters)
         for number in range(row.votes):
-            rater = f"{SIMULATED} {(first + number) % raters + 1}"
+            rater = simulated_rater((first + number) % raters + 1)
             wrong = rng_of(seed, "simulated vote", comparison.id, rater).random() < error
             choice = "tie" if a == b else "a" if (a > b) != wrong else "b"
             strength = 1 + min(3, int(4 * abs(a - b)))
@@ -85,6 +100,6 @@ def simulated_answers(
         kept = kept_share(constitution.select([item.principle]), prompts[item.prompt], item.reply)
         if kept is not None:
             draw = rng_of(seed, "simulated answer", item.name)
-            rater = f"{SIMULATED} {draw.randrange(raters) + 1}"
+            rater = simulated_rater(draw.randrange(raters) + 1)
             answers.append(ViolationAnswer(item.name, rater, (kept < 1) != (draw.random() < error)))
     return simulated(plan, contests, constitution, error, raters, seed), answers

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from sqlalchemy import Connection, Row, insert, select, update
 
 from constitutional.base.errors import UsageError
+from constitutional.judging.people import SETTLED, is_simulated
 from constitutional.review.database import Database
 from constitutional.review.schema import INVITATION, RATER, SESSION
 
@@ -58,6 +59,8 @@ class Accounts:
         name = " ".join(name.split())
         if not name or len(name) > LONGEST_NAME or any(unicodedata.category(letter)[0] == "C" for letter in name):
             raise UsageError(f"the name of a rater has 1 to {LONGEST_NAME} visible characters; type another")
+        if is_simulated(name) or name.endswith(SETTLED):
+            raise UsageError(f"'{name}' is what simulated raters, or leads' decisions, are called; type another name")
         token = secrets.token_urlsafe(32)
 
         def work(connection: Connection) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from hashlib import sha256
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -136,26 +137,54 @@ def same_token(secret: str, sent: str) -> bool:
 
 
 class TokenTries:
-    """Counts wrong tokens by address, so that nobody can try many."""
+    """Counts wrong tokens by address, so that nobody can try many.
+
+    Addresses beyond `MOST_ADDRESSES` with a wrong token in the last minute are counted as one: whoever has so many can
+    keep others from coming in meanwhile, but cannot try more tokens by it.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failed: dict[str, deque[float]] = {}
+        """Times of wrong tokens; the address of the latest comes last."""
+        self._others = deque[float](maxlen=TRIES)
 
     def allowed(self, address: str) -> bool:
         """Whether one more token may be tried from there."""
-        times = self._failed.get(address, deque())
+        times = self._times(address)
         while times and times[0] < self._clock() - WINDOW_S:
             times.popleft()
         return len(times) < TRIES
 
     def failed(self, address: str) -> None:
         """Count a wrong token."""
-        if len(self._failed) >= MOST_ADDRESSES:
-            self._failed.clear()
-        self._failed.setdefault(address, deque(maxlen=TRIES)).append(self._clock())
+        times = self._times(address)
+        if times is not self._others:
+            self._failed[_network(address)] = self._failed.pop(_network(address), times)
+        times.append(self._clock())
 
     def right(self, address: str) -> None:
         """The token that was last counted was right."""
-        if times := self._failed.get(address):
+        if times := self._times(address):
             times.pop()
+
+    def _times(self, address: str) -> deque[float]:
+        """The times that count for an address; of one that is not known they are kept once a token fails."""
+        while self._failed:
+            oldest, times = next(iter(self._failed.items()))
+            if times and times[-1] >= self._clock() - WINDOW_S:
+                break
+            del self._failed[oldest]
+        new = self._others if len(self._failed) >= MOST_ADDRESSES else deque[float](maxlen=TRIES)
+        return self._failed.get(_network(address), new)
+
+
+def _network(address: str) -> str:
+    """What one sender has of addresses: an IPv4 address, or of IPv6 the first half, as providers give out."""
+    try:
+        known = ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(known, IPv6Address):
+        return str(known.ipv4_mapped or int(known) >> 64)
+    return address

@@ -18,7 +18,7 @@ from constitutional.base.records import LABELER
 from constitutional.constitution.add_example import ExampleEdit, edit_of, write_edit
 from constitutional.constitution.constitution import Example, Principle
 from constitutional.constitution.file import read_constitution
-from constitutional.judging.people import by_kind
+from constitutional.judging.people import SETTLED, by_kind
 from constitutional.review.ballot import LONGEST_NOTE
 from constitutional.review.lead import (
     LeadItem,
@@ -107,6 +107,7 @@ class LeadPages:
             wrong=[item for item in wrong if item.comparison in seen],
             unseen=sum(item.comparison not in seen for item in wrong),
             most=MOST_LISTED,
+            settled_mark=SETTLED,
             choices=CHOICES,
             notice=NOTICES.get(visit.request.query_params.get("notice", ""), ""),
         )
@@ -131,7 +132,9 @@ class LeadPages:
             judgements=judgements if seen else [],
             labeler=LABELER,
             settled=votes.settled.get(item.comparison),
+            settled_mark=SETTLED,
             principles=self._principles(),
+            judged_by=next((row.principle for row in judgements), ""),
             choices=CHOICES,
             longest_note=LONGEST_NOTE,
             problem=problem,
@@ -314,4 +317,6 @@ def _labeler(votes: Overview) -> list[Rate]:
         *((f"Principle {name}", rate) for name, rate in people.by_principle.items()),
         *((f"Prompts: {name}", rate) for name, rate in by_kind(people).items()),
     ]
-    return [Rate(name, _share(RaterShare(rate.value, rate.interval, rate.n))) for name, rate in groups if rate]
+    rates = [Rate(name, _share(RaterShare(rate.value, rate.interval, rate.n))) for name, rate in groups if rate]
+    where = "the audit set" if people.audit else "all"
+    return rates + [Rate(f"{name}, {where}", in_words(of)) for name, of in people.beyond_chance.items() if rates]

@@ -10,6 +10,7 @@ from pydantic import Field
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Message, Prompt, SpotCheck
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.text import same_text
 from constitutional.constitution.constitution import Constitution
 from constitutional.review.settings import About, Task
 
@@ -95,12 +96,17 @@ def items_of(
 ) -> list[PlannedItem]:
     """All that can be asked about a run's comparisons, in the order of a seeded hash.
 
-    A pair is a comparison. For the other tasks the replies of all comparisons of a prompt are one item: all of them are
-    ranked, and one of them, drawn by the seed, is rewritten.
+    A pair is a comparison; two replies that read the same are a tie, about which nobody is asked. For the other tasks
+    the replies of all comparisons of a prompt are one item: all of them are ranked, and one of them, drawn by the seed,
+    is rewritten.
     """
     questions: list[tuple[str, Prompt, tuple[str, ...]]] = []
     if task == "pair":
-        questions = [(comparison.id, comparison.prompt, (comparison.a, comparison.b)) for comparison in comparisons]
+        questions = [
+            (comparison.id, comparison.prompt, (comparison.a, comparison.b))
+            for comparison in comparisons
+            if not same_text(comparison.a, comparison.b)
+        ]
     else:
         replies_to: dict[str, tuple[Prompt, dict[str, None]]] = {}
         for comparison in comparisons:

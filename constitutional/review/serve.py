@@ -12,10 +12,11 @@ import uvicorn
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.records import Comparison, Judgement, Sample
 from constitutional.base.shipped import shipped
+from constitutional.base.text import same_text
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.file import find_constitution, load_constitution
-from constitutional.judging.evaluated import contests_of
-from constitutional.judging.scores import Measurement
+from constitutional.judging.evaluated import MODEL, contests_of
+from constitutional.judging.scores import CONTESTS, Measurement
 from constitutional.review.accounts import Accounts, Role
 from constitutional.review.database import Database
 from constitutional.review.lead import Labels, LeadSources
@@ -67,12 +68,14 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     gold_share = config.spotcheck.gold_share
     store = ReviewStore(database, minutes=settings.minutes, constitution=constitution.digest, gold_share=gold_share)
     try:
-        stored = store.plan(settings.task, settings.about)
-        if stored is not None and stored.plan.run != config.name:
+        if others := store.runs() - {config.name}:
+            place = database.engine.url.render_as_string(hide_password=True)
             raise ConfigurationError(
-                f"the database holds the review of the run '{stored.plan.run}', not of '{config.name}'; type "
-                "review.database=… with a database of its own"
+                f"{place} holds the review of the run '{min(others)}', not of '{config.name}'; type "
+                "review.database=… with a database of its own, or leave it out: then it is review.sqlite in the run's "
+                "folder"
             )
+        stored = store.plan(settings.task, settings.about)
         if stored is None and not plans:
             asked = f"review.task={settings.task} review.about={settings.about}"
             raise UsageError(f"{run.folder}: nobody was asked to do {asked}; nothing to export")
@@ -141,6 +144,13 @@ def _labels(run: RunStore, about: About) -> Labels:
         return Labels([contest.comparison for contest in contests], [])
     judged = "judgements" in run.artifacts()
     return Labels(run.read("comparisons", Comparison), run.read("judgements", Judgement) if judged else [])
+
+
+def equal_replies(run: RunStore) -> int:
+    """Comparisons of the evaluation about which nobody is asked, as the replies read the same."""
+    opponents = [opponent for model, opponent in CONTESTS if model == MODEL]
+    samples = run.read("samples", Sample)[: load(run.folder).evaluate.judged]
+    return sum(same_text(row.replies[MODEL], row.replies[name]) for row in samples for name in opponents)
 
 
 def old_settings(review: Review, settings: ReviewSettings) -> list[str]:

@@ -123,6 +123,11 @@ class ReviewStore:
         with self._database.reading() as connection:
             return _stored_plan(connection, task, about)
 
+    def runs(self) -> set[str]:
+        """The names of the runs whose plans these are."""
+        with self._database.reading() as connection:
+            return {*connection.scalars(select(PLAN.c.run))}
+
     def add_plan(self, plan: Plan, items: Sequence[PlannedItem]) -> StoredPlan:
         """Write down a plan with its items in the order in which they are to be asked about.
 

@@ -44,6 +44,7 @@ from constitutional.engines.spending import Calls
 from constitutional.engines.vllm import vllm_version
 from constitutional.judging.evaluated import read_answers
 from constitutional.judging.labeler import answering
+from constitutional.judging.simulated_people import check_simulation
 from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
 from constitutional.runs import former
 from constitutional.runs.cards import TRAINED, write_cards
@@ -210,7 +211,7 @@ def ready(config: RunConfig) -> InputFiles:
     human = read_comparisons(config.mix.human, seed=config.seed) if config.mix.human is not None else None
     if not config.spotcheck.votes:  # how many preferences these votes make is known only later
         mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
-    _check_answers(config)
+    _check_answers(config, constitution, prompts)
     check_installed(config.report_to)
     if isinstance(config.algorithm, OnlineSettings):
         online.check(config.algorithm, config.labeler)
@@ -223,8 +224,13 @@ def ready(config: RunConfig) -> InputFiles:
     return InputFiles(constitution, prompts, human)
 
 
-def _check_answers(config: RunConfig) -> None:
-    """Refuse files of people's answers that are wrong in themselves; what they are about may not be made yet."""
+def _check_answers(config: RunConfig, constitution: Constitution, prompts: PromptSet) -> None:
+    """Refuse files of people's answers that are wrong in themselves; what they are about may not be made yet.
+
+    And people who cannot be simulated.
+    """
+    if config.spotcheck.simulate is not None and config.spotcheck.votes:
+        check_simulation(constitution, prompts.prompts)
     for verdicts in filter(None, (config.spotcheck.verdicts, config.mix.verdicts, config.report.verdicts)):
         read_verdicts(verdicts, None)
     if config.report.violations is not None:

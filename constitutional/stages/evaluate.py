@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
-from constitutional.base.text import words
+from constitutional.base.text import same_text, words
 from constitutional.data.evaluation import EvaluationSet, draw, load_sets
 from constitutional.data.sources import HubName
 from constitutional.engines.base import Completion, Engine, Request, Sampling
@@ -203,7 +203,7 @@ def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
         unequal = [
             Comparison(prompt=prompt, a=a, b=b, model=f"against {opponent}")  # so that a judgement's seed is the same
             for prompt, a, b in pairs
-            if a.strip() != b.strip()
+            if not same_text(a, b)
         ]
         problems[f"equal replies, {contest}"] = len(pairs) - len(unequal)
         comparisons[model, opponent] = unequal

@@ -48,6 +48,11 @@ class Settings(SpotCheckSettings):
                 "verdicts are votes on the comparisons that a budget plans, and there is no budget; type the "
                 "spotcheck.budget that the run was made with, or mix.verdicts=FILE for votes on other comparisons"
             )
+        if self.verdicts is not None and self.simulate is not None:
+            raise ValueError(
+                "simulate makes up the votes that verdicts would hold; type spotcheck.simulate=null for people's, or "
+                "leave verdicts out"
+            )
         return self
 
 

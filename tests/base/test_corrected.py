@@ -3,7 +3,13 @@ import math
 import numpy as np
 import pytest
 
-from constitutional.base.corrected import CorrectedRate, hajek_mean, prediction_powered_mean, rogan_gladen
+from constitutional.base.corrected import (
+    CorrectedRate,
+    clustered_rogan_gladen,
+    hajek_mean,
+    prediction_powered_mean,
+    rogan_gladen,
+)
 from constitutional.base.stats import Interval, clustered_share, wilson
 
 
@@ -169,8 +175,8 @@ def test_prediction_powered_inference_from_an_unequal_sample() -> None:
         return float(((weights * residuals) ** 2).sum() + tuning**2 * np.var(pool) / 1000)
 
     assert 0 < rate.tuning < 1
-    assert rate.variance == pytest.approx(variance(rate.tuning))
-    assert rate.variance < min(variance(rate.tuning - 0.01), variance(rate.tuning + 0.01))
+    assert rate.variance == pytest.approx(variance(rate.tuning), rel=0.02)  # with 80/79 for the 80 labels
+    assert variance(rate.tuning) < min(variance(rate.tuning - 0.01), variance(rate.tuning + 0.01))
 
 
 def test_the_weighted_interval_covers_and_is_narrower_than_that_of_people_alone() -> None:
@@ -207,15 +213,53 @@ def test_clusters_of_equal_items_count_once_in_prediction_powered_inference() ->
     assert (twice.value, twice.variance, twice.tuning) == pytest.approx((once.value, once.variance, once.tuning))
     assert twice.n == 80
     independent = prediction_powered_mean(human * 2, ai * 2, rest * 2, [0.2, 0.4] * 40)
-    assert independent.variance == pytest.approx(once.variance / 2)
+    # Of 80 clusters in place of 40 in both groups: 80/79 in place of 40/39.
+    assert independent.variance == pytest.approx(once.variance / 2 * (80 / 79) / (40 / 39))
+
+
+def test_few_clusters_widen_the_interval_of_prediction_powered_inference() -> None:
+    # By hand, λ = 7/30 and V = (1/4 − 2λ/8 + 3λ²/16)/4 + λ²/4/4 = 0.0504687 + 0.0034028. With clusters of one item V is
+    # 4/3 · 0.0538715 = 0.0718287, and 3.182446 of Student's t with 3 degrees of freedom takes the place of 1.96.
+    many = prediction_powered_mean([1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1])
+    few = prediction_powered_mean(
+        [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], clusters="abcd", ai_only_clusters=("e", "f", "g", "h")
+    )
+    assert (few.value, few.tuning) == pytest.approx((many.value, many.tuning))
+    assert few.variance == pytest.approx(0.0718287, abs=1e-7)
+    assert few.interval == Interval(0, 1)  # 0.558333 ± 0.852917
+    # Ten times over, 40 clusters in each group: λ is (1/80) / (2 · 79/80 · …), and V 40/39 of the paper's.
+    human, ai, rest = [1.0, 0.0, 1.0, 0.0] * 10, [1.0, 0.0, 0.0, 0.0] * 10, [1.0, 0.0, 0.0, 1.0] * 10
+    many = prediction_powered_mean(human, ai, rest)
+    few = prediction_powered_mean(human, ai, rest, clusters=[*range(40)], ai_only_clusters=[*range(40, 80)])
+    assert few.variance == pytest.approx(40 / 39 * many.variance)
+    half = 2.022691 * math.sqrt(40 / 39 * many.variance)  # t of 39 degrees of freedom
+    assert few.interval == pytest.approx((many.value - half, many.value + half), abs=1e-6)
+    # One cluster of the AI's labels says nothing of others.
+    alone = prediction_powered_mean(human, ai, rest, clusters=[*range(40)], ai_only_clusters=["p"] * 40)
+    assert (alone.tuning, alone.interval) == (0, hajek_mean(human, [1.0] * 40).interval)
+
+
+def test_the_interval_from_few_clusters_covers() -> None:
+    # Ten prompts with three labels each, in a pool of 60 prompts; a prompt is hard or easy for both. With 1.96 and
+    # without k/(k − 1) it covers 87%. That it covers 92% and not 95% comes from λ, which is fitted to the same labels.
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        hard = np.repeat(generator.random(60), 3)
+        human = (generator.random(180) < hard).astype(float).tolist()
+        ai = (generator.random(180) < 0.2 + 0.6 * hard).astype(float).tolist()
+        names = np.repeat(np.arange(60), 3).tolist()
+        rate = prediction_powered_mean(human[:30], ai[:30], ai[30:], clusters=names[:30], ai_only_clusters=names[30:])
+        covered += rate.interval.low <= 0.5 <= rate.interval.high
+    assert covered / 400 > 0.9
 
 
 def test_items_in_both_groups_are_no_second_witness() -> None:
     human, ai = [1.0, 0.0, 1.0, 0.0] * 30, [1.0, 0.0, 0.0, 0.0] * 30
     names = [*range(120)]
-    # All that the AI labelled people labelled too, so its labels add nothing: 0.5 ± 1.96 · √(0.25 / 120).
+    # All that the AI labelled people labelled too, so its labels add nothing: the variance is 120/119 · 0.25/120.
     rate = prediction_powered_mean(human, ai, ai, clusters=names, ai_only_clusters=names)
-    assert (rate.value, rate.variance) == pytest.approx((0.5, 0.25 / 120))
+    assert (rate.value, rate.variance) == pytest.approx((0.5, 0.25 / 119))
     # Half of a pool: the same as with the half alone that people did not label.
     pool = [1.0, 0.0, 0.0, 0.0] * 60
     whole = prediction_powered_mean(human, ai, pool, clusters=names, ai_only_clusters=[*range(240)])
@@ -342,6 +386,7 @@ def test_rogan_and_gladen_are_undefined(counts: tuple[int, int, int, int], reaso
 def test_a_corrected_rate_stays_within_0_and_1() -> None:
     low = rogan_gladen(80, 1000, true_positives=45, positives=50, true_negatives=90, negatives=100)
     assert low.value == 0
+    assert low.n == 1000
     assert low.interval is not None
     assert low.interval.low == 0 < low.interval.high < 0.1
     high = rogan_gladen(920, 1000, true_positives=45, positives=50, true_negatives=90, negatives=100)
@@ -350,7 +395,7 @@ def test_a_corrected_rate_stays_within_0_and_1() -> None:
     assert 0.9 < high.interval.low < high.interval.high == 1
     # A tenth of the negatives should be flagged, but a hundredth of all is.
     assert rogan_gladen(10, 1000, true_positives=45, positives=50, true_negatives=90, negatives=100) == CorrectedRate(
-        None, None, 0.9, 0.9, "contradictory"
+        None, None, 0.9, 0.9, "contradictory", 1000
     )
     hardly = rogan_gladen(500, 1000, true_positives=1, positives=1, true_negatives=50, negatives=1000)
     assert hardly.interval == Interval(0, 1)
@@ -390,6 +435,42 @@ def test_rogan_and_gladen_halve_the_interval_where_labels_are_what_is_lacking() 
         assert more is not None
         assert (more.high - more.low <= (made.interval.high - made.interval.low) / 2) == enough
     assert rate(100, 100).to_halve is None  # 100 items are known too badly themselves
+
+
+def test_rogan_and_gladen_from_clusters_of_one_item_is_that_from_counts() -> None:
+    names = iter(range(1150))
+    flagged, found, passed = (
+        [(place < part, next(names)) for place in range(whole)] for part, whole in ((120, 1000), (45, 50), (95, 100))
+    )
+    rate = clustered_rogan_gladen(flagged, found, passed)
+    assert rate == rogan_gladen(120, 1000, true_positives=45, positives=50, true_negatives=95, negatives=100)
+
+
+def test_rogan_and_gladen_from_clusters_by_hand() -> None:
+    # Clusters of five equal items: of 40 the labeler flags 12; of 10 positive ones it finds 9, of 20 others it lets 18
+    # pass. k such clusters are worth (k − 1)·(z/t)² items: 39 · (1.959964/2.022691)² = 36.6186,
+    # 9 · (1.959964/2.262157)² = 6.75606 and 19 · (1.959964/2.093024)² = 16.66101. With pseudo-counts
+    # t = 0.318989, Se = 0.808635, Sp = 0.857130: p = 0.176119/0.665765 = 0.264536. The parts of Se and Sp are
+    # 0.00467511 and 0.00482630, the shift 2 · 3.841459 · (0.00467511 − 0.00482630) = −0.00116155, V = 0.0101554, and
+    # 1.959964 · √V / 0.665765 = 0.296672.
+    def clusters(hits: int, k: int) -> list[tuple[bool, int]]:
+        return [(place < hits, place) for place in range(k) for _ in range(5)]
+
+    rate = clustered_rogan_gladen(clusters(12, 40), clusters(9, 10), clusters(18, 20))
+    assert rate.value == pytest.approx((0.3 + 0.9 - 1) / (0.9 + 0.9 - 1))
+    assert (rate.sensitivity, rate.specificity, rate.n) == (0.9, 0.9, 200)
+    assert rate.interval == pytest.approx((0, 0.264536 - 0.001162 + 0.296672), abs=1e-5)
+    plain = rogan_gladen(60, 200, true_positives=45, positives=50, true_negatives=90, negatives=100).interval
+    assert plain is not None
+    assert plain.high < 0.37  # as if all were independent
+
+
+def test_rogan_and_gladen_from_one_cluster_knows_nothing_of_others() -> None:
+    flagged = [(place % 2 == 0, place) for place in range(100)]
+    rate = clustered_rogan_gladen(flagged, [(True, "p")] * 20, [(True, "q")] * 20)
+    assert rate.value == 0.5
+    assert rate.interval == Interval(0, 1)
+    assert clustered_rogan_gladen(flagged, [], [(True, "q")]).reason == "too few"
 
 
 @pytest.mark.parametrize(("flagged", "positives"), [(-1, 5), (11, 5), (3, 2)])

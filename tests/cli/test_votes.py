@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from constitutional.base.files import write_rows
 from constitutional.base.records import Comparison, Judgement, Prompt, Record, SpotCheck, Verdict
 from constitutional.cli.main import main
 from constitutional.data.verdicts import read_verdicts
-from constitutional.runs.compose import compose, dump
+from constitutional.runs.compose import compose, dump, load
 from constitutional.runs.folder import USED, RunStore
 from tests.scripted_run import STAGES, finish
 
@@ -136,7 +137,7 @@ def test_votes_come_back_as_a_file_that_a_run_takes(
     run = run_folder(tmp_path)
     path = exported(run, form)
     count = answered(path, form)
-    out = tmp_path / "verdicts.jsonl"
+    out = tmp_path / "it's, all of them.jsonl"
     assert main(["votes", "import", str(run), str(path), "--out", str(out)]) == 0
     verdicts = read_verdicts(out, {row.id for row in COMPARISONS})
     assert len(verdicts) == count == 12
@@ -145,7 +146,28 @@ def test_votes_come_back_as_a_file_that_a_run_takes(
     assert {"a", "b"} == set(sides)  # the left response is now the one, now the other
     told = capsys.readouterr().out
     assert f"12 verdicts of 1 rater ({form}); 0 rows refused" in told
-    assert f"spotcheck.verdicts={out}" in told
+    assert "do not count these votes" in told
+    command = told.strip().rpartition("\nNext: ")[2]
+    words = shlex.split(command)
+    assert words[:2] == ["constitutional", "run"]
+    config = compose(words[2:])
+    assert (config.mix.verdicts, config.name) == (out, f"{load(run).name}-people")
+
+
+def test_the_command_that_goes_on_has_the_run_s_own_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path, "spotcheck.budget=5", "seed=7", "spotcheck.simulate={error: 0.1}", plan=PLAN)
+    path = exported(run, "csv")
+    answered(path, "csv")
+    out = tmp_path / "verdicts.jsonl"
+    capsys.readouterr()
+    assert main(["votes", "import", str(run), str(path), "--out", str(out)]) == 0
+    words = shlex.split(capsys.readouterr().out.strip().rpartition("\nNext: ")[2])
+    assert words[:3] == ["constitutional", "run", f"from={run}"]
+    config, before = compose(words[2:]), load(run)
+    assert (config.name, config.seed) == (before.name, 7)
+    assert config.spotcheck == before.spotcheck.model_copy(update={"verdicts": out, "simulate": None})
 
 
 def test_bad_rows_are_listed_and_nothing_is_written_unless_they_may_be_skipped(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from constitutional.base.corrected import rogan_gladen
 from constitutional.base.errors import InputError
 from constitutional.base.records import Prompt, Sample, Verdict
 from constitutional.base.stats import wilson
@@ -70,8 +71,10 @@ def test_a_win_rate_by_prediction_powered_inference_is_that_of_its_authors() -> 
     votes = [vote(row, choice) for row, choice in zip(rows, choices, strict=False)]
     made = win_estimates(rows, votes)["base"]
     assert made.powered is not None
-    # ppi-python 0.2.3, ppi_mean_pointestimate and ppi_mean_ci
-    assert (made.powered.value, *made.powered.interval) == pytest.approx((0.658666, 0.563888, 0.753445), abs=1e-5)
+    # ppi-python 0.2.3, ppi_mean_pointestimate: 0.658666. Its ppi_mean_ci is 0.563888 to 0.753445, of the variance
+    # 0.00220428 from people and 0.00013413 from the labeler; for 60 and 240 prompts it is 60/59 and 240/239 of that,
+    # and 2.000995 of Student's t with 59 degrees of freedom takes the place of 1.96: ± 0.097544.
+    assert (made.powered.value, *made.powered.interval) == pytest.approx((0.658666, 0.561122, 0.756210), abs=1e-5)
     assert (made.powered.n, made.powered.n_ai, made.powered.warnings) == (60, 240, ())
     assert made.powered.to_halve is not None
     assert made.ai.value == pytest.approx(195 / 300)
@@ -80,6 +83,9 @@ def test_a_win_rate_by_prediction_powered_inference_is_that_of_its_authors() -> 
     rate = made.rogan_gladen
     assert (rate.sensitivity, rate.specificity) == pytest.approx((30 / 35, 11 / 15))
     assert rate.value == pytest.approx((190 / 290 + 11 / 15 - 1) / (30 / 35 + 11 / 15 - 1))
+    assert rate.n == 290  # without the labeler's ties
+    plain = rogan_gladen(190, 290, true_positives=30, positives=35, true_negatives=11, negatives=15)
+    assert rate == plain  # a comparison for each prompt
 
 
 def test_several_votes_on_a_reply_are_their_mean_and_decisions_and_skips_do_not_count() -> None:
@@ -96,6 +102,16 @@ def test_several_votes_on_a_reply_are_their_mean_and_decisions_and_skips_do_not_
     assert everybody.powered is None  # nothing is left to predict
     assert everybody.people.interval == wilson(4, 4)
     assert win_estimates(rows, []) == {}
+
+
+def test_replies_that_read_the_same_are_in_no_win_rate() -> None:
+    # An evaluation of an older version compared them. People see a tie where the labeler guessed.
+    same = Sample(prompt=Prompt.of("Q"), replies={"base": "Bake  bread.", "policy": "Bake bread."})
+    by_prompt = {sample.prompt.id: 0.9 for sample in (same, *samples(4))}
+    rows = contests_of([same, *samples(4)], [Measurement(model="policy", measure="win_rate/base", by_prompt=by_prompt)])
+    votes = [vote(row, "tie" if row.comparison.prompt == same.prompt else "a") for row in rows]
+    made = win_estimates(rows, votes)["base"]
+    assert (made.ai.n, made.people.value, made.people.n) == (4, 1, 4)
 
 
 def violations(found: list[float], principle: str = "calm") -> list[ViolationItem]:
@@ -139,6 +155,13 @@ def test_prompts_are_the_clusters_of_violations() -> None:
     assert both.powered.n == 40
     assert both.powered.value == pytest.approx(once.powered.value)
     assert both.powered.variance == pytest.approx(once.powered.variance, rel=0.03)  # taken for independent, half of it
+    narrow, wide = once.rogan_gladen, both.rogan_gladen
+    assert wide.n == 80
+    assert wide.value == pytest.approx(narrow.value)
+    assert narrow.interval is not None
+    assert wide.interval is not None
+    # k clusters of two are worth at most (k − 1)·(z/t)² items, and k single items are worth k.
+    assert wide.interval.high - wide.interval.low > narrow.interval.high - narrow.interval.low
 
 
 def test_a_sheet_is_blind_and_comes_back_as_answers(tmp_path: Path) -> None:

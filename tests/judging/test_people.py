@@ -103,6 +103,9 @@ def test_the_audit_set_alone_is_a_plain_share() -> None:
     assert people.audit is not None
     assert (people.audit.value, people.audit.n) == (7 / 8, 8)
     assert people.audit.interval == pytest.approx(wilson(7, 8))
+    # Of the eight the labeler says a; people a of seven.
+    assert people.beyond_chance["Cohen’s κ"].value == pytest.approx(0)
+    assert people.beyond_chance["Gwet’s AC1"].n == 8
 
 
 def test_ties_count_half_and_bad_pairs_skips_and_votes_by_a_principle_say_nothing() -> None:
@@ -163,6 +166,15 @@ def test_a_win_rate_is_corrected_by_how_often_the_labeler_is_right() -> None:
     guessed = corrected_win_rate(62, 38, coin)
     assert guessed is not None
     assert guessed.reason == "uninformative"
+    # Five comparisons of a prompt say no more than one: 20 prompts are worth 19 · (1.959964/2.093024)² of them.
+    five = [Comparison(prompt=Prompt.of(f"Q{number // 5}"), a="A", b=f"B{number}") for number in range(100)]
+    votes_on_five = [vote(row, "a" if number < 80 else "b") for number, row in enumerate(five)]
+    plan_of_five, judgements = [check(row, audit=True) for row in five], [judged(row, 0.9) for row in five]
+    clustered = corrected_win_rate(62, 38, people_of(plan_of_five, votes_on_five, five, judgements, seed=0))
+    assert clustered is not None
+    assert clustered.value == pytest.approx(0.7)
+    assert clustered.interval is not None
+    assert clustered.interval.high - clustered.interval.low > 1.2 * (corrected.interval.high - corrected.interval.low)
     nothing = people_of([check(row) for row in pairs], votes, pairs, [judged(row, 0.9) for row in pairs], seed=0)
     assert corrected_win_rate(62, 38, nothing) is None  # without an audit set
 
@@ -196,9 +208,11 @@ def test_the_labelers_agreement_by_prediction_powered_inference() -> None:
         return (made.value, *made.interval)
 
     # People agree in 0.8 of the sure and 0.5 of the unsure, so λ is 0.3/0.3 and the value that by strata, 0.56 + 0.15.
-    # Its variance is 9.4/60² from the rest, and 0.0189/1000 from how many of such pairs are sure.
-    # ppi-python 0.2.3, which takes the 60 as no part of the 1,000: 0.709938 (0.609428 to 0.810448).
-    assert powered((0.06, 0.06)) == pytest.approx((0.71, 0.609486, 0.810514), abs=1e-6)
+    # Its variance is 60/59 · 9.4/60² from the rest, and 1000/999 · 0.0189/1000 from how many of such pairs are sure:
+    # 0.0026743, of which the root is 0.0517135, times 2.000995 of Student's t with 59 degrees of freedom.
+    # ppi-python 0.2.3, with 1.96 and without these factors, takes the 60 as no part of the 1,000: 0.709938 (0.609428 to
+    # 0.810448).
+    assert powered((0.06, 0.06)) == pytest.approx((0.71, 0.606522, 0.813478), abs=1e-6)
     # The means are 850/1100 and 960/1100, and λ is (46.10 − 7.44) / (46.10 + 18.90 − 2 · 7.44).
     assert powered((0.04, 0.2))[0] == pytest.approx(850 / 1100 - 38.66 / 50.12 * (960 / 1100 - 0.81), abs=1e-5)
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -15,12 +16,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from constitutional.base.errors import ConfigurationError, WaitingError
 from constitutional.base.records import Comparison, Message, Preference, Prompt, Sample, SpotCheck, Verdict
 from constitutional.cli.main import main
 from constitutional.data.verdicts import read_verdicts
+from constitutional.engines.base import Completion, Request
 from constitutional.judging.evaluated import contests_of
 from constitutional.judging.scores import Measurement
 from constitutional.review.accounts import Accounts
@@ -28,12 +30,12 @@ from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_table
 from constitutional.review.plan import ItemPayload, items_of
-from constitutional.review.schema import ITEM
-from constitutional.review.serve import bind, old_settings, open_review
+from constitutional.review.schema import ITEM, PLAN
+from constitutional.review.serve import bind, equal_replies, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 from constitutional.runs import spotchecks
-from constitutional.runs.compose import load
+from constitutional.runs.compose import compose, freeze, load
 from constitutional.runs.folder import RunStore
 from tests.review.reviewing import hidden_fields
 from tests.review.test_kills import free_port
@@ -72,7 +74,7 @@ def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(run_folder: Path)
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert "1 vote;" in said
+    assert f"1 vote; constitutional review {run_folder} freeze\n" in said
     assert "Traceback" not in complained
     database = Database.open(run_folder, None)
     store = ReviewStore(database)
@@ -248,6 +250,22 @@ def test_rewritten_replies_are_samples_that_sft_reads(run_folder: Path, tmp_path
 # Plans
 
 
+@pytest.mark.parametrize("task", ["pair", "rank", "rewrite"])
+def test_no_plan_is_added_to_the_database_of_another_run(run_folder: Path, task: Task) -> None:
+    run = RunStore.load(run_folder)
+    review = open_review(run, ReviewSettings())
+    review.database.write(lambda connection: connection.execute(update(PLAN).values(run="other")).close())
+    review.database.close()
+    complaint = f"holds the review of the run 'other', not of '{load(run_folder).name}'; type review.database="
+    for plans in (True, False):
+        with pytest.raises(ConfigurationError, match=complaint):
+            open_review(run, ReviewSettings(task=task), plans=plans)
+    database = Database.open(run_folder, None)
+    with database.reading() as connection:
+        assert [*connection.scalars(select(PLAN.c.task))] == ["pair"]
+    database.close()
+
+
 def comparison(question: str, a: str, b: str, **info: str) -> Comparison:
     return Comparison(prompt=Prompt(messages=(Message("user", question),), info=info), a=a, b=b, model="secret")
 
@@ -349,8 +367,14 @@ def test_the_planned_spot_checks_are_asked_and_frozen_and_the_run_goes_on(
     assert main(["review", str(folder), "freeze"]) == 0
     said = capsys.readouterr().out
     assert "9 of 9 votes" in said
-    snapshot = said.strip().rpartition("spotcheck.verdicts=")[2]
-    run, _ = go(configured(tmp_path, *asked, f"spotcheck.verdicts={snapshot}"), World())
+    assert "Votes that `constitutional votes import` read are not in it" in said
+    words = shlex.split(said.strip().rpartition("\nNext: ")[2])
+    assert words[:2] == ["constitutional", "run"]
+    snapshot = words[-1].removeprefix("spotcheck.verdicts=")
+    config = freeze(compose([*words[2:], "until=mix"]))
+    assert config == freeze(configured(tmp_path, *asked, f"spotcheck.verdicts={snapshot}"))
+    run, lines = go(config, World())
+    assert len([line for line in lines if "done before" in line]) == 6  # whatever came before the votes
     plan, verdicts = run.read("spotchecks", SpotCheck), run.read("verdicts", Verdict)
     assert [verdict.comparison for verdict in verdicts] == [check.comparison for check in plan]
     review = open_review(run, ReviewSettings())
@@ -388,6 +412,7 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     said = capsys.readouterr().out
     assert "1 of " in said
     frozen = said.strip().rpartition("report.verdicts=")[2]
+    assert said.strip().splitlines()[-1].startswith(f"Next: constitutional run from={folder} name=")
     assert main(["review", str(folder), "violations", "--out", str(sheet)]) == 0
     assert f"report.violations={sheet}" in capsys.readouterr().out
     with sheet.open(encoding="utf-8-sig", newline="") as file:
@@ -414,6 +439,31 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     assert main(["review", str(folder), "violations"]) == 2
     assert "--out FILE.csv" in capsys.readouterr().err
     assert main(["review", str(folder), "freeze", "review.about=evaluation", "review.task=rank"]) == 2
+
+
+class Alike(World):
+    """Models that often give the reply of the others, with other spaces."""
+
+    def answer(self, request: Request, model: str) -> Completion:
+        said = super().answer(request, model)
+        last = request.messages[-1].content
+        alike = not request.choices and "principle" not in last and sum(last.encode()) % 2
+        return Completion(f"The same{' ' * (1 + len(model) % 3)}reply.", "stop") if alike else said
+
+
+def test_nobody_is_asked_about_equal_replies(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    store, _ = go(configured(tmp_path, "evaluate.judged=12", "evaluate.critiqued=0"), Alike())
+    samples = store.read("samples", Sample)[:12]
+    same = [row for row in samples if "same" in row.replies["policy"]]
+    assert 0 < len(same) < 12
+    assert any(row.replies["policy"] != row.replies["base"] for row in same)
+    assert equal_replies(store) == 2 * len(same)
+    contests = contests_of(samples, store.read("measurements", Measurement))
+    assert contests
+    assert not [row for row in contests if "same" in row.comparison.a]
+    rows = [comparison("Q", "The same reply.", "The same  reply."), comparison("Q", "One.", "Another.")]
+    assert [item.comparison for item in items_of(rows, "pair", seed=0, wanted=1, sensitive={})] == [rows[1].id]
 
 
 def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_its_own_reward_model(
@@ -450,6 +500,13 @@ def test_a_larger_budget_asks_for_the_rest_and_a_finished_run_is_asked_about_by_
     review = open_review(run, ReviewSettings(budget=6))
     review.database.close()
     assert models == [run.artifact("reward_model")]
+    words = shlex.split(spotchecks.command_with_votes(run, tmp_path / "votes.jsonl", budget=6))
+    config = compose(words[2:])
+    assert (config.name, config.spotcheck.votes, config.spotcheck.targets) == ("second-people", 6, ("reward",))
+    assert config.spotcheck.reward_model == run.artifact("reward_model").resolve()
+    assert config.spotcheck.verdicts == tmp_path / "votes.jsonl"
+    unknown = spotchecks.command_with_votes(run, tmp_path / "votes.jsonl")
+    assert " spotcheck.budget=BUDGET " in unknown  # whoever asked people knows it
     plan = spotchecks.plan_of(run, load(run.folder), comparisons, 6)
     assert plan is not None
     assert review.plan.wanted == sum(check.votes for check in plan) <= 6

@@ -151,6 +151,13 @@ def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     # The labeler says a four times; people a, even, even, even: 1, ½, ½, ½.
     assert votes.people.labeler is not None
     assert votes.people.labeler.value == pytest.approx(0.625)
+    # So they say the same of one in four, as by chance: people say a in 1/4, the labeler always. For α the coincidences
+    # are aa 2 and a-tie 6 of five a and three ties; for AC1 π is 5/8 and 3/8, and b 0.
+    beyond = {name: of.value for name, of in votes.people.beyond_chance.items()}
+    chance = 2 * (5 / 8) * (3 / 8) / 2
+    assert beyond == pytest.approx(
+        {"Cohen’s κ": 0, "Krippendorff’s α": 1 - 7 * 6 / 30, "Gwet’s AC1": (1 / 4 - chance) / (1 - chance)}
+    )
     works = {work.name: work for work in works_of(sqlite, made.plan)}
     assert works["ada"][2:5] == (4, 0, 9)  # votes, skips, seconds
     assert works["bob"][2:5] == (3, 1, 27)
@@ -192,9 +199,10 @@ def test_the_page_shows_them_in_words(contradicted: Setting) -> None:
     assert "67% (" in page  # two of three pairs are the same
     assert "0.40 (no interval: fewer than 10 prompts)" in page  # κ: (2/3 − 4/9) / (1 − 4/9)
     assert "1 to settle" in page
-    assert "comes to 0.60 EUR" in page  # 60 seconds at 36 an hour
+    assert "At 36 EUR an hour their work comes to 0.60 EUR" in page  # 60 seconds
+    assert "ada: 0.01 hours, 0.30 EUR" in page
     # Weighted and by the audit set, by principle and by kind of prompt.
-    for name in ("All, weighted", "Principle brief", "Prompts: even", "Prompts: odd"):
+    for name in ("All, weighted", "Principle brief", "Prompts: even", "Prompts: odd", "Krippendorff’s α, all"):
         assert name in page
 
 
@@ -250,7 +258,7 @@ def test_a_settled_item_leaves_the_queue_and_takes_the_place_of_the_votes(contra
     browser = lead(contradicted)
     settle(browser, 1, "b", strength="3", note="It is shorter.")
     assert "decision is saved" in browser.page.text
-    assert "lea (settled)" in browser.page.text
+    assert "much better, by lea.</p>" in browser.page.text
     assert "each other: 0 to settle" in browser.get("/lead").text
     votes = contradicted.store.decided_votes(contradicted.plan, audit=True)
     settled = [vote for vote in verdicts_of(votes) if vote.rationale]
@@ -441,6 +449,8 @@ def test_a_settled_item_becomes_an_example_and_the_rest_of_the_file_stays(
     path.chmod(0o640)
     browser = lead(contradicted)
     settle(browser, 1, "b")
+    assert "<option selected>brief</option>" in browser.page.text  # by which the labeler judged it
+    assert "slightly better, by lea.</p>" in browser.page.text
     page = browser.get("/lead/example?item=1&principle=calm").text
     assert "+        better: b0" in page
     assert path.read_text() == FILE  # nothing is written yet

@@ -11,11 +11,12 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from constitutional.base.errors import UsageError
 from constitutional.review import guard
-from constitutional.review.accounts import INVITED_S, SESSION_S, Role, digest
+from constitutional.review.accounts import INVITED_S, SESSION_S, Accounts, Role, digest
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
-from constitutional.review.guard import MOST_BYTES, TRIES, TokenTries
+from constitutional.review.guard import MOST_ADDRESSES, MOST_BYTES, TRIES, TokenTries
 from constitutional.review.lead import Labels
 from constitutional.review.plan import Plan
 from constitutional.review.schema import INVITATION, SESSION
@@ -222,6 +223,13 @@ def test_a_role_is_kept_unless_another_is_typed(database: Database) -> None:
         assert rater is not None
         roles.append((rater.id, rater.role))
     assert roles == [(1, "rater"), (1, "lead"), (1, "lead"), (1, "rater")]
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 101, "a\tb\x07", "simulated 1", "lea (settled)"])
+def test_no_rater_has_a_name_that_cannot_be_shown_or_means_something_else(sqlite: Database, name: str) -> None:
+    with pytest.raises(UsageError, match="another"):
+        Accounts(sqlite).invite(name)
+    assert Accounts(sqlite).invite("simulated")  # which only looks alike
 
 
 def test_only_digests_of_tokens_are_stored(database: Database) -> None:
@@ -500,6 +508,46 @@ def test_tries_are_forgotten_after_a_minute_and_are_counted_by_address() -> None
     assert (tries.allowed("1.2.3.4"), tries.allowed("1.2.3.5")) == (False, True)
     clock.now += 61
     assert tries.allowed("1.2.3.4")
+
+
+def test_many_addresses_neither_reset_the_count_nor_fill_the_memory() -> None:
+    clock = Clock()
+    tries = TokenTries(clock)
+    for _ in range(TRIES):
+        tries.failed("9.9.9.9")
+    tried = 0
+    for number in range(MOST_ADDRESSES + 1000):
+        address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+        if tries.allowed(address):
+            tries.failed(address)
+            tried += 1
+    assert not tries.allowed("9.9.9.9")
+    assert tried == MOST_ADDRESSES - 1 + TRIES  # those that are remembered, and a few for all others together
+    assert not tries.allowed("8.8.8.8")
+    assert tries.allowed("10.0.0.5")  # an address that is remembered has what is left of its own tries
+    tries.right("8.8.8.8")
+    assert tries.allowed("8.8.8.8")
+    clock.now += 61
+    assert tries.allowed("9.9.9.9")
+    tries.failed("9.9.9.9")
+    assert len(tries._failed) == 1  # what is older is forgotten
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:3:4:5:6", True),  # who has one of these has all of them
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("::ffff:1.2.3.4", "::ffff:1.2.3.5", False),
+        ("::ffff:1.2.3.4", "1.2.3.4", True),
+        ("", "", True),
+    ],
+)
+def test_tries_are_counted_by_network(first: str, second: str, same: bool) -> None:
+    tries = TokenTries(Clock())
+    for _ in range(TRIES):
+        tries.failed(first)
+    assert tries.allowed(second) == (not same)
 
 
 @pytest.mark.parametrize(

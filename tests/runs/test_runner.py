@@ -616,6 +616,25 @@ def test_a_file_that_is_wrong_is_named_before_there_is_a_folder_or_a_model(
     assert not (tmp_path / "runs").exists()  # so that the name is free for the corrected command
 
 
+def test_people_who_cannot_be_simulated_are_told_before_there_is_a_folder_or_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)  # whose principles have no tags
+    asked = ["spotcheck.budget=5", "spotcheck.simulate={error: 0.1}"]
+    world = World()
+    with pytest.raises(ConfigurationError, match=r"tags: \[flattery, avoid\], and none of 'Ours' has any"):
+        go(configured(tmp_path, *asked), world)
+    assert world.opened == []
+    command = ["run", f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", *asked]
+    assert cli.main([*command, "--dry-run"]) == 2
+    assert "none of 'Ours' has any that name a trait" in capsys.readouterr().err
+    (tmp_path / "prompts.txt").write_text("How do I plant a tree?\nWhat is rain?")
+    own = ["prompts=file", f"prompts.path={tmp_path}/prompts.txt", "prompts.held_out=0"]
+    with pytest.raises(ConfigurationError, match="in the sandbox alone"):
+        go(compose([f"folder={tmp_path}/runs", "constitution.file=sandbox_careful", *own, *asked]), world)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_prompt_that_leaves_no_room_for_a_reply_is_refused_before_there_is_a_folder(tmp_path: Path) -> None:
     constitution(tmp_path)
     (tmp_path / "prompts.txt").write_text("How do I plant a tree?\nTell me all about trees" + " tree" * 3000)

@@ -266,7 +266,7 @@ def test_a_labeler_that_prefers_the_longer_reply_makes_the_longer_model_win() ->
 
 
 def test_equal_replies_are_no_comparison_and_unreadable_ones_neither_won_nor_lost() -> None:
-    samples = [sample("1", "x", "x ", "good"), sample("2", "x", "y", "?"), sample("3", "x", "y", "good")]
+    samples = [sample("1", "x  x", "x x ", "good"), sample("2", "x", "y", "?"), sample("3", "x", "y", "good")]
     rule = judging(lambda each: [None if "?" in each.a else 0.9])
     scores, problems = win_scores(samples, rule)
     found = by_name(scores)

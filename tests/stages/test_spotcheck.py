@@ -44,6 +44,8 @@ def test_votes_without_the_budget_that_planned_them_are_refused(tmp_path: Path) 
     with pytest.raises(ValueError, match=r"spotcheck\.budget"):
         Settings(verdicts=tmp_path / "votes.jsonl")
     assert Settings(verdicts=tmp_path / "votes.jsonl", budget=11).votes == 11
+    with pytest.raises(ValueError, match=r"spotcheck\.simulate=null"):
+        Settings(verdicts=tmp_path / "votes.jsonl", budget=11, simulate=Simulation())
 
 
 def test_it_goes_on_without_them_if_told_so() -> None:

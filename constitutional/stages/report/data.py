@@ -124,6 +124,8 @@ class PeopleReport(Frozen):
     and by kind of prompt; last people's with each other."""
     chance_corrected: dict[str, str]
     """Of people with each other: the number with its interval, or why there is none."""
+    labeler_beyond_chance: dict[str, str] = Field(default={})
+    """The same of the labeler with people, on the audit set where there is one."""
     win_rates: tuple[CorrectedRates, ...] = ()
     """Of the last model, by whom it is against."""
     violations: tuple[CorrectedRates, ...] = ()

@@ -95,6 +95,7 @@ def people_report(
     return PeopleReport(
         agreement=tuple(_rates(people, powered_agreement(people, comparisons, judgements))),
         chance_corrected={name: in_words(of) for name, of in chance.items()},
+        labeler_beyond_chance={name: in_words(of) for name, of in people.beyond_chance.items() if people.seen},
         win_rates=tuple(
             _win_rates(measurements, win_estimates(contests_of(samples, measurements), files.verdicts), people)
         ),
@@ -164,7 +165,7 @@ def _win_rates(
             name=MODELS[opponent],
             rates=(
                 PeopleRate(name="by the labeler", value=value, low=low, high=high, n=len(outcomes)),
-                *_rogan_gladen(corrected, wins + losses),
+                *_rogan_gladen(corrected),
             ),
             notes=(*_reason(corrected), UNVOTED),
         )
@@ -179,7 +180,7 @@ def _corrected(name: str, by: str, made: Estimates) -> CorrectedRates:
         name=name,
         rates=(
             *_named(by, "", ai),
-            *_rogan_gladen(made.rogan_gladen, made.ai.n),
+            *_rogan_gladen(made.rogan_gladen),
             *_named("PPI++", "prediction-powered inference", made.powered),
             *_named("by people alone", "on the replies that they judged", made.people),
         ),
@@ -187,7 +188,7 @@ def _corrected(name: str, by: str, made: Estimates) -> CorrectedRates:
     )
 
 
-def _rogan_gladen(corrected: CorrectedRate, n: int) -> Iterator[PeopleRate]:
+def _rogan_gladen(corrected: CorrectedRate) -> Iterator[PeopleRate]:
     if corrected.value is not None and corrected.interval is not None:
         low, high = corrected.interval
         hint = "without ties, if the labels are right about all replies as often as where people answered"
@@ -197,7 +198,7 @@ def _rogan_gladen(corrected: CorrectedRate, n: int) -> Iterator[PeopleRate]:
             value=corrected.value,
             low=low,
             high=high,
-            n=n,
+            n=corrected.n,
             to_halve=corrected.to_halve,
         )
 

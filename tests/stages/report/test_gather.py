@@ -517,6 +517,8 @@ def test_people_s_votes_are_reported_with_who_gave_them_and_where_the_labeler_co
     assert (named["the audit set"].value, named["the audit set"].n) == (0.0, 1)
     assert "people with each other" not in named  # one vote
     assert set(report.people.chance_corrected.values()) == {"undefined: no item has two votes"}
+    assert report.people.labeler_beyond_chance["Cohen’s κ"] == "0.00 (no interval: fewer than 10 prompts), n = 1"
+    assert "Of the labeler with people, on the audit set: Cohen’s κ 0.00" in render((report,))
     assert [row.votes[0].rater for row in report.people.wrong] == ["ada"]
     # A labeler that is never right says nothing of the models.
     (against_base,) = report.people.win_rates
