@@ -1,8 +1,7 @@
-"""Speed and memory of PPO here, against the PPO trainer of TRL 1.12.0; or, with --gpu, of a Llama of 1.2B on a GPU.
+"""Speed and memory of PPO here, against the PPO trainer of TRL 1.12.0.
 
     python scripts/bench_ppo.py --trl trl112/bin/python --json ppo.json     both, on a CPU, in turns
     python scripts/bench_ppo.py                                             this project's alone
-    python scripts/bench_ppo.py --gpu --json gpu.json                       how fast each part is, and how full the GPU
 
 TRL's environment is made as scripts/golden_trl.py says. Both trainers get the same models (Llamas with random weights:
 policy, reference, reward model, critic), prompts, batch, lengths, epochs and mini-batches. Each repetition is a fresh
@@ -33,22 +32,6 @@ from typing import Any, Final
 from scripts.bench_ppo_trainer import Sizes
 
 TRAINERS: Final = ("trl", "ours")
-
-# About Llama 3.2 1B: 1.2 billion weights.
-ON_GPU: Final = Sizes(
-    hidden=2048,
-    layers=16,
-    heads=32,
-    key_value_heads=8,
-    intermediate=8192,
-    vocabulary=128_256,
-    prompts=(128, 512),
-    response_length=512,
-    reply_tokens=256,
-    micro_batch=16,
-    micro_batches=8,
-    rollout_batch=128,
-)
 
 
 def measure(trainer: str, python: str, sizes: Sizes) -> dict[str, Any]:
@@ -94,9 +77,9 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def parts_table(runs: Sequence[Mapping[str, Any]], peak_tflops: float | None) -> str:
-    """Where the time of this project's phases goes, and what share of the device's peak each part reaches."""
-    lines = [f"{'':12}{'s a phase':>10}{'share':>8}{'tokens/s':>10}{'TFLOP/s':>10}" + f"{'MFU':>8}" * bool(peak_tflops)]
+def parts_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Where the time of this project's phases goes."""
+    lines = [f"{'':12}{'s a phase':>10}{'share':>8}{'tokens/s':>10}{'TFLOP/s':>10}"]
     seconds = {
         part: statistics.median(statistics.median(run["parts"][part]) for run in runs) for part in runs[0]["parts"]
     }
@@ -104,8 +87,7 @@ def parts_table(runs: Sequence[Mapping[str, Any]], peak_tflops: float | None) ->
     for part, taken in seconds.items():
         speed = runs[0]["flops"][part] / taken / 1e12
         share = taken / sum(seconds.values())
-        line = f"{part:12}{taken:10.2f}{share:8.0%}{tokens / taken:10.0f}{speed:10.3f}"
-        lines.append(line + (f"{speed / peak_tflops:8.1%}" if peak_tflops else ""))
+        lines.append(f"{part:12}{taken:10.2f}{share:8.0%}{tokens / taken:10.0f}{speed:10.3f}")
     return "\n".join(lines)
 
 
@@ -133,15 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--trl", metavar="PYTHON", help="of the environment with TRL 1.12.0; without it, ours alone")
     parser.add_argument("--repeat", type=int, default=3, help="processes of each trainer; 3 by default")
     parser.add_argument("--json", type=Path, help="a file to write everything to")
-    parser.add_argument("--gpu", action="store_true", help="ours alone, at sizes for a GPU")
-    parser.add_argument(
-        "--peak-tflops", type=float, help="of the device, for MFU; with --gpu 989 by default (H100, H200)"
-    )
     options = parser.parse_args(arguments)
-    if options.gpu and options.trl:
-        parser.error("--gpu measures ours alone; leave --trl out")
-    sizes = changed(ON_GPU if options.gpu else Sizes(), options.overrides)
-    peak = options.peak_tflops or (989.0 if options.gpu else None)
+    sizes = changed(Sizes(), options.overrides)
     runs: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
     for repetition in range(options.repeat):
         turn = TRAINERS if repetition % 2 == 0 else TRAINERS[::-1]  # whatever else the machine does meets both
@@ -151,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 runs[trainer].append(measure(trainer, python, sizes))
                 print(f"{repetition + 1} of {options.repeat}: {trainer}", file=sys.stderr, flush=True)
     found = summary(runs)
-    print(f"{runs['ours'][0]['device']}, {sizes}\n\n{table(found)}\n\n{parts_table(runs['ours'], peak)}")
+    print(f"{runs['ours'][0]['device']}, {sizes}\n\n{table(found)}\n\n{parts_table(runs['ours'])}")
     if options.json:
         options.json.write_text(json.dumps({"sizes": asdict(sizes), "summary": found, "runs": runs}, indent=2) + "\n")
 

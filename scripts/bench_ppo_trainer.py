@@ -259,7 +259,7 @@ def train_ours(sizes: Sizes, folder: str) -> dict[str, Any]:
     )
     sampling, updating = list[float](), list[float]()
     # mypy: replaced on purpose.
-    trainer.sampler.sample = watched(trainer.sampler.sample, sampling)  # type: ignore[method-assign]
+    trainer._draw = watched(trainer._draw, sampling)  # type: ignore[method-assign] # noqa: SLF001
     trainer.learner.update = watched(trainer.learner.update, updating)  # type: ignore[method-assign]
     trainer.train()  # its one checkpoint comes after the last end
     phases = [end - start for start, end in itertools.pairwise(ends)]
@@ -287,9 +287,7 @@ def flops(sizes: Sizes, prompt_tokens: float, reply_tokens: float) -> dict[str, 
 
     Attention's own products are left out, and so is the head at prompts, which nobody needs.
     """
-    key_values = sizes.hidden * sizes.key_value_heads // sizes.heads
-    layer = 2 * sizes.hidden * (sizes.hidden + key_values) + 3 * sizes.hidden * sizes.intermediate
-    critic = 2 * sizes.layers * layer * (prompt_tokens + reply_tokens)
+    critic = 2 * sizes.layers * layer_weights(sizes) * (prompt_tokens + reply_tokens)
     policy = critic + 2 * sizes.hidden * sizes.vocabulary * reply_tokens
     # Scoring is policy, reference, critic and reward model, forwards.
     return {
@@ -297,6 +295,12 @@ def flops(sizes: Sizes, prompt_tokens: float, reply_tokens: float) -> dict[str, 
         "scoring": 2 * policy + 2 * critic,
         "updating": 3 * sizes.epochs * (policy + critic),
     }
+
+
+def layer_weights(sizes: Sizes) -> int:
+    """Weights of a layer's seven maps; those of its norms are not counted."""
+    key_values = sizes.hidden * sizes.key_value_heads // sizes.heads
+    return 2 * sizes.hidden * (sizes.hidden + key_values) + 3 * sizes.hidden * sizes.intermediate
 
 
 def main() -> None:

@@ -6,21 +6,20 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final, TypeVar
-
-from pydantic import ValidationError
+from typing import IO, TYPE_CHECKING, Final, TypeVar
 
 from constitutional.base.errors import RunError
-from constitutional.base.frozen import first_problem
-from constitutional.base.records import Record
 
-R = TypeVar("R", bound=Record)
+if TYPE_CHECKING:
+    from constitutional.base.records import Record
+
+R = TypeVar("R", bound="Record")
 
 CARD: Final = "README.md"
 """Describes the files beside it, and decides nothing: no digest of a folder depends on it."""
 
 
-def write_rows(path: Path, rows: Iterable[Record]) -> int:
+def write_rows(path: Path, rows: "Iterable[Record]") -> int:
     """Write rows as JSON lines, whole or not at all; returns how many.
 
     The row's id comes first, then its fields in their declared order, text as itself, so that the file can be read and
@@ -41,6 +40,10 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
     Raises:
         RunError: a line is no such row, or the file ends within one; the message begins `file:line`.
     """
+    from pydantic import ValidationError
+
+    from constitutional.base.frozen import first_problem
+
     remedy = "the run writes this file and nobody else should; delete it and start the run again"
     try:
         with path.open("rb") as file:

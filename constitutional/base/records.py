@@ -7,36 +7,19 @@ principle's text at that time, and to the drafts and critiques that the compared
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from constitutional.base.errors import expect
+from constitutional.base.message import Message as Message  # noqa: PLC0414 - whoever reads rows finds it here
 
 Order = Literal["a_first", "b_first"]
 Split = Literal["train", "held_out"]
 GoldJudge = Literal["traits", "labeler", "reward_model"]
 LABELER: Final = "labeler"
 """The name of a run's labeler among the judges of its panel."""
-
-
-Role = Literal["system", "user", "assistant", "tool", "developer"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
-    extra: Annotated[str, Field(exclude_if=lambda extra: not extra)] = ""
-    """What else a chat template is given of the turn, such as `tool_calls`: a JSON object, or empty."""
-
-    def turn(self) -> dict[str, Any]:
-        """The message as chat templates and servers take it."""
-        return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
 
 
 class Record(BaseModel):

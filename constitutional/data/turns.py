@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from constitutional.base.jsonl import BadTextError, as_json, shortened
-from constitutional.base.records import Message, Role
+from constitutional.base.message import Message, Role
 from constitutional.base.text import canonical
 from constitutional.data.cells import decoded_cell
 

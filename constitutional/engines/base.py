@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final, Literal, NamedTuple, Protocol
 
 from constitutional.base.errors import ModelError
-from constitutional.base.records import Message
+from constitutional.base.message import Message
 
 Finish = Literal["stop", "length", "choices", "refusal", "too_long", "error"]
 FAILED: Final = ("refusal", "too_long", "error")

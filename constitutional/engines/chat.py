@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import TemplateError
 
 from constitutional.base.errors import ModelError
-from constitutional.base.records import Message
+from constitutional.base.message import Message
 from constitutional.engines.base import Completion, Finish, Request, TooLongError
 
 if TYPE_CHECKING:

@@ -10,23 +10,22 @@ In the buffer all rows end at the same column, where the next token is written, 
 So a row lies in one piece, and sliding windows, which models measure in columns, are right.
 """
 
-import inspect
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import AttentionInterface
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
 
+from constitutional.engines.attention import grouped_attention, plain_layers
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import shared_beginning
+from constitutional.engines.device import sent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,8 +38,6 @@ SPARE: Final = 256
 """Columns of the buffer beyond what the longest row needs; whenever they are used up, all rows move to the left."""
 BLOCK: Final = 128
 """Tokens of the vocabulary whose probabilities are added up in 32 bits; sums of blocks are added up in 64."""
-GROUPED: Final = "constitutional_grouped"
-"""The name under which transformers knows `_grouped_attention`."""
 
 
 @dataclass(eq=False)
@@ -245,34 +242,6 @@ class _Slot(CacheLayerMixin):  # type: ignore[no-untyped-call] # of transformers
         return -1
 
 
-def _grouped_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **options: Any,  # noqa: ANN401 - of transformers
-) -> tuple[torch.Tensor, None]:
-    """Transformers' attention, except that heads which share keys and values do not copy them for a single token.
-
-    The heads of a group stand where several queries would.
-    """
-    rows, heads, queries, _ = query.shape
-    shared = key.shape[1]
-    if queries > 1 or heads == shared or options.get("position_bias") is not None:
-        output: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return output
-    mask = None if attention_mask is None else attention_mask[:, :1].expand(-1, shared, heads // shared, -1)
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        query.reshape(rows, shared, heads // shared, -1), key, value, attn_mask=mask, scale=options.get("scaling")
-    )
-    return attended.reshape(rows, 1, heads, -1), None
-
-
-AttentionInterface.register(GROUPED, _grouped_attention)
-AttentionMaskInterface.register(GROUPED, sdpa_mask)
-
-
 class _Tail(NamedTuple):
     """Tokens that are read behind a segment, and of which tokens behind these the log-probabilities are wanted."""
 
@@ -301,15 +270,8 @@ class Decoder:
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """No gradients, and grouped attention in place of transformers' own."""
-        config = self.model.config.get_text_config()
-        before = config._attn_implementation  # noqa: SLF001 - the public setter rebuilds more than the name
-        try:
-            if before == "sdpa" and self.layers:
-                config._attn_implementation_internal = GROUPED  # noqa: SLF001
-            with torch.inference_mode():
-                yield
-        finally:
-            config._attn_implementation_internal = before  # noqa: SLF001
+        with grouped_attention(self.model, self.layers), torch.inference_mode():
+            yield
 
     def write(self, rows: Sequence[Continuation], slots: int, done: Callable[[Continuation], None]) -> None:
         """Write all replies.
@@ -379,12 +341,13 @@ class Decoder:
 
         def choose(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             """Leave only the token that is drawn, which `generate` then takes; a row that has ended is padded."""
-            ended = self._draw([rows[index] for index in running], scores[running], done)
-            tokens = torch.full((len(rows), 1), self.pad, device=scores.device)
+            ended = set(self._draw([rows[index] for index in running], scores[running], done))
+            tokens = [self.pad] * len(rows)
             for index in running:
                 tokens[index] = rows[index].ids[-1]
-            running[:] = [index for at, index in enumerate(running) if at not in set(ended)]
-            return torch.full_like(scores, -torch.inf).scatter(-1, tokens, 0.0)
+            running[:] = [index for at, index in enumerate(running) if at not in ended]
+            chosen = sent(torch.tensor(tokens)[:, None], scores.device)
+            return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)
 
         def stop(ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
             return torch.full((len(ids),), not running, device=ids.device)
@@ -532,11 +495,11 @@ class Decoder:
         width = max(len(tail.read) for tail in tails)
         logits, _ = self._continue([tail.read for tail in tails], [tail.end for tail in tails], width)
         logprobs = logits.float().log_softmax(-1)
-        return [
-            float(logprobs[row, : len(tokens)].gather(-1, torch.tensor(tokens, device=self.device)[:, None]).sum())
-            for row, tail in enumerate(tails)
-            for tokens in tail.scored
-        ]
+        scored = [(row, tokens) for row, tail in enumerate(tails) for tokens in tail.scored]
+        places = [(row, place, token) for row, tokens in scored for place, token in enumerate(tokens)]
+        at = sent(torch.tensor(places).T, self.device)
+        numbers = iter(logprobs[tuple(at)].tolist())  # the device is waited for once
+        return [sum(islice(numbers, len(tokens))) for _, tokens in scored]
 
     def _score_whole(self, options: Sequence[list[int]]) -> list[float]:
         sums = []
@@ -547,24 +510,6 @@ class Decoder:
         return sums
 
 
-def plain_layers(model: "PreTrainedModel") -> int:
-    """How many layers keep keys and values as attention does, in full or in a window; 0 if any layer does otherwise."""
-    config = model.config.get_text_config()
-    cache = DynamicCache(config=model.config)
-    rope = str(getattr(config, "rope_parameters", ""))
-    plain = (
-        {"position_ids", "past_key_values", "logits_to_keep"} <= inspect.signature(model.forward).parameters.keys()
-        and set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
-        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-        and not getattr(config, "num_kv_shared_layers", 0)
-        and config._attn_implementation in ("sdpa", "eager")  # noqa: SLF001 - there is no public name
-        # Under these, what was read before would have to be read anew when a row grows long.
-        and "longrope" not in rope
-        and "dynamic" not in rope
-    )
-    return len(cache.layers) if plain else 0
-
-
 def draw(rows: Sequence[Continuation], logits: torch.Tensor) -> list[int]:
     """The next token of each row.
 
@@ -572,14 +517,15 @@ def draw(rows: Sequence[Continuation], logits: torch.Tensor) -> list[int]:
         rows: what is known of each.
         logits: (B, V).
     """
-    best: list[int] = logits.argmax(-1).tolist()
     sampled = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
-    if not sampled:
-        return best
-    if len(sampled) < len(rows):
+    best: list[int] = [0] * len(rows)
+    if len(sampled) < len(rows):  # otherwise the device would be waited for in vain
+        best = logits.argmax(-1).tolist()
+        if not sampled:
+            return best
         logits = logits[sampled]
     device = logits.device
-    temperatures = torch.tensor([rows[index].sampling.temperature for index in sampled], device=device)
+    temperatures = sent(torch.tensor([rows[index].sampling.temperature for index in sampled]), device)
     scaled = logits.float() / temperatures[:, None]
     weights = (scaled - scaled.amax(-1, keepdim=True)).exp()
     top_p = [rows[index].sampling.top_p for index in sampled]
@@ -605,7 +551,7 @@ def invert(weights: torch.Tensor, uniform: Sequence[float]) -> list[int]:
     blocks = torch.nn.functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
     exact = torch.device("cpu") if weights.device.type == "mps" else weights.device  # which has no 64 bits
     sums = blocks.sum(-1).to(exact, torch.float64).cumsum(-1)
-    target = torch.tensor(uniform, dtype=torch.float64, device=exact)[:, None] * sums[:, -1:]
+    target = sent(torch.tensor(uniform, dtype=torch.float64), exact)[:, None] * sums[:, -1:]
     block = _passed(sums, target)
     before = torch.where(block > 0, sums.gather(-1, (block - 1).clamp(min=0)), 0.0)
     chosen = blocks[torch.arange(len(uniform), device=weights.device), block[:, 0].to(weights.device)]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from constitutional.base.errors import ModelError
-from constitutional.base.records import Message
+from constitutional.base.message import Message
 from constitutional.engines.chat import Tokenizer, load_tokenizer
+from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import chat, token_ids
-from constitutional.training.trl import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,7 +123,7 @@ def raw_scores(
 
     rows = [token_ids(tokenizer, chat(conversation)) for conversation in conversations]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    scores = [0.0] * len(rows)
+    read: list[torch.Tensor] = []
     for first in range(0, len(order), batch_size):
         batch = order[first : first + batch_size]
         width = len(rows[batch[-1]])
@@ -132,6 +132,7 @@ def raw_scores(
         mask = torch.tensor([[1] * (width - n) + [0] * n for n in padding])
         with torch.inference_mode():
             logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
-        for index, value in zip(batch, logits[:, 0].float().tolist(), strict=True):
-            scores[index] = value
-    return scores
+        read.append(logits[:, 0].float())
+    # Once all is on its way, as this waits for the device.
+    scores = dict(zip(order, torch.cat(read).tolist() if read else [], strict=True))
+    return [scores[index] for index in range(len(rows))]

@@ -5,11 +5,14 @@ exactly the tokens that it was trained on.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError, RunError
-from constitutional.base.records import Message, Preference, SftExample
+from constitutional.base.message import Message
 from constitutional.engines.chat import Tokenizer, beginning, plain
+
+if TYPE_CHECKING:
+    from constitutional.base.records import Preference, SftExample
 
 Row = dict[str, Any]
 """What TRL trains on: `prompt` and the completions as lists of messages, and for preferences a soft target."""
@@ -22,7 +25,7 @@ def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.turn() for message in messages]
 
 
-def supervised_rows(examples: Sequence[SftExample]) -> list[Row]:
+def supervised_rows(examples: "Sequence[SftExample]") -> list[Row]:
     """Training rows of supervised examples: the loss is on `completion` alone."""
     return [
         {"prompt": chat(example.prompt.messages), "completion": [{"role": "assistant", "content": example.reply}]}
@@ -30,7 +33,7 @@ def supervised_rows(examples: Sequence[SftExample]) -> list[Row]:
     ]
 
 
-def preference_rows(preferences: Sequence[Preference]) -> tuple[list[Row], dict[str, int]]:
+def preference_rows(preferences: "Sequence[Preference]") -> tuple[list[Row], dict[str, int]]:
     """Training rows of the preferences whose prompts may be trained on, and how many were left out and why.
 
     Weights are divided by their mean. Rows of the same prompt have the same `group`.

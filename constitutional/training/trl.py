@@ -22,6 +22,7 @@ from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training import metrics
 from constitutional.training.preflight import preflight
+from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import Row
 from constitutional.training.saving import bit_sums, check_finite, check_moved, sync
 from constitutional.training.tracking import NOT_TRACKED, Tracking
@@ -125,17 +126,6 @@ def load_policy(
     model, tokenizer = load_model(folder, dtype=dtype, pad_token=pad_token, template=template)
     preflight(tokenizer, model)
     return model, tokenizer
-
-
-def quiet_libraries() -> None:
-    """Turn off libraries' bars, which would hide our progress lines, and their telemetry."""
-    import datasets  # type: ignore[import-untyped]
-    import transformers
-    from huggingface_hub import constants
-
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 # --- Soft labels ---

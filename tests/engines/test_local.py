@@ -23,7 +23,8 @@ from tests.tiny import tiny_model, without_padding
 
 torch = pytest.importorskip("torch")
 
-from constitutional.engines.decoding import invert, plain_layers, prompt_tree  # noqa: E402
+from constitutional.engines.attention import plain_layers  # noqa: E402
+from constitutional.engines.decoding import invert, prompt_tree  # noqa: E402
 
 QUESTION = (Message("user", "How do I plant a tree?"),)
 CONVERSATION = (

@@ -37,7 +37,7 @@ def test_our_trainer_is_measured_phase_by_phase(tmp_path: Path, reply_tokens: in
         assert max(found["tokens"]) < 32
     assert len(found["tokens_per_s"]) == 1  # the first phase is not counted
     seconds = {part: each[0] for part, each in found["parts"].items()}
-    assert all(second > 0 for second in seconds.values())
+    assert min(seconds.values()) > 0.02 * sum(seconds.values())
     assert found["tokens"][1] / sum(seconds.values()) == pytest.approx(found["tokens_per_s"][0])
     assert json.loads(json.dumps(found)) == found
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from constitutional.base.errors import ModelError, UsageError
+from constitutional.engines.device import sent
 from constitutional.training.ppo import critic as ppo_critic
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def side_by_side(
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
     rows, places = mask.nonzero(as_tuple=True)
     columns = torch.tensor([len(prompt) for prompt in prompts])[rows] + places - 1
-    return Sequences(ids.to(device), mask.to(device), (rows.to(device), columns.to(device)))
+    return Sequences(sent(ids, device), sent(mask, device), (sent(rows, device), sent(columns, device)))
 
 
 class Networks:
@@ -131,13 +132,8 @@ class Networks:
         entropy: bool = False,
     ) -> "TokenLogprobs":
         """Log-probabilities of the responses' tokens at the temperature that they are sampled at, and the entropies."""
-        from constitutional.training.ppo import math as ppo_math
-
-        with self.acting(role) as model, _head_sees(model, batch.before):
-            logits = model(input_ids=batch.ids, use_cache=False).logits  # (1, N, V)
-        tokens = ppo_math.token_logprobs(logits, batch.tokens[None], temperature, entropy=entropy)
-        entropies = None if tokens.entropy is None else batch.spread(tokens.entropy[0])
-        return ppo_math.TokenLogprobs(batch.spread(tokens.logprobs[0]), entropies)
+        with self.acting(role) as model:
+            return response_logprobs(model, batch, temperature, entropy=entropy)
 
     def values(self, batch: Sequences) -> "torch.Tensor":
         """What the critic expects of each response before each of its tokens, (B, T)."""
@@ -160,6 +156,23 @@ class Networks:
         )
         setattr(critic.model.config, ppo_critic.OFFSET, critic.offset)
         return critic.model
+
+
+def response_logprobs(
+    model: Any,  # noqa: ANN401
+    batch: Sequences,
+    temperature: float,
+    *,
+    entropy: bool = False,
+) -> "TokenLogprobs":
+    """What a causal model gives the responses' tokens, (B, T): log-probabilities at the temperature, and entropies."""
+    from constitutional.training.ppo import math as ppo_math
+
+    with _head_sees(model, batch.before):
+        logits = model(input_ids=batch.ids, use_cache=False).logits  # (1, N, V)
+    tokens = ppo_math.token_logprobs(logits, batch.tokens[None], temperature, entropy=entropy)
+    entropies = None if tokens.entropy is None else batch.spread(tokens.entropy[0])
+    return ppo_math.TokenLogprobs(batch.spread(tokens.logprobs[0]), entropies)
 
 
 @contextmanager

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from constitutional.base.errors import ModelError, UsageError
-from constitutional.base.records import Message
+from constitutional.base.message import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer
 from constitutional.training.awaiting import begin
-from constitutional.training.ppo.settings import PPOConfig
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
 from constitutional.training.rows import Row, token_ids
 
 if TYPE_CHECKING:
     import torch
+
+    from constitutional.training.ppo.settings import PPOConfig
 
 RewardFunction = Callable[..., Sequence[float | None]]
 """TRL's: `(prompts, completions, completion_ids=…, **columns)`, a number for each row; None where it has no opinion.
@@ -29,6 +30,10 @@ RewardFunction = Callable[..., Sequence[float | None]]
 An `async def` is awaited while the replies are read by the models here. A function may have a method `prepare(prompts,
 completions)`, which is called with some replies as soon as they are there, while others are drawn, and a method
 `stop()`, which is called where the training ends before the numbers are called for."""
+
+
+LOOK, LOOK_ON_CPU = 16, 1
+"""Tokens from one look at which rows have ended to the next. A look keeps a GPU waiting, and on a CPU costs nothing."""
 
 
 # --- Replies ---
@@ -102,48 +107,66 @@ class TransformersSampler:
         import numpy as np
         import torch
 
+        from constitutional.engines.attention import cache_in_place, grouped_attention, plain_layers
+
         model, most = self.policy, sampling.max_tokens
-        device = model.device
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT's wrapper
+        layers, device = plain_layers(inner), model.device
         width = max(map(len, prompts))
+        starts = torch.tensor([[width - len(prompt)] for prompt in prompts])
+        masked = not layers or bool(starts.any())
+        attended = (torch.arange(width + most) >= starts).long().to(device)
+        positions = (torch.arange(width) - starts).clamp(min=0).to(device)
         inputs = torch.tensor([[self.pad] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-        attended = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         uniform = np.stack([np.random.default_rng(seed).random(most) for seed in seeds])
         uniforms = torch.from_numpy(uniform).to(device)  # (B, max_tokens), in [0, 1)
         ends = torch.tensor(sorted(self.ends), device=device)
         ids = torch.full((len(prompts), most), -1, device=device)
         logprobs = torch.zeros(ids.shape, device=device)
-        positions = (attended.cumsum(-1) - 1).clamp(min=0)
-        running, cache = torch.arange(len(prompts), device=device), None
-        for step in range(most):
-            output = model(
-                input_ids=inputs,
-                attention_mask=attended,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            cache = output.past_key_values
-            log_softmax = (output.logits[:, -1].float() / sampling.temperature).log_softmax(-1)
-            # In 64 bits: of a large vocabulary many probabilities are lost when they are added up in 32.
-            cumulative = log_softmax.exp().cumsum(-1, dtype=torch.float64)
-            target = uniforms[running, step, None] * cumulative[:, -1:]
-            drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
-            ids[running, step] = drawn[:, 0]
-            logprobs[running, step] = log_softmax.gather(-1, drawn)[:, 0]
-            goes_on = ~torch.isin(drawn[:, 0], ends)
-            if not goes_on.all():
-                kept = goes_on.nonzero()[:, 0]
-                if not len(kept):
-                    break
-                cache.batch_select_indices(kept)
-                running, drawn, attended, positions = (x[kept] for x in (running, drawn, attended, positions))
-            inputs = drawn
-            attended = torch.nn.functional.pad(attended, (0, 1), value=1)
-            positions = positions[:, -1:] + 1
+        running, cache = torch.arange(len(prompts), device=device), cache_in_place(layers, width + most)
+        goes_on = torch.ones_like(running, dtype=torch.bool)
+        look = LOOK_ON_CPU if device.type == "cpu" else LOOK
+        # Nothing in the loop but a look needs a number of the device, so that it always has work to do.
+        with grouped_attention(inner, layers):
+            for step in range(most):
+                output = model(
+                    input_ids=inputs,
+                    attention_mask=attended[:, : width + step] if masked else None,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                cache = output.past_key_values
+                log_softmax = (output.logits[:, -1].float() / sampling.temperature).log_softmax(-1)
+                # In 64 bits: of a large vocabulary many probabilities are lost when they are added up in 32.
+                cumulative = log_softmax.exp().cumsum(-1, dtype=torch.float64)
+                target = uniforms[running, step, None] * cumulative[:, -1:]
+                drawn = torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
+                ids[running, step] = drawn[:, 0]
+                logprobs[running, step] = log_softmax.gather(-1, drawn)[:, 0]
+                goes_on = goes_on & ~torch.isin(drawn[:, 0], ends)
+                inputs, positions = drawn, positions[:, -1:] + 1
+                if (step + 1) % look == 0 and not goes_on.all():
+                    kept = goes_on.nonzero()[:, 0]
+                    if not len(kept):
+                        break
+                    if not layers:  # some caches of transformers give up no rows
+                        continue
+                    cache.batch_select_indices(kept)
+                    running, goes_on, inputs, attended, positions = (
+                        x[kept] for x in (running, goes_on, inputs, attended, positions)
+                    )
+        return self._responses(ids, logprobs, torch.isin(ids, ends))
+
+    def _responses(self, ids: "torch.Tensor", logprobs: "torch.Tensor", ends: "torch.Tensor") -> list[Response]:
+        """What was drawn (B, max_tokens) up to its first end token, where `ends` is True; behind it stands anything."""
+        ended = ends.any(-1)
+        lengths = (ends.int().argmax(-1) + 1).where(ended, ids.new_tensor(ids.shape[1]))
+        columns = (ids, logprobs, lengths, ended)
         return [
-            Response(row[:length], numbers[:length], row[length - 1] in self.ends, self.version)
-            for row, numbers, length in zip(ids.tolist(), logprobs.tolist(), (ids >= 0).sum(-1).tolist(), strict=True)
+            Response(row[:length], numbers[:length], end, self.version)
+            for row, numbers, length, end in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
 
@@ -357,7 +380,7 @@ class RolloutBatch:
 
 
 def make_rollout(
-    prompts: list[list[int]], episodes: list[Episode], rewards: Rewards, args: PPOConfig, kl_coefficient: float
+    prompts: list[list[int]], episodes: list[Episode], rewards: Rewards, args: "PPOConfig", kl_coefficient: float
 ) -> RolloutBatch:
     """The batch with scores, advantages and returns; moments are those of the whole batch."""
     import torch

@@ -54,18 +54,18 @@ from constitutional.training.ppo.rollout import (
     make_rollout,
     prompt_ids,
 )
-from constitutional.training.ppo.settings import TECHNICAL, PPOConfig
 from constitutional.training.preflight import preflight
+from constitutional.training.quiet import quiet_libraries
 from constitutional.training.reward_model import load_reward_model
 from constitutional.training.rows import Row, token_ids
 from constitutional.training.saving import bit_sums, check_finite, check_moved, write_model
-from constitutional.training.tracking import TrackedStage, Tracking, check_installed
-from constitutional.training.trl import quiet_libraries
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig
     from transformers import PreTrainedModel
+
+    from constitutional.training.ppo.settings import PPOConfig
 
     Model = PreTrainedModel | Path | str
     Callback = Callable[[Mapping[str, Any]], None]
@@ -101,7 +101,7 @@ class PPOTrainer:
         ref_model: "Model | None" = None,
         reward_model: "Model | RewardFunction | Sequence[Model | RewardFunction] | None" = None,
         value_model: "Model | None" = None,
-        args: PPOConfig | None = None,
+        args: "PPOConfig | None" = None,
         train_dataset: Iterable[Mapping[str, Any]] = (),
         processing_class: Tokenizer | None = None,
         peft_config: "PeftConfig | None" = None,
@@ -120,7 +120,7 @@ class PPOTrainer:
 
         quiet_libraries()
         self._progress = Progress()
-        self.args = args or PPOConfig(output_dir="ppo")
+        self.args = args or _default_config()
         self.accelerator = _accelerator(self.args)
         set_seed(self.args.seed)
         policy, self.processing_class = _policy(model, processing_class, self.accelerator.device, peft_config)
@@ -206,6 +206,8 @@ class PPOTrainer:
             ConfigurationError: a checkpoint is of another training, or there is one that nobody asked to go on from.
             ModelError: a gradient or a weight is no number, or the policy has not moved.
         """
+        from constitutional.training.tracking import TrackedStage, Tracking, check_installed
+
         check_installed(self.args.report_to)
         output, settings = Path(self.args.output_dir), self.args.model_dump(mode="json")
         stage = TrackedStage(self.args.project, self.args.run_name, settings, output)
@@ -312,7 +314,7 @@ class PPOTrainer:
 
     def _read(self, prompts: list[list[int]], replies: list[Response]) -> list[tuple[list[float], ...]]:
         """For each reply its tokens' log-probabilities, the reference's, values and entropies, in micro-batches."""
-        measured: dict[int, tuple[list[float], ...]] = {}
+        read: list[tuple[list[int], tuple[torch.Tensor, ...]]] = []
         size = self.args.per_device_train_batch_size
         lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
         for batch in in_batches(range(len(prompts)), lengths.__getitem__, size):
@@ -321,7 +323,9 @@ class PPOTrainer:
             policy = self.networks.logprobs(padded, self.args.temperature, entropy=True)
             assert policy.entropy is not None
             reference = self.networks.logprobs(padded, self.args.temperature, "reference").logprobs
-            columns = (policy.logprobs, reference, self.networks.values(padded), policy.entropy)
+            read.append((batch, (policy.logprobs, reference, self.networks.values(padded), policy.entropy)))
+        measured: dict[int, tuple[list[float], ...]] = {}
+        for batch, columns in read:  # once all is on its way, as this waits for the device
             for row, *numbers in zip(batch, *(column.tolist() for column in columns), strict=True):
                 measured[row] = tuple(column[: len(replies[row].ids)] for column in numbers)
         return [measured[row] for row in range(len(prompts))]
@@ -396,6 +400,8 @@ class PPOTrainer:
 
     def _identity(self) -> dict[str, Any]:
         """What a training must have in common with the one whose checkpoint it goes on from."""
+        from constitutional.training.ppo.settings import TECHNICAL
+
         apart = {*TECHNICAL, "multi_objective_aggregation"}
         settings = {name: value for name, value in self.args.model_dump().items() if name not in apart}
         others: dict[str, Any] = {"normalised rewards": True} if self.rewards.normalise else {}
@@ -419,7 +425,13 @@ class PPOTrainer:
         self.accelerator.wait_for_everyone()
 
 
-def _accelerator(args: PPOConfig) -> Any:  # noqa: ANN401
+def _default_config() -> "PPOConfig":
+    from constitutional.training.ppo.settings import PPOConfig
+
+    return PPOConfig(output_dir="ppo")
+
+
+def _accelerator(args: "PPOConfig") -> Any:  # noqa: ANN401
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.utils import DistributedType
 

@@ -7,17 +7,20 @@ by what the whole mini-batch holds, and gradients added up, so that how it is cu
 import math
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from constitutional.base.errors import ModelError
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.engines.device import sent
 from constitutional.training.ppo import math as ppo_math
 from constitutional.training.ppo.networks import Networks, Sequences, side_by_side
 from constitutional.training.ppo.rollout import RolloutBatch, in_batches
-from constitutional.training.ppo.settings import PPOConfig
+
+if TYPE_CHECKING:
+    from constitutional.training.ppo.settings import PPOConfig
 
 SupervisedRow = tuple[list[int], list[int]]
 """A prompt's tokens and those of the reply that is to be learned."""
@@ -51,7 +54,7 @@ class Learner:
         self,
         networks: Networks,
         accelerator: Any,  # noqa: ANN401 - accelerate has no types
-        args: PPOConfig,
+        args: "PPOConfig",
         pad: int,
         supervised: Sequence[SupervisedRow],
     ) -> None:
@@ -138,7 +141,7 @@ class Learner:
     def _policy_backward(self, padded: Sequences, batch: list[int], rollout: RolloutBatch, denominator: float) -> None:
         args, mask = self.args, padded.mask
         old, sampled, reference, advantages = (
-            numbers[batch, : padded.width].to(self.accelerator.device)
+            sent(numbers[batch, : padded.width], self.accelerator.device)
             for numbers in (rollout.logprobs, rollout.sampler_logprobs, rollout.ref_logprobs, rollout.advantages)
         )
         with self.accelerator.autocast():
@@ -163,7 +166,8 @@ class Learner:
     def _value_backward(self, padded: Sequences, batch: list[int], rollout: RolloutBatch, denominator: float) -> None:
         args, mask = self.args, padded.mask
         old, returns = (
-            numbers[batch, : padded.width].to(self.accelerator.device) for numbers in (rollout.values, rollout.returns)
+            sent(numbers[batch, : padded.width], self.accelerator.device)
+            for numbers in (rollout.values, rollout.returns)
         )
         with self.accelerator.autocast():
             values = self.networks.values(padded)

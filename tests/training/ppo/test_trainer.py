@@ -10,7 +10,6 @@ from constitutional.base.errors import ConfigurationError, ModelError, UsageErro
 from constitutional.base.records import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.local import load_model
-from constitutional.training.ppo import trainer as trainer_module
 from constitutional.training.ppo.networks import make_networks, side_by_side
 from constitutional.training.ppo.rollout import (
     Episode,
@@ -320,7 +319,7 @@ def test_trackers_are_told_of_every_phase(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int | None
 ) -> None:
     told = in_place_of_wandb(monkeypatch)
-    monkeypatch.setattr(trainer_module, "check_installed", lambda _: None)
+    monkeypatch.setattr("constitutional.training.tracking.check_installed", lambda _: None)
     changes = {"report_to": "wandb", "project": "p", "run_name": "r", "save_steps": 1, "total_episodes": 32}
     if at is not None:
         with pytest.raises(KeyboardInterrupt):
