@@ -1,7 +1,8 @@
 """Lists and objects that were written into texts: in the cells of a CSV file, or in a column of texts.
 
 The first row decides which columns hold them. Columns of a known kind do where their text begins so; any other column
-only where its text is a list of messages, because a prompt or a reply may be JSON itself.
+only where its text is a list of messages, because a prompt or a reply may be JSON itself. A text in a column of a known
+kind that holds no list stays a text, because most files have such a column for nothing that is read.
 """
 
 import ast
@@ -19,6 +20,8 @@ CONTAINERS: Final = frozenset(
 )
 """Columns that hold lists or objects wherever rows have them."""
 _CONTAINER_ENDS: Final = (".responses", ".responses.users", ".responses.status")
+_MOST_SHOWN: Final = 2**18
+"""Characters of a list as Python shows it: to read one takes some three hundred times its size in memory."""
 _BEGINS: Final = re.compile(r"\s*[\[{]")
 _MESSAGES: Final = re.compile(
     r"""(?=.*['"](?:role|from)['"]\s*:\s*['"](?:system|developer|user|human|assistant|gpt|tool)['"])"""
@@ -35,9 +38,17 @@ def columns_of_lists(row: dict[str, Any]) -> list[str]:
 
 
 def _holds(name: str, text: str) -> bool:
-    if name in CONTAINERS or name.endswith(_CONTAINER_ENDS):
-        return _BEGINS.match(text) is not None
+    if is_container(name):
+        try:
+            return _BEGINS.match(text) is not None and isinstance(decoded_cell(text), list | dict)
+        except BadTextError:
+            return False
     return _BEGINS.match(text) is not None and _MESSAGES.match(text) is not None
+
+
+def is_container(name: str) -> bool:
+    """Whether a column of this name holds lists or objects wherever rows have it."""
+    return name in CONTAINERS or name.endswith(_CONTAINER_ENDS)
 
 
 def decoded_cell(text: str) -> Any:  # noqa: ANN401 - a cell may hold anything
@@ -54,6 +65,9 @@ def decoded_cell(text: str) -> Any:  # noqa: ANN401 - a cell may hold anything
         problem = error
     # NumPy breaks the line between objects, and leaves out the comma.
     shown = text.strip().replace("}\n {", "}, {")
+    advice = "write lists in cells as JSON, or save the rows as JSON lines or Parquet"
+    if len(shown) > _MOST_SHOWN:
+        raise BadTextError(f"{problem}, and is too long to be read as Python shows it; {advice}") from problem
     try:
         value = ast.literal_eval(shown)
         # Texts side by side without a comma, as NumPy shows them, are one text to Python.
@@ -62,5 +76,4 @@ def decoded_cell(text: str) -> Any:  # noqa: ANN401 - a cell may hold anything
             return value
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
-    advice = "write lists in cells as JSON, or save the rows as JSON lines or Parquet"
     raise BadTextError(f"{problem}; {advice}") from problem

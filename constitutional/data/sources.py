@@ -27,7 +27,7 @@ from constitutional.base.jsonl import (
     read_lines,
     reading,
 )
-from constitutional.data.cells import columns_of_lists, decoded_cell
+from constitutional.data.cells import columns_of_lists, decoded_cell, is_container
 from constitutional.data.documents import Document, csv_rows, rows_within
 from constitutional.data.kinds import KINDS, kind_of, parquet_files
 
@@ -195,6 +195,8 @@ class Rows:
                 try:
                     row[name] = decoded_cell(text)
                 except BadTextError as error:
+                    if is_container(name):
+                        continue  # a form that reads it refuses a text
                     raise self.place(number).error(f"'{name}' is no list or object: it {error}") from error
         return row
 

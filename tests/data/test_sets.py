@@ -1,5 +1,6 @@
 """Rows of the shape that public sets have, written for these tests, with the right reading beside them."""
 
+import ast
 import csv
 import gzip
 import json
@@ -113,6 +114,43 @@ def test_messages_as_numpy_shows_them_are_read_and_what_cannot_be_is_refused(
     path.write_text("\n".join(path.read_text().split("\n")[:4]) + "\n")
     first = found(path)["samples"][0]
     assert (first["messages"], first["chosen"]) == ([{"role": "user", "content": "It's"}], "A.")
+
+
+@pytest.mark.parametrize("column", ["meta", "history", "data", "rating", "candidates"])
+@pytest.mark.parametrize("texts", ["[source: reddit]", "{see notes}", '{"a": 1}|{oops', '[1, 2]|[deleted]'])
+def test_a_text_in_brackets_in_a_column_that_nobody_reads_changes_nothing(
+    tmp_path: Path, column: str, texts: str
+) -> None:
+    one, other = texts.split("|") if "|" in texts else (texts, texts)
+    rows = [
+        {"prompt": f"Q {number}?", "chosen": "Yes.", "rejected": "No.", column: text}
+        for number, text in enumerate((one, other))
+    ]
+    assert found(written(tmp_path, rows))["preferences"] == 2
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([rows[0].keys(), *(row.values() for row in rows)])
+    assert found(tmp_path / "rows.csv")["preferences"] == 2
+
+
+def test_a_text_in_a_column_of_lists_that_is_read_is_refused(tmp_path: Path) -> None:
+    row = {"prompt": "Q?", "completions": '[{"response": "Yes.", "score": 2}, {"response": "No.", "score": 1}]'}
+    with pytest.raises(InputError, match=r":2: 'completions' is \"\[oops\"; expected a list of objects"):
+        found(written(tmp_path, [row, {**row, "completions": "[oops"}]))
+
+
+def test_a_long_list_as_python_shows_it_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    literal_eval = ast.literal_eval
+    monkeypatch.setattr(ast, "literal_eval", lambda text: decoded.append(len(text)) or literal_eval(text))
+    shown = f"['a', {', '.join('1' * 100_000)}]"  # 300,000 characters
+    row = {"prompt": "Q?", "chosen": "Yes.", "rejected": "No.", "meta": shown}
+    assert found(written(tmp_path, [row]))["preferences"] == 1
+    assert decoded == []
+    assert found(written(tmp_path, [{**row, "meta": "['a', 1]"}]))["preferences"] == 1
+    assert set(decoded) == {8}
+    messages = f"[{{'role': 'assistant', 'content': '{'a' * 300_000}'}}]"
+    with pytest.raises(InputError, match=r":1: 'chosen' is no list .* too long to be read as Python shows it; write"):
+        found(written(tmp_path, [{**row, "chosen": messages}]))
 
 
 @pytest.mark.parametrize(
