@@ -325,6 +325,22 @@ def test_a_wrong_row_among_rows_that_belong_together_is_named(tmp_path: Path) ->
         found(written(tmp_path, rows))
 
 
+def test_a_reply_without_a_label_is_neither_good_nor_bad(tmp_path: Path) -> None:
+    labels = {"Yes.": True, "Perhaps.": None, "No.": False, "Who knows?": None}
+    rows = [{"prompt": "Q?", "completion": reply, "label": label} for reply, label in labels.items()]
+    reading = found(written(tmp_path, rows))
+    # Yes and No; and either of them with either of the replies that nobody judged.
+    assert (reading["pairs"], reading["preferences"], reading["unlabelled"]) == (5, 1, 4)
+    (preference,) = read_comparisons(tmp_path / "rows.jsonl").preferences
+    assert (preference.chosen, preference.rejected, preference.weight) == ("Yes.", "No.", 1)
+
+
+def test_a_label_of_one_reply_is_a_truth(tmp_path: Path) -> None:
+    rows = [{"prompt": "Q?", "completion": reply, "label": label} for label, reply in ((1, "Low."), (2, "High."))]
+    with pytest.raises(InputError, match=r":2: 'label' is 2; expected true or false"):
+        found(written(tmp_path, rows))
+
+
 def test_columns_may_be_named(tmp_path: Path) -> None:
     row = {"ask": "Q?", "good": "Yes.", "bad": "No.", "chosen": 3}
     columns = {"prompt": "ask", "chosen": "good", "rejected": "bad"}

@@ -135,10 +135,14 @@ def one_a_row(reader: PairReader, row: Row) -> PairForm | None:
             return reader.all_pairs(number, replies, -1, strengths=True)
         # Two good replies are no pair, nor are two bad ones.
         pairs = [pair for pair in combinations(replies, 2) if pair[0][1] != pair[1][1]]
-        return [
-            reader.candidate(number, a, b, Opinion("a" if good else "b", weight=1 / len(pairs)))
-            for (a, good), (b, _) in pairs
-        ]
+        judged_pairs = sum(None not in (good, other) for (_, good), (_, other) in pairs)
+
+        def opinion(good: float | None, other: float | None) -> Opinion:
+            if good is None or other is None:
+                return Opinion(None)
+            return Opinion("a" if good else "b", weight=1 / judged_pairs)
+
+        return [reader.candidate(number, a, b, opinion(good, other)) for (a, good), (b, other) in pairs]
 
     columns = {**columns, "score" if judged == "helpfulness" else "label": judged}
     return PairForm("HelpSteer2" if judged == "helpfulness" else "TRL unpaired", columns, read, key)
@@ -185,4 +189,7 @@ def _is_truth(reader: PairReader, value: object) -> bool:
 def _judged(reader: PairReader, value: object, name: str) -> float | None:
     if reader.texts and str(value).lower() in ("true", "false"):
         return float(str(value).lower() == "true")
-    return reader.number(value, name)
+    number = reader.number(value, name)
+    if name != "helpfulness" and number not in (None, 0, 1):
+        raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected true or false (1 or 0), or nothing")
+    return number
