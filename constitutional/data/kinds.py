@@ -15,6 +15,12 @@ KINDS: Final = ("jsonl", "ndjson", "json", "csv", "tsv", "txt", "parquet", "arro
 _START: Final = 2**16
 """Bytes of a file of texts that are looked at to tell whether it holds something else."""
 _COLUMN: Final = re.compile(r"[a-z][\w.-]{0,40}( [\w.-]{1,20})?")
+_SPLIT: Final = re.compile(
+    r"(?P<sharded>.+)-\d{5}-of-\d{5}"
+    r"|(?P<named>(?:train|training|test|testing|valid|validation|val|dev|eval|evaluation)(?:_[a-z]+)*)(?![a-z])",
+    re.IGNORECASE,
+)
+"""How the name of a Parquet file begins that says its split: `train_prefs-00000-of-00002`, or `test`."""
 _HEADINGS: Final = frozenset(
     (
         "prompt instruction question input query messages conversation chosen rejected response completion answer "
@@ -72,8 +78,16 @@ def _kind_of_text(path: Path, expected: str) -> str:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder as the hub has them, in it or in its `data`; of several splits those of `train`."""
-    for place in (folder, folder / "data"):
-        if files := sorted(place.glob("*.parquet")):
-            return [file for file in files if re.match(r"train\b", file.name)] or files
-    return []
+    """The Parquet files of a folder as the hub has them, in it or in its `data`; of several splits those of `train`.
+
+    Raises:
+        InputError: there are several splits, and none is called `train`.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet")):
+        match = _SPLIT.match(file.name)
+        splits.setdefault((match["sharded"] or match["named"]).lower() if match else "no split", []).append(file)
+    if len(splits) > 1 and "train" not in splits:
+        files = [files[0] for files in splits.values()]
+        raise InputError(folder, f"holds the splits {', '.join(splits)}; name a file of one, such as {files[0]}")
+    return splits.get("train") or [file for files in splits.values() for file in files]

@@ -313,6 +313,30 @@ def test_numbers_that_could_be_sides_or_strengths_are_asked_about(tmp_path: Path
         found(written(tmp_path, [numbered, {**numbered, "preference": -1}]))
 
 
+@pytest.mark.parametrize("column", ["label", "preference"])
+def test_0_beside_replies_1_and_2_is_no_tie_but_in_alpaca_eval(tmp_path: Path, column: str) -> None:
+    row = {"prompt": "Q?", "response_1": "Yes.", "response_2": "No."}
+    for numbers, line in (((0, 1), 1), ((1, 0), 2)):
+        rows = [{**row, column: number} for number in numbers]
+        for columns in ({}, {"winner": column}):
+            with pytest.raises(InputError, match=f":{line}: '{column}' is 0, which could be a side, a truth or a str"):
+                found(written(tmp_path, rows), columns=columns)
+    sides = found(written(tmp_path, [{**row, column: 1}, {**row, column: 2}]))
+    assert [sample["chosen"] for sample in sides["samples"]] == ["Yes.", "No."]
+    alpaca = [{"prompt": "Q?", "output_1": "Yes.", "output_2": "No.", "preference": number} for number in (0, 2)]
+    reading = found(written(tmp_path, alpaca))
+    assert (reading["ties"], reading["preferences"]) == (1, 1)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_named_winner_that_is_0_or_1_is_asked_about_too(tmp_path: Path, number: int) -> None:
+    row = {"prompt": "Q?", "response_a": "Yes.", "response_b": "No.", "label": number}
+    with pytest.raises(InputError, match=f":1: 'label' is {number}, which could be .*columns: {{strength: label}}"):
+        found(written(tmp_path, [row]), columns={"winner": "label"})
+    signed = found(written(tmp_path, [row]), columns={"strength": "label"})
+    assert (signed["ties"], signed["preferences"]) == (1 - number, number)
+
+
 def test_too_many_rows_of_one_conversation_are_refused(tmp_path: Path) -> None:
     rows = [{"prompt": "Q?", "completion": str(number), "label": bool(number)} for number in range(MOST_TOGETHER + 1)]
     with pytest.raises(InputError, match=r":1: begins more than 1,000 rows of one conversation"):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,37 @@ def test_a_folder_that_datasets_saved_is_read_by_its_split(tmp_path: Path) -> No
     (tmp_path / "four/rows.jsonl.gz").write_bytes(b"")
     with pytest.raises(InputError, match=r"is a folder; .*such as \S+/four/rows.jsonl.gz"):
         list(Rows(tmp_path / "four", "rows"))
+
+
+SPLITS: dict[str, tuple[list[str], list[str]]] = {
+    "by name": (["test", "train", "valid"], ["train"]),
+    "in parts": (["test-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"], ["train-0", "train-1"]),
+    "one alone": (["test-00000-of-00001"], ["test-0"]),
+    "of no split": (["0000", "0001"], ["0000", "0001"]),
+    "numbered": (["train_0", "train_1", "test_0"], ["train_0", "train_1"]),
+    "train and its kin": (["train-00000-of-00001", "train_prefs-00000-of-00001"], ["train-0"]),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_of_the_splits_of_a_folder_train_is_read(tmp_path: Path, name: str, inside: str) -> None:
+    stems, read = SPLITS[name]
+    (tmp_path / inside).mkdir(exist_ok=True)
+    for stem in stems:
+        row = {**GOOD, "prompt": re.sub(r"-0000(\d)-of.*", r"-\1", stem)}
+        parquet.write_table(pa.Table.from_pylist([row]), tmp_path / inside / f"{stem}.parquet")
+    assert [row["prompt"] for _, row in Rows(tmp_path, "rows")] == read
+
+
+@pytest.mark.parametrize("shard", ["-00000-of-00001", ""])
+def test_several_splits_without_train_are_not_mixed(tmp_path: Path, shard: str) -> None:
+    (tmp_path / "data").mkdir()
+    for split in ("train_prefs", "test_prefs", "train_sft"):
+        parquet.write_table(pa.Table.from_pylist([GOOD]), tmp_path / f"data/{split}{shard}.parquet")
+    message = rf"the splits test_prefs, train_prefs, train_sft; name a file of one, such as \S+/test_prefs{shard}\."
+    with pytest.raises(InputError, match=message):
+        read_data(DataFile(path=tmp_path))
 
 
 def test_a_name_on_the_hub_is_streamed_and_runs_no_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,14 +124,10 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
             first = float(first)
     is_number = isinstance(first, int | float) and not isinstance(first, bool)
     if is_number and ends == ["1", "2"] and (first == 0 or 1 <= first <= 2):  # type: ignore[operator]
-        return lambda value: _of_one_or_two(reader.number(value, column), column)
+        return lambda value: _of_one_or_two(reader.number(value, column), sides, column)
     if is_number and ends != ["0", "1"]:
-        if "winner" not in reader.file.columns and first in (0, 1):
-            raise BadRowError(
-                f"'{column}' is {as_json_safe(first)}, which could be a side, a truth or a strength; write "
-                f"'{sides[0]}', '{sides[1]}' or 'tie' in it, or have it read as a strength that is negative where "
-                f"'{sides[0]}' is better, with columns: {{strength: {column}}}"
-            )
+        if first in (0, 1):
+            raise _ambiguous(first, sides, column)
         return _signed(reader, column)
 
     def read(value: object) -> Opinion:
@@ -143,10 +139,25 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
     return read
 
 
-def _of_one_or_two(value: float | None, column: str) -> Opinion:
-    """A side by its number; between the numbers stands the probability of the second, as in AlpacaEval."""
+def _ambiguous(value: object, sides: tuple[str, str], column: str) -> BadRowError:
+    return BadRowError(
+        f"'{column}' is {as_json_safe(value)}, which could be a side, a truth or a strength; write '{sides[0]}', "
+        f"'{sides[1]}' or 'tie' in it, or have it read as a strength that is negative where '{sides[0]}' is better, "
+        f"with columns: {{strength: {column}}}"
+    )
+
+
+def _of_one_or_two(value: float | None, sides: tuple[str, str], column: str) -> Opinion:
+    """A side by its number; between the numbers stands the probability of the second, as in AlpacaEval.
+
+    Raises:
+        BadRowError: it is another number. 0 is a tie in AlpacaEval's column alone; elsewhere it may be the first of
+            two sides that are counted from 0, or a truth.
+    """
     if value is None:
         return Opinion(None)
+    if value == 0 and (sides, column) != (("output_1", "output_2"), "preference"):
+        raise _ambiguous(0, sides, column)
     if value in (0, 1.5):
         return Opinion("tie")
     if not 1 <= value <= 2:
