@@ -116,18 +116,21 @@ def read_markdown(content: str) -> Prose:
 
 def _with_lead_ins(body: Iterable[ProseBlock]) -> Iterator[ProseBlock]:
     """The blocks below a heading; items that finish a sentence above their list, such as `Never:`, have it whole."""
-    lead_in = ""
+    lead_in = before = ""
     held: ProseBlock | None = None
     for block in body:
         if block.kind == "item" and lead_in:
-            held = None  # it stands in every item
+            if held and before:
+                yield held._replace(text=before, name=before)
+            held, before = None, ""  # the lead-in stands in every item
             yield block._replace(text=f"{lead_in} {_LINKED.sub('', block.text)}")
             continue
         if held:
             yield held
         held, lead_in = None, ""
         if block.kind == "paragraph" and block.text.endswith(":") and _BINDING.search(block.text):
-            *_, lead_in = re.split(r"(?<=[.!?])\s+", block.text)
+            *sentences, lead_in = re.split(r"(?<=[.!?])\s+", block.text)
+            before = " ".join(sentences)
             held = block if _BINDING.search(lead_in) else None
             lead_in = lead_in if held else ""
         if not held:

@@ -27,6 +27,9 @@ STEMS: Final = (
 INVALID_STRENGTH: Final = -100
 """How HelpSteer2 marks a row on which the raters could not agree."""
 
+SCORE_10: Final = "rows with the score 10, which UltraFeedback wrote for many replies whose score was 1; look at them"
+"""What is noted of rows of UltraFeedback with that score."""
+
 
 class Candidate(NamedTuple):
     """Two replies to a conversation, and what is said of them."""

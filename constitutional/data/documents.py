@@ -173,7 +173,8 @@ def rows_within(value: dict[str, Any]) -> list[Any] | None:
         ]
     lists = [part for part in value.values() if isinstance(part, list)]
     of_rows = [part for part in lists if part and all(isinstance(row, dict) for row in part)]
-    if len(lists) == len(value) > 1 and len({len(part) for part in lists}) == 1:
+    are_columns = len(lists) == len(value) > 1 and len({len(part) for part in lists}) == 1
+    if are_columns and not any(map(_is_conversation, lists)):
         return [dict(zip(value, cells, strict=True)) for cells in zip(*lists, strict=True)]
     if len(of_rows) == 1 and not {"role", "from"} & of_rows[0][0].keys():
         return of_rows[0]
@@ -182,6 +183,12 @@ def rows_within(value: dict[str, Any]) -> list[Any] | None:
         # As pandas writes a table: by column and by row.
         return [{name: column.get(row) for name, column in value.items()} for row in columns[0]]
     return None
+
+
+def _is_conversation(part: list[Any]) -> bool:
+    """Whether a list holds the turns of one conversation; a column of single messages has one role."""
+    roles = [row.get("role", row.get("from")) if isinstance(row, dict) else None for row in part]
+    return None not in roles and len(set(map(str, roles))) > 1
 
 
 def _as_object(value: object) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from constitutional.data.documents import Document, csv_rows, rows_within
 from constitutional.data.kinds import KINDS, kind_of, parquet_files
 
 HUB: Final = re.compile(
-    r"hf://(?:datasets/)?(?P<name>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^/:]+))?(?:/(?P<config>[^/:@]+))?"
+    r"hf://(?:datasets/)?(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^/:]+))?(?:/(?P<config>[^/:@]+))?"
     r"(?::(?P<split>.+))?"
 )
 HubName = Annotated[str, Field(pattern=rf"^{HUB.pattern}$")]
@@ -253,6 +253,8 @@ class Rows:
         match = HUB.fullmatch(name)
         if match is None:
             raise InputError(name, "is no name on the hub; expected hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]")
+        if Path(match["name"]).exists():  # the library would read that in place of the hub
+            raise InputError(name, f"would be the file or folder {match['name']} that is here; leave hf:// out")
         revision = unquote(match["revision"]) if match["revision"] else None
         split = match["split"] or "train"
         number = 0

@@ -10,6 +10,7 @@ import yaml
 
 from constitutional.base.errors import InputError
 from constitutional.constitution.file import load_constitution, read_constitution
+from constitutional.constitution.markdown import read_markdown
 from constitutional.constitution.writing import imported_yaml, remarks_of
 
 DATA = Path(__file__).parent.parent / "data" / "constitutions"
@@ -257,6 +258,18 @@ def test_items_that_finish_the_sentence_above_their_list_are_read_with_it(tmp_pa
         "Claude should never: Lie.",
         "Be brief.",
     ]
+
+
+def test_what_stands_before_a_sentence_that_items_finish_stays(tmp_path: Path) -> None:
+    rules = "Honesty matters most to us. It is *rare*. You must never:\n\n- lie\n- flatter\n"
+    path = write(tmp_path, f"# Rules\n\n## Honesty\n\n{rules}", "x.md")
+    found = read_markdown(path.read_text())
+    assert [(row.text, row.context) for row in found.principles] == [
+        ("You must never: lie", "Honesty matters most to us. It is rare."),
+        ("You must never: flatter", "Honesty matters most to us. It is rare."),
+    ]
+    assert [(block.line, block.use) for block in found.asides] == [(5, "context")]
+    assert read_markdown(rules).description == "Honesty matters most to us. It is rare."
 
 
 def test_items_that_finish_no_sentence_keep_what_stands_above_them_as_context(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_messages_as_numpy_shows_them_are_read_and_what_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("column", ["meta", "history", "data", "rating", "candidates"])
-@pytest.mark.parametrize("texts", ["[source: reddit]", "{see notes}", '{"a": 1}|{oops', '[1, 2]|[deleted]'])
+@pytest.mark.parametrize("texts", ["[source: reddit]", "{see notes}", '{"a": 1}|{oops', "[1, 2]|[deleted]"])
 def test_a_text_in_brackets_in_a_column_that_nobody_reads_changes_nothing(
     tmp_path: Path, column: str, texts: str
 ) -> None:
@@ -141,7 +141,12 @@ def test_a_text_in_a_column_of_lists_that_is_read_is_refused(tmp_path: Path) -> 
 def test_a_long_list_as_python_shows_it_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     literal_eval = ast.literal_eval
-    monkeypatch.setattr(ast, "literal_eval", lambda text: decoded.append(len(text)) or literal_eval(text))
+
+    def counted(text: str) -> object:
+        decoded.append(len(text))
+        return literal_eval(text)
+
+    monkeypatch.setattr(ast, "literal_eval", counted)
     shown = f"['a', {', '.join('1' * 100_000)}]"  # 300,000 characters
     row = {"prompt": "Q?", "chosen": "Yes.", "rejected": "No.", "meta": shown}
     assert found(written(tmp_path, [row]))["preferences"] == 1
@@ -363,6 +368,28 @@ def test_a_label_of_one_reply_is_a_truth(tmp_path: Path) -> None:
     rows = [{"prompt": "Q?", "completion": reply, "label": label} for label, reply in ((1, "Low."), (2, "High."))]
     with pytest.raises(InputError, match=r":2: 'label' is 2; expected true or false"):
         found(written(tmp_path, rows))
+
+
+def test_scores_leave_what_else_a_row_says(tmp_path: Path) -> None:
+    row = {"prompt": "Q?", "chosen": "Yes.", "rejected": "No.", "score_chosen": 9, "score_rejected": 2}
+    said = {"weight": 0.5, "rater": "ann", "probability": 0.7}
+    level = {**row, "score_rejected": 9}
+    rows = [{**row, **said}, {**level, **said}, {**level, "weight": 0.5}, row]
+    reading = found(written(tmp_path, rows))
+    assert reading["ignored_columns"] == []
+    assert (reading["preferences"], reading["ties"]) == (3, 1)
+    preferences = read_comparisons(tmp_path / "rows.jsonl").preferences
+    assert [(found.probability, found.weight) for found in preferences] == [(0.7, 0.5), (0.7, 0.5), (0.5, 0.5), (1, 1)]
+    assert preferences[0].rests_on == ("rows.jsonl:1 (ann)",)
+
+
+@pytest.mark.parametrize(
+    ("mean", "warned"), [({"fine-grained_score": 1.0}, True), ({}, True), ({"fine-grained_score": 4.5}, False)]
+)
+def test_ultrafeedbacks_score_of_10_is_warned_of(tmp_path: Path, mean: dict[str, float], warned: bool) -> None:
+    replies = [{"response": "Bad.", "overall_score": 10.0, **mean}, {"response": "Good.", "overall_score": 7.0}]
+    reading = found(written(tmp_path, [{"instruction": "Q?", "completions": replies}]))
+    assert [line.partition(",")[0] for line in reading["warnings"]] == ["rows with the score 10"] * warned
 
 
 def test_columns_may_be_named(tmp_path: Path) -> None:

@@ -150,6 +150,22 @@ def test_a_name_on_the_hub_is_streamed_and_runs_no_code(monkeypatch: pytest.Monk
     assert asked[-1][1]["split"] == "train"
 
 
+def test_a_name_on_the_hub_reaches_no_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "here"
+    (folder / "org/name").mkdir(parents=True)
+    for inside in (tmp_path / "x", folder, folder / "org/name"):
+        inside.mkdir(exist_ok=True)
+        (inside / "rows.jsonl").write_text(lines([GOOD]))
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"^hf://org/name:train: would be the .* org/name that is here; leave hf:// o"):
+        list(Rows("hf://org/name:train", "rows"))
+    for name in ("hf://../x", "hf://.", "hf://./rows", "hf://org/..", "hf://json"):
+        with pytest.raises(InputError, match=r"is no name on the hub; expected hf://ORGANISATION/NAME"):
+            list(Rows(name, "rows"))
+        with pytest.raises(InputError):
+            read_data(DataFile.model_validate({"path": name}))
+
+
 def test_a_hub_that_is_not_reached_is_told_with_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,3 +331,15 @@ def test_an_object_is_rows_only_where_it_holds_rows() -> None:
     assert rows_within({"rows": [{"x": 1}], "note": "n"}) == [{"x": 1}]
     assert rows_within({"harmful0": {"prompt": ["p"]}, "harmful1": {"prompt": ["q"]}}) is None
     assert rows_within({"messages": [{"role": "user", "content": "a"}]}) is None
+
+
+def test_one_pair_of_conversations_is_one_row(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "Q?"}
+    yes, no = ({"role": "assistant", "content": reply} for reply in ("Yes.", "No."))
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"chosen": [asked, yes], "rejected": [asked, no]}, indent=1))
+    reading = read_data(DataFile(path=path))
+    assert (reading.rows, reading.samples[0]["chosen"], reading.samples[0]["rejected"]) == (1, "Yes.", "No.")
+    assert rows_within({"messages": [asked, yes], "tags": ["a", "b"]}) is None
+    columns = {"prompt": ["Q?", "W?"], "chosen": [yes, yes], "rejected": [no, no]}
+    assert rows_within(columns) == [{"prompt": asked, "chosen": yes, "rejected": no} for asked in ("Q?", "W?")]

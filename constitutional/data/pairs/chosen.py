@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from constitutional.data.candidates import Candidate, Opinion, Row
+from constitutional.data.candidates import SCORE_10, Candidate, Opinion, Row
 from constitutional.data.pairs.reader import CHOSEN, PairForm, PairReader, Replies
 from constitutional.data.turns import BadRowError, Side, common_start, is_blank, is_list_of, is_transcript
 
@@ -72,14 +72,14 @@ def _columns(reader: PairReader, row: Row) -> tuple[str, str] | None:
 
 def _opinions(reader: PairReader, row: Row, plain: int) -> tuple[Callable[[Row], Opinion], dict[str, str]]:
     """What reads the opinion of a row, and the columns that it reads; a row of so few columns has nothing to add."""
-    scores = _scores_of(row)
-    if scores is not None:
-        columns = {"score of chosen": scores[0], "score of rejected": scores[1]}
-        return lambda row: _scored(reader, row, scores), columns
-    if {"status", "original_chosen"} <= row.keys():  # distilabel's reading of Orca's pairs
-        return lambda row: Opinion("tie") if row.get("status") == "tie" else CHOSEN, {"tie": "status"}
     own = reader.own_columns(row)
     columns = {role: column for role, column in own.items() if column in row}
+    scores = _scores_of(row)
+    if scores is not None:
+        columns |= {"score of chosen": scores[0], "score of rejected": scores[1]}
+        return lambda row: _scored(reader, row, scores, reader.own(row, own)), columns
+    if {"status", "original_chosen"} <= row.keys():  # distilabel's reading of Orca's pairs
+        return lambda row: Opinion("tie") if row.get("status") == "tie" else CHOSEN, {"tie": "status"}
     names = frozenset(own.values())
     return lambda row: CHOSEN if len(row) == plain or names.isdisjoint(row) else reader.own(row, own), columns
 
@@ -124,19 +124,18 @@ def _without_prompt(reader: PairReader, first: str, second: str, names: tuple[st
     return Side(context, first[end:]), Side(context, second[end:])
 
 
-def _scored(reader: PairReader, row: Row, names: tuple[str, str]) -> Opinion:
+def _scored(reader: PairReader, row: Row, names: tuple[str, str], opinion: Opinion) -> Opinion:
+    """The opinion of a row with the scores of both replies, which make a tie where no probability stands beside."""
     better, worse = reader.number(row.get(names[0]), names[0]), reader.number(row.get(names[1]), names[1])
     if "score_chosen" in names and 10 in (better, worse):
-        reader.notes[
-            "rows with the score 10, which UltraFeedback wrote for many replies whose score was 1; look at them"
-        ] += 1
+        reader.notes[SCORE_10] += 1
     if better is None or worse is None:
-        return CHOSEN
+        return opinion
     if better < worse:
         reader.notes[
             f"rows with a lower '{names[0]}' than '{names[1]}', which are read as the columns of replies say"
         ] += 1
-    return Opinion("tie") if better == worse else CHOSEN
+    return opinion._replace(choice="tie") if better == worse and opinion.probability is None else opinion
 
 
 def _name(row: Row, pair: tuple[str, str], prompt: Mapping[str, str]) -> str:

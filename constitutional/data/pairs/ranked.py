@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Final
 
-from constitutional.data.candidates import Candidate, Class, Opinion, Row
+from constitutional.data.candidates import SCORE_10, Candidate, Class, Opinion, Row
 from constitutional.data.pairs.reader import PairForm, PairReader, key_of_column
 from constitutional.data.turns import BadRowError, Side, as_json_safe, is_list_of
 
@@ -53,6 +53,8 @@ def ranked(reader: PairReader, row: Row) -> PairForm | None:
                 raise BadRowError(f"'{column}' has an entry without '{text}', which the first row has")
             value = reader.number(item.get(order), f"{column}.{order}")
             replies.append((reader.turns.side(item[text], f"{column}.{text}", context), value))
+        if order == "overall_score" and any(_is_doubtful(item) for item in items):
+            reader.notes[SCORE_10] += 1
         pairs = reader.all_pairs(number, replies, sign)
         if own and len(pairs) == 1 and pairs[0].label == "preference":
             return [_as_exported(pairs[0], reader.own(row, own))]
@@ -62,6 +64,12 @@ def ranked(reader: PairReader, row: Row) -> PairForm | None:
     columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
     columns |= {role: own[role] for role in ("probability", "weight", "source") if own}
     return PairForm(name, columns, read)
+
+
+def _is_doubtful(item: Row) -> bool:
+    """Whether UltraFeedback's score 10 is not borne out by the mean of the four ratings from 1 to 5 beside it."""
+    mean = item.get("fine-grained_score")
+    return item.get("overall_score") == 10 and not (isinstance(mean, int | float) and mean > 2)
 
 
 def _as_exported(pair: Candidate, opinion: Opinion) -> Candidate:
