@@ -21,7 +21,7 @@ CONTAINERS: Final = frozenset(
 """Columns that hold lists or objects wherever rows have them."""
 _CONTAINER_ENDS: Final = (".responses", ".responses.users", ".responses.status")
 _MOST_SHOWN: Final = 2**18
-"""Characters of a list as Python shows it: to read one takes some three hundred times its size in memory."""
+"""Characters of a list as Python shows it: to read one takes hundreds of times its size in memory."""
 _BEGINS: Final = re.compile(r"\s*[\[{]")
 _MESSAGES: Final = re.compile(
     r"""(?=.*['"](?:role|from)['"]\s*:\s*['"](?:system|developer|user|human|assistant|gpt|tool)['"])"""
