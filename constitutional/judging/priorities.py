@@ -8,6 +8,7 @@ against each other two by two, and give way in the same cases.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import permutations
 from typing import Final
 
 from constitutional.base.records import Judgement
@@ -47,6 +48,8 @@ def overridden(judgements: Iterable[Judgement]) -> dict[str, str]:
 PREFERS: Final = 1.0
 """By how many points, of 1 to 10, a response must be ahead for the rating to prefer it and so to override: less may be
 noise. `label.principles=telling` compares responses from the same distance on."""
+_STILL: Final = 1e-9
+"""A step, in points, that no longer counts."""
 Ratings = Mapping[str, Sequence[float | None]]
 """By principle, what it gives each of K replies to a prompt, from 1 to 10; None where there is no rating."""
 
@@ -54,10 +57,9 @@ Ratings = Mapping[str, Sequence[float | None]]
 def yielding(ratings: Ratings, above: Mapping[str, Sequence[str]]) -> Ratings:
     """The ratings of one prompt's replies, where those by a principle give way to those that override it.
 
-    A rating is the mean of the principle's ratings plus the mean lead over all replies, itself included. The lead over
-    a reply counts for nothing where a principle that overrides, and is not overridden there itself, prefers the other
-    of the two by `PREFERS` points or more. Without such a pair a rating stays what it was; the mean over the replies
-    always does.
+    They become the nearest ratings, by the sum of squares, that put no reply behind another to which a principle that
+    overrides, and is not overridden there itself, prefers it by `PREFERS` points or more. Without such a pair a rating
+    stays what it was; the mean over the replies always does.
 
     Args:
         ratings: by principle.
@@ -69,23 +71,44 @@ def yielding(ratings: Ratings, above: Mapping[str, Sequence[str]]) -> Ratings:
     made = dict(ratings)
     # What is overridden by more stands below what overrides it, as the ids include all that override those.
     for name in sorted(ratings, key=lambda name: len(above.get(name, ()))):
-        others = [(ratings[other], beaten.get(other, set())) for other in above.get(name, ()) if other in ratings]
         own = {place: rating for place, rating in enumerate(ratings[name]) if rating is not None}
-        beaten[name] = {
+        ordered = [
             (i, j)
-            for i in own
-            for j in own
-            if any((i, j) not in lost and _against(own[i] - own[j], other[i], other[j]) for other, lost in others)
-        }
-        if beaten[name]:
-            mean = sum(own.values()) / len(own)
-            leads = {i: sum(own[i] - own[j] for j in own if (i, j) not in beaten[name]) / len(own) for i in own}
-            made[name] = [mean + leads[i] if i in own else None for i in range(len(ratings[name]))]
+            for i, j in permutations(own, 2)
+            if any(
+                (i, j) not in beaten[other] and _prefers(ratings[other][i], ratings[other][j])
+                for other in above.get(name, ())
+                if other in ratings
+            )
+        ]
+        against = [(i, j) for i, j in ordered if own[i] < own[j]]
+        beaten[name] = {*against, *((j, i) for i, j in against)}
+        if against:
+            nearest = _nearest(own, ordered)
+            made[name] = [nearest.get(place) for place in range(len(ratings[name]))]
     return made
 
 
-def _against(lead: float, first: float | None, second: float | None) -> bool:
-    """Whether another principle's ratings clearly prefer the response that is behind by this lead."""
-    if first is None or second is None or abs(first - second) < PREFERS:
-        return False
-    return lead * (first - second) < 0
+def _prefers(first: float | None, second: float | None) -> bool:
+    """Whether ratings clearly prefer the first of two responses."""
+    return first is not None and second is not None and first - second >= PREFERS
+
+
+def _nearest(ratings: Mapping[int, float], ordered: Sequence[tuple[int, int]]) -> dict[int, float]:
+    """The nearest ratings, by the sum of squares, in which the first of each pair is not behind the second.
+
+    Isotonic regression on a partial order, by Hildreth (1957), "A quadratic programming procedure": each pair in turn
+    is pulled together by as much as it needs, or let go of by as much as it no longer does.
+    """
+    made = dict(ratings)
+    pulls = dict.fromkeys(ordered, 0.0)
+    moved = 1.0
+    while moved > _STILL:
+        moved = 0.0
+        for (i, j), pull in pulls.items():
+            step = max(-pull, (made[j] - made[i]) / 2)
+            made[i] += step
+            made[j] -= step
+            pulls[i, j] = pull + step
+            moved = max(moved, abs(step))
+    return made

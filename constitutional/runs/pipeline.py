@@ -162,7 +162,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
-            version=9,
+            version=10,
         ),
         Stage(
             "report",
@@ -224,4 +224,4 @@ def _algorithm(config: RunConfig) -> Stage:
     if isinstance(chosen, ppo.Settings):
         examples = ("sft_examples",) if chosen.ptx_coef else ()
         return Stage("ppo", inputs, needs=(*needs, *examples), makes=makes, run=ppo.run, trains=True, version=3)
-    return Stage(chosen.kind, inputs, needs=needs, makes=makes, run=grpo.run, trains=True, version=3)
+    return Stage(chosen.kind, inputs, needs=needs, makes=makes, run=grpo.run, trains=True, version=4)

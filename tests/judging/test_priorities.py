@@ -1,5 +1,6 @@
 """Conflicts between principles of which one overrides the other, worked by hand."""
 
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -190,11 +191,40 @@ def test_ratings_that_nothing_overrides_stay(safe: list[float | None], brief: li
     assert yielding({"brief": brief}, {"brief": ("safe",)}) == {"brief": brief}
 
 
-def test_of_several_replies_only_the_leads_that_are_overridden_count_for_nothing() -> None:
-    ratings = {"safe": [9.0, 9.0, 3.0], "brief": [2.0, 4.0, 9.0]}
-    # Leads of 0: over 1 −2; over 2 none. Of 1: over 0 +2; over 2 none. Of 2: none. By thirds around the mean of 5.
-    made = list(yielding(ratings, {"brief": ("safe",)})["brief"])
-    assert made == [pytest.approx(5 - 2 / 3), pytest.approx(5 + 2 / 3), pytest.approx(5.0)]
+@pytest.mark.parametrize(
+    ("safe", "brief", "made"),
+    [
+        # Reply 1 must not be behind 0 nor 2: it meets 0 halfway, which is far enough.
+        ([5.0, 6.0, 5.0], [10.0, 1.0, 5.0], [5.5, 5.5, 5.0]),
+        # Halfway to 0 would be 5.5, and still behind 2: all three meet.
+        ([2.0, 9.0, 2.0], [10.0, 1.0, 9.0], [20 / 3, 20 / 3, 20 / 3]),
+        # Nothing is said of 0 and 1; 2 may be ahead of neither, and is 9: all three meet.
+        ([9.0, 9.0, 3.0], [2.0, 4.0, 9.0], [5.0, 5.0, 5.0]),
+        # A reply that is not rated is left out.
+        ([5.0, 6.0, 9.0], [10.0, 1.0, None], [5.5, 5.5, None]),
+    ],
+)
+def test_of_several_replies_the_nearest_ratings_count_that_oppose_no_clear_preference(
+    safe: list[float | None], brief: list[float | None], made: list[float | None]
+) -> None:
+    yielded = yielding({"safe": safe, "brief": brief}, {"brief": ("safe",)})
+    assert yielded["safe"] == safe
+    assert list(yielded["brief"]) == [None if rating is None else pytest.approx(rating) for rating in made]
+
+
+def test_of_many_replies_none_is_behind_one_that_is_clearly_worse_by_what_overrides() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        safe, brief = ([float(rng.randint(1, 10)) for _ in range(6)] for _ in range(2))
+        made = [rating or 0.0 for rating in yielding({"safe": safe, "brief": brief}, {"brief": ("safe",)})["brief"]]
+        pairs = [(i, j) for i, j in itertools.permutations(range(6), 2) if safe[i] - safe[j] >= 1]
+        assert all(made[i] - made[j] > -1e-6 for i, j in pairs)
+        assert sum(made) == pytest.approx(sum(brief))
+
+
+def test_a_principle_with_two_above_it_that_disagree_says_nothing_of_the_pair() -> None:
+    ratings = {"safe": [9.0, 3.0], "kind": [3.0, 9.0], "brief": [2.0, 8.0]}
+    assert yielding(ratings, {"brief": ("safe", "kind")})["brief"] == [5.0, 5.0]
 
 
 def test_what_is_overridden_on_a_pair_overrides_nothing_there() -> None:
