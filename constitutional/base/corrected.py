@@ -23,6 +23,9 @@ FEWEST_LABELS: Final = 50
 """Human labels, of as many clusters, below which the interval of prediction-powered inference is too narrow."""
 FEWEST_CORRECTIONS: Final = 5
 """Items on which the AI's label differs from the human's, below which its rate of error is hardly known."""
+FEWEST_AI_CLUSTERS: Final = 10
+"""Clusters with the AI's label alone, below which prediction-powered inference does without the AI: what their spread
+comes to is then hardly known, while Student's t counts the clusters with a human label alone."""
 
 
 class WeightedRate(NamedTuple):
@@ -125,17 +128,16 @@ def prediction_powered_mean(
     Angelopoulos, Duchi and Zrnic (2023), "PPI++: Efficient Prediction-Powered Inference", section 6. It is
     unbiased however wrong the AI's labels are; the better they are, the smaller the variance
     V = Var(y − λf)/n + λ²·Var(f̃)/N. The interval is θ ± 1.96·√V. λ minimises V: Cov(y, f) / ((1 + n/N)·Var(f)), clipped
-    to [0, 1], where Var(f) is over all n + N labels. Where V would be 0, as where all human labels are equal, or the
-    AI-only items are of one cluster, λ is 0, and the value and the interval are those of `hajek_mean` from the human
-    labels.
+    to [0, 1], where Var(f) is over all n + N labels. Where V would be 0, as where all human labels are equal, λ is 0,
+    and the value and the interval are those of `hajek_mean` from the human labels.
 
     The paper's interval is for many labels. With clusters, such as prompts, and where the probabilities differ, so that
     wᵢ = 1/πᵢ, it is one for few as well: V is Σ z_c², and the interval is θ ± t·√V with Student's t for k − 1 degrees
     of freedom, k being the number of clusters with a human label. z_c is the sum of √(k/(k − 1))·wᵢ(yᵢ − ȳ −
     λ(fᵢ − f̄)) / Σ w over the human-labelled items of cluster c, and of √(K/(K − 1))·λ(f̃ᵢ − mean(f̃))/N over the
-    others, which are of K clusters. A cluster can have items of both kinds, and an item can be of both kinds. λ is the
-    paper's where every item is its own cluster and the probabilities are equal; elsewhere it minimises Σ z_c² without
-    the factors of k and K.
+    others, which are of K clusters; with fewer than `FEWEST_AI_CLUSTERS` of these λ is 0. A cluster can have items of
+    both kinds, and an item can be of both kinds. λ is the paper's where every item is its own cluster and the
+    probabilities are equal; elsewhere it minimises Σ z_c² without the factors of k and K.
 
     Args:
         human: n labels by people, each in [0, 1].
@@ -189,7 +191,8 @@ def prediction_powered_mean(
         warnings.append("few labels")
     if np.count_nonzero(y != f) < FEWEST_CORRECTIONS:
         warnings.append("few corrections")
-    tuning, variance, quantile = tuned(n) if min(k_human, k_ai) > 1 else (0.0, 0.0, _Z)
+    enough = k_human > 1 and (k_ai > 1 if many else k_ai >= FEWEST_AI_CLUSTERS)
+    tuning, variance, quantile = tuned(n) if enough else (0.0, 0.0, _Z)
     if variance <= _TINY:
         alone = hajek_mean(human, [1.0] * n if inclusion is None else inclusion, clusters)
         return PredictionPoweredRate(alone.value, alone.interval, 0.0, 0.0, n, n_ai, alone.to_halve, tuple(warnings))

@@ -185,7 +185,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("report", report.CONSTITUTION, "people"),
             run=report.run,
             reads_summaries=True,
-            version=10,
+            version=11,
         ),
     )
 

@@ -218,15 +218,16 @@ def test_clusters_of_equal_items_count_once_in_prediction_powered_inference() ->
 
 
 def test_few_clusters_widen_the_interval_of_prediction_powered_inference() -> None:
-    # By hand, λ = 7/30 and V = (1/4 − 2λ/8 + 3λ²/16)/4 + λ²/4/4 = 0.0504687 + 0.0034028. With clusters of one item V is
-    # 4/3 · 0.0538715 = 0.0718287, and 3.182446 of Student's t with 3 degrees of freedom takes the place of 1.96.
-    many = prediction_powered_mean([1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1])
+    # By hand, λ = (1/8) / ((1 + 4/12) · 0.2625) = 5/14, and V = (1/4 − 2λ/8 + 3λ²/16)/4 + λ²/4/12 = 0.0461575 +
+    # 0.0026573. With clusters of one item V is 4/3 · 0.0461575 + 12/11 · 0.0026573 = 0.0644423, and 3.182446 of
+    # Student's t with 3 degrees of freedom takes the place of 1.96.
+    many = prediction_powered_mean([1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1] * 3)
     few = prediction_powered_mean(
-        [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1], clusters="abcd", ai_only_clusters=("e", "f", "g", "h")
+        [1, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 1] * 3, clusters="abcd", ai_only_clusters="efghijklmnop"
     )
-    assert (few.value, few.tuning) == pytest.approx((many.value, many.tuning))
-    assert few.variance == pytest.approx(0.0718287, abs=1e-7)
-    assert few.interval == Interval(0, 1)  # 0.558333 ± 0.852917
+    assert (few.value, few.tuning) == pytest.approx((many.value, many.tuning)) == (0.5 + 5 / 56, 5 / 14)
+    assert few.variance == pytest.approx(0.0644423, abs=1e-7)
+    assert few.interval == Interval(0, 1)  # 0.589286 ± 0.807877
     # Ten times over, 40 clusters in each group: λ is (1/80) / (2 · 79/80 · …), and V 40/39 of the paper's.
     human, ai, rest = [1.0, 0.0, 1.0, 0.0] * 10, [1.0, 0.0, 0.0, 0.0] * 10, [1.0, 0.0, 0.0, 1.0] * 10
     many = prediction_powered_mean(human, ai, rest)
@@ -234,9 +235,12 @@ def test_few_clusters_widen_the_interval_of_prediction_powered_inference() -> No
     assert few.variance == pytest.approx(40 / 39 * many.variance)
     half = 2.022691 * math.sqrt(40 / 39 * many.variance)  # t of 39 degrees of freedom
     assert few.interval == pytest.approx((many.value - half, many.value + half), abs=1e-6)
-    # One cluster of the AI's labels says nothing of others.
-    alone = prediction_powered_mean(human, ai, rest, clusters=[*range(40)], ai_only_clusters=["p"] * 40)
-    assert (alone.tuning, alone.interval) == (0, hajek_mean(human, [1.0] * 40).interval)
+    # Few clusters of the AI's labels say next to nothing of others: with fewer than ten, people alone count.
+    for clusters, helps in ((1, False), (2, False), (9, False), (10, True)):
+        names = [f"p{place % clusters}" for place in range(40)]
+        rate = prediction_powered_mean(human, ai, rest, clusters=[*range(40)], ai_only_clusters=names)
+        assert (rate.tuning > 0) is helps
+        assert (rate.interval == hajek_mean(human, [1.0] * 40).interval) is not helps
 
 
 def test_the_interval_from_few_clusters_covers() -> None:
