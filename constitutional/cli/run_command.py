@@ -44,8 +44,10 @@ def run(words: Sequence[str], command: str = "run") -> int:
         arguments.overrides = ["understanding=strict", *arguments.overrides]
     if arguments.cfg:
         return _print_config(arguments)
-    source = source_of(arguments.overrides)
-    if source:
+    alone = None if swept else freeze(compose(arguments.overrides))
+    if alone:
+        check_typed(alone, arguments.overrides)  # before anything of the run that it names is touched
+    if source := source_of(arguments.overrides):
         places = [word for word in arguments.overrides if re.match(r"(from|folder|name)=", word)]
         for place in sweep(places, multirun=swept):
             _take_over(source, freeze(compose(place.overrides)))
@@ -53,11 +55,9 @@ def run(words: Sequence[str], command: str = "run") -> int:
         from constitutional.cli.sweep_command import run_sweep
 
         return run_sweep(arguments.overrides, _run_one)
-    configs = _jobs(arguments.overrides) if swept else {"": freeze(compose(arguments.overrides))}
-    if not swept:
-        check_typed(configs[""], arguments.overrides)
-    if not arguments.overrides:
-        print(_default_run(configs[""]), file=sys.stderr)
+    configs = {"": alone} if alone else _jobs(arguments.overrides)
+    if alone and not arguments.overrides:
+        print(_default_run(alone), file=sys.stderr)
     for number, (words_of_job, config) in enumerate(configs.items()):
         ready(config)
         if arguments.dry_run:

@@ -4,6 +4,7 @@ A command that types other settings means them. One that leaves out what was typ
 the defaults, and whoever types `run name=first` to go on with runs/first does not mean that.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -76,11 +77,12 @@ def check_typed(config: RunConfig, overrides: Sequence[str]) -> None:
     then = ", ".join(f"{row.key}={row.before or 'null'}" for row in missing[:SHOWN])
     now = ", ".join(f"{row.key}={row.after or 'null'}" for row in missing[:SHOWN])
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-    again = " ".join(word for word in overrides if not word.startswith(("name=", "from=")))
+    again = (word for word in overrides if not word.startswith(("name=", "from=")))
+    command = shlex.join(["constitutional", "run", f"from={shown}", f"name={config.name}", *again])
     raise UsageError(
         f"{shown} was made with {then}{more}, which this command does not name, so that it would be made anew with "
-        f"{now}; to go on with its own settings, type `constitutional run from={shown} name={config.name}"
-        f"{' ' + again if again else ''}`; to change them, type the new values too; for another run, name=OTHER"
+        f"{now}; to go on with its own settings, type `{command}`; to change them, type the new values too; for "
+        "another run, name=OTHER"
     )
 
 

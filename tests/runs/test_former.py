@@ -52,6 +52,26 @@ def test_one_setting_that_is_left_out_is_named_alone(made: list[str]) -> None:
     assert "from=runs/first name=first constitution.file=ours.yaml prompts.held_out=4" in str(caught.value)
 
 
+def test_the_command_that_goes_on_is_quoted_for_the_shell(made: list[str]) -> None:
+    assert made
+    with pytest.raises(UsageError) as caught:
+        typed("name=first", "constitution.file=ours.yaml", "constitution.weights={brief: 2}")
+    said = "`constitutional run from=runs/first name=first constitution.file=ours.yaml 'constitution.weights={brief: 2}'`"
+    assert said in str(caught.value)
+
+
+def test_a_command_that_is_refused_leaves_what_the_named_run_has_made(made: list[str], tmp_path: Path) -> None:
+    assert made
+    go(configured(tmp_path, "folder=others", "name=kinder", "seed=4"), World())
+
+    def held() -> list[tuple[Path, int]]:
+        return sorted((path, path.lstat().st_mtime_ns) for path in (tmp_path / "others").rglob("*"))
+
+    before = held()
+    assert cli.main(["run", "from=runs/first", "folder=others", "name=kinder"]) == 2
+    assert held() == before
+
+
 @pytest.mark.parametrize(
     "words",
     [
