@@ -225,7 +225,7 @@ def _write_folder(target: Target) -> None:
 
 
 def _write_annotated_pairs(target: Target) -> None:
-    """All comparisons that were judged or voted on, and people's pairs from elsewhere."""
+    """All comparisons that were judged or voted on, and the pairs from elsewhere."""
     from constitutional.base.records import Comparison, Judgement
     from constitutional.data.export.pairs import annotated_pairs
     from constitutional.judging.labelling import probabilities_of
@@ -239,9 +239,10 @@ def _write_annotated_pairs(target: Target) -> None:
     content["metadata"] |= {"constitution": target.constitution.name, "constitution_digest": target.constitution.digest}
     atomic_write(target.path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
     kinds = Counter(annotator["type"] for annotator in content["annotators"].values())
-    annotators = (
-        f"{counted(kinds['principle'], 'principle')}, the labeler and {counted(kinds['human'], 'human annotator')}"
-    )
+    models = kinds["unknown"] - 1  # the labeler's own is of that type, too
+    judges = f"the labeler, {counted(models, 'model')} of files" if models else "the labeler"
+    people = counted(kinds["human"], "human annotator")
+    annotators = f"{counted(kinds['principle'], 'principle')}, {judges} and {people}"
     print(f"{printable(str(target.path))}: {counted(len(content['comparisons']), 'comparison')} by {annotators}")
     print("  roles of a conversation: written as one text, with the speakers' names before their turns")
     print(f"Next: {_advice(target)}")

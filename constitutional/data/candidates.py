@@ -50,8 +50,8 @@ class Candidate(NamedTuple):
     """Who says so; empty where the file does not tell."""
     raters: tuple[float, ...] = ()
     """Strengths that single raters gave, where the label is their common one; positive where they prefer chosen."""
-    principle: str = ""
-    """What the verdict is by; empty for a verdict in all."""
+    principles: tuple[str, ...] = ()
+    """What the verdict is by; none for a verdict in all."""
     source: Source = "human"
     """Who prefers: a model where the file says so, else people."""
     strength: int = 0
@@ -68,7 +68,7 @@ class Opinion(NamedTuple):
     rater: str = ""
     raters: tuple[float, ...] = ()
     """Of single raters, negative where they prefer a."""
-    principle: str = ""
+    principles: tuple[str, ...] = ()
     probability: float | None = None
     """Of the choice, where the file says one."""
     weight: float = 1.0
@@ -267,5 +267,5 @@ def duplicate_key(candidate: Candidate) -> tuple[int, int]:
     """Digests of what two candidates share that say the same of the same texts, and of the conversation alone."""
     turns = hash(tuple([turn.content + turn.extra for turn in candidate.messages]))
     return hash(
-        (turns, candidate.chosen, candidate.rejected, candidate.label, candidate.rater, candidate.principle)
+        (turns, candidate.chosen, candidate.rejected, candidate.label, candidate.rater, candidate.principles)
     ), turns

@@ -162,7 +162,7 @@ def _preference(candidate: Candidate, source: str, place: RowPlace) -> Preferenc
         rejected=candidate.rejected,
         probability=candidate.probability,
         source=candidate.source,
-        principles=(candidate.principle,) if candidate.principle else (),
+        principles=candidate.principles,
         rests_on=tuple(raters),
         comparison=Comparison(prompt=Prompt(messages=turns, source=source), a=a, b=b).id,
         weight=candidate.weight,

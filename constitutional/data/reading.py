@@ -129,14 +129,14 @@ def _preferences(file: DataFile, to: Path | None, progress: Progress) -> DataRea
 def _gathered(
     file: DataFile, seen: "_Columns", reader: PreferenceReader, form: PairForm, out: IO[bytes] | None
 ) -> DataReading:
-    tally: Counter[tuple[Class, str]] = Counter()
+    tally: Counter[tuple[Class, tuple[str, ...]]] = Counter()
     pairs, conversations = array("q"), array("q")
     samples: list[Candidate] = []
     without_prompt = written = 0
     strengths = False
     for _, candidates in reader.candidates(form, seen):
         for candidate in candidates:
-            tally[candidate.label, candidate.principle] += 1
+            tally[candidate.label, candidate.principles] += 1
             pair, conversation = duplicate_key(candidate)
             pairs.append(pair)
             conversations.append(conversation)
@@ -164,7 +164,7 @@ def _gathered(
         classes=classes,
         duplicates=duplicates,
         prompts=len(conversations) - _repeated(conversations),
-        principles=len({principle for _, principle in tally if principle}),
+        principles=len({principle for _, principles in tally for principle in principles}),
         columns=form.columns,
         ignored_columns=seen.ignored(form.columns.values()),
         warnings=(*notes, *_licence(file, seen, form.name)),
@@ -371,8 +371,9 @@ def own_row(candidate: Candidate) -> dict[str, Any]:
     if not candidate.strength or candidate.probability != 1:  # by no table: whoever reads the row may have one
         row["probability"] = candidate.probability
     row["source"] = candidate.source
-    more = {"rater": candidate.rater, "principle": candidate.principle}
-    row |= {name: value for name, value in more.items() if value}
+    if candidate.rater:
+        row["rater"] = candidate.rater
+    row |= _by(candidate)
     if candidate.raters:
         row["raters"] = list(candidate.raters)
     if candidate.weight != 1:
@@ -391,8 +392,14 @@ def shown(candidate: Candidate) -> dict[str, Any]:
         "weight": candidate.weight,
         "source": candidate.source,
     }
-    more = {"rater": candidate.rater, "raters": list(candidate.raters), "principle": candidate.principle}
-    return row | {name: value for name, value in more.items() if value}
+    more = {"rater": candidate.rater, "raters": list(candidate.raters)}
+    return row | {name: value for name, value in more.items() if value} | _by(candidate)
+
+
+def _by(candidate: Candidate) -> dict[str, Any]:
+    """What a verdict is by, in a column of our own."""
+    names = candidate.principles
+    return {"principle": names[0]} if len(names) == 1 else {"principles": list(names)} if names else {}
 
 
 def _own_prompt(messages: tuple[Message, ...], row: object) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=("prompts", "comparisons", "judgements", *(("spotchecks", "verdicts") if asks_people else ())),
             makes=("preferences",),
             run=mix.run,
-            version=4,
+            version=5,
         ),
         Stage(
             "reward",

@@ -230,8 +230,8 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
     """One preference for each comparison: what several people said of it is averaged.
 
     Verdicts by different principles stay several, as on PKU-SafeRLHF's pairs, where the more helpful reply may be the
-    less safe; together they weigh as one. What comes out even is dropped unless ties are kept. What a file says that a
-    model prefers counts where no person judged the comparison.
+    less safe; together they weigh as one at most. What comes out even is dropped unless ties are kept. What a file says
+    that a model prefers counts where no person judged the comparison.
     """
     by_people = {preference.comparison for preference in preferences if preference.source == "human"}
     groups: defaultdict[str, dict[tuple[str, ...], list[Preference]]] = defaultdict(dict)
@@ -241,10 +241,11 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
     made = []
     for comparison_id, by_principle in groups.items():
         counts["human comparisons judged by several principles"] += len(by_principle) > 1
+        together = sum(fmean(preference.weight for preference in group) for group in by_principle.values())
         for group in by_principle.values():
             averaged = _averaged(group, counts, keep=keep)
             if averaged is not None:
-                made.append(_with(averaged, comparison=comparison_id, weight=averaged.weight / len(by_principle)))
+                made.append(_with(averaged, comparison=comparison_id, weight=averaged.weight / max(1.0, together)))
     return made
 
 

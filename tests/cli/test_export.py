@@ -175,7 +175,10 @@ def back(path: Path) -> list[Preference]:
 def facts(rows: Sequence[Preference]) -> list[tuple[Any, ...]]:
     """Which reply of a tie is called chosen says nothing."""
     replies = [(row.chosen, row.rejected) if row.probability > 0.5 else {row.chosen, row.rejected} for row in rows]
-    return [(row.prompt.messages, pair, row.probability, row.source) for row, pair in zip(rows, replies, strict=True)]
+    return [
+        (row.prompt.messages, pair, row.probability, row.source, row.principles)
+        for row, pair in zip(rows, replies, strict=True)
+    ]
 
 
 WITH_TIES = ("parquet", "label_studio", "argilla")
@@ -192,7 +195,8 @@ def test_the_general_reader_reads_what_was_written(here: Path, form: str) -> Non
     assert export(run_folder(here, rows), form, "-o", str(file)) == 0
     expected = [row for row in rows if row.split == "train" and (row.probability > 0.5 or form in WITH_TIES)]
     if form == "openai":  # which has no place for either
-        expected = [row.model_copy(update={"probability": 1.0, "source": "human"}) for row in expected]
+        plain = {"probability": 1.0, "source": "human", "principles": ()}
+        expected = [row.model_copy(update=plain) for row in expected]
     assert facts(back(file)) == facts(expected)
     reading = read_data(DataFile(path=file))
     assert reading.kind == "preferences"
@@ -203,6 +207,12 @@ def test_the_general_reader_reads_what_was_written(here: Path, form: str) -> Non
     assert facts(back(ours)) == facts(expected)
 
 
+HELPS, SAFE = (
+    {"source": "human", "probability": 1.0, "weight": 0.5, "principles": (name,)} for name in ("help", "safe")
+)
+PKU = [preference(Prompt.of("Safe?"), "Sure.", "Never.", **HELPS)]
+PKU += [preference(Prompt.of("Safe?"), "Never.", "Sure.", **SAFE, comparison=PKU[0].comparison)]
+"""Two verdicts that disagree, as of PKU-SafeRLHF."""
 SHARED = [
     preference(Prompt.of("Ranks?"), "First.", "Third.", source="human", probability=1.0, weight=1 / 3),
     preference(Prompt.of("Ranks?"), "First.", "Second.", source="human", probability=1.0, weight=1 / 3),
@@ -212,13 +222,13 @@ SHARED = [
 
 @pytest.mark.parametrize("form", [*OF_ROWS, "trl.parquet", "parquet"])
 def test_a_run_that_takes_exported_files_has_the_same_preferences(here: Path, form: str) -> None:
-    rows = [*PREFERENCES, AMBIGUOUS, *SHARED]
+    rows = [*PREFERENCES, AMBIGUOUS, *SHARED, *(PKU if form != "openai" else ())]  # without principles, a conflict
     file = here / ("made.parquet" if form == "trl.parquet" else f"made{ENDINGS.get(form, '.jsonl')}")
     form = form.removesuffix(".parquet")
     assert export(run_folder(here, rows), form, "-o", str(file)) == 0
     expected = [row for row in rows if row.split == "train" and (row.probability > 0.5 or form in WITH_TIES)]
     if form == "openai":
-        plain = {"probability": 1.0, "source": "human", "weight": 1.0}
+        plain = {"probability": 1.0, "source": "human", "weight": 1.0, "principles": ()}
         expected = [row.model_copy(update=plain) for row in expected]
     ours = here / "ours.jsonl.gz"
     assert main(["data", str(file), "--to", str(ours)]) == 0
@@ -240,7 +250,8 @@ def test_annotated_pairs_are_read_back_with_the_label_and_who_gives_it(here: Pat
     run = run_folder(here, [*rows, PREFERENCES[3]], comparisons=comparisons, judgements=judgements)
     assert export(run, "annotated_pairs", "-o", "pairs.json") == 0
     read = back(here / "pairs.json")
-    assert facts(read) == facts([*rows, PREFERENCES[3]])
+    in_all = [row.model_copy(update={"principles": ()}) for row in rows]  # whose principles are annotators themselves
+    assert facts(read) == facts([*in_all, PREFERENCES[3]])
     assert [row.chosen for row in read if row.source == "human"] == ["Yes."]
 
 
@@ -435,7 +446,7 @@ def test_annotated_pairs_have_principles_the_labeler_and_people(here: Path) -> N
     verdicts.write_text(Verdict(comparison=third.id, rater="ada", choice="b", strength=3).model_dump_json() + "\n")
     (elsewhere,) = (row for row in PREFERENCES if row.source == "human")
     own = [row for row in COMPARISONS if row.prompt != elsewhere.prompt]
-    run = run_folder(here, judgements=judgements, comparisons=own, overrides=[f"mix.verdicts={verdicts}"])
+    run = run_folder(here, [elsewhere], judgements=judgements, comparisons=own, overrides=[f"mix.verdicts={verdicts}"])
     assert export(run, "annotated_pairs") == 0
     made = json.loads((here / "first-annotated_pairs.json").read_text())
     assert made["metadata"]["version"] == "2.0"
@@ -464,6 +475,27 @@ def test_annotated_pairs_have_principles_the_labeler_and_people(here: Path) -> N
     row = by_id[elsewhere.comparison]
     assert row[f"response_{vote['pref']}"]["text"] == elsewhere.chosen
     assert vote["probability"] == 1.0
+
+
+def test_annotated_pairs_hold_every_verdict_from_elsewhere(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*PKU, *SHARED]
+    assert export(run_folder(here, rows, comparisons=[]), "annotated_pairs", "-o", "pairs.json") == 0
+    assert "4 comparisons by 0 principles, the labeler, 1 model of files and 3 human" in capsys.readouterr().out
+    made = json.loads((here / "pairs.json").read_text())
+    kinds = {who["name"]: who["type"] for who in made["annotators"].values()}
+    assert kinds == {
+        "label": "unknown",
+        "people of a file, by help": "human",
+        "people of a file, by safe": "human",
+        "people of a file": "human",
+        "a model of a file": "unknown",
+    }
+    (safe,) = (row for row in made["comparisons"] if row["id"] == PKU[0].comparison)
+    says = {made["annotators"][name]["principle"]: vote for name, vote in safe["annotations"].items()}
+    assert [safe[f"response_{says[by]['pref']}"]["text"] for by in ("help", "safe")] == ["Sure.", "Never."]
+    read = back(here / "pairs.json")
+    assert facts(read) == facts(rows)
+    assert [row.weight for row in read] == [row.weight for row in rows]
 
 
 # What a format has no place for.

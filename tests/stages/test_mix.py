@@ -106,6 +106,10 @@ def test_verdicts_by_different_principles_stay_several_and_weigh_as_one() -> Non
     ]
     assert found.preferences[0].comparison == found.preferences[1].comparison
     assert found.counts["human comparisons judged by several principles"] == 1
+    halves = [row.model_copy(update={"weight": 0.5}) for row in (helpful, unsafe)]  # as a file says that was exported
+    assert [row.weight for row in mixed(people=halves).preferences] == [0.5, 0.5]
+    third = [row.model_copy(update={"weight": 0.25}) for row in (helpful, unsafe)]
+    assert [row.weight for row in mixed(people=third).preferences] == [0.25, 0.25]
     agreed = mixed(people=[helpful, safe, again])
     assert [(row.principles, row.weight, len(row.rests_on)) for row in agreed.preferences] == [
         (("helpful",), 0.5, 1),

@@ -5,12 +5,13 @@ all of which is in memory at once.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from constitutional.base.records import Comparison, Judgement, Preference, Verdict
+from constitutional.base.text import same_text
 from constitutional.data.export.rows import shown, unspoken
 from constitutional.data.votes.annotated_pairs import tasks
-from constitutional.data.votes.items import items_of
+from constitutional.data.votes.items import items_of, whole_characters
 
 
 def annotated_pairs(
@@ -21,31 +22,57 @@ def annotated_pairs(
     preferences: Iterable[Preference],
     principles: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The comparisons that somebody judged, and the pairs of people elsewhere, as one file.
+    """The comparisons that somebody judged, and the pairs from elsewhere, as one file.
+
+    Of pairs from elsewhere, people and models are an annotator for each file and what a verdict is by; those of models
+    are of the type of the run's label.
 
     Args:
         comparisons: the run's.
         judgements: of the labeler and of a panel, by principle.
         labels: by comparison, the probability that a is better by all judgements.
         verdicts: of people on the run's comparisons.
-        preferences: the run's; those of people that rest on none of its comparisons are from elsewhere.
+        preferences: the run's; those of none of its comparisons are from elsewhere.
         principles: by id, the author's words.
     """
     by_id = {comparison.id: comparison for comparison in comparisons}
     judged = {row.comparison for row in judgements} | {row.comparison for row in verdicts}
     items = items_of((row for row in by_id.values() if row.id in judged), None)
-    elsewhere = {row.comparison: row for row in preferences if row.source == "human" and row.comparison not in by_id}
-    votes = [
-        Verdict(comparison=name, rater=f"people of {row.prompt.source or 'a file'}", choice="a")
-        for name, row in elsewhere.items()
-    ]
-    rows = [*items, *map(shown, elsewhere.values())]
+    first: dict[str, Preference] = {}
+    by_annotator: dict[tuple[str, str, str | None], Preference] = {}
+    votes = []
+    for preference in preferences:
+        name = preference.comparison
+        if name not in by_id:
+            shown_as = first.setdefault(name, preference)
+            vote = _vote(preference, shown_as)
+            votes.append(vote)
+            by_annotator[name, whole_characters(vote.rater), vote.principle] = preference
+    rows = [*items, *map(shown, first.values())]
     content = tasks(rows, [*verdicts, *votes], list(judgements), labels, principles)
-    prompts = {name: row.prompt for name, row in (by_id | elsewhere).items()}
+    prompts = {name: row.prompt for name, row in (by_id | first).items()}
     for row in content["comparisons"]:
         row["metadata"] |= unspoken(prompts[row["id"]].messages, row["prompt"])
-        if preference := elsewhere.get(row["id"]):  # how much better the chosen one is, nobody said
-            for annotation in row["annotations"].values():
-                del annotation["strength"]
-                annotation["probability"] = preference.probability
+        for annotator, annotation in row["annotations"].items() if row["id"] in first else ():
+            about = content["annotators"][annotator]
+            preference = by_annotator[row["id"], about.get("rater", about["name"]), about.get("principle")]
+            about["type"] = "human" if preference.source == "human" else "unknown"
+            del annotation["strength"]  # how much better the chosen one is, nobody said
+            annotation["probability"] = preference.probability
+            if preference.principles:
+                annotation["principles"] = list(preference.principles)
+            if preference.weight != 1:
+                annotation["weight"] = preference.weight
     return content
+
+
+def _vote(preference: Preference, shown_as: Preference) -> Verdict:
+    """What a preference from elsewhere says of its comparison, in which the chosen reply of another is a."""
+    who = "people" if preference.source == "human" else "a model"
+    side: Literal["a", "b"] = "a" if same_text(preference.chosen, shown_as.chosen) else "b"
+    return Verdict(
+        comparison=preference.comparison,
+        rater=f"{who} of {preference.prompt.source or 'a file'}",
+        choice="tie" if preference.probability == 0.5 else side,
+        principle=", ".join(preference.principles) or None,
+    )

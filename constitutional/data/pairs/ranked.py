@@ -76,7 +76,10 @@ def _as_exported(pair: Candidate, opinion: Opinion) -> Candidate:
     """A preference with the probability, the weight and the source that an exported row says."""
     probability = 1.0 if opinion.probability is None else opinion.probability
     label: Class = "tie" if probability == 0.5 else "preference"
-    return pair._replace(label=label, probability=probability, weight=opinion.weight, source=opinion.source)
+    by = opinion.principles
+    return pair._replace(
+        label=label, probability=probability, weight=opinion.weight, source=opinion.source, principles=by
+    )
 
 
 def side_by_side(reader: PairReader, row: Row) -> PairForm | None:

@@ -103,7 +103,7 @@ class PairReader:
                 label = "tie"
         signs = tuple(-strength for strength in opinion.raters) if choice != "b" else opinion.raters
         says_strength = opinion.probability is None and choice in ("a", "b")
-        about = (opinion.weight, opinion.rater, signs, opinion.principle, opinion.source, strength * says_strength)
+        about = (opinion.weight, opinion.rater, signs, opinion.principles, opinion.source, strength * says_strength)
         return Candidate(number, a.context, first, second, label, probability, *about)
 
     def all_pairs(
@@ -222,7 +222,7 @@ class PairReader:
         named: Mapping[str, str] = {role: column for role, column in given.items() if role != "strength"}
         own = {role: named.get(role, role) for role in _OWN}
         if row.get("source") in ("ai", "human") and (own["probability"] in row or own["strength"] in row):
-            own["source"] = "source"
+            own |= {"source": "source", "principles": "principles"}
         return own
 
     def own(self, row: Row, own: Mapping[str, str]) -> Opinion:
@@ -233,7 +233,8 @@ class PairReader:
         if self.texts:  # an empty cell says nothing
             probability, rater, principle, weight = (value or None for value in (probability, rater, principle, weight))
         source: Any = row.get(own["source"]) if "source" in own else "human"
-        if not strength and not raters and probability is rater is principle is weight is None:
+        by = names_of(row.get("principles")) if "source" in own else ()
+        if not strength and not raters and not by and probability is rater is principle is weight is None:
             return CHOSEN
         if source not in ("ai", "human"):
             raise BadRowError(f'\'source\' is {as_json_safe(source)}; expected "ai" or "human", as in the first row')
@@ -242,7 +243,8 @@ class PairReader:
         if not isinstance(rater, str | None):
             raise BadRowError(f"'{own['rater']}' is {rater!r}; expected a name, as text")
         choice: Choice = "tie" if value == 0.5 else "a"
-        by = self.text(principle, own["principle"])
+        if principle:
+            by = (self.text(principle, own["principle"]), *by)
         signs = tuple(-sign for sign in raters)
         return Opinion(choice, strength, rater or "", signs, by, value, share, source)
 
@@ -250,6 +252,11 @@ class PairReader:
 def _strength(value: object) -> int:
     """A strength of our own rows; 0 where a column of that name holds something else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def names_of(value: object) -> tuple[str, ...]:
+    """The principles of rows that `export` writes; none where a column of that name holds something else."""
+    return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
 
 
 def _strengths(value: object) -> tuple[float, ...]:

@@ -213,7 +213,7 @@ def _safe(reader: PairReader, row: Row, sides: tuple[str, str]) -> Iterator[Opin
         reader.notes["rows with two unsafe replies, whose verdict on safety says which is the less harmful"] += 1
     for column, principle in SAFETY.items():
         if column in row:
-            yield Opinion(choice_of(row[column], sides, column), principle=principle)
+            yield Opinion(choice_of(row[column], sides, column), principles=(principle,))
 
 
 def _raters(value: object) -> tuple[float, ...]:

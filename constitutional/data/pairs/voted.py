@@ -19,7 +19,7 @@ from constitutional.data.candidates import (
     votes_nested,
     votes_of_column,
 )
-from constitutional.data.pairs.reader import PairForm, PairReader, Replies
+from constitutional.data.pairs.reader import PairForm, PairReader, Replies, names_of
 from constitutional.data.turns import BadRowError, Conversation, spoken
 
 _VOTED: Final = {"user_id", "value"}
@@ -55,24 +55,28 @@ def _annotations(reader: PairReader, row: Row) -> list[Opinion]:
     """What people, and the data set's own annotator, say; principles are no raters."""
     metadata, annotators = row.get("metadata"), row["annotators"]
     default = metadata.get("default_annotator") if isinstance(metadata, dict) else None
+    own = isinstance(metadata, dict) and "left_is" in metadata
+    labels = ("human", "unknown") if own else ("human",)  # the models of a file that a run took, as `export` writes
     opinions = []
     for name, annotation in row["annotations"].items():
         about = annotators.get(name)
         kind = about.get("type") if isinstance(about, dict) else None
-        if name != default and kind != "human":
+        if name != default and kind not in labels:
             reader.notes["annotations that are neither by people nor by the default annotator, and are left out"] += 1
         elif not isinstance(annotation, dict):
             raise BadRowError(f"an annotation is {shortened(annotation)}; expected an object with 'pref'")
         else:
             rater = "" if name == default else str(about.get("name") or name) if isinstance(about, dict) else name
             probability = annotation.get("probability")
-            own = isinstance(metadata, dict) and "left_is" in metadata
+            weight = annotation.get("weight", 1.0) if own else 1.0
             opinions.append(
                 Opinion(
                     preferred(annotation),
                     rater=rater,
                     probability=None if probability is None else reader.between(probability, "probability", 0.5),
-                    source="ai" if own and name == default and kind == "unknown" else "human",
+                    principles=names_of(annotation.get("principles")) if own else (),
+                    weight=reader.between(weight, "weight", 0.0),
+                    source="ai" if own and kind == "unknown" else "human",
                 )
             )
     return opinions
@@ -164,7 +168,8 @@ def _exported(reader: PairReader, about: object, opinion: Opinion) -> Opinion:
         return Opinion(None)
     probability = reader.between(about.get("probability"), "probability", 0.5)
     weight = reader.between(about.get("weight", 1.0), "weight", 0.0)
-    return opinion._replace(rater="", probability=probability, weight=weight, source=about["source"])
+    by = names_of(about.get("principles"))
+    return opinion._replace(rater="", principles=by, probability=probability, weight=weight, source=about["source"])
 
 
 def _suggested(reader: PairReader, row: Row, about: object, sides: tuple[str, str]) -> Opinion:
