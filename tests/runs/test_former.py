@@ -56,7 +56,9 @@ def test_the_command_that_goes_on_is_quoted_for_the_shell(made: list[str]) -> No
     assert made
     with pytest.raises(UsageError) as caught:
         typed("name=first", "constitution.file=ours.yaml", "constitution.weights={brief: 2}")
-    said = "`constitutional run from=runs/first name=first constitution.file=ours.yaml 'constitution.weights={brief: 2}'`"
+    said = (
+        "`constitutional run from=runs/first name=first constitution.file=ours.yaml 'constitution.weights={brief: 2}'`"
+    )
     assert said in str(caught.value)
 
 
