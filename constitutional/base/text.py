@@ -22,6 +22,7 @@ _SENTENCE_END: Final = regex.compile(
     r"(?<=[.!?\u061f\u06d4\u0964\u0965\u2026]\p{Pf}?\p{Pe}?[\"']?)\s+"
     r"|(?<=[\u3002\uff01\uff1f\uff61][\p{Pe}\p{Pf}]*)(?![\p{Pe}\p{Pf}\u3002\uff01\uff1f\uff61])\s*|\n+"
 )
+_BULLET_AT_END: Final = re.compile(r"(?:^|\n)[ \t]*(?:\d+[.)]|[-*•])[ \t]*\Z")
 _HIDDEN: Final = regex.compile(r"\p{Default_Ignorable_Code_Point}")
 _OTHER_SENSE: Final = ("<super>", "<sub>", "<fraction>")
 _GAP: Final = 2
@@ -57,6 +58,12 @@ def sentences(text: str) -> list[str]:
     A text of nothing but spaces has none.
     """
     return [part.strip() for part in _SENTENCE_END.split(text) if part and part.strip()]
+
+
+def whole_sentences(text: str) -> str:
+    """A text that was cut off, up to its last sentence or line that is whole; empty where there is none."""
+    ends = [match.start() for match in _SENTENCE_END.finditer(f"{text} ")]
+    return _BULLET_AT_END.sub("", text[: ends[-1]]).rstrip() if ends else ""
 
 
 def canonical(text: str) -> str:

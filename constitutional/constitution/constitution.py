@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import Frozen
+from constitutional.constitution.measures import Rule, rule_of
 from constitutional.constitution.priorities import circle_in, overriding, within
 
 Use = Literal["critique", "revision", "comparison"]
@@ -47,6 +48,12 @@ Text = Annotated[
     AfterValidator(_without_control_characters),
 ]
 Id = Annotated[str, StringConstraints(pattern=ID, max_length=MOST_ID_CHARACTERS)]
+
+
+def _a_rule(measure: str | None) -> str | None:
+    if measure is not None:
+        rule_of(measure)
+    return measure
 
 
 class Example(Frozen):
@@ -99,6 +106,14 @@ class Principle(Frozen):
     """Whether models are given these very words, whatever they read in them."""
     why: Text | None = Field(default=None, exclude_if=lambda why: why is None)
     """The reason for it, which models read beside it."""
+    opposite: Text | None = Field(default=None, exclude_if=lambda opposite: opposite is None)
+    """What goes against it, as a wish: with `label.method=contrast` responses are told apart by which of the two they
+    are likelier under. None means no wish at all."""
+    measure: Annotated[str | None, AfterValidator(_a_rule)] = Field(
+        default=None, exclude_if=lambda measure: measure is None
+    )
+    """A rule by which responses are compared and rewarded in the place of the labeler, such as `fewer words`, `more
+    list items` or `at most 40 words`; `constitution/measures.py` has all that can be counted."""
     overrides: tuple[Id, ...] = Field(default=(), exclude_if=lambda ids: not ids)
     """Ids of the principles that give way to it, and so do those that give way to them: where the labeler prefers one
     response by it and the other by one of those, its judgement counts alone."""
@@ -110,6 +125,11 @@ class Principle(Frozen):
     def words(self, use: Use) -> str:
         """What a model reads for this use."""
         return self.given.get(use) or self.with_reason(self.written(use))
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that `measure` names; None where a model judges."""
+        return rule_of(self.measure) if self.measure else None
 
     def with_reason(self, words: str) -> str:
         """The words with the reason beside them, if there is one."""
@@ -215,7 +235,8 @@ class Constitution(Frozen):
         for principle in self.principles:
             if purpose in principle.uses and purpose == "comparison":
                 overrides = [list(principle.overrides)] if principle.overrides else []
-                content.append([principle.id, principle.words("comparison"), principle.weight, *overrides])
+                measure = [f"measure: {principle.measure}"] if principle.measure else []
+                content.append([principle.id, principle.words("comparison"), principle.weight, *overrides, *measure])
             elif purpose in principle.uses:
                 words = (principle.words("critique"), principle.words("revision"), principle.revision)
                 examples = [example.model_dump(mode="json", exclude={"why"}) for example in principle.examples]
@@ -251,7 +272,14 @@ class Constitution(Frozen):
             if not 0 < weight < math.inf:
                 advice = f"a weight is a positive number, and constitution.without=[{principle_id}] leaves one out"
                 raise ConfigurationError(f"constitution.weights.{principle_id} is {weight}; {advice}")
-        cleared: dict[str, object] = {"given": {}, "as_written": False, "why": None, **dict.fromkeys(USES)}
+        cleared: dict[str, object] = {
+            "given": {},
+            "as_written": False,
+            "why": None,
+            "opposite": None,
+            "measure": None,
+            **dict.fromkeys(USES),
+        }
         worded = tuple(
             principle.model_copy(
                 update={"weight": float(weights.get(principle.id, principle.weight))}

@@ -95,9 +95,9 @@ def _place(constitution: Constitution, number: int) -> str:
 
 
 def _changes(before: Principle, after: Principle) -> Iterator[PrincipleChange]:
-    for field in ("text", "critique", "revision", "comparison", "why"):
+    for field in ("text", "critique", "revision", "comparison", "why", "opposite", "measure"):
         old, new = getattr(before, field), getattr(after, field)
-        nothing = "(none)" if field == "why" else "(as the text)"
+        nothing = "(none)" if field in ("why", "opposite", "measure") else "(as the text)"
         if old != new:
             yield PrincipleChange("reworded", before.id, old or nothing, new or nothing, field)
     if set(before.overrides) != set(after.overrides):

@@ -400,6 +400,7 @@ def _as_python(node: Node) -> object:
 _EXPECTED = {
     "weight": "a positive number, such as 2 or 0.5",
     "as_written": "true or false",
+    "measure": "a text such as 'fewer words'",
     "id": "letters, digits, '_' and '-' (at most 64, a letter first)",
     "authors": "a list of texts",
     "tags": "a list of texts",

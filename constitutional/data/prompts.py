@@ -19,6 +19,9 @@ from constitutional.data.turns import BadRowError, Turns, is_blank, is_list_of
 MAX_CHARACTERS: Final = 100_000
 """Of all messages of one prompt together: far above any model's context, far below what stalls a tokenizer."""
 
+MOST_HELD_OUT: Final = 200
+"""Prompts that are set aside for evaluation where nobody says how many."""
+
 _OWN: Final = ("prompt", "messages", "split")
 _ROLES: Final = ("system", "user", "assistant")
 COLUMNS: Final = (
@@ -69,7 +72,12 @@ class PromptForm:
 
 
 def load_prompt_set(
-    files: Path | Sequence[DataFile], *, held_out: int, seed: int, share: float | None = None
+    files: Path | Sequence[DataFile],
+    *,
+    held_out: int | None,
+    seed: int,
+    share: float | None = None,
+    system: str | None = None,
 ) -> PromptSet:
     """The prompts of files, in their order, each once.
 
@@ -79,10 +87,12 @@ def load_prompt_set(
     Args:
         files: a file, or several with their settings.
         held_out: how many prompts are to be held out at least: those that the files say, and as many more as are
-            missing, drawn by a digest of prompt and seed, so that prompts added later change little.
+            missing, drawn by a digest of prompt and seed, so that prompts added later change little. None means
+            three tenths of them, 2 at least and 200 at most.
         seed: decides which.
         share: the share of prompts to hold out instead, 0 to 1. A digest of the words up to the user's first message
             decides, so that prompts added later change nothing.
+        system: a message that is put before every prompt that has no system message of its own.
 
     Raises:
         InputError: a row is no prompt, or none is left to train on; says the place and what was expected.
@@ -90,12 +100,18 @@ def load_prompt_set(
     chosen = _files(files)
     lines, repeated = _read(chosen, seed)
     first = chosen[0].path
+    if held_out is None:
+        held_out = min(MOST_HELD_OUT, max(2, round(0.3 * len(lines))))
     splits = _splits(first, lines, held_out, seed) if share is None else _shared(first, lines, share, seed)
     prompts = [
-        Prompt(messages=line.messages, split=split, source=_source(line.place))
+        Prompt(messages=_with_system(line.messages, system), split=split, source=_source(line.place))
         for line, split in zip(lines, splits, strict=True)
     ]
     return PromptSet(prompts, repeated, [line.place for line in lines])
+
+
+def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    return messages if system is None or messages[0].role == "system" else (Message("system", system), *messages)
 
 
 def load_prompts_as_they_are(path: Path) -> PromptSet:

@@ -27,6 +27,11 @@ class Sampling(NamedTuple):
     stop: tuple[str, ...] = ()
     """The reply ends before the first of these texts, which is not part of it."""
 
+    @classmethod
+    def of(cls, temperature: float | None, top_p: float | None, max_tokens: int) -> "Sampling":
+        """The same from settings, where None stands for 1."""
+        return cls(1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p, max_tokens)
+
 
 class Request(NamedTuple):
     """A conversation to be answered, or, with `choices`, the texts whose probabilities are wanted as its continuation.

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.shipped import MODEL_FOLDER
@@ -75,6 +76,46 @@ def _downloaded(name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"'{name}' is no folder here and cannot be downloaded from the hub: {problem}") from error
+
+
+class Recommended(NamedTuple):
+    """How a model's makers sample its replies."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+def recommended(path: str, revision: str | None = None) -> Recommended | None:
+    """What a model's `generation_config.json` says of sampling; the values that change nothing where it is silent.
+
+    Nothing is downloaded: None for a name on the hub whose files are not here yet.
+    """
+    folder = MODEL_FOLDER if path == SANDBOX else Path(path).expanduser()
+    if not folder.is_dir():
+        folder = _cached(path, revision) or folder
+    if not (folder / "config.json").is_file():
+        return None
+    try:
+        said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        values = {name: said.get(name) for name in Recommended._fields} if said.get("do_sample") else {}
+    except (OSError, ValueError, AttributeError):
+        return Recommended()
+    plain = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    known = {name: value for name, value in plain.items() if 0 < value <= (1 if name == "top_p" else math.inf)}
+    return Recommended(**known)
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The folder of a model on the hub in the hub's cache, if it is there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.count("/") != 1 or not all(name.split("/")):
+        return None
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:  # no name that the hub could have
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def model_files(folder: Path) -> list[Path]:

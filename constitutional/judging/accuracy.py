@@ -20,7 +20,8 @@ from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Example, Principle
 from constitutional.engines.base import Engine
 from constitutional.engines.stories import side_by_side
-from constitutional.judging.labeler import ORDERS, JudgementTask, Labeler
+from constitutional.judging.contrast import calibrated
+from constitutional.judging.labeler import ORDERS, JudgementTask, Labeler, method_for
 from constitutional.judging.labelling import LabelSettings, probabilities_of, why_unread
 
 NEAR_CHANCE = 0.6
@@ -56,6 +57,9 @@ class PrincipleAccuracy(Record):
     """
     judge: str = Field(default=LABELER, exclude_if=lambda name: name == LABELER)
     """The labeler's name in the run."""
+    sharpness: float = Field(default=1.0, exclude_if=lambda sharpness: sharpness == 1.0)
+    """With `label.method=contrast`: what its log-odds are multiplied by, over all principles, so that it is as sure as
+    it is often right; 0 if it is right no more often than by chance."""
 
     @property
     def accuracy(self) -> float | None:
@@ -79,10 +83,22 @@ def measure_labeler(
         for example in _telling(principle)
     ]
     judged: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in side_by_side(map(Labeler(engine, templates, settings, seed=0).judge, tasks)):
+    if contrasts := method_for(settings.method, engine.abilities) == "contrast":
+        settings = settings.model_copy(update={"clamp": None})  # which would hide how sure it is
+    labeler = Labeler(engine, templates, settings, seed=0)
+    for judgement in side_by_side(map(labeler.judge, tasks)):
         judged[judgement.principle].append(judgement)
     rows = [_accuracy(principle.id, judged[principle.id], settings) for principle in constitution.principles]
-    return [row.model_copy(update={"judge": judge}) for row in rows]
+    sharpness = 1.0
+    if contrasts:
+        by_model = [principle.id for principle in constitution.principles if principle.rule is None]
+        sharpness = calibrated([row.p_a for name in by_model for row in judged[name] if row.p_a is not None])
+    return [row.model_copy(update={"judge": judge, "sharpness": sharpness}) for row in rows]
+
+
+def sharpness_of(accuracies: Iterable[PrincipleAccuracy], judge: str = LABELER) -> float:
+    """What a judge's log-odds are multiplied by, with `label.method=contrast`."""
+    return next((row.sharpness for row in accuracies if row.judge == judge), 1.0)
 
 
 def _telling(principle: Principle) -> list[Example]:
@@ -225,11 +241,21 @@ def check_canaries(
         share = math.ceil(100 * len(failed) / len(judgements)) / 100
         raise RunError(
             f"The {called(judge)} fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by "
-            f"the principles {principles}; such labels would train the opposite of what is asked. Look at "
-            "`constitutional check`, take another labeler or method, or, to label with it as it is, type "
-            f"label.max_canary_failures={share:g}"
+            f"the principles {principles}; such labels would train the opposite of what is asked. "
+            f"{_other_ways(settings, engine)}; `constitutional check` shows how it judges. To label with it as it is, "
+            f"type label.max_canary_failures={share:g}"
         )
     return len(judgements), len(failed)
+
+
+def _other_ways(settings: LabelSettings, engine: Engine) -> str:
+    """What to type for better labels."""
+    if settings.method != "contrast" and engine.abilities.choices:
+        return "Type label.method=contrast, which needs no verdict to be read, or labeler=… for a larger model"
+    return (
+        "Write `measure:` under principles that something countable tells apart, `opposite:` under the others, or type "
+        "labeler=… for a larger model"
+    )
 
 
 class LabelerAccuracy(NamedTuple):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar, cast
 
 from constitutional.base.records import Judgement, Message
+from constitutional.base.refusals import REFUSAL_PHRASES, refuses
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts
@@ -48,7 +49,6 @@ from constitutional.judging.gold import scores_by_principle
 from constitutional.judging.labeler import ORDERS, Labeler, without_thoughts
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of, readable
 from constitutional.judging.priorities import overridden, yielding
-from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
 T = TypeVar("T", bound=EvaluationRow)
 R = TypeVar("R")

@@ -3,15 +3,17 @@
 Every question is put in both orders and the probabilities are averaged (Lee et al. 2023, section 2.1.1). The methods:
 the normalised probabilities of the choices, at once (`logprobs`) or after reasoning, which may be clamped (`rationale`;
 Bai et al. 2022, section 4.1, clamp to 0.4–0.6); the expected value of a score from 1 to 10 for each response by itself
-(`score`; Lee et al., direct RLAIF); the share of sampled replies (`votes`; self-consistency). An engine that gives no
-log-probabilities behind a reply's first words is asked for votes, or for a score in words (`rating`), instead:
+(`score`; Lee et al., direct RLAIF); the share of sampled replies (`votes`; self-consistency); or how much likelier a
+response is under the principle than without it, which suits models that are too small to judge (`contrast`,
+`contrast.py`). A principle with a rule of its own (`measure:`) is judged by that, and no model is asked. An engine that
+gives no log-probabilities behind a reply's first words is asked for votes, or for a score in words (`rating`), instead:
 `method_for`. A reply that cannot be read gives a judgement without a probability, never a tie.
 """
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple, get_args
 
 from pydantic import Field, field_validator
@@ -23,9 +25,11 @@ from constitutional.base.seeds import seed_of
 from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Principle
+from constitutional.constitution.measures import Rule
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Sampling
 from constitutional.engines.settings import SANDBOX
 from constitutional.engines.stories import ask, ask_all, together
+from constitutional.judging import contrast
 
 ORDERS: tuple[Order, ...] = get_args(Order)
 CHOICES = (" A", " B")
@@ -132,13 +136,14 @@ MARK = Form(
     _schema("score", {"type": "integer", "minimum": 1, "maximum": 10}),
 )
 
-Method = Literal["logprobs", "rationale", "score", "votes"]
+Method = Literal["logprobs", "rationale", "contrast", "score", "votes"]
 Answering = Literal[Method, "rating"]
 """How a labeler is asked in fact; `rating` is a score that it writes."""
 
 IN_WORDS: Final[dict[Answering, str]] = {
     "logprobs": "probabilities of A and B",
     "rationale": "reasoning, then probabilities of A and B",
+    "contrast": "how much likelier a response is under the principle",
     "score": "probabilities of scores from 1 to 10",
     "votes": "sampled verdicts",
     "rating": "written scores from 1 to 10",
@@ -147,7 +152,7 @@ IN_WORDS: Final[dict[Answering, str]] = {
 
 def method_for(method: Method, abilities: Abilities) -> Answering:
     """How an engine is asked where the settings say `method`: by the same, or by what needs no log-probabilities."""
-    if method == "votes" or (abilities.choices and abilities.prefill):
+    if method == "votes" or (abilities.choices and (abilities.prefill or method == "contrast")):
         return method
     return "rating" if method == "score" else "votes"
 
@@ -191,9 +196,13 @@ class LabelerSettings(Frozen):
     """How a labeler is asked."""
 
     method: Method = "rationale"
-    """Probabilities of the choices at once or after reasoning, a score for each response, or sampled verdicts. A
-    labeler whose engine gives no log-probabilities, or does not go on from an assistant's first words, is asked for
-    verdicts or a written score instead."""
+    """Probabilities of the choices at once or after reasoning; how much likelier a response is under the principle
+    (contrast, for models that are too small to judge); a score for each response; or sampled verdicts. A labeler whose
+    engine gives no log-probabilities, or does not go on from an assistant's first words, is asked for verdicts or a
+    written score instead."""
+    few_shot: int = Field(default=0, ge=0, le=16)
+    """How many of the principle's own examples go before a comparison, with their answers (Bai et al. 2022, section
+    4.1); the better response stands first and second by turns. An example about the same prompt is left out."""
     max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which reasoning is cut off, and unreadable."""
     temperature: float = Field(default=0.0, ge=0)
@@ -261,16 +270,24 @@ class Labeler:
         settings: how it is asked.
         seed: what all seeds of requests come from.
         judge: its name in the run, which its judgements bear.
+        sharpness: what the log-odds of `contrast` are multiplied by; `contrast.calibrated` finds it.
     """
 
     def __init__(
-        self, engine: Engine, templates: Prompts, settings: LabelerSettings, seed: int, judge: str = LABELER
+        self,
+        engine: Engine,
+        templates: Prompts,
+        settings: LabelerSettings,
+        seed: int,
+        judge: str = LABELER,
+        sharpness: float = 1.0,
     ) -> None:
         self.engine = engine
         self.templates = templates
         self.settings = settings
         self.seed = seed
         self.judge_name = judge
+        self.sharpness = sharpness
         self.method = method_for(settings.method, engine.abilities)
         self._structured = engine.abilities.structured
 
@@ -279,18 +296,22 @@ class Labeler:
         if task.comparison.a.strip() == task.comparison.b.strip():
             same = [Reading(order=order, rationale="", problem="both responses are the same") for order in ORDERS]
             return self._judgement(task, same)
+        if (rule := task.principle.rule) is not None:
+            return self._judgement(task, [self._by_rule(task.comparison, rule)], rule)
         if self.settings.method == "score":
             return self._judgement(task, [await self._by_scores(task)])
+        if self.method == "contrast":
+            return self._judgement(task, [await self._by_contrast(task)])
         return self._judgement(task, await together(self._compared(task, order) for order in ORDERS))
 
-    def _judgement(self, task: JudgementTask, readings: Sequence[Reading]) -> Judgement:
+    def _judgement(self, task: JudgementTask, readings: Sequence[Reading], rule: Rule | None = None) -> Judgement:
         sides = [reading.p_a for reading in readings if reading.p_a is not None]
         readable = len(sides) == len(readings)
         return Judgement(
             comparison=task.comparison.id,
             principle=task.principle.id,
             principle_text=task.principle.words("comparison"),
-            labeler=f"{self.engine.weights} {self.method}",
+            labeler=f"rule {task.principle.measure}" if rule else f"{self.engine.weights} {self.method}",
             judge=self.judge_name,
             readings=tuple(readings),
             p_a=sum(sides) / len(sides) if readable else None,
@@ -302,15 +323,19 @@ class Labeler:
     async def score(self, conversation: Sequence[Message], principle: Principle) -> float | None:
         """What a conversation's last message is worth by a principle, from 1 to 10; None where it cannot be read.
 
-        Lee et al. (2023), direct RLAIF. The method of the settings does not matter.
+        Lee et al. (2023), direct RLAIF. The method of the settings does not matter. A principle's own rule scores it.
         """
+        if principle.rule is not None:
+            return principle.rule.score(conversation[-1].content)
         return (await self._scored(conversation, principle, self._score_seed(conversation, principle))).score
 
     async def rating(self, conversation: Sequence[Message], principle: Principle) -> Rating:
         """The score that the labeler writes of a conversation's last message by a principle.
 
-        It takes one reply, without log-probabilities.
+        It takes one reply, without log-probabilities. By a principle's own rule the score is rounded.
         """
+        if principle.rule is not None:
+            return Rating(round(principle.rule.score(conversation[-1].content)))
         reply = await self._written(conversation, principle, self._score_seed(conversation, principle))
         mark = self._mark(reply)
         return Rating(mark, None if mark else self._unread(reply, MARK))
@@ -338,7 +363,25 @@ class Labeler:
             b=shown_second,
             principle=task.principle.words("comparison"),
         )
-        return (Message("user", text),)
+        return (*self._shots(task, order), Message("user", text))
+
+    def _shots(self, task: JudgementTask, order: Order) -> Iterator[Message]:
+        """The principle's own examples, as comparisons that have been answered."""
+        asked = task.comparison.prompt.messages[-1].content.strip()
+        examples = [example for example in task.principle.examples if example.prompt.strip() != asked]
+        for number, example in enumerate(examples[: self.settings.few_shot]):
+            better_first = (number % 2 == 0) == (order == "a_first")
+            shown = (example.better, example.worse) if better_first else (example.worse, example.better)
+            turn, first, second = (self.templates.quoted("label", text) for text in (example.prompt, *shown))
+            text = self.templates.render(
+                "label",
+                conversation=[{"role": "user", "content": turn}],
+                a=first,
+                b=second,
+                principle=task.principle.words("comparison"),
+            )
+            yield Message("user", text)
+            yield Message("assistant", f"Better: {'A' if better_first else 'B'}")
 
     def _reading(self, order: Order, answer: _Answer) -> Reading:
         p_a = answer.p_first if answer.p_first is None or order == "a_first" else 1 - answer.p_first
@@ -367,7 +410,27 @@ class Labeler:
             return answer._replace(problem=f"{answer.problem}: {self._unread(unread, VERDICT)}")
         return answer
 
+    async def _by_contrast(self, task: JudgementTask) -> Reading:
+        """One reading: a likelihood knows of no order."""
+        answers = await ask_all(self.engine, contrast.requests(task.comparison, task.principle, self.templates))
+        if failed := next((answer for answer in answers if answer.failed), None):
+            return Reading(order="a_first", rationale="", problem=_unanswered(failed))
+        found = contrast.contrast(task.comparison, answers, self.engine.weights)
+        if found is None:
+            return Reading(order="a_first", rationale="", problem="the responses have no exact probabilities")
+        p_a = self._clamped(contrast.probability(found, self.sharpness))
+        against = "what goes against it" if task.principle.opposite else "without it"
+        likelier = f"likelier under the principle than {against}: a by {found.a:+.3f} nats a word, b by {found.b:+.3f}"
+        return Reading(order="a_first", rationale=likelier, p_a=p_a)
+
     # Each response by itself.
+
+    def _by_rule(self, comparison: Comparison, rule: Rule) -> Reading:
+        """One reading, without any model: both scores, as by the method `score`."""
+        a, b = (
+            _Scored(_Answer(f"{rule.number_in(text):g}"), rule.score(text)) for text in (comparison.a, comparison.b)
+        )
+        return self._difference(a, b)
 
     async def _by_scores(self, task: JudgementTask) -> Reading:
         """One reading: a score knows of no order. Its rationale holds both scores and the reasons for them."""

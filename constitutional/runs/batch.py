@@ -29,7 +29,7 @@ from constitutional.runs.context import Opener, RunContext, as_models_read, pric
 from constitutional.runs.folder import CONFIG
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
-from constitutional.runs.runner import Runner, check_budgets, ready
+from constitutional.runs.runner import Runner, check_budgets, fetched, ready
 from constitutional.runs.scratch import ASKING, Replayed, Unasked, replay, scratch_run
 from constitutional.runs.settings import RunConfig
 
@@ -221,7 +221,10 @@ def offline(config: RunConfig, opener: Opener | None = None) -> Iterator[RunCont
         return (opener or run_context.open)(settings)
 
     templates = load_prompts(config.templates)
-    with RunContext(config, ready(config).constitution, templates, Progress(), opened) as run_context:
+    files = ready(config)
+    if opener is None:
+        config = fetched(config)
+    with RunContext(config, files.constitution, templates, Progress(), opened) as run_context:
         check_budgets(run_context)
         for role in config.judges.values():
             server = run_context.opened(run_context.given(role))
@@ -264,7 +267,7 @@ def _trains(stage: Stage, finished: Mapping[str, object]) -> bool:
 
 def _rounds(stage: Stage, config: RunConfig, replayed: Replayed | None = None) -> int:
     """How many times, at most, a stage waits for answers before it can ask on."""
-    judging = {"logprobs": 1, "votes": 1, "score": 2, "rationale": 2}[config.label.method]
+    judging = {"logprobs": 1, "votes": 1, "score": 2, "rationale": 2, "contrast": 1}[config.label.method]
     if stage.name == "critique_revise":
         per_round = 2 if config.critique_revise.critique else 1
         whole = 1 + per_round * config.critique_revise.rounds

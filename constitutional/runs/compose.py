@@ -19,7 +19,8 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError, expect
 from constitutional.base.shipped import shipped
-from constitutional.engines.settings import SANDBOX
+from constitutional.engines.model_files import Recommended, recommended
+from constitutional.engines.settings import SANDBOX, ModelSettings, VllmSettings, role_settings
 from constitutional.runs.config_errors import problems, reworded, secret, truth_values
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.process import versions
@@ -387,8 +388,15 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
     words += [f"+engine@{judge}=local" for judge in dict.fromkeys(judges) if judge not in roles]
     if {"prompts.path", "prompts.files"} & set(keys) and "prompts" not in chosen:
         words.append("prompts=file")
+    if not {"experiment", "base"} & set(keys) and any(map(_takes_a_model, overrides)):
+        words.append("experiment=real")
     _refuse(UsageError, refused)
     return list(dict.fromkeys(words))
+
+
+def _takes_a_model(override: "Override") -> bool:
+    """Whether it names a model that is not the test-bed's, which the default experiment does not suit."""
+    return override.key_or_group in ("model", "model.path") and override.value() not in (SANDBOX, "schema")
 
 
 def _engine_of(override: "Override") -> str | None:
@@ -550,7 +558,27 @@ def freeze(config: RunConfig) -> RunConfig:
         name = settings.get(key)  # a function that plays a role has none
         if name and name != SANDBOX and Path(name).expanduser().exists():  # an empty one is not the working folder
             settings[key] = str(Path(name).expanduser().resolve())
-    return RunConfig.model_validate(values)
+    return with_recommended(RunConfig.model_validate(values))
+
+
+def with_recommended(config: RunConfig) -> RunConfig:
+    """The same with the sampling that models recommend, in the place of null; what changes nothing stays null.
+
+    Drafts are sampled as the model recommends that writes them, and responses and replies as the one that is trained
+    does. A model on the hub recommends nothing until it is here.
+    """
+    generator = role_settings(config.generator, config.model)
+    drafting = generator.path if isinstance(generator, ModelSettings | VllmSettings) else None
+    stages = {"critique_revise": drafting, "sample_pairs": config.model.path, "evaluate": config.model.path}
+    changes = {}
+    for stage, path in stages.items():
+        usual = (recommended(path, config.model.revision) if path else None) or Recommended()
+        settings = getattr(config, stage)
+        said = {
+            name: value for name, value in usual._asdict().items() if value != 1 and getattr(settings, name) is None
+        }
+        changes[stage] = settings.model_copy(update=said)
+    return config.model_copy(update=changes)
 
 
 def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings of any shape

@@ -30,7 +30,7 @@ from constitutional.runs.context import Opener, RunContext, as_models_read
 from constitutional.runs.folder import write_forecast
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
-from constitutional.runs.runner import Runner, check_budgets, check_keys, ready
+from constitutional.runs.runner import Runner, check_budgets, check_keys, fetched, ready
 from constitutional.runs.scratch import Replayed, Scratch, ScratchContext, Unasked, asking, replay, scratch_run
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox.prompts import SANDBOX
@@ -114,8 +114,10 @@ def forecast(
     if items < 2:
         raise UsageError(f"--items {items} is too few to compare replies; give 2 or more")
     config = freeze(config)
-    stages = up_to(config.until, stages_of(config))
     files, templates = ready(config), load_prompts(config.templates)
+    if opener is None:
+        config = fetched(config)
+    stages = up_to(config.until, stages_of(config))
     with RunContext(config, files.constitution, templates, progress or Progress(), opener) as run_context:
         check_budgets(run_context)
         if opener is None:

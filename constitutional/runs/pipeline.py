@@ -64,13 +64,16 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     # What answers elsewhere may give no log-probabilities; then it is asked for votes, which are drawn.
     asks_people = config.spotcheck.votes > 0
     elsewhere = any(judge.kind not in ("local", "vllm") for judge in (config.labeler, *config.panel.values()))
+    # What the labeler reads beside a principle's words for comparison: its text and opposite, or its examples.
+    contrast = ("contrast.j2",) if config.label.method == "contrast" else ()
+    more_words = ("constitution", *contrast) if contrast or config.label.few_shot else ()
     return (
         Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run, version=2),
         # Before anything else is asked or trained: what the labeler misjudges, training amplifies.
         Stage(
             "labeler_check",
             config.label,
-            needs=(*judges, "critic", READER, "constitution", TAGS, "label.j2", "score.j2", "restate.j2"),
+            needs=(*judges, "critic", READER, "constitution", TAGS, "label.j2", "score.j2", "restate.j2", *contrast),
             makes=("meanings", "labeler_accuracy"),
             run=labeler_check.run,
             seeded=False,
@@ -82,7 +85,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             needs=("prompts", "generator", "critic", REVISION, "critique.j2", "revise.j2", "revise_directly.j2"),
             makes=("revisions",),
             run=critique_revise.run,
-            seeded=bool(config.critique_revise.rounds or config.critique_revise.temperature),
+            seeded=config.critique_revise.rounds > 0 or config.critique_revise.temperature != 0,
             version=4,
         ),
         Stage(
@@ -106,7 +109,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             "label",
             config.label,
             needs=(
-                *("comparisons", "labeler_accuracy", *judges, COMPARISON, "label.j2", "score.j2"),
+                *("comparisons", "labeler_accuracy", *judges, COMPARISON, "label.j2", "score.j2", *more_words),
                 *(("revisions",) if config.label.principles == "telling" else ()),
             ),
             makes=("judgements",),
@@ -157,7 +160,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             needs=(
                 *("prompts", "base", "sft_model", "policy", "labeler", "labeler_accuracy", "critic", "meanings"),
-                *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", *rollouts),
+                *("constitution", TAGS, "label.j2", "score.j2", "critique.j2", *contrast, *rollouts),
                 *((OTHERS, READER) if config.evaluate.left_out and config.evaluate.critiqued else ()),
             ),
             makes=("scores", "samples", "measurements", *gold),

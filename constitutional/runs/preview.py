@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, Self
 from constitutional.base.errors import RunError, UsageError
 from constitutional.base.progress import Progress
 from constitutional.base.records import LABELER, Message, Prompt, Sample
+from constitutional.base.refusals import refuses
 from constitutional.base.seeds import seed_of
 from constitutional.base.templates import load_prompts
 from constitutional.base.text import count_questions, words
@@ -35,7 +36,6 @@ from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import sample_pairs
 from constitutional.stages.evaluate import trait_scores
-from constitutional.training.rewards import refuses
 
 PROMPTS: Final = 100
 """Prompts whose replies are rated."""

@@ -12,6 +12,7 @@ from constitutional.base.jsonl import BadTextError, parse
 from constitutional.base.records import Message, Prompt
 from constitutional.base.seeds import seed_of
 from constitutional.engines.base import Completion, Engine, Request, Sampling, Ticket
+from constitutional.engines.model_files import Recommended, recommended
 from constitutional.engines.models import Models, engine_of
 from constitutional.engines.settings import ModelSettings
 from constitutional.runs.compose import load
@@ -57,10 +58,11 @@ def repliers(target: str, models: str = "", opener: Opener | None = None) -> Rep
         raise ConfigurationError(f"{folder}: holds neither a run ({MANIFEST}) nor a model (config.json)")
     else:
         name = folder.resolve().name if folder.is_dir() else target
-        settings, chosen = {name: ModelSettings(path=target)}, evaluate.Settings()
+        usual = recommended(target) or Recommended()
+        settings, chosen = {name: ModelSettings(path=target)}, evaluate.Settings(**usual._asdict())
     names = named(models, list(settings)) if models else list(settings)
     engines = {name: opener(settings[name]) for name in names}
-    return Repliers(engines, Sampling(chosen.temperature, max_tokens=chosen.max_tokens))
+    return Repliers(engines, Sampling.of(chosen.temperature, chosen.top_p, chosen.max_tokens))
 
 
 def named(models: str, known: Sequence[str]) -> list[str]:
@@ -124,6 +126,7 @@ class ReplySampler:
             "sample": task.sample,
             "seed": self.seed,
             "temperature": sampling.temperature,
+            **({"top_p": sampling.top_p} if sampling.top_p != 1 else {}),
             "max_tokens": sampling.max_tokens,
             "weights": self.models.engines[task.model].weights[:16],
         }

@@ -38,8 +38,9 @@ from constitutional.data.comparisons import HumanComparisons, check_pairs, read_
 from constitutional.data.evaluation import load_sets
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
-from constitutional.engines.model_files import model_folder
-from constitutional.engines.settings import Budget, HttpSettings, Prices, ScriptedSettings
+from constitutional.engines.base import Sampling
+from constitutional.engines.model_files import Recommended, model_folder, recommended
+from constitutional.engines.settings import Budget, HttpSettings, Prices, ScriptedSettings, role_settings
 from constitutional.engines.spending import Calls
 from constitutional.engines.vllm import vllm_version
 from constitutional.judging.evaluated import read_answers
@@ -48,7 +49,7 @@ from constitutional.judging.simulated_people import check_simulation
 from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
 from constitutional.runs import former
 from constitutional.runs.cards import TRAINED, write_cards
-from constitutional.runs.compose import dump, freeze, load
+from constitutional.runs.compose import dump, freeze, load, with_recommended
 from constitutional.runs.context import (
     CONFIGURATION,
     CONSTITUTION,
@@ -103,11 +104,13 @@ def run(
             loaded or cannot do what is asked of it, or a stage failed.
     """
     config = freeze(config)
-    every = stages_of(config) if stages is None else stages
-    stages = up_to(config.until, every)
     started_s = time.monotonic()
     progress = progress or Progress()
     files, templates = ready(config), load_prompts(config.templates)
+    if opener is None:
+        config = fetched(config)
+    every = stages_of(config) if stages is None else stages
+    stages = up_to(config.until, every)
     with _terminable(), RunContext(config, files.constitution, templates, progress, opener) as run_context:
         check_budgets(run_context)
         if differing := former.changes(config):
@@ -127,8 +130,9 @@ def run(
             store.keep_only({stage.name: number for number, stage in enumerate(every)})
             atomic_write(store.folder / USED, as_yaml(constitution).encode())
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
-            for line in ways_of_answering(run_context):
-                progress.say(line)
+            for line in (*ways_of_answering(run_context), sampling_in_words(config)):
+                if line:
+                    progress.say(line)
             if warning := _cost_of_many_principles(config, constitution):
                 progress.say(warning)
             calls = Calls.sum([runner.step(store, number, stage) for number, stage in enumerate(stages)])
@@ -138,6 +142,36 @@ def run(
             asked = f"{calls.asked} model calls asked, {calls.reused} reused from the journal{calls.tokens_in_words()}"
             progress.say(f"run {config.name} is {done}: {asked}")
     return RunStore.load(config.run_folder)
+
+
+def fetched(config: RunConfig) -> RunConfig:
+    """The configuration with the sampling that models recommend, once those that are on the hub are here."""
+    generator = role_settings(config.generator, config.model)
+    for settings in (config.model, generator):
+        path, revision = getattr(settings, "path", None), getattr(settings, "revision", None)
+        if path is not None and recommended(path, revision) is None:
+            model_folder(path, revision)
+    return with_recommended(config)
+
+
+def sampling_in_words(config: RunConfig) -> str:
+    """How replies are sampled where the models recommend it and nobody said another; empty where all is at 1."""
+    usual = recommended(config.model.path, config.model.revision)
+    if usual in (None, Recommended()):
+        return ""
+    drafts, pairs, replies = config.critique_revise, config.sample_pairs, config.evaluate
+    said = {
+        "critique_revise": Sampling.of(drafts.temperature, drafts.top_p, 1),
+        "sample_pairs": Sampling.of(pairs.temperature, pairs.top_p, 1),
+        "evaluate": Sampling.of(replies.temperature, replies.top_p, 1),
+    }
+    taken = [name for name, sampling in said.items() if (sampling.temperature, sampling.top_p) == usual]
+    if not taken:
+        return ""
+    return (
+        f"sampling: temperature {usual.temperature:g} and top_p {usual.top_p:g}, as the model's generation_config.json "
+        f"recommends, in {', '.join(taken)}; {taken[0]}.temperature=… sets another"
+    )
 
 
 def ways_of_answering(run_context: RunContext) -> Iterator[str]:

@@ -16,7 +16,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER
 from constitutional.constitution.constitution import Text
 from constitutional.data.comparisons import PAIRS
-from constitutional.engines.settings import Budget, LocalSettings, ModelSettings, RoleSettings
+from constitutional.engines.settings import Budget, HttpSettings, LocalSettings, ModelSettings, RoleSettings
 from constitutional.judging.labelling import Weight
 from constitutional.runs.outputs import SHARED
 from constitutional.stages import (
@@ -168,6 +168,13 @@ class RunConfig(Frozen):
                 f"label.clamp keeps every probability from {low:g} to {high:g}, and mix.margin={margin:g} leaves out "
                 f"what is less than {margin:g} from 0.5: no label could become a preference; type mix.margin=0"
             )
+        judges = {LABELER: self.labeler, **{f"panel.{name}": judge for name, judge in self.panel.items()}}
+        for role, judge in judges.items():
+            if self.label.method == "contrast" and isinstance(judge, HttpSettings) and judge.endpoint == "chat":
+                raise ValueError(
+                    f"label.method=contrast asks how likely whole responses are, which {role}.endpoint=chat does not "
+                    f"tell; type label.method=rationale, or {role}.endpoint=completions {role}.tokenizer=FOLDER"
+                )
         if self.journal_file.is_dir():
             raise ValueError(f"journal.path={self.journal_file} is a folder; type journal.path=FILE")
         return self

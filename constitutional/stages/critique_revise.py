@@ -8,16 +8,18 @@ there are unused ones; principles have weights; and a response in which the crit
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
 from constitutional.base.errors import InputError, RunError, expect_all
 from constitutional.base.frozen import Frozen
 from constitutional.base.jsonl import read_jsonl
+from constitutional.base.progress import counted
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.templates import Prompts, load_prompts
+from constitutional.base.text import whole_sentences
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import message_of
 from constitutional.engines.base import Completion, Engine, Request, Sampling
@@ -25,6 +27,9 @@ from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging.critiques import FOLLOWS_PATTERN, checked_pattern, concludes
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CritiqueReviseSummary
+
+Part = Literal["draft", "critique", "revision"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
 
 class Settings(Frozen):
@@ -42,20 +47,33 @@ class Settings(Frozen):
     """How many of the principle's own examples go before the conversation, criticised and revised."""
     few_shot_file: Path | None = None
     """JSON lines, each `{"messages": [{"role": …, "content": …}, …]}`, that go before every conversation."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Temperature at which drafts, critiques and revisions are sampled; 0 means greedy decoding."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Tokens are drawn from the most likely ones that together have this probability."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Temperature at which drafts, critiques and revisions are sampled; 0 means greedy decoding. In a run, null takes
+    what the drafting model's generation_config.json recommends; where it recommends nothing, and elsewhere, 1."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Tokens are drawn from the most likely ones that together have this probability; null as for the temperature."""
     draft_max_tokens: int = Field(default=256, ge=1)
-    """Length in tokens at which a draft is cut off, and its item left out."""
+    """Length in tokens at which a draft is cut off."""
     critique_max_tokens: int = Field(default=256, ge=1)
     """The same for a critique."""
     revision_max_tokens: int = Field(default=256, ge=1)
     """The same for a revision."""
+    cut_off: Literal["leave_out", "shorten"] = "leave_out"
+    """What becomes of a reply that was cut off: its item is left out, or the reply ends with its last whole sentence,
+    which suits models that go on without end."""
+
+    def limit(self, what: "Part") -> int:
+        """The length at which such a reply is cut off."""
+        limits: dict[Part, int] = {
+            "draft": self.draft_max_tokens,
+            "critique": self.critique_max_tokens,
+            "revision": self.revision_max_tokens,
+        }
+        return limits[what]
 
     def sampling(self, max_tokens: int) -> Sampling:
         """How a reply of at most so many tokens is drawn."""
-        return Sampling(self.temperature, self.top_p, max_tokens)
+        return Sampling.of(self.temperature, self.top_p, max_tokens)
 
 
 def critique_revise(
@@ -106,6 +124,12 @@ class Reviser:
         self.settings = settings
         self.seed = seed
         self.shots = read_shots(settings.few_shot_file) if settings.few_shot_file else ()
+        self.asked: Counter[Part] = Counter()
+        """Drafts, critiques and revisions that were asked for."""
+        self.cut_off: Counter[Part] = Counter()
+        """Those that reached their length."""
+        self.shortened: Counter[Part] = Counter()
+        """Of these, those that end with a whole sentence."""
 
     async def item(self, prompt: Prompt) -> Revision:
         """All that happens to a prompt; where a reply cannot be used, what there is until then."""
@@ -122,7 +146,9 @@ class Reviser:
         """A first answer, as a revision of no steps."""
         limit = self.settings.draft_max_tokens
         own_seed = _seed(self.settings, self.seed, prompt, "draft")
-        reply = await ask(self.drafter, Request(prompt.messages, self.settings.sampling(limit), own_seed))
+        reply = self._usable(
+            "draft", await ask(self.drafter, Request(prompt.messages, self.settings.sampling(limit), own_seed))
+        )
         return Revision(prompt=prompt, draft=reply.text, steps=(), problem=_problem("the draft", reply, limit))
 
     async def round(self, item: Revision, number: int, principle: Principle) -> tuple[Revision, bool]:
@@ -154,15 +180,24 @@ class Reviser:
         item: Revision,
         principle: Principle,
         number: int,
-        what: Literal["critique", "revision"],
+        what: Part,
         messages: tuple[Message, ...],
     ) -> tuple[str | None, str | None]:
         """The reply, None where there is none; and why it cannot be used, None if it can."""
-        limit = self.settings.critique_max_tokens if what == "critique" else self.settings.revision_max_tokens
+        limit = self.settings.limit(what)
         own_seed = _seed(self.settings, self.seed, item.prompt, number, what)
-        reply = await ask(self.critic, Request(messages, self.settings.sampling(limit), own_seed))
+        reply = self._usable(what, await ask(self.critic, Request(messages, self.settings.sampling(limit), own_seed)))
         problem = _problem(f"round {number}, principle '{principle.id}': the {what}", reply, limit)
         return None if reply.failed else reply.text, problem
+
+    def _usable(self, what: Part, reply: Completion) -> Completion:
+        """The reply, without the sentence in which it was cut off where replies are shortened."""
+        self.asked[what] += 1
+        self.cut_off[what] += reply.finish == "length"
+        if reply.finish == "length" and self.settings.cut_off == "shorten" and (whole := whole_sentences(reply.text)):
+            self.shortened[what] += 1
+            return reply._replace(text=whole, finish="stop")
+        return reply
 
     def _conversation(self, item: Revision, principle: Principle) -> tuple[Message, ...]:
         """The examples, the conversation and the response as it stands; a system message stays in front."""
@@ -268,18 +303,42 @@ def run(settings: Settings, context: StageContext) -> None:
         prompts=len(prompts),
         left_out=sum(revision.problem is not None for revision in revisions),
         cut_off_drafts=sum((revision.problem or "").startswith("the draft was cut off") for revision in revisions),
+        shortened=sum(reviser.shortened.values()),
         steps=len(steps),
         found_nothing=sum(step.found_nothing for step in steps),
         changed=sum(revision.final != revision.draft for revision in revisions),
     )
     context.summarise(summary)
-    limit = settings.draft_max_tokens
-    remedy = f"raise critique_revise.draft_max_tokens, which is {limit}"
-    if revisions and summary.cut_off_drafts == len(revisions):
-        raise RunError(f"All {len(revisions)} drafts were cut off at {limit} tokens, so none can be revised; {remedy}")
+    for line in _cut_off_lines(reviser):
+        context.warn(line)
     if revisions and summary.left_out == len(revisions):
-        ((worst, count),) = Counter(revision.problem for revision in revisions).most_common(1)
+        problems = Counter(revision.problem for revision in revisions)
+        ((worst, count),) = problems.most_common(1)
+        if lines := _cut_off_lines(reviser, least=0.0):
+            raise RunError(f"None of {len(revisions)} drafts can be used: {'; '.join(lines)}")
         where = context.output("revisions.jsonl")
         raise RunError(f"None of {len(revisions)} drafts can be used; for {count} of them {worst}. Look at {where}")
-    if 2 * summary.cut_off_drafts > len(revisions):
-        context.warn(f"{summary.cut_off_drafts} of {len(revisions)} drafts were cut off at {limit} tokens; {remedy}")
+
+
+OFTEN: Final = 0.25
+"""The share of replies that are cut off from which a run says so."""
+
+
+def _cut_off_lines(reviser: Reviser, least: float = OFTEN) -> list[str]:
+    """Which replies were often cut off, and what to type."""
+    lines = []
+    for part in PARTS:
+        cut_off, asked, limit = reviser.cut_off[part], reviser.asked[part], reviser.settings.limit(part)
+        if cut_off <= least * asked:
+            continue
+        remedy = f"critique_revise.{part}_max_tokens={2 * limit}"
+        if reviser.settings.cut_off == "shorten":
+            became = (
+                f"{reviser.shortened[part]} of these end with their last whole sentence; for longer ones type {remedy}"
+            )
+        else:
+            became = (
+                f"they are left out; type {remedy}, or critique_revise.cut_off=shorten to keep their whole sentences"
+            )
+        lines.append(f"{cut_off} of {counted(asked, part)} were cut off at {limit} tokens: {became}")
+    return lines

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Message, Prompt, Rollout, Sample
+from constitutional.base.refusals import REFUSAL_PHRASES, refuses
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import same_text, words
 from constitutional.data.evaluation import EvaluationSet, draw, load_sets
@@ -25,7 +26,7 @@ from constitutional.data.sources import HubName
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.engines.stories import ask, side_by_side
-from constitutional.judging.accuracy import PrincipleAccuracy, trusted_principles
+from constitutional.judging.accuracy import PrincipleAccuracy, sharpness_of, trusted_principles
 from constitutional.judging.choosing import principle_for
 from constitutional.judging.critiques import FOLLOWS_PATTERN, VIOLATES_PATTERN, checked_pattern, concludes
 from constitutional.judging.evaluation import Subject, steps
@@ -41,7 +42,6 @@ from constitutional.sandbox.detect import Detection, detect
 from constitutional.sandbox.prompts import SANDBOX, sandbox_prompt
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import EvaluateSummary
-from constitutional.training.rewards import REFUSAL_PHRASES, refuses
 
 if TYPE_CHECKING:
     from constitutional.constitution.constitution import Constitution, Principle
@@ -56,9 +56,12 @@ class Settings(Frozen):
 
     prompts: int = Field(default=300, ge=2)
     """Most held-out prompts; every model answers a prompt once."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Temperature at which replies are sampled; 0 means greedy decoding. At 1 the measures are of what the model does,
-    not of its likeliest reply."""
+    temperature: float | None = Field(default=None, ge=0)
+    """Temperature at which replies are sampled; 0 means greedy decoding, and measures of the likeliest reply alone. In
+    a run, null takes what the generation_config.json of the model that is trained recommends; where it recommends
+    nothing, and elsewhere, 1."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Tokens are drawn from the most likely ones that together have this probability; null as for the temperature."""
     max_tokens: int = Field(default=256, ge=1)
     """Length in tokens at which a reply is cut off."""
     judged: int = Field(default=60, ge=0)
@@ -113,9 +116,9 @@ def held_out(prompts: Iterable[Prompt], at_most: int, seed: int) -> list[Prompt]
 
 async def reply(prompt: Prompt, engine: Engine, settings: Settings, seed: int) -> Completion:
     """A model's reply to a prompt."""
-    sampling = Sampling(temperature=settings.temperature, max_tokens=settings.max_tokens)
+    sampling = Sampling.of(settings.temperature, settings.top_p, settings.max_tokens)
     # A greedy reply is the same whatever the seed, and is found again in the journal by any.
-    own_seed = _digest(seed, prompt.id, "reply") if settings.temperature else 0
+    own_seed = _digest(seed, prompt.id, "reply") if sampling.temperature else 0
     return await ask(engine, Request(prompt.messages, sampling, own_seed))
 
 
@@ -394,7 +397,8 @@ def _judged(
     """What needs a model's judgement, and is asked for."""
     settings = inputs.evaluate
     if settings.judged:
-        labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
+        sharpness = sharpness_of(context.read("labeler_accuracy", PrincipleAccuracy))
+        labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed, sharpness=sharpness)
 
         def judge(comparisons: Sequence[Comparison]) -> list[Judgement]:
             tasks = [task for row in comparisons for task in judgement_tasks(row, inputs.label, trusted, context.seed)]

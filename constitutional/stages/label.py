@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from constitutional.base.progress import counted
 from constitutional.base.records import LABELER, Comparison, Judgement, Revision
-from constitutional.judging.accuracy import PrincipleAccuracy, called, labelled_by, position_bias, untrusted
+from constitutional.judging.accuracy import (
+    PrincipleAccuracy,
+    called,
+    labelled_by,
+    position_bias,
+    sharpness_of,
+    untrusted,
+)
 from constitutional.judging.agreement import disagreement
 from constitutional.judging.choosing import violated_in_drafts
 from constitutional.judging.labeler import TOO_LONG, Labeler
@@ -35,7 +42,9 @@ def judges_of(settings: Settings, context: StageContext, accuracies: Sequence[Pr
     principles = [principle.id for principle in context.constitution.principles]
     return [
         Judge(
-            Labeler(context.engine(role), context.prompts, settings, context.seed, name),
+            Labeler(
+                context.engine(role), context.prompts, settings, context.seed, name, sharpness_of(accuracies, name)
+            ),
             settings.weights.get(name, 1.0),
             [principle for principle in principles if principle not in untrusted(accuracies, name)],
         )

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from constitutional.base.frozen import Frozen
+from constitutional.base.shipped import shipped
+from constitutional.constitution.constitution import Text
 from constitutional.data.prompts import PromptSet, load_prompt_set
 from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.sandbox.prompts import sandbox_prompt_set
@@ -28,11 +30,15 @@ class FilePrompts(Frozen):
 
     kind: Literal["file"] = "file"
     path: Path | None
-    """A file of prompts; `constitutional data FILE` says how it is read. Several are named in `prompts.files`."""
+    """A file of prompts; `constitutional data FILE` says how it is read. Several are named in `prompts.files`. Or
+    `everyday`, 200 prompts that are shipped."""
     files: Annotated[tuple[DataFile, ...], BeforeValidator(as_files)] = ()
     """Files in place of `path`: a list of names, or of {path: …, weight: …, columns: {…}}; also hf://… on the hub."""
-    held_out: Annotated[int, Field(ge=0)] = 200
-    """Number of prompts to set aside for evaluation at least, those included whose row says "split": "held_out"."""
+    held_out: Annotated[int | None, Field(ge=0)] = None
+    """Number of prompts to set aside for evaluation at least, those included whose row says "split": "held_out". null
+    sets three tenths aside, 2 at least and 200 at most."""
+    system: Text | None = None
+    """A system message that is put before every prompt without one, such as "Answer in at most three sentences."."""
     held_out_share: float | None = Field(default=None, ge=0, lt=1)
     """Share of the prompts to set aside instead of a number, 0 to 1. Whether a prompt is set aside depends on it and on
     the seed alone, and stays so when files grow."""
@@ -41,6 +47,14 @@ class FilePrompts(Frozen):
     @classmethod
     def _without_path(cls, values: object) -> object:
         return {"path": None, **values} if isinstance(values, dict) and values.get("files") else values
+
+    @field_validator("path")
+    @classmethod
+    def _shipped(cls, path: Path | None) -> Path | None:
+        if path is None or path.name != str(path) or path.exists():
+            return path
+        ours = shipped("prompt_sets") / f"{path}.txt"
+        return ours if ours.is_file() else path
 
     @model_validator(mode="after")
     def _names_files(self) -> Self:
@@ -62,7 +76,9 @@ def prompts_of(settings: Settings, seed: int) -> PromptSet:
     """The prompts that the settings name."""
     if isinstance(settings, SandboxPrompts):
         return PromptSet(sandbox_prompt_set(settings.train, settings.held_out, seed), [], [])
-    return load_prompt_set(settings.sources, held_out=settings.held_out, seed=seed, share=settings.held_out_share)
+    return load_prompt_set(
+        settings.sources, held_out=settings.held_out, seed=seed, share=settings.held_out_share, system=settings.system
+    )
 
 
 def run(settings: Settings, context: StageContext) -> None:

@@ -6,17 +6,21 @@ was cut off is left out, because a reward model cannot see that its end is missi
 """
 
 from itertools import combinations
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from pydantic import Field
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Prompt
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.text import whole_sentences
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.engines.stories import ask_all, side_by_side
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SamplePairsSummary
+
+OFTEN: Final = 0.25
+"""The share of responses that are cut off from which a run says so."""
 
 
 class Settings(Frozen):
@@ -26,12 +30,15 @@ class Settings(Frozen):
     """Responses drawn for each prompt."""
     pairs_per_prompt: int | None = Field(default=None, ge=1)
     """How many pairs of them are kept, drawn at random; null keeps all."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Greedy responses would all be the same, so it cannot be 0."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Tokens are drawn from the most likely ones that together have this probability."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Greedy responses would all be the same, so it cannot be 0. In a run, null takes what the generation_config.json
+    of the model that is trained recommends; where it recommends nothing, and elsewhere, 1."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Tokens are drawn from the most likely ones that together have this probability; null as for the temperature."""
     max_tokens: int = Field(default=256, ge=1)
-    """Length in tokens at which a response is cut off, and left out."""
+    """Length in tokens at which a response is cut off."""
+    cut_off: Literal["leave_out", "shorten"] = "leave_out"
+    """What becomes of a response that was cut off: it is left out, or ends with its last whole sentence."""
 
 
 class Samples(NamedTuple):
@@ -46,29 +53,34 @@ class Samples(NamedTuple):
     """Responses that were left out because they say nothing."""
     cut_off: int
     """Responses that were left out because they reached `max_tokens`."""
+    shortened: int
+    """Responses that reached it, and end with their last whole sentence."""
     repeated: int
     """Responses that were left out because another one says the same."""
 
 
 async def sample(prompt: Prompt, engine: Engine, settings: Settings, seed: int) -> Samples:
     """The responses to a prompt, without those that cannot be compared."""
-    sampling = Sampling(settings.temperature, settings.top_p, settings.max_tokens)
+    sampling = Sampling.of(settings.temperature, settings.top_p, settings.max_tokens)
     # A seed of the response's own, so that other prompts may come and go.
     seeds = [seed_of(seed, "sample_pairs", prompt.id, index) for index in range(settings.samples)]
     replies = await ask_all(engine, [Request(prompt.messages, sampling, own) for own in seeds])
     answered = [reply for reply in replies if not reply.failed]
     whole = [reply.text for reply in answered if reply.finish != "length"]
     saying = [text for text in whole if text.strip()]
+    cut_off = [reply.text for reply in answered if reply.finish == "length"]
+    shortened = list(filter(None, map(whole_sentences, cut_off))) if settings.cut_off == "shorten" else []
     texts: dict[str, str] = {}
-    for text in saying:
+    for text in (*saying, *shortened):
         texts.setdefault(text.strip(), text)
     return Samples(
         prompt,
         tuple(texts.values()),
         failed=len(replies) - len(answered),
         empty=len(whole) - len(saying),
-        cut_off=len(answered) - len(whole),
-        repeated=len(saying) - len(texts),
+        cut_off=len(cut_off) - len(shortened),
+        shortened=len(shortened),
+        repeated=len(saying) + len(shortened) - len(texts),
     )
 
 
@@ -91,6 +103,7 @@ def run(settings: Settings, context: StageContext) -> None:
     paired = [pairs(samples, engine.weights, settings, context.seed) for samples in drawn]
     context.write("comparisons", [comparison for made in paired for comparison in made])
     cut_off, asked = sum(samples.cut_off for samples in drawn), len(prompts) * settings.samples
+    shortened, repeated = (sum(getattr(samples, name) for samples in drawn) for name in ("shortened", "repeated"))
     context.summarise(
         SamplePairsSummary(
             prompts=len(prompts),
@@ -99,11 +112,24 @@ def run(settings: Settings, context: StageContext) -> None:
             failed_responses=sum(samples.failed for samples in drawn),
             empty_responses=sum(samples.empty for samples in drawn),
             cut_off_responses=cut_off,
-            repeated_responses=sum(samples.repeated for samples in drawn),
+            shortened_responses=shortened,
+            repeated_responses=repeated,
         )
     )
-    if cut_off > asked / 2:
+    remedy = f"type sample_pairs.max_tokens={2 * settings.max_tokens}"
+    if cut_off > OFTEN * asked:
         context.warn(
-            f"{cut_off} of {asked} responses were cut off at {settings.max_tokens} tokens and left out; raise "
-            "sample_pairs.max_tokens"
+            f"{cut_off} of {asked} responses were cut off at {settings.max_tokens} tokens and left out; {remedy}, or "
+            "sample_pairs.cut_off=shorten to keep their whole sentences"
+        )
+    if shortened > OFTEN * asked:
+        context.warn(
+            f"{shortened} of {asked} responses were cut off at {settings.max_tokens} tokens, and end with their last "
+            f"whole sentence; for longer ones {remedy}"
+        )
+    if repeated > asked / 2:
+        temperature = 1.0 if settings.temperature is None else settings.temperature
+        context.warn(
+            f"{repeated} of {asked} responses say what another one to the same prompt says, so that nothing is to be "
+            f"compared; raise sample_pairs.temperature, which is {temperature:g}"
         )

@@ -54,7 +54,9 @@ class CritiqueReviseSummary(Summary):
     left_out: int
     """Drafts that training cannot use, because a reply was empty, cut off or too long to ask for."""
     cut_off_drafts: int
-    """Drafts that reached `draft_max_tokens`."""
+    """Drafts that reached `draft_max_tokens`, and are left out."""
+    shortened: int = 0
+    """Replies that were cut off, and end with their last whole sentence."""
     steps: int
     """Rounds of critique and revision, over all drafts."""
     found_nothing: int
@@ -93,6 +95,8 @@ class SamplePairsSummary(Summary):
     """Responses that the model could not give, such as to a conversation that its chat template refuses."""
     empty_responses: int
     cut_off_responses: int
+    shortened_responses: int = 0
+    """Responses that were cut off, and end with their last whole sentence."""
     repeated_responses: int
 
 

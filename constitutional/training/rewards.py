@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import TECHNICAL
 from constitutional.base.records import Message
-from constitutional.base.text import canonical, count_questions, first_words, words
+from constitutional.base.refusals import REFUSAL_PHRASES, refuses
+from constitutional.base.text import count_questions, words
 from constitutional.base.user_function import resolved
 from constitutional.training.user_reward import load_reward
 
@@ -26,27 +27,6 @@ Turns = Sequence[Mapping[str, str]]
 """A conversation as chat templates take it."""
 RewardFunction = Callable[..., Sequence[float | None]]
 """Or an `async def` that gives the same."""
-
-REFUSAL_PHRASES = (
-    "i can't help",
-    "i can't assist",
-    "i can't provide",
-    "i cannot",
-    "i can not",
-    "i will not",
-    "i won't",
-    "i am unable to",
-    "i'm unable to",
-    "i am not able to",
-    "i'm not able to",
-    "i must decline",
-    "i have to decline",
-    "i'm sorry, but",
-    "i am sorry, but",
-)
-
-
-_APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u2032\u00b4`", "'"))
 
 
 class Reward(NamedTuple):
@@ -257,17 +237,6 @@ def _of_text(rule: Callable[[str], float]) -> RewardFunction:
         return [float(rule(reply_text(completion))) for completion in completions]
 
     return count
-
-
-def refuses(text: str, phrases: Iterable[str]) -> bool:
-    """Whether one of the phrases is among a text's first 40 words, whatever its case: a rough rule."""
-    beginning = _plain(first_words(text, 40))
-    return any(_plain(phrase) in beginning for phrase in phrases)
-
-
-def _plain(text: str) -> str:
-    """A text in lower case, with one kind of space and of apostrophe."""
-    return canonical(text).casefold().translate(_APOSTROPHES)
 
 
 def cut_off(ends: Iterable[int], penalty: float) -> Reward:

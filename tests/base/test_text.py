@@ -12,6 +12,7 @@ from constitutional.base.text import (
     same_text,
     sentences,
     table,
+    whole_sentences,
     words,
 )
 
@@ -168,3 +169,20 @@ def test_a_terminal_has_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_has_no_control_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert table([("[bold]a[/]", "1 of 2", "https://x.y 'z' :smile:")]) == "[bold]a[/]  1 of 2  https://x.y 'z' :smile:"
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ("Mix flour and water. Knead the do", "Mix flour and water."),
+        ("It ends here.", "It ends here."),
+        ('He said "No!" and le', 'He said "No!"'),
+        ("You need:\n1. Flour\n2. Wat", "You need:\n1. Flour"),
+        ("You need:\n- Flour.\n- ", "You need:\n- Flour."),
+        ("水を入れる。そして粉", "水を入れる。"),
+        ("no end to this", ""),
+        ("", ""),
+    ],
+)
+def test_a_text_that_was_cut_off_keeps_its_whole_sentences(cut: str, kept: str) -> None:
+    assert whole_sentences(cut) == kept

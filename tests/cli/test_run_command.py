@@ -204,7 +204,7 @@ def test_config_shows_what_is_still_to_be_given(capsys: pytest.CaptureFixture[st
     assert streams.err.startswith("constitutional: prompts.path has no value yet; type prompts.path=FILE. ")
     printed = yaml.safe_load(streams.out)
     assert printed["prompts"]["path"] == "???"
-    assert printed["prompts"]["held_out"] == 200
+    assert printed["prompts"]["held_out"] is None
     assert printed["seed"] == 5
     assert list(printed) == list(RunConfig.model_fields)
 
@@ -328,7 +328,7 @@ def test_letters_of_any_script_stay_in_a_name(runs: Runs, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("key", "shown"),
     [
-        ("label.method", ["label.method=rationale", "logprobs, rationale, score or votes", "Probabilities of"]),
+        ("label.method", ["label.method=rationale", "logprobs, rationale, contrast, score or votes", "Probabilities of"]),
         ("seed", ["seed=0", "at least 0 and at most 4294967295"]),
         (
             "algorithm",

@@ -152,7 +152,7 @@ def test_every_shipped_constitution_loads_and_says_what_it_is_for(name: str) -> 
     assert all(example.better != example.worse for principle in ours.principles for example in principle.examples)
 
 
-REAL = {"harmlessness": 16, "helpful_honest_harmless": 12, "character": 10}
+REAL = {"harmlessness": 16, "helpful_honest_harmless": 12, "character": 10, "plain_and_careful": 5}
 """The shipped constitutions for real models, and how many principles each has."""
 
 
@@ -165,7 +165,8 @@ def test_every_shipped_principle_has_four_examples_or_more(name: str) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_a_labeler_that_takes_the_longer_response_is_near_chance_on_the_real_ones(name: str) -> None:
-    principles = load_constitution(name).principles
+    # What a rule counts needs no labeler.
+    principles = [principle for principle in load_constitution(name).principles if principle.measure is None]
     longer = [len(example.better) > len(example.worse) for principle in principles for example in principle.examples]
     assert 0.4 <= sum(longer) / len(longer) <= 0.6
     for principle in principles:

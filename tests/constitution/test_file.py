@@ -74,8 +74,8 @@ def test_a_byte_order_mark_and_windows_line_ends_do_not_matter(tmp_path: Path) -
 LONG = "text of at most 20,000 characters, not of 20,001"
 ID = "'id' must be letters, digits, '_' and '-' (at most 64, a letter first)"
 KEYS = (
-    "known: id, text, critique, revision, comparison, weight, uses, tags, examples, as_written, why, overrides, "
-    "source, given"
+    "known: id, text, critique, revision, comparison, weight, uses, tags, examples, as_written, why, "
+    "opposite, measure, overrides, source, given"
 )
 
 

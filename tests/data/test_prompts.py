@@ -8,9 +8,11 @@ import pytest
 
 from constitutional.base.errors import InputError
 from constitutional.base.records import Message, Prompt
+from constitutional.base.shipped import shipped
 from constitutional.cli.main import main
 from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set
 from constitutional.data.sources import DataFile
+from constitutional.stages.prompts import FilePrompts
 
 
 def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Path:
@@ -381,3 +383,27 @@ def test_the_command_reads_prompts_and_writes_them_as_our_own(
     error = capsys.readouterr().err
     assert "mine.jsonl:1: " in error
     assert "role 'bot'; expected" in error
+
+
+@pytest.mark.parametrize(("prompts", "set_aside"), [(3, 2), (8, 2), (10, 3), (200, 60), (700, 200)])
+def test_three_tenths_are_set_aside_where_nobody_says_how_many(tmp_path: Path, prompts: int, set_aside: int) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("".join(f"Question {number}?\n" for number in range(prompts)))
+    read = load_prompt_set(path, held_out=None, seed=0).prompts
+    assert sum(prompt.split == "held_out" for prompt in read) == set_aside
+
+
+def test_a_system_message_is_put_before_prompts_that_have_none(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    own = {"messages": [{"role": "system", "content": "Be odd."}, {"role": "user", "content": "Two?"}]}
+    path.write_text(f'{{"prompt": "One?"}}\n{json.dumps(own)}\n')
+    one, two = load_prompt_set(path, held_out=0, seed=0, system="Be brief.").prompts
+    assert [(turn.role, turn.content) for turn in one.messages] == [("system", "Be brief."), ("user", "One?")]
+    assert [turn.content for turn in two.messages] == ["Be odd.", "Two?"]
+
+
+def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
+    prompts = load_prompt_set(shipped("prompt_sets") / "everyday.txt", held_out=None, seed=0)
+    assert (len(prompts.prompts), prompts.repeated) == (200, [])
+    assert FilePrompts(path=Path("everyday")).path == shipped("prompt_sets") / "everyday.txt"
+    assert FilePrompts(path=Path("mine.txt")).path == Path("mine.txt")

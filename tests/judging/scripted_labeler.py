@@ -54,6 +54,8 @@ def likes_longer(request: Request) -> Completion | str:
         return chances(*(0.91 if score == (9 if length > 10 else 2) else 0.01 for score in range(1, 11)))
     if not request.choices and request.messages[-1].content.startswith("Rate"):
         return "It has some length. Score: 5"
+    if request.choices not in ((), (" A", " B")):  # whole responses, which are as likely as they are long
+        return Completion("", "choices", tuple(len(text) * len(request.messages) for text in request.choices))
     a, b = shown(request)
     if request.choices:
         return chances(0.8, 0.2) if len(a) > len(b) else chances(0.2, 0.8)

@@ -222,3 +222,14 @@ def test_position_bias_is_the_share_of_readings_for_the_first() -> None:
     assert position_bias(judged(likes_longer, LabelSettings(method="logprobs"))) == 0.5
     assert position_bias(judged(likes_longer, LabelSettings(method="score"))) is None
     assert position_bias([judgement(0.5), judgement(None)]) is None
+
+
+def test_a_labeler_that_fails_is_told_with_the_method_to_try() -> None:
+    with pytest.raises(RunError, match=r"Type label\.method=contrast, which needs no verdict"):
+        check_canaries(constitution(LONGER), ScriptedEngine(lambda _: "Hm."), TEMPLATES, LabelSettings())
+
+    def contrary(request: Request) -> Completion:
+        return Completion("", "choices", tuple(-float(len(text) * len(request.messages)) for text in request.choices))
+
+    with pytest.raises(RunError, match=r"Write `measure:` under principles"):
+        check_canaries(constitution(LONGER), ScriptedEngine(contrary), TEMPLATES, LabelSettings(method="contrast"))

@@ -13,6 +13,7 @@ from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.settings import LocalSettings, ScriptedSettings, role_settings
 from constitutional.runs.compose import compose, dump, freeze, load, sweep
+from constitutional.runs.runner import sampling_in_words
 from constitutional.runs.settings import GROUPS, ConstitutionSettings, RunConfig
 from constitutional.runs.sweeps import jobs_of
 from constitutional.stages import dpo, label, ppo, reward
@@ -51,6 +52,8 @@ def test_every_preset_composes_and_says_what_its_file_says() -> None:
         for group, name in options:
             said = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
             said.pop("defaults", None)
+            if group == "prompts" and "path" in said:  # a shipped set becomes its file
+                said["path"] = str(shipped("prompt_sets") / f"{said['path']}.txt")
             found = getattr(config, {"engine": "labeler"}.get(group, group)).model_dump(mode="json")
             for key, value in said.items():
                 if isinstance(value, dict):
@@ -59,9 +62,15 @@ def test_every_preset_composes_and_says_what_its_file_says() -> None:
                     assert found[key] == value
 
 
-@pytest.mark.parametrize("experiment", ["sandbox", "bai2022", "lee2023"])
+@pytest.mark.parametrize("experiment", ["sandbox", "bai2022", "lee2023", "real", "smollm2"])
 def test_every_experiment_composes_and_names_a_constitution_that_is_there(experiment: str) -> None:
-    assert {path.stem for path in (CONF / "experiment").iterdir()} == {"sandbox", "bai2022", "lee2023"}
+    assert {path.stem for path in (CONF / "experiment").iterdir()} == {
+        "sandbox",
+        "bai2022",
+        "lee2023",
+        "real",
+        "smollm2",
+    }
     config = composed(f"experiment={experiment}")
     assert load_constitution(config.constitution.file).principles
     if experiment != "sandbox":
@@ -323,3 +332,65 @@ def test_a_mistake_in_the_panel_says_what_to_type(overrides: list[str], words: l
         compose(overrides)
     message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
     assert all(word in message for word in words), message
+
+
+def test_another_model_takes_what_suits_a_real_one_unless_an_experiment_is_named() -> None:
+    for word in ("model.path=somewhere/else", "model=qwen3_4b"):
+        config = composed(word)
+        assert (config.label.method, config.constitution.file) == ("contrast", "plain_and_careful")
+        assert config.sft.lora is not None
+        assert isinstance(config.prompts, FilePrompts)
+    for words in (["model.path=sandbox"], ["model=sandbox"], ["model.path=somewhere/else", "experiment=sandbox"]):
+        assert composed(*words).constitution.file == "sandbox_careful"
+    own = composed("model.path=somewhere/else", "prompts.path=mine.txt", "label=votes")
+    assert isinstance(own.prompts, FilePrompts)
+    assert (own.prompts.path, own.label.method) == (Path("mine.txt"), "votes")
+
+
+def model_with(folder: Path, generation: dict[str, object] | str) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    text = generation if isinstance(generation, str) else json.dumps(generation)
+    (folder / "generation_config.json").write_text(text)
+    return folder
+
+
+def test_what_nobody_says_of_sampling_is_as_the_model_recommends(tmp_path: Path) -> None:
+    model = model_with(tmp_path / "m", {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "top_k": 20})
+    drafting = model_with(tmp_path / "d", {"do_sample": True, "temperature": 0.6})
+    words = [f"model.path={model}", f"generator.path={drafting}", "sample_pairs.temperature=0.8"]
+    config = freeze(composed(*words))
+    assert (config.critique_revise.temperature, config.critique_revise.top_p) == (0.6, None)
+    assert (config.sample_pairs.temperature, config.sample_pairs.top_p) == (0.8, 0.9)
+    assert (config.evaluate.temperature, config.evaluate.top_p) == (0.2, 0.9)
+    assert freeze(config) == config
+    served = freeze(composed(f"model.path={model}", "generator=http", "generator.url=http://h/v1", "generator.model=m"))
+    assert (served.critique_revise.temperature, served.evaluate.temperature) == (None, 0.2)
+
+
+def test_the_run_says_how_replies_are_sampled_where_the_model_recommends_it(tmp_path: Path) -> None:
+    model = model_with(tmp_path / "m", {"do_sample": True, "temperature": 0.2})
+    config = freeze(composed(f"model.path={model}", "evaluate.temperature=0.5"))
+    said = sampling_in_words(config)
+    assert "temperature 0.2 and top_p 1" in said
+    assert "recommends, in critique_revise, sample_pairs; critique_revise.temperature=… sets another" in said
+    assert sampling_in_words(freeze(compose())) == ""
+
+
+def test_a_chat_server_does_not_tell_how_likely_whole_responses_are() -> None:
+    words = ["labeler=http", "labeler.url=http://h/v1", "labeler.model=m", "label=contrast"]
+    with pytest.raises(ConfigurationError, match=r"label\.method=rationale, or labeler\.endpoint=completions"):
+        compose(words)
+    assert compose([*words, "labeler.endpoint=completions", "labeler.tokenizer=here"]).label.method == "contrast"
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [{"temperature": 0.2}, {"do_sample": True, "temperature": 0}, {"do_sample": True, "top_p": 2}, "[1]", "no JSON"],
+)
+def test_a_model_that_does_not_say_how_it_is_sampled_changes_nothing(
+    tmp_path: Path, generation: dict[str, object] | str
+) -> None:
+    config = freeze(composed(f"model.path={model_with(tmp_path / 'm', generation)}"))
+    assert (config.evaluate.temperature, config.evaluate.top_p) == (None, None)
+    assert freeze(compose()).evaluate.temperature is None  # the sandbox's says 1, which is what null stands for

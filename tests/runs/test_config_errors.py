@@ -41,7 +41,7 @@ WRONG = {
     "sft.lora=8": ("sft.lora", "8", "settings by name"),
     "sft.lora.rank=0": ("sft.lora.rank", "0", "1"),
     "algorithm.lora={rank: true}": ("algorithm.lora.rank", "true", "number"),
-    "label.method=vote": ("label.method", '"vote"', "'logprobs', 'rationale', 'score' or 'votes'"),
+    "label.method=vote": ("label.method", '"vote"', "'logprobs', 'rationale', 'contrast', 'score' or 'votes'"),
     "label.clamp=[0.4]": ("label.clamp", "[0.4]", "short"),
     "label.clamp=[0.2,0.8,0.9]": ("label.clamp", "[0.2, 0.8, 0.9]", "at most 2"),
     "label.clamp=low": ("label.clamp", '"low"', "list"),
@@ -277,7 +277,7 @@ def test_a_setting_of_another_option_names_both_options(overrides: list[str], na
 @pytest.mark.parametrize(
     ("override", "named"),
     [
-        ("label=nope", "'nope'.*bai2022, bai2022_cot, direct_rlaif, lee2023, votes"),
+        ("label=nope", "'nope'.*bai2022, bai2022_cot, contrast, direct_rlaif, lee2023, votes"),
         ("label=vote", "did you mean votes"),
         ("constitution=mine.yaml", "constitution.file=mine.yaml"),
         ("model=./folder", "model.path=./folder"),

@@ -537,31 +537,54 @@ def test_the_stage_says_how_many_drafts_were_cut_off_changed_or_left_out(tmp_pat
 
 def test_where_all_drafts_are_cut_off_the_run_ends_at_once_and_names_the_setting(tmp_path: Path) -> None:
     context = stage_with(tmp_path, cutting(*"123"), *map(prompt, "123"))
-    with pytest.raises(RunError, match=r"All 3 drafts .* 17 tokens.*critique_revise\.draft_max_tokens, which is 17"):
+    with pytest.raises(
+        RunError,
+        match=r"None of 3 .*3 of 3 drafts were cut off at 17 tokens.*draft_max_tokens=34, or critique_revise\.cut",
+    ):
         run(Settings(draft_max_tokens=17), context)
     assert len(context.rows["revisions"]) == 3  # kept, to be looked at
     assert context.engines["critic"].count == 0
 
 
-def test_where_more_than_half_of_the_drafts_are_cut_off_the_stage_warns(tmp_path: Path) -> None:
-    half = stage_with(tmp_path, cutting("1", "2"), *map(prompt, "1234"))
-    run(Settings(), half)
-    assert half.warnings == []
+def test_where_more_than_a_quarter_of_the_drafts_are_cut_off_the_stage_warns(tmp_path: Path) -> None:
+    quarter = stage_with(tmp_path, cutting("1"), *map(prompt, "1234"))
+    run(Settings(), quarter)
+    assert quarter.warnings == []
     most = stage_with(tmp_path, cutting("1", "2", "3"), *map(prompt, "1234"))
     run(Settings(draft_max_tokens=17), most)
     (warning,) = most.warnings
     assert "3 of 4 drafts" in warning
-    assert "critique_revise.draft_max_tokens, which is 17" in warning
+    assert "type critique_revise.draft_max_tokens=34, or critique_revise.cut_off=shorten" in warning
     assert most.summarised(CritiqueReviseSummary).cut_off_drafts == 3
 
 
 def test_where_no_draft_can_be_used_for_other_reasons_the_run_ends_with_the_most_common_one(tmp_path: Path) -> None:
-    context = stage_with(
-        tmp_path, lambda request: " " if request.messages[-1].content != "1" else cutting("1")(request)
-    )
-    context.rows["prompts"] = [*map(prompt, "123")]
-    with pytest.raises(RunError, match=r"None of 3 drafts .* for 2 of them the draft is empty.*revisions\.jsonl"):
+    context = stage_with(tmp_path, lambda request: "?" if request.messages[-1].content == "1" else " ")
+    context.rows["prompts"] = [*map(prompt, "23")]
+    with pytest.raises(RunError, match=r"None of 2 drafts .* for 2 of them the draft is empty.*revisions\.jsonl"):
         run(Settings(), context)
+
+
+def test_revisions_that_are_cut_off_are_said_with_their_own_setting(tmp_path: Path) -> None:
+    def rule(request: Request) -> Completion | str:
+        revised = request.sampling.max_tokens == 9
+        return Completion("First do this. Then do", "length") if revised else marks(request)
+
+    def context_of() -> OneStage:
+        context = stage_with(tmp_path, marks, *map(prompt, "12"))
+        context.engines["critic"] = ScriptedEngine(rule, "critic")
+        return context
+
+    settings = Settings(rounds=1, critique=False, revision_max_tokens=9)
+    with pytest.raises(RunError, match=r"2 of 2 revisions were cut off at 9 tokens.*revision_max_tokens=18"):
+        run(settings, context_of())
+    context = context_of()
+    run(settings.model_copy(update={"cut_off": "shorten"}), context)
+    revisions: list[Revision] = context.rows["revisions"]
+    assert [(revision.final, revision.problem) for revision in revisions] == [("First do this.", None)] * 2
+    assert context.summarised(CritiqueReviseSummary).shortened == 2
+    (warning,) = context.warnings
+    assert "2 of 2 revisions were cut off at 9 tokens: 2 of these end with their last whole sentence" in warning
 
 
 @pytest.mark.parametrize("critique", [True, False])

@@ -131,14 +131,32 @@ def test_the_stage_counts_what_it_leaves_out_and_leaves_held_out_prompts_alone()
     assert context.warnings == []
 
 
-def test_where_more_than_half_of_the_responses_are_cut_off_the_stage_warns() -> None:
+def test_where_more_than_a_quarter_of_the_responses_are_cut_off_the_stage_warns() -> None:
     def rule(request: Request) -> Completion | str:
         return Completion("cut o", "length") if request.messages[0].content in cut else by_seed(request)
 
-    cut = {"1", "2"}
-    assert stage_of(rule, *map(prompt, "1234")).warnings == []  # just half
+    cut = {"1"}
+    assert stage_of(rule, *map(prompt, "1234")).warnings == []  # just a quarter
     cut = {"1", "2", "3"}
     (warning,) = stage_of(rule, *map(prompt, "1234")).warnings
     assert "6 of 8" in warning
     assert "at 9 tokens" in warning
-    assert "sample_pairs.max_tokens" in warning
+    assert "sample_pairs.max_tokens=18, or sample_pairs.cut_off=shorten" in warning
+
+
+def test_responses_that_are_cut_off_may_end_with_a_whole_sentence() -> None:
+    rule = in_turn(Completion("Go left. Then tu", "length"), "Go right.", Completion("no sen", "length"))
+    context = OneStage(Path(), rows={"prompts": [prompt("1")]}, engines={"sft_model": ScriptedEngine(rule, "sl")})
+    run(Settings(samples=3, max_tokens=9, cut_off="shorten"), context)
+    (row,) = context.rows["comparisons"]
+    assert {row.a, row.b} == {"Go left.", "Go right."}
+    said = context.summarised(SamplePairsSummary)
+    assert (said.cut_off_responses, said.shortened_responses) == (1, 1)
+    assert len(context.warnings) == 2
+
+
+def test_where_most_responses_are_alike_the_stage_names_the_temperature() -> None:
+    context = stage_of(lambda _: "the same", *map(prompt, "12"), samples=3)
+    (warning,) = context.warnings
+    assert "4 of 6 responses say what another one" in warning
+    assert "sample_pairs.temperature, which is 1" in warning
