@@ -9,7 +9,7 @@ _PACKAGE: Final = Path(__file__).resolve().parent.parent
 MODEL_FOLDER: Final = _PACKAGE / "sandbox" / "model"
 """The sandbox's model."""
 
-Folder = Literal["conf", "constitutions", "prompt_sets", "prompts"]
+Folder = Literal["conf", "constitutions", "prompts"]
 
 
 def shipped(folder: Folder, package: Path = _PACKAGE) -> Path:

@@ -53,7 +53,7 @@ class FilePrompts(Frozen):
     def _shipped(cls, path: Path | None) -> Path | None:
         if path is None or path.name != str(path) or path.exists():
             return path
-        ours = shipped("prompt_sets") / f"{path}.txt"
+        ours = shipped("prompts") / "sets" / f"{path}.txt"
         return ours if ours.is_file() else path
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ def test_the_wheel_holds_every_file_that_users_edit(tmp_path: Path) -> None:
         model = [name for name in archive.namelist() if "/sandbox/model/" in name]
     ours = {
         f"constitutional/_data/{folder}/{path.relative_to(shipped(folder)).as_posix()}": path.read_bytes()
-        for folder in ("conf", "constitutions", "prompt_sets", "prompts")
+        for folder in ("conf", "constitutions", "prompts")
         for path in shipped(folder).rglob("*")
         if path.is_file()
     }

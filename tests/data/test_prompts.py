@@ -403,7 +403,7 @@ def test_a_system_message_is_put_before_prompts_that_have_none(tmp_path: Path) -
 
 
 def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
-    prompts = load_prompt_set(shipped("prompt_sets") / "everyday.txt", held_out=None, seed=0)
+    prompts = load_prompt_set(shipped("prompts") / "sets" / "everyday.txt", held_out=None, seed=0)
     assert (len(prompts.prompts), prompts.repeated) == (200, [])
-    assert FilePrompts(path=Path("everyday")).path == shipped("prompt_sets") / "everyday.txt"
+    assert FilePrompts(path=Path("everyday")).path == shipped("prompts") / "sets" / "everyday.txt"
     assert FilePrompts(path=Path("mine.txt")).path == Path("mine.txt")

@@ -53,7 +53,7 @@ def test_every_preset_composes_and_says_what_its_file_says() -> None:
             said = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
             said.pop("defaults", None)
             if group == "prompts" and "path" in said:  # a shipped set becomes its file
-                said["path"] = str(shipped("prompt_sets") / f"{said['path']}.txt")
+                said["path"] = str(shipped("prompts") / "sets" / f"{said['path']}.txt")
             found = getattr(config, {"engine": "labeler"}.get(group, group)).model_dump(mode="json")
             for key, value in said.items():
                 if isinstance(value, dict):
