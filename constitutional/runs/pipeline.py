@@ -68,7 +68,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     contrast = ("contrast.j2",) if config.label.method == "contrast" else ()
     more_words = ("constitution", *contrast) if contrast or config.label.few_shot else ()
     return (
-        Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run, version=2),
+        Stage("prompts", config.prompts, needs=(), makes=("prompts",), run=prompts.run, version=3),
         # Before anything else is asked or trained: what the labeler misjudges, training amplifies.
         Stage(
             "labeler_check",
