@@ -98,6 +98,7 @@ def overrides() -> list[list[str]]:
 
 def test_runs_of_a_real_model_have_no_sizes_of_the_sandbox() -> None:
     real = [words for words in overrides() if any(word.startswith(("experiment=", "model=")) for word in words)]
+    real.remove(["experiment=smollm2"])  # which is small, and runs on a CPU
     assert len(real) >= 2
     small = compose()
     for words in real:

@@ -123,7 +123,7 @@ def test_what_another_runs_configuration_names_is_used(tmp_path: Path) -> None:
     model = (store.folder / "03_sft" / "sft_model").resolve()
     go(configured(tmp_path, "until=sft", "seed=1"), World())  # links the run to others
     assert model.parent in {output.path for output in unused(tmp_path / "runs")}
-    words = configured(tmp_path, "name=second", "until=prompts", f"model.path={model}")
+    words = configured(tmp_path, "experiment=sandbox", "name=second", "until=prompts", f"model.path={model}")
     go(words, World())
     found = unused(tmp_path / "runs")
     assert model.parent not in {output.path for output in found}

@@ -663,7 +663,7 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_asked_of_i
     template = model / "chat_template.jinja"
     template.write_text(template.read_text().replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}"))
     with pytest.raises(ModelError, match=r"model: cannot be trained as it is: .*begins with two '<\|begin\|>'"):
-        run(configured(tmp_path, f"model.path={model}"))
+        run(configured(tmp_path, "experiment=sandbox", f"model.path={model}"))
     assert not (tmp_path / "runs").exists()
 
 
@@ -757,7 +757,7 @@ def test_without_the_device_it_was_made_on_and_with_stray_files_nothing_is_made_
     constitution(tmp_path)
     model = tmp_path / "model"
     shutil.copytree(MODEL_FOLDER, model)
-    config = configured(tmp_path, f"model.path={model}", "critique_revise.rounds=0", "until=sft")
+    config = configured(tmp_path, "experiment=sandbox", f"model.path={model}", "critique_revise.rounds=0", "until=sft")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     shortened = stages(config)
     shortened[1] = replace(shortened[1], run=lambda _, context: checked(context))
