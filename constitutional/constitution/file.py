@@ -29,10 +29,11 @@ from constitutional.constitution.constitution import (
     nearest,
 )
 from constitutional.constitution.families import EXPECTED, is_ours, of_node, table_of
-from constitutional.constitution.foreign import Entry, Foreign
+from constitutional.constitution.foreign import Foreign
 from constitutional.constitution.json_nodes import read_json
 from constitutional.constitution.markdown import Prose, ProseBlock, read_markdown
 from constitutional.constitution.model_spec import is_model_spec, read_model_spec
+from constitutional.constitution.plain_text import is_prose, read_list
 from constitutional.constitution.principle_file import (
     MARKDOWN_ENDINGS,
     YAML_ENDINGS,
@@ -42,14 +43,13 @@ from constitutional.constitution.principle_file import (
     unpacked,
 )
 from constitutional.constitution.priorities import circle_in
-from constitutional.constitution.prose import is_prose, read_prose
+from constitutional.constitution.prose import read_prose
 from constitutional.constitution.yaml import Node, Problem, described, read_yaml, shown
 
 JSON_ENDINGS = frozenset({".json", ".jsonl", ".ndjson"})
 TABLE_ENDINGS = frozenset({".csv", ".tsv"})
 LONG_WORDS = 2_000
 LONG_MEAN = 120
-MOST_TITLE_WORDS = 6
 """A Markdown file of more words, and of more words a principle, is read sentence by sentence: nobody weighs a page."""
 _JSON_START = re.compile(r"\s*(?:[\[{]\s*[\[{\"\]}]|\"(?:[^\"\\\n]|\\.)*\"\s*\Z)")
 _OURS_START = re.compile(r"^principles[ \t]*:", re.MULTILINE)
@@ -147,23 +147,7 @@ def _foreign_text(content: str, path: Path) -> Foreign | None:
         return read_prose(content) if _is_long(read_markdown(content)) else None
     if _is_list(content):
         return None
-    if is_prose(content):
-        return read_prose(content)
-    lines = [(number, line.strip()) for number, line in enumerate(content.split("\n"), start=1)]
-    filled = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    about = {}
-    if _is_title([line for _, line in filled]):
-        about = {"name": filled.pop(0)[1].rstrip(" :")}
-    return Foreign(
-        "a list, one principle a line", [Entry(number, {"text": row}) for number, row in filled], about=about
-    )
-
-
-def _is_title(lines: Sequence[str]) -> bool:
-    """Whether the first of some lines is a title: some words without an end, above whole sentences alone."""
-    title, *others = lines or [""]
-    whole = all(line.endswith((".", "!", "?")) for line in others)
-    return len(others) > 1 and whole and len(title.split()) <= MOST_TITLE_WORDS and not title.endswith((".", "!", "?"))
+    return read_prose(content) if is_prose(content) else read_list(content)
 
 
 def _is_list(content: str) -> bool:

@@ -21,10 +21,12 @@ from constitutional.constitution.yaml import Problem, shown
 LEAST_WORDS: Final = 4
 """Of a sentence that can be a principle."""
 MOST_HEADING_WORDS: Final = 14
+MOST_WRAPPED: Final = 160
+"""Characters of a line that an editor or a PDF has wrapped."""
 LEAST_REPEATS: Final = 3
 """Pages on which a line stands that is a header or a footer."""
 
-_PAGE_NUMBER = re.compile(
+PAGE_NUMBER = re.compile(
     r"^\s*(?:page\s+)?[-–—|\s]*(?:\d{1,4}|x{0,3}(?:ix|iv|vi{0,3}|i{1,3}|x))[-–—|\s]*(?:(?:of|/)\s*\d{1,4})?\s*$",
     re.IGNORECASE,
 )
@@ -34,8 +36,8 @@ _ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+?)[ \t]*(?:\{[^{}]*\})?[ \t]*#*[ \t]
 _NUMBERED = re.compile(r"^(?:(?:section|part|chapter|article)\s+)?(\d{1,3}(?:\.\d{1,3})*)[.)]?\s+(?=\S)", re.IGNORECASE)
 _ITEM = re.compile(r"^\s*(?:[-*+•●▪◦–—]|\d{1,3}[.)]|\(?[a-z]\))\s+(?=\S)")
 _MARKS = re.compile(r"(\*\*|__|(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w)|`)|!?\[([^\]\n]*)\]\([^)\n]*\)|\[\^[^\]\n]{1,99}\]")
-_ENDS = re.compile(r"[.!?:;…][\"'”’)\]]*$")
-_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9À-Þ])")  # noqa: RUF001 - quotation marks
+ENDS = re.compile(r"[.!?:;…][\"'”’)\]]*$")
+SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9À-Þ])")  # noqa: RUF001 - quotation marks
 _ABBREVIATION = re.compile(
     r"(?:\b(?:e\.g|i\.e|etc|vs|cf|al|mr|mrs|ms|dr|prof|st|no|nos|p|pp|fig|sec|ch|art|inc|u\.s|u\.k)|(?-i:\b[A-Z]))\.$",
     re.IGNORECASE,
@@ -51,7 +53,8 @@ _MODAL = (
 )
 _OTHERS = (
     r"(?:we|anthropic|openai|google|operators?|users?|developers?|people|humans?|humanity|society|companies|"
-    r"governments?|readers?|they|one|others|everyone|document|guidelines?|constitution)"
+    r"governments?|readers?|they|one|others|everyone|document|guidelines?|constitution|employees?|staff|members?|board|"
+    r"committee|council)"
 )
 _WANT = r"(?:wants?|expects?|hopes?|asks?|like|prefers?|intends?|needs?|requires?|aims?|wish(?:es)?|trains?)"
 _NOT_THE_MODEL = (
@@ -109,30 +112,6 @@ class Section(NamedTuple):
     paragraphs: list[Paragraph]
 
 
-# What text it is
-
-
-def is_prose(content: str) -> bool:
-    """Whether a plain text is prose, and no list of principles, one a line."""
-    if "\f" in content:
-        return True
-    lines = [line.strip() for line in content.split("\n")]
-    texts = [line for line in lines if line]
-    words = sum(len(line.split()) for line in texts)
-    if words < 60:
-        return False
-    in_long_lines = sum(len(line.split()) for line in texts if len(line.split()) > 60)
-    if 2 * in_long_lines > words:
-        return True
-    width = sorted(map(len, texts))[len(texts) * 9 // 10]
-    # A line that is full, ends within a sentence and goes on in small letters was wrapped.
-    pairs = [(first, second) for first, second in pairwise(lines) if first and second]
-    wrapped = sum(
-        second[:1].islower() and 5 * len(first) > 3 * width and not _ENDS.search(first) for first, second in pairs
-    )
-    return width > 40 and wrapped >= max(3, len(texts) // 10, len(pairs) // 3)
-
-
 # Lines and paragraphs
 
 
@@ -154,12 +133,12 @@ def _furniture(lines: Sequence[TextLine], pages: Sequence[int]) -> set[int]:
         return _at_page_ends(lines, pages)
     # Without page breaks, a header is told by standing again and again, in the middle of sentences or beside numbers.
     filled = [index for index, line in enumerate(lines) if line.text.strip()]
-    numbers = {index for index in filled if _PAGE_NUMBER.match(lines[index].text)}
+    numbers = {index for index in filled if PAGE_NUMBER.match(lines[index].text)}
     numbers = numbers if len(numbers) >= LEAST_REPEATS else set()
     repeats: defaultdict[str, list[int]] = defaultdict(list)
     for place, index in enumerate(filled):
         text = lines[index].text.strip()
-        if len(text) <= 120 and not _ENDS.search(text) and not _ITEM.match(text) and not _ATX.match(text):
+        if len(text) <= 120 and not ENDS.search(text) and not _ITEM.match(text) and not _ATX.match(text):
             for key in _keys(text):
                 repeats[key].append(place)
     furniture = set(numbers)
@@ -189,7 +168,7 @@ def _at_page_ends(lines: Sequence[TextLine], pages: Sequence[int]) -> set[int]:
     repeated = [index for index in edges if any(counts[key] >= least for key in _keys(lines[index].text))]
     titles = [index for index in repeated[:2] if len(_keys(lines[index].text)) == 1 and index < pages[1]]
     kept = {index for index in titles[:1] if not re.search(r"\d", lines[index].text)}
-    return {index for index in edges if _PAGE_NUMBER.match(lines[index].text)} | set(repeated) - kept
+    return {index for index in edges if PAGE_NUMBER.match(lines[index].text)} | set(repeated) - kept
 
 
 def _keys(text: str) -> list[str]:
@@ -206,7 +185,7 @@ def _cuts(lines: Sequence[TextLine], filled: Sequence[int], place: int, numbers:
         return True
     if before is None or after is None:
         return False
-    return not _ENDS.search(lines[before].text) and lines[after].text.strip()[:1].islower()
+    return not ENDS.search(lines[before].text) and lines[after].text.strip()[:1].islower()
 
 
 def _paragraphs(content: str) -> list[Paragraph]:
@@ -215,7 +194,8 @@ def _paragraphs(content: str) -> list[Paragraph]:
     known = Counter(word.lower() for line in lines for word in re.findall(r"\w+(?:-\w+)*", line.text))
     wrapped = sorted(len(line.text) for line in lines if len(line.text) > 40)
     width = wrapped[len(wrapped) * 9 // 10] if wrapped else 0
-    groups = [part for group in _groups(lines) for part in _headed(group, width)]
+    found = [[line] for group in _groups(lines) for line in group] if _is_unwrapped(lines) else _groups(lines)
+    groups = [part for group in found for part in _headed(group, width)]
     blocks: list[tuple[str, int, list[TextLine]]] = []
     for place, group in enumerate(groups):
         kind, level = _kind_of(group, groups[place + 1] if place + 1 < len(groups) else None)
@@ -226,6 +206,12 @@ def _paragraphs(content: str) -> list[Paragraph]:
     return [_joined(group, kind, level, known) for kind, level, group in blocks]
 
 
+def _is_unwrapped(lines: Sequence[TextLine]) -> bool:
+    """Whether a line is a paragraph: some are longer than a page is wide, and none is cut within a sentence."""
+    wide = any(len(line.text) > MOST_WRAPPED for line in lines)
+    return wide and not any(first.text and _goes_on(first, second) for first, second in pairwise(lines))
+
+
 def _headed(group: Sequence[TextLine], width: int) -> Iterator[Sequence[TextLine]]:
     """A group in two where its first line, far shorter than the others may be, is a heading above them."""
     first = group[0].text.strip()
@@ -234,7 +220,7 @@ def _headed(group: Sequence[TextLine], width: int) -> Iterator[Sequence[TextLine
         and 5 * len(first) < 3 * width
         and len(first.split()) <= MOST_HEADING_WORDS
         and first[:1].isupper()
-        and not _ENDS.search(first)
+        and not ENDS.search(first)
         and not first.endswith(",")
         and group[1].text.strip()[:1].isupper()
     )
@@ -243,7 +229,7 @@ def _headed(group: Sequence[TextLine], width: int) -> Iterator[Sequence[TextLine
 
 def _goes_on(before: TextLine, after: TextLine) -> bool:
     """Whether a paragraph goes on behind a page's end, where blank lines or a header stood between its parts."""
-    return not _ENDS.search(before.text) and after.text.strip()[:1].islower()
+    return not ENDS.search(before.text) and after.text.strip()[:1].islower()
 
 
 def _groups(lines: Sequence[TextLine]) -> Iterator[list[TextLine]]:
@@ -274,7 +260,7 @@ def _kind_of(group: Sequence[TextLine], following: Sequence[TextLine] | None) ->
     whole = " ".join(line.text.strip() for line in group[:3])
     short = len(group) <= 2 and len(whole.split()) <= MOST_HEADING_WORDS
     names = whole[:1].isupper() or whole[:1].isdigit()
-    if short and names and following and not whole.endswith(",") and not _ENDS.search(whole):
+    if short and names and following and not whole.endswith(",") and not ENDS.search(whole):
         numbered = _NUMBERED.match(text)
         if numbered and not (_ITEM.match(text) and _ITEM.match(following[0].text)):
             return "heading", numbered[1].count(".") + 1
@@ -355,7 +341,7 @@ def sections(content: str) -> tuple[str, list[Section]]:
 def sentences_of(paragraph: Paragraph) -> Iterator[tuple[int, str]]:
     """The sentences of a paragraph, each with the line that it begins in."""
     start = 0
-    for match in [*_SENTENCE_END.finditer(paragraph.text), None]:
+    for match in [*SENTENCE_END.finditer(paragraph.text), None]:
         end = len(paragraph.text) if match is None else match.end()
         piece = paragraph.text[start:end]
         if match and _ABBREVIATION.search(paragraph.text[max(start, match.start() - 12) : match.start()]):

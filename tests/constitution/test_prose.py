@@ -2,7 +2,8 @@
 
 import pytest
 
-from constitutional.constitution.prose import Section, binds, is_prose, read_prose, sections
+from constitutional.constitution.plain_text import is_prose
+from constitutional.constitution.prose import Section, binds, read_prose, sections
 
 
 def texts(content: str) -> list[tuple[int, str]]:
