@@ -24,8 +24,8 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
         help="a model on HHH, RewardBench 2, JudgeBench, TruthfulQA, SycophancyEval, XSTest, StrongREJECT, BBQ, …",
         description="Score a model on a public evaluation set as the set's paper does. The set is recognised by its "
         "columns, or named before the file. HHH, JudgeBench and RewardBench 2 try the labeler; all other sets the "
-        "model, and the labeler judges replies in words. Answers are kept in the journal: the same command goes on "
-        "where it was stopped.",
+        "model of model.path, or that of generator=http and the like, and the labeler judges replies in words. Answers "
+        "are kept in the journal: the same command goes on where it was stopped.",
     )
     parser.add_argument(
         "overrides",
@@ -73,8 +73,8 @@ def _eval(arguments: argparse.Namespace) -> None:
     tries_labeler = evaluation.name in LABELER_SETS
     with RunContext(config, constitution, templates, progress) as context:
         judge = context.journalled(context.given("labeler"))
-        same = context.given("labeler") == context.given("base")
-        model = judge if tries_labeler or same else context.journalled(context.given("base"))
+        same = context.given("labeler") == context.given("generator")
+        model = judge if tries_labeler or same else context.journalled(context.given("generator"))
         subject = Subject(
             model,
             judge,
@@ -92,13 +92,13 @@ def _eval(arguments: argparse.Namespace) -> None:
         elif evaluation.name in JUDGED and same:
             how = "phrases tell its refusals" if evaluation.name == "xstest" else "it judges its own replies"
             progress.say(f"the labeler is the model itself: {how}; type labeler=… for another judge")
-        asked = context.given("labeler" if tries_labeler else "base")
+        asked = context.given("labeler" if tries_labeler else "generator")
         if tries_labeler and method != "score" and (warning := unfit(config.label.method, asked)):
             progress.say(f"warning: {warning}")
         if getattr(asked, "path", None) == SANDBOX:
             progress.say(
                 "warning: this is the sandbox's model, which knows the words of its own small world alone, so that a "
-                "score on a public set says next to nothing; type model.path=FOLDER"
+                "score on a public set says next to nothing; type model.path=FOLDER, or generator=http for a server"
             )
         with progress.task(f"eval {evaluation.name}", steps(evaluation, subject), "answers") as task:
             evaluated = evaluate(

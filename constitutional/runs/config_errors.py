@@ -72,6 +72,11 @@ _OTHER_UNITS: Final = (
     *("max_steps", "max_prompt_length", "warmup_steps", "use_vllm", "reward_funcs", "reward_weights", "rpo_alpha"),
 )
 """Those whose value cannot be typed for the setting."""
+_INSTEAD: Final = {
+    "prompts.train": "of files all prompts are taken, but for those of prompts.held_out=N; leave it out, or name a "
+    "file with fewer prompts",
+}
+"""What to say of a setting where its option would throw away what was typed."""
 
 
 def problems(details: Sequence[ErrorDetails], values: Mapping[str, Any]) -> list[str]:
@@ -182,10 +187,13 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
         return f"there is no setting '{key}'; type {_word(f'label.weights.{judge}', value)}"
     kinds = GROUPS.get("engine" if role else group, {})
     having = [preset.removeprefix("schema_") for preset, model in kinds.items() if name in model.model_fields]
+    if group == "engine" and not role:
+        words = " ".join(_word(f"{one}.{name}", value) for one in ROLES)
+        return f"'engine' has no settings: engine=PRESET chooses for all roles, and each role has its own; type {words}"
     if having and len(kinds) > 1:
         chosen = f"{group}.kind={_at(values, group.split('.')).get('kind')}"
         also = " or ".join(f"{group}={preset}" for preset in having)
-        advice = _as_in_trl(key, value, values) or f"leave it out, or type {also} as well"
+        advice = _as_in_trl(key, value, values) or _INSTEAD.get(key) or f"leave it out, or type {also} as well"
         return f"{key} is a setting of {also}, and {chosen} is chosen; {advice}"
     if advice := _as_in_trl(key, value, values):
         return f"there is no setting '{key}'; {advice}"

@@ -189,3 +189,13 @@ def test_a_runs_name_is_refused_where_no_run_is_looked_at(
     assert said.startswith("constitutional: name=first names a run, and this command makes none")
     assert "model.path=runs/NAME/08_dpo/policy" in said
     assert judge.requests == 0
+
+
+def test_a_generator_of_the_users_own_is_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    function = tmp_path / "mine.py"
+    function.write_text('def answer(request):\n    return "I cannot help with that."\n')
+    words = ["generator=scripted", f"generator.function={function}:answer", f"journal.path={tmp_path}/j.sqlite"]
+    value = evaluated(capsys, ROWS / FILES["xstest"], *words)
+    assert value["model"] == f"{function}:answer"
+    refused = {metric["metric"]: metric["value"] for metric in value["metrics"]}
+    assert set(refused.values()) == {1.0}

@@ -274,6 +274,23 @@ def test_a_setting_of_another_option_names_both_options(overrides: list[str], na
     assert re.search(named, line)
 
 
+def test_a_setting_of_all_engines_is_typed_for_every_role() -> None:
+    found = lines_of("engine=scripted", "engine.function=mine.py:answer")[-1]
+    typed = [f"{role}.function=mine.py:answer" for role in ("generator", "critic", "labeler")]
+    words = [word for word in shlex.split(found.partition("; type ")[2]) if "=" in word]
+    assert [word.replace("'", "") for word in words] == typed
+    assert "well" not in found
+    config = compose(["engine=scripted", *words])
+    assert getattr(config.generator, "function", "").endswith("mine.py:answer")
+
+
+def test_prompts_of_a_file_are_not_thrown_away_for_those_of_the_sandbox() -> None:
+    (line,) = lines_of("prompts.files=[p.jsonl]", "prompts.train=20")
+    assert "prompts=sandbox as well" not in line
+    assert "prompts.held_out=N" in line
+    assert "fewer prompts" in line
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [
