@@ -77,7 +77,9 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
     parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
     parser.add_argument("--to", required=True, choices=NAMES, metavar="FORMAT", help="one of those above")
     parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="(default: RUN-FORMAT.jsonl and the like)")
-    parser.add_argument("--split", choices=SPLITS, help="which preferences (default: train; all for a folder)")
+    parser.add_argument(
+        "--split", choices=SPLITS, help="which preferences (default: train; all for a folder and for annotated_pairs)"
+    )
     parser.add_argument("--model", choices=("policy", "sft_model", "reward_model"), help="(default: policy)")
     parser.add_argument("--license", metavar="ID", help="for the card, as the hub spells it, such as cc-by-4.0")
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
@@ -94,8 +96,13 @@ def _export(arguments: argparse.Namespace) -> None:
         raise UsageError("--model goes with --to model alone")
     if arguments.license and form not in _FOLDERS:
         raise UsageError("--license is for a card; it goes with --to parquet or --to model")
-    if arguments.split and form in ("annotated_pairs", "model"):
-        raise UsageError(f"--split is of preferences; --to {form} takes none")
+    if arguments.split and form == "model":
+        raise UsageError("--split is of preferences; --to model takes none")
+    if arguments.split not in (None, "all") and form == "annotated_pairs":
+        raise UsageError(
+            f"--split {arguments.split}: --to annotated_pairs writes every comparison, with those of held-out prompts, "
+            "as it is for looking at judges and not for training; leave it out"
+        )
     store = RunStore.load(arguments.folder)
     constitution = load_constitution(store.folder / USED)
     path = arguments.out or Path(f"{store.folder.resolve().name}-{form}{_endings(form)[0]}")
@@ -230,7 +237,7 @@ def _write_annotated_pairs(target: Target) -> None:
     from constitutional.data.export.pairs import annotated_pairs
     from constitutional.judging.labelling import probabilities_of
 
-    preferences = _preferences(target)
+    preferences = list(_preferences(target))
     comparisons = target.run.read("comparisons", Comparison)
     judgements = target.run.read("judgements", Judgement)
     verdicts = _verdicts(target.run, {row.id for row in comparisons})
@@ -238,12 +245,17 @@ def _write_annotated_pairs(target: Target) -> None:
     content = annotated_pairs(comparisons, judgements, labels, verdicts, preferences, words)
     content["metadata"] |= {"constitution": target.constitution.name, "constitution_digest": target.constitution.digest}
     atomic_write(target.path, (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode())
+    written = {row["id"] for row in content["comparisons"]}
+    splits = {row.id: row.prompt.split for row in comparisons} | {row.comparison: row.split for row in preferences}
+    held_out = sum(splits.get(name) == "held_out" for name in written)
     kinds = Counter(annotator["type"] for annotator in content["annotators"].values())
     models = kinds["unknown"] - 1  # the labeler's own is of that type, too
     judges = f"the labeler, {counted(models, 'model')} of files" if models else "the labeler"
     people = counted(kinds["human"], "human annotator")
     annotators = f"{counted(kinds['principle'], 'principle')}, {judges} and {people}"
     print(f"{printable(str(target.path))}: {counted(len(content['comparisons']), 'comparison')} by {annotators}")
+    if held_out:
+        print(f"  {counted(held_out, 'comparison')} of held-out prompts: written, too, so train on none of this file")
     print("  roles of a conversation: written as one text, with the speakers' names before their turns")
     print(f"Next: {_advice(target)}")
 

@@ -51,6 +51,7 @@ _COLUMNS: Final[Mapping[str, str]] = {
     "source": "`ai` for the labeler, `human` for people",
     "probability": "that chosen is better, 0.5 to 1",
     "principles": "ids of the principles that the label rests on",
+    "weight": "how much the pair counts, 1 or less: the pairs of several replies to one prompt share the weight of one",
     "constitution": "the constitution's digest",
     "comparison, rests_on": "ids of the comparison, and of the judgements or votes behind the label",
     "split": "`train`, or `held_out` for what the reward model was measured on",

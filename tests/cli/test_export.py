@@ -365,6 +365,9 @@ def test_a_folder_of_parquet_loads_with_its_splits_and_says_what_it_is(here: Pat
     assert [part["split"] for part in front["configs"][0]["data_files"]] == ["train", "held_out"]
     assert OURS.digest in card
     assert "| train | 4 | 1 | 5 |" in card
+    columns = set(read(here / "data set" / "data" / "train.parquet")[0])
+    described = {name for line in card.splitlines() if line.startswith("- `") for name in re.findall(r"`(\w+)`", line)}
+    assert columns <= described
     assert "Be \\| brief." in card
     assert "<b>" not in card
 
@@ -437,6 +440,20 @@ def test_annotated_pairs_describe_a_principle_by_the_authors_words_and_not_by_th
     found = {who["name"]: who for who in made["annotators"].values() if who["type"] == "principle"}
     assert found["calm"] == {"name": "calm", "description": "Stay calm.", "type": "principle", "given": "Avoid alarm."}
     assert found["brief"] == {"name": "brief", "description": "Be | brief.", "type": "principle"}
+
+
+def test_annotated_pairs_say_that_held_out_rows_are_in_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = Comparison(prompt=Prompt.of("Late?").model_copy(update={"split": "held_out"}), a="No.", b="Yes.")
+    judged = [judgement(COMPARISONS[0], "calm", 0.1), judgement(held, "calm", 0.2)]
+    run = run_folder(here, judgements=judged, comparisons=[*COMPARISONS, held])
+    for split in ("train", "held_out"):
+        assert export(run, "annotated_pairs", "--split", split) == 2
+        assert "with those of held-out prompts" in capsys.readouterr().err
+    assert export(run, "annotated_pairs", "--split", "all") == 0
+    assert "1 comparison of held-out prompts: written, too" in capsys.readouterr().out
+    assert held.id in {
+        row["id"] for row in json.loads((here / "first-annotated_pairs.json").read_text())["comparisons"]
+    }
 
 
 def test_annotated_pairs_have_principles_the_labeler_and_people(here: Path) -> None:
