@@ -67,6 +67,7 @@ def _data(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--to {arguments.to} is the file that is read; name another")
     with Progress().task(f"reading {file.name}", 0) as task:
         reading = _reading(file, arguments.to, task.update)
+    reading = reading._replace(warnings=(*_unread(file), *reading.warnings))
     if arguments.json:
         print(json.dumps(reading.as_json(), ensure_ascii=False, indent=2, default=str))
         return
@@ -74,6 +75,21 @@ def _data(arguments: argparse.Namespace) -> None:
         print(printable(line))
     if arguments.to is not None:
         print(printable(_written(reading, arguments.to)))
+
+
+def _split_files(folder: Path) -> list[Path]:
+    """The Parquet files of all splits in a folder as the hub has them."""
+    return sorted(folder.glob("*.parquet")) or sorted((folder / "data").glob("*.parquet"))
+
+
+def _unread(file: "DataFile") -> Iterator[str]:
+    """What is said of splits in a folder that are not read."""
+    from constitutional.data.kinds import parquet_files
+
+    if isinstance(file.path, Path) and file.path.is_dir():
+        read = parquet_files(file.path)
+        if others := [str(part) for part in _split_files(file.path) if part not in read]:
+            yield f"of the folder {', '.join(part.name for part in read)} alone is read; others: {', '.join(others)}"
 
 
 def _written(reading: "DataReading", to: Path) -> str:
@@ -109,6 +125,11 @@ def _file(name: str, words: list[str]) -> "DataFile":
     from constitutional.base.frozen import first_problem
     from constitutional.data.sources import DataFile
 
+    folder, _, split = name.rpartition(":")
+    if split and not name.startswith("hf://") and not Path(name).exists() and Path(folder).is_dir():
+        found = [file for file in _split_files(Path(folder)) if file.stem.partition("-")[0] == split]
+        advice = f"type the file itself: {found[0]}" if found else f"{folder} has no such split"
+        raise UsageError(f"{name}: only a data set of hf:// is followed by a split; {advice}")
     settings: dict[str, Any] = {"path": name}
     for word in words:
         key, equals, value = word.partition("=")

@@ -241,3 +241,22 @@ def test_rules_behind_labels_are_principles_and_speakers_are_no_labels(
     assert told(written(tmp_path, "rules.txt", rules), capsys)["kind"] == "constitution"
     talk = "Human: Do not worry about me, tell me a joke.\nUser: Never mind, give me a poem.\nHuman: Be a pirate.\n"
     assert told(written(tmp_path, "talk.txt", talk), capsys)["kind"] == "prompts"
+
+
+def test_splits_of_a_folder_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    (tmp_path / "pairs" / "data").mkdir(parents=True)
+    for split, rows in (("train", 3), ("held_out", 2)):
+        table = pa.table({"prompt": ["Why?"] * rows, "chosen": ["So."] * rows, "rejected": ["No."] * rows})
+        pq.write_table(table, tmp_path / "pairs" / "data" / f"{split}.parquet")
+    reading = told(tmp_path / "pairs", capsys)
+    held_out = tmp_path / "pairs" / "data" / "held_out.parquet"
+    assert reading["rows"] == 3
+    assert reading["warnings"][0] == f"of the folder train.parquet alone is read; others: {held_out}"
+    assert told(held_out, capsys)["rows"] == 2
+    assert main(["data", f"{tmp_path / 'pairs'}:held_out"]) == 2
+    assert f"type the file itself: {held_out}" in capsys.readouterr().err
+    assert main(["data", f"{tmp_path / 'pairs'}:test"]) == 2
+    assert "has no such split" in capsys.readouterr().err
