@@ -27,7 +27,7 @@ from constitutional.judging.gold import mean_scores
 from constitutional.judging.labeler import Labeler, LabelerSettings
 from constitutional.runs.compose import freeze
 from constitutional.runs.context import Opener, RunContext, as_models_read
-from constitutional.runs.folder import write_forecast
+from constitutional.runs.folder import read_forecast, write_forecast
 from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.runner import Runner, check_budgets, check_keys, fetched, ready
@@ -131,9 +131,10 @@ def forecast(
         with scratch_run(run_context, stages, finished) as scratch:
             stops = tuple(_stops(scratch, [stage for stage in stages if stage.name not in finished]))
             replayed = replay(scratch, list(map(_tolerant, stages)), Unasked(run_context))
+        former = read_forecast(config.run_folder)
         rows, roles = {}, list[tuple[str, Calls]]()
         for stage in stages:
-            rows[stage.name], left = _row(stage, stage.name in finished, measured, replayed, seconds)
+            rows[stage.name], left = _row(stage, stage.name in finished, measured, replayed, seconds, former)
             roles += left
         exceeded = tuple(_exceeded(run_context.ledger, roles))
     write_forecast(config.run_folder, {name: row for name, row in rows.items() if row.calls or row.done or row.trains})
@@ -268,6 +269,7 @@ def _row(
     measured: Mapping[str, Mapping[str, Sequence[Measured]]],
     replayed: Mapping[str, Replayed],
     seconds: Mapping[str, float],
+    former: Mapping[str, StageForecast],
 ) -> tuple[StageForecast, list[tuple[str, Calls]]]:
     """A stage's line, and what every role has still to be asked in it."""
     if done:
@@ -284,7 +286,7 @@ def _row(
         left.append((role, share_of(Calls.sum(map(scaled, parts)), calls - held)))
     whole = Calls.sum(calls for _, calls in left)
     asked = sum(part.calls.asked for parts in measured.get(stage.name, {}).values() for part in parts)
-    per_call_s = seconds.get(stage.name, 0.0) / asked if asked else None
+    per_call_s = seconds.get(stage.name, 0.0) / asked if asked else _former_pace(former.get(stage.name))
     row = StageForecast(
         stage=stage.name,
         trains=stage.trains,
@@ -296,6 +298,13 @@ def _row(
         seconds=None if stage.trains or per_call_s is None else per_call_s * whole.asked,
     )
     return row, left
+
+
+def _former_pace(row: StageForecast | None) -> float | None:
+    """Seconds a call by an earlier forecast, whose handful the journal now answers; None where there was none."""
+    if row is None or row.seconds is None or row.calls == (row.held or 0):
+        return None
+    return row.seconds / (row.calls - (row.held or 0))
 
 
 def scaled(part: Measured) -> Calls:
@@ -364,7 +373,7 @@ def as_table(expected: Forecast) -> str:
     rows.append((whole.stage, "", *_cells(whole), ""))
     notes = [
         "journal: calls that it answers, ? where only training will tell; tokens, cost and time are of the rest",
-        "time: at most, as more requests at once take less each; that of training (–) is not forecast",
+        "time: at most, as more requests at once take less each; – for training, and where the journal answered all",
     ]
     return "\n".join(
         [table(rows), *notes, *(f"warning: {sentence}" for sentence in (*expected.stops, *expected.exceeded))]

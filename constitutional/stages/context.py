@@ -43,8 +43,8 @@ class StageForecast(Frozen):
     cost: float = 0.0
     """Their cost, in the currency of the prices."""
     seconds: float | None = None
-    """Time for them, where they take as long as the handful's did; None where the journal answered all of the
-    handful's."""
+    """Time for them, where they take as long as the handful's did, now or in an earlier forecast; None where the
+    journal answered all of the handful's."""
 
 
 class StageRecord(NamedTuple):

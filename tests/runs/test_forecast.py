@@ -133,6 +133,19 @@ def test_stages_that_are_done_cost_nothing_and_later_ones_know_the_models(tmp_pa
     assert table["label"]["Cost"] != ""
 
 
+def test_a_second_forecast_whose_handful_the_journal_answers_keeps_the_time_of_a_call(tmp_path: Path) -> None:
+    config = setting_up(tmp_path)
+    first = expected(config, Priced()).stages["critique_revise"]
+    again = Priced()
+    second = expected(config, again).stages["critique_revise"]
+    assert again.asked == []
+    assert first.seconds is not None
+    assert first.held is not None
+    assert second.held is not None
+    pace = first.seconds / (first.calls - first.held)
+    assert second.seconds == pytest.approx(pace * (second.calls - second.held))
+
+
 def test_a_forecast_beyond_the_budget_says_so(tmp_path: Path) -> None:
     words = ["labeler.budget.max_calls=50", "budget.max_calls=100000", "budget.max_cost=0.002"]
     told = expected(setting_up(tmp_path, *words), Priced())
