@@ -176,7 +176,7 @@ def _text(
     if blind:
         print(f"\nWhat choosing without reading would get:\n{table(blind, numbers_from=1)}")
     for problem, count in evaluated.problems.items():
-        print(printable(f"{count:,} {problem}"))
+        print(printable(f"{problem}: {count:,}"))
 
 
 def _line(name: str, number: "MetricValue", *, percent: bool = True) -> tuple[str, ...]:

@@ -96,6 +96,14 @@ def test_the_table_says_what_was_measured_and_what_blind_choices_get(capsys: pyt
 
 
 @pytest.mark.usefixtures("judge")
+def test_a_single_prompt_is_counted_in_good_english(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path / "rows.jsonl", *json_rows("reward_bench_2")[:-1])
+    assert cli.main(["eval", str(path), *LABELER]) == 0
+    said = capsys.readouterr().out
+    assert "prompts of Ties without the other of the ids ref:N and tied:N, which have no margins: 1\n" in said
+
+
+@pytest.mark.usefixtures("judge")
 @pytest.mark.parametrize("name", FILES)
 def test_every_set_goes_through_by_its_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     value = evaluated(capsys, name.replace("_", "-"), ROWS / FILES[name])

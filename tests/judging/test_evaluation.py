@@ -14,7 +14,7 @@ from constitutional.data.evaluation import Candidates, load_evaluation
 from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.judging.evaluation import Evaluated, Subject, evaluate, named_option, rubric_scores, steps
-from constitutional.judging.evaluation_scores import RubricScores, estimate
+from constitutional.judging.evaluation_scores import MEANINGS, RubricScores, estimate, ties_score
 from constitutional.judging.labelling import LabelSettings
 from tests.data.test_evaluation import FILES, ROWS, written
 from tests.judging.scripted_labeler import chances
@@ -290,3 +290,10 @@ def test_ratings_and_orders_follow_the_principle_that_overrides() -> None:
         ours = Constitution(name="two", principles=principles)
         scored = found(evaluate(evaluation, subject(ScriptedEngine(grade), constitution=ours)))
         assert (scored["accuracy Math"] == 1.0) is right
+
+
+def test_the_score_of_ties_goes_below_zero_and_its_name_says_so() -> None:
+    nothing_right = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, -1.0, 1.0)  # of one prompt and its reference, the margin's tanh -1
+    assert ties_score(nothing_right) == pytest.approx(-0.01)
+    assert ties_score((1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)) == pytest.approx(1.01)
+    assert "from −1% to 101%" in MEANINGS["ties"].words
