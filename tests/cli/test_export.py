@@ -450,7 +450,8 @@ def test_annotated_pairs_say_that_held_out_rows_are_in_it(here: Path, capsys: py
         assert export(run, "annotated_pairs", "--split", split) == 2
         assert "with those of held-out prompts" in capsys.readouterr().err
     assert export(run, "annotated_pairs", "--split", "all") == 0
-    assert "1 comparison of held-out prompts: written, too" in capsys.readouterr().out
+    # The one that is judged, and of the pairs from elsewhere that of "Held?".
+    assert "2 comparisons of held-out prompts: written, too" in capsys.readouterr().out
     assert held.id in {
         row["id"] for row in json.loads((here / "first-annotated_pairs.json").read_text())["comparisons"]
     }
