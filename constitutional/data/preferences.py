@@ -45,11 +45,21 @@ class PreferenceReader(PairReader):
             )
         if problem := self.file.check_columns(row):
             raise BadRowError(problem)
-        if self.file.columns.keys() & {"chosen", "rejected"}:
-            return chosen_and_rejected(self, row)
-        if self.file.columns.keys() & {"response_a", "response_b", "winner", "strength"}:
-            return two_sides(self, row)
-        return next((form for recognise in _FORMS if (form := recognise(self, row))), None)
+        given = self.file.columns
+        forms = _FORMS
+        if given.keys() & {"chosen", "rejected"}:
+            forms = (chosen_and_rejected,)
+        elif given.keys() & {"response_a", "response_b", "winner", "strength"}:
+            forms = (two_sides,)
+        form = next((form for recognise in forms if (form := recognise(self, row))), None)
+        unread = [role for role, column in given.items() if form and column not in form.columns.values()]
+        if form and unread:
+            read = ", ".join(form.columns)
+            raise BadRowError(
+                f"'columns' names '{given[unread[0]]}' as {unread[0]}, which is not read in a file of this form "
+                f"({form.name}: {read}); leave {unread[0]} out"
+            )
+        return form
 
     def candidates(self, form: PairForm, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
         """The candidates of each row, with the row's number; rows that belong together give theirs at the last.

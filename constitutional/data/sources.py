@@ -60,7 +60,8 @@ ReadAs = Literal[
     "weight",
 ]
 """What a column may be read as. `input` goes on from the prompt; `winner` says which of response_a and response_b is
-better, `strength` how much, negative where it is response_a."""
+better, `strength` how much, negative where it is response_a. `probability` is that of chosen, 0.5 to 1, or that
+response_a is better, 0 to 1."""
 
 
 class DataFile(Frozen):

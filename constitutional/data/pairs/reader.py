@@ -115,7 +115,7 @@ class PairReader:
         strengths: bool = False,
         rater: str = "",
     ) -> list[Candidate]:
-        """Every pair of K replies, with the weight of one comparison shared among the K(K−1)/2 pairs.
+        """Every pair of K replies, with the weight of one comparison shared among the pairs that somebody judged.
 
         Args:
             number: the row's.
@@ -124,7 +124,8 @@ class PairReader:
             strengths: the difference is a strength.
             rater: who ranks.
         """
-        weight = 2 / (len(replies) * (len(replies) - 1)) if len(replies) > 1 else 1.0
+        judged = sum(value is not None for _, value in replies)
+        weight = 2 / (judged * (judged - 1)) if judged > 1 else 1.0
         made = []
         for (a, first), (b, second) in combinations(replies, 2):
             if first is None or second is None:

@@ -50,7 +50,10 @@ def two_sides(reader: PairReader, row: Row) -> PairForm | None:
         context = reader.context(row, prompt)
         a, b = reader.turns.side(first, sides[0], context), reader.turns.side(second, sides[1], context)
         if verdicts is None:
-            reader.notes["pairs of which no column says which is better; name it with columns: {winner: COLUMN}"] += 1
+            reader.notes[
+                "pairs of which no column says which is better; name it with columns: {winner: COLUMN}, or with "
+                f"{{probability: COLUMN}} where it is the probability that '{sides[0]}' is"
+            ] += 1
             return [reader.candidate(number, a, b, Opinion(None))]
         return [reader.candidate(number, a, b, opinion) for opinion in verdicts(row)]
 
@@ -62,7 +65,7 @@ def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ver
     """What reads the opinions of a row, and the columns that it reads."""
     given = reader.file.columns
     rater = reader.rater_column(row)
-    named = given.keys() & {"winner", "strength"}
+    named = given.keys() & {"winner", "strength", "probability"}
     if not named and "winner_model_a" in row and "winner_model_b" in row:
         flags = [name for name in ("winner_model_a", "winner_model_b", "winner_tie") if name in row]
         return lambda row: [_flagged(reader, row, flags)], {f"winner {flag[7:]}": flag for flag in flags}
@@ -73,7 +76,10 @@ def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ver
     if "winner" in given:
         signed = [name for name in signed if name == given["winner"]]
     column = next((name for name in signed if name in row), None)
-    if column is not None:
+    if "probability" in given:
+        column = given["probability"]
+        opinion_of = _probable(reader, column)
+    elif column is not None:
         opinion_of = _signed(reader, column)
     else:
         names = (given["winner"],) if "winner" in given else VERDICTS
@@ -82,7 +88,8 @@ def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ver
             return _by_scores(reader, row, sides)
         opinion_of = _naming(reader, row[column], sides, column)
     single = next((name for name in SINGLE if name in row), "") if column in SIGNED else ""
-    columns = {"winner": column, **({"raters": single} if single else {}), **rater}
+    role = next((role for role in ("probability", "strength") if given.get(role) == column), "winner")
+    columns = {role: column, **({"raters": single} if single else {}), **rater}
 
     def read(row: Row) -> Iterable[Opinion]:
         who = row.get(rater["rater"]) if rater else ""
@@ -112,11 +119,27 @@ def _signed(reader: PairReader, column: str) -> Callable[[Any], Opinion]:
     return lambda value: signed_opinion(reader.number(value, column), column)
 
 
+def _probable(reader: PairReader, column: str) -> Callable[[Any], Opinion]:
+    """What reads a column with the probability that the first reply is better, 0 to 1; 0.5 is a tie."""
+
+    def read(value: object) -> Opinion:
+        first = reader.number(value, column)
+        if first is None:
+            return Opinion(None)
+        if not 0 <= first <= 1:
+            raise BadRowError(f"'{column}' is {first:g}; expected the probability that the first is better, 0 to 1")
+        if first == 0.5:
+            return Opinion("tie")
+        return Opinion("a" if first > 0.5 else "b", probability=max(first, round(1 - first, 9)))  # 1 - 0.9 is 0.0999…98
+
+    return read
+
+
 def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: str) -> Callable[[Any], Opinion]:
     """What reads a column that names the better side; a number names a side where the sides have numbers.
 
     Raises:
-        BadRowError: the column holds numbers that could be sides or strengths.
+        BadRowError: the column holds numbers that could be sides, strengths or probabilities.
     """
     ends = [match["side"] for name in sides if (match := SIDES.fullmatch(name))]
     if reader.texts and isinstance(first, str):
@@ -126,7 +149,7 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
     if is_number and ends == ["1", "2"] and (first == 0 or 1 <= first <= 2):  # type: ignore[operator]
         return lambda value: _of_one_or_two(reader.number(value, column), sides, column)
     if is_number and ends != ["0", "1"]:
-        if first in (0, 1):
+        if 0 <= first <= 1:  # type: ignore[operator]
             raise _ambiguous(first, sides, column)
         return _signed(reader, column)
 
@@ -141,9 +164,10 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
 
 def _ambiguous(value: object, sides: tuple[str, str], column: str) -> BadRowError:
     return BadRowError(
-        f"'{column}' is {as_json_safe(value)}, which could be a side, a truth or a strength; write '{sides[0]}', "
-        f"'{sides[1]}' or 'tie' in it, or have it read as a strength that is negative where '{sides[0]}' is better, "
-        f"with columns: {{strength: {column}}}"
+        f"'{column}' is {as_json_safe(value)}, which could be a side, a truth, a probability or a strength; write "
+        f"'{sides[0]}', '{sides[1]}' or 'tie' in it, or have it read as the probability that '{sides[0]}' is better, "
+        f"with columns: {{probability: {column}}}, or as a strength that is negative where '{sides[0]}' is better, with "
+        f"columns: {{strength: {column}}}"
     )
 
 
