@@ -148,6 +148,11 @@ def _gathered(
                 out.write(_line(own_row(candidate)))
                 written += 1
     notes = list(_notes(reader.notes))
+    if form.labelled and file.source is None:
+        notes.append(
+            f"{file.name} {form.labelled}, and counts as people's preferences; to count it as the AI's: "
+            f"mix.human=[{{path: {file.path}, source: ai}}]"
+        )
     if without_prompt:
         advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
         notes.append(f"pairs that have no prompt: {without_prompt:,}; {advice}")

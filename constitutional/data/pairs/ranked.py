@@ -76,9 +76,9 @@ def _as_exported(pair: Candidate, opinion: Opinion) -> Candidate:
     """A preference with the probability, the weight and the source that an exported row says."""
     probability = 1.0 if opinion.probability is None else opinion.probability
     label: Class = "tie" if probability == 0.5 else "preference"
-    by = opinion.principles
+    source = opinion.source or pair.source
     return pair._replace(
-        label=label, probability=probability, weight=opinion.weight, source=opinion.source, principles=by
+        label=label, probability=probability, weight=opinion.weight, source=source, principles=opinion.principles
     )
 
 

@@ -60,6 +60,8 @@ class PairForm:
     """The candidates of a row; or of rows that belong together, as (number, row) under the key `rows`."""
     together: Callable[[Row], object] | None = None
     """What rows share that stand one after the other and belong together; raises BadRowError."""
+    labelled: str = ""
+    """By which model a public set is labelled, as a predicate; empty where nothing is known of that."""
 
 
 class PairReader:
@@ -91,7 +93,8 @@ class PairReader:
             label = "unlabelled"
         else:
             label = "preference" if choice in ("a", "b") else choice  # type: ignore[assignment]
-        if opinion is CHOSEN:
+        source = opinion.source or self.file.source or "human"
+        if opinion is CHOSEN and source == "human":
             return Candidate(number, a.context, a.reply, b.reply, label)
         first, second = (b.reply, a.reply) if choice == "b" else (a.reply, b.reply)
         probability = opinion.probability
@@ -103,7 +106,7 @@ class PairReader:
                 label = "tie"
         signs = tuple(-strength for strength in opinion.raters) if choice != "b" else opinion.raters
         says_strength = opinion.probability is None and choice in ("a", "b")
-        about = (opinion.weight, opinion.rater, signs, opinion.principles, opinion.source, strength * says_strength)
+        about = (opinion.weight, opinion.rater, signs, opinion.principles, source, strength * says_strength)
         return Candidate(number, a.context, first, second, label, probability, *about)
 
     def all_pairs(
@@ -233,11 +236,11 @@ class PairReader:
         strength, raters = _strength(row.get(own["strength"])), _strengths(row.get(own["raters"]))
         if self.texts:  # an empty cell says nothing
             probability, rater, principle, weight = (value or None for value in (probability, rater, principle, weight))
-        source: Any = row.get(own["source"]) if "source" in own else "human"
+        source: Any = row.get(own["source"]) if "source" in own else None
         by = names_of(row.get("principles")) if "source" in own else ()
         if not strength and not raters and not by and probability is rater is principle is weight is None:
             return CHOSEN
-        if source not in ("ai", "human"):
+        if "source" in own and source not in ("ai", "human"):
             raise BadRowError(f'\'source\' is {as_json_safe(source)}; expected "ai" or "human", as in the first row')
         value = None if probability is None else self.between(probability, own["probability"], 0.5)
         share = 1.0 if weight is None else self.between(weight, own["weight"], 0.0)

@@ -166,8 +166,8 @@ def _ambiguous(value: object, sides: tuple[str, str], column: str) -> BadRowErro
     return BadRowError(
         f"'{column}' is {as_json_safe(value)}, which could be a side, a truth, a probability or a strength; write "
         f"'{sides[0]}', '{sides[1]}' or 'tie' in it, or have it read as the probability that '{sides[0]}' is better, "
-        f"with columns: {{probability: {column}}}, or as a strength that is negative where '{sides[0]}' is better, with "
-        f"columns: {{strength: {column}}}"
+        f"with columns: {{probability: {column}}}, or as a strength that is negative where '{sides[0]}' is better, "
+        f"with columns: {{strength: {column}}}"
     )
 
 
