@@ -25,6 +25,11 @@ PAIRS: Final = (
     '{"chosen": …, "rejected": …} with whole transcripts; `constitutional data FILE` says how a file is read'
 )
 """What a user is told to give."""
+ROWS: Final = (
+    'preferences, prompts or an evaluation set, such as JSON lines {"prompt": "…", "chosen": "…", "rejected": "…"} or '
+    '{"prompt": "…"}'
+)
+"""What a user is told to give where rows of every kind are read."""
 CALLED: Final[Mapping[str, str]] = {
     "both_bad": "both replies bad",
     "equal": "equal replies",
@@ -149,21 +154,21 @@ def _unusable(counts: Counter[Class], without_prompt: int) -> str:
     )
 
 
-def unknown(row: object) -> str:
+def unknown(row: object, expected: str = PAIRS) -> str:
     """That a row is of no known form."""
     if not isinstance(row, dict):
-        return f"is {type(row).__name__}; expected an object, in {PAIRS}"
+        return f"is {type(row).__name__}; expected an object, in {expected}"
     for pair in COLUMNS:
         missing = [name for name in pair if name not in row]
         if len(missing) == 1:
-            return f"'{missing[0]}' is missing; expected {PAIRS}"
+            return f"'{missing[0]}' is missing; expected {expected}"
     if not row:
-        return f"has no columns; expected {PAIRS}"
+        return f"has no columns; expected {expected}"
     names = ", ".join(map(repr, list(row)[:12]))
     advice = (
         "name them with columns: {prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}, or response_a, response_b, winner"
     )
-    return f"has {names}, which are the columns of no preferences; {advice}; expected {PAIRS}"
+    return f"has {names}, which are the columns of no preferences; {advice}; expected {expected}"
 
 
 def check_pairs(pairs: HumanComparisons, check: Callable[[Sequence[Message]], object]) -> None:

@@ -74,6 +74,8 @@ class PreferenceReader(PairReader):
             forms = (chosen_and_rejected,)
         elif given.keys() & {"response_a", "response_b", "winner", "strength"}:
             forms = (two_sides,)
+        elif given.keys() & {"reply", "label"}:
+            forms = (one_a_row,)
         form = next((form for recognise in forms if (form := recognise(self, row))), None)
         unread = [role for role, column in given.items() if form and column not in form.columns.values()]
         if form and unread:

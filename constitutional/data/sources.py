@@ -43,6 +43,8 @@ _CHUNK: Final = 2**20
 _ROWS: Final = re.compile(rf"\.({'|'.join(KINDS)})(\.(gz|zst|zstd))?$", re.IGNORECASE)
 """How files of rows end."""
 
+_SPLITS: Final = re.compile(r"(train|training|test|valid|validation|val|dev|eval)(_\w+)?", re.IGNORECASE)
+"""What splits are called in a JSON object of several."""
 
 ReadAs = Literal[
     "prompt",
@@ -52,6 +54,8 @@ ReadAs = Literal[
     "rejected",
     "response_a",
     "response_b",
+    "reply",
+    "label",
     "winner",
     "strength",
     "probability",
@@ -59,7 +63,8 @@ ReadAs = Literal[
     "principle",
     "weight",
 ]
-"""What a column may be read as. `input` goes on from the prompt; `winner` says which of response_a and response_b is
+"""What a column may be read as. `input` goes on from the prompt; `label` is the truth that the one `reply` of a
+row is good; `winner` says which of response_a and response_b is
 better, `strength` how much, negative where it is response_a. `probability` is that of chosen, 0.5 to 1, or that
 response_a is better, 0 to 1."""
 
@@ -217,6 +222,10 @@ class Rows:
         """The rows of a JSON file; where they stand within an object, their numbers are those of rows."""
         document = Document(path, self._expected)
         for line, value in document:
+            if document.is_one_object and all(map(_SPLITS.fullmatch, value)) and len(value) > 1:
+                raise InputError(
+                    path, f"holds the splits {', '.join(value)}; write the rows of one to a file of its own"
+                )
             rows = rows_within(value) if document.is_one_object else None
             if rows is None:
                 yield line, value

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from constitutional.base.errors import InputError
+from constitutional.cli.main import main
 from constitutional.data.comparisons import read_comparisons
 from constitutional.data.reading import read_data
 from constitutional.data.sources import DataFile
@@ -153,3 +154,82 @@ def test_a_file_without_a_pair_to_train_on_is_refused_with_why(tmp_path: Path) -
     with pytest.raises(InputError) as error:
         read_comparisons(path)
     assert why in str(error.value)
+
+
+# --- What a new user's files held ---
+
+
+def messages(asked: str, reply: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
+
+
+def test_a_prompt_that_the_messages_do_not_ask_is_told_of(tmp_path: Path) -> None:
+    def warnings(prompt: str) -> tuple[str, ...]:
+        row = {"prompt": prompt, "chosen": messages("B?", "x"), "rejected": messages("B?", "y")}
+        return read_data(DataFile(path=written(tmp_path, [row]))).warnings
+
+    assert warnings("A?") == ("rows whose 'prompt' does not stand in the messages of the replies, which are read: 1",)
+    assert warnings("B?") == warnings("\n\nHuman: B?\n\nAssistant:") == ()
+
+
+def test_labels_that_are_texts_and_other_names_of_columns_are_read(tmp_path: Path) -> None:
+    rows = [{"q": "Q?", "text": text, "good": good} for text, good in (("A.", "True"), ("B.", "false"))]
+    path = written(tmp_path, rows)
+    assert read(path, columns={"prompt": "q", "reply": "text", "label": "good"}) == [("A.", 1.0)]
+    rows = [{"prompt": "Q?", "completion": row["text"], "label": row["good"]} for row in rows]
+    assert read(written(tmp_path, rows)) == [("A.", 1.0)]
+
+
+def test_a_verdict_on_the_first_turn_is_read_by_the_first_turn(tmp_path: Path) -> None:
+    row = {f"conversation_{side}": messages("Q?", side) + messages("And?", side * 2) for side in "ab"}
+    path = written(tmp_path, [{**row, "winner": "model_b", "turn": turn} for turn in (1, 2)])
+    reading = read_data(DataFile(path=path))
+    assert reading.classes == {"preference": 1, "different_contexts": 1}
+    assert "pairs whose replies answer different conversations: 1; left out" in reading.warnings
+    assert (reading.samples[0]["chosen"], reading.samples[0]["messages"]) == ("b", messages("Q?", "")[:1])
+
+
+def test_a_winner_may_be_a_models_name(tmp_path: Path) -> None:
+    row = {**ROW, "model_a": "gpt", "model_b": "llama"}
+    path = written(tmp_path, [{**row, "winner": winner} for winner in ("llama", "gpt", "tie")])
+    assert read(path) == [("No.", 1.0), ("Yes.", 1.0), ("Yes.", 0.5)]
+    with pytest.raises(InputError, match=":1: 'winner' is \"qwen\""):
+        read(written(tmp_path, [{**row, "winner": "qwen"}]))
+
+
+def test_objects_over_several_lines_are_read_and_splits_in_one_object_are_named(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{name}?", "chosen": "A.", "rejected": "B."} for name in "ab"]
+    path = tmp_path / "pretty.jsonl"
+    path.write_text("\n".join(json.dumps(row, indent=2) for row in rows))
+    assert read_data(DataFile(path=path)).rows == 2
+    path = tmp_path / "splits.json"
+    path.write_text(json.dumps({"train": rows, "test": rows[:1]}))
+    with pytest.raises(InputError, match="holds the splits train, test; write the rows of one to a file of its own"):
+        read_data(DataFile(path=path))
+
+
+def test_a_file_that_is_not_there_is_not_asked_for_with_the_command_that_was_typed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("missing.jsonl", "empty"):
+        assert main(["data", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert "expected preferences, prompts or an evaluation set" in error
+        assert "constitutional data FILE" not in error
+
+
+def test_forms_have_the_names_of_their_sets_alone(tmp_path: Path) -> None:
+    assert read_data(DataFile(path=written(tmp_path, rows_of("stack_exchange")))).format == "ranks by 'pm_score'"
+    assert read_data(DataFile(path=written(tmp_path, rows_of("nectar")))).format == "Nectar"
+    assert read_data(DataFile(path=written(tmp_path, rows_of("chatbot_arena")))).format == "lmarena"
+    own = read_data(DataFile(path=written(tmp_path, [{**ROW, "winner": "a"}])))
+    assert own.format == "'response_a' and 'response_b'"
+
+
+def test_a_strength_that_has_no_probability_is_told_of(tmp_path: Path) -> None:
+    path = written(tmp_path, [{**ROW, "s": strength} for strength in (-3, 2)])
+    reading = read_data(DataFile(path=path, columns={"strength": "s"}, strengths={1: 0.7, 2: 0.8}))
+    note = "pairs of the strength 3, which 'strengths' does not name, so that it counts 1.0: 1"
+    assert note in reading.warnings
+    assert reading.columns["strength"] == "s"

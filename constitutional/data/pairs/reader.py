@@ -102,9 +102,13 @@ class PairReader:
             probability = 0.5
         elif probability is None:
             probability = self.file.strengths.get(strength, 1.0) if strength else 1.0
+            if strength and self.file.strengths and strength not in self.file.strengths:
+                self.notes[
+                    f"pairs of the strength {strength}, which 'strengths' does not name, so that it counts 1.0"
+                ] += 1
             if probability == 0.5 and label == "preference":
                 label = "tie"
-        signs = tuple(-strength for strength in opinion.raters) if choice != "b" else opinion.raters
+        signs = tuple(0 - strength for strength in opinion.raters) if choice != "b" else opinion.raters
         says_strength = opinion.probability is None and choice in ("a", "b")
         about = (opinion.weight, opinion.rater, signs, opinion.principles, source, strength * says_strength)
         return Candidate(number, a.context, first, second, label, probability, *about)
@@ -249,7 +253,7 @@ class PairReader:
         choice: Choice = "tie" if value == 0.5 else "a"
         if principle:
             by = (self.text(principle, own["principle"]), *by)
-        signs = tuple(-sign for sign in raters)
+        signs = tuple(0 - sign for sign in raters)
         return Opinion(choice, strength, rater or "", signs, by, value, share, source)
 
 

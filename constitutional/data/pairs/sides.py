@@ -46,7 +46,7 @@ def two_sides(reader: PairReader, row: Row) -> PairForm | None:
     replies = Replies(sides)
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
-        first, second = replies.of(row)
+        first, second = (_up_to(row.get("turn"), reply) for reply in replies.of(row))
         context = reader.context(row, prompt)
         a, b = reader.turns.side(first, sides[0], context), reader.turns.side(second, sides[1], context)
         if verdicts is None:
@@ -58,7 +58,19 @@ def two_sides(reader: PairReader, row: Row) -> PairForm | None:
         return [reader.candidate(number, a, b, opinion) for opinion in verdicts(row)]
 
     columns = {**prompt, "response_a": sides[0], "response_b": sides[1], **columns}
+    if isinstance(row.get("turn"), int) and isinstance(row[sides[0]], list):
+        columns["turn"] = "turn"
     return PairForm(_name(row, sides), columns, read)
+
+
+def _up_to(turn: object, reply: Any) -> Any:  # noqa: ANN401 - a text, or messages
+    """A conversation up to the reply that the verdict is on, as MT-bench numbers them from 1; a text as it is."""
+    if not isinstance(turn, int) or not isinstance(reply, list):
+        return reply
+    ends = [
+        at for at, message in enumerate(reply, 1) if isinstance(message, dict) and message.get("role") == "assistant"
+    ]
+    return reply[: ends[turn - 1]] if 1 <= turn <= len(ends) else reply
 
 
 def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Verdicts | None, dict[str, str]]:
@@ -72,21 +84,10 @@ def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ver
     if not named and SAFETY.keys() & row.keys():
         columns = {f"winner by {principle}": name for name, principle in SAFETY.items() if name in row}
         return lambda row: _safe(reader, row, sides), columns
-    signed = [given["strength"]] if "strength" in given else SIGNED
-    if "winner" in given:
-        signed = [name for name in signed if name == given["winner"]]
-    column = next((name for name in signed if name in row), None)
-    if "probability" in given:
-        column = given["probability"]
-        opinion_of = _probable(reader, column)
-    elif column is not None:
-        opinion_of = _signed(reader, column)
-    else:
-        names = (given["winner"],) if "winner" in given else VERDICTS
-        column = next((name for name in names if name in row and _may_name(row[name])), None)
-        if column is None:
-            return _by_scores(reader, row, sides)
-        opinion_of = _naming(reader, row[column], sides, column)
+    found = _opinion_column(reader, row, sides)
+    if found is None:
+        return _by_scores(reader, row, sides)
+    column, opinion_of = found
     single = next((name for name in SINGLE if name in row), "") if column in SIGNED else ""
     role = next((role for role in ("probability", "strength") if given.get(role) == column), "winner")
     columns = {role: column, **({"raters": single} if single else {}), **rater}
@@ -95,12 +96,36 @@ def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ver
         who = row.get(rater["rater"]) if rater else ""
         if column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
-        opinion = opinion_of(row[column])
+        try:
+            opinion = opinion_of(row[column])
+        except BadRowError:  # a model may be named, and not the side
+            models = [row.get("model_a"), row.get("model_b")]
+            if models.count(row[column]) != 1:
+                raise
+            opinion = Opinion("a" if models[0] == row[column] else "b")
         if single:
             opinion = opinion._replace(raters=_raters(row.get(single)))
         return (opinion if who in (None, "") else opinion._replace(rater=str(who)),)
 
     return read, columns
+
+
+def _opinion_column(
+    reader: PairReader, row: Row, sides: tuple[str, str]
+) -> tuple[str, Callable[[Any], Opinion]] | None:
+    """The one column that tells the better side, and what reads it."""
+    given = reader.file.columns
+    if "probability" in given:
+        return given["probability"], _probable(reader, given["probability"])
+    signed = [given["strength"]] if "strength" in given else SIGNED
+    if "winner" in given:
+        signed = [name for name in signed if name == given["winner"]]
+    column = next((name for name in signed if name in row), None)
+    if column is not None:
+        return column, _signed(reader, column)
+    names = (given["winner"],) if "winner" in given else VERDICTS
+    column = next((name for name in names if name in row and _may_name(row[name])), None)
+    return None if column is None else (column, _naming(reader, row[column], sides, column))
 
 
 def _may_name(value: object) -> bool:
@@ -299,6 +324,6 @@ def _name(row: Row, sides: tuple[str, str]) -> str:
         "HelpSteer3 preference": "overall_preference",
         "ICAI": "preferred_text",
         "tinker": "completion_A",
-        "lmarena": "winner",
+        "lmarena": "model_a",
     }
     return next((name for name, column in known.items() if column in row), f"'{sides[0]}' and '{sides[1]}'")
