@@ -11,7 +11,7 @@ from constitutional.cli.import_command import asides_of, yaml_of
 from constitutional.constitution.file import ReadConstitution, read_constitution
 from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, read_text, unpacked
 from constitutional.constitution.prose import binds
-from constitutional.data.comparisons import PAIRS
+from constitutional.data.comparisons import ROWS
 from constitutional.data.evaluation import recognise
 from constitutional.data.preferences import PreferenceReader
 from constitutional.data.prompts import prompt_form
@@ -122,7 +122,7 @@ def _of_texts(read: ReadConstitution, path: Path) -> ReadAsPrinciples | None:
 def _first_row(path: Path) -> object:
     """The first row, if the file has rows; a text where it is read line by line."""
     try:
-        first = Rows(path, PAIRS).peek()
+        first = Rows(path, ROWS).peek()
     except InputError:
         return None
     return first[1] if first else None
@@ -135,7 +135,7 @@ def _is_data(file: DataFile, row: dict[str, object]) -> bool:
     """
     if recognise(row) is not None:
         return True
-    rows = Rows(file.path, PAIRS)
+    rows = Rows(file.path, ROWS)
     reader = PreferenceReader(file, texts=rows.texts)
     form = reader.form_of(row)
     if form is None:

@@ -18,15 +18,7 @@ _LONGEST: Final = 300
 """Characters of a text that are shown."""
 _MOST_WARNINGS: Final = 40
 """Warnings that are printed."""
-_SETTINGS: Final = ("columns", "strengths")
-_CALLED: Final = {
-    "both_bad": "both replies bad",
-    "equal": "equal replies",
-    "empty": "empty replies or turns",
-    "different_contexts": "replies to different conversations",
-    "unlabelled": "without a verdict",
-}
-"""What is said of candidates that are no preferences."""
+_SETTINGS: Final = ("columns", "strengths", "source")
 _COUNTS: Final = (
     *("rows", "pairs", "preferences", "ties", "both_bad", "equal", "empty", "different_contexts", "unlabelled"),
     *("duplicates", "prompts", "items", "principles"),
@@ -47,7 +39,8 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="how to read it: columns.chosen=COLUMN columns.rejected=COLUMN, or strengths.1=0.7",
+        help="how to read it: columns.chosen=COLUMN columns.rejected=COLUMN, or strengths.1=0.7; source=ai "
+        "where a model preferred",
     )
     data.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     data.add_argument(
@@ -96,7 +89,9 @@ def _written(reading: "DataReading", to: Path) -> str:
     """How much was written, and which candidates were not."""
     if reading.written is None:
         return f"written to {to}"
-    left = {_CALLED[name]: count for name, count in reading.classes.items() if name in _CALLED}
+    from constitutional.data.comparisons import CALLED
+
+    left = {CALLED[name]: count for name, count in reading.classes.items() if name in CALLED}
     if reading.kind == "prompts" and reading.duplicates:
         left = {"that stand there before": reading.duplicates}
     rest = f"; left out: {', '.join(f'{count:,} {name}' for name, count in left.items())}" if left else ""
@@ -134,8 +129,11 @@ def _file(name: str, words: list[str]) -> "DataFile":
     for word in words:
         key, equals, value = word.partition("=")
         setting, _, part = key.partition(".")
-        if not equals or setting not in _SETTINGS:
-            raise UsageError(f"{word}: expected columns.chosen=COLUMN, or strengths.1=0.7")
+        if not equals or setting not in _SETTINGS or (setting == "source" and part):
+            raise UsageError(f"{word}: expected columns.chosen=COLUMN, strengths.1=0.7 or source=ai")
+        if setting == "source":
+            settings["source"] = value
+            continue
         try:
             parsed = value if part and setting == "columns" else yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -149,6 +147,8 @@ def _file(name: str, words: list[str]) -> "DataFile":
 
 
 def _lines(reading: "DataReading", file: "DataFile") -> Iterator[str]:
+    from constitutional.data.comparisons import CALLED
+
     found = reading.as_json()
     yield f"{file.path}: {reading.kind}, read as: {reading.format}"
     if reading.columns:
@@ -157,8 +157,7 @@ def _lines(reading: "DataReading", file: "DataFile") -> Iterator[str]:
     if reading.ignored_columns:
         yield f"ignored ({len(reading.ignored_columns)}): {', '.join(reading.ignored_columns)}"
     yield ""
-    called = {**_CALLED, "preferences": "preferences", "ties": "ties"}
-    yield table([[called.get(name, name), f"{found[name]:,}", ""] for name in _COUNTS if found[name]], numbers_from=1)
+    yield table([[CALLED.get(name, name), f"{found[name]:,}", ""] for name in _COUNTS if found[name]], numbers_from=1)
     for warning in reading.warnings[:_MOST_WARNINGS]:
         yield f"warning: {warning}"
     if len(reading.warnings) > _MOST_WARNINGS:

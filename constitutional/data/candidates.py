@@ -72,7 +72,8 @@ class Opinion(NamedTuple):
     probability: float | None = None
     """Of the choice, where the file says one."""
     weight: float = 1.0
-    source: Source = "human"
+    source: Source | None = None
+    """None where the row does not say it."""
 
 
 class Vote(NamedTuple):

@@ -42,7 +42,7 @@ def kind_of(path: Path, expected: str) -> str:
         return "arrow" if ending == "feather" else ending
     with reading(path, expected, lambda: None) as stream:
         start = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if ending in KINDS and not start.startswith(b"["):
+    if ending in KINDS and not re.match(rb"\[|\{\s*\n", start):  # or objects over several lines
         return ending
     signs = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"} | dict.fromkeys(
         (b"{", b"[", b'"'),

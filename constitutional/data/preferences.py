@@ -5,6 +5,7 @@ A candidate is two replies to one conversation and what somebody says of them; i
 a form does not name are ignored. Nothing is guessed from texts: a file that no form fits is refused.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, Final
@@ -24,9 +25,31 @@ _FORMS: Final[Sequence[Callable[[PairReader, Row], PairForm | None]]] = (
 )
 """They are asked in this order: what a more particular form recognises comes first."""
 
+_LABELLED: Final = (
+    ({"prompt_id", "score_chosen", "score_rejected"}, "is labelled by GPT-4 (UltraFeedback)"),
+    ({"chosen_avg_rating", "rejected_avg_rating"}, "is labelled by GPT-4 (UltraFeedback)"),
+    ({"chosen-rating", "rejected-rating"}, "is labelled by GPT-4 (UltraFeedback)"),
+    ({"instruction", "models", "completions"}, "is labelled by GPT-4 (UltraFeedback)"),
+    ({"answers", "good_natured"}, "is labelled by GPT-4 (Nectar)"),
+    ({"new_generations", "rating_chosen"}, "is labelled by GPT-4 (Capybara)"),
+    ({"labelling_model", "original_chosen"}, "is labelled by GPT-4 (Orca)"),
+    ({"system", "question", "chosen", "rejected"}, "is compared by nobody: GPT-4's reply is the chosen one (Orca)"),
+    ({"init_prompt", "critic_prompt"}, "is compared by nobody: a model's revision is the chosen one"),
+)
+"""Columns of public sets that people did not label, and who did."""
+_MODELS: Final = re.compile(r"gpt|claude|gemini|llama|mistral|mixtral|qwen|alpaca_eval", re.IGNORECASE)
+"""Raters that are models."""
 
 MOST_TOGETHER: Final = 1000
 """Rows of one conversation: K replies are K(K−1)/2 pairs, and stand in memory."""
+
+
+def _labelled(form: PairForm, row: Row) -> str:
+    """Who labelled a file that begins with this row, where it was a model."""
+    rater = str(row.get(form.columns.get("rater", ""), ""))
+    if _MODELS.search(rater):
+        return f"is labelled by {' '.join(rater.split())[:80]}"
+    return next((said for columns, said in _LABELLED if columns <= row.keys()), "")
 
 
 class PreferenceReader(PairReader):
@@ -45,11 +68,25 @@ class PreferenceReader(PairReader):
             )
         if problem := self.file.check_columns(row):
             raise BadRowError(problem)
-        if self.file.columns.keys() & {"chosen", "rejected"}:
-            return chosen_and_rejected(self, row)
-        if self.file.columns.keys() & {"response_a", "response_b", "winner", "strength"}:
-            return two_sides(self, row)
-        return next((form for recognise in _FORMS if (form := recognise(self, row))), None)
+        given = self.file.columns
+        forms = _FORMS
+        if given.keys() & {"chosen", "rejected"}:
+            forms = (chosen_and_rejected,)
+        elif given.keys() & {"response_a", "response_b", "winner", "strength"}:
+            forms = (two_sides,)
+        elif given.keys() & {"reply", "label"}:
+            forms = (one_a_row,)
+        form = next((form for recognise in forms if (form := recognise(self, row))), None)
+        unread = [role for role, column in given.items() if form and column not in form.columns.values()]
+        if form and unread:
+            read = ", ".join(form.columns)
+            raise BadRowError(
+                f"'columns' names '{given[unread[0]]}' as {unread[0]}, which is not read in a file of this form "
+                f"({form.name}: {read}); leave {unread[0]} out"
+            )
+        if form:
+            form.labelled = _labelled(form, row)
+        return form
 
     def candidates(self, form: PairForm, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
         """The candidates of each row, with the row's number; rows that belong together give theirs at the last.

@@ -139,7 +139,9 @@ def _read(files: Sequence[DataFile], seed: int) -> tuple[list[_Line], list[RowPl
     lines, repeated = _distinct(line for part in read for line in part)
     if any(file.weight for file in files):
         by_file = [[line for line in lines if line.place.path == file.path] for file in files]
-        amounts = mixture([len(part) for part in by_file], [file.weight for file in files])
+        amounts = [
+            int(amount + 1e-9) for amount in mixture([len(part) for part in by_file], [file.weight for file in files])
+        ]
         kept = {
             line.place
             for part, amount in zip(by_file, amounts, strict=True)

@@ -17,7 +17,7 @@ from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import replacing
 from constitutional.base.records import Message
 from constitutional.data.candidates import CLASSES, Candidate, Class, duplicate_key
-from constitutional.data.comparisons import PAIRS, unknown
+from constitutional.data.comparisons import ROWS, unknown
 from constitutional.data.evaluation import EvaluationRow, load_evaluation, recognise
 from constitutional.data.pairs.reader import PairForm
 from constitutional.data.preferences import PreferenceReader
@@ -102,15 +102,15 @@ def read_data(file: DataFile, to: Path | None = None, progress: Progress = lambd
         reading = reader(file, to, progress)
         if reading is not None:
             return reading
-    rows = Rows(file.path, PAIRS)
+    rows = Rows(file.path, ROWS)
     first = rows.peek()
     if first is None:
-        raise InputError(file.path, f"holds no row; expected {PAIRS}")
-    raise rows.place(first[0]).error(unknown(first[1]))
+        raise InputError(file.path, f"holds no row; expected {ROWS}")
+    raise rows.place(first[0]).error(unknown(first[1], ROWS))
 
 
 def _preferences(file: DataFile, to: Path | None, progress: Progress) -> DataReading | None:
-    rows = Rows(file.path, PAIRS)
+    rows = Rows(file.path, ROWS)
     first = rows.peek()
     if first is None or not isinstance(first[1], dict):
         return None
@@ -148,12 +148,19 @@ def _gathered(
                 out.write(_line(own_row(candidate)))
                 written += 1
     notes = list(_notes(reader.notes))
+    if form.labelled and file.source is None:
+        notes.append(
+            f"{file.name} {form.labelled}, and counts as people's preferences; to count it as the AI's: "
+            f"mix.human=[{{path: {file.path}, source: ai}}]"
+        )
     if without_prompt:
         advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
         notes.append(f"pairs that have no prompt: {without_prompt:,}; {advice}")
     classes: Counter[Class] = Counter()
     for (label, _), count in tally.items():
         classes[label] += count
+    if classes["different_contexts"]:
+        notes.append(f"pairs whose replies answer different conversations: {classes['different_contexts']:,}; left out")
     duplicates = _repeated(pairs)
     if duplicates:
         notes.append(f"pairs that stand there before, with the same verdict: {duplicates:,}")
@@ -175,7 +182,7 @@ def _gathered(
 
 
 def _prompts(file: DataFile, to: Path | None, progress: Progress) -> DataReading | None:
-    rows = Rows(file.path, PAIRS)
+    rows = Rows(file.path, ROWS)
     first = rows.peek()
     form = _checked(rows, first[0], lambda: prompt_form(file, first[1])) if first else None
     if form is None:
@@ -229,7 +236,7 @@ def _of_prompts(
 
 
 def _evaluation(file: DataFile, to: Path | None, progress: Progress) -> DataReading | None:
-    rows = Rows(file.path, PAIRS)
+    rows = Rows(file.path, ROWS)
     first = rows.peek()
     name = recognise(first[1]) if first and not file.columns else None
     if name is None:

@@ -43,6 +43,8 @@ _CHUNK: Final = 2**20
 _ROWS: Final = re.compile(rf"\.({'|'.join(KINDS)})(\.(gz|zst|zstd))?$", re.IGNORECASE)
 """How files of rows end."""
 
+_SPLITS: Final = re.compile(r"(train|training|test|valid|validation|val|dev|eval)(_\w+)?", re.IGNORECASE)
+"""What splits are called in a JSON object of several."""
 
 ReadAs = Literal[
     "prompt",
@@ -52,6 +54,8 @@ ReadAs = Literal[
     "rejected",
     "response_a",
     "response_b",
+    "reply",
+    "label",
     "winner",
     "strength",
     "probability",
@@ -59,8 +63,10 @@ ReadAs = Literal[
     "principle",
     "weight",
 ]
-"""What a column may be read as. `input` goes on from the prompt; `winner` says which of response_a and response_b is
-better, `strength` how much, negative where it is response_a."""
+"""What a column may be read as. `input` goes on from the prompt; `label` is the truth that the one `reply` of a
+row is good; `winner` says which of response_a and response_b is
+better, `strength` how much, negative where it is response_a. `probability` is that of chosen, 0.5 to 1, or that
+response_a is better, 0 to 1."""
 
 
 class DataFile(Frozen):
@@ -69,10 +75,13 @@ class DataFile(Frozen):
     path: HubName | Path
     """A file, a folder that `datasets` saved to disk, or `hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]`."""
     weight: float | None = Field(default=None, gt=0)
-    """Of a mixture: from each file as much as its weight says, and together as much as the scarcest file allows. None
-    takes all rows of all files."""
+    """Of a mixture: from each file as much as its weight says, and together as much as the scarcest file allows; pairs
+    count by what they weigh. None takes all rows of all files; either all files have a weight or none has."""
     columns: dict[ReadAs, str] = Field(default_factory=dict)
     """The file's column by what it is read as, such as {chosen: good, rejected: bad}; others are recognised."""
+    source: Literal["ai", "human"] | None = None
+    """Who prefers where the rows do not say it: None is `human`; `ai` for a set that a model labelled, such as
+    UltraFeedback."""
     strengths: dict[int, Annotated[float, Field(ge=0.5, le=1)]] = Field(default_factory=dict)
     """Probability that the preferred reply is the better one, by the strength that the file says (1, 2, 3, …); a
     strength that is not named counts 1."""
@@ -213,6 +222,10 @@ class Rows:
         """The rows of a JSON file; where they stand within an object, their numbers are those of rows."""
         document = Document(path, self._expected)
         for line, value in document:
+            if document.is_one_object and all(map(_SPLITS.fullmatch, value)) and len(value) > 1:
+                raise InputError(
+                    path, f"holds the splits {', '.join(value)}; write the rows of one to a file of its own"
+                )
             rows = rows_within(value) if document.is_one_object else None
             if rows is None:
                 yield line, value
@@ -373,21 +386,21 @@ def licence_beside(path: Path | str) -> str:
     return found[1].strip() if found else ""
 
 
-def mixture(counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """How many rows to take of each file, of those that there are.
+def mixture(amounts: Sequence[float], weights: Sequence[float | None]) -> list[float]:
+    """How much to take of each file, of as much as there is.
 
-    Without weights all of them. With weights as many as the scarcest file allows, in the proportion of the weights.
+    Without weights all of it. With weights as much as the scarcest file allows, in the proportion of the weights.
 
     Raises:
         ValueError: some files have a weight and others have none.
     """
     given = [weight for weight in weights if weight is not None]
     if not given:
-        return list(counts)
+        return list(amounts)
     if len(given) < len(weights):
         raise ValueError("some files have a weight and others have none; give each of them one, or none")
-    unit = min(count / weight for count, weight in zip(counts, given, strict=True))
-    return [min(count, int(unit * weight + 1e-9)) for count, weight in zip(counts, given, strict=True)]
+    unit = min(amount / weight for amount, weight in zip(amounts, given, strict=True))
+    return [min(amount, unit * weight) for amount, weight in zip(amounts, given, strict=True)]
 
 
 def check_weights(files: Iterable[DataFile]) -> None:

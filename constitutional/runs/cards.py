@@ -48,7 +48,7 @@ _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COLUMNS: Final[Mapping[str, str]] = {
     "prompt": "the conversation, as messages",
     "chosen, rejected": "the better and the worse reply, as messages",
-    "source": "`ai` for the labeler, `human` for people",
+    "source": "`ai` for the labeler, or for a model that labelled a file; `human` for people",
     "probability": "that chosen is better, 0.5 to 1",
     "principles": "ids of the principles that the label rests on",
     "weight": "how much the pair counts, 1 or less: the pairs of several replies to one prompt share the weight of one",
@@ -228,9 +228,10 @@ def _people(store: RunStore) -> Iterator[str]:
     from_people = mixed.counts.get("human preferences available", 0) if mixed else 0
     if from_people and not said:
         preferences = counted(from_people, "preference")
-        said.append(f"{preferences} come from a file of people's comparisons; who made them is not recorded.")
+        said.append(f"{preferences} come from files of comparisons (`mix.human`); who made them is not recorded.")
     if mixed and not said:
         said.append("No person voted on these comparisons.")
+    said += [f"`{_line(name)}` {_line(by)}." for name, by in (mixed.labelled.items() if mixed else ())]
     if said:
         yield "People's work: " + " ".join(said)
 

@@ -439,18 +439,21 @@ def run(settings: Settings, context: StageContext) -> None:
     every = context.read("comparisons", Comparison)
     notes: dict[str, int] = {}
     human: list[Preference] = []
+    labelled: dict[str, str] = {}
     if settings.human is not None:
-        file = read_comparisons(settings.human, seed=context.seed)
-        human = without_evaluation_prompts(file.preferences, context.read("prompts", Prompt))
+        read = read_comparisons(settings.human, seed=context.seed)
+        human = without_evaluation_prompts(read.preferences, context.read("prompts", Prompt))
+        labelled = dict(read.labelled)
         notes = {
-            "human rows with an empty message": file.counts["empty"],
-            "human rows with equal texts": file.counts["equal"],
-            "human rows whose transcripts differ before the last reply": file.counts["different_contexts"],
-            "human rows on evaluation prompts": len(file.preferences) - len(human),
-            "human ties": file.counts["tie"],
-            "human rows whose replies are both bad": file.counts["both_bad"],
-            "human rows without a verdict": file.counts["unlabelled"],
-            "human rows without a prompt": file.without_prompt,
+            "human rows beyond the weights of a mixture": read.beyond,
+            "human rows with an empty message": read.counts["empty"],
+            "human rows with equal texts": read.counts["equal"],
+            "human rows whose transcripts differ before the last reply": read.counts["different_contexts"],
+            "human rows on evaluation prompts": len(read.preferences) - len(human),
+            "human ties": read.counts["tie"],
+            "human rows whose replies are both bad": read.counts["both_bad"],
+            "human rows without a verdict": read.counts["unlabelled"],
+            "human rows without a prompt": read.without_prompt,
         }
     from_file = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
     verdicts, comparisons = [*from_file], every
@@ -470,8 +473,17 @@ def run(settings: Settings, context: StageContext) -> None:
         held_out=counts["preferences in held_out"],
         counts=counts,
         work=work_of(from_file) if from_file else None,
+        labelled=labelled,
     )
     context.summarise(summary)
+    for file in settings.human or ():
+        if file.name in labelled and file.source is None:
+            said = f"{file.name} {labelled[file.name]}, and counts as people's preferences"
+            context.warn(f"{said}; to count it as the AI's: mix.human=[{{path: {file.path}, source: ai}}]")
+    names = [file.name for file in settings.human or ()]
+    if names and settings.human_share != 0 and not any(row.prompt.source in names for row in mixed.preferences):
+        why = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if name.startswith("human ") and count)
+        context.warn(f"mix.human: no pair of {', '.join(names)} is used ({why})")
     if mixed.problem:
         context.warn(f"mix.aggregate=dawid_skene: {mixed.problem}; the votes are aggregated by majority")
     if warning := too_little(summary):

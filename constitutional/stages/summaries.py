@@ -6,7 +6,7 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, Final, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.stats import clustered_share, wilson
@@ -147,6 +147,8 @@ class MixSummary(Summary):
     counts: dict[str, int]
     work: PeoplesWork | None = None
     """Behind the verdicts of `mix.verdicts`; None where the run names no such file."""
+    labelled: dict[str, str] = Field(default_factory=dict)
+    """Files of `mix.human` that a model labelled, with what is known of it: `is labelled by …`."""
 
     @property
     def judged(self) -> int:

@@ -324,7 +324,7 @@ def test_0_beside_replies_1_and_2_is_no_tie_but_in_alpaca_eval(tmp_path: Path, c
     for numbers, line in (((0, 1), 1), ((1, 0), 2)):
         rows = [{**row, column: number} for number in numbers]
         for columns in ({}, {"winner": column}):
-            with pytest.raises(InputError, match=f":{line}: '{column}' is 0, which could be a side, a truth or a str"):
+            with pytest.raises(InputError, match=f":{line}: '{column}' is 0, which could be a side, a truth, a prob"):
                 found(written(tmp_path, rows), columns=columns)
     sides = found(written(tmp_path, [{**row, column: 1}, {**row, column: 2}]))
     assert [sample["chosen"] for sample in sides["samples"]] == ["Yes.", "No."]

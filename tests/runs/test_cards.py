@@ -130,12 +130,15 @@ def test_a_card_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, monk
 def test_people_who_voted_are_told_of(tmp_path: Path) -> None:
     constitution(tmp_path)
     pairs = tmp_path / "pairs.jsonl"
-    rows = [f'{{"prompt": "Question {n}?", "chosen": "Yes {n}.", "rejected": "No."}}\n' for n in range(12)]
+    rows = [
+        f'{{"prompt": "Question {n}?", "chosen": "Yes {n}.", "rejected": "No.", "rater": "gpt-4"}}\n' for n in range(12)
+    ]
     pairs.write_text("".join(rows))
     words = ["name=first", "until=dpo", f"mix.human={pairs}", "mix.held_out_share=0"]
     store, _ = go(configured(tmp_path, *words), World())
     card = model_card(store, load(store.folder), load_constitution(store.folder / USED), "policy")
     assert "| by people | 12 | 0 |" in card
-    assert "12 preferences come from a file of people's comparisons" in card
+    assert "12 preferences come from files of comparisons" in card
+    assert "`pairs.jsonl` is labelled by gpt-4." in card
     used = store.stages["mix"].summary["counts"]["AI preferences used"]
     assert f"People's share of the preferences that were trained on: {12 / (12 + used):.1%}." in card

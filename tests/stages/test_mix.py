@@ -573,6 +573,48 @@ def test_the_stage_reads_both_files_and_keeps_evaluation_prompts_out(tmp_path: P
     assert summary.counts["human rows with equal texts"] == 1
 
 
+def warned_of(folder: Path, rows: list[dict[str, object]], **settings: object) -> tuple[list[str], MixSummary]:
+    """What the stage warns of with one file of pairs, on a run with enough comparisons of its own."""
+    comparisons = [compared(f"{number}") for number in range(40)]
+    judgements = [judged(comparison, 0.9) for comparison in comparisons]
+    prompts = [asked(f"{number}") for number in range(40)]
+    context = OneStage(folder, rows={"comparisons": comparisons, "judgements": judgements, "prompts": prompts})
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run(Settings.model_validate({"human": {"path": path, **settings}, "held_out_share": 0}), context)
+    return context.warnings, context.summarised(MixSummary)
+
+
+RATED = {"prompt": "Q?", "output_1": "Yes.", "output_2": "No.", "preference": 2, "annotator": "gpt4"}
+
+
+def test_a_file_that_a_model_labelled_is_warned_of_unless_its_source_is_said(tmp_path: Path) -> None:
+    (warning,), summary = warned_of(tmp_path, [RATED])
+    assert "pairs.jsonl is labelled by gpt4, and counts as people's preferences" in warning
+    assert "source: ai}]" in warning
+    assert (summary.labelled, summary.counts["human preferences used"]) == ({"pairs.jsonl": "is labelled by gpt4"}, 1)
+    warnings, summary = warned_of(tmp_path, [RATED], source="ai")
+    assert (warnings, summary.labelled) == ([], {"pairs.jsonl": "is labelled by gpt4"})
+    assert (summary.counts["human preferences used"], summary.counts["AI preferences used"]) == (0, 41)
+
+
+def test_a_file_of_which_no_pair_is_used_is_warned_of_with_why(tmp_path: Path) -> None:
+    (warning,), _ = warned_of(tmp_path, [{**RATED, "preference": 1.5, "annotator": "ann"}] * 2)
+    assert warning.startswith("mix.human: no pair of pairs.jsonl is used (human ties: 2, ")
+
+
+def test_what_a_mixture_leaves_out_is_counted(tmp_path: Path) -> None:
+    pairs = [{"prompt": f"{name}?", "chosen": "A", "rejected": "B"} for name in "abc"]
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps(pairs[0] | {"prompt": "d?"}))
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    context = OneStage(tmp_path, rows={"comparisons": [], "judgements": [], "prompts": []})
+    run(Settings(human=(DataFile(path=path, weight=1), DataFile(path=other, weight=1)), held_out_share=0), context)
+    counts = context.summarised(MixSummary).counts
+    assert (counts["human rows beyond the weights of a mixture"], counts["human preferences available"]) == (2, 2)
+
+
 def mixed_by_stage(judgements: list[Judgement], comparisons: list[Comparison], settings: Settings) -> OneStage:
     context = OneStage(Path(), rows={"comparisons": comparisons, "judgements": judgements})
     run(settings, context)

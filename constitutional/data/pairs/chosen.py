@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from constitutional.base.text import canonical
 from constitutional.data.candidates import SCORE_10, Candidate, Opinion, Row
 from constitutional.data.pairs.reader import CHOSEN, PairForm, PairReader, Replies
 from constitutional.data.turns import BadRowError, Side, common_start, is_blank, is_list_of, is_transcript
@@ -39,8 +40,8 @@ def chosen_and_rejected(reader: PairReader, row: Row) -> PairForm | None:
     opinion_of, about = _opinions(reader, row, len(prompt) + len(pair))
     replies = Replies(pair)
     nameless = not prompt and "prompt" in row  # our own rows of pairs whose prompt nobody knows
-    asked = row.get(prompt.get("prompt", ""))
-    spaced = isinstance(asked, str) and is_transcript(asked) and asked.endswith(_PLAIN_MARKER)
+    opening = row.get(prompt.get("prompt", ""))
+    spaced = isinstance(opening, str) and is_transcript(opening) and opening.endswith(_PLAIN_MARKER)
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
         first, second = replies.of(row)
@@ -53,11 +54,26 @@ def chosen_and_rejected(reader: PairReader, row: Row) -> PairForm | None:
             if spaced and isinstance(first, str) and isinstance(second, str):
                 first, second = first.removeprefix(" "), second.removeprefix(" ")
             a, b = reader.turns.sides((first, second), pair, context)
+            if (
+                context == ()
+                and isinstance(asked := row.get(prompt.get("prompt", "")), str)
+                and not _is_asked(asked, a)
+            ):
+                reader.notes[
+                    f"rows whose '{prompt['prompt']}' does not stand in the messages of the replies, which are read"
+                ] += 1
             if prompt and not a.context:
                 raise BadRowError(f"'{prompt['prompt']}' holds no message; it does not end with a user's message")
         return (reader.candidate(number, a, b, opinion_of(row)),)
 
     return PairForm(_name(row, pair, prompt), {**prompt, "chosen": pair[0], "rejected": pair[1], **about}, read)
+
+
+def _is_asked(asked: str, side: Side) -> bool:
+    """Whether a text, or the end of a transcript, is a turn before a reply that is a list of messages."""
+    if any(turn.content == asked for turn in side.context):
+        return True
+    return any(canonical(turn.content) in canonical(asked) for turn in side.context if turn.role == "user")
 
 
 def _columns(reader: PairReader, row: Row) -> tuple[str, str] | None:

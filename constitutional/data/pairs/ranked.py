@@ -60,7 +60,9 @@ def ranked(reader: PairReader, row: Row) -> PairForm | None:
             return [_as_exported(pairs[0], reader.own(row, own))]
         return pairs
 
-    name = "Nectar" if column == "answers" else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
+    name = (
+        "Nectar" if (column, order) == ("answers", "rank") else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
+    )
     columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
     columns |= {role: own[role] for role in ("probability", "weight", "source") if own}
     return PairForm(name, columns, read)
@@ -76,9 +78,9 @@ def _as_exported(pair: Candidate, opinion: Opinion) -> Candidate:
     """A preference with the probability, the weight and the source that an exported row says."""
     probability = 1.0 if opinion.probability is None else opinion.probability
     label: Class = "tie" if probability == 0.5 else "preference"
-    by = opinion.principles
+    source = opinion.source or pair.source
     return pair._replace(
-        label=label, probability=probability, weight=opinion.weight, source=opinion.source, principles=by
+        label=label, probability=probability, weight=opinion.weight, source=source, principles=opinion.principles
     )
 
 
@@ -125,8 +127,9 @@ def one_a_row(reader: PairReader, row: Row) -> PairForm | None:
 
     Rows of one conversation stand one after the other.
     """
-    judged = next((name for name in _LABELS if name in row), None)
-    if judged is None or (judged != "helpfulness" and not _is_truth(reader, row[judged])):
+    labels = (reader.file.columns["label"],) if "label" in reader.file.columns else _LABELS
+    judged = next((name for name in labels if name in row), None)
+    if judged is None or (judged != "helpfulness" and not _is_truth(row[judged])):
         return None
     found = _reply_column(reader, row) or _reply_within(reader, row)
     if found is None:
@@ -165,7 +168,9 @@ _Found = tuple[dict[str, str], Callable[[Row], object], Callable[[Row], Side]]
 
 def _reply_column(reader: PairReader, row: Row) -> _Found | None:
     """A column of replies beside that of the conversation."""
-    reply = next((name for name in ("completion", "response", "output") if isinstance(row.get(name), str | list)), None)
+    given = reader.file.columns
+    names = (given["reply"],) if "reply" in given else ("completion", "response", "output")
+    reply = next((name for name in names if isinstance(row.get(name), str | list)), None)
     prompt = reader.prompt_columns({name: value for name, value in row.items() if name != reply})
     if reply is None or not prompt:
         return None
@@ -193,12 +198,12 @@ def _reply_within(reader: PairReader, row: Row) -> _Found | None:
     return {"prompt": column, "reply": column}, key, lambda row: reader.turns.side(row[column], column, ())
 
 
-def _is_truth(reader: PairReader, value: object) -> bool:
-    return value in (True, False) or (reader.texts and str(value).lower() in ("true", "false"))
+def _is_truth(value: object) -> bool:
+    return value in (True, False) or str(value).lower() in ("true", "false")
 
 
 def _judged(reader: PairReader, value: object, name: str) -> float | None:
-    if reader.texts and str(value).lower() in ("true", "false"):
+    if str(value).lower() in ("true", "false"):
         return float(str(value).lower() == "true")
     number = reader.number(value, name)
     if name != "helpfulness" and number not in (None, 0, 1):

@@ -60,6 +60,8 @@ class PairForm:
     """The candidates of a row; or of rows that belong together, as (number, row) under the key `rows`."""
     together: Callable[[Row], object] | None = None
     """What rows share that stand one after the other and belong together; raises BadRowError."""
+    labelled: str = ""
+    """By which model a public set is labelled, as a predicate; empty where nothing is known of that."""
 
 
 class PairReader:
@@ -91,7 +93,8 @@ class PairReader:
             label = "unlabelled"
         else:
             label = "preference" if choice in ("a", "b") else choice  # type: ignore[assignment]
-        if opinion is CHOSEN:
+        source = opinion.source or self.file.source or "human"
+        if opinion is CHOSEN and source == "human":
             return Candidate(number, a.context, a.reply, b.reply, label)
         first, second = (b.reply, a.reply) if choice == "b" else (a.reply, b.reply)
         probability = opinion.probability
@@ -99,11 +102,15 @@ class PairReader:
             probability = 0.5
         elif probability is None:
             probability = self.file.strengths.get(strength, 1.0) if strength else 1.0
+            if strength and self.file.strengths and strength not in self.file.strengths:
+                self.notes[
+                    f"pairs of the strength {strength}, which 'strengths' does not name, so that it counts 1.0"
+                ] += 1
             if probability == 0.5 and label == "preference":
                 label = "tie"
-        signs = tuple(-strength for strength in opinion.raters) if choice != "b" else opinion.raters
+        signs = tuple(0 - strength for strength in opinion.raters) if choice != "b" else opinion.raters
         says_strength = opinion.probability is None and choice in ("a", "b")
-        about = (opinion.weight, opinion.rater, signs, opinion.principles, opinion.source, strength * says_strength)
+        about = (opinion.weight, opinion.rater, signs, opinion.principles, source, strength * says_strength)
         return Candidate(number, a.context, first, second, label, probability, *about)
 
     def all_pairs(
@@ -115,7 +122,7 @@ class PairReader:
         strengths: bool = False,
         rater: str = "",
     ) -> list[Candidate]:
-        """Every pair of K replies, with the weight of one comparison shared among the K(K−1)/2 pairs.
+        """Every pair of K replies, with the weight of one comparison shared among the pairs that somebody judged.
 
         Args:
             number: the row's.
@@ -124,7 +131,8 @@ class PairReader:
             strengths: the difference is a strength.
             rater: who ranks.
         """
-        weight = 2 / (len(replies) * (len(replies) - 1)) if len(replies) > 1 else 1.0
+        judged = sum(value is not None for _, value in replies)
+        weight = 2 / (judged * (judged - 1)) if judged > 1 else 1.0
         made = []
         for (a, first), (b, second) in combinations(replies, 2):
             if first is None or second is None:
@@ -232,11 +240,11 @@ class PairReader:
         strength, raters = _strength(row.get(own["strength"])), _strengths(row.get(own["raters"]))
         if self.texts:  # an empty cell says nothing
             probability, rater, principle, weight = (value or None for value in (probability, rater, principle, weight))
-        source: Any = row.get(own["source"]) if "source" in own else "human"
+        source: Any = row.get(own["source"]) if "source" in own else None
         by = names_of(row.get("principles")) if "source" in own else ()
         if not strength and not raters and not by and probability is rater is principle is weight is None:
             return CHOSEN
-        if source not in ("ai", "human"):
+        if "source" in own and source not in ("ai", "human"):
             raise BadRowError(f'\'source\' is {as_json_safe(source)}; expected "ai" or "human", as in the first row')
         value = None if probability is None else self.between(probability, own["probability"], 0.5)
         share = 1.0 if weight is None else self.between(weight, own["weight"], 0.0)
@@ -245,7 +253,7 @@ class PairReader:
         choice: Choice = "tie" if value == 0.5 else "a"
         if principle:
             by = (self.text(principle, own["principle"]), *by)
-        signs = tuple(-sign for sign in raters)
+        signs = tuple(0 - sign for sign in raters)
         return Opinion(choice, strength, rater or "", signs, by, value, share, source)
 
 

@@ -46,54 +46,86 @@ def two_sides(reader: PairReader, row: Row) -> PairForm | None:
     replies = Replies(sides)
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
-        first, second = replies.of(row)
+        first, second = (_up_to(row.get("turn"), reply) for reply in replies.of(row))
         context = reader.context(row, prompt)
         a, b = reader.turns.side(first, sides[0], context), reader.turns.side(second, sides[1], context)
         if verdicts is None:
-            reader.notes["pairs of which no column says which is better; name it with columns: {winner: COLUMN}"] += 1
+            reader.notes[
+                "pairs of which no column says which is better; name it with columns: {winner: COLUMN}, or with "
+                f"{{probability: COLUMN}} where it is the probability that '{sides[0]}' is"
+            ] += 1
             return [reader.candidate(number, a, b, Opinion(None))]
         return [reader.candidate(number, a, b, opinion) for opinion in verdicts(row)]
 
     columns = {**prompt, "response_a": sides[0], "response_b": sides[1], **columns}
+    if isinstance(row.get("turn"), int) and isinstance(row[sides[0]], list):
+        columns["turn"] = "turn"
     return PairForm(_name(row, sides), columns, read)
+
+
+def _up_to(turn: object, reply: Any) -> Any:  # noqa: ANN401 - a text, or messages
+    """A conversation up to the reply that the verdict is on, as MT-bench numbers them from 1; a text as it is."""
+    if not isinstance(turn, int) or not isinstance(reply, list):
+        return reply
+    ends = [
+        at for at, message in enumerate(reply, 1) if isinstance(message, dict) and message.get("role") == "assistant"
+    ]
+    return reply[: ends[turn - 1]] if 1 <= turn <= len(ends) else reply
 
 
 def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Verdicts | None, dict[str, str]]:
     """What reads the opinions of a row, and the columns that it reads."""
     given = reader.file.columns
     rater = reader.rater_column(row)
-    named = given.keys() & {"winner", "strength"}
+    named = given.keys() & {"winner", "strength", "probability"}
     if not named and "winner_model_a" in row and "winner_model_b" in row:
         flags = [name for name in ("winner_model_a", "winner_model_b", "winner_tie") if name in row]
         return lambda row: [_flagged(reader, row, flags)], {f"winner {flag[7:]}": flag for flag in flags}
     if not named and SAFETY.keys() & row.keys():
         columns = {f"winner by {principle}": name for name, principle in SAFETY.items() if name in row}
         return lambda row: _safe(reader, row, sides), columns
-    signed = [given["strength"]] if "strength" in given else SIGNED
-    if "winner" in given:
-        signed = [name for name in signed if name == given["winner"]]
-    column = next((name for name in signed if name in row), None)
-    if column is not None:
-        opinion_of = _signed(reader, column)
-    else:
-        names = (given["winner"],) if "winner" in given else VERDICTS
-        column = next((name for name in names if name in row and _may_name(row[name])), None)
-        if column is None:
-            return _by_scores(reader, row, sides)
-        opinion_of = _naming(reader, row[column], sides, column)
+    found = _opinion_column(reader, row, sides)
+    if found is None:
+        return _by_scores(reader, row, sides)
+    column, opinion_of = found
     single = next((name for name in SINGLE if name in row), "") if column in SIGNED else ""
-    columns = {"winner": column, **({"raters": single} if single else {}), **rater}
+    role = next((role for role in ("probability", "strength") if given.get(role) == column), "winner")
+    columns = {role: column, **({"raters": single} if single else {}), **rater}
 
     def read(row: Row) -> Iterable[Opinion]:
         who = row.get(rater["rater"]) if rater else ""
         if column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
-        opinion = opinion_of(row[column])
+        try:
+            opinion = opinion_of(row[column])
+        except BadRowError:  # a model may be named, and not the side
+            models = [row.get("model_a"), row.get("model_b")]
+            if models.count(row[column]) != 1:
+                raise
+            opinion = Opinion("a" if models[0] == row[column] else "b")
         if single:
             opinion = opinion._replace(raters=_raters(row.get(single)))
         return (opinion if who in (None, "") else opinion._replace(rater=str(who)),)
 
     return read, columns
+
+
+def _opinion_column(
+    reader: PairReader, row: Row, sides: tuple[str, str]
+) -> tuple[str, Callable[[Any], Opinion]] | None:
+    """The one column that tells the better side, and what reads it."""
+    given = reader.file.columns
+    if "probability" in given:
+        return given["probability"], _probable(reader, given["probability"])
+    signed = [given["strength"]] if "strength" in given else SIGNED
+    if "winner" in given:
+        signed = [name for name in signed if name == given["winner"]]
+    column = next((name for name in signed if name in row), None)
+    if column is not None:
+        return column, _signed(reader, column)
+    names = (given["winner"],) if "winner" in given else VERDICTS
+    column = next((name for name in names if name in row and _may_name(row[name])), None)
+    return None if column is None else (column, _naming(reader, row[column], sides, column))
 
 
 def _may_name(value: object) -> bool:
@@ -112,11 +144,27 @@ def _signed(reader: PairReader, column: str) -> Callable[[Any], Opinion]:
     return lambda value: signed_opinion(reader.number(value, column), column)
 
 
+def _probable(reader: PairReader, column: str) -> Callable[[Any], Opinion]:
+    """What reads a column with the probability that the first reply is better, 0 to 1; 0.5 is a tie."""
+
+    def read(value: object) -> Opinion:
+        first = reader.number(value, column)
+        if first is None:
+            return Opinion(None)
+        if not 0 <= first <= 1:
+            raise BadRowError(f"'{column}' is {first:g}; expected the probability that the first is better, 0 to 1")
+        if first == 0.5:
+            return Opinion("tie")
+        return Opinion("a" if first > 0.5 else "b", probability=max(first, round(1 - first, 9)))  # 1 - 0.9 is 0.0999…98
+
+    return read
+
+
 def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: str) -> Callable[[Any], Opinion]:
     """What reads a column that names the better side; a number names a side where the sides have numbers.
 
     Raises:
-        BadRowError: the column holds numbers that could be sides or strengths.
+        BadRowError: the column holds numbers that could be sides, strengths or probabilities.
     """
     ends = [match["side"] for name in sides if (match := SIDES.fullmatch(name))]
     if reader.texts and isinstance(first, str):
@@ -126,7 +174,7 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
     if is_number and ends == ["1", "2"] and (first == 0 or 1 <= first <= 2):  # type: ignore[operator]
         return lambda value: _of_one_or_two(reader.number(value, column), sides, column)
     if is_number and ends != ["0", "1"]:
-        if first in (0, 1):
+        if 0 <= first <= 1:  # type: ignore[operator]
             raise _ambiguous(first, sides, column)
         return _signed(reader, column)
 
@@ -141,8 +189,9 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
 
 def _ambiguous(value: object, sides: tuple[str, str], column: str) -> BadRowError:
     return BadRowError(
-        f"'{column}' is {as_json_safe(value)}, which could be a side, a truth or a strength; write '{sides[0]}', "
-        f"'{sides[1]}' or 'tie' in it, or have it read as a strength that is negative where '{sides[0]}' is better, "
+        f"'{column}' is {as_json_safe(value)}, which could be a side, a truth, a probability or a strength; write "
+        f"'{sides[0]}', '{sides[1]}' or 'tie' in it, or have it read as the probability that '{sides[0]}' is better, "
+        f"with columns: {{probability: {column}}}, or as a strength that is negative where '{sides[0]}' is better, "
         f"with columns: {{strength: {column}}}"
     )
 
@@ -275,6 +324,6 @@ def _name(row: Row, sides: tuple[str, str]) -> str:
         "HelpSteer3 preference": "overall_preference",
         "ICAI": "preferred_text",
         "tinker": "completion_A",
-        "lmarena": "winner",
+        "lmarena": "model_a",
     }
     return next((name for name, column in known.items() if column in row), f"'{sides[0]}' and '{sides[1]}'")

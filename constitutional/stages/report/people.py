@@ -243,6 +243,7 @@ def work_report(
             f"{unknown:,} preferences come from files of people’s comparisons: who made them, in how many hours and "
             "for what pay is not recorded."
         )
+    notes += [f"{name} {by}." for name, by in (mixed.labelled.items() if mixed else ())]
     sft = view.summary(SftSummary)
     if sft and sft.helpful and view.configuration().get("sft", {}).get("helpful"):
         notes.append(
