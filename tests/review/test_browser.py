@@ -187,7 +187,14 @@ def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[.
         page = new_page(java_script_enabled=False)
         enter(page, url, made)
         expect(page.get_by_text("Question 0?")).not_to_be_visible()
-        page.get_by_text("Show or hide the conversation").click()
+        page.get_by_label("Tie").first.check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("alert")).to_contain_text("number 1 is missing")
+        page.get_by_label("Does not apply").check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("alert")).to_contain_text("still hidden")
+        expect(page.get_by_text("Question 0?")).not_to_be_visible()
+        page.get_by_role("button", name="Show the texts").click()
         expect(page.get_by_text("Question 0?")).to_be_visible()
         expect(page.locator("#keys")).not_to_be_visible()
         page.get_by_label("Both bad").check()
@@ -198,7 +205,8 @@ def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[.
         page.get_by_role("button", name="Send").click()
         expect(page.locator(".conversation .text")).to_have_text("Question 1?")
         page.get_by_role("button", name="Undo").click()
-        page.get_by_text("Show or hide the conversation").click()
+        expect(page.get_by_text("Question 0?")).not_to_be_visible()
+        page.get_by_role("button", name="Show the texts").click()
         expect(page.get_by_text("Question 0?")).to_be_visible()
         page.get_by_role("link", name="Instructions").click()
         page.get_by_label("violence").check()
@@ -226,9 +234,8 @@ def test_harmful_texts_are_opened_by_keyboard_without_scripts(
                 page.emulate_media(media=medium)
                 expect(page.get_by_text(text, exact=True)).to_have_count(1)
                 expect(page.get_by_text(text, exact=True)).not_to_be_visible()
-        for part in page.get_by_text("Show or hide the ").all():
-            part.focus()
-            page.keyboard.press("Enter")
+        page.get_by_role("button", name="Show the texts").focus()
+        page.keyboard.press("Enter")
         for text in ("Question 0?", *replies):
             expect(page.get_by_text(text, exact=True)).to_be_visible()
         names = page.locator(".reply h2").all_inner_texts()
@@ -284,12 +291,19 @@ def test_what_is_opened_is_counted_when_it_is_opened(sqlite: Database, new_page:
     with served(made) as url:
         page = new_page()
         enter(page, url, made)
+        page.keyboard.press("1")
+        with another_page(page):
+            page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("still hidden")
+        with sqlite.reading() as connection:
+            assert connection.scalars(select(EXPOSURE.c.category)).all() == []
         with page.expect_response("**/exposed") as answer:
             page.keyboard.press("h")
         assert answer.value.status == 204
         expect(page.get_by_text("Question 0?")).to_be_visible()
     with sqlite.reading() as connection:
         assert connection.scalars(select(EXPOSURE.c.category)).all() == ["violence"]
+        assert connection.scalars(select(VOTE.c.choice)).all() == []
 
 
 def test_stored_scripts_do_not_run_and_no_page_can_frame_this_one(

@@ -85,7 +85,7 @@ def say(made: Setting, rater: Rater, choices: dict[str, str], seconds: float = 1
         if choice in ("a", "b"):
             choice = "first" if shown.payload.replies[0].startswith(choice) else "second"
         made.clock.now += 100
-        ballot = Ballot(choice, rationale="because" if choice == "skip" else "", seconds=seconds)  # type: ignore[arg-type]
+        ballot = Ballot(choice, rationale="because" if choice == "skip" else "", seconds=seconds, opened=True)  # type: ignore[arg-type]
         made.store.vote(made.plan, rater, shown.id, f"{rater.name} {shown.id}", ballot)
 
 
@@ -590,7 +590,7 @@ def test_stored_scripts_stay_text(sqlite: Database, tmp_path: Path) -> None:
     made.store.settle(made.plan, ada, ())
     shown = made.store.next(made.plan, ada)
     assert shown is not None
-    made.store.vote(made.plan, ada, shown.id, "key", Ballot("tie", rationale=payload))
+    made.store.vote(made.plan, ada, shown.id, "key", Ballot("tie", rationale=payload, opened=True))
     browser = lead(made)
     settle(browser, 1, "a", note=payload)
     pages = [browser.page.text, browser.get("/lead").text, browser.get("/lead/item?item=1").text]
@@ -628,8 +628,8 @@ def test_a_run_is_exported_with_what_leads_decided_and_without_them(
     for key in ("first key", "second key"):
         shown = review.store.next(review.plan, rater)
         assert shown is not None
-        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie", seconds=5.0))
-        review.store.vote(review.plan, rater, shown.id, f"{key} again", Ballot("tie", seconds=7.5))
+        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie", seconds=5.0, opened=True))
+        review.store.vote(review.plan, rater, shown.id, f"{key} again", Ballot("tie", seconds=7.5, opened=True))
     works = works_of(review.database, review.plan)
     review.store.see(review.plan, rater, [1])
     review.store.decide(review.plan, rater, 1, 0, Decision("b", 4, "Wrong."))

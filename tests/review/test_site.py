@@ -17,7 +17,7 @@ from constitutional.review.accounts import INVITED_S, SESSION_S, Accounts, Role,
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_ADDRESSES, MOST_BYTES, TRIES, TokenTries
-from constitutional.review.lead import Labels
+from constitutional.review.lead import Labels, works_of
 from constitutional.review.plan import Plan
 from constitutional.review.schema import INVITATION, SESSION
 from constitutional.review.settings import Task
@@ -151,6 +151,27 @@ def test_an_opened_text_is_counted(sqlite: Database) -> None:
     browser = Browser(made.site()).enter(made.accounts, "ada")
     fields = {name: browser.fields()[name] for name in ("form_token", "assignment")}
     assert browser.post("/exposed", fields).status_code == 204
+    (work,) = works_of(sqlite, made.plan)
+    assert (work.votes, work.exposures) == (0, 1)
+
+
+def test_hidden_texts_are_opened_before_a_vote_or_skipped(sqlite: Database) -> None:
+    made = setting(sqlite, [item(number, category="violence") for number in range(2)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    page = browser.vote(choice="tie", rationale="A note.")
+    assert page.status_code == 422
+    assert "still hidden" in page.text
+    assert "A note." in page.text
+    assert voted(made) == []
+    fields = {name: browser.fields()[name] for name in ("form_token", "assignment")}
+    page = browser.post("/exposed", {**fields, "opened": "yes"})  # as the button without scripts
+    assert page.status_code == 200
+    assert page.text.count('<details class="hidden-text" open>') == 3
+    browser.vote(choice="tie")
+    browser.vote(choice="skip", rationale="unsure")
+    assert voted(made) == [("c0", "tie"), ("c1", "skip")]
+    (work,) = works_of(sqlite, made.plan)
+    assert work.exposures == 1
 
 
 def test_a_lead_is_told_where_a_note_calls_the_other_reply_a(sqlite: Database) -> None:
@@ -256,7 +277,7 @@ def test_stored_scripts_in_every_field_stay_text(sqlite: Database) -> None:
     wrong = {"choice": payload, "rationale": payload, "key": payload[:60], "seconds": payload, "strength": payload}
     pages.append(browser.vote(**wrong).text)
     pages += [browser.get(f"/{payload}").text, browser.get(f"/?notice={payload}").text]
-    browser.vote(choice="tie", principle_1="tie", rationale=payload)
+    browser.vote(choice="tie", principle_1="tie", rationale=payload, opened="yes")
     assert made.store.counted_votes(made.plan, audit=True)[0].rationale == payload
     pages.append(browser.post("/undo", browser.fields()).text)
     assert_texts_stay_texts(pages)

@@ -27,6 +27,7 @@
   let counted = false;
   for (const part of hidden) part.addEventListener("toggle", () => {
     if (counted || !part.open) return;
+    form.opened.value = "yes";  // the vote says so too, in case that the request below is lost
     counted = true;
     const body = new URLSearchParams({ form_token: form.form_token.value, assignment: form.dataset.assignment });
     fetch("/exposed", { method: "POST", body, keepalive: true });
