@@ -195,15 +195,19 @@ class Site:
         key = visit.form.get("key", "")
         if not re.fullmatch("[0-9A-Za-z_-]{8,64}", key):
             raise HTTPException(400)
+        before = self._store.answered(self._plan, visit.rater)
         outcome = self._store.vote(self._plan, visit.rater, item.id, key, ballot)
         if outcome == "unopened":
             return self._item_page(visit, item, 422, problem=UNOPENED)
         if outcome == "saved":
+            self._count_own(visit, before)
             self._voted(self._votes())
         return RedirectResponse(f"/?notice={outcome}", 303)
 
     def _undo(self, visit: Visit) -> Response:
+        before = self._store.answered(self._plan, visit.rater)
         outcome = self._store.undo(self._plan, visit.rater)
+        self._count_own(visit, before)
         notice = {"saved": "undone", None: "nothing"}.get(outcome, outcome)
         return RedirectResponse(f"/?notice={notice}", 303)
 
@@ -249,6 +253,13 @@ class Site:
                 votes = self._store.answered(self._plan)
                 self._counted = (time.monotonic(), votes)
             return votes
+
+    def _count_own(self, visit: Visit, before: int) -> None:
+        """Let the number of all votes, until it is counted anew, go with that of the rater who reads both."""
+        more = self._store.answered(self._plan, visit.rater) - before
+        with self._counting:
+            when, votes = self._counted
+            self._counted = (when, votes + more)
 
     # Rendering
 

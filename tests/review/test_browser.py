@@ -286,6 +286,25 @@ def test_who_goes_back_after_signing_out_sees_nothing(sqlite: Database, new_page
         assert "Question 0?" not in page.content()
 
 
+def test_keys_are_shown_in_sight_and_a_skip_without_a_reason_is_told(
+    sqlite: Database, new_page: Callable[..., Page]
+) -> None:
+    made = setting(sqlite, [item(0, ("A long reply.\n" * 30, "No."))])
+    with served(made) as url:
+        page = new_page(viewport=LAPTOP)
+        enter(page, url, made)
+        page.keyboard.press("?")
+        expect(page.locator("#keys-on")).to_be_in_viewport()
+        page.keyboard.press("s")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("A skip needs its reason")
+        expect(page.get_by_label("Note")).to_have_value("")
+        page.keyboard.type("unsure")
+        with another_page(page):
+            page.keyboard.press("Control+Enter")
+    assert [vote.choice for vote in made.store.counted_votes(made.plan, audit=True)] == ["skip"]
+
+
 def test_what_is_opened_is_counted_when_it_is_opened(sqlite: Database, new_page: Callable[..., Page]) -> None:
     made = setting(sqlite, [item(0, category="violence")])
     with served(made) as url:

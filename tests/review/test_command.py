@@ -52,7 +52,9 @@ def vote_on_all(folder: Path, ballot: Ballot, task: Task = "pair", **settings: o
     review.database.close()
 
 
-def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(run_folder: Path) -> None:
+def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [sys.executable, "-m", "constitutional", "review", str(run_folder), f"review.port={free_port()}"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -71,6 +73,8 @@ def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(run_folder: Path)
         for path in ("/enter", "/start"):
             page = client.post(path, data=hidden_fields(page)).text
         assert client.post("/vote", data=hidden_fields(page) | {"choice": "tie"}).url.params["notice"] == "saved"
+    assert main(["review", str(run_folder), "invite", "Bob"]) == 0
+    assert capsys.readouterr().out.startswith(f"{url}/enter?token=")  # the port need not be typed again
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=20)
     assert process.returncode == 0

@@ -85,8 +85,10 @@ def say(made: Setting, rater: Rater, choices: dict[str, str], seconds: float = 1
         if choice in ("a", "b"):
             choice = "first" if shown.payload.replies[0].startswith(choice) else "second"
         made.clock.now += 100
-        ballot = Ballot(choice, rationale="because" if choice == "skip" else "", seconds=seconds, opened=True)  # type: ignore[arg-type]
-        made.store.vote(made.plan, rater, shown.id, f"{rater.name} {shown.id}", ballot)
+        ballot = Ballot(choice, rationale="because" if choice == "skip" else "", seconds=seconds)  # type: ignore[arg-type]
+        made.store.vote(
+            made.plan, rater, shown.id, f"{rater.name} {shown.id}", ballot._replace(opened=choice != "skip")
+        )
 
 
 def led_review(database: Database, folder: Path, category: str = "violence") -> Setting:
@@ -503,6 +505,8 @@ def test_what_cannot_be_an_example_is_told(contradicted: Setting, tmp_path: Path
         contradicted.lead = contradicted.lead._replace(constitution=other)
         (tmp_path / "ours.md").write_text("- Be brief.\n")
         assert word in lead(contradicted).get(f"{asked}brief").text
+        for page in ("/lead", "/lead/item?item=1"):
+            assert ("constitution of the package" in lead(contradicted).get(page).text) == (other is None)
 
 
 def test_a_conversation_of_several_messages_is_no_example(sqlite: Database, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from constitutional.base.errors import UsageError
-from constitutional.review import guard
+from constitutional.review import guard, site
 from constitutional.review.accounts import INVITED_S, SESSION_S, Accounts, Role, digest
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
@@ -52,6 +52,19 @@ def test_a_rater_enters_reads_votes_undoes_and_comes_to_the_end(sqlite: Database
     assert voted(made) == [("c0", "both_bad"), ("c1", "skip")]
     assert len(made.votes) == 3
     assert "Question 1?" in browser.post("/undo", browser.fields()).text
+
+
+def test_the_number_of_all_votes_goes_with_the_raters_own(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "COUNT_S", 1e9)  # it is not counted anew
+    made = setting(sqlite, [item(number) for number in range(4)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    assert "You: 0. All raters: 0 of 4" in browser.page.text
+    assert "You: 1. All raters: 1 of 4" in browser.vote(choice="tie").text
+    assert "You: 2. All raters: 2 of 4" in browser.vote(choice="tie").text
+    assert "You: 2. All raters: 2 of 4" in browser.vote(choice="skip", rationale="unsure").text
+    browser.post("/undo", browser.fields())
+    assert "You: 1. All raters: 1 of 4" in browser.post("/undo", browser.fields()).text
+    assert made.votes == [1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -262,6 +275,21 @@ def test_only_digests_of_tokens_are_stored(database: Database) -> None:
     assert session is not None
     assert digest(invited) in stored[0]
     assert not any(token in row for token in (invited, session) for row in stored)
+
+
+def test_who_opted_out_is_told_why_nothing_is_left_and_the_lead_that_a_rater_is_wanted(sqlite: Database) -> None:
+    made = led(sqlite, [planned(compared(0), 0, category="war"), planned(compared(1), 1)], Labels([], []))
+    browser = Browser(made.site()).enter(made.accounts, "ada", start=False)
+    browser.post("/start", {**browser.fields(), "category_0": "on"})
+    page = browser.vote(choice="tie").text
+    assert "You opted out of war" in page
+    leads = lead(made)
+    assert "wants another rater" not in leads.get("/lead").text  # the lead could take it
+    leads.get("/")
+    leads.vote(choice="skip", rationale="unsure")
+    assert "1 item of these wants another rater" in leads.get("/lead").text
+    made.rater("bob")
+    assert "wants another rater" not in leads.get("/lead").text
 
 
 # Attacks

@@ -298,7 +298,9 @@ def test_the_win_rate_of_a_share_is_the_one_of_the_runs_scores() -> None:
     outcomes = {f"p{at}": 0.51 if at < 12 else 0.0 for at in range(19)} | {"even": 0.5}
     runs = [
         made(f"r-{share}", ALL, {"over_refusal": 4}, settings={"mix.human_share": share})._replace(
-            scores=(Score(model="policy", measure="win_rate/base", value=0.625, low=0.4, high=0.8, n=20, unit="share"),),
+            scores=(
+                Score(model="policy", measure="win_rate/base", value=0.625, low=0.4, high=0.8, n=20, unit="share"),
+            ),
             values={("policy", "win_rate/base"): outcomes},
         )
         for share in (0.0, 0.5)
