@@ -328,7 +328,10 @@ def test_letters_of_any_script_stay_in_a_name(runs: Runs, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("key", "shown"),
     [
-        ("label.method", ["label.method=rationale", "logprobs, rationale, contrast, score or votes", "Probabilities of"]),
+        (
+            "label.method",
+            ["label.method=rationale", "logprobs, rationale, contrast, score or votes", "Probabilities of"],
+        ),
         ("seed", ["seed=0", "at least 0 and at most 4294967295"]),
         (
             "algorithm",

@@ -33,11 +33,12 @@ from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.schema import ITEM, PLAN
 from constitutional.review.serve import bind, equal_replies, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
+from constitutional.review.site import Site
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 from constitutional.runs import spotchecks
 from constitutional.runs.compose import compose, freeze, load
 from constitutional.runs.folder import RunStore
-from tests.review.reviewing import hidden_fields
+from tests.review.reviewing import URL, Browser, hidden_fields
 from tests.review.test_kills import free_port
 from tests.scripted_run import World, configured, constitution, go
 
@@ -410,6 +411,10 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     shown = review.store.next(review.plan, rater)
     assert shown is not None
     review.store.vote(review.plan, rater, shown.id, "key", Ballot("tie"))
+    site = Site(review.accounts, review.store, review.plan, URL, [].append, lead=review.lead)
+    page = Browser(site).enter(review.accounts, "lea", role="lead").get("/lead").text
+    assert "stands in the run’s report" in page
+    assert "not known yet" not in page
     review.database.close()
     capsys.readouterr()
     assert main(["review", str(folder), "freeze", "review.about=evaluation"]) == 0

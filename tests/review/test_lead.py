@@ -221,6 +221,16 @@ def test_what_is_not_defined_is_told_in_words(sqlite: Database) -> None:
     assert "not known yet" in page  # the labeler judged nothing
 
 
+def test_a_tie_against_a_preference_is_a_difference_and_nothing_to_settle(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(2)]
+    made = led(sqlite, [planned(row, n, wanted=2) for n, row in enumerate(comparisons)], Labels(comparisons, []))
+    say(made, made.rater("ada"), {"0": "a", "1": "a"})
+    say(made, made.rater("bob"), {"0": "tie", "1": "a"})
+    page = lead(made).get("/lead").text
+    assert "each other: 0 to settle" in page
+    assert "On 1 more item one rater sees a tie" in page
+
+
 def test_votes_taken_back_and_answered_anew_count_once_and_their_time_twice(sqlite: Database) -> None:
     comparison = compared(0)
     made = led(sqlite, [planned(comparison, 0)], Labels([comparison], []))
