@@ -49,7 +49,7 @@ def vote_on_all(folder: Path, ballot: Ballot, task: Task = "pair", **settings: o
     assert rater is not None
     review.store.settle(review.plan, rater, ())
     while shown := review.store.next(review.plan, rater):
-        review.store.vote(review.plan, rater, shown.id, f"{task} {shown.id}", ballot)
+        review.store.vote(review.plan, rater, shown.id, f"{task} {shown.id}", ballot._replace(opened=True))
     review.database.close()
 
 
@@ -73,7 +73,10 @@ def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(
                 time.sleep(0.05)
         for path in ("/enter", "/start"):
             page = client.post(path, data=hidden_fields(page)).text
-        assert client.post("/vote", data=hidden_fields(page) | {"choice": "tie"}).url.params["notice"] == "saved"
+        assert (
+            client.post("/vote", data=hidden_fields(page) | {"choice": "tie", "opened": "yes"}).url.params["notice"]
+            == "saved"
+        )
     assert main(["review", str(run_folder), "invite", "Bob"]) == 0
     assert capsys.readouterr().out.startswith(f"{url}/enter?token=")  # the port need not be typed again
     process.send_signal(signal.SIGINT)
@@ -410,8 +413,9 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     assert rater is not None
     shown = review.store.next(review.plan, rater)
     assert shown is not None
-    review.store.vote(review.plan, rater, shown.id, "key", Ballot("tie"))
-    site = Site(review.accounts, review.store, review.plan, URL, [].append, lead=review.lead)
+    review.store.vote(review.plan, rater, shown.id, "key", Ballot("tie", opened=True))
+    told: list[int] = []
+    site = Site(review.accounts, review.store, review.plan, URL, told.append, lead=review.lead)
     page = Browser(site).enter(review.accounts, "lea", role="lead").get("/lead").text
     assert "stands in the run’s report" in page
     assert "not known yet" not in page

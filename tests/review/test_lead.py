@@ -508,7 +508,7 @@ def test_what_cannot_be_an_example_is_told(contradicted: Setting, tmp_path: Path
     path.write_text("name: Ours\nprinciples: [\n")
     assert "ours.yaml:" in browser.get(f"{asked}brief").text
     path.unlink()
-    assert "cannot be read" in browser.get(f"{asked}brief").text
+    assert "there is no such file" in browser.get(f"{asked}brief").text
     assert browser.get("/lead/item?item=1").status_code == 200
     assert contradicted.lead is not None
     for other, word in ((tmp_path / "ours.md", "Markdown"), (None, "constitution of the package")):
@@ -690,9 +690,9 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     number = 0
     while shown := review.store.next(review.plan, rater):
         known = shown.payload.messages[-1].content == "Hello?"
-        ballot = Ballot("tie")
+        ballot = Ballot("tie", opened=True)
         if known:
-            ballot = Ballot("first" if shown.payload.replies[0] == "Hi." else "second")
+            ballot = Ballot("first" if shown.payload.replies[0] == "Hi." else "second", opened=True)
         review.store.vote(review.plan, rater, shown.id, f"key number {number}", ballot)
         number += 1
     review.database.close()
