@@ -98,7 +98,9 @@ async def rate(url: str, session: str, until: float, think_s: float, times: Time
             await asyncio.sleep(random.expovariate(1 / think_s) if think_s else 0)
             form = dict(FIELD.findall(page[page.rindex("<form") :]))
             began = time.perf_counter()
-            async with client.post("/vote", data=form | {"choice": "first"}, allow_redirects=False) as answer:
+            async with client.post(
+                "/vote", data=form | {"choice": "first", "opened": "yes"}, allow_redirects=False
+            ) as answer:
                 assert answer.headers["Location"] == "/?notice=saved", await answer.text()
             times.votes.append(time.perf_counter() - began)
 

@@ -106,7 +106,7 @@ def _serve(folder: Path, words: Sequence[str]) -> None:
     try:
         with Progress().task("review", review.plan.wanted, "votes") as task:
             task.update(before)
-            serve(review, settings, lambda text: print(printable(text), flush=True), task.update)
+            serve(review, settings, lambda text: print(printable(text), flush=True), task.update, folder)
     except KeyboardInterrupt:
         pass
     finally:

@@ -111,7 +111,7 @@ class _Jobs:
         """Say what the sweep came to; returns the exit code."""
         codes = list(self._exit_codes.values())
         print(f"\n{shown(self.file)}")
-        calls = f"{self._calls.asked:,} model calls asked, {self._calls.reused:,} reused"
+        calls = f"this time {self._calls.asked:,} model calls asked, {self._calls.reused:,} reused"
         done = f"{codes.count(0)} of {self._total} jobs are done"
         path = self.file.with_name(self.file.name.removesuffix(sweeps.ENDING))
         path = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -212,7 +212,7 @@ def shown(file: Path) -> str:
         calls = (f"{line.calls.asked:,}", f"{line.calls.reused:,}")
         rows.append((line.run.name, line.run.state, *shares, *calls))
     asked, reused = sum(line.calls.asked for line in lines), sum(line.calls.reused for line in lines)
-    notes = [f"in all {asked:,} model calls asked, {reused:,} reused"]
+    notes = [f"since the jobs were first begun: {asked:,} model calls asked, {reused:,} reused"]
     if any(line.violations is not None for line in lines):
         notes.append("violates: mean share of replies that violate a principle, over all that every job measured")
     bound = "" if sweep.over_refusal is None else f", with an over-refusal of {sweep.over_refusal:.0%} at most"

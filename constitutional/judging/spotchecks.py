@@ -72,6 +72,11 @@ class SpotCheckSettings(Frozen):
         price = {"votes": 1.0, "minutes": self.seconds_a_vote / 60, "money": self.price_a_vote}[self.unit]
         return math.floor(self.budget / price + 1e-9)
 
+    @property
+    def items(self) -> int:
+        """The comparisons for which these votes suffice."""
+        return math.floor(self.votes / (1 + self.overlap) + 1e-9)
+
 
 def reward_probabilities(comparisons: Sequence[Comparison], folder: Path) -> dict[str, float]:
     """The probability that response a is better by the reward models in a folder, by comparison.
@@ -120,7 +125,7 @@ def planned(
         for row in comparisons
         if combine(by_comparison[row.id]) is not None and not same_text(row.a, row.b)
     }
-    items = min(math.floor(settings.votes / (1 + settings.overlap) + 1e-9), len(judged))
+    items = min(settings.items, len(judged))
     if not items:
         return []
     order = {name: rng_of(seed, "spotcheck", name).random() for name in judged}

@@ -35,6 +35,8 @@ class Ballot(NamedTuple):
     rationale: str = ""
     seconds: float | None = None
     """Time for which the page was seen; None where the browser did not say."""
+    opened: bool = False
+    """The page showed texts that were hidden as harmful."""
 
 
 def read_ballot(form: Mapping[str, str], plan: Plan, replies: tuple[str, ...]) -> Ballot:
@@ -47,7 +49,8 @@ def read_ballot(form: Mapping[str, str], plan: Plan, replies: tuple[str, ...]) -
     if choice is None:
         raise BallotError("Choose one of the answers.")
     rationale = _text(form, "rationale", LONGEST_NOTE).strip()
-    ballot = Ballot(choice, rationale=rationale, seconds=_seconds(form.get("seconds", "")))
+    opened = form.get("opened") == "yes"
+    ballot = Ballot(choice, rationale=rationale, seconds=_seconds(form.get("seconds", "")), opened=opened)
     if choice == "skip":
         if not rationale:
             raise BallotError("Say in the note why you skip this item.")

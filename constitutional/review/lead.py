@@ -15,12 +15,16 @@ from constitutional.judging.people import CHOICES, People, on_gold, people_of
 from constitutional.review.accounts import Rater, Role
 from constitutional.review.database import Database
 from constitutional.review.export import verdicts_of
-from constitutional.review.plan import ItemPayload
-from constitutional.review.schema import EXPOSURE, ITEM, RATER, SETTLEMENT, SIGHT, VOTE
+from constitutional.review.plan import BETWEEN, ItemPayload
+from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, RATER, SETTLEMENT, SIGHT, VOTE
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 
 SURE: Final = 0.8
 """The labeler is sure of a label from this probability on."""
+
+
+MOST_LOOKED_THROUGH: Final = 500
+"""Items that want votes, of which the page says how many no rater can get."""
 
 
 class Labels(NamedTuple):
@@ -142,6 +146,29 @@ def works_of(database: Database, plan: StoredPlan) -> list[RaterWork]:
             )
         )
     return works
+
+
+def out_of_raters(database: Database, plan: StoredPlan) -> int:
+    """Items that want a vote and that no rater can get: all have answered, skipped or opted out, or saw the label.
+
+    Where very many items want one, they are not looked through, and it is 0.
+    """
+    wanting = select(ITEM.c.id, ITEM.c.category).where(ITEM.c.plan_id == plan.id, ITEM.c.taken < ITEM.c.wanted)
+    wanting = wanting.where(ITEM.c.gold.is_(None)).limit(MOST_LOOKED_THROUGH + 1)
+    with database.reading() as connection:
+        items = connection.execute(wanting).all()
+        if len(items) > MOST_LOOKED_THROUGH:
+            return 0
+        ids, raters = [item.id for item in items], connection.execute(select(RATER)).all()
+        had = select(ASSIGNMENT.c.item_id, ASSIGNMENT.c.rater_id).where(
+            ASSIGNMENT.c.item_id.in_(ids), ASSIGNMENT.c.state != "returned"
+        )
+        seen = select(SIGHT.c.item_id, SIGHT.c.rater_id).where(SIGHT.c.item_id.in_(ids))
+        closed = {(row.item_id, row.rater_id) for query in (had, seen) for row in connection.execute(query)}
+    return sum(
+        all((item.id, row.id) in closed or {*row.opted_out} & {*item.category.split(BETWEEN)} for row in raters)
+        for item in items
+    )
 
 
 def changes(database: Database, plan: StoredPlan) -> tuple[int, ...]:

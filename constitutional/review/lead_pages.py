@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, get_args
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from starlette.routing import Route
 from constitutional.base.agreement import in_words
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.frozen import first_problem
+from constitutional.base.progress import counted
 from constitutional.base.records import LABELER
 from constitutional.constitution.add_example import ExampleEdit, edit_of, write_edit
 from constitutional.constitution.constitution import Example, Principle
@@ -26,11 +27,12 @@ from constitutional.review.lead import (
     Overview,
     RaterShare,
     changes,
+    out_of_raters,
     overview,
     seen_by,
     works_of,
 )
-from constitutional.review.store import Decision, ReviewStore, StoredPlan
+from constitutional.review.store import CountedVote, Decision, ReviewStore, StoredPlan
 from constitutional.review.visit import Visit
 
 MOST_LISTED: Final = 50
@@ -45,6 +47,12 @@ NOTICES: Final = {
 }
 NOT_NEEDED: Final = "Another decision on this item came meanwhile. Read it, and decide anew if you must."
 CHOICES: Final = {"a": "Reply A", "b": "Reply B", "tie": "Tie", "both_bad": "Both bad"}
+
+
+SHIPPED: Final = (
+    "The run uses a constitution of the package. To make examples of settled items, copy it to a file of your own, and "
+    "run with constitution.file=FILE."
+)
 
 
 class ExampleError(ValueError):
@@ -95,6 +103,9 @@ class LeadPages:
             visit,
             "lead",
             works=works,
+            stuck=out_of_raters(self._sources.database, self._plan),
+            uneven=sum(_differ(group) for group in votes.votes.values()) if votes else 0,
+            counted=counted,
             answered=self._store.answered(self._plan),
             given=sum(work.votes for work in works),
             hours=sum(work.hours for work in works),
@@ -108,6 +119,7 @@ class LeadPages:
             unseen=sum(item.comparison not in seen for item in wrong),
             most=MOST_LISTED,
             settled_mark=SETTLED,
+            no_file="" if self._sources.constitution else SHIPPED,
             choices=CHOICES,
             notice=NOTICES.get(visit.request.query_params.get("notice", ""), ""),
         )
@@ -134,6 +146,7 @@ class LeadPages:
             settled=votes.settled.get(item.comparison),
             settled_mark=SETTLED,
             principles=self._principles(),
+            no_file="" if self._sources.constitution else SHIPPED,
             judged_by=next((row.principle for row in judgements), ""),
             choices=CHOICES,
             longest_note=LONGEST_NOTE,
@@ -250,10 +263,7 @@ class LeadPages:
         if settled is None or settled.choice not in ("a", "b"):
             raise ExampleError("Only an item that is settled for one of the replies can become an example.")
         if self._sources.constitution is None:
-            raise ExampleError(
-                "The run uses a constitution of the package. Copy it to a file of your own, and run with "
-                "constitution.file=FILE."
-            )
+            raise ExampleError(SHIPPED)
         if len(item.payload.messages) != 1:
             raise ExampleError("An example holds one prompt; this conversation has several messages.")
         a, b = item.payload.replies
@@ -263,6 +273,12 @@ class LeadPages:
         except ValidationError as error:
             raise ExampleError(f"These texts cannot be an example: {first_problem(error)}.") from error
         return edit_of(self._sources.constitution, principle, example)
+
+
+def _differ(votes: Sequence[CountedVote]) -> bool:
+    """Whether raters differ on an item, and not by preferring different replies."""
+    said = {vote.choice for vote in votes if vote.choice != "skip"}
+    return len(said) > 1 and not {"a", "b"} <= said
 
 
 def _for_lead(answer: Callable[[Visit], Response]) -> Callable[[Visit], Response]:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import uvicorn
 
 from constitutional.base.errors import ConfigurationError, UsageError
+from constitutional.base.files import atomic_write
 from constitutional.base.records import Comparison, Judgement, Sample
 from constitutional.base.shipped import shipped
 from constitutional.base.text import same_text
@@ -29,6 +30,8 @@ from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
 from constitutional.runs.spotchecks import plan_of
 
+SERVED: Final = "review.address"
+"""Where a run's page is served, or was last: an invitation needs the address, and may be typed without the port."""
 MOST_CONNECTIONS: Final = 500
 KEPT_S: Final = 75
 """How long a connection is kept while a rater reads; a vote that is sent as it closes would be lost on the way."""
@@ -176,6 +179,10 @@ def invite(run: RunStore, settings: ReviewSettings, name: str, role: Role | None
     Raises:
         UsageError: the name cannot be one, or nobody knows where the page will be.
     """
+    served = run.folder / SERVED
+    unnamed = settings.url is None and not settings.model_fields_set & {"port", "host"}
+    if unnamed and served.is_file():
+        settings = settings.model_copy(update={"url": served.read_text(encoding="utf-8").strip()})
     if settings.url is None and settings.port == 0:
         raise UsageError(
             "a link needs the page's address; type review.port=PORT or review.url=https://…, as the page is served"
@@ -239,7 +246,9 @@ def bind(settings: ReviewSettings, *, invited: bool) -> socket.socket:
     return bound
 
 
-def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], voted: Callable[[int], None]) -> None:
+def serve(
+    review: Review, settings: ReviewSettings, say: Callable[[str], None], voted: Callable[[int], None], folder: Path
+) -> None:
     """Serve the pages until Ctrl-C; the address is told first.
 
     On loopback the address has a token that lets in whoever started the command.
@@ -249,10 +258,12 @@ def serve(review: Review, settings: ReviewSettings, say: Callable[[str], None], 
         settings: where to serve.
         say: is told what the user must know.
         voted: is told the number of votes after each.
+        folder: the run's, where the address is kept for later invitations.
     """
     bound = bind(settings, invited=review.accounts.anybody_but(_user()))
     try:
         url = page_url(settings, bound.getsockname()[1])
+        atomic_write(folder / SERVED, f"{url}\n".encode())
         if settings.host in LOOPBACK:
             say(f"open {link(url, review.accounts.invite(_user(), 'lead', LOCAL_S))}")
             say("the link works once; after it, your browser stays signed in")

@@ -40,6 +40,7 @@ NOTICES: Final[Mapping[str, str]] = {
     "nothing": "There is no answer to take back.",
     "settled": "Your choices are saved.",
 }
+UNOPENED: Final = "The texts are still hidden. Show them first, or skip the item and say why."
 FORM: Final = "application/x-www-form-urlencoded"
 STRENGTHS: Final = ("slightly", "clearly", "much", "far")
 """How much better a reply is, from 1 to 4."""
@@ -194,19 +195,27 @@ class Site:
         key = visit.form.get("key", "")
         if not re.fullmatch("[0-9A-Za-z_-]{8,64}", key):
             raise HTTPException(400)
+        before = self._store.answered(self._plan, visit.rater)
         outcome = self._store.vote(self._plan, visit.rater, item.id, key, ballot)
+        if outcome == "unopened":
+            return self._item_page(visit, item, 422, problem=UNOPENED)
         if outcome == "saved":
+            self._count_own(visit, before)
             self._voted(self._votes())
         return RedirectResponse(f"/?notice={outcome}", 303)
 
     def _undo(self, visit: Visit) -> Response:
+        before = self._store.answered(self._plan, visit.rater)
         outcome = self._store.undo(self._plan, visit.rater)
+        self._count_own(visit, before)
         notice = {"saved": "undone", None: "nothing"}.get(outcome, outcome)
         return RedirectResponse(f"/?notice={notice}", 303)
 
     def _exposed(self, visit: Visit) -> Response:
-        self._store.expose(self._plan, visit.rater, self._own(visit).id)
-        return Response(status_code=204)
+        """Count that harmful texts are opened: a script says so, or a form without scripts asks to see them."""
+        item = self._own(visit)
+        self._store.expose(self._plan, visit.rater, item.id)
+        return self._item_page(visit, item) if "opened" in visit.form else Response(status_code=204)
 
     def _own(self, visit: Visit) -> Assigned:
         """The item that a form is about, if it is this rater's; nobody learns whether another's is there."""
@@ -227,6 +236,7 @@ class Site:
             item=item,
             notice=notice,
             problem=problem,
+            opened=visit.form.get("opened") == "yes",
             key=visit.form.get("key") or secrets.token_urlsafe(16),
             mine=self._store.answered(self._plan, visit.rater),
             votes=self._votes(),
@@ -243,6 +253,13 @@ class Site:
                 votes = self._store.answered(self._plan)
                 self._counted = (time.monotonic(), votes)
             return votes
+
+    def _count_own(self, visit: Visit, before: int) -> None:
+        """Let the number of all votes, until it is counted anew, go with that of the rater who reads both."""
+        more = self._store.answered(self._plan, visit.rater) - before
+        with self._counting:
+            when, votes = self._counted
+            self._counted = (when, votes + more)
 
     # Rendering
 

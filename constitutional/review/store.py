@@ -25,8 +25,9 @@ from constitutional.review.settings import About, Task
 
 BATCH: Final = 1000
 """Items that are written at once."""
-Outcome = Literal["saved", "repeated", "not_needed"]
-"""`repeated`: the same submission came before; `not_needed`: others have given all votes that are wanted."""
+Outcome = Literal["saved", "repeated", "not_needed", "unopened"]
+"""`repeated`: the same submission came before; `not_needed`: others have given all votes that are wanted; `unopened`:
+the item's texts are hidden as harmful, and the rater has not opened them."""
 
 
 class StoredPlan(NamedTuple):
@@ -275,14 +276,16 @@ class ReviewStore:
             if connection.scalar(select(VOTE.c.id).where(VOTE.c.rater_id == rater.id, VOTE.c.key == key)):
                 return "repeated"
             held, answers = row.state in ("open", "voted"), ballot.choice != "skip"
+            if ballot.opened:
+                self._expose(connection, rater.id, row.item_id, row.category)
+            if answers and row.category and not _opened_by(connection, rater.id, row.item_id):
+                return "unopened"
             if answers and not held and not _take(connection, row.item_id):
                 return "not_needed"
             if held and not answers:
                 _release(connection, row.item_id)
             self._add_vote(connection, row, key, _values(row, ballot, self._clock()))
             _set(connection, row, state="voted" if answers else "skipped")
-            if answers:
-                self._expose(connection, rater.id, row.item_id, row.category)
             return "saved"
 
         return self._database.write(work)
@@ -522,8 +525,7 @@ class ReviewStore:
         connection.execute(insert(VOTE).values(names | told | values))
 
     def _expose(self, connection: Connection, rater: int, item: int, category: str) -> None:
-        pair = (EXPOSURE.c.rater_id == rater) & (EXPOSURE.c.item_id == item)
-        if category and connection.scalar(select(EXPOSURE.c.id).where(pair)) is None:
+        if category and not _opened_by(connection, rater, item):
             names = {"rater_id": rater, "item_id": item, "category": category}
             connection.execute(insert(EXPOSURE).values(names | {"created": self._clock()}))
 
@@ -608,6 +610,11 @@ def _exposed_to(answer: Table) -> Exists:
     """Whether who gave an answer has seen a harmful text of its item."""
     own = (EXPOSURE.c.rater_id == answer.c.rater_id) & (EXPOSURE.c.item_id == answer.c.item_id)
     return select(EXPOSURE.c.id).where(own).exists()
+
+
+def _opened_by(connection: Connection, rater: int, item: int) -> bool:
+    own = (EXPOSURE.c.rater_id == rater) & (EXPOSURE.c.item_id == item)
+    return connection.scalar(select(EXPOSURE.c.id).where(own)) is not None
 
 
 def _lock(connection: Connection, rater: Rater) -> None:

@@ -89,7 +89,9 @@ def policy_of(store: RunStore) -> dict[str, float]:
 def _state(store: RunStore, expected: Sequence[str]) -> str:
     lines, running = describe(store, expected), is_locked(store.folder / LOCK)
     for line in lines:
-        if line.state in ("failed", "not finished"):
+        if line.state == "waits for people" and not running:
+            return line.state
+        if line.state in ("failed", "not finished", "waits for people"):
             return f"{'running' if running else line.state.replace('not finished', 'stopped')} in {line.stage}"
     done = [line.stage for line in lines if line.state == "done"]
     if running:

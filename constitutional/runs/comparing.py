@@ -92,8 +92,10 @@ def compare_many(named: Sequence[Named], sweep: Sweep | None, out: Path) -> list
             unfinished.append(Unfinished(name, state, why))
     if len(runs) < 2:
         states = "; ".join(f"{row.name}: {row.state}" for row in unfinished)
+        partly = any(row.state.startswith("until ") for row in unfinished)
         raise RunError(
             f"there are {len(runs)} finished runs to compare ({states}); type the commands that began them again"
+            f"{', without until=' if partly else ''}"
         )
     rows = list(_numbers(runs))
     margin = max(float(run.settings.get("mix.margin", 0)) for run in runs)  # a preference in every run

@@ -303,6 +303,8 @@ class FinishedRun:
     ) -> None:
         self.name = config.name
         self.seed = config.seed
+        self.folder = store.folder
+        """To name it."""
         self.constitution = constitution
         """As selected and weighted for this run."""
         self._store = store
@@ -359,11 +361,6 @@ class RunStageContext(FinishedRun):
         self.own_summary: Summary | None = None
         self.warnings: list[str] = []
         self.prompts = run_context.templates
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder, to name it."""
-        return self._store.folder
 
     @property
     def judges(self) -> dict[str, str]:

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.files import digest_of
+from constitutional.base.progress import counted
 from constitutional.base.templates import VARIABLES, load_prompts
+from constitutional.base.text import printable
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.spending import Calls
 from constitutional.runs.compose import load
@@ -26,13 +28,13 @@ class StageLine(NamedTuple):
 
     stage: str
     folder: str
-    state: Literal["done", "failed", "not finished", "not begun"]
+    state: Literal["done", "failed", "not finished", "not begun", "waits for people"]
     seconds: float = 0.0
     rows: Mapping[str, int | None] = MappingProxyType({})
     """By artifact; None for what has no rows."""
     calls: Calls = Calls()
     message: str = ""
-    """Why it failed; empty otherwise."""
+    """Why it failed, or what it waits for; empty otherwise."""
 
 
 def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
@@ -52,11 +54,23 @@ def describe(store: RunStore, expected: Sequence[str] = ()) -> list[StageLine]:
         if name in store.manifest.failures:
             lines.append(StageLine(name, folder, "failed", message=store.manifest.failures[name].message))
         elif (entry := store.stages.get(name)) is None:
-            lines.append(StageLine(name, folder, "not finished"))
+            waits = _waits(store) if name == "spotcheck" else ""
+            lines.append(StageLine(name, folder, "waits for people" if waits else "not finished", message=waits))
         else:
             rows = {made: artifact.rows for made, artifact in entry.artifacts.items() if made != "summary"}
             lines.append(StageLine(name, folder, "done", entry.seconds, rows, entry.calls))
     return sorted(lines, key=lambda line: line.folder)
+
+
+def _waits(store: RunStore) -> str:
+    """What a run whose spot-checks are not finished waits for; empty where its settings do not make it wait."""
+    try:
+        settings = load(store.folder).spotcheck
+    except ConstitutionalError:  # of another version
+        return ""
+    if not settings.wait or settings.verdicts is not None or settings.simulate is not None:
+        return ""
+    return f"a budget of {counted(settings.votes, 'vote')}; constitutional review {printable(str(store.folder))}"
 
 
 def outdated(store: RunStore) -> str:

@@ -79,6 +79,10 @@ class RunView(Protocol):
     def seed(self) -> int:
         """The run's seed; a stage derives its own from it."""
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder, to name it."""
+
     def has(self, artifact: str) -> bool:
         """Whether this stage needs the artifact: `rollouts` and `gold` are there after an online training alone."""
 
@@ -104,10 +108,6 @@ class StageContext(RunView, Protocol):
     @property
     def prompts(self) -> "Prompts":
         """The prompt templates."""
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder, to name it."""
 
     @property
     def judges(self) -> Mapping[str, str]:

@@ -486,11 +486,11 @@ def run(settings: Settings, context: StageContext) -> None:
         context.warn(f"mix.human: no pair of {', '.join(names)} is used ({why})")
     if mixed.problem:
         context.warn(f"mix.aggregate=dawid_skene: {mixed.problem}; the votes are aggregated by majority")
-    if warning := too_little(summary):
+    if warning := too_little(summary, settings):
         context.warn(warning)
 
 
-def too_little(summary: MixSummary) -> str | None:
+def too_little(summary: MixSummary, settings: Settings) -> str | None:
     """A sentence where training has next to nothing to learn from, with what would mend it; None where it has."""
     if summary.train >= FEW and 4 * summary.decided >= summary.judged:
         return None
@@ -500,10 +500,28 @@ def too_little(summary: MixSummary) -> str | None:
         "unreadable": summary.counts.get("comparisons unreadable", 0),
         "of equal texts": summary.counts.get("comparisons of equal texts", 0),
     }
-    rest["not judged, or even by people's verdicts"] = summary.comparisons - summary.decided - sum(rest.values())
+    rest["not judged"] = summary.counts.get("comparisons not judged", 0)
+    rest["even by people's verdicts"] = summary.comparisons - summary.decided - sum(rest.values())
     why = ", ".join(f"{count} {reason}" for reason, count in rest.items() if count) or "none was left undecided"
-    return (
+    told = (
         f"{summary.decided} of {summary.comparisons} comparisons give a preference ({why}), and {summary.train} "
-        "preferences are trained on; more comparisons (prompts.train=…, sample_pairs.samples=…), another "
+        "preferences are trained on; "
+    )
+    if settings.human_share is not None and settings.mode == "fixed_total" and settings.total is None:
+        counts = summary.counts
+        ai, human = (
+            counts.get(f"{source} preferences used", 0)
+            + counts.get(f"{source} preferences beyond the share or the total", 0)
+            for source in ("AI", "human")
+        )
+        if summary.train <= min(ai, human) < max(ai, human):
+            votes = "smaller" if ai < human else "larger"
+            return (
+                f"{told}mix.mode=fixed_total takes no more than there are of the scarcer source, and of the AI's there "
+                f"are {ai}, of people's {human}; a {votes} spotcheck.budget (a vote takes an AI label's place), "
+                "mix.total=… where the share allows more, or mix.mode=additive gives more"
+            )
+    return (
+        f"{told}more comparisons (prompts.train=…, sample_pairs.samples=…), another "
         "label.method=… or label.principles=all, or a lower mix.margin give more"
     )

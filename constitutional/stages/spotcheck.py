@@ -63,7 +63,14 @@ def run(settings: Settings, context: StageContext) -> None:
     if "reward" in settings.targets and settings.reward_model is not None:
         rewards = reward_probabilities(comparisons, settings.reward_model)
     plan = planned(comparisons, context.read("judgements", Judgement), settings, context.seed, rewards)
-    verdicts = _verdicts(settings, plan, comparisons, context)
+    wanted = sum(row.votes for row in plan)
+    spare = (
+        f"the budget is for {counted(settings.votes, 'vote')}, and the {counted(len(plan), 'comparison')} that can be "
+        f"asked about take {wanted}; more comparisons (prompts.train=…) or spotcheck.overlap=… take more"
+        if len(plan) < settings.items
+        else ""
+    )
+    verdicts = _verdicts(settings, plan, comparisons, context, spare)
     context.write("spotchecks", plan)
     context.write("verdicts", verdicts)
     own = [verdict for verdict in raters_own(verdicts) if not verdict.withdrawn]
@@ -73,17 +80,24 @@ def run(settings: Settings, context: StageContext) -> None:
         SpotCheckSummary(
             comparisons=len(plan),
             audit=sum(row.reason == "audit" for row in plan),
-            votes_wanted=sum(row.votes for row in plan),
+            votes_wanted=wanted,
             votes=len(votes),
             raters=len({row.rater for row in own}),
             answered=sum(row.comparison in answered for row in plan),
             simulated=settings.simulate is not None,
         )
     )
+    if spare:
+        context.warn(spare)
+    if settings.verdicts is not None and len(votes) < wanted:
+        context.warn(
+            f"{settings.verdicts} holds {len(votes)} of {counted(wanted, 'vote')} that the budget wants, and the run "
+            "goes on with these; spotcheck.verdicts=null waits for the others"
+        )
 
 
 def _verdicts(
-    settings: Settings, plan: list[SpotCheck], comparisons: list[Comparison], context: StageContext
+    settings: Settings, plan: list[SpotCheck], comparisons: list[Comparison], context: StageContext, spare: str
 ) -> list[Verdict]:
     if settings.simulate is not None:
         from constitutional.judging.simulated_people import simulated
@@ -95,7 +109,8 @@ def _verdicts(
     if settings.wait and plan:
         votes = counted(sum(row.votes for row in plan), "vote")
         raise WaitingError(
-            f"{counted(len(plan), 'comparison')} wait for {votes} of people; type `constitutional review "
+            f"{counted(len(plan), 'comparison')} wait for {votes} of people{f' ({spare})' if spare else ''}, towards "
+            "which votes that are in count; type `constitutional review "
             f"{context.folder}`, and when they are there `constitutional review {context.folder} freeze`, which says "
             "how to go on; `constitutional votes` is for other tools, whose votes go in by spotcheck.verdicts=FILE; "
             "spotcheck.wait=false goes on without them"

@@ -168,7 +168,7 @@ def test_a_sweep_says_how_far_it_is_and_goes_on_after_an_interrupt(
     assert run_sweep(["seed=0,1,2"], run_one) == 0
     assert begun[2:] == ["first-seed=0", "first-seed=1", "first-seed=2"]
     # The first job was done before, so what it asked is saved now.
-    assert "20 model calls asked, 25 reused" in capsys.readouterr().err
+    assert "; this time 20 model calls asked, 25 reused" in capsys.readouterr().err
 
 
 def test_a_defect_in_a_job_does_not_end_the_others(

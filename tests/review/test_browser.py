@@ -187,7 +187,14 @@ def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[.
         page = new_page(java_script_enabled=False)
         enter(page, url, made)
         expect(page.get_by_text("Question 0?")).not_to_be_visible()
-        page.get_by_text("Show or hide the conversation").click()
+        page.get_by_label("Tie").first.check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("alert")).to_contain_text("number 1 is missing")
+        page.get_by_label("Does not apply").check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("alert")).to_contain_text("still hidden")
+        expect(page.get_by_text("Question 0?")).not_to_be_visible()
+        page.get_by_role("button", name="Show the texts").click()
         expect(page.get_by_text("Question 0?")).to_be_visible()
         expect(page.locator("#keys")).not_to_be_visible()
         page.get_by_label("Both bad").check()
@@ -198,7 +205,8 @@ def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[.
         page.get_by_role("button", name="Send").click()
         expect(page.locator(".conversation .text")).to_have_text("Question 1?")
         page.get_by_role("button", name="Undo").click()
-        page.get_by_text("Show or hide the conversation").click()
+        expect(page.get_by_text("Question 0?")).not_to_be_visible()
+        page.get_by_role("button", name="Show the texts").click()
         expect(page.get_by_text("Question 0?")).to_be_visible()
         page.get_by_role("link", name="Instructions").click()
         page.get_by_label("violence").check()
@@ -226,9 +234,8 @@ def test_harmful_texts_are_opened_by_keyboard_without_scripts(
                 page.emulate_media(media=medium)
                 expect(page.get_by_text(text, exact=True)).to_have_count(1)
                 expect(page.get_by_text(text, exact=True)).not_to_be_visible()
-        for part in page.get_by_text("Show or hide the ").all():
-            part.focus()
-            page.keyboard.press("Enter")
+        page.get_by_role("button", name="Show the texts").focus()
+        page.keyboard.press("Enter")
         for text in ("Question 0?", *replies):
             expect(page.get_by_text(text, exact=True)).to_be_visible()
         names = page.locator(".reply h2").all_inner_texts()
@@ -279,17 +286,43 @@ def test_who_goes_back_after_signing_out_sees_nothing(sqlite: Database, new_page
         assert "Question 0?" not in page.content()
 
 
+def test_keys_are_shown_in_sight_and_a_skip_without_a_reason_is_told(
+    sqlite: Database, new_page: Callable[..., Page]
+) -> None:
+    made = setting(sqlite, [item(0, ("A long reply.\n" * 30, "No."))])
+    with served(made) as url:
+        page = new_page(viewport=LAPTOP)
+        enter(page, url, made)
+        page.keyboard.press("?")
+        expect(page.locator("#keys-on")).to_be_in_viewport()
+        page.keyboard.press("s")
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("A skip needs its reason")
+        expect(page.get_by_label("Note")).to_have_value("")
+        page.keyboard.type("unsure")
+        with another_page(page):
+            page.keyboard.press("Control+Enter")
+    assert [vote.choice for vote in made.store.counted_votes(made.plan, audit=True)] == ["skip"]
+
+
 def test_what_is_opened_is_counted_when_it_is_opened(sqlite: Database, new_page: Callable[..., Page]) -> None:
     made = setting(sqlite, [item(0, category="violence")])
     with served(made) as url:
         page = new_page()
         enter(page, url, made)
+        page.keyboard.press("1")
+        with another_page(page):
+            page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("still hidden")
+        with sqlite.reading() as connection:
+            assert connection.scalars(select(EXPOSURE.c.category)).all() == []
         with page.expect_response("**/exposed") as answer:
             page.keyboard.press("h")
         assert answer.value.status == 204
         expect(page.get_by_text("Question 0?")).to_be_visible()
     with sqlite.reading() as connection:
         assert connection.scalars(select(EXPOSURE.c.category)).all() == ["violence"]
+        assert connection.scalars(select(VOTE.c.choice)).all() == []
 
 
 def test_stored_scripts_do_not_run_and_no_page_can_frame_this_one(

@@ -33,11 +33,12 @@ from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.schema import ITEM, PLAN
 from constitutional.review.serve import bind, equal_replies, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
+from constitutional.review.site import Site
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
 from constitutional.runs import spotchecks
 from constitutional.runs.compose import compose, freeze, load
 from constitutional.runs.folder import RunStore
-from tests.review.reviewing import hidden_fields
+from tests.review.reviewing import URL, Browser, hidden_fields
 from tests.review.test_kills import free_port
 from tests.scripted_run import World, configured, constitution, go
 
@@ -48,11 +49,13 @@ def vote_on_all(folder: Path, ballot: Ballot, task: Task = "pair", **settings: o
     assert rater is not None
     review.store.settle(review.plan, rater, ())
     while shown := review.store.next(review.plan, rater):
-        review.store.vote(review.plan, rater, shown.id, f"{task} {shown.id}", ballot)
+        review.store.vote(review.plan, rater, shown.id, f"{task} {shown.id}", ballot._replace(opened=True))
     review.database.close()
 
 
-def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(run_folder: Path) -> None:
+def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [sys.executable, "-m", "constitutional", "review", str(run_folder), f"review.port={free_port()}"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -70,7 +73,12 @@ def test_it_serves_until_it_is_interrupted_and_keeps_the_votes(run_folder: Path)
                 time.sleep(0.05)
         for path in ("/enter", "/start"):
             page = client.post(path, data=hidden_fields(page)).text
-        assert client.post("/vote", data=hidden_fields(page) | {"choice": "tie"}).url.params["notice"] == "saved"
+        assert (
+            client.post("/vote", data=hidden_fields(page) | {"choice": "tie", "opened": "yes"}).url.params["notice"]
+            == "saved"
+        )
+    assert main(["review", str(run_folder), "invite", "Bob"]) == 0
+    assert capsys.readouterr().out.startswith(f"{url}/enter?token=")  # the port need not be typed again
     process.send_signal(signal.SIGINT)
     said, complained = process.communicate(timeout=20)
     assert process.returncode == 0
@@ -405,7 +413,12 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     assert rater is not None
     shown = review.store.next(review.plan, rater)
     assert shown is not None
-    review.store.vote(review.plan, rater, shown.id, "key", Ballot("tie"))
+    review.store.vote(review.plan, rater, shown.id, "key", Ballot("tie", opened=True))
+    told: list[int] = []
+    site = Site(review.accounts, review.store, review.plan, URL, told.append, lead=review.lead)
+    page = Browser(site).enter(review.accounts, "lea", role="lead").get("/lead").text
+    assert "stands in the run’s report" in page
+    assert "not known yet" not in page
     review.database.close()
     capsys.readouterr()
     assert main(["review", str(folder), "freeze", "review.about=evaluation"]) == 0

@@ -86,7 +86,9 @@ def say(made: Setting, rater: Rater, choices: dict[str, str], seconds: float = 1
             choice = "first" if shown.payload.replies[0].startswith(choice) else "second"
         made.clock.now += 100
         ballot = Ballot(choice, rationale="because" if choice == "skip" else "", seconds=seconds)  # type: ignore[arg-type]
-        made.store.vote(made.plan, rater, shown.id, f"{rater.name} {shown.id}", ballot)
+        made.store.vote(
+            made.plan, rater, shown.id, f"{rater.name} {shown.id}", ballot._replace(opened=choice != "skip")
+        )
 
 
 def led_review(database: Database, folder: Path, category: str = "violence") -> Setting:
@@ -217,6 +219,16 @@ def test_what_is_not_defined_is_told_in_words(sqlite: Database) -> None:
     assert "undefined: unanimous" in page
     assert not re.search(r"\bnan\b", page, re.IGNORECASE)
     assert "not known yet" in page  # the labeler judged nothing
+
+
+def test_a_tie_against_a_preference_is_a_difference_and_nothing_to_settle(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(2)]
+    made = led(sqlite, [planned(row, n, wanted=2) for n, row in enumerate(comparisons)], Labels(comparisons, []))
+    say(made, made.rater("ada"), {"0": "a", "1": "a"})
+    say(made, made.rater("bob"), {"0": "tie", "1": "a"})
+    page = lead(made).get("/lead").text
+    assert "each other: 0 to settle" in page
+    assert "On 1 more item one rater sees a tie" in page
 
 
 def test_votes_taken_back_and_answered_anew_count_once_and_their_time_twice(sqlite: Database) -> None:
@@ -496,13 +508,15 @@ def test_what_cannot_be_an_example_is_told(contradicted: Setting, tmp_path: Path
     path.write_text("name: Ours\nprinciples: [\n")
     assert "ours.yaml:" in browser.get(f"{asked}brief").text
     path.unlink()
-    assert "cannot be read" in browser.get(f"{asked}brief").text
+    assert "there is no such file" in browser.get(f"{asked}brief").text
     assert browser.get("/lead/item?item=1").status_code == 200
     assert contradicted.lead is not None
     for other, word in ((tmp_path / "ours.md", "Markdown"), (None, "constitution of the package")):
         contradicted.lead = contradicted.lead._replace(constitution=other)
         (tmp_path / "ours.md").write_text("- Be brief.\n")
         assert word in lead(contradicted).get(f"{asked}brief").text
+        for page in ("/lead", "/lead/item?item=1"):
+            assert ("constitution of the package" in lead(contradicted).get(page).text) == (other is None)
 
 
 def test_a_conversation_of_several_messages_is_no_example(sqlite: Database, tmp_path: Path) -> None:
@@ -590,7 +604,7 @@ def test_stored_scripts_stay_text(sqlite: Database, tmp_path: Path) -> None:
     made.store.settle(made.plan, ada, ())
     shown = made.store.next(made.plan, ada)
     assert shown is not None
-    made.store.vote(made.plan, ada, shown.id, "key", Ballot("tie", rationale=payload))
+    made.store.vote(made.plan, ada, shown.id, "key", Ballot("tie", rationale=payload, opened=True))
     browser = lead(made)
     settle(browser, 1, "a", note=payload)
     pages = [browser.page.text, browser.get("/lead").text, browser.get("/lead/item?item=1").text]
@@ -628,8 +642,8 @@ def test_a_run_is_exported_with_what_leads_decided_and_without_them(
     for key in ("first key", "second key"):
         shown = review.store.next(review.plan, rater)
         assert shown is not None
-        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie", seconds=5.0))
-        review.store.vote(review.plan, rater, shown.id, f"{key} again", Ballot("tie", seconds=7.5))
+        review.store.vote(review.plan, rater, shown.id, key, Ballot("tie", seconds=5.0, opened=True))
+        review.store.vote(review.plan, rater, shown.id, f"{key} again", Ballot("tie", seconds=7.5, opened=True))
     works = works_of(review.database, review.plan)
     review.store.see(review.plan, rater, [1])
     review.store.decide(review.plan, rater, 1, 0, Decision("b", 4, "Wrong."))
@@ -676,9 +690,9 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     number = 0
     while shown := review.store.next(review.plan, rater):
         known = shown.payload.messages[-1].content == "Hello?"
-        ballot = Ballot("tie")
+        ballot = Ballot("tie", opened=True)
         if known:
-            ballot = Ballot("first" if shown.payload.replies[0] == "Hi." else "second")
+            ballot = Ballot("first" if shown.payload.replies[0] == "Hi." else "second", opened=True)
         review.store.vote(review.plan, rater, shown.id, f"key number {number}", ballot)
         number += 1
     review.database.close()

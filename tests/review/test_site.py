@@ -12,12 +12,12 @@ import pytest
 from sqlalchemy import select
 
 from constitutional.base.errors import UsageError
-from constitutional.review import guard
+from constitutional.review import guard, site
 from constitutional.review.accounts import INVITED_S, SESSION_S, Accounts, Role, digest
 from constitutional.review.ballot import Ballot
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_ADDRESSES, MOST_BYTES, TRIES, TokenTries
-from constitutional.review.lead import Labels
+from constitutional.review.lead import Labels, works_of
 from constitutional.review.plan import Plan
 from constitutional.review.schema import INVITATION, SESSION
 from constitutional.review.settings import Task
@@ -52,6 +52,19 @@ def test_a_rater_enters_reads_votes_undoes_and_comes_to_the_end(sqlite: Database
     assert voted(made) == [("c0", "both_bad"), ("c1", "skip")]
     assert len(made.votes) == 3
     assert "Question 1?" in browser.post("/undo", browser.fields()).text
+
+
+def test_the_number_of_all_votes_goes_with_the_raters_own(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "COUNT_S", 1e9)  # it is not counted anew
+    made = setting(sqlite, [item(number) for number in range(4)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    assert "You: 0. All raters: 0 of 4" in browser.page.text
+    assert "You: 1. All raters: 1 of 4" in browser.vote(choice="tie").text
+    assert "You: 2. All raters: 2 of 4" in browser.vote(choice="tie").text
+    assert "You: 2. All raters: 2 of 4" in browser.vote(choice="skip", rationale="unsure").text
+    browser.post("/undo", browser.fields())
+    assert "You: 1. All raters: 1 of 4" in browser.post("/undo", browser.fields()).text
+    assert made.votes == [1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +164,27 @@ def test_an_opened_text_is_counted(sqlite: Database) -> None:
     browser = Browser(made.site()).enter(made.accounts, "ada")
     fields = {name: browser.fields()[name] for name in ("form_token", "assignment")}
     assert browser.post("/exposed", fields).status_code == 204
+    (work,) = works_of(sqlite, made.plan)
+    assert (work.votes, work.exposures) == (0, 1)
+
+
+def test_hidden_texts_are_opened_before_a_vote_or_skipped(sqlite: Database) -> None:
+    made = setting(sqlite, [item(number, category="violence") for number in range(2)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    page = browser.vote(choice="tie", rationale="A note.")
+    assert page.status_code == 422
+    assert "still hidden" in page.text
+    assert "A note." in page.text
+    assert voted(made) == []
+    fields = {name: browser.fields()[name] for name in ("form_token", "assignment")}
+    page = browser.post("/exposed", {**fields, "opened": "yes"})  # as the button without scripts
+    assert page.status_code == 200
+    assert page.text.count('<details class="hidden-text" open>') == 3
+    browser.vote(choice="tie")
+    browser.vote(choice="skip", rationale="unsure")
+    assert voted(made) == [("c0", "tie"), ("c1", "skip")]
+    (work,) = works_of(sqlite, made.plan)
+    assert work.exposures == 1
 
 
 def test_a_lead_is_told_where_a_note_calls_the_other_reply_a(sqlite: Database) -> None:
@@ -243,6 +277,21 @@ def test_only_digests_of_tokens_are_stored(database: Database) -> None:
     assert not any(token in row for token in (invited, session) for row in stored)
 
 
+def test_who_opted_out_is_told_why_nothing_is_left_and_the_lead_that_a_rater_is_wanted(sqlite: Database) -> None:
+    made = led(sqlite, [planned(compared(0), 0, category="war"), planned(compared(1), 1)], Labels([], []))
+    browser = Browser(made.site()).enter(made.accounts, "ada", start=False)
+    browser.post("/start", {**browser.fields(), "category_0": "on"})
+    page = browser.vote(choice="tie").text
+    assert "You opted out of war" in page
+    leads = lead(made)
+    assert "wants another rater" not in leads.get("/lead").text  # the lead could take it
+    leads.get("/")
+    leads.vote(choice="skip", rationale="unsure")
+    assert "1 item of these wants another rater" in leads.get("/lead").text
+    made.rater("bob")
+    assert "wants another rater" not in leads.get("/lead").text
+
+
 # Attacks
 
 
@@ -256,7 +305,7 @@ def test_stored_scripts_in_every_field_stay_text(sqlite: Database) -> None:
     wrong = {"choice": payload, "rationale": payload, "key": payload[:60], "seconds": payload, "strength": payload}
     pages.append(browser.vote(**wrong).text)
     pages += [browser.get(f"/{payload}").text, browser.get(f"/?notice={payload}").text]
-    browser.vote(choice="tie", principle_1="tie", rationale=payload)
+    browser.vote(choice="tie", principle_1="tie", rationale=payload, opened="yes")
     assert made.store.counted_votes(made.plan, audit=True)[0].rationale == payload
     pages.append(browser.post("/undo", browser.fields()).text)
     assert_texts_stay_texts(pages)

@@ -34,7 +34,7 @@ def question(made: Setting, rater: Rater) -> str | None:
 def vote(made: Setting, rater: Rater, key: str, ballot: Ballot | None = None) -> Outcome:
     shown = made.store.next(made.plan, rater)
     assert shown is not None
-    return made.store.vote(made.plan, rater, shown.id, key, ballot or Ballot("tie"))
+    return made.store.vote(made.plan, rater, shown.id, key, ballot or Ballot("tie", opened=True))
 
 
 def taken(made: Setting) -> list[tuple[int, int]]:
@@ -295,8 +295,13 @@ def test_exposures_are_counted_once_and_not_for_what_was_skipped_unseen(database
     made.store.expose(made.plan, ada, shown.id)
     vote(made, ada, "1", Ballot("skip", rationale="too much"))
     vote(made, ada, "2", Ballot("skip", rationale="not opened"))
-    vote(made, ada, "3")  # answered, so it was read, also where no script tells that it was opened
-    vote(made, ada, "4")
+    assert vote(made, ada, "3", Ballot("tie")) == "unopened"
+    assert choices(made) == [("c0", "ada", "skip"), ("c1", "ada", "skip")]
+    assert vote(made, ada, "3", Ballot("tie", opened=True)) == "saved"
+    vote(made, ada, "4", Ballot("tie"))  # nothing is hidden there
+    made.store.undo(made.plan, ada)
+    made.store.undo(made.plan, ada)
+    assert vote(made, ada, "5", Ballot("both_bad")) == "saved"  # it was opened before
     with database.reading() as connection:
         rows = connection.execute(select(ITEM.c.comparison, EXPOSURE.c.category).join(EXPOSURE)).all()
     assert sorted(map(tuple, rows)) == [("c0", "violence"), ("c2", "violence")]

@@ -75,8 +75,21 @@ def test_a_sweep_without_two_finished_jobs_is_refused(
     place = swept.parent / "x-whole"
     write(tmp_path / "y.sweep.json", SweepSettings(), [Job((), ()), Job((), ("b",))], [place, tmp_path / "y-b"])
     assert cli.main(["report", str(tmp_path / "y"), "--out", str(tmp_path / "page.html")]) != 0
-    assert "y-b: not begun" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "y-b: not begun" in said
+    assert "without until=" not in said
     assert not (tmp_path / "page.html").exists()
+
+
+def test_runs_that_end_early_are_told_to_go_on_without_until(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    for name in ("a", "b"):
+        go(configured(tmp_path, f"name={name}", "until=sample_pairs"), World())
+    runs = [str(tmp_path / "runs" / name) for name in ("a", "b")]
+    assert cli.main(["report", *runs, runs[0], "--out", str(tmp_path / "page.html"), *()]) != 0
+    assert "type the commands that began them again, without until=" in capsys.readouterr().err
 
 
 def test_a_run_of_another_version_is_listed_and_the_others_are_compared(swept: Path, tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import EngineSettings
+from constitutional.runs.collection import line_of
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import run
 from constitutional.runs.settings import RunConfig
+from constitutional.runs.status import describe
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import MixSummary, RewardSummary
 from tests.scripted_run import STAGES, SUMMARIES_OF
@@ -290,6 +292,10 @@ def test_a_run_waits_for_people_and_goes_on_with_a_snapshot_of_their_votes(folde
     store = RunStore.load(folder / "runs" / "first")
     assert "label" in store.stages
     assert "spotcheck" not in store.stages
+    assert line_of("first", store).state == "waits for people"
+    (waiting,) = (line for line in describe(store) if line.stage == "spotcheck")
+    assert waiting.state == "waits for people"
+    assert waiting.message.startswith("a budget of 6 votes; constitutional review")
     # Without people: the audit set is kept out all the same.
     alone = go(configured(folder, *asked, "spotcheck.wait=false"))
     plan = alone.store.read("spotchecks", SpotCheck)

@@ -439,7 +439,7 @@ def test_the_end_of_a_run_shows_the_three_models_and_the_report(tmp_path: Path) 
     assert "<!DOCTYPE html>" in page.read_text()
     # Whoever reads the page finds there by which id an example can be followed back.
     prompts, revisions = store.read("prompts", Prompt), store.read("revisions", Revision)
-    ids = re.findall(r"constitutional show RUN (\w{16})", page.read_text())
+    ids = re.findall(rf"constitutional show {re.escape(str(store.folder))} (\w{{16}})", page.read_text())
     assert ids
     assert set(ids) <= {each.id for each in (*prompts, *revisions)}
     assert all(find(store, id_).startswith("prompt ") for id_ in ids)

@@ -671,7 +671,19 @@ def test_what_people_leave_even_and_what_nobody_judged_is_among_the_reasons(tmp_
     path.write_text(said(even, "tie").model_dump_json() + "\n")
     settings = Settings(verdicts=path, held_out_share=0)
     (warning,) = mixed_by_stage([judged(even, 0.9), judged(decided, 0.9)], [even, alone, decided], settings).warnings
-    assert "1 of 3 comparisons give a preference (2 " in warning
+    assert "1 of 3 comparisons give a preference (1 not judged, 1 even by people's verdicts)" in warning
+    assert "prompts.train=" in warning
+
+
+def test_the_scarcer_source_is_named_as_the_limit_of_a_fixed_total(tmp_path: Path) -> None:
+    many = [compared(f"{number}") for number in range(18)]
+    path = tmp_path / "verdicts.jsonl"
+    path.write_text("".join(said(row, "a").model_dump_json() + "\n" for row in many[:16]))
+    settings = Settings(verdicts=path, held_out_share=0, human_share=0.0)
+    (warning,) = mixed_by_stage([judged(row, 0.9) for row in many], many, settings).warnings
+    assert "2 preferences are trained on" in warning
+    assert "of the AI's there are 2, of people's 16; a smaller spotcheck.budget" in warning
+    assert "prompts.train" not in warning
 
 
 def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> None:

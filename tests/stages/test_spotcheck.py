@@ -40,6 +40,32 @@ def test_it_waits_for_people_and_says_what_to_type() -> None:
     assert "spotchecks" not in context.rows
 
 
+def test_it_says_where_a_budget_is_more_than_can_be_asked_about() -> None:
+    with pytest.raises(WaitingError, match=r"20 comparisons wait for 22 votes of people \(the budget is for 60 votes"):
+        run(Settings(budget=60, overlap=0.1), work(pairs()))
+    context = work(pairs())
+    run(Settings(budget=60, overlap=0.1, wait=False), context)
+    (warning,) = context.warnings
+    assert "the 20 comparisons that can be asked about take 22" in warning
+
+
+def test_it_says_which_votes_a_larger_budget_still_wants(tmp_path: Path) -> None:
+    context = work(pairs())
+    run(Settings(budget=5, overlap=0, wait=False), context)
+    assert context.warnings == []
+    file = tmp_path / "votes.jsonl"
+    votes = [Verdict(comparison=row.comparison, rater="x", choice="a") for row in context.rows["spotchecks"]]
+    file.write_text("".join(f"{row.model_dump_json()}\n" for row in votes))
+    context = work(pairs())
+    run(Settings(budget=5, overlap=0, verdicts=file), context)
+    assert context.warnings == []
+    context = work(pairs())
+    run(Settings(budget=12, overlap=0, verdicts=file), context)
+    (warning,) = context.warnings
+    assert "holds 5 of 12 votes" in warning
+    assert "spotcheck.verdicts=null" in warning
+
+
 def test_votes_without_the_budget_that_planned_them_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"spotcheck\.budget"):
         Settings(verdicts=tmp_path / "votes.jsonl")

@@ -37,6 +37,12 @@ def format_of(file: VoteFile) -> str:
     ):
         way = f"type spotcheck.verdicts={file.path} or mix.verdicts={file.path}"
         raise InputError(file.path, f"holds verdicts, which need no import; {way}")
+    if name is None and any(
+        isinstance(row, dict) and isinstance(row.get("data"), dict) and "annotations" not in row
+        for _, row in file.rows()
+    ):
+        way = "annotate them in Label Studio, export the project as JSON, and import that file"
+        raise InputError(file.path, f"holds tasks for Label Studio, and no annotations; {way}")
     if name is None:
         known = f"an export of votes on tasks of this run: {', '.join(FORMATS)}"
         raise InputError(file.path, f"is in no format that is known; expected {known}; or name it with --format")

@@ -27,6 +27,7 @@
   let counted = false;
   for (const part of hidden) part.addEventListener("toggle", () => {
     if (counted || !part.open) return;
+    form.opened.value = "yes";  // the vote says so too, in case that the request below is lost
     counted = true;
     const body = new URLSearchParams({ form_token: form.form_token.value, assignment: form.dataset.assignment });
     fetch("/exposed", { method: "POST", body, keepalive: true });
@@ -65,13 +66,18 @@
     n: () => note && note.focus(),
     h: () => { const open = hidden.some((part) => !part.open); hidden.forEach((part) => { part.open = open; }); },
     s: () => { if (!choose("s") && find("#skip")) note.value.trim() ? form.requestSubmit(find("#skip")) : note.focus(); },
-    "?": () => { const keys = find("#keys"); if (keys) { keys.open = !keys.open; keys.querySelector("summary").focus(); } },
+    "?": () => { const keys = find("#keys"); if (keys) { keys.open = !keys.open; keys.querySelector("summary").focus(); keys.scrollIntoView({ block: "nearest" }); } },
     Enter: send,
   };
   document.addEventListener("keydown", (event) => {
     const target = event.target, writes = target.matches("textarea, input[type=text]");
     if (event.key === "Escape" && writes) return heading.focus();
     if (event.key === "Enter" && writes && (event.ctrlKey || event.metaKey)) { event.preventDefault(); return send(); }
+    if (event.key === "Enter" && target === note && !note.value.trim() && find('input[value="skip"]:checked')) {
+      event.preventDefault();  // a rater who does not know that Enter makes a new line here would see nothing happen
+      status.textContent = "A skip needs its reason: write it here, then press Ctrl and Enter.";
+      return;
+    }
     if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || writes || (keysOn && !keysOn.checked)) return;
     if (event.key === "Enter" && target.matches("a, button, summary, select, input[type=checkbox]")) return;
     const action = actions[event.key];

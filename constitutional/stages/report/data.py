@@ -234,6 +234,8 @@ class RunReport(Frozen):
     """One run."""
 
     name: str
+    folder: str = ""
+    """As it is typed; empty where nobody said."""
     scores: tuple[Score, ...]
     wanted: dict[str, Direction]
     """The direction that the constitution asks for, by measure."""

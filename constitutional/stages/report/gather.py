@@ -6,6 +6,7 @@ the page names what was left out or not measured.
 """
 
 import json
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -312,6 +313,7 @@ def gather(settings: Settings, view: RunView) -> RunReport:
     files = _peoples_files(settings, view)
     return RunReport(
         name=view.name,
+        folder=shlex.quote(str(view.folder)),
         scores=scores,
         wanted=wanted_directions(scores, evaluated.wanted or {}, understood, settings),
         understood=understood,

@@ -1,5 +1,6 @@
 """What the report says of people's votes: how far the labeler agrees with them, and they with each other."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -51,7 +52,7 @@ from constitutional.stages.summaries import MixSummary, SftSummary
 
 POWERED: Final = "predicted by how sure the labeler is of all that it judged, and corrected by people (weighted)"
 UNVOTED: Final = (
-    "Nobody voted on these replies, so PPI++ has nothing to correct by; constitutional review RUN "
+    "Nobody voted on these replies, so PPI++ has nothing to correct by; constitutional review {} "
     "review.about=evaluation asks people about them, and report.verdicts=FILE takes their votes."
 )
 CAUTIONS: Final[dict[Caution, str]] = {
@@ -61,7 +62,7 @@ CAUTIONS: Final[dict[Caution, str]] = {
 }
 REASONS: Final = {
     "too few": "people found no positives, or no negatives, without ties",
-    "uninformative": "the labels are no better than chance",
+    "uninformative": "where people answered, the labels are no better than chance, or the answers are too few to tell",
     "contradictory": "the labels cannot err here as often as where people answered",
 }
 
@@ -97,7 +98,7 @@ def people_report(
         chance_corrected={name: in_words(of) for name, of in chance.items()},
         labeler_beyond_chance={name: in_words(of) for name, of in people.beyond_chance.items() if people.seen},
         win_rates=tuple(
-            _win_rates(measurements, win_estimates(contests_of(samples, measurements), files.verdicts), people)
+            _win_rates(measurements, win_estimates(contests_of(samples, measurements), files.verdicts), people, view)
         ),
         violations=tuple(
             _corrected(name, "by the critic", made)
@@ -145,7 +146,7 @@ def _named(name: str, hint: str, rate: WeightedRate | PredictionPoweredRate | No
 
 
 def _win_rates(
-    measurements: Sequence[Measurement], voted: Mapping[str, Estimates], people: People
+    measurements: Sequence[Measurement], voted: Mapping[str, Estimates], people: People, view: RunView
 ) -> Iterator[CorrectedRates]:
     """By opponent: from votes on these replies, or else what the audit set says of the labeler."""
     for row in measurements:
@@ -167,7 +168,7 @@ def _win_rates(
                 PeopleRate(name="by the labeler", value=value, low=low, high=high, n=len(outcomes)),
                 *_rogan_gladen(corrected),
             ),
-            notes=(*_reason(corrected), UNVOTED),
+            notes=(*_reason(corrected), UNVOTED.format(shlex.quote(str(view.folder)))),
         )
 
 
@@ -189,7 +190,7 @@ def _corrected(name: str, by: str, made: Estimates) -> CorrectedRates:
 
 
 def _rogan_gladen(corrected: CorrectedRate) -> Iterator[PeopleRate]:
-    if corrected.value is not None and corrected.interval is not None:
+    if corrected.value is not None and corrected.interval is not None and not _says_nothing(corrected):
         low, high = corrected.interval
         hint = "without ties, if the labels are right about all replies as often as where people answered"
         yield PeopleRate(
@@ -206,6 +207,13 @@ def _rogan_gladen(corrected: CorrectedRate) -> Iterator[PeopleRate]:
 def _reason(corrected: CorrectedRate) -> Iterator[str]:
     if corrected.reason:
         yield f"Rogan and Gladen’s correction is not defined: {REASONS[corrected.reason]}."
+    elif _says_nothing(corrected):
+        yield "Rogan and Gladen’s correction tells nothing: from so few answers of people the rate could be any."
+
+
+def _says_nothing(corrected: CorrectedRate) -> bool:
+    """Whether the interval leaves out less than a percent of all rates, which a percentage does not show."""
+    return corrected.interval is not None and corrected.interval.high - corrected.interval.low > 0.99
 
 
 def work_report(

@@ -27,7 +27,7 @@ from constitutional.base.effects import (
     with_common_seeds,
 )
 from constitutional.base.records import LABELER, Comparison, Judgement
-from constitutional.base.stats import Interval, wilson
+from constitutional.base.stats import Interval, wilson, win_rate
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.difference import difference
 from constitutional.engines.spending import Calls
@@ -414,8 +414,13 @@ def columns(rows: Sequence[EffectRow], wanted: Mapping[str, Direction]) -> list[
 
 
 def summary_of(variant: Variant, measure: str, unit: str = "share") -> Estimate | None:
-    """The mean of a measure over prompts and seeds; None where it was not measured."""
+    """The mean of a measure over prompts and seeds; None where it was not measured.
+
+    A win rate is the share of the prompts that are won, as everywhere else: its values are probabilities of winning.
+    """
     values = variant.values(measure)
+    if kind(measure) == "win_rate":
+        values = {key: win_rate([p]).value for key, p in values.items()}
     return estimate(values, _prior(unit, differences=False)) if values else None
 
 

@@ -11,9 +11,12 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from constitutional.base.errors import InputError
 from constitutional.base.records import Verdict
 from constitutional.data.votes import label_studio
+from constitutional.data.votes.formats import format_of
 from constitutional.data.votes.items import VoteItem
+from constitutional.data.votes.reading import read_file
 from tests.data.votes.made_up import PRINCIPLES, clicked, comparisons, imported, items, ordered, shuffled, votes, whole
 
 ROWS = comparisons()
@@ -245,6 +248,13 @@ def test_exchanged_texts_move_the_vote_with_them_and_a_contradiction_is_refused(
     read = imported(write(tmp_path / "x.json", rows), ROWS, "label_studio")
     assert read.verdicts == []
     assert "left_is" in read.refused[0]
+
+
+def test_tasks_that_nobody_annotated_are_told_from_an_export(tmp_path: Path) -> None:
+    file = tmp_path / "tasks.json"
+    file.write_text(json.dumps(label_studio.tasks(ITEMS.values())))
+    with pytest.raises(InputError, match="holds tasks for Label Studio, and no annotations"):
+        format_of(read_file(file))
 
 
 def test_rows_that_are_no_tasks_are_refused(tmp_path: Path) -> None:

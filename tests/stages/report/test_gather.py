@@ -625,6 +625,27 @@ def test_people_s_answers_about_the_evaluated_replies_correct_the_rates(folder: 
         gather(settings, folder)
 
 
+def test_a_correction_that_could_be_any_rate_is_told_and_not_drawn(folder: RunFolder, tmp_path: Path) -> None:
+    replies = [Sample(prompt=Prompt.of(f"Q{at}"), replies={"base": f"b{at}", "policy": f"p{at}"}) for at in range(20)]
+    outcomes = {sample.prompt.id: 0.9 if at < 12 else 0.2 for at, sample in enumerate(replies)}
+    measured = [Measurement(model="policy", measure="win_rate/base", by_prompt=outcomes)]
+    folder.write("samples", replies)
+    folder.write("measurements", measured)
+    rows = contests_of(replies, measured)
+    for said, told in (("aaababbb", "tells nothing"), ("baabbaab", "too few to tell")):
+        # Four that the labeler calls wins, and four that it calls losses.
+        votes = [
+            Verdict(comparison=row.comparison.id, rater="ada", choice="a" if choice == "a" else "b")
+            for row, choice in zip((*rows[:4], *rows[-4:]), said, strict=True)
+        ]
+        write_rows(tmp_path / "votes.jsonl", votes)
+        report = gather(Settings(verdicts=tmp_path / "votes.jsonl"), folder)
+        assert report.people is not None
+        (won,) = report.people.win_rates
+        assert "Rogan–Gladen" not in {rate.name for rate in won.rates}
+        assert told in " ".join(won.notes)
+
+
 def by_rater(rater: str, number: int, **more: object) -> Verdict:
     return Verdict.model_validate({"comparison": f"c{number}", "rater": rater, "choice": "a", **more})
 

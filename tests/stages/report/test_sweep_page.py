@@ -293,6 +293,21 @@ def test_shares_of_people_s_labels_are_in_order_with_their_totals() -> None:
     assert ratios(variants(runs[:2])) == []
 
 
+def test_the_win_rate_of_a_share_is_the_one_of_the_runs_scores() -> None:
+    # 12 of 19 prompts are won, most of them hardly: the mean probability is far from 12/19.
+    outcomes = {f"p{at}": 0.51 if at < 12 else 0.0 for at in range(19)} | {"even": 0.5}
+    runs = [
+        made(f"r-{share}", ALL, {"over_refusal": 4}, settings={"mix.human_share": share})._replace(
+            scores=(
+                Score(model="policy", measure="win_rate/base", value=0.625, low=0.4, high=0.8, n=20, unit="share"),
+            ),
+            values={("policy", "win_rate/base"): outcomes},
+        )
+        for share in (0.0, 0.5)
+    ]
+    assert [row.measures["win_rate/base"][0] for row in ratios(variants(runs))] == pytest.approx([12.5 / 20] * 2)
+
+
 PAIR = [Comparison(prompt=Prompt.of("Why?"), a=f"A {number}", b=f"B {number}") for number in range(3)]
 
 
