@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     arguments, overrides = parser.parse_args(words[:end]), words[end + 1 :]
     shares = ",".join(f"{share:g}" for share in SHARES)
-    command = ["run", "-m", "name=mixing", f"folder={arguments.folder}", f"mix.human_share={shares}", "seed=0,1,2"]
+    command = ["run", "-m", "name=mixing", f"folder={arguments.folder}", f"mix.human_ratio={shares}", "seed=0,1,2"]
     try:
         subprocess.run([sys.executable, "-m", "constitutional", *command, *SETTINGS, *overrides], check=True)
         jobs = sweeps.read(arguments.folder / f"mixing{sweeps.ENDING}").jobs
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in jobs:
             swept = dict(word.split("=") for word in job.swept)
             store = RunStore.load(arguments.folder / job.folder)
-            stores[float(swept["mix.human_share"]), int(swept["seed"])] = store
+            stores[float(swept["mix.human_ratio"]), int(swept["seed"])] = store
     except subprocess.CalledProcessError as error:  # which has said what is wrong
         return error.returncode
     except ConstitutionalError as error:

@@ -22,7 +22,7 @@ settings that can be answered:
   constitution.weights.ID=2        a principle's weight; 0 leaves the principle out
   constitution.only=[ID,ID]        only these principles
   constitution.without=[ID]        all but these
-  mix.margin=0.1, mix.human_share=0.5, mix.total=200, …
+  mix.margin=0.1, mix.human_ratio=0.5, mix.total=200, …
   label.clamp=[0.4,0.6]            as far as the run's own clamp hides nothing
 
 With label.principles=all everything is known. With one or telling, weights decide which principle judges a comparison:

@@ -159,10 +159,10 @@ class RunConfig(Frozen):
     def _settings_go_together(self) -> Self:
         # This is checked here because the stage that reads the file may begin hours later.
         people = (self.mix.human, self.mix.verdicts, self.spotcheck.votes or None)
-        if self.mix.human_share and people == (None, None, None):
+        if self.mix.human_ratio and people == (None, None, None):
             raise ValueError(f"mix.human has no value yet; type mix.human=FILE, {PAIRS}")
         clamp, margin = self.label.clamp, self.mix.margin
-        if clamp and all(mix.within_margin(end, margin) for end in clamp) and self.mix.human_share != 1:
+        if clamp and all(mix.within_margin(end, margin) for end in clamp) and self.mix.human_ratio != 1:
             low, high = clamp
             raise ValueError(
                 f"label.clamp keeps every probability from {low:g} to {high:g}, and mix.margin={margin:g} leaves out "

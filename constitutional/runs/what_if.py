@@ -212,7 +212,7 @@ class LabelledRun:
             if settings.verdicts is not None:
                 verdicts += read_verdicts(settings.verdicts, self._every)
             overridden = {verdict.comparison for verdict in verdicts if verdict.choice != "skip"}
-            everything = settings.model_copy(update={"human_share": None, "total": None})
+            everything = settings.model_copy(update={"human_ratio": None, "total": None})
             mixed = mix.mix(self.comparisons, (), verdicts, people, everything, self.config.seed)
             usable = [
                 row.prompt.split == "train" and name not in overridden and not same_text(row.a, row.b)
@@ -242,7 +242,7 @@ class LabelledRun:
         for key in keys:
             group, _, name = key.partition(".")
             if group == "mix" and not name:
-                raise UsageError("mix: what-if takes settings and no presets; type mix.human_share=0.5, for example")
+                raise UsageError("mix: what-if takes settings and no presets; type mix.human_ratio=0.5, for example")
             chosen = group == "constitution" and name.partition(".")[0] in ("weights", "only", "without")
             if not (chosen or group == "mix" or key == "label.clamp"):
                 raise UsageError(

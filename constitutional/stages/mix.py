@@ -58,7 +58,7 @@ class Settings(Frozen):
     0.5."""
     verdicts: Path | None = None
     """A file of people's verdicts on this run's comparisons, JSON lines, plain or .gz."""
-    human_share: float | None = Field(default=None, ge=0, le=1)
+    human_ratio: float | None = Field(default=None, ge=0, le=1)
     """Share of the preferences to train on that are people's, 0 to 1; None takes all there are of both. Those held out
     are the same whatever the share."""
     mode: Literal["fixed_total", "fixed_cost", "additive"] = "fixed_total"
@@ -84,14 +84,14 @@ class Settings(Frozen):
         check_weights(self.human or ())
         if not all(low < high for low, high in zip((0.5, *self.strengths), (*self.strengths, 1.0 + 1e-9), strict=True)):
             raise ValueError(f"strengths are {self.strengths}; they must rise, from above 0.5 to at most 1")
-        if self.total is not None and (self.human_share is None or self.mode != "fixed_total"):
-            raise ValueError("total needs a human_share and mode=fixed_total; leave total out, or give both")
-        if (self.cost is not None) != (self.mode == "fixed_cost") or (self.cost and self.human_share is None):
-            raise ValueError("mode=fixed_cost needs a cost and a human_share, and a cost needs mode=fixed_cost")
-        if self.mode == "fixed_cost" and self.human_share == 0 and not self.price_of_label:
-            raise ValueError("mode=fixed_cost with a human_share of 0 needs a price_of_label above 0")
-        if self.mode == "additive" and self.human_share == 1:
-            raise ValueError("mode=additive keeps all of the AI's; a human_share of 1 needs mode=fixed_total")
+        if self.total is not None and (self.human_ratio is None or self.mode != "fixed_total"):
+            raise ValueError("total needs a human_ratio and mode=fixed_total; leave total out, or give both")
+        if (self.cost is not None) != (self.mode == "fixed_cost") or (self.cost and self.human_ratio is None):
+            raise ValueError("mode=fixed_cost needs a cost and a human_ratio, and a cost needs mode=fixed_cost")
+        if self.mode == "fixed_cost" and self.human_ratio == 0 and not self.price_of_label:
+            raise ValueError("mode=fixed_cost with a human_ratio of 0 needs a price_of_label above 0")
+        if self.mode == "additive" and self.human_ratio == 1:
+            raise ValueError("mode=additive keeps all of the AI's; a human_ratio of 1 needs mode=fixed_total")
         return self
 
 
@@ -342,13 +342,13 @@ def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
     Raises:
         ConfigurationError: the share or the total asks for more than there is.
     """
-    share = settings.human_share
+    share = settings.human_ratio
     if share is None:
         return ai, human
     if share > 0 and human == 0:
-        advice = "name a file of them with mix.human=FILE, or leave mix.human_share out"
+        advice = "name a file of them with mix.human=FILE, or leave mix.human_ratio out"
         none = "there are none to train on (those held out do not count)"
-        raise ConfigurationError(f"mix.human_share={share} asks for people's preferences, and {none}; {advice}")
+        raise ConfigurationError(f"mix.human_ratio={share} asks for people's preferences, and {none}; {advice}")
     if settings.mode == "additive":
         return ai, min(human, _rounded(ai * share / (1 - share)))
     largest = _largest_total(ai, human, share)
@@ -357,7 +357,7 @@ def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
         total = math.floor(settings.cost / price + 1e-9)
         if total > largest:
             raise ConfigurationError(
-                f"mix.cost={settings.cost:g} pays {total:,} preferences with mix.human_share={share}, and there are "
+                f"mix.cost={settings.cost:g} pays {total:,} preferences with mix.human_ratio={share}, and there are "
                 f"{largest:,} to train on in these shares; give a cost of at most {largest * price:g}"
             )
         return total - _rounded(total * share), _rounded(total * share)
@@ -368,7 +368,7 @@ def amounts_of(ai: int, human: int, settings: Settings) -> tuple[int, int]:
     if total > largest:
         there = f"{ai} preferences of the AI's and {human} of people's that are not held out allow {largest}"
         advice = "give at most that, or leave mix.total out"
-        raise ConfigurationError(f"mix.total={total}, but with mix.human_share={share}, {there}; {advice}")
+        raise ConfigurationError(f"mix.total={total}, but with mix.human_ratio={share}, {there}; {advice}")
     return total - _rounded(total * share), _rounded(total * share)
 
 
@@ -418,7 +418,7 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
     Raises:
         ConfigurationError: says how many there are and how many are asked for.
     """
-    share = settings.human_share
+    share = settings.human_ratio
     if settings.verdicts is not None or not share:
         return
     counts: Counter[str] = Counter()
@@ -428,7 +428,7 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
     if human == 0:
         amounts_of(0, 0, settings)
     if settings.total is not None and _rounded(settings.total * share) > human:
-        problem = f"mix.total={settings.total} with mix.human_share={share} asks for {_rounded(settings.total * share)}"
+        problem = f"mix.total={settings.total} with mix.human_ratio={share} asks for {_rounded(settings.total * share)}"
         there = f"of people's preferences, and {human} are to train on (those held out do not count)"
         advice = f"give a total of at most {_largest_total(settings.total, human, share)}, or leave mix.total out"
         raise ConfigurationError(f"{problem} {there}; {advice}")
@@ -481,7 +481,7 @@ def run(settings: Settings, context: StageContext) -> None:
             said = f"{file.name} {labelled[file.name]}, and counts as people's preferences"
             context.warn(f"{said}; to count it as the AI's: mix.human=[{{path: {file.path}, source: ai}}]")
     names = [file.name for file in settings.human or ()]
-    if names and settings.human_share != 0 and not any(row.prompt.source in names for row in mixed.preferences):
+    if names and settings.human_ratio != 0 and not any(row.prompt.source in names for row in mixed.preferences):
         why = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if name.startswith("human ") and count)
         context.warn(f"mix.human: no pair of {', '.join(names)} is used ({why})")
     if mixed.problem:
@@ -507,7 +507,7 @@ def too_little(summary: MixSummary, settings: Settings) -> str | None:
         f"{summary.decided} of {summary.comparisons} comparisons give a preference ({why}), and {summary.train} "
         "preferences are trained on; "
     )
-    if settings.human_share is not None and settings.mode == "fixed_total" and settings.total is None:
+    if settings.human_ratio is not None and settings.mode == "fixed_total" and settings.total is None:
         counts = summary.counts
         ai, human = (
             counts.get(f"{source} preferences used", 0)

@@ -93,7 +93,7 @@ def test_the_papers_values_are_what_the_experiments_say() -> None:
     bai = composed("experiment=bai2022")
     assert (bai.critique_revise.rounds, bai.critique_revise.temperature, bai.sft.rounds) == (4, 1.0, "all")
     assert bai.sft.batch_size * bai.sft.gradient_accumulation == 1024
-    assert bai.mix.human_share == pytest.approx(135_296 / (135_296 + 182_831), abs=0.001)
+    assert bai.mix.human_ratio == pytest.approx(135_296 / (135_296 + 182_831), abs=0.001)
     assert bai.sft.helpful_share == pytest.approx(2 * 135_296 / (2 * 135_296 + 4 * 182_831), abs=0.001)
     lee = composed("experiment=lee2023")
     assert isinstance(lee.algorithm, dpo.Settings)
@@ -143,7 +143,7 @@ def test_a_preset_keeps_what_it_does_not_name_of_the_experiment(mix: str) -> Non
 def test_a_preset_of_ones_own_wins_over_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "conf" / "mix").mkdir(parents=True)
     (tmp_path / "conf" / "mix" / "mine.yaml").write_text("margin: 0.05\n")
-    (tmp_path / "conf" / "mix" / "whole.yaml").write_text("defaults: [schema]\ntotal: 3\nhuman_share: 0.0\n")
+    (tmp_path / "conf" / "mix" / "whole.yaml").write_text("defaults: [schema]\ntotal: 3\nhuman_ratio: 0.0\n")
     monkeypatch.chdir(tmp_path)
     assert compose(["mix=mine"]).mix.margin == 0.05
     assert compose(["mix=whole"]).mix.margin == 0  # it says that it starts from the defaults
@@ -214,7 +214,7 @@ def test_overrides_need_no_plus_not_even_for_weights() -> None:
         ["label=bai2022_cot", "mix.margin=0"],
         ["label=bai2022_cot", "mix.margin=0.1"],  # 0.6 is just so far from 0.5
         ["label.clamp=[0.4,1.0]"],
-        ["label=bai2022_cot", "mix.human_share=1", "mix.human=people.jsonl"],  # no label is wanted
+        ["label=bai2022_cot", "mix.human_ratio=1", "mix.human=people.jsonl"],  # no label is wanted
     ],
 )
 def test_labels_that_are_clamped_wider_than_the_margin_are_allowed(overrides: list[str]) -> None:

@@ -116,7 +116,7 @@ def test_values_that_do_not_go_together_are_refused_before_anything_runs(
 
 @pytest.mark.parametrize(
     ("override", "key", "filled_in"),
-    [("prompts=file", "prompts.path", "FILE"), ("mix.human_share=0.5", "mix.human", "FILE,")],
+    [("prompts=file", "prompts.path", "FILE"), ("mix.human_ratio=0.5", "mix.human", "FILE,")],
 )
 def test_what_has_no_value_says_how_it_is_given(override: str, key: str, filled_in: str) -> None:
     (line,) = lines_of(override)

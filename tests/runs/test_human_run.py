@@ -134,14 +134,14 @@ def go(config: RunConfig) -> Asked:
         # There are eight of the AI's, one for each prompt to train on, and six of people's. By the seed, Question 6 and
         # people's lines 1, 4 and 6 are held out: seven and three are left.
         ([], 7, 3),
-        (["mix.human_share=0"], 3, 0),  # three in all, as people's are, whatever the share
-        (["mix.human_share=0.3"], 2, 1),
-        (["mix.human_share=1"], 0, 3),
-        (["mix.human_share=0", "mix.total=7"], 7, 0),
-        (["mix.human_share=0.5", "mix.total=6"], 3, 3),
-        (["mix.human_share=1", "mix.total=2"], 0, 2),
-        (["mix.human_share=0.125", "mix.mode=additive"], 7, 1),  # 7 · 0.125 / 0.875 = 1 beside all of the AI's
-        (["mix.human_share=0.5", "mix.mode=additive"], 7, 3),  # 7 are wanted, and there are 3
+        (["mix.human_ratio=0"], 3, 0),  # three in all, as people's are, whatever the share
+        (["mix.human_ratio=0.3"], 2, 1),
+        (["mix.human_ratio=1"], 0, 3),
+        (["mix.human_ratio=0", "mix.total=7"], 7, 0),
+        (["mix.human_ratio=0.5", "mix.total=6"], 3, 3),
+        (["mix.human_ratio=1", "mix.total=2"], 0, 2),
+        (["mix.human_ratio=0.125", "mix.mode=additive"], 7, 1),  # 7 · 0.125 / 0.875 = 1 beside all of the AI's
+        (["mix.human_ratio=0.5", "mix.mode=additive"], 7, 3),  # 7 are wanted, and there are 3
         (["mix=half_human", "mix.margin=0"], 1, 2),  # of three, 1.5 are rounded up
         (["mix=all_human", "mix.margin=0"], 0, 3),
     ],
@@ -201,7 +201,7 @@ def test_a_conversation_of_several_turns_reaches_the_preferences_as_it_was(folde
 
 def test_other_shares_in_one_folder_ask_no_model_again_and_hold_out_the_same(folder: Path) -> None:
     found = [
-        go(configured(folder, f"name=share{share}", f"mix.human_share={share}", "mix.held_out_share=0.5"))
+        go(configured(folder, f"name=share{share}", f"mix.human_ratio={share}", "mix.held_out_share=0.5"))
         for share in (0, 0.5, 1)
     ]
     # The principle; a draft, a critique and a revision of eight prompts; two responses to a prompt; their pair
@@ -233,7 +233,7 @@ def test_a_last_stage_that_is_none_is_refused_with_those_there_are(folder: Path)
     assert not (folder / "runs").exists()
 
 
-@pytest.mark.parametrize("words", [["mix=half_human"], ["mix=all_human"], ["mix=bai2022"], ["mix.human_share=0.1"]])
+@pytest.mark.parametrize("words", [["mix=half_human"], ["mix=all_human"], ["mix=bai2022"], ["mix.human_ratio=0.1"]])
 def test_a_share_of_people_without_their_file_is_refused_before_anything_runs(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -305,7 +305,7 @@ def test_a_run_waits_for_people_and_goes_on_with_a_snapshot_of_their_votes(folde
     # With votes on all six: four of them are trained on, in the place of the AI's.
     votes = folder / "votes.jsonl"
     votes.write_text("".join(f'{{"comparison": "{row.comparison}", "rater": "x", "choice": "a"}}\n' for row in plan))
-    found = go(configured(folder, *asked, f"spotcheck.verdicts={votes}", "mix.human_share=0.5"))
+    found = go(configured(folder, *asked, f"spotcheck.verdicts={votes}", "mix.human_ratio=0.5"))
     assert Counter(row.source for row in found.preferences) == {"ai": 1, "human": 1}  # the AI has two left: two in all
     assert not audit & {row.comparison for row in found.preferences}
     # The same snapshot makes nothing anew; one with other votes does.

@@ -55,7 +55,7 @@ def test_without_a_change_the_mix_is_what_the_run_made(judged_by_all: LabelledRu
         (["constitution.weights.calm=0"], {"calm": 0.0}, {}),
         (["constitution.only=[kind,brief]", "mix.margin=0.05"], {"calm": 0.0, "honest": 0.0}, {"margin": 0.05}),
         (["constitution.without=[honest]", "mix.held_out_share=0.5"], {"honest": 0.0}, {"held_out_share": 0.5}),
-        (["mix.human_share=0", "mix.total=6"], {}, {"human_share": 0.0, "total": 6}),
+        (["mix.human_ratio=0", "mix.total=6"], {}, {"human_ratio": 0.0, "total": 6}),
     ],
 )
 def test_the_change_is_that_between_the_mix_before_and_the_mix_after(
@@ -185,7 +185,7 @@ def test_a_persons_verdict_stands_whatever_the_weights(tmp_path: Path, judged_by
     )
 
 
-@pytest.mark.parametrize("words", [["mix.human_share=0.5"], ["mix.human_share=0.25", "mix.total=8"], []])
+@pytest.mark.parametrize("words", [["mix.human_ratio=0.5"], ["mix.human_ratio=0.25", "mix.total=8"], []])
 def test_peoples_preferences_are_mixed_in_as_the_stage_does(
     judged_by_all: LabelledRun, tmp_path: Path, words: list[str]
 ) -> None:
@@ -216,7 +216,7 @@ def test_peoples_preferences_are_mixed_in_as_the_stage_does(
         ("mix.human.x=1", UsageError, "human"),
         ("calm", UsageError, "KEY=VALUE"),
         ("mix=half_human", UsageError, "preset"),
-        ("mix.human_share=0.5", ConfigurationError, "mix.human"),
+        ("mix.human_ratio=0.5", ConfigurationError, "mix.human"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(

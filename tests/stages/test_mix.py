@@ -306,7 +306,7 @@ def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
 def test_without_a_total_every_share_gets_that_of_the_scarcer_source(
     ai: int, people: int, share: float | None, expected: tuple[int, int]
 ) -> None:
-    assert amounts_of(ai, people, Settings(human_share=share)) == expected
+    assert amounts_of(ai, people, Settings(human_ratio=share)) == expected
 
 
 @pytest.mark.parametrize(
@@ -325,14 +325,14 @@ def test_a_total_may_be_the_largest_that_the_share_allows(
     ai: int, people: int, share: float, expected: tuple[int, int]
 ) -> None:
     largest = sum(expected)
-    assert amounts_of(ai, people, Settings(human_share=share, total=largest)) == expected
+    assert amounts_of(ai, people, Settings(human_ratio=share, total=largest)) == expected
     with pytest.raises(ConfigurationError, match=f"allow {largest};"):
-        amounts_of(ai, people, Settings(human_share=share, total=largest + 1))
+        amounts_of(ai, people, Settings(human_ratio=share, total=largest + 1))
 
 
 def test_a_total_stays_the_same_whatever_the_share() -> None:
     for share in (0.0, 0.1, 0.25, 0.5, 0.77, 1.0):
-        amounts = amounts_of(100, 100, Settings(human_share=share, total=61))
+        amounts = amounts_of(100, 100, Settings(human_ratio=share, total=61))
         assert sum(amounts) == 61
         assert amounts[1] == int(61 * share + 0.5)
 
@@ -342,7 +342,7 @@ def test_a_total_stays_the_same_whatever_the_share() -> None:
     [(400, 0.0, (100, 0)), (400, 0.5, (100, 100)), (400, 0.75, (100, 300)), (40, 0.5, (100, 40))],
 )
 def test_additive_mixing_keeps_all_of_the_ais(people: int, share: float, expected: tuple[int, int]) -> None:
-    assert amounts_of(100, people, Settings(mode="additive", human_share=share)) == expected
+    assert amounts_of(100, people, Settings(mode="additive", human_ratio=share)) == expected
 
 
 def test_a_total_that_there_is_too_little_for_is_refused_with_the_largest() -> None:
@@ -350,12 +350,12 @@ def test_a_total_that_there_is_too_little_for_is_refused_with_the_largest() -> N
         ConfigurationError,
         match=r"mix\.total=81.*100 preferences of the AI's and 40 of people's that are not held out allow 80",
     ):
-        amounts_of(100, 40, Settings(human_share=0.5, total=81))
+        amounts_of(100, 40, Settings(human_ratio=0.5, total=81))
 
 
 def test_a_share_of_people_without_any_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"mix\.human=FILE"):
-        mixed([(compared(), 0.9)], settings=Settings(human_share=0.5))
+        mixed([(compared(), 0.9)], settings=Settings(human_ratio=0.5))
 
 
 def test_where_nothing_is_decided_there_is_no_preference_and_the_counts_say_why() -> None:
@@ -383,9 +383,9 @@ def test_an_undecided_comparison_is_a_position_conflict_where_the_two_orders_dis
         {"strengths": (0.6, 0.6, 0.7, 0.8)},
         {"strengths": (0.6, 0.7, 0.8, 1.1)},
         {"total": 10},
-        {"total": 10, "human_share": 0.5, "mode": "additive"},
-        {"mode": "additive", "human_share": 1},
-        {"human_share": 1.5},
+        {"total": 10, "human_ratio": 0.5, "mode": "additive"},
+        {"mode": "additive", "human_ratio": 1},
+        {"human_ratio": 1.5},
         {"margin": 0.5},
     ],
 )
@@ -413,13 +413,13 @@ def held_out(found: Mixed) -> list[tuple[str, str]]:
 
 def test_none_half_and_all_of_the_preferences_are_peoples() -> None:
     for share, count in ((0.0, 0), (0.5, 100), (1.0, 200)):
-        found = trained_on(mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)))
+        found = trained_on(mixed(MANY, people=PEOPLE, settings=Settings(human_ratio=share, total=200)))
         assert sum(each.source == "human" for each in found) == count
         assert len(found) == 200
 
 
 def test_what_the_total_has_no_room_for_is_counted() -> None:
-    counts = mixed(MANY[:100], people=PEOPLE, settings=Settings(human_share=0.5, held_out_share=0)).counts
+    counts = mixed(MANY[:100], people=PEOPLE, settings=Settings(human_ratio=0.5, held_out_share=0)).counts
     assert (counts["AI preferences used"], counts["human preferences used"]) == (50, 50)
     assert counts["AI preferences beyond the share or the total"] == 50
     assert counts["human preferences beyond the share or the total"] == 350
@@ -428,11 +428,11 @@ def test_what_the_total_has_no_room_for_is_counted() -> None:
 @pytest.mark.parametrize(
     ("settings", "ai", "people"),
     [
-        ({"human_share": 0}, 4, 0),  # as many as the scarcer source has to train on
-        ({"human_share": 0.5}, 2, 2),
-        ({"human_share": 1}, 0, 4),
-        ({"human_share": 0, "total": 6}, 6, 0),
-        ({"human_share": 0.25, "mode": "additive"}, 6, 2),
+        ({"human_ratio": 0}, 4, 0),  # as many as the scarcer source has to train on
+        ({"human_ratio": 0.5}, 2, 2),
+        ({"human_ratio": 1}, 0, 4),
+        ({"human_ratio": 0, "total": 6}, 6, 0),
+        ({"human_ratio": 0.25, "mode": "additive"}, 6, 2),
         ({}, 6, 4),
     ],
 )
@@ -468,7 +468,7 @@ def test_every_share_is_measured_on_the_same_held_out_preferences(
 def test_of_a_large_file_at_most_500_are_held_out_and_the_same_ones_whatever_the_share() -> None:
     people = [human(f"people {number}") for number in range(1000)]
     shares = [
-        mixed(MANY, people=people, settings=Settings(human_share=share, held_out_share=0.6)) for share in (0, 0.5, 1)
+        mixed(MANY, people=people, settings=Settings(human_ratio=share, held_out_share=0.6)) for share in (0, 0.5, 1)
     ]
     again = mixed(MANY, people=people[::-1], settings=Settings(held_out_share=0.6))
     for found in shares:
@@ -491,7 +491,7 @@ def test_where_all_are_held_out_there_is_nothing_to_train_on() -> None:
     found = mixed([(compared(text), 0.9) for text in "24"], settings=settings)
     assert trained_on(found) == []
     assert found.counts["AI preferences held out"] == 2
-    of_people = settings.model_copy(update={"human_share": 0.5})
+    of_people = settings.model_copy(update={"human_ratio": 0.5})
     with pytest.raises(ConfigurationError, match=r"none to train on \(those held out do not count\)"):
         mixed([(compared("0"), 0.9)], people=[human("2")], settings=of_people)
 
@@ -499,7 +499,7 @@ def test_where_all_are_held_out_there_is_nothing_to_train_on() -> None:
 def test_a_larger_share_trains_on_all_of_a_smaller_ones() -> None:
     before: set[str] = set()
     for share in (0.25, 0.5, 0.75):
-        found = trained_on(mixed(MANY, people=PEOPLE, settings=Settings(human_share=share, total=200)))
+        found = trained_on(mixed(MANY, people=PEOPLE, settings=Settings(human_ratio=share, total=200)))
         now = {each.comparison for each in found if each.source == "human"}
         assert before < now
         before = now
@@ -528,7 +528,7 @@ def test_an_evaluation_prompt_is_never_trained_on() -> None:
 
 def test_the_seed_decides_who_is_taken_and_the_same_seed_takes_the_same() -> None:
     comparisons, judgements = [pair[0] for pair in MANY], [judged(*pair) for pair in MANY]
-    settings = Settings(human_share=0.0, total=50)
+    settings = Settings(human_ratio=0.0, total=50)
 
     def taken(seed: int) -> list[str]:
         return [
@@ -679,7 +679,7 @@ def test_the_scarcer_source_is_named_as_the_limit_of_a_fixed_total(tmp_path: Pat
     many = [compared(f"{number}") for number in range(18)]
     path = tmp_path / "verdicts.jsonl"
     path.write_text("".join(said(row, "a").model_dump_json() + "\n" for row in many[:16]))
-    settings = Settings(verdicts=path, held_out_share=0, human_share=0.0)
+    settings = Settings(verdicts=path, held_out_share=0, human_ratio=0.0)
     (warning,) = mixed_by_stage([judged(row, 0.9) for row in many], many, settings).warnings
     assert "2 preferences are trained on" in warning
     assert "of the AI's there are 2, of people's 16; a smaller spotcheck.budget" in warning
@@ -711,7 +711,7 @@ def test_published_human_preferences_mix_at_none_half_and_all() -> None:
         context.rows["comparisons"] = [comparison for comparison, _ in MANY]
         context.rows["judgements"] = list(itertools.starmap(judged, MANY))
         context.rows["prompts"] = []
-        run(Settings(human=(DataFile(path=HH_RLHF),), human_share=share, total=300), context)
+        run(Settings(human=(DataFile(path=HH_RLHF),), human_ratio=share, total=300), context)
         written: list[Preference] = context.rows["preferences"]
         sources.append([each.source for each in written if each.split == "train"])
         measured_on.append([each for each in written if each.split == "held_out"])
@@ -726,7 +726,7 @@ def pairs(count: int) -> list[Preference]:
 
 
 def test_a_total_that_peoples_pairs_cannot_meet_is_known_from_the_file() -> None:
-    settings = Settings(human_share=0.5, total=60, held_out_share=0)
+    settings = Settings(human_ratio=0.5, total=60, held_out_share=0)
     with pytest.raises(ConfigurationError, match=r"mix\.total=60.*asks for 30 .*20 are to train on.*at most 40"):
         check_amounts(pairs(20), [], settings, 0)
     check_amounts(pairs(30), [], settings, 0)
@@ -737,15 +737,15 @@ def test_a_total_that_peoples_pairs_cannot_meet_is_known_from_the_file() -> None
 
 def test_a_share_of_people_that_are_not_there_is_known_before_anything_is_asked() -> None:
     with pytest.raises(ConfigurationError, match="there are none to train on"):
-        check_amounts([], [], Settings(human_share=0.5), 0)
+        check_amounts([], [], Settings(human_ratio=0.5), 0)
     check_amounts([], [], Settings(), 0)
-    check_amounts([], [], Settings(human_share=0), 0)
-    check_amounts([], [], Settings(human_share=0.5, verdicts=Path("verdicts.jsonl")), 0)  # not made yet
+    check_amounts([], [], Settings(human_ratio=0), 0)
+    check_amounts([], [], Settings(human_ratio=0.5, verdicts=Path("verdicts.jsonl")), 0)  # not made yet
 
 
 def test_what_is_refused_before_is_what_would_be_refused_later() -> None:
     for count, total in itertools.product((5, 20, 39, 40, 41), (20, 40, 80)):
-        settings = Settings(human_share=0.5, total=total)
+        settings = Settings(human_ratio=0.5, total=total)
 
         def refused(call: Callable[[], object]) -> bool:
             try:
@@ -815,7 +815,7 @@ def test_the_audit_set_is_never_trained_on_whoever_judged_it() -> None:
     [(0.0, (100, 0)), (1.0, (0, 10)), (0.2, (28, 7))],
 )
 def test_at_a_fixed_cost_people_s_labels_leave_room_for_fewer(share: float, expected: tuple[int, int]) -> None:
-    settings = Settings(mode="fixed_cost", cost=10, price_of_vote=1, price_of_label=0.1, human_share=share)
+    settings = Settings(mode="fixed_cost", cost=10, price_of_vote=1, price_of_label=0.1, human_ratio=share)
     assert amounts_of(200, 50, settings) == expected
     with pytest.raises(ConfigurationError, match=r"a cost of at most"):
         amounts_of(20, 5, settings)

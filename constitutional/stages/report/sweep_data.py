@@ -46,7 +46,7 @@ HARM: Final = ("trait_rate/harmful_compliance", "trait_rate/privacy_leak")
 """What the sandbox's detectors count as harm."""
 CONTROL: Final = "control"
 """The hint of a row whose principle has its words in a random order."""
-RATIO: Final = "mix.human_share"
+RATIO: Final = "mix.human_ratio"
 EXAMPLES: Final = 3
 """Examples of a conflict."""
 

@@ -282,7 +282,7 @@ def test_shares_of_people_s_labels_are_in_order_with_their_totals() -> None:
             ALL,
             {"over_refusal": 4 + round(8 * share)},
             seed=seed,
-            settings={"mix.human_share": share},
+            settings={"mix.human_ratio": share},
         )
         for share in (0.5, 0.0)
         for seed in (0, 1)
@@ -297,7 +297,7 @@ def test_the_win_rate_of_a_share_is_the_one_of_the_runs_scores() -> None:
     # 12 of 19 prompts are won, most of them hardly: the mean probability is far from 12/19.
     outcomes = {f"p{at}": 0.51 if at < 12 else 0.0 for at in range(19)} | {"even": 0.5}
     runs = [
-        made(f"r-{share}", ALL, {"over_refusal": 4}, settings={"mix.human_share": share})._replace(
+        made(f"r-{share}", ALL, {"over_refusal": 4}, settings={"mix.human_ratio": share})._replace(
             scores=(
                 Score(model="policy", measure="win_rate/base", value=0.625, low=0.4, high=0.8, n=20, unit="share"),
             ),
@@ -391,8 +391,8 @@ def test_a_page_of_many_runs_scrolls_in_its_boxes_alone() -> None:
 
 
 def test_runs_of_which_nothing_was_measured_make_a_page_that_says_so() -> None:
-    runs = [made("a", ALL, {}), made("b", ("calm", "kind"), {}), made("c", ALL, {}, settings={"mix.human_share": 0.5})]
-    html = page([runs[0]._replace(settings={**runs[0].settings, "mix.human_share": 0.0}), *runs[1:]])
+    runs = [made("a", ALL, {}), made("b", ("calm", "kind"), {}), made("c", ALL, {}, settings={"mix.human_ratio": 0.5})]
+    html = page([runs[0]._replace(settings={**runs[0].settings, "mix.human_ratio": 0.0}), *runs[1:]])
     assert "on 0 prompts: too few to tell" in html or "Nothing can be said" in html
     assert "Helpfulness against harmlessness" not in html
 
