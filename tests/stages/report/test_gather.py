@@ -708,13 +708,16 @@ def test_provenance_says_what_is_not_known_of_a_file_of_people_s_comparisons(fol
     for verdicts, expected in ((None, "2 preferences"), ([by_rater("ann", 0, seconds=36)], "1 preferences")):
         if verdicts is not None:
             counts = dict.fromkeys(("comparisons", "decided", "conflicts", "near_a_half", "train", "held_out"), 1)
-            summary = MixSummary.model_validate({**counts, "counts": {}, "work": work_of(verdicts)})
+            labelled = {"pairs.jsonl": "is labelled by GPT-4"}
+            more = {"counts": {}, "work": work_of(verdicts), "labelled": labelled}
+            summary = MixSummary.model_validate({**counts, **more})
             folder.stages["mix"] = recorded(summary)
         made = gather(Settings(), folder).provenance.people
         assert made is not None
         assert any(note.startswith(expected) and "not recorded" in note for note in made.notes)
         assert not any("No person" in note for note in made.notes)
     assert made is not None
+    assert "pairs.jsonl is labelled by GPT-4." in made.notes
     assert [(line.source, line.hours) for line in made.rows] == [("votes of mix.verdicts", "0.01")]
 
 
