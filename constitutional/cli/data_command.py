@@ -121,7 +121,7 @@ def _file(name: str, words: list[str]) -> "DataFile":
     from constitutional.data.sources import DataFile
 
     folder, _, split = name.rpartition(":")
-    if split and not name.startswith("hf://") and not Path(name).exists() and Path(folder).is_dir():
+    if folder and split and not name.startswith("hf://") and not Path(name).exists() and Path(folder).is_dir():
         found = [file for file in _split_files(Path(folder)) if file.stem.partition("-")[0] == split]
         advice = f"type the file itself: {found[0]}" if found else f"{folder} has no such split"
         raise UsageError(f"{name}: only a data set of hf:// is followed by a split; {advice}")
