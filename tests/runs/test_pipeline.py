@@ -168,7 +168,7 @@ DEFAULTS = {
     "sft 3 Settings": "d22d7cf1",
     "sample_pairs 3 Settings": "7ee45247",
     "label 6 LabelSettings": "3cdbc347",
-    "mix 5 Settings": "04ddacdd",
+    "mix 5 Settings": "c880b73a",
     "reward 3 Settings": "8954b12d",
     "dpo 2 Settings": "b3e363fb",
     "evaluate 10 Inputs": "c883885f",
@@ -176,5 +176,5 @@ DEFAULTS = {
     "ppo 3 Inputs": "3373c950",
     "grpo 4 Inputs": "29fcd7a4",
     "rloo 4 Inputs": "6e484ba8",
-    "prompts 3 FilePrompts": "83d089bf",
+    "prompts 3 FilePrompts": "38a4d3b8",
 }
