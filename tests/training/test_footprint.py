@@ -47,7 +47,7 @@ def kept_by_autograd(model: Any, rows: Pass) -> int:  # noqa: ANN401
     mask[0, -1] = 0
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return sum(storage.nbytes() for storage in kept.values()) + hidden.nbytes
+    return sum(storage.nbytes() for storage in kept.values()) + int(hidden.nbytes)
 
 
 @pytest.mark.parametrize(
