@@ -164,6 +164,8 @@ def _asking(
     """A stage that asks models. The last of them stay in memory until a training begins (`engines/models.py`)."""
     asked = [model for row in _asked(stage, config) if (model := _model(*row, config, machine))]
     plans: list[StagePlan] = []
+    if stage == "label":
+        held.clear()  # it releases the SFT model
     # What is asked first is asked again beside what was asked after it; the evaluation releases every model in turn.
     for model in asked if stage == "evaluate" else [*asked, *asked]:
         if stage == "evaluate":

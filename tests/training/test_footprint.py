@@ -45,7 +45,10 @@ def kept_by_autograd(model: Any, rows: Pass) -> int:  # noqa: ANN401
     ids = torch.zeros(rows.rows, rows.length, dtype=torch.long)
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=rows.autocast),
+    ):
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return sum(storage.nbytes() for storage in kept.values()) + int(hidden.nbytes)
 
@@ -86,10 +89,23 @@ def test_adapters_have_as_many_weights_as_peft_gives_them(tmp_path: Path, kind: 
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
-def test_what_a_training_pass_keeps_is_what_autograd_keeps_of_a_real_one(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("work", "rank"),
+    [(ROWS, None), (ROWS, 4), (ROWS._replace(autocast=True), None), (Pass(3, 40, "bfloat16", autocast=True), 4)],
+    ids=["all weights", "adapters", "all weights as on a GPU", "adapters as on a GPU"],
+)
+def test_what_a_training_pass_keeps_is_what_autograd_keeps_of_a_real_one(
+    tmp_path: Path, kind: str, work: Pass, rank: int | None
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
     file = written(tmp_path, kind)
-    planned = Footprint(file).training(ROWS, rank=None, checkpointing=False)
-    assert planned.kept == pytest.approx(kept_by_autograd(made(file).train(), ROWS), rel=0.03)
+    planned = Footprint(file).training(work, rank=rank, checkpointing=False)
+    model = made(file, dtype=getattr(torch, work.dtype)).train()
+    if rank is not None:
+        lora = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear")
+        model = get_peft_model(model, lora).get_base_model()
+    assert planned.kept == pytest.approx(kept_by_autograd(model, work), rel=0.03)
     assert planned.most > planned.kept
 
 
