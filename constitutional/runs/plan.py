@@ -26,9 +26,10 @@ from constitutional.training.trl import LoraSettings
 
 SHORTEST: Final = 256
 """Tokens below which no length is lowered."""
-_SERVED: Final = ("generator", "critic", "labeler")
 ADAPTERS: Final = LoraSettings(rank=64, alpha=128)
 """Those of the presets for models of some billion weights."""
+_SERVED: Final = ("generator", "critic", "labeler")
+"""Roles that a server may play in the place of a model here."""
 
 
 class StagePlan(NamedTuple):
@@ -171,7 +172,7 @@ def _asking(
         if stage == "evaluate":
             held.clear()
         held.pop(model.key, None)
-        while len(held) >= LOADED:
+        while len(held) >= LOADED or (held and _shares(model, held.values()) > 1):
             held.popitem(last=False)
         others = sum(other.resting(machine) for other in held.values())
         held[model.key] = model
@@ -182,6 +183,12 @@ def _asking(
         plans.append(compared._replace(lower=("evaluate.compared=0",) if others_fit else (), least=compared.peak.total))
     if plans:
         yield max(plans, key=lambda planned: planned.peak.total)
+
+
+def _shares(model: _Model, held: Iterable[_Model]) -> float:
+    """The shares of a GPU's memory that vLLM would take with the model; 0 where that is no question."""
+    shares = [other.settings.memory for other in (model, *held) if isinstance(other.settings, VllmSettings)]
+    return sum(shares) if isinstance(model.settings, VllmSettings) else 0.0
 
 
 def _answers(stage: str, model: _Model, others: float, machine: Machine) -> StagePlan:

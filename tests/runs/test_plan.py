@@ -121,6 +121,27 @@ def test_a_server_and_a_function_need_no_memory_here(model: Path) -> None:
     assert rows["evaluate"].role == ""
 
 
+def test_vllm_takes_its_share_whatever_it_needs_and_gives_it_back_to_another(model: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path, "qwen3")
+    words = [f"model.path={model}", *TINY, "engine=vllm", f"labeler.path={other}", "until=label"]
+    gpu = named_gpu("h100")
+    rows = planned(words, gpu)
+    for stage in ("labeler_check", "critique_revise", "sample_pairs", "label"):
+        assert rows[stage].peak.total == pytest.approx(0.9 * gpu.memory)
+        assert rows[stage].peak.parts["other models"] == 0
+
+
+def test_what_is_too_large_for_vllms_share_is_divided_over_more_gpus() -> None:
+    words = ["model=qwen3_4b", "labeler=vllm", "labeler.path=Qwen/Qwen3-32B", "until=labeler_check"]
+    small = named_gpu("l40s")
+    (row,) = plan(compose(words), small)
+    assert not row.fits(small)
+    assert row.lower == ("labeler.tensor_parallel=2",)
+    (divided,) = plan(compose([*words, *row.lower]), small)
+    assert divided.fits(small)
+    assert divided.peak.parts["weights"] == 32_762_123_264  # half of two bytes for each
+
+
 def test_only_stages_up_to_the_last_are_planned(model: Path) -> None:
     assert list(planned([f"model.path={model}", "until=sft"])) == ["labeler_check", "critique_revise", "sft"]
 
