@@ -26,6 +26,7 @@ from constitutional.cli import (
     evaluation,
     export_command,
     import_command,
+    plan_command,
     preview,
     review,
     talk,
@@ -145,7 +146,17 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--all", action="store_true", help="list all items, and not the first of each kind")
     show.set_defaults(run=_show)
 
-    for command in (evaluation, what_if, preview, review, votes, import_command, data_command, export_command):
+    for command in (
+        evaluation,
+        what_if,
+        preview,
+        review,
+        votes,
+        import_command,
+        data_command,
+        export_command,
+        plan_command,
+    ):
         command.add_parser(commands)
     talk.add_parsers(commands)
 

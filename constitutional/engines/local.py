@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.cores import shared_cores
 from constitutional.base.errors import ModelError
+from constitutional.engines.architecture import cache_bytes
 from constitutional.engines.base import Completion, Engine, Request, Ticket
 from constitutional.engines.chat import (
     NOW,
@@ -346,13 +347,14 @@ def fitting_batch(model: "PreTrainedModel") -> int:
         memory, most = torch.mps.recommended_max_memory(), MOST_ON_CPU
     else:
         memory, most = physical_memory(), MOST_ON_CPU
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    row = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize * USUAL_TOKENS
+    weights = sum(weight.nbytes for weight in model.parameters())
+    return batch_beside(weights, cache_bytes(model.config, model.dtype.itemsize), memory, most)
+
+
+def batch_beside(weights: float, token: float, memory: float, most: int) -> int:
+    """The batch that should fit beside the weights (bytes), where keys and values of a token have `token` bytes."""
     # A part of it is left to what is computed, and prompts that wait take as much as those that are being answered.
-    batch = (memory * FILLED - sum(weight.nbytes for weight in model.parameters())) / (2 * row)
-    return max(1, min(most, int(batch)))
+    return max(1, min(most, int((memory * FILLED - weights) / (2 * token * USUAL_TOKENS))))
 
 
 def physical_memory() -> int:

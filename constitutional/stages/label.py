@@ -64,6 +64,7 @@ def unreadable(judges: Sequence[Judge], judgements: Sequence[Judgement]) -> Iter
 
 def run(settings: Settings, context: StageContext) -> None:
     """Read `comparisons`, `revisions` and `labeler_accuracy`, write `judgements`."""
+    context.release()  # the SFT model, which is asked no more, may leave the labeler no room
     accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
     comparisons = context.read("comparisons", Comparison)
     judges = judges_of(settings, context, accuracies)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NORMALISATION = "normalisation.json"
+SCORED_TOGETHER = 32
+"""Conversations that are scored in one pass."""
 
 
 class Moments(NamedTuple):
@@ -116,7 +118,7 @@ def raw_scores(
     model: "PreTrainedModel",
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],
-    batch_size: int = 32,
+    batch_size: int = SCORED_TOGETHER,
 ) -> list[float]:
     """A reward model's own numbers, one for each conversation; only their differences mean anything."""
     import torch

@@ -1,0 +1,264 @@
+"""What is in memory at the worst moments of a training, and while a model answers: sums for `plan.py`.
+
+They follow what the stages do: which models are held together and in which number format, where gradients and the
+optimizer's state are, and how many rows pass at once. All rows are taken to be as long as the settings allow. What one
+model takes is found by `training/footprint.py`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple
+
+from constitutional.engines.decoding import READ_TOKENS, SPARE
+from constitutional.stages import grpo, ppo
+from constitutional.training.footprint import SIZES, Footprint, Pass
+from constitutional.training.ppo.math import CHUNK, GPU_CHUNK
+from constitutional.training.reward_model import SCORED_TOGETHER
+from constitutional.training.trl import NetworkSettings, TrainingSettings
+
+PARTS: Final = ("weights", "other models", "gradients", "optimizer", "activations", "logits", "cache")
+"""What memory goes to: the model that is trained or answers; what is held beside it; and what it needs to work."""
+GRADIENT: Final = 4
+"""Bytes of the gradient of a weight that is trained, which is in 32 bits."""
+ADAM: Final = 8
+"""Bytes of the optimizer's state for such a weight: two moments in 32 bits."""
+
+
+class Moment(NamedTuple):
+    """What is in memory at one moment of a stage, in bytes by `PARTS`."""
+
+    what: str
+    parts: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(self.parts.values())
+
+
+# --- A model that answers ---
+
+
+def answering(  # noqa: PLR0913 - all that it depends on
+    model: Footprint, dtype: str, batch: int, prompt: int, tokens: int, *, others: float = 0.0, top_p: float = 1.0
+) -> Moment:
+    """The local engine: a buffer of keys and values, and those of as many prompts that are read and wait for a place.
+
+    Args:
+        model: what answers.
+        dtype: the number format of its weights.
+        batch: requests at once.
+        prompt: tokens of a prompt.
+        tokens: the longest reply.
+        others: bytes of models that are held beside it.
+        top_p: of the sampling; below 1 the vocabulary is sorted.
+    """
+    size = SIZES[dtype]
+    token = model.cache(size)
+    together = max(1, min(batch, READ_TOKENS // prompt))
+    reading = model.reading(Pass(together, prompt, dtype, masked=False), cached=True) - together * prompt * token
+    # Logits in 32 bits, scaled, and as weights; where the vocabulary is sorted, with its order and the sums over it.
+    logits = float(batch * model.vocabulary * (size + 12 + (28 if top_p < 1 else 0)))
+    parts = {
+        "weights": float(model.weights * size),
+        "other models": others,
+        "cache": float(batch * token * (2 * prompt + tokens + SPARE)),
+    }
+    return Moment("answering", parts | ({"activations": reading} if reading > logits else {"logits": logits}))
+
+
+def loading(model: Footprint) -> Moment:
+    """On a CPU: a file in 16 bits is in memory as well while weights in 32 bits are made of it."""
+    return Moment("loading", {"weights": 4.0 * model.weights, "other models": 2.0 * model.weights})
+
+
+def scoring(model: Footprint, length: int, *, autocast: bool = False) -> Moment:
+    """A reward model, which is always in 32 bits, on replies of so many tokens with their prompts."""
+    reading = model.reading(Pass(SCORED_TOGETHER, length, "float32", autocast))
+    parts = {"weights": 4.0 * model.scorer_weights, "activations": reading}
+    return Moment("scoring replies", parts)
+
+
+# --- A model that is trained ---
+
+
+class Training(NamedTuple):
+    """What is trained of a model, and in which number formats."""
+
+    model: Footprint
+    settings: NetworkSettings
+    gpu: bool
+    """Whether it computes in bfloat16, as all trainings on a GPU do."""
+    scores: bool = False
+    """Whether a score takes the place of the logits."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights: what is trained is in 32 bits, and so are reward models (`load_reward_model`)."""
+        return "bfloat16" if self.settings.lora and self.gpu and not self.scores else "float32"
+
+    @property
+    def rank(self) -> int | None:
+        """Of the adapters, if these are what is trained."""
+        return self.settings.lora.rank if self.settings.lora else None
+
+    @property
+    def parameters(self) -> int:
+        """Of the model without adapters."""
+        return self.model.scorer_weights if self.scores else self.model.weights
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        return self.parameters if self.rank is None else self.model.adapter_weights(self.rank)
+
+    @property
+    def weights(self) -> float:
+        """Bytes, with those of adapters, which are in 32 bits."""
+        return float(self.parameters * SIZES[self.dtype] + (4 * self.trained if self.rank is not None else 0))
+
+    @property
+    def computed_size(self) -> int:
+        """Bytes of a number that is computed."""
+        return 2 if self.gpu else SIZES[self.dtype]
+
+    def passes(self, rows: int, length: int, *, masked: bool = True) -> Pass:
+        """A pass of rows of so many tokens."""
+        return Pass(rows, length, self.dtype, self.gpu, masked)
+
+    def step(self, work: Pass, logits: float, held: Mapping[str, float], *, accumulates: bool) -> Iterator[Moment]:
+        """The worst moments of a step of the optimizer, from the second step on.
+
+        Args:
+            work: a pass through the model.
+            logits: bytes that the head and the loss take.
+            held: what is in memory all the time.
+            accumulates: whether a pass finds the gradients of earlier ones.
+        """
+        found = self.model.training(work, rank=self.rank, checkpointing=self.settings.gradient_checkpointing)
+        gradients = float(GRADIENT * self.trained)
+        before = {**held, "gradients": gradients if accumulates else 0.0}
+        # The embeddings' gradient comes last; it is added to what is there already, be it the head's.
+        twice = self.rank is None and (accumulates or (self.model.tied and not self.scores))
+        last = gradients + GRADIENT * self.model.embeddings * twice
+        yield Moment("the loss", before | {"activations": found.kept, "logits": logits})
+        yield Moment("the backward pass", before | {"activations": found.most})
+        yield Moment("the last gradients", {**held, "gradients": last})
+
+
+def by_trl(training: Training, settings: TrainingSettings, *, rows_each: int) -> list[Moment]:
+    """SFT, DPO (whose reference is read beforehand) or a reward model, of so many rows for each of a batch."""
+    rows = settings.batch_size * rows_each
+    logits = 0.0 if training.scores else fused_logits(training, rows * settings.max_length)
+    held = {"weights": training.weights, "optimizer": float(ADAM * training.trained)}
+    accumulates = settings.gradient_accumulation > 1
+    work = training.passes(rows, settings.max_length)
+    moments = [*training.step(work, logits, held, accumulates=accumulates), *_saving(training, held)]
+    return moments + ([scoring(training.model, settings.max_length)] if training.scores else [])
+
+
+def fused_logits(training: Training, tokens: int) -> float:
+    """What TRL's head takes, which holds a tile of the logits, and gradients."""
+    return training.model.head(tokens, trained=training.rank is None, autocast=training.gpu, gpu=training.gpu)
+
+
+def _saving(training: Training, held: Mapping[str, float]) -> Iterator[Moment]:
+    """On a CPU what was written is read again to compare; with a GPU that is not in its memory."""
+    if not training.gpu:
+        again = held.get("other models", 0.0) + 4.0 * training.parameters
+        yield Moment("saving", {**held, "other models": again})
+
+
+# --- Trainings online ---
+
+
+def drawing(training: Training, together: Pass, tokens: int, held: Mapping[str, float]) -> Iterator[Moment]:
+    """Replies drawn by the model that is trained: its prompts are read at once, then tokens are added one by one.
+
+    Args:
+        training: of the policy.
+        together: the pass that reads the prompts.
+        tokens: the longest reply.
+        held: what is in memory all the time.
+    """
+    model, size = training.model, 2 if together.autocast else SIZES[together.dtype]
+    yield Moment("reading prompts", {**held, "activations": model.reading(together, cached=True)})
+    # A layer's keys and values are copied to be one token longer.
+    cache = together.rows * (together.length + tokens) * model.cache(size) * (1 + 1 / model.layers)
+    # Of the logits there are logarithms and probabilities in 32 bits, and sums of these in 64.
+    logits = together.rows * model.vocabulary * (size + 20)
+    yield Moment("drawing replies", {**held, "cache": cache, "logits": float(logits)})
+
+
+def by_grpo(
+    model: Footprint, settings: grpo.GrpoSettings | grpo.RlooSettings, *, gpu: bool, members: int, beside: float
+) -> list[Moment]:
+    """GRPO and RLOO: all replies of a step are drawn at once, without autocast, and trained on in passes.
+
+    The arguments are those of `by_ppo`.
+    """
+    policy = Training(model, settings, gpu)
+    reference = 4.0 * model.weights if policy.rank is None and settings.beta else 0.0
+    rewards = 4.0 * model.scorer_weights * members
+    state = float(ADAM * policy.trained)
+    held = {"weights": policy.weights, "optimizer": state, "other models": reference + rewards + beside}
+    work = policy.passes(settings.batch_size, settings.max_length)
+    logits = fused_logits(policy, settings.batch_size * settings.max_tokens)
+    accumulates = settings.gradient_accumulation > 1
+    moments = [*policy.step(work, logits, held, accumulates=accumulates), *_saving(policy, held)]
+    if settings.sampler == "transformers":
+        prompts = policy.passes(settings.rows_per_step, settings.max_length - settings.max_tokens)
+        moments += drawing(policy, prompts._replace(autocast=False), settings.max_tokens, held)
+    return moments + ([_rewarding(model, settings.max_length, held, autocast=False)] if members else [])
+
+
+def by_ppo(model: Footprint, settings: ppo.Settings, *, gpu: bool, members: int, beside: float) -> list[Moment]:
+    """PPO: `training/ppo/networks.py` says which networks there are, and `update.py` that one has gradients at a time.
+
+    Args:
+        model: the architecture of policy, reference, critic and reward models.
+        settings: of the algorithm.
+        gpu: whether it computes in bfloat16.
+        members: reward models that are held.
+        beside: bytes of what else is.
+    """
+    policy = Training(model, settings, gpu)
+    adapted = policy.rank is not None  # then one backbone is policy, reference and critic
+    critic = policy if adapted else Training(model, settings, gpu, scores=True)
+    others = 4.0 * (critic.trained if adapted else model.weights + critic.parameters)
+    others += 4.0 * model.scorer_weights * members + beside
+    state = float(ADAM * (policy.trained + critic.trained))
+    held = {"weights": policy.weights, "optimizer": state, "other models": others}
+    moments: list[Moment] = []
+    if settings.sampler == "transformers":
+        prompts = policy.passes(settings.sampling_batch_size, settings.max_prompt_tokens)
+        moments += drawing(policy, prompts, settings.max_tokens, held)
+    length = settings.max_prompt_tokens + settings.max_tokens
+    if members:
+        moments.append(_rewarding(model, length, held, autocast=gpu))
+    # Rows are padded on the right, where nothing attends to the padding.
+    work = policy.passes(settings.batch_size, length, masked=False)
+    accumulates = settings.gradient_accumulation > 1
+    logits = ppo_logits(policy, settings.batch_size * settings.max_tokens)
+    for who, training, of_head in (("policy", policy, logits), ("critic", critic, 0.0)):
+        for moment in training.step(work, of_head, held, accumulates=accumulates):
+            moments.append(Moment(f"{moment.what} of the {who}", moment.parts))
+    # Adapters are merged into a copy; on a CPU what was written is read again.
+    copies = policy.weights * adapted + (0.0 if gpu else 4.0 * model.weights)
+    return [*moments, Moment("saving", {**held, "other models": others + copies})]
+
+
+def _rewarding(model: Footprint, length: int, held: Mapping[str, float], *, autocast: bool) -> Moment:
+    """Reward models that score replies beside all else that is held, themselves included."""
+    activations = scoring(model, length, autocast=autocast).parts["activations"]
+    return Moment("scoring replies", {**held, "activations": activations})
+
+
+def ppo_logits(policy: Training, tokens: int) -> float:
+    """What the head takes in PPO: the logits of the replies' tokens, over which their gradient is written.
+
+    Chunks of them are in 32 bits, three at a time. A head that is trained has a gradient.
+    """
+    model, size = policy.model, policy.computed_size
+    chunk = min(GPU_CHUNK if policy.gpu else CHUNK, tokens * model.vocabulary)
+    gradient = 0 if policy.rank is not None else model.embeddings * (GRADIENT + (size if policy.gpu else 0))
+    return float(tokens * model.vocabulary * size + 12 * chunk + tokens * model.hidden * (size + 4) + gradient)

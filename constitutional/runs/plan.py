@@ -1,0 +1,391 @@
+"""What memory a run needs, stage by stage, before anything is downloaded or asked: `constitutional plan`.
+
+A stage has moments, such as drawing replies and training on them; the one that needs most counts. `moments.py` has the
+sums. Where a stage does not fit, its settings are lowered until it does: first those that change no result.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+from constitutional.engines.architecture import config_file
+from constitutional.engines.divergence import TOKENS_TOGETHER
+from constitutional.engines.local import MOST_ON_CPU, MOST_ON_GPU, USUAL_TOKENS, batch_beside
+from constitutional.engines.models import LOADED
+from constitutional.engines.settings import EngineSettings, ModelSettings, VllmSettings, role_settings
+from constitutional.runs import moments
+from constitutional.runs.context import trained
+from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu
+from constitutional.runs.moments import Moment, Training
+from constitutional.runs.pipeline import outline, up_to
+from constitutional.runs.settings import RunConfig
+from constitutional.stages import dpo, grpo, ppo
+from constitutional.training.footprint import SIZES, Footprint, Pass
+from constitutional.training.trl import LoraSettings
+
+SHORTEST: Final = 256
+"""Tokens below which no length is lowered."""
+ADAPTERS: Final = LoraSettings(rank=64, alpha=128)
+"""Those of the presets for models of some billion weights."""
+_SERVED: Final = ("generator", "critic", "labeler")
+"""Roles that a server may play in the place of a model here."""
+
+
+class StagePlan(NamedTuple):
+    """A stage, and the moment in which it needs most."""
+
+    stage: str
+    model: str
+    """The path of the model that works then."""
+    note: str
+    """How much passes at once."""
+    moments: tuple[Moment, ...]
+    role: str = ""
+    """Whose model it is; empty for the one that is trained."""
+    lower: tuple[str, ...] = ()
+    """Where it does not fit: settings with which it does; none where nothing is small enough."""
+    least: float = 0.0
+    """Where nothing is small enough: what it needs with the smallest settings, in bytes."""
+
+    @property
+    def peak(self) -> Moment:
+        """The moment that needs most."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+    def fits(self, machine: Machine) -> bool:
+        """Whether the machine has room for it."""
+        return self.peak.total <= machine.usable
+
+
+def plan(config: RunConfig, machine: Machine, told: Callable[[str], None] = lambda _: None) -> list[StagePlan]:
+    """The stages of a run that need a model in memory, in running order, with what to lower where they do not fit.
+
+    Args:
+        config: the run.
+        machine: where it is to run.
+        told: of each stage before it is planned.
+
+    Raises:
+        ConfigurationError: a model's configuration is not there.
+        ModelError: it is of no model that transformers knows.
+    """
+    plans: list[StagePlan] = []
+    held: OrderedDict[object, _Model] = OrderedDict()
+    for stage in up_to(config.until, outline(config)):
+        told(stage.name)
+        if stage.trains:
+            held.clear()
+            planned = _training(stage.name, config, machine)
+            plans.append(planned if planned.fits(machine) else _lowered(planned, config, machine))
+        else:
+            plans += _asking(stage.name, config, machine, held)
+    return plans
+
+
+@lru_cache
+def footprint(path: str, revision: str | None = None) -> Footprint:
+    """The memory of the architecture of a model, whose weights need not be there."""
+    return Footprint(config_file(path, revision))
+
+
+# --- Stages that ask models ---
+
+
+class _Model(NamedTuple):
+    """A model that answers."""
+
+    role: str
+    settings: ModelSettings | VllmSettings
+    dtype: str
+    tokens: int
+    """The longest reply."""
+    top_p: float
+
+    @property
+    def key(self) -> object:
+        """Models that are the same are in memory once."""
+        return self.role if self.role in ("sft_model", "policy") else self.settings
+
+    @property
+    def footprint(self) -> Footprint:
+        return footprint(str(self.settings.path), self.settings.revision)
+
+    @property
+    def weights(self) -> float:
+        """Bytes."""
+        return float(self.footprint.weights * SIZES[self.dtype])
+
+    def resting(self, machine: Machine) -> float:
+        """Bytes that it holds while another is asked."""
+        vllm = isinstance(self.settings, VllmSettings)
+        return self.settings.memory * machine.memory if vllm and machine.gpu else self.weights  # type: ignore[union-attr]
+
+
+def _asked(stage: str, config: RunConfig) -> list[tuple[str, int, float]]:
+    """Who is asked in a stage in turn, for how many tokens at most, and the `top_p` of the sampling."""
+    revise, draw, score = config.critique_revise, config.sample_pairs, config.evaluate
+    judges = [(role, config.label.max_tokens, 1.0) for role in config.judges.values()]
+    if stage in ("labeler_check", "label"):
+        return judges
+    if stage == "sample_pairs":
+        return [("sft_model", draw.max_tokens, draw.top_p)]
+    if stage == "critique_revise":
+        longest = max(revise.critique_max_tokens if revise.critique else 1, revise.revision_max_tokens)
+        critic = [("critic", longest, revise.top_p)] if revise.rounds else []
+        return [("generator", revise.draft_max_tokens, revise.top_p), *critic]
+    if stage == "evaluate":
+        models = [(name, score.max_tokens, 1.0) for name in ("base", "sft_model", "policy")]
+        critic = [("critic", score.critique_max_tokens, 1.0)] if score.critiqued else []
+        return [*models, *(judges[:1] if score.judged else []), *critic]
+    return []
+
+
+def _model(role: str, tokens: int, top_p: float, config: RunConfig, machine: Machine) -> _Model | None:
+    """The model that plays a role; None where it is not in this machine's memory."""
+    roles: dict[str, Any] = {"generator": config.generator, "critic": config.critic, "labeler": config.labeler}
+    roles |= {f"panel.{name}": settings for name, settings in config.panel.items()}
+    settings: EngineSettings = role_settings(roles[role], config.model) if role in roles else trained(config)
+    if not isinstance(settings, ModelSettings | VllmSettings):
+        return None
+    if machine.gpu and getattr(settings, "device", "").startswith("cpu"):
+        return None
+    dtype = settings.dtype or "auto"
+    return _Model(role, settings, _usual_dtype(machine) if dtype == "auto" else dtype, tokens, top_p)
+
+
+def _usual_dtype(machine: Machine) -> str:
+    """What `auto` means (`placed`)."""
+    return "bfloat16" if machine.gpu else "float32"
+
+
+def _asking(
+    stage: str, config: RunConfig, machine: Machine, held: "OrderedDict[object, _Model]"
+) -> Iterator[StagePlan]:
+    """A stage that asks models. The last of them stay in memory until a training begins (`engines/models.py`)."""
+    asked = [model for row in _asked(stage, config) if (model := _model(*row, config, machine))]
+    plans: list[StagePlan] = []
+    if stage == "label":
+        held.clear()  # it releases the SFT model
+    # What is asked first is asked again beside what was asked after it; the evaluation releases every model in turn.
+    for model in asked if stage == "evaluate" else [*asked, *asked]:
+        if stage == "evaluate":
+            held.clear()
+        held.pop(model.key, None)
+        while len(held) >= LOADED or (held and _shares(model, held.values()) > 1):
+            held.popitem(last=False)
+        others = sum(other.resting(machine) for other in held.values())
+        held[model.key] = model
+        plans.append(_answers(stage, model, others, machine))
+    if stage == "evaluate" and config.evaluate.compared:
+        compared = _compared(config, machine)
+        others_fit = all(planned.fits(machine) for planned in plans)
+        plans.append(compared._replace(lower=("evaluate.compared=0",) if others_fit else (), least=compared.peak.total))
+    if plans:
+        yield max(plans, key=lambda planned: planned.peak.total)
+
+
+def _shares(model: _Model, held: Iterable[_Model]) -> float:
+    """The shares of a GPU's memory that vLLM would take with the model; 0 where that is no question."""
+    shares = [other.settings.memory for other in (model, *held) if isinstance(other.settings, VllmSettings)]
+    return sum(shares) if isinstance(model.settings, VllmSettings) else 0.0
+
+
+def _answers(stage: str, model: _Model, others: float, machine: Machine) -> StagePlan:
+    settings, found = model.settings, model.footprint
+    role = "" if model.role in ("base", "sft_model", "policy") else model.role
+    if isinstance(settings, VllmSettings):
+        note, moment = f"{model.role}, by vLLM", _by_vllm(model, others, settings, machine)
+        planned = StagePlan(stage, str(settings.path), note, (moment,), role, least=moment.total)
+        doubled = f"{role or 'generator'}.tensor_parallel={2 * settings.tensor_parallel}"
+        return planned if planned.fits(machine) else planned._replace(lower=(doubled,))
+
+    def moment_of(batch: int) -> Moment:
+        prompt = max(1, USUAL_TOKENS - model.tokens)
+        return moments.answering(found, model.dtype, batch, prompt, model.tokens, others=others, top_p=model.top_p)
+
+    most = MOST_ON_GPU if machine.gpu else MOST_ON_CPU
+    token = found.cache(SIZES[model.dtype])
+    wanted = settings.batch_size or batch_beside(model.weights, token, machine.memory, most)
+    # Where memory runs out the engine halves its batch by itself.
+    sizes = [wanted >> halvings for halvings in range(wanted.bit_length())]
+    batch = next((size for size in sizes if moment_of(size).total <= machine.usable), 1)
+    moment = moment_of(batch)
+    halved = f", halved from {wanted}" if batch < wanted else ""
+    loaded = () if machine.gpu or model.dtype != "float32" else (moments.loading(found),)
+    planned = StagePlan(stage, settings.path, f"{model.role}, {batch} at once{halved}", (moment, *loaded), role)
+    if planned.fits(machine):
+        return planned
+    in_half = machine.gpu and model.dtype == "float32" and moment.total - model.weights / 2 <= machine.usable
+    lower = (f"{role or 'model'}.dtype=bfloat16",) if in_half else ()
+    return planned._replace(lower=lower, least=moment.total)
+
+
+def _by_vllm(model: _Model, others: float, settings: VllmSettings, machine: Machine) -> Moment:
+    """VLLM takes its share of a GPU whatever it needs; what does not fit into the share makes it more."""
+    weights = model.weights / settings.tensor_parallel
+    token = model.footprint.cache(SIZES[model.dtype]) / settings.tensor_parallel
+    request = (settings.max_length or USUAL_TOKENS) * token
+    if not machine.gpu:
+        return Moment("answering", {"weights": weights, "other models": others, "cache": 4 * settings.memory * GIB})
+    share = min(settings.memory * machine.memory, machine.usable)  # its own libraries are in its share
+    if weights + request > share:  # the share does not suffice, however much memory the GPU has
+        return Moment(
+            "answering in vLLM's share", {"weights": weights, "cache": request, "other models": machine.usable}
+        )
+    return Moment("answering", {"weights": weights, "other models": others, "cache": share - weights})
+
+
+def _compared(config: RunConfig, machine: Machine) -> StagePlan:
+    """How far the models have moved from each other: two of them read the same replies."""
+    model, dtype = _policy(config), _usual_dtype(machine)
+    size, reply, rows = SIZES[dtype], config.evaluate.max_tokens + 1, max(1, TOKENS_TOGETHER // USUAL_TOKENS)
+    weights = float(model.weights * size)
+    parts = {
+        "weights": weights,
+        "other models": weights,
+        "activations": model.reading(Pass(rows, USUAL_TOKENS, dtype), cached=True),
+        # Of both models, and those of a reply in 32 bits.
+        "logits": float(model.vocabulary * (2 * rows * reply * size + 4 * reply * 4)),
+    }
+    return StagePlan("evaluate", config.model.path, "two models", (Moment("comparing two models", parts),))
+
+
+# --- Stages that train ---
+
+
+def _policy(config: RunConfig) -> Footprint:
+    return footprint(config.model.path, config.model.revision)
+
+
+def _training(stage: str, config: RunConfig, machine: Machine) -> StagePlan:
+    """A stage that trains."""
+    model, gpu = _policy(config), machine.gpu
+    if stage == "sft":
+        sft = config.sft
+        found = moments.by_trl(Training(model, sft, gpu), sft, rows_each=1)
+        return StagePlan(stage, config.model.path, f"{sft.batch_size} rows of {sft.max_length} tokens", tuple(found))
+    if stage == "reward":
+        reward = config.reward
+        rows = config.sample_pairs.samples if reward.pairs_together else 2
+        found = moments.by_trl(Training(model, reward, gpu, scores=True), reward, rows_each=rows)
+        note = f"{reward.batch_size * rows} rows of {reward.max_length} tokens"
+        return StagePlan(stage, config.model.path, note, tuple(found))
+    algorithm = config.algorithm
+    if isinstance(algorithm, dpo.Settings):
+        found = moments.by_trl(Training(model, algorithm, gpu), algorithm, rows_each=2)
+        if algorithm.margin == "reward_model":
+            found.append(moments.scoring(model, algorithm.max_length))
+        note = f"{2 * algorithm.batch_size} rows of {algorithm.max_length} tokens"
+        return StagePlan(stage, config.model.path, note, tuple(found))
+    return _online(algorithm, model, config, machine)
+
+
+def _online(
+    algorithm: ppo.Settings | grpo.GrpoSettings | grpo.RlooSettings,
+    model: Footprint,
+    config: RunConfig,
+    machine: Machine,
+) -> StagePlan:
+    kinds = [row.kind for row in algorithm.rewards]
+    members = config.reward.members if "reward_model" in kinds else 0
+    labeler = _model("labeler", 1, 1.0, config, machine) if "constitution" in kinds else None
+    beside = labeler.resting(machine) if labeler else 0.0
+    if algorithm.sampler == "vllm":
+        beside += algorithm.sampler_memory * (machine.memory if machine.gpu else 4 * GIB)
+    if isinstance(algorithm, ppo.Settings):
+        found = moments.by_ppo(model, algorithm, gpu=machine.gpu, members=members, beside=beside)
+        length = algorithm.max_prompt_tokens + algorithm.max_tokens
+        drawn = algorithm.sampling_batch_size
+    else:
+        found = moments.by_grpo(model, algorithm, gpu=machine.gpu, members=members, beside=beside)
+        length, drawn = algorithm.max_length, algorithm.rows_per_step
+    note = f"{drawn} replies at once, {algorithm.batch_size} rows of {length} tokens"
+    return StagePlan(algorithm.kind, config.model.path, note, tuple(found))
+
+
+# --- What to lower ---
+
+
+def _lowered(planned: StagePlan, config: RunConfig, machine: Machine) -> StagePlan:
+    """The plan of a training that does not fit, with settings with which it does."""
+    group = planned.stage if planned.stage in ("sft", "reward") else "algorithm"
+    before, least = getattr(config, group), planned.peak.total
+
+    def found(changes: Mapping[str, Any]) -> StagePlan:
+        changed = config.model_copy(update={group: before.model_copy(update=dict(changes))})
+        return _training(planned.stage, changed, machine)
+
+    for changes in _gentler(before):
+        smallest = changes | _smallest(before, changes)
+        if not (last := found(smallest)).fits(machine):
+            least = min(least, last.peak.total)
+            continue
+        best = next(each for each in _batches(before, changes) if found(each).fits(machine))
+        return planned._replace(lower=tuple(_word(group, name, value) for name, value in best.items()))
+    return planned._replace(least=least)
+
+
+def _gentler(settings: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - of a training
+    """Changes beside the size of batches, each more than the one before: none, slower, adapters, shorter rows."""
+    changes: dict[str, Any] = {}
+    yield dict(changes)
+    for name, value in (("gradient_checkpointing", True), ("lora", ADAPTERS)):
+        if not getattr(settings, name):
+            changes[name] = value
+            yield dict(changes)
+    name = "max_prompt_tokens" if isinstance(settings, ppo.Settings) else "max_length"
+    length = getattr(settings, name)
+    shortest = SHORTEST + (settings.max_tokens if isinstance(settings, grpo.Settings) else 0)
+    while length // 2 >= shortest:
+        length //= 2
+        yield changes | {name: length}
+
+
+def _batches(settings: Any, changes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:  # noqa: ANN401
+    """The changes with smaller and smaller batches; as many rows in a step of the optimizer as before."""
+    step = settings.batch_size * settings.gradient_accumulation
+    sizes = [size for size in range(settings.batch_size, 0, -1) if settings.batch_size % size == 0]
+    drawn = getattr(settings, "sampling_batch_size", None)
+    for size in sizes:
+        batch = {} if size == settings.batch_size else {"batch_size": size, "gradient_accumulation": step // size}
+        together = drawn
+        while together:
+            yield {**changes, **batch, **({} if together == drawn else {"sampling_batch_size": together})}
+            together //= 2
+        if drawn is None:
+            yield {**changes, **batch}
+
+
+def _smallest(settings: Any, changes: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+    *_, last = _batches(settings, changes)
+    return last
+
+
+def _word(group: str, name: str, value: object) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, LoraSettings):
+        return f"'{group}.{name}={{rank: {value.rank}, alpha: {value.alpha:g}}}'"
+    return f"{group}.{name}={str(value).lower()}"
+
+
+def refusals(plans: Iterable[StagePlan], machine: Machine) -> list[str]:
+    """What to say of the stages that do not fit: what they need, and what to type."""
+    said = []
+    for planned in plans:
+        if planned.fits(machine):
+            continue
+        needed, room = planned.peak.total / GIB, machine.usable / GIB
+        line = f"{planned.stage} needs {needed:.1f} GiB ({planned.peak.what}), and {machine.name} has {room:.1f}"
+        if planned.lower:
+            line += f"; type {' '.join(planned.lower)}"
+        else:
+            larger = [gpu for gpu in map(named_gpu, GPUS) if gpu.usable >= planned.least]
+            which = f" (--gpu {min(larger, key=lambda gpu: gpu.memory).name})" if larger else ""
+            line += (
+                f", and no setting is small enough: {planned.least / GIB:.1f} GiB are the least; take a smaller model "
+                f"({planned.role or 'model'}.path=…), or a GPU with more memory{which}"
+            )
+            line += f", or let a server answer ({planned.role}=http)" if planned.role in _SERVED else ""
+        said.append(line)
+    return said

@@ -1,0 +1,235 @@
+"""The memory of a run by stages: sums by hand, what is held together, and what is to be lowered."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from constitutional.base.errors import UsageError
+from constitutional.cli.main import main
+from constitutional.runs import moments
+from constitutional.runs.compose import compose
+from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu, this_machine
+from constitutional.runs.plan import StagePlan, footprint, plan, refusals
+from constitutional.stages import ppo
+from constitutional.training.footprint import Footprint
+from constitutional.training.trl import LoraSettings
+from tests.tiny import tiny_model
+
+LARGE = Machine("large", 1000 * GIB, gpu=True)
+TINY = ("sft.max_length=32", "reward.max_length=32", "algorithm.max_length=32")
+
+
+def gpu_with(room: float) -> Machine:
+    """A GPU that has so many bytes for models."""
+    return Machine("small", (room + LARGE.framework) / 0.95, gpu=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration alone, of a model whose activations outweigh what its head takes."""
+    folder = tmp_path_factory.mktemp("deep")
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 16, "num_attention_heads": 8}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 1000, **sizes}))
+    return folder
+
+
+def planned(words: list[str], machine: Machine = LARGE) -> dict[str, StagePlan]:
+    return {row.stage: row for row in plan(compose(words), machine)}
+
+
+def moment(row: StagePlan, what: str) -> moments.Moment:
+    return next(found for found in row.moments if found.what == what)
+
+
+def test_a_training_of_all_weights_is_planned_as_one_adds_up(model: Path) -> None:
+    count = Footprint(model / "config.json").weights
+    row = planned([f"model.path={model}", *TINY, "sft.gradient_accumulation=2"])["sft"]
+    parts = moment(row, "the backward pass").parts
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (4 * count, 4 * count, 8 * count)
+    alone = planned([f"model.path={model}", *TINY, "sft.gradient_accumulation=1"])["sft"]
+    assert moment(alone, "the backward pass").parts["gradients"] == 0  # those of the step before are gone
+    assert moment(alone, "the last gradients").parts["gradients"] == 4 * count
+
+
+def test_adapters_alone_have_gradients_and_the_rest_is_in_16_bits_on_a_gpu(model: Path) -> None:
+    found = Footprint(model / "config.json")
+    adapters = found.adapter_weights(4)
+    words = [f"model.path={model}", *TINY, "sft.lora={rank: 4}", "reward.lora={rank: 4}"]
+    parts = moment(planned(words)["sft"], "the last gradients").parts
+    assert parts["weights"] == 2 * found.weights + 4 * adapters
+    assert (parts["gradients"], parts["optimizer"]) == (4 * adapters, 8 * adapters)
+    of_reward = moment(planned(words)["reward"], "the last gradients").parts
+    assert of_reward["weights"] == 4 * found.scorer_weights + 4 * adapters  # which is loaded in 32 bits
+    on_cpu = planned(words, Machine("cpu", 1000 * GIB, gpu=False))["sft"]
+    assert moment(on_cpu, "the last gradients").parts["weights"] == 4 * found.weights + 4 * adapters
+    assert moment(on_cpu, "saving").parts["other models"] == 4 * found.weights  # read again, to compare
+
+
+def test_ppo_holds_four_networks_or_one_backbone(model: Path) -> None:
+    found = Footprint(model / "config.json")
+    settings = ppo.Settings(batch_size=2, max_prompt_tokens=16, max_tokens=8, sampling_batch_size=4)
+    rows = moments.by_ppo(found, settings, gpu=True, members=2, beside=7.0)
+    last = next(row for row in rows if row.what == "the last gradients of the critic")
+    assert last.parts["weights"] == 4 * found.weights
+    assert last.parts["other models"] == 4 * found.weights + 4 * found.scorer_weights * (1 + 2) + 7
+    assert last.parts["optimizer"] == 8 * (found.weights + found.scorer_weights)
+    adapted = settings.model_copy(update={"lora": LoraSettings(rank=4)})
+    rows = moments.by_ppo(found, adapted, gpu=True, members=1, beside=0.0)
+    saving = next(row for row in rows if row.what == "saving")
+    adapters = found.adapter_weights(4)
+    backbone = 2 * found.weights + 4 * adapters
+    assert saving.parts["weights"] == backbone
+    assert saving.parts["optimizer"] == 8 * 2 * adapters
+    # The critic's adapter, the reward model, and the copy that adapters are merged into.
+    assert saving.parts["other models"] == 4 * adapters + 4 * found.scorer_weights + backbone
+
+
+def test_replies_need_keys_and_values_for_what_is_written_and_for_what_waits(model: Path) -> None:
+    found = Footprint(model / "config.json")
+    row = moments.answering(found, "bfloat16", 8, 100, 50)
+    token = 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, their width, bytes
+    assert row.parts["cache"] == 8 * token * (100 + 100 + 50 + 256)
+    assert row.parts["weights"] == 2 * found.weights
+    sorted_too = moments.answering(found, "bfloat16", 8, 1, 50, top_p=0.9)
+    assert sorted_too.parts["logits"] == 8 * found.vocabulary * (2 + 12 + 28)
+
+
+def test_a_model_stays_beside_the_next_one_until_a_training_begins(model: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path, "llama")
+    rows = planned([f"model.path={model}", *TINY, f"labeler.path={other}"])
+    first, second = (footprint(str(path)) for path in (model, other))
+    assert rows["labeler_check"].peak.parts["other models"] == 0
+    assert rows["critique_revise"].peak.parts["other models"] == 2 * second.weights  # the labeler, which was tried
+    assert rows["sample_pairs"].peak.parts["other models"] == 0  # after the training
+    assert rows["label"].peak.parts["weights"] == 2 * second.weights
+    assert rows["label"].peak.parts["other models"] == 0  # it gives the SFT model's memory back
+    panel = planned([f"model.path={model}", *TINY, f"panel.second.path={other}"])["label"]
+    assert panel.peak.parts["other models"] in (2 * first.weights, 2 * second.weights)
+
+
+def test_a_server_and_a_function_need_no_memory_here(model: Path) -> None:
+    http = ["labeler=http", "labeler.url=http://127.0.0.1:1/v1", "labeler.model=any"]
+    rows = planned([f"model.path={model}", *TINY, *http])
+    assert "label" not in rows
+    assert "labeler_check" not in rows
+    assert rows["evaluate"].role == ""
+
+
+def test_vllm_takes_its_share_whatever_it_needs_and_gives_it_back_to_another(model: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path, "qwen3")
+    words = [f"model.path={model}", *TINY, "engine=vllm", f"labeler.path={other}", "until=label"]
+    gpu = named_gpu("h100")
+    rows = planned(words, gpu)
+    for stage in ("labeler_check", "critique_revise", "sample_pairs", "label"):
+        assert rows[stage].peak.total == pytest.approx(0.9 * gpu.memory)
+        assert rows[stage].peak.parts["other models"] == 0
+
+
+def test_what_is_too_large_for_vllms_share_is_divided_over_more_gpus() -> None:
+    words = ["model=qwen3_4b", "labeler=vllm", "labeler.path=Qwen/Qwen3-32B", "until=labeler_check"]
+    small = named_gpu("l40s")
+    (row,) = plan(compose(words), small)
+    assert not row.fits(small)
+    assert row.lower == ("labeler.tensor_parallel=2",)
+    (divided,) = plan(compose([*words, *row.lower]), small)
+    assert divided.fits(small)
+    assert divided.peak.parts["weights"] == 32_762_123_264  # half of two bytes for each
+
+
+def test_only_stages_up_to_the_last_are_planned(model: Path) -> None:
+    assert list(planned([f"model.path={model}", "until=sft"])) == ["labeler_check", "critique_revise", "sft"]
+
+
+@pytest.mark.parametrize(
+    ("words", "stage", "part", "expected"),
+    [
+        (["sft.batch_size=8"], "sft", 0.7, {"sft.batch_size=4", "sft.gradient_accumulation=2"}),
+        (["sft.batch_size=1", "sft.max_length=2048"], "sft", 0.9, {"sft.gradient_checkpointing=true"}),
+        (["algorithm.batch_size=6"], "dpo", 0.5, {"algorithm.batch_size=2", "algorithm.gradient_accumulation=3"}),
+        (["algorithm=ppo", "algorithm.sampling_batch_size=1024"], "ppo", 0.6, {"algorithm.sampling_batch_size=512"}),
+    ],
+)
+def test_what_does_not_fit_is_lowered_and_then_it_fits(
+    deep: Path, words: list[str], stage: str, part: float, expected: set[str]
+) -> None:
+    whole = [f"model.path={deep}", "algorithm.epochs=1", f"until={stage}", *words]
+    needed = planned(whole)[stage].peak.total
+    small = gpu_with(part * needed)
+    row = planned(whole, small)[stage]
+    assert not row.fits(small)
+    assert set(row.lower) == expected
+    again = planned([*whole, *row.lower], small)[stage]
+    assert again.fits(small)
+    (line,) = (text for text in refusals([row], small) if text.startswith(stage))
+    assert all(word in line for word in row.lower)
+
+
+def test_what_no_setting_makes_fit_says_what_would(model: Path) -> None:
+    small = gpu_with(1000.0)
+    rows = plan(compose([f"model.path={model}", *TINY, "until=sft"]), small)
+    said = refusals(rows, small)
+    assert len(said) == 3
+    assert "labeler.path=…" in said[0]
+    assert "labeler=http" in said[0]
+    assert "model.path=…" in said[2]
+    assert "--gpu l4)" in said[2] or "--gpu a10)" in said[2]
+
+
+def test_a_batch_that_does_not_fit_is_halved_as_the_engine_does(model: Path) -> None:
+    words = [f"model.path={model}", "model.batch_size=64", "until=labeler_check"]
+    whole = planned(words)["labeler_check"]
+    assert "64 at once" in whole.note
+    halved = planned(words, gpu_with(0.6 * whole.peak.total))["labeler_check"]
+    assert "32 at once, halved from 64" in halved.note
+
+
+def test_a_gpu_is_known_by_its_name_or_by_its_memory() -> None:
+    assert named_gpu("H100").memory == GPUS["h100"] * GIB
+    assert named_gpu("NVIDIA RTX 4090").name == "rtx4090"
+    assert named_gpu("24").memory == named_gpu("24GB").memory == 24 * GIB
+    with pytest.raises(UsageError, match="type --gpu h100"):
+        named_gpu("h1000")
+    for wrong in ("-3", "nan", "inf", ""):
+        with pytest.raises(UsageError, match="or its memory in GB"):
+            named_gpu(wrong)
+    assert this_machine().usable > 0
+
+
+# The command
+
+
+def test_the_command_prints_a_table_and_ends_well(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", f"model.path={model}", *TINY, "until=sft", "--gpu", "h100"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("h100: 74.0 GiB for models (79.0 GiB")
+    assert [line.split()[0] for line in printed.splitlines()[3:6]] == ["labeler_check", "critique_revise", "sft"]
+    assert "16 rows of 32 tokens" in printed
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "model=llama3_8b", "until=sft", "--gpu", "l40s", "--json"]
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert not found["fits"]
+    sft = found["stages"][-1]
+    assert (sft["stage"], sft["fits"], sft["model"]) == ("sft", False, "meta-llama/Llama-3.1-8B-Instruct")
+    # 16 bytes for each of 8.03 billion weights cannot fit into 44 GiB, so adapters are needed.
+    assert sft["total"] > 16 * 8.03e9
+    assert "'sft.lora={rank: 64, alpha: 128}'" in sft["lower"]
+    assert "sft.lora" in printed.err
+    weights = {row["stage"]: row["moments"][0]["weights"] for row in found["stages"]}
+    assert weights["critique_revise"] == 2 * 8_030_261_248
+
+
+def test_wrong_words_are_told_as_those_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "sft.batchsize=3"]) == 2
+    assert "sft.batchsize" in capsys.readouterr().err
+    assert main(["plan", "--gpu", "abacus"]) == 2
+    assert "--gpu abacus" in capsys.readouterr().err
