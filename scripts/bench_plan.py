@@ -43,6 +43,7 @@ class Case(NamedTuple):
 ONLINE: Final = {"max_prompt_tokens": LENGTH - REPLY, "max_tokens": REPLY, "sampling_batch_size": 16, "episodes": 32}
 CASES: Final = {
     "answering": Case("answering", {"batch_size": 32}),
+    "weighing": Case("weighing", {"batch_size": 32}),
     "sft": Case("sft", {"batch_size": 4}),
     "sft_checkpointing": Case("sft", {"batch_size": 4, "gradient_checkpointing": True, "gradient_accumulation": 2}),
     "sft_adapters": Case("sft", {"batch_size": 4, "lora": ADAPTERS}),
@@ -94,9 +95,9 @@ def planned(folder: Path, case: Case, *, gpu: bool) -> dict[str, Any]:
     from constitutional.training.footprint import Footprint
 
     model = Footprint(folder / "config.json")
-    if case.stage == "answering":
+    if case.stage in ("answering", "weighing"):
         dtype, batch = "bfloat16" if gpu else "float32", case.settings["batch_size"]
-        found = [moments.answering(model, dtype, batch, LENGTH - REPLY, REPLY)]
+        found = [getattr(moments, case.stage)(model, dtype, batch, LENGTH - REPLY, REPLY)]
     elif case.stage == "ppo":
         found = moments.by_ppo(model, settings_of(case), gpu=gpu, members=1, beside=0.0)
     else:
@@ -139,20 +140,26 @@ def rows_of(count: int, columns: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def run_answering(folder: Path, case: Case, _: Path) -> None:
-    """Three batches of replies."""
+def run_answers(folder: Path, case: Case, _: Path) -> None:
+    """Three batches of replies, or of probabilities of two responses to each prompt."""
     from constitutional.base.records import Message
     from constitutional.engines.base import Request, Sampling
     from constitutional.engines.local import LocalEngine, load_model
 
     engine = LocalEngine(*load_model(folder), batch_size=case.settings["batch_size"])
     count = 3 * engine.batch_size
+    choices = ("", "")
+    if case.stage == "weighing":
+        choices = tuple(" ".join(f"w{start + word}" for word in range(REPLY)) for start in (20, 200))
     # Prompts that share nothing, as what is shared is read once.
     texts = [
         " ".join(f"w{10 + (number * 37 + word) % 9000}" for word in range(LENGTH - REPLY - 1))
         for number in range(count)
     ]
-    requests = [Request((Message("user", text),), Sampling(1.0, 1.0, REPLY), seed) for seed, text in enumerate(texts)]
+    requests = [
+        Request((Message("user", text),), Sampling(1.0, 1.0, REPLY), seed, choices=choices if any(choices) else ())
+        for seed, text in enumerate(texts)
+    ]
     engine.answer(requests, [engine.rows(request) for request in requests])
 
 
@@ -241,7 +248,8 @@ def trainer_batch(settings: Any) -> int:  # noqa: ANN401
 
 
 RUNS: Final[dict[str, Callable[[Path, Case, Path], None]]] = {
-    "answering": run_answering,
+    "answering": run_answers,
+    "weighing": run_answers,
     "sft": run_sft,
     "reward": run_reward,
     "dpo": run_dpo,

@@ -66,6 +66,22 @@ def answering(  # noqa: PLR0913 - all that it depends on
     return Moment("answering", parts | ({"activations": reading} if reading > logits else {"logits": logits}))
 
 
+def weighing(model: Footprint, dtype: str, batch: int, prompt: int, tokens: int, *, others: float = 0.0) -> Moment:
+    """The local engine while it finds how likely whole responses are: logits for each of their tokens.
+
+    The arguments are those of `answering`; a response is a row of the batch.
+    """
+    size = SIZES[dtype]
+    parts = {
+        "weights": float(model.weights * size),
+        "other models": others,
+        # Of prompts that are read once, and of these with the responses, row by row.
+        "cache": float(batch * model.cache(size) * (2 * prompt + tokens)),
+        "logits": float(batch * tokens * model.vocabulary * (size + 8)),  # as they are, and in 32 bits before and after
+    }
+    return Moment("weighing whole responses", parts)
+
+
 def loading(model: Footprint) -> Moment:
     """On a CPU: a file in 16 bits is in memory as well while weights in 32 bits are made of it."""
     return Moment("loading", {"weights": 4.0 * model.weights, "other models": 2.0 * model.weights})
@@ -171,7 +187,9 @@ def _saving(training: Training, held: Mapping[str, float]) -> Iterator[Moment]:
 # --- Trainings online ---
 
 
-def drawing(training: Training, together: Pass, tokens: int, held: Mapping[str, float]) -> Iterator[Moment]:
+def drawing(
+    training: Training, together: Pass, tokens: int, held: Mapping[str, float], *, in_place: bool
+) -> Iterator[Moment]:
     """Replies drawn by the model that is trained: its prompts are read at once, then tokens are added one by one.
 
     Args:
@@ -179,11 +197,15 @@ def drawing(training: Training, together: Pass, tokens: int, held: Mapping[str, 
         together: the pass that reads the prompts.
         tokens: the longest reply.
         held: what is in memory all the time.
+        in_place: whether there is room for all keys and values from the start; otherwise those of a layer are copied
+            to be one token longer.
     """
     model, size = training.model, 2 if together.autocast else SIZES[together.dtype]
-    yield Moment("reading prompts", {**held, "activations": model.reading(together, cached=True)})
-    # A layer's keys and values are copied to be one token longer.
-    cache = together.rows * (together.length + tokens) * model.cache(size) * (1 + 1 / model.layers)
+    cache = float(together.rows * (together.length + tokens) * model.cache(size))
+    of_prompts = {"cache": cache} if in_place else {}
+    reading = model.reading(together, cached=not in_place)
+    yield Moment("reading prompts", {**held, **of_prompts, "activations": reading})
+    cache *= 1 if in_place else 1 + 1 / model.layers
     # Of the logits there are logarithms and probabilities in 32 bits, and sums of these in 64.
     logits = together.rows * model.vocabulary * (size + 20)
     yield Moment("drawing replies", {**held, "cache": cache, "logits": float(logits)})
@@ -207,7 +229,7 @@ def by_grpo(
     moments = [*policy.step(work, logits, held, accumulates=accumulates), *_saving(policy, held)]
     if settings.sampler == "transformers":
         prompts = policy.passes(settings.rows_per_step, settings.max_length - settings.max_tokens)
-        moments += drawing(policy, prompts._replace(autocast=False), settings.max_tokens, held)
+        moments += drawing(policy, prompts._replace(autocast=False), settings.max_tokens, held, in_place=False)
     return moments + ([_rewarding(model, settings.max_length, held, autocast=False)] if members else [])
 
 
@@ -231,7 +253,7 @@ def by_ppo(model: Footprint, settings: ppo.Settings, *, gpu: bool, members: int,
     moments: list[Moment] = []
     if settings.sampler == "transformers":
         prompts = policy.passes(settings.sampling_batch_size, settings.max_prompt_tokens)
-        moments += drawing(policy, prompts, settings.max_tokens, held)
+        moments += drawing(policy, prompts, settings.max_tokens, held, in_place=True)
     length = settings.max_prompt_tokens + settings.max_tokens
     if members:
         moments.append(_rewarding(model, length, held, autocast=gpu))

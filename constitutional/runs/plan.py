@@ -101,6 +101,8 @@ class _Model(NamedTuple):
     tokens: int
     """The longest reply."""
     top_p: float
+    weighs: int = 0
+    """The longest response whose probability it is asked for."""
 
     @property
     def key(self) -> object:
@@ -129,13 +131,14 @@ def _asked(stage: str, config: RunConfig) -> list[tuple[str, int, float]]:
     if stage in ("labeler_check", "label"):
         return judges
     if stage == "sample_pairs":
-        return [("sft_model", draw.max_tokens, draw.top_p)]
+        return [("sft_model", draw.max_tokens, draw.top_p or 1.0)]
     if stage == "critique_revise":
-        longest = max(revise.critique_max_tokens if revise.critique else 1, revise.revision_max_tokens)
-        critic = [("critic", longest, revise.top_p)] if revise.rounds else []
-        return [("generator", revise.draft_max_tokens, revise.top_p), *critic]
+        longest, top_p = revise.revision_max_tokens, revise.top_p or 1.0
+        longest = max(longest, revise.critique_max_tokens) if revise.critique else longest
+        critic = [("critic", longest, top_p)] if revise.rounds else []
+        return [("generator", revise.draft_max_tokens, top_p), *critic]
     if stage == "evaluate":
-        models = [(name, score.max_tokens, 1.0) for name in ("base", "sft_model", "policy")]
+        models = [(name, score.max_tokens, score.top_p or 1.0) for name in ("base", "sft_model", "policy")]
         critic = [("critic", score.critique_max_tokens, 1.0)] if score.critiqued else []
         return [*models, *(judges[:1] if score.judged else []), *critic]
     return []
@@ -151,7 +154,10 @@ def _model(role: str, tokens: int, top_p: float, config: RunConfig, machine: Mac
     if machine.gpu and getattr(settings, "device", "").startswith("cpu"):
         return None
     dtype = settings.dtype or "auto"
-    return _Model(role, settings, _usual_dtype(machine) if dtype == "auto" else dtype, tokens, top_p)
+    weighs = (
+        config.sample_pairs.max_tokens if role in config.judges.values() and config.label.method == "contrast" else 0
+    )
+    return _Model(role, settings, _usual_dtype(machine) if dtype == "auto" else dtype, tokens, top_p, weighs)
 
 
 def _usual_dtype(machine: Machine) -> str:
@@ -201,7 +207,9 @@ def _answers(stage: str, model: _Model, others: float, machine: Machine) -> Stag
         return planned if planned.fits(machine) else planned._replace(lower=(doubled,))
 
     def moment_of(batch: int) -> Moment:
-        prompt = max(1, USUAL_TOKENS - model.tokens)
+        prompt = max(1, USUAL_TOKENS - (model.weighs or model.tokens))
+        if model.weighs:
+            return moments.weighing(found, model.dtype, batch, prompt, model.weighs, others=others)
         return moments.answering(found, model.dtype, batch, prompt, model.tokens, others=others, top_p=model.top_p)
 
     most = MOST_ON_GPU if machine.gpu else MOST_ON_CPU

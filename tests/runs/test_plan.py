@@ -17,6 +17,8 @@ from constitutional.training.trl import LoraSettings
 from tests.tiny import tiny_model
 
 LARGE = Machine("large", 1000 * GIB, gpu=True)
+SANDBOX = "experiment=sandbox"
+"""Which trains all weights, where a model of one's own would have adapters."""
 TINY = ("sft.max_length=32", "reward.max_length=32", "algorithm.max_length=32")
 
 
@@ -40,7 +42,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(words: list[str], machine: Machine = LARGE) -> dict[str, StagePlan]:
-    return {row.stage: row for row in plan(compose(words), machine)}
+    return {row.stage: row for row in plan(compose([SANDBOX, *words]), machine)}
 
 
 def moment(row: StagePlan, what: str) -> moments.Moment:
@@ -98,6 +100,25 @@ def test_replies_need_keys_and_values_for_what_is_written_and_for_what_waits(mod
     assert row.parts["weights"] == 2 * found.weights
     sorted_too = moments.answering(found, "bfloat16", 8, 1, 50, top_p=0.9)
     assert sorted_too.parts["logits"] == 8 * found.vocabulary * (2 + 12 + 28)
+
+
+def test_a_labeler_that_weighs_whole_responses_holds_logits_for_each_of_their_tokens(model: Path) -> None:
+    found = Footprint(model / "config.json")
+    words = [f"model.path={model}", *TINY, "label.method=contrast", "label.few_shot=0", "sample_pairs.max_tokens=50"]
+    rows = planned([*words, "labeler.batch_size=4", "until=label"])
+    for stage in ("labeler_check", "label"):
+        (row,) = rows[stage].moments
+        assert row.what == "weighing whole responses"
+        assert row.parts["logits"] == 4 * 50 * found.vocabulary * (2 + 4 + 4)
+    assert rows["critique_revise"].peak.what == "answering"
+
+
+def test_ppo_has_room_for_all_keys_and_values_from_the_start(model: Path) -> None:
+    found = Footprint(model / "config.json")
+    settings = ppo.Settings(batch_size=2, max_prompt_tokens=16, max_tokens=8, sampling_batch_size=4)
+    rows = {row.what: row for row in moments.by_ppo(found, settings, gpu=True, members=0, beside=0.0)}
+    assert rows["reading prompts"].parts["cache"] == 4 * (16 + 8) * found.cache(2)
+    assert rows["drawing replies"].parts["cache"] == 4 * (16 + 8) * found.cache(2)
 
 
 def test_a_model_stays_beside_the_next_one_until_a_training_begins(model: Path, tmp_path: Path) -> None:
@@ -205,7 +226,7 @@ def test_a_gpu_is_known_by_its_name_or_by_its_memory() -> None:
 
 
 def test_the_command_prints_a_table_and_ends_well(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", f"model.path={model}", *TINY, "until=sft", "--gpu", "h100"]) == 0
+    assert main(["plan", SANDBOX, f"model.path={model}", *TINY, "until=sft", "--gpu", "h100"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("h100: 74.0 GiB for models (79.0 GiB")
     assert [line.split()[0] for line in printed.splitlines()[3:6]] == ["labeler_check", "critique_revise", "sft"]
@@ -213,7 +234,7 @@ def test_the_command_prints_a_table_and_ends_well(model: Path, capsys: pytest.Ca
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "model=llama3_8b", "until=sft", "--gpu", "l40s", "--json"]
+    words = ["plan", SANDBOX, "model=llama3_8b", "until=sft", "--gpu", "l40s", "--json"]
     assert main(words) == 2
     printed = capsys.readouterr()
     found = json.loads(printed.out)
