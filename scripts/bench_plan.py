@@ -148,7 +148,7 @@ def run_answers(folder: Path, case: Case, _: Path) -> None:
 
     engine = LocalEngine(*load_model(folder), batch_size=case.settings["batch_size"])
     count = 3 * engine.batch_size
-    choices = ("", "")
+    choices: tuple[str, ...] = ()
     if case.stage == "weighing":
         choices = tuple(" ".join(f"w{start + word}" for word in range(REPLY)) for start in (20, 200))
     # Prompts that share nothing, as what is shared is read once.
@@ -157,7 +157,7 @@ def run_answers(folder: Path, case: Case, _: Path) -> None:
         for number in range(count)
     ]
     requests = [
-        Request((Message("user", text),), Sampling(1.0, 1.0, REPLY), seed, choices=choices if any(choices) else ())
+        Request((Message("user", text),), Sampling(1.0, 1.0, REPLY), seed, choices=choices)
         for seed, text in enumerate(texts)
     ]
     engine.answer(requests, [engine.rows(request) for request in requests])
