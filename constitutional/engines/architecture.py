@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final
 
 from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.shipped import MODEL_FOLDER
-from constitutional.engines.settings import SANDBOX
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,6 +24,8 @@ def config_file(path: str, revision: str | None = None) -> Path:
         ConfigurationError: there is no such folder and no such name, or the folder has no `config.json`.
         ModelError: the hub cannot be asked.
     """
+    from constitutional.engines.settings import SANDBOX  # which needs pydantic, and decoding does without
+
     if path == SANDBOX:
         return MODEL_FOLDER / "config.json"
     folder = Path(path).expanduser()
