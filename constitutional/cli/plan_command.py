@@ -27,7 +27,7 @@ _SHORT: Final = {"other models": "other", "gradients": "grads", "optimizer": "op
 
 
 _KEPT: Final = (
-    "On Linux the C library keeps some of what is freed: a process has had up to 44% more. With "
+    "On Linux the C library keeps some of what is freed: a process has had up to 57% more. With "
     "MALLOC_MMAP_THRESHOLD_=262144 before the command it has not, and takes a fifth more time."
 )
 

@@ -77,7 +77,8 @@ def weighing(model: Footprint, dtype: str, batch: int, prompt: int, tokens: int,
         "other models": others,
         # Of prompts that are read once, and of these with the responses, row by row.
         "cache": float(batch * model.cache(size) * (2 * prompt + tokens)),
-        "logits": float(batch * tokens * model.vocabulary * (size + 8)),  # as they are, and in 32 bits before and after
+        # As they are, in 32 bits if they are not, and as logarithms.
+        "logits": float(batch * tokens * model.vocabulary * (size + (8 if size < 4 else 4))),
     }
     return Moment("weighing whole responses", parts)
 
