@@ -197,6 +197,8 @@ class PairReader:
 
     def number(self, value: object, name: str) -> float | None:
         """A number; None where there is none."""
+        if type(value) is float and math.isfinite(value):
+            return value
         if value is None or (self.texts and value == ""):
             return None
         if self.texts and isinstance(value, str):
