@@ -27,6 +27,53 @@ def test_hajek_by_hand() -> None:
     assert rate.interval == pytest.approx(wilson(30, 50))
 
 
+SCHOOLS = """
+     61 13 9372   135 34 22508  178 4 2077    197 13 8593   255 16 11369  406 2 1116  413 1 551   437 4 1888
+    448 12 9111   510 21 13761  568 9 6386    637 11 7359   716 37 20394  778 2 905   815 4 2493
+"""
+"""Of `apiclus1` in R's package survey: a district, its schools, the sum of their scores `api00`."""
+DISTRICTS = """
+    18.925:1/1 1/1 1/3 1/1 2/3 1/3 4/4 0/1 4/4 2/2 1/1 3/5 4/4 5/5 4/4 1/1 5/5 1/2 4/5 5/5 2/2 1/1 2/2 0/4 2/3 2/2 2/2
+    18.925:0/1 0/1 2/2 1/1 22.71:5/5 26.495:5/5 4/5 34.065:4/5 41.635:5/5 52.99:1/5 105.98:5/5 136.26:2/5 272.52:4/5
+"""
+"""Of `apiclus2` there: weight, then by district how many schools of how many met their target (`sch.wide`)."""
+
+
+def test_hajek_of_the_published_survey_of_schools() -> None:
+    # Lumley (2004), "Analysis of complex survey samples", and the package's help: svymean(~api00, dclus1) is 644.17,
+    # its standard error 23.542, of 15 of 757 districts.
+    rows = [int(word) for word in SCHOOLS.split()]
+    districts = list(zip(rows[::3], rows[1::3], rows[2::3], strict=True))
+    scores = [total / n / 1000 for _, n, total in districts for _ in range(n)]
+    clusters = [district for district, n, _ in districts for _ in range(n)]
+    rate = hajek_mean(scores, [1 / 33.847] * 183, clusters)
+    assert 1000 * rate.value == pytest.approx(644.17, abs=0.005)
+    assert rate.variance is not None
+    assert 1000 * math.sqrt(rate.variance * (1 - 15 / 757)) == pytest.approx(23.542, abs=0.0005)
+
+
+def test_hajek_of_unequal_weights_agrees_with_the_package_survey() -> None:
+    # svymean(~sch.wide) of apistrat with id=~1, weights=~pw: by level those that met their target and not.
+    levels = [(44.21, 91, 9), (20.36, 35, 15), (15.10, 26, 24)]
+    values = [value for _, met, missed in levels for value in [1] * met + [0] * missed]
+    rate = hajek_mean(values, [1 / weight for weight, met, missed in levels for _ in range(met + missed)])
+    assert rate.value == pytest.approx(0.8279480, abs=1e-6)
+    assert rate.variance == pytest.approx(0.0260687**2, rel=1e-4)
+    # and of apiclus2 with id=~dnum + snum, weights=~pw: 40 districts.
+    values, inclusion, clusters, weight = [], [], [], 0.0
+    for number, word in enumerate(DISTRICTS.split()):
+        head, _, share = word.rpartition(":")
+        weight = float(head) if head else weight
+        met, schools = map(int, share.split("/"))
+        values += [1] * met + [0] * (schools - met)
+        inclusion += [1 / weight] * schools
+        clusters += [number] * schools
+    rate = hajek_mean(values, inclusion, clusters)
+    assert len(set(clusters)) == 40
+    assert rate.value == pytest.approx(0.7512915, abs=1e-6)
+    assert rate.variance == pytest.approx(0.0667191**2, rel=1e-4)
+
+
 def test_hajek_depends_on_the_ratios_of_the_probabilities_only() -> None:
     values, inclusion = [1, 0, 1, 1, 0, 0.5] * 5, [0.5, 0.25, 0.25, 0.1, 0.1, 0.3] * 5
     third, rate = hajek_mean(values, [p / 3 for p in inclusion]), hajek_mean(values, inclusion)
@@ -357,6 +404,31 @@ def test_rogan_and_gladen_by_hand() -> None:
     assert rate.interval == pytest.approx(
         (0.0758430 - 0.0027101 - 0.0572167, 0.0758430 - 0.0027101 + 0.0572167), abs=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("herd", "known", "published"),
+    [((45, 150), (96, 89), (22, 14, 32)), ((80, 210), (60, 90), (56, 43, 70)), ((100, 189), (65, 95), (80, 68, 92))],
+)
+def test_rogan_and_gladen_of_published_herds(
+    herd: tuple[int, int], known: tuple[int, int], published: tuple[int, int, int]
+) -> None:
+    # The examples of epi.prev in R's package epiR, whose sensitivity and specificity are known; its intervals are
+    # Blaker's, a little wider than this one.
+    many = 10_000_000
+    found, passed = (percent * many for percent in known)
+    rate = rogan_gladen(*herd, true_positives=found, positives=100 * many, true_negatives=passed, negatives=100 * many)
+    assert rate.value is not None
+    assert rate.interval is not None
+    assert round(100 * rate.value) == published[0]
+    assert [100 * bound for bound in rate.interval] == pytest.approx(published[1:], abs=1)
+
+
+def test_rogan_and_gladen_from_a_validation_agree_with_lang_and_reiczigel() -> None:
+    # prevSeSp(45/150, 150, 0.96, 100, 0.89, 200) of R's package asht.
+    rate = rogan_gladen(45, 150, true_positives=96, positives=100, true_negatives=178, negatives=200)
+    assert rate.value == pytest.approx(0.223529, abs=1e-6)
+    assert rate.interval == pytest.approx((0.1296519, 0.3226727), abs=1e-6)
 
 
 def test_a_perfect_labeler_needs_no_correction_but_is_not_known_to_be_perfect() -> None:
