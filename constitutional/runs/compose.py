@@ -92,6 +92,12 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigurationError(f"{reference}; type a value in its place") from error
     assert isinstance(values, dict)
     values.pop("sweep", None)  # which is about the runs together
+    for name in GROUPS:
+        if name in values:
+            values[name] = _filled(name, values[name])
+    for name in ROLES:
+        values[name] = _filled("engine", values[name])
+    values["panel"] = {name: _filled("engine", judge) for name, judge in values["panel"].items()}
     return {str(name): values[name] for name in (*RunConfig.model_fields, *values) if name in values}
 
 
@@ -276,7 +282,10 @@ def hydra_ready() -> Iterator[None]:
     for group, presets in GROUPS.items():
         for preset, model in presets.items():
             defaults = _defaults(model)
-            store.store(group=group, name=preset, node=defaults)
+            # Of several options each says only which it is; `_filled` adds the other defaults, so that they do not take
+            # the place of what an experiment's base says of the group.
+            own = {"kind": defaults.get("kind")}
+            store.store(group=group, name=preset, node=defaults if preset == "schema" else own)
             if preset == "schema":
                 whole |= dict.fromkeys(ROLES, defaults) if group == "engine" else {group: defaults}
     store.store(name="schema", node=whole)
@@ -289,6 +298,13 @@ def _defaults(model: type[BaseModel]) -> dict[str, object]:
     fields = model.model_fields.items()
     values = {name: field.get_default(call_default_factory=True, validated_data={}) for name, field in fields}
     return {name: "???" if value is PydanticUndefined else to_jsonable_python(value) for name, value in values.items()}
+
+
+def _filled(group: str, values: Any) -> Any:  # noqa: ANN401 - settings of any shape
+    """The settings of a group with the defaults of what they do not name, where the group has several options."""
+    kind = values.get("kind") if isinstance(values, dict) else None
+    model = GROUPS[group].get(f"schema_{kind}")
+    return values if model is None else _defaults(model) | values
 
 
 def _own_conf_plugin() -> type:

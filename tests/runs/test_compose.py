@@ -12,7 +12,7 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.settings import LocalSettings, ScriptedSettings, role_settings
-from constitutional.runs.compose import compose, dump, freeze, load, sweep
+from constitutional.runs.compose import compose, dump, freeze, load, sweep, unchecked
 from constitutional.runs.runner import sampling_in_words
 from constitutional.runs.settings import GROUPS, ConstitutionSettings, RunConfig
 from constitutional.runs.sweeps import jobs_of
@@ -353,6 +353,22 @@ def model_with(folder: Path, generation: dict[str, object] | str) -> Path:
     text = generation if isinstance(generation, str) else json.dumps(generation)
     (folder / "generation_config.json").write_text(text)
     return folder
+
+
+@pytest.mark.parametrize("algorithm", ["dpo", "ppo", "grpo", "rloo"])
+def test_a_real_model_is_trained_by_adapters_whatever_the_algorithm(algorithm: str) -> None:
+    config = compose(["experiment=real", "model.path=some-model", f"algorithm={algorithm}"])
+    chosen = config.algorithm
+    assert (chosen.kind, chosen.lora and chosen.lora.rank) == (algorithm, 16)
+    assert (chosen.learning_rate, chosen.batch_size, chosen.gradient_accumulation) == (5e-5, 4, 4)
+    assert (
+        type(chosen).model_fields.keys() == unchecked(["experiment=real", f"algorithm={algorithm}"])["algorithm"].keys()
+    )
+
+
+def test_a_preset_for_adapters_keeps_its_own_values_on_a_real_model() -> None:
+    chosen = compose(["experiment=real", "model.path=some-model", "algorithm=dpo_adapter"]).algorithm
+    assert (chosen.lora and chosen.lora.rank, chosen.learning_rate, chosen.gradient_accumulation) == (64, 5e-6, 16)
 
 
 def test_what_nobody_says_of_sampling_is_as_the_model_recommends(tmp_path: Path) -> None:
