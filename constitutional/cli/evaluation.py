@@ -68,7 +68,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     config = freeze(compose(settings))
     evaluation = draw(load_evaluation(files, name), arguments.limit, config.seed)
     templates, progress = load_prompts(config.templates), Progress()
-    constitution = as_models_read(config, selected(config)).used_for("comparison")
+    constitution = as_models_read(config, selected(config), progress.say).used_for("comparison")
 
     tries_labeler = evaluation.name in LABELER_SETS
     with RunContext(config, constitution, templates, progress) as context:

@@ -269,7 +269,7 @@ def _check(arguments: argparse.Namespace) -> int:
     answers = load_answers(arguments.answers) if arguments.answers else None
     templates = load_prompts(config.templates)
     progress = Progress()
-    constitution = as_models_read(trial_config, written)
+    constitution = as_models_read(trial_config, written, progress.say)
 
     trials = []
 

@@ -103,9 +103,7 @@ def own_words(config: RunConfig) -> frozenset[str] | None:
     return None
 
 
-def as_models_read(
-    config: RunConfig, constitution: Constitution, say: Callable[[str], None] = lambda _: None
-) -> Constitution:
+def as_models_read(config: RunConfig, constitution: Constitution, say: Callable[[str], None]) -> Constitution:
     """The constitution as the run's models are given it: the sandbox's model in words that it knows.
 
     It reads what ships with the package as it is meant, so nobody is asked about that.

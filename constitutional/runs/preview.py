@@ -180,7 +180,7 @@ class Previewer:
             ModelError: a model cannot be loaded or asked.
         """
         written = selected(config)
-        read = written if self._scripted else as_models_read(config, written)
+        read = written if self._scripted else as_models_read(config, written, self._progress.say)
         after = as_models_read_before(read, self.before)
         old = self._trusted(self.before)
         new = self._trusted(after)
