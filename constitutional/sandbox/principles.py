@@ -196,11 +196,11 @@ def free_principles() -> list[dict[str, str]]:
 
 
 def idiomatic_principles() -> list[dict[str, str]]:
-    """The wordings of eleven writers who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
+    """The wordings of fourteen writers who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
 
-    No training text holds any of them. Settings that lean on held-out wordings are chosen on the parts `choose` and
-    `effect` (of which `scripts/bench_effect.py` makes constitutions); what is said of the reader is measured on the
-    part `measure`.
+    No training text holds any of them. Settings that lean on held-out wordings are chosen on the part `choose`. On the
+    part `measure` nothing is chosen: what is said of the reader is measured on it, and `scripts/bench_effect.py` makes
+    constitutions of it.
     """
     return _held_out("idiomatic_principles")
 

@@ -238,8 +238,7 @@ def is_contested(understanding: Understanding) -> bool:
 
 def negations(text: str) -> int:
     """How many negations a text holds, such as `never`, `don't` and `without`."""
-    words: list[str] = _WORD.findall(_composed(text).lower())
-    return sum(word in _NEGATIONS or word.endswith("n't") for word in words)
+    return sum(word in _NEGATIONS or word.endswith("n't") for word in _tokens(text))
 
 
 NO_REQUEST = (
@@ -340,7 +339,7 @@ def _phrases_in(text: str, trait: str) -> tuple[dict[str, bool], list[str]]:
     """The trait's phrases in a text, the longest first from the left, and the words outside of them."""
     sides = _phrases(trait)
     longest = max(len(phrase.split()) for phrase in sides)
-    words: list[str] = _WORD.findall(_composed(text).lower())
+    words = _tokens(text)
     inside: dict[str, bool] = {}
     others = []
     while words:
@@ -362,7 +361,7 @@ def _phrases(trait: str) -> dict[str, bool]:
         if owner == trait and key not in ("avoid", "seek"):
             forms = [text, gerund(text), third_person(text)] if key.endswith("verb_phrases") else [text]
             for form in forms:
-                phrase = " ".join(_WORD.findall(_composed(form).lower()))
+                phrase = " ".join(_tokens(form))
                 sides.setdefault(phrase, set()).add(not key.startswith("opposite_"))
     return {phrase: side.pop() for phrase, side in sides.items() if len(side) == 1}
 
@@ -413,7 +412,12 @@ def _composed(text: str) -> str:
 
 def _words(text: str) -> list[str]:
     """The words in their order, lower-case, each once."""
-    return list(dict.fromkeys(_WORD.findall(_composed(text).lower())))
+    return list(dict.fromkeys(_tokens(text)))
+
+
+def _tokens(text: str) -> list[str]:
+    """The words in their order, lower-case."""
+    return _WORD.findall(_composed(text).lower())
 
 
 @cache

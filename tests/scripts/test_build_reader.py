@@ -73,11 +73,16 @@ def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
     assert not torch.allclose(written[0], written[1], atol=0.01)
 
 
-def made_up(*, right: bool, own: float, text: str = "Spare me the sermon.") -> Case:
+def made_up(*, right: bool, own: float) -> Case:
     """A text that the encoder reads as the first meaning with odds of e, and the model as it with odds of e^own."""
     logits = torch.full((1, len(MEANINGS) + 1), -200.0)
     logits[0, 0], logits[0, 1] = 1.0, 0.0
-    return Case(text, MEANINGS[0] if right else MEANINGS[1], logits, [own, 0.0, *[-200.0] * (len(MEANINGS) - 2)])
+    return Case(
+        "Spare me the sermon.",
+        MEANINGS[0] if right else MEANINGS[1],
+        logits,
+        [own, 0.0, *[-200.0] * (len(MEANINGS) - 2)],
+    )
 
 
 def test_calibration_is_the_sharpness_under_which_the_truth_is_most_probable(monkeypatch: pytest.MonkeyPatch) -> None:
