@@ -24,6 +24,7 @@ from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import message_of
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, side_by_side
+from constitutional.judging import revising
 from constitutional.judging.critiques import FOLLOWS_PATTERN, checked_pattern, concludes
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CritiqueReviseSummary
@@ -309,7 +310,7 @@ def run(settings: Settings, context: StageContext) -> None:
         changed=sum(revision.final != revision.draft for revision in revisions),
     )
     context.summarise(summary)
-    for line in _cut_off_lines(reviser):
+    for line in (*_cut_off_lines(reviser), *revising.told(revising.signs(revisions))):
         context.warn(line)
     if revisions and summary.left_out == len(revisions):
         problems = Counter(revision.problem for revision in revisions)
