@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-smollm2 smollm2 lint demo clean
+.PHONY: install test test-slow test-vllm test-smollm2 smollm2 nightly-smollm2 lint demo clean
 
 install: $(INSTALLED)
 
@@ -52,6 +52,10 @@ smollm2: install
 
 test-smollm2: smollm2
 	$(BIN)/python -m pytest -m smollm2
+
+# The whole job on real prompts, for the night: within an hour on two cores.
+nightly-smollm2: smollm2
+	$(BIN)/constitutional run experiment=smollm2 name=nightly
 
 lint: install
 	$(BIN)/ruff check

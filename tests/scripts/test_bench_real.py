@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from constitutional.base.records import Prompt, Sample
+from constitutional.constitution.file import load_constitution
+from constitutional.constitution.measures import MEASURES, rule_of
+from scripts import bench_real
+from scripts.bench_real import PAIRS, checks, checks_table, constitution, counts, difference, main, sentences
+from tests.tiny import tiny_model
+
+
+def sample(number: int, base: str, policy: str) -> Sample:
+    return Sample(prompt=Prompt.of(f"question {number}"), replies={"base": base, "policy": policy})
+
+
+def test_the_sides_of_a_pair_want_the_same_measure_opposite_ways(tmp_path: Path) -> None:
+    for more, fewer in PAIRS.values():
+        rules = [rule_of(side.measure) for side in (more, fewer)]
+        assert [rule.way for rule in rules] == ["more", "fewer"]
+        assert rules[0].name == rules[1].name
+        for side in (more, fewer):
+            (principle,) = load_constitution(constitution(side, tmp_path)).principles
+            assert (principle.text, principle.measure) == (side.text, side.measure)
+            assert yaml.safe_load((tmp_path / f"{side.name}.yaml").read_text())["name"] == side.name
+
+
+def test_a_pair_is_apart_where_its_own_measure_differs_clear_of_zero() -> None:
+    long = counts([sample(number, "One two three.", "One two three four five. " * 2) for number in range(8)])
+    short = counts([sample(number, "One two three.", "One two." if number else "Ah! One two.") for number in range(8)])
+    assert long["words"]["base"] == dict.fromkeys(long["words"]["base"], 3)
+    made = list(checks("length", {"thorough": long, "brief": short}))
+    (apart,) = [check for check in made if check.kind == "apart"]
+    assert (apart.measure, apart.found.value, apart.found.n, apart.reached) == ("words", 10 - 17 / 8, 8, True)
+    still = {(check.of, check.measure): check.reached for check in made if check.kind == "still"}
+    assert len(still) == 2 * (len(MEASURES) - 1)
+    assert still["brief", "exclamation marks"]  # one in one of eight replies
+    assert all(still.values())
+    (back,) = [check for check in checks("length", {"thorough": short, "brief": long}) if check.kind == "apart"]
+    assert not back.reached
+    assert "thorough − brief  words              +7.88" in checks_table(made)
+
+
+def test_differences_are_paired_over_prompts() -> None:
+    found = difference({"a": 3.0, "b": 5.0, "c": 7.0}, {"c": 4.0, "a": 2.0, "b": 3.0})
+    assert (found.value, found.n) == (2.0, 3)
+    assert 1 <= found.low <= found.value <= found.high <= 3
+
+
+def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path) -> None:
+    folder = str(tiny_model(tmp_path))
+    texts = ["Be brief.", "Say what you do not know, and why, in a sentence or two."]
+    one, two = (bench_real.perplexity(folder, [text]) for text in texts)
+    assert min(one, two) <= bench_real.perplexity(folder, texts) <= max(one, two)
+    assert bench_real.perplexity(folder, texts[:1] * 2) == pytest.approx(one)
+
+
+def test_the_sentences_are_of_many_meanings() -> None:
+    assert len(set(sentences())) == bench_real.SENTENCES
+
+
+def test_an_unknown_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["colour"]) == 2
+    assert "there is no pair 'colour'; there are length, form, tone, caution" in capsys.readouterr().err
