@@ -3,7 +3,8 @@
 Bai et al. 2022 (arXiv 2212.08073), section 4.1, train on human and AI comparisons, the AI's with its probabilities as
 soft targets. Lee et al. 2023 (arXiv 2309.00267) compare AI, human and mixed labels. Here the share of human comparisons
 is a setting, and runs of every share are measured on the same held-out preferences, of both sources. A person's verdict
-replaces the AI's on the same comparison. What is undecided is left out and counted, not trained on as a tie.
+replaces the AI's on the same comparison. What is undecided is left out and counted, and trained on as a tie only where
+people leave it even and `ties` says so.
 """
 
 import math
@@ -54,8 +55,10 @@ class Settings(Frozen):
     """Files of comparisons made by people elsewhere: a name, or a list of names or of {path: …, weight: …,
     columns: {…}, strengths: {…}}; also hf://… on the hub. `constitutional data FILE` says how a file is read."""
     ties: Literal["leave_out", "keep"] = "leave_out"
-    """What becomes of people's comparisons that come out even, such as ties: `keep` trains on them with the probability
-    0.5."""
+    """What becomes of comparisons that people leave even, in files of `human` and in verdicts on the run's own: ties,
+    and votes whose mean is 0.5. `leave_out` counts them and trains on none; `keep` trains on them as people's with the
+    probability 0.5. Where all people say that both responses are bad, and where the labeler's own judgements come out
+    even, the comparison is left out either way."""
     verdicts: Path | None = None
     """A file of people's verdicts on this run's comparisons, JSON lines, plain or .gz."""
     human_ratio: float | None = Field(default=None, ge=0, le=1)
@@ -206,15 +209,18 @@ def _by_people(
 ) -> list[Preference]:
     """People's preference: the estimate, or else the mean over raters who preferred a side or saw a tie.
 
-    There is none where that is even, or where all raters saw two bad responses.
+    There is none where all raters saw two bad responses, nor, unless ties are kept, where it is even.
     """
     opinions = [row for row in verdicts if estimate is not None or row.choice != "both_bad"]
     p_a = estimate if estimate is not None else fmean([_p_a(row, settings) for row in opinions] or [0.5])
     if _even(p_a):
         choices = {verdict.choice for verdict in verdicts}
-        why = choices.pop() if len(choices) == 1 else "conflict"
-        counts[f"verdicts without a preference: {why}"] += 1
-        return []
+        why = next(iter(choices)) if len(choices) == 1 else "conflict"
+        if settings.ties == "leave_out" or choices == {"both_bad"}:
+            counts[f"verdicts without a preference: {why}"] += 1
+            return []
+        counts[f"verdicts that come out even, kept: {why}"] += 1
+        p_a = 0.5  # exactly: what measures the reward model knows ties by it
     counts["comparisons decided"] += 1
     counts["comparisons decided by Dawid and Skene's estimate"] += estimate is not None
     principles = [opinion.principle for opinion in opinions if opinion.principle]

@@ -270,6 +270,61 @@ def test_a_verdict_without_a_direction_drops_the_comparison_and_is_counted(choic
     assert found.counts[f"verdicts without a preference: {reason}"] == 1
 
 
+@pytest.mark.parametrize(
+    ("choices", "kept"),
+    # (choice, strength); the probabilities of the strengths are 0.65, 0.8, 0.9 and 0.97.
+    [
+        ([("tie", 1)], "tie"),
+        ([("tie", 1), ("both_bad", 1)], "conflict"),
+        ([("a", 3), ("b", 3)], "conflict"),  # (0.9 + 0.1) / 2 = 0.5
+        ([("a", 2), ("b", 2), ("tie", 1)], "conflict"),  # (0.8 + 0.2 + 0.5) / 3 = 0.5
+        ([("a", 3), ("b", 2)], 0.55),  # (0.9 + 0.2) / 2: uneven, so a preference for a whatever `ties` says
+        ([("b", 1), ("tie", 1)], 0.425),  # (0.35 + 0.5) / 2
+        ([("both_bad", 1), ("both_bad", 1)], None),
+    ],
+)
+def test_comparisons_of_the_run_that_people_leave_even_are_a_half_where_ties_are_kept(
+    choices: list[tuple[str, int]], kept: str | float | None
+) -> None:
+    one, other = compared("1"), compared("2")
+    verdicts = [said(one, choice, f"rater {number}", strength) for number, (choice, strength) in enumerate(choices)]
+    by_default, keeping = (
+        mixed([(one, 0.9), (other, 0.9)], verdicts, settings=Settings(held_out_share=0, ties=ties))
+        for ties in ("leave_out", "keep")
+    )
+    own = [row for row in keeping.preferences if row.comparison == one.id]
+    if isinstance(kept, float):
+        assert keeping == by_default
+        (uneven,) = own
+        assert uneven.chosen == ("A" if kept > 0.5 else "B")
+        assert uneven.probability == pytest.approx(max(kept, 1 - kept))
+        return
+    assert [row.comparison for row in by_default.preferences] == [other.id]
+    why = kept or "both_bad"
+    assert by_default.counts[f"verdicts without a preference: {why}"] == 1
+    if kept is None:
+        assert own == []
+        assert keeping.counts["verdicts without a preference: both_bad"] == 1
+        return
+    (even,) = own
+    assert (even.probability, even.source, {even.chosen, even.rejected}) == (0.5, "human", {"A", "B"})
+    assert even.rests_on == tuple(verdict.id for verdict in verdicts if verdict.choice != "both_bad")
+    assert keeping.counts[f"verdicts that come out even, kept: {why}"] == 1
+    assert not [name for name in keeping.counts if name.startswith("verdicts without a preference")]
+    assert keeping.counts["comparisons decided"] == by_default.counts["comparisons decided"] + 1 == 2
+
+
+def test_a_tie_by_dawid_and_skene_s_estimate_is_a_half_where_ties_are_kept() -> None:
+    rows = [compared(f"{number}") for number in range(120)]
+    choices = itertools.cycle(("a", "b", "tie"))
+    votes = [said(row, choice, rater) for row, choice in zip(rows, choices, strict=False) for rater in "xyz"]
+    settings = Settings(held_out_share=0, aggregate="dawid_skene", ties="keep")
+    made = mixed([(row, 0.9) for row in rows], votes, settings=settings)
+    assert len(made.preferences) == made.counts["comparisons decided by Dawid and Skene's estimate"] == 120
+    assert [row.comparison for row in made.preferences if row.probability == 0.5] == [row.id for row in rows[2::3]]
+    assert made.counts["verdicts that come out even, kept: tie"] == 40
+
+
 def test_what_several_people_said_of_one_comparison_elsewhere_is_averaged() -> None:
     rows = [human("Q", 1.0), human("Q", 0.8), human("Q", 0.6, chosen="B", rejected="A")]
     [preference], counts, _ = mixed(people=rows)
