@@ -17,11 +17,17 @@ if TYPE_CHECKING:
     from constitutional.constitution.constitution import Constitution
     from constitutional.data.votes.items import VoteItem
     from constitutional.data.votes.reading import ImportedVotes
+    from constitutional.judging.people import PeoplesWork
     from constitutional.runs.folder import RunStore
 
 NAMES: Final = ("label_studio", "argilla", "annotated_pairs", "csv")
 BOTH_WAYS: Final = ("annotated_pairs", "csv")
 """Formats in which verdicts are written as well."""
+NOT_RECORDED: Final = {
+    "label_studio": "Label Studio records the time of a vote, and not whether the rater saw a harmful text",
+    "argilla": "Argilla records neither the time of a vote nor whether the rater saw a harmful text",
+}
+"""What of people's work a tool cannot tell."""
 
 
 def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type of its sub-parsers to itself
@@ -100,6 +106,8 @@ def _export(arguments: argparse.Namespace) -> None:
         atomic_write(beside, content)
         files += f", {printable(str(beside))}"
     print(f"{files}: {what}")
+    if form in NOT_RECORDED:
+        print(f"{NOT_RECORDED[form]}.")
     run = printable(str(arguments.folder))
     print(f"Next: {advice}; then: constitutional votes import {run} FILE --out verdicts.jsonl")
 
@@ -111,6 +119,7 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
     from constitutional.data.votes import annotated_pairs, table
     from constitutional.data.votes.items import items_of
     from constitutional.judging.labelling import probabilities_of
+    from constitutional.judging.people import work_of
 
     form, out = arguments.format, arguments.out
     if arguments.judgements and form != "annotated_pairs":
@@ -120,8 +129,8 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
     comparisons = store.read("comparisons", Comparison)
     file = arguments.verdicts
     read = [] if file is None else read_verdicts(file, {row.id for row in comparisons})
-    verdicts = [verdict for verdict in read if verdict.gold is None and not verdict.withdrawn]
-    if file is not None and not verdicts:
+    verdicts = [verdict for verdict in read if verdict.gold is None]
+    if file is not None and all(verdict.withdrawn for verdict in verdicts):
         raise InputError(
             file, "holds no verdict that counts; expected one that is neither withdrawn nor on a gold item"
         )
@@ -137,6 +146,12 @@ def _export_answers(arguments: argparse.Namespace, store: "RunStore") -> None:
     numbers = [(len(verdicts), "verdict"), (len(judgements), "judgement")]
     written = " and ".join(counted(number, noun) for number, noun in numbers if number)
     print(f"{printable(str(out))}: {written} on {counted(len(items), 'comparison')}")
+    if withdrawn := sum(verdict.withdrawn for verdict in verdicts):
+        print(f"withdrawn: {withdrawn:,} of them, which tell who worked and count nowhere else")
+    if len(verdicts) < len(read):
+        lost = work_of(row for row in read if row.gold is not None)
+        what = f"{counted(len(read) - len(verdicts), 'verdict')} on gold items of {counted(lost.raters, 'rater')}"
+        print(f"{what} and {lost.seconds / 3600:.2f} hours are not in it: no comparison of the run holds their texts.")
 
 
 def _tasks(store: "RunStore") -> tuple[list["VoteItem"], str]:
@@ -177,6 +192,7 @@ def _import(arguments: argparse.Namespace) -> None:
     from constitutional.base.records import Comparison
     from constitutional.data.votes.formats import FORMATS, format_of
     from constitutional.data.votes.reading import read_file
+    from constitutional.judging.people import work_of
     from constitutional.runs.folder import RunStore
     from constitutional.runs.spotchecks import command_with_votes
 
@@ -198,11 +214,21 @@ def _import(arguments: argparse.Namespace) -> None:
     raters = counted(len({verdict.rater for verdict in imported.verdicts}), "rater")
     out = printable(str(arguments.out))
     print(f"{out}: {counted(len(imported.verdicts), 'verdict')} of {raters} ({form}); {_rest(imported)}")
+    print(_known(work_of(imported.verdicts), form))
     print(
         "The pages of `constitutional review` and its snapshots do not count these votes; where people vote there as "
         f"well, both files together are one: cat {printable(shlex.quote(str(arguments.out)))} SNAPSHOT > all.jsonl"
     )
     print(printable(f"Next: {command_with_votes(store, arguments.out, planned=False)}"))
+
+
+def _known(work: "PeoplesWork", form: str) -> str:
+    """What is known of the work behind imported votes, and why no more is."""
+    answers = work.votes + work.skips + work.withdrawn
+    hours = f"{work.seconds / 3600:.2f} hours, recorded for {work.timed:,} of {counted(answers, 'answer')}"
+    noted = f"{counted(work.exposures, 'exposure')} to harmful texts, recorded for {work.noted:,}"
+    why = f" ({NOT_RECORDED[form]})" if form in NOT_RECORDED else ""
+    return f"Work: {hours}; {noted}{why}"
 
 
 def _rest(imported: "ImportedVotes") -> str:

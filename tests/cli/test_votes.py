@@ -14,6 +14,7 @@ from constitutional.base.files import write_rows
 from constitutional.base.records import Comparison, Judgement, Prompt, Record, SpotCheck, Verdict
 from constitutional.cli.main import main
 from constitutional.data.verdicts import read_verdicts
+from constitutional.judging.people import people_of, work_of
 from constitutional.runs.compose import compose, dump, load
 from constitutional.runs.folder import USED, RunStore
 from tests.scripted_run import STAGES, finish
@@ -277,27 +278,79 @@ def test_verdicts_go_out_and_come_back(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["annotated_pairs", "csv"])
-def test_verdicts_that_do_not_count_stay_here(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_people_s_work_is_the_same_after_a_round_trip(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_folder(tmp_path)
-    first, second = COMPARISONS[:2]
-    counting = Verdict(comparison=first.id, rater="x", choice="skip", rationale="I cannot tell.")
-    others = [
-        Verdict(comparison=first.id, rater="y", choice="skip", seconds=8.0, withdrawn=True),
-        Verdict(comparison=second.id, rater="y", choice="skip", withdrawn=True),
-        Verdict(comparison="an example", rater="x", choice="a", gold="a"),
+    names = [row.id for row in COMPARISONS[:4]]
+    ada = Verdict(comparison=names[0], rater="ada", choice="a", seconds=600.0, exposed=True)
+    bob = Verdict(comparison=names[0], rater="bob", choice="b", seconds=600.0, exposed=False)
+    verdicts = [
+        Verdict(
+            comparison=names[0], rater="lea (settled)", choice="b", seconds=1200.0, exposed=True, in_place_of=(ada, bob)
+        ),
+        Verdict(comparison=names[1], rater="ada", choice="a", strength=4, seconds=0.1 + 0.2, exposed=False),
+        Verdict(comparison=names[1], rater="ada", choice="b", principle="calm"),
+        Verdict(comparison=names[1], rater="bob", choice="a", seconds=1199.7),
+        Verdict(comparison=names[2], rater="cem", choice="skip", seconds=3600.0, exposed=True, withdrawn=True),
+        Verdict(comparison=names[3], rater="cem", choice="tie"),
     ]
-    file = tmp_path / "mine.jsonl"
-    write_rows(file, [counting, *others])
+    on_gold = Verdict(comparison="an example", rater="ada", choice="a", gold="a", seconds=900.0)
+    file, out = tmp_path / "mine.jsonl", tmp_path / "verdicts.jsonl"
+    write_rows(file, [*verdicts, on_gold])
     path = exported(run, form, "--verdicts", str(file))
-    assert "1 verdict on 1 comparison" in capsys.readouterr().out
-    assert ids_of(path, form) == [first.id]
-    assert '"y"' not in path.read_text()
-    assert "y,skip" not in path.read_text()
-    write_rows(file, others)
-    path.unlink()
+    told = capsys.readouterr().out
+    assert "6 verdicts on 4 comparisons" in told
+    assert "1 verdict on gold items of 1 rater and 0.25 hours are not in it" in told
+    assert "withdrawn: 1 of them" in told
+    assert main(["votes", "import", str(run), str(path), "--out", str(out)]) == 0
+    assert read_verdicts(out, None) == verdicts
+    # 600 + 600 + 1200 + 0.3 + 1199.7 + 3600 seconds; of 7 answers, cem's tie alone has no time.
+    work = work_of(read_verdicts(out, None))
+    assert (work.raters, work.votes, work.withdrawn) == (4, 6, 1)
+    assert (work.timed, work.noted, work.exposures) == (6, 5, 3)
+    assert work.seconds == pytest.approx(7200)
+    assert "Work: 2.00 hours, recorded for 6 of 7 answers; 3 exposures to harmful texts" in capsys.readouterr().out
+    plan = [SpotCheck(comparison=name, reason="audit", probability=1.0) for name in names]
+    before, after = (people_of(plan, rows, COMPARISONS, JUDGEMENTS, 0) for rows in (verdicts, read_verdicts(out, None)))
+    assert after == before
+    assert after.among.n == 2  # ada and bob, on the first as on the second
+
+
+@pytest.mark.parametrize("form", ["annotated_pairs", "csv"])
+def test_verdicts_of_which_none_counts_are_refused(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path)
+    file, path = tmp_path / "mine.jsonl", tmp_path / "x"
+    withdrawn = Verdict(comparison=COMPARISONS[0].id, rater="y", choice="skip", seconds=8.0, withdrawn=True)
+    write_rows(file, [withdrawn, Verdict(comparison="an example", rater="x", choice="a", gold="a")])
     assert main(["votes", "export", str(run), "--format", form, "--out", str(path), "--verdicts", str(file)]) == 2
     assert "no verdict that counts" in capsys.readouterr().err
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("form", "lost"),
+    [("label_studio", "and not whether the rater saw a harmful text"), ("argilla", "neither the time of a vote nor")],
+)
+def test_what_a_tool_cannot_tell_of_people_s_work_is_said(
+    tmp_path: Path, form: str, lost: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_folder(tmp_path)
+    path = exported(run, form)
+    assert lost in capsys.readouterr().out
+    answered(path, form)
+    if form == "label_studio":
+        content = json.loads(path.read_text())
+        for row in content:
+            row["annotations"][0]["lead_time"] = 300
+        path.write_text(json.dumps(content))
+    assert main(["votes", "import", str(run), str(path), "--out", str(tmp_path / "out.jsonl")]) == 0
+    told = capsys.readouterr().out
+    hours = "1.00 hours, recorded for 12" if form == "label_studio" else "0.00 hours, recorded for 0"
+    assert f"Work: {hours} of 12 answers; 0 exposures to harmful texts, recorded for 0 (" in told
+    assert lost in told
 
 
 def test_judgements_go_out_as_annotated_pairs(tmp_path: Path) -> None:

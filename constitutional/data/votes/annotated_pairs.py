@@ -1,9 +1,9 @@
 """AnnotatedPairs, the format of ICAI and Feedback Forensics (version 2.0 is written, 1.0 and 2.0 are read).
 
 Every rater is an annotator of type `human`; of a run's judgements, every principle and judge is one of type
-`principle`. The keys `strength`, `reason` and `probability` of an annotation, `rater` and `principle` of a human, and
-`given` of a principle, the words that its judge read where these are not the author's alone, are ours: other readers
-pass over them. They tell annotators apart by their names.
+`principle`. The keys `strength`, `reason` and `probability` of an annotation and those of what it took (`work`),
+`rater` and `principle` of a human, and `given` of a principle, the words that its judge read where these are not the
+author's alone, are ours: other readers pass over them. They tell annotators apart by their names.
 """
 
 import hashlib
@@ -16,6 +16,8 @@ from constitutional.base.jsonl import shortened
 from constitutional.base.records import LABELER, Comparison, Judgement, Verdict
 from constitutional.data.votes.items import VoteItem, whole_characters
 from constitutional.data.votes.reading import BadVoteError, ForeignVote, ImportedVotes, NoVote, VoteFile, settled
+from constitutional.data.votes.work import COLUMNS as WORK
+from constitutional.data.votes.work import work_beside
 
 VERSION: Final = "2.0"
 _DEFAULT: Final = "Default annotator from original dataset (from column `preferred_text`)"
@@ -71,9 +73,10 @@ def tasks(
         if verdict.comparison in shown:
             annotator = _digest(f"human {verdict.rater!r} {verdict.principle!r}")
             annotators[annotator] = _human(verdict)
-            vote = _annotation(shown[verdict.comparison].side_of(verdict.choice)) | {"strength": verdict.strength}
+            item = shown[verdict.comparison]
+            vote = _annotation(item.side_of(verdict.choice)) | {"strength": verdict.strength}
             reason = {"reason": whole_characters(verdict.rationale)} if verdict.rationale else {}
-            annotations[verdict.comparison][annotator] = vote | reason
+            annotations[verdict.comparison][annotator] = vote | reason | work_beside(item, verdict)
     metadata = {
         "version": VERSION,
         "description": "Comparisons with annotations",
@@ -191,6 +194,7 @@ def _vote(place: str, row: Mapping[str, Any], annotation: object, who: Mapping[s
         annotation.get("reason"),
         principle=who.get("principle"),
         left_is=metadata.get("left_is") if isinstance(metadata, dict) else None,
+        **{name: annotation.get(name) for name in WORK},
     )
 
 

@@ -1,6 +1,7 @@
 """Tasks for Label Studio, and its exports JSON, JSON-MIN and CSV.
 
-A task's `data` holds the texts. Its `meta` says which response stands left; the smaller exports drop it.
+A task's `data` holds the texts. Its `meta` says which response stands left; the smaller exports drop it. The
+`lead_time` of an annotation is its time in seconds.
 """
 
 import json
@@ -136,9 +137,8 @@ def _full(place: str, data: Mapping[str, Any], meta: Mapping[str, Any], annotati
     controls = {str(result.get("from_name")): result.get("value") for result in results}
     skipped = annotation.get("was_cancelled") or annotation.get("skipped")
     when = annotation.get("updated_at") or annotation.get("created_at")
-    yield from _of_controls(
-        place, data, controls | {"skipped": skipped, "rater": annotation.get("completed_by"), "when": when}, meta
-    )
+    own = {"skipped": skipped, "rater": annotation.get("completed_by"), "when": when}
+    yield from _of_controls(place, data, controls | own | {"lead_time": annotation.get("lead_time")}, meta)
 
 
 def _small(place: str, row: Mapping[str, Any]) -> Iterator[ForeignVote | NoVote | str]:
@@ -176,12 +176,14 @@ def _of_controls(
         _reason(controls.get("reason")),
         controls.get("when"),
         left_is=meta.get("left_is"),
+        seconds=controls.get("lead_time"),
     )
     yield vote
     for name, answer in controls.items():
         choice = _value(answer, "choices") if name.startswith(BY) else None
         if choice is not None and not controls.get("skipped"):
-            yield vote._replace(choice=choice, principle=name.removeprefix(BY), strength=None, reason=None)
+            principle = name.removeprefix(BY)
+            yield vote._replace(choice=choice, principle=principle, strength=None, reason=None, seconds=None)
 
 
 def _value(value: Any, key: str) -> object:  # noqa: ANN401 - whatever an export holds

@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import zlib
 from collections import Counter
@@ -31,6 +32,8 @@ _EXPECTED: Final = (
 )
 _STRENGTH: Final = re.compile(r"\s*([1-4])(\.0+)?(\s+[^\W\d].*)?\s*", re.DOTALL)
 """`3`, `3.0` as a spreadsheet makes of it, or `3 much`."""
+_FLAGS: Final = {"yes": True, "true": True, "no": False, "false": False}
+"""A spreadsheet writes TRUE for what it takes for a truth value."""
 _NAME: Final = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -82,6 +85,12 @@ class ForeignVote(NamedTuple):
     """ISO 8601, as text."""
     principle: object = None
     left_is: object = None
+    seconds: object = None
+    """Of all answers to the comparison, by the rater; a vote by a principle has none."""
+    exposed: object = None
+    withdrawn: object = None
+    in_place_of: object = None
+    """The votes that a lead's decision replaces, as `work` writes them."""
 
 
 class NoVote(NamedTuple):
@@ -195,7 +204,7 @@ def settled(
     comparisons: Mapping[str, Comparison],
     principles: Collection[str],
 ) -> ImportedVotes:
-    """The verdicts in a file. Of several votes of one rater on one comparison the latest counts.
+    """The verdicts in a file. Of several votes of one rater on one comparison the latest counts, with the time of all.
 
     Args:
         file: the file, whose broken lines are refused.
@@ -220,14 +229,25 @@ def settled(
         key = (verdict.comparison, verdict.rater, verdict.principle)
         if key in latest:
             replaced += 1
-            before = latest[key][0]
+            before, earlier, applied = latest[key]
+            if earlier != verdict:  # a row that stands twice is one piece of work
+                earlier, verdict = _with_work_of(earlier, verdict), _with_work_of(verdict, earlier)
             if when is not None and before is not None and when < before:
+                latest[key] = (before, earlier, applied)
                 continue
         latest[key] = (when, verdict, _word(vote.choice) != NOT_APPLICABLE)
     verdicts = [verdict for _, verdict, applies in latest.values() if applies]
     if len(verdicts) < len(latest):
         left_out["answers that a principle does not apply"] = len(latest) - len(verdicts)
     return ImportedVotes(verdicts, [*file.broken, *refused], left_out, replaced)
+
+
+def _with_work_of(verdict: Verdict, other: Verdict) -> Verdict:
+    """The verdict, with what another of the same rater on the same comparison took as well."""
+    known = [row.seconds for row in (verdict, other) if row.seconds is not None]
+    noted = [row.exposed for row in (verdict, other) if row.exposed is not None]
+    work = {"seconds": sum(known) if known else None, "exposed": any(noted) if noted else None}
+    return verdict.model_copy(update=work)
 
 
 def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison], principles: Collection[str]) -> Verdict:
@@ -246,6 +266,10 @@ def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison], principle
     reason = "" if vote.reason is None else vote.reason
     if not isinstance(reason, str):
         raise BadVoteError(f"the reason is {shortened(reason)}; expected text")
+    withdrawn = _flag(vote.withdrawn, "withdrawn") or False
+    if withdrawn and choice != "skip":
+        raise BadVoteError(f"a withdrawn vote says {shortened(vote.choice)}; expected skip")
+    replaced = [_verdict(row, comparisons, principles) for row in _replaced(vote)]
     return Verdict.model_validate(
         {
             "comparison": name,
@@ -254,6 +278,10 @@ def _verdict(vote: ForeignVote, comparisons: Mapping[str, Comparison], principle
             "strength": strength,
             "principle": principle,
             "rationale": whole_characters(reason),
+            "seconds": _time_spent(vote.seconds),
+            "exposed": _flag(vote.exposed, "exposed"),
+            "withdrawn": withdrawn,
+            "in_place_of": replaced,
         }
     )
 
@@ -319,6 +347,54 @@ def _rater(value: object) -> str:
         found = "it is not said who voted" if blank else f"the rater is {shortened(value)}"
         raise BadVoteError(f"{found}; expected a name, an address or a number")
     return whole_characters(value.strip())
+
+
+def _time_spent(value: object) -> float | None:
+    """Seconds, from a number or its text; None where there are none."""
+    if value in (None, ""):
+        return None
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else -1.0
+    except (OverflowError, ValueError):
+        seconds = -1.0
+    if not math.isfinite(seconds) or seconds < 0:
+        raise BadVoteError(f"the time is {shortened(value)}; expected seconds, such as 12.5, or nothing")
+    return seconds
+
+
+def _flag(value: object, name: str) -> bool | None:
+    """A truth value, or yes or no; None where it is not said."""
+    if value in (None, ""):
+        return None
+    found = value if isinstance(value, bool) else _FLAGS.get(str(value).strip().casefold())
+    if found is None:
+        raise BadVoteError(f"{name} is {shortened(value)}; expected yes, no, or nothing")
+    return found
+
+
+def _replaced(vote: ForeignVote) -> Iterator[ForeignVote]:
+    """The votes that a vote replaces, from a list of objects or its JSON text."""
+    value = vote.in_place_of
+    if value in (None, ""):
+        return
+    try:
+        rows = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BadVoteError(f"in_place_of is {shortened(value)}; expected a list of votes, as it was exported")
+    for row in rows:
+        yield vote._replace(
+            rater=row.get("rater"),
+            choice=row.get("choice"),
+            strength=row.get("strength"),
+            reason=row.get("reason"),
+            principle=None,
+            seconds=row.get("seconds"),
+            exposed=row.get("exposed"),
+            withdrawn=row.get("withdrawn"),
+            in_place_of=None,
+        )
 
 
 def _seconds(when: object) -> float | None:

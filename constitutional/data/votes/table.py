@@ -1,7 +1,8 @@
 """A table (CSV) that people fill in with a spreadsheet: UTF-8 with a byte order mark, one row a vote.
 
 A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@` or a control character for a formula. Such cells get an
-apostrophe in front, which is taken away again when they are read.
+apostrophe in front, which is taken away again when they are read. A table of verdicts has further columns for what
+they took (`work`).
 """
 
 import csv
@@ -14,6 +15,8 @@ from constitutional.base.records import Comparison, Verdict
 from constitutional.base.text import neutralised, restored
 from constitutional.data.votes.items import VoteItem, whole_characters
 from constitutional.data.votes.reading import ForeignVote, ImportedVotes, NoVote, VoteFile, settled
+from constitutional.data.votes.work import COLUMNS as WORK
+from constitutional.data.votes.work import cells_of, work_beside
 
 COLUMNS: Final = (
     "comparison conversation left right rater choice strength reason principle left_is principle_text".split()
@@ -37,13 +40,15 @@ def tasks(
         votes.setdefault(verdict.comparison, []).append(verdict)
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
-    writer.writerow(COLUMNS)
+    writer.writerow((*COLUMNS, *WORK) if votes else COLUMNS)
     for item in items:
         own = votes.get(item.comparison, [])
-        to_fill_in = [("", "", "", "", principle) for principle in ("", *principles)]
-        for cells in [_answers(item, verdict) for verdict in own] or to_fill_in:
+        no_work = ("",) * len(WORK) if votes else ()
+        to_fill_in = [(("", "", "", "", principle), no_work) for principle in ("", *principles)]
+        done = [(_answers(item, verdict), cells_of(work_beside(item, verdict))) for verdict in own]
+        for cells, work in done or to_fill_in:
             texts = (item.name, item.conversation, item.left, item.right, *cells, item.left_is)
-            texts = (*texts, principles.get(cells[-1], ""))
+            texts = (*texts, principles.get(cells[-1], ""), *work)
             writer.writerow([neutralised(whole_characters(text)) for text in texts])
     return stream.getvalue().encode("utf-8-sig")
 
@@ -68,7 +73,7 @@ def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
         if file.columns is None or not isinstance(row, dict):
             yield f"{place}: is no row of a table; expected CSV with the columns {', '.join(COLUMNS)}"
             continue
-        cells = {name: restored(row[name]) for name in COLUMNS if name in row}
+        cells = {name: restored(row[name]) for name in (*COLUMNS, *WORK) if name in row}
         if not cells.get("choice", "-").strip():
             yield NoVote("rows without a choice")
             continue
@@ -84,4 +89,5 @@ def _votes(file: VoteFile) -> Iterator[ForeignVote | NoVote | str]:
             cells.get("reason"),
             principle=cells.get("principle"),
             left_is=cells.get("left_is"),
+            **{name: cells.get(name) for name in WORK},
         )

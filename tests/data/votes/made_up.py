@@ -65,9 +65,46 @@ def votes(rows: Iterable[str], *, principles: bool = False) -> list[Verdict]:
     ]
 
 
+def worked(rows: Iterable[str]) -> list[Verdict]:
+    """Verdicts that tell what they took; on every other row a lead's, in the place of two votes and a skip."""
+    made, texts, times = (
+        list[Verdict](),
+        itertools.cycle(TEXTS),
+        itertools.cycle((0.0, 12.5, 0.1 + 0.2, 1e-05, 86400.25)),
+    )
+    votes_of_two: tuple[tuple[str, Choice, bool], ...] = (("=ada", "a", True), ("Zoë", "b", False))
+    for number, name in enumerate(rows):
+        ada, bob = (
+            Verdict(
+                comparison=name,
+                rater=rater,
+                choice=choice,
+                strength=2,
+                rationale=next(texts),
+                seconds=next(times),
+                exposed=exposed,
+            )
+            for rater, choice, exposed in votes_of_two
+        )
+        skipped = Verdict(comparison=name, rater="eve", choice="skip", rationale=next(texts))
+        if number % 2:
+            made += [ada, bob, skipped]
+        else:
+            decision = Verdict(comparison=name, rater="lea (settled)", choice="b", seconds=3.25, exposed=True)
+            made.append(decision.model_copy(update={"in_place_of": (ada, bob, skipped)}))
+        gone = Verdict(comparison=name, rater="7", choice="skip", seconds=next(times), exposed=True, withdrawn=True)
+        made += [gone, Verdict(comparison=name, rater="dan", choice="b", principle="brief")]
+    return made
+
+
 def whole(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """As they can come back: without halves of characters."""
-    return [row.model_copy(update={"rationale": whole_characters(row.rationale)}) for row in verdicts]
+    return [
+        row.model_copy(
+            update={"rationale": whole_characters(row.rationale), "in_place_of": tuple(whole(row.in_place_of))}
+        )
+        for row in verdicts
+    ]
 
 
 def ordered(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -8,7 +8,7 @@ import pytest
 
 from constitutional.base.records import Comparison, Judgement, Prompt, Verdict
 from constitutional.data.votes import annotated_pairs
-from tests.data.votes.made_up import comparisons, imported, items, ordered, votes, whole
+from tests.data.votes.made_up import comparisons, imported, items, ordered, votes, whole, worked
 
 ROWS = comparisons()
 ITEMS = items(ROWS)
@@ -45,6 +45,20 @@ def test_verdicts_go_out_and_come_back(tmp_path: Path) -> None:
     assert read.refused == []
     assert ordered(read.verdicts) == ordered(whole(VOTES))
     assert (read.replaced, read.left_out) == (0, {})
+
+
+def test_what_votes_took_and_replace_goes_out_and_comes_back(tmp_path: Path) -> None:
+    verdicts = worked(ITEMS)
+    made = annotated_pairs.tasks(ITEMS.values(), verdicts)
+    read = imported(write(tmp_path / "x.json", made), ROWS, "annotated_pairs")
+    assert (read.refused, read.replaced) == ([], 0)
+    assert ordered(read.verdicts) == ordered(whole(verdicts))
+    # Who replaced votes are of is no annotator, whose votes another reader would count.
+    assert {who["name"] for who in made["annotators"].values()} == {
+        *("=ada", "Zoë", "eve", "7", "lea (settled)", "dan, by brief"),
+    }
+    assert all(len(row["annotations"]) in (3, 5) for row in made["comparisons"])
+    assert {len(row["annotations"]) for row in made["comparisons"][::2]} == {3}
 
 
 def test_feedback_forensics_can_read_what_is_written() -> None:

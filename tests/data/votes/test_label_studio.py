@@ -21,7 +21,7 @@ from tests.data.votes.made_up import PRINCIPLES, clicked, comparisons, imported,
 
 ROWS = comparisons()
 ITEMS = items(ROWS)
-VOTES = votes(ITEMS)
+VOTES = [vote.model_copy(update={"seconds": number / 4}) for number, vote in enumerate(votes(ITEMS))]
 WORDS = {"tie": "tie", "both_bad": "both bad", "skip": "skip"}
 STRENGTHS = {1: "1 slightly", 2: "2 clearly", 3: "3 much", 4: "4 far"}
 
@@ -43,7 +43,7 @@ def results(item: VoteItem, vote: Verdict) -> list[dict[str, Any]]:
 def annotation(item: VoteItem, vote: Verdict, **own: object) -> dict[str, Any]:
     number = vote.rater.isdigit()
     who: Any = int(vote.rater) if number else {"id": 12, "email": vote.rater, "first_name": "", "last_name": ""}
-    times = {"created_at": "2026-11-02T10:00:00.5Z", "updated_at": "2026-11-02T10:00:01.5Z", "lead_time": 4.2}
+    times = {"created_at": "2026-11-02T10:00:00.5Z", "updated_at": "2026-11-02T10:00:01.5Z", "lead_time": vote.seconds}
     return {"id": 31, "completed_by": who, "result": results(item, vote), "was_cancelled": False, **times, **own}
 
 
@@ -158,8 +158,8 @@ def test_a_task_that_its_rater_skipped_is_no_preference(tmp_path: Path) -> None:
 @pytest.mark.parametrize("earlier_first", [True, False])
 def test_of_two_annotations_by_one_rater_the_later_counts(tmp_path: Path, earlier_first: bool) -> None:
     name, item = next(iter(ITEMS.items()))
-    old = Verdict(comparison=name, rater="7", choice="a", strength=4)
-    new = Verdict(comparison=name, rater="7", choice="both_bad")
+    old = Verdict(comparison=name, rater="7", choice="a", strength=4, seconds=4.0)
+    new = Verdict(comparison=name, rater="7", choice="both_bad", seconds=2.5)
     other = Verdict(comparison=name, rater="8", choice="b")
     rows = [
         annotation(item, old, updated_at="2026-11-02T12:00:00+02:00"),
@@ -167,7 +167,7 @@ def test_of_two_annotations_by_one_rater_the_later_counts(tmp_path: Path, earlie
     ]
     rows = (rows if earlier_first else rows[::-1]) + [annotation(item, other)]
     read = imported(write(tmp_path / "x.json", tasks({name: rows})), ROWS, "label_studio")
-    assert read.verdicts == [new, other]
+    assert read.verdicts == [new.model_copy(update={"seconds": 6.5}), other]  # the time of both is the rater's
     assert (read.replaced, read.refused) == (1, [])
 
 

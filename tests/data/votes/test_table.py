@@ -12,7 +12,18 @@ from constitutional.base.records import Verdict
 from constitutional.base.text import neutralised, restored
 from constitutional.data.votes import table
 from constitutional.data.votes.reading import read_file
-from tests.data.votes.made_up import PRINCIPLES, TEXTS, clicked, comparisons, imported, items, ordered, votes, whole
+from tests.data.votes.made_up import (
+    PRINCIPLES,
+    TEXTS,
+    clicked,
+    comparisons,
+    imported,
+    items,
+    ordered,
+    votes,
+    whole,
+    worked,
+)
 
 ROWS = comparisons()
 ITEMS = items(ROWS)
@@ -39,6 +50,25 @@ def test_votes_go_out_and_come_back(tmp_path: Path) -> None:
     assert ordered(read.verdicts) == ordered(whole(VOTES))
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert imported(path, ROWS, "csv").verdicts == read.verdicts
+
+
+def test_what_votes_took_and_replace_goes_out_and_comes_back(tmp_path: Path) -> None:
+    path, made = tmp_path / "votes.csv", worked(ITEMS)
+    path.write_bytes(table.tasks(ITEMS.values(), made))
+    read = imported(path, ROWS, "csv")
+    assert (read.refused, read.replaced) == ([], 0)
+    assert ordered(read.verdicts) == ordered(whole(made))
+    for row in csv.reader(io.StringIO(path.read_text("utf-8-sig"), newline="")):
+        assert not [cell for cell in row if cell[:1] in tuple("=+-@\t\r\n\uff1d")]
+
+
+def test_a_spreadsheet_may_write_truth_values_and_spaces(tmp_path: Path) -> None:
+    (vote,) = (row for row in worked([next(iter(ITEMS))]) if row.withdrawn)
+    rows = rows_of(table.tasks([ITEMS[vote.comparison]], [vote]))
+    rows[0] |= {"exposed": "TRUE", "withdrawn": " Yes", "seconds": " 12 "}
+    path = tmp_path / "votes.csv"
+    path.write_text(written(rows), encoding="utf-8", newline="")
+    assert imported(path, ROWS, "csv").verdicts == [vote.model_copy(update={"seconds": 12.0})]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -123,6 +153,15 @@ def test_begins_with_the_mark_that_spreadsheets_look_for() -> None:
         ({"strength": "1-2"}, "strength"),
         ({"strength": "12"}, "strength"),
         ({"strength": "4e0"}, "strength"),
+        ({"seconds": "a while"}, "expected seconds"),
+        ({"seconds": "-1"}, "expected seconds"),
+        ({"seconds": "inf"}, "expected seconds"),
+        ({"exposed": "maybe"}, "exposed is 'maybe'; expected yes, no"),
+        ({"withdrawn": "yes", "choice": "left"}, "a withdrawn vote says 'left'; expected skip"),
+        ({"in_place_of": "[1]"}, "a list of votes"),
+        ({"in_place_of": "[" * 100_000}, "a list of votes"),
+        ({"in_place_of": '[{"choice": "left"}]'}, "who voted"),
+        ({"in_place_of": '[{"choice": "centre", "rater": "x"}]'}, "choice is 'centre'"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(tmp_path: Path, change: dict[str, str], problem: str) -> None:
