@@ -214,7 +214,10 @@ def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
         written, left = export.write_demonstrations(out, votes)
         what = f"{written} rewritten replies, for sft.helpful"
         if left:
-            print(f"{left} replies to conversations of several messages are in the table alone", file=sys.stderr)
+            replies = sum(vote.choice == "rewritten" for vote in left)
+            hours = sum(vote.spent or 0.0 for vote in left) / 3600
+            what_else = f"{replies} replies to conversations of several messages, {len(left) - replies} skips"
+            print(f"{what_else}, and {hours:.2f} hours of work at them, are in the table alone", file=sys.stderr)
     else:
         rows = (
             export.verdicts_of(votes)

@@ -68,18 +68,23 @@ def verdicts_of_ranks(votes: Iterable[CountedVote], comparisons: Iterable[Compar
             seconds, exposed = 0.0 if seconds is not None else None, False
 
 
-def write_demonstrations(path: Path, votes: Iterable[CountedVote]) -> tuple[int, int]:
-    """Write rewritten replies as lines {"prompt": …, "response": …}, which `sft.helpful` reads.
+def write_demonstrations(path: Path, votes: Iterable[CountedVote]) -> tuple[int, list[CountedVote]]:
+    """Write rewritten replies as lines {"prompt": …, "response": …, "rater": …, …}, which `sft.helpful` reads.
 
     Returns:
-        How many were written, and how many were left out because their conversations have several messages, for which
-        that form has no place.
+        How many were written, and the votes that were left out: skips, those that do not count, and replies to
+        conversations of several messages, for which that form has no place.
     """
-    rewritten = [vote for vote in votes if vote.choice == "rewritten"]
-    single = [vote for vote in rewritten if len(vote.payload.messages) == 1]
-    rows = [{"prompt": vote.payload.messages[0].content, "response": vote.rewritten} for vote in single]
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-    return len(rows), len(rewritten) - len(rows)
+    lines, left = list[str](), list[CountedVote]()
+    for vote in votes:
+        if vote.choice != "rewritten" or len(vote.payload.messages) != 1:
+            left.append(vote)
+            continue
+        row = {"prompt": vote.payload.messages[0].content, "response": vote.rewritten, "rater": vote.rater}
+        work = {"seconds": vote.spent, "exposed": vote.exposed} if vote.spent is not None else {"exposed": vote.exposed}
+        lines.append(json.dumps(row | work, ensure_ascii=False) + "\n")
+    atomic_write(path, "".join(lines).encode())
+    return len(lines), left
 
 
 def write_table(path: Path, votes: Sequence[CountedVote]) -> None:

@@ -177,6 +177,10 @@ def _training_data(store: RunStore, config: RunConfig, model: str) -> Iterator[s
         else:
             samples = f"{counted(sft.revision, 'revision')} and {counted(sft.helpful, 'helpful sample')}"
             yield f"{samples}, of which {sft.trained_on:,} were trained on."
+        if sft.work:
+            hours = f", in {sft.work.seconds / 3600:.1f} hours" if sft.work.timed else ""
+            samples = counted(sft.work.votes, "sample")
+            yield f"People's work: {_persons(sft.work.raters)} wrote {samples} of `sft.helpful`{hours}."
         return
     if "mix" in store.stages:
         counts = store.summary("mix", MixSummary).counts

@@ -10,20 +10,23 @@ If the critics left every draft as it was, and there is no file of helpful sampl
 model is the base: from its own drafts a model does not learn the constitution.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationError
 
 from constitutional.base.errors import InputError, RunError
+from constitutional.base.frozen import Frozen
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, SftExample
 from constitutional.base.seeds import rng_of
 from constitutional.base.text import canonical
 from constitutional.data.prompts import contains_one_of, conversation_of
 from constitutional.engines.chat import Tokenizer
+from constitutional.judging.people import PeoplesWork
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SftSummary
 from constitutional.training import trl as training
@@ -45,11 +48,21 @@ class Settings(training.TrainingSettings):
     1. It is lower if there are too few samples, and higher if more drafts stay as they are."""
     helpful: Path | None = None
     """A file of helpful samples, JSON lines {"prompt": "…", "response": "…"}; null takes drafts in which no critique
-    found anything wrong."""
+    found anything wrong. Who wrote them (`rater`), in how many `seconds`, and whether the rater saw a harmful text
+    (`exposed`) may stand beside them, and then stand in the report."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Highest learning rate, after the warm-up (AdamW); about 1e-5 suits billions of weights."""
     epochs: float = Field(default=3, gt=0)
     """Passes over the examples."""
+
+
+def _filled(text: str) -> str:
+    if not canonical(text):
+        raise ValueError("is empty")
+    return text
+
+
+Filled = Annotated[str, AfterValidator(_filled)]
 
 
 class SftExamples(NamedTuple):
@@ -105,24 +118,62 @@ def examples(
     return SftExamples([*kept.values()], dict(left_out), max(missing, 0), nothing_revised=bool(kept) and not new)
 
 
-def read_helpful(path: Path) -> list[SftExample]:
+class HelpfulSample(Frozen):
+    """A line of a file of helpful samples."""
+
+    prompt: Filled
+    response: Filled
+    rater: Filled | None = None
+    seconds: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    exposed: bool | None = None
+
+
+class HelpfulSamples(NamedTuple):
+    """What a file of helpful samples holds."""
+
+    examples: list[SftExample]
+    work: PeoplesWork | None
+    """Of those who wrote them; None where the file names nobody."""
+    unsigned: int
+    """Samples of which it is not said who wrote them."""
+
+
+def read_helpful(path: Path) -> HelpfulSamples:
     """The helpful samples of a file.
 
     Raises:
         InputError: a line is none, or the file holds none; says the line and what was expected.
     """
-    expected = '{"prompt": "…", "response": "…"}, two texts that are not empty'
-    samples = []
+    expected = '{"prompt": "…", "response": "…"}, two texts that are not empty; rater, seconds and exposed may follow'
+    rows = []
     for number, row in read_jsonl(path, expected):
-        is_row = isinstance(row, dict) and row.keys() == {"prompt", "response"}
-        texts = [row["prompt"], row["response"]] if is_row else []
-        if not texts or not all(isinstance(text, str) and canonical(text) for text in texts):
-            raise InputError(path, f"is no helpful sample; expected {expected}", number)
-        prompt = Prompt(messages=(Message("user", texts[0]),), source=path.name)
-        samples.append(SftExample(prompt=prompt, reply=texts[1], kind="helpful"))
-    if not samples:
+        try:
+            rows.append(HelpfulSample.model_validate(row, strict=True))
+        except ValidationError as error:
+            raise InputError(path, f"is no helpful sample; expected {expected}", number) from error
+    if not rows:
         raise InputError(path, f"holds no helpful sample; expected {expected}")
-    return samples
+    examples = [
+        SftExample(
+            prompt=Prompt(messages=(Message("user", row.prompt),), source=path.name), reply=row.response, kind="helpful"
+        )
+        for row in rows
+    ]
+    signed = [row for row in rows if row.rater is not None]
+    return HelpfulSamples(examples, _work_of(signed) if signed else None, len(rows) - len(signed))
+
+
+def _work_of(signed: Sequence[HelpfulSample]) -> PeoplesWork:
+    return PeoplesWork(
+        raters=len({row.rater for row in signed}),
+        votes=len(signed),
+        skips=0,
+        timed=sum(row.seconds is not None for row in signed),
+        seconds=math.fsum(row.seconds for row in signed if row.seconds is not None),
+        noted=sum(row.exposed is not None for row in signed),
+        exposures=sum(row.exposed is True for row in signed),
+        simulated=0,
+    )
 
 
 def sft_trainer(
@@ -141,21 +192,22 @@ def sft_trainer(
     )
 
 
-def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples, int]:
-    """The run's examples, and how many helpful samples of a file were left out because their prompts are held out."""
-    helpful, on_evaluation_prompts = None, 0
+def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples, HelpfulSamples | None, int]:
+    """The run's examples, the file of helpful samples, and how many of it are left out: on evaluation prompts."""
+    read, helpful, on_evaluation_prompts = None, None, 0
     if settings.helpful is not None:
         prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "held_out"]
         held_out = {conversation_of(prompt.messages) for prompt in prompts}
-        samples = read_helpful(settings.helpful)
-        helpful = [sample for sample in samples if not contains_one_of(sample.prompt.messages, held_out)]
-        on_evaluation_prompts = len(samples) - len(helpful)
-    return examples(context.read("revisions", Revision), settings, context.seed, helpful), on_evaluation_prompts
+        read = read_helpful(settings.helpful)
+        helpful = [sample for sample in read.examples if not contains_one_of(sample.prompt.messages, held_out)]
+        on_evaluation_prompts = len(read.examples) - len(helpful)
+    chosen = examples(context.read("revisions", Revision), settings, context.seed, helpful)
+    return chosen, read, on_evaluation_prompts
 
 
 def run(settings: Settings, context: StageContext) -> None:
     """Train on `revisions`, from `base`, and write `sft_model` and `sft_examples`; without any, the base as it is."""
-    chosen, on_evaluation_prompts = examples_of(settings, context)
+    chosen, file, on_evaluation_prompts = examples_of(settings, context)
     if not chosen.examples:
         raise RunError(f"No revision is left to train on ({chosen.left_out}); look at the problems in revisions.jsonl")
     context.write("sft_examples", () if chosen.nothing_revised else chosen.examples)
@@ -170,6 +222,8 @@ def run(settings: Settings, context: StageContext) -> None:
             SftSummary(
                 nothing_revised=True,
                 helpful_on_evaluation_prompts=on_evaluation_prompts,
+                work=file.work if file else None,
+                unsigned=file.unsigned if file else 0,
                 dropped={**chosen.left_out, "nothing_revised": len(chosen.examples)},
             )
         )
@@ -188,6 +242,8 @@ def run(settings: Settings, context: StageContext) -> None:
             helpful=kinds["helpful"],
             helpful_missing=chosen.helpful_missing,
             helpful_on_evaluation_prompts=on_evaluation_prompts,
+            work=file.work if file else None,
+            unsigned=file.unsigned if file else 0,
             trained_on=fitted.rows,
             steps=fitted.steps,
             dropped={**chosen.left_out, **unfit, "by_trainer": len(kept) - fitted.rows},

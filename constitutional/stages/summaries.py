@@ -79,6 +79,10 @@ class SftSummary(Summary):
     """Helpful samples that `sft.helpful_share` asks for beyond those that there are."""
     helpful_on_evaluation_prompts: int
     """Helpful samples of a file that were left out, because their prompts are held out."""
+    work: PeoplesWork | None = None
+    """Of those who wrote the file of helpful samples; None where there is none, or it names nobody."""
+    unsigned: int = 0
+    """Samples of the file of which it is not said who wrote them."""
     trained_on: int = 0
     steps: int = 0
     dropped: dict[str, int]

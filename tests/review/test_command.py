@@ -28,7 +28,7 @@ from constitutional.judging.scores import Measurement
 from constitutional.review.accounts import Accounts
 from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import FILE, Database
-from constitutional.review.export import verdicts_of_ranks, write_table
+from constitutional.review.export import verdicts_of_ranks, write_demonstrations, write_table
 from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.schema import ITEM, PLAN
 from constitutional.review.serve import bind, equal_replies, old_settings, open_review
@@ -241,18 +241,26 @@ def test_a_database_of_another_run_is_refused(run_folder: Path, capsys: pytest.C
     assert (run_folder / FILE).exists()
 
 
-def test_rewritten_replies_are_samples_that_sft_reads(run_folder: Path, tmp_path: Path) -> None:
+def test_rewritten_replies_are_samples_that_sft_reads(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from constitutional.stages.sft import read_helpful
 
     vote_on_all(run_folder, Ballot("rewritten", rewritten="Better."), "rewrite")
     out = tmp_path / "written.jsonl"
     assert main(["review", str(run_folder), "export", "--out", str(out), "review.task=rewrite"]) == 0
-    samples = read_helpful(out)
+    samples, work, unsigned = read_helpful(out)
     prompts = {row.prompt.messages for row in RunStore.load(run_folder).read("comparisons", Comparison)}
     assert {sample.prompt.messages for sample in samples} == {messages for messages in prompts if len(messages) == 1}
     with out.with_suffix(".csv").open(encoding="utf-8-sig", newline="") as file:
         assert [row["rewritten"] for row in csv.DictReader(file)] == ["Better."] * len(prompts)  # all of them
     assert {sample.reply for sample in samples} == {"Better."}
+    assert work is not None
+    assert (work.raters, unsigned) == (1, 0)
+    assert work.votes == work.timed == work.noted == len(samples)
+    assert work.seconds > 0
+    longer = len(prompts) - len(samples)
+    assert f"{longer} replies to conversations of several messages, 0 skips, and 0.00 hours" in capsys.readouterr().err
 
 
 # Plans
@@ -335,6 +343,24 @@ def counted(**changed: object) -> CountedVote:
         audit=False,
     )
     return vote._replace(**changed)  # type: ignore[arg-type]
+
+
+def test_rewritten_replies_say_who_wrote_them_and_in_what_time(tmp_path: Path) -> None:
+    longer = ItemPayload(
+        messages=(Message("user", "Q"), Message("assistant", "A"), Message("user", "R")), replies=("x",)
+    )
+    votes = [
+        counted(choice="rewritten", rewritten="One.", spent=18.5, exposed=True),
+        counted(choice="rewritten", rewritten="Two.", rater="bob"),
+        counted(choice="rewritten", rewritten="Three.", payload=longer, spent=7.0),
+        counted(choice="skip", spent=3.0),
+    ]
+    written, left = write_demonstrations(tmp_path / "x.jsonl", votes)
+    assert (written, left) == (2, votes[2:])
+    assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()] == [
+        {"prompt": "Q", "response": "One.", "rater": "ada", "seconds": 18.5, "exposed": True},
+        {"prompt": "Q", "response": "Two.", "rater": "bob", "exposed": False},
+    ]
 
 
 def test_a_ranking_says_of_each_comparison_which_reply_is_ahead_and_how_far() -> None:

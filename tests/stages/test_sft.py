@@ -8,6 +8,7 @@ from constitutional.base.errors import InputError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep, SftExample, Split
 from constitutional.engines.local import load_model
+from constitutional.judging.people import PeoplesWork
 from constitutional.stages.sft import (
     Settings,
     SftExamples,
@@ -135,7 +136,8 @@ def samples_file(folder: Path, *rows: object) -> Path:
 def test_helpful_samples_of_a_file_take_the_drafts_place_and_each_is_trained_on_once(tmp_path: Path) -> None:
     rows = [{"prompt": f"How {number}?", "response": f"So {number}."} for number in range(9)]
     path = samples_file(tmp_path, *rows, rows[0], {"prompt": "Question 1?", "response": "best 1"})
-    offered = read_helpful(path)
+    offered, work, unsigned = read_helpful(path)
+    assert (work, unsigned) == (None, 11)  # nobody says who wrote them
     found = examples(MANY, Settings(helpful_share=0.2), 0, offered)
     assert len(helpful(found)) == 4  # 16 revisions are 80%
     assert set(helpful(found)) <= {f"So {number}." for number in range(9)}
@@ -158,6 +160,11 @@ def test_helpful_samples_of_a_file_take_the_drafts_place_and_each_is_trained_on_
         '{"prompt": ["How?"], "response": "So."}',
         '{"prompt": "How?", "response": "So.", "split": "train"}',
         '{"prompt": "How?", "response": "\\ud800"}',
+        '{"prompt": "How?", "response": "So.", "rater": " "}',
+        '{"prompt": "How?", "response": "So.", "rater": 7}',
+        '{"prompt": "How?", "response": "So.", "seconds": -1}',
+        '{"prompt": "How?", "response": "So.", "seconds": "12"}',
+        '{"prompt": "How?", "response": "So.", "exposed": "yes"}',
         "[" * 100_000,
     ],
 )
@@ -167,6 +174,23 @@ def test_a_line_that_is_no_helpful_sample_is_named(tmp_path: Path, line: str) ->
     with pytest.raises(InputError, match=r"expected \{\"prompt\"") as caught:
         read_helpful(path)
     assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_who_wrote_helpful_samples_in_what_time_is_counted(tmp_path: Path) -> None:
+    row = {"prompt": "How?", "response": "So."}
+    path = samples_file(
+        tmp_path,
+        row | {"rater": "ada", "seconds": 90, "exposed": True},
+        row | {"rater": "ada", "seconds": 30.5, "exposed": False},
+        row | {"rater": "bob", "seconds": None},
+        row | {"seconds": 1000.0},  # nobody's
+    )
+    read = read_helpful(path)
+    assert [example.reply for example in read.examples] == ["So."] * 4
+    assert read.unsigned == 1
+    assert read.work == PeoplesWork(
+        raters=2, votes=3, skips=0, timed=2, seconds=120.5, noted=2, exposures=1, simulated=0
+    )
 
 
 def test_a_file_without_samples_or_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -180,12 +204,15 @@ def test_a_file_without_samples_or_that_cannot_be_read_is_refused(tmp_path: Path
 def test_helpful_samples_on_evaluation_prompts_are_left_out(models: Path, tmp_path: Path) -> None:
     secret = Prompt(messages=(Message("user", " How 1?\n"),), split="held_out")
     context = OneStage(tmp_path, {"base": tiny_model(models)}, {"revisions": MANY, "prompts": [secret]})
-    path = samples_file(tmp_path, *({"prompt": f"How {number}?", "response": f"So {number}."} for number in (1, 2)))
+    rows = ({"prompt": f"How {number}?", "response": f"So {number}.", "rater": "ada"} for number in (1, 2))
+    path = samples_file(tmp_path, *rows)
     run(QUICK.model_copy(update={"epochs": 1.0, "helpful": path}), context)
     # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out, but for the spaces around it.
     summary = context.summarised(SftSummary)
     assert (summary.revision, summary.helpful, summary.helpful_missing, summary.trained_on) == (16, 1, 1, 17)
     assert summary.helpful_on_evaluation_prompts == 1
+    assert summary.work is not None
+    assert (summary.work.raters, summary.work.votes, summary.work.timed, summary.unsigned) == (1, 2, 0, 0)
 
 
 # Training.

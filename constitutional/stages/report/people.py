@@ -223,7 +223,7 @@ def work_report(
     currency: str,
     files: PeoplesFiles,
 ) -> WorkReport:
-    """Who gave the votes that the run used, what it took, and what is not known of it."""
+    """Who gave the votes and wrote the replies that the run used, what it took, and what is not known of it."""
     mixed = view.summary(MixSummary)
     works = {
         "spot-checks": work_of(view.read("verdicts", Verdict)) if view.has("spotchecks") else None,
@@ -253,16 +253,23 @@ def work_report(
         )
     notes += [f"{name} {by}." for name, by in (mixed.labelled.items() if mixed else ())]
     sft = view.summary(SftSummary)
-    if sft and sft.helpful and view.configuration().get("sft", {}).get("helpful"):
-        notes.append(
-            f"{sft.helpful:,} helpful samples come from a file (sft.helpful): whether people wrote them, in how many "
-            "hours and for what pay is not recorded."
-        )
+    if sft and sft.work:
+        rows.append(_work_row("replies written for sft.helpful", sft.work, pay_per_hour, currency))
+    if sft and (samples := _unsigned(sft, view)):
+        notes.append(f"{samples}: whether people wrote them, in how many hours and for what pay is not recorded.")
     if rows and pay_per_hour is None:
         notes.append("No rate of pay was stated (report.pay_per_hour).")
     if not rows and not unknown:
         notes.append("No person voted on this run’s comparisons.")
     return WorkReport(rows=tuple(rows), notes=tuple(notes))
+
+
+def _unsigned(sft: SftSummary, view: RunView) -> str:
+    """The helpful samples of which it is not known who wrote them; empty where there are none."""
+    if sft.work:
+        return f"{sft.unsigned:,} helpful samples of the file sft.helpful name no rater" if sft.unsigned else ""
+    of_file = sft.helpful and view.configuration().get("sft", {}).get("helpful")
+    return f"{sft.helpful:,} helpful samples come from a file (sft.helpful)" if of_file else ""
 
 
 def _work_row(source: str, work: PeoplesWork, pay_per_hour: float | None, currency: str) -> WorkRow:

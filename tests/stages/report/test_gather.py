@@ -31,7 +31,7 @@ from constitutional.engines.settings import ModelSettings
 from constitutional.engines.spending import Calls
 from constitutional.judging.accuracy import PrincipleAccuracy
 from constitutional.judging.evaluated import contests_of, violation_items
-from constitutional.judging.people import work_of
+from constitutional.judging.people import PeoplesWork, work_of
 from constitutional.judging.scores import Measurement, Score
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.stages.context import StageRecord
@@ -733,3 +733,21 @@ def test_provenance_names_a_file_of_helpful_samples_as_work_of_which_nothing_is_
         made = gather(Settings(), folder).provenance.people
         assert made is not None
         assert any("3 helpful samples" in note and "not recorded" in note for note in made.notes) == named
+
+
+@pytest.mark.parametrize(("unsigned", "noted"), [(0, False), (2, True)])
+def test_provenance_counts_who_wrote_helpful_samples_as_it_counts_voters(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, *, unsigned: int, noted: bool
+) -> None:
+    work = PeoplesWork(raters=2, votes=3, skips=0, timed=3, seconds=5400.0, noted=3, exposures=1, simulated=0)
+    said = {"nothing_revised": False, "revision": 8, "helpful": 3, "helpful_on_evaluation_prompts": 0, "trained_on": 11}
+    sft = SftSummary.model_validate({**said, "dropped": {}, "work": work, "unsigned": unsigned})
+    folder.stages["sft"] = recorded(sft)
+    monkeypatch.setattr(folder, "configuration", lambda: {"sft": {"helpful": "written.jsonl"}})
+    made = gather(Settings(pay_per_hour=20, currency="EUR"), folder).provenance.people
+    assert made is not None
+    assert [tuple(row.model_dump().values()) for row in made.rows] == [
+        ("replies written for sft.helpful", "2", "3", "0", "1.50", "1", "30.00 EUR")
+    ]
+    assert any("2 helpful samples of the file sft.helpful name no rater" in note for note in made.notes) == noted
+    assert any("helpful" in note for note in made.notes) == noted
