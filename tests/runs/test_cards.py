@@ -8,6 +8,7 @@ import yaml
 from constitutional.base.files import CARD, digest_of
 from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
+from constitutional.judging.people import PeoplesWork
 from constitutional.runs.cards import TRAINED, model_card
 from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
@@ -134,14 +135,14 @@ def test_people_who_voted_are_told_of(tmp_path: Path) -> None:
         f'{{"prompt": "Question {n}?", "chosen": "Yes {n}.", "rejected": "No.", "rater": "gpt-4"}}\n' for n in range(12)
     ]
     pairs.write_text("".join(rows))
-    written = tmp_path / "written.jsonl"
-    written.write_text('{"prompt": "Question?", "response": "So.", "rater": "ada", "seconds": 1800}\n')
-    words = ["name=first", "until=dpo", f"mix.human={pairs}", "mix.held_out_share=0", f"sft.helpful={written}"]
+    words = ["name=first", "until=dpo", f"mix.human={pairs}", "mix.held_out_share=0"]
     store, _ = go(configured(tmp_path, *words), World())
     card = model_card(store, load(store.folder), load_constitution(store.folder / USED), "policy")
     assert "| by people | 12 | 0 |" in card
     assert "12 preferences come from files of comparisons" in card
     assert "`pairs.jsonl` is labelled by gpt-4." in card
-    assert "1 person wrote 1 sample of `sft.helpful`, in 0.5 hours" in card_of(store, "sft_model")
+    work = PeoplesWork(raters=1, votes=2, skips=0, timed=2, seconds=1800.0, noted=0, exposures=0, simulated=0)
+    store.stages["sft"].summary["work"] = work.model_dump()
+    assert "1 person wrote 2 samples of `sft.helpful`, in 0.5 hours" in card_of(store, "sft_model")
     used = store.stages["mix"].summary["counts"]["AI preferences used"]
     assert f"People's share of the preferences that were trained on: {12 / (12 + used):.1%}." in card
