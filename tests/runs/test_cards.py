@@ -143,6 +143,8 @@ def test_people_who_voted_are_told_of(tmp_path: Path) -> None:
     assert "`pairs.jsonl` is labelled by gpt-4." in card
     work = PeoplesWork(raters=1, votes=2, skips=0, timed=2, seconds=1800.0, noted=0, exposures=0, simulated=0)
     store.stages["sft"].summary["work"] = work.model_dump()
-    assert "1 person wrote 2 samples of `sft.helpful`, in 0.5 hours" in card_of(store, "sft_model")
+    assert "1 person wrote 2 samples of `sft.helpful`, in 0.5 hours" in model_card(
+        store, load(store.folder), load_constitution(store.folder / USED), "sft_model"
+    )
     used = store.stages["mix"].summary["counts"]["AI preferences used"]
     assert f"People's share of the preferences that were trained on: {12 / (12 + used):.1%}." in card
