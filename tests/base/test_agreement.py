@@ -174,6 +174,39 @@ def test_the_bootstrap_is_as_wide_as_the_formula(weights: Weights, error: float)
     assert agreement.interval.high - agreement.interval.low == pytest.approx(2 * 1.96 * error, rel=0.08)
 
 
+def four_raters() -> dict[int, dict[str, int]]:
+    """150 items, three categories, a vote in 85% of cases, of raters who are right in 80%."""
+    generator = random.Random(4)
+    votes = {}
+    for item in range(150):
+        true = generator.randrange(3)
+        row = [
+            (true if generator.random() < 0.7 else generator.randrange(3)) if generator.random() < 0.85 else None
+            for _ in range(4)
+        ]
+        votes[item] = {rater: value for rater, value in zip("abcd", row, strict=True) if value is not None}
+    return votes
+
+
+@pytest.mark.parametrize(
+    ("statistic", "votes", "value", "error"),
+    [  # irrCAC 0.4.4 (PyPI): coefficient, and standard error by the large-sample formula
+        (AC1, COHEN, 0.57597173, 0.04812),
+        (ALPHA, COHEN, 0.48846154, 0.05241),
+        (AC1, four_raters(), 0.5006166, 0.04293),
+        (ALPHA, four_raters(), 0.5103696, 0.04006),
+    ],
+)
+def test_the_bootstrap_of_ac1_and_alpha_is_as_wide_as_irrcac_s_errors(
+    statistic: Callable[[Votes], RaterAgreement], votes: Votes, value: float, error: float
+) -> None:
+    agreement = statistic(votes)
+    assert agreement.value == pytest.approx(value, abs=1e-7)
+    assert agreement.interval is not None
+    assert agreement.interval.low < value < agreement.interval.high
+    assert agreement.interval.high - agreement.interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
 def test_the_bootstrap_draws_clusters() -> None:
     # Ten copies of each of 20 items, as if an item's prompt had been asked ten times, say no more than the 20 items.
     single = from_table([[8, 2], [3, 7]])
@@ -281,6 +314,44 @@ def test_dawid_and_skenes_anaesthetists() -> None:
     )
     assert fit.posteriors[37] == pytest.approx([0, 0.0212, 0.9788, 0], abs=0.0001)  # patient 38
     assert fit.posteriors[1].argmax() == 3  # patient 2 is of grade 4, though most said 3
+
+
+def graded() -> dict[tuple[int, int], dict[str, int]]:
+    """Four raters and three categories; each item stands there three times, its categories turned, so that the priors
+    are a third each whatever smooths them."""
+    generator = random.Random(15)
+    votes: dict[tuple[int, int], dict[str, int]] = {}
+    for item in range(60):
+        true = generator.randrange(3)
+        base = {
+            rater: true if generator.random() < p else (true + 1 + (generator.random() < 0.3)) % 3
+            for rater, p in {"u": 0.9, "v": 0.7, "w": 0.6, "x": 0.8}.items()
+            if generator.random() < 0.8
+        }
+        votes |= {(item, turn): {rater: (value + turn) % 3 for rater, value in base.items()} for turn in range(3)}
+    return votes
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "errors", "posteriors"),
+    [  # crowd-kit 1.4.2, DawidSkene(n_iter=5000, tol=1e-12)
+        (1e-9, [0.599752, 0.241661, 0.158587], {0: [0.909758, 0, 0.090242], 3: [0.174739, 0.825261, 0]}),
+        # As it is used. The library has no smoothing; nine items of known categories (true_labels), on which each
+        # rater says each category once of each, are the same.
+        (1, [0.591574, 0.220957, 0.187469], {0: [0.490615, 0.360717, 0.148668], 3: [0.135028, 0.846803, 0.018169]}),
+    ],
+)
+def test_dawid_and_skene_agree_with_crowd_kit(
+    smoothing: float, errors: list[float], posteriors: dict[int, list[float]]
+) -> None:
+    votes = graded()
+    assert votes[0, 0] == {"u": 0, "v": 2, "x": 1}
+    assert votes[3, 0] == {"u": 1, "v": 1, "w": 0}
+    estimate = dawid_skene(votes, smoothing=smoothing, tolerance=1e-12, at_most=5000)
+    assert [estimate.confusion["w"][0][chosen] for chosen in range(3)] == pytest.approx(errors, abs=1e-5)
+    for item, expected in posteriors.items():
+        assert [estimate.posteriors[item, 0][category] for category in range(3)] == pytest.approx(expected, abs=1e-5)
+    assert [estimate.priors[category] for category in range(3)] == pytest.approx([1 / 3] * 3)
 
 
 def test_dawid_and_skene_find_out_who_errs() -> None:

@@ -1,4 +1,5 @@
 import math
+import random
 
 import numpy as np
 import pytest
@@ -72,6 +73,15 @@ def test_hajek_of_unequal_weights_agrees_with_the_package_survey() -> None:
     assert len(set(clusters)) == 40
     assert rate.value == pytest.approx(0.7512915, abs=1e-6)
     assert rate.variance == pytest.approx(0.0667191**2, rel=1e-4)
+    # The intervals are R's too: prop.test(p·m, m, correct=FALSE), with m = p(1 − p)/SE² · (qnorm(0.975)/qt(0.975, 39))²
+    # from svymean's p and SE (survey 4.1.1), rounded down for `hajek_mean`; without weights for `clustered_share`.
+    assert rate.interval == pytest.approx((0.597373, 0.860145), abs=1e-6)
+    assert hajek_mean(values, [1.0] * 126, clusters).interval == pytest.approx((0.664170, 0.871762), abs=1e-6)
+    share = clustered_share(values, clusters)
+    assert share == pytest.approx((0.665153, 0.871269), abs=1e-6)
+    assert share == pytest.approx(
+        (0.663, 0.875), abs=0.006
+    )  # near svyciprop's: logit (0.663, 0.87), beta (0.661, 0.88)
 
 
 def test_hajek_depends_on_the_ratios_of_the_probabilities_only() -> None:
@@ -224,6 +234,35 @@ def test_prediction_powered_inference_from_an_unequal_sample() -> None:
     assert 0 < rate.tuning < 1
     assert rate.variance == pytest.approx(variance(rate.tuning), rel=0.02)  # with 80/79 for the 80 labels
     assert variance(rate.tuning) < min(variance(rate.tuning - 0.01), variance(rate.tuning + 0.01))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "value", "expected"),
+    # The value at that λ: ppi-python 0.2.3, ppi_mean_pointestimate(lam=…, w=…), with weights of mean 1. It centres the
+    # weighted labels otherwise in its variance, so the rest is R's: λ is where optimize() finds the least sum of
+    # svymean's variances of y − λf and of λf̃ (survey 4.1.1, without its k/(k − 1)); then the sum itself with these
+    # factors, and the interval with qt(0.975, k − 1).
+    [
+        (False, 0.54550714, (0.957675, 0.002346, 0.448589, 0.642426)),  # 60 and 400 clusters of one item
+        (True, 0.54548352, (0.959378, 0.001471, 0.465221, 0.625746)),  # 20 clusters of three, 50 of eight
+    ],
+)
+def test_prediction_powered_inference_from_an_unequal_sample_agrees_with_its_authors_and_with_survey(
+    *, prompts: bool, value: float, expected: tuple[float, float, float, float]
+) -> None:
+    generator = random.Random(8)
+    human, ai, inclusion = [], [], []
+    for _ in range(60):
+        sure = generator.random()
+        human.append(float(generator.random() < 0.15 + 0.7 * sure))
+        ai.append(round(sure, 3))
+        inclusion.append(round(0.9 - 0.6 * sure, 3))
+    others = [round(generator.random(), 3) for _ in range(400)]
+    named = [place // 3 for place in range(60)] if prompts else None
+    named_others = [1000 + place // 8 for place in range(400)] if prompts else None
+    rate = prediction_powered_mean(human, ai, others, inclusion, clusters=named, ai_only_clusters=named_others)
+    assert rate.value == pytest.approx(value, abs=1e-7)
+    assert (rate.tuning, rate.variance, *rate.interval) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_weighted_interval_covers_and_is_narrower_than_that_of_people_alone() -> None:
@@ -427,8 +466,10 @@ def test_rogan_and_gladen_of_published_herds(
 def test_rogan_and_gladen_from_a_validation_agree_with_lang_and_reiczigel() -> None:
     # prevSeSp(45/150, 150, 0.96, 100, 0.89, 200) of R's package asht.
     rate = rogan_gladen(45, 150, true_positives=96, positives=100, true_negatives=178, negatives=200)
-    assert rate.value == pytest.approx(0.223529, abs=1e-6)
-    assert rate.interval == pytest.approx((0.1296519, 0.3226727), abs=1e-6)
+    independent = [[(place < part, place) for place in range(n)] for part, n in ((45, 150), (96, 100), (178, 200))]
+    for found in (rate, clustered_rogan_gladen(*independent)):
+        assert found.value == pytest.approx(0.223529, abs=1e-6)
+        assert found.interval == pytest.approx((0.1296519, 0.3226727), abs=1e-6)
 
 
 def test_a_perfect_labeler_needs_no_correction_but_is_not_known_to_be_perfect() -> None:

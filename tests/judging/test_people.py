@@ -150,6 +150,10 @@ def test_a_win_rate_is_corrected_by_how_often_the_labeler_is_right() -> None:
     assert corrected.interval is not None
     assert corrected.interval.low < 0.6
     assert corrected.interval.high > 0.8
+    # With a prompt for each comparison it is `rogan_gladen` of the counts, which is held against R's package asht.
+    from_counts = rogan_gladen(62, 100, true_positives=80, positives=100, true_negatives=80, negatives=100)
+    assert corrected._replace(to_halve=None) == from_counts._replace(to_halve=None)
+    assert from_counts.interval == pytest.approx(corrected.interval)
     much = corrected_win_rate(6200, 3800, people)
     assert much is not None
     assert much.interval is not None
