@@ -216,6 +216,53 @@ def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[.
         expect(page.locator("h1")).to_have_text("You are signed out")
 
 
+@pytest.mark.parametrize("scripts", [True, False])
+def test_an_earlier_answer_is_changed_by_keyboard_alone(
+    sqlite: Database, new_page: Callable[..., Page], scripts: bool
+) -> None:
+    made = setting(sqlite, [item(0), item(1, category="violence"), item(2)])
+    with served(made) as url:
+        page = new_page(java_script_enabled=scripts)
+        enter(page, url, made)
+        page.get_by_role("radio", name="Reply A").check()
+        page.get_by_label("much").check()
+        page.get_by_role("button", name="Send").click()
+        if not scripts:
+            page.get_by_role("button", name="Show the texts").click()
+        else:
+            page.keyboard.press("h")
+        page.get_by_label("Tie").check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator(".conversation .text")).to_have_text("Question 2?")
+        page.get_by_role("link", name="Your answers").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("h1")).to_have_text("Your answers")
+        if scripts:
+            check_with_axe(page)
+        expect(page.get_by_text("Question 1?")).to_have_count(0)  # it is harmful
+        page.get_by_role("button", name="Change").last.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(".conversation .text")).to_have_text("Question 0?")
+        expect(page.get_by_role("radio", name="Reply A")).to_be_checked()
+        expect(page.get_by_label("much")).to_be_checked()
+        if scripts:
+            check_with_axe(page)
+            page.locator("h1").focus()
+            page.keyboard.press("u")  # which is for the items in their order
+            page.keyboard.press("0")
+            page.keyboard.press("Enter")
+        else:
+            page.get_by_role("radio", name="Reply A").focus()
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_have_text("Your answer is changed.")
+        expect(page.get_by_text("Tie")).to_have_count(2)
+        page.get_by_role("link", name="Back to the items").click()
+        expect(page.locator(".conversation .text")).to_have_text("Question 2?")
+    assert choices(made) == [("tie", 1), ("tie", 1)]
+
+
 @pytest.mark.parametrize(
     ("task", "replies"), [("pair", ("r0", "r1")), ("rank", ("r0", "r1", "r2")), ("rewrite", ("r0",))]
 )

@@ -62,7 +62,7 @@
     return true;
   };
   const actions = {
-    u: () => form.requestSubmit(find("#undo")),
+    u: () => { const undo = find("#undo"); if (undo) form.requestSubmit(undo); },
     n: () => note && note.focus(),
     h: () => { const open = hidden.some((part) => !part.open); hidden.forEach((part) => { part.open = open; }); },
     s: () => { if (!choose("s") && find("#skip")) note.value.trim() ? form.requestSubmit(find("#skip")) : note.focus(); },
