@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple, get_args
 
 from sqlalchemy import func, select
 
-from constitutional.base.agreement import RaterAgreement, cohen_kappa
 from constitutional.base.records import Comparison, Judgement, SpotCheck
 from constitutional.base.stats import Interval, clustered_share, wilson
 from constitutional.judging.people import CHOICES, People, on_gold, people_of
@@ -100,8 +99,6 @@ class Overview(NamedTuple):
     """The raters' own, by comparison."""
     settled: dict[str, CountedVote]
     people: People
-    kappa: RaterAgreement | None
-    """Cohen's, where there are just two raters."""
     raters: list[RaterAccuracy]
     contradictions: list[LeadItem]
     """Items that are not settled, on which raters prefer different replies."""
@@ -223,9 +220,6 @@ def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: L
         votes=dict(votes),
         settled=settled,
         people=people,
-        kappa=cohen_kappa(table, raters[0], raters[1], clusters=prompts, seed=plan.plan.seed)
-        if len(raters) == 2
-        else None,
         raters=[
             RaterAccuracy(
                 rater, _with_others(rater, table, prompts), _share_of(*on_known[rater]) if rater in on_known else None

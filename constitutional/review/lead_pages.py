@@ -315,13 +315,14 @@ def _share(share: RaterShare | None) -> str:
 def _among(votes: Overview) -> list[Rate]:
     raw = votes.people.among
     share = RaterShare(raw.value, raw.interval, raw.n) if raw.value is not None and raw.interval is not None else None
-    chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1, "Cohen’s κ": votes.kappa}
+    chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1}
+    chance[votes.people.kappa_name] = votes.people.kappa
     ceiling = votes.people.ceiling
     weighted = RaterShare(ceiling.value, ceiling.interval, ceiling.n) if ceiling else None
     return [
         Rate("Votes that are the same", _share(share) if share else in_words(raw)),
         Rate("Agreement, weighted as the labeler’s", _share(weighted)),
-        *(Rate(name, in_words(agreement)) for name, agreement in chance.items() if agreement),
+        *(Rate(name, in_words(agreement)) for name, agreement in chance.items()),
     ]
 
 

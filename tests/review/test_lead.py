@@ -125,6 +125,18 @@ def settle(browser: Browser, number: int, choice: str, **fields: str) -> None:
 # Numbers
 
 
+def test_of_three_raters_the_page_has_lights_kappa(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(10)]
+    items = [planned(row, n, wanted=3) for n, row in enumerate(comparisons)]
+    made = led(sqlite, items, Labels(comparisons, []))
+    for name, said in (("ada", "aaaaabbbbb"), ("bob", "aaaababbbb"), ("cem", "bbbbbaaaaa")):
+        say(made, made.rater(name), {str(number): choice for number, choice in enumerate(said)})
+    # Each says a and b five times, so chance is ½; ada and bob agree on 8 items, ada and cem on none, bob and cem on 2.
+    page = lead(made).get("/lead").text
+    assert "Light’s κ (mean of Cohen’s over 3 pairs of raters)" in page
+    assert f"{(0.6 - 1 - 0.6) / 3:.2f} (" in page
+
+
 def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     comparisons = [compared(number) for number in range(4)]
     made = led(
@@ -140,8 +152,8 @@ def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     assert votes.people.among.value == pytest.approx(1 / 3)
     assert votes.people.alpha.value == pytest.approx(1 - 5 * 4 / 16)
     # Cohen: agreement 1/3; both say a in 2 of 3, so chance is 4/9 + 1/9.
-    assert votes.kappa is not None
-    assert votes.kappa.value == pytest.approx((1 / 3 - 5 / 9) / (1 - 5 / 9))
+    assert votes.people.kappa_name == "Cohen’s κ"
+    assert votes.people.kappa.value == pytest.approx((1 / 3 - 5 / 9) / (1 - 5 / 9))
     # π: a (1 + ½ + ½ + 0)/4, b (0 + ½ + ½ + 0)/4, tie ¼; chance (¼ + 3/16 + 3/16)/3.
     assert votes.people.ac1.value == pytest.approx((1 / 3 - 0.625 / 3) / (1 - 0.625 / 3))
     shares = {row.name: (row.others, row.gold) for row in votes.raters}
