@@ -113,7 +113,8 @@ def cohen_kappa(
     cells = np.array([place[by_rater[first]] * q + place[by_rater[second]] for by_rater in both.values()])
 
     def kappa(multiplicity: Array) -> float | None:
-        return _mean_kappa(np.bincount(cells, multiplicity, q * q).reshape(1, q, q), disagreement)
+        joint = np.bincount(cells, multiplicity, q * q).reshape(1, q, q)
+        return _mean_kappa(joint.astype(np.float64), disagreement)
 
     return _bootstrap(kappa, table, seed)
 
@@ -162,7 +163,7 @@ def light_kappa(votes: Votes, *, clusters: Clusters | None = None, seed: int) ->
 
     def kappa(multiplicity: Array) -> float | None:
         joint = np.bincount(cells, multiplicity[rows], len(varied) * q * q).reshape(len(varied), q, q)
-        return _mean_kappa(joint, disagreement)
+        return _mean_kappa(joint.astype(np.float64), disagreement)
 
     return LightKappa(_bootstrap(kappa, table, seed), len(varied))
 

@@ -166,7 +166,8 @@ def _kappa(votes: Mapping[str, Mapping[str, str]], prompts: Mapping[str, str], s
     """κ of people with each other, and whose it is: Cohen's of two raters, Light's of more."""
     raters = sorted({rater for by_rater in votes.values() for rater in by_rater})
     if len(raters) == 2:
-        return "Cohen’s κ", cohen_kappa(votes, *raters, clusters=prompts, seed=seed)
+        first, second = raters
+        return "Cohen’s κ", cohen_kappa(votes, first, second, clusters=prompts, seed=seed)
     light = light_kappa(votes, clusters=prompts, seed=seed)
     over = f" (mean of Cohen’s over {counted(light.pairs, 'pair')} of raters)" if light.pairs else ""
     return f"Light’s κ{over}", light.kappa

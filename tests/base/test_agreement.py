@@ -125,7 +125,7 @@ def test_lights_kappa_is_the_mean_over_pairs() -> None:
     assert (pairs, kappa.n) == (3, 20)
     assert kappa.value == pytest.approx((0.11950 - 0.16564 - 0.00629) / 3, abs=0.00001)
     assert kappa.interval is not None
-    assert kappa.interval.low < kappa.value < kappa.interval.high
+    assert kappa.interval.low < -0.01748 < kappa.interval.high
     # Of two raters it is Cohen's.
     assert light_kappa(COHEN, seed=0) == (cohen_kappa(COHEN, "a", "b", seed=0), 1)
 
@@ -139,7 +139,8 @@ def test_lights_kappa_leaves_out_pairs_that_share_few_items_or_do_not_vary() -> 
     for item in range(11, 23):
         votes[item]["e"] = 3
     kappa, pairs = light_kappa(votes, seed=0)
-    assert (kappa.value, kappa.n, pairs) == (pytest.approx(0.6), 10, 1)
+    assert kappa.value == pytest.approx(0.6)
+    assert (kappa.n, pairs) == (10, 1)
     assert light_kappa(by_item("121212121", "121212121"), seed=0) == (
         RaterAgreement(None, None, "few shared", 0, 0.0),
         0,
