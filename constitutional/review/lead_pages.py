@@ -293,7 +293,7 @@ def _by_principle(wrong: Sequence[Mistake], votes: Overview) -> dict[str, list[t
     groups = defaultdict[str, list[tuple[LeadItem, str]]](list)
     for row in wrong:
         said = Counter(vote.choice for vote in votes.votes[row.item.comparison] if vote.choice in CHOICES)
-        people = ", ".join(f"{words} {said[choice]}" for choice, words in CHOICES.items() if said[choice])
+        people = ", ".join(f"{words} ({said[choice]})" for choice, words in CHOICES.items() if said[choice])
         labeler = f"{CHOICES['a' if row.p_a > 0.5 else 'b']}, {_percent(max(row.p_a, 1 - row.p_a))} sure"
         kind = f" Prompts: {row.kind}." if row.kind else ""
         groups[row.principle].append((row.item, f"Labeler: {labeler}. People: {people}.{kind}"))

@@ -458,11 +458,11 @@ def test_what_the_labeler_gets_wrong_is_told_by_principle_with_examples(
     part = browser.page.text.partition("What the labeler gets wrong")[2]
     assert re.findall(r"(?:<h3[^>]*>|<div class=.soft.>)(.*?)</", part) == [
         "Principle brief: 3 items",
-        "Labeler: Reply A, 90% sure. People: Reply B 2. Prompts: even.",
-        "Labeler: Reply A, 80% sure. People: Reply B 2. Prompts: even.",
-        "Labeler: Reply A, 55% sure. People: Reply B 1, Tie 1. Prompts: odd.",
+        "Labeler: Reply A, 90% sure. People: Reply B (2). Prompts: even.",
+        "Labeler: Reply A, 80% sure. People: Reply B (2). Prompts: even.",
+        "Labeler: Reply A, 55% sure. People: Reply B (1), Tie (1). Prompts: odd.",
         "Principle calm: 1 item",
-        "Labeler: Reply A, 70% sure. People: Reply B 2. Prompts: odd.",
+        "Labeler: Reply A, 70% sure. People: Reply B (2). Prompts: odd.",
     ]
     assert "people contradict it on 4 items to settle" in browser.page.text
     monkeypatch.setattr(lead_pages, "MOST_EXAMPLES", 2)
