@@ -1,8 +1,9 @@
 """Agreement between raters, and one label from the votes of several raters."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping
+from itertools import combinations
 from typing import Any, Final, Literal, NamedTuple, SupportsFloat
 
 import numpy as np
@@ -15,7 +16,7 @@ Votes = Mapping[Any, Mapping[Any, Hashable]]
 vote is left out; None and NaN are refused. Ordinal and interval statistics need numbers on a scale of few values."""
 Clusters = Mapping[Any, Hashable]
 """The cluster of each item, such as its prompt. Items of one cluster are not independent."""
-Reason = Literal["too few", "unanimous", "few clusters", "no disagreement", "undefined resamples"]
+Reason = Literal["too few", "few shared", "unanimous", "few clusters", "no disagreement", "undefined resamples"]
 Weights = Literal["nominal", "linear", "quadratic"]
 Metric = Literal["nominal", "ordinal", "interval"]
 Array = NDArray[np.float64]
@@ -27,8 +28,9 @@ _TAIL: Final = RESAMPLES // 40
 class RaterAgreement(NamedTuple):
     """How far raters agree, with a 95% interval.
 
-    `reason` says why the value is None: "too few", no item has two votes; "unanimous", all votes on the items with two
-    or more are equal, so there is no variation by which chance could be judged.
+    `reason` says why the value is None: "too few", no item has two votes; "few shared", no two raters have `FEWEST`
+    items in common; "unanimous", all votes on the items with two or more are equal, so there is no variation by which
+    chance could be judged.
 
     Or it says why there is a value but no interval: "few clusters", fewer than `FEWEST`; "no disagreement", all
     resamples would agree as well, whatever the true rate; "undefined resamples", more than 2.5% of them are undefined.
@@ -38,13 +40,14 @@ class RaterAgreement(NamedTuple):
     interval: Interval | None
     reason: Reason | None
     n: int
-    """Items with two or more votes. For Cohen's κ: items on which both raters voted."""
+    """Items with two or more votes. For κ: items on which both raters of a pair voted."""
     undefined: float
     """The share of the resamples in which the statistic is undefined, in [0, 1]."""
 
 
 _REASONS: Final[dict[Reason, str]] = {
     "too few": "undefined: no item has two votes",
+    "few shared": f"undefined: no two raters share {FEWEST} items",
     "unanimous": "undefined: unanimous",
     "few clusters": f"no interval: fewer than {FEWEST} prompts",
     "no disagreement": "no interval: no disagreement",
@@ -110,11 +113,72 @@ def cohen_kappa(
     cells = np.array([place[by_rater[first]] * q + place[by_rater[second]] for by_rater in both.values()])
 
     def kappa(multiplicity: Array) -> float | None:
-        joint = np.bincount(cells, multiplicity, q * q).reshape(q, q) / multiplicity.sum()
-        expected = (disagreement * np.outer(joint.sum(1), joint.sum(0))).sum()
-        return float(1 - (disagreement * joint).sum() / expected) if expected else None
+        joint = np.bincount(cells, multiplicity, q * q).reshape(1, q, q)
+        return _mean_kappa(joint.astype(np.float64), disagreement)
 
     return _bootstrap(kappa, table, seed)
+
+
+class LightKappa(NamedTuple):
+    """Light's κ, and of how many pairs of raters it is the mean."""
+
+    kappa: RaterAgreement
+    pairs: int
+
+
+def light_kappa(votes: Votes, *, clusters: Clusters | None = None, seed: int) -> LightKappa:
+    """The mean of Cohen's κ over the pairs of raters, at most 1; 0 is the agreement of chance.
+
+    Light (1971), "Measures of response agreement for qualitative data: some generalizations and alternatives". Every
+    pair counts the same, so only those count that have `FEWEST` items in common, and vary on them. A resample in which
+    a pair does not vary, or has no item, is undefined.
+    """
+    shared: dict[tuple[Any, Any], list[Any]] = defaultdict(list)
+    raters = dict.fromkeys(rater for by_rater in votes.values() for rater in by_rater)
+    place = {rater: number for number, rater in enumerate(raters)}
+    for item, by_rater in votes.items():
+        for pair in combinations(sorted(by_rater, key=place.__getitem__), 2):
+            shared[pair].append(item)
+    enough = {pair: items for pair, items in shared.items() if len(items) >= FEWEST}
+    varied = {
+        pair: items
+        for pair, items in enough.items()
+        if len({votes[item][rater] for item in items for rater in pair}) > 1
+    }
+    if not varied:
+        items = {item for pair in enough.values() for item in pair}
+        reason: Reason = "unanimous" if enough else "few shared" if shared else "too few"
+        return LightKappa(_undefined(reason, len(items)), 0)
+    used = list(dict.fromkeys(item for items in varied.values() for item in items))
+    table = _tabulate({item: votes[item] for item in used}, clusters)
+    q, where = len(table.categories), {item: number for number, item in enumerate(used)}
+    number_of = {category: number for number, category in enumerate(table.categories)}
+    triples = [
+        (pair * q * q + number_of[votes[item][first]] * q + number_of[votes[item][second]], where[item])
+        for pair, ((first, second), items) in enumerate(varied.items())
+        for item in items
+    ]
+    cells, rows = np.array(triples).T
+    disagreement = _distances(table.categories, 0)
+
+    def kappa(multiplicity: Array) -> float | None:
+        joint = np.bincount(cells, multiplicity[rows], len(varied) * q * q).reshape(len(varied), q, q)
+        return _mean_kappa(joint.astype(np.float64), disagreement)
+
+    return LightKappa(_bootstrap(kappa, table, seed), len(varied))
+
+
+def _mean_kappa(joint: Array, disagreement: Array) -> float | None:
+    """The mean κ of pairs of raters from how often each pair chose any two values; None where that of one is undefined.
+
+    Args:
+        joint: pairs x values of the one x values of the other.
+        disagreement: of any two values.
+    """
+    chance = np.einsum("ij,ki,kj->k", disagreement, joint.sum(2), joint.sum(1))
+    if not chance.all():
+        return None
+    return float((1 - joint.sum((1, 2)) * (disagreement * joint).sum((1, 2)) / chance).mean())
 
 
 def krippendorff_alpha(

@@ -12,6 +12,7 @@ from constitutional.base.agreement import (
     cohen_kappa,
     gwet_ac1,
     krippendorff_alpha,
+    light_kappa,
     pairwise_agreement,
 )
 from constitutional.base.corrected import (
@@ -23,6 +24,7 @@ from constitutional.base.corrected import (
     prediction_powered_mean,
 )
 from constitutional.base.frozen import Frozen
+from constitutional.base.progress import counted
 from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck, Verdict
 from constitutional.base.text import same_text
 from constitutional.judging.labelling import combine, probabilities_of
@@ -134,6 +136,9 @@ class People(NamedTuple):
     """The share of pairs of people that say the same of a comparison, `both_bad` included; not weighted."""
     ac1: RaterAgreement
     alpha: RaterAgreement
+    kappa_name: str
+    """Whose κ it is."""
+    kappa: RaterAgreement
     beyond_chance: dict[str, RaterAgreement]
     """By the measure's name, the labeler's agreement with people beyond chance, on the audit set; on all comparisons
     where there is none. Those chosen by what the labeler is unsure of would make it look worse."""
@@ -155,6 +160,17 @@ def _beyond_chance(seen: Sequence[Seen], seed: int) -> dict[str, RaterAgreement]
         "Krippendorff’s α": krippendorff_alpha(votes, clusters=prompts, seed=seed),
         "Gwet’s AC1": gwet_ac1(votes, categories=len(sides), clusters=prompts, seed=seed),
     }
+
+
+def _kappa(votes: Mapping[str, Mapping[str, str]], prompts: Mapping[str, str], seed: int) -> tuple[str, RaterAgreement]:
+    """κ of people with each other, and whose it is: Cohen's of two raters, Light's of more."""
+    raters = sorted({rater for by_rater in votes.values() for rater in by_rater})
+    if len(raters) == 2:
+        first, second = raters
+        return "Cohen’s κ", cohen_kappa(votes, first, second, clusters=prompts, seed=seed)
+    light = light_kappa(votes, clusters=prompts, seed=seed)
+    over = f" (mean of Cohen’s over {counted(light.pairs, 'pair')} of raters)" if light.pairs else ""
+    return f"Light’s κ{over}", light.kappa
 
 
 def raters_own(verdicts: Iterable[Verdict]) -> Iterator[Verdict]:
@@ -214,6 +230,7 @@ def people_of(
         if voted[check.comparison]
     }
     prompts = {name: by_id[name].prompt.id for name in votes_by_item}
+    kappa_name, kappa = _kappa(votes_by_item, prompts, seed)
     return People(
         seen=seen,
         labeler=_agreement(seen),
@@ -223,6 +240,8 @@ def people_of(
         among=pairwise_agreement(votes_by_item, clusters=prompts),
         ac1=gwet_ac1(votes_by_item, categories=len(CHOICES), clusters=prompts, seed=seed),
         alpha=krippendorff_alpha(votes_by_item, clusters=prompts, seed=seed),
+        kappa_name=kappa_name,
+        kappa=kappa,
         beyond_chance=_beyond_chance(seen, seed),
     )
 

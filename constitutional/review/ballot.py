@@ -12,6 +12,8 @@ CHOICES: Final[Mapping[str, tuple[Choice, ...]]] = {
     "rewrite": ("rewritten", "skip"),
     "rank": ("ranked", "skip"),
 }
+STRENGTHS: Final = ("slightly", "clearly", "much", "far")
+"""How much better a reply is, from 1 to 4."""
 LONGEST_NOTE: Final = 5_000
 LONGEST_REPLY: Final = 50_000
 LONGEST_S: Final = 6 * 3600.0
@@ -66,6 +68,30 @@ def read_ballot(form: Mapping[str, str], plan: Plan, replies: tuple[str, ...]) -
     if strength is None:
         raise BallotError("Say how much better the reply is.")
     return ballot._replace(strength=strength, principles=_by_principle(form, plan))
+
+
+def fields_of(ballot: Ballot, plan: Plan) -> dict[str, str]:
+    """The fields of a form in which this answer is given."""
+    fields = {"choice": ballot.choice, "strength": f"{ballot.strength}", "rationale": ballot.rationale}
+    for place, principle in enumerate(plan.principles, start=1):
+        if (said := ballot.principles.get(principle.id)) is not None:
+            fields[f"principle_{place}"] = said
+    fields |= {f"rank_{place}": f"{rank}" for place, rank in enumerate(ballot.ranks, start=1)}
+    return fields | ({"rewritten": ballot.rewritten} if ballot.choice == "rewritten" else {})
+
+
+def letter(place: int) -> str:
+    """What a page calls a reply at this place, from 1 on."""
+    return f"{place}" if place > 26 else chr(ord("A") + place - 1)
+
+
+def in_words(ballot: Ballot) -> str:
+    """An answer as the rater gave it, with the replies' names of that page."""
+    if ballot.choice in ("first", "second"):
+        return f"Reply {letter(1 + (ballot.choice == 'second'))}, {STRENGTHS[ballot.strength - 1]} better"
+    if ballot.choice == "ranked":
+        return "; ".join(f"Reply {letter(place)}: {rank}" for place, rank in enumerate(ballot.ranks, start=1))
+    return {"tie": "Tie", "both_bad": "Both bad", "skip": "Skipped", "rewritten": "Rewritten"}[ballot.choice]
 
 
 def _ranks(form: Mapping[str, str], count: int) -> tuple[int, ...]:

@@ -1,27 +1,22 @@
 """What a lead sees of a review: who did what, how far raters and the labeler agree, and what is to be settled."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final, NamedTuple, get_args
 
 from sqlalchemy import func, select
 
-from constitutional.base.agreement import RaterAgreement, cohen_kappa
-from constitutional.base.records import Comparison, Judgement, SpotCheck
+from constitutional.base.records import LABELER, Comparison, Judgement, SpotCheck
 from constitutional.base.stats import Interval, clustered_share, wilson
-from constitutional.judging.people import CHOICES, People, on_gold, people_of
+from constitutional.judging.people import CHOICES, People, Seen, on_gold, people_of
 from constitutional.review.accounts import Rater, Role
 from constitutional.review.database import Database
 from constitutional.review.export import verdicts_of
 from constitutional.review.plan import BETWEEN, ItemPayload
 from constitutional.review.schema import ASSIGNMENT, EXPOSURE, ITEM, RATER, SETTLEMENT, SIGHT, VOTE
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
-
-SURE: Final = 0.8
-"""The labeler is sure of a label from this probability on."""
-
 
 MOST_LOOKED_THROUGH: Final = 500
 """Items that want votes, of which the page says how many no rater can get."""
@@ -56,7 +51,7 @@ class RaterWork(NamedTuple):
     seconds: float | None
     """The median time of a vote; None without votes."""
     hours: float
-    """At all items, also those skipped and those answered anew."""
+    """At all items, also those skipped, those answered anew, and those settled."""
     exposures: int
     """Items with harmful texts that the rater has seen."""
     opted_out: tuple[str, ...]
@@ -91,6 +86,18 @@ class RaterAccuracy(NamedTuple):
     """None where the rater voted on no item with a known answer."""
 
 
+class Mistake(NamedTuple):
+    """An item on which people prefer another reply than the labeler."""
+
+    item: LeadItem
+    principle: str
+    """By which the labeler prefers the other reply; all by which it judged, where the mistake is that of none alone."""
+    kind: str
+    """Of the prompt; empty where it has none."""
+    p_a: float
+    """The labeler's probability that reply a is better."""
+
+
 class Overview(NamedTuple):
     """All that the votes say at one time."""
 
@@ -100,14 +107,11 @@ class Overview(NamedTuple):
     """The raters' own, by comparison."""
     settled: dict[str, CountedVote]
     people: People
-    kappa: RaterAgreement | None
-    """Cohen's, where there are just two raters."""
     raters: list[RaterAccuracy]
     contradictions: list[LeadItem]
     """Items that are not settled, on which raters prefer different replies."""
-    labeler_wrong: list[LeadItem]
-    """Others that are not settled, on which people prefer another reply than the labeler, which is sure; the surest
-    first."""
+    labeler_wrong: list[Mistake]
+    """On others that are not settled; the surest first."""
 
 
 def works_of(database: Database, plan: StoredPlan) -> list[RaterWork]:
@@ -124,9 +128,16 @@ def works_of(database: Database, plan: StoredPlan) -> list[RaterWork]:
         .where(ITEM.c.plan_id == plan.id)
         .group_by(EXPOSURE.c.rater_id)
     )
+    settling = (
+        select(SETTLEMENT.c.rater_id, func.sum(SETTLEMENT.c.seconds).label("seconds"))
+        .join(ITEM, SETTLEMENT.c.item_id == ITEM.c.id)
+        .where(ITEM.c.plan_id == plan.id)
+        .group_by(SETTLEMENT.c.rater_id)
+    )
     with database.reading() as connection:
         raters = connection.execute(select(RATER).order_by(RATER.c.name)).all()
         rows = connection.execute(votes).all()
+        settled: dict[int, float] = {row.rater_id: row.seconds or 0.0 for row in connection.execute(settling)}
         exposures: dict[int, int] = {row.rater_id: row.items for row in connection.execute(exposed)}
     latest = {row.assignment_id: row for row in rows}
     works = []
@@ -140,7 +151,8 @@ def works_of(database: Database, plan: StoredPlan) -> list[RaterWork]:
                 votes=len(seconds),
                 skips=sum(row.choice == "skip" for row in own),
                 seconds=median(seconds) if seconds else None,
-                hours=sum(row.seconds for row in rows if row.rater_id == rater.id) / 3600,
+                hours=(sum(row.seconds for row in rows if row.rater_id == rater.id) + settled.get(rater.id, 0.0))
+                / 3600,
                 exposures=exposures.get(rater.id, 0),
                 opted_out=tuple(rater.opted_out),
             )
@@ -202,6 +214,9 @@ def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: L
     items, checks = _items(database, plan, votes)
     verdicts = verdicts_of(vote for group in votes.values() for vote in group)
     people = people_of(checks, verdicts, labels.comparisons, labels.judgements, plan.plan.seed)
+    judged = defaultdict[str, list[Judgement]](list)
+    for judgement in labels.judgements:
+        judged[judgement.comparison].append(judgement)
     table = {
         name: {vote.rater: vote.choice for vote in group if vote.choice in CHOICES} for name, group in votes.items()
     }
@@ -213,19 +228,16 @@ def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: L
     ]
     clashing = {item.comparison for item in contradictions}
     wrong = [
-        row
+        mistake
         for row in people.seen
-        if row.agreement == 0 and max(row.labeler, 1 - row.labeler) >= SURE - 1e-9
-        if row.comparison.id not in settled and row.comparison.id not in clashing
+        if row.agreement == 0 and row.comparison.id not in settled and row.comparison.id not in clashing
+        for mistake in _mistakes(row, items[row.comparison.id], judged[row.comparison.id])
     ]
     return Overview(
         items=items,
         votes=dict(votes),
         settled=settled,
         people=people,
-        kappa=cohen_kappa(table, raters[0], raters[1], clusters=prompts, seed=plan.plan.seed)
-        if len(raters) == 2
-        else None,
         raters=[
             RaterAccuracy(
                 rater, _with_others(rater, table, prompts), _share_of(*on_known[rater]) if rater in on_known else None
@@ -233,8 +245,20 @@ def overview(database: Database, store: ReviewStore, plan: StoredPlan, labels: L
             for rater in sorted({*raters, *on_known})
         ],
         contradictions=contradictions,
-        labeler_wrong=[items[row.comparison.id] for row in sorted(wrong, key=lambda row: -abs(row.labeler - 0.5))],
+        labeler_wrong=sorted(wrong, key=lambda mistake: -abs(mistake.p_a - 0.5)),
     )
+
+
+def _mistakes(row: Seen, item: LeadItem, judgements: Iterable[Judgement]) -> Iterator[Mistake]:
+    """The labeler's mistakes on an item, one for each principle by which it contradicts people."""
+    kind, right, alone = row.comparison.prompt.info.get("kind", ""), row.people > 0.5, False
+    for judgement in judgements:
+        p_a = judgement.p_a
+        if judgement.judge == LABELER and p_a is not None and p_a != 0.5 and (p_a > 0.5) != right:
+            alone = True
+            yield Mistake(item, judgement.principle, kind, p_a)
+    if not alone:  # as where the judges of a panel are wrong together
+        yield Mistake(item, ", ".join(row.principles), kind, row.labeler)
 
 
 def _items(

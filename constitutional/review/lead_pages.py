@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, get_args
 
@@ -24,6 +25,7 @@ from constitutional.review.ballot import LONGEST_NOTE
 from constitutional.review.lead import (
     LeadItem,
     LeadSources,
+    Mistake,
     Overview,
     RaterShare,
     changes,
@@ -37,6 +39,8 @@ from constitutional.review.visit import Visit
 
 MOST_LISTED: Final = 50
 """Items of a queue that one page lists."""
+MOST_EXAMPLES: Final = 10
+"""Mistakes of the labeler by one principle that the page lists."""
 SLOW_S: Final = 1.0
 RESTS: Final = 10
 """Where the numbers take longer than `SLOW_S`, they rest for that many times as long, however many votes come."""
@@ -99,6 +103,7 @@ class LeadPages:
         votes = self._votes() if self._plan.plan.task == "pair" else None
         seen = seen_by(self._sources.database, self._plan, visit.rater)
         wrong = votes.labeler_wrong if votes else []
+        hidden = {row.item.id for row in wrong if row.item.comparison not in seen}
         return self._page(
             visit,
             "lead",
@@ -115,9 +120,11 @@ class LeadPages:
             among=[*_among(votes)] if votes else [],
             labeler=[*_labeler(votes)] if votes else [],
             raters=[(row.name, _share(row.others), _share(row.gold)) for row in votes.raters] if votes else [],
-            wrong=[item for item in wrong if item.comparison in seen],
-            unseen=sum(item.comparison not in seen for item in wrong),
+            wrong=_by_principle([row for row in wrong if row.item.id not in hidden], votes) if votes else {},
+            contradicted=len({row.item.id for row in wrong}),
+            unseen=len(hidden),
             most=MOST_LISTED,
+            most_examples=MOST_EXAMPLES,
             settled_mark=SETTLED,
             no_file="" if self._sources.constitution else SHIPPED,
             choices=CHOICES,
@@ -157,7 +164,7 @@ class LeadPages:
 
     def _show(self, visit: Visit) -> Response:
         if visit.form.get("item") == "all":
-            self._store.see(self._plan, visit.rater, [item.id for item in self._votes().labeler_wrong])
+            self._store.see(self._plan, visit.rater, {row.item.id for row in self._votes().labeler_wrong})
             return RedirectResponse("/lead#labeler", 303)
         item, _ = self._asked(visit.form.get("item", ""))
         self._store.see(self._plan, visit.rater, [item.id])
@@ -281,6 +288,18 @@ def _differ(votes: Sequence[CountedVote]) -> bool:
     return len(said) > 1 and not {"a", "b"} <= said
 
 
+def _by_principle(wrong: Sequence[Mistake], votes: Overview) -> dict[str, list[tuple[LeadItem, str]]]:
+    """By principle, those with the most mistakes first, the items and what labeler and people say of them."""
+    groups = defaultdict[str, list[tuple[LeadItem, str]]](list)
+    for row in wrong:
+        said = Counter(vote.choice for vote in votes.votes[row.item.comparison] if vote.choice in CHOICES)
+        people = ", ".join(f"{words} ({said[choice]})" for choice, words in CHOICES.items() if said[choice])
+        labeler = f"{CHOICES['a' if row.p_a > 0.5 else 'b']}, {_percent(max(row.p_a, 1 - row.p_a))} sure"
+        kind = f" Prompts: {row.kind}." if row.kind else ""
+        groups[row.principle].append((row.item, f"Labeler: {labeler}. People: {people}.{kind}"))
+    return dict(sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])))
+
+
 def _for_lead(answer: Callable[[Visit], Response]) -> Callable[[Visit], Response]:
     """The same answer for leads; others do not learn that there is such a page."""
 
@@ -315,13 +334,14 @@ def _share(share: RaterShare | None) -> str:
 def _among(votes: Overview) -> list[Rate]:
     raw = votes.people.among
     share = RaterShare(raw.value, raw.interval, raw.n) if raw.value is not None and raw.interval is not None else None
-    chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1, "Cohen’s κ": votes.kappa}
+    chance = {"Krippendorff’s α": votes.people.alpha, "Gwet’s AC1": votes.people.ac1}
+    chance[votes.people.kappa_name] = votes.people.kappa
     ceiling = votes.people.ceiling
     weighted = RaterShare(ceiling.value, ceiling.interval, ceiling.n) if ceiling else None
     return [
         Rate("Votes that are the same", _share(share) if share else in_words(raw)),
         Rate("Agreement, weighted as the labeler’s", _share(weighted)),
-        *(Rate(name, in_words(agreement)) for name, agreement in chance.items() if agreement),
+        *(Rate(name, in_words(agreement)) for name, agreement in chance.items()),
     ]
 
 

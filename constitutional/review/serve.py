@@ -164,7 +164,8 @@ def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
         notes.append(f"raters are {'not ' * settings.by_principle}asked by principle{kept}")
     if "overlap" in typed and settings.overlap != review.plan.overlap:
         notes.append(f"an item gets up to {review.plan.overlap} votes, not {settings.overlap}{kept}")
-    if review.store.gold_share and review.plan.plan.task == "pair" and not review.plan.gold:
+    can_have_gold = review.plan.plan.task == "pair" and review.plan.plan.about == "comparisons"
+    if review.store.gold_share and can_have_gold and not review.plan.gold:
         notes.append(f"there are no gold items, though spotcheck.gold_share asks for them{kept}")
     unused = [name for name in settings.sensitive if name not in review.plan.categories]
     notes += [

@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,12 +21,21 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from constitutional.review.accounts import SESSION_S, Accounts
-from constitutional.review.ballot import LONGEST_NOTE, LONGEST_REPLY, BallotError, read_ballot
+from constitutional.review.ballot import (
+    LONGEST_NOTE,
+    LONGEST_REPLY,
+    STRENGTHS,
+    BallotError,
+    fields_of,
+    in_words,
+    letter,
+    read_ballot,
+)
 from constitutional.review.guard import Guard, TokenTries, form_token, same_token
 from constitutional.review.lead import LeadSources
 from constitutional.review.lead_pages import LeadPages
 from constitutional.review.plan import shown_order
-from constitutional.review.store import Assigned, ReviewStore, StoredPlan
+from constitutional.review.store import Answer, Assigned, ReviewStore, StoredPlan
 from constitutional.review.visit import Visit
 from constitutional.stages.report.page import ASSETS, CONTROL
 
@@ -39,11 +49,12 @@ NOTICES: Final[Mapping[str, str]] = {
     "undone": "Your last answer is taken back. Answer again.",
     "nothing": "There is no answer to take back.",
     "settled": "Your choices are saved.",
+    "changed": "Your answer is changed.",
 }
 UNOPENED: Final = "The texts are still hidden. Show them first, or skip the item and say why."
 FORM: Final = "application/x-www-form-urlencoded"
-STRENGTHS: Final = ("slightly", "clearly", "much", "far")
-"""How much better a reply is, from 1 to 4."""
+MOST_LISTED: Final = 50
+"""Answers that one page lists."""
 ERRORS: Final[Mapping[int, str]] = {
     400: "The browser sent something that cannot be read.",
     403: "This form is not valid any more. Go back to the page, reload it and send it again.",
@@ -94,7 +105,8 @@ class Site:
         )
         style = (ASSETS / "style.css").read_text(encoding="utf-8") + (PAGES / "style.css").read_text(encoding="utf-8")
         script = (PAGES / "script.js").read_text(encoding="utf-8")
-        self._pages.globals.update(style=Markup(style), script=Markup(script), shown_order=shown_order)  # noqa: S704 - ours
+        self._pages.globals.update(style=Markup(style), script=Markup(script))  # noqa: S704 - ours
+        self._pages.globals.update(shown_order=shown_order, letter=letter)
         routes = [
             Route("/enter", self._enter_page, methods=["GET"]),
             Route("/enter", self._enter, methods=["POST"]),
@@ -102,6 +114,9 @@ class Site:
             Route("/start", self._for_rater(self._start), methods=["GET"]),
             Route("/start", self._for_rater(self._settle), methods=["POST"]),
             Route("/vote", self._for_rater(self._vote), methods=["POST"]),
+            Route("/answers", self._for_rater(self._answers), methods=["GET"]),
+            Route("/answer", self._for_rater(self._answer), methods=["GET"]),
+            Route("/answer", self._for_rater(self._change), methods=["POST"]),
             Route("/undo", self._for_rater(self._undo), methods=["POST"]),
             Route("/exposed", self._for_rater(self._exposed), methods=["POST"]),
             Route("/leave", self._for_rater(self._leave), methods=["POST"]),
@@ -202,7 +217,34 @@ class Site:
         if outcome == "saved":
             self._count_own(visit, before)
             self._voted(self._votes())
+        if _changes(visit):
+            return RedirectResponse(f"/answers?notice={'changed' if outcome == 'saved' else outcome}", 303)
         return RedirectResponse(f"/?notice={outcome}", 303)
+
+    def _answers(self, visit: Visit) -> Response:
+        """The rater's own answers, the last first."""
+        before = _number(visit.request.query_params.get("before", ""))
+        answers = self._store.answers(self._plan, visit.rater, MOST_LISTED + 1, before)
+        return self._rater_page(
+            visit,
+            "answers",
+            answers=[(answer, in_words(answer.ballot), _date(answer.created)) for answer in answers[:MOST_LISTED]],
+            older=answers[MOST_LISTED - 1].vote if len(answers) > MOST_LISTED else None,
+            before=before,
+            notice=NOTICES.get(visit.request.query_params.get("notice", ""), ""),
+        )
+
+    def _change(self, visit: Visit) -> Response:
+        """Go to an answer in order to change it: the time of that begins now."""
+        answer = self._own_answer(visit, visit.form.get("assignment", ""))
+        self._store.look_again(self._plan, visit.rater, answer.item.id)
+        return RedirectResponse(f"/answer?assignment={answer.item.id}", 303)
+
+    def _answer(self, visit: Visit) -> Response:
+        if not self._store.briefed(self._plan, visit.rater):
+            return RedirectResponse("/start", 303)
+        answer = self._own_answer(visit, visit.request.query_params.get("assignment", ""))
+        return self._item_page(visit, answer.item, changes=True)
 
     def _undo(self, visit: Visit) -> Response:
         before = self._store.answered(self._plan, visit.rater)
@@ -219,21 +261,40 @@ class Site:
 
     def _own(self, visit: Visit) -> Assigned:
         """The item that a form is about, if it is this rater's; nobody learns whether another's is there."""
-        number = visit.form.get("assignment", "")
-        known = number.isascii() and number.isdecimal() and len(number) < 10
-        item = self._store.assigned(self._plan, visit.rater, int(number)) if known else None
+        number = _number(visit.form.get("assignment", ""))
+        item = None if number is None else self._store.assigned(self._plan, visit.rater, number)
         if item is None:
             raise HTTPException(404)
         return item
 
+    def _own_answer(self, visit: Visit, assignment: str) -> Answer:
+        """What this rater said of an item, if that can be changed."""
+        number = _number(assignment)
+        answer = None if number is None else self._store.answer(self._plan, visit.rater, number)
+        if answer is None or not answer.blind:
+            raise HTTPException(404)
+        return answer
+
     def _item_page(
-        self, visit: Visit, item: Assigned, status: int = 200, *, notice: str = "", problem: str = ""
+        self,
+        visit: Visit,
+        item: Assigned,
+        status: int = 200,
+        *,
+        notice: str = "",
+        problem: str = "",
+        changes: bool = False,
     ) -> Response:
+        changes = changes or _changes(visit)
+        answer = self._store.answer(self._plan, visit.rater, item.id) if changes else None
+        given = fields_of(answer.ballot, self._plan.plan) if answer else {}
         return self._rater_page(
             visit,
             self._plan.plan.task,
             status,
             item=item,
+            form={**given, **visit.form},
+            changes=changes,
             notice=notice,
             problem=problem,
             opened=visit.form.get("opened") == "yes",
@@ -264,16 +325,8 @@ class Site:
     # Rendering
 
     def _rater_page(self, visit: Visit, template: str, status: int = 200, **values: object) -> Response:
-        return self._page(
-            visit.request,
-            template,
-            status,
-            form=visit.form,
-            rater=visit.rater,
-            form_token=form_token(visit.session),
-            plan=self._plan,
-            **values,
-        )
+        shared = {"form": visit.form, "rater": visit.rater, "form_token": form_token(visit.session), "plan": self._plan}
+        return self._page(visit.request, template, status, **{**shared, **values})
 
     def _page(self, request: Request, template: str, status: int = 200, **values: object) -> Response:
         if "secret" in values:
@@ -306,6 +359,19 @@ _STALE: Final = (
     "Open the link that you were given. If it was used before, or is old, ask the lead for a new one; your answers are "
     "kept. If you are the lead, start `constitutional review` again, and open the address that it prints."
 )
+
+
+def _changes(visit: Visit) -> bool:
+    """Whether what was sent changes an answer that was chosen among the rater's answers."""
+    return visit.form.get("changes") == "yes"
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def _date(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 async def _form(request: Request) -> Mapping[str, str]:

@@ -25,6 +25,8 @@ from constitutional.review.settings import About, Task
 
 BATCH: Final = 1000
 """Items that are written at once."""
+ANSWERED: Final = ("voted", "skipped")
+"""States of an item to which a rater has given an answer."""
 Outcome = Literal["saved", "repeated", "not_needed", "unopened"]
 """`repeated`: the same submission came before; `not_needed`: others have given all votes that are wanted; `unopened`:
 the item's texts are hidden as harmful, and the rater has not opened them."""
@@ -54,6 +56,18 @@ class Assigned(NamedTuple):
     """The replies stand in the order in which this rater sees them."""
     category: str
     """What is harmful about the texts; empty where nothing is known to be."""
+
+
+class Answer(NamedTuple):
+    """What a rater now says of an item, as the rater's page puts it."""
+
+    vote: int
+    """The id of the row; a later answer has a higher one."""
+    item: Assigned
+    ballot: Ballot
+    created: float
+    blind: bool
+    """The rater has not seen the labeler's label since; a lead who has can change nothing that counts."""
 
 
 class CountedVote(NamedTuple):
@@ -290,9 +304,37 @@ class ReviewStore:
 
         return self._database.write(work)
 
+    def answers(self, plan: StoredPlan, rater: Rater, most: int, before: int | None = None) -> list[Answer]:
+        """The rater's answers, the last first, at most so many; only those given before that vote, if it is named."""
+        chosen = _given(plan, rater).order_by(VOTE.c.id.desc()).limit(most)
+        if before is not None:
+            chosen = chosen.where(VOTE.c.id < before)
+        with self._database.reading() as connection:
+            return [_answer(row) for row in connection.execute(chosen)]
+
+    def answer(self, plan: StoredPlan, rater: Rater, assignment: int) -> Answer | None:
+        """What this rater now says of an item; None where it is not answered, or is somebody else's."""
+        with self._database.reading() as connection:
+            row = connection.execute(_given(plan, rater).where(ASSIGNMENT.c.id == assignment)).one_or_none()
+        return None if row is None else _answer(row)
+
+    def look_again(self, plan: StoredPlan, rater: Rater, assignment: int) -> None:
+        """Let the time at an answered item begin anew, as the rater thinks of changing the answer.
+
+        The answer counts until a vote supersedes it.
+        """
+
+        def work(connection: Connection) -> None:
+            _lock(connection, rater)
+            own = (ASSIGNMENT.c.id == assignment) & (ASSIGNMENT.c.rater_id == rater.id)
+            answered = own & (ASSIGNMENT.c.plan_id == plan.id) & ASSIGNMENT.c.state.in_(ANSWERED)
+            connection.execute(update(ASSIGNMENT).where(answered).values(shown=self._clock()))
+
+        self._database.write(work)
+
     def undo(self, plan: StoredPlan, rater: Rater) -> Outcome | None:
         """Take the rater's last answer back and show its item again; None where there is no answer."""
-        answered = ASSIGNMENT.c.state.in_(("voted", "skipped"))
+        answered = ASSIGNMENT.c.state.in_(ANSWERED)
 
         def work(connection: Connection) -> Outcome | None:
             _lock(connection, rater)
@@ -488,9 +530,13 @@ class ReviewStore:
     def _assign(self, connection: Connection, plan: StoredPlan, rater: Rater, now: float) -> Assigned | None:
         opted_out = connection.execute(select(RATER.c.opted_out).where(RATER.c.id == rater.id)).scalar_one()
         ordinary = _free(plan, rater, opted_out).where(ITEM.c.gold.is_(None))
-        item = None
+        # What the rater gave back comes first: a gold item that was taken back would otherwise wait for a draw.
+        back = ASSIGNMENT.alias()
+        own = (back.c.item_id == ITEM.c.id) & (back.c.rater_id == rater.id) & (back.c.state == "returned")
+        returned = _free(plan, rater, opted_out).join(back, own).order_by(None).order_by(back.c.id)
+        item = _first(connection, returned)
         # Gold items come only while there is other work, so that nobody works at them alone.
-        if self._gold_is_due(connection, plan, rater) and connection.execute(ordinary).one_or_none():
+        if item is None and self._gold_is_due(connection, plan, rater) and connection.execute(ordinary).one_or_none():
             item = _first(connection, _free(plan, rater, opted_out).where(ITEM.c.gold.is_not(None)))
         item = item or _first(connection, ordinary)
         if item is None or not _take(connection, item.id):
@@ -635,6 +681,19 @@ def _of(plan: StoredPlan, rater: Rater) -> Select[Any]:
     )
 
 
+def _given(plan: StoredPlan, rater: Rater) -> Select[Any]:
+    """The rater's assignments that are answered, with what the rater now says."""
+    latest = select(func.max(VOTE.c.id)).where(VOTE.c.rater_id == rater.id).group_by(VOTE.c.assignment_id)
+    seen = select(SIGHT.c.id).where(SIGHT.c.rater_id == rater.id, SIGHT.c.item_id == ITEM.c.id).exists()
+    said = (VOTE.c.choice, VOTE.c.strength, VOTE.c.principles, VOTE.c.ranks, VOTE.c.rewritten, VOTE.c.rationale)
+    return (
+        _of(plan, rater)
+        .join(VOTE, VOTE.c.assignment_id == ASSIGNMENT.c.id)
+        .where(ASSIGNMENT.c.state.in_(ANSWERED), VOTE.c.id.in_(latest))
+        .add_columns(VOTE.c.id.label("vote"), VOTE.c.created, seen.label("seen"), *said)
+    )
+
+
 def _free(plan: StoredPlan, rater: Rater, opted_out: Collection[str]) -> Select[Any]:
     """The first item that wants a vote of this rater."""
     own = (ASSIGNMENT.c.item_id == ITEM.c.id) & (ASSIGNMENT.c.rater_id == rater.id)
@@ -706,6 +765,23 @@ def _values(row: Row[Any], ballot: Ballot, now: float) -> dict[str, Any]:
         "rationale": ballot.rationale,
         "seconds": min(elapsed if ballot.seconds is None else ballot.seconds, elapsed, LONGEST_S),
     }
+
+
+def _answer(row: Row[Any]) -> Answer:
+    """The rater's answer in terms of what the page showed, as `_values` read it."""
+    order = row.shown_order
+    places: dict[str, Any] = (
+        dict(zip(("ab"[place] for place in order), ("first", "second"), strict=True)) if len(order) == 2 else {}
+    )
+    ballot = Ballot(
+        choice=places.get(row.choice, row.choice),
+        strength=row.strength,
+        principles={name: places.get(choice, choice) for name, choice in row.principles.items()},
+        ranks=tuple(row.ranks[place] for place in order) if row.ranks else (),
+        rewritten=row.rewritten or "",
+        rationale=row.rationale,
+    )
+    return Answer(row.vote, _assigned(row), ballot, row.created, not row.seen)
 
 
 def _counted(row: Row[Any]) -> CountedVote:

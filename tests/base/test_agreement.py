@@ -17,6 +17,7 @@ from constitutional.base.agreement import (
     dawid_skene,
     gwet_ac1,
     krippendorff_alpha,
+    light_kappa,
     majority,
     pairwise_agreement,
 )
@@ -115,6 +116,37 @@ def test_kappa_looks_at_the_items_of_both_raters_only() -> None:
     assert KAPPA(more).value == KAPPA(SCALE).value
     with pytest.raises(ValueError, match=r"'a'.*two different"):
         cohen_kappa(SCALE, "a", "a", seed=0)
+
+
+def test_lights_kappa_is_the_mean_over_pairs() -> None:
+    # The data set `anxiety` of R's package irr; κ of its pairs is 0.1195, −0.1656 and −0.0063.
+    anxiety = by_item("33345523522615221243", "36462424332333221334", "21443216111233113322")
+    kappa, pairs = light_kappa(anxiety, seed=0)
+    assert (pairs, kappa.n) == (3, 20)
+    assert kappa.value == pytest.approx((0.11950 - 0.16564 - 0.00629) / 3, abs=0.00001)
+    assert kappa.interval is not None
+    assert kappa.interval.low < -0.01748 < kappa.interval.high
+    # Of two raters it is Cohen's.
+    assert light_kappa(COHEN, seed=0) == (cohen_kappa(COHEN, "a", "b", seed=0), 1)
+
+
+def test_lights_kappa_leaves_out_pairs_that_share_few_items_or_do_not_vary() -> None:
+    # a and b: votes 11 four times, 12, 21, 22 four times: p_o = 0.8, p_e = 0.5, κ = 0.6. c shares nine items with each,
+    # d and e say 3 on all twelve that they share.
+    votes = by_item(
+        "1111122222............", "1111212222............", "222222222.............", ".........." + "3" * 12
+    )
+    for item in range(11, 23):
+        votes[item]["e"] = 3
+    kappa, pairs = light_kappa(votes, seed=0)
+    assert kappa.value == pytest.approx(0.6)
+    assert (kappa.n, pairs) == (10, 1)
+    assert light_kappa(by_item("121212121", "121212121"), seed=0) == (
+        RaterAgreement(None, None, "few shared", 0, 0.0),
+        0,
+    )
+    assert light_kappa(by_item("1" * 10, "1" * 10), seed=0) == (RaterAgreement(None, None, "unanimous", 10, 0.0), 0)
+    assert light_kappa(by_item("1.", ".1"), seed=0) == (RaterAgreement(None, None, "too few", 0, 0.0), 0)
 
 
 def test_pairwise_agreement_by_hand() -> None:

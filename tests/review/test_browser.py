@@ -152,6 +152,57 @@ def test_twenty_votes_by_keyboard_undo_and_resume(sqlite: Database, new_page: Ca
     assert max(seconds) > 0
 
 
+def test_answers_by_principle_have_keys_of_their_own(sqlite: Database, new_page: Callable[..., Page]) -> None:
+    made = setting(sqlite, [item(number) for number in range(3)], principles=PRINCIPLES)
+    with served(made) as url:
+        page = new_page(viewport=LAPTOP)
+        enter(page, url, made)
+        first, second = page.locator(".principle").all()
+        assert first.locator("kbd").all_inner_texts() == ["q", "w", "e", "r"]
+        for key in ("0", "r", "w"):
+            page.keyboard.press(key)
+        expect(first.get_by_label("Does not apply")).to_be_checked()
+        expect(second.get_by_label("Reply B")).to_be_checked()
+        expect(page.locator("#send")).to_be_focused()
+        with another_page(page):
+            page.keyboard.press("Enter")
+
+        page.keyboard.press("e")
+        expect(second.locator("input").first).to_be_focused()
+        page.keyboard.press("Shift+Tab")  # back to the first
+        page.keyboard.press("q")
+        page.keyboard.press("e")
+        page.keyboard.press("b")
+        with another_page(page):
+            page.keyboard.press("Enter")
+
+        page.keyboard.press("n")
+        page.keyboard.type("qwer")  # letters in a note are no keys
+        expect(page.locator(".principle :checked")).to_have_count(0)
+        page.keyboard.press("Escape")
+        page.keyboard.press("?")
+        expect(page.get_by_text("q, w, e, r")).to_be_visible()
+    principles = [vote.principles for vote in made.store.counted_votes(made.plan, audit=True)]
+    names = [made.store.answers(made.plan, made.rater("ada"), 9)[place].item.payload.replies for place in (1, 0)]
+    assert principles == [
+        {"brief": "not_applicable", "calm": names[0][1][0]},
+        {"brief": names[1][0][0], "calm": "tie"},
+    ]
+
+
+def test_no_keys_are_shown_beside_the_answers_on_a_touch_screen(
+    sqlite: Database, new_page: Callable[..., Page]
+) -> None:
+    made = setting(sqlite, [item(0)], principles=PRINCIPLES)
+    with served(made) as url:
+        page = new_page(viewport=PHONE, has_touch=True, is_mobile=True)
+        enter(page, url, made)
+        assert page.locator(".choices kbd").count() == 13
+        for key in page.locator(".choices kbd").all():
+            expect(key).to_be_hidden()
+        expect(page.locator("#keys summary")).to_be_visible()  # a tablet may have a keyboard
+
+
 def test_ranks_and_rewriting_by_keyboard(sqlite: Database, new_page: Callable[..., Page]) -> None:
     ranked = setting(sqlite, [item(0, ("x", "y", "z")), item(1, ("x", "y", "z"))], task="rank")
     with served(ranked) as url:
@@ -214,6 +265,53 @@ def test_without_scripts_everything_works(sqlite: Database, new_page: Callable[.
         expect(page.locator(".conversation .text")).to_have_text("Question 1?")
         page.get_by_role("button", name="Sign out").click()
         expect(page.locator("h1")).to_have_text("You are signed out")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_an_earlier_answer_is_changed_by_keyboard_alone(
+    sqlite: Database, new_page: Callable[..., Page], scripts: bool
+) -> None:
+    made = setting(sqlite, [item(0), item(1, category="violence"), item(2)])
+    with served(made) as url:
+        page = new_page(java_script_enabled=scripts)
+        enter(page, url, made)
+        page.get_by_role("radio", name="Reply A").check()
+        page.get_by_label("much").check()
+        page.get_by_role("button", name="Send").click()
+        if not scripts:
+            page.get_by_role("button", name="Show the texts").click()
+        else:
+            page.keyboard.press("h")
+        page.get_by_label("Tie").check()
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator(".conversation .text")).to_have_text("Question 2?")
+        page.get_by_role("link", name="Your answers").focus()
+        page.keyboard.press("Enter")
+        expect(page.locator("h1")).to_have_text("Your answers")
+        if scripts:
+            check_with_axe(page)
+        expect(page.get_by_text("Question 1?")).to_have_count(0)  # it is harmful
+        page.get_by_role("button", name="Change").last.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(".conversation .text")).to_have_text("Question 0?")
+        expect(page.get_by_role("radio", name="Reply A")).to_be_checked()
+        expect(page.get_by_label("much")).to_be_checked()
+        if scripts:
+            check_with_axe(page)
+            page.locator("h1").focus()
+            page.keyboard.press("u")  # which is for the items in their order
+            page.keyboard.press("0")
+            page.keyboard.press("Enter")
+        else:
+            page.get_by_role("radio", name="Reply A").focus()
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("ArrowRight")
+            page.keyboard.press("Enter")
+        expect(page.get_by_role("status")).to_have_text("Your answer is changed.")
+        expect(page.get_by_text("Tie")).to_have_count(2)
+        page.get_by_role("link", name="Back to the items").click()
+        expect(page.locator(".conversation .text")).to_have_text("Question 2?")
+    assert choices(made) == [("tie", 1), ("tie", 1)]
 
 
 @pytest.mark.parametrize(

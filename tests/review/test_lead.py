@@ -125,6 +125,18 @@ def settle(browser: Browser, number: int, choice: str, **fields: str) -> None:
 # Numbers
 
 
+def test_of_three_raters_the_page_has_lights_kappa(sqlite: Database) -> None:
+    comparisons = [compared(number) for number in range(10)]
+    items = [planned(row, n, wanted=3) for n, row in enumerate(comparisons)]
+    made = led(sqlite, items, Labels(comparisons, []))
+    for name, said in (("ada", "aaaaabbbbb"), ("bob", "aaaababbbb"), ("cem", "bbbbbaaaaa")):
+        say(made, made.rater(name), {str(number): choice for number, choice in enumerate(said)})
+    # Each says a and b five times, so chance is ½; ada and bob agree on 8 items, ada and cem on none, bob and cem on 2.
+    page = lead(made).get("/lead").text
+    assert "Light’s κ (mean of Cohen’s over 3 pairs of raters)" in page
+    assert f"{(0.6 - 1 - 0.6) / 3:.2f} (" in page
+
+
 def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     comparisons = [compared(number) for number in range(4)]
     made = led(
@@ -140,8 +152,8 @@ def test_the_numbers_are_those_worked_by_hand(sqlite: Database) -> None:
     assert votes.people.among.value == pytest.approx(1 / 3)
     assert votes.people.alpha.value == pytest.approx(1 - 5 * 4 / 16)
     # Cohen: agreement 1/3; both say a in 2 of 3, so chance is 4/9 + 1/9.
-    assert votes.kappa is not None
-    assert votes.kappa.value == pytest.approx((1 / 3 - 5 / 9) / (1 - 5 / 9))
+    assert votes.people.kappa_name == "Cohen’s κ"
+    assert votes.people.kappa.value == pytest.approx((1 / 3 - 5 / 9) / (1 - 5 / 9))
     # π: a (1 + ½ + ½ + 0)/4, b (0 + ½ + ½ + 0)/4, tie ¼; chance (¼ + 3/16 + 3/16)/3.
     assert votes.people.ac1.value == pytest.approx((1 / 3 - 0.625 / 3) / (1 - 0.625 / 3))
     shares = {row.name: (row.others, row.gold) for row in votes.raters}
@@ -351,6 +363,8 @@ def test_files_of_votes_hold_the_time_of_settling_and_what_was_taken_back(sqlite
     assert (work.raters, work.votes, work.skips, work.withdrawn) == (4, 6, 0, 2)
     assert (work.timed, work.seconds) == (8, 180.0)
     assert work.exposures == 4  # item 0: ada, bob, lea, lou
+    hours = {row.name: row.hours for row in works_of(sqlite, made.plan)}
+    assert hours == pytest.approx({"ada": 30 / 3600, "bob": 30 / 3600, "lea": 90 / 3600, "lou": 30 / 3600})
     settle(lou, 1, "reopened")
     rows = list(verdicts_of(made.store.all_votes(made.plan, audit=True)))
     assert {row.rater for row in rows if row.withdrawn} == {"lea (settled)", "lou (settled)", "bob"}
@@ -398,7 +412,8 @@ def test_a_second_batch_adds_to_the_plan_and_votes_that_are_in_count(database: D
 def test_a_label_is_hidden_until_the_lead_has_voted_or_asks_for_it(contradicted: Setting) -> None:
     browser = lead(contradicted)
     page = browser.get("/lead").text
-    assert "sure: 1 to settle" in page
+    assert "contradict it on 1 item to settle" in page
+    assert "Labeler:" not in page
     assert "not voted on 1 of them" in page
     assert "Question 1?" not in page
     page = browser.get("/lead/item?item=2").text
@@ -410,6 +425,49 @@ def test_a_label_is_hidden_until_the_lead_has_voted_or_asks_for_it(contradicted:
     assert "90%" in page
     assert "ada" in page
     assert "Question 1?" in browser.get("/lead").text
+
+
+def test_what_the_labeler_gets_wrong_is_told_by_principle_with_examples(
+    sqlite: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparisons = [compared(number) for number in range(5)]
+    judgements = [
+        judged(comparisons[0], 0.9),
+        judged(comparisons[1], 0.55),  # not sure, and wrong all the same
+        judged(comparisons[2], 0.8),
+        judged(comparisons[2], 0.3, "calm"),  # which is right
+        judged(comparisons[3], 0.7, "calm"),
+        judged(comparisons[4], 0.1),
+    ]
+    labels = Labels(comparisons, judgements)
+    made = led(sqlite, [planned(row, n, wanted=2) for n, row in enumerate(comparisons)], labels)
+    say(made, made.rater("ada"), dict.fromkeys("01234", "b"))
+    say(made, made.rater("bob"), {**dict.fromkeys("0234", "b"), "1": "tie"})
+    wrong = overview(sqlite, made.store, made.plan, labels).labeler_wrong
+    said = [(row.item.id, row.principle, row.kind, row.p_a) for row in wrong]
+    assert said == [
+        (1, "brief", "even", 0.9),
+        (3, "brief", "even", 0.8),
+        (4, "calm", "odd", 0.7),
+        (2, "brief", "odd", 0.55),
+    ]
+    browser = lead(made)
+    browser.get("/lead")
+    browser.post("/lead/show", {**browser.fields(), "item": "all"})
+
+    part = browser.page.text.partition("What the labeler gets wrong")[2]
+    assert re.findall(r"(?:<h3[^>]*>|<div class=.soft.>)(.*?)</", part) == [
+        "Principle brief: 3 items",
+        "Labeler: Reply A, 90% sure. People: Reply B (2). Prompts: even.",
+        "Labeler: Reply A, 80% sure. People: Reply B (2). Prompts: even.",
+        "Labeler: Reply A, 55% sure. People: Reply B (1), Tie (1). Prompts: odd.",
+        "Principle calm: 1 item",
+        "Labeler: Reply A, 70% sure. People: Reply B (2). Prompts: odd.",
+    ]
+    assert "people contradict it on 4 items to settle" in browser.page.text
+    monkeypatch.setattr(lead_pages, "MOST_EXAMPLES", 2)
+    assert "55% sure" not in browser.get("/lead").text
+    assert "The 2 of which the labeler is the surest." in browser.page.text
 
 
 def test_all_hidden_ones_can_be_shown_at_once(contradicted: Setting, sqlite: Database) -> None:
@@ -706,6 +764,8 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     assert old_settings(review, ReviewSettings()) == []
     begun = review._replace(plan=review.plan._replace(gold=0))
     assert "gold" in old_settings(begun, ReviewSettings())[0]
+    evaluated = begun.plan._replace(plan=begun.plan.plan.model_copy(update={"about": "evaluation"}))
+    assert old_settings(begun._replace(plan=evaluated), ReviewSettings(about="evaluation")) == []  # it can have none
     out = tmp_path / "votes.jsonl"
     assert main(["review", str(store.folder), "export", "--out", str(out), "--audit"]) == 0
     assert read_verdicts(out, None) == rows  # with what is gold marked as such

@@ -54,6 +54,85 @@ def test_a_rater_enters_reads_votes_undoes_and_comes_to_the_end(sqlite: Database
     assert "Question 1?" in browser.post("/undo", browser.fields()).text
 
 
+def test_any_answer_is_changed_among_the_raters_answers(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "COUNT_S", 1e9)
+    made = setting(sqlite, [item(number) for number in range(4)], principles=PRINCIPLES)
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    assert "You have given no answer yet" in browser.get("/answers").text
+    browser.get("/")
+    browser.vote(choice="second", strength="3", principle_1="first", principle_2="not_applicable", rationale="Longer.")
+    browser.vote(choice="skip", rationale="unsure")
+    browser.vote(choice="tie", principle_1="tie", principle_2="tie")
+    assert "Question 3?" in browser.page.text
+    page = browser.get("/answers").text
+    assert "2027-01-15 08:00 UTC" in page
+    said = re.findall(r"<p><b>(.*?)</b>", page)
+    assert said == ["Tie", "Skipped", "Reply B, much better"]
+    page = browser.post("/answer", browser.fields()).text  # the last form: that of the first answer
+    assert "Question 0?" in page
+    checked = re.findall(r'name="(\w+)" value="(\w+)"[^>]* checked', page)
+    assert checked == [
+        ("choice", "second"),
+        ("strength", "3"),
+        ("principle_1", "first"),
+        ("principle_2", "not_applicable"),
+    ]
+    assert "\nLonger.</textarea>" in page
+    assert "Undo" not in page
+    wrong = browser.vote(choice="tie", principle_1="tie", principle_2="maybe")
+    assert wrong.status_code == 422
+    page = browser.vote(choice="tie", principle_1="tie", principle_2="tie").text
+    assert "Your answer is changed." in page
+    assert re.findall(r"<p><b>(.*?)</b>", page) == ["Tie", "Tie", "Skipped"]
+    assert "You: 2. All raters: 2 of 4" in browser.get("/").text
+    assert "Question 3?" in browser.page.text  # which waited meanwhile
+    assert voted(made) == [("c0", "tie"), ("c1", "skip"), ("c2", "tie")]
+
+
+def test_answers_are_listed_page_by_page(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site, "MOST_LISTED", 2)
+    made = setting(sqlite, [item(number) for number in range(4)])
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    for _ in range(4):
+        browser.vote(choice="tie")
+    pages = [browser.get("/answers").text]
+    while older := re.search(r'href="(/answers\?before=\d+)"', pages[-1]):
+        pages.append(browser.get(older[1]).text)
+    assert [re.findall(r"Question \d", page) for page in pages] == [
+        ["Question 3", "Question 2"],
+        ["Question 1", "Question 0"],
+    ]
+
+
+def test_a_harmful_text_stays_hidden_among_the_answers(sqlite: Database) -> None:
+    made = setting(sqlite, [item(0, ("Old.",), category="violence")], task="rewrite")
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    browser.vote(choice="rewritten", rewritten="My own.", opened="yes")
+    page = browser.get("/answers").text
+    assert "Hidden text: violence" in page
+    assert "Question 0?" not in page
+    page = browser.post("/answer", browser.fields()).text
+    assert "\nMy own.</textarea>" in page
+    assert page.count('<details class="hidden-text">') == 2
+    shown = browser.post("/exposed", {**browser.fields(), "opened": "yes"}).text
+    assert shown.count('<details class="hidden-text" open>') == 2
+    assert "\nMy own.</textarea>" in shown
+    assert "Your answer is changed." in browser.vote(choice="rewritten", rewritten="Anew.").text
+    assert made.store.counted_votes(made.plan, audit=True)[0].rewritten == "Anew."
+
+
+def test_a_lead_who_has_seen_the_label_cannot_change_the_answer(sqlite: Database) -> None:
+    made = led(sqlite, [planned(compared(0), 0), planned(compared(1), 1)], Labels([compared(0), compared(1)], []))
+    leads = lead(made)
+    for _ in range(2):
+        leads.vote(choice="tie")
+    leads.get("/lead/item?item=1")
+    page = leads.get("/answers").text
+    assert page.count(">Change</button>") == page.count("You have seen the label") == 1
+    assert "Question 1?" in leads.post("/answer", leads.fields() | {"assignment": "2"}).text
+    assert leads.post("/answer", leads.fields() | {"assignment": "1"}).status_code == 404
+
+
 def test_the_number_of_all_votes_goes_with_the_raters_own(sqlite: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site, "COUNT_S", 1e9)  # it is not counted anew
     made = setting(sqlite, [item(number) for number in range(4)])
@@ -307,6 +386,8 @@ def test_stored_scripts_in_every_field_stay_text(sqlite: Database) -> None:
     pages += [browser.get(f"/{payload}").text, browser.get(f"/?notice={payload}").text]
     browser.vote(choice="tie", principle_1="tie", rationale=payload, opened="yes")
     assert made.store.counted_votes(made.plan, audit=True)[0].rationale == payload
+    pages += [browser.get("/answers").text, browser.post("/answer", browser.fields()).text]
+    browser.get("/")
     pages.append(browser.post("/undo", browser.fields()).text)
     assert_texts_stay_texts(pages)
     assert "{{7*7}}" in pages[0]
@@ -338,7 +419,7 @@ def test_every_response_has_the_headers(sqlite: Database) -> None:
     assert len(nonces) == len(answers)
 
 
-@pytest.mark.parametrize("path", ["/vote", "/undo", "/start", "/leave", "/exposed", "/enter"])
+@pytest.mark.parametrize("path", ["/vote", "/undo", "/start", "/leave", "/exposed", "/enter", "/answer"])
 @pytest.mark.parametrize("token", [None, "", "0" * 64, "é"])
 def test_a_form_without_its_token_does_nothing(sqlite: Database, path: str, token: str | None) -> None:
     made = setting(sqlite, [item(0)])
@@ -432,9 +513,19 @@ def test_no_rater_reads_or_answers_anothers_item(sqlite: Database) -> None:
         nobodys = bob.post(path, {**fields, "assignment": "999", "choice": "tie"})
         assert (answer.status_code, nobodys.status_code) == (404, 404)
         assert "Question 0?" not in answer.text
+    assert bob.get(f"/answer?assignment={fields['assignment']}").status_code == 404
+    assert ada.get(f"/answer?assignment={fields['assignment']}").status_code == 404  # it is not answered yet
+    ada.get("/")
     for number in ("-1", "1 OR 1=1", "1;DROP TABLE vote", "²", "9" * 30, ""):
+        assert bob.get(f"/answer?assignment={number}").status_code == 404
+        assert bob.post("/answer", {**fields, "assignment": number}).status_code == 404
+        assert bob.get(f"/answers?before={number}").status_code == 200
         assert bob.post("/vote", {**fields, "assignment": number, "choice": "tie"}).status_code == 404
     assert voted(made) == []
+    ada.vote(choice="tie", rationale="as I see it")
+    assert bob.get(f"/answer?assignment={fields['assignment']}").status_code == 404
+    assert bob.post("/answer", fields).status_code == 404
+    assert "as I see it" not in bob.get("/answers").text
 
 
 def test_what_would_tell_the_answer_is_in_no_response(sqlite: Database) -> None:
@@ -454,6 +545,7 @@ def test_what_would_tell_the_answer_is_in_no_response(sqlite: Database) -> None:
         browser.get("/"),
         browser.vote(choice="tie", principle_1="tie", principle_2="tie"),
     ]
+    answers += [browser.get("/answers"), browser.post("/answer", browser.fields()), browser.get("/")]
     answers += [browser.post("/undo", browser.fields()), browser.post("/vote", {})]
     for answer in answers:
         whole = f"{answer.headers}{answer.text}"

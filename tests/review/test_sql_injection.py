@@ -77,10 +77,12 @@ def test_in_a_vote(asked: Setting, database: Database) -> None:
             ada.get("/")
             refused(database, lambda field=field, text=text: ada.vote(**{**right, field: text}))
         for field in ("assignment", "form_token"):
-            for path in ("/exposed", "/undo") if field == "form_token" else ("/exposed",):
+            for path in ("/exposed", "/answer", "/undo") if field == "form_token" else ("/exposed", "/answer"):
                 ada.get("/")
                 fields = {**ada.fields(), field: text}
                 refused(database, lambda path=path, fields=fields: ada.post(path, fields))
+        for path, field in (("/answers", "before"), ("/answer", "assignment")):
+            refused(database, lambda path=path, field=field, text=text: ada.client.get(path, params={field: text}))
         ada.get("/")
         assert ada.vote(**right, rationale=text, seconds=text).status_code == 200
         refused(database, lambda text=text: ada.client.get("/", params={"notice": text}), but=("assignment", "item"))

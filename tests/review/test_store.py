@@ -114,6 +114,84 @@ def test_undo_of_a_skip_whose_item_others_have_answered_is_not_needed(database: 
     assert choices(made) == [("c0", "ada", "skip"), ("c0", "bob", "tie")]
 
 
+def test_any_earlier_answer_is_listed_as_it_was_given_and_can_be_changed(database: Database) -> None:
+    made = setting(database, [item(number) for number in range(3)], principles=PRINCIPLES)
+    ada, bob = made.rater("ada"), made.rater("bob")
+    first = Ballot("second", 3, {"brief": "second", "calm": "not_applicable"}, rationale="Longer.")
+    given = [
+        first,
+        Ballot("skip", rationale="unsure"),
+        Ballot("both_bad", principles={"brief": "tie", "calm": "first"}),
+    ]
+    for key, ballot in enumerate(given):
+        made.clock.now += 60
+        vote(made, ada, f"{key}", ballot)
+    answers = made.store.answers(made.plan, ada, most=9)
+    assert [answer.ballot for answer in answers] == given[::-1]
+    assert [answer.created - made.clock.now for answer in answers] == [0, -60, -120]
+    assert {answer.blind for answer in answers} == {True}
+    assert made.store.answers(made.plan, ada, 1, before=answers[0].vote) == answers[1:2]
+    assert made.store.answers(made.plan, bob, most=9) == []
+    assert question(made, bob) == "Question 1?"  # which ada skipped
+
+    oldest = answers[2].item
+    assert made.store.answer(made.plan, bob, oldest.id) is None
+    made.clock.now += 3000
+    made.store.look_again(made.plan, bob, oldest.id)  # which is not bob's
+    made.store.look_again(made.plan, ada, oldest.id)
+    assert choices(made)[0] == ("c0", "ada", "ab"[oldest.payload.replies.index("b0")])  # until it is changed
+    made.clock.now += 40
+    outcomes = [made.store.vote(made.plan, ada, oldest.id, "new", Ballot("tie")) for _ in range(2)]
+    assert outcomes == ["saved", "repeated"]
+    assert choices(made) == [("c0", "ada", "tie"), ("c1", "ada", "skip"), ("c2", "ada", "both_bad")]
+    assert taken(made) == [(1, 1), (1, 1), (1, 1)]
+    kept = made.store.counted_votes(made.plan, audit=True)[0]
+    assert kept.seconds == 40  # the 50 minutes before were spent elsewhere
+    again = made.store.answer(made.plan, ada, oldest.id)
+    assert again is not None
+    assert (again.ballot, again.created) == (Ballot("tie"), made.clock.now)
+    assert made.store.answers(made.plan, ada, most=1)[0].item.id == oldest.id
+    with database.reading() as connection:
+        rows = select(VOTE.c.version, VOTE.c.strength).where(VOTE.c.assignment_id == oldest.id).order_by(VOTE.c.version)
+        assert [tuple(row) for row in connection.execute(rows)] == [(1, 3), (2, 1)]
+    skipped = answers[1].item
+    assert made.store.vote(made.plan, ada, skipped.id, "newer", Ballot("tie")) == "not_needed"  # bob holds it
+
+
+def test_rankings_are_given_back_as_they_were_shown(database: Database) -> None:
+    made = setting(database, [item(0, ("w", "x", "y", "z"))], task="rank")
+    ada = made.rater("ada")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    made.store.vote(made.plan, ada, shown.id, "k", Ballot("ranked", ranks=(4, 1, 2, 2)))
+    (answer,) = made.store.answers(made.plan, ada, most=9)
+    assert (answer.item, answer.ballot.ranks) == (shown, (4, 1, 2, 2))
+
+
+def test_what_a_rater_took_back_comes_back_a_gold_item_too(database: Database) -> None:
+    items = [item(0, wanted=99), item(1, wanted=99), item(2, gold="a", wanted=99)]
+    made = setting(database, items, gold_share=0.5)
+    tried = 0
+    for name in map("r{}".format, range(40)):
+        rater, asked = made.rater(name), list[str | None]()
+        for number in range(2):
+            asked.append(question(made, rater))
+            vote(made, rater, f"key {number}", Ballot("first"))
+        if asked != ["Question 0?", "Question 2?"]:
+            continue
+        tried += 1
+        asked.append(question(made, rater))
+        made.store.undo(made.plan, rater)
+        made.store.undo(made.plan, rater)
+        for number in range(2, 5):
+            assert question(made, rater) == asked[number - 2]
+            vote(made, rater, f"key {number}", Ballot("tie"))
+        assert question(made, rater) is None
+    assert tried > 3
+    gold = made.store.counted_votes(made.plan, audit=True, gold=True)
+    assert sum(vote.choice == "tie" for vote in gold) == tried
+
+
 def test_what_is_skipped_goes_to_others_and_comes_back_to_nobody(database: Database) -> None:
     made = setting(database, [item(0), item(1)])
     ada, bob = made.rater("ada"), made.rater("bob")

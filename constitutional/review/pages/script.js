@@ -61,8 +61,19 @@
     } else return false;
     return true;
   };
+  const principles = [...form.querySelectorAll(".principle")];
+  const chooseByPrinciple = (key) => {
+    const part = principles.find((one) => one.contains(document.activeElement))
+      || principles.find((one) => !one.querySelector(":checked")) || principles[0];
+    const radio = part && part.querySelector(`input[data-principle-key="${key}"]`);
+    if (!radio) return false;
+    radio.checked = true;
+    const next = principles[principles.indexOf(part) + 1];
+    (next ? next.querySelector(":checked") || next.querySelector("input") : find("#send")).focus();
+    return true;
+  };
   const actions = {
-    u: () => form.requestSubmit(find("#undo")),
+    u: () => { const undo = find("#undo"); if (undo) form.requestSubmit(undo); },
     n: () => note && note.focus(),
     h: () => { const open = hidden.some((part) => !part.open); hidden.forEach((part) => { part.open = open; }); },
     s: () => { if (!choose("s") && find("#skip")) note.value.trim() ? form.requestSubmit(find("#skip")) : note.focus(); },
@@ -82,7 +93,7 @@
     if (event.key === "Enter" && target.matches("a, button, summary, select, input[type=checkbox]")) return;
     const action = actions[event.key];
     if (action) action();
-    else if (!choose(event.key)) return;
+    else if (!choose(event.key) && !chooseByPrinciple(event.key)) return;
     event.preventDefault();
   });
 })();

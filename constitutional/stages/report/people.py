@@ -92,7 +92,7 @@ def people_report(
     samples = view.read("samples", Sample) if files != PeoplesFiles() else []
     items = violation_items(samples, measurements, view.constitution, view.seed) if files.violations else []
     in_all, by_principle = violation_estimates(items, files.violations)
-    chance = {"Gwet’s AC1": people.ac1, "Krippendorff’s α": people.alpha}
+    chance = {"Gwet’s AC1": people.ac1, "Krippendorff’s α": people.alpha, people.kappa_name: people.kappa}
     return PeopleReport(
         agreement=tuple(_rates(people, powered_agreement(people, comparisons, judgements))),
         chance_corrected={name: in_words(of) for name, of in chance.items()},
