@@ -45,7 +45,8 @@ def annotated_pairs(
     for preference in preferences:
         name = preference.comparison
         if name in by_id:
-            by_principles[name] = list(preference.principles)
+            if preference.source == "ai":
+                by_principles[name] = list(preference.principles)
         else:
             shown_as = first.setdefault(name, preference)
             vote = _vote(preference, shown_as)
