@@ -17,7 +17,7 @@ from constitutional.data.preferences import PreferenceReader
 from constitutional.data.prompts import prompt_form
 from constitutional.data.reading import SAMPLES, DataReading
 from constitutional.data.sources import DataFile, Rows
-from constitutional.data.turns import BadRowError
+from constitutional.data.turns import BadRowError, is_transcript
 
 _ALWAYS: Final = YAML_ENDINGS | MARKDOWN_ENDINGS
 """Endings of files that hold no rows."""
@@ -100,7 +100,8 @@ def _told_apart(read: ReadConstitution, row: object, file: DataFile, path: Path)
     certain = by_name or read.family not in _UNSURE or _is_ours(read, path)
     if certain:
         return ReadAsPrinciples(_without_mistakes(read, path), True, False)
-    if read.constitution is None:
+    text = row.get(column) if isinstance(row, dict) and column else row
+    if read.constitution is None or (isinstance(text, str) and is_transcript(text)):
         return None
     return _of_prose(read, path) if read.family == "prose" else _of_texts(read, path)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 300
 """Characters of a text that are shown."""
+_SHORTER: Final = 60
+"""Characters of a reply of a further pair of a row."""
 _MOST_WARNINGS: Final = 40
 """Warnings that are printed."""
 _SETTINGS: Final = ("columns", "strengths", "source")
@@ -176,17 +178,22 @@ def _sample(sample: Mapping[str, Any]) -> Iterator[str]:
         more = ", ".join(f"{key}={value}" for key, value in message.items() if key not in ("role", "content"))
         yield f"  {message['role']}: {_short(message['content'])}{f' [{_short(more)}]' if more else ''}"
     for name, value in sample.items():
-        if name != "messages" and value != "":
+        if name not in ("messages", "more_pairs") and value != "":
             yield f"  {name}: {_short(value)}"
+    others = sample.get("more_pairs", ())
+    for number, pair in enumerate(others, start=2):
+        about = [f"{name}: {_short(value)}" for name, value in pair.items() if name not in ("chosen", "rejected")]
+        replies = " | ".join(f"{name}: {_short(pair[name], _SHORTER)}" for name in ("chosen", "rejected"))
+        yield f"  pair {number} of {len(others) + 1}: {replies} | {', '.join(about)}"
 
 
-def _short(value: object) -> str:
+def _short(value: object, longest: int = _LONGEST) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         value = ", ".join(value)
     text = " ".join(str(value).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _advice(reading: "DataReading", file: "DataFile") -> Iterator[str]:
@@ -201,12 +208,9 @@ def _advice(reading: "DataReading", file: "DataFile") -> Iterator[str]:
         if "the whole line" in reading.columns.values():
             yield f"To use them: constitutional run prompts.files=[{file.path}]"
             return
-        yield f"To read other columns: prompts.files=[{{path: {file.path}, columns: {{prompt: COLUMN}}}}]"
+        yield from _columns_advice(reading, "prompts.files", file)
         return
-    columns = "{prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}"
-    if "response_a" in reading.columns:
-        columns = "{prompt: COLUMN, response_a: COLUMN, response_b: COLUMN, winner: COLUMN}"
-    yield f"To read other columns: mix.human=[{{path: {file.path}, columns: {columns}}}]"
+    yield from _columns_advice(reading, "mix.human", file)
     if reading.strengths:
         shown = ", ".join(f"{strength}: {probability:g}" for strength, probability in sorted(file.strengths.items()))
         yield (
@@ -215,3 +219,18 @@ def _advice(reading: "DataReading", file: "DataFile") -> Iterator[str]:
         )
     if reading.classes.get("tie"):
         yield "Ties are left out of training; to keep them with the probability 0.5: mix.ties=keep"
+
+
+def _columns_advice(reading: "DataReading", setting: str, file: "DataFile") -> Iterator[str]:
+    """How the file is read now, as the setting that has it read otherwise."""
+    import yaml
+
+    named = {role: column for role, column in reading.columns.items() if role in reading.keys}
+    if not named:
+        may = f"'columns' may name {', '.join(reading.keys)}" if reading.keys else "its columns have fixed names"
+        yield f"To use them: {setting}=[{file.path}]; {may}"
+        return
+    others = [role for role in reading.keys if role not in named]
+    columns = yaml.safe_dump(named, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+    more = f"; also: {', '.join(others)}" if others else ""
+    yield f"To read other columns, change this: {setting}=[{{path: {file.path}, columns: {columns}}}]{more}"

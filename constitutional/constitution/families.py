@@ -33,6 +33,8 @@ _TEXT: Final = (
 ).split()
 _ID: Final = ("id", "key", "name", "title", "principle_id", "rule_id", "rule_name", "comment-id", "dimension")
 _WHY: Final = ("why", "reason", "reasoning", "rationale")
+_OPPOSITE: Final = ("opposite", "negative_definition")
+"""SALMON's negative definition asks for the contrary, as `opposite` does."""
 _TAGS: Final = ("category", "theme", "topic", "tags")
 _LISTS: Final = "principles constitution rules criteria statements items traits data values".split()
 """Keys of a mapping under which the principles stand."""
@@ -46,7 +48,6 @@ NOT_ASKED: Final = {
     "questions": "prompts without replies, and an example needs two replies",
     "additional_questions": "prompts without replies, and an example needs two replies",
     "scenarios": "prompts without replies, and an example needs two replies",
-    "negative_definition": "a principle has no field for its opposite",
 }
 
 
@@ -186,6 +187,9 @@ def _entry(item: Node, mapping: Mapping[str, Node], text_fields: Sequence[str], 
         if use in mapping:
             values[use] = fields.text(mapping[use], f"'{use}'")
             known.append(use)
+    if (opposite := _first(_OPPOSITE, mapping)) and mapping[opposite].value not in (None, ""):
+        values["opposite"] = fields.text(mapping[opposite], f"'{opposite}'")
+        known.append(opposite)
     for name in ("weight", "examples"):
         if name in mapping:
             values[name] = _python(mapping[name])

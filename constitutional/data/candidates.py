@@ -128,16 +128,16 @@ def choice_of(value: object, sides: tuple[str, str], name: str) -> Choice | None
     raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected {sides[0]}, {sides[1]}, tie or both_bad")
 
 
-def signed_opinion(strength: float | None, name: str) -> Opinion:
-    """An opinion from a strength that is negative where the first reply is better.
+def signed_opinion(strength: float | None, name: str, most: int) -> Opinion:
+    """An opinion from a strength of so much at most that is negative where the first reply is better.
 
     Raises:
         BadRowError: it is no strength.
     """
     if strength is None or strength == INVALID_STRENGTH:
         return Opinion(None)
-    if abs(strength) > 10:
-        raise BadRowError(f"'{name}' is {strength:g}; expected a strength such as -3 to 3")
+    if abs(strength) > most:
+        raise BadRowError(f"'{name}' is {strength:g}; expected a strength from -{most} to {most}")
     if strength == 0:
         return Opinion("tie")
     return Opinion("a" if strength < 0 else "b", max(1, round(abs(strength))))

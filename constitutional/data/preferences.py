@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from constitutional.data.candidates import Candidate, Row
 from constitutional.data.pairs import shaped, voted
-from constitutional.data.pairs.chosen import best_first, chosen_and_rejected
+from constitutional.data.pairs.chosen import best_first, chosen_and_rejected, several_replies
 from constitutional.data.pairs.ranked import one_a_row, ranked, side_by_side
 from constitutional.data.pairs.reader import PairForm, PairReader
 from constitutional.data.pairs.sides import lists_as_texts, two_sides
@@ -24,6 +24,27 @@ _FORMS: Final[Sequence[Callable[[PairReader, Row], PairForm | None]]] = (
     *(lists_as_texts, two_sides, ranked, side_by_side, one_a_row, best_first),
 )
 """They are asked in this order: what a more particular form recognises comes first."""
+
+_NAMED: Final = (
+    ({"chosen", "rejected"}, (chosen_and_rejected,), "'chosen' and 'rejected', and texts or messages in both"),
+    ({"response_a", "response_b"}, (two_sides,), "two replies, and a prompt or a winner beside them"),
+    (
+        {"winner", "strength"},
+        (lists_as_texts, two_sides, chosen_and_rejected),
+        "two replies beside it; name them with columns: {response_a: COLUMN, response_b: COLUMN}",
+    ),
+    (
+        {"reply", "label"},
+        (one_a_row,),
+        "a prompt, a reply, and a label, a score or a rank, as columns: {prompt: COLUMN, reply: COLUMN, score: COLUMN}",
+    ),
+    (
+        {"replies", "score", "rank"},
+        (ranked, side_by_side, one_a_row, best_first),
+        "{replies: answers.answer, rank: answers.rank} of a list of replies, or {reply: COLUMN, score: COLUMN}",
+    ),
+)
+"""The forms that are asked where settings name some of these columns, and what they need."""
 
 _LABELLED: Final = (
     ({"prompt_id", "score_chosen", "score_rejected"}, "is labelled by GPT-4 (UltraFeedback)"),
@@ -69,21 +90,14 @@ class PreferenceReader(PairReader):
         if problem := self.file.check_columns(row):
             raise BadRowError(problem)
         given = self.file.columns
-        forms = _FORMS
-        if given.keys() & {"chosen", "rejected"}:
-            forms = (chosen_and_rejected,)
-        elif given.keys() & {"response_a", "response_b", "winner", "strength"}:
-            forms = (two_sides,)
-        elif given.keys() & {"reply", "label"}:
-            forms = (one_a_row,)
+        forms, needed = next(((forms, needed) for roles, forms, needed in _NAMED if roles & given.keys()), (_FORMS, ""))
         form = next((form for recognise in forms if (form := recognise(self, row))), None)
-        unread = [role for role, column in given.items() if form and column not in form.columns.values()]
-        if form and unread:
-            read = ", ".join(form.columns)
-            raise BadRowError(
-                f"'columns' names '{given[unread[0]]}' as {unread[0]}, which is not read in a file of this form "
-                f"({form.name}: {read}); leave {unread[0]} out"
-            )
+        if form and (problem := self.file.check_read(form.columns, form.name, form.keys)):
+            raise BadRowError(problem)
+        if form is None and (problem := several_replies(row)):
+            raise BadRowError(problem)
+        if form is None and needed:
+            raise BadRowError(f"is not read as 'columns' says ({', '.join(given)}); expected {needed}")
         if form:
             form.labelled = _labelled(form, row)
         return form

@@ -13,7 +13,7 @@ from constitutional.base.progress import counted
 from constitutional.base.records import Message, Prompt, Split
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.text import canonical
-from constitutional.data.sources import DataFile, RowPlace, Rows, mixture
+from constitutional.data.sources import DataFile, ReadAs, RowPlace, Rows, mixture
 from constitutional.data.turns import BadRowError, Turns, is_blank, is_list_of
 
 MAX_CHARACTERS: Final = 100_000
@@ -33,6 +33,7 @@ COLUMNS: Final = (
 INPUTS: Final = ("input", "context")
 """Columns that go on from an instruction or a question."""
 SYSTEMS: Final = ("system", "system_prompt", "system_message")
+_KEYS: Final[tuple[ReadAs, ...]] = ("prompt", "input", "system")
 EXPECTED: Final = (
     'a text in quotes, {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}, '
     'with "split": "train" or "held_out" if you like'
@@ -69,6 +70,8 @@ class PromptForm:
     """The file's column by what it is read as."""
     read: Callable[[Any], tuple[Message, ...]]
     """The conversation to be answered in a row; raises BadRowError."""
+    keys: tuple[ReadAs, ...] = ()
+    """What `columns` may name."""
 
 
 def load_prompt_set(
@@ -159,14 +162,24 @@ def _lines(file: DataFile) -> Iterator[_Line]:
         try:
             form = form or _form(file, row)
             messages = checked(form.read(row))
-            split = row.get("split") if isinstance(row, dict) and row.keys() <= set(_OWN) else None
-            if split is not None and split not in get_args(Split):
-                raise BadRowError(f'has the split {shortened(split)}; expected "train" or "held_out"')
+            split = split_of(row)
         except BadRowError as error:
             raise place.error(str(error)) from error
         yield _Line(place, messages, conversation_of(messages), split)
     if form is None:
         raise InputError(file.path, f"holds no prompt; expected {EXPECTED if rows.unit == 'line' else 'one a row'}")
+
+
+def split_of(row: object) -> Split | None:
+    """The split that a row of our own says; None where it leaves it to us. Other sets have a `split`, too.
+
+    Raises:
+        BadRowError: it is none.
+    """
+    split = row.get("split") if isinstance(row, dict) and row.keys() <= set(_OWN) else None
+    if split is None or split in get_args(Split):
+        return split
+    raise BadRowError(f'has the split {shortened(split)}; expected "train" or "held_out"')
 
 
 def _form(file: DataFile, row: object) -> PromptForm:
@@ -192,9 +205,14 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
     column = next((name for name in names if _may_be_prompt(name, row.get(name))), None)
     if column is None:
         return None
-    if row.keys() <= set(_OWN) and not given:
-        return PromptForm("prompts", {"prompt": column}, lambda row: _own(turns, row))
+    if file.strengths:
+        raise BadRowError("is a prompt, and 'strengths' is set, which is not read in prompts; leave strengths out")
+    if row.keys() <= set(_OWN) and given.items() <= {"prompt": column}.items():
+        own = {"prompt": column, **({"split": "split"} if "split" in row else {})}
+        return PromptForm("prompts", own, lambda row: _own(turns, row), _KEYS)
     columns = _columns(file, row, column)
+    if problem := file.check_read(columns, "prompts", _KEYS):
+        raise BadRowError(problem)
 
     def read(row: Any) -> tuple[Message, ...]:  # noqa: ANN401 - a row may be anything
         if not isinstance(row, dict) or column not in row:
@@ -202,7 +220,7 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
         messages = _with_more(turns.prompt(row[column], column), row, columns)
         return _answerable(_after_history(turns, messages, row) if "history" in columns else messages)
 
-    return PromptForm(f"'{column}' of a set of conversations", columns, read)
+    return PromptForm(f"'{column}' of a set of conversations", columns, read, _KEYS)
 
 
 def _columns(file: DataFile, row: Mapping[str, object], column: str) -> dict[str, str]:

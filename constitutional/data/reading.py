@@ -5,12 +5,13 @@ import json
 import os
 import re
 from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import IO, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from constitutional.base.errors import InputError, UsageError
@@ -21,8 +22,8 @@ from constitutional.data.comparisons import ROWS, unknown
 from constitutional.data.evaluation import EvaluationRow, load_evaluation, recognise
 from constitutional.data.pairs.reader import PairForm
 from constitutional.data.preferences import PreferenceReader
-from constitutional.data.prompts import PromptForm, checked, conversation_of, prompt_form
-from constitutional.data.sources import DataFile, Rows, licence_beside
+from constitutional.data.prompts import PromptForm, checked, conversation_of, prompt_form, split_of
+from constitutional.data.sources import DataFile, ReadAs, Rows, licence_beside
 from constitutional.data.turns import BadRowError
 
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class DataReading(NamedTuple):
     """The first rows as they are read."""
     strengths: bool = False
     """The file says how much better replies are."""
+    keys: tuple[ReadAs, ...] = ()
+    """What `columns` may name in a file of this form."""
     written: int | None = None
     """Rows that were written as our own; None where nothing was to be written."""
 
@@ -72,7 +75,7 @@ class DataReading(NamedTuple):
         names = {"preference": "preferences", "tie": "ties"}
         counts = {names.get(label, label): self.classes.get(label, 0) for label in CLASSES}
         rest = self._asdict()
-        del rest["classes"], rest["strengths"]
+        del rest["classes"], rest["strengths"], rest["keys"]
         if self.written is None:
             del rest["written"]
         head = {name: rest.pop(name) for name in ("format", "kind", "rows")}
@@ -131,10 +134,12 @@ def _gathered(
 ) -> DataReading:
     tally: Counter[tuple[Class, tuple[str, ...]]] = Counter()
     pairs, conversations = array("q"), array("q")
-    samples: list[Candidate] = []
+    samples: list[Sequence[Candidate]] = []
     without_prompt = written = 0
     strengths = False
     for _, candidates in reader.candidates(form, seen):
+        if candidates and len(samples) < SAMPLES:
+            samples.append(candidates)
         for candidate in candidates:
             tally[candidate.label, candidate.principles] += 1
             pair, conversation = duplicate_key(candidate)
@@ -142,17 +147,10 @@ def _gathered(
             conversations.append(conversation)
             without_prompt += not candidate.messages
             strengths = strengths or candidate.strength > 0
-            if len(samples) < SAMPLES and candidate is candidates[0]:
-                samples.append(candidate)
             if out is not None and candidate.label in ("preference", "tie"):
                 out.write(_line(own_row(candidate)))
                 written += 1
-    notes = list(_notes(reader.notes))
-    if form.labelled and file.source is None:
-        notes.append(
-            f"{file.name} {form.labelled}, and counts as people's preferences; to count it as the AI's: "
-            f"mix.human=[{{path: {file.path}, source: ai}}]"
-        )
+    notes = [*_notes(reader.notes), *_doubts(file, form, strengths=strengths)]
     if without_prompt:
         advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
         notes.append(f"pairs that have no prompt: {without_prompt:,}; {advice}")
@@ -175,10 +173,22 @@ def _gathered(
         columns=form.columns,
         ignored_columns=seen.ignored(form.columns.values()),
         warnings=(*notes, *_licence(file, seen, form.name)),
-        samples=tuple(shown(candidate) for candidate in samples),
+        samples=tuple(map(_of_a_row, samples)),
         strengths=strengths,
+        keys=form.keys,
         written=None if out is None else written,
     )
+
+
+def _doubts(file: DataFile, form: PairForm, *, strengths: bool) -> Iterator[str]:
+    """What is said of the file's settings, given whether it says how much better replies are."""
+    if form.labelled and file.source is None:
+        yield (
+            f"{file.name} {form.labelled}, and counts as people's preferences; to count it as the AI's: "
+            f"mix.human=[{{path: {file.path}, source: ai}}]"
+        )
+    if file.strengths and not strengths:
+        yield "'strengths' is set and changes nothing, as no row has a strength without a probability beside it"
 
 
 def _prompts(file: DataFile, to: Path | None, progress: Progress) -> DataReading | None:
@@ -194,6 +204,7 @@ def _prompts(file: DataFile, to: Path | None, progress: Progress) -> DataReading
     with own_file(to) as out:
         for number, row in seen:
             messages = _checked(rows, number, partial(_conversation, form, row))
+            _checked(rows, number, partial(split_of, row))
             key = hash(conversation_of(messages))
             keys.append(key)
             if len(samples) < SAMPLES:
@@ -229,9 +240,10 @@ def _of_prompts(
         duplicates=duplicates,
         prompts=len(keys) - duplicates,
         columns=form.columns,
-        ignored_columns=seen.ignored((*form.columns.values(), "split")),
+        ignored_columns=seen.ignored((*form.columns.values(), *(("split",) if form.name == "prompts" else ()))),
         warnings=(*notes, *_licence(file, seen, form.name)),
         samples=tuple(samples),
+        keys=form.keys,
     )
 
 
@@ -403,6 +415,27 @@ def shown(candidate: Candidate) -> dict[str, Any]:
     return row | {name: value for name, value in more.items() if value} | _by(candidate)
 
 
+def _of_a_row(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """The pairs of a row as they are shown: the first, and the others beside it."""
+    first, *others = (
+        shown(candidate) | ({"training_weight": weight} if weight != candidate.weight else {})
+        for candidate, weight in zip(candidates, _training_weights(candidates), strict=True)
+    )
+    more = [{name: value for name, value in pair.items() if name != "messages"} for pair in others]
+    return first | ({"more_pairs": more} if more else {})
+
+
+def _training_weights(candidates: Sequence[Candidate]) -> Iterator[float]:
+    """What the pairs of a row count: verdicts on the same two replies by several principles together as one at most."""
+    by_pair: defaultdict[object, dict[tuple[str, ...], list[float]]] = defaultdict(dict)
+    for candidate in candidates:
+        pair = candidate.messages, *sorted((candidate.chosen, candidate.rejected))
+        by_pair[pair].setdefault(candidate.principles, []).append(candidate.weight)
+    for candidate in candidates:
+        pair = candidate.messages, *sorted((candidate.chosen, candidate.rejected))
+        yield candidate.weight / max(1.0, sum(map(fmean, by_pair[pair].values())))
+
+
 def _by(candidate: Candidate) -> dict[str, Any]:
     """What a verdict is by, in a column of our own."""
     names = candidate.principles
@@ -412,8 +445,8 @@ def _by(candidate: Candidate) -> dict[str, Any]:
 def _own_prompt(messages: tuple[Message, ...], row: object) -> dict[str, Any]:
     plain = len(messages) == 1 and messages[0] == Message("user", messages[0].content)
     own = {"prompt": messages[0].content} if plain else {"messages": [message.turn() for message in messages]}
-    split = row.get("split") if isinstance(row, dict) else None
-    return own | ({"split": split} if split in ("train", "held_out") else {})
+    split = split_of(row)
+    return own | ({"split": split} if split else {})
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -21,6 +21,7 @@ from constitutional.base.errors import InputError
 from constitutional.base.frozen import Frozen
 from constitutional.base.jsonl import (
     BadTextError,
+    as_json,
     check_strings,
     parse,
     read_jsonl,
@@ -54,8 +55,11 @@ ReadAs = Literal[
     "rejected",
     "response_a",
     "response_b",
+    "replies",
     "reply",
     "label",
+    "score",
+    "rank",
     "winner",
     "strength",
     "probability",
@@ -63,10 +67,20 @@ ReadAs = Literal[
     "principle",
     "weight",
 ]
-"""What a column may be read as. `input` goes on from the prompt; `label` is the truth that the one `reply` of a
-row is good; `winner` says which of response_a and response_b is
-better, `strength` how much, negative where it is response_a. `probability` is that of chosen, 0.5 to 1, or that
-response_a is better, 0 to 1."""
+"""What a column may be read as. `input` goes on from the prompt. `label` is the truth that the one `reply` of a row is
+good; of a `score` the highest is best, of a `rank` the lowest, for one `reply` a row or for the `replies` of a row
+(`answers.answer` and `answers.rank` in a list of objects). `winner` says which of response_a and response_b is better,
+`strength` how much, negative where it is response_a. `probability` is that of chosen, 0.5 to 1, or that response_a is
+better, 0 to 1."""
+_TEXTS: Final = (str, list, dict), "a text or messages"
+_NUMBER: Final = (int, float, str), "a number"
+_KINDS: Final[Mapping[ReadAs, tuple[tuple[type, ...], str]]] = {
+    **dict.fromkeys(("prompt", "chosen", "rejected", "response_a", "response_b", "reply"), _TEXTS),
+    **dict.fromkeys(("input", "system", "principle"), ((str,), "a text")),
+    **dict.fromkeys(("strength", "probability", "weight"), _NUMBER),
+    "rater": ((str, int, float), "a name, as text or as a number"),
+}
+"""The types of the columns that settings name; numbers stand as texts in tables."""
 
 
 class DataFile(Frozen):
@@ -92,10 +106,33 @@ class DataFile(Frozen):
 
     def check_columns(self, row: Mapping[str, object]) -> str | None:
         """What is wrong with `columns` in the file that begins with this row; None if nothing is."""
-        missing = [column for column in self.columns.values() if column not in row]
-        if not missing:
-            return None
-        return f"has no column '{missing[0]}', which 'columns' names; the columns are {', '.join(map(repr, row))}"
+        for role, column in self.columns.items():
+            if column not in row and not isinstance(row.get(column.partition(".")[0]), list):
+                return f"has no column '{column}', which 'columns' names; the columns are {', '.join(map(repr, row))}"
+            types, expected = _KINDS.get(role, ((object,), ""))
+            value = row.get(column)
+            if value is not None and (not isinstance(value, types) or (isinstance(value, bool) and role in _KINDS)):
+                found = as_json(value)
+                return f"'{column}', which 'columns' names as {role}, is {found}; expected {expected}"
+        return None
+
+    def check_read(self, columns: Mapping[str, str], form: str, keys: Sequence[ReadAs]) -> str | None:
+        """What `columns` names and a form does not read; None if it reads all.
+
+        Args:
+            columns: those that it reads, by what they are read as.
+            form: its name.
+            keys: what may be named in it.
+        """
+        for role, column in self.columns.items():
+            read = columns.get(role, "")
+            if read != column and not read.startswith(f"{column}.") and not read.endswith(f".{column}"):
+                may = f"expected {', '.join(keys)}" if keys else "its columns have fixed names"
+                return (
+                    f"'columns' names '{column}' as {role}, which is not read in a file of this form ({form}: {may}); "
+                    f"leave {role} out"
+                )
+        return None
 
     @property
     def name(self) -> str:

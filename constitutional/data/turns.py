@@ -49,6 +49,9 @@ _SPOKEN: Final = re.compile(r"(?:\A|\n\n)(System|Developer|User|Assistant|Tool):
 """How a turn begins in a conversation that people see as one text (`votes/items.py`)."""
 _EXTRA_ID: Final = re.compile(r"\n?<extra_id_[01]>(System|User|Assistant)\n?")
 
+NO_REPLY: Final = "replies without a last turn of the assistant, whose pairs are left out"
+"""What is noted of them."""
+
 Conversation = tuple[Message, ...]
 
 
@@ -182,6 +185,8 @@ class Turns:
             turns = transcript(value, name)
         elif value is None:
             return Side(context, "")
+        elif isinstance(value, dict) and isinstance(value.get("text"), str) and not {"role", "from"} & value.keys():
+            return Side(_answered(context), value["text"])
         elif type(value) is list or isinstance(value, dict):
             turns = self.messages(value, name)
         else:
@@ -191,7 +196,7 @@ class Turns:
         elif context and context[0].role == "system" and turns[0].role != "system":
             turns = context[:1] + turns
         if not turns or turns[-1].role != "assistant":
-            self.notes["replies without a last turn of the assistant, which count as empty"] += 1
+            self.notes[NO_REPLY] += 1
             return Side(turns, "")
         return Side(turns[:-1], turns[-1].content)
 
@@ -226,7 +231,7 @@ class Turns:
     def _split(self, turns: Conversation) -> Side:
         if turns[-1].role == "assistant":
             return Side(turns[:-1], turns[-1].content)
-        self.notes["replies without a last turn of the assistant, which count as empty"] += 1
+        self.notes[NO_REPLY] += 1
         return Side(turns, "")
 
 

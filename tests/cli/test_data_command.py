@@ -243,6 +243,13 @@ def test_rules_behind_labels_are_principles_and_speakers_are_no_labels(
     assert told(written(tmp_path, "talk.txt", talk), capsys)["kind"] == "prompts"
 
 
+def test_transcripts_in_a_column_of_texts_are_no_principles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Never lie to me."
+    reading = told(written(tmp_path, "talks.jsonl", json.dumps({"text": text}) + "\n"), capsys)
+    assert (reading["kind"], reading["warnings"]) == ("prompts", [])
+    assert [turn["role"] for turn in reading["samples"][0]["messages"]] == ["user", "assistant", "user"]
+
+
 def test_splits_of_a_folder_that_are_not_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq  # type: ignore[import-untyped]

@@ -131,7 +131,7 @@ def saying(*turns: tuple[str, str]) -> dict[str, object]:
         (GOOD | {"probability": 0.3}, "below 0.5, swap chosen and rejected"),
         (GOOD | {"probability": True}, "'probability' is True"),
         ('{"prompt": "Q", "chosen": "A", "rejected": "B", "probability": NaN}', "NaN is no JSON"),
-        (GOOD | {"rater": 7}, "'rater' is 7"),
+        (GOOD | {"rater": ["ann"]}, "'rater' is [\"ann\"]; expected a name"),
         ({"messages": "Hi", "chosen": "A", "rejected": "B"}, "'messages' is no list of messages"),
         (saying(("bot", "Hi")), "the role 'bot'"),
         (saying(), "does not end with a user's message"),

@@ -24,8 +24,8 @@ def annotated_pairs(
 ) -> dict[str, Any]:
     """The comparisons that somebody judged, and the pairs from elsewhere, as one file.
 
-    Of pairs from elsewhere, people and models are an annotator for each file and what a verdict is by; those of models
-    are of the type of the run's label.
+    The run's label says by which principles it is, where it became a preference. Of pairs from elsewhere, people and
+    models are an annotator for each file and what a verdict is by; those of models are of the type of the run's label.
 
     Args:
         comparisons: the run's.
@@ -41,9 +41,13 @@ def annotated_pairs(
     first: dict[str, Preference] = {}
     by_annotator: dict[tuple[str, str, str | None], Preference] = {}
     votes = []
+    by_principles: dict[str, list[str]] = {}
     for preference in preferences:
         name = preference.comparison
-        if name not in by_id:
+        if name in by_id:
+            if preference.source == "ai":
+                by_principles[name] = list(preference.principles)
+        else:
             shown_as = first.setdefault(name, preference)
             vote = _vote(preference, shown_as)
             votes.append(vote)
@@ -51,8 +55,11 @@ def annotated_pairs(
     rows = [*items, *map(shown, first.values())]
     content = tasks(rows, [*verdicts, *votes], list(judgements), labels, principles)
     prompts = {name: row.prompt for name, row in (by_id | first).items()}
+    label = content["metadata"]["default_annotator"]
     for row in content["comparisons"]:
         row["metadata"] |= unspoken(prompts[row["id"]].messages, row["prompt"])
+        if label in row["annotations"] and by_principles.get(row["id"]):
+            row["annotations"][label]["principles"] = by_principles[row["id"]]
         for annotator, annotation in row["annotations"].items() if row["id"] in first else ():
             about = content["annotators"][annotator]
             preference = by_annotator[row["id"], about.get("rater", about["name"]), about.get("principle")]

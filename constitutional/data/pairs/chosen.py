@@ -5,7 +5,8 @@ from typing import Final
 
 from constitutional.base.text import canonical
 from constitutional.data.candidates import SCORE_10, Candidate, Opinion, Row
-from constitutional.data.pairs.reader import CHOSEN, PairForm, PairReader, Replies
+from constitutional.data.pairs.reader import CHOSEN, CONTEXT, OwnColumns, PairForm, PairReader, Replies
+from constitutional.data.sources import ReadAs
 from constitutional.data.turns import BadRowError, Side, common_start, is_blank, is_list_of, is_transcript
 
 COLUMNS: Final = (
@@ -27,6 +28,10 @@ SCORES: Final = tuple(
         *("score_{}", "{}_score", "{}-rating", "{}_rating", "rating_{}", "{}_avg_rating", "{}_reward", "reward_{}"),
     )
 )
+_KEYS: Final[tuple[ReadAs, ...]] = (
+    *(*CONTEXT, "chosen", "rejected"),
+    *("probability", "strength", "rater", "principle", "weight"),
+)
 _PLAIN_MARKER: Final = "\n\nAssistant:"
 """How a transcript ends whose reply brings the space behind the marker."""
 
@@ -37,7 +42,8 @@ def chosen_and_rejected(reader: PairReader, row: Row) -> PairForm | None:
     if pair is None:
         return None
     prompt = reader.prompt_columns(row)
-    opinion_of, about = _opinions(reader, row, len(prompt) + len(pair))
+    columns = {**prompt, "chosen": pair[0], "rejected": pair[1]}
+    opinion_of = _opinions(reader, row, columns)
     replies = Replies(pair)
     nameless = not prompt and "prompt" in row  # our own rows of pairs whose prompt nobody knows
     opening = row.get(prompt.get("prompt", ""))
@@ -66,7 +72,7 @@ def chosen_and_rejected(reader: PairReader, row: Row) -> PairForm | None:
                 raise BadRowError(f"'{prompt['prompt']}' holds no message; it does not end with a user's message")
         return (reader.candidate(number, a, b, opinion_of(row)),)
 
-    return PairForm(_name(row, pair, prompt), {**prompt, "chosen": pair[0], "rejected": pair[1], **about}, read)
+    return PairForm(_name(row, pair, prompt), columns, read, keys=_KEYS)
 
 
 def _is_asked(asked: str, side: Side) -> bool:
@@ -87,22 +93,36 @@ def _columns(reader: PairReader, row: Row) -> tuple[str, str] | None:
     return None if pair is None or any(is_list_of(str, row[column]) for column in pair) else pair
 
 
-def _opinions(reader: PairReader, row: Row, plain: int) -> tuple[Callable[[Row], Opinion], dict[str, str]]:
-    """What reads the opinion of a row, and the columns that it reads; a row of so few columns has nothing to add."""
-    own = reader.own_columns(row)
-    columns = {role: column for role, column in own.items() if column in row}
-    names = frozenset(own.values())
+def several_replies(row: Row) -> str:
+    """What is wrong with a row of a better and a worse reply that is a list of texts; empty where nothing is."""
+    for pair in COLUMNS:
+        column = next((name for name in pair if is_list_of(str, row.get(name))), None)
+        if column is not None and pair[0] in row and pair[1] in row:
+            return (
+                f"'{column}' is a list of texts; expected one reply, as text or messages: write a row for each pair of "
+                "replies"
+            )
+    return ""
+
+
+def _opinions(reader: PairReader, row: Row, columns: dict[str, str]) -> Callable[[Row], Opinion]:
+    """What reads the opinion of a row; the columns that it reads are added to the form's."""
+    scores = _scores_of(row)
+    if scores is None and {"status", "original_chosen"} <= row.keys():  # distilabel's reading of Orca's pairs
+        columns["tie"] = "status"
+        return lambda row: Opinion("tie") if row.get("status") == "tie" else CHOSEN
+    plain = len(columns)
+    own = OwnColumns(reader, row, columns)
+    names = frozenset(own.names.values())
 
     def opinion(row: Row) -> Opinion:
-        return CHOSEN if len(row) == plain or names.isdisjoint(row) else reader.own(row, own)
+        # A row of so few columns has nothing to add.
+        return CHOSEN if len(row) == plain or names.isdisjoint(row) else own.read(row)
 
-    scores = _scores_of(row)
-    if scores is not None:
-        columns |= {"score of chosen": scores[0], "score of rejected": scores[1]}
-        return lambda row: _scored(reader, row, scores, opinion(row)), columns
-    if {"status", "original_chosen"} <= row.keys():  # distilabel's reading of Orca's pairs
-        return lambda row: Opinion("tie") if row.get("status") == "tie" else CHOSEN, {"tie": "status"}
-    return opinion, columns
+    if scores is None:
+        return opinion
+    columns |= {"score of chosen": scores[0], "score of rejected": scores[1]}
+    return lambda row: _scored(reader, row, scores, opinion(row))
 
 
 def _scores_of(row: Row) -> tuple[str, str] | None:
@@ -112,6 +132,8 @@ def _scores_of(row: Row) -> tuple[str, str] | None:
 def best_first(reader: PairReader, row: Row) -> PairForm | None:
     """A list of a better and a worse reply beside an instruction, as LlamaFactory had it before 2024."""
     asked, replies = row.get("instruction"), row.get("output")
+    if reader.file.columns.get("replies", "output") != "output":
+        return None
     if not isinstance(asked, str) or not is_list_of(str, replies) or len(replies) != 2:  # type: ignore[arg-type]
         return None
     prompt = reader.prompt_columns(row)
@@ -123,7 +145,9 @@ def best_first(reader: PairReader, row: Row) -> PairForm | None:
         a, b = reader.turns.sides((replies[0], replies[1]), ("output", "output"), reader.context(row, prompt))  # type: ignore[index]
         return (reader.candidate(number, a, b, CHOSEN),)
 
-    return PairForm("LlamaFactory alpaca, the better reply first", {**prompt, "replies": "output"}, read)
+    return PairForm(
+        "LlamaFactory alpaca, the better reply first", {**prompt, "replies": "output"}, read, keys=(*CONTEXT, "replies")
+    )
 
 
 def begins_itself(reply: object) -> bool:

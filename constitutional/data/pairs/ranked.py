@@ -1,12 +1,13 @@
 """Ranks and scores of several replies (Nectar, NeMo-RL, UltraFeedback), and one reply a row (HelpSteer, KTO)."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Final
 
 from constitutional.data.candidates import SCORE_10, Candidate, Class, Opinion, Row
-from constitutional.data.pairs.reader import PairForm, PairReader, key_of_column
+from constitutional.data.pairs.reader import CONTEXT, OwnColumns, PairForm, PairReader, key_of_column
+from constitutional.data.sources import ReadAs
 from constitutional.data.turns import BadRowError, Side, as_json_safe, is_list_of
 
 LISTS: Final = (
@@ -25,22 +26,28 @@ _TURNS: Final = ("messages", "conversations", "conversation")
 """Columns of a whole conversation, of which the last turn is the reply."""
 _LABELS: Final = ("helpfulness", "label", "kto_tag")
 """Columns that say how good the one reply of a row is."""
+_KEYS: Final[tuple[ReadAs, ...]] = ("replies", "rank", "score")
+"""What `columns` may name of several replies a row."""
 
 
 def ranked(reader: PairReader, row: Row) -> PairForm | None:
     """A list of replies with ranks (Nectar, NeMo-RL) or with scores (UltraFeedback, StackExchange)."""
-    column = next((name for name in LISTS if is_list_of(dict, row.get(name))), None)
+    given = reader.file.columns
+    named = next((given[role] for role in _KEYS if role in given), "").partition(".")[0]
+    column = next((name for name in ((named,) if named else LISTS) if is_list_of(dict, row.get(name))), None)
     if column is None:
         return None
     item = row[column][0]
-    text = next((key for key in LISTED if isinstance(item.get(key), str | list | dict)), None)
-    order = next((key for key in ("rank", *RATED) if key in item), None)
+    texts = (_within(given["replies"], column),) if "." in given.get("replies", "") else LISTED
+    text = next((key for key in texts if isinstance(item.get(key), str | list | dict)), None)
+    role, order = _order_within(given, column, item)
     if text is None or order is None:
         return None
     prompt = reader.prompt_columns({name: value for name, value in row.items() if name != column})
-    sign = 1 if order == "rank" else -1  # the first rank and the highest score are best
-    own = reader.own_columns(row)
-    own = own if "source" in own else {}
+    columns = {**prompt, "replies": f"{column}.{text}", role: f"{column}.{order}"}
+    sign = 1 if role == "rank" else -1  # the first rank and the highest score are best
+    is_exported = row.get("source") in ("ai", "human") and "probability" in row
+    own = OwnColumns(reader, row, columns) if is_exported else None
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
         items = row.get(column)
@@ -57,15 +64,28 @@ def ranked(reader: PairReader, row: Row) -> PairForm | None:
             reader.notes[SCORE_10] += 1
         pairs = reader.all_pairs(number, replies, sign)
         if own and len(pairs) == 1 and pairs[0].label == "preference":
-            return [_as_exported(pairs[0], reader.own(row, own))]
+            return [_as_exported(pairs[0], own.read(row))]
         return pairs
 
     name = (
         "Nectar" if (column, order) == ("answers", "rank") else "NeMo-RL" if "context" in row else f"ranks by '{order}'"
     )
-    columns = {**prompt, "replies": f"{column}.{text}", "order": f"{column}.{order}"}
-    columns |= {role: own[role] for role in ("probability", "weight", "source") if own}
-    return PairForm(name, columns, read)
+    return PairForm(name, columns, read, keys=(*CONTEXT, *_KEYS))
+
+
+def _order_within(given: Mapping[ReadAs, str], column: str, item: Row) -> tuple[str, str | None]:
+    """Whether a key of a reply in a list of objects is its rank or its score, and the key."""
+    for role in ("rank", "score"):
+        if role in given:
+            key = _within(given[role], column)
+            return role, key if key in item else None
+    order = next((key for key in ("rank", *RATED) if key in item), None)
+    return "rank" if order == "rank" else "score", order
+
+
+def _within(named: str, column: str) -> str:
+    """The key in a list of objects that a setting names: `answers.rank`, or `rank` alone."""
+    return named.removeprefix(f"{column}.")
 
 
 def _is_doubtful(item: Row) -> bool:
@@ -86,15 +106,19 @@ def _as_exported(pair: Candidate, opinion: Opinion) -> Candidate:
 
 def side_by_side(reader: PairReader, row: Row) -> PairForm | None:
     """A list of texts, and a list of ranks or scores beside it, as distilabel writes them."""
-    column = next((name for name in LISTS if is_list_of(str, row.get(name)) and len(row[name]) > 1), None)
+    given = reader.file.columns
+    names = (given["replies"],) if "replies" in given else LISTS
+    column = next((name for name in names if is_list_of(str, row.get(name)) and len(row[name]) > 1), None)
     if column is None:
         return None
     count = len(row[column])
-    order = next((name for name in BESIDE if _are_numbers(row.get(name), count)), None)
+    beside = [given[role] for role in ("rank", "score") if role in given] or BESIDE
+    order = next((name for name in beside if _are_numbers(row.get(name), count)), None)
     prompt = reader.prompt_columns({name: value for name, value in row.items() if name != column})
     if order is None or not prompt:
         return None
-    sign = 1 if order in RANKS else -1
+    is_rank = "rank" in given or ("score" not in given and order in RANKS)
+    sign = 1 if is_rank else -1
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
         texts, values = row.get(column), row.get(order)
@@ -107,7 +131,8 @@ def side_by_side(reader: PairReader, row: Row) -> PairForm | None:
         ]
         return reader.all_pairs(number, replies, sign)
 
-    return PairForm(f"replies and their {order}", {**prompt, "replies": column, "order": order}, read)
+    columns = {**prompt, "replies": column, "rank" if is_rank else "score": order}
+    return PairForm(f"replies and their {order}", columns, read, keys=(*CONTEXT, *_KEYS))
 
 
 def _are_numbers(value: object, count: int) -> bool:
@@ -127,26 +152,26 @@ def one_a_row(reader: PairReader, row: Row) -> PairForm | None:
 
     Rows of one conversation stand one after the other.
     """
-    labels = (reader.file.columns["label"],) if "label" in reader.file.columns else _LABELS
-    judged = next((name for name in labels if name in row), None)
-    if judged is None or (judged != "helpfulness" and not _is_truth(row[judged])):
+    role, judged = _judged_by(reader, row)
+    if not judged:
         return None
     found = _reply_column(reader, row) or _reply_within(reader, row)
     if found is None:
         return None
     columns, key, side_of = found
+    judge = _truth if role == "label" else _graded
 
     def read(number: int, group: Row) -> Sequence[Candidate]:
         replies = []
         for place, member in group["rows"]:
             try:
-                replies.append((side_of(member), _judged(reader, member.get(judged), judged)))
+                replies.append((side_of(member), judge(reader, member.get(judged), judged)))
             except BadRowError as error:
                 raise BadRowError(str(error), place) from error
         if len(replies) == 1:
             reader.notes[f"rows that stand alone, as no row beside them has the same '{columns['prompt']}'"] += 1
-        if judged == "helpfulness":
-            return reader.all_pairs(number, replies, -1, strengths=True)
+        if role != "label":
+            return reader.all_pairs(number, replies, 1 if role == "rank" else -1, strengths=role == "score")
         # Two good replies are no pair, nor are two bad ones.
         pairs = [pair for pair in combinations(replies, 2) if pair[0][1] != pair[1][1]]
         judged_pairs = sum(None not in (good, other) for (_, good), (_, other) in pairs)
@@ -158,8 +183,29 @@ def one_a_row(reader: PairReader, row: Row) -> PairForm | None:
 
         return [reader.candidate(number, a, b, opinion(good, other)) for (a, good), (b, other) in pairs]
 
-    columns = {**columns, "score" if judged == "helpfulness" else "label": judged}
-    return PairForm("HelpSteer2" if judged == "helpfulness" else "TRL unpaired", columns, read, key)
+    name = "HelpSteer2" if judged == "helpfulness" else "TRL unpaired" if role == "label" else f"replies by '{judged}'"
+    keys: tuple[ReadAs, ...] = (*CONTEXT, "reply", "score", "rank", "label")
+    return PairForm(name, {**columns, role: judged}, read, key, keys)
+
+
+def _judged_by(reader: PairReader, row: Row) -> tuple[str, str]:
+    """Whether a label, a score or a rank says how good the one reply of a row is, and its column; empty if none does.
+
+    Raises:
+        BadRowError: the label that the settings name is no truth.
+    """
+    given = reader.file.columns
+    for role in ("score", "rank"):
+        if role in given:
+            return role, given[role]
+    judged = given.get("label") or next((name for name in _LABELS if name in row), "")
+    if judged == "helpfulness" and "label" not in given:
+        return "score", judged
+    if not judged or _is_truth(row[judged]):
+        return "label", judged
+    if "label" not in given:
+        return "label", ""
+    raise _no_truth(row[judged], judged)
 
 
 _Found = tuple[dict[str, str], Callable[[Row], object], Callable[[Row], Side]]
@@ -202,10 +248,21 @@ def _is_truth(value: object) -> bool:
     return value in (True, False) or str(value).lower() in ("true", "false")
 
 
-def _judged(reader: PairReader, value: object, name: str) -> float | None:
+def _truth(reader: PairReader, value: object, name: str) -> float | None:
     if str(value).lower() in ("true", "false"):
         return float(str(value).lower() == "true")
     number = reader.number(value, name)
-    if name != "helpfulness" and number not in (None, 0, 1):
-        raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected true or false (1 or 0), or nothing")
+    if number not in (None, 0, 1):
+        raise _no_truth(value, name)
     return number
+
+
+def _no_truth(value: object, name: str) -> BadRowError:
+    return BadRowError(
+        f"'{name}' is {as_json_safe(value)}; expected true or false (1 or 0), or nothing; where it says how good the "
+        f"reply is, name it with columns: {{score: {name}}}"
+    )
+
+
+def _graded(reader: PairReader, value: object, name: str) -> float | None:
+    return reader.number(value, name)

@@ -3,12 +3,13 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
+from constitutional.base.jsonl import BadTextError
 from constitutional.base.text import same_text
 from constitutional.data.candidates import (
     Candidate,
@@ -20,7 +21,8 @@ from constitutional.data.candidates import (
     has_silent_turn,
     plainly_different,
 )
-from constitutional.data.sources import DataFile
+from constitutional.data.cells import decoded_cell
+from constitutional.data.sources import DataFile, ReadAs
 from constitutional.data.turns import (
     BadRowError,
     Conversation,
@@ -41,7 +43,9 @@ SYSTEMS: Final = ("system", "system_prompt", "system_message")
 RATERS: Final = ("rater", "judge", "annotator", "worker", "judge_hash")
 """Columns that say who compares."""
 _OWN: Final = ("probability", "rater", "principle", "weight", "strength", "raters")
-"""Columns of our own rows beside the replies. Other sets have a `strength` and `raters`, too, of other kinds."""
+"""Columns of our own rows beside the replies."""
+CONTEXT: Final[tuple[ReadAs, ...]] = ("prompt", "input", "system")
+"""What is read of the conversation, as `columns` may name it."""
 _OTHER: Final = {"prompt": "messages", "messages": "prompt"}
 
 CHOSEN: Final = Opinion("a")
@@ -60,6 +64,8 @@ class PairForm:
     """The candidates of a row; or of rows that belong together, as (number, row) under the key `rows`."""
     together: Callable[[Row], object] | None = None
     """What rows share that stand one after the other and belong together; raises BadRowError."""
+    keys: tuple[ReadAs, ...] = ()
+    """What `columns` may name; nothing in the files of tools, whose columns have fixed names."""
     labelled: str = ""
     """By which model a public set is labelled, as a predicate; empty where nothing is known of that."""
 
@@ -221,59 +227,166 @@ class PairReader:
 
     def rater_column(self, row: Row) -> dict[str, str]:
         """The column that says who compares, if there is one."""
-        given = self.file.columns
-        names = (given["rater"],) if "rater" in given else RATERS
-        column = next((name for name in names if isinstance(row.get(name), str | int)), None)
+        if "rater" in self.file.columns:
+            return {"rater": self.file.columns["rater"]}
+        column = next((name for name in RATERS if _is_name(row.get(name))), None)
         return {} if column is None else {"rater": column}
 
-    def own_columns(self, row: Row) -> dict[str, str]:
-        """The columns of our own rows, and of those that `export` writes, by what they are read as."""
-        given = self.file.columns
-        named: Mapping[str, str] = {role: column for role, column in given.items() if role != "strength"}
-        own = {role: named.get(role, role) for role in _OWN}
-        if row.get("source") in ("ai", "human") and (own["probability"] in row or own["strength"] in row):
-            own |= {"source": "source", "principles": "principles"}
-        return own
+    def rater(self, value: object, name: str) -> str:
+        """Who compares; a number is a name, too. Empty where nobody is named.
 
-    def own(self, row: Row, own: Mapping[str, str]) -> Opinion:
-        """What our own rows say beside the replies."""
-        probability = row.get(own["probability"])
-        rater, principle, weight = (row.get(own[role]) for role in ("rater", "principle", "weight"))
-        strength, raters = _strength(row.get(own["strength"])), _strengths(row.get(own["raters"]))
-        if self.texts:  # an empty cell says nothing
-            probability, rater, principle, weight = (value or None for value in (probability, rater, principle, weight))
-        source: Any = row.get(own["source"]) if "source" in own else None
-        by = names_of(row.get("principles")) if "source" in own else ()
-        if not strength and not raters and not by and probability is rater is principle is weight is None:
+        Raises:
+            BadRowError: it is no name.
+        """
+        if value is None:
+            return ""
+        if not _is_name(value):
+            raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a name, as text or as a number")
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
+
+
+class OwnColumns:
+    """What columns of our own rows, and of those that `export` writes, say beside the replies.
+
+    Other sets have columns of these names, too. One that holds something else in the first row is not read, unless the
+    settings name it.
+    """
+
+    def __init__(self, reader: PairReader, row: Row, columns: dict[str, str]) -> None:
+        """Look for the columns in a file's first row.
+
+        Args:
+            reader: the file's.
+            row: the first.
+            columns: of the form, by what they are read as; those that are met are added, also in later rows.
+
+        Raises:
+            BadRowError: a column that the settings name holds something else.
+        """
+        given = {str(role): column for role, column in reader.file.columns.items()}
+        self._reader = reader
+        self._columns = columns
+        self.names: dict[str, str] = {role: given.get(role, role) for role in _OWN} | reader.rater_column(row)
+        asked = given.keys() | ({"strength"} if reader.file.strengths else set())
+        self._leave_others(row, asked)
+        labels = {self.names[role] for role in ("probability", "strength") if role in self.names}
+        self.marked = row.get("source") in ("ai", "human") and not labels.isdisjoint(row)
+        """Whether rows say who prefers, and by which principles."""
+        if self.marked:
+            self.names |= {"source": "source", "principles": "principles"}
+            self._leave_others(row, asked)
+        columns |= {role: column for role, column in self.names.items() if column in row}
+
+    def _leave_others(self, row: Row, asked: Container[str]) -> None:
+        """Leave out the columns that hold something else; refuse one of those that were asked for."""
+        for role, column in list(self.names.items()):
+            try:
+                self._parsed(role, column, row.get(column))
+            except BadRowError as error:
+                if role in asked:
+                    raise
+                del self.names[role]
+                self._reader.notes[f"columns of other sets with a name of ours, which are not read ({error})"] += 1
+
+    def read(self, row: Row) -> Opinion:
+        """What a row says.
+
+        Raises:
+            BadRowError: a column holds something else.
+        """
+        said: dict[str, Any] = {}
+        for role, column in self.names.items():
+            value = self._parsed(role, column, row.get(column))
+            if value is not None:
+                said[role] = value
+        if not said:
             return CHOSEN
-        if "source" in own and source not in ("ai", "human"):
-            raise BadRowError(f'\'source\' is {as_json_safe(source)}; expected "ai" or "human", as in the first row')
-        value = None if probability is None else self.between(probability, own["probability"], 0.5)
-        share = 1.0 if weight is None else self.between(weight, own["weight"], 0.0)
-        if not isinstance(rater, str | None):
-            raise BadRowError(f"'{own['rater']}' is {rater!r}; expected a name, as text")
-        choice: Choice = "tie" if value == 0.5 else "a"
-        if principle:
-            by = (self.text(principle, own["principle"]), *by)
-        signs = tuple(0 - sign for sign in raters)
-        return Opinion(choice, strength, rater or "", signs, by, value, share, source)
+        if self.marked and "source" not in said:
+            raise BadRowError('\'source\' is null; expected "ai" or "human", as in the first row')
+        if not said.keys() <= self._columns.keys():
+            self._columns |= {role: self.names[role] for role in said}
+        probability, strength = said.get("probability"), said.get("strength")
+        is_tie = probability == 0.5 or (probability is None and strength == 0)
+        by = (*([said["principle"]] if "principle" in said else []), *said.get("principles", ()))
+        signs = tuple(0 - sign for sign in said.get("raters", ()))
+        about = (strength or 0, said.get("rater", ""), signs, by, probability, said.get("weight", 1.0))
+        return Opinion("tie" if is_tie else "a", *about, said.get("source"))
+
+    def _parsed(self, role: str, column: str, value: object) -> object:
+        """What a column says; None where it says nothing."""
+        if value is None or value == "":
+            return None
+        return _PARSERS[role](self._reader, value, column)
 
 
-def _strength(value: object) -> int:
-    """A strength of our own rows; 0 where a column of that name holds something else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def _strength(reader: PairReader, value: object, column: str) -> int:
+    """How much better chosen is, from 1; 0 is a tie.
+
+    Raises:
+        BadRowError: it is no whole number, or is negative, as where a sign says which reply is better.
+    """
+    number = None if isinstance(value, bool) else reader.number(value, column)
+    if number is not None and number < 0:
+        raise BadRowError(
+            f"'{column}' is {number:g}, and the names of the columns say which reply is better; expected a whole "
+            "number from 0: write it without the sign, or swap the replies where the sign is right"
+        )
+    if number is None or number != int(number):
+        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a whole number from 0")
+    return int(number)
+
+
+def _source(_reader: PairReader, value: object, column: str) -> object:
+    """Who prefers."""
+    if value not in ("ai", "human"):
+        raise BadRowError(f'\'{column}\' is {as_json_safe(value)}; expected "ai" or "human", as in the first row')
+    return value
+
+
+def _texts(reader: PairReader, value: object, column: str) -> tuple[str, ...] | None:
+    """The texts of a list; None where it is empty."""
+    listed = _listed(reader, value)
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a list of texts")
+    return tuple(listed) or None
+
+
+def _numbers(reader: PairReader, value: object, column: str) -> tuple[float, ...] | None:
+    """The numbers of a list; None where it is empty."""
+    listed = _listed(reader, value)
+    if not isinstance(listed, list) or not all(isinstance(item, int | float) for item in listed):
+        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a list of numbers")
+    return tuple(map(float, listed)) or None
+
+
+def _listed(reader: PairReader, value: object) -> object:
+    """A list that stands in the cell of a table."""
+    if reader.texts and isinstance(value, str):
+        with suppress(BadTextError):
+            return decoded_cell(value)
+    return value
+
+
+_PARSERS: Final[Mapping[str, Callable[[PairReader, object, str], object]]] = {
+    "probability": lambda reader, value, column: reader.between(value, column, 0.5),
+    "weight": lambda reader, value, column: reader.between(value, column, 0.0),
+    "rater": PairReader.rater,
+    "principle": PairReader.text,
+    "strength": _strength,
+    "source": _source,
+    "principles": _texts,
+    "raters": _numbers,
+}
+"""What reads a column of our own, by what it is read as."""
 
 
 def names_of(value: object) -> tuple[str, ...]:
     """The principles of rows that `export` writes; none where a column of that name holds something else."""
     return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
-
-
-def _strengths(value: object) -> tuple[float, ...]:
-    """What single raters say in our own rows; nothing where a column of that name holds something else."""
-    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in value):
-        return ()
-    return tuple(float(item) for item in value)
 
 
 class Replies:

@@ -15,7 +15,8 @@ from constitutional.data.candidates import (
     signed_opinion,
     two_columns,
 )
-from constitutional.data.pairs.reader import PairForm, PairReader, Replies
+from constitutional.data.pairs.reader import CONTEXT, PairForm, PairReader, Replies
+from constitutional.data.sources import ReadAs
 from constitutional.data.turns import BadRowError, Side, as_json_safe
 
 VERDICTS: Final = (
@@ -24,11 +25,14 @@ VERDICTS: Final = (
 )
 """Columns that name the better side."""
 SIGNED: Final = ("preference_strength", "overall_preference")
-"""Columns with a strength that is negative where the first reply is better."""
+"""HelpSteer's columns with a strength from -3 to 3 that is negative where the first reply is better."""
 SAFETY: Final = {"better_response_id": "helpfulness", "safer_response_id": "safety"}
 """PKU-SafeRLHF's two verdicts, and the principles that they are by."""
 SINGLE: Final = ("individual_preference", "all_preferences_unprocessed")
 """HelpSteer's columns of what single raters say."""
+
+_KEYS: Final[tuple[ReadAs, ...]] = ("winner", "strength", "probability", "rater")
+"""What `columns` may name of a verdict."""
 
 Verdicts = Callable[[Row], Iterable[Opinion]]
 
@@ -60,7 +64,7 @@ def two_sides(reader: PairReader, row: Row) -> PairForm | None:
     columns = {**prompt, "response_a": sides[0], "response_b": sides[1], **columns}
     if isinstance(row.get("turn"), int) and isinstance(row[sides[0]], list):
         columns["turn"] = "turn"
-    return PairForm(_name(row, sides), columns, read)
+    return PairForm(_name(row, sides), columns, read, keys=(*CONTEXT, "response_a", "response_b", *_KEYS))
 
 
 def _up_to(turn: object, reply: Any) -> Any:  # noqa: ANN401 - a text, or messages
@@ -93,7 +97,7 @@ def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ver
     columns = {role: column, **({"raters": single} if single else {}), **rater}
 
     def read(row: Row) -> Iterable[Opinion]:
-        who = row.get(rater["rater"]) if rater else ""
+        who = reader.rater(row.get(rater["rater"]), rater["rater"]) if rater else ""
         if column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
         try:
@@ -105,7 +109,7 @@ def _verdicts(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ver
             opinion = Opinion("a" if models[0] == row[column] else "b")
         if single:
             opinion = opinion._replace(raters=_raters(row.get(single)))
-        return (opinion if who in (None, "") else opinion._replace(rater=str(who)),)
+        return (opinion._replace(rater=who) if who else opinion,)
 
     return read, columns
 
@@ -141,7 +145,8 @@ def _selection(value: object) -> object:
 
 
 def _signed(reader: PairReader, column: str) -> Callable[[Any], Opinion]:
-    return lambda value: signed_opinion(reader.number(value, column), column)
+    most = 3 if column in SIGNED else 10
+    return lambda value: signed_opinion(reader.number(value, column), column, most)
 
 
 def _probable(reader: PairReader, column: str) -> Callable[[Any], Opinion]:
@@ -241,7 +246,7 @@ def _by_scores(reader: PairReader, row: Row, sides: tuple[str, str]) -> tuple[Ve
     def select(row: Row) -> Iterable[Opinion]:
         value = row.get(selected)
         opinion = Opinion(None) if _selection(value) is None else opinion_of(value)
-        return (opinion._replace(rater=str(row[rater["rater"]])) if rater and rater["rater"] in row else opinion,)
+        return (opinion._replace(rater=reader.rater(row.get(rater["rater"]), rater["rater"])) if rater else opinion,)
 
     return select, {"winner": selected, **rater}
 
@@ -280,7 +285,9 @@ def _raters(value: object) -> tuple[float, ...]:
 def lists_as_texts(reader: PairReader, row: Row) -> PairForm | None:
     """The arena's 55k rows, whose columns hold lists of turns as JSON texts."""
     sides = ("response_a", "response_b")
-    if not all(isinstance(row.get(name), str) and row[name].lstrip()[:1] == "[" for name in ("prompt", *sides)):
+    if reader.file.columns.keys() & {*CONTEXT, *sides} or not all(
+        isinstance(row.get(name), str) and row[name].lstrip()[:1] == "[" for name in ("prompt", *sides)
+    ):
         return None
     verdicts, columns = _verdicts(reader, row, sides)
 
@@ -291,7 +298,7 @@ def lists_as_texts(reader: PairReader, row: Row) -> PairForm | None:
         return [reader.candidate(number, a, b, opinion) for opinion in opinions]
 
     columns = {"prompt": "prompt", "response_a": sides[0], "response_b": sides[1], **columns}
-    return PairForm("lmarena 55k", columns, read)
+    return PairForm("lmarena 55k", columns, read, keys=_KEYS)
 
 
 def _turn_by_turn(reader: PairReader, asked: Sequence[str], replies: Sequence[str]) -> Side:

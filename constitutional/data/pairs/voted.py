@@ -22,6 +22,8 @@ from constitutional.data.candidates import (
 from constitutional.data.pairs.reader import PairForm, PairReader, Replies, names_of
 from constitutional.data.turns import BadRowError, Conversation, spoken
 
+_ABOUT: Final = ("source", "probability", "principles", "weight")
+"""What `export` writes of a label beside a task."""
 _VOTED: Final = {"user_id", "value"}
 """Keys of a vote in a column of Argilla 1."""
 
@@ -38,6 +40,9 @@ def annotated_pairs(reader: PairReader, row: Row) -> PairForm | None:
 
     names = ("text_a", "text_b") if "text_a" in row else ("response_a.text", "response_b.text")
     columns = {"prompt": "prompt", "response_a": names[0], "response_b": names[1], "winner": "annotations.*.pref"}
+    columns["rater"] = "annotators"
+    if isinstance(row.get("metadata"), dict):
+        columns["default annotator"] = "metadata.default_annotator"
     return PairForm("AnnotatedPairs", columns, read)
 
 
@@ -66,7 +71,8 @@ def _annotations(reader: PairReader, row: Row) -> list[Opinion]:
         elif not isinstance(annotation, dict):
             raise BadRowError(f"an annotation is {shortened(annotation)}; expected an object with 'pref'")
         else:
-            rater = "" if name == default else str(about.get("name") or name) if isinstance(about, dict) else name
+            is_set = name == default and kind != "human"  # the data set's own annotator, who is nobody
+            rater = "" if is_set else str(about.get("name") or name) if isinstance(about, dict) else name
             probability = annotation.get("probability")
             weight = annotation.get("weight", 1.0) if own else 1.0
             opinions.append(
@@ -110,7 +116,13 @@ def label_studio(reader: PairReader, row: Row) -> PairForm | None:
 
     columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
     columns = {role: f"data.{name}" for role, name in columns.items()}
-    return PairForm("Label Studio", columns | {"winner": "annotations.result.value.selected"}, read)
+    names = [name for name in ("annotations", "completions") if name in row]
+    exported = _exported_columns("meta", row.get("meta"))
+    if exported and isinstance(row.get("predictions"), list):
+        names.append("predictions")
+    columns["winner"] = f"{names[0] if names else 'annotations'}.result.value.selected"
+    columns |= {f"winner, without {names[0]}": f"{name}.result.value.selected" for name in names[1:]}
+    return PairForm("Label Studio", columns | exported, read)
 
 
 def argilla(reader: PairReader, row: Row) -> PairForm | None:
@@ -143,6 +155,10 @@ def argilla(reader: PairReader, row: Row) -> PairForm | None:
     columns = {**prompt, "response_a": sides[0], "response_b": sides[1]}
     columns = {role: f"fields.{name}" for role, name in columns.items()} if nested else columns
     columns["winner"] = "responses" if nested else f"{flat[0]}.responses" if flat else voted[0]
+    exported = _exported_columns("metadata", row.get("metadata")) if nested else {}
+    if exported and "suggestions" in row:
+        columns["winner, without responses"] = "suggestions.better"
+    columns |= exported
     return PairForm("Argilla", columns, read)
 
 
@@ -160,6 +176,14 @@ def _exported_prompt(reader: PairReader, about: object) -> Conversation:
     if messages is None:
         return ()
     return reader.turns.prompt(messages, "messages")
+
+
+def _exported_columns(column: str, about: object) -> dict[str, str]:
+    """The columns in which `export` wrote what it knows of a label, by what they are read as."""
+    if not isinstance(about, dict) or about.get("source") not in ("ai", "human"):
+        return {}
+    read = {"messages": "messages of the prompt"} | {name: name for name in _ABOUT}
+    return {role: f"{column}.{name}" for name, role in read.items() if name in about}
 
 
 def _exported(reader: PairReader, about: object, opinion: Opinion) -> Opinion:
