@@ -281,6 +281,7 @@ def test_an_earlier_answer_is_changed_by_keyboard_alone(
         if not scripts:
             page.get_by_role("button", name="Show the texts").click()
         else:
+            expect(page.locator("body.scripted details.hidden-text").first).to_be_visible()  # the next item's page
             page.keyboard.press("h")
         page.get_by_label("Tie").check()
         page.get_by_role("button", name="Send").click()
