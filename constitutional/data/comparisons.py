@@ -55,6 +55,8 @@ class HumanComparisons(NamedTuple):
     """Preferences and ties that the weights of a mixture leave out."""
     labelled: Mapping[str, str] = {}
     """Files that a model labelled, with what is known of it: `is labelled by …`."""
+    warnings: tuple[str, ...] = ()
+    """What `constitutional data` warns of in the rows, with the file's name."""
 
 
 def read_comparisons(files: Path | Sequence[DataFile], *, seed: int = 0) -> HumanComparisons:
@@ -87,6 +89,7 @@ def read_comparisons(files: Path | Sequence[DataFile], *, seed: int = 0) -> Huma
             whole.places + [part.places[index] for index in kept],
             whole.beyond + left.total(),
             {**whole.labelled, **part.labelled},
+            whole.warnings + part.warnings,
         )
     return whole
 
@@ -141,7 +144,9 @@ def _read(file: DataFile) -> HumanComparisons:
     if not preferences:
         raise InputError(file.path, _unusable(counts, without_prompt))
     said = form.labelled or ("is labelled by a model, as its settings say" if file.source == "ai" else "")
-    return HumanComparisons(preferences, counts, without_prompt, places, labelled={file.name: said} if said else {})
+    labelled = {file.name: said} if said else {}
+    warnings = tuple(f"{file.name}: {warning}" for warning in reader.warnings())
+    return HumanComparisons(preferences, counts, without_prompt, places, labelled=labelled, warnings=warnings)
 
 
 def _unusable(counts: Counter[Class], without_prompt: int) -> str:

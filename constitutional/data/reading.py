@@ -150,7 +150,7 @@ def _gathered(
             if out is not None and candidate.label in ("preference", "tie"):
                 out.write(_line(own_row(candidate)))
                 written += 1
-    notes = [*_notes(reader.notes), *_doubts(file, form, strengths=strengths)]
+    notes = [*reader.warnings(), *_doubts(file, form, strengths=strengths)]
     if without_prompt:
         advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
         notes.append(f"pairs that have no prompt: {without_prompt:,}; {advice}")
@@ -328,11 +328,6 @@ def _repeated(keys: "array[int]") -> int:
     import numpy as np
 
     return len(keys) - len(np.unique(np.frombuffer(keys, dtype=np.int64))) if len(keys) else 0
-
-
-def _notes(notes: Counter[str]) -> Iterator[str]:
-    for note, count in notes.items():
-        yield f"{note}: {count:,}"
 
 
 def _licence(file: DataFile, seen: _Columns, form: str) -> Iterator[str]:

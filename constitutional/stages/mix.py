@@ -450,6 +450,8 @@ def run(settings: Settings, context: StageContext) -> None:
         read = read_comparisons(settings.human, seed=context.seed)
         human = without_evaluation_prompts(read.preferences, context.read("prompts", Prompt))
         labelled = dict(read.labelled)
+        for said in read.warnings:
+            context.warn(said)
         notes = {
             "human rows beyond the weights of a mixture": read.beyond,
             "human rows with an empty message": read.counts["empty"],

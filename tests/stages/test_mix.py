@@ -643,6 +643,14 @@ def warned_of(folder: Path, rows: list[dict[str, object]], **settings: object) -
 RATED = {"prompt": "Q?", "output_1": "Yes.", "output_2": "No.", "preference": 2, "annotator": "gpt4"}
 
 
+def test_what_is_odd_in_a_file_of_pairs_is_warned_of_in_the_run_as_well(tmp_path: Path) -> None:
+    (warning,), summary = warned_of(tmp_path, [{"prompt": "Q?", "chosen": "Yes.", "rejected": "No.", "weight": 7}])
+    assert warning.startswith("pairs.jsonl: ")
+    assert "'weight' is 7" in warning
+    assert warning.endswith(": 1")
+    assert summary.counts["human preferences used"] == 1
+
+
 def test_a_file_that_a_model_labelled_is_warned_of_unless_its_source_is_said(tmp_path: Path) -> None:
     (warning,), summary = warned_of(tmp_path, [RATED])
     assert "pairs.jsonl is labelled by gpt4, and counts as people's preferences" in warning

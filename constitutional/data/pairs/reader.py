@@ -85,6 +85,10 @@ class PairReader:
         self.turns = Turns()
         self.notes: Counter[str] = self.turns.notes
 
+    def warnings(self) -> list[str]:
+        """What deserves a warning in the rows that were read, each with how often."""
+        return [f"{note}: {count:,}" for note, count in self.notes.items()]
+
     def candidate(self, number: int, a: Side, b: Side, opinion: Opinion) -> Candidate:
         """Two replies and an opinion on them, in its class."""
         choice, strength = opinion.choice, opinion.strength
