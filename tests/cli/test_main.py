@@ -350,7 +350,8 @@ def test_check_takes_the_principles_that_are_chosen_and_asks_nothing_twice(
         assert line.startswith("calm ")
     assert judge.requests == 2  # both orders of the one example, the first time
     assert cli.main(["check", str(path), "label.method=logprobs"]) == 0
-    hint, error = capsys.readouterr().err.splitlines()
+    reads, hint, error = capsys.readouterr().err.splitlines()
+    assert reads == "reading 2 principles …"
     assert "type label.method=rationale" in hint  # the judge is said to be the sandbox's model
     assert error.startswith("2 model calls asked, 2 reused; ")
     assert "runs/journal.sqlite" in error
@@ -432,7 +433,7 @@ def test_rows_that_are_too_long_for_the_labeler_are_counted_and_left_out(
     code, lines, problem = check((long, "a"))
     assert code == 1
     assert lines[1].startswith("always the first 0 of 1")
-    assert problem.splitlines()[1:] == [
+    assert problem.splitlines()[2:] == [
         "constitutional: every row (1) is longer than the labeler can read; take another labeler"
     ]
 
