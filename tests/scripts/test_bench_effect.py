@@ -194,7 +194,7 @@ def test_idiomatic_constitutions_hold_three_held_out_wordings_about_three_traits
         for principle in chosen.principles:
             entry = wordings[principle.text]
             assert principle.tags == (entry["trait"], entry["direction"])
-            assert entry["part"] == "effect"
+            assert entry["part"] == "measure"
             seen.append(principle.text)
     assert len(set(seen)) == 30
     with pytest.raises(UsageError, match="there are wordings for"):
