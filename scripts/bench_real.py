@@ -17,7 +17,6 @@ reached; 1 if a run fails, 2 if what was asked for is wrong, 130 if it is interr
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +37,8 @@ from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
 from constitutional.runs.runner import run
 from constitutional.sandbox.principles import idiomatic_principles
+from scripts import make_smollm2
+from scripts.bench_effect import Estimate
 
 WORSE: Final = 0.05
 """By what share the perplexity may grow."""
@@ -72,15 +73,6 @@ PAIRS: Final[Mapping[str, tuple[Side, Side]]] = {
     ),
 }
 """By name: the side that wants more of the pair's measure, and the one that wants less."""
-
-
-class Estimate(NamedTuple):
-    """A mean difference over prompts, with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 class Check(NamedTuple):
@@ -143,20 +135,10 @@ def sentences() -> list[str]:
 
 
 def perplexity(folder: str, texts: Sequence[str]) -> float:
-    """exp(−mean log-probability) of the tokens of all texts, each behind the token that begins a text."""
-    import torch
-
+    """That of the model in a folder on all texts together."""
     from constitutional.engines.local import load_model
 
-    model, tokenizer = load_model(Path(folder), dtype="float32", device="cpu")
-    begins = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    lost, tokens = 0.0, 0
-    for text in texts:
-        ids = torch.tensor([[begins, *tokenizer(text, add_special_tokens=False).input_ids]])
-        with torch.inference_mode():
-            lost += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
-        tokens += ids.shape[1] - 1
-    return math.exp(lost / tokens)
+    return make_smollm2.perplexity(*load_model(Path(folder), dtype="float32", device="cpu"), texts)
 
 
 def fluent(store: RunStore, base: str, of: str, known: dict[str, float]) -> Check:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -218,7 +218,7 @@ def check_model(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     problems = [*wrong_tokens(model, tokenizer)]
-    if not math.isclose(found := perplexity(model, tokenizer, SENTENCE), PERPLEXITY, rel_tol=0.02):
+    if not math.isclose(found := perplexity(model, tokenizer, [SENTENCE]), PERPLEXITY, rel_tol=0.02):
         problems.append(f"the perplexity of a plain sentence is {found:.2f}, not {PERPLEXITY}")
     if (said := answer(model, tokenizer, QUESTION)) != ANSWER:
         problems.append(f'it answers "{QUESTION}" with "{said}" and not with "{ANSWER}"')
@@ -251,13 +251,18 @@ def wrong_tokens(model: "PreTrainedModel", tokenizer: Any) -> Iterator[str]:  # 
         yield f"the tokenizer makes {back!r} of {text!r}"
 
 
-def perplexity(model: "PreTrainedModel", tokenizer: Any, text: str) -> float:  # noqa: ANN401 - any tokenizer
-    """exp(−mean log-probability) of a text, token by token, behind the token that begins every text."""
+def perplexity(model: "PreTrainedModel", tokenizer: Any, texts: Sequence[str]) -> float:  # noqa: ANN401 - any tokenizer
+    """exp(−mean log-probability) of all tokens of some texts, each behind the token that begins a text."""
     import torch
 
-    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text).input_ids]])
-    with torch.inference_mode():
-        return math.exp(float(model(input_ids=ids, labels=ids).loss))
+    begins = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    lost, tokens = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([[begins, *tokenizer(text, add_special_tokens=False).input_ids]])
+        with torch.inference_mode():
+            lost += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    return math.exp(lost / tokens)
 
 
 def answer(model: "PreTrainedModel", tokenizer: Any, question: str) -> str:  # noqa: ANN401 - any tokenizer
