@@ -5,9 +5,10 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import fsum
 from pathlib import Path
+from statistics import fmean
 from typing import Final, NamedTuple
 
 from constitutional.base.errors import InputError, ModelError
@@ -174,6 +175,15 @@ def unknown(row: object, expected: str = PAIRS) -> str:
         "name them with columns: {prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}, or response_a, response_b, winner"
     )
     return f"has {names}, which are the columns of no preferences; {advice}; expected {expected}"
+
+
+def divisor(by_principle: Iterable[Iterable[float]]) -> float:
+    """What weights are divided by where several principles judge the same two replies: they count as one at most.
+
+    Args:
+        by_principle: for each principle the weights of the verdicts by it.
+    """
+    return max(1.0, sum(map(fmean, by_principle)))
 
 
 def check_pairs(pairs: HumanComparisons, check: Callable[[Sequence[Message]], object]) -> None:

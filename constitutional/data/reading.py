@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import IO, Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import replacing
 from constitutional.base.records import Message
 from constitutional.data.candidates import CLASSES, Candidate, Class, duplicate_key
-from constitutional.data.comparisons import ROWS, unknown
+from constitutional.data.comparisons import ROWS, divisor, unknown
 from constitutional.data.evaluation import EvaluationRow, load_evaluation, recognise
 from constitutional.data.pairs.reader import PairForm
 from constitutional.data.preferences import PreferenceReader
@@ -422,13 +421,12 @@ def _of_a_row(candidates: Sequence[Candidate]) -> dict[str, Any]:
 
 def _training_weights(candidates: Sequence[Candidate]) -> Iterator[float]:
     """What the pairs of a row count: verdicts on the same two replies by several principles together as one at most."""
+    pairs = [(candidate.messages, *sorted((candidate.chosen, candidate.rejected))) for candidate in candidates]
     by_pair: defaultdict[object, dict[tuple[str, ...], list[float]]] = defaultdict(dict)
-    for candidate in candidates:
-        pair = candidate.messages, *sorted((candidate.chosen, candidate.rejected))
+    for pair, candidate in zip(pairs, candidates, strict=True):
         by_pair[pair].setdefault(candidate.principles, []).append(candidate.weight)
-    for candidate in candidates:
-        pair = candidate.messages, *sorted((candidate.chosen, candidate.rejected))
-        yield candidate.weight / max(1.0, sum(map(fmean, by_pair[pair].values())))
+    for pair, candidate in zip(pairs, candidates, strict=True):
+        yield candidate.weight / divisor(by_pair[pair].values())
 
 
 def _by(candidate: Candidate) -> dict[str, Any]:

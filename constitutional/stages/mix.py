@@ -21,7 +21,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
 from constitutional.base.text import same_text
-from constitutional.data.comparisons import read_comparisons
+from constitutional.data.comparisons import divisor, read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
 from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.data.verdicts import read_verdicts
@@ -247,11 +247,11 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
     made = []
     for comparison_id, by_principle in groups.items():
         counts["human comparisons judged by several principles"] += len(by_principle) > 1
-        together = sum(fmean(preference.weight for preference in group) for group in by_principle.values())
+        shared = divisor([preference.weight for preference in group] for group in by_principle.values())
         for group in by_principle.values():
             averaged = _averaged(group, counts, keep=keep)
             if averaged is not None:
-                made.append(_with(averaged, comparison=comparison_id, weight=averaged.weight / max(1.0, together)))
+                made.append(_with(averaged, comparison=comparison_id, weight=averaged.weight / shared))
     return made
 
 
