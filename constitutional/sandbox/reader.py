@@ -47,7 +47,9 @@ class Calibration(NamedTuple):
     sure_from_alone: float
     """The same where there is no encoder."""
     two_from: float
-    """From this score on, a text is taken to ask for two things."""
+    """From this score on (`Scores.two`), a text is taken to ask for two things."""
+    split_from: float
+    """The same for the probability that its halves ask for different things (`understand.Split`)."""
 
 
 class Scores(NamedTuple):

@@ -62,8 +62,19 @@ class Understanding(NamedTuple):
     """What the model itself makes of the text, such as `seek hedging`."""
     given: str = ""
     """The words that the model is to be given in place of the text; empty where it is to read the text itself."""
-    asks_two: float | None = None
-    """The encoder's score for asking for two things (`reader.Scores.two`), in [0, 1]; None without the encoder."""
+    asks_two: bool | None = None
+    """Whether it asks for two things; None without the encoder."""
+    halves: tuple[str, str] | None = None
+    """A text that asks for two things, in two; None where the encoder finds no place to split it."""
+
+
+class Split(NamedTuple):
+    """A text in two parts, in each of which the encoder reads another trait."""
+
+    first: str
+    second: str
+    probability: float
+    """That of the one trait in the first part times that of the other in the second, in [0, 1]."""
 
 
 def shipped_engine(folder: Path = MODEL_FOLDER) -> Engine:
@@ -91,9 +102,11 @@ def understand_texts(
         alone: let the model read without the encoder.
     """
     scores: Sequence[reader.Scores | None] = (None if alone else reader.read(texts)) or [None] * len(texts)
+    halves = [None] * len(texts) if alone else splits(texts)
+    found = zip(texts, own_readings(texts, engine, prompts, ended), scores, halves, strict=True)
     return [
-        understanding(text, logprobs, score, reader.calibration()) if logprobs else None
-        for text, logprobs, score in zip(texts, own_readings(texts, engine, prompts, ended), scores, strict=True)
+        understanding(text, logprobs, score, reader.calibration(), split) if logprobs else None
+        for text, logprobs, score, split in found
     ]
 
 
@@ -131,12 +144,19 @@ def answers(
 
 
 def understanding(
-    text: str, own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration
+    text: str,
+    own: Sequence[float],
+    scores: reader.Scores | None,
+    rule: reader.Calibration,
+    split: Split | None = None,
 ) -> Understanding:
     """What a text is taken to mean, by the model's own log-probabilities of `MEANINGS` and the encoder's scores."""
+    asks_two = None
+    if scores:
+        asks_two = scores.two >= rule.two_from or (split is not None and split.probability >= rule.split_from)
     ranked = sorted(zip(probabilities(own, scores, rule), MEANINGS, strict=True), reverse=True)
     (probability, meaning), *others = ranked
-    if scores and scores.two >= rule.two_from:
+    if asks_two:
         others = [other for other in others if other[1][0] not in (meaning[0], NOTHING[0])]
     next_probability, next_meaning = others[0]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
@@ -154,7 +174,8 @@ def understanding(
         model_reads=in_short(*own_meaning),
         # A doubtful reading by both is still right more often than the model's alone, and the doubt is said.
         given=in_known_words(*meaning) if scores is not None and not reads_itself else "",
-        asks_two=scores.two if scores else None,
+        asks_two=asks_two,
+        halves=(split.first, split.second) if asks_two and split else None,
     )
 
 
@@ -218,7 +239,7 @@ def doubts(understanding: Understanding) -> list[str]:
     if understanding.asks_two is None:
         return _doubts_of_the_model_alone(understanding)
     sentences, rule = [], reader.calibration()
-    if understanding.asks_two >= rule.two_from:
+    if understanding.asks_two:
         sentences.append(_two_wishes(understanding))
     elif understanding.probability < (rule.sure_from_contested if is_contested(understanding) else rule.sure_from):
         sentences.append(_unsure(understanding))
@@ -255,25 +276,38 @@ def _unsure(understanding: Understanding) -> str:
 def _two_wishes(understanding: Understanding) -> str:
     """That a principle asks for two things, and where it may be split."""
     what = "it asks for two things, and the model reads one of them"
-    if halves := split_wishes(understanding.text):
-        first, second = halves
+    if understanding.halves:
+        first, second = understanding.halves
         return f'{what}; split it: "{first}" and "{second}"'
     return f"{what}; write a principle for each"
 
 
-def split_wishes(text: str) -> tuple[str, str] | None:
-    """A text that asks for two things, in two where the encoder reads another trait in each part; None if nowhere."""
-    cuts = [(text[: joint.start()].strip(), text[joint.end() :].strip()) for joint in _PARTS.finditer(text)]
-    cuts = [(first, second) for first, second in cuts if len(first.split()) > 1 and len(second.split()) > 1]
-    scores = reader.read([part for cut in cuts for part in cut]) or []
-    best, halves = 0.0, None
-    for index, (first, second) in enumerate(cuts):
-        tops = [max(zip(part.meanings, MEANINGS, strict=True)) for part in scores[2 * index : 2 * index + 2]]
-        sure = math.exp(sum(logprob for logprob, _ in tops))
-        traits = {trait for _, (trait, _) in tops} - {NOTHING[0]}
-        if len(traits) == 2 and sure > best:
-            best, halves = sure, (first, second[:1].upper() + second[1:])
-    return halves
+def splits(texts: Sequence[str]) -> list[Split | None]:
+    """Where to split each text: in whose parts the encoder is surest of two traits; None where it finds the same."""
+    cuts = [
+        (text, text[: joint.start()].strip(), text[joint.end() :].strip())
+        for text in dict.fromkeys(texts)
+        for joint in _PARTS.finditer(text)
+    ]
+    cuts = [cut for cut in cuts if all(len(part.split()) > 1 for part in cut[1:])]
+    firsts, seconds = ([cut[part] for cut in cuts] for part in (1, 2))
+    traits = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds]) or []]
+    best: dict[str, Split] = {}
+    for (text, first, second), (trait, probability), (other, also) in zip(
+        cuts, traits, traits[len(cuts) :], strict=False
+    ):  # no traits without the encoder
+        split = Split(first, second[:1].upper() + second[1:], probability * also)
+        if trait != other and NOTHING[0] not in (trait, other):
+            best[text] = max(best.get(text, split), split, key=lambda split: split.probability)
+    return [best.get(text) for text in texts]
+
+
+def _likeliest_trait(scores: reader.Scores) -> tuple[str, float]:
+    """The trait that a text is about, and its probability, whether to avoid it or to seek it."""
+    by_trait: dict[str, float] = {}
+    for logprob, (trait, _) in zip(scores.meanings, MEANINGS, strict=True):
+        by_trait[trait] = by_trait.get(trait, 0.0) + math.exp(logprob)
+    return max(by_trait.items(), key=lambda item: item[1])
 
 
 _PARTS = re.compile(r"(?<=[.!?;])\s+|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+")

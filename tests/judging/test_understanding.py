@@ -23,7 +23,7 @@ from constitutional.sandbox.reader import Calibration
 from constitutional.sandbox.understand import shipped_engine, understand_texts
 from tests.understood import FakeUnderstanding
 
-PLAIN = Calibration(1.0, 0.0, 1.0, sure_from=0.6, sure_from_contested=0.9, sure_from_alone=0.8, two_from=0.02)
+PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.9, 0.8, two_from=0.02, split_from=0.7)
 
 
 def constitution(*principles: Principle) -> Constitution:

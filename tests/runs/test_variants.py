@@ -58,7 +58,7 @@ GROUPS = ("algorithm.gradient_accumulation=2", "algorithm.num_generations=2", "a
 """Of GRPO and RLOO: 8 replies a step, two to each of 4 prompts, so 2 steps of a pass over 8 prompts."""
 VARIANTS = {
     "dpo": ("algorithm.epochs=1", "algorithm.batch_size=4", "algorithm.log_every=1"),
-    "ppo": PPO,
+    "ppo": (*PPO, "algorithm.lora=null"),
     "ppo_ptx": (*PPO, "algorithm.ptx_coef=0.5"),
     "ppo_ptx_short": (*PPO, "algorithm.ptx_coef=0.5", "algorithm.max_prompt_tokens=17"),
     "ppo_lora": (*PPO, "algorithm.lora={rank: 2}"),

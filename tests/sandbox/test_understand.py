@@ -18,11 +18,11 @@ from constitutional.sandbox.understand import (
     negations,
     own_readings,
     probabilities,
-    split_wishes,
+    splits,
     understand_texts,
 )
 
-PLAIN = Calibration(1.0, 0.0, 1.0, sure_from=0.6, sure_from_contested=0.9, sure_from_alone=0.8, two_from=0.02)
+PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.9, 0.8, two_from=0.02, split_from=0.7)
 
 
 @pytest.fixture
@@ -303,22 +303,41 @@ def test_negations_are_counted_as_they_are_typed() -> None:
 def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {
         "No sugar": scored(avoid_flattery=90.0),
-        "short please.": scored(avoid_verbosity=80.0),
-        "No sugar, and keep it": scored(avoid_flattery=30.0),
         "keep it short please.": scored(avoid_verbosity=95.0),
+        "No sugar, and keep it short": scored(avoid_flattery=30.0),
+        "be nice.": scored(avoid_rudeness=95.0),
     }
     whole = scored(two=0.9, avoid_flattery=50.0, seek_flattery=45.0, avoid_verbosity=40.0)
     monkeypatch.setattr(reader, "read", lambda texts: [parts.get(text, whole) for text in texts])
     text = "No sugar, and keep it short please."
-    assert split_wishes(text) == ("No sugar", "Keep it short please.")
+    (split,) = splits([text])
+    assert split is not None
+    assert split[:2] == ("No sugar", "Keep it short please.")
+    assert split.probability == pytest.approx((90 + 1) / (90 + 20) * (95 + 1) / (95 + 20))  # to avoid it or to seek it
     understood = understand_one(text)
     what = "it asks for two things, and the model reads one of them"
     assert doubts(understood) == [f'{what}; split it: "No sugar" and "Keep it short please."']
     assert understood.runner_up == "avoid verbosity"  # and not the opposite of the first wish
-    assert split_wishes("No sugar") is None
+    # Of two places the one whose parts are surest: 31 / 50 of the other's first part are less than 91 / 110
+    at_the_dash = splits([f"{text[:-8]} - be nice."])
+    assert [split and split.second for split in at_the_dash] == ["Be nice."]
+    assert splits(["No sugar"]) == [None]
     monkeypatch.setattr(reader, "read", lambda texts: [whole] * len(texts))
-    assert split_wishes(text) is None  # the same trait in both parts
-    assert "write a principle for each" in doubts(understood)[0]
+    assert splits([text]) == [None]  # the same trait in both parts
+    assert "write a principle for each" in doubts(understand_one(text))[0]
+
+
+def test_sure_halves_tell_two_wishes_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "calibration", lambda: PLAIN)
+    whole = scored(two=0.01, avoid_flattery=9000.0)
+    sure = {"No sugar": scored(avoid_flattery=200.0), "keep it short.": scored(avoid_verbosity=200.0)}
+    monkeypatch.setattr(reader, "read", lambda texts: [sure.get(text, whole) for text in texts])
+    assert understand_one("No sugar, and keep it short.").asks_two  # (201 / 220)² = 0.83, of 0.70
+    unsure = {"No sugar": scored(avoid_flattery=80.0), "keep it short.": scored(avoid_verbosity=80.0)}
+    monkeypatch.setattr(reader, "read", lambda texts: [unsure.get(text, whole) for text in texts])
+    understood = understand_one("No sugar, and keep it short.")  # (81 / 100)² = 0.66
+    assert understood.asks_two is False
+    assert understood.halves is None
 
 
 def test_the_nearest_wordings_share_the_rarest_words() -> None:
