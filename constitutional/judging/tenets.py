@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from constitutional.base.errors import ModelError
+from constitutional.base.progress import counted
 from constitutional.base.records import Message
 from constitutional.base.templates import Prompts
 from constitutional.base.text import words
@@ -107,7 +108,7 @@ def tenets_of(content: str, engine: Engine, templates: Prompts, ended: Callable[
                 first_line[entry.values["text"]] = entry.line
                 entries.append(entry)
     if parts and unread == len(parts):
-        raise ModelError(f"{engine.weights}: none of {unread} replies can be read: {left_out[0].text}")
+        raise ModelError(f"none of the {counted(unread, 'answer')} by the model can be read: {left_out[0].text}")
     entries.sort(key=lambda entry: entry.line)
     problems = [] if entries else [Problem(1, "the model found no tenet in it that stands in the text")]
     about = {"name": title} if title else {}
