@@ -128,6 +128,7 @@ def test_json_holds_everything_that_the_model_said(model: FakeModel, capsys: pyt
             "model_reads": "",
             "given": "",
             "asks_two": None,
+            "halves": None,
             "warnings": ["the model does not know: kürze"],
         }
     ]
