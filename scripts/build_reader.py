@@ -20,7 +20,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -38,10 +37,8 @@ from scripts.sandbox_training.evaluate import as_wording
 
 WORK: Final = Path("build/reader")
 """The networks after every cycle."""
-CYCLES: Final = 3
-"""How often the rate rises and falls: after one the networks still misread a tenth of what they have learned from."""
-KEPT: Final = 2
-"""The last cycles after each of which a network is kept (Huang et al. 2017, snapshot ensembles)."""
+CYCLES: Final = 2
+"""How often the rate rises and falls: a second time is worth a point of what is read rightly, a third nothing more."""
 EPOCHS: Final = 3
 """Of a cycle."""
 RATE: Final = 1e-3
@@ -264,10 +261,9 @@ def cases(part: str) -> list[Case]:
     texts = [row["text"] for row in rows]
     folder = reader.encoder_folder()
     assert folder is not None
-    read = zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
     return [
-        Case(row["text"], as_wording(row["trait"], row["direction"], row["text"]).family, logits, own, split)
-        for (row, logits, own), split in zip(read, understand.splits(texts), strict=True)
+        Case(row["text"], as_wording(row["trait"], row["direction"], row["text"]).family, logits, own)
+        for row, logits, own in zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
     ]
 
 
@@ -339,6 +335,8 @@ def calibrate() -> reader.Calibration:
     rule = min(grid, key=lambda rule: loss(found, rule))
     alone = [rule._replace(sharpness_alone=step / 20) for step in range(1, 41)]
     rule = min(alone, key=lambda rule: loss(found, rule, alone=True))
+    splits = understand.splits([case.text for case in found], rule.sharpness)
+    found = [case._replace(split=split) for case, split in zip(found, splits, strict=True)]
     whole = sorted(reader.scores(case.logits, rule.sharpness).two for case in found)
     halves = sorted(case.split.probability if case.split else 0.0 for case in found)
     rule = rule._replace(two_from=above(whole, WHOLE_AS_TWO), split_from=above(halves, SINGLE_AS_TWO))
@@ -358,8 +356,8 @@ def main() -> None:
         READER_FOLDER.mkdir(exist_ok=True)
         for file in READER_FOLDER.glob("*.safetensors"):
             file.unlink()
-        for seed, cycle in product(SEEDS, range(CYCLES - KEPT, CYCLES)):
-            shutil.copy(WORK / f"{seed}_{cycle}.safetensors", READER_FOLDER)
+        for seed in SEEDS:
+            shutil.copy(WORK / f"{seed}_{CYCLES - 1}.safetensors", READER_FOLDER / f"{seed}.safetensors")
     made = json.dumps(calibrate()._asdict(), indent=1)
     (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")
 

@@ -83,14 +83,20 @@ def identity() -> str:
     return " ".join([PACKAGE, importlib.metadata.version(PACKAGE), *map(digest_of, files)])
 
 
-def read(texts: Sequence[str]) -> list[Scores] | None:
-    """The scores of some texts, each of which a process reads once; None where the encoder is not installed."""
+def read(texts: Sequence[str], sharpness: float | None = None) -> list[Scores] | None:
+    """The scores of some texts, each of which a process reads once; None where the encoder is not installed.
+
+    Args:
+        texts: what to read.
+        sharpness: as in `Calibration`; None means the shipped one.
+    """
     folder = encoder_folder()
     if folder is None:
         return None
     if unread := [text for text in dict.fromkeys(texts) if text not in _READ]:
         _READ.update(zip(unread, logits_of(unread, folder), strict=True))
-    return [scores(_READ[text], calibration().sharpness) for text in texts]
+    sharpness = calibration().sharpness if sharpness is None else sharpness
+    return [scores(_READ[text], sharpness) for text in texts]
 
 
 _READ: "Final[dict[str, Tensor]]" = {}

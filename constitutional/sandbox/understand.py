@@ -282,8 +282,13 @@ def _two_wishes(understanding: Understanding) -> str:
     return f"{what}; write a principle for each"
 
 
-def splits(texts: Sequence[str]) -> list[Split | None]:
-    """Where to split each text: in whose parts the encoder is surest of two traits; None where it finds the same."""
+def splits(texts: Sequence[str], sharpness: float | None = None) -> list[Split | None]:
+    """Where to split each text: in whose parts the encoder is surest of two traits; None where it finds the same.
+
+    Args:
+        texts: what to split.
+        sharpness: of the encoder's probabilities; None means the shipped one.
+    """
     cuts = [
         (text, text[: joint.start()].strip(), text[joint.end() :].strip())
         for text in dict.fromkeys(texts)
@@ -291,7 +296,7 @@ def splits(texts: Sequence[str]) -> list[Split | None]:
     ]
     cuts = [cut for cut in cuts if all(len(part.split()) > 1 for part in cut[1:])]
     firsts, seconds = ([cut[part] for cut in cuts] for part in (1, 2))
-    traits = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds]) or []]
+    traits = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds], sharpness) or []]
     best: dict[str, Split] = {}
     for (text, first, second), (trait, probability), (other, also) in zip(
         cuts, traits, traits[len(cuts) :], strict=False

@@ -14,12 +14,12 @@ def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() 
     assert len(read) == len(rows) == 300
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(275, abs=3)  # rounding may turn a reading or two on another machine
+    assert sum(right) == pytest.approx(277, abs=3)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.024, abs=0.02)
+    assert error == pytest.approx(0.028, abs=0.02)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(53, abs=3)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(20, abs=3)  # of 25 misreadings
+    assert sum(compress(flagged, right)) == pytest.approx(56, abs=3)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(17, abs=3)  # of 23 misreadings
 
 
 def test_texts_are_read_the_same_alone_and_together() -> None:

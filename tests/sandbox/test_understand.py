@@ -28,7 +28,7 @@ PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.9, 0.8, two_from=0.02, split_from=0.7)
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder is not installed, and the model's probabilities are taken as they are."""
-    monkeypatch.setattr(reader, "read", lambda _texts: None)
+    monkeypatch.setattr(reader, "read", lambda *_: None)
     monkeypatch.setattr(reader, "calibration", lambda: PLAIN)
 
 
@@ -214,7 +214,7 @@ def read_as_scored(
     monkeypatch: pytest.MonkeyPatch, text: str, scores: Scores, rule: Calibration = PLAIN
 ) -> Understanding:
     """What a text is understood as with these scores of the encoder, where the model reads `fixed`."""
-    monkeypatch.setattr(reader, "read", lambda texts: [scores] * len(texts))
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [scores] * len(texts))
     monkeypatch.setattr(reader, "calibration", lambda: rule)
     return understand_one(text)
 
@@ -247,7 +247,7 @@ def test_the_model_is_given_other_words_where_it_would_misread(monkeypatch: pyte
             wanted = restate("flattery", "avoid")
             return Completion("", "choices", tuple(math.log(odds) * (each == wanted) for each in request.choices))
 
-        monkeypatch.setattr(reader, "read", lambda texts: [scores] * len(texts))
+        monkeypatch.setattr(reader, "read", lambda texts, *_: [scores] * len(texts))
         (understood,) = understand_texts(["Spare me the sugar."], engine=ScriptedEngine(sure))
         assert understood is not None
         return understood.given
@@ -308,7 +308,7 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
         "be nice.": scored(avoid_rudeness=95.0),
     }
     whole = scored(two=0.9, avoid_flattery=50.0, seek_flattery=45.0, avoid_verbosity=40.0)
-    monkeypatch.setattr(reader, "read", lambda texts: [parts.get(text, whole) for text in texts])
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, whole) for text in texts])
     text = "No sugar, and keep it short please."
     (split,) = splits([text])
     assert split is not None
@@ -322,7 +322,7 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
     at_the_dash = splits([f"{text[:-8]} - be nice."])
     assert [split and split.second for split in at_the_dash] == ["Be nice."]
     assert splits(["No sugar"]) == [None]
-    monkeypatch.setattr(reader, "read", lambda texts: [whole] * len(texts))
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [whole] * len(texts))
     assert splits([text]) == [None]  # the same trait in both parts
     assert "write a principle for each" in doubts(understand_one(text))[0]
 
@@ -331,10 +331,10 @@ def test_sure_halves_tell_two_wishes_where_the_whole_does_not(monkeypatch: pytes
     monkeypatch.setattr(reader, "calibration", lambda: PLAIN)
     whole = scored(two=0.01, avoid_flattery=9000.0)
     sure = {"No sugar": scored(avoid_flattery=200.0), "keep it short.": scored(avoid_verbosity=200.0)}
-    monkeypatch.setattr(reader, "read", lambda texts: [sure.get(text, whole) for text in texts])
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [sure.get(text, whole) for text in texts])
     assert understand_one("No sugar, and keep it short.").asks_two  # (201 / 220)² = 0.83, of 0.70
     unsure = {"No sugar": scored(avoid_flattery=80.0), "keep it short.": scored(avoid_verbosity=80.0)}
-    monkeypatch.setattr(reader, "read", lambda texts: [unsure.get(text, whole) for text in texts])
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [unsure.get(text, whole) for text in texts])
     understood = understand_one("No sugar, and keep it short.")  # (81 / 100)² = 0.66
     assert understood.asks_two is False
     assert understood.halves is None
