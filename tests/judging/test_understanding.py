@@ -304,7 +304,7 @@ def test_a_reason_by_which_the_sandboxs_model_would_read_something_else_is_left_
 
 
 def test_without_the_encoder_the_models_misreading_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("constitutional.sandbox.reader.read", lambda _texts: None)
+    monkeypatch.setattr("constitutional.sandbox.reader.read", lambda *_: None)
     (meaning,) = sandbox_meanings(constitution(Principle(id="short", text="Keep it short and get to the point.")))
     assert meaning.meaning == "seek verbosity"
     assert meaning.given == ""

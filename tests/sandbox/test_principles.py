@@ -80,8 +80,8 @@ def near_pairs(texts: Sequence[str], held: Sequence[str]) -> list[tuple[str, str
     words_held = [frozenset(words_of([text])) for text in held]
     number_of = {word: number for number, word in enumerate(frozenset().union(*words_held))}
     holds = np.zeros((len(number_of), len(held)), dtype=np.int16)  # 1 where a held-out wording has a word
-    for column, words in enumerate(words_held):
-        holds[[number_of[word] for word in words], column] = 1
+    for column, of_it in enumerate(words_held):
+        holds[[number_of[word] for word in of_it], column] = 1
     lengths = holds.sum(0)
     near = []
     for text in texts:
