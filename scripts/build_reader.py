@@ -1,6 +1,6 @@
 """Rebuild the sandbox's reader from nothing: the low-rank changes of a sentence encoder, and its calibration.
 
-    python scripts/build_reader.py                          two networks side by side, 25 minutes a cycle on two cores
+    python scripts/build_reader.py                          two networks side by side, 23 minutes a cycle on two cores
     python scripts/build_reader.py --calibrate              the calibration alone, with the networks as they are
 
 Stopped and started again it goes on with the cycle that was not done; without `build/reader` it begins anew.
@@ -253,6 +253,7 @@ class Case(NamedTuple):
     own: Sequence[float]
     """The model's own log-probabilities of the meanings."""
     split: understand.Split | None = None
+    """Where the encoder would split it, once its sharpness is known."""
 
 
 def cases(part: str) -> list[Case]:
