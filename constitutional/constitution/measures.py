@@ -83,9 +83,15 @@ class Rule(NamedTuple):
     """A measure and which way is better."""
 
     way: Way
-    limit: float
+    limit: float | None
     """Of `at most` and `at least`."""
     name: str
+
+    @property
+    def unit(self) -> str:
+        """What is counted, for people."""
+        shares = ("first person", "casual words", "formal words")
+        return f"{self.name} in a hundred words" if self.name in shares else self.name
 
     def number_in(self, reply: str) -> float:
         """What is counted, as it is."""
@@ -96,8 +102,13 @@ class Rule(NamedTuple):
         found, half = self.number_in(reply), MEASURES[self.name].half
         if self.way == "more":
             return 1 + 9 * found / (found + half)
-        beyond = {"fewer": found, "at most": max(0.0, found - self.limit), "at least": max(0.0, self.limit - found)}
-        return 1 + 9 * half / (half + beyond[self.way])
+        return 1 + 9 * half / (half + self.beyond(found))
+
+    def beyond(self, found: float) -> float:
+        """How much is too much of what is counted, or lacks: above 0 where a bound is broken."""
+        if self.limit is None:
+            return 0.0 if self.way == "more" else found
+        return max(0.0, found - self.limit if self.way == "at most" else self.limit - found)
 
 
 @cache
@@ -119,4 +130,4 @@ def rule_of(written: str) -> Rule:
     ways: dict[str | None, Way] = {"more": "more", "fewer": "fewer", "less": "fewer"}
     bounds: dict[str | None, Way] = {"at most": "at most", "at least": "at least"}
     way = ways.get(found[1]) or bounds[found[2]]
-    return Rule(way, float(found[3] or 0), names[found[4]])
+    return Rule(way, float(found[3]) if found[3] else None, names[found[4]])

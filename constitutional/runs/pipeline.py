@@ -165,7 +165,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
-            version=10,
+            version=11,
         ),
         Stage(
             "report",

@@ -192,6 +192,28 @@ def text_scores(samples: Sequence[Sample], settings: Settings, seed: int) -> Ite
             yield score(model, f"distinct/{n}-grams", value, interval, count, "share")
 
 
+def rule_scores(
+    samples: Sequence[Sample], constitution: "Constitution", settings: Settings, seed: int
+) -> Iterator[Score]:
+    """What the rules of principles count in the replies (`measure:`): how often a bound is broken, or the mean."""
+    prompts = [sample.prompt.id for sample in samples]
+    replies = {model: [sample.replies[model] for sample in samples] for model in _models(samples)}
+    left_out = constitution.left_out if settings.left_out and settings.critiqued else ()
+    for principle in (*constitution.principles, *left_out):
+        if (rule := principle.rule) is None:
+            continue
+        before = LEFT_OUT if principle in left_out else ""
+        counted = {model: [rule.number_in(text) for text in texts] for model, texts in replies.items()}
+        if rule.limit is not None:
+            broken = {model: [rule.beyond(number) > 0 for number in of] for model, of in counted.items()}
+            yield from rates(f"{before}rule_broken/{principle.id}", broken, prompts)
+        elif rule.name == "refusals":
+            refused = {model: [number > 0 for number in of] for model, of in counted.items()}
+            yield from rates(f"{before}rule_{rule.way}/{principle.id}", refused, prompts)
+        else:
+            yield from means(f"{before}rule_{rule.way}/{principle.id}", counted, rule.unit, seed, prompts)
+
+
 def win_scores(samples: Sequence[Sample], judge: Judge) -> Measured:
     """How often the labeler prefers one model's reply to another's: 0.5 is even.
 
@@ -359,7 +381,8 @@ def run(inputs: Inputs, context: StageContext) -> None:
         if len(samples) < len(prompts):
             problems["prompts that a model could not answer"] = len(prompts) - len(samples)
     if len(samples) >= 2:
-        scores += [*trait_scores(samples), *text_scores(samples, settings, context.seed)]
+        scores += [*trait_scores(samples), *rule_scores(samples, context.constitution, settings, context.seed)]
+        scores += text_scores(samples, settings, context.seed)
         for judged, left_out in _judged(samples, inputs, trusted, context):
             scores += judged
             problems |= left_out

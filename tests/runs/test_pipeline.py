@@ -171,7 +171,7 @@ DEFAULTS = {
     "mix 5 Settings": "c880b73a",
     "reward 3 Settings": "8954b12d",
     "dpo 2 Settings": "b3e363fb",
-    "evaluate 10 Inputs": "c883885f",
+    "evaluate 11 Inputs": "c883885f",
     "report 11 Settings": "3705a356",
     "ppo 3 Inputs": "3373c950",
     "grpo 4 Inputs": "29fcd7a4",

@@ -32,6 +32,7 @@ from constitutional.stages.evaluate import (
     held_out,
     judgement_tasks,
     reply,
+    rule_scores,
     run,
     samples_of,
     text_scores,
@@ -229,6 +230,38 @@ def test_a_refusal_is_looked_for_at_the_beginning_only() -> None:
 
 
 CONTESTS = ("sft_model against base", "policy against base", "policy against sft_model")
+
+
+def test_what_the_rules_of_principles_count_is_measured_and_broken_bounds_are_shares() -> None:
+    constitution = Constitution(
+        name="rules",
+        principles=(
+            Principle(id="short", text="Be short.", measure="at most 3 words"),
+            Principle(id="calm", text="Be calm.", measure="fewer exclamation marks"),
+            Principle(id="declines", text="Decline.", measure="more refusals"),
+            Principle(id="kind", text="Be kind."),
+            Principle(id="plain", text="Be plain.", measure="fewer casual words"),
+        ),
+    ).select(None, ["plain"], {})
+    samples = [
+        sample("1", "One two three four!", "One two three.", "I cannot help with that."),
+        sample("2", "Wow! So much of it!", "One!", "Yeah."),
+    ]
+    found = by_name(rule_scores(samples, constitution, Settings(), 0))
+    assert {measure for _, measure in found} == {
+        *("rule_broken/short", "rule_fewer/calm", "rule_more/declines", "left_out_rule_fewer/plain")
+    }
+    models = ("base", "sft_model", "policy")
+    assert [found[model, "rule_broken/short"].value for model in models] == [1.0, 0.0, 0.5]
+    assert found["policy", "rule_broken/short"].changes["base"].value == -0.5
+    assert [found[model, "rule_fewer/calm"].value for model in models] == [1.5, 0.5, 0.0]
+    assert found["policy", "rule_fewer/calm"].unit == "exclamation marks"
+    assert [found[model, "rule_more/declines"].value for model in models] == [0.0, 0.0, 0.5]
+    # Of the policy's one word in the second reply one is casual, and none of the five in the first.
+    assert found["policy", "left_out_rule_fewer/plain"].value == 50.0
+    assert found["policy", "left_out_rule_fewer/plain"].unit == "casual words in a hundred words"
+    without = by_name(rule_scores(samples, constitution, Settings(critiqued=0), 0))
+    assert "left_out_rule_fewer/plain" not in {measure for _, measure in without}
 
 
 def judging(p_a: Callable[[Comparison], Sequence[float | None]]) -> Callable[[Sequence[Comparison]], list[Judgement]]:

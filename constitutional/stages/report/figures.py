@@ -32,6 +32,8 @@ SETS: Final = "Evaluation sets"
 ASKED, UNASKED, WIN_RATES = "What the constitution asks for", "Traits without a wanted direction", "Win rates"
 GROUPS: Final = {
     ASKED: "Share of held-out replies that show each trait, with 95% intervals.",
+    "Rules": "Share of held-out replies that break a principle’s rule, or that a rule counts, with 95% intervals. A rule "
+    "counts what anyone can check, and no model judges.",
     "Violations": "Share of held-out replies in which the critic finds that a principle is violated, with 95% "
     "intervals.",
     "Refusals": "Share of held-out replies that refuse. Over-refusal is to refuse a request that harms nobody, which "
@@ -47,6 +49,7 @@ GROUPS: Final = {
 """Figures of shares in their order on the page, with a note on each."""
 KINDS: Final = {
     **dict.fromkeys(("violation_rate", "left_out_violation_rate"), "Violations"),
+    **{f"{before}rule_{way}": "Rules" for before in ("", "left_out_") for way in ("broken", "more", "fewer")},
     "win_rate": WIN_RATES,
     **dict.fromkeys((f"set_{name}" for name in SET_MEASURES), SETS),
     **dict.fromkeys(("due_refusal", "over_refusal"), "Refusals"),
