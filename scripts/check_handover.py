@@ -5,11 +5,12 @@
 
 The shell runs each script with a stand-in for `python3`, so what is parsed is what the shell makes of the script. verl
 composes its own configuration with the options, which refuses unknown ones, makes its dataclasses of it, and validates
-it. OpenRLHF's `train_ppo_ray.py` is run up to where it would train, without the libraries that it trains by. Exits with
-1 where an option is refused.
+it. OpenRLHF's `train_ppo_ray.py` is run up to where it would train, without the libraries that it trains by. Of a
+folder that was exported, the packages read the prompts, too. Exits with 1 where anything is refused.
 """
 
 import argparse
+import json
 import os
 import runpy
 import shutil
@@ -79,6 +80,19 @@ def check_verl(options: Sequence[str]) -> Any:  # noqa: ANN401 - OmegaConf's Dic
     return config
 
 
+def read_by_verl(config: Any) -> int:  # noqa: ANN401
+    """Read the prompts as verl's trainer does; returns how many are short enough for its options."""
+    from transformers import AutoTokenizer
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+
+    tokenizer = AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path)
+    prompts = RLHFDataset(config.data.train_files, tokenizer, config.data)
+    assert all(
+        json.loads(row["extra_info"]["messages"]) == row["raw_prompt"] for row in map(prompts.__getitem__, [0, -1])
+    )
+    return len(prompts)
+
+
 class ReadyError(Exception):
     """Ends OpenRLHF's program where it would begin to train."""
 
@@ -110,6 +124,19 @@ def check_openrlhf(options: Sequence[str]) -> Any:  # noqa: ANN401 - argparse's 
         finally:
             settings.__dict__["hierarchize"], sys.argv = nested, before
     raise AssertionError("OpenRLHF's program does not ask Ray first, as it did")
+
+
+def read_by_openrlhf(args: Any) -> int:  # noqa: ANN401
+    """Render the prompts as OpenRLHF does; returns how many there are."""
+    from transformers import AutoTokenizer
+
+    (place,) = find_spec("openrlhf").submodule_search_locations  # type: ignore[union-attr, misc]
+    made = runpy.run_path(f"{place}/datasets/prompts_dataset.py")["preprocess_data"]
+    render = AutoTokenizer.from_pretrained(args.actor.model_name_or_path).apply_chat_template
+    rows = [json.loads(line) for line in Path(args.data.prompt_dataset).read_text(encoding="utf-8").splitlines()]
+    texts = [made(row, args.data.input_template, args.data.input_key, None, render)[0] for row in rows]
+    assert all(row["prompt"][-1]["content"] in text for row, text in zip(rows, texts, strict=True))
+    return len(texts)
 
 
 @contextmanager
@@ -144,12 +171,15 @@ def _without_trainers(place: Path) -> Iterator[None]:
 
 
 def check(file: Path) -> str:
-    """What is wrong with a script by its framework's own parser; empty where nothing is."""
+    """What its framework finds wrong with a script, or with the prompts beside it; empty where nothing is."""
     _, module, *options = typed(file)
     said = StringIO()
     try:
         with redirect_stdout(said), redirect_stderr(said):
-            check_verl(options) if module.startswith("verl.") else check_openrlhf(options)
+            by_verl = module.startswith("verl.")
+            parsed = check_verl(options) if by_verl else check_openrlhf(options)
+            if (file.parent / "data").exists():
+                assert (read_by_verl(parsed) if by_verl else read_by_openrlhf(parsed)) > 0, "no prompt is read"
     except SystemExit:  # of argparse, which has printed why
         return said.getvalue().strip().splitlines()[-1]
     except Exception as error:  # noqa: BLE001 - whatever the package refuses with

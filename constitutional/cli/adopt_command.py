@@ -32,6 +32,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
 def _adopt(arguments: argparse.Namespace) -> None:
     from constitutional.runs.compose import freeze, load, validated
     from constitutional.runs.folder import RunStore
+    from constitutional.runs.status import outdated
     from constitutional.stages import adopted
 
     store = RunStore.load(arguments.run_folder)
@@ -48,6 +49,8 @@ def _adopt(arguments: argparse.Namespace) -> None:
         raise RunError(
             f"{store.folder}: has no SFT model that the policy could come from: {last}; name the run that was exported"
         )
+    if old := outdated(store):  # what changed would be made anew, with another SFT model than the policy began with
+        raise RunError(f"{old}; then export it, and train on that, or put back what was there")
     adopted.check(arguments.policy, store.artifact("sft_model"))
     algorithm = {"kind": "adopted", "folder": str(arguments.policy)}
     changes = {"name": name, "folder": str(folder.parent), "until": None, "algorithm": algorithm}

@@ -28,14 +28,14 @@ from constitutional.data.export import commands, files, reward_function
 from constitutional.data.export.commands import ALGORITHMS, CLIPPED, VERSIONS, Algorithm, Framework, Sizes, Training
 from constitutional.data.export.formats import FORMATS, Chosen
 from constitutional.data.export.rows import Row, nemo_rl_prompt, openrlhf_prompt, verl_prompt
-from constitutional.engines.chat import load_tokenizer
+from constitutional.engines.chat import Tokenizer, end_of_turn, load_tokenizer
 from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import grpo, ppo
 from constitutional.training.reward_model import fold, has_members, moments
 from constitutional.training.rewards import OnlineSettings
-from constitutional.training.rows import chat, token_ids
+from constitutional.training.rows import chat, render, token_ids
 from constitutional.training.saving import copy_model
 
 LEARNING_RATE: Final = 1e-6
@@ -92,6 +92,8 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
         words = commands.words(to, algorithm, _training(config, algorithm, len(prompts)), sizes)
         _write_script(folder / f"{algorithm}.sh", commands.script(about, words))
     notes = [*left_out, *preferences.notes(), *_other_rewards(config)]
+    if to == "openrlhf" and _goes_on(tokenizer):
+        notes.append("what the chat template puts behind the end of a reply: OpenRLHF scores a reply without it")
     atomic_write(folder / CARD, _readme(store, constitution, to, sizes, notes).encode())
     models = counted(len(shifts), "reward model")
     rows = f"{counted(len(prompts), 'prompt')}, {counted(preferences.written.total(), 'preference')}"
@@ -211,6 +213,12 @@ def _other_rewards(config: RunConfig) -> Iterator[str]:
             yield f"rewards beside the reward model's ({', '.join(kinds)}): not handed over"
         if penalty := config.algorithm.missing_eos_penalty:
             yield f"the penalty of {penalty:g} for a reply that is cut off (missing_eos_penalty): not handed over"
+
+
+def _goes_on(tokenizer: Tokenizer) -> bool:
+    """Whether the chat template puts something behind the token that ends a reply, as some put a line's end."""
+    exchange = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Yes."}]
+    return render(tokenizer, exchange)[-1] != end_of_turn(tokenizer)
 
 
 def _readme(store: RunStore, constitution: Constitution, to: Framework, sizes: Sizes, notes: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
 from constitutional.runs import runner
 from constitutional.runs.folder import USED, RunStore
+from constitutional.runs.handover import _goes_on
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.settings import RunConfig
 from constitutional.sandbox import MODEL_FOLDER
@@ -34,7 +35,7 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import AdoptedSummary, RewardSummary
 from constitutional.training.reward_model import NORMALISATION, score
 from tests.scripted_run import SUMMARIES_OF, World, configured, constitution, go
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, tiny_tokenizer
 
 MOMENTS = ((-0.5, 0.25), (1.5, 0.5))
 """Mean and deviation of the members' scores, so that the shifts are −2 and 3."""
@@ -239,6 +240,12 @@ def test_the_deviation_is_in_the_head_and_the_shift_beside_it(first: RunStore, t
         ours(first), abs=1e-4
     )
     assert ours(first)[0] != pytest.approx(ours(first)[1], abs=1e-2)
+
+
+def test_a_template_that_writes_behind_the_end_of_a_reply_is_known() -> None:
+    # Qwen's and Gemma's templates end a turn with a line's end.
+    ends = {family: _goes_on(tiny_tokenizer(family)) for family in ("llama", "qwen3", "gemma")}
+    assert ends == {"llama": False, "qwen3": True, "gemma": True}
 
 
 def test_nemo_rl_scales_rewards_to_the_runs_own(first: RunStore, tmp_path: Path) -> None:
@@ -489,6 +496,20 @@ def test_a_policy_that_lacks_weights_is_refused_and_none_are_drawn_at_random(
     )
     assert "policy" not in RunStore.load(store.folder.with_name("first-adopted")).artifacts()
     assert len(world.asked) == 0
+
+
+def test_a_policy_is_not_adopted_beside_a_run_that_would_be_made_anew(
+    tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = until_reward(tmp_path)
+    folder = moved(store, tmp_path / "ppo")
+    constitution(tmp_path, brief="Be very brief.")
+    line = refused(capsys, "adopt", str(store.folder), str(folder))
+    assert "made from what has changed since" in line
+    assert "or put back what was there" in line
+    assert world.asked == []
+    constitution(tmp_path)
+    assert main(["adopt", str(store.folder), str(folder)]) == 0
 
 
 def test_a_run_with_a_policy_of_its_own_is_not_made_another(

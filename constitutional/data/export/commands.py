@@ -74,8 +74,6 @@ def _verl(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str]:
             "reward.reward_model.model_path": "'$HERE/reward_model'",
             "reward.reward_model.rollout.name": "vllm",
             "reward.reward_model.rollout.tensor_model_parallel_size": "1",
-            "reward.reward_model.rollout.prompt_length": f"{sizes.prompt}",
-            "reward.reward_model.rollout.response_length": f"{sizes.reply + END_OF_TURN}",
         }
     if algorithm == "ppo":
         own = {
