@@ -32,9 +32,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from constitutional.base.shipped import MODEL_FOLDER
-from constitutional.data.export.commands import ALGORITHMS, Algorithm, Framework, Sizes, Training, script, words
+from constitutional.data.export.commands import ALGORITHMS, Algorithm, Framework, Material, Recipe, script, words
 
-PPO = Training(
+PPO = Recipe(
     step=128,
     replies=1,
     passes=2,
@@ -45,8 +45,8 @@ PPO = Training(
     lam=0.95,
     clip=0.2,
 )
-GRPO = Training(step=8, replies=8, passes=1, temperature=0.7, learning_rate=1e-6, kl=0.04)
-TRAININGS: dict[Algorithm, Training] = {"ppo": PPO, "grpo": GRPO}
+GRPO = Recipe(step=8, replies=8, passes=1, temperature=0.7, learning_rate=1e-6, kl=0.04)
+RECIPES: dict[Algorithm, Recipe] = {"ppo": PPO, "grpo": GRPO}
 CHECKED: tuple[Framework, ...] = ("verl", "openrlhf")
 
 
@@ -193,8 +193,8 @@ def made_up(folder: Path) -> Iterator[Path]:
         file = folder / f"{framework} of {members}" / f"{algorithm}.sh"  # a space, as folders may have
         critic = file.parent / "reward_model" / ("" if members == 1 else "0")  # which verl looks into
         shutil.copytree(MODEL_FOLDER, critic, dirs_exist_ok=True)
-        sizes = Sizes(prompt=200, reply=256, shift=-1.25, members=members)
-        file.write_text(script("A check.", words(framework, algorithm, TRAININGS[algorithm], sizes)))
+        material = Material(prompt=200, reply=256, shift=-1.25, members=members)
+        file.write_text(script("A check.", words(framework, algorithm, RECIPES[algorithm], material)))
         yield file
 
 

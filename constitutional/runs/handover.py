@@ -25,7 +25,7 @@ from constitutional.base.records import Preference, Prompt
 from constitutional.base.text import printable
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.export import commands, files, reward_function
-from constitutional.data.export.commands import ALGORITHMS, CLIPPED, VERSIONS, Algorithm, Framework, Sizes, Training
+from constitutional.data.export.commands import ALGORITHMS, CLIPPED, VERSIONS, Algorithm, Framework, Material, Recipe
 from constitutional.data.export.formats import FORMATS, Chosen
 from constitutional.data.export.rows import Row, nemo_rl_prompt, openrlhf_prompt, verl_prompt
 from constitutional.engines.chat import Tokenizer, end_of_turn, load_tokenizer
@@ -80,7 +80,7 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
     atomic_write(folder / "constitution.yaml", (store.folder / USED).read_bytes())
     copy_model(store.artifact("sft_model"), folder / "sft_model")
     shifts = _reward_models(store.artifact("reward_model"), folder / "reward_model")
-    sizes = Sizes(longest, config.sample_pairs.max_tokens, shifts[0], len(shifts))
+    material = Material(longest, config.sample_pairs.max_tokens, shifts[0], len(shifts))
     preferences = Chosen(read_rows(store.artifact("preferences"), Preference), FORMATS[to], "train")
     ending = FORMATS[to].endings[0]
     _write(folder / "data" / f"prompts{ending}", (_PROMPT_ROWS[to](prompt, digest) for prompt in prompts), digest)
@@ -89,12 +89,12 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
         atomic_write(folder / "reward.py", Path(reward_function.__file__).read_bytes())
     for algorithm in ALGORITHMS:
         about = f"{algorithm.upper()} by {VERSIONS[to]}, from the run {printable(store.folder.resolve().name)}."
-        words = commands.words(to, algorithm, _training(config, algorithm, len(prompts)), sizes)
+        words = commands.words(to, algorithm, _recipe(config, algorithm, len(prompts)), material)
         _write_script(folder / f"{algorithm}.sh", commands.script(about, words))
     notes = [*left_out, *preferences.notes(), *_other_rewards(config)]
     if to == "openrlhf" and _goes_on(tokenizer):
         notes.append("what the chat template puts behind the end of a reply: OpenRLHF scores a reply without it")
-    atomic_write(folder / CARD, _readme(store, constitution, to, sizes, notes).encode())
+    atomic_write(folder / CARD, _readme(store, constitution, to, material, notes).encode())
     models = counted(len(shifts), "reward model")
     rows = f"{counted(len(prompts), 'prompt')}, {counted(preferences.written.total(), 'preference')}"
     yield f"{printable(str(folder))}: {rows}, the SFT model, {models}, and the commands ppo.sh and grpo.sh"
@@ -171,13 +171,13 @@ def _write_script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _training(config: RunConfig, algorithm: Algorithm, prompts: int) -> Training:
+def _recipe(config: RunConfig, algorithm: Algorithm, prompts: int) -> Recipe:
     """What the algorithm is told: the run's own settings, where that is its algorithm, and else our defaults."""
     chosen = config.algorithm
     if algorithm == "ppo":
         own = chosen if isinstance(chosen, ppo.Settings) else ppo.Settings()
         rate = own.learning_rate if own is chosen and own.lora is None else LEARNING_RATE
-        return Training(
+        return Recipe(
             step=_step(own.rows_per_step * own.mini_batches, prompts),
             replies=1,
             passes=max(1, round(own.episodes / prompts)),
@@ -189,7 +189,7 @@ def _training(config: RunConfig, algorithm: Algorithm, prompts: int) -> Training
             clip=own.cliprange,
         )
     groups = chosen if isinstance(chosen, grpo.GrpoSettings) else grpo.GrpoSettings()
-    return Training(
+    return Recipe(
         step=_step(groups.prompts_per_step, prompts),
         replies=groups.num_generations,
         passes=max(1, round(groups.epochs)),
@@ -221,21 +221,23 @@ def _goes_on(tokenizer: Tokenizer) -> bool:
     return render(tokenizer, exchange)[-1] != end_of_turn(tokenizer)
 
 
-def _readme(store: RunStore, constitution: Constitution, to: Framework, sizes: Sizes, notes: Sequence[str]) -> str:
+def _readme(
+    store: RunStore, constitution: Constitution, to: Framework, material: Material, notes: Sequence[str]
+) -> str:
     """What the folder is, what to type, and how the policy comes back."""
     name, run = store.folder.resolve().name, printable(str(store.folder))
     where = ", in the folder of NeMo-RL and by the path of the scripts" if to == "nemo-rl" else ""
     checked = f"The options are of {VERSIONS[to]}"
     if to == "nemo-rl":
         checked += "'s example configurations; PyPI has no package by which they could be checked"
-    if sizes.members == 1:
+    if material.members == 1:
         reward = (
-            f"The score of `reward_model` is in deviations of reference samples, and shifted by {sizes.shift:.6g}: "
+            f"The score of `reward_model` is in deviations of reference samples, and shifted by {material.shift:.6g}: "
             f"{_NORMALISED[to]}."
         )
     else:
         reward = (
-            f"`reward.py` scores replies by {sizes.members} reward models in the process that asks, normalises each, "
+            f"`reward.py` scores replies by {material.members} reward models in the process that asks, normalises each, "
             "and gives their mean."
         )
     return _README.format(

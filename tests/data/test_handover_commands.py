@@ -8,18 +8,18 @@ from constitutional.data.export.commands import (
     FRAMEWORKS,
     Algorithm,
     Framework,
-    Sizes,
-    Training,
+    Material,
+    Recipe,
     script,
     words,
 )
 
-PPO = Training(
+PPO = Recipe(
     step=64, replies=1, passes=3, temperature=0.7, learning_rate=2e-6, kl=0.1, critic_rate=2e-5, lam=0.9, clip=0.3
 )
-GRPO = Training(step=8, replies=4, passes=1, temperature=1.0, learning_rate=1e-6, kl=0.04)
-SIZES = Sizes(prompt=100, reply=256, shift=0.5)
-TRAININGS: dict[Algorithm, Training] = {"ppo": PPO, "grpo": GRPO}
+GRPO = Recipe(step=8, replies=4, passes=1, temperature=1.0, learning_rate=1e-6, kl=0.04)
+MATERIAL = Material(prompt=100, reply=256, shift=0.5)
+RECIPES: dict[Algorithm, Recipe] = {"ppo": PPO, "grpo": GRPO}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ TRAININGS: dict[Algorithm, Training] = {"ppo": PPO, "grpo": GRPO}
 def test_a_command_tells_the_framework_what_the_training_is(
     framework: Framework, algorithm: Algorithm, told: list[str]
 ) -> None:
-    command = words(framework, algorithm, TRAININGS[algorithm], SIZES)
+    command = words(framework, algorithm, RECIPES[algorithm], MATERIAL)
     assert [option for option in told if option not in command] == []
     names = [word.partition("=")[0].partition(" ")[0] for word in command]
     assert len(set(names)) == len(names)
@@ -90,7 +90,7 @@ def test_a_command_tells_the_framework_what_the_training_is(
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_is_for_ppo_alone_is_not_told_to_grpo(algorithm: Algorithm) -> None:
     for framework in FRAMEWORKS:
-        critics = [word for word in words(framework, algorithm, TRAININGS[algorithm], SIZES) if "critic" in word]
+        critics = [word for word in words(framework, algorithm, RECIPES[algorithm], MATERIAL) if "critic" in word]
         rates = [word for word in critics if word.endswith(("lr=2e-05", "lr 2e-05"))]
         assert bool(rates) == (algorithm == "ppo" and framework != "nemo-rl")
 
@@ -102,7 +102,7 @@ def test_the_shell_fills_in_the_folder_and_the_gpus_and_nothing_else(framework: 
     for name in ("python3", "uv"):
         (folder / name).write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
         (folder / name).chmod(0o755)
-    command = words(framework, "ppo", PPO, SIZES)
+    command = words(framework, "ppo", PPO, MATERIAL)
     file = folder / "ppo.sh"
     file.write_text(script("A test.", command))
     environment = {"PATH": f"{folder}:/usr/bin:/bin", "GPUS": "2", "NODES": "3"}

@@ -20,7 +20,7 @@ END_OF_TURN: Final = 16
 """Tokens that a chat template may put behind a reply."""
 
 
-class Training(NamedTuple):
+class Recipe(NamedTuple):
     """What an algorithm is told, whichever framework trains."""
 
     step: int
@@ -41,7 +41,7 @@ class Training(NamedTuple):
     """The ratio of new to old probability is clipped at 1 ± this number."""
 
 
-class Sizes(NamedTuple):
+class Material(NamedTuple):
     """What the models and the prompts are like."""
 
     prompt: int
@@ -59,16 +59,16 @@ class Sizes(NamedTuple):
         return self.prompt + self.reply
 
 
-def words(framework: Framework, algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str]:
+def words(framework: Framework, algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]:
     """The command, a word or an option with its value in each; the shell fills in `$HERE`, `$GPUS` and `$NODES`."""
     make = {"verl": _verl, "openrlhf": _openrlhf, "nemo-rl": _nemo_rl}[framework]
-    return make(algorithm, training, sizes)
+    return make(algorithm, recipe, material)
 
 
-def _verl(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str]:
-    ours = "$HERE/reward_model" if sizes.members == 1 else "$HERE/reward_model/0"
+def _verl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]:
+    ours = "$HERE/reward_model" if material.members == 1 else "$HERE/reward_model/0"
     rewards = {"reward.custom_reward_function.path": "'$HERE/reward.py'"}
-    if sizes.members == 1:  # verl serves one; reward.py asks it, and takes off the shift
+    if material.members == 1:  # verl serves one; reward.py asks it, and takes off the shift
         rewards |= {
             "reward.reward_model.enable": "True",
             "reward.reward_model.model_path": "'$HERE/reward_model'",
@@ -78,38 +78,38 @@ def _verl(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str]:
     if algorithm == "ppo":
         own = {
             "algorithm.adv_estimator": "gae",
-            "algorithm.lam": f"{training.lam:g}",
+            "algorithm.lam": f"{recipe.lam:g}",
             "algorithm.use_kl_in_reward": "True",
-            "algorithm.kl_ctrl.kl_coef": f"{training.kl:g}",
-            "actor_rollout_ref.actor.clip_ratio_low": f"{training.clip:g}",
-            "actor_rollout_ref.actor.clip_ratio_high": f"{training.clip:g}",
+            "algorithm.kl_ctrl.kl_coef": f"{recipe.kl:g}",
+            "actor_rollout_ref.actor.clip_ratio_low": f"{recipe.clip:g}",
+            "actor_rollout_ref.actor.clip_ratio_high": f"{recipe.clip:g}",
             "critic.model.path": f"'{ours}'",
-            "critic.optim.lr": f"{training.critic_rate:g}",
+            "critic.optim.lr": f"{recipe.critic_rate:g}",
         }
     else:
         own = {
             "algorithm.adv_estimator": "grpo",
             "actor_rollout_ref.actor.use_kl_loss": "True",
-            "actor_rollout_ref.actor.kl_loss_coef": f"{training.kl:g}",
+            "actor_rollout_ref.actor.kl_loss_coef": f"{recipe.kl:g}",
         }
     options = {
         **own,
         "data.train_files": "'$HERE/data/prompts.parquet'",
         "data.val_files": "'$HERE/data/prompts.parquet'",  # which verl reads even where nothing is validated
-        "data.train_batch_size": f"{training.step}",
-        "data.max_prompt_length": f"{sizes.prompt}",
-        "data.max_response_length": f"{sizes.reply}",
+        "data.train_batch_size": f"{recipe.step}",
+        "data.max_prompt_length": f"{material.prompt}",
+        "data.max_response_length": f"{material.reply}",
         "actor_rollout_ref.model.path": "'$HERE/sft_model'",
-        "actor_rollout_ref.actor.optim.lr": f"{training.learning_rate:g}",
-        "actor_rollout_ref.actor.ppo_mini_batch_size": f"{training.step}",
+        "actor_rollout_ref.actor.optim.lr": f"{recipe.learning_rate:g}",
+        "actor_rollout_ref.actor.ppo_mini_batch_size": f"{recipe.step}",
         "actor_rollout_ref.actor.use_dynamic_bsz": "True",
         "actor_rollout_ref.actor.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
         "actor_rollout_ref.rollout.name": "vllm",
         "actor_rollout_ref.rollout.tensor_model_parallel_size": "1",
-        "actor_rollout_ref.rollout.n": f"{training.replies}",
-        "actor_rollout_ref.rollout.temperature": f"{training.temperature:g}",
+        "actor_rollout_ref.rollout.n": f"{recipe.replies}",
+        "actor_rollout_ref.rollout.temperature": f"{recipe.temperature:g}",
         **rewards,
-        "trainer.total_epochs": f"{training.passes}",
+        "trainer.total_epochs": f"{recipe.passes}",
         "trainer.n_gpus_per_node": "$GPUS",
         "trainer.nnodes": "$NODES",
         "trainer.val_before_train": "False",
@@ -122,8 +122,8 @@ def _verl(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str]:
     return ["python3 -m verl.trainer.main_ppo", *(f"{name}={value}" for name, value in options.items())]
 
 
-def _openrlhf(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str]:
-    if sizes.members == 1:
+def _openrlhf(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]:
+    if material.members == 1:
         rewards = ["--reward.model_name_or_path $HERE/reward_model", "--reward.normalize_enable"]
         critic = "$HERE/reward_model"
     else:
@@ -131,10 +131,10 @@ def _openrlhf(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[st
     if algorithm == "ppo":
         own = [
             "--algo.advantage.estimator gae",
-            f"--algo.advantage.lambd {training.lam:g}",
-            f"--actor.eps_clip {training.clip:g}",
+            f"--algo.advantage.lambd {recipe.lam:g}",
+            f"--actor.eps_clip {recipe.clip:g}",
             f"--critic.model_name_or_path {critic}",
-            f"--critic.adam.lr {training.critic_rate:g}",
+            f"--critic.adam.lr {recipe.critic_rate:g}",
         ]
     else:
         own = ["--algo.advantage.estimator group_norm", "--algo.kl.use_loss", "--algo.kl.estimator k3"]
@@ -142,20 +142,20 @@ def _openrlhf(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[st
     return [
         "python3 -m openrlhf.cli.train_ppo_ray",
         *own,
-        f"--algo.kl.init_coef {training.kl:g}",
+        f"--algo.kl.init_coef {recipe.kl:g}",
         "--actor.model_name_or_path $HERE/sft_model",
-        f"--actor.adam.lr {training.learning_rate:g}",
+        f"--actor.adam.lr {recipe.learning_rate:g}",
         *rewards,
         "--data.prompt_dataset $HERE/data/prompts.jsonl",
         "--data.input_key prompt",
         "--data.apply_chat_template",
-        f"--data.max_len {sizes.total}",
-        f"--rollout.max_new_tokens {sizes.reply}",
-        f"--rollout.batch_size {training.step}",
-        f"--rollout.n_samples_per_prompt {training.replies}",
-        f"--rollout.temperature {training.temperature:g}",
-        f"--train.batch_size {training.step * training.replies}",
-        f"--train.num_episodes {training.passes}",
+        f"--data.max_len {material.total}",
+        f"--rollout.max_new_tokens {material.reply}",
+        f"--rollout.batch_size {recipe.step}",
+        f"--rollout.n_samples_per_prompt {recipe.replies}",
+        f"--rollout.temperature {recipe.temperature:g}",
+        f"--train.batch_size {recipe.step * recipe.replies}",
+        f"--train.num_episodes {recipe.passes}",
         *(f"--{role}.{option}" for role in roles for option in ("num_nodes $NODES", "num_gpus_per_node $GPUS")),
         "--train.colocate_all",
         "--vllm.num_engines $((GPUS * NODES))",
@@ -168,42 +168,42 @@ def _openrlhf(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[st
     ]
 
 
-def _nemo_rl(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str]:
+def _nemo_rl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]:
     """`++` sets what the example configuration has, and adds what it has not."""
     configuration = {"ppo": "ppo_math_1B", "grpo": "grpo_math_1B"}[algorithm]
-    loss = {"reference_policy_kl_penalty": f"{training.kl:g}"}
+    loss = {"reference_policy_kl_penalty": f"{recipe.kl:g}"}
     own = dict[str, str]()
     if algorithm == "ppo":
-        loss |= {"use_kl_in_reward": "true", "ratio_clip_min": f"{training.clip:g}"}
-        loss |= {"ratio_clip_max": f"{training.clip:g}", "ratio_clip_c": "null"}
+        loss |= {"use_kl_in_reward": "true", "ratio_clip_min": f"{recipe.clip:g}"}
+        loss |= {"ratio_clip_max": f"{recipe.clip:g}", "ratio_clip_c": "null"}
         own = {
             "ppo.ppo_epochs": "1",
             "ppo.skip_reference_policy_logprobs_calculation": "false",
             "ppo.reward_shaping.enabled": "false",
-            "ppo.adv_estimator.gae_lambda": f"{training.lam:g}",
+            "ppo.adv_estimator.gae_lambda": f"{recipe.lam:g}",
             "value.model_name": "'$HERE/reward_model'",
-            "value.optimizer.kwargs.lr": f"{training.critic_rate:g}",
+            "value.optimizer.kwargs.lr": f"{recipe.critic_rate:g}",
         }
     options = {
-        f"{algorithm}.num_prompts_per_step": f"{training.step}",
-        f"{algorithm}.num_generations_per_prompt": f"{training.replies}",
-        f"{algorithm}.max_num_epochs": f"{training.passes}",
+        f"{algorithm}.num_prompts_per_step": f"{recipe.step}",
+        f"{algorithm}.num_generations_per_prompt": f"{recipe.replies}",
+        f"{algorithm}.max_num_epochs": f"{recipe.passes}",
         f"{algorithm}.val_period": "0",
         f"{algorithm}.val_at_start": "false",
         f"{algorithm}.reward_scaling.enabled": "true",
-        f"{algorithm}.reward_scaling.source_min": f"{sizes.shift - CLIPPED:.8g}",
-        f"{algorithm}.reward_scaling.source_max": f"{sizes.shift + CLIPPED:.8g}",
+        f"{algorithm}.reward_scaling.source_min": f"{material.shift - CLIPPED:.8g}",
+        f"{algorithm}.reward_scaling.source_max": f"{material.shift + CLIPPED:.8g}",
         f"{algorithm}.reward_scaling.target_min": f"{-CLIPPED}",
         f"{algorithm}.reward_scaling.target_max": f"{CLIPPED}",
         **own,
         **{f"loss_fn.{name}": value for name, value in loss.items()},
         "policy.model_name": "'$HERE/sft_model'",
-        "policy.optimizer.kwargs.lr": f"{training.learning_rate:g}",
-        "policy.train_global_batch_size": f"{training.step * training.replies}",
-        "policy.max_total_sequence_length": f"{sizes.total}",
-        "policy.generation.max_new_tokens": f"{sizes.reply}",
-        "policy.generation.temperature": f"{training.temperature:g}",
-        "data.max_input_seq_length": f"{sizes.prompt}",
+        "policy.optimizer.kwargs.lr": f"{recipe.learning_rate:g}",
+        "policy.train_global_batch_size": f"{recipe.step * recipe.replies}",
+        "policy.max_total_sequence_length": f"{material.total}",
+        "policy.generation.max_new_tokens": f"{material.reply}",
+        "policy.generation.temperature": f"{recipe.temperature:g}",
+        "data.max_input_seq_length": f"{material.prompt}",
         "data.train.dataset_name": "ResponseDataset",
         "data.train.data_path": "'$HERE/data/prompts.jsonl'",
         "data.train.split_validation_size": "0",
@@ -218,7 +218,7 @@ def _nemo_rl(algorithm: Algorithm, training: Training, sizes: Sizes) -> list[str
         "env.reward_model.batch_size": "4",
         "env.reward_model.logprob_batch_size": "4",
         "env.reward_model.checkpoint_path": "null",
-        "env.reward_model.max_model_len": f"{sizes.total + END_OF_TURN}",
+        "env.reward_model.max_model_len": f"{material.total + END_OF_TURN}",
         "env.reward_model.resources.gpus_per_node": "1",
         "env.reward_model.resources.num_nodes": "1",
         "env.reward_model.dtensor_cfg._v2": "true",
