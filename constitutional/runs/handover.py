@@ -237,7 +237,7 @@ def _readme(
         )
     else:
         reward = (
-            f"`reward.py` scores replies by {material.members} reward models in the process that asks, normalises each, "
+            f"`reward.py` scores replies by {material.members} reward models where it is asked, normalises each, "
             "and gives their mean."
         )
     return _README.format(
