@@ -77,9 +77,9 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
     longest = max(len(token_ids(tokenizer, chat(prompt.messages), ask=True)) for prompt in prompts)
     with writing(folder):
         (folder / "data").mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "constitution.yaml", (store.folder / USED).read_bytes())
-    copy_model(store.artifact("sft_model"), folder / "sft_model")
     shifts = _reward_models(store.artifact("reward_model"), folder / "reward_model")
+    copy_model(store.artifact("sft_model"), folder / "sft_model")
+    atomic_write(folder / "constitution.yaml", (store.folder / USED).read_bytes())
     material = Material(longest, config.sample_pairs.max_tokens, shifts[0], len(shifts))
     preferences = Chosen(read_rows(store.artifact("preferences"), Preference), FORMATS[to], "train")
     ending = FORMATS[to].endings[0]
