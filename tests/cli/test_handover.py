@@ -161,12 +161,16 @@ def test_a_folder_holds_prompts_preferences_models_and_commands(
         "openrlhf": lambda row: row["prompt"],
         "nemo-rl": lambda row: [{"role": "user", "content": row["input"]}],
     }[form]
-    assert [text(row) for row in rows] == [[message.turn() for message in row.messages] for row in train]
+    single = [row for row in train if len(row.messages) == 1]
+    assert len(single) == 7
+    told = single if form == "nemo-rl" else train  # which reads a prompt's first message alone
+    assert [text(row) for row in rows] == [[message.turn() for message in row.messages] for row in told]
     assert {row["extra_info"]["constitution"] if form == "verl" else row["constitution"] for row in rows} == {digest}
     trained_on = [row for row in first.read("preferences", Preference) if row.split == "train"]
     assert len(read(folder / "data" / f"preferences.{ending}")) == len(trained_on) > 0
     said = capsys.readouterr().out
-    assert f"8 prompts, {len(trained_on)} preferences, the SFT model, 1 reward model" in said
+    assert f"{len(told)} prompts, {len(trained_on)} preferences, the SFT model, 1 reward model" in said
+    assert ("1 prompt of several messages: left out, as NeMo-RL" in said) == (form == "nemo-rl")
     readme = (folder / CARD).read_text()
     assert digest in readme
     assert f"constitutional adopt {first.folder} THAT_FOLDER name=first-ppo" in readme
@@ -516,7 +520,7 @@ def test_a_run_with_a_policy_of_its_own_is_not_made_another(
     tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     constitution(tmp_path)
-    go(configured(tmp_path, "name=own"), World())
+    go(configured(tmp_path, "name=own", "seed=1"), World())
     store = until_reward(tmp_path)
     line = refused(capsys, "adopt", str(store.folder), str(moved(store, tmp_path / "ppo")), "name=own")
     assert "is a run with a policy of its own; type another name=NAME" in line
