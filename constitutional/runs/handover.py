@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 from constitutional.base.errors import RunError
@@ -240,7 +241,7 @@ def _readme(
             f"`reward.py` scores replies by {material.members} reward models where it is asked, normalises each, "
             "and gives their mean."
         )
-    return _README.format(
+    text = _README.format(
         framework=VERSIONS[to].partition(" ")[0],
         name=name,
         run=run,
@@ -250,8 +251,16 @@ def _readme(
         checked=checked,
         reward=reward,
         comes_back=_COMES_BACK[to],
-        left_out="".join(["\nWhat is not here:\n\n", *(f"- {note}\n" for note in notes)] if notes else []),
+        left_out="".join(["\nWhat was not carried over:\n\n", *(f"- {note}\n" for note in notes)] if notes else []),
     )
+    return "\n\n".join(map(_wrapped, text.split("\n\n")))
+
+
+def _wrapped(block: str) -> str:
+    """A paragraph in lines of 120 characters; a heading, a command or a list as it is."""
+    if block.startswith(("#", " ", "- ")):
+        return block
+    return fill(block, 120, break_long_words=False, break_on_hyphens=False)
 
 
 _README: Final = """# PPO and GRPO by {framework}, from the run {name}
