@@ -61,6 +61,14 @@ def typed(file: Path) -> list[str]:
     return told.stdout.split("\0")[:-1]
 
 
+def place_of(package: str) -> Path:
+    """The folder of an installed package."""
+    spec = find_spec(package)
+    assert spec is not None, f"{package} is installed"
+    assert spec.submodule_search_locations, f"{package} is a package"
+    return Path(spec.submodule_search_locations[0])
+
+
 def check_verl(options: Sequence[str]) -> Any:  # noqa: ANN401 - OmegaConf's DictConfig
     """Compose verl's configuration with the options, and validate it as its trainer does; returns it."""
     from hydra import compose, initialize_config_dir  # noqa: TID251 - verl's configuration, and none of ours
@@ -68,10 +76,7 @@ def check_verl(options: Sequence[str]) -> Any:  # noqa: ANN401 - OmegaConf's Dic
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-    spec = find_spec("verl.trainer")
-    assert spec is not None, "verl is installed"
-    (place,) = spec.submodule_search_locations or ()
-    with initialize_config_dir(config_dir=f"{place}/config", version_base=None):
+    with initialize_config_dir(config_dir=str(place_of("verl.trainer") / "config"), version_base=None):
         config = migrate_legacy_reward_impl(compose("ppo_trainer", overrides=list(options)))
     validate_config(config, need_reference_policy(config), need_critic(config))
     asked = config.reward.reward_model
@@ -99,15 +104,12 @@ class ReadyError(Exception):
 
 def check_openrlhf(options: Sequence[str]) -> Any:  # noqa: ANN401 - argparse's namespaces in each other
     """Parse the options as OpenRLHF's program does, with all that it asserts of them; returns what it made of them."""
-    spec = find_spec("openrlhf")
-    assert spec is not None, "OpenRLHF is installed"
-    (place,) = spec.submodule_search_locations or ()
-    made: list[Any] = []
+    place, made = place_of("openrlhf"), list[Any]()
 
     def begun() -> bool:
         raise ReadyError
 
-    with _without_trainers(Path(place)):
+    with _without_trainers(place):
         sys.modules["ray"].__dict__["is_initialized"] = begun  # what its training asks first
         settings = import_module("openrlhf.utils.config")
         nested, before = settings.hierarchize, sys.argv
@@ -130,8 +132,7 @@ def read_by_openrlhf(args: Any) -> int:  # noqa: ANN401
     """Render the prompts as OpenRLHF does; returns how many there are."""
     from transformers import AutoTokenizer
 
-    (place,) = find_spec("openrlhf").submodule_search_locations  # type: ignore[union-attr, misc]
-    made = runpy.run_path(f"{place}/datasets/prompts_dataset.py")["preprocess_data"]
+    made = runpy.run_path(f"{place_of('openrlhf')}/datasets/prompts_dataset.py")["preprocess_data"]
     render = AutoTokenizer.from_pretrained(args.actor.model_name_or_path).apply_chat_template
     rows = [json.loads(line) for line in Path(args.data.prompt_dataset).read_text(encoding="utf-8").splitlines()]
     texts = [made(row, args.data.input_template, args.data.input_key, None, render)[0] for row in rows]
@@ -163,11 +164,11 @@ def _without_trainers(place: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
+        for name, kept in before.items():
+            if kept is None:
                 del sys.modules[name]
             else:
-                sys.modules[name] = module
+                sys.modules[name] = kept
 
 
 def check(file: Path) -> str:

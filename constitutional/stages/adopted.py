@@ -93,15 +93,15 @@ def run(settings: Settings, context: StageContext) -> None:
     check(settings.folder, sft_model)
     quiet_libraries()
     try:
-        _, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.folder, dtype="auto", use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{settings.folder}: cannot be loaded as a causal language model: {error}") from error
-    if found["missing_keys"]:  # which transformers would draw at random
-        names = ", ".join(sorted(found["missing_keys"])[:3])
+    if missing := sorted(loaded[1]["missing_keys"]):  # which transformers would draw at random
+        names = ", ".join(missing[:3])
         raise ModelError(
-            f"{settings.folder}: lacks {len(found['missing_keys'])} of the model's weights, such as {names}; save the "
+            f"{settings.folder}: lacks {len(missing)} of the model's weights, such as {names}; save the "
             "whole model where it was trained, and adopt that"
         )
     digest = digest_of(settings.folder)

@@ -118,9 +118,10 @@ def logits(folder: Path) -> list[float]:
         return [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in map(tokens, (CONVERSATION, OTHER))]
 
 
-def tokens(conversation: tuple[Message, ...]) -> list[int]:
+def tokens(conversation: tuple[Message, ...], *, ask: bool = False) -> list[int]:
     tokenizer = AutoTokenizer.from_pretrained(MODEL_FOLDER)
-    text = tokenizer.apply_chat_template([row.turn() for row in conversation], tokenize=False)
+    turns = [row.turn() for row in conversation]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -156,11 +157,12 @@ def test_a_folder_holds_prompts_preferences_models_and_commands(
     every = first.read("prompts", Prompt)
     train = [row for row in every if row.split == "train"]
     assert (len(every), len(train)) == (12, 8)  # those that are held out stay for the evaluation
-    text = {
+    readers: dict[str, Callable[[dict[str, Any]], Any]] = {
         "verl": lambda row: json.loads(row["extra_info"]["messages"]),
         "openrlhf": lambda row: row["prompt"],
         "nemo-rl": lambda row: [{"role": "user", "content": row["input"]}],
-    }[form]
+    }
+    text = readers[form]
     single = [row for row in train if len(row.messages) == 1]
     assert len(single) == 7
     told = single if form == "nemo-rl" else train  # which reads a prompt's first message alone
@@ -188,14 +190,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_command_has_the_values_of_the_run_and_paths_in_the_folder(first: RunStore, tmp_path: Path) -> None:
-    folder = exported(first, "verl", tmp_path / "it's here")
-    longest = max(
-        len(AutoTokenizer.from_pretrained(MODEL_FOLDER).apply_chat_template(
-            [message.turn() for message in row.messages], add_generation_prompt=True, return_dict=True
-        )["input_ids"])
-        for row in first.read("prompts", Prompt)
-        if row.split == "train"
-    )  # fmt: skip
+    folder = exported(first, "verl", tmp_path / "made here")
+    train = [row for row in first.read("prompts", Prompt) if row.split == "train"]
+    longest = max(len(tokens(row.messages, ask=True)) for row in train)
     ppo, grpo = options(folder / "ppo.sh"), options(folder / "grpo.sh")
     for told in (ppo, grpo):
         assert told["data.max_prompt_length"] == f"{longest}"
