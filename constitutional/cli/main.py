@@ -22,6 +22,7 @@ from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageErro
 from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
 from constitutional.cli import (
+    adopt_command,
     data_command,
     evaluation,
     export_command,
@@ -155,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         import_command,
         data_command,
         export_command,
+        adopt_command,
         plan_command,
     ):
         command.add_parser(commands)

@@ -54,7 +54,7 @@ def run(words: Sequence[str], command: str = "run") -> int:
     if swept and not arguments.dry_run:
         from constitutional.cli.sweep_command import run_sweep
 
-        return run_sweep(arguments.overrides, _run_one)
+        return run_sweep(arguments.overrides, run_one)
     configs = {"": alone} if alone else _jobs(arguments.overrides)
     if alone and not arguments.overrides:
         print(_default_run(alone), file=sys.stderr)
@@ -64,7 +64,7 @@ def run(words: Sequence[str], command: str = "run") -> int:
             print("\n" * bool(number), end="")
             _forecast_one(config, arguments.items, words_of_job)
         else:
-            _run_one(config)
+            run_one(config)
     return 0
 
 
@@ -100,11 +100,12 @@ def job(words: Sequence[str]) -> int:
     """Run a job of a sweep, from the file with its configuration; launchers call this."""
     from constitutional.runs.compose import load
 
-    _run_one(load(Path(*words[:1])))
+    run_one(load(Path(*words[:1])))
     return 0
 
 
-def _run_one(config: "RunConfig") -> None:
+def run_one(config: "RunConfig") -> None:
+    """Run all stages that are not done yet, and print what came of it."""
     from constitutional.cli import show
     from constitutional.judging.lint import headlines, lint
     from constitutional.runs.context import selected

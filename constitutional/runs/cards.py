@@ -26,6 +26,7 @@ from constitutional.stages.report.data import FEW, MODELS, TOO_FEW
 from constitutional.stages.report.figures import interval
 from constitutional.stages.report.verdicts import words
 from constitutional.stages.summaries import (
+    AdoptedSummary,
     MixSummary,
     OnlineSummary,
     RewardSummary,
@@ -44,6 +45,10 @@ _ABOUT: Final[Mapping[str, str]] = {
     "`normalisation.json` says how its scores are normalised",
     "policy": "was trained on preferences",
 }
+_ELSEWHERE: Final = (
+    "was **not trained by `constitutional`**: it was adopted from a folder, and what it was trained on, and how, is "
+    "not recorded here"
+)
 _HUB_NAME: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _COLUMNS: Final[Mapping[str, str]] = {
     "prompt": "the conversation, as messages",
@@ -122,21 +127,24 @@ def model_card(
     base = config.model.path
     kind = config.algorithm.kind
     method = {"sft_model": "sft", "reward_model": "reward-model", "policy": kind}[model]
+    elsewhere = method == "adopted"
     front = ModelCardData(
         license=licence or UNKNOWN,
         base_model=base if _on_hub(base) else None,
         library_name="transformers",
         pipeline_tag="text-classification" if model == "reward_model" else "text-generation",
-        tags=["constitutional-ai", method, "trl"],
+        tags=["constitutional-ai", *([] if elsewhere else [method, "trl"])],
     )
     title = {"sft_model": "SFT model", "reward_model": "Reward model", "policy": f"Policy ({kind.upper()})"}[model]
+    about, made = (_ELSEWHERE, "evaluated it beside") if elsewhere else (_ABOUT[model], "made it from")
+    title = "Policy, trained elsewhere," if elsewhere else title
     origin, run = _name_of(config.model), store.folder.resolve().name
     if config.model.revision:
         origin += f" at revision `{config.model.revision}`"
     settings = {"sft_model": config.sft, "reward_model": config.reward, "policy": config.algorithm}[model]
     sections = [
         f"# {title} of {_line(constitution.name)}",
-        f"This model {_ABOUT[model]}. The run `{run}` of `constitutional` made it from {origin}.",
+        f"This model {about}. The run `{run}` of `constitutional` {made} {origin}.",
         "## Data\n",
         *_training_data(store, config, model),
         *_constitution(constitution),
@@ -182,6 +190,8 @@ def _training_data(store: RunStore, config: RunConfig, model: str) -> Iterator[s
             samples = counted(sft.work.votes, "sample")
             yield f"People's work: {_persons(sft.work.raters)} wrote {samples} of `sft.helpful`{hours}."
         return
+    if model == "policy" and "adopted" in store.stages:
+        yield "Not known here. These are the preferences of the run, which its reward model learned:"
     if "mix" in store.stages:
         counts = store.summary("mix", MixSummary).counts
         rows = [
@@ -258,6 +268,10 @@ def _training(store: RunStore, model: str) -> str:
     packages = ", ".join(
         f"{name} {entry.versions[name]}" for name in ("torch", "transformers", "trl") if name in entry.versions
     )
+    if stage in AdoptedSummary.stages:
+        adopted = store.summary(stage, AdoptedSummary)
+        folder = f"a folder `{_line(adopted.folder)}`"
+        return f"Stage `{stage}` took it from {folder}, whose files have the SHA-256 `{adopted.digest}`."
     sentences = [f"Stage `{stage}`" + (f", with {packages}." if packages else ".")]
     if stage in OnlineSummary.stages:
         online = store.summary(stage, OnlineSummary)

@@ -14,6 +14,7 @@ from constitutional.base.errors import ConfigurationError
 from constitutional.runs.context import COMPARISON, OTHERS, READER, REVISION, TAGS, WHOLE
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import (
+    adopted,
     critique_revise,
     dpo,
     evaluate,
@@ -217,6 +218,8 @@ def up_to(until: str | None, stages: Sequence[Stage]) -> Sequence[Stage]:
 def _algorithm(config: RunConfig) -> Stage:
     """The stage that makes the policy; one that trains online also makes `rollouts`, which evaluation scores."""
     chosen = config.algorithm
+    if isinstance(chosen, adopted.Settings):
+        return Stage("adopted", chosen, needs=("sft_model",), makes=("policy",), run=adopted.run, seeded=False)
     if isinstance(chosen, dpo.Settings):
         scored = ("reward_model",) if chosen.margin == "reward_model" else ()
         needs = ("preferences", "sft_model", *scored)

@@ -20,7 +20,7 @@ from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu
 from constitutional.runs.moments import Moment, Training
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.settings import RunConfig
-from constitutional.stages import dpo, grpo, ppo
+from constitutional.stages import adopted, dpo, grpo, ppo
 from constitutional.training.footprint import SIZES, Footprint, Pass
 from constitutional.training.trl import LoraSettings
 
@@ -286,6 +286,7 @@ def _training(stage: str, config: RunConfig, machine: Machine) -> StagePlan:
             found.append(moments.scoring(model, algorithm.max_length))
         note = f"{2 * algorithm.batch_size} rows of {algorithm.max_length} tokens"
         return StagePlan(stage, config.model.path, note, tuple(found))
+    assert not isinstance(algorithm, adopted.Settings), "which trains nothing"
     return _online(algorithm, model, config, machine)
 
 

@@ -71,7 +71,7 @@ from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
-from constitutional.stages import critique_revise, dpo, evaluate, mix, online, sft
+from constitutional.stages import critique_revise, evaluate, mix, online, sft
 from constitutional.stages.prompts import prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
@@ -288,7 +288,7 @@ def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
         "sample_pairs.max_tokens": config.sample_pairs.max_tokens,
         "evaluate.max_tokens": config.evaluate.max_tokens,
     }
-    if not isinstance(config.algorithm, dpo.Settings):
+    if isinstance(config.algorithm, OnlineSettings):
         lengths["algorithm.max_tokens"] = config.algorithm.max_tokens
     setting, most = max(lengths.items(), key=itemgetter(1))
     check = room_to_reply(folder, most, pad_token=model.pad_token, template=model.template)

@@ -20,6 +20,7 @@ from constitutional.engines.settings import Budget, HttpSettings, LocalSettings,
 from constitutional.judging.labelling import Weight
 from constitutional.runs.outputs import SHARED
 from constitutional.stages import (
+    adopted,
     critique_revise,
     dpo,
     evaluate,
@@ -149,7 +150,8 @@ class RunConfig(Frozen):
     mix: mix.Settings
     reward: reward.Settings
     algorithm: Annotated[
-        dpo.Settings | ppo.Settings | grpo.GrpoSettings | grpo.RlooSettings, Field(discriminator="kind")
+        dpo.Settings | ppo.Settings | grpo.GrpoSettings | grpo.RlooSettings | adopted.Settings,
+        Field(discriminator="kind"),
     ]
     """What makes the policy; `pipeline.py` has a stage for each kind."""
     evaluate: evaluate.Settings

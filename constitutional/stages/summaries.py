@@ -312,6 +312,18 @@ class OnlineSummary(Summary):
         return {_LAST.get(name, name): number for name, number in last.items()} if last is not None else None
 
 
+class AdoptedSummary(Summary):
+    """Of the stage `adopted`, which trains nothing."""
+
+    stages = ("adopted",)
+    folder: str
+    """The last part of the folder's path."""
+    digest: str
+    """SHA-256 over the files of the folder."""
+    same_as_sft: bool
+    """The files are those of the SFT model, so nothing was trained elsewhere."""
+
+
 class EvaluateSummary(Summary):
     """Of the stage `evaluate`."""
 

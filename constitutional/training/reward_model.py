@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from constitutional.base.errors import ModelError
+from constitutional.base.files import atomic_write
 from constitutional.base.message import Message
 from constitutional.engines.chat import Tokenizer, load_tokenizer
+from constitutional.engines.model_files import INDEX, WEIGHTS
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import chat, token_ids
+from constitutional.training.saving import copy_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +86,36 @@ def score(folder: Path, conversations: Sequence[Sequence[Message]]) -> list[Rewa
         mean = sum(values) / len(values)
         scores.append(RewardScore(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))))
     return scores
+
+
+def fold(folder: Path, reference: Moments, into: Path) -> float:
+    """Copy one reward model, with its deviation folded into its head; returns the shift that is left.
+
+    The copy gives (score − mean) / deviation + shift, with the shift mean / deviation. No head of a language model in
+    transformers has a bias that could take the shift, so it stands in the copy's config.json, as `mean` beside a `std`
+    of 1, where OpenRLHF looks for it.
+
+    Raises:
+        ModelError: the model's head is none that transformers gives to language models.
+    """
+    from safetensors.torch import load_file, save_file
+
+    copy_model(folder, into)
+    file, head = into / WEIGHTS, "score.weight"
+    if (into / INDEX).exists():
+        parts = json.loads((into / INDEX).read_bytes())["weight_map"]
+        file = into / parts.get(head, next(iter(parts.values())))
+    weights = load_file(file)
+    if head not in weights or len(weights[head]) != 1:
+        raise ModelError(f"{folder}: has no head {head} with one row, so its scores cannot be normalised elsewhere")
+    weights[head] = (weights[head].double() / reference.deviation).to(weights[head].dtype)
+    changed = file.with_suffix(".new")  # as the weights that were read lie in the file itself
+    save_file(weights, changed, metadata={"format": "pt"})
+    changed.replace(file)
+    shift = reference.mean / reference.deviation
+    config = json.loads((into / "config.json").read_bytes()) | {"mean": shift, "std": 1.0}
+    atomic_write(into / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    return shift
 
 
 def load_reward_model(folder: Path, *, seed: int = 0, dtype: str = "float32") -> "tuple[PreTrainedModel, Tokenizer]":

@@ -16,7 +16,7 @@ from constitutional.runs.compose import compose, dump, freeze, load, sweep, unch
 from constitutional.runs.runner import sampling_in_words
 from constitutional.runs.settings import GROUPS, ConstitutionSettings, RunConfig
 from constitutional.runs.sweeps import jobs_of
-from constitutional.stages import dpo, label, ppo, reward
+from constitutional.stages import adopted, dpo, label, ppo, reward
 from constitutional.stages.prompts import FilePrompts, SandboxPrompts
 
 CONF = shipped("conf")
@@ -359,6 +359,7 @@ def model_with(folder: Path, generation: dict[str, object] | str) -> Path:
 def test_a_real_model_is_trained_by_adapters_whatever_the_algorithm(algorithm: str) -> None:
     config = compose(["experiment=real", "model.path=some-model", f"algorithm={algorithm}"])
     chosen = config.algorithm
+    assert not isinstance(chosen, adopted.Settings)
     assert (chosen.kind, chosen.lora and chosen.lora.rank) == (algorithm, 16)
     assert (chosen.learning_rate, chosen.batch_size, chosen.gradient_accumulation) == (5e-5, 4, 4)
     assert (
@@ -368,6 +369,7 @@ def test_a_real_model_is_trained_by_adapters_whatever_the_algorithm(algorithm: s
 
 def test_a_preset_for_adapters_keeps_its_own_values_on_a_real_model() -> None:
     chosen = compose(["experiment=real", "model.path=some-model", "algorithm=dpo_adapter"]).algorithm
+    assert isinstance(chosen, dpo.Settings)
     assert (chosen.lora and chosen.lora.rank, chosen.learning_rate, chosen.gradient_accumulation) == (64, 5e-6, 16)
 
 

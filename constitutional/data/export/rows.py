@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from constitutional.base.records import Comparison, Message, Preference
+from constitutional.base.records import Comparison, Message, Preference, Prompt
 from constitutional.data.turns import spoken
 from constitutional.data.votes import argilla, label_studio
 from constitutional.data.votes.items import ID_MARK, VoteItem, item_of
@@ -142,6 +142,32 @@ def argilla_record(preference: Preference, constitution: str) -> Row:
     if messages := unspoken(preference.prompt.messages, item.conversation):
         metadata["messages"] = json.dumps(messages["messages"], ensure_ascii=False)  # Argilla takes no lists of objects
     return {**record, "metadata": metadata, "suggestions": {"better": suggestion}}
+
+
+def verl_prompt(prompt: Prompt, constitution: str) -> Row:
+    """A prompt as verl 0.9.1 reads it; its reward function finds the messages, as JSON, in `extra_info`."""
+    messages = _messages(prompt.messages)
+    return {
+        "data_source": "constitutional",
+        "prompt": messages,
+        "ability": "preference",
+        "reward_model": {"style": "model", "ground_truth": ""},
+        "extra_info": {"messages": json.dumps(messages, ensure_ascii=False), **_origin(prompt, constitution)},
+    }
+
+
+def openrlhf_prompt(prompt: Prompt, constitution: str) -> Row:
+    """A prompt as OpenRLHF 0.11.2 reads it with `--data.input_key prompt --data.apply_chat_template`."""
+    return {"prompt": _messages(prompt.messages), **_origin(prompt, constitution)}
+
+
+def nemo_rl_prompt(prompt: Prompt, constitution: str) -> Row:
+    """A prompt of one message as NeMo-RL's `ResponseDataset` reads it, whose answers serve rewards by rules alone."""
+    return {"input": prompt.messages[0].content, "output": "", **_origin(prompt, constitution)}
+
+
+def _origin(prompt: Prompt, constitution: str) -> Row:
+    return {"prompt_id": prompt.id, "prompt_source": prompt.source, "constitution": constitution}
 
 
 def shown(preference: Preference) -> VoteItem:

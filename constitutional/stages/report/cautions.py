@@ -180,6 +180,9 @@ def _behaviour_actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
     worse = {verdict.measure for verdict in verdicts.worse}
     last = MODELS[final_model(run.scores)]
     kl_weight = "algorithm.kl_coef" if "ppo" in run.summaries else "algorithm.beta"
+    lower = f"Raise {kl_weight}, or lower algorithm.learning_rate"
+    if "adopted" in run.summaries:
+        lower = "Where the policy was trained, raise the penalty for KL, or lower the learning rate"
     if any(over_optimised(run.gold)):
         yield f"Raise {kl_weight}, or train for fewer steps: the reward was over-optimised."
     if "over_refusal" in worse:
@@ -188,7 +191,7 @@ def _behaviour_actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
             "constitution file that asks for help with harmless requests works against it."
         )
     if "well_formed" in worse:
-        yield f"Raise {kl_weight}, or lower algorithm.learning_rate: fewer replies of {last} are well formed."
+        yield f"{lower}: fewer replies of {last} are well formed."
 
 
 def _cut_off_actions(run: RunReport) -> Iterator[str]:
@@ -223,8 +226,9 @@ def cautions(run: RunReport) -> Iterator[str]:
         yield from _reward_cautions(run.reward)
     win_rates = any(is_win_rate(score.measure) and score.n for score in run.scores)
     if win_rates and "ai, train" in run.sources:  # preferences that are held out taught nothing
+        trained = "may have trained" if "adopted" in run.summaries else "trained"
         yield (
-            "The labeler judges the win rates, and its labels trained the RL model. So win rates say how well the "
+            f"The labeler judges the win rates, and its labels {trained} the RL model. So win rates say how well the "
             "model learnt what the labeler prefers, errors included, and not what people would prefer."
         )
 

@@ -376,6 +376,8 @@ def _provenance(
         "labeler and method": {judgement.labeler for judgement in judgements},
     }
     constitution, records = view.constitution, view.records()
+    if adopted := view.summary(summaries.AdoptedSummary):
+        asked[f"policy, adopted from a folder {adopted.folder}"] = {adopted.digest}
     return Provenance(
         constitution=constitution.name,
         version=constitution.version,

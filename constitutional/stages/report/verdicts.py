@@ -34,6 +34,7 @@ HEADS: Final[Mapping[str, str]] = {
     "ppo": "PPO",
     "grpo": "GRPO",
     "rloo": "RLOO",
+    "adopted": "adopted policy",
     "kl": "KL",
     "ai": "AI",
     **{f"set_{name}": f"{meaning.words}, on" for name, meaning in MEANINGS.items()},
@@ -247,6 +248,19 @@ def untrained(run: RunReport) -> Iterator[str]:
     if (dpo and not dpo.pairs) or (online and not online.prompts):
         why = "Reinforcement learning had nothing to train on" if mixed and mixed.train else "No preference was decided"
         yield f"{why}: the RL model is the SL model."
+
+
+def trained_elsewhere(run: RunReport) -> str:
+    """A sentence on a policy that this run did not train; empty where it did."""
+    adopted = run.summary(summaries.AdoptedSummary)
+    if adopted is None:
+        return ""
+    if adopted.same_as_sft:
+        return "The RL model was adopted from a folder that holds the SL model, so nothing was trained elsewhere."
+    return (
+        "The RL model was not trained by this run. It was adopted from a folder, and what it was trained on, and how, "
+        "is not recorded here."
+    )
 
 
 def _missing(run: RunReport, last: str) -> Iterator[str]:
