@@ -106,7 +106,8 @@ def in_job(settings: SlurmSettings, work: Work, run: Path, output: str, progress
             _cancel(job)
             raise
         finally:
-            waiting.unlink(missing_ok=True)
+            for done_with in (waiting, job.paths.submitted_pickle, job.paths.result_pickle):
+                done_with.unlink(missing_ok=True)
         if end is not None:
             if end.error is not None:
                 end.error.add_note(f"{log} has what the job {number} said")
