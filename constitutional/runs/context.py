@@ -366,7 +366,7 @@ class RunStageContext(FinishedRun):
         """The rows that the stage wrote, by artifact."""
         self.own_summary: Summary | None = None
         self.calls_elsewhere: Calls | None = None
-        """What a job has asked that did the stage's work; None where this process does it."""
+        """What other processes have asked that did the stage's work; None where this process does it."""
         self.warnings: list[str] = []
         self.prompts = run_context.templates
 
@@ -376,9 +376,9 @@ class RunStageContext(FinishedRun):
         return self._run.config.judges
 
     @property
-    def place(self) -> Path:
-        """Where the stage is made, which the run's own folder is linked to."""
-        return self._begun.folder.resolve()
+    def begun(self) -> Begun:
+        """What the stage is made from, and where."""
+        return self._begun
 
     @property
     def calls(self) -> Calls:

@@ -465,7 +465,8 @@ class Runner:
             stage.run(stage.settings, context)
             return None
         self.run_context.hand_over()
-        end = in_job(config.launch, make_in_job, config.run_folder, context.place.name, self.run_context.progress)
+        output = context.begun.folder.resolve().name  # the run's own folder is a link
+        end = in_job(config.launch, make_in_job, config.run_folder, output, self.run_context.progress)
         context.calls_elsewhere = end.calls
         if end.error is not None:
             raise end.error

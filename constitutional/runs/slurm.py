@@ -5,6 +5,7 @@ shows the last line of the job's log. A job that was ended from outside (preempt
 submitted again, and goes on from its checkpoints and the journal.
 """
 
+import itertools
 import logging
 import shutil
 import signal
@@ -31,6 +32,8 @@ COMMANDS: Final = ("sbatch", "srun", "sacct", "scancel")
 """Slurm's commands that submitit calls."""
 POLL_S: Final = 1.0
 """How often to look how far a job is."""
+ASKED_EVERY: Final = 60
+"""So many looks lie between two questions to Slurm, at most; submitit asks less and less often."""
 CANCEL_S: Final = 40.0
 """How long to wait until a cancelled job has ended. What does not end, Slurm kills after 30 seconds as a rule."""
 FINAL: Final = ("CANCELLED", "OUT_OF_MEMORY")
@@ -185,13 +188,17 @@ def _end(job: "Job[JobEnd]", stage: str, progress: Progress) -> JobEnd | None:
     """
     import submitit
 
-    while not job.done():
-        progress.aside(stage, f"job {job.job_id}: {_last_line(job.paths.stdout) or job.state.lower()}")
+    polls = itertools.count(1)
+    while not job.done(force_check=next(polls) % ASKED_EVERY == 0):
+        state = job.state
+        if state.startswith("PREEMPTED"):  # submitit takes it to come back
+            return None
+        progress.aside(stage, f"job {job.job_id}: {_last_line(job.paths.stdout) or state.lower()}")
         time.sleep(POLL_S)
     try:
         return job.result()
     except submitit.core.utils.FailedJobError as error:
-        said = next((line for line in reversed(_lines(job.paths.stdout)) if line[:1].isalpha()), "no reason")
+        said = str(error).split("-" * 20)[1].strip("-\n").splitlines()[-1]  # the last line of the traceback
         raise RunError(f"{stage}: job {job.job_id} failed: {said}; {job.paths.stdout} has the traceback") from error
     except submitit.core.utils.UncompletedJobError:
         return None
@@ -224,14 +231,9 @@ def _advice(state: str) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = _lines(log)
-    return lines[-1].strip() if lines else ""
-
-
-def _lines(log: Path) -> list[str]:
-    """The end of a log, without submitit's own lines."""
+    """Of a log, without submitit's own lines."""
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = file.read().decode(errors="replace").splitlines()
-        return [line for line in lines if line.strip() and not line.startswith("submitit ")]
-    return []
+        return next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("submitit ")), "")
+    return ""

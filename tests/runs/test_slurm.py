@@ -83,13 +83,20 @@ def when(path: Path, act: Callable[[], None]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def end(job: Path, state: str) -> None:
+    """End a job as the cluster does."""
+    (job / "state").write_text(state)
+    os.killpg(int((job / "group").read_text()), signal.SIGKILL)
+
+
 def test_a_job_hands_back_what_its_work_returns(told: Told, mode: Mode) -> None:
     assert told.have(jobs.counts, mode) == JobEnd(None, Calls(asked=7, prompt_tokens=70))
     (log,) = told.logs
     assert f"first {OUTPUT}" in log.read_text().splitlines()
     number = log.name.partition("_")[0]
     assert told.lines[0] == f"  sft: {mode} job {number}; {log} has what it says"
-    assert [path.suffix for path in (told.folder / FOLDER).iterdir() if path != log] in ([], [".sh"])
+    left = {path.suffix for path in (told.folder / FOLDER).iterdir()}
+    assert left == ({".out", ".sh"} if mode == "slurm" else {".out"})
 
 
 def test_an_error_of_a_job_comes_back_as_itself_with_the_place_of_the_log(told: Told, mode: Mode) -> None:
@@ -176,14 +183,17 @@ class TestSlurm:
         with pytest.raises(RunError, match=r"could not be submitted: .*invalid partition specified: broken"):
             told.have(jobs.counts, mode, partition="broken")
 
+    def test_a_job_that_is_preempted_is_submitted_again(self, told: Told, mode: Mode, tmp_path: Path) -> None:
+        def preempt() -> None:
+            end(tmp_path / "cluster/jobs/1", "PREEMPTED")
+            (told.folder / "go").touch()
+
+        when(told.folder / "began", preempt)
+        assert told.have(jobs.waits, mode).calls.asked == 3
+        assert any("job 1 was ended from outside (PREEMPTED); it is submitted again" in line for line in told.lines)
+
     def test_a_job_without_memory_is_not_submitted_again(self, told: Told, mode: Mode, tmp_path: Path) -> None:
-        job = tmp_path / "cluster/jobs/1"
-
-        def lose() -> None:
-            (job / "state").write_text("OUT_OF_MEMORY")
-            os.killpg(int((job / "group").read_text()), signal.SIGKILL)
-
-        when(told.folder / "began", lose)
+        when(told.folder / "began", lambda: end(tmp_path / "cluster/jobs/1", "OUT_OF_MEMORY"))
         with pytest.raises(RunError, match=r"once, as job 1 \(OUT_OF_MEMORY\); .* a larger launch.mem_gb"):
             told.have(jobs.waits, mode)
 
