@@ -77,12 +77,12 @@ def sacct(jobs: Path, words: list[str]) -> int:
 
 def scancel(jobs: Path, words: list[str]) -> int:
     """End a job: SIGTERM, and soon SIGKILL."""
-    (jobs / words[0] / "state").write_text("CANCELLED by 0")
     group = int((jobs / words[0] / "group").read_text())
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(group, number)
         time.sleep(0.5)
+    (jobs / words[0] / "state").write_text("CANCELLED by 0")
     return 0
 
 

@@ -3,13 +3,13 @@
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from constitutional.runs.slurm import FOLDER
 from tests.runs.test_kills import Process, Run
+from tests.runs.test_slurm import works
 from tests.scripted_run import STAGES
 
 pytestmark = pytest.mark.slow
@@ -84,9 +84,7 @@ def test_ctrl_c_ends_the_job_and_the_same_command_goes_on(tmp_path: Path) -> Non
         controller = int(waiting.read_text())
         assert process.send(signal.SIGINT) == 130
     assert "01 labeler_check: stopped; the same command goes on from here" in process.said
-    with suppress(ProcessLookupError):
-        os.kill(controller, 0)
-        pytest.fail("the job goes on")
+    assert not works(controller)
     kept = run.answers
     assert kept > 0
     time.sleep(2)
