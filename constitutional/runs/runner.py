@@ -515,10 +515,10 @@ class Runner:
 
 def make_in_job(folder: Path, output: str) -> JobEnd:
     """In a job: make one stage of the run in a folder, whose command waits and holds the run's locks."""
-    config = load(folder).model_copy(update={"launch": HereSettings()})
-    stages, name = stages_of(config), output.rpartition("-")[0]
-    number = [stage.name for stage in stages].index(name)
     try:
+        config = load(folder).model_copy(update={"launch": HereSettings()})
+        stages = stages_of(config)
+        number = [stage.name for stage in stages].index(output.rpartition("-")[0])
         constitution, templates = as_used(selected(config), folder / USED), load_prompts(config.templates)
         with _terminable(), RunContext(config, constitution, templates, Progress()) as run_context:
             runner = Runner(run_context, Outputs(config.outputs_folder))

@@ -134,7 +134,7 @@ def _executor(settings: SlurmSettings, folder: Path, name: str) -> "Executor":
     executor = submitit.AutoExecutor(folder, cluster=settings.mode)
     executor.update_parameters(
         name=name,
-        gpus_per_node=settings.gpus_per_node,
+        gpus_per_node=settings.gpus_per_node or None,
         cpus_per_task=settings.cpus_per_task,
         mem_gb=settings.mem_gb,
         timeout_min=settings.timeout_min,
@@ -153,7 +153,8 @@ def _submitted(executor: "Executor", work: Work, run: Path, output: str) -> "Job
     import submitit
 
     try:
-        return executor.submit(_stoppable, work, run, output)
+        with submitit.helpers.clean_env():  # the command may itself be in a job, whose variables sbatch would read
+            return executor.submit(_stoppable, work, run, output)
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
         said = " ".join(str(error).split())
         raise RunError(f"{output}: the job could not be submitted: {said}; check the settings of launch") from error
