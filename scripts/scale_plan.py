@@ -38,8 +38,12 @@ class Rate(NamedTuple):
 AT_ONCE: Final = 64
 """Answers that come together and are kept in one transaction."""
 MEASURED: Final[Mapping[str, Rate]] = {
-    "journal": Rate(300, "bytes of the journal an answer, beside its text", "`scale_plan.py --measure`, two CPU cores"),
-    "keep": Rate(60e-6, "s to keep an answer", f"`scale_plan.py --measure`: {AT_ONCE} answers a transaction"),
+    "journal": Rate(
+        273, "bytes of the journal an answer, beside its text", "`bench_journal.py`: 48 MB for 100,000 of 207 letters"
+    ),
+    "keep": Rate(
+        480e-6, "s to keep an answer", f"`--measure`, {AT_ONCE} at once: the slowest of five, 130 to 480, busy machine"
+    ),
     "reuse": Rate(21e-6, "s to reuse an answer", "README, the journal: a million requests in 21 s"),
     "ask": Rate(1 / 1084, "s to ask a server", "README, engines: 1,084 calls/s by one process"),
     "row": Rate(820, "bytes of rows a label, beside its texts", "a run with SmolLM2-135M, 139 labels"),
@@ -129,7 +133,8 @@ def need(labels: int, chosen: Chosen, rates: Mapping[str, Rate] = MEASURED) -> N
     }
     memory_gb = labels * rates["pair"].value / 1e9
     gpus = max(1, math.ceil(sum(gpu_hours.values()) / chosen.hours))
-    times = {"the GPUs": sum(gpu_hours.values()) / gpus, **command_hours}
+    most = max(gpu_hours, key=gpu_hours.__getitem__)
+    times = {f"the GPUs, most for {most}": sum(gpu_hours.values()) / gpus, **command_hours}
     money = sum(gpu_hours.values()) * chosen.gpu_hour
     money += (read * chosen.price_input + written * chosen.price_output) / 1e6
     bottleneck = max(times, key=times.__getitem__)

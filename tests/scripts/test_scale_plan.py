@@ -47,7 +47,7 @@ def test_a_plan_is_what_one_works_out_by_hand() -> None:
     assert plan.journal_gb == pytest.approx((4000 * 100 + 1000 * 160) / 1e9)
     assert plan.rows_gb == pytest.approx(1000 * (500 + 160) / 1e9)
     assert plan.money == pytest.approx(0.25 * 2)
-    assert plan.bottleneck == "the GPUs"
+    assert plan.bottleneck == "the GPUs, most for replies"
 
 
 def test_reasoning_asks_twice_in_each_order() -> None:
@@ -68,7 +68,7 @@ def test_the_bottleneck_is_what_takes_longest_with_as_many_gpus_as_the_time_want
     slow = need(1000, SMALL._replace(hours=0.01), {**RATES, "keep": Rate(0.02, "", "")})
     assert slow.bottleneck == "the journal"
     narrow = need(1000, SMALL._replace(memory_gb=0.002), RATES)
-    assert narrow.bottleneck == "the command's memory, then the GPUs"
+    assert narrow.bottleneck == "the command's memory, then the GPUs, most for replies"
 
 
 def test_the_page_shows_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
