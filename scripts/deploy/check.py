@@ -26,14 +26,14 @@ FIELDS: Final[Mapping[str, str]] = {
     "submissionMode submitterPodTemplate submitterConfig runtimeEnvYAML entrypointNumCpus entrypointNumGpus "
     "rayClusterSpec",
     "rayClusterSpec": "rayVersion enableInTreeAutoscaling autoscalerOptions headGroupSpec workerGroupSpecs "
-    "gcsFaultToleranceOptions suspend",
+    "gcsFaultToleranceOptions authOptions suspend",
     "autoscalerOptions": "resources image imagePullPolicy securityContext idleTimeoutSeconds upscalingMode version env "
     "envFrom volumeMounts",
     "headGroupSpec": "template headService enableIngress rayStartParams serviceType",
     "workerGroupSpecs": "suspend groupName replicas minReplicas maxReplicas idleTimeoutSeconds rayStartParams template "
     "scaleStrategy numOfHosts",
 }
-"""Of `ray.io/v1`, KubeRay 1.3 and newer, by what they stand in."""
+"""Of `ray.io/v1`, KubeRay 1.5.1 and newer, by what they stand in."""
 
 
 def problems_of_rayjob(job: Mapping[str, Any]) -> Iterator[str]:
