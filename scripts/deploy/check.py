@@ -101,7 +101,7 @@ def main() -> int:
         source = Path(made) / "source"
         source.mkdir()
         context(source)
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", made, source]
+        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", made, str(source)]
         wrong = subprocess.run(build, check=False).returncode or wrong
     print("the deployment's files are in order" if not wrong else "see above")
     return int(bool(wrong))
