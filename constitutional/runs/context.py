@@ -357,6 +357,8 @@ class RunStageContext(FinishedRun):
         self.written: dict[str, Path] = {}
         """The rows that the stage wrote, by artifact."""
         self.own_summary: Summary | None = None
+        self.calls_elsewhere: Calls | None = None
+        """What other processes have asked that did the stage's work; None where this process does it."""
         self.warnings: list[str] = []
         self.prompts = run_context.templates
 
@@ -366,9 +368,14 @@ class RunStageContext(FinishedRun):
         return self._run.config.judges
 
     @property
+    def begun(self) -> Begun:
+        """What the stage is made from, and where."""
+        return self._begun
+
+    @property
     def calls(self) -> Calls:
         """What this stage has asked of models so far."""
-        return Calls.of_roles({role: engine.calls for role, engine in self._engines.items()})
+        return self.calls_elsewhere or Calls.of_roles({role: engine.calls for role, engine in self._engines.items()})
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""

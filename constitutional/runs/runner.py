@@ -47,7 +47,7 @@ from constitutional.judging.evaluated import read_answers
 from constitutional.judging.labeler import answering
 from constitutional.judging.simulated_people import check_simulation
 from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
-from constitutional.runs import former
+from constitutional.runs import distributed, former
 from constitutional.runs.cards import TRAINED, write_cards
 from constitutional.runs.compose import dump, freeze, load, with_recommended
 from constitutional.runs.context import (
@@ -66,6 +66,7 @@ from constitutional.runs.context import (
     selected,
 )
 from constitutional.runs.folder import USED, RunStore
+from constitutional.runs.launch_settings import AccelerateSettings
 from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
@@ -78,6 +79,7 @@ from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.tracking import check_installed
+from constitutional.training.trl import TrainingSettings, check_kernels
 
 
 def run(
@@ -106,6 +108,8 @@ def run(
     config = freeze(config)
     started_s = time.monotonic()
     progress = progress or Progress()
+    if isinstance(config.launch, AccelerateSettings) and config.launch.machine_rank:
+        return distributed.join(config, progress)
     files, templates = ready(config), load_prompts(config.templates)
     if opener is None:
         config = fetched(config)
@@ -247,6 +251,7 @@ def ready(config: RunConfig) -> InputFiles:
         mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     _check_answers(config, constitution, prompts)
     check_installed(config.report_to)
+    _check_training(config)
     if isinstance(config.algorithm, OnlineSettings):
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
@@ -256,6 +261,14 @@ def ready(config: RunConfig) -> InputFiles:
         if not (any((model / name).exists() for name in ("config.json", NORMALISATION)) and has_members(model)):
             raise InputError(model, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
     return InputFiles(constitution, prompts, human)
+
+
+def _check_training(config: RunConfig) -> None:
+    """Refuse processes and kernels that this machine cannot train with."""
+    distributed.check(config)
+    for name in ("sft", "reward", "algorithm"):
+        if isinstance(settings := getattr(config, name), TrainingSettings):
+            check_kernels(settings, name)
 
 
 def _check_answers(config: RunConfig, constitution: Constitution, prompts: PromptSet) -> None:
@@ -429,7 +442,7 @@ class Runner:
         begun = Begun.now(stage.name, planned.fingerprint, planned.needs, planned.files, folder)
         context = RunStageContext(self.run_context, store, begun)
         try:
-            stage.run(stage.settings, context)
+            self._make(stage, context)
         except KeyboardInterrupt:
             self.say(f"{heading}: stopped; the same command goes on from here")
             raise
@@ -449,6 +462,14 @@ class Runner:
         store.finish(number, stage.name, planned.place, entry)
         self.say(f"{heading}: done in {clock(entry.seconds)}{_made(entry)}")
         return context.calls
+
+    def _make(self, stage: Stage, context: RunStageContext) -> None:
+        """Do a stage's work here, or in the processes that `launch` says."""
+        launch = self.run_context.config.launch
+        if stage.trains and isinstance(launch, AccelerateSettings):
+            distributed.make(stage, context, launch, self.run_context.progress)
+        else:
+            stage.run(stage.settings, context)
 
 
 def _made(entry: StageEntry) -> str:

@@ -18,6 +18,7 @@ from constitutional.constitution.constitution import Text
 from constitutional.data.comparisons import PAIRS
 from constitutional.engines.settings import Budget, HttpSettings, LocalSettings, ModelSettings, RoleSettings
 from constitutional.judging.labelling import Weight
+from constitutional.runs.launch_settings import HereSettings, LaunchSettings
 from constitutional.runs.outputs import SHARED
 from constitutional.stages import (
     critique_revise,
@@ -124,6 +125,8 @@ class RunConfig(Frozen):
     any, nothing is sent; what a run makes is the same."""
     understanding: Literal["warn", "strict"] = "warn"
     """Where the critic's reading of a principle is doubtful, a run warns, or it ends before anything is trained."""
+    launch: LaunchSettings = HereSettings()
+    """Where stages are made that train or hold a model in memory."""
     model: ModelSettings = ModelSettings()
     generator: RoleSettings = LocalSettings()
     """The model that drafts the responses which are revised. Where it is vLLM, vLLM also answers for the model that is
@@ -228,8 +231,8 @@ class RunConfig(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all settings, but for the last stage to run and where trainings are shown."""
-        told = {"until", "understanding", "report_to"}
+        """SHA-256 of all settings, but for the last stage to run and where stages are made and trainings are shown."""
+        told = {"until", "understanding", "report_to", "launch"}
         return hashlib.sha256(self.model_dump_json(exclude=told).encode()).hexdigest()
 
     @property
