@@ -274,11 +274,11 @@ def run(settings: Settings, context: StageContext) -> None:
     for number in missing:
         counts.append(train_member(number, kept, settings, context))
         free_memory()  # one model at a time
+    # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
+    pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
     if not processes.is_main():
         return
     measured = measure(folder, preferences, settings, context.seed)
-    # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
-    pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - pairs}
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 

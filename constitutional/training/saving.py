@@ -106,7 +106,9 @@ def put_together(trained: Any, weights: "Mapping[str, Tensor]") -> Any:  # noqa:
 
     adapters = getattr(trained, "peft_config", None)
     inner = trained.get_base_model() if adapters else trained
-    whole: Any = type(inner).from_pretrained(inner.name_or_path, config=inner.config, dtype=torch.float32)
+    # FSDP makes a class of its own of the model's.
+    kind: Any = next(kind for kind in type(inner).__mro__ if not kind.__module__.startswith("torch."))
+    whole = kind.from_pretrained(inner.name_or_path, config=inner.config, dtype=torch.float32)
     if adapters:
         whole = get_peft_model(whole, adapters["default"])
     whole.load_state_dict(weights)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ class InOrder:
     def __len__(self) -> int:
         return self.rows
 
-    def __iter__(self) -> Any:  # noqa: ANN401
+    def __iter__(self) -> Iterator[int]:
         return iter(range(self.rows))
 
 
@@ -79,14 +80,35 @@ def test_one_process_trains_by_the_trainer_itself() -> None:
     assert processes.in_shares(dict) is dict
 
 
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A group of one process, over which weights can be sharded."""
+    import torch
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_a_model_is_put_together_from_its_whole_weights(tmp_path: Path, adapted: bool) -> None:
+def test_a_model_that_fsdp2_has_sharded_is_put_together(tmp_path: Path, adapted: bool, tied: bool) -> None:
     import torch
     from peft import get_peft_model
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    from torch.distributed.fsdp import fully_shard
 
     from constitutional.engines.local import load_model
 
-    model, _ = load_model(tiny_model(tmp_path))
+    folder = tmp_path / "model"
+    model, tokenizer = load_model(tiny_model(tmp_path))
+    model.config.tie_word_embeddings = tied
+    if tied:
+        model.set_output_embeddings(model.get_input_embeddings())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model, _ = load_model(folder)
     settings = sft.Settings(lora=LoraSettings(rank=2) if adapted else None)
     adapters = lora_config(settings, "CAUSAL_LM")
     trained: Any = get_peft_model(model, adapters) if adapters else model
@@ -96,7 +118,13 @@ def test_a_model_is_put_together_from_its_whole_weights(tmp_path: Path, adapted:
                 weight.add_(0.1)
     ids = torch.arange(8)[None]
     expected = trained(input_ids=ids).logits
-    whole = put_together(trained, {name: weight.clone() for name, weight in trained.state_dict().items()})
+    for layer in model.model.layers:
+        fully_shard(layer)
+    sharded: Any = fully_shard(trained)
+    assert type(sharded).__name__.startswith("FSDP")
+    # As accelerate asks for them.
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=True)
+    whole = put_together(sharded, get_model_state_dict(sharded, options=options))
     assert type(whole).__name__ == "LlamaForCausalLM"
     torch.testing.assert_close(whole(input_ids=ids).logits, expected)
 
