@@ -98,14 +98,15 @@ def made(store: RunStore, stage: str) -> Path:
     return store.artifact({"sft": "sft_model", "reward": "reward_model"}.get(stage, "policy"))
 
 
-def children() -> list[int]:
-    """Processes that train, of whichever run."""
+def children(folder: Path) -> list[int]:
+    """Processes that train for a run in a folder."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"constitutional.runs.distributed_child" in words and b"accelerate.commands.launch" not in words:
-                found.append(int(folder.name))
+            words = (process / "cmdline").read_text().split("\0")
+            ours = "constitutional.runs.distributed_child" in words and "accelerate.commands.launch" not in words
+            if ours and any(word.startswith(str(folder)) for word in words):
+                found.append(int(process.name))
     return sorted(found)
 
 
@@ -180,15 +181,15 @@ def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
     broken = config_of(without(alone, tmp_path / "broken", stage), model, stage, *long)
     killed = rf"^{stage}: a process that trains was ended by SIGKILL; .* goes on from the last checkpoint"
     with (
-        once(lambda: reached(1), lambda: os.kill(children()[-1], signal.SIGKILL)),
+        once(lambda: reached(1), lambda: os.kill(children(tmp_path)[-1], signal.SIGKILL)),
         pytest.raises(RunError, match=killed),
     ):
         start(broken)
-    assert children() == []
+    assert children(tmp_path) == []
     assert RunStore.load(broken.run_folder).manifest.failures[stage].message.startswith(f"{stage}: a process that")
     with once(lambda: reached(2), lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         start(broken)
-    assert children() == []
+    assert children(tmp_path) == []
     store, _ = start(broken)
     assert digest_of(made(store, stage)) == digest_of(made(whole, stage))
     assert store.training_logs(stage) == whole.training_logs(stage)

@@ -187,9 +187,11 @@ class Case(NamedTuple):
     passes: int
 
 
+# The loss of a language model is computed in 32 bits by TRL, so its passes have the same rows however many processes
+# there are; of the reward model, whose loss is in 64 bits, they are divided.
 CASES = {
     "sft": Case(9, 2, 2),  # one row is left for two processes
-    "packed": Case(9, 2, 1),
+    "packed": Case(8, 1, 2),
     "reward": Case(11, 4, 1),
     "together": Case(9, 2, 1),
     "dpo": Case(9, 2, 2),
@@ -266,11 +268,11 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
     for kind in CASES:
         one = train(model, tmp_path / "one", kind)
         two = torch.load(tmp_path / "two" / f"{kind}.pt")
-        started = sum(1 for _ in (tmp_path / "one" / kind / "log.jsonl").open())
-        assert started == sum(1 for _ in (tmp_path / "two" / kind / "log.jsonl").open())
+        steps = [len((tmp_path / name / kind / "log.jsonl").read_text().splitlines()) for name in ("one", "two")]
+        assert steps[0] == steps[1]
         for name, weight in one.items():
             # 64 bits leave nothing of the order in which numbers are added up, so any other difference would be seen.
-            torch.testing.assert_close(two[name], weight, atol=1e-10, rtol=0, msg=f"{kind} {name}")
+            torch.testing.assert_close(two[name], weight, atol=1e-12, rtol=0, msg=f"{kind} {name}")
 
 
 def main() -> None:
