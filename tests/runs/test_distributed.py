@@ -42,15 +42,22 @@ TWO = ("launch=accelerate", "launch.processes=2")
 TOLERANCE = 1e-3
 """How far two processes may be from one, as a share of how far the training moved the weights.
 
-In 64 bits nothing is left of it (tests/training/test_processes.py). In 32 bits gradients that are added up in another
+In 64 bits nothing is left of it: tests/training/test_processes.py shows it, and of PPO its own test of two processes,
+which leaves 2e-16 where everything in it is computed in 64 bits. In 32 bits gradients that are added up in another
 order differ by some 1e-7 of the largest, and Adam divides a weight's gradient by its own size: for a weight whose
-gradient is s times the largest the difference counts 1/s times as much, in every step.
+gradient is s times the largest the difference counts 1/s times as much, in every step. PPO came to 1e-4; the other
+three, whose passes have the same rows in two processes as in one, to the same weights.
 """
+
+
+EXTREMES = {"min_reward", "max_reward"}
+"""Means over passes of the extremes of a pass, which is larger where several processes have one together."""
 
 
 def config_of(folder: Path, model: Path, stage: str, *more: str) -> RunConfig:
     algorithm = OF_PPO if stage == "ppo" else OF_DPO
-    return configured(folder, f"model.path={model}", *algorithm, *TRAINING, f"until={stage}", *more)
+    chosen = ("experiment=sandbox", f"model.path={model}")  # another model is taken for a real one
+    return configured(folder, *chosen, *algorithm, *TRAINING, f"until={stage}", *more)
 
 
 def start(config: RunConfig) -> tuple[RunStore, str]:
@@ -149,8 +156,8 @@ def test_two_processes_make_what_one_makes(alone: Path, model: Path, tmp_path: P
     assert apart <= TOLERANCE * moved, (apart, moved)
     for line, other in zip(one.training_logs(stage)["training"], two.training_logs(stage)["training"], strict=True):
         assert line.keys() == other.keys()
-        for name, number in line.items():
-            assert other[name] == pytest.approx(number, rel=1e-3, abs=1e-4), name
+        for name in line.keys() - EXTREMES:
+            assert other[name] == pytest.approx(line[name], rel=1e-3, abs=1e-3), name
     steps = {"steps", "trained_on", "pairs", "dropped", "replies", "prompts"}
     summaries = [
         {key: value for key, value in store.stages[stage].summary.items() if key in steps} for store in (one, two)
