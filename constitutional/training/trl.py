@@ -233,7 +233,7 @@ def trl_arguments(
 
     gpu = torch.cuda.is_available()
     size, passes = processes.share_of(settings)
-    return kind(
+    arguments = kind(
         output_dir=str(checkpoints),
         seed=seed,
         data_seed=seed,
@@ -260,6 +260,10 @@ def trl_arguments(
         liger_kernel_config={"fused_linear_cross_entropy": False} if settings.use_liger_kernel else None,
         **own,
     )
+    if not gpu and processes.count() > 1:
+        # Accelerate calls the CPU of the second process cpu:1, where torch cannot load the state of an optimizer.
+        vars(arguments)["_setup_devices"] = torch.device("cpu")
+    return arguments
 
 
 class Fitted(NamedTuple):
