@@ -75,8 +75,13 @@ _OTHER_UNITS: Final = (
 _INSTEAD: Final = {
     "prompts.train": "of files all prompts are taken, but for those of prompts.held_out=N; leave it out, or name a "
     "file with fewer prompts",
+    **dict.fromkeys(("reward.packing", "algorithm.packing"), "TRL packs for SFT alone, sft.packing=true; leave it out"),
+    **dict.fromkeys(
+        ("sft.padding_free", "reward.padding_free", "algorithm.padding_free"),
+        "TRL trains without padding where it packs, in SFT alone; leave it out, or type sft.packing=true",
+    ),
 }
-"""What to say of a setting where its option would throw away what was typed."""
+"""What to say of a setting where another, or its option, would throw away what was typed."""
 
 
 def problems(details: Sequence[ErrorDetails], values: Mapping[str, Any]) -> list[str]:
@@ -195,7 +200,7 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
         also = " or ".join(f"{group}={preset}" for preset in having)
         advice = _as_in_trl(key, value, values) or _INSTEAD.get(key) or f"leave it out, or type {also} as well"
         return f"{key} is a setting of {also}, and {chosen} is chosen; {advice}"
-    if advice := _as_in_trl(key, value, values):
+    if advice := _as_in_trl(key, value, values) or _INSTEAD.get(key):
         return f"there is no setting '{key}'; {advice}"
     known = [key.replace(f"{LABELER}.", f"{group}.", 1) for key in every_key()] if role else every_key()
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)

@@ -1,8 +1,8 @@
 """Where a stage is made that trains or holds a model in memory. No result depends on it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from constitutional.base.frozen import Frozen
 
@@ -11,6 +11,41 @@ class HereSettings(Frozen):
     """In the command's own process."""
 
     kind: Literal["here"] = "here"
+
+
+class AccelerateSettings(Frozen):
+    """In several processes that `accelerate launch` starts, one for each GPU: sft, reward, dpo and ppo.
+
+    A step of the optimizer holds as many rows as in one process: the processes share them. With several machines the
+    same command is typed on all of them, with another `machine_rank`; the run's folder, the models and the installation
+    lie under the same paths.
+    """
+
+    kind: Literal["accelerate"] = "accelerate"
+    processes: Annotated[int, Field(ge=1)] | None = None
+    """Processes on a machine; null is one for each of its GPUs."""
+    config: str = "ddp"
+    """A file that `accelerate config` wrote, or the name of a shipped one: ddp keeps all weights on each GPU; fsdp2
+    (PyTorch) and zero3 (DeepSpeed) shard weights, gradients and optimizer states of sft, reward and dpo. PPO, which
+    draws replies, always keeps all weights on each GPU."""
+    machines: Annotated[int, Field(ge=1)] = 1
+    machine_rank: Annotated[int, Field(ge=0)] = 0
+    """Which machine this is. Machine 0 runs the stages; the others train along until the run is done."""
+    main_address: str | None = None
+    """With several machines: the name or address of machine 0."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 29500
+    """With several machines: a free port of machine 0."""
+
+    @model_validator(mode="after")
+    def _machines_meet(self) -> Self:
+        if self.machine_rank >= self.machines:
+            raise ValueError(
+                f"machine_rank is {self.machine_rank}, and machines is {self.machines}; ranks go from 0 to "
+                f"{self.machines - 1}; type launch.machines={self.machine_rank + 1}"
+            )
+        if self.machines > 1 and self.main_address is None:
+            raise ValueError("machines need the address of machine 0; type launch.main_address=ADDRESS")
+        return self
 
 
 class SlurmSettings(Frozen):
@@ -43,4 +78,4 @@ class SlurmSettings(Frozen):
     """How often a stage's job is submitted again that was preempted, timed out, or lost its node."""
 
 
-LaunchSettings = Annotated[HereSettings | SlurmSettings, Field(discriminator="kind")]
+LaunchSettings = Annotated[HereSettings | AccelerateSettings | SlurmSettings, Field(discriminator="kind")]

@@ -48,7 +48,7 @@ from constitutional.judging.evaluated import read_answers
 from constitutional.judging.labeler import answering
 from constitutional.judging.simulated_people import check_simulation
 from constitutional.judging.understanding import PrincipleMeaning, check_meanings, lines
-from constitutional.runs import former
+from constitutional.runs import distributed, former
 from constitutional.runs.cards import TRAINED, write_cards
 from constitutional.runs.compose import dump, freeze, load, with_recommended
 from constitutional.runs.context import (
@@ -67,7 +67,7 @@ from constitutional.runs.context import (
     selected,
 )
 from constitutional.runs.folder import USED, RunStore
-from constitutional.runs.launch_settings import HereSettings, SlurmSettings
+from constitutional.runs.launch_settings import AccelerateSettings, HereSettings, SlurmSettings
 from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
@@ -81,6 +81,7 @@ from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.tracking import check_installed
+from constitutional.training.trl import TrainingSettings, check_kernels
 
 
 def run(
@@ -110,6 +111,8 @@ def run(
     check_launch(config.launch)
     started_s = time.monotonic()
     progress = progress or Progress()
+    if isinstance(config.launch, AccelerateSettings) and config.launch.machine_rank:
+        return distributed.join(config, progress)
     files, templates = ready(config), load_prompts(config.templates)
     if opener is None:
         config = fetched(config)
@@ -251,6 +254,7 @@ def ready(config: RunConfig) -> InputFiles:
         mix.check_amounts(human.preferences if human else (), prompts.prompts, config.mix, config.seed)
     _check_answers(config, constitution, prompts)
     check_installed(config.report_to)
+    _check_training(config)
     if isinstance(config.algorithm, OnlineSettings):
         online.check(config.algorithm, config.labeler)
     if getattr(config.algorithm, "sampler", "") == "vllm":
@@ -260,6 +264,14 @@ def ready(config: RunConfig) -> InputFiles:
         if not (any((model / name).exists() for name in ("config.json", NORMALISATION)) and has_members(model)):
             raise InputError(model, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
     return InputFiles(constitution, prompts, human)
+
+
+def _check_training(config: RunConfig) -> None:
+    """Refuse processes and kernels that this machine cannot train with."""
+    distributed.check(config)
+    for name in ("sft", "reward", "algorithm"):
+        if isinstance(settings := getattr(config, name), TrainingSettings):
+            check_kernels(settings, name)
 
 
 def _check_answers(config: RunConfig, constitution: Constitution, prompts: PromptSet) -> None:
@@ -460,13 +472,16 @@ class Runner:
 
     def _make(self, stage: Stage, context: RunStageContext) -> StageEntry | None:
         """Do a stage's work here; or where `launch` says, which finishes the stage and returns what is known of it."""
-        config = self.run_context.config
-        if not (isinstance(config.launch, SlurmSettings) and self._needs_gpu(stage)):
+        config, launch = self.run_context.config, self.run_context.config.launch
+        if isinstance(launch, AccelerateSettings) and stage.trains:
+            distributed.make(stage, context, launch, self.run_context.progress)
+            return None
+        if not (isinstance(launch, SlurmSettings) and self._needs_gpu(stage)):
             stage.run(stage.settings, context)
             return None
         self.run_context.hand_over()
         output = context.begun.folder.resolve().name  # the run's own folder is a link
-        end = in_job(config.launch, make_in_job, config.run_folder, output, self.run_context.progress)
+        end = in_job(launch, make_in_job, config.run_folder, output, self.run_context.progress)
         context.calls_elsewhere = end.calls
         if end.error is not None:
             raise end.error

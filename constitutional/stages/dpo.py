@@ -12,6 +12,7 @@ and two ways to take length out of the comparison. A margin that differs from pa
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from constitutional.engines.chat import Tokenizer
 from constitutional.engines.local import free_memory
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import DpoSummary
+from constitutional.training import processes
 from constitutional.training import trl as training
 from constitutional.training.reward_model import score as score_replies
 from constitutional.training.rewards import conversation_with
@@ -150,14 +152,27 @@ def soft_dpo_trainer(
     )
     collator = DataCollatorForPreference(tokenizer.pad_token_id, settings.max_length)
     with _no_bars():
-        return SoftDPOTrainer(
+        return processes.in_shares(SoftDPOTrainer)(
             model,
             args=arguments,
             data_collator=training.SoftTargets(collator, columns),
-            train_dataset=dataset(rows),
+            train_dataset=_for_all_processes(rows, checkpoints / "rows"),
             processing_class=tokenizer,
             peft_config=training.lora_config(settings, "CAUSAL_LM"),
         )
+
+
+def _for_all_processes(rows: list[Row], folder: Path) -> Any:  # noqa: ANN401 - the library has no types
+    """The rows as a data set; for several processes on the disk, where one leaves the others the reference's pass."""
+    if processes.count() == 1:
+        return dataset(rows)
+    from datasets import load_from_disk  # type: ignore[import-untyped]
+
+    if processes.is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+        dataset(rows).save_to_disk(folder)
+    processes.wait()
+    return load_from_disk(folder)
 
 
 def sequence_logps(per_token: "torch.Tensor", mask: "torch.Tensor", ld_alpha: float | None) -> "torch.Tensor":

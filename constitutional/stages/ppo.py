@@ -32,7 +32,7 @@ from constitutional.stages.online import (
     rewards_of,
 )
 from constitutional.stages.summaries import OnlineSummary, last_of
-from constitutional.training import metrics
+from constitutional.training import metrics, processes
 from constitutional.training.ppo.settings import PPOConfig, PPOSettings
 from constitutional.training.rewards import OnlineSettings, Reward, RewardFunction, RewardModelSettings
 from constitutional.training.rows import Row, chat, fitting, supervised_rows
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 LOG, SAMPLES = "training_log.jsonl", "samples.jsonl"
 """As the trainer calls them."""
 NOT_THE_TRAINERS = {
-    *("kind", "lora", "max_tokens", "rewards", "multi_objective_aggregation", "rollouts", "sampler", "sampler_memory")
+    *("kind", "lora", "max_tokens", "rewards", "multi_objective_aggregation", "rollouts", "sampler", "sampler_memory"),
+    *("batch_size", "gradient_accumulation"),
 }
 """Settings that the trainer is told otherwise."""
 
@@ -127,6 +128,7 @@ def make_trainer(
     others = [reward for reward in settings.rewards if reward not in models]
     functions = rewards_of(others, context, inputs.labeler)
     gpu = torch.cuda.is_available()
+    size, passes = processes.share_of(settings)
     args = PPOConfig(
         output_dir=str(output),
         seed=seed_of(context.seed, "ppo"),
@@ -139,6 +141,8 @@ def make_trainer(
         reward_weights=[*(reward.weight for reward in models), *(reward.weight for reward in functions)],
         multi_objective_aggregation=inputs.aggregation,
         ensemble_k=sum(reward.ensemble_k for reward in models),  # of the only one, if there is one
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=passes,
         **settings.model_dump(by_alias=True, exclude=NOT_THE_TRAINERS),
     )
     return PPOTrainer(
@@ -222,6 +226,8 @@ def run(inputs: Inputs[Settings], context: StageContext) -> None:
         if settings.sampler == "vllm":
             trainer.sampler.close()  # type: ignore[attr-defined]  # it is a VllmSampler
     trainer.save_model(context.output("policy"))
+    if not processes.is_main():
+        return
     context.write("rollouts", kept_rollouts(folder, prompts))
     log = _lines(folder / LOG)
     atomic_write(context.output(LOG), (folder / LOG).read_bytes())

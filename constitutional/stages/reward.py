@@ -27,6 +27,7 @@ from constitutional.engines.chat import Tokenizer, load_tokenizer
 from constitutional.engines.local import free_memory
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import CalibrationBin, Histogram, RewardQuality, RewardSummary, Share
+from constitutional.training import processes
 from constitutional.training import trl as training
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
@@ -102,7 +103,7 @@ def soft_reward_trainer(
             return (loss, outputs) if return_outputs else loss
 
     pairs = training.SoftTargets(DataCollatorForPreference(tokenizer.pad_token_id))
-    trainer = SoftRewardTrainer(
+    trainer = processes.in_shares(SoftRewardTrainer)(
         model,
         training.trl_arguments(RewardConfig, settings, checkpoints, seed, remove_unused_columns=False),
         data_collator=PairsTogether(tokenizer.pad_token_id) if settings.pairs_together else pairs,
@@ -226,6 +227,8 @@ def measure(folder: Path, preferences: Sequence[Preference], settings: Settings,
 
 def write_normalisation(folder: Path, members: Sequence[Mapping[str, float]], samples: int) -> None:
     """Write what each member's scores are normalised by, measured on so many reference samples."""
+    if not processes.is_main():
+        return
     folder.mkdir(exist_ok=True)
     content = {"members": members, "samples": samples}
     atomic_write(folder / NORMALISATION, json.dumps(content, indent=2).encode())
@@ -271,9 +274,11 @@ def run(settings: Settings, context: StageContext) -> None:
     for number in missing:
         counts.append(train_member(number, kept, settings, context))
         free_memory()  # one model at a time
-    measured = measure(folder, preferences, settings, context.seed)
     # All members keep the same rows. Where a kill came after the last of them, a trainer is made only to count.
     pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
+    if not processes.is_main():
+        return
+    measured = measure(folder, preferences, settings, context.seed)
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - pairs}
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 

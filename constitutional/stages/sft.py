@@ -30,6 +30,7 @@ from constitutional.judging.people import PeoplesWork
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SftSummary
 from constitutional.training import trl as training
+from constitutional.training.processes import in_shares
 from constitutional.training.rows import Row, dataset, fitting, supervised_rows
 from constitutional.training.saving import save_model, write_model
 
@@ -54,6 +55,9 @@ class Settings(training.TrainingSettings):
     """Highest learning rate, after the warm-up (AdamW); about 1e-5 suits billions of weights."""
     epochs: float = Field(default=3, gt=0)
     """Passes over the examples."""
+    packing: bool = False
+    """Put several examples into one sequence of up to max_length tokens, in which none attends to another, so that
+    little is padded. `batch_size` then counts such sequences. TRL has this for SFT alone."""
 
 
 def _filled(text: str) -> str:
@@ -183,9 +187,14 @@ def sft_trainer(
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    return SFTTrainer(
+    if settings.packing:
+        training.check_packing(model)
+    arguments = training.trl_arguments(
+        SFTConfig, settings, checkpoints, seed, completion_only_loss=True, packing=settings.packing
+    )
+    return in_shares(SFTTrainer)(
         model,
-        training.trl_arguments(SFTConfig, settings, checkpoints, seed, completion_only_loss=True),
+        arguments,
         train_dataset=dataset(rows),
         processing_class=tokenizer,
         peft_config=training.lora_config(settings, "CAUSAL_LM"),
@@ -234,6 +243,7 @@ def run(settings: Settings, context: StageContext) -> None:
     with context.task("sft", unit="steps") as task, context.tracking(settings) as tracking:
         fitted = training.fit(trainer, log=log, label="sft", task=task, tracking=tracking)
     save_model(trainer, context.output("sft_model"))
+    rows = len(kept) if settings.packing else fitted.rows  # packed, rows are sequences, and no example is lost
     kinds = Counter(example.kind for example in chosen.examples)
     context.summarise(
         SftSummary(
@@ -244,8 +254,8 @@ def run(settings: Settings, context: StageContext) -> None:
             helpful_on_evaluation_prompts=on_evaluation_prompts,
             work=file.work if file else None,
             unsigned=file.unsigned if file else 0,
-            trained_on=fitted.rows,
+            trained_on=rows,
             steps=fitted.steps,
-            dropped={**chosen.left_out, **unfit, "by_trainer": len(kept) - fitted.rows},
+            dropped={**chosen.left_out, **unfit, "by_trainer": len(kept) - rows},
         )
     )

@@ -5,12 +5,13 @@ A model is saved whole or not at all, and read again to compare, bit for bit.
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError
 from constitutional.engines.chat import Tokenizer
+from constitutional.training import processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,25 +67,64 @@ def check_moved(before: list[int], weights: "Iterable[Tensor]", label: str, step
         )
 
 
-def save_model(trainer: "Trainer", folder: Path) -> "PreTrainedModel":
-    """Write the trained model with its adapters merged, as `write_model` does, and return it.
+def sharded(trainer: "Trainer") -> bool:
+    """Whether each process holds a part of the weights alone."""
+    if trainer.is_deepspeed_enabled:
+        return bool(trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)
+    return bool(trainer.is_fsdp_enabled)
+
+
+def save_model(trainer: "Trainer", folder: Path) -> None:
+    """Write the trained model with its adapters merged, as `write_model` does; the main process does it, for all.
 
     Raises:
         ModelError: what is read differs from what was trained.
     """
+    if sharded(trainer):
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes give their parts
+        if processes.is_main():
+            write_model(put_together(trainer.model, weights), trainer.processing_class, folder)
+        processes.wait()
+        return
     # Without the wrapper that computes in bfloat16 during training: it is no part of the model that is saved.
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-    return write_model(plain, trainer.processing_class, folder)
+    if processes.is_main():
+        plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        write_model(plain, trainer.processing_class, folder)
+    processes.wait()
 
 
-def write_model(model: "PreTrainedModel", tokenizer: Tokenizer, folder: Path) -> "PreTrainedModel":
-    """Write a model, whole or not at all, and return it.
+def put_together(trained: Any, weights: "Mapping[str, Tensor]") -> Any:  # noqa: ANN401 - models, or wrappers of one
+    """The model of a training whose weights are sharded, in 32 bits on the CPU, with its adapters merged.
+
+    Args:
+        trained: the model that was trained, of whose weights this process holds a part.
+        weights: all of them, by the names that they have in it.
+    """
+    import torch
+    from peft import get_peft_model
+
+    adapters = getattr(trained, "peft_config", None)
+    inner = trained.get_base_model() if adapters else trained
+    # FSDP makes a class of its own of the model's.
+    kind: Any = next(kind for kind in type(inner).__mro__ if not kind.__module__.startswith("torch."))
+    whole = kind.from_pretrained(inner.name_or_path, config=inner.config, dtype=torch.float32)
+    if adapters:
+        whole = get_peft_model(whole, adapters["default"])
+    whole.load_state_dict(weights)
+    return whole.merge_and_unload() if adapters else whole
+
+
+def write_model(model: "PreTrainedModel", tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a model, whole or not at all; of several processes the main one does it.
 
     Raises:
         ModelError: the model computes no numbers, or what is read differs from what was written.
     """
     import torch
+
+    if not processes.is_main():
+        return
 
     plain: Any = model
     plain = plain.to(plain.dtype).eval()  # one type for all weights: a reward head is trained in another
@@ -106,12 +146,15 @@ def write_model(model: "PreTrainedModel", tokenizer: Tokenizer, folder: Path) ->
     sync(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    saved: PreTrainedModel = plain
-    return saved
 
 
 def copy_model(source: Path, folder: Path) -> None:
-    """Copy a saved model, whole or not at all: where nothing is to be learned, it is what a training would give."""
+    """Copy a saved model, whole or not at all: where nothing is to be learned, it is what a training would give.
+
+    Of several processes the main one does it.
+    """
+    if not processes.is_main():
+        return
     partial = folder.with_name(f".{folder.name}.partial")
     for leftover in (partial, folder):
         shutil.rmtree(leftover, ignore_errors=True)

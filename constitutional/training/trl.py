@@ -5,6 +5,7 @@ the weights and the log of one that was never interrupted. Rows are made in `row
 `preflight.py` and saved in `saving.py`.
 """
 
+import importlib.util
 import json
 import math
 import shutil
@@ -14,17 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from constitutional.base.errors import ModelError
+from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import TECHNICAL
 from constitutional.base.progress import Progress, Task
 from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
-from constitutional.training import metrics
+from constitutional.training import metrics, processes
 from constitutional.training.preflight import preflight
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import Row
-from constitutional.training.saving import bit_sums, check_finite, check_moved, sync
+from constitutional.training.saving import bit_sums, check_finite, check_moved, sharded, sync
 from constitutional.training.tracking import NOT_TRACKED, Tracking
 
 if TYPE_CHECKING:
@@ -87,6 +88,9 @@ class TrainingSettings(NetworkSettings):
     """Steps from one line of the training log to the next."""
     checkpoint_every: Annotated[int, TECHNICAL] = Field(default=50, ge=1)
     """Steps from one checkpoint to the next, a multiple of log_every."""
+    use_liger_kernel: Annotated[bool, TECHNICAL] = False
+    """Compute norms, rotary positions and MLPs by Liger's kernels, which take less memory: on a GPU, with pip install
+    '.[liger]'. Losses stay TRL's."""
 
     DERIVED: ClassVar = ("rows_per_step",)
 
@@ -126,6 +130,41 @@ def load_policy(
     model, tokenizer = load_model(folder, dtype=dtype, pad_token=pad_token, template=template)
     preflight(tokenizer, model)
     return model, tokenizer
+
+
+def check_packing(model: "PreTrainedModel") -> None:
+    """Refuse a model that would carry something from one example of a packed sequence to the next.
+
+    Raises:
+        ConfigurationError: it has layers that do more than attend.
+    """
+    from constitutional.engines.attention import plain_layers
+
+    if not plain_layers(model):
+        raise ConfigurationError(
+            f"sft.packing=true: {type(model).__name__} has layers that carry something from token to token beside "
+            "attention, so that one example would change the next in its sequence; type sft.packing=false"
+        )
+
+
+def check_kernels(settings: TrainingSettings, stage: str) -> None:
+    """Refuse Liger's kernels where they cannot run.
+
+    Raises:
+        ConfigurationError: they are not installed, or there is no GPU.
+    """
+    if not settings.use_liger_kernel:
+        return
+    import torch
+
+    if importlib.util.find_spec("liger_kernel") is None:
+        advice = f"type pip install '.[liger]', or {stage}.use_liger_kernel=false"
+        raise ConfigurationError(f"{stage}.use_liger_kernel=true: liger-kernel is not installed; {advice}")
+    if not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"{stage}.use_liger_kernel=true: the kernels are for GPUs, and this machine has none; type "
+            f"{stage}.use_liger_kernel=false"
+        )
 
 
 # --- Soft labels ---
@@ -193,14 +232,15 @@ def trl_arguments(
     import torch
 
     gpu = torch.cuda.is_available()
-    return kind(
+    size, passes = processes.share_of(settings)
+    arguments = kind(
         output_dir=str(checkpoints),
         seed=seed,
         data_seed=seed,
         learning_rate=settings.learning_rate,
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=passes,
         max_length=settings.max_length,
         warmup_steps=settings.warmup,  # below 1 it is a share
         lr_scheduler_type=settings.schedule,
@@ -215,8 +255,15 @@ def trl_arguments(
         save_total_limit=2,  # if writing the newest is cut off, the one before is still there
         report_to="none",
         disable_tqdm=True,
+        use_liger_kernel=settings.use_liger_kernel,
+        # Liger's fused loss would take the place of the forward pass that the trainers need.
+        liger_kernel_config={"fused_linear_cross_entropy": False} if settings.use_liger_kernel else None,
         **own,
     )
+    if not gpu and processes.count() > 1:
+        # Accelerate calls the CPU of the second process cpu:1, where torch cannot load the state of an optimizer.
+        vars(arguments)["_setup_devices"] = torch.device("cpu")
+    return arguments
 
 
 class Fitted(NamedTuple):
@@ -257,12 +304,14 @@ def fit(
             return fit(trainer, log=log, label=label, task=own, tracking=tracking, warn=warn)
     checkpoint = _latest_checkpoint(Path(trainer.args.output_dir or ""))
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_log_callback(log, label, task, tracking, RewardedAlike(warn)))
+    alike = RewardedAlike(warn)
+    trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=sharded(trainer)))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    check_finite(_trained(trainer.model), label, trainer.state.global_step)
-    check_moved(before, _trained(trainer.model), label, trainer.state.global_step)
+    if not sharded(trainer):  # of shards nobody has a whole weight; what they come to is checked as it is saved
+        check_finite(_trained(trainer.model), label, trainer.state.global_step)
+        check_moved(before, _trained(trainer.model), label, trainer.state.global_step)
     rows: Any = trainer.train_dataset
     return Fitted(trainer.state.global_step, len(rows))
 
@@ -294,7 +343,8 @@ def _latest_checkpoint(folder: Path) -> Path | None:
     folders = list(folder.glob("checkpoint-*"))
     complete = [path for path in folders if (path / COMPLETE).exists()]
     latest = max(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-    for path in folders:
+    processes.wait()  # until all have looked
+    for path in folders if processes.is_main() else ():
         if path != latest:
             shutil.rmtree(path)
     return latest
@@ -327,7 +377,9 @@ class RewardedAlike:
         return f", {share:.0%} of prompts rewarded alike"
 
 
-def _log_callback(log: Path, label: str, task: "Task", tracking: Tracking, alike: RewardedAlike) -> "TrainerCallback":
+def _log_callback(
+    log: Path, label: str, task: "Task", tracking: Tracking, alike: RewardedAlike, *, in_shards: bool = False
+) -> "TrainerCallback":
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
     class Log(TrainerCallback):
@@ -343,11 +395,7 @@ def _log_callback(log: Path, label: str, task: "Task", tracking: Tracking, alike
             """Remove the lines after the checkpoint from which training goes on: their steps are made again."""
             task.total = state.max_steps
             task.update(state.global_step)
-            lines = log.read_text().splitlines() if log.exists() else []
-            # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
-            whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
-            atomic_write(log, "".join(f"{line}\n" for line in whole).encode())
-            alike.begin(map(json.loads, whole))
+            alike.begin(map(json.loads, _kept_lines(log, state.global_step)))
             tracking.begin(state.global_step)
 
         def on_step_end(
@@ -382,9 +430,7 @@ def _log_callback(log: Path, label: str, task: "Task", tracking: Tracking, alike
                     f"{label}: the loss is {logs['loss']} at step {state.global_step}; lower learning_rate"
                 )
             kept = {key: metrics.finite(value) for key, value in logs.items() if key not in _OF_THIS_START}
-            row = {"step": state.global_step} | kept
-            with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            _append(log, {"step": state.global_step} | kept)
             tracking.log(state.global_step, logs)
 
         def on_save(
@@ -396,9 +442,35 @@ def _log_callback(log: Path, label: str, task: "Task", tracking: Tracking, alike
             **_: object,
         ) -> None:
             """Mark a checkpoint, all of which is written, as complete; weights that are no numbers end the training."""
-            check_finite(_trained(model), label, state.global_step)
-            checkpoint = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"
-            sync(checkpoint)
-            (checkpoint / COMPLETE).touch()
+            if not in_shards:
+                check_finite(_trained(model), label, state.global_step)
+            _complete(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
 
     return Log()
+
+
+# Of several processes the main one writes the log and marks checkpoints.
+
+
+def _kept_lines(log: Path, step: int) -> list[str]:
+    """The lines of a log up to a step, which alone are kept."""
+    if not processes.is_main():
+        return []
+    lines = log.read_text().splitlines() if log.exists() else []
+    # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
+    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    atomic_write(log, "".join(f"{line}\n" for line in whole).encode())
+    return whole
+
+
+def _append(log: Path, row: Mapping[str, Any]) -> None:
+    if processes.is_main():
+        with log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _complete(checkpoint: Path) -> None:
+    processes.wait()  # each of them writes a part of it
+    if processes.is_main():
+        sync(checkpoint)
+        (checkpoint / COMPLETE).touch()

@@ -32,8 +32,8 @@ SETS: Final = "Evaluation sets"
 ASKED, UNASKED, WIN_RATES = "What the constitution asks for", "Traits without a wanted direction", "Win rates"
 GROUPS: Final = {
     ASKED: "Share of held-out replies that show each trait, with 95% intervals.",
-    "Rules": "Share of held-out replies that break a principle’s rule, or that a rule counts, with 95% intervals. A rule "
-    "counts what anyone can check, and no model judges.",
+    "Rules": "Share of held-out replies that break a principle’s rule, or that a rule counts, with 95% intervals. A "
+    "rule counts what anyone can check, and no model judges.",
     "Violations": "Share of held-out replies in which the critic finds that a principle is violated, with 95% "
     "intervals.",
     "Refusals": "Share of held-out replies that refuse. Over-refusal is to refuse a request that harms nobody, which "

@@ -1,0 +1,370 @@
+"""A stage that trains in several processes, which `accelerate launch` starts, on this machine or on several.
+
+Every process runs the same stage over the same inputs (`distributed_child.py`); the one of rank 0 writes what the stage
+makes. Beside the stage's checkpoints they leave how they ended:
+
+    .stages/sft-3f2a90c41b77d0e2/checkpoints/processes/
+    ├── request.json      what is to be trained, while it is
+    ├── log_0.txt         what the processes of machine 0 and their libraries print
+    └── end_1.json        what the process of rank 1 asked of models, or the error that it ended with
+"""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import Field
+
+from constitutional.base import errors
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, RunError
+from constitutional.base.files import atomic_write
+from constitutional.base.frozen import Frozen
+from constitutional.base.progress import Progress, counted
+from constitutional.engines.settings import Budget, VllmSettings
+from constitutional.engines.spending import Calls
+from constitutional.runs.context import RunStageContext
+from constitutional.runs.folder import RunStore
+from constitutional.runs.launch_settings import AccelerateSettings
+from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, now
+from constitutional.runs.pipeline import Stage, outline, up_to
+from constitutional.runs.settings import RunConfig
+from constitutional.stages import grpo, online
+from constitutional.stages.summaries import SUMMARIES
+from constitutional.training.processes import StepSettings, shared
+
+CONFIGS: Final = Path(__file__).resolve().parent / "accelerate"
+"""Shipped configurations of accelerate."""
+SHARDING: Final = ("FSDP", "DEEPSPEED")
+"""Kinds of accelerate's configurations whose processes do not hold all weights."""
+PROCESSES: Final = f"{CHECKPOINTS}/processes"
+REQUEST: Final = "request.json"
+POLL_S: Final = 0.5
+"""How often another machine looks whether there is something to train."""
+STOP_S: Final = 60.0
+"""How long processes may take to stop."""
+_EXIT_CODE: Final = re.compile(r"exitcode\s*: (-\d+)")
+"""What torch's launcher reports of a process that a signal ended."""
+
+
+class TrainingRequest(Frozen):
+    """A stage that several processes train."""
+
+    start: str
+    """When; tells one start of a stage from another."""
+    run_folder: Path
+    stage: str
+    fingerprint: str
+    needs: dict[str, str]
+    files: dict[str, str]
+    folder: Path
+    """The stage's own, in the run's."""
+
+
+class ProcessEnd(Frozen):
+    """How a process ended that trained."""
+
+    error: str = ""
+    """The name of a class in `base/errors.py`; `lost` where another process had ended; `defect` of anything else."""
+    args: tuple[str | int | None, ...] = ()
+    """Of the error."""
+    notes: tuple[str, ...] = ()
+    calls: Calls = Calls()
+    summary: dict[str, Any] | None = None
+    """Of rank 0, as are those that follow."""
+    warnings: tuple[str, ...] = ()
+    written: dict[str, Path] = Field(default_factory=dict)
+
+
+# --- What can be started ---
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what several processes cannot train, before anything is asked or trained.
+
+    Raises:
+        ConstitutionalError: says what to type.
+    """
+    launch = config.launch
+    if not isinstance(launch, AccelerateSettings):
+        return
+    kind = _kind(launch)
+    total = _processes(launch) * launch.machines
+    if total == 1:
+        raise ConfigurationError("launch.processes=1 starts no second process; type launch=here, or launch.processes=2")
+    if kind in SHARDING and not _gpus():
+        raise ConfigurationError(
+            f"launch.config={launch.config} shards weights over GPUs, and this machine has none; type launch.config=ddp"
+        )
+    if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
+        raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
+    _check_algorithm(config)
+    steps: Mapping[str, StepSettings] = {"sft": config.sft, "reward": config.reward, "algorithm": config.algorithm}
+    for key, settings in steps.items():
+        size, passes = settings.batch_size, settings.gradient_accumulation
+        if shared(size, passes, total) is None:
+            fewer = max(number for number in range(1, total) if size * passes % number == 0)
+            raise ConfigurationError(
+                f"{key}.batch_size={size} by {key}.gradient_accumulation={passes} are {size * passes} rows in a step, "
+                f"which {total} processes cannot have in equal parts; type {key}.batch_size={-(-size // total) * total}"
+                + (f", or launch.processes={fewer // launch.machines}" if fewer // launch.machines > 1 else "")
+            )
+
+
+def _check_algorithm(config: RunConfig) -> None:
+    algorithm = config.algorithm
+    if isinstance(algorithm, grpo.Settings):
+        raise ConfigurationError(
+            f"launch=accelerate trains sft, reward, dpo and ppo; algorithm={algorithm.kind} takes one process; type "
+            "launch=here, or algorithm=ppo"
+        )
+    if getattr(algorithm, "sampler", "") == "vllm":
+        raise ConfigurationError(
+            "algorithm.sampler=vllm draws for one process; with launch=accelerate type algorithm.sampler=transformers, "
+            "with which every process draws its share"
+        )
+    if not online.asks_labeler(algorithm):
+        return
+    if isinstance(config.labeler, VllmSettings):
+        raise ConfigurationError(
+            "labeler=vllm would be started by every process of the training that it rewards; type labeler=http, for a "
+            "server on other GPUs"
+        )
+    if {config.budget, getattr(config.labeler, "budget", Budget())} != {Budget()}:
+        raise ConfigurationError(
+            "a budget is kept by one process, and with launch=accelerate several ask the labeler for rewards; type "
+            "launch=here, or leave the budget out"
+        )
+
+
+def _config_file(launch: AccelerateSettings) -> Path:
+    named = CONFIGS / f"{launch.config}.yaml"
+    return named if named.is_file() else Path(launch.config).expanduser()
+
+
+def _kind(launch: AccelerateSettings) -> str:
+    """The kind of accelerate's configuration, such as FSDP."""
+    file = _config_file(launch)
+    shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        kind = str(content["distributed_type"])
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"launch.config={launch.config}: is no configuration of accelerate ({' '.join(str(error).split())}); type "
+            f"one of {shipped}, or a file that `accelerate config --config_file FILE` wrote"
+        ) from error
+    if kind not in ("MULTI_GPU", *SHARDING):
+        raise ConfigurationError(
+            f"launch.config={launch.config}: has distributed_type {kind}, and this trains by MULTI_GPU, "
+            f"{' or '.join(SHARDING)}; type one of {shipped}"
+        )
+    return kind
+
+
+def _processes(launch: AccelerateSettings) -> int:
+    """Processes on this machine."""
+    number = launch.processes or _gpus()
+    if not number:
+        raise ConfigurationError(
+            "launch=accelerate starts a process for each GPU, and this machine has none; type launch.processes=2"
+        )
+    return number
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+# --- Machine 0 ---
+
+
+def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, progress: Progress) -> None:
+    """Have processes do a stage's work, and give the context what they made.
+
+    Raises:
+        ConstitutionalError: the one that a process ended with; or a process was killed.
+    """
+    begun = context.begun
+    folder = context.output(f"{PROCESSES}/{REQUEST}").parent
+    for old in folder.glob("*"):
+        old.unlink()
+    run_folder = context.folder.resolve()
+    request = TrainingRequest(
+        start=now(),
+        run_folder=run_folder,
+        stage=stage.name,
+        fingerprint=begun.fingerprint,
+        needs=dict(begun.needs),
+        files=dict(begun.files),
+        folder=run_folder / begun.folder.name,
+    )
+    if stage.name == "ppo" and _kind(launch) in SHARDING:
+        progress.say(
+            f"  ppo draws replies, for which every process keeps all weights: launch.config={launch.config} is for the "
+            "other stages"
+        )
+    atomic_write(folder / REQUEST, request.model_dump_json(indent=2).encode())
+    try:
+        code = _launch(request, launch)
+    finally:
+        (folder / REQUEST).unlink(missing_ok=True)
+    ends = {rank: end for rank in range(_processes(launch) * launch.machines) if (end := _end(folder, rank))}
+    context.calls_elsewhere = Calls.of_roles(_by_role(ends.values()))
+    if code:
+        raise _failure(stage.name, folder, ends)
+    first = ends[0]
+    context.own_summary = SUMMARIES[stage.name].model_validate(first.summary)
+    context.warnings += first.warnings
+    context.written |= first.written
+
+
+def _by_role(ends: Iterable[ProcessEnd]) -> dict[str, Calls]:
+    roles: dict[str, list[Calls]] = {}
+    for end in ends:
+        for role, calls in end.calls.by_role.items():
+            roles.setdefault(role, []).append(calls)
+    return {role: Calls.sum(several) for role, several in roles.items()}
+
+
+def _end(folder: Path, rank: int) -> ProcessEnd | None:
+    with suppress(OSError):
+        return ProcessEnd.model_validate(json.loads((folder / f"end_{rank}.json").read_text(encoding="utf-8")))
+    return None
+
+
+def leave_end(folder: Path, rank: int, end: ProcessEnd) -> None:
+    """In a process that trains: leave how it ended."""
+    atomic_write(folder / f"end_{rank}.json", json.dumps(end.model_dump(mode="json")).encode())
+
+
+def _failure(stage: str, folder: Path, ends: Mapping[int, ProcessEnd]) -> Exception:
+    """What went wrong: a user's mistake first, then a process that was killed, then a defect of ours."""
+    for end in ends.values():
+        kind = getattr(errors, end.error, None) if end.error else None
+        if isinstance(kind, type) and issubclass(kind, ConstitutionalError):
+            error = kind(*end.args)
+            for note in end.notes:
+                error.add_note(note)
+            return error
+    log = folder / "log_0.txt"
+    printed = log.read_text(encoding="utf-8", errors="replace")
+    killed = [code for found in _EXIT_CODE.findall(printed) if (code := -int(found)) != signal.SIGTERM]
+    defects = [end.args[0] for end in ends.values() if end.error == "defect"]
+    if defects and not killed:
+        return RuntimeError(f"{stage}: a process that trains failed:\n{defects[0]}")
+    if not (ends or killed):
+        last = next(reversed(printed.split("\n")[:-1]), "")
+        return RunError(f"{stage}: accelerate could not start the processes: {last.strip()}; {log} says more")
+    how = f"by {signal.Signals(killed[0]).name}" if killed else "on another machine, or by something that left no trace"
+    return RunError(
+        f"{stage}: a process that trains was ended {how}; where memory ran out, lower batch_size and raise "
+        f"gradient_accumulation. The same command goes on from the last checkpoint; {log} holds what they printed"
+    )
+
+
+# --- Every machine ---
+
+
+def _launch(request: TrainingRequest, launch: AccelerateSettings) -> int:
+    """Start this machine's processes, and wait for them; returns the launcher's exit code.
+
+    They stop where this process is interrupted or ends.
+    """
+    total = _processes(launch) * launch.machines
+    kind = _kind(launch)
+    file = CONFIGS / "ddp.yaml" if request.stage == "ppo" and kind in SHARDING else _config_file(launch)
+    options = {
+        "config_file": file,
+        "num_processes": total,
+        "num_machines": launch.machines,
+        "machine_rank": launch.machine_rank,
+        "main_process_port": launch.port if launch.machines > 1 else 0,
+        "mixed_precision": "bf16" if _gpus() else "no",
+        "dynamo_backend": "no",
+        **({"main_process_ip": launch.main_address} if launch.main_address else {}),
+    }
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--same_network"]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    folder = request.folder / PROCESSES
+    command += ["-m", "constitutional.runs.distributed_child", str(folder / REQUEST), str(os.getpid())]
+    with (folder / f"log_{launch.machine_rank}.txt").open("wb") as log, _running(command, log) as process:
+        return process.wait()
+
+
+@contextmanager
+def _running(command: list[str], log: Any) -> "Iterator[subprocess.Popen[bytes]]":  # noqa: ANN401 - an open file
+    """The launcher, in a session of its own: Ctrl-C comes to this process, which stops it in order."""
+    # Rank 0 says how far the training is where this process would, on standard error.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()  # it ends the processes that it has started
+            try:
+                process.wait(STOP_S)
+            finally:
+                process.kill()
+                process.wait()
+
+
+# --- Other machines ---
+
+
+def join(config: RunConfig, progress: Progress) -> RunStore:
+    """On another machine than the first: train along, stage by stage, until the run is done; returns the run.
+
+    Raises:
+        ConstitutionalError: this machine cannot train along.
+    """
+    launch = config.launch
+    assert isinstance(launch, AccelerateSettings)
+    check(config)
+    me = f"machine {launch.machine_rank} of {launch.machines}"
+    progress.say(f"run {config.name}: waiting for machine 0 ({launch.main_address}) to train, as {me}")
+    stages, seen = [stage.name for stage in up_to(config.until, outline(config))], ""
+    while True:
+        request = _request(config.run_folder)
+        if request is not None and request.start != seen:
+            seen = request.start
+            progress.say(f"{request.stage}: training along, with {counted(_processes(launch), 'process')}")
+            code = _launch(request, launch)
+            if code:
+                log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"
+                progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
+        elif request is None and (store := _finished(config, stages)):
+            progress.say(f"run {config.name} is done")
+            return store
+        time.sleep(POLL_S)
+
+
+def _request(run_folder: Path) -> TrainingRequest | None:
+    """What machine 0 trains now; what it left where it was killed does not count."""
+    if not is_locked(run_folder / LOCK):
+        return None
+    for file in run_folder.glob(f"*/{PROCESSES}/{REQUEST}"):
+        with suppress(OSError, ValueError):
+            return TrainingRequest.model_validate_json(file.read_text(encoding="utf-8"))
+    return None
+
+
+def _finished(config: RunConfig, stages: list[str]) -> RunStore | None:
+    if is_locked(config.run_folder / LOCK):
+        return None
+    with suppress(ConstitutionalError):
+        store = RunStore.load(config.run_folder)
+        return store if all(name in store.stages for name in stages) else None
+    return None

@@ -1,0 +1,185 @@
+"""A training in several processes: the rows that one of them takes, and what the main process alone does.
+
+All processes run the same stage code over the same inputs. A step of the optimizer holds the same rows as in one
+process, in the same order of rows, and its loss is the mean over them: how they are shared out changes a result by no
+more than rounding does.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from constitutional.base.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate.data_loader import SeedableRandomSampler  # type: ignore[import-untyped]
+    from torch.utils.data import DataLoader
+
+C = TypeVar("C", bound=type)
+
+
+def count() -> int:
+    """How many processes train together; 1 where nobody started several."""
+    import torch
+
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    import torch
+
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if count() > 1:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        PartialState().wait_for_everyone()
+
+
+def shared(batch_size: int, accumulation: int, processes: int) -> tuple[int, int] | None:
+    """Rows in a pass of one process, and its passes in a step, where the processes have a step's rows in equal parts.
+
+    None where these are no multiple of the processes. A pass has as many rows as it can, and no more than it has now.
+    """
+    rows, rest = divmod(batch_size * accumulation, processes)
+    if rest:
+        return None
+    size = max(size for size in range(1, min(batch_size, rows) + 1) if rows % size == 0)
+    return size, rows // size
+
+
+def share_of(settings: "StepSettings") -> tuple[int, int]:
+    """Rows in a pass of this process, and its passes in a step of the optimizer.
+
+    Raises:
+        ConfigurationError: a step's rows are no multiple of the processes.
+    """
+    size, passes, processes = settings.batch_size, settings.gradient_accumulation, count()
+    if (own := shared(size, passes, processes)) is None:
+        raise ConfigurationError(
+            f"batch_size={size} by gradient_accumulation={passes} are {size * passes} rows in a step, which "
+            f"{processes} processes cannot have in equal parts; choose a multiple of {processes}"
+        )
+    return own
+
+
+class StepSettings(Protocol):
+    """Settings that say how many rows a step of the optimizer has."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a pass."""
+
+    @property
+    def gradient_accumulation(self) -> int:
+        """Passes in a step."""
+
+
+class Shares:
+    """The batches of row numbers that one process takes.
+
+    Of the rows in the order in which one process alone would take them, the processes take `batch_size` each by turns.
+    The last ones of an epoch are shared out as evenly as they can be; a process that gets none of them repeats a row,
+    which is not to count.
+    """
+
+    def __init__(self, rows: "SeedableRandomSampler", batch_size: int, rank: int, processes: int) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.rank = rank
+        self.processes = processes
+
+    def __len__(self) -> int:
+        """Batches in an epoch, as many in every process."""
+        return math.ceil(len(self.rows) / (self.batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of the next epoch."""
+        order = list(self.rows)
+        together = self.batch_size * self.processes
+        for first in range(0, len(order), together):
+            rows = order[first : first + together]
+            size, more = divmod(len(rows), self.processes)
+            start = self.rank * size + min(self.rank, more)
+            yield rows[start : start + size + (self.rank < more)] or rows[:1]
+
+    def counts(self, rows: int) -> list[int]:
+        """How many of so many rows count in each batch of this process."""
+        together = self.batch_size * self.processes
+        sizes = [min(together, rows - first) for first in range(0, rows, together)]
+        return [(size + self.processes - 1 - self.rank) // self.processes for size in sizes]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the rows in the order of that epoch."""
+        self.rows.set_epoch(epoch)
+
+
+def in_shares(trainer: C) -> C:
+    """The trainer class, one of TRL's, whose steps all processes share; for one process the class itself.
+
+    Accelerate by itself would fill up the last step of an epoch with rows that were there before.
+    """
+    if count() == 1:
+        return trainer
+    base: Any = trainer
+
+    class InShares(base):  # type: ignore[misc]
+        """The trainer for one of the processes."""
+
+        def get_train_dataloader(self) -> "DataLoader[Any]":
+            """This process's rows."""
+            from accelerate.data_loader import SeedableRandomSampler
+            from torch.utils.data import DataLoader
+
+            whole = super().get_train_dataloader()
+            # The order that accelerate gives the rows in one process.
+            rows = SeedableRandomSampler(whole.dataset, data_seed=self.args.data_seed)
+            self.shares = Shares(rows, self._train_batch_size, self.args.process_index, self.args.world_size)
+            loader: DataLoader[Any] = DataLoader(
+                whole.dataset,
+                batch_sampler=self.shares,  # type: ignore[arg-type]  # any iterable with a length will do
+                collate_fn=whole.collate_fn,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
+            loader.set_epoch = self.shares.set_epoch  # type: ignore[attr-defined]  # the trainer calls it
+            return loader
+
+        def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:  # noqa: ANN401
+            """Note what each pass of the step counts; what TRL divides the loss of a language model by are tokens."""
+            steps = math.ceil(len(self.train_dataset) / self._rows_per_step)
+            last = self.state.global_step % steps == steps - 1
+            rows = len(self.train_dataset) - (steps - 1) * self._rows_per_step if last else self._rows_per_step
+            counts = self.shares.counts(rows)
+            for batch, counted in zip(batch_samples, counts, strict=True):
+                if not counted and "labels" in batch:
+                    batch["labels"].fill_(-100)
+            # A trainer takes the mean over a pass's rows, then over passes and processes; times this, of all rows.
+            scale = len(counts) * self.args.world_size / rows
+            self._factors = iter([counted * scale for counted in counts])
+            return super()._get_num_items_in_batch(batch_samples, device)
+
+        @property
+        def _rows_per_step(self) -> int:
+            size: int = self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            return size
+
+        def compute_loss(
+            self,
+            model: Any,  # noqa: ANN401
+            inputs: dict[str, Any],
+            return_outputs: bool = False,
+            num_items_in_batch: "torch.Tensor | int | None" = None,
+        ) -> Any:  # noqa: ANN401
+            """The loss of a pass, weighed by its rows; one that is a sum over tokens, divided by the step's, is not."""
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            factor = next(self._factors)
+            return loss * factor if num_items_in_batch is None else loss
+
+    InShares.__name__ = trainer.__name__
+    made: C = InShares  # type: ignore[assignment]
+    return made
