@@ -54,9 +54,12 @@ class _Actor:
     def __init__(self, handle: Any) -> None:  # noqa: ANN401 - Ray's
         self.handle = handle
         self.starting: Any = handle.place.remote()
-        """What it has still to say before it can be asked: its place, then what its engine is; None afterwards."""
+        """What it has still to say before it can be asked: its place, then what its engine is; None afterwards. Where
+        another was lost it is to say once more that it is there."""
         self.node = ""
         """Where it is; empty until it has a place."""
+        self.known = False
+        """Whether it has said what its engine is."""
         self.chunks = 0
         """How many it is answering."""
         self.idle_since_s = time.monotonic()
@@ -271,6 +274,8 @@ class ClusterEngine(ForwardingEngine):
             if session.wanting:
                 self._grow(session.wanting)
                 self._check_patience()
+            else:
+                self.without_place_since_s = 0.0
             self.cluster.look_after(self)
 
     def _with_room(self) -> _Actor | None:
@@ -330,7 +335,7 @@ class ClusterEngine(ForwardingEngine):
             node = actor.node or "a node"
             raise ModelError(f"{self.name}: cannot be opened on {node}: {_in_a_line(error)}") from error
         except ray.exceptions.RayError as error:
-            self._failed_starts += 1
+            self._failed_starts += not actor.known
             self.lost(actor, error)
             if self._failed_starts >= DEATHS:
                 raise self._no_accident("before they could be asked", error) from error
@@ -340,10 +345,10 @@ class ClusterEngine(ForwardingEngine):
             raise _from_node(said, actor.node)
         if isinstance(said, Described):
             self._check(said, actor)
-            actor.starting, actor.idle_since_s, self._failed_starts = None, time.monotonic(), 0
+            actor.known, actor.idle_since_s, self._failed_starts = True, time.monotonic(), 0
         else:
             actor.node = said[0]
-            actor.starting = actor.handle.describe.remote()
+        actor.starting = None if actor.known else actor.handle.describe.remote()
 
     def _check(self, said: Described, actor: _Actor) -> None:
         """Whether answers of this node are those of all others, and of the model that the driver has."""
@@ -375,6 +380,9 @@ class ClusterEngine(ForwardingEngine):
         with self.cluster.lock:
             if actor in self.actors:
                 self.end(actor)
+                for other in self.idle():
+                    if not other.starting:  # requests are for those that are there, where a whole node is not
+                        other.starting = other.handle.place.remote()
                 had = f", with {actor.chunks} chunks that are asked again" if actor.chunks else ""
                 self.cluster.say(f"{self.name}: lost an actor on {actor.node or 'a node'}{had}: {_in_a_line(error)}")
 

@@ -11,11 +11,12 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     import ray
 
     path = tmp_path_factory.mktemp("ray") / "asked.jsonl"
-    os.environ |= {"TESTS_LOG": str(path), "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"TESTS_LOG": str(path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5f2c" * 16}
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     yield path
     ray.shutdown()
-    del os.environ["TESTS_LOG"]
+    for name in ("TESTS_LOG", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        del os.environ[name]
 
 
 @pytest.fixture
