@@ -84,7 +84,7 @@ def test_answers_are_those_of_one_machine_in_order_and_come_from_several_process
 
 
 def test_the_sandboxs_model_replies_greedily_as_on_one_machine(opened: Opened) -> None:
-    texts = ["How do I bake bread?", "I was fired today.", "Who wrote Faust?", "Tell me a joke.", "Is tea healthy?"]
+    texts = ["How do I bake bread?", "I was fired today.", "Who wrote Faust?"]
     requests = [question(text) for text in texts] + [question(text, "Yes", "No") for text in texts]
     there, here = opened(ModelSettings()).complete(requests), engine_of(ModelSettings(), Models()).complete(requests)
     assert [completion.text for completion in there] == [completion.text for completion in here]
