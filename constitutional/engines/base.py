@@ -131,6 +131,8 @@ class Engine(ABC):
     abilities: Abilities = Abilities()
     elsewhere: bool = False
     """Another process computes the answers, so that this one can do other work meanwhile."""
+    room: int = 0
+    """Requests that it has use for at the same time, where these are more than the stories of one machine ask."""
 
     @property
     @abstractmethod
@@ -183,6 +185,11 @@ class ForwardingEngine(Engine):
     def elsewhere(self) -> bool:  # type: ignore[override] # not set here
         """The engine's own."""
         return self.engine.elsewhere
+
+    @property
+    def room(self) -> int:  # type: ignore[override] # not set here
+        """The engine's own."""
+        return self.engine.room
 
     @property
     def weights(self) -> str:

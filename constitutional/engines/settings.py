@@ -255,3 +255,43 @@ EngineSettings = ModelSettings | ScriptedSettings | HttpSettings | VllmSettings
 def role_settings(role: RoleSettings, model: ModelSettings) -> EngineSettings:
     """A role's engine; what a local one does not say is as the model that is trained has it."""
     return role.over(model) if isinstance(role, LocalSettings | VllmSettings) else role
+
+
+class NoClusterSettings(Frozen):
+    """Models answer on this machine, or behind their servers."""
+
+    kind: Literal["none"] = "none"
+
+
+class RayClusterSettings(Frozen):
+    """Models answer on a Ray cluster, each in actors, which are processes with the model on any node.
+
+    Settings of a cluster change no result.
+    """
+
+    kind: Literal["ray"] = "ray"
+    address: str = ""
+    """Where the cluster's head is, such as 10.0.0.1:6379. Empty takes the environment's RAY_ADDRESS, or the cluster
+    that was started on this machine, or starts one that ends with the command."""
+    max_actors: Annotated[int, Field(ge=1)] = 8
+    """Most actors of a model. One is started whenever requests wait and all others have enough to do; a cluster that
+    scales by itself adds nodes for it."""
+    gpus: Annotated[float | None, Field(ge=0)] = None
+    """GPUs of an actor. Null is `tensor_parallel` × `data_parallel` for vLLM and 1 for transformers, or 0 while the
+    cluster has no GPU; type it where GPUs come only when they are asked for. A function has none."""
+    cpus: Annotated[float, Field(gt=0)] = 1
+    """CPU cores of an actor."""
+    chunk: Annotated[int, Field(ge=1)] = 64
+    """Most requests that an actor is handed at once. It has two such chunks at a time, and four with vLLM; what it has
+    is paid twice where it dies."""
+    idle_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds after which an actor with nothing to do ends. Where another model waits for its place, it ends sooner."""
+    patience_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds that requests wait for a first actor, which needs a free place on the cluster."""
+
+    @field_validator("address")
+    @classmethod
+    def _a_place(cls, address: str) -> str:
+        if address and not re.fullmatch(r"[^\s:/]+:\d+|\[[0-9A-Fa-f:]+\]:\d+", address):
+            raise ValueError("must be HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+        return address

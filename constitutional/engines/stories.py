@@ -68,7 +68,7 @@ def side_by_side(
 
     Args:
         stories: what happens to each item.
-        at_once: how many run at the same time.
+        at_once: how many run at the same time; an engine with room for more requests than that gets as many.
         ended: told how many stories have ended, which is known before their results are in order.
 
     Raises:
@@ -80,7 +80,7 @@ def side_by_side(
     handed_on, begun, more = 0, 0, True
     try:
         while True:
-            while more and begun - handed_on < at_once:
+            while more and begun - handed_on < max(at_once, running.room):
                 more = (numbered := next(iterator, None)) is not None
                 if numbered:
                     running.begin(_Task(numbered[1], (numbered[0],)))
@@ -90,7 +90,7 @@ def side_by_side(
                 yield running.results.pop(handed_on - 1)
             if handed_on == begun and not more:
                 return
-            if begun - handed_on == at_once or not more:
+            if begun - handed_on >= max(at_once, running.room) or not more:
                 running.wait()
             if ended:
                 ended(handed_on + len(running.results))
@@ -120,6 +120,8 @@ class _Running:
     def __init__(self) -> None:
         self.results: dict[int, Any] = {}
         """By story, what became of those that have ended."""
+        self.room = 0
+        """The most that an engine, of those asked so far, has room for."""
         self._ready: deque[_Task] = deque()
         self._waiting: dict[int, dict[Ticket, tuple[_Task, int]]] = {}
         """By engine, whose values the answers will be, and which of them."""
@@ -192,6 +194,7 @@ class _Running:
         if number not in self._sessions:
             self._sessions[number] = (asked.engine, asked.engine.session())
             self._waiting[number] = {}
+            self.room = max(self.room, asked.engine.room)
         session, waiting = self._sessions[number][1], self._waiting[number]
         for index, request in enumerate(asked.requests):
             ticket = (*task.place, task.turn, index)

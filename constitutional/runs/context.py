@@ -18,6 +18,7 @@ from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import PURPOSES, USES, Constitution, Principle
 from constitutional.constitution.file import is_shipped, load_constitution
 from constitutional.engines.base import Engine
+from constitutional.engines.cluster import Cluster
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.model_files import model_folder
 from constitutional.engines.models import Models, engine_of
@@ -25,9 +26,11 @@ from constitutional.engines.settings import (
     SANDBOX,
     Budget,
     EngineSettings,
+    HttpSettings,
     LocalSettings,
     ModelSettings,
     Prices,
+    RayClusterSettings,
     VllmSettings,
     role_settings,
 )
@@ -201,6 +204,8 @@ class RunContext:
         self.templates = templates
         self.progress = progress
         self._models = Models(lambda line: self.progress.say(f"  {line}"))
+        own = config.cluster
+        self._cluster = Cluster(own, self.progress.say) if isinstance(own, RayClusterSettings) else None
         self._opener = opener or self.open
         self._opened: dict[EngineSettings, Engine] = {}
         self._journal: Journal | None = None
@@ -208,7 +213,10 @@ class RunContext:
 
     def open(self, settings: EngineSettings) -> Engine:
         """A new engine of these settings, whose model is released with the run's others."""
-        return engine_of(settings, self._models, self.progress.say, lambda: self.journal)
+        engine = engine_of(settings, self._models, self.progress.say, lambda: self.journal)
+        if self._cluster is None or isinstance(settings, HttpSettings):
+            return engine
+        return self._cluster.engine(engine, settings)
 
     def given(self, role: str) -> EngineSettings:
         """The settings of a model that the run is given."""
@@ -277,6 +285,8 @@ class RunContext:
     def release(self) -> None:
         """Give the memory of every model back."""
         self._models.release()
+        if self._cluster:
+            self._cluster.release()
 
     def hand_over(self) -> None:
         """Let another process have the models' memory and the journal; what it spends is read when we ask again."""
@@ -293,6 +303,8 @@ class RunContext:
         if self._journal is not None:
             self._journal.close()
         self.release()
+        if self._cluster:
+            self._cluster.close()
 
 
 def prices_of(settings: EngineSettings) -> Prices:

@@ -16,7 +16,7 @@ from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.stages.report.comparison import SettingChange, setting_changes
 
-NO_RESULT: Final = ("until", "budget", "understanding", "report_to", "journal", "launch")
+NO_RESULT: Final = ("until", "budget", "understanding", "report_to", "journal", "launch", "cluster")
 """Settings of a run that change no result; those of its parts are marked `TECHNICAL`."""
 SHOWN: Final = 5
 """Settings that are named, of those that differ."""

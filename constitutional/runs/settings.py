@@ -16,7 +16,15 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER
 from constitutional.constitution.constitution import Text
 from constitutional.data.comparisons import PAIRS
-from constitutional.engines.settings import Budget, HttpSettings, LocalSettings, ModelSettings, RoleSettings
+from constitutional.engines.settings import (
+    Budget,
+    HttpSettings,
+    LocalSettings,
+    ModelSettings,
+    NoClusterSettings,
+    RayClusterSettings,
+    RoleSettings,
+)
 from constitutional.judging.labelling import Weight
 from constitutional.runs.launch_settings import HereSettings, LaunchSettings
 from constitutional.runs.outputs import SHARED
@@ -139,6 +147,8 @@ class RunConfig(Frozen):
     panel: dict[JudgeName, RoleSettings] = Field(default_factory=dict)
     """More models that compare the same responses, by names of your own: panel.second=http panel.second.url=URL. Their
     judgements are averaged with the labeler's by `label.weights`."""
+    cluster: Annotated[NoClusterSettings | RayClusterSettings, Field(discriminator="kind")] = NoClusterSettings()
+    """Where the models answer that no server does. It changes no result."""
     prompts: Annotated[SandboxPrompts | FilePrompts, Field(discriminator="kind")] = SandboxPrompts()
     journal: JournalSettings = JournalSettings()
     budget: Budget = Budget()
@@ -233,8 +243,8 @@ class RunConfig(Frozen):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all settings, but for the last stage to run and where stages are made and trainings are shown."""
-        told = {"until", "understanding", "report_to", "launch"}
+        """SHA-256 of all settings, but for the last stage to run, and where stages are made, shown and answered for."""
+        told = {"until", "understanding", "report_to", "launch", "cluster"}
         return hashlib.sha256(self.model_dump_json(exclude=told).encode()).hexdigest()
 
     @property

@@ -174,3 +174,11 @@ def test_nothing_asked_is_a_story_too() -> None:
     engine = ScriptedEngine(lambda _: "yes")
     assert list(side_by_side(map(silent, range(3)))) == [0, 1, 2]
     assert list(side_by_side([])) == []
+
+
+@pytest.mark.parametrize(("room", "first"), [(0, 4), (3, 4), (9, 9)])
+def test_an_engine_with_room_for_more_requests_gets_more_stories_at_once(room: int, first: int) -> None:
+    engine = Batches(100)
+    engine.room = room
+    list(side_by_side((ask(engine, request(f"{number}")) for number in range(20)), at_once=4))
+    assert len(engine.batches[0]) == first

@@ -16,7 +16,7 @@ from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, RunReport
 from constitutional.stages.report.verdicts import Outcome, kind, outcome, table_of
 from constitutional.stages.summaries import Direction, EvaluateSummary
 
-TOLD: Final = ("name", "folder", "until", "journal.path", "report_to", "launch")
+TOLD: Final = ("name", "folder", "until", "journal.path", "report_to", "launch", "cluster")
 """Settings that say where a run is, is made or is shown, and not what it is."""
 JUDGED: Final = ("violation_rate", "win_rate")
 """Kinds of measures that a model's judgement makes."""

@@ -1,0 +1,52 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5f2c" * 16}
+
+
+@pytest.fixture(scope="session")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The log of what the actors are asked of a cluster of one node, to which this process is connected."""
+    folder = tmp_path_factory.mktemp("ray")
+    path, said = folder / "asked.jsonl", folder / "node.log"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--include-dashboard=false"]
+    environment = os.environ | AUTHENTICATION | {"TESTS_LOG": str(path), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    with said.open("wb") as file:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *words], env=environment, stdout=file, stderr=file
+        )
+    os.environ |= AUTHENTICATION  # read when Ray is imported
+    import ray
+
+    try:
+        end_s = time.monotonic() + 120
+        while b"Ray runtime started" not in said.read_bytes():
+            assert time.monotonic() < end_s, said.read_text()
+            assert head.poll() is None, said.read_text()
+            time.sleep(0.2)
+        ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
+        yield path
+    finally:
+        ray.shutdown()
+        head.terminate()  # it ends the node's processes
+        head.wait(60)
+        for name in AUTHENTICATION:
+            del os.environ[name]
+
+
+@pytest.fixture
+def fresh(log: Path) -> Path:
+    """The log, empty."""
+    log.unlink(missing_ok=True)
+    return log
