@@ -38,7 +38,7 @@ from constitutional.runs.launch_settings import AccelerateSettings
 from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, now
 from constitutional.runs.pipeline import Stage, outline, up_to
 from constitutional.runs.settings import RunConfig
-from constitutional.stages import grpo, online
+from constitutional.stages import adopted, grpo, online
 from constitutional.stages.summaries import SUMMARIES
 from constitutional.training.processes import StepSettings, shared
 
@@ -109,7 +109,9 @@ def check(config: RunConfig) -> None:
         advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
         raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
     _check_algorithm(config)
-    steps: Mapping[str, StepSettings] = {"sft": config.sft, "reward": config.reward, "algorithm": config.algorithm}
+    steps: dict[str, StepSettings] = {"sft": config.sft, "reward": config.reward}
+    if not isinstance(config.algorithm, adopted.Settings):  # which was trained elsewhere
+        steps["algorithm"] = config.algorithm
     for key, settings in steps.items():
         size, passes = settings.batch_size, settings.gradient_accumulation
         if shared(size, passes, total) is None:

@@ -20,7 +20,7 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.files import atomic_write, writing
 from constitutional.base.progress import Progress
 from constitutional.engines.spending import Calls
-from constitutional.runs.launch_settings import HereSettings, SlurmSettings
+from constitutional.runs.launch_settings import LaunchSettings, SlurmSettings
 from constitutional.runs.manifest import StageEntry
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ Work = Callable[[Path, str], JobEnd]
 """What a job does: makes what the output's name says, such as `sft-3f2a90c41b77d0e2`, for the run in this folder."""
 
 
-def check_launch(settings: HereSettings | SlurmSettings) -> None:
+def check_launch(settings: LaunchSettings) -> None:
     """Refuse `launch=slurm` where submitit or Slurm's commands are missing, before anything is asked or trained.
 
     Raises:
