@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from constitutional.base.progress import Task
+    from constitutional.base.shards import Rows
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
@@ -89,6 +90,9 @@ class RunView(Protocol):
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows of an artifact that an earlier stage wrote, such as `revisions`."""
 
+    def stream(self, artifact: str, kind: type[R]) -> "Rows[R]":
+        """The same rows, to be iterated over: where they are many, they are read anew and never all in memory."""
+
     def summary(self, kind: type[S]) -> S | None:
         """What the earlier stage that writes such a summary said; None if this run has no such stage."""
 
@@ -114,7 +118,10 @@ class StageContext(RunView, Protocol):
         """The role of every judge by its name: `labeler`, then those of the panel (`second`: `panel.second`)."""
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
-        """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
+        """Write rows as an artifact of this stage, whole or not at all; returns how many.
+
+        They are written as they come: `<artifact>.jsonl`, or of many rows a folder of shards (`base/shards.py`).
+        """
 
     def summarise(self, summary: Summary) -> None:
         """Keep the stage's summary; every stage calls this once."""
