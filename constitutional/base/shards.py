@@ -133,12 +133,15 @@ class Shards(Generic[R]):
         from constitutional.base.frozen import first_problem
 
         for group in groups(self.path):
-            for number, values in enumerate(group.values(self.kind), start=group.first):
+            ids = group.table["id"].to_pylist()
+            for number, (name, values) in enumerate(zip(ids, group.values(self.kind), strict=True), start=group.first):
                 try:
                     row = self.kind.model_validate(values)
                 except ValidationError as error:
                     problem = f"expected a {self.kind.__name__}: {first_problem(error)}"
                     raise RunError(f"{group.file}:{number}: {problem}; {_REMEDY}") from error
+                # A run that goes on has made sure that the file is as it was written, so the digest need not be made.
+                row.__dict__["id"] = name
                 yield row
 
     def __len__(self) -> int:
@@ -211,7 +214,7 @@ def groups(path: Path, columns: Collection[str] | None = None) -> Iterator[Group
 
 
 def find(
-    path: Path, kind: "type[Record]", columns: Collection[str], matches: Callable[[Any], Any]
+    path: Path, kind: "type[Record]", columns: Collection[str], matches: Callable[[Any], Any] | None
 ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """The rows of which a column matches. Only the columns that decide are read of rows that do not.
 
@@ -219,7 +222,7 @@ def find(
         path: the folder.
         kind: what the rows are.
         columns: any of these decides.
-        matches: of a column of texts, pyarrow's, a column of truth values, where null is no match.
+        matches: of a column of texts, pyarrow's, a column of truth values, where null is no match; None takes all rows.
 
     Returns:
         The file, the row's number in it from 1, and its id and fields as a line of JSON lines has them.
@@ -227,7 +230,7 @@ def find(
     from pyarrow import compute, parquet
 
     for group in groups(path, columns):
-        found = [compute.fill_null(matches(column), False) for column in group.table.columns]
+        found = [compute.fill_null((matches or compute.is_valid)(column), False) for column in group.table.columns]
         places = compute.indices_nonzero(reduce(compute.or_, found)).to_pylist() if found else []
         if places:
             with _readable(group.file), parquet.ParquetFile(group.file) as opened:

@@ -59,7 +59,7 @@ def find(store: RunStore, wanted: str, *, as_text: bool = False, everything: boo
 
 
 def _nothing(store: RunStore, wanted: str, principles: Iterable[str]) -> str:
-    example = next((row.id for kind in search.KINDS for row in search.rows(store, kind, lambda _: True)), "")
+    example = next((row.id for kind in search.KINDS for row in search.rows(store, kind)), "")
     advice = f"; every row of the run's *.jsonl files begins with its id, such as {example}" if example else ""
     near = nearest(wanted, principles)
     principle = f" ({near})" if near.startswith("did") else ""
