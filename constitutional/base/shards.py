@@ -105,7 +105,7 @@ def read_artifact(path: Path, kind: type[R]) -> Iterator[R]:
     return iter(Shards(path, kind)) if is_sharded(path) else read_rows(path, kind)
 
 
-class Rows(Protocol[R_co]):
+class RowStream(Protocol[R_co]):
     """Rows that can be iterated over again and again: a list, or what is read anew from files."""
 
     def __iter__(self) -> Iterator[R_co]:

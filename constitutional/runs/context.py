@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.progress import Progress, Task, counted
 from constitutional.base.records import LABELER, Record
-from constitutional.base.shards import Rows, write_artifact
+from constitutional.base.shards import RowStream, write_artifact
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import PURPOSES, USES, Constitution, Principle
 from constitutional.constitution.file import is_shipped, load_constitution
@@ -318,7 +318,7 @@ class FinishedRun:
         """The rows of an artifact that an earlier stage wrote."""
         return self._store.read(artifact, kind)
 
-    def stream(self, artifact: str, kind: type[R]) -> Rows[R]:
+    def stream(self, artifact: str, kind: type[R]) -> RowStream[R]:
         """The same rows, not all of which are held at once where they are many."""
         return self._store.stream(artifact, kind)
 

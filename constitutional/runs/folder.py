@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from constitutional.base.errors import RunError, UsageError
 from constitutional.base.files import atomic_write, writing
 from constitutional.base.records import Record
-from constitutional.base.shards import Rows, Shards, is_sharded, read_artifact
+from constitutional.base.shards import RowStream, Shards, is_sharded, read_artifact
 from constitutional.runs.manifest import (
     ENTRY,
     MANIFEST,
@@ -216,7 +216,7 @@ class RunStore:
         """The rows of an artifact."""
         return list(read_artifact(self.artifact(name), kind))
 
-    def stream(self, name: str, kind: type[R]) -> Rows[R]:
+    def stream(self, name: str, kind: type[R]) -> RowStream[R]:
         """The rows of an artifact, which are read anew whenever they are iterated over where they are many."""
         path = self.artifact(name)
         return Shards(path, kind) if is_sharded(path) else self.read(name, kind)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.records import Comparison, Prompt, Record, Revision
-from constitutional.base.shards import Rows
+from constitutional.base.shards import RowStream
 from constitutional.engines.base import Completion, Engine, ForwardingEngine, Request, Session, Ticket
 from constitutional.engines.journal import JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
@@ -111,7 +111,7 @@ class ScratchContext(RunStageContext):
         """The rows that belong to the chosen prompts; all of them where none are chosen."""
         return list(self.stream(artifact, kind))
 
-    def stream(self, artifact: str, kind: type[R]) -> Rows[R]:
+    def stream(self, artifact: str, kind: type[R]) -> RowStream[R]:
         """The same."""
         rows = super().stream(artifact, kind)
         # What belongs to no prompt, such as how far the labeler can be trusted, is whole.

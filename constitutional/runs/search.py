@@ -36,18 +36,21 @@ ID_LENGTH: Final = 16
 
 
 class FoundRow(NamedTuple):
-    """A line of a run's file, or a row of a shard as such a line."""
+    """A line of a run's file, or a row of a shard."""
 
     artifact: str
     file: Path
     line: int
     """Counted from 1; of a shard, the row."""
     text: str
+    """The line; empty of a row of a shard."""
+    of_shard: dict[str, Any] | None = None
+    """The row of a shard as plain values; None of a line."""
 
     @property
     def id(self) -> str:
         """What the line begins with."""
-        return self.text[8 : 8 + ID_LENGTH]
+        return str(self.of_shard["id"]) if self.of_shard else self.text[8 : 8 + ID_LENGTH]
 
     @property
     def values(self) -> dict[str, Any]:
@@ -56,6 +59,8 @@ class FoundRow(NamedTuple):
         Raises:
             RunError: the line is damaged.
         """
+        if self.of_shard:
+            return self.of_shard
         try:
             values = json.loads(self.text)
         except ValueError as error:
@@ -79,7 +84,7 @@ class FoundRow(NamedTuple):
             raise RunError(f"{self.file}:{self.line}: {problem}; {remedy}") from error
 
 
-class Wanted(NamedTuple):
+class Sought(NamedTuple):
     """Which rows may match."""
 
     line: Callable[[bytes], bool]
@@ -90,17 +95,17 @@ class Wanted(NamedTuple):
     """Of a column, pyarrow's, for each row whether it may match; None means that every row may."""
 
 
-EVERY: Final = Wanted(lambda _: True)
+EVERY: Final = Sought(lambda _: True)
 
 
-def rows(store: RunStore, artifact: str, wanted: Wanted = EVERY) -> Iterator[FoundRow]:
+def rows(store: RunStore, artifact: str, wanted: Sought = EVERY) -> Iterator[FoundRow]:
     """The rows of an artifact that may match; none where the stage that makes them is not done."""
     if artifact not in store.artifacts():
         return
     path = store.artifact(artifact)
     if is_sharded(path):
         for file, number, values in shards.find(path, KINDS[artifact], wanted.columns, wanted.column):
-            yield FoundRow(artifact, file, number, f"{shards.json_text(values)}\n")
+            yield FoundRow(artifact, file, number, "", values)
         return
     try:
         with path.open("rb") as file:
@@ -120,7 +125,7 @@ def by_id(store: RunStore, beginning: str) -> list[FoundRow]:
 
         return compute.starts_with(ids, beginning)
 
-    wanted = Wanted(lambda line: line.startswith(start), frozenset(["id"]), begins)
+    wanted = Sought(lambda line: line.startswith(start), frozenset(["id"]), begins)
     return [row for artifact in KINDS for row in rows(store, artifact, wanted)]
 
 
@@ -145,7 +150,7 @@ def about(
 
         return compute.is_in(column, pa.array(values, pa.string()))
 
-    wanted = Wanted(lambda line: any(fragment in line for fragment in fragments), frozenset([column]), has_one)
+    wanted = Sought(lambda line: any(fragment in line for fragment in fragments), frozenset([column]), has_one)
     return [(row, row.record(kind)) for row in rows(store, artifact, wanted)] if values else []
 
 
@@ -160,7 +165,7 @@ def by_principle(store: RunStore, principle: str) -> Iterator[FoundRow]:
 
     line, columns = quoted.encode(), frozenset(["principle", "principles", "steps", "unusable"])
     for artifact in ("preferences", "judgements", "revisions"):
-        for row in rows(store, artifact, Wanted(lambda text: line in text, columns, names)):
+        for row in rows(store, artifact, Sought(lambda text: line in text, columns, names)):
             values = row.values
             steps = [*values.get("steps", ()), *filter(None, [values.get("unusable")])]
             ids = [values.get("principle"), *values.get("principles", ()), *(step["principle"] for step in steps)]
@@ -185,7 +190,7 @@ def by_words(store: RunStore, words: str) -> Iterator[tuple[FoundRow, str]]:
         texts = iter(more)
         return pa.array([valid and next(texts) for valid in compute.is_valid(column).to_pylist()])
 
-    may_hold = Wanted(lambda line: _holds(line, plain.encode()), WITH_TEXTS, hold)
+    may_hold = Sought(lambda line: _holds(line, plain.encode()), WITH_TEXTS, hold)
     for artifact in KINDS:
         for row in rows(store, artifact, may_hold):
             for text in texts_of(row.values):

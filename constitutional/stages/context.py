@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from constitutional.base.progress import Task
-    from constitutional.base.shards import Rows
+    from constitutional.base.shards import RowStream
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
@@ -90,7 +90,7 @@ class RunView(Protocol):
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows of an artifact that an earlier stage wrote, such as `revisions`."""
 
-    def stream(self, artifact: str, kind: type[R]) -> "Rows[R]":
+    def stream(self, artifact: str, kind: type[R]) -> "RowStream[R]":
         """The same rows, to be iterated over: where they are many, they are read anew and never all in memory."""
 
     def summary(self, kind: type[S]) -> S | None:

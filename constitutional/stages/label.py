@@ -107,7 +107,7 @@ class Tally:
                 yield name, f"{problems.total()} of {judged}", why
 
 
-class Scores:
+class ScoreTally:
     """What is counted of the labeler's scores of single responses."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ def run(settings: Settings, context: StageContext) -> None:
     comparisons = context.stream("comparisons", Comparison)
     judges = judges_of(settings, context, accuracies)
     constitution = labelled_by(settings, context.constitution, accuracies, context.judges)
-    tally, scores, problem = Tally(), Scores(), ""
+    tally, scores, problem = Tally(), ScoreTally(), ""
     if settings.principles == "telling":
         violated = violated_in_drafts(context.stream("revisions", Revision))
         total = sum(1 for _ in groupby(comparisons, lambda comparison: comparison.prompt.id))

@@ -22,7 +22,7 @@ from constitutional.base.errors import ConfigurationError, RunError
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
-from constitutional.base.shards import Rows, Shards
+from constitutional.base.shards import RowStream, Shards
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import divisor, read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
@@ -119,8 +119,8 @@ class MixedRows(NamedTuple):
 
 
 def mix(
-    comparisons: Rows[Comparison],
-    judgements: Rows[Judgement],
+    comparisons: RowStream[Comparison],
+    judgements: RowStream[Judgement],
     verdicts: Sequence[Verdict],
     human_preferences: Sequence[Preference],
     settings: Settings,
@@ -141,8 +141,8 @@ def mix(
 
 
 def mixed_rows(
-    comparisons: Rows[Comparison],
-    judgements: Rows[Judgement],
+    comparisons: RowStream[Comparison],
+    judgements: RowStream[Judgement],
     verdicts: Sequence[Verdict],
     human_preferences: Sequence[Preference],
     settings: Settings,
