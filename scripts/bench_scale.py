@@ -61,6 +61,14 @@ def prompt_of(number: int) -> Prompt:
     return Prompt(messages=(Message("user", f"Question {number}: {TEXT}"),), source="bench")
 
 
+def begun(folder: Path) -> Path:
+    """A folder with a constitution."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = "".join(f"  - id: {name}\n    text: Be {name}.\n" for name in PRINCIPLES)
+    (folder / "constitution.yaml").write_text(f"name: Scale\nprinciples:\n{listed}")
+    return folder
+
+
 def configured(folder: Path, *overrides: str) -> RunConfig:
     """A run in this folder."""
     return compose(
@@ -95,8 +103,9 @@ def stages(config: RunConfig, count: int, measured: dict[str, float]) -> list[St
         context.output("sft_model").mkdir(exist_ok=True)
         (context.output("sft_model") / "config.json").write_text("{}")
         context.write("labeler_accuracy", ())
-        none = {"revision": 0, "helpful": 0, "helpful_missing": 0, "helpful_on_evaluation_prompts": 0}
-        context.summarise(SftSummary(nothing_revised=True, trained_on=0, steps=0, dropped={}, **none))
+        made = {"nothing_revised": True, "trained_on": 0, "steps": 0, "dropped": {}}
+        counts = dict.fromkeys(("revision", "helpful", "helpful_missing", "helpful_on_evaluation_prompts"), 0)
+        context.summarise(SftSummary.model_validate({**made, **counts}))
 
     every = {stage.name: stage for stage in stages_of(config)}
     return [
@@ -136,7 +145,7 @@ def look(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
         pass
     assert last is not None
     number = last.prompt.messages[0].content.split(":")[0].removeprefix("Question ")
-    for what, wanted in (("an item", last.id), ("a principle", PRINCIPLES[0]), ("words", f"question {number}:")):
+    for what, wanted in (("an item", last.id), ("a principle", PRINCIPLES[0]), ("words", f"question {number}")):
         started_s = time.perf_counter()
         find(store, wanted)
         yield what, {"seconds": time.perf_counter() - started_s, "bytes": float(peak_bytes())}
@@ -176,10 +185,7 @@ def measure(sizes: Sequence[int], parent: Path) -> None:
     )
     taken: dict[str, list[float]] = {name: [] for name in MEASURED}
     for size in sizes:
-        folder = parent / str(size)
-        folder.mkdir(parents=True, exist_ok=True)
-        listed = "".join(f"  - id: {name}\n    text: Be {name}.\n" for name in PRINCIPLES)
-        (folder / "constitution.yaml").write_text(f"name: Scale\nprinciples:\n{listed}")
+        folder = begun(parent / str(size))
         found = _measured("run", folder, size)
         for name in MEASURED:
             taken[name].append(found[f"{name} cpu"])

@@ -261,7 +261,7 @@ def _type(annotation: object) -> Type:
 
 @cache
 def _schema(kind: "type[Record]") -> Any:  # noqa: ANN401 - pyarrow has no types
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
 
     types = {"text": pa.string(), "float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "json": pa.string()}
     return pa.schema([("id", pa.string()), *((name, types[of]) for name, of in _columns(kind).items())])

@@ -104,8 +104,8 @@ def rows(store: RunStore, artifact: str, wanted: Sought = EVERY) -> Iterator[Fou
         return
     path = store.artifact(artifact)
     if is_sharded(path):
-        for file, number, values in shards.find(path, KINDS[artifact], wanted.columns, wanted.column):
-            yield FoundRow(artifact, file, number, "", values)
+        for shard, number, values in shards.find(path, KINDS[artifact], wanted.columns, wanted.column):
+            yield FoundRow(artifact, shard, number, "", values)
         return
     try:
         with path.open("rb") as file:
@@ -121,7 +121,7 @@ def by_id(store: RunStore, beginning: str) -> list[FoundRow]:
     start = f'{{"id": "{beginning}'.encode()
 
     def begins(ids: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
-        from pyarrow import compute
+        from pyarrow import compute  # type: ignore[import-untyped]
 
         return compute.starts_with(ids, beginning)
 
@@ -145,7 +145,7 @@ def about(
     fragments = [f'"{column}": {value}'.encode() for value in as_json]
 
     def has_one(column: Any) -> Any:  # noqa: ANN401
-        import pyarrow as pa  # type: ignore[import-untyped]
+        import pyarrow as pa
         from pyarrow import compute
 
         return compute.is_in(column, pa.array(values, pa.string()))
@@ -177,20 +177,21 @@ def by_words(store: RunStore, words: str) -> Iterator[tuple[FoundRow, str]]:
     """The rows in whose texts these words stand, in any case, with the first such text."""
     wanted = canonical(words).casefold()
     # A line holds texts as JSON: what has an escape there is found when the line is parsed.
-    plain = max((part for part in wanted.split() if part.isalnum() and part.isascii()), key=len, default="")
+    plain = [part for part in wanted.split() if part.isalnum() and part.isascii()]
 
     def hold(column: Any) -> Any:  # noqa: ANN401
         import pyarrow as pa
         from pyarrow import compute
 
-        found = compute.match_substring(compute.ascii_lower(column), plain)
-        if compute.all(compute.string_is_ascii(column)).as_py():
-            return found
-        more = [_holds(text.encode(), plain.encode()) for text in column.to_pylist() if text is not None]
-        texts = iter(more)
-        return pa.array([valid and next(texts) for valid in compute.is_valid(column).to_pylist()])
+        if not compute.all(compute.string_is_ascii(column)).as_py():
+            texts = column.to_pylist()
+            return pa.array([text is not None and _hold(text.encode(), plain) for text in texts])
+        lower, found = compute.ascii_lower(column), compute.is_valid(column)
+        for word in plain:
+            found = compute.and_(found, compute.match_substring(lower, word))
+        return found
 
-    may_hold = Sought(lambda line: _holds(line, plain.encode()), WITH_TEXTS, hold)
+    may_hold = Sought(lambda line: _hold(line, plain), WITH_TEXTS, hold)
     for artifact in KINDS:
         for row in rows(store, artifact, may_hold):
             for text in texts_of(row.values):
@@ -229,11 +230,15 @@ def _sign(p_a: float | None, margin: float) -> int:
     return 1 if p_a > 0.5 else -1
 
 
-def _holds(line: bytes, word: bytes) -> bool:
-    """Whether a line holds an ASCII word in lower case, written in any way that `canonical` reads as the same."""
-    return word in line.lower() or (
-        not line.isascii() and word in canonical(line.decode(errors="replace")).casefold().encode()
-    )
+def _hold(line: bytes, words: Sequence[str]) -> bool:
+    """Whether a line holds all these words, ASCII in lower case, in any way that `canonical` reads as the same."""
+    lower = line.lower()
+    if all(word.encode() in lower for word in words):
+        return True
+    if line.isascii():
+        return False
+    text = canonical(line.decode(errors="replace")).casefold()
+    return all(word in text for word in words)
 
 
 def texts_of(values: object, key: str = "") -> Iterator[str]:

@@ -90,9 +90,6 @@ class RunView(Protocol):
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows of an artifact that an earlier stage wrote, such as `revisions`."""
 
-    def stream(self, artifact: str, kind: type[R]) -> "RowStream[R]":
-        """The same rows, to be iterated over: where they are many, they are read anew and never all in memory."""
-
     def summary(self, kind: type[S]) -> S | None:
         """What the earlier stage that writes such a summary said; None if this run has no such stage."""
 
@@ -116,6 +113,9 @@ class StageContext(RunView, Protocol):
     @property
     def judges(self) -> Mapping[str, str]:
         """The role of every judge by its name: `labeler`, then those of the panel (`second`: `panel.second`)."""
+
+    def stream(self, artifact: str, kind: type[R]) -> "RowStream[R]":
+        """The rows of an artifact, to be iterated over: where they are many, they are read anew and never all held."""
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         """Write rows as an artifact of this stage, whole or not at all; returns how many.

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
-from pyarrow import compute, parquet  # type: ignore[import-untyped]
+from pyarrow import compute, parquet
 
 from constitutional.base import shards
 from constitutional.base.errors import RunError

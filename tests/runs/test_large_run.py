@@ -8,7 +8,7 @@ import pytest
 
 from constitutional.base import shards
 from constitutional.base.errors import UsageError
-from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Revision
+from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Record, Revision
 from constitutional.base.shards import Shards
 from constitutional.cli.find import find
 from constitutional.runs import search
@@ -16,7 +16,12 @@ from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import StageEntry
 from tests.scripted_run import World, configured, constitution, go
 
-KINDS = {"revisions": Revision, "comparisons": Comparison, "judgements": Judgement, "preferences": Preference}
+KINDS: dict[str, type[Record]] = {
+    "revisions": Revision,
+    "comparisons": Comparison,
+    "judgements": Judgement,
+    "preferences": Preference,
+}
 
 
 def until_mix(folder: Path, *words: str, world: World | None = None) -> RunStore:
