@@ -122,6 +122,8 @@ class OneStage:
         assert all(isinstance(row, kind) for row in self.rows[artifact])
         return self.rows[artifact]
 
+    stream = read
+
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
         self.rows[artifact] = list(rows)
         return len(self.rows[artifact])

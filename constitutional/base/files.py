@@ -90,14 +90,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     finally:
         # What goes wrong here must not hide what went wrong before: on a read-only disk nothing can be removed either.
         with suppress(OSError):
             temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The new name itself must survive a loss of power, not only the bytes under it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

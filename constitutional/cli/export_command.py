@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from constitutional.base.errors import InputError, RunError, UsageError
-from constitutional.base.files import CARD, atomic_write, files_in, read_rows, writing
+from constitutional.base.files import CARD, atomic_write, files_in, writing
 from constitutional.base.jsonl import BadTextError, parse
 from constitutional.base.progress import counted
+from constitutional.base.shards import read_artifact
 from constitutional.base.text import printable
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def _preferences(target: Target) -> "Iterator[Preference]":
         )
     if not store.artifacts()["preferences"].rows:
         raise RunError(f"{store.folder}: its stage 'mix' made no preference; constitutional report says why")
-    return read_rows(store.artifact("preferences"), Preference)
+    return read_artifact(store.artifact("preferences"), Preference)
 
 
 def _write_rows(target: Target, *, force: bool) -> None:

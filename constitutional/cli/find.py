@@ -4,7 +4,7 @@ import re
 import shlex
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from constitutional.base.errors import UsageError
@@ -44,12 +44,12 @@ def find(store: RunStore, wanted: str, *, as_text: bool = False, everything: boo
         return show.item(store, rows[0])
     if wanted in principles and not as_text:
         return _by_principle(store, wanted, principles[wanted], everything=everything)
-    matches = list(search.by_words(store, wanted))
+    matches = search.by_words(store, wanted)
     if rows:
         word = re.compile(rf"(?<!\w){re.escape(canonical(wanted))}(?!\w)", re.IGNORECASE)
-        matches = [(row, text) for row, text in matches if word.search(canonical(text))]
-    if matches:
-        return _by_words(store, wanted, matches, [row.id for row in rows], everything=everything)
+        matches = ((row, text) for row, text in matches if word.search(canonical(text)))
+    if told := _by_words(store, wanted, matches, [row.id for row in rows], everything=everything):
+        return told
     ids = list(dict.fromkeys(row.id for row in rows))
     if len(ids) > 1:
         raise UsageError(f"'{wanted}' begins {len(ids)} ids ({', '.join(sorted(ids)[:5])}, …); type more of it")
@@ -59,25 +59,62 @@ def find(store: RunStore, wanted: str, *, as_text: bool = False, everything: boo
 
 
 def _nothing(store: RunStore, wanted: str, principles: Iterable[str]) -> str:
-    example = next((row.id for kind in search.KINDS for row in search.rows(store, kind, lambda _: True)), "")
+    example = next((row.id for kind in search.KINDS for row in search.rows(store, kind)), "")
     advice = f"; every row of the run's *.jsonl files begins with its id, such as {example}" if example else ""
     near = nearest(wanted, principles)
     principle = f" ({near})" if near.startswith("did") else ""
     return f"{store.folder}: nothing has the id, the principle{principle} or the words '{wanted}'{advice}"
 
 
+class _Listed:
+    """Items to be listed, by kind; no more of them are held than are shown.
+
+    Args:
+        everything: whether all are shown.
+    """
+
+    def __init__(self, *, everything: bool) -> None:
+        self.counts: Counter[str] = Counter()
+        self.notes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """By kind, how many items there are of which a word is true."""
+        self._everything = everything
+        self._items: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+
+    def add(self, kind: str, item: str, line: str) -> None:
+        """An item by its id, with a line that tells it from others."""
+        self.counts[kind] += 1
+        if self._everything or len(self._items[kind]) < LISTED:
+            self._items[kind].append((item, line))
+
+    def lines(self, store: RunStore) -> list[str]:
+        """The items of each kind: how many, a line for each with its id first, and how to see one."""
+        from rich.cells import cell_len, set_cell_size
+
+        width, lines = shutil.get_terminal_size().columns, list[str]()
+        for kind, count in self.counts.items():
+            words = ", ".join(f"{number} {word}" for word, number in sorted(self.notes[kind].items()))
+            name = kind if count > 1 else kind.removesuffix("s")
+            lines.append(f"\n{count:,} {name}{f': {words}' if words else ''}")
+            for item, text in self._items[kind]:
+                line = printable(f"  {item}  {' '.join(text.split())}")
+                lines.append(line if cell_len(line) <= width else f"{set_cell_size(line, width - 1).rstrip()}…")
+            if more := count - len(self._items[kind]):
+                lines.append(f"  … and {more:,} more; --all lists them")
+        first = next(iter(self._items.values()))[0][0]
+        lines.append(f"\nto see one of them: constitutional show {shlex.quote(str(store.folder))} {first}")
+        return lines
+
+
 def _by_principle(store: RunStore, principle: str, text: str, *, everything: bool) -> str:
-    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-    notes: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    listed = _Listed(everything=everything)
     for row in search.by_principle(store, principle):
-        values = row.values
-        words, line = _of_principle(row.artifact, values, principle)
-        notes[row.artifact].update(words)
-        groups[row.artifact].append((row.id, line))
+        words, line = _of_principle(row.artifact, row.values, principle)
+        listed.notes[row.artifact].update(words)
+        listed.add(row.artifact, row.id, line)
     heading = f"principle {principle}: {text}"
-    if not groups:
+    if not listed.counts:
         return printable(f"{heading}\nnothing in this run rests on it yet")
-    return "\n".join([printable(heading), *_listed(store, groups, notes, everything=everything)])
+    return "\n".join([printable(heading), *listed.lines(store)])
 
 
 def _of_principle(artifact: str, values: dict[str, Any], principle: str) -> tuple[list[str], str]:
@@ -108,43 +145,21 @@ def _asked(values: dict[str, Any]) -> str:
 
 
 def _by_words(
-    store: RunStore, words: str, matches: list[tuple[search.FoundRow, str]], ids: list[str], *, everything: bool
+    store: RunStore, words: str, matches: Iterable[tuple[search.FoundRow, str]], ids: list[str], *, everything: bool
 ) -> str:
-    groups: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    """The items in whose texts these words stand; empty where there is none."""
+    listed = _Listed(everything=everything)
     for row, text in matches:
-        groups[row.artifact].append((row.id, _around(canonical(text), canonical(words))))
-    lines = [f"{counted(len(matches), 'item')} with '{words}' in a text"]
+        listed.add(row.artifact, row.id, _around(canonical(text), canonical(words)))
+    if not listed.counts:
+        return ""
+    lines = [f"{counted(listed.counts.total(), 'item')} with '{words}' in a text"]
     if ids:
         lines.append(f"it also begins {counted(len(ids), 'id')}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}")
-    return "\n".join([*map(printable, lines), *_listed(store, groups, {}, everything=everything)])
+    return "\n".join([*map(printable, lines), *listed.lines(store)])
 
 
 def _around(text: str, words: str) -> str:
     """The text from a little before the words."""
     at = max(0, text.casefold().find(words.casefold()) - 20)
     return f"…{text[at:]}" if at else text
-
-
-def _listed(
-    store: RunStore,
-    groups: Mapping[str, list[tuple[str, str]]],
-    notes: Mapping[str, Mapping[str, int]],
-    *,
-    everything: bool,
-) -> list[str]:
-    """The items of each kind: how many, a line for each with its id first, and how to see one."""
-    from rich.cells import cell_len, set_cell_size
-
-    width, lines = shutil.get_terminal_size().columns, list[str]()
-    for kind, items in groups.items():
-        counts = ", ".join(f"{count} {word}" for word, count in sorted(notes.get(kind, {}).items()))
-        name = kind if len(items) > 1 else kind.removesuffix("s")
-        lines.append(f"\n{len(items):,} {name}{f': {counts}' if counts else ''}")
-        for item_id, text in items if everything else items[:LISTED]:
-            line = printable(f"  {item_id}  {' '.join(text.split())}")
-            lines.append(line if cell_len(line) <= width else f"{set_cell_size(line, width - 1).rstrip()}…")
-        if len(items) > LISTED and not everything:
-            lines.append(f"  … and {len(items) - LISTED:,} more; --all lists them")
-    first = next(iter(groups.values()))[0][0]
-    lines.append(f"\nto see one of them: constitutional show {shlex.quote(str(store.folder))} {first}")
-    return lines

@@ -1,6 +1,5 @@
 """A run for people: its stages in a table, one item followed back to where it came from, the models side by side."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Final, TypeVar
 from constitutional.base.errors import InputError
 from constitutional.base.progress import clock
 from constitutional.base.records import Comparison, GoldPoint, Judgement, Preference, Prompt, Record, Revision, Sample
+from constitutional.base.shards import json_text
 from constitutional.base.text import printable, table
 from constitutional.judging.labelling import combine, readable
 from constitutional.judging.priorities import overridden
@@ -94,15 +94,15 @@ def item(store: RunStore, wanted: FoundRow) -> str:
     name = record.id if isinstance(record, Comparison) else getattr(record, "comparison", None)
     prompt: Prompt | None = record if isinstance(record, Prompt) else getattr(record, "prompt", None)
     if name:
-        behind = search.about(store, "comparisons", Comparison, f'{{"id": "{name}"')
+        behind = search.about(store, "comparisons", Comparison, "id", [name])
         prompt = prompt or next((pair.prompt for _, pair in behind), None)
     else:
-        behind = search.about(store, "comparisons", Comparison, *_fragments(prompt))
-    ids = [f'"comparison": "{name}"' for name in dict.fromkeys([name, *(pair.id for _, pair in behind)]) if name]
-    preferences = search.about(store, "preferences", Preference, *ids)
-    judgements = search.about(store, "judgements", Judgement, *ids)
-    revisions = search.about(store, "revisions", Revision, *_fragments(prompt))
-    samples = search.about(store, "samples", Sample, *_fragments(prompt))
+        behind = search.about(store, "comparisons", Comparison, "prompt", _as_json(prompt))
+    ids = [name for name in dict.fromkeys([name, *(pair.id for _, pair in behind)]) if name]
+    preferences = search.about(store, "preferences", Preference, "comparison", ids)
+    judgements = search.about(store, "judgements", Judgement, "comparison", ids)
+    revisions = search.about(store, "revisions", Revision, "prompt", _as_json(prompt))
+    samples = search.about(store, "samples", Sample, "prompt", _as_json(prompt))
     margin = 0.0
     with suppress(InputError):  # a configuration that this version cannot read
         margin = load(store.folder).mix.margin
@@ -120,11 +120,9 @@ def item(store: RunStore, wanted: FoundRow) -> str:
     return printable("\n".join(lines))
 
 
-def _fragments(prompt: Prompt | None) -> list[str]:
+def _as_json(prompt: Prompt | None) -> list[str]:
     """How a prompt is written within the rows that hold it."""
-    if prompt is None:
-        return []
-    return [f'"prompt": {json.dumps(prompt.model_dump(mode="json"), ensure_ascii=False)}']
+    return [] if prompt is None else [json_text(prompt.model_dump(mode="json"))]
 
 
 def _rows(store: RunStore, artifact: str, kind: type[R]) -> list[R]:

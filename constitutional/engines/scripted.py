@@ -17,12 +17,16 @@ class ScriptedEngine(Engine):
         rule: returns the whole completion, or only the text of a reply. It should depend on nothing but the request.
         name: tells scripted engines with different rules apart: it is all that their identity is made of.
         abilities: what the rule can answer.
+        at_a_time: answers that are handed on together.
     """
 
-    def __init__(self, rule: Rule, name: str = "scripted", abilities: Abilities | None = None) -> None:
+    def __init__(
+        self, rule: Rule, name: str = "scripted", abilities: Abilities | None = None, at_a_time: int = AT_A_TIME
+    ) -> None:
         self.rule = rule
         self.name = name
         self.abilities = abilities or Abilities()
+        self.at_a_time = at_a_time
         self.count = 0
         """How many requests it has answered."""
 
@@ -64,7 +68,7 @@ class ScriptedSession:
         answers: list[tuple[Ticket, Completion]] = []
         if self._failure is not None:
             raise self._failure
-        for ticket in sorted(self._waiting)[:AT_A_TIME] if timeout_s != 0 else ():
+        for ticket in sorted(self._waiting)[: self._engine.at_a_time] if timeout_s != 0 else ():
             try:
                 completion = self._engine.answer(self._waiting[ticket])
             except BaseException as error:

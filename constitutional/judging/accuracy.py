@@ -295,6 +295,12 @@ def accuracy_against(judgements: Iterable[Judgement], answers: Mapping[str, Lite
 
 def position_bias(judgements: Iterable[Judgement]) -> float | None:
     """The share of readings that prefer the response shown first, of those that prefer one."""
+    first, total = shown_first(judgements)
+    return first / total if total else None
+
+
+def shown_first(judgements: Iterable[Judgement]) -> tuple[int, int]:
+    """How many readings prefer the response shown first, and how many prefer one."""
     first = total = 0
     for judgement in judgements:
         if len(judgement.readings) < len(ORDERS):
@@ -303,4 +309,4 @@ def position_bias(judgements: Iterable[Judgement]) -> float | None:
             if reading.p_a is not None and reading.p_a != 0.5:
                 first += (reading.p_a > 0.5) == (reading.order == "a_first")
                 total += 1
-    return first / total if total else None
+    return first, total

@@ -8,6 +8,7 @@ by this.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
@@ -134,19 +135,15 @@ def label_telling(
     """For each prompt, in order, judgements of the comparisons that its principle tells apart.
 
     Args:
-        comparisons: all that could be judged.
+        comparisons: all that could be judged; those of one prompt stand together.
         constitution: the principles that are drawn.
         judges: the first scores the responses one by one; then all compare two of them.
         violated: by prompt's id, the principles that its draft violated, which are drawn first.
         settings: how many comparisons of a prompt are judged.
         ended: told how many prompts are done, in whatever order.
     """
-    by_prompt: defaultdict[str, list[Comparison]] = defaultdict(list)
-    for comparison in comparisons:
-        by_prompt[comparison.prompt.id].append(comparison)
 
-    async def judge(name: str) -> PromptJudgements:
-        group = by_prompt[name]
+    async def judge(name: str, group: Sequence[Comparison]) -> PromptJudgements:
         labeler = judges[0].labeler
         principle = principle_for(name, constitution, violated.get(name, ()), labeler.seed)
         responses = list(dict.fromkeys(text for comparison in group for text in (comparison.a, comparison.b)))
@@ -158,18 +155,20 @@ def label_telling(
         problems = [rating.problem for rating in ratings if rating.problem]
         return PromptJudgements(scores, problems, [judgement for judgements in judged for judgement in judgements])
 
-    return side_by_side(map(judge, by_prompt), ended=ended)
+    by_prompt = groupby(comparisons, lambda comparison: comparison.prompt.id)
+    return side_by_side((judge(name, list(group)) for name, group in by_prompt), ended=ended)
 
 
-def why_unread(problems: Sequence[str], labeler: Labeler, otherwise: str) -> str:
+def why_unread(problems: Sequence[str] | Mapping[str, int], labeler: Labeler, otherwise: str) -> str:
     """The most frequent problem of a judge's replies, and what to do.
 
     Args:
-        problems: at least one, of replies that could not be read.
+        problems: at least one, of replies that could not be read, or how often each occurs.
         labeler: the judge.
         otherwise: what to do where the replies were not cut off.
     """
-    problem, count = Counter(problems).most_common(1)[0]
+    counts = Counter(problems)
+    problem, count = counts.most_common(1)[0]
     remedy = otherwise
     if CUT_OFF in problem:
         remedy = f"label.max_tokens={2 * labeler.settings.max_tokens}"
@@ -177,7 +176,7 @@ def why_unread(problems: Sequence[str], labeler: Labeler, otherwise: str) -> str
             role = LABELER if labeler.judge_name == LABELER else f"panel.{labeler.judge_name}"
             remedy = f"{role}.structured=no, by which it answers in words, or {remedy}"
         remedy = f"type {remedy}"
-    return f"{problem} ({count} of {len(problems)}); {remedy}"
+    return f"{problem} ({count} of {counts.total()}); {remedy}"
 
 
 def readable(judgements: Iterable[Judgement]) -> list[Judgement]:

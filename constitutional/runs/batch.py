@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from constitutional.base.errors import ConfigurationError, InputError, UsageError
-from constitutional.base.files import atomic_write, read_rows, writing
+from constitutional.base.files import atomic_write, writing
 from constitutional.base.progress import Progress
 from constitutional.base.records import Revision
+from constitutional.base.shards import read_artifact
 from constitutional.base.templates import load_prompts
 from constitutional.engines.base import Abilities, Completion, Engine, ForwardingEngine, Request, Session
 from constitutional.engines.journal import Journal
@@ -272,7 +273,9 @@ def _rounds(stage: Stage, config: RunConfig, replayed: Replayed | None = None) -
         per_round = 2 if config.critique_revise.critique else 1
         whole = 1 + per_round * config.critique_revise.rounds
         path = replayed.rows.get("revisions") if replayed else None
-        return max((_left(row, whole, per_round) for row in read_rows(path, Revision)), default=0) if path else whole
+        return (
+            max((_left(row, whole, per_round) for row in read_artifact(path, Revision)), default=0) if path else whole
+        )
     own = {"sample_pairs": 1, "labeler_check": judging, "label": judging, "evaluate": 1 + judging}
     return own.get(stage.name, 0) + (stage.name == "label" and config.label.principles == "telling")
 

@@ -11,9 +11,9 @@ from typing import Any, Final, Self, TypeVar
 from pydantic import BaseModel
 
 from constitutional.base.errors import ConstitutionalError
-from constitutional.base.files import write_rows
 from constitutional.base.progress import Progress, Task, counted
 from constitutional.base.records import LABELER, Record
+from constitutional.base.shards import RowStream, write_artifact
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import PURPOSES, USES, Constitution, Principle
 from constitutional.constitution.file import is_shipped, load_constitution
@@ -338,6 +338,10 @@ class FinishedRun:
         """The rows of an artifact that an earlier stage wrote."""
         return self._store.read(artifact, kind)
 
+    def stream(self, artifact: str, kind: type[R]) -> RowStream[R]:
+        """The same rows, not all of which are held at once where they are many."""
+        return self._store.stream(artifact, kind)
+
     def summary(self, kind: type[S]) -> S | None:
         """What an earlier stage said of its work; None if this run has no such stage."""
         return next((self._store.summary(name, kind) for name in self._earlier() if name in kind.stages), None)
@@ -398,9 +402,9 @@ class RunStageContext(FinishedRun):
         return self.calls_elsewhere or Calls.of_roles({role: engine.calls for role, engine in self._engines.items()})
 
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
-        """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
-        self.written[artifact] = self.output(f"{artifact}.jsonl")
-        return write_rows(self.written[artifact], rows)
+        """Write rows as an artifact of this stage, whole or not at all, as they come; returns how many."""
+        self.written[artifact], count = write_artifact(self._begun.folder, artifact, rows)
+        return count
 
     def model(self, artifact: str) -> Path:
         """The folder of a model: one that the run is given, or one that an earlier stage made."""
@@ -472,6 +476,8 @@ class RunStageContext(FinishedRun):
 
     def made(self, name: str) -> Path:
         """Where this stage left one of its artifacts: rows, a folder, or a file of any ending."""
+        if name in self.written:
+            return self.written[name]
         places = [self._begun.folder / f"{name}.jsonl", self._begun.folder / name]
         places += sorted(self._begun.folder.glob(f"{name}.*"))
         made = next((place for place in places if place.exists()), None)

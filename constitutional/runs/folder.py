@@ -6,7 +6,7 @@
     ├── manifest.json                which stages there are, and which of them failed
     ├── forecast.json                what a dry run expected them to ask, where there was one
     └── 02_critique_revise/          one folder a stage, in running order: a link to what `outputs.py` keeps
-        ├── revisions.jsonl          a row a line
+        ├── revisions.jsonl          a row a line; more than 100,000 rows are a folder of Parquet files, `revisions`
         └── summary.json             what the stage says of its work
 
 Runs that need the same stage share what it made. A run whose settings have changed is linked to other outputs; the old
@@ -25,8 +25,9 @@ from typing import IO, Final, Self, TypeVar
 from pydantic import ValidationError
 
 from constitutional.base.errors import RunError, UsageError
-from constitutional.base.files import atomic_write, read_rows, writing
+from constitutional.base.files import atomic_write, writing
 from constitutional.base.records import Record
+from constitutional.base.shards import RowStream, Shards, is_sharded, read_artifact
 from constitutional.runs.manifest import (
     ENTRY,
     MANIFEST,
@@ -213,7 +214,12 @@ class RunStore:
 
     def read(self, name: str, kind: type[R]) -> list[R]:
         """The rows of an artifact."""
-        return list(read_rows(self.artifact(name), kind))
+        return list(read_artifact(self.artifact(name), kind))
+
+    def stream(self, name: str, kind: type[R]) -> RowStream[R]:
+        """The rows of an artifact, which are read anew whenever they are iterated over where they are many."""
+        path = self.artifact(name)
+        return Shards(path, kind) if is_sharded(path) else self.read(name, kind)
 
     def summary(self, stage: str, kind: type[S]) -> S:
         """What a finished stage said of its work.

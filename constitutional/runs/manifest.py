@@ -42,7 +42,7 @@ class Artifact(Frozen):
     file: str
     """Its path in the stage's folder."""
     rows: int | None
-    """Lines of a JSONL file; None for anything else."""
+    """Of a JSONL file, or a folder of shards; None for anything else."""
     sha256: str
     """Of the bytes; of a folder, over the paths and digests of its files."""
     parts: dict[str, Part]

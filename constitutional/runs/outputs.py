@@ -26,6 +26,7 @@ from typing import IO, Any, Final, NamedTuple, Self
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import atomic_write, digest_of, files_in, row_count, writing
+from constitutional.base.shards import count_of, is_sharded
 from constitutional.engines.spending import Calls
 from constitutional.runs.manifest import (
     ENTRY,
@@ -231,7 +232,8 @@ def _artifact(path: Path, folder: Path) -> Artifact:
         name = file.relative_to(path).as_posix() if path.is_dir() else ""
         parts[name] = Part(sha256=digest_of(file), bytes=state.st_size, mtime_ns=state.st_mtime_ns)
     sha256 = parts[""].sha256 if "" in parts else _over(parts)
-    return Artifact(file=path.relative_to(folder).as_posix(), rows=row_count(path), sha256=sha256, parts=parts)
+    rows = count_of(path) if is_sharded(path) else row_count(path)
+    return Artifact(file=path.relative_to(folder).as_posix(), rows=rows, sha256=sha256, parts=parts)
 
 
 def _over(parts: Mapping[str, Part]) -> str:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.records import Comparison, Prompt, Record, Revision
+from constitutional.base.shards import RowStream
 from constitutional.engines.base import Completion, Engine, ForwardingEngine, Request, Session, Ticket
 from constitutional.engines.journal import JournalEngine, Keys
 from constitutional.engines.scripted import ScriptedEngine
@@ -107,9 +108,14 @@ class ScratchContext(RunStageContext):
 
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows that belong to the chosen prompts; all of them where none are chosen."""
-        rows = super().read(artifact, kind)
+        return list(self.stream(artifact, kind))
+
+    def stream(self, artifact: str, kind: type[R]) -> RowStream[R]:
+        """The same."""
+        rows = super().stream(artifact, kind)
         # What belongs to no prompt, such as how far the labeler can be trusted, is whole.
-        return [row for row in rows if not self._some or (prompt := _prompt_of(row)) is None or prompt in self._some]
+        some = self._some
+        return [row for row in rows if (prompt := _prompt_of(row)) is None or prompt in some] if some else rows
 
     def engine(self, role: str) -> Engine:
         """A model that answers through the journal, or its stand-in."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from constitutional.base.progress import Task
+    from constitutional.base.shards import RowStream
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
@@ -113,8 +114,14 @@ class StageContext(RunView, Protocol):
     def judges(self) -> Mapping[str, str]:
         """The role of every judge by its name: `labeler`, then those of the panel (`second`: `panel.second`)."""
 
+    def stream(self, artifact: str, kind: type[R]) -> "RowStream[R]":
+        """The rows of an artifact, to be iterated over: where they are many, they are read anew and never all held."""
+
     def write(self, artifact: str, rows: Iterable[Record]) -> int:
-        """Write rows as this stage's `<artifact>.jsonl`, whole or not at all; returns how many."""
+        """Write rows as an artifact of this stage, whole or not at all; returns how many.
+
+        They are written as they come: `<artifact>.jsonl`, or of many rows a folder of shards (`base/shards.py`).
+        """
 
     def summarise(self, summary: Summary) -> None:
         """Keep the stage's summary; every stage calls this once."""

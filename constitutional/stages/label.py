@@ -6,8 +6,9 @@ judge the same comparisons (a panel); and with `principles: telling` only those 
 tells apart by the first labeler's scores (`judging/choosing.py`).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from constitutional.base.progress import counted
 from constitutional.base.records import LABELER, Comparison, Judgement, Revision
@@ -15,8 +16,8 @@ from constitutional.judging.accuracy import (
     PrincipleAccuracy,
     called,
     labelled_by,
-    position_bias,
     sharpness_of,
+    shown_first,
     untrusted,
 )
 from constitutional.judging.agreement import disagreement
@@ -25,6 +26,7 @@ from constitutional.judging.labeler import TOO_LONG, Labeler
 from constitutional.judging.labelling import (
     Judge,
     LabelSettings,
+    PromptJudgements,
     decisive,
     label_by,
     label_telling,
@@ -52,58 +54,118 @@ def judges_of(settings: Settings, context: StageContext, accuracies: Sequence[Pr
     ]
 
 
-def unreadable(judges: Sequence[Judge], judgements: Sequence[Judgement]) -> Iterator[tuple[str, str, str]]:
-    """Of judges that gave no readable answer mostly: the name, `30 of 32`, and why."""
-    for judge in judges:
-        own = [judgement for judgement in judgements if judgement.judge == judge.labeler.judge_name]
-        problems = [judgement.problem or "" for judgement in own if judgement.p_a is None]
-        if 2 * len(problems) > len(own):
-            why = why_unread(problems, judge.labeler, "take another label.method, or another model")
-            yield judge.labeler.judge_name, f"{len(problems)} of {len(own)}", why
+class Tally:
+    """What is counted of a run's judgements while they are written."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        """By what `LabelSummary` calls it, and: readings that prefer the response shown `first`, those that prefer
+        `one`; comparisons by a principle that `several` judges have a preference on, and those where they are
+        `split`."""
+        self.judged: Counter[str] = Counter()
+        """Judgements by judge."""
+        self.problems: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """By judge, why judgements cannot be read, and how often."""
+
+    def through(self, judgements: Iterable[Judgement]) -> Iterator[Judgement]:
+        """The judgements, counted; those of a comparison stand together."""
+        for _, of_comparison in groupby(judgements, lambda judgement: judgement.comparison):
+            group = list(of_comparison)
+            self._count(group)
+            yield from group
+
+    def _count(self, group: Sequence[Judgement]) -> None:
+        """Count the judgements of a comparison."""
+        for judgement in group:
+            self.judged[judgement.judge] += 1
+            if judgement.p_a is None:
+                self.problems[judgement.judge][judgement.problem or ""] += 1
+        first, one = shown_first(group)
+        split = disagreement(group)
+        outvoted = len(readable(group)) - len(decisive(group))
+        self.counts.update(
+            unreadable=sum(judgement.p_a is None for judgement in group),
+            too_long=sum(TOO_LONG in (judgement.problem or "") for judgement in group),
+            conflicts=sum(judgement.conflict for judgement in group),
+            ties=sum(judgement.p_a == 0.5 for judgement in group),
+            bounded=sum(any(reading.bounded for reading in judgement.readings) for judgement in group),
+            overridden=outvoted,
+            settled=bool(outvoted),
+            first=first,
+            one=one,
+            several=len(split),
+            split=sum(split),
+        )
+
+    def unreadable(self, judges: Sequence[Judge]) -> Iterator[tuple[str, str, str]]:
+        """Of judges that gave no readable answer mostly: the name, `30 of 32`, and why."""
+        for judge in judges:
+            name = judge.labeler.judge_name
+            problems, judged = self.problems[name], self.judged[name]
+            if 2 * problems.total() > judged:
+                why = why_unread(problems, judge.labeler, "take another label.method, or another model")
+                yield name, f"{problems.total()} of {judged}", why
+
+
+class ScoreTally:
+    """What is counted of the labeler's scores of single responses."""
+
+    def __init__(self) -> None:
+        self.rated = 0
+        self.unrated = 0
+        self.problems: Counter[str] = Counter()
+        """Why responses have no score, and how often."""
+
+    def through(self, judged: Iterable[PromptJudgements]) -> Iterator[Judgement]:
+        """The judgements of each prompt, whose scores are counted."""
+        for prompt in judged:
+            unrated = sum(score is None for score in prompt.scores.values())
+            self.unrated += unrated
+            self.rated += len(prompt.scores) - unrated
+            self.problems.update(prompt.problems)
+            yield from prompt.judgements
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Read `comparisons`, `revisions` and `labeler_accuracy`, write `judgements`."""
+    """Read `comparisons`, `revisions` and `labeler_accuracy`, write `judgements` as they come."""
     context.release()  # the SFT model, which is asked no more, may leave the labeler no room
     accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
-    comparisons = context.read("comparisons", Comparison)
+    comparisons = context.stream("comparisons", Comparison)
     judges = judges_of(settings, context, accuracies)
     constitution = labelled_by(settings, context.constitution, accuracies, context.judges)
-    scores: list[int | None] = []
-    problem = ""
+    tally, scores, problem = Tally(), ScoreTally(), ""
     if settings.principles == "telling":
-        violated = violated_in_drafts(context.read("revisions", Revision))
-        with context.task("label", len({comparison.prompt.id for comparison in comparisons}), "prompts") as task:
-            judged = list(label_telling(comparisons, constitution, judges, violated, settings, ended=task.update))
-        judgements = [judgement for prompt in judged for judgement in prompt.judgements]
-        scores = [score for prompt in judged for score in prompt.scores.values()]
-        problems = [text for prompt in judged for text in prompt.problems]
-        if 2 * len(problems) > len(scores):
+        violated = violated_in_drafts(context.stream("revisions", Revision))
+        total = sum(1 for _ in groupby(comparisons, lambda comparison: comparison.prompt.id))
+        with context.task("label", total, "prompts") as task:
+            judged = label_telling(comparisons, constitution, judges, violated, settings, ended=task.update)
+            count = context.write("judgements", tally.through(scores.through(judged)))
+        problems, responses = scores.problems.total(), scores.rated + scores.unrated
+        if 2 * problems > responses:
             otherwise = "type label.principles=one, which compares without scores"
-            problem = why_unread(problems, judges[0].labeler, otherwise)
+            problem = why_unread(scores.problems, judges[0].labeler, otherwise)
             context.warn(
-                f"the labeler gave no score to {len(problems)} of {len(scores)} responses, which were not compared: "
-                f"{problem}"
+                f"the labeler gave no score to {problems} of {responses} responses, which were not compared: {problem}"
             )
     else:
         total = len(comparisons) * (len(constitution.principles) if settings.principles == "all" else 1)
         with context.task("label", total) as task:
-            judgements = list(label_by(judges, comparisons, constitution, settings, context.seed, ended=task.update))
-    for judge, how_many, why in unreadable(judges, judgements):
+            judgements = label_by(judges, comparisons, constitution, settings, context.seed, ended=task.update)
+            count = context.write("judgements", tally.through(judgements))
+    for judge, how_many, why in tally.unreadable(judges):
         context.warn(f"the {called(judge)} gave no readable answer in {how_many} judgements: {why}")
         if judge == LABELER:
             problem = problem or why
+    counts = tally.counts
     if len(judges) > 1:
-        split = disagreement(judgements)
-        common = f"{len(split)} comparisons on which several have a preference"
+        common = f"{counts['several']} comparisons on which several have a preference"
         context.say(
-            f"the judges prefer different responses in {sum(split)} of {common}"
-            if split
+            f"the judges prefer different responses in {counts['split']} of {common}"
+            if counts["several"]
             else "no comparison has preferences of several judges, so nobody knows how far they agree"
         )
-    outvoted = _overridden(judgements)
-    if any(outvoted):
-        settled = counted(sum(map(bool, outvoted)), "comparison")
+    if counts["settled"]:
+        settled = counted(counts["settled"], "comparison")
         context.say(f"on {settled} principles disagree of which one overrides the other, and it decides")
     elif constitution.overridden_by and settings.principles == "one":
         context.warn(
@@ -111,29 +173,20 @@ def run(settings: Settings, context: StageContext) -> None:
             "drawn for it (label.principles=one), so no two can disagree; type label.principles=all to judge by all, "
             "and let those decide that override"
         )
-    context.write("judgements", judgements)
     context.summarise(
         LabelSummary(
             comparisons=len(comparisons),
-            rated=len(scores) - scores.count(None),
-            unrated=scores.count(None),
+            rated=scores.rated,
+            unrated=scores.unrated,
             problem=problem,
-            judgements=len(judgements),
-            unreadable=sum(judgement.p_a is None for judgement in judgements),
-            too_long=sum(TOO_LONG in (judgement.problem or "") for judgement in judgements),
-            conflicts=sum(judgement.conflict for judgement in judgements),
-            ties=sum(judgement.p_a == 0.5 for judgement in judgements),
-            position_bias=position_bias(judgements),
-            bounded=sum(any(reading.bounded for reading in judgement.readings) for judgement in judgements),
-            overridden=sum(outvoted),
-            settled=sum(map(bool, outvoted)),
+            judgements=count,
+            unreadable=counts["unreadable"],
+            too_long=counts["too_long"],
+            conflicts=counts["conflicts"],
+            ties=counts["ties"],
+            position_bias=counts["first"] / counts["one"] if counts["one"] else None,
+            bounded=counts["bounded"],
+            overridden=counts["overridden"],
+            settled=counts["settled"],
         )
     )
-
-
-def _overridden(judgements: Iterable[Judgement]) -> list[int]:
-    """For each comparison, how many of its readable judgements a principle overrides."""
-    groups: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for judgement in readable(judgements):
-        groups[judgement.comparison].append(judgement)
-    return [len(group) - len(decisive(group)) for group in groups.values()]

@@ -8,18 +8,21 @@ people leave it even and `ties` says so.
 """
 
 import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Final, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from constitutional.base.errors import ConfigurationError
+from constitutional.base.errors import ConfigurationError, RunError
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
+from constitutional.base.shards import RowStream, Shards
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import divisor, read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
@@ -107,9 +110,17 @@ class Mixed(NamedTuple):
     """What the votes lack for Dawid and Skene's estimate, where it is asked for."""
 
 
+class MixedRows(NamedTuple):
+    """The same, with preferences that are made when they are asked for, once."""
+
+    preferences: Iterator[Preference]
+    counts: dict[str, int]
+    problem: str | None
+
+
 def mix(
-    comparisons: Sequence[Comparison],
-    judgements: Iterable[Judgement],
+    comparisons: RowStream[Comparison],
+    judgements: RowStream[Judgement],
     verdicts: Sequence[Verdict],
     human_preferences: Sequence[Preference],
     settings: Settings,
@@ -125,8 +136,78 @@ def mix(
     Raises:
         ConfigurationError: there is too little of one source for the share or the total.
     """
+    mixed = mixed_rows(comparisons, judgements, verdicts, human_preferences, settings, seed)
+    return Mixed(list(mixed.preferences), mixed.counts, mixed.problem)
+
+
+def mixed_rows(
+    comparisons: RowStream[Comparison],
+    judgements: RowStream[Judgement],
+    verdicts: Sequence[Verdict],
+    human_preferences: Sequence[Preference],
+    settings: Settings,
+    seed: int,
+) -> MixedRows:
+    """The same as `mix`, for any number of comparisons: they and their judgements are read twice, row by row.
+
+    Of each preference some tens of bytes are held: its rank, and its side of the split. What people say is held whole.
+
+    Raises:
+        ConfigurationError: there is too little of one source for the share or the total.
+        RunError: judgements in shards do not stand in the order of the comparisons.
+    """
     counts: Counter[str] = Counter()
-    verdicts_by_comparison: defaultdict[str, list[Verdict]] = defaultdict(list)
+    verdicts_by_comparison = _usable(verdicts, counts)
+    opinions = _about(comparisons, verdicts) if settings.aggregate == "dawid_skene" else []
+    problem = too_few(opinions)
+    estimates = {} if problem else estimated(opinions)
+
+    def decided(counts: Counter[str]) -> Iterator[Preference]:
+        """By the labeler or by people, in the order of the comparisons."""
+        for comparison, own in _with_judgements(comparisons, judgements):
+            if same_text(comparison.a, comparison.b):
+                counts["comparisons of equal texts"] += 1
+            elif comparison.id in verdicts_by_comparison:
+                counts["AI judgements overridden by a person"] += bool(own)
+                p_a = estimates.get(comparison.id)
+                yield from _by_people(comparison, verdicts_by_comparison[comparison.id], p_a, settings, counts)
+            else:
+                yield from _by_ai(comparison, own, settings, counts)
+
+    ai, human = _Available(settings, seed), _Available(settings, seed)
+    people: list[Preference] = []
+    for preference in decided(counts):
+        if preference.source == "ai":
+            ai.add(preference)
+        else:
+            people.append(preference)
+    brought = _brought_together(human_preferences, counts, keep=settings.ties == "keep")
+    people += [preference for preference in brought if preference.source == "human"]
+    from_files = [preference for preference in brought if preference.source == "ai"]
+    human.extend(people)
+    ai.extend(from_files)
+    counts["preferences on evaluation prompts"] += human.left_out + ai.left_out
+
+    from_ai, from_people = amounts_of(ai.count("train"), human.count("train"), settings)
+    for source, there, used in (("AI", ai, from_ai), ("human", human, from_people)):
+        held_out = there.count("held_out")
+        kept = min(held_out, MOST_HELD_OUT)
+        there.draw({"train": used, "held_out": kept})
+        counts[f"{source} preferences available"] = there.count("train") + held_out
+        counts[f"{source} preferences used"] = used
+        counts[f"{source} preferences beyond the share or the total"] = there.count("train") - used
+        counts[f"{source} preferences held out"] = kept
+        counts[f"held-out {source} preferences beyond {MOST_HELD_OUT}"] = held_out - kept
+    counts["preferences in train"] = from_ai + from_people
+    counts["preferences in held_out"] = counts["AI preferences held out"] + counts["human preferences held out"]
+    by_ai = (preference for preference in decided(Counter()) if preference.source == "ai")
+    drawn = chain(ai.drawn_of(chain(by_ai, from_files)), human.drawn_of(people))
+    return MixedRows(drawn, dict(counts), problem)
+
+
+def _usable(verdicts: Iterable[Verdict], counts: Counter[str]) -> dict[str, list[Verdict]]:
+    """The verdicts that say something of a comparison, by its id."""
+    by_comparison: defaultdict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         if verdict.gold is not None:  # tests the rater
             counts["votes on gold items"] += 1
@@ -135,49 +216,92 @@ def mix(
         elif verdict.choice == "skip":  # says nothing, so the AI's judgement stands
             counts["verdicts that skip"] += 1
         else:
-            verdicts_by_comparison[verdict.comparison].append(verdict)
+            by_comparison[verdict.comparison].append(verdict)
+    return dict(by_comparison)
 
-    opinions = _about(comparisons, verdicts) if settings.aggregate == "dawid_skene" else []
-    problem = too_few(opinions)
-    estimates = {} if problem else estimated(opinions)
-    ai, reviewed = [], []
-    by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        by_comparison[judgement.comparison].append(judgement)
+
+def _with_judgements(
+    comparisons: Iterable[Comparison], judgements: Iterable[Judgement]
+) -> Iterator[tuple[Comparison, list[Judgement]]]:
+    """Each comparison with what judges make of it; shards are read side by side, in the order that `label` writes."""
+    if not isinstance(judgements, Shards):
+        by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
+        for judgement in judgements:
+            by_comparison[judgement.comparison].append(judgement)
+        for comparison in comparisons:
+            yield comparison, by_comparison.get(comparison.id, [])
+        return
+    groups = groupby(judgements, lambda judgement: judgement.comparison)
+    name, group = next(groups)
     for comparison in comparisons:
-        if same_text(comparison.a, comparison.b):
-            counts["comparisons of equal texts"] += 1
-        elif comparison.id in verdicts_by_comparison:
-            counts["AI judgements overridden by a person"] += comparison.id in by_comparison
-            p_a = estimates.get(comparison.id)
-            reviewed += _by_people(comparison, verdicts_by_comparison[comparison.id], p_a, settings, counts)
-        else:
-            ai += _by_ai(comparison, by_comparison[comparison.id], settings, counts)
-    keep = settings.ties == "keep"
-    brought = _brought_together(human_preferences, counts, keep=keep)
-    people = reviewed + [preference for preference in brought if preference.source == "human"]
-    human = _for_training(people, counts, settings, seed)
-    ai = _for_training(ai + [preference for preference in brought if preference.source == "ai"], counts, settings, seed)
+        own: list[Judgement] = []
+        if comparison.id == name:
+            own = list(group)
+            name, group = next(groups, ("", iter(())))
+        yield comparison, own
+    if name:
+        raise RunError(
+            f"{judgements.path}: the judgement of comparison {name} does not stand in the order of the comparisons; "
+            "delete the folder and start the run again"
+        )
 
-    from_ai, from_people = amounts_of(_count(ai, "train"), _count(human, "train"), settings)
-    preferences: list[Preference] = []
-    for source, there, used in (("AI", ai, from_ai), ("human", human, from_people)):
-        held_out = _count(there, "held_out")
-        kept = min(held_out, MOST_HELD_OUT)
-        preferences += _drawn(there, {"train": used, "held_out": kept}, seed)
-        counts[f"{source} preferences available"] = len(there)
-        counts[f"{source} preferences used"] = used
-        counts[f"{source} preferences beyond the share or the total"] = len(there) - held_out - used
-        counts[f"{source} preferences held out"] = kept
-        counts[f"held-out {source} preferences beyond {MOST_HELD_OUT}"] = held_out - kept
-    counts["preferences in train"] = _count(preferences, "train")
-    counts["preferences in held_out"] = _count(preferences, "held_out")
-    return Mixed(preferences, dict(counts), problem)
+
+class _Available:
+    """The preferences of one source that are not on evaluation prompts: their sides of the split, and who is first."""
+
+    def __init__(self, settings: Settings, seed: int) -> None:
+        self.left_out = 0
+        """Preferences on evaluation prompts."""
+        self._settings = settings
+        self._seed = seed
+        self._ranks = array("d")
+        self._held_out = array("b")
+        self._prompt: tuple[Prompt, bool] | None = None
+        """The last prompt, and whether it is held out: the comparisons of a prompt stand together."""
+        self._drawn = b""
+
+    def add(self, preference: Preference) -> None:
+        """Note a preference, in the order of all."""
+        if preference.prompt.split != "train":
+            self.left_out += 1
+            return
+        if self._prompt is None or self._prompt[0] != preference.prompt:
+            self._prompt = (preference.prompt, is_held_out(preference.prompt, self._settings, self._seed))
+        self._ranks.append(rank(preference.source, preference.comparison, self._seed))
+        self._held_out.append(self._prompt[1])
+
+    def extend(self, preferences: Iterable[Preference]) -> None:
+        """Note several."""
+        for preference in preferences:
+            self.add(preference)
+
+    def count(self, split: Split) -> int:
+        """How many are on this side of the split."""
+        held_out = sum(self._held_out)
+        return held_out if split == "held_out" else len(self._held_out) - held_out
+
+    def draw(self, amounts: Mapping[Split, int]) -> None:
+        """Choose so many of each side; who is taken first is settled by each one's comparison alone."""
+        import numpy as np
+
+        order = np.argsort(np.array(self._ranks), kind="stable")
+        held_out, drawn = np.array(self._held_out, bool)[order], np.zeros(len(order), bool)
+        for split, amount in amounts.items():
+            drawn[order[held_out == (split == "held_out")][:amount]] = True
+        self._drawn = drawn.tobytes()
+
+    def drawn_of(self, preferences: Iterable[Preference]) -> Iterator[Preference]:
+        """Those that were chosen, with their splits; of the same preferences in the same order."""
+        trained_on = (preference for preference in preferences if preference.prompt.split == "train")
+        for preference, held_out, drawn in zip(trained_on, self._held_out, self._drawn, strict=True):
+            if drawn:
+                yield _with(preference, split="held_out" if held_out else "train")
 
 
 def _about(comparisons: Iterable[Comparison], verdicts: Iterable[Verdict]) -> list[Verdict]:
     """The verdicts on those of the comparisons whose responses differ."""
-    differing = {row.id for row in comparisons if not same_text(row.a, row.b)}
+    voted_on = {verdict.comparison for verdict in verdicts}
+    differing = {row.id for row in comparisons if row.id in voted_on and not same_text(row.a, row.b)}
     return [verdict for verdict in verdicts if verdict.comparison in differing and verdict.gold is None]
 
 
@@ -315,24 +439,11 @@ def within_margin(p: float, margin: float) -> bool:
     return abs(p - 0.5) < margin - 1e-9  # 0.6 - 0.5 is 0.09999999999999998
 
 
-def _for_training(
-    preferences: Sequence[Preference], counts: Counter[str], settings: Settings, seed: int
-) -> list[Preference]:
-    """Those that are not on evaluation prompts, each on its prompt's side of the split.
+def is_held_out(prompt: Prompt, settings: Settings, seed: int) -> bool:
+    """Whether the preferences of a training prompt are kept to measure the reward model on.
 
     The words up to the user's first message decide, so that no conversation goes on from one on the other side.
     """
-    kept = [preference for preference in preferences if preference.prompt.split == "train"]
-    counts["preferences on evaluation prompts"] += len(preferences) - len(kept)
-    placed = []
-    for preference in kept:
-        held_out = is_held_out(preference.prompt, settings, seed)
-        placed.append(_with(preference, split="held_out" if held_out else "train"))
-    return placed
-
-
-def is_held_out(prompt: Prompt, settings: Settings, seed: int) -> bool:
-    """Whether the preferences of a training prompt are kept to measure the reward model on."""
     opening = next(prompts_within(conversation_of(prompt.messages)))
     return rng_of(seed, "mix split", opening).random() < settings.held_out_share
 
@@ -390,20 +501,6 @@ def _rounded(number: float) -> int:
     return math.floor(number + 0.5)
 
 
-def _count(preferences: Iterable[Preference], split: Split) -> int:
-    return sum(preference.split == split for preference in preferences)
-
-
-def _drawn(preferences: Sequence[Preference], amounts: Mapping[Split, int], seed: int) -> list[Preference]:
-    """So many of each split, in their order; who is taken first is settled by each one's comparison alone."""
-    ranks = [rank(row.source, row.comparison, seed) for row in preferences]
-    order = sorted(range(len(preferences)), key=ranks.__getitem__)
-    taken: list[int] = []
-    for split, amount in amounts.items():
-        taken += [index for index in order if preferences[index].split == split][:amount]
-    return [preferences[index] for index in sorted(taken)]
-
-
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
     """Those whose conversation neither is a prompt that is held out for evaluation nor goes on from one."""
     held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
@@ -429,8 +526,9 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
         return
     counts: Counter[str] = Counter()
     people = _brought_together(without_evaluation_prompts(pairs, prompts), counts, keep=settings.ties == "keep")
-    people = [preference for preference in people if preference.source == "human"]
-    human = _count(_for_training(people, counts, settings, seed), "train")
+    available = _Available(settings, seed)
+    available.extend(preference for preference in people if preference.source == "human")
+    human = available.count("train")
     if human == 0:
         amounts_of(0, 0, settings)
     if settings.total is not None and _rounded(settings.total * share) > human:
@@ -442,7 +540,9 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
 
 def run(settings: Settings, context: StageContext) -> None:
     """Read comparisons, judgements and people's files; write `preferences`."""
-    every = context.read("comparisons", Comparison)
+    checked = context.has("spotchecks")  # then comparisons are left out, and all are held
+    every = context.read("comparisons", Comparison) if checked else context.stream("comparisons", Comparison)
+    judgements = context.read("judgements", Judgement) if checked else context.stream("judgements", Judgement)
     notes: dict[str, int] = {}
     human: list[Preference] = []
     labelled: dict[str, str] = {}
@@ -465,12 +565,13 @@ def run(settings: Settings, context: StageContext) -> None:
         }
     from_file = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
     verdicts, comparisons = [*from_file], every
-    if context.has("spotchecks"):
+    if checked:
         verdicts += context.read("verdicts", Verdict)
         comparisons = not_audited(every, context.read("spotchecks", SpotCheck))
         notes["comparisons of the audit set"] = len(every) - len(comparisons)
-    mixed = mix(comparisons, context.read("judgements", Judgement), verdicts, human, settings, context.seed)
-    context.write("preferences", mixed.preferences)
+    mixed = mixed_rows(comparisons, judgements, verdicts, human, settings, context.seed)
+    sources: set[str] = set()
+    context.write("preferences", _noting(mixed.preferences, sources))
     counts = {**notes, **mixed.counts}
     summary = MixSummary(
         comparisons=len(comparisons),
@@ -489,13 +590,20 @@ def run(settings: Settings, context: StageContext) -> None:
             said = f"{file.name} {labelled[file.name]}, and counts as people's preferences"
             context.warn(f"{said}; to count it as the AI's: mix.human=[{{path: {file.path}, source: ai}}]")
     names = [file.name for file in settings.human or ()]
-    if names and settings.human_ratio != 0 and not any(row.prompt.source in names for row in mixed.preferences):
+    if names and settings.human_ratio != 0 and not sources & set(names):
         why = ", ".join(f"{name}: {count:,}" for name, count in counts.items() if name.startswith("human ") and count)
         context.warn(f"mix.human: no pair of {', '.join(names)} is used ({why})")
     if mixed.problem:
         context.warn(f"mix.aggregate=dawid_skene: {mixed.problem}; the votes are aggregated by majority")
     if warning := too_little(summary, settings):
         context.warn(warning)
+
+
+def _noting(preferences: Iterable[Preference], sources: set[str]) -> Iterator[Preference]:
+    """The preferences, while the places that their prompts come from are noted."""
+    for preference in preferences:
+        sources.add(preference.prompt.source)
+        yield preference
 
 
 def too_little(summary: MixSummary, settings: Settings) -> str | None:

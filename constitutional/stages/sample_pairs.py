@@ -5,6 +5,9 @@ Either is a setting. What differs: equal responses are one, so no response is ev
 was cut off is left out, because a reward model cannot see that its end is missing.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import combinations
 from typing import Final, Literal, NamedTuple
 
@@ -21,6 +24,8 @@ from constitutional.stages.summaries import SamplePairsSummary
 
 OFTEN: Final = 0.25
 """The share of responses that are cut off from which a run says so."""
+COUNTED: Final = ("failed", "empty", "cut_off", "shortened", "repeated")
+"""What is counted of all `Samples`."""
 
 
 class Settings(Frozen):
@@ -94,23 +99,28 @@ def pairs(samples: Samples, model: str, settings: Settings, seed: int) -> list[C
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Prompts for training become comparisons of the SL model's responses."""
-    engine = context.engine("sft_model")
-    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
-    stories = (sample(prompt, engine, settings, context.seed) for prompt in prompts)
-    with context.task("sample pairs", len(prompts)) as task:
-        drawn = list(side_by_side(stories, ended=task.update))
-    paired = [pairs(samples, engine.weights, settings, context.seed) for samples in drawn]
-    context.write("comparisons", [comparison for made in paired for comparison in made])
-    cut_off, asked = sum(samples.cut_off for samples in drawn), len(prompts) * settings.samples
-    shortened, repeated = (sum(getattr(samples, name) for samples in drawn) for name in ("shortened", "repeated"))
+    """Prompts for training become comparisons of the SL model's responses, which are written as they come."""
+    engine, prompts, counts = context.engine("sft_model"), context.stream("prompts", Prompt), Counter[str]()
+
+    def paired(drawn: Iterable[Samples]) -> Iterator[Comparison]:
+        for samples in drawn:
+            made = pairs(samples, engine.weights, settings, context.seed)
+            counts.update({name: getattr(samples, name) for name in COUNTED}, without_pair=not made)
+            yield from made
+
+    total = sum(prompt.split == "train" for prompt in prompts)
+    stories = (sample(prompt, engine, settings, context.seed) for prompt in prompts if prompt.split == "train")
+    with context.task("sample pairs", total) as task, closing(side_by_side(stories, ended=task.update)) as drawn:
+        comparisons = context.write("comparisons", paired(drawn))
+    cut_off, shortened, repeated = (counts[name] for name in ("cut_off", "shortened", "repeated"))
+    asked = total * settings.samples
     context.summarise(
         SamplePairsSummary(
-            prompts=len(prompts),
-            comparisons=sum(map(len, paired)),
-            prompts_without_pair=paired.count([]),
-            failed_responses=sum(samples.failed for samples in drawn),
-            empty_responses=sum(samples.empty for samples in drawn),
+            prompts=total,
+            comparisons=comparisons,
+            prompts_without_pair=counts["without_pair"],
+            failed_responses=counts["failed"],
+            empty_responses=counts["empty"],
             cut_off_responses=cut_off,
             shortened_responses=shortened,
             repeated_responses=repeated,

@@ -98,6 +98,8 @@ class RunFolder:
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         return list(read_rows(self.folder / f"{artifact}.jsonl", kind))
 
+    stream = read
+
     def summary(self, kind: type[S]) -> S | None:
         summaries = (record.summary for record in self.stages.values())
         return next((summary for summary in summaries if isinstance(summary, kind)), None)

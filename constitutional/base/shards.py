@@ -1,0 +1,296 @@
+"""Rows of an artifact that is too large to hold in memory: a folder of Parquet files of 100,000 rows each.
+
+    comparisons/
+    ├── 00000.parquet            `id` and a column for each field of the row
+    └── 00001.parquet
+
+A text, a number and a truth value is a column of its own type; any other field is a column of JSON. A field that a row
+leaves out is null. Smaller artifacts are JSON lines, `comparisons.jsonl`; `read_artifact` reads either.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, reduce
+from itertools import chain, islice
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin
+
+from constitutional.base.errors import RunError
+from constitutional.base.files import read_rows, sync_folder, write_rows, writing
+
+if TYPE_CHECKING:
+    from constitutional.base.records import Record
+
+R = TypeVar("R", bound="Record")
+R_co = TypeVar("R_co", covariant=True)
+
+LARGE: Final = 100_000
+"""Rows of the largest artifact that is JSON lines, and of a shard."""
+AT_ONCE: Final = 5_000
+"""Rows that are read and written at once: a row group of Parquet."""
+_FIRST: Final = "00000.parquet"
+_REMEDY: Final = "the run writes this file and nobody else should; delete it and start the run again"
+
+
+def write_artifact(folder: Path, name: str, rows: "Iterable[Record]") -> tuple[Path, int]:
+    """Write rows as `<name>.jsonl`, or as shards in the folder `<name>` where they are many; whole or not at all.
+
+    No more than `LARGE` rows are held at once.
+
+    Returns:
+        Where they are, and how many.
+    """
+    iterator = iter(rows)
+    first = list(islice(iterator, LARGE + 1))
+    if len(first) <= LARGE:
+        path = folder / f"{name}.jsonl"
+        return path, write_rows(path, first)
+    path = folder / name
+    return path, _write_shards(path, type(first[0]), chain(_drained(first), iterator))
+
+
+def _drained(rows: "list[Record]") -> "Iterator[Record]":
+    """The rows, which are let go of one by one."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
+
+
+def _write_shards(path: Path, kind: "type[Record]", rows: "Iterator[Record]") -> int:
+    temporary, count = path.with_name(f".{path.name}.tmp"), 0
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    try:
+        with writing(path):
+            temporary.mkdir()
+            for number, row in enumerate(rows):
+                count += _write_shard(temporary / f"{number:05d}.parquet", kind, chain([row], islice(rows, LARGE - 1)))
+            sync_folder(temporary)
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
+            sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return count
+
+
+def _write_shard(path: Path, kind: "type[Record]", rows: "Iterator[Record]") -> int:
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    count = 0
+    with path.open("wb") as file:
+        with parquet.ParquetWriter(file, _schema(kind), compression="zstd") as writer:
+            while group := list(islice(rows, AT_ONCE)):
+                writer.write_table(_table(kind, group))
+                count += len(group)
+        file.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether an artifact is a folder of shards."""
+    return (path / _FIRST).is_file()
+
+
+def read_artifact(path: Path, kind: type[R]) -> Iterator[R]:
+    """The rows of an artifact that `write_artifact` wrote, one by one.
+
+    Raises:
+        RunError: a file cannot be read, or is damaged.
+    """
+    return iter(Shards(path, kind)) if is_sharded(path) else read_rows(path, kind)
+
+
+class RowStream(Protocol[R_co]):
+    """Rows that can be iterated over again and again: a list, or what is read anew from files."""
+
+    def __iter__(self) -> Iterator[R_co]:
+        """The rows, in order."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+
+class Shards(Generic[R]):
+    """The rows of a folder of shards, in order, of which `AT_ONCE` are held at once.
+
+    Args:
+        path: the folder.
+        kind: what the rows are.
+    """
+
+    def __init__(self, path: Path, kind: type[R]) -> None:
+        self.path = path
+        self.kind = kind
+
+    def __iter__(self) -> Iterator[R]:
+        from pydantic import ValidationError
+
+        from constitutional.base.frozen import first_problem
+
+        for group in groups(self.path):
+            ids = group.table["id"].to_pylist()
+            for number, (name, values) in enumerate(zip(ids, group.values(self.kind), strict=True), start=group.first):
+                try:
+                    row = self.kind.model_validate(values)
+                except ValidationError as error:
+                    problem = f"expected a {self.kind.__name__}: {first_problem(error)}"
+                    raise RunError(f"{group.file}:{number}: {problem}; {_REMEDY}") from error
+                # A run that goes on has made sure that the file is as it was written, so the digest need not be made.
+                row.__dict__["id"] = name
+                yield row
+
+    def __len__(self) -> int:
+        return count_of(self.path)
+
+
+def count_of(path: Path) -> int:
+    """How many rows a folder of shards has, from what its files say of themselves."""
+    from pyarrow import parquet
+
+    total = 0
+    for file in files_of(path):
+        with _readable(file):
+            total += parquet.read_metadata(file).num_rows
+    return total
+
+
+def files_of(path: Path) -> list[Path]:
+    """The shards of an artifact, in order."""
+    return sorted(path.glob("*.parquet"))
+
+
+class Group(NamedTuple):
+    """Rows of a shard that are read at once."""
+
+    file: Path
+    number: int
+    """Of the row group in the file, from 0."""
+    first: int
+    """The number of the first row in the file, from 1."""
+    table: Any
+    """Of pyarrow, with the columns that were asked for."""
+
+    def values(self, kind: "type[Record]") -> "Iterator[dict[str, Any]]":
+        """The fields of the rows as plain values, without their ids, as a line of JSON lines has them."""
+        fields = _columns(kind)
+        names = [name for name in self.table.column_names if name != "id"]
+        is_json = [fields.get(name) == "json" for name in names]
+        # What is null was not written, where a field may be left out, and is null itself elsewhere.
+        left_out = {name for name, field in kind.model_fields.items() if field.exclude_if is not None}
+        may_lack = [name in left_out or fields.get(name) == "json" for name in names]
+        for row in zip(*(self.table[name].to_pylist() for name in names), strict=True):
+            yield {
+                name: json.loads(value) if decode and value is not None else value
+                for name, value, decode, lacks in zip(names, row, is_json, may_lack, strict=True)
+                if value is not None or not lacks
+            }
+
+
+def groups(path: Path, columns: Collection[str] | None = None) -> Iterator[Group]:
+    """The rows of a folder of shards, some thousands at a time.
+
+    Args:
+        path: the folder.
+        columns: those to read, of which there must be one; an artifact may lack others. None reads all of them.
+
+    Raises:
+        RunError: a file cannot be read, or is damaged.
+    """
+    from pyarrow import parquet
+
+    for file in files_of(path):
+        first = 1
+        with _readable(file), parquet.ParquetFile(file) as opened:
+            names = [name for name in opened.schema_arrow.names if columns is None or name in columns]
+            for number in range(opened.num_row_groups):
+                table = opened.read_row_group(number, names, use_threads=False)
+                yield Group(file, number, first, table)
+                first += table.num_rows
+
+
+def find(
+    path: Path, kind: "type[Record]", columns: Collection[str], matches: Callable[[Any], Any] | None
+) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """The rows of which a column matches. Only the columns that decide are read of rows that do not.
+
+    Args:
+        path: the folder.
+        kind: what the rows are.
+        columns: any of these decides.
+        matches: of a column of texts, pyarrow's, a column of truth values, where null is no match; None takes all rows.
+
+    Returns:
+        The file, the row's number in it from 1, and its id and fields as a line of JSON lines has them.
+    """
+    from pyarrow import compute, parquet
+
+    for group in groups(path, columns):
+        found = [compute.fill_null((matches or compute.is_valid)(column), False) for column in group.table.columns]
+        places = compute.indices_nonzero(reduce(compute.or_, found)).to_pylist() if found else []
+        if places:
+            with _readable(group.file), parquet.ParquetFile(group.file) as opened:
+                table = opened.read_row_group(group.number, use_threads=False).take(places)
+            values = group._replace(table=table).values(kind)
+            for place, name, row in zip(places, table["id"].to_pylist(), values, strict=True):
+                yield group.file, group.first + place, {"id": name, **row}
+
+
+Type = Literal["text", "float", "int", "bool", "json"]
+_TYPES: Final[Mapping[object, Type]] = {str: "text", float: "float", int: "int", bool: "bool"}
+
+
+@cache
+def _columns(kind: "type[Record]") -> dict[str, Type]:
+    """The type of the column of each field."""
+    return {name: _type(field.annotation) for name, field in kind.model_fields.items()}
+
+
+def _type(annotation: object) -> Type:
+    some = [part for part in get_args(annotation) if part is not NoneType]
+    if get_origin(annotation) is Literal:
+        return "text" if all(isinstance(value, str) for value in some) else "json"
+    if NoneType in get_args(annotation) and len(some) == 1:
+        return _type(some[0])
+    return _TYPES.get(annotation, "json")
+
+
+@cache
+def _schema(kind: "type[Record]") -> Any:  # noqa: ANN401 - pyarrow has no types
+    import pyarrow as pa
+
+    types = {"text": pa.string(), "float": pa.float64(), "int": pa.int64(), "bool": pa.bool_(), "json": pa.string()}
+    return pa.schema([("id", pa.string()), *((name, types[of]) for name, of in _columns(kind).items())])
+
+
+def _table(kind: "type[Record]", rows: "Sequence[Record]") -> Any:  # noqa: ANN401
+    import pyarrow as pa
+
+    dumped = [row.model_dump(mode="json") for row in rows]
+    columns: dict[str, list[Any]] = {"id": [row.id for row in rows]}
+    for name, of in _columns(kind).items():
+        if of == "json":
+            columns[name] = [json_text(row[name]) if name in row else None for row in dumped]
+        else:
+            columns[name] = [row.get(name) for row in dumped]
+    return pa.table(columns, schema=_schema(kind))
+
+
+def json_text(value: object) -> str:
+    """JSON as rows have it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Turn what Parquet says of a damaged file into an error that tells what to do."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(f"{file}: cannot be read: {' '.join(str(error).split())}; {_REMEDY}") from error

@@ -1,0 +1,229 @@
+"""What a run costs by its size: time, memory, and how both grow.
+
+    python scripts/bench_scale.py 10000 100000 1000000
+
+For every number of prompts, in a process of its own, the stages `sample_pairs`, `label` and `mix` of a run go through
+that many prompts with an engine that answers at once by a rule: two responses to a prompt, one comparison of them, by
+one principle, in both orders. So what is measured is what this program costs, and not a model. The journal, the files
+and the folder are those of any run. Beside it stands the rule alone, without stages and journal. The slope is that of
+the logarithm of CPU time over the logarithm of rows: 1 is linear. CPU time is of this process, in which all is done but
+waiting for the disk.
+
+In the end, in a process of its own each, the largest run is looked at: `constitutional show` of an item, of a principle
+and of words, and a mix with another margin.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from constitutional.base.progress import Progress
+from constitutional.base.records import Message, Preference, Prompt
+from constitutional.cli.find import find
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.runs.compose import compose
+from constitutional.runs.pipeline import Stage, stages_of
+from constitutional.runs.process import peak_bytes
+from constitutional.runs.runner import load_run, run
+from constitutional.runs.settings import RunConfig
+from constitutional.stages.context import StageContext
+from constitutional.stages.summaries import PromptsSummary, SftSummary
+
+TEXT = "It depends on what you have in mind, and on how much time there is. " * 3
+"""Of about 50 tokens."""
+PRINCIPLES = ("calm", "brief", "kind", "honest", "modest", "clear", "fair", "careful")
+MEASURED = ("sample_pairs", "label", "mix")
+AT_A_TIME = 256
+"""Answers that the engine hands on together, as one that answers in batches does."""
+
+
+def rule(request: Request) -> Completion | str:
+    """A reply of its own for every seed; of two replies that of the larger seed is the better one, by some nats."""
+    if not request.choices:
+        return f"{TEXT} Answer {request.seed}."
+    first, second = map(int, re.findall(r"Answer (\d+)\.", request.messages[-2].content))
+    nats = 4 * (first - second) / 2**31
+    return Completion("", "choices", (-1.0 + nats, -1.0))
+
+
+def prompt_of(number: int) -> Prompt:
+    """A prompt of its own for every number."""
+    return Prompt(messages=(Message("user", f"Question {number}: {TEXT}"),), source="bench")
+
+
+def begun(folder: Path) -> Path:
+    """A folder with a constitution."""
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = "".join(f"  - id: {name}\n    text: Be {name}.\n" for name in PRINCIPLES)
+    (folder / "constitution.yaml").write_text(f"name: Scale\nprinciples:\n{listed}")
+    return folder
+
+
+def configured(folder: Path, *overrides: str) -> RunConfig:
+    """A run in this folder."""
+    return compose(
+        [
+            f"folder={folder}/runs",
+            "name=scale",
+            f"constitution.file={folder}/constitution.yaml",
+            *("sample_pairs=schema", "mix=schema", "label=schema", "label.method=logprobs", "label.principles=one"),
+            *overrides,
+        ]
+    )
+
+
+def stages(config: RunConfig, count: int, measured: dict[str, float]) -> list[Stage]:
+    """The stages that are measured, and before them what makes so many prompts and, of nothing, a model."""
+
+    def timed(stage: Stage) -> Stage:
+        def timed_run(settings: object, context: StageContext) -> None:
+            started_s, cpu_started_s = time.perf_counter(), time.process_time()
+            stage.run(settings, context)
+            measured[f"{stage.name} seconds"] = time.perf_counter() - started_s
+            measured[f"{stage.name} cpu"] = time.process_time() - cpu_started_s
+            measured[f"{stage.name} bytes"] = float(peak_bytes())
+
+        return replace(stage, run=timed_run)
+
+    def prompts(_: object, context: StageContext) -> None:
+        context.write("prompts", (prompt_of(number) for number in range(count)))
+        context.summarise(PromptsSummary(train=count, held_out=0, repeated=0))
+
+    def model(_: object, context: StageContext) -> None:
+        context.output("sft_model").mkdir(exist_ok=True)
+        (context.output("sft_model") / "config.json").write_text("{}")
+        context.write("labeler_accuracy", ())
+        made = {"nothing_revised": True, "trained_on": 0, "steps": 0, "dropped": {}}
+        counts = dict.fromkeys(("revision", "helpful", "helpful_missing", "helpful_on_evaluation_prompts"), 0)
+        context.summarise(SftSummary.model_validate({**made, **counts}))
+
+    every = {stage.name: stage for stage in stages_of(config)}
+    return [
+        Stage("prompts", every["prompts"].settings, needs=(), makes=("prompts",), run=prompts),
+        Stage("sft", every["sft"].settings, needs=(), makes=("sft_model", "labeler_accuracy"), run=model),
+        *(timed(every[name]) for name in MEASURED),
+    ]
+
+
+def go(folder: Path, count: int, *overrides: str) -> dict[str, float]:
+    """Run the stages that are not done yet: seconds, CPU seconds, and bytes at most until their ends."""
+    config, measured = configured(folder, *overrides), dict[str, float]()
+    engine = ScriptedEngine(rule, "bench", at_a_time=AT_A_TIME)
+    started_s = time.perf_counter()
+    run(config, stages=stages(config, count, measured), opener=lambda _: engine, progress=Progress(StringIO()))
+    return {"seconds": time.perf_counter() - started_s, **measured}
+
+
+def bare(count: int) -> dict[str, float]:
+    """Have the rule alone answer as many: two responses to each prompt, and their comparison in both orders."""
+    engine = ScriptedEngine(rule, "bench", at_a_time=AT_A_TIME)
+    started_s, cpu_started_s = time.perf_counter(), time.process_time()
+    for number in range(count):
+        asked = prompt_of(number).messages
+        replies = [engine.answer(Request(asked, seed=seed)).text for seed in range(2)]
+        question = (*asked, Message("user", " ".join(replies)), Message("assistant", "Better:"))
+        for _ in range(2):
+            engine.answer(Request(question, choices=("A", "B")))
+    return {"seconds": time.perf_counter() - started_s, "cpu": time.process_time() - cpu_started_s}
+
+
+def look(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Look at a run by an item, by a principle and by words; seconds for each, and bytes at most until then."""
+    store = load_run(folder / "runs" / "scale")
+    last = None
+    for last in store.stream("preferences", Preference):  # noqa: B007 - the last one is what is looked for
+        pass
+    assert last is not None
+    number = last.prompt.messages[0].content.split(":")[0].removeprefix("Question ")
+    for what, wanted in (("an item", last.id), ("a principle", PRINCIPLES[0]), ("words", f"question {number}")):
+        started_s = time.perf_counter()
+        find(store, wanted)
+        yield what, {"seconds": time.perf_counter() - started_s, "bytes": float(peak_bytes())}
+
+
+def part(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a process of its own does."""
+    match arguments.part:
+        case "run":
+            return go(arguments.folder, arguments.prompts[0])
+        case "mix":
+            return go(arguments.folder, arguments.prompts[0], "mix.margin=0.1")
+        case "bare":
+            return bare(arguments.prompts[0])
+    return dict(look(arguments.folder))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prompts", type=int, nargs="+", help="numbers of prompts, such as 10000 100000")
+    parser.add_argument("--folder", type=Path, help="where the runs are made and kept (default: nowhere)")
+    parser.add_argument("--part", choices=["run", "mix", "bare", "look"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.part:
+        print(json.dumps(part(arguments)))
+        return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(sorted(arguments.prompts), arguments.folder or Path(temporary))
+    return 0
+
+
+def measure(sizes: Sequence[int], parent: Path) -> None:
+    """Run all sizes, and print what they took."""
+    print(
+        f"{'prompts':>10} {'stage':<14} {'seconds':>8} {'CPU s':>8} {'rows/s':>8} {'CPU µs/row':>10} {'MB at most':>10}"
+    )
+    taken: dict[str, list[float]] = {name: [] for name in MEASURED}
+    for size in sizes:
+        folder = begun(parent / str(size))
+        found = _measured("run", folder, size)
+        for name in MEASURED:
+            taken[name].append(found[f"{name} cpu"])
+            _print(size, name, found[f"{name} seconds"], found[f"{name} cpu"], f"{found[f'{name} bytes'] / 1e6:,.0f}")
+        alone = _measured("bare", folder, size)
+        _print(size, "the rule alone", alone["seconds"], alone["cpu"], "")
+    if len(sizes) > 1:
+        slopes = {name: slope(sizes, seconds) for name, seconds in taken.items()}
+        slopes["all"] = slope(sizes, [sum(parts) for parts in zip(*taken.values(), strict=True)])
+        print("slope of CPU time over rows: " + ", ".join(f"{name} {value:.2f}" for name, value in slopes.items()))
+    folder = parent / str(sizes[-1])
+    for what, row in _measured("look", folder, sizes[-1]).items():
+        print(f"show {what}: {row['seconds']:.1f} s, with {row['bytes'] / 1e6:,.0f} MB at most")
+    again = _measured("mix", folder, sizes[-1])
+    cpu = f"{again['mix cpu']:.1f} s of CPU"
+    print(f"a mix with another margin: {again['mix seconds']:.1f} s, {cpu}; the whole command {again['seconds']:.1f} s")
+
+
+def slope(sizes: Sequence[int], seconds: Sequence[float]) -> float:
+    """Of the logarithm of time over the logarithm of rows, by least squares."""
+    import numpy as np
+
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def _print(size: int, name: str, seconds: float, cpu: float, memory: str) -> None:
+    each = f"{size / seconds:>8,.0f} {1e6 * cpu / size:>10,.0f}"
+    print(f"{size:>10,} {name:<14} {seconds:>8.1f} {cpu:>8.1f} {each} {memory:>10}", flush=True)
+
+
+def _measured(what: str, folder: Path, size: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, str(size), "--part", what, "--folder", str(folder)]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True)
+    if finished.returncode:
+        raise SystemExit(finished.stderr)
+    found: dict[str, Any] = json.loads(finished.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
