@@ -26,6 +26,7 @@ from constitutional.engines.attention import grouped_attention, plain_layers
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import shared_beginning
 from constitutional.engines.device import sent
+from constitutional.engines.local import MOST_LOGITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -266,6 +267,7 @@ class Decoder:
         self.pad = pad
         self.device = model.device
         self.layers = plain_layers(model)
+        self.vocabulary: int = model.config.get_text_config().vocab_size
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -486,8 +488,10 @@ class Decoder:
                 else:
                     tails += [_Tail(end, option[at - 1 : -1], [option[at:]]) for option in options]
             sums: list[float] = []
-            for start in range(0, len(tails), rows):
-                sums += self._score_tails(tails[start : start + rows])
+            while tails:
+                taken = fitting_rows([len(tail.read) for tail in tails[:rows]], self.vocabulary)
+                sums += self._score_tails(tails[:taken])
+                tails = tails[taken:]
         flat = iter(sums)
         return [[next(flat) for _ in options] for options in requests]
 
@@ -508,6 +512,24 @@ class Decoder:
             logits = self.model(input_ids=torch.tensor([option], device=self.device)).logits[0, -len(tokens) - 1 : -1]
             sums.append(float(logits.float().log_softmax(-1).gather(-1, tokens[:, None]).sum()))
         return sums
+
+
+def fitting_rows(lengths: Sequence[int], vocabulary: int) -> int:
+    """How many of the rows, from the first on, may be scored in one pass: at least one.
+
+    Whole responses have logits for each of their tokens, and a batch of long ones would fill the memory.
+
+    Args:
+        lengths: of the rows in tokens, to the longest of which those of a pass are filled up.
+        vocabulary: numbers of a token's logits.
+    """
+    rows, longest = 0, 0
+    for length in lengths:
+        longest = max(longest, length)
+        if rows and (rows + 1) * longest * vocabulary > MOST_LOGITS:
+            break
+        rows += 1
+    return rows
 
 
 def draw(rows: Sequence[Continuation], logits: torch.Tensor) -> list[int]:

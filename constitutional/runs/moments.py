@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from constitutional.engines.decoding import READ_TOKENS, SPARE
+from constitutional.engines.local import MOST_LOGITS
 from constitutional.stages import grpo, ppo
 from constitutional.training.footprint import SIZES, Footprint, Pass
 from constitutional.training.ppo.math import CHUNK, GPU_CHUNK
@@ -72,13 +73,14 @@ def weighing(model: Footprint, dtype: str, batch: int, prompt: int, tokens: int,
     The arguments are those of `answering`; a response is a row of the batch.
     """
     size = SIZES[dtype]
+    together = min(batch * tokens, max(tokens, MOST_LOGITS // model.vocabulary))
     parts = {
         "weights": float(model.weights * size),
         "other models": others,
         # Of prompts that are read once, and of these with the responses, row by row.
         "cache": float(batch * model.cache(size) * (2 * prompt + tokens)),
         # As they are, in 32 bits if they are not, and as logarithms.
-        "logits": float(batch * tokens * model.vocabulary * (size + (8 if size < 4 else 4))),
+        "logits": float(together * model.vocabulary * (size + (8 if size < 4 else 4))),
     }
     return Moment("weighing whole responses", parts)
 

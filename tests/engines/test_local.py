@@ -12,7 +12,7 @@ import pytest
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
-from constitutional.engines import local
+from constitutional.engines import decoding, local
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.local import LocalEngine, load_model
@@ -231,6 +231,23 @@ def test_what_choices_share_is_given_and_the_end_of_turn_tells_a_choice_from_one
         logprobs = next_logprobs(engine, [*start, space, *tail])
         by_hand = sum(logprobs[len(start) + index, token].item() for index, token in enumerate(tail))
         assert logprob == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_long_responses_are_scored_in_passes_whose_logits_have_a_bound(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "MOST_LOGITS", 40)
+    # Two rows of five tokens with four numbers each are 40; a third row would make it 60. One row always passes.
+    assert decoding.fitting_rows([5, 3, 4], 4) == 2
+    assert decoding.fitting_rows([2, 5, 1], 4) == 2
+    assert decoding.fitting_rows([2, 6, 1], 4) == 1
+    assert decoding.fitting_rows([100, 1], 4) == 1
+    texts = ("A better tree.", "No.", "Yes, a tree is a good thing to have.")
+    requests = [Request(QUESTION, choices=(text, f"{text} And so on.")) for text in texts]
+    row_by_row = engine.complete(requests)
+    monkeypatch.undo()
+    for answer, together in zip(row_by_row, engine.complete(requests), strict=True):
+        assert answer.choice_logprobs == pytest.approx(together.choice_logprobs, abs=1e-4)
 
 
 def test_choices_of_the_same_tokens_cannot_be_told_apart(engine: LocalEngine) -> None:

@@ -111,6 +111,10 @@ def test_a_labeler_that_weighs_whole_responses_holds_logits_for_each_of_their_to
         assert row.what == "weighing whole responses"
         assert row.parts["logits"] == 4 * 50 * found.vocabulary * (2 + 4 + 4)
     assert rows["critique_revise"].peak.what == "answering"
+    # A pass has at most 2^28 numbers: 8,192 tokens of a vocabulary of 2^15, and not the 32,768 of 64 responses.
+    found.vocabulary = 2**15
+    assert moments.weighing(found, "float32", 64, 1, 512).parts["logits"] == 2**28 * (4 + 4)
+    assert moments.weighing(found, "float32", 2, 1, 512).parts["logits"] == 2 * 512 * 2**15 * (4 + 4)
 
 
 def test_ppo_has_room_for_all_keys_and_values_from_the_start(model: Path) -> None:
