@@ -200,7 +200,7 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
         also = " or ".join(f"{group}={preset}" for preset in having)
         advice = _as_in_trl(key, value, values) or _INSTEAD.get(key) or f"leave it out, or type {also} as well"
         return f"{key} is a setting of {also}, and {chosen} is chosen; {advice}"
-    if advice := _as_in_trl(key, value, values) or _INSTEAD.get(key):
+    if advice := _as_in_trl(key, value, values) or _INSTEAD.get(key, ""):
         return f"there is no setting '{key}'; {advice}"
     known = [key.replace(f"{LABELER}.", f"{group}.", 1) for key in every_key()] if role else every_key()
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.6)

@@ -142,11 +142,11 @@ def in_shares(trainer: C) -> C:
             self.shares = Shares(rows, self._train_batch_size, self.args.process_index, self.args.world_size)
             loader: DataLoader[Any] = DataLoader(
                 whole.dataset,
-                batch_sampler=self.shares,  # type: ignore[arg-type]  # any iterable with a length will do
+                batch_sampler=self.shares,
                 collate_fn=whole.collate_fn,
                 pin_memory=self.args.dataloader_pin_memory,
             )
-            loader.set_epoch = self.shares.set_epoch  # type: ignore[attr-defined]  # the trainer calls it
+            vars(loader)["set_epoch"] = self.shares.set_epoch  # which the trainer calls
             return loader
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:  # noqa: ANN401

@@ -294,13 +294,13 @@ def test_settings_that_cannot_be_are_refused(overrides: tuple[str, ...], problem
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
 def test_accelerate_reads_the_shipped_configurations(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file  # type: ignore[import-untyped]
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.commands import launch  # type: ignore[import-untyped]
 
     file = str(CONFIGS / f"{name}.yaml")
     kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}[name]
     assert load_config_from_file(file).distributed_type == kind
     words = ["--config_file", file, "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "x.py"]
-    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    arguments, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))
     chosen = {"MULTI_GPU": arguments.multi_gpu, "FSDP": arguments.use_fsdp, "DEEPSPEED": arguments.use_deepspeed}
     assert {key for key, value in chosen.items() if value} == {kind}
     if name == "fsdp2":

@@ -34,7 +34,7 @@ class InOrder:
 
 
 def shares(rows: int, size: int, number: int) -> list[Shares]:
-    return [Shares(InOrder(rows), size, rank, number) for rank in range(number)]  # type: ignore[arg-type]
+    return [Shares(InOrder(rows), size, rank, number) for rank in range(number)]
 
 
 def test_processes_take_rows_by_turns_and_share_the_last_ones() -> None:
@@ -102,6 +102,7 @@ def test_a_model_that_fsdp2_has_sharded_is_put_together(tmp_path: Path, adapted:
     from constitutional.engines.local import load_model
 
     folder = tmp_path / "model"
+    model: Any
     model, tokenizer = load_model(tiny_model(tmp_path))
     model.config.tie_word_embeddings = tied
     if tied:
@@ -124,7 +125,8 @@ def test_a_model_that_fsdp2_has_sharded_is_put_together(tmp_path: Path, adapted:
     assert type(sharded).__name__.startswith("FSDP")
     # As accelerate asks for them.
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=True)
-    whole = put_together(sharded, get_model_state_dict(sharded, options=options))
+    weights: Any = get_model_state_dict(sharded, options=options)
+    whole = put_together(sharded, weights)
     assert type(whole).__name__ == "LlamaForCausalLM"
     torch.testing.assert_close(whole(input_ids=ids).logits, expected)
 
@@ -148,7 +150,7 @@ def test_packed_examples_do_not_see_each_other(tmp_path: Path) -> None:
         batch = next(iter(trainer.get_train_dataloader()))
         loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
         loss.backward()
-        moved[packing] = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+        moved[packing] = {name: weight.grad for name, weight in model.named_parameters()}
     for name, gradient in moved[False].items():
         torch.testing.assert_close(moved[True][name], gradient, atol=1e-6, rtol=1e-4)
 
