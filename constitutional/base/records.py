@@ -22,6 +22,9 @@ LABELER: Final = "labeler"
 """The name of a run's labeler among the judges of its panel."""
 
 
+_canonical: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
+
 class Record(BaseModel):
     """A row: immutable, no unknown fields, `id` is a digest of its content."""
 
@@ -31,12 +34,14 @@ class Record(BaseModel):
     @classmethod
     def _without_id(cls, values: object) -> object:
         # It is written for people to see; what a row is known by is always the digest of what it says.
-        return {name: value for name, value in values.items() if name != "id"} if isinstance(values, dict) else values
+        if isinstance(values, dict) and "id" in values:
+            return {name: value for name, value in values.items() if name != "id"}
+        return values
 
     @cached_property
     def id(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the row's canonical JSON."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        canonical = _canonical(self.model_dump(mode="json"))
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

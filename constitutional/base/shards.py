@@ -11,7 +11,7 @@ leaves out is null. Smaller artifacts are JSON lines, `comparisons.jsonl`; `read
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, reduce
 from itertools import chain, islice
@@ -45,12 +45,16 @@ def write_artifact(folder: Path, name: str, rows: "Iterable[Record]") -> tuple[P
         Where they are, and how many.
     """
     iterator = iter(rows)
-    first = list(islice(iterator, LARGE + 1))
-    if len(first) <= LARGE:
-        path = folder / f"{name}.jsonl"
-        return path, write_rows(path, first)
-    path = folder / name
-    return path, _write_shards(path, type(first[0]), chain(_drained(first), iterator))
+    try:
+        first = list(islice(iterator, LARGE + 1))
+        if len(first) <= LARGE:
+            path = folder / f"{name}.jsonl"
+            return path, write_rows(path, first)
+        path = folder / name
+        return path, _write_shards(path, type(first[0]), chain(_drained(first), iterator))
+    finally:
+        if isinstance(iterator, Generator):  # where the writing is stopped, what asks for more rows ends here and now
+            iterator.close()
 
 
 def _drained(rows: "list[Record]") -> "Iterator[Record]":
@@ -146,6 +150,13 @@ class Shards(Generic[R]):
 
     def __len__(self) -> int:
         return count_of(self.path)
+
+
+def column_of(rows: RowStream[R], field: str) -> Iterator[Any]:
+    """A field of all rows, or their ids; of shards nothing else is read, and what is JSON there comes as JSON."""
+    if isinstance(rows, Shards):
+        return (value for group in groups(rows.path, [field]) for value in group.table[field].to_pylist())
+    return (getattr(row, field) for row in rows)
 
 
 def count_of(path: Path) -> int:
@@ -280,9 +291,8 @@ def _table(kind: "type[Record]", rows: "Sequence[Record]") -> Any:  # noqa: ANN4
     return pa.table(columns, schema=_schema(kind))
 
 
-def json_text(value: object) -> str:
-    """JSON as rows have it."""
-    return json.dumps(value, ensure_ascii=False)
+json_text: Final = json.JSONEncoder(ensure_ascii=False).encode
+"""JSON as rows have it."""
 
 
 @contextmanager

@@ -131,6 +131,7 @@ def run(
             # Only now: it takes seconds, and what is set wrongly is told at once.
             run_context.constitution = as_models_read(config, files.constitution, progress.say)
         constitution = run_context.constitution
+        del files  # which may be large, and are checked by now
         given = (*CONSTITUTION, *GIVEN, READER, *config.judges.values(), *(f"{name}.j2" for name in VARIABLES))
         digests = {name: run_context.digest(name) for name in given}
         with RunStore.open(config.run_folder, dump(config, digests)) as store:

@@ -12,6 +12,7 @@ from itertools import groupby
 
 from constitutional.base.progress import counted
 from constitutional.base.records import LABELER, Comparison, Judgement, Revision
+from constitutional.base.shards import column_of
 from constitutional.judging.accuracy import (
     PrincipleAccuracy,
     called,
@@ -134,12 +135,19 @@ def run(settings: Settings, context: StageContext) -> None:
     judges = judges_of(settings, context, accuracies)
     constitution = labelled_by(settings, context.constitution, accuracies, context.judges)
     tally, scores, problem = Tally(), ScoreTally(), ""
+    # No name stands for what asks the judges: where the writing is stopped, nothing holds it, and it ends at once.
     if settings.principles == "telling":
         violated = violated_in_drafts(context.stream("revisions", Revision))
-        total = sum(1 for _ in groupby(comparisons, lambda comparison: comparison.prompt.id))
+        total = sum(1 for _ in groupby(column_of(comparisons, "prompt")))
         with context.task("label", total, "prompts") as task:
-            judged = label_telling(comparisons, constitution, judges, violated, settings, ended=task.update)
-            count = context.write("judgements", tally.through(scores.through(judged)))
+            count = context.write(
+                "judgements",
+                tally.through(
+                    scores.through(
+                        label_telling(comparisons, constitution, judges, violated, settings, ended=task.update)
+                    )
+                ),
+            )
         problems, responses = scores.problems.total(), scores.rated + scores.unrated
         if 2 * problems > responses:
             otherwise = "type label.principles=one, which compares without scores"
@@ -150,8 +158,10 @@ def run(settings: Settings, context: StageContext) -> None:
     else:
         total = len(comparisons) * (len(constitution.principles) if settings.principles == "all" else 1)
         with context.task("label", total) as task:
-            judgements = label_by(judges, comparisons, constitution, settings, context.seed, ended=task.update)
-            count = context.write("judgements", tally.through(judgements))
+            count = context.write(
+                "judgements",
+                tally.through(label_by(judges, comparisons, constitution, settings, context.seed, ended=task.update)),
+            )
     for judge, how_many, why in tally.unreadable(judges):
         context.warn(f"the {called(judge)} gave no readable answer in {how_many} judgements: {why}")
         if judge == LABELER:

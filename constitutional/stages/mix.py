@@ -22,7 +22,7 @@ from constitutional.base.errors import ConfigurationError, RunError
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
-from constitutional.base.shards import RowStream, Shards
+from constitutional.base.shards import RowStream, Shards, column_of
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import divisor, read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
@@ -563,7 +563,7 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows without a verdict": read.counts["unlabelled"],
             "human rows without a prompt": read.without_prompt,
         }
-    from_file = read_verdicts(settings.verdicts, {row.id for row in every}) if settings.verdicts else []
+    from_file = read_verdicts(settings.verdicts, set(column_of(every, "id"))) if settings.verdicts else []
     verdicts, comparisons = [*from_file], every
     if checked:
         verdicts += context.read("verdicts", Verdict)

@@ -16,6 +16,7 @@ from pydantic import Field
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Prompt
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.shards import column_of
 from constitutional.base.text import whole_sentences
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.engines.stories import ask_all, side_by_side
@@ -108,7 +109,7 @@ def run(settings: Settings, context: StageContext) -> None:
             counts.update({name: getattr(samples, name) for name in COUNTED}, without_pair=not made)
             yield from made
 
-    total = sum(prompt.split == "train" for prompt in prompts)
+    total = sum(split == "train" for split in column_of(prompts, "split"))
     stories = (sample(prompt, engine, settings, context.seed) for prompt in prompts if prompt.split == "train")
     with context.task("sample pairs", total) as task, closing(side_by_side(stories, ended=task.update)) as drawn:
         comparisons = context.write("comparisons", paired(drawn))

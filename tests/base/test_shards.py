@@ -21,7 +21,7 @@ from constitutional.base.records import (
     Sample,
     Verdict,
 )
-from constitutional.base.shards import Shards, count_of, find, is_sharded, read_artifact, write_artifact
+from constitutional.base.shards import Shards, column_of, count_of, find, is_sharded, read_artifact, write_artifact
 
 ODD = 'a "quote"\n\\ and \u2028 é 中 \U0001f600'
 PROMPT = Prompt(messages=(Message("user", ODD), Message("assistant", "", extra='{"tool_calls": []}')), info={"k": "v"})
@@ -82,6 +82,8 @@ def test_few_rows_are_json_lines_and_many_are_shards(tmp_path: Path) -> None:
     rows = Shards(path, Prompt)
     assert len(rows) == 7
     assert list(rows) == list(rows) == many  # read anew
+    for field, of in {"id": [row.id for row in many], "split": ["train"] * 7}.items():
+        assert list(column_of(rows, field)) == list(column_of(many, field)) == of
 
 
 def test_the_largest_artifact_of_json_lines_has_a_hundred_thousand_rows() -> None:
@@ -125,6 +127,22 @@ def test_rows_are_not_held_while_they_are_written_and_read(tmp_path: Path) -> No
     most = 0
     assert sum(1 for _ in Shards(path, Counted)) == 100
     assert most <= 2
+
+
+@pytest.mark.usefixtures("small")
+def test_what_gives_rows_ends_where_they_cannot_be_written(tmp_path: Path) -> None:
+    ended = []
+
+    def asking() -> Iterator[Prompt]:
+        try:
+            yield from prompts(9)
+        finally:
+            ended.append(True)
+
+    made = asking()  # held, so that nothing but the writer ends it
+    with pytest.raises(RunError, match="cannot be written: No such file"):
+        write_artifact(tmp_path / "missing", "prompts", made)
+    assert ended == [True]
 
 
 @pytest.mark.usefixtures("small")
