@@ -19,6 +19,7 @@ from constitutional.stages.report.figures import change_text
 from constitutional.stages.report.page import comparison, costs, difference, render
 from constitutional.stages.summaries import (
     SUMMARIES,
+    AdoptedSummary,
     CalibrationBin,
     Direction,
     Histogram,
@@ -368,14 +369,18 @@ BARE: dict[str, dict[str, object]] = {
     "labeler_check": {"warnings": [], "canaries": 0, "canaries_failed": 0},
     "prompts": {"train": 0, "held_out": 0},
     "report": {},
+    "adopted": {},
     "spotcheck": {"comparisons": 0, "audit": 0, "votes_wanted": 0, "votes": 0, "raters": 0, "answered": 0},
 }
 """What the summaries hold where there was nothing to do."""
+ADOPTED = AdoptedSummary(folder="huggingface", digest="0a1b", same_as_sft=False)
+EVERY = {**SUMMARIES_MADE_UP, "adopted": ADOPTED}
+"""No run has a policy of its own and an adopted one."""
 
 
 @pytest.mark.parametrize("stage", SUMMARIES)
 def test_the_page_shows_every_summary_whatever_it_holds(stage: str) -> None:
-    made_up = SUMMARIES_MADE_UP.get(stage, SUMMARIES_MADE_UP["ppo"])
+    made_up = EVERY.get(stage, EVERY["ppo"])
     quality: dict[str, object] = {
         "accuracy": {},
         "calibration": [],
@@ -394,7 +399,22 @@ def test_the_page_shows_every_summary_whatever_it_holds(stage: str) -> None:
 
 
 def test_the_made_up_summaries_are_of_every_kind() -> None:
-    assert {type(summary) for summary in SUMMARIES_MADE_UP.values()} == set(SUMMARIES.values())
+    assert {type(summary) for summary in EVERY.values()} == set(SUMMARIES.values())
+
+
+def test_a_policy_that_was_trained_elsewhere_is_told_first() -> None:
+    run = full_run()
+    others = {stage: summary for stage, summary in run.summaries.items() if stage not in ("dpo", "ppo")}
+    adopted = run.model_copy(update={"summaries": {**others, "adopted": ADOPTED}})
+    text = section(page_of(adopted), "verdict")
+    assert "The RL model was not trained by this run. It was adopted from a folder" in text
+    assert "0a1b" in section(page_of(adopted), "provenance")
+    assert "algorithm.learning_rate" not in text
+    same = adopted.model_copy(
+        update={"summaries": {**others, "adopted": ADOPTED.model_copy(update={"same_as_sft": True})}}
+    )
+    assert "so nothing was trained elsewhere" in section(page_of(same), "verdict")
+    assert "trained elsewhere" not in section(page_of(run), "verdict")
 
 
 def test_what_was_understood_comes_first_and_is_marked_where_it_is_doubtful() -> None:
