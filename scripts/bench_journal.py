@@ -33,6 +33,7 @@ TEXT = "It depends on what you have in mind, and on how much time there is. " * 
 """A reply of about 50 tokens."""
 TURNS = 3
 CHUNK = RayClusterSettings().chunk
+ACTORS = RayClusterSettings().max_actors
 
 
 def answer(_: Request) -> str:
@@ -41,17 +42,22 @@ def answer(_: Request) -> str:
 
 
 class InChunks(ScriptedEngine):
-    """Answers at once, a chunk at a time."""
+    """Answers at once, so many at a time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(answer, "bench")
+        self.size = size
 
     def session(self) -> "ChunkSession":  # type: ignore[override] # it is as good
         """A new session."""
-        return ChunkSession()
+        return ChunkSession(self.size)
 
 
 class ChunkSession:
     """What was asked of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._waiting: list[Ticket] = []
 
     def submit(self, ticket: Ticket, _: Request) -> None:
@@ -59,10 +65,10 @@ class ChunkSession:
         self._waiting.append(ticket)
 
     def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
-        """The answers to a chunk."""
+        """The next answers."""
         if timeout_s == 0:
             return []
-        taken, self._waiting = self._waiting[:CHUNK], self._waiting[CHUNK:]
+        taken, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
         return [(ticket, Completion(TEXT, "stop")) for ticket in taken]
 
     def close(self) -> None:
@@ -70,9 +76,9 @@ class ChunkSession:
         self._waiting.clear()
 
 
-def engine() -> InChunks:
+def engine(size: int = CHUNK) -> InChunks:
     """What answers, in place of a model."""
-    return InChunks(answer, "bench")
+    return InChunks(size)
 
 
 def requests_of(number: int) -> Iterator[Request]:
@@ -153,7 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal.sqlite"
-        written = {"an engine that answers at once": write(path, stories, engine())}
+        written = {f"an engine that answers {CHUNK} at once": write(path, stories, engine())}
+        together = write(Path(folder) / "together.sqlite", stories, engine(ACTORS * CHUNK))
+        written[f"one that answers {ACTORS * CHUNK} at once, as {ACTORS} actors that end together"] = together
         if arguments.ray:
             written["actors on a Ray cluster"] = write_from_ray(Path(folder) / "ray.sqlite", stories)
         size = path.stat().st_size

@@ -150,7 +150,12 @@ class Cluster:
             if address:  # Ray itself would take minutes to find that nobody is there
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-            ray.init(address=address or None, log_to_driver=False, logging_level=logging.ERROR)
+            # "local" starts one; left to itself, Ray also looks for minutes for the last that was started here.
+            ray.init(
+                address=address or os.environ.get("RAY_ADDRESS") or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             at = f" at {address}" if address else ""
             raise ConfigurationError(

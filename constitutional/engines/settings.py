@@ -271,8 +271,8 @@ class RayClusterSettings(Frozen):
 
     kind: Literal["ray"] = "ray"
     address: str = ""
-    """Where the cluster's head is, such as 10.0.0.1:6379. Empty takes the environment's RAY_ADDRESS, or the cluster
-    that was started on this machine, or starts one that ends with the command."""
+    """Where the cluster's head is, such as 10.0.0.1:6379. Empty takes the environment's RAY_ADDRESS, or starts a
+    cluster of this machine alone, which ends with the command."""
     max_actors: Annotated[int, Field(ge=1)] = 8
     """Most actors of a model. One is started whenever requests wait and all others have enough to do; a cluster that
     scales by itself adds nodes for it."""

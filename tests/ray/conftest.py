@@ -1,14 +1,17 @@
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5f2c" * 16}
+SHARED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5f2c" * 16, "RAY_USAGE_STATS_ENABLED": "0"}
+"""Of the environment, on the node and here."""
 
 
 @pytest.fixture(scope="session")
@@ -20,13 +23,14 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = ["start", "--head", "--block", f"--port={port}", "--num-cpus=4", "--include-dashboard=false"]
-    environment = os.environ | AUTHENTICATION | {"TESTS_LOG": str(path), "RAY_USAGE_STATS_ENABLED": "0"}
+    own = tempfile.mkdtemp(prefix="ray")  # a short path, as sockets need
+    os.environ |= SHARED | {"RAY_TMPDIR": own}  # read when Ray is imported
+    environment = os.environ | {"TESTS_LOG": str(path)}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     with said.open("wb") as file:
         head = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", *words], env=environment, stdout=file, stderr=file
         )
-    os.environ |= AUTHENTICATION  # read when Ray is imported
     import ray
 
     try:
@@ -41,8 +45,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         ray.shutdown()
         head.terminate()  # it ends the node's processes
         head.wait(60)
-        for name in AUTHENTICATION:
+        for name in (*SHARED, "RAY_TMPDIR"):
             del os.environ[name]
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @pytest.fixture

@@ -66,6 +66,17 @@ def session_of(engine: ClusterEngine, requests: list[Request]) -> ClusterSession
     return session
 
 
+def warmed(engine: ClusterEngine, log: Path) -> ClusterEngine:
+    """The engine, with all its actors ready, and an empty log."""
+    session = session_of(engine, [question(f"warm up {number} <wait 0.2>") for number in range(1000)])
+    within(120, lambda: session.collect(0.1) is None or sum(not actor.starting for actor in engine.actors) == 2)
+    session.close()
+    while any(actor.chunks for actor in engine.actors):  # with what the session gave up
+        engine.complete([question(f"later {time.monotonic()}")])
+    log.unlink()
+    return engine
+
+
 def within(seconds: float, what: Callable[[], object]) -> None:
     end_s = time.monotonic() + seconds
     while not what():
@@ -75,7 +86,7 @@ def within(seconds: float, what: Callable[[], object]) -> None:
 
 def test_answers_are_those_of_one_machine_in_order_and_come_from_several_processes(opened: Opened, fresh: Path) -> None:
     requests = [question(f"{number} <wait 0.02>") for number in range(60)] + [question("Which?", "A", "BBB")]
-    engine = opened()
+    engine = warmed(opened(), fresh)
     assert engine.complete(requests) == engine_of(FUNCTION, Models()).complete(requests)
     assert engine.complete(requests[-1:])[0].choice_logprobs == (-2.0, -4.0)
     rows = [row for row in asked(fresh) if row.pid != os.getpid()]
@@ -97,7 +108,7 @@ def test_what_a_killed_actor_had_is_asked_again_elsewhere_and_nothing_else(
 ) -> None:
     requests = [question(f"{number} <wait 0.1>") for number in range(80)]
     answers: list[list[Completion]] = []
-    engine = opened()
+    engine = warmed(opened(), fresh)
     thread = threading.Thread(target=lambda: answers.append(engine.complete(requests)))
     thread.start()
     within(60, lambda: len({row.pid for row in asked(fresh)}) == 2 and len(asked(fresh)) > 20)

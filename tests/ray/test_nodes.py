@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def nodes(tmp_path: Path) -> Iterator[list[Node]]:
             else:
                 words += [f"--address={nodes[0].address}:6379"]
             process = node.start(words, log, **environment)
-            wait_for(lambda log=log: b"Ray runtime started" in log.read_bytes(), 90, log)
+            wait_for(partial(started, log), 90, log)
             assert process.poll() is None
         yield nodes
 
@@ -137,6 +138,10 @@ def wait_for(what: Callable[[], bool], within_s: float, log: Path) -> None:
     while not what():
         assert time.monotonic() < end_s, log.read_text()[-3000:]
         time.sleep(0.1)
+
+
+def started(log: Path) -> bool:
+    return b"Ray runtime started" in log.read_bytes()
 
 
 def asked_of(folder: Path, number: int) -> list[Asked]:
