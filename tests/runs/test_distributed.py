@@ -293,8 +293,8 @@ def test_settings_that_cannot_be_are_refused(overrides: tuple[str, ...], problem
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])
 def test_accelerate_reads_the_shipped_configurations(name: str) -> None:
-    from accelerate.commands.config.config_args import load_config_from_file  # type: ignore[import-untyped]
     from accelerate.commands import launch  # type: ignore[import-untyped]
+    from accelerate.commands.config.config_args import load_config_from_file  # type: ignore[import-untyped]
 
     file = str(CONFIGS / f"{name}.yaml")
     kind = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED"}[name]

@@ -14,7 +14,15 @@ from constitutional.stages import dpo, reward, sft
 from constitutional.training import processes
 from constitutional.training.processes import Shares, shared
 from constitutional.training.saving import put_together
-from constitutional.training.trl import LoraSettings, TrainingSettings, check_kernels, check_packing, fit, lora_config
+from constitutional.training.trl import (
+    LoraSettings,
+    TrainingSettings,
+    check_kernels,
+    check_packing,
+    fit,
+    load_policy,
+    lora_config,
+)
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,13 +148,10 @@ def test_packed_examples_do_not_see_each_other(tmp_path: Path) -> None:
 
     moved = {}
     for packing in (False, True):
-        from constitutional.training.trl import load_policy
-
         settings = sft.Settings(epochs=1, batch_size=3, packing=packing, warmup=0, log_every=1, checkpoint_every=1)
         model, tokenizer = load_policy(tiny_model(tmp_path), settings)
         trainer = sft.sft_trainer(model, tokenizer, ROWS[:3], settings, tmp_path / str(packing), seed=0)
         assert len(trainer.train_dataset) == (1 if packing else 3)  # type: ignore[arg-type]
-        trainer.get_train_dataloader()
         batch = next(iter(trainer.get_train_dataloader()))
         loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
         loss.backward()
