@@ -199,8 +199,8 @@ def measure(sizes: Sequence[int], parent: Path) -> None:
         print("slope of CPU time over rows: " + ", ".join(f"{name} {value:.2f}" for name, value in slopes.items()))
     folder = parent / str(sizes[-1])
     for what, row in _measured("look", folder, sizes[-1]).items():
-        taken = f"{row['seconds']:.1f} s, {row['cpu']:.1f} s of CPU"
-        print(f"show {what}: {taken}, with {row['bytes'] / 1e6:,.0f} MB at most")
+        spent = f"{row['seconds']:.1f} s, {row['cpu']:.1f} s of CPU"
+        print(f"show {what}: {spent}, with {row['bytes'] / 1e6:,.0f} MB at most")
     again = _measured("mix", folder, sizes[-1])
     cpu = f"{again['mix cpu']:.1f} s of CPU"
     print(f"a mix with another margin: {again['mix seconds']:.1f} s, {cpu}; the whole command {again['seconds']:.1f} s")
