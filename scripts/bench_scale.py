@@ -138,7 +138,7 @@ def bare(count: int) -> dict[str, float]:
 
 
 def look(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Look at a run by an item, by a principle and by words; seconds for each, and bytes at most until then."""
+    """Look at a run by an item, by a principle and by words; seconds, CPU seconds, and bytes at most until then."""
     store = load_run(folder / "runs" / "scale")
     last = None
     for last in store.stream("preferences", Preference):  # noqa: B007 - the last one is what is looked for
@@ -146,9 +146,10 @@ def look(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
     assert last is not None
     number = last.prompt.messages[0].content.split(":")[0].removeprefix("Question ")
     for what, wanted in (("an item", last.id), ("a principle", PRINCIPLES[0]), ("words", f"question {number}")):
-        started_s = time.perf_counter()
+        started_s, cpu_started_s = time.perf_counter(), time.process_time()
         find(store, wanted)
-        yield what, {"seconds": time.perf_counter() - started_s, "bytes": float(peak_bytes())}
+        taken = {"seconds": time.perf_counter() - started_s, "cpu": time.process_time() - cpu_started_s}
+        yield what, {**taken, "bytes": float(peak_bytes())}
 
 
 def part(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -198,7 +199,8 @@ def measure(sizes: Sequence[int], parent: Path) -> None:
         print("slope of CPU time over rows: " + ", ".join(f"{name} {value:.2f}" for name, value in slopes.items()))
     folder = parent / str(sizes[-1])
     for what, row in _measured("look", folder, sizes[-1]).items():
-        print(f"show {what}: {row['seconds']:.1f} s, with {row['bytes'] / 1e6:,.0f} MB at most")
+        spent = f"{row['seconds']:.1f} s, {row['cpu']:.1f} s of CPU"
+        print(f"show {what}: {spent}, with {row['bytes'] / 1e6:,.0f} MB at most")
     again = _measured("mix", folder, sizes[-1])
     cpu = f"{again['mix cpu']:.1f} s of CPU"
     print(f"a mix with another margin: {again['mix seconds']:.1f} s, {cpu}; the whole command {again['seconds']:.1f} s")

@@ -20,7 +20,7 @@ from textwrap import fill
 from typing import Final
 
 from constitutional.base.errors import RunError
-from constitutional.base.files import CARD, atomic_write, read_rows, writing
+from constitutional.base.files import CARD, atomic_write, writing
 from constitutional.base.progress import counted
 from constitutional.base.records import Preference, Prompt
 from constitutional.base.text import printable
@@ -82,7 +82,7 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
     copy_model(store.artifact("sft_model"), folder / "sft_model")
     atomic_write(folder / "constitution.yaml", (store.folder / USED).read_bytes())
     material = Material(longest, config.sample_pairs.max_tokens, shifts[0], len(shifts))
-    preferences = Chosen(read_rows(store.artifact("preferences"), Preference), FORMATS[to], "train")
+    preferences = Chosen(store.stream("preferences", Preference), FORMATS[to], "train")
     ending = FORMATS[to].endings[0]
     _write(folder / "data" / f"prompts{ending}", (_PROMPT_ROWS[to](prompt, digest) for prompt in prompts), digest)
     _write(folder / "data" / f"preferences{ending}", (FORMATS[to].row(row, digest) for row in preferences), digest)
@@ -128,7 +128,7 @@ def _prompts(store: RunStore, to: Framework) -> tuple[list[Prompt], list[str]]:
     Raises:
         RunError: none is left.
     """
-    every = [prompt for prompt in read_rows(store.artifact("prompts"), Prompt) if prompt.split == "train"]
+    every = [prompt for prompt in store.stream("prompts", Prompt) if prompt.split == "train"]
     spoken = {"system", "user", "assistant"}
     kept = [prompt for prompt in every if all(row.role in spoken and not row.extra for row in prompt.messages)]
     tools, notes = len(every) - len(kept), list[str]()
