@@ -392,7 +392,7 @@ class RunStageContext(FinishedRun):
         return self._run.config.judges
 
     @property
-    def origin(self) -> Begun:
+    def begun(self) -> Begun:
         """What the stage is made from, and where."""
         return self._begun
 

@@ -199,7 +199,7 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, pro
     Raises:
         ConstitutionalError: the one that a process ended with; or a process was killed.
     """
-    begun = context.origin
+    begun = context.begun
     folder = context.output(f"{PROCESSES}/{REQUEST}").parent
     for old in folder.glob("*"):
         old.unlink()
