@@ -26,7 +26,6 @@ from constitutional.engines.attention import grouped_attention, plain_layers
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import shared_beginning
 from constitutional.engines.device import sent
-from constitutional.engines.local import MOST_LOGITS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +36,9 @@ READ_TOKENS: Final = 4096
 """Most tokens that are read in one pass; a single longer prompt is read whole."""
 SPARE: Final = 256
 """Columns of the buffer beyond what the longest row needs; whenever they are used up, all rows move to the left."""
+MOST_LOGITS: Final = 2**28
+"""Most numbers that the logits of one pass over responses to be scored have: 1 GiB in 32 bits, and there are three
+such: as they come, in 32 bits, and as logarithms of probabilities."""
 BLOCK: Final = 128
 """Tokens of the vocabulary whose probabilities are added up in 32 bits; sums of blocks are added up in 64."""
 

@@ -49,9 +49,6 @@ FILLED: Final = 0.7
 """The part of the memory that the model, and keys and values, are to take."""
 WAVE: Final = 4
 """Batches of a wave: more lose less time while the last replies end, and a kill loses more."""
-MOST_LOGITS: Final = 2**28
-"""Most numbers that the logits of one pass over responses to be scored have: 1 GiB in 32 bits, and there are three
-such: as they come, in 32 bits, and as logarithms of probabilities."""
 LARGE: Final = 50_000_000
 """Parameters of a model that is large for a CPU."""
 

@@ -8,8 +8,7 @@ model takes is found by `training/footprint.py`.
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
-from constitutional.engines.decoding import READ_TOKENS, SPARE
-from constitutional.engines.local import MOST_LOGITS
+from constitutional.engines.decoding import MOST_LOGITS, READ_TOKENS, SPARE
 from constitutional.stages import grpo, ppo
 from constitutional.training.footprint import SIZES, Footprint, Pass
 from constitutional.training.ppo.math import CHUNK, GPU_CHUNK
