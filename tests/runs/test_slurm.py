@@ -144,9 +144,13 @@ def test_a_job_is_submitted_again_so_many_times_and_no_more(told: Told, mode: Mo
 
 
 def test_ctrl_c_cancels_the_job(told: Told, mode: Mode) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     when(told.folder / "began", lambda: signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        told.have(jobs.waits, mode)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            told.have(jobs.waits, mode)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not works(int((told.folder / "began").read_text()))
     assert not list((told.folder / FOLDER).glob("*.job"))
 
