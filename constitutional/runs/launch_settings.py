@@ -29,6 +29,7 @@ class AccelerateSettings(Frozen):
     (PyTorch) and zero3 (DeepSpeed) shard weights, gradients and optimizer states of sft, reward and dpo. PPO, which
     draws replies, always keeps all weights on each GPU."""
     machines: Annotated[int, Field(ge=1)] = 1
+    """How many machines train together."""
     machine_rank: Annotated[int, Field(ge=0)] = 0
     """Which machine this is. Machine 0 runs the stages; the others train along until the run is done."""
     main_address: str | None = None
@@ -67,7 +68,7 @@ class SlurmSettings(Frozen):
     gpus_per_node: Annotated[int, Field(ge=0)] = 1
     """GPUs of the node that the job has."""
     cpus_per_task: Annotated[int, Field(ge=1)] = 8
-    """Cores."""
+    """Cores that the job has."""
     mem_gb: Annotated[float, Field(gt=0)] = 64.0
     """Memory of the node, in GB; not that of the GPUs."""
     timeout_min: Annotated[int, Field(ge=1)] = 240
