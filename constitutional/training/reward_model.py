@@ -10,10 +10,8 @@ from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.message import Message
 from constitutional.engines.chat import Tokenizer, load_tokenizer
-from constitutional.engines.model_files import INDEX, WEIGHTS
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import chat, token_ids
-from constitutional.training.saving import copy_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,6 +97,10 @@ def fold(folder: Path, reference: Moments, into: Path) -> float:
         ModelError: the model's head is none that transformers gives to language models.
     """
     from safetensors.torch import load_file, save_file
+
+    # Not above: who only trains with this reward model needs no settings of engines.
+    from constitutional.engines.model_files import INDEX, WEIGHTS
+    from constitutional.training.saving import copy_model
 
     copy_model(folder, into)
     file, head = into / WEIGHTS, "score.weight"
