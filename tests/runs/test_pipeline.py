@@ -165,7 +165,7 @@ DEFAULTS = {
     "prompts 3 SandboxPrompts": "7a86a5b1",
     "labeler_check 7 LabelSettings": "3cdbc347",
     "critique_revise 4 Settings": "6c98830f",
-    "sft 3 Settings": "d22d7cf1",
+    "sft 3 Settings": "9bf86d77",
     "sample_pairs 3 Settings": "7ee45247",
     "label 6 LabelSettings": "3cdbc347",
     "mix 5 Settings": "c880b73a",
