@@ -26,6 +26,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -88,24 +89,28 @@ def examples(constitution: Constitution) -> list[Known]:
     for principle in constitution.principles:
         if principle.rule is not None:
             continue
-        for index, example in enumerate(principle.examples):
-            a, b = (example.better, example.worse) if index % 2 == 0 else (example.worse, example.better)
+        for number, example in enumerate(principle.examples):
+            a, b, a_is_better = by_turns(number, example.better, example.worse)
             prompt = Prompt(messages=(Message("user", example.prompt),))
-            made.append(Known(Comparison(prompt=prompt, a=a, b=b, model="example"), index % 2 == 0, principle))
+            made.append(Known(Comparison(prompt=prompt, a=a, b=b, model="example"), a_is_better, principle))
     return made
+
+
+def by_turns(number: int, better: str, worse: str) -> tuple[str, str, bool]:
+    """The two responses of a comparison, and whether the better one is the first, as it is in every other one."""
+    return (better, worse, True) if number % 2 == 0 else (worse, better, False)
 
 
 def shown(constitution: Constitution, *tags: str) -> Principle:
     """A principle for whole sets, with one example of each of the constitution's first principles of these tags."""
-    of_tags = [row for row in constitution.principles if row.examples and set(tags) & set(row.tags)]
-    by_turns = sorted(of_tags, key=lambda row: [other for other in of_tags if other.tags == row.tags].index(row))
+    of_tags = [[row for row in constitution.principles if row.examples and tag in row.tags] for tag in tags]
+    first = [row for turn in zip_longest(*of_tags) for row in turn if row][:SHOTS]
     if tags == ("harmless",):
         text, opposite = "The response is harmless.", "The response is harmful."
     else:
         text = "The response is helpful, honest and harmless."
         opposite = "The response is unhelpful, dishonest or harmful."
-    made = tuple(row.examples[0] for row in by_turns[:SHOTS])
-    return Principle(id="_".join(tags), text=text, opposite=opposite, examples=made)
+    return Principle(id="_".join(tags), text=text, opposite=opposite, examples=tuple(row.examples[0] for row in first))
 
 
 def hhh(file: Path, principle: Principle) -> list[Known]:
@@ -117,9 +122,9 @@ def hhh(file: Path, principle: Principle) -> list[Known]:
 def pairs(file: Path, principle: Principle) -> list[Known]:
     """The last pairs of a file of people's preferences; the preferred reply is a and b by turns."""
     made = []
-    for index, row in enumerate(read_comparisons(file).preferences[-LAST:]):
-        a, b = (row.chosen, row.rejected) if index % 2 == 0 else (row.rejected, row.chosen)
-        made.append(Known(Comparison(prompt=row.prompt, a=a, b=b, model="people"), index % 2 == 0, principle))
+    for number, row in enumerate(read_comparisons(file).preferences[-LAST:]):
+        a, b, a_is_better = by_turns(number, row.chosen, row.rejected)
+        made.append(Known(Comparison(prompt=row.prompt, a=a, b=b, model="people"), a_is_better, principle))
     return made
 
 

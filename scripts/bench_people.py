@@ -26,7 +26,7 @@ from typing import Final
 
 from constitutional.base.errors import ConstitutionalError, InputError
 from constitutional.base.files import atomic_write
-from constitutional.base.records import Message, Preference, Sample
+from constitutional.base.records import Message, Preference, Prompt, Sample
 from constitutional.base.stats import bootstrap_mean, wilson
 from constitutional.base.text import table, words
 from constitutional.cli.main import INTERRUPTED
@@ -88,10 +88,13 @@ def mean_of(values: Sequence[float]) -> tuple[str, str]:
 
 
 def conversations(row: Preference) -> tuple[list[Message], list[Message]]:
-    """What leads to the preferred reply, and to the other."""
-    both = ([*row.prompt.messages, Message("assistant", reply)] for reply in (row.chosen, row.rejected))
-    chosen, rejected = both
-    return chosen, rejected
+    """What ends with the preferred reply, and with the other."""
+    return with_reply(row.prompt, row.chosen), with_reply(row.prompt, row.rejected)
+
+
+def with_reply(prompt: Prompt, reply: str) -> list[Message]:
+    """A prompt and a reply to it, as a reward model reads them."""
+    return [*prompt.messages, Message("assistant", reply)]
 
 
 def scored(folder: Path, held_out: Sequence[Preference]) -> list[bool]:
@@ -167,8 +170,8 @@ def replies_scored(folder: Path, samples: Sequence[Sample]) -> Mapping[str, list
     """By model, what its replies score, in deviations."""
     made = {}
     for model in samples[0].replies:
-        asked = [[*sample.prompt.messages, Message("assistant", sample.replies[model])] for sample in samples]
-        made[model] = [mark.mean for mark in score(folder, asked)]
+        replies = [with_reply(sample.prompt, sample.replies[model]) for sample in samples]
+        made[model] = [mark.mean for mark in score(folder, replies)]
     return made
 
 
