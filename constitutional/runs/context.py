@@ -14,7 +14,7 @@ from constitutional.base.errors import ConstitutionalError
 from constitutional.base.progress import Progress, Task, counted
 from constitutional.base.records import LABELER, Record
 from constitutional.base.shards import RowStream, write_artifact
-from constitutional.base.templates import Prompts
+from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import PURPOSES, USES, Constitution, Principle
 from constitutional.constitution.file import is_shipped, load_constitution
 from constitutional.engines.base import Engine
@@ -210,6 +210,12 @@ class RunContext:
         self._opened: dict[EngineSettings, Engine] = {}
         self._journal: Journal | None = None
         self._ledger = Ledger()
+
+    @classmethod
+    def joining(cls, config: RunConfig, progress: Progress) -> Self:
+        """The context of a run that another process makes, for one that does a part of it, with the same principles."""
+        constitution = as_used(selected(config), config.run_folder / USED)
+        return cls(config, constitution, load_prompts(config.templates), progress)
 
     def open(self, settings: EngineSettings) -> Engine:
         """A new engine of these settings, whose model is released with the run's others."""

@@ -19,11 +19,10 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.progress import Progress
 from constitutional.base.records import Record
-from constitutional.base.templates import load_prompts
 from constitutional.runs.compose import load
-from constitutional.runs.context import RunContext, RunStageContext, as_used, selected
+from constitutional.runs.context import RunContext, RunStageContext
 from constitutional.runs.distributed import ProcessEnd, TrainingRequest, leave_end
-from constitutional.runs.folder import USED, RunStore
+from constitutional.runs.folder import RunStore
 from constitutional.runs.outputs import Begun
 from constitutional.runs.pipeline import stages_of
 from constitutional.training.tracking import NOT_TRACKED, Tracking
@@ -78,12 +77,11 @@ def _train(request: TrainingRequest, rank: int, terminal: IO[str]) -> ProcessEnd
 
     PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     config = load(request.run_folder)
-    constitution = as_used(selected(config), request.run_folder / USED)
     stage = next(stage for stage in stages_of(config) if stage.name == request.stage)
     begun = Begun.now(stage.name, request.fingerprint, request.needs, request.files, request.folder)
     with Path(os.devnull).open("w") as nowhere:
         progress = Progress(terminal if rank == 0 else nowhere)
-        with RunContext(config, constitution, load_prompts(config.templates), progress) as run_context:
+        with RunContext.joining(config, progress) as run_context:
             kind = RunStageContext if rank == 0 else OtherContext
             context = kind(run_context, RunStore.load(request.run_folder), begun)
             stage.run(stage.settings, context)

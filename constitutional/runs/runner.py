@@ -67,7 +67,7 @@ from constitutional.runs.context import (
     selected,
 )
 from constitutional.runs.folder import USED, RunStore
-from constitutional.runs.launch_settings import AccelerateSettings, HereSettings, SlurmSettings
+from constitutional.runs.launch_settings import AccelerateSettings, SlurmSettings
 from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
 from constitutional.runs.pipeline import Stage, stages_of, up_to
@@ -532,11 +532,10 @@ class Runner:
 def make_in_job(folder: Path, output: str) -> JobEnd:
     """In a job: make one stage of the run in a folder, whose command waits and holds the run's locks."""
     try:
-        config = load(folder).model_copy(update={"launch": HereSettings()})
+        config = load(folder)
         stages = stages_of(config)
         number = [stage.name for stage in stages].index(output.rpartition("-")[0])
-        constitution, templates = as_used(selected(config), folder / USED), load_prompts(config.templates)
-        with _terminable(), RunContext(config, constitution, templates, Progress()) as run_context:
+        with _terminable(), RunContext.joining(config, Progress()) as run_context:
             runner = Runner(run_context, Outputs(config.outputs_folder))
             return runner.make_alone(RunStore.load(folder), stages[number], stages[:number], output)
     except ConstitutionalError as error:
