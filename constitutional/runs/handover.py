@@ -207,8 +207,12 @@ def _step(wanted: int, prompts: int) -> int:
 
 
 def _other_rewards(config: RunConfig) -> Iterator[str]:
-    """What the run rewards beside the score of its reward model, and a training elsewhere does not."""
+    """What the run rewards beside the mean score of its reward models, and a training elsewhere does not."""
     if isinstance(config.algorithm, OnlineSettings):
+        for reward in config.algorithm.rewards:
+            if reward.kind == "reward_model" and reward.ensemble_k and config.reward.members > 1:
+                off = f"{reward.ensemble_k:g} deviations among the reward models that are taken off their mean"
+                yield f"{off} (ensemble_k): not handed over"
         kinds = [reward.kind for reward in config.algorithm.rewards if reward.kind != "reward_model"]
         if kinds:
             yield f"rewards beside the reward model's ({', '.join(kinds)}): not handed over"

@@ -219,6 +219,13 @@ def test_settings_of_the_algorithm_that_the_run_has_are_handed_over(tmp_path: Pa
     assert "the penalty of 1 for a reply that is cut off" in (folder / CARD).read_text()
 
 
+def test_what_is_taken_off_for_disagreement_is_said_to_stay_behind(tmp_path: Path) -> None:
+    reward = "algorithm.rewards=[{kind: reward_model, ensemble_k: 1.5}]"
+    folder = exported(until_reward(tmp_path, "reward.members=2", "algorithm=ppo", reward), "openrlhf", tmp_path / "out")
+    said = (folder / CARD).read_text()
+    assert "1.5 deviations among the reward models that are taken off their mean (ensemble_k): not handed over" in said
+
+
 def test_a_file_of_preferences_is_still_a_file(first: RunStore, tmp_path: Path) -> None:
     file = exported(first, "verl", tmp_path / "pairs.parquet")
     assert file.is_file()

@@ -2,6 +2,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: TID251 - as verl reads them
 
 from constitutional.data.export.commands import (
     ALGORITHMS,
@@ -34,10 +35,10 @@ RECIPES: dict[Algorithm, Recipe] = {"ppo": PPO, "grpo": GRPO}
                 "algorithm.lam=0.9",
                 "actor_rollout_ref.actor.optim.lr=2e-06",
                 "critic.optim.lr=2e-05",
-                "critic.model.path='$HERE/reward_model'",
+                "critic.model.path='$QUOTED/reward_model'",
                 "data.train_batch_size=64",
                 "data.max_response_length=256",
-                "reward.reward_model.model_path='$HERE/reward_model'",
+                "reward.reward_model.model_path='$QUOTED/reward_model'",
                 "trainer.total_epochs=3",
             ],
         ),
@@ -72,7 +73,7 @@ RECIPES: dict[Algorithm, Recipe] = {"ppo": PPO, "grpo": GRPO}
                 "++loss_fn.use_kl_in_reward=true",
                 "++policy.max_total_sequence_length=356",
                 "++env.reward_model.max_model_len=372",
-                "++value.model_name='$HERE/reward_model'",
+                "++value.model_name='$QUOTED/reward_model'",
             ],
         ),
         ("nemo-rl", "grpo", ["++grpo.num_generations_per_prompt=4", "++policy.train_global_batch_size=32"]),
@@ -111,7 +112,12 @@ def test_the_shell_fills_in_the_folder_and_the_gpus_and_nothing_else(framework: 
     )
     *said, mine, end = told.stdout.split("\0")
     assert (mine, end) == ("mine=[1, 2]", "")  # what is typed behind comes last, and so overrules
-    expected = " ".join(command).replace("$HERE", str(folder)).replace("$((GPUS * NODES))", "6")
+    quoted = str(folder).replace("'", "\\'")
+    expected = " ".join(command).replace("$HERE", str(folder)).replace("$QUOTED", quoted)
+    expected = expected.replace("$((GPUS * NODES))", "6")
     expected = expected.replace("$GPUS", "2").replace("$NODES", "3")
     assert f"{expected.split()[0]} {' '.join(said)}" == expected
-    assert sum(str(folder) in word for word in said) >= 4
+    assert sum(str(folder) in word for word in said) + sum(quoted in word for word in said) >= 4
+    if framework != "openrlhf":
+        read = OverridesParser.create().parse_overrides([word for word in said if quoted in word])
+        assert sum(str(override.value()).startswith(f"{folder}/") for override in read) >= 4

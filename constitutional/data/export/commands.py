@@ -20,6 +20,10 @@ END_OF_TURN: Final = 16
 """Tokens that a chat template may put behind a reply."""
 
 
+_QUOTED: Final = r"""QUOTED=$(printf %s "$HERE" | sed "s/'/\\\\'/g")"""
+"""The folder as it stands between two apostrophes in a value of Hydra's."""
+
+
 class Recipe(NamedTuple):
     """What an algorithm is told, whichever framework trains."""
 
@@ -60,18 +64,21 @@ class Material(NamedTuple):
 
 
 def words(framework: Framework, algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]:
-    """The command, a word or an option with its value in each; the shell fills in `$HERE`, `$GPUS` and `$NODES`."""
+    """The command, a word or an option with its value in each.
+
+    The shell fills in `$GPUS`, `$NODES`, `$HERE` and, between the quotation marks of Hydra, `$QUOTED`.
+    """
     make = {"verl": _verl, "openrlhf": _openrlhf, "nemo-rl": _nemo_rl}[framework]
     return make(algorithm, recipe, material)
 
 
 def _verl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]:
-    ours = "$HERE/reward_model" if material.members == 1 else "$HERE/reward_model/0"
-    rewards = {"reward.custom_reward_function.path": "'$HERE/reward.py'"}
+    ours = "$QUOTED/reward_model" if material.members == 1 else "$QUOTED/reward_model/0"
+    rewards = {"reward.custom_reward_function.path": "'$QUOTED/reward.py'"}
     if material.members == 1:  # verl serves one; reward.py asks it, and takes off the shift
         rewards |= {
             "reward.reward_model.enable": "True",
-            "reward.reward_model.model_path": "'$HERE/reward_model'",
+            "reward.reward_model.model_path": "'$QUOTED/reward_model'",
             "reward.reward_model.rollout.name": "vllm",
             "reward.reward_model.rollout.tensor_model_parallel_size": "1",
         }
@@ -94,12 +101,12 @@ def _verl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]
         }
     options = {
         **own,
-        "data.train_files": "'$HERE/data/prompts.parquet'",
-        "data.val_files": "'$HERE/data/prompts.parquet'",  # which verl reads even where nothing is validated
+        "data.train_files": "'$QUOTED/data/prompts.parquet'",
+        "data.val_files": "'$QUOTED/data/prompts.parquet'",  # which verl reads even where nothing is validated
         "data.train_batch_size": f"{recipe.step}",
         "data.max_prompt_length": f"{material.prompt}",
         "data.max_response_length": f"{material.reply}",
-        "actor_rollout_ref.model.path": "'$HERE/sft_model'",
+        "actor_rollout_ref.model.path": "'$QUOTED/sft_model'",
         "actor_rollout_ref.actor.optim.lr": f"{recipe.learning_rate:g}",
         "actor_rollout_ref.actor.ppo_mini_batch_size": f"{recipe.step}",
         "actor_rollout_ref.actor.use_dynamic_bsz": "True",
@@ -117,7 +124,7 @@ def _verl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[str]
         "trainer.logger": "[console]",
         "trainer.project_name": "constitutional",
         "trainer.experiment_name": algorithm,
-        "trainer.default_local_dir": f"'$HERE/checkpoints/{algorithm}'",
+        "trainer.default_local_dir": f"'$QUOTED/checkpoints/{algorithm}'",
     }
     return ["python3 -m verl.trainer.main_ppo", *(f"{name}={value}" for name, value in options.items())]
 
@@ -181,7 +188,7 @@ def _nemo_rl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[s
             "ppo.skip_reference_policy_logprobs_calculation": "false",
             "ppo.reward_shaping.enabled": "false",
             "ppo.adv_estimator.gae_lambda": f"{recipe.lam:g}",
-            "value.model_name": "'$HERE/reward_model'",
+            "value.model_name": "'$QUOTED/reward_model'",
             "value.optimizer.kwargs.lr": f"{recipe.critic_rate:g}",
         }
     options = {
@@ -197,7 +204,7 @@ def _nemo_rl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[s
         f"{algorithm}.reward_scaling.target_max": f"{CLIPPED}",
         **own,
         **{f"loss_fn.{name}": value for name, value in loss.items()},
-        "policy.model_name": "'$HERE/sft_model'",
+        "policy.model_name": "'$QUOTED/sft_model'",
         "policy.optimizer.kwargs.lr": f"{recipe.learning_rate:g}",
         "policy.train_global_batch_size": f"{recipe.step * recipe.replies}",
         "policy.max_total_sequence_length": f"{material.total}",
@@ -205,15 +212,15 @@ def _nemo_rl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[s
         "policy.generation.temperature": f"{recipe.temperature:g}",
         "data.max_input_seq_length": f"{material.prompt}",
         "data.train.dataset_name": "ResponseDataset",
-        "data.train.data_path": "'$HERE/data/prompts.jsonl'",
+        "data.train.data_path": "'$QUOTED/data/prompts.jsonl'",
         "data.train.split_validation_size": "0",
         "data.validation": "null",
         "data.default.prompt_file": "null",
         "data.default.system_prompt_file": "null",
         "data.default.env_name": "reward_model",
         "env.reward_model.enabled": "true",
-        "env.reward_model.model_name": "'$HERE/reward_model'",
-        "env.reward_model.tokenizer.name": "'$HERE/reward_model'",
+        "env.reward_model.model_name": "'$QUOTED/reward_model'",
+        "env.reward_model.tokenizer.name": "'$QUOTED/reward_model'",
         "env.reward_model.precision": "bfloat16",
         "env.reward_model.batch_size": "4",
         "env.reward_model.logprob_batch_size": "4",
@@ -229,7 +236,7 @@ def _nemo_rl(algorithm: Algorithm, recipe: Recipe, material: Material) -> list[s
         "env.reward_model.dtensor_cfg.tensor_parallel_size": "1",
         "env.reward_model.dtensor_cfg.context_parallel_size": "1",
         "env.reward_model.dtensor_cfg.custom_parallel_plan": "null",
-        "checkpointing.checkpoint_dir": f"'$HERE/checkpoints/{algorithm}'",
+        "checkpointing.checkpoint_dir": f"'$QUOTED/checkpoints/{algorithm}'",
         "checkpointing.metric_name": "null",
         "cluster.gpus_per_node": "$GPUS",
         "cluster.num_nodes": "$NODES",
@@ -254,6 +261,7 @@ def script(about: str, command: Sequence[str]) -> str:
         "# GPUS on each of NODES machines; options that are typed behind the name of this script overrule those below.",
         "set -eu",
         'HERE=$(cd "$(dirname "$0")" && pwd)',
+        *([_QUOTED] if any("$QUOTED" in word for word in command) else []),
         "GPUS=${GPUS:-8}",
         "NODES=${NODES:-1}",
         f"exec {command[0]} \\",
