@@ -37,6 +37,7 @@ from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.base.stats import wilson
 from constitutional.base.templates import load_prompts
 from constitutional.base.text import table
+from constitutional.cli.main import INTERRUPTED
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.file import load_constitution
 from constitutional.constitution.measures import rule_of
@@ -205,7 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     atomic_write(arguments.json, rows.encode())
     except ConstitutionalError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        print(shares(found))
+        return INTERRUPTED
     print(shares(found))
     return 0
 
