@@ -14,8 +14,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from constitutional.base.errors import InputError
-from constitutional.base.progress import counted
 from constitutional.base.records import Split
 from constitutional.data.sources import DataFile, RowPlace, mixture
 
@@ -71,7 +69,7 @@ class Facts:
         self._owners = array("Q")
         """The rows whose conversations they are in."""
 
-    def add(  # noqa: PLR0913 - all that is known of a row
+    def add(
         self, file: int, place: RowPlace, said: Split | None, prompts: Sequence[object], draw: int, rank: int
     ) -> None:
         """Keep what is needed of a row.

@@ -75,9 +75,8 @@ def as_lists(files: list[DataFile], held_out: int | None, seed: int, share: floa
     return [[(splits[row[1]], row[0]) for row in lines], repeated]
 
 
-def splits_of_lists(
-    files: list[DataFile], lines: list[Row], held_out: int | None, seed: int, share: float | None
-) -> dict[Conversation, str]:
+def said_by_lists(lines: list[Row]) -> dict[Conversation, str]:
+    """The splits that rows say, and those that follow from them."""
     held = {conversation: place for place, conversation, split in lines if split == "held_out"}
     trained: set[Conversation] = set()
     for place, conversation, split in lines:
@@ -94,6 +93,13 @@ def splits_of_lists(
             splits[conversation] = split or "train"
         elif any(prompt in held for prompt in prompts_within(conversation)):
             splits[conversation] = "held_out"
+    return splits
+
+
+def splits_of_lists(
+    files: list[DataFile], lines: list[Row], held_out: int | None, seed: int, share: float | None
+) -> dict[Conversation, str]:
+    splits = said_by_lists(lines)
     undecided = [conversation for _, conversation, _ in lines if conversation not in splits]
     among = set(undecided)
     there = f"holds {len(lines)} different prompt{'s' if len(lines) != 1 else ''}"
@@ -136,7 +142,9 @@ def test_what_is_decided_from_digests_is_what_lists_of_all_rows_give(tmp_path: P
         rng, says = random.Random(seed), (0.0, 0.05, 0.3)[seed % 3]
         weights: list[float | None] = rng.choice([[None], [None, None], [1.0, 2.0], [3.0, 1.0]])  # type: ignore[list-item]
         files = [
-            DataFile(path=write(tmp_path / f"{number}.jsonl", drawn_rows(rng, rng.randrange(1, 40), says)), weight=weight)
+            DataFile(
+                path=write(tmp_path / f"{number}.jsonl", drawn_rows(rng, rng.randrange(1, 40), says)), weight=weight
+            )
             for number, weight in enumerate(weights)
         ]
         held_out, share = rng.choice([(None, None), (0, None), (3, None), (30, None), (None, 0.3)])
