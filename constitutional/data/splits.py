@@ -110,7 +110,8 @@ class Facts:
 
     def distinct(self, first: Numbers) -> Truths:
         """Which rows are the first of those that are the same."""
-        return first[: len(self._numbers)] == np.arange(len(self._numbers))
+        distinct: Truths = first[: len(self._numbers)] == np.arange(len(self._numbers))
+        return distinct
 
     def first_rows(self) -> Numbers:
         """For each row, and then for each earlier prompt, the first row that is this conversation.
@@ -124,7 +125,7 @@ class Facts:
         same = np.logical_and.reduce([np.diff(word[order]) == 0 for word in words])
         begins[1:][same] = 0
         np.maximum.accumulate(begins, out=begins)
-        first = np.empty_like(order)
+        first: Numbers = np.empty_like(order)
         first[order] = order[begins]
         return first
 

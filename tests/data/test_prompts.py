@@ -215,7 +215,7 @@ TWINS = [
 def test_prompts_that_people_read_as_one_are_one(tmp_path: Path) -> None:
     path = write(tmp_path, "\n".join(map(json.dumps, TEXTS + TWINS)))
     prompts, repeated, _ = load_prompt_set(path, held_out=2, seed=0)
-    assert last_texts(prompts) == TEXTS
+    assert last_texts(list(prompts)) == TEXTS
     assert [place.number for place in repeated] == [6, 7, 8, 9, 10]
 
 

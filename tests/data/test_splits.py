@@ -140,7 +140,7 @@ def test_what_is_decided_from_digests_is_what_lists_of_all_rows_give(tmp_path: P
     ends = set[str]()
     for seed in range(240):
         rng, says = random.Random(seed), (0.0, 0.05, 0.3)[seed % 3]
-        weights: list[float | None] = rng.choice([[None], [None, None], [1.0, 2.0], [3.0, 1.0]])  # type: ignore[list-item]
+        weights: list[float | None] = rng.choice([[None], [None, None], [1.0, 2.0], [3.0, 1.0]])
         files = [
             DataFile(
                 path=write(tmp_path / f"{number}.jsonl", drawn_rows(rng, rng.randrange(1, 40), says)), weight=weight
