@@ -2,12 +2,12 @@
 
     python scripts/bench_scale.py 10000 100000 1000000
 
-For every number of prompts, in a process of its own, the stages `sample_pairs`, `label` and `mix` of a run go through
-that many prompts with an engine that answers at once by a rule: two responses to a prompt, one comparison of them, by
-one principle, in both orders. So what is measured is what this program costs, and not a model. The journal, the files
-and the folder are those of any run. Beside it stands the rule alone, without stages and journal. The slope is that of
-the logarithm of CPU time over the logarithm of rows: 1 is linear. CPU time is of this process, in which all is done but
-waiting for the disk.
+For every number of prompts, in a process of its own, a run checks a file of that many, and its stages `prompts`,
+`sample_pairs`, `label` and `mix` go through them with an engine that answers at once by a rule: two responses to a
+prompt, one comparison of them, by one principle, in both orders. So what is measured is what this program costs, and
+not a model. The journal, the files and the folder are those of any run; the file of prompts is written before. Beside
+it stands the rule alone, without stages and journal. The slope is that of the logarithm of CPU time over the logarithm
+of rows: 1 is linear. CPU time is of this process, in which all is done but waiting for the disk.
 
 In the end, in a process of its own each, the largest run is looked at: `constitutional show` of an item, of a principle
 and of words, and a mix with another margin.
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from constitutional.base.progress import Progress
-from constitutional.base.records import Message, Preference, Prompt
+from constitutional.base.records import Message, Preference
 from constitutional.cli.find import find
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
@@ -37,12 +37,14 @@ from constitutional.runs.process import peak_bytes
 from constitutional.runs.runner import load_run, run
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
-from constitutional.stages.summaries import PromptsSummary, SftSummary
+from constitutional.stages.summaries import SftSummary
 
 TEXT = "It depends on what you have in mind, and on how much time there is. " * 3
 """Of about 50 tokens."""
 PRINCIPLES = ("calm", "brief", "kind", "honest", "modest", "clear", "fair", "careful")
-MEASURED = ("sample_pairs", "label", "mix")
+STAGES = ("prompts", "sample_pairs", "label", "mix")
+MEASURED = ("check", *STAGES)
+"""`check` is what a run does before its first stage."""
 AT_A_TIME = 256
 """Answers that the engine hands on together, as one that answers in batches does."""
 
@@ -56,14 +58,16 @@ def rule(request: Request) -> Completion | str:
     return Completion("", "choices", (-1.0 + nats, -1.0))
 
 
-def prompt_of(number: int) -> Prompt:
+def question(number: int) -> str:
     """A prompt of its own for every number."""
-    return Prompt(messages=(Message("user", f"Question {number}: {TEXT}"),), source="bench")
+    return f"Question {number}: {TEXT}"
 
 
-def begun(folder: Path) -> Path:
-    """A folder with a constitution."""
+def begun(folder: Path, count: int) -> Path:
+    """A folder with a constitution and a file of so many prompts."""
     folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "prompts.jsonl").open("w") as file:
+        file.writelines(json.dumps({"prompt": question(number)}) + "\n" for number in range(count))
     listed = "".join(f"  - id: {name}\n    text: Be {name}.\n" for name in PRINCIPLES)
     (folder / "constitution.yaml").write_text(f"name: Scale\nprinciples:\n{listed}")
     return folder
@@ -76,28 +80,31 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
             f"folder={folder}/runs",
             "name=scale",
             f"constitution.file={folder}/constitution.yaml",
+            *("prompts=file", f"prompts.path={folder}/prompts.jsonl", "prompts.held_out=0"),
             *("sample_pairs=schema", "mix=schema", "label=schema", "label.method=logprobs", "label.principles=one"),
             *overrides,
         ]
     )
 
 
-def stages(config: RunConfig, count: int, measured: dict[str, float]) -> list[Stage]:
-    """The stages that are measured, and before them what makes so many prompts and, of nothing, a model."""
+def stages(config: RunConfig, measured: dict[str, float]) -> list[Stage]:
+    """The stages that are measured, and between them what makes a model of nothing."""
+    begun_s, cpu_begun_s = time.perf_counter(), time.process_time()
+
+    def ended(name: str, started_s: float, cpu_started_s: float) -> None:
+        measured[f"{name} seconds"] = time.perf_counter() - started_s
+        measured[f"{name} cpu"] = time.process_time() - cpu_started_s
+        measured[f"{name} bytes"] = float(peak_bytes())
 
     def timed(stage: Stage) -> Stage:
         def timed_run(settings: object, context: StageContext) -> None:
+            if stage.name == STAGES[0]:
+                ended("check", begun_s, cpu_begun_s)
             started_s, cpu_started_s = time.perf_counter(), time.process_time()
             stage.run(settings, context)
-            measured[f"{stage.name} seconds"] = time.perf_counter() - started_s
-            measured[f"{stage.name} cpu"] = time.process_time() - cpu_started_s
-            measured[f"{stage.name} bytes"] = float(peak_bytes())
+            ended(stage.name, started_s, cpu_started_s)
 
         return replace(stage, run=timed_run)
-
-    def prompts(_: object, context: StageContext) -> None:
-        context.write("prompts", (prompt_of(number) for number in range(count)))
-        context.summarise(PromptsSummary(train=count, held_out=0, repeated=0))
 
     def model(_: object, context: StageContext) -> None:
         context.output("sft_model").mkdir(exist_ok=True)
@@ -109,18 +116,18 @@ def stages(config: RunConfig, count: int, measured: dict[str, float]) -> list[St
 
     every = {stage.name: stage for stage in stages_of(config)}
     return [
-        Stage("prompts", every["prompts"].settings, needs=(), makes=("prompts",), run=prompts),
+        timed(every["prompts"]),
         Stage("sft", every["sft"].settings, needs=(), makes=("sft_model", "labeler_accuracy"), run=model),
-        *(timed(every[name]) for name in MEASURED),
+        *(timed(every[name]) for name in STAGES[1:]),
     ]
 
 
-def go(folder: Path, count: int, *overrides: str) -> dict[str, float]:
+def go(folder: Path, *overrides: str) -> dict[str, float]:
     """Run the stages that are not done yet: seconds, CPU seconds, and bytes at most until their ends."""
     config, measured = configured(folder, *overrides), dict[str, float]()
     engine = ScriptedEngine(rule, "bench", at_a_time=AT_A_TIME)
     started_s = time.perf_counter()
-    run(config, stages=stages(config, count, measured), opener=lambda _: engine, progress=Progress(StringIO()))
+    run(config, stages=stages(config, measured), opener=lambda _: engine, progress=Progress(StringIO()))
     return {"seconds": time.perf_counter() - started_s, **measured}
 
 
@@ -129,11 +136,11 @@ def bare(count: int) -> dict[str, float]:
     engine = ScriptedEngine(rule, "bench", at_a_time=AT_A_TIME)
     started_s, cpu_started_s = time.perf_counter(), time.process_time()
     for number in range(count):
-        asked = prompt_of(number).messages
+        asked = (Message("user", question(number)),)
         replies = [engine.answer(Request(asked, seed=seed)).text for seed in range(2)]
-        question = (*asked, Message("user", " ".join(replies)), Message("assistant", "Better:"))
+        compared = (*asked, Message("user", " ".join(replies)), Message("assistant", "Better:"))
         for _ in range(2):
-            engine.answer(Request(question, choices=("A", "B")))
+            engine.answer(Request(compared, choices=("A", "B")))
     return {"seconds": time.perf_counter() - started_s, "cpu": time.process_time() - cpu_started_s}
 
 
@@ -156,9 +163,9 @@ def part(arguments: argparse.Namespace) -> dict[str, Any]:
     """What a process of its own does."""
     match arguments.part:
         case "run":
-            return go(arguments.folder, arguments.prompts[0])
+            return go(arguments.folder)
         case "mix":
-            return go(arguments.folder, arguments.prompts[0], "mix.margin=0.1")
+            return go(arguments.folder, "mix.margin=0.1")
         case "bare":
             return bare(arguments.prompts[0])
     return dict(look(arguments.folder))
@@ -186,7 +193,7 @@ def measure(sizes: Sequence[int], parent: Path) -> None:
     )
     taken: dict[str, list[float]] = {name: [] for name in MEASURED}
     for size in sizes:
-        folder = begun(parent / str(size))
+        folder = begun(parent / str(size), size)
         found = _measured("run", folder, size)
         for name in MEASURED:
             taken[name].append(found[f"{name} cpu"])

@@ -203,6 +203,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     if arguments.n < 1:
         raise UsageError(f"--n {arguments.n}: at least 1 reply to each prompt")
     file = load_prompts_as_they_are(arguments.prompts)
+    placed = list(zip(file.prompts, file.places, strict=True))
     rows = read_samples(arguments.out) if arguments.out else []
     models = _repliers(arguments)
     if arguments.n > 1 and not models.sampling.temperature:
@@ -211,7 +212,7 @@ def _sample(arguments: argparse.Namespace) -> None:
     tasks = [
         SampleTask(model, prompt, place.number, number)
         for model in models.engines
-        for prompt, place in zip(file.prompts, file.places, strict=True)
+        for prompt, place in placed
         for number in range(arguments.n)
     ]
     missing = sampler.missing(tasks, rows)

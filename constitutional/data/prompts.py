@@ -1,9 +1,13 @@
-"""The prompts of people's files, checked and split. No prompt is in both splits."""
+"""The prompts of people's files, checked and split. No prompt is in both splits.
+
+Files are read once to check them and to decide which rows are kept and on which side (`splits.py`), and again whenever
+the prompts are asked for: of a prompt some bytes are held, and not its text.
+"""
 
 import difflib
+import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
@@ -12,8 +16,10 @@ from constitutional.base.jsonl import as_json, shortened
 from constitutional.base.progress import counted
 from constitutional.base.records import Message, Prompt, Split
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.shards import RowStream
 from constitutional.base.text import canonical
-from constitutional.data.sources import DataFile, ReadAs, RowPlace, Rows, mixture
+from constitutional.data.sources import DataFile, ReadAs, RowPlace, Rows
+from constitutional.data.splits import HELD_OUT, SIDES, TRAIN, Facts, Places, Sides, digest
 from constitutional.data.turns import BadRowError, Turns, is_blank, is_list_of
 
 MAX_CHARACTERS: Final = 100_000
@@ -54,10 +60,11 @@ class _Line(NamedTuple):
 class PromptSet(NamedTuple):
     """The prompts of files, each once."""
 
-    prompts: list[Prompt]
-    repeated: list[RowPlace]
+    prompts: RowStream[Prompt]
+    """Of files: they are read again whenever this is iterated over; `list` makes a list of them."""
+    repeated: Places | Sequence[RowPlace] = ()
     """Where a prompt stands that stands in an earlier place, too; it is left out."""
-    places: list[RowPlace]
+    places: Places | Sequence[RowPlace] = ()
     """The place of each prompt; none where they come from no file."""
 
 
@@ -87,6 +94,9 @@ def load_prompt_set(
     Of prompts that people would read as the same (`canonical`) the first is kept. No conversation to train on goes on
     from a prompt that is held out. Files with weights give as many prompts as the scarcest of them allows.
 
+    All files are read here, and again whenever the prompts are iterated over; a data set on the hub is then streamed
+    again (where that takes long, download its files and name them instead).
+
     Args:
         files: a file, or several with their settings.
         held_out: how many prompts are to be held out at least: those that the files say, and as many more as are
@@ -98,19 +108,32 @@ def load_prompt_set(
         system: a message that is put before every prompt that has no system message of its own.
 
     Raises:
-        InputError: a row is no prompt, or none is left to train on; says the place and what was expected.
+        InputError: a row is no prompt, or none is left to train on; says the place and what was expected. While the
+            prompts are iterated over: a file has changed since.
     """
     chosen = _files(files)
-    lines, repeated = _read(chosen, seed)
-    first = chosen[0].path
-    if held_out is None:
-        held_out = min(MOST_HELD_OUT, max(2, round(0.3 * len(lines))))
-    splits = _splits(first, lines, held_out, seed) if share is None else _shared(first, lines, share, seed)
-    prompts = [
-        Prompt(messages=_with_system(line.messages, system), split=split, source=_source(line.place))
-        for line, split in zip(lines, splits, strict=True)
-    ]
-    return PromptSet(prompts, repeated, [line.place for line in lines])
+
+    def draw(within: Sequence[Conversation]) -> int:
+        if share is None:
+            return seed_of(seed, "held out", within[-1])
+        return int(rng_of(seed, "held out share", within[0]).random() < share)
+
+    facts = _facts(chosen, draw, lambda conversation: seed_of(seed, "mixture", conversation))
+    first = facts.first_rows()
+    distinct, said = facts.distinct(first), facts.sides_said(first)
+    kept = facts.mixed(distinct, chosen)
+    goes_on = facts.goes_on(first, kept)
+    follow = facts.sides_that_follow(said, goes_on)
+    if share is None:
+        if held_out is None:
+            held_out = min(MOST_HELD_OUT, max(2, round(0.3 * int(kept.sum()))))
+        sides, missing = facts.sides_by_number(kept, follow, goes_on, held_out)
+        _check_splits(chosen[0].path, sides, int((said[kept] == HELD_OUT).sum()), held_out, missing)
+    else:
+        sides = facts.sides_by_share(kept, follow)
+        _check_share(chosen[0].path, sides, share)
+    prompts = _PromptsOfFiles(chosen, sides, facts.checksum, system)
+    return PromptSet(prompts, facts.places(~distinct), facts.places(kept))
 
 
 def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
@@ -123,9 +146,13 @@ def load_prompts_as_they_are(path: Path) -> PromptSet:
     Raises:
         InputError: a row is no prompt, or there is none.
     """
-    lines, repeated = _read(_files(path), 0)
-    prompts = [Prompt(messages=line.messages, split="held_out", source=_source(line.place)) for line in lines]
-    return PromptSet(prompts, repeated, [line.place for line in lines])
+    files = _files(path)
+    facts = _facts(files, lambda _: 0, lambda _: 0)
+    first = facts.first_rows()
+    distinct = facts.distinct(first)
+    facts.sides_said(first)  # refuses a prompt that says two
+    prompts = _PromptsOfFiles(files, distinct.astype("int8") * HELD_OUT, facts.checksum, None)
+    return PromptSet(prompts, facts.places(~distinct), facts.places(distinct))
 
 
 def _files(files: Path | Sequence[DataFile]) -> Sequence[DataFile]:
@@ -136,22 +163,47 @@ def _source(place: RowPlace) -> str:
     return place.path.name if isinstance(place.path, Path) else place.path
 
 
-def _read(files: Sequence[DataFile], seed: int) -> tuple[list[_Line], list[RowPlace]]:
-    """The first line of each prompt, and the places of the others."""
-    read = [list(_lines(file)) for file in files]
-    lines, repeated = _distinct(line for part in read for line in part)
-    if any(file.weight for file in files):
-        by_file = [[line for line in lines if line.place.path == file.path] for file in files]
-        amounts = [
-            int(amount + 1e-9) for amount in mixture([len(part) for part in by_file], [file.weight for file in files])
-        ]
-        kept = {
-            line.place
-            for part, amount in zip(by_file, amounts, strict=True)
-            for line in sorted(part, key=lambda line: seed_of(seed, "mixture", line.conversation))[:amount]
-        }
-        lines = [line for line in lines if line.place in kept]
-    return lines, repeated
+def _facts(
+    files: Sequence[DataFile], draw: Callable[[Sequence[Conversation]], int], rank: Callable[[Conversation], int]
+) -> Facts:
+    """What is held of the rows of files, which are all checked.
+
+    Args:
+        files: the files.
+        draw: of the prompts within a conversation, what decides its side where nothing else does.
+        rank: of a conversation, what decides whether it is in a mixture.
+    """
+    facts, weighted = Facts(), any(file.weight for file in files)
+    for number, file in enumerate(files):
+        for line in _lines(file):
+            within = list(prompts_within(line.conversation))
+            facts.add(number, line.place, line.split, within, draw(within), rank(within[-1]) if weighted else 0)
+    return facts
+
+
+class _PromptsOfFiles:
+    """The prompts of files, which are read anew whenever they are iterated over; a byte a row is held."""
+
+    def __init__(self, files: Sequence[DataFile], sides: Sides, checksum: bytes, system: str | None) -> None:
+        self._files = files
+        self._sides = sides.tobytes()
+        self._checksum = checksum
+        self._system = system
+
+    def __len__(self) -> int:
+        return len(self._sides) - self._sides.count(0)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        checksum, sides = hashlib.sha256(), iter(self._sides)
+        for file in self._files:
+            for line in _lines(file):
+                checksum.update(digest(line.conversation))
+                if split := SIDES[next(sides, 0)]:
+                    messages = _with_system(line.messages, self._system)
+                    yield Prompt(messages=messages, split=split, source=_source(line.place))
+        if checksum.digest() != self._checksum:
+            names = ", ".join(str(file.path) for file in self._files)
+            raise InputError(names, "holds other prompts than when it was checked; leave it as it is, and start again")
 
 
 def _lines(file: DataFile) -> Iterator[_Line]:
@@ -332,26 +384,6 @@ def message_of(path: Path, number: int, value: Any) -> Message:  # noqa: ANN401 
     return Message(role, content)
 
 
-def _distinct(lines: Iterable[_Line]) -> tuple[list[_Line], list[RowPlace]]:
-    """The first line of each prompt, with the split that any of them says, and the places of the others."""
-    first: dict[Conversation, _Line] = {}
-    repeated: list[RowPlace] = []
-    for line in lines:
-        kept = first.setdefault(line.conversation, line)
-        if kept is line:
-            continue
-        repeated.append(line.place)
-        if None not in (kept.split, line.split) and kept.split != line.split:
-            splits = f"its split is {line.split} here and {kept.split} there"
-            raise line.place.error(f"is the same prompt as in {_where(kept)}, but {splits}; remove one of the two")
-        first[line.conversation] = kept._replace(split=kept.split or line.split)
-    return list(first.values()), repeated
-
-
-def _where(line: _Line) -> str:
-    return f"{line.place.unit} {line.place.number}"
-
-
 def conversation_of(messages: Iterable[Message]) -> Conversation:
     """What makes two prompts the same: who says what, as people read it."""
     return tuple((message.role, canonical(message.content) + message.extra) for message in messages)
@@ -369,69 +401,29 @@ def contains_one_of(messages: Iterable[Message], prompts: Container[Conversation
     return any(prompt in prompts for prompt in prompts_within(conversation_of(messages)))
 
 
-def _splits(path: Path | str, lines: Sequence[_Line], held_out: int, seed: int) -> list[Split]:
-    """The split of each line: what the file says, what follows from it, and the others by a draw."""
-    splits = _declared(lines)
-    open_lines = [line for line in lines if line.conversation not in splits]
-    missing = held_out - sum(split == "held_out" for split in splits.values())
-    among_open = {line.conversation for line in open_lines}
+def _check_splits(path: Path | str, sides: Sides, declared: int, held_out: int, missing: int) -> None:
+    """Refuse files of which too little is left to train on or to hold out.
 
-    def root(line: _Line) -> Conversation:
-        return next(prompt for prompt in prompts_within(line.conversation) if prompt in among_open)
-
-    def place(line: _Line) -> int:
-        return seed_of(seed, "held out", root(line))
-
-    # Conversations that go on from one prompt have its place, and so one side.
-    for _, family in groupby(sorted(open_lines, key=place), key=place):
-        members = list(family)
-        splits |= {line.conversation: "held_out" if missing > 0 else "train" for line in members}
-        missing -= len(members)
-    declared = sum(line.split == "held_out" for line in lines)
-    problem = f"holds {counted(len(lines), 'different prompt')}, {declared} of them with the split held_out"
+    Args:
+        path: the first of them.
+        sides: the split of each row.
+        declared: prompts that they say are held out.
+        held_out: how many were to be held out.
+        missing: how many of these there are not.
+    """
+    problem = f"holds {counted(int((sides > 0).sum()), 'different prompt')}, {declared} of them with the split held_out"
     advice = "add prompts to train on, or " + (
         "ask for fewer with prompts.held_out" if held_out > declared else "take that split off some of them"
     )
-    if "train" not in splits.values():
+    if not (sides == TRAIN).any():
         raise InputError(path, f"{problem}; with prompts.held_out={held_out} none is left to train on: {advice}")
     if missing > 0:
         more = f"prompts.held_out={held_out} asks for {missing} more than there are"
         raise InputError(path, f"{problem}; {more}: {advice}")
-    return [splits[line.conversation] for line in lines]
 
 
-def _shared(path: Path | str, lines: Sequence[_Line], share: float, seed: int) -> list[Split]:
-    """The split of each line: what the files say, what follows from it, and the others by a share of all prompts."""
-    splits = _declared(lines)
-    for line in lines:
-        if line.conversation not in splits:
-            opening = next(prompts_within(line.conversation))
-            held = rng_of(seed, "held out share", opening).random() < share
-            splits[line.conversation] = "held_out" if held else "train"
-    if "train" not in splits.values():
-        problem = f"holds {counted(len(lines), 'different prompt')}, and none is left to train on"
+def _check_share(path: Path | str, sides: Sides, share: float) -> None:
+    """Refuse files of which a share leaves nothing to train on."""
+    if not (sides == TRAIN).any():
+        problem = f"holds {counted(int((sides > 0).sum()), 'different prompt')}, and none is left to train on"
         raise InputError(path, f"{problem} with prompts.held_out_share={share}: add prompts, or lower the share")
-    return [splits[line.conversation] for line in lines]
-
-
-def _declared(lines: Sequence[_Line]) -> dict[Conversation, Split]:
-    """The splits that the file says, and of open lines those that follow.
-
-    What goes on from a prompt that is held out is held out; what a conversation to train on goes on from is trained on.
-    """
-    held = {line.conversation: line for line in lines if line.split == "held_out"}
-    trained: set[Conversation] = set()
-    for line in lines:
-        within = list(prompts_within(line.conversation))
-        if line.split == "train":
-            trained |= set(within)
-            if before := next((held[prompt] for prompt in within if prompt in held), None):
-                problem = f"is to be trained on and goes on from the prompt in {_where(before)}, which is held out"
-                raise line.place.error(f"{problem}; give both the same split, or remove one")
-    splits: dict[Conversation, Split] = {}
-    for line in lines:
-        if line.split or line.conversation in trained:
-            splits[line.conversation] = line.split or "train"
-        elif any(prompt in held for prompt in prompts_within(line.conversation)):
-            splits[line.conversation] = "held_out"
-    return splits

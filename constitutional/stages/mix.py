@@ -548,7 +548,7 @@ def run(settings: Settings, context: StageContext) -> None:
     labelled: dict[str, str] = {}
     if settings.human is not None:
         read = read_comparisons(settings.human, seed=context.seed)
-        human = without_evaluation_prompts(read.preferences, context.read("prompts", Prompt))
+        human = without_evaluation_prompts(read.preferences, context.stream("prompts", Prompt))
         labelled = dict(read.labelled)
         for said in read.warnings:
             context.warn(said)

@@ -1,11 +1,14 @@
 """The conversations that a run begins with, for training and for evaluation: from the sandbox, or from a file."""
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from constitutional.base.frozen import Frozen
+from constitutional.base.records import Prompt, Split
 from constitutional.base.shipped import shipped
 from constitutional.constitution.constitution import Text
 from constitutional.data.prompts import PromptSet, load_prompt_set
@@ -75,18 +78,24 @@ Settings = SandboxPrompts | FilePrompts
 def prompts_of(settings: Settings, seed: int) -> PromptSet:
     """The prompts that the settings name."""
     if isinstance(settings, SandboxPrompts):
-        return PromptSet(sandbox_prompt_set(settings.train, settings.held_out, seed), [], [])
+        return PromptSet(sandbox_prompt_set(settings.train, settings.held_out, seed))
     return load_prompt_set(
         settings.sources, held_out=settings.held_out, seed=seed, share=settings.held_out_share, system=settings.system
     )
 
 
 def run(settings: Settings, context: StageContext) -> None:
-    """Write `prompts`."""
+    """Write `prompts`, as they are read."""
     prompts, repeated, _ = prompts_of(settings, context.seed)
-    context.write("prompts", prompts)
+    splits: Counter[Split] = Counter()
+
+    def noted() -> Iterator[Prompt]:
+        for prompt in prompts:
+            splits[prompt.split] += 1
+            yield prompt
+
+    context.write("prompts", noted())
     if repeated:
         many = f"this prompt, and {len(repeated) - 1} more," if len(repeated) > 1 else "this prompt"
         context.warn(str(repeated[0].error(f"{many} stands there before; each prompt is used once")))
-    train = sum(prompt.split == "train" for prompt in prompts)
-    context.summarise(PromptsSummary(train=train, held_out=len(prompts) - train, repeated=len(repeated)))
+    context.summarise(PromptsSummary(train=splits["train"], held_out=splits["held_out"], repeated=len(repeated)))

@@ -205,7 +205,7 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples,
     """The run's examples, the file of helpful samples, and how many of it are left out: on evaluation prompts."""
     read, helpful, on_evaluation_prompts = None, None, 0
     if settings.helpful is not None:
-        prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "held_out"]
+        prompts = [prompt for prompt in context.stream("prompts", Prompt) if prompt.split == "held_out"]
         held_out = {conversation_of(prompt.messages) for prompt in prompts}
         read = read_helpful(settings.helpful)
         helpful = [sample for sample in read.examples if not contains_one_of(sample.prompt.messages, held_out)]

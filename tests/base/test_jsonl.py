@@ -21,7 +21,7 @@ HHH: dict[str, object] = {
     "text_correct": "\n\nHuman: Q\n\nAssistant: a TEXT",
 }
 CALLERS: dict[str, tuple[Callable[[Path], object], dict[str, object]]] = {
-    "prompts": (lambda path: load_prompt_set(path, held_out=0, seed=0).prompts, {"prompt": "Say TEXT."}),
+    "prompts": (lambda path: list(load_prompt_set(path, held_out=0, seed=0).prompts), {"prompt": "Say TEXT."}),
     "pairs": (read_comparisons, {"prompt": "Say TEXT.", "chosen": "A", "rejected": "B"}),
     "verdicts": (lambda path: read_verdicts(path, None), {"comparison": "c", "rater": "TEXT", "choice": "a"}),
     "answers": (load_answers, {"prompt": "Say TEXT.", "chosen": "A", "rejected": "B"}),

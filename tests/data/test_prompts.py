@@ -22,7 +22,7 @@ def write(tmp_path: Path, content: str | bytes, name: str = "mine.jsonl") -> Pat
 
 
 def loaded(path: Path, *, held_out: int, seed: int) -> list[Prompt]:
-    return load_prompt_set(path, held_out=held_out, seed=seed).prompts
+    return list(load_prompt_set(path, held_out=held_out, seed=seed).prompts)
 
 
 def last_texts(prompts: list[Prompt]) -> list[str]:
@@ -215,7 +215,7 @@ TWINS = [
 def test_prompts_that_people_read_as_one_are_one(tmp_path: Path) -> None:
     path = write(tmp_path, "\n".join(map(json.dumps, TEXTS + TWINS)))
     prompts, repeated, _ = load_prompt_set(path, held_out=2, seed=0)
-    assert last_texts(prompts) == TEXTS
+    assert last_texts(list(prompts)) == TEXTS
     assert [place.number for place in repeated] == [6, 7, 8, 9, 10]
 
 
@@ -344,7 +344,7 @@ def test_a_share_that_is_held_out_stays_so_when_the_file_grows(tmp_path: Path) -
     assert few == {name for name in many if int(name.split()[1]) < 100}
     assert 10 <= len(few) <= 32  # 20 ± 3 deviations
     talks = [line for number in range(20) for line in (talk(f"q{number}"), talk(f"q{number}", "a", "b"))]
-    read = load_prompt_set(write(tmp_path, "\n".join(talks)), held_out=0, seed=0, share=0.5).prompts
+    read = list(load_prompt_set(write(tmp_path, "\n".join(talks)), held_out=0, seed=0, share=0.5).prompts)
     assert [prompt.split for prompt in read[::2]] == [prompt.split for prompt in read[1::2]]
 
 
@@ -404,6 +404,6 @@ def test_a_system_message_is_put_before_prompts_that_have_none(tmp_path: Path) -
 
 def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
     prompts = load_prompt_set(shipped("prompts") / "sets" / "everyday.txt", held_out=None, seed=0)
-    assert (len(prompts.prompts), prompts.repeated) == (200, [])
+    assert (len(prompts.prompts), len(prompts.repeated)) == (200, 0)
     assert FilePrompts(path=Path("everyday")).path == shipped("prompts") / "sets" / "everyday.txt"
     assert FilePrompts(path=Path("mine.txt")).path == Path("mine.txt")

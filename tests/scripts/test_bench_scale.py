@@ -20,7 +20,7 @@ def test_a_run_of_the_benchmark_goes_through_its_stages_in_shards(
 ) -> None:
     monkeypatch.setattr(shards, "LARGE", 5)
     monkeypatch.setattr(bench_scale, "AT_A_TIME", 3)
-    measured = bench_scale.go(bench_scale.begun(tmp_path / "12"), 12)
+    measured = bench_scale.go(bench_scale.begun(tmp_path / "12", 12))
     assert {f"{name} {unit}" for name in bench_scale.MEASURED for unit in ("seconds", "cpu", "bytes")} < set(measured)
     store = load_run(tmp_path / "12" / "runs" / "scale")
     pairs, judgements = store.read("comparisons", Comparison), store.read("judgements", Judgement)
