@@ -222,7 +222,7 @@ class LabelledRun:
             sides: dict[str, bool] = {}
             for row in self.comparisons:
                 if row.prompt.id not in sides:
-                    sides[row.prompt.id] = mix.is_held_out(row.prompt, settings, self.config.seed)
+                    sides[row.prompt.id] = mix.is_held_out(row.prompt.messages, settings, self.config.seed)
             self._plans[settings] = _Plan(
                 settings=settings,
                 usable=np.array(usable, dtype=bool),

@@ -157,7 +157,7 @@ def whole_rows(case: Case, settings: Settings, seed: int) -> tuple[list[Preferen
                 (
                     row
                     for row in rows
-                    if row.prompt.split == "train" and is_held_out(row.prompt, settings, seed) == held
+                    if row.prompt.split == "train" and is_held_out(row.prompt.messages, settings, seed) == held
                 ),
                 key=lambda row: rank(row.source, row.comparison, seed),
             )
