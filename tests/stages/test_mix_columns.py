@@ -200,8 +200,12 @@ def by_ai(row: Comparison, own: Sequence[Judgement], settings: Settings, counts:
 
 def by_people(row: Comparison, votes: Sequence[Verdict], settings: Settings, counts: Counter[str]) -> list[Preference]:
     opinions = [vote for vote in votes if vote.choice != "both_bad"]
-    strengths = {"a": lambda p: p, "b": lambda p: 1 - p, "tie": lambda _: 0.5}
-    p_a = fmean([strengths[vote.choice](settings.strengths[vote.strength - 1]) for vote in opinions] or [0.5])
+    strengths = [settings.strengths[vote.strength - 1] for vote in opinions]
+    values = [
+        {"a": strength, "b": 1 - strength, "tie": 0.5}[vote.choice]
+        for vote, strength in zip(opinions, strengths, strict=True)
+    ]
+    p_a = fmean(values or [0.5])
     if abs(p_a - 0.5) < 1e-9:
         choices = {vote.choice for vote in votes}
         why = next(iter(choices)) if len(choices) == 1 else "conflict"

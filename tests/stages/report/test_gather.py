@@ -1,7 +1,7 @@
 """From a run's artifacts and summaries to its report, over a run folder written by hand."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ from constitutional.base.records import (
     SpotCheck,
     Verdict,
 )
-from constitutional.base.shards import Shards, write_artifact
+from constitutional.base.shards import Row, Shards, write_artifact
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Engine
@@ -116,7 +116,7 @@ class RunFolder:
     def digests(self) -> dict[str, str]:
         return {"base": "ab12", "constitution": "9f1c"}
 
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+    def write(self, artifact: str, rows: Iterable[Row]) -> int:
         return write_rows(self.folder / f"{artifact}.jsonl", rows)
 
     def summarise(self, summary: Summary) -> None:
@@ -192,7 +192,7 @@ def revision(text: str, principles: Iterable[str], final: str = "No.", problem: 
 
 
 def qualities(
-    *judgements: Judgement, comparisons: Iterable[Comparison] = (COMPARISON,)
+    *judgements: Judgement, comparisons: Sequence[Comparison] = (COMPARISON,)
 ) -> tuple[PrincipleQuality, ...]:
     return labeler_quality(CONSTITUTION, [], judgements, comparisons).principles
 
